@@ -1,0 +1,193 @@
+"""Client algorithms: what a client does with what it receives.
+
+`ClientAlgorithm.work` is the whole seam. Nearly all methods are `LocalTraining`: gradient steps in phases, of which a method
+gives only what differs, as functions of values:
+
+    objective(net, batch, at)     per-sample loss                  default: the task's
+    gradient(grad, params, at)    the gradient to step along       default: as it is
+    finish(end)                   what is sent, what is kept       default: {"model": local minus broadcast}, nothing
+
+The engine owns batching, masks, means, updates and the loop, and runs the same definition for one client or for many at
+once; `Params` arithmetic and per-client numbers (a float, or a tensor (C,)) serve both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl import random
+from fl.messages import Update
+from fl.optimiser import SGD, Optimiser, Schedule
+from fl.params import Params
+from fl.task import Batch, Task
+from fl.trees import Tree
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows of a dataset: `arrays` (N, ...) by name, `rows` (n,) int64 into them."""
+
+    arrays: Mapping[str, Tensor]
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: np.ndarray | slice = slice(None)) -> Batch:
+        """The samples at `positions` of this view, gathered."""
+        rows = torch.from_numpy(np.ascontiguousarray(self.rows[positions]))
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def without(self, *names: str) -> View:
+        """The view without some arrays: `without("y")` is unlabelled."""
+        return View({n: a for n, a in self.arrays.items() if n not in names}, self.rows)
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client knows: its data, what it received, and its own state from last time (`None` the first time)."""
+
+    client: int
+    seed: int
+    round: int
+    rounds: int
+    participation: int  # the server's dispatch number, unique per exchange
+    received: Mapping[str, Tree]
+    config: Mapping[str, Any]
+    state: Tree
+    train: View
+    val: View
+    test: View
+    module: torch.nn.Module
+    task: Task
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A stream of this client, participation and purpose."""
+        return random.torch_generator(self.seed, self.client, self.participation, purpose)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client answers: the update to send, its new state and its carry to the round's next exchange
+    (`None`: nothing new)."""
+
+    update: Update
+    state: Tree = None
+    carry: Tree = None
+
+
+class ClientAlgorithm:
+    """Base of client algorithms: a frozen dataclass of hyper-parameters."""
+
+    sends: ClassVar[tuple[str, ...]] = ("model",)  # groups of the update, checked against the strategy's reduction
+
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        raise NotImplementedError
+
+    def predictor(self, ctx: ClientContext) -> Params:
+        """The parameters this client predicts with: what it received, unless it keeps something of its own."""
+        return ctx.received["model"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of gradient steps with one setting.
+
+    trains: glob patterns of parameter names (None: all); budget: `epochs` over the view, or `steps`.
+    """
+
+    optimiser: Optimiser
+    lr: float
+    batch: int | Literal["full"]
+    epochs: int = 1
+    steps: int | None = None
+    trains: tuple[str, ...] | None = None
+    clip: float | None = None
+    name: str = "train"
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a hook is called from. Batched training puts an axis C in front of `state`'s leaves; `received` is shared."""
+
+    received: Mapping[str, Tree]
+    state: Tree
+    config: Mapping[str, Any]
+    phase: Phase
+    start: Params  # of what the phase trains, as the phase found it
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of local training, for one client or, with numbers as tensors (C,), for C."""
+
+    params: Params
+    received: Mapping[str, Tree]
+    state: Tree
+    steps: int | Tensor
+    travelled: float | Tensor  # sum of the learning rates of all steps
+    num_examples: int | Tensor
+    config: Mapping[str, Any]
+    full_gradient: Callable[[Params], Params]  # mean gradient of the objective over the client's training data
+
+    @property
+    def delta(self) -> Params:
+        """Local minus broadcast."""
+        return self.params - self.received["model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining(ClientAlgorithm):
+    """Local gradient steps from the received model; see the module for what a method overrides.
+
+    Budget: `epochs` over the local data in batches of `batch` ("full": all of it), or `steps` if given. `lr` is a number
+    or a schedule over rounds. `clip` bounds the norm of each step's gradient. `trains`: patterns of trained parameters.
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    batch: int | Literal["full"] = 32
+    lr: float | Schedule = 0.1
+    optimiser: Optimiser = field(default_factory=SGD)
+    clip: float | None = None
+    trains: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        for name in ("epochs", "steps", "batch", "clip"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value <= 0:
+                raise ValueError(f"{name}: {value} is not positive")
+        if isinstance(self.lr, (int, float)) and self.lr < 0:
+            raise ValueError(f"lr: {self.lr} is negative")
+
+    # -- what a method overrides ---------------------------------------------------------------------------------
+    def first_state(self, received: Mapping[str, Tree]) -> Tree:
+        """The state of a client that has none yet."""
+        return None
+
+    def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
+        lr = self.lr.at(round_, rounds) if isinstance(self.lr, Schedule) else float(self.lr)
+        return (Phase(self.optimiser, lr, self.batch, self.epochs, self.steps, self.trains, self.clip),)
+
+    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: At, task: Task) -> Tensor:
+        """Per-sample loss (B,); `net` is the model under the parameters being trained."""
+        return task.loss(net(batch["x"]), batch)
+
+    def gradient(self, grad: Params, params: Params, at: At) -> Params:
+        return grad
+
+    def finish(self, end: Trained) -> tuple[Mapping[str, Tree], Tree]:
+        """(groups to send, state to keep)."""
+        return {"model": end.delta}, None
+
+    # -- what the engine provides --------------------------------------------------------------------------------
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        from fl.execution.loop import train
+
+        return train(self, ctx)

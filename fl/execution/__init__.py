@@ -1,0 +1,1 @@
+"""Who runs client work, where and how: serial, on Ray, one client at a time or many together."""

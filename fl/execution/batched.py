@@ -1,0 +1,244 @@
+"""Local training of many clients at once, from the same client definition as the loop.
+
+Parameters are stacked (C, P). Clients are sorted by their number of steps, so that those still training are a prefix that
+shrinks; in each step the batches of the active clients are one array (A, B, ...), short ones padded with samples of weight
+zero. Gradients come from one of two backends:
+
+    kernels.LinearStack   explicit forward and backward of linear layers by batched matrix products
+    Vmap                  torch.func.vmap over grad of the objective, for any module
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl import random
+from fl.client import At, LocalTraining, Phase, Trained
+from fl.execution.loop import GRADIENT_BATCH, clipped, num_steps, overrides
+from fl.messages import Update
+from fl.nn import Noise
+from fl.params import Params, zeros_like
+from fl.task import Task
+from fl.trees import Tree, row, stack, tree_map
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """C clients that train together. `rows[starts[c] : starts[c] + sizes[c]]` are client c's training rows."""
+
+    clients: np.ndarray  # int64 (C,)
+    seed: int
+    round: int
+    rounds: int
+    participation: int
+    received: Mapping[str, Tree]
+    config: Mapping[str, Any]
+    states: Sequence[Tree]  # C trees, `None` for a client that has none yet
+    arrays: Mapping[str, Tensor]
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    module: torch.nn.Module
+    task: Task
+
+
+class Gradients(Protocol):
+    """A backend: gradients of A clients at once."""
+
+    def __call__(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, at: At, grad: Params) -> Tensor:
+        """params, grad: batched (A,); batch: name -> (A, B, ...); weights (A, B): the sample weights of each client's mean.
+        Writes `grad`, returns the losses (A, B)."""
+
+
+def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update, Tree]:
+    """All phases of C clients' local training: (stacked update, stacked states or None)."""
+    sizes, received = chunk.sizes, chunk.received["model"]
+    phases = algorithm.phases(chunk.round, chunk.rounds)
+    by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
+    moved = not np.array_equal(by_length, np.arange(len(sizes)))
+    sorted_ = replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")}) if moved else chunk
+
+    state = _states(algorithm, chunk)
+    sorted_state = row(state, torch.from_numpy(by_length)) if moved else state
+    local = received.layout.empty(len(sizes)).copy_(received)
+    loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
+    steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
+    for index, phase in enumerate(phases):
+        theta = local.select(phase.trains)
+        start = received.select(phase.trains) if index == 0 else theta.clone()
+        at = At(chunk.received, sorted_state, chunk.config, phase, start)
+        taken = _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, loss, seen)
+        if theta is not local:
+            local.copy_(theta, names=theta)
+        steps += taken
+        travelled += taken * phase.lr
+
+    if moved:
+        back = torch.from_numpy(np.argsort(by_length))
+        local, loss = local.row(back), loss[back]
+        steps, travelled, seen = steps[back], travelled[back], seen[back]
+
+    def full_gradient(params: Params) -> Params:
+        return _mean_gradient(algorithm, chunk, params, replace(at, state=state), backend)
+
+    n = torch.from_numpy(sizes)
+    end = Trained(
+        local, chunk.received, state, torch.from_numpy(steps), torch.from_numpy(travelled), n, chunk.config, full_gradient
+    )
+    groups, state = algorithm.finish(end)
+    return Update(groups, n, {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}), state
+
+
+def _states(algorithm: LocalTraining, chunk: Chunk) -> Tree:
+    first = algorithm.first_state(chunk.received)
+    states = [first if s is None else s for s in chunk.states]
+    return None if any(s is None for s in states) else stack(states)
+
+
+def _run_phase(algorithm, chunk: Chunk, phase: Phase, index: int, local: Params, theta: Params, at: At, backend, loss, seen):
+    """Trains theta (C,) in place; adds to loss (C,) and seen (C,); returns the steps of each client."""
+    taken = np.array([num_steps(phase, int(n)) for n in chunk.sizes])
+    if not taken.any():
+        return taken
+    gradients = backend(algorithm, chunk, local, theta, index)
+    grad, memory = zeros_like(theta), phase.optimiser.state(theta)
+    hooked = overrides(algorithm, "gradient")
+    active = 0
+    for t, (count, positions, lengths) in enumerate(_schedule(chunk, phase, index, taken)):
+        if count != active:
+            active = count
+            params, g, m = theta.row(slice(0, active)), grad.row(slice(0, active)), row(memory, slice(0, active))
+            here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, active))
+        weights = _weights(positions.shape[1], lengths)
+        batch = _gather(chunk.arrays, chunk.rows, positions)
+        losses = gradients(params, batch, weights, gradients.masks(lengths), here, g)
+        step = algorithm.gradient(g, params, here) if hooked else g
+        if phase.clip is not None:
+            step = clipped(step, phase.clip)
+        phase.optimiser.step(params, step, m, phase.lr, t)
+        loss[:active] += torch.where(weights > 0, losses, 0.0).sum(1)
+        seen[:active] += lengths
+    return taken
+
+
+def _rows(start: Params, active: int) -> Params:
+    return start.row(slice(0, active)) if start.batch else start
+
+
+def _weights(width: int, lengths: np.ndarray) -> Tensor:
+    """(A, B): 1 / length where the sample is real, else 0."""
+    real = np.arange(width) < lengths[:, None]
+    return torch.from_numpy((real / lengths[:, None]).astype(np.float32))
+
+
+def _gather(arrays: Mapping[str, Tensor], rows: np.ndarray, positions: np.ndarray) -> dict[str, Tensor]:
+    """Samples at `positions` (A, B) of the partition's row list, each array (A, B, ...)."""
+    at = torch.from_numpy(rows[positions.reshape(-1)])
+    return {name: array[at].view(*positions.shape, *array.shape[1:]) for name, array in arrays.items()}
+
+
+def _schedule(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Per step: how many clients are active (a prefix), positions (A, B) into `chunk.rows`, true batch lengths (A,)."""
+    sizes = chunk.sizes
+    width = sizes if phase.batch == "full" else np.minimum(sizes, phase.batch)  # a client's batch
+    batch = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
+    per_epoch = np.maximum(-(-sizes // batch), 1)
+    orders, epoch = None, np.full(len(sizes), -1)
+    for step in range(int(taken.max())):
+        active = int(np.searchsorted(-taken, -step, side="left"))
+        now, k = np.divmod(step, per_epoch[:active])
+        fresh = np.flatnonzero(now != epoch[:active])
+        if len(fresh):
+            drawn = random.permutations(
+                sizes[fresh], chunk.seed, chunk.clients[fresh], chunk.participation, "shuffle", index, now[fresh]
+            )
+            if orders is None:
+                orders = np.zeros((len(sizes), int(sizes.max())), np.int64)
+            orders[fresh, : drawn.shape[1]] = drawn
+            epoch[fresh] = now[fresh]
+        lengths = np.minimum(batch[:active], sizes[:active] - k * batch[:active])
+        columns = k[:, None] * batch[:active, None] + np.arange(int(lengths.max()))
+        inside = np.arange(columns.shape[1]) < lengths[:, None]
+        columns = np.where(inside, columns, 0)  # a pad repeats a real sample, with weight zero
+        yield active, chunk.starts[:active, None] + np.take_along_axis(orders[:active], columns, axis=1), lengths
+
+
+def _mean_gradient(algorithm, chunk: Chunk, params: Params, at: At, backend) -> Params:
+    """The mean gradient over each client's training data, batched (C,), without noise."""
+    params = params if params.batch else params.layout.empty(len(chunk.sizes)).copy_(params)
+    gradients, total, part = backend(algorithm, chunk, params, params, None), zeros_like(params), zeros_like(params)
+    for a in range(0, int(chunk.sizes.max()), GRADIENT_BATCH):
+        width = min(GRADIENT_BATCH, int(chunk.sizes.max()) - a)
+        columns = a + np.arange(width)
+        inside = columns < chunk.sizes[:, None]
+        weights = torch.from_numpy((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
+        positions = chunk.starts[:, None] + np.where(inside, columns, 0)
+        gradients(params, _gather(chunk.arrays, chunk.rows, positions), weights, [], at, part)
+        total.add_(part)
+    return total
+
+
+class Masks:
+    """The Dropout masks of a chunk in one phase: a generator per client, the layers' shapes learnt once."""
+
+    def __init__(self, chunk: Chunk, index: int | None):
+        training = index is not None
+        chunk.module.train(training)
+        first = torch.from_numpy(chunk.rows[chunk.starts[:1]])
+        self.noise = Noise(chunk.module, chunk.arrays["x"][first])
+        self.sources = []
+        if training and self.noise.layers:
+            address = (chunk.participation, f"dropout/{index}")
+            self.sources = [random.torch_generator(chunk.seed, int(c), *address) for c in chunk.clients]
+
+    def __call__(self, lengths: np.ndarray) -> list[Tensor]:
+        return self.noise.draw(self.sources[: len(lengths)], lengths.tolist()) if self.sources else []
+
+
+class Vmap:
+    """Gradients of any module and objective through torch.func; parameters that are not trained are bound once each."""
+
+    def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
+        self.algorithm, self.module, self.task = algorithm, chunk.module, chunk.task
+        self.frozen = {name: local[name] for name in local if name not in theta}
+        self.masks = Masks(chunk, index)
+
+    def __call__(self, params, batch, weights, masks, at, grad):
+        leaves = _leaves(at.state)
+
+        def objective(tensors, frozen, batch, weights, masks, leaves):
+            self.masks.noise.set(masks)
+
+            def net(x):
+                return torch.func.functional_call(self.module, {**frozen, **tensors}, (x,))
+
+            losses = self.algorithm.objective(net, batch, replace(at, state=_rebuilt(at.state, leaves)), self.task)
+            return (losses * weights).sum(), losses.detach()
+
+        gradient = torch.func.vmap(torch.func.grad(objective, has_aux=True))
+        frozen = {name: tensor[: weights.shape[0]] for name, tensor in self.frozen.items()}
+        grads, losses = gradient({n: params[n] for n in params}, frozen, batch, weights, masks, leaves)
+        for name, g in grads.items():
+            grad[name].copy_(g)
+        return losses
+
+
+def _leaves(tree: Tree) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map(lambda leaf: found.extend(leaf.buffers if isinstance(leaf, Params) else [leaf]), tree)
+    return found
+
+
+def _rebuilt(tree: Tree, leaves: list[Tensor]) -> Tree:
+    supply = iter(leaves)
+
+    def leaf(old):
+        return Params(old.layout, tuple(next(supply) for _ in old.buffers)) if isinstance(old, Params) else next(supply)
+
+    return tree_map(leaf, tree)

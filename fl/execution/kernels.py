@@ -1,0 +1,132 @@
+"""Explicit gradients of a stack of linear layers for many clients at once.
+
+    z_l = h_{l-1} W_l^T + b_l,  h_l = phi(z_l) * mask        G = dL/dz_L  (softmax - onehot, or output - y), weighted per sample
+    dW_l = G_l^T h_{l-1},  db_l = sum_B G_l,  G_{l-1} = (G_l W_l) * mask * phi'(z_{l-1})
+
+Two batched matrix products per layer instead of a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
+Sigmoid and Dropout under cross-entropy or squared error; `LinearStack.covers` says whether a model is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl.client import At, LocalTraining
+from fl.execution.batched import Chunk, Masks
+from fl.execution.loop import overrides
+from fl.nn import Dropout
+from fl.params import Params
+from fl.task import Task
+
+
+@dataclass(frozen=True)
+class _Layer:
+    weight: str
+    bias: str | None
+    after: tuple[nn.Module, ...]  # activations and dropout that follow
+
+
+class LinearStack:
+    """Gradients for the models that `covers` accepts; see the module."""
+
+    @staticmethod
+    def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
+        """`None` if the kernel computes this gradient, else why not."""
+        if overrides(algorithm, "objective"):
+            return f"{type(algorithm).__name__} has its own objective"
+        if task.kernel is None:
+            return f"{type(task).__name__} has a loss of its own"
+        if trains is not None:
+            return "some parameters are frozen"
+        if not isinstance(module, nn.Sequential):
+            return f"{type(module).__name__} is not nn.Sequential"
+        started = False
+        for child in module:
+            if isinstance(child, nn.Linear):
+                started = True
+            elif isinstance(child, (nn.ReLU, nn.Tanh, nn.Sigmoid, Dropout)):
+                if not started:
+                    return f"{type(child).__name__} stands before the first Linear layer"
+            elif not isinstance(child, nn.Flatten) or started:
+                return f"it has a {type(child).__name__} layer"
+        return None if started and isinstance(module[-1], nn.Linear) else "it does not end in a Linear layer"
+
+    def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
+        layers: list[tuple[str, str | None, list[nn.Module]]] = []
+        for name, child in chunk.module.named_children():
+            if isinstance(child, nn.Linear):
+                layers.append((f"{name}.weight", f"{name}.bias" if child.bias is not None else None, []))
+            elif layers:
+                layers[-1][2].append(child)
+        self.layers = [_Layer(w, b, tuple(after)) for w, b, after in layers]
+        self.kernel = chunk.task.kernel
+        self.masks = Masks(chunk, index)
+        self.params: Params | None = None  # whose views `self.rows` are
+        self.rows: list = []
+
+    def __call__(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, at: At, grad: Params) -> Tensor:
+        with torch.inference_mode():
+            layers = self._layers(params, grad)
+            masks = iter(masks)
+            h = batch["x"].flatten(2)
+            tape = []
+            for layer, (w, b, _, _) in zip(self.layers, layers):
+                tape.append([h, []])
+                h = torch.bmm(h, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), h, w.mT)
+                for module in layer.after:
+                    h = self._forward(module, h, masks, tape[-1][1])
+            g, losses = self._loss(h, batch["y"], weights)
+            for k in range(len(layers) - 1, -1, -1):
+                (inputs, _), (w, b, dw, db) = tape[k], layers[k]
+                torch.bmm(g.mT, inputs, out=dw)
+                if db is not None:
+                    torch.sum(g, 1, out=db)
+                if k:
+                    g = torch.bmm(g, w)
+                    for factor, positive in reversed(tape[k - 1][1]):
+                        g = g.masked_fill_(factor <= 0, 0.0) if positive else g.mul_(factor)
+            return losses
+
+    def _layers(self, params: Params, grad: Params) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]]:
+        """Weight, bias and their gradients, layer by layer; kept while the active clients stay the same."""
+        if self.params is not params:
+            self.params = params
+            self.rows = [
+                (params[x.weight], x.bias and params[x.bias], grad[x.weight], x.bias and grad[x.bias]) for x in self.layers
+            ]
+        return self.rows
+
+    @staticmethod
+    def _forward(module: nn.Module, h: Tensor, masks, tape: list) -> Tensor:
+        """phi(h); writes onto the tape (what the gradient is multiplied with, whether only its sign counts)."""
+        if isinstance(module, nn.ReLU):
+            h = h.relu_()
+            tape.append((h, True))
+        elif isinstance(module, nn.Tanh):
+            h = h.tanh_()
+            tape.append((1 - h * h, False))
+        elif isinstance(module, nn.Sigmoid):
+            h = h.sigmoid_()
+            tape.append((h * (1 - h), False))
+        elif module.p > 0:
+            mask = next(masks, None)
+            if mask is not None:
+                h = h * mask
+                tape.append((mask, False))
+        return h
+
+    def _loss(self, outputs: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(dL/d outputs (A, B, K), losses (A, B))."""
+        if self.kernel == "cross_entropy":
+            log_p, at = torch.log_softmax(outputs, -1), y.unsqueeze(-1)
+            losses = -log_p.gather(-1, at).squeeze(-1)
+            g = log_p.exp_()
+            g.scatter_add_(-1, at, g.new_full((), -1.0).expand(at.shape))
+        else:
+            g = outputs - y.view_as(outputs)
+            losses = 0.5 * g.square().sum(-1)
+        return g.mul_(weights.unsqueeze(-1)), losses

@@ -1,0 +1,130 @@
+"""Local training of one client at a time, for any model.
+
+    theta <- received;  repeat: gather a batch, gradient into one flat buffer, hook, clip, optimiser step in place
+
+No optimiser object, no `.item()`, no copy per step; module parameters are views of the flat buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from fl import random
+from fl.client import At, ClientContext, LocalTraining, Phase, Reply, Trained, View
+from fl.messages import Update
+from fl.nn import Noise
+from fl.params import Params, norm, zeros_like
+
+GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
+
+
+def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
+    """All phases of a client's local training, then what it sends and keeps."""
+    received = ctx.received["model"]
+    local, loss, seen, steps, travelled = received.clone(), torch.zeros((), dtype=torch.float64), 0, 0, 0.0
+    state = algorithm.first_state(ctx.received) if ctx.state is None else ctx.state
+    ctx.module.train()
+    for index, phase in enumerate(algorithm.phases(ctx.round, ctx.rounds)):
+        theta = local.select(phase.trains)
+        bind(ctx.module, local, theta)
+        start = received if theta is local and index == 0 else theta.clone()
+        at = At(ctx.received, state, ctx.config, phase, start)
+        phase_loss, phase_seen, phase_steps = _run_phase(algorithm, ctx, phase, index, theta, at)
+        if theta is not local:
+            local.copy_(theta, names=theta)
+        loss, seen, steps = loss + phase_loss, seen + phase_seen, steps + phase_steps
+        travelled += phase_steps * phase.lr
+
+    def full_gradient(params: Params) -> Params:
+        return mean_gradient(algorithm, ctx, params, at)
+
+    n = len(ctx.train)
+    end = Trained(local, ctx.received, state, steps, travelled, n, ctx.config, full_gradient)
+    groups, state = algorithm.finish(end)
+    return Reply(Update(groups, n, {"loss": float(loss) / max(seen, 1)}), state)
+
+
+def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: Params, at: At):
+    """Returns (sum of losses, samples seen, steps)."""
+    leaves = [p for p in ctx.module.parameters() if p.requires_grad]
+    grad = zeros_like(theta)
+    views = [grad[name] for name, p in ctx.module.named_parameters() if p.requires_grad]
+    memory = phase.optimiser.state(theta)
+    hooked = overrides(algorithm, "gradient")
+    noise = Noise(ctx.module, ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
+    source = [ctx.generator(f"dropout/{index}")] if noise and noise.layers else []
+    loss, seen, t = torch.zeros((), dtype=torch.float64), 0, 0
+    for t, positions in enumerate(batches(phase, len(ctx.train), ctx.seed, ctx.client, ctx.participation, index), 1):
+        batch = ctx.train.take(positions)
+        if source:
+            noise.set([m[0] for m in noise.draw(source, [len(positions)])])
+        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        torch._foreach_copy_(views, torch.autograd.grad(losses.mean(), leaves))
+        step = algorithm.gradient(grad, theta, at) if hooked else grad
+        if phase.clip is not None:
+            step = clipped(step, phase.clip)
+        phase.optimiser.step(theta, step, memory, phase.lr, t - 1)
+        loss += losses.detach().sum()
+        seen += len(positions)
+    return loss, seen, t
+
+
+def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: At) -> Params:
+    """Mean gradient of the objective over the client's training data at `params`, without noise."""
+    bind(ctx.module, params, params)
+    ctx.module.eval()
+    total = zeros_like(params)
+    views, leaves = [total[name] for name in params], list(ctx.module.parameters())
+    for a in range(0, len(ctx.train), GRADIENT_BATCH):
+        losses = algorithm.objective(ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
+        torch._foreach_add_(views, torch.autograd.grad(losses.sum(), leaves))
+    ctx.module.train()
+    return total.mul_(1.0 / len(ctx.train))
+
+
+def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
+    """The positions of each step's batch: a fresh shuffle per epoch, the last batch of an epoch may be short."""
+    size = n if phase.batch == "full" else phase.batch
+    steps = num_steps(phase, n)
+    per_epoch = -(-n // size) if n else 0
+    for step in range(steps):
+        epoch, k = divmod(step, per_epoch)
+        if k == 0:
+            order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
+        yield order[k * size : (k + 1) * size]
+
+
+def num_steps(phase: Phase, n: int) -> int:
+    """Steps a client with n samples takes."""
+    if n == 0:
+        return 0
+    return phase.steps if phase.steps is not None else phase.epochs * -(-n // (n if phase.batch == "full" else phase.batch))
+
+
+def bind(module: torch.nn.Module, params: Params, trained: Params) -> None:
+    """Make the module's parameters views of `trained` (requiring gradients) where it has them, else of `params`."""
+    for name, parameter in module.named_parameters():
+        train = name in trained
+        parameter.data = trained[name] if train else params[name]
+        parameter.requires_grad_(train)
+
+
+def clipped(grad: Params, bound: float) -> Params:
+    """The gradient scaled down to norm at most `bound`, per client."""
+    return grad * (bound / norm(grad).clamp(min=bound))
+
+
+def overrides(algorithm: LocalTraining, name: str) -> bool:
+    """Whether the method defines its own hook."""
+    return getattr(type(algorithm), name) is not getattr(LocalTraining, name)
+
+
+def forward_blocks(module: torch.nn.Module, view: View, block: int) -> Iterator[tuple[torch.Tensor, dict]]:
+    """(outputs, batch) over a view in evaluation mode, `block` samples at a time."""
+    module.eval()
+    for a in range(0, len(view), block):
+        batch = view.take(slice(a, a + block))
+        yield module(batch["x"]), batch

@@ -1,0 +1,105 @@
+"""What goes down (`Broadcast`) and what comes up (`Update`).
+
+    server  -- Broadcast: shared | rows | select | static, + config -->  client
+    server  <-- Update: groups of named tensors, num_examples, metrics --  client
+
+A group is a tree of `Params`, tensors, `Table`s and `Sparse` values. The ledger counts groups by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl.params import Params
+from fl.trees import Tree
+
+
+@dataclass(frozen=True)
+class Static:
+    """A value that clients keep: counted only when a client last saw another `version` (a frozen base, pseudo-data)."""
+
+    version: int
+    value: Tree
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends in one exchange.
+
+    shared: group -> tree, the same for all; encoded once, counted per receiving client and once for multicast.
+    rows:   group -> fn(client, shared) -> tree, evaluated on the worker (generated models, per-client ranks).
+    select: group -> (name of a shared array or Params group to take from, fn(client) -> index tensor); the client
+            receives the chosen rows (an array) or elements (Params, positions in `compact` order), and only those count.
+            Shared groups that are only selected from are named in `hidden`: they are not sent whole.
+    static: group -> Static, counted when new to the client.
+    config: plain numbers for the client, or fn(client) -> such a dict.
+    """
+
+    shared: Mapping[str, Tree] = field(default_factory=dict)
+    rows: Mapping[str, Callable[[int, Mapping[str, Tree]], Tree]] = field(default_factory=dict)
+    select: Mapping[str, tuple[str, Callable[[int], Tensor]]] = field(default_factory=dict)
+    static: Mapping[str, Static] = field(default_factory=dict)
+    config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(value: Broadcast | Params | Mapping[str, Tree]) -> Broadcast:
+        """The short forms: a bare `Params` is the shared group "model", a mapping is the shared groups."""
+        if isinstance(value, Broadcast):
+            return value
+        return Broadcast(shared={"model": value} if isinstance(value, Params) else dict(value))
+
+    @property
+    def uniform(self) -> bool:
+        """Every client receives the same, so that clients can be trained together."""
+        return not (self.rows or self.select or callable(self.config))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sends, or, with a leading axis C on every leaf, what C clients send.
+
+    groups: name -> tree; by convention "model" is *local minus broadcast*: what to add.
+    num_examples: int, or int64 tensor (C,).  metrics: plain numbers, or float64 tensors (C,); "loss" is the train loss.
+    """
+
+    groups: Mapping[str, Tree]
+    num_examples: int | Tensor
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows keyed by integers: keys int64 (k,) ascending, values (k, ...), counts (k,). Prototypes by class, items by id."""
+
+    keys: Tensor
+    values: Tensor
+    counts: Tensor
+
+    def merge(self, other: Table) -> Table:
+        """The union of the keys; values and counts of common keys are added."""
+        keys = torch.unique(torch.cat([self.keys, other.keys]))
+        values = self.values.new_zeros(len(keys), *self.values.shape[1:])
+        counts = self.counts.new_zeros(len(keys))
+        for part in (self, other):
+            at = torch.searchsorted(keys, part.keys)
+            values.index_add_(0, at, part.values)
+            counts.index_add_(0, at, part.counts)
+        return Table(keys, values, counts)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Some elements of a vector of `size`: positions int64 (k,) ascending, values (k,)."""
+
+    positions: Tensor
+    values: Tensor
+    size: int
+
+    def dense(self) -> Tensor:
+        return self.values.new_zeros(self.size).index_put_((self.positions,), self.values)

@@ -1,0 +1,73 @@
+"""Modules whose random draws are addressed: noise is drawn outside the forward pass, per client, and enters as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Dropout(nn.Module):
+    """Zeroes entries with probability p and scales the rest by 1 / (1 - p); reads its mask from `self.mask`.
+
+    In training the engine sets `mask` (B, *features) before each step; without one the module refuses to run.
+    """
+
+    def __init__(self, p: float = 0.5):
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p: {p} is not in [0, 1)")
+        self.p = p
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.mask is None:
+            raise RuntimeError("fl.nn.Dropout in training mode has no mask; fl.nn.Noise draws it before each step")
+        return x * self.mask
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def addressed(module: nn.Module) -> nn.Module:
+    """The module with every nn.Dropout replaced by ours, whose noise does not depend on a global generator."""
+    if type(module) is nn.Dropout:
+        return Dropout(module.p)
+    for name, child in module.named_children():
+        setattr(module, name, addressed(child))
+    return module
+
+
+class Noise:
+    """Draws the masks of a module's Dropout layers, for clients each with a generator of its own."""
+
+    def __init__(self, module: nn.Module, sample: Tensor):
+        """sample: (1, ...), an input, from which the layers' shapes are learnt."""
+        self.layers = [m for m in module.modules() if isinstance(m, Dropout) and m.p > 0]
+        self.shapes: list[tuple[int, ...]] = []
+        if self.layers:
+            hooks = [m.register_forward_hook(lambda _, i, __: self.shapes.append(i[0].shape[1:])) for m in self.layers]
+            mode = module.training
+            module.eval()
+            with torch.no_grad():
+                module(sample)
+            module.train(mode)
+            for hook in hooks:
+                hook.remove()
+
+    def draw(self, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> list[Tensor]:
+        """Per layer a mask (C, max(lengths), *features); client c draws `lengths[c]` rows, the rest are zeros."""
+        masks = []
+        for layer, shape in zip(self.layers, self.shapes):
+            mask = torch.zeros(len(generators), max(lengths), *shape)
+            for c, (generator, length) in enumerate(zip(generators, lengths)):
+                mask[c, :length].bernoulli_(1 - layer.p, generator=generator)
+            masks.append(mask.div_(1 - layer.p))
+        return masks
+
+    def set(self, masks: Sequence[Tensor]) -> None:
+        for layer, mask in zip(self.layers, masks):
+            layer.mask = mask

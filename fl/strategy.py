@@ -1,0 +1,132 @@
+"""Server rules. A strategy is a frozen dataclass of hyper-parameters with pure methods; what must last is in its State.
+
+The simple form is `init` and `step`, with defaults for `broadcast` (the model) and `reduction` (the weighted mean):
+
+    state = init(model)        each round:  broadcast(state) ~~> clients ~~> reduction(state)  ->  state = step(state, reduced)
+
+The full form writes the round itself, as a generator that yields `Exchange`s and `ServerWork` and is sent what came of
+each; the simple form is one exchange:
+
+    def round(self, state, ctx):
+        outcome = yield Exchange(broadcast=..., reduction=...)
+        return self.step(state, outcome.value, ctx)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fl import random
+from fl.messages import Broadcast
+from fl.params import Params
+from fl.reduction import Reduction, WeightedMean
+from fl.task import Task
+
+State = Any
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What a server rule may know of the moment it runs in."""
+
+    seed: int
+    round: int  # counts from 0
+    rounds: int  # planned
+    population: int  # number of clients
+    cohort: np.ndarray  # ids of this round's clients, ascending
+    task: Task
+    module: torch.nn.Module  # the model's structure; its weights mean nothing
+    server_data: Any = None  # a `View` of data that the server holds, or None
+
+    @property
+    def last(self) -> bool:
+        return self.round == self.rounds - 1
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A stream of this round and purpose."""
+        return random.torch_generator(self.seed, "server", self.round, purpose)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One message down to each client of `cohort` (default: the round's) and one back.
+
+    work: what the clients do, the name their algorithm is called with.
+    reduction: a Reduction of the group "model", or a mapping group -> Reduction.
+    skeleton: a module for the clients in place of the run's model (other widths, ranks, heads).
+    pin: True keeps each client on one worker through the exchanges of a round.
+    """
+
+    broadcast: Broadcast | Params | Mapping[str, Any]
+    reduction: Reduction | Mapping[str, Reduction] = field(default_factory=WeightedMean)
+    work: str = "train"
+    cohort: Sequence[int] | np.ndarray | None = None
+    skeleton: torch.nn.Module | None = None
+    pin: bool = False
+
+
+@dataclass(frozen=True)
+class ServerWork:
+    """fn(*args) on a worker (or GPU), its time reported apart as `server_seconds`; the result is sent back."""
+
+    fn: Callable[..., Any]
+    args: tuple = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an exchange: the reduced value (`None` if nobody answered), who answered, metrics pooled over them."""
+
+    value: Any
+    clients: np.ndarray
+    num_examples: np.ndarray
+    metrics: Metrics
+
+
+Round = Generator[Exchange | ServerWork, Any, tuple[State, Metrics]]
+
+
+class Strategy:
+    """Base of server rules; see the module. `client` names the client algorithm a strategy brings by default."""
+
+    client: ClassVar[str | Mapping[str, Any]] = "sgd"
+
+    # -- the simple form -----------------------------------------------------------------------------------------
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        return model
+
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast | Params | Mapping[str, Any]:
+        return self.model(state)
+
+    def reduction(self, state: State, ctx: ServerContext) -> Reduction | Mapping[str, Reduction]:
+        return WeightedMean()
+
+    def step(self, state: State, reduced: Any, ctx: ServerContext) -> tuple[State, Metrics]:
+        raise NotImplementedError(f"{type(self).__name__} defines neither step() nor round()")
+
+    def model(self, state: State) -> Params:
+        """The model to evaluate and to save: the state itself, or its field `model`."""
+        return state if isinstance(state, Params) else state.model
+
+    # -- the full form -------------------------------------------------------------------------------------------
+    def setup(self, state: State, ctx: ServerContext) -> Round:
+        """Before round 0 (statistics over all clients, server-side pre-training)."""
+        yield from ()
+        return state, {}
+
+    def round(self, state: State, ctx: ServerContext) -> Round:
+        outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
+        if outcome.value is None:  # nobody answered: nothing to learn from
+            return state, {}
+        return self.step(state, outcome.value, ctx)
+
+    def final(self, state: State, ctx: ServerContext) -> Round:
+        """After the last round (post-training stages)."""
+        yield from ()
+        return state, {}

@@ -1,0 +1,1 @@
+"""Tasks: objective, outputs and metrics."""

@@ -1,0 +1,59 @@
+"""Classification and regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from fl.registry import register
+from fl.task import MeanMetric, Task
+
+
+class Loss(MeanMetric):
+    def __init__(self, task: Task):
+        self.task = task
+
+    def values(self, outputs, batch):
+        return self.task.loss(outputs, batch)
+
+
+class Accuracy(MeanMetric):
+    def values(self, outputs, batch):
+        return outputs.argmax(-1) == batch["y"]
+
+
+@register("task", "classification")
+@dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """One of `num_outputs` classes; softmax cross-entropy -log p_y; metrics loss (nats) and accuracy."""
+
+    kernel: ClassVar[str] = "cross_entropy"
+
+    def num_outputs(self, arrays):
+        return int(arrays["y"].max()) + 1
+
+    def loss(self, outputs, batch):
+        return F.cross_entropy(outputs, batch["y"], reduction="none")
+
+    def metrics(self):
+        return {"loss": Loss(self), "accuracy": Accuracy()}
+
+
+@register("task", "regression")
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """Real targets y (B, K) or (B,); loss 1/2 |output - y|^2 summed over K; metric loss."""
+
+    kernel: ClassVar[str] = "squared_error"
+
+    def num_outputs(self, arrays):
+        return 1 if arrays["y"].ndim == 1 else arrays["y"].shape[1]
+
+    def loss(self, outputs, batch):
+        y = batch["y"].view(outputs.shape[0], -1)
+        return 0.5 * (outputs.view_as(y) - y).square().sum(-1)
+
+    def metrics(self):
+        return {"loss": Loss(self)}

@@ -1,0 +1,187 @@
+"""Values as trees: dataclasses, dicts, lists, tuples, `Params`, tensors, numpy arrays and plain values.
+
+Strategy states, client states, broadcasts and updates are such trees. Two ways out of memory:
+
+    skeleton, tensors = flatten(tree)       text + tensors: checkpoints, client states, digests; never pickle
+    packed = pack(obj); obj = unpack(...)   pickle with the tensors' memory beside it: from process to process, no copies
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import io
+import json
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.params import ALIGNMENT, Layout, Params
+
+Tree = Any
+_PLAIN = (type(None), bool, int, float, str)
+
+
+# -- structure --------------------------------------------------------------------------------------------------------
+def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """fn over the leaves (Params and tensors) of trees of one shape; plain values are kept."""
+    if isinstance(tree, (Params, Tensor)):
+        return fn(tree, *rest)
+    if isinstance(tree, dict):
+        return {k: tree_map(fn, v, *(r[k] for r in rest)) for k, v in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(tree_map(fn, *vs) for vs in zip(tree, *rest)))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(tree_map(fn, *vs) for vs in zip(tree, *rest))
+    if dataclasses.is_dataclass(tree):
+        names = [f.name for f in dataclasses.fields(tree)]
+        return type(tree)(**{n: tree_map(fn, getattr(tree, n), *(getattr(r, n) for r in rest)) for n in names})
+    return tree
+
+
+def row(tree: Tree, index: int | slice) -> Tree:
+    """Client `index` (or a slice of clients) of a tree whose leaves have a leading client axis."""
+    return tree_map(lambda leaf: leaf.row(index) if isinstance(leaf, Params) else leaf[index], tree)
+
+
+def stack(trees: list[Tree]) -> Tree:
+    """Trees of one shape, stacked along a new leading client axis."""
+
+    def leaf(*leaves):
+        if isinstance(leaves[0], Params):
+            return Params(leaves[0].layout, tuple(torch.stack(bs) for bs in zip(*(p.buffers for p in leaves))))
+        return torch.stack(leaves)
+
+    return tree_map(leaf, *trees)
+
+
+def buffers(tree: Tree) -> Iterator[Tensor]:
+    """The flat tensors a tree is made of, in order."""
+    return iter(flatten(tree)[1])
+
+
+# -- text and tensors -------------------------------------------------------------------------------------------------
+def flatten(tree: Tree) -> tuple[str, list[Tensor]]:
+    """(skeleton, tensors): JSON text of the structure with plain values, and the tensors it refers to, in order."""
+    tensors: list[Tensor] = []
+
+    def walk(node: Tree) -> Any:
+        if isinstance(node, _PLAIN):
+            return node
+        if isinstance(node, Params):
+            tensors.extend(node.buffers)
+            return {"params": node.layout.spec, "n": len(node.buffers)}
+        if isinstance(node, Tensor):
+            tensors.append(node.detach())
+            return {"tensor": 1}
+        if isinstance(node, (np.ndarray, np.generic)):
+            tensors.append(torch.from_numpy(np.array(node)))
+            return {"array": str(node.dtype)}
+        if isinstance(node, dict):
+            return {"dict": [[walk(k), walk(v)] for k, v in node.items()]}
+        if isinstance(node, (list, tuple)) and not hasattr(node, "_fields"):
+            return {type(node).__name__: [walk(v) for v in node]}
+        if dataclasses.is_dataclass(node) and not isinstance(node, type):
+            kind = f"{type(node).__module__}:{type(node).__qualname__}"
+            return {"class": kind, "fields": [[f.name, walk(getattr(node, f.name))] for f in dataclasses.fields(node)]}
+        raise TypeError(
+            f"a state holds dataclasses, dicts, lists, tuples, Params, tensors, arrays and plain values, got {type(node)}"
+        )
+
+    return json.dumps(walk(tree), separators=(",", ":")), tensors
+
+
+def unflatten(skeleton: str, tensors: list[Tensor]) -> Tree:
+    """The inverse of `flatten`."""
+    supply = iter(tensors)
+
+    def walk(node: Any) -> Tree:
+        if not isinstance(node, dict):
+            return node
+        if "params" in node:
+            return Params(Layout.from_spec(node["params"]), tuple(next(supply) for _ in range(node["n"])))
+        if "tensor" in node:
+            return next(supply)
+        if "array" in node:
+            return next(supply).numpy()
+        if "dict" in node:
+            return {walk(k): walk(v) for k, v in node["dict"]}
+        if "list" in node:
+            return [walk(v) for v in node["list"]]
+        if "tuple" in node:
+            return tuple(walk(v) for v in node["tuple"])
+        return _dataclass(node["class"])(**{name: walk(value) for name, value in node["fields"]})
+
+    return walk(json.loads(skeleton))
+
+
+def _dataclass(kind: str) -> type:
+    module, _, qualname = kind.partition(":")
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"checkpoint names {kind}, which is not a dataclass")
+    return found
+
+
+def digest(params: Params) -> str:
+    """SHA-256 over the tensors in name order: name, shape, dtype and bytes of each."""
+    sha = hashlib.sha256()
+    for name in sorted(params):
+        tensor = params[name].contiguous()
+        sha.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(raw_bytes(tensor))
+    return sha.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, without a copy."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+# -- from process to process ------------------------------------------------------------------------------------------
+class _Pickler(cloudpickle.Pickler):
+    """Code by cloudpickle (user code travels by value), tensor memory out of band."""
+
+    def reducer_override(self, obj):
+        if isinstance(obj, Tensor):
+            flat = obj.detach().contiguous()
+            return _tensor, (pickle.PickleBuffer(raw_bytes(flat)), tuple(flat.shape), str(flat.dtype)[6:])
+        return super().reducer_override(obj)
+
+
+def _tensor(memory, shape: tuple[int, ...], dtype: str) -> Tensor:
+    memory = memoryview(memory)
+    if not memory.nbytes:
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    return torch.frombuffer(memory, dtype=torch.uint8).view(getattr(torch, dtype)).view(shape)
+
+
+def pack(obj: Any) -> tuple[bytes, list[memoryview]]:
+    """(code, memories): a pickle, and the memory of the tensors and arrays it refers to, not copied."""
+    memories: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=memories.append).dump(obj)
+    return file.getvalue(), [m.raw() for m in memories]
+
+
+def unpack(code: bytes, memories: list[memoryview]) -> Any:
+    """The inverse of `pack`; tensors are views of `memories`."""
+    return pickle.loads(code, buffers=memories)
+
+
+def aligned(sizes: list[int]) -> tuple[list[int], int]:
+    """Offsets for memories of `sizes` bytes laid one after another on 64-byte boundaries, and their total."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, end
