@@ -92,10 +92,20 @@ class Outcome:
 Round = Generator[Exchange | ServerWork, Any, tuple[State, Metrics]]
 
 
+@dataclass(frozen=True)
+class Neutral:
+    """The hyper-parameters under which a method is FedAvg: to the bit where the operations coincide, else to 1e-6."""
+
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    client: Mapping[str, Any] = field(default_factory=dict)
+    bits: bool = True
+
+
 class Strategy:
     """Base of server rules; see the module. `client` names the client algorithm a strategy brings by default."""
 
-    client: ClassVar[str | Mapping[str, Any]] = "sgd"
+    client: ClassVar[str] = "sgd"
+    neutral: ClassVar[Neutral | None] = None  # `None`: no setting of this method is FedAvg
 
     # -- the simple form -----------------------------------------------------------------------------------------
     def init(self, model: Params, ctx: ServerContext) -> State:
