@@ -36,8 +36,9 @@ def addressed(module: nn.Module) -> nn.Module:
     """The module with every nn.Dropout replaced by ours, whose noise does not depend on a global generator."""
     if type(module) is nn.Dropout:
         return Dropout(module.p)
-    for name, child in module.named_children():
-        setattr(module, name, addressed(child))
+    for name, child in list(module._modules.items()):  # named_children() skips a module's second use
+        if child is not None:
+            setattr(module, name, addressed(child))
     return module
 
 
@@ -47,9 +48,9 @@ class Noise:
     def __init__(self, module: nn.Module, sample: Tensor):
         """sample: (1, ...), an input, from which the layers' shapes are learnt."""
         self.layers = [m for m in module.modules() if isinstance(m, Dropout) and m.p > 0]
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: dict[Dropout, tuple[int, ...]] = {}
         if self.layers:
-            hooks = [m.register_forward_hook(lambda _, i, __: self.shapes.append(i[0].shape[1:])) for m in self.layers]
+            hooks = [m.register_forward_hook(self._learn) for m in self.layers]
             mode = module.training
             module.eval()
             with torch.no_grad():
@@ -58,16 +59,21 @@ class Noise:
             for hook in hooks:
                 hook.remove()
 
+    def _learn(self, layer: Dropout, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        if layer in self.shapes:
+            raise ValueError("a Dropout layer is used twice in one forward pass; give each use a layer of its own")
+        self.shapes[layer] = inputs[0].shape[1:]
+
     def draw(self, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> list[Tensor]:
         """Per layer a mask (C, max(lengths), *features); client c draws `lengths[c]` rows, the rest are zeros."""
         masks = []
-        for layer, shape in zip(self.layers, self.shapes):
+        for layer, shape in self.shapes.items():
             mask = torch.zeros(len(generators), max(lengths), *shape)
             for c, (generator, length) in enumerate(zip(generators, lengths)):
                 mask[c, :length].bernoulli_(1 - layer.p, generator=generator)
             masks.append(mask.div_(1 - layer.p))
         return masks
 
-    def set(self, masks: Sequence[Tensor]) -> None:
-        for layer, mask in zip(self.layers, masks):
+    def set(self, masks: Sequence[Tensor | None]) -> None:
+        for layer, mask in zip(self.shapes, masks):
             layer.mask = mask

@@ -75,7 +75,7 @@ class Layout:
         return Layout.from_spec, (self.spec,)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _layout(tensors: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> Layout:
     dtypes = tuple(dict.fromkeys(dtype for _, _, dtype in tensors))
     lengths, entries, gaps = [0] * len(dtypes), {}, [[] for _ in dtypes]
@@ -120,6 +120,9 @@ class Params(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.layout.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.entries
 
     def __repr__(self) -> str:
         batch = f"batch={tuple(self.batch)}, " if self.batch else ""

@@ -44,7 +44,7 @@ def _word(part: int | str | np.ndarray):
     return np.asarray(part).astype(np.uint64)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _purpose(name: str) -> np.uint64:
     return np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u8")[0]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fl.reduction import Meta, Reduction
+from fl.trees import row
 
 Batch = Mapping[str, Tensor]  # "x", "y" where labelled, and what else the dataset holds; first axis is the sample
 
@@ -32,9 +33,15 @@ class Metric(Reduction):
     def finish(self, acc: Any) -> float:
         raise NotImplementedError
 
+    def each(self, accs: Any, count: int) -> np.ndarray:
+        """(count,): the metric of each client, NaN where it has no samples."""
+        return np.array([self.finish(row(accs, i)) for i in range(count)])
+
 
 class MeanMetric(Metric):
     """A mean over samples of `values(outputs, batch)` (B,), summed in float64."""
+
+    batched: ClassVar[bool] = True
 
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -47,6 +54,10 @@ class MeanMetric(Metric):
     def finish(self, acc) -> float:
         total, count = acc
         return float(total / count) if count > 0 else float("nan")
+
+    def each(self, accs, count):
+        total, samples = accs
+        return torch.where(samples > 0, total / samples, torch.nan).numpy()
 
 
 class Task:

@@ -9,13 +9,14 @@ Strategy states, client states, broadcasts and updates are such trees. Two ways 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import io
 import json
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -62,9 +63,21 @@ def stack(trees: list[Tree]) -> Tree:
     return tree_map(leaf, *trees)
 
 
-def buffers(tree: Tree) -> Iterator[Tensor]:
-    """The flat tensors a tree is made of, in order."""
-    return iter(flatten(tree)[1])
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensors a tree is made of, in order; of `Params` their buffers."""
+    found: list[Tensor] = []
+    tree_map(lambda leaf: found.extend(leaf.buffers if isinstance(leaf, Params) else [leaf]), tree)
+    return found
+
+
+def rebuilt(tree: Tree, tensors: list[Tensor]) -> Tree:
+    """The tree with `tensors` in place of its `leaves`."""
+    supply = iter(tensors)
+
+    def leaf(old):
+        return Params(old.layout, tuple(next(supply) for _ in old.buffers)) if isinstance(old, Params) else next(supply)
+
+    return tree_map(leaf, tree)
 
 
 # -- text and tensors -------------------------------------------------------------------------------------------------
@@ -80,7 +93,7 @@ def flatten(tree: Tree) -> tuple[str, list[Tensor]]:
             return {"params": node.layout.spec, "n": len(node.buffers)}
         if isinstance(node, Tensor):
             tensors.append(node.detach())
-            return {"tensor": 1}
+            return {"tensor": None}
         if isinstance(node, (np.ndarray, np.generic)):
             tensors.append(torch.from_numpy(np.array(node)))
             return {"array": str(node.dtype)}
@@ -95,7 +108,19 @@ def flatten(tree: Tree) -> tuple[str, list[Tensor]]:
             f"a state holds dataclasses, dicts, lists, tuples, Params, tensors, arrays and plain values, got {type(node)}"
         )
 
-    return json.dumps(walk(tree), separators=(",", ":")), tensors
+    structure = walk(tree)
+    shapes = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
+    return json.dumps({"tree": structure, "tensors": shapes}, separators=(",", ":")), tensors
+
+
+@functools.lru_cache(maxsize=1024)  # the states of all clients have one skeleton, or a few
+def _parsed(skeleton: str) -> Any:
+    return json.loads(skeleton)
+
+
+def shapes(skeleton: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """dtype and shape of each tensor of a skeleton."""
+    return [(getattr(torch, dtype), tuple(shape)) for dtype, shape in _parsed(skeleton)["tensors"]]
 
 
 def unflatten(skeleton: str, tensors: list[Tensor]) -> Tree:
@@ -119,7 +144,7 @@ def unflatten(skeleton: str, tensors: list[Tensor]) -> Tree:
             return tuple(walk(v) for v in node["tuple"])
         return _dataclass(node["class"])(**{name: walk(value) for name, value in node["fields"]})
 
-    return walk(json.loads(skeleton))
+    return walk(_parsed(skeleton)["tree"])
 
 
 def _dataclass(kind: str) -> type:
@@ -162,6 +187,8 @@ def _tensor(memory, shape: tuple[int, ...], dtype: str) -> Tensor:
     memory = memoryview(memory)
     if not memory.nbytes:
         return torch.empty(shape, dtype=getattr(torch, dtype))
+    if memory.readonly:  # from the object store of another node; torch has no read-only tensors and would warn
+        memory = memoryview(np.frombuffer(memory, np.uint8).copy())
     return torch.frombuffer(memory, dtype=torch.uint8).view(getattr(torch, dtype)).view(shape)
 
 

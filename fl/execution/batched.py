@@ -25,7 +25,7 @@ from fl.messages import Update
 from fl.nn import Noise
 from fl.params import Params, zeros_like
 from fl.task import Task
-from fl.trees import Tree, row, stack, tree_map
+from fl.trees import Tree, leaves, rebuilt, row, stack
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     phases = algorithm.phases(chunk.round, chunk.rounds)
     by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
     moved = not np.array_equal(by_length, np.arange(len(sizes)))
-    sorted_ = replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")}) if moved else chunk
+    sorted_ = (
+        replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")}) if moved else chunk
+    )
 
     state = _states(algorithm, chunk)
     sorted_state = row(state, torch.from_numpy(by_length)) if moved else state
@@ -83,9 +85,10 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
         back = torch.from_numpy(np.argsort(by_length))
         local, loss = local.row(back), loss[back]
         steps, travelled, seen = steps[back], travelled[back], seen[back]
+        at = replace(at, state=state, start=_rows(at.start, back))
 
     def full_gradient(params: Params) -> Params:
-        return _mean_gradient(algorithm, chunk, params, replace(at, state=state), backend)
+        return _mean_gradient(algorithm, chunk, params, at, backend)
 
     n = torch.from_numpy(sizes)
     end = Trained(
@@ -101,7 +104,9 @@ def _states(algorithm: LocalTraining, chunk: Chunk) -> Tree:
     return None if any(s is None for s in states) else stack(states)
 
 
-def _run_phase(algorithm, chunk: Chunk, phase: Phase, index: int, local: Params, theta: Params, at: At, backend, loss, seen):
+def _run_phase(
+    algorithm, chunk: Chunk, phase: Phase, index: int, local: Params, theta: Params, at: At, backend, loss, seen
+):
     """Trains theta (C,) in place; adds to loss (C,) and seen (C,); returns the steps of each client."""
     taken = np.array([num_steps(phase, int(n)) for n in chunk.sizes])
     if not taken.any():
@@ -114,7 +119,7 @@ def _run_phase(algorithm, chunk: Chunk, phase: Phase, index: int, local: Params,
         if count != active:
             active = count
             params, g, m = theta.row(slice(0, active)), grad.row(slice(0, active)), row(memory, slice(0, active))
-            here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, active))
+            here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, slice(0, active)))
         weights = _weights(positions.shape[1], lengths)
         batch = _gather(chunk.arrays, chunk.rows, positions)
         losses = gradients(params, batch, weights, gradients.masks(lengths), here, g)
@@ -127,8 +132,8 @@ def _run_phase(algorithm, chunk: Chunk, phase: Phase, index: int, local: Params,
     return taken
 
 
-def _rows(start: Params, active: int) -> Params:
-    return start.row(slice(0, active)) if start.batch else start
+def _rows(start: Params, clients: slice | Tensor) -> Params:
+    return start.row(clients) if start.batch else start
 
 
 def _weights(width: int, lengths: np.ndarray) -> Tensor:
@@ -146,7 +151,6 @@ def _gather(arrays: Mapping[str, Tensor], rows: np.ndarray, positions: np.ndarra
 def _schedule(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Per step: how many clients are active (a prefix), positions (A, B) into `chunk.rows`, true batch lengths (A,)."""
     sizes = chunk.sizes
-    width = sizes if phase.batch == "full" else np.minimum(sizes, phase.batch)  # a client's batch
     batch = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
     per_epoch = np.maximum(-(-sizes // batch), 1)
     orders, epoch = None, np.full(len(sizes), -1)
@@ -173,12 +177,13 @@ def _mean_gradient(algorithm, chunk: Chunk, params: Params, at: At, backend) -> 
     """The mean gradient over each client's training data, batched (C,), without noise."""
     params = params if params.batch else params.layout.empty(len(chunk.sizes)).copy_(params)
     gradients, total, part = backend(algorithm, chunk, params, params, None), zeros_like(params), zeros_like(params)
+    first = np.minimum(chunk.starts, len(chunk.rows) - 1)  # an empty client may start past the end
     for a in range(0, int(chunk.sizes.max()), GRADIENT_BATCH):
         width = min(GRADIENT_BATCH, int(chunk.sizes.max()) - a)
         columns = a + np.arange(width)
         inside = columns < chunk.sizes[:, None]
         weights = torch.from_numpy((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
-        positions = chunk.starts[:, None] + np.where(inside, columns, 0)
+        positions = first[:, None] + np.where(inside, columns, 0)
         gradients(params, _gather(chunk.arrays, chunk.rows, positions), weights, [], at, part)
         total.add_(part)
     return total
@@ -210,35 +215,23 @@ class Vmap:
         self.masks = Masks(chunk, index)
 
     def __call__(self, params, batch, weights, masks, at, grad):
-        leaves = _leaves(at.state)
+        own = (at.state, at.start if at.start.batch else None)  # what differs from client to client
 
-        def objective(tensors, frozen, batch, weights, masks, leaves):
+        def objective(tensors, frozen, batch, weights, masks, own_leaves):
             self.masks.noise.set(masks)
 
             def net(x):
                 return torch.func.functional_call(self.module, {**frozen, **tensors}, (x,))
 
-            losses = self.algorithm.objective(net, batch, replace(at, state=_rebuilt(at.state, leaves)), self.task)
+            state, start = rebuilt(own, own_leaves)
+            here = replace(at, state=state, start=at.start if start is None else start)
+            losses = self.algorithm.objective(net, batch, here, self.task)
             return (losses * weights).sum(), losses.detach()
 
         gradient = torch.func.vmap(torch.func.grad(objective, has_aux=True))
         frozen = {name: tensor[: weights.shape[0]] for name, tensor in self.frozen.items()}
-        grads, losses = gradient({n: params[n] for n in params}, frozen, batch, weights, masks, leaves)
+        grads, losses = gradient({n: params[n] for n in params}, frozen, batch, weights, masks, leaves(own))
+        self.masks.noise.set([None] * len(masks))  # they were vmap's own tensors, which nothing outside may meet
         for name, g in grads.items():
             grad[name].copy_(g)
         return losses
-
-
-def _leaves(tree: Tree) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map(lambda leaf: found.extend(leaf.buffers if isinstance(leaf, Params) else [leaf]), tree)
-    return found
-
-
-def _rebuilt(tree: Tree, leaves: list[Tensor]) -> Tree:
-    supply = iter(leaves)
-
-    def leaf(old):
-        return Params(old.layout, tuple(next(supply) for _ in old.buffers)) if isinstance(old, Params) else next(supply)
-
-    return tree_map(leaf, tree)

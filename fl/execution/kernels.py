@@ -57,7 +57,7 @@ class LinearStack:
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         layers: list[tuple[str, str | None, list[nn.Module]]] = []
-        for name, child in chunk.module.named_children():
+        for name, child in chunk.module._modules.items():  # named_children() skips a module's second use
             if isinstance(child, nn.Linear):
                 layers.append((f"{name}.weight", f"{name}.bias" if child.bias is not None else None, []))
             elif layers:
@@ -110,7 +110,7 @@ class LinearStack:
             h = h.tanh_()
             tape.append((1 - h * h, False))
         elif isinstance(module, nn.Sigmoid):
-            h = h.sigmoid_()
+            h = h.sigmoid()  # not in place: a ReLU before it keeps h, and sigmoid would change its sign
             tape.append((h * (1 - h), False))
         elif module.p > 0:
             mask = next(masks, None)

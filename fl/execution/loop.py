@@ -82,7 +82,7 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
         losses = algorithm.objective(ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
         torch._foreach_add_(views, torch.autograd.grad(losses.sum(), leaves))
     ctx.module.train()
-    return total.mul_(1.0 / len(ctx.train))
+    return total.mul_(1.0 / max(len(ctx.train), 1))
 
 
 def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:

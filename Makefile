@@ -1,0 +1,51 @@
+# `make demo` and `make test` set up what they need in .venv: minutes the first time, nothing afterwards.
+#
+# constraints.txt pins what this was tested with. Without a GPU, pip's default torch may bring CUDA libraries along; to get
+# the small build, name the package index that PyTorch keeps for CPUs:   PIP_EXTRA_INDEX_URL=<index> make demo
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PINS := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: demo test test-fast lint types bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/fl run experiments/quickstart.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy fl
+
+bench: $(VENV)/.installed
+	$(BIN)/fl bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+	  { echo "fl needs Python 3.11 or later, and '$(PYTHON)' is `$(PYTHON) --version 2>&1 | head -n 1`: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(PINS) | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes, once"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(PINS) | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes, once"
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,1 @@
+"""Client algorithms, one per file."""

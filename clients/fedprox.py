@@ -1,0 +1,26 @@
+"""FedProx: local training held near what was received.    min_w  L_k(w) + mu/2 ||w - received||^2
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, arXiv:1812.06127.  The term enters as its gradient, mu (w - received).
+Differs from the paper: a budget of epochs or steps in place of gamma-inexact solutions.  Neutral: mu=0, to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl.client import LocalTraining
+from fl.registry import register
+
+
+@register("client", "fedprox")
+@dataclass(frozen=True, kw_only=True)
+class FedProx(LocalTraining):
+    mu: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mu < 0:
+            raise ValueError(f"mu: {self.mu} is negative; 0 is plain local training")
+
+    def gradient(self, grad, params, at):
+        return grad + self.mu * (params - at.start) if self.mu else grad

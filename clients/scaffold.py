@@ -1,0 +1,48 @@
+"""SCAFFOLD: local steps corrected by control variates.    w <- w - lr * (g - c_i + c);    then a new c_i:
+
+    option 1:  c_i+ = full gradient at the received model        option 2:  c_i+ = c_i - c + (received - w) / sum of the lrs
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, arXiv:1910.06378, Algorithm 1.  Sends dy_i = w - received and
+dc_i = c_i+ - c_i, keeps c_i (zeros at first).  Option 2 is the default (the paper's experiments); it reads the average
+gradient off the way travelled, which is exact for plain SGD without clip.  A client that took no step keeps its c_i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from fl.client import LocalTraining
+from fl.params import zeros_like
+from fl.registry import register
+
+
+@register("client", "scaffold")
+@dataclass(frozen=True, kw_only=True)
+class Scaffold(LocalTraining):
+    option: Literal[1, 2] = 2
+
+    sends: ClassVar[tuple[str, ...]] = ("model", "control")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.option not in (1, 2):
+            raise ValueError(f"option: {self.option!r} is not 1 (full gradient) or 2 (from the local steps)")
+
+    def first_state(self, received):
+        return zeros_like(received["control"])
+
+    def gradient(self, grad, params, at):
+        trains = at.phase.trains
+        return grad - at.state.select(trains) + at.received["control"].select(trains)
+
+    def finish(self, end):
+        if self.option == 1:
+            change = end.full_gradient(end.received["model"]) - end.state
+        else:
+            travelled = torch.as_tensor(end.travelled)
+            rate = torch.where(travelled > 0, 1 / travelled, 0.0)
+            change = (-end.delta * rate - end.received["control"]) * (travelled > 0)
+        return {"model": end.delta, "control": change}, end.state + change

@@ -1,0 +1,1 @@
+"""Runnable experiments: YAML, one folder per paper or benchmark."""

@@ -1,0 +1,5 @@
+"""`python -m fl` is the command `fl`."""
+
+from fl.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""The ledger: measured bytes per round, exchange, client, direction and group, one row each.
+
+    payload_bytes   raw tensors          encoded_bytes   after the codec          wire_bytes   as a Flower message
+
+    ledger.record(...) as often as needed;   ledger.commit() -> the file's length, kept with the round's commit
+    ledger.totals(round_) -> uplink_bytes, ... for the round's metrics
+
+A broadcast's shared groups have a row for every receiving client; what they would take if sent once to all is in no row,
+but in the round's total `downlink_multicast_bytes` (`multicast`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fl.storage.stream import ArrowStream
+
+SCHEMA = pa.schema(
+    {
+        "round": pa.int32(),
+        "exchange": pa.int16(),
+        "client": pa.int64(),
+        "direction": pa.string(),  # "up" or "down"; strings, as Arrow would need a batch of its own for a dictionary
+        "group": pa.string(),
+        "payload_bytes": pa.int64(),
+        "encoded_bytes": pa.int64(),
+        "wire_bytes": pa.int64(),
+    }
+)
+TOTALS = ("uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_bytes", "downlink_multicast_bytes")
+
+
+class Ledger:
+    """The ledger of a run, begun anew at `path`, or gone on with at a committed length (`Ledger.open`)."""
+
+    def __init__(self, path: str | Path, length: int = 0):
+        self._stream = ArrowStream(path, SCHEMA, length)
+        self._pending: list[tuple] = []  # (constant columns, arrays)
+        self._totals: dict[int, dict[str, int]] = {}  # of the latest round only
+
+    @classmethod
+    def open(cls, path: str | Path, length: int) -> Ledger:
+        """The ledger at `path`, cut back to a committed length."""
+        return cls(path, length)
+
+    def record(
+        self,
+        round_: int,
+        exchange: int,
+        direction: str,
+        group: str,
+        clients: np.ndarray,
+        payload: int | np.ndarray,
+        encoded: int | np.ndarray,
+        wire: int | np.ndarray,
+    ) -> None:
+        """One row per client; the bytes are numbers or arrays (C,)."""
+        if direction not in ("up", "down"):
+            raise ValueError(f"direction: {direction!r} is not one of ['down', 'up']")
+        figures = [np.broadcast_to(np.asarray(x, np.int64), len(clients)) for x in (payload, encoded, wire)]
+        self._pending.append(((round_, exchange, direction, group), [np.asarray(clients, np.int64), *figures]))
+        totals = self._of(round_)
+        totals[f"{direction}link_bytes"] += int(figures[1].sum())
+        totals[f"{direction}link_wire_bytes"] += int(figures[2].sum())
+
+    def multicast(self, round_: int, encoded: int) -> None:
+        """A shared group of `encoded` bytes, sent once to all who receive it."""
+        self._of(round_)["downlink_multicast_bytes"] += encoded
+
+    def totals(self, round_: int) -> dict[str, int]:
+        """Sums over the rows of a round (the latest recorded; others give zeros) and its multicast bytes."""
+        return dict(self._totals.get(round_) or dict.fromkeys(TOTALS, 0))
+
+    def _of(self, round_: int) -> dict[str, int]:
+        if round_ not in self._totals:
+            self._totals = {round_: dict.fromkeys(TOTALS, 0)}
+        return self._totals[round_]
+
+    def commit(self) -> int:
+        """Write what was recorded since the last commit, as one batch; returns the file's length."""
+        if self._pending:
+            constants, arrays = zip(*self._pending)
+            times = np.repeat(np.arange(len(arrays)), [len(clients) for clients, *_ in arrays])
+            round_, exchange, direction, group = (pa.array(column).take(pa.array(times)) for column in zip(*constants))
+            clients, *figures = (pa.array(np.concatenate(column)) for column in zip(*arrays))
+            columns = [round_.cast(pa.int32()), exchange.cast(pa.int16()), clients, direction, group, *figures]
+            self._stream.append(pa.record_batch(columns, schema=SCHEMA))
+            self._pending = []
+        return self._stream.length
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read(path: str | Path) -> pa.Table:
+    """All committed rows of the ledger at `path`; a torn tail is left out."""
+    return ArrowStream.read(path, SCHEMA)
+
+
+def to_parquet(path: str | Path, out: str | Path) -> None:
+    """The ledger at `path` as a parquet file (small: nearly all columns repeat)."""
+    pq.write_table(read(path), out, compression="zstd")

@@ -1,0 +1,472 @@
+"""Configuration: YAML is the constructor's shadow. Keys are argument names of frozen dataclasses; no class reads YAML.
+
+    read(path, overrides) -> dict        extends: other.yaml, then key.path=value
+    resolve(dict)         -> Config      every part built and checked, before any work starts; to_dict() gives it back
+
+A part is a name, or {name: ..., its arguments}. A mistake is a `ConfigError` that says where, what, what is allowed, and what
+may have been meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from fl import registry
+from fl.client import ClientAlgorithm
+from fl.codec import Chain, Codec, Identity
+from fl.optimiser import Optimiser
+from fl.sampler import Sampler
+from fl.strategy import Strategy
+from fl.task import Task
+from fl.transform import Transform
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration: `path` of the key, and what is wrong."""
+
+    def __init__(self, path: str, message: str):
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
+
+
+# -- sections that are not parts --------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Fractions of each client's rows that are held out: `val` for selection, `test` for its personal test."""
+
+    val: float = 0.1
+    test: float = 0.0
+
+    def __post_init__(self):
+        for name in ("val", "test"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        if self.val + self.test >= 1:
+            raise ValueError(f"val: {self.val} and test: {self.test} leave nothing to train on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codecs:
+    """up, down: a codec or a list of codecs, each encoding what the one before left."""
+
+    up: tuple[Codec, ...] = (Identity(),)
+    down: tuple[Codec, ...] = (Identity(),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """When and on whom: every `every` rounds and after the last, on the server's test set (`server`) and on `clients`
+    ("all", a number of them drawn once, or 0): val/* on their val split, clients/* on their test split.
+
+    stage: the model as `received`, or as `trained` locally. select: the metric that the best checkpoint has best
+    (default: val/accuracy or val/loss where there is a val split, else train/loss); names ending in loss are minimised.
+    """
+
+    every: int = 1
+    server: bool = True
+    clients: int | Literal["all"] = "all"
+    stage: Literal["received", "trained"] = "received"
+    select: str | None = None
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every: {self.every} is not at least 1")
+        if self.clients != "all" and self.clients < 0:
+            raise ValueError(f"clients: {self.clients} is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Who computes. Only `plan` and `chunk` touch last bits: they are resolved to explicit values from the model's structure.
+
+    executor: serial, or ray with `workers` (default: one per core) on this machine or the cluster at `address` ("auto").
+    plan: loop | stacked | vmap | auto.   chunk: clients trained together (a power of two).
+    on_client_error: raise, or drop the client from the round.
+    """
+
+    executor: Literal["serial", "ray"] = "ray"
+    workers: int | None = None
+    address: str | None = None
+    plan: Literal["auto", "loop", "stacked", "vmap"] = "auto"
+    chunk: int | None = None
+    on_client_error: Literal["raise", "drop"] = "raise"
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: {self.workers} is not at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """every: rounds between commits (what kill -9 can lose).  best: keep the best model by evaluation.select."""
+
+    every: int = 1
+    best: bool = True
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every: {self.every} is not at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """target: metric -> value that ends the run once reached.  patience: evaluations without a better evaluation.select."""
+
+    target: dict[str, float] = field(default_factory=dict)
+    patience: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, resolved: `parts` are built objects; `to_dict` is what made them, with every default written out."""
+
+    seed: int = 0
+    rounds: int = 10
+    data: Any
+    partition: Any
+    splits: Splits = field(default_factory=Splits)
+    model: Any
+    task: Task
+    cohort: Sampler
+    strategy: Strategy
+    client: ClientAlgorithm
+    transforms: tuple[Transform, ...] = ()
+    codec: Codecs = field(default_factory=Codecs)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    execution: Execution = field(default_factory=Execution)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    stop: Stop = field(default_factory=Stop)
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise ValueError(f"rounds: {self.rounds} is not at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} is negative")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @property
+    def up(self) -> Codec:
+        return _chain(self.codec.up)
+
+    @property
+    def down(self) -> Codec:
+        return _chain(self.codec.down)
+
+
+# what a field of this type holds is a registered part of this kind
+_KINDS = {
+    Strategy: "strategy",
+    ClientAlgorithm: "client",
+    Task: "task",
+    Sampler: "sampler",
+    Codec: "codec",
+    Optimiser: "optimiser",
+    Transform: "transform",
+}
+_BY_NAME = {"data": "data", "partition": "partition", "model": "model"}
+_DEFAULTS = {"task": "classification", "partition": "iid"}
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number (the 1.1 specification wants 1.0e-3) and a key given twice is an error."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(str(key), f"given twice in one place (line {node.start_mark.line + 1} on)")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def read(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration as a dict: a file (with what it `extends`) or a dict, then `overrides` by dotted path."""
+    config = _read_file(Path(source), ()) if isinstance(source, (str, Path)) else _extended(dict(source), Path(), ())
+    for path, value in (overrides or {}).items():
+        _set(config, path, value)
+    return config
+
+
+def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.yaml")], 1)
+        raise ConfigError("", f"{path} does not exist." + (f" Did you mean {near[0]}?" if near else ""))
+    if path.resolve() in above:
+        raise ConfigError("extends", f"{path} extends itself")
+    try:
+        config = parse(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError("", f"{path} is not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError("", f"{path} holds {type(config).__name__}, not a mapping of keys")
+    return _extended(config, path.parent, (*above, path.resolve()))
+
+
+def _extended(config: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    _anchor(config, folder)
+    base = config.pop("extends", None)
+    if base is None:
+        return config
+    merged = _read_file(folder / base, above)
+    for key, value in config.items():
+        _merge(merged, key, value)
+    return merged
+
+
+def _anchor(node: Any, folder: Path) -> None:
+    """References to user files are relative to the file that makes them, or else to the present folder."""
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        value = node[key]
+        if (
+            isinstance(value, str)
+            and re.fullmatch(r"[^:]+\.py:\w+", value)
+            and (folder / value.rpartition(":")[0]).is_file()
+        ):
+            node[key] = str((folder / value.rpartition(":")[0]).resolve()) + ":" + value.rpartition(":")[2]
+        else:
+            _anchor(value, folder)
+
+
+def _merge(config: dict[str, Any], key: str, value: Any) -> None:
+    """Lay `value` over config[key]: mappings are merged, but a part of another name starts anew."""
+    old = config.get(key)
+    if isinstance(old, str) and isinstance(value, dict):
+        old = {"name": old}
+    if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+        for k, v in value.items():
+            _merge(old, k, v)
+        config[key] = old
+    else:
+        config[key] = value
+
+
+def _set(config: dict[str, Any], path: str, value: Any) -> None:
+    """One override. `x.name=other` drops the keys that the other part lacks, and says so."""
+    *parents, last = path.split(".")
+    node: Any = config
+    for i, key in enumerate(parents):
+        child = node.get(key)
+        if child is None or isinstance(child, (str, int, float)):
+            child = {} if child is None else {"name": child}
+            node[key] = child
+        if not isinstance(child, dict):
+            raise ConfigError(".".join(parents[: i + 1]), f"is {type(child).__name__}, so {path!r} names nothing in it")
+        node = child
+    if last == "name" and len(parents) == 1 and node.get("name") != value:
+        _drop_foreign(parents[0], node, value)
+    if isinstance(value, dict) and isinstance(node.get(last), (dict, str)):
+        _merge(node, last, value)
+    else:
+        node[last] = value
+
+
+def _drop_foreign(section: str, node: dict[str, Any], name: str) -> None:
+    kind = {"cohort": "sampler"}.get(section, section)
+    if kind in registry.PACKAGES:
+        cls = _lookup(kind, name, f"{section}.name")
+        known = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set(node)
+        foreign = [k for k in node if k != "name" and k not in known]
+        for key in foreign:
+            del node[key]
+        if foreign:
+            import logging
+
+            logging.getLogger(__name__).warning("%s.name=%s: dropped %s, which it does not have", section, name, foreign)
+
+
+# -- resolving --------------------------------------------------------------------------------------------------------
+def resolve(config: Mapping[str, Any]) -> Config:
+    """Build and check every part."""
+    config = dict(config)
+    for required in ("data", "model", "strategy", "cohort"):
+        if required not in config:
+            raise ConfigError(required, "missing; a run needs data, model, strategy and cohort")
+    for key, name in _DEFAULTS.items():
+        config.setdefault(key, name)
+    strategy = _value(config["strategy"], Strategy, "strategy")
+    client = config.get("client", {})
+    if isinstance(client, Mapping) and "name" not in client:
+        config["client"] = {"name": strategy.client, **client}
+    cohort = config["cohort"]
+    if isinstance(cohort, Mapping) and "name" not in cohort:
+        config["cohort"] = {"name": "uniform", **cohort}
+    return _build(Config, config, "")
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    """cls(**values), each value checked against its field's type."""
+    if not dataclasses.is_dataclass(cls):
+        if callable(cls):  # a user's own function: its arguments are its own affair
+            return _constructed(functools.partial(cls, **values), path)
+        raise ConfigError(path, f"{cls!r} is neither a dataclass nor a function")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(_join(path, key), f"not a key of {_named(cls)}, which has {sorted(fields)}.{hint}")
+    hints = _hints(cls)
+    built = {
+        key: _part(_BY_NAME[key], value, key)
+        if cls is Config and key in _BY_NAME
+        else _value(value, hints[key], _join(path, key))
+        for key, value in values.items()
+    }
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in built and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(_join(path, missing[0]), f"missing; {_named(cls)} needs it")
+    return _constructed(functools.partial(cls, **built), path)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _constructed(make: Any, path: str) -> Any:
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        key, colon, rest = text.partition(": ")
+        where = (_join(path, key), rest) if colon and key.isidentifier() else (path, text)
+        raise ConfigError(*where) from error
+
+
+def _value(value: Any, hint: Any, path: str) -> Any:
+    """`value` as a `hint`: parts by name, sections by their fields, tuples from lists, plain values checked."""
+    if hint is Any:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if isinstance(value, Mapping):
+            for argument in arguments:
+                if dataclasses.is_dataclass(argument) or argument in _KINDS or typing.get_origin(argument) is dict:
+                    return _value(value, argument, path)
+        return _plain_value(value, hint, path)
+    if hint in _KINDS:
+        return _part(_KINDS[hint], value, path)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_value(item, arguments[0], f"{path}[{i}]") for i, item in enumerate(items))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(path, f"{value!r} is not a mapping of {sorted(f.name for f in dataclasses.fields(hint))}")
+        return _build(hint, value, path)
+    return _plain_value(value, hint, path)
+
+
+def _plain_value(value: Any, hint: Any, path: str) -> Any:
+    try:
+        adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_json(_json(value), strict=True) if _is_json(value) else adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        wanted = "; or ".join(dict.fromkeys(e["msg"] for e in error.errors()))
+        raise ConfigError(path, f"{value!r} is not allowed: {wanted}") from None
+
+
+def _is_json(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple, str, int, float, bool, type(None)))
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def _part(kind: str, value: Any, path: str) -> Any:
+    """A registered part (or a user's own) from a name or {name: ..., arguments}."""
+    if not isinstance(value, (str, Mapping)):
+        if not isinstance(value, (int, float, bool, Sequence, type(None))):
+            return value  # built already: the Python API takes objects too
+        raise ConfigError(path, f"{value!r} is neither a name nor a mapping with a name; one of {registry.names(kind)}")
+    value = {"name": value} if isinstance(value, str) else dict(value)
+    name = value.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.name", f"missing; one of {registry.names(kind)}")
+    cls = _lookup(kind, name, f"{path}.name" if value else path)
+    part = _build(cls, value, path)
+    _references[id(part)] = (part, name, value)
+    return part
+
+
+# what a user's own part was asked for by; the part is kept, so that its id stays its own
+_references: dict[int, tuple[Any, str, dict[str, Any]]] = {}
+
+
+def _lookup(kind: str, name: str, path: str) -> Any:
+    try:
+        return registry.lookup(kind, name)
+    except registry.UnknownName as error:
+        raise ConfigError(path, str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """Built parts back to YAML's values."""
+    if id(value) in _references:
+        part, name, arguments = _references[id(value)]
+        if not dataclasses.is_dataclass(part):
+            return {"name": name, **arguments}
+        return {"name": getattr(type(part), "registered_as", name) if ":" not in name else name} | _fields(part)
+    if dataclasses.is_dataclass(value):
+        registered = getattr(type(value), "registered_as", None)
+        return ({"name": registered} if registered else {}) | _fields(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    return {f.name: _plain(getattr(part, f.name)) for f in dataclasses.fields(part) if f.init}
+
+
+def _named(cls: type) -> str:
+    return repr(getattr(cls, "registered_as", cls.__name__))
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _chain(codecs: tuple[Codec, ...]) -> Codec:
+    return codecs[0] if len(codecs) == 1 else Chain(codecs)

@@ -1,0 +1,87 @@
+"""Loop or batched: how a client algorithm is trained, a pure function of the model's structure and sizes.
+
+The choice changes last bits, so it is part of the resolved config: the same on every executor, machine count and load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fl.client import ClientAlgorithm, LocalTraining
+from fl.execution.kernels import LinearStack
+from fl.execution.loop import overrides
+from fl.params import Params
+from fl.task import Task
+
+Kind = Literal["loop", "stacked", "vmap"]
+
+# Stacked parameters of a chunk that stay in a core's cache: larger chunks were slower (fl bench, MLP 209,662: 2 beats 4, 8)
+CHUNK_ELEMENTS = 1 << 19
+MAX_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`kind` of training, clients per `chunk` (a power of two), and `why` this kind."""
+
+    kind: Kind
+    chunk: int
+    why: str
+
+
+def make_plan(
+    algorithm: ClientAlgorithm,
+    module: nn.Module,
+    model: Params,
+    task: Task,
+    kind: Kind | Literal["auto"],
+    chunk: int | None,
+) -> Plan:
+    """The plan for training `module` with `algorithm`; a kind asked for that cannot be is an error."""
+    loop_only, no_kernel = _why_loop(algorithm, module), None
+    if loop_only is None:
+        trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
+        no_kernel = LinearStack.covers(algorithm, module, task, trains)
+    if kind == "auto":
+        kind, why = (
+            ("loop", loop_only)
+            if loop_only
+            else ("loop", no_kernel)
+            if no_kernel
+            else ("stacked", "a stack of linear layers")
+        )
+    elif kind != "loop" and loop_only:
+        raise ValueError(f"execution.plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
+    elif kind == "stacked" and no_kernel:
+        raise ValueError(f"execution.plan: 'stacked' is not possible: {no_kernel}. Use 'vmap', 'loop' or 'auto'")
+    else:
+        why = "asked for"
+    if chunk is None:
+        room = max(1, CHUNK_ELEMENTS // model.numel)
+        chunk = 1 if kind == "loop" else min(MAX_CHUNK, 1 << (room.bit_length() - 1))
+    elif chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"execution.chunk: {chunk} is not a power of two")
+    return Plan(kind, chunk, why)
+
+
+def _why_loop(algorithm: ClientAlgorithm, module: nn.Module) -> str | None:
+    """Why clients cannot be trained together, or `None`."""
+    if not isinstance(algorithm, LocalTraining):
+        return f"{type(algorithm).__name__} is not a LocalTraining"
+    if overrides(algorithm, "work"):
+        return f"{type(algorithm).__name__} has work of its own"
+    if not algorithm.optimiser.batched:
+        return f"optimiser {type(algorithm.optimiser).__name__} works on one client"
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            return f"{type(child).__name__} takes statistics over a client's own batch"
+    return None
+
+
+def torch_single_thread() -> None:
+    """Thread counts change sums: every process that computes for a run calls this."""
+    torch.set_num_threads(1)

@@ -1,0 +1,226 @@
+"""Ray workers: resident actors, one call per worker and exchange, on one machine or on every node of a cluster.
+
+    driver                         node of the driver                      another node
+    Region: the dispatch   ----->  mapped by every worker                  carried once by the object store
+    runs of tasks          ----->  Queue per node: own run, then steal     likewise
+    gather  <-----                 Region per worker: nodes of the fold    carried by the return value
+
+A worker that dies takes its unreturned positions with it: they are run again on the others, and the tree gives the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fl import registry
+from fl.execution.executor import Done, gather
+from fl.execution.shared import Handle, Queue, Region, folder, new_prefix, remove
+from fl.execution.worker import Dispatch, Job, Part, Worker
+from fl.storage.clients import ClientStates
+from fl.trees import tree_map
+
+ATTEMPTS = 4  # at an exchange whose workers die, before the run is given up
+HIRE_SECONDS = 120  # for a new worker to come up
+OBJECT_STORE = 256 << 20  # bytes; on one node Ray's object store carries next to nothing
+
+log = logging.getLogger(__name__)
+
+
+class Actor:
+    """A worker process. Values come as handles; `memory` replaces the mapped file on nodes that do not see it."""
+
+    def setup(self, sources: dict, handle: Handle, memory: np.ndarray | None, writer: int, prefix: str, local: str) -> str:
+        """Take the job; answers the node this worker is on."""
+        import ray
+
+        registry.adopt(sources)
+        self.node = ray.get_runtime_context().get_node_id()
+        self.near, self.prefix = self.node == local, prefix
+        self.region, self.queue = Region(prefix), None
+        self.worker = Worker(self._open(handle, memory), writer)
+        return self.node
+
+    def node_id(self) -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    def run(self, handle, memory, name: str, runs: list[tuple[int, int]], me: int, segment: int) -> Handle:
+        dispatch: Dispatch = self._open(handle, memory)
+        path = folder() / f"{self.prefix}-{name}-{self.node[:8]}"
+        queue = Queue(str(path), runs)
+        part = self.worker.run(dispatch, queue.tasks(me, 1), segment)
+        queue.close()
+        return self._answer(part)
+
+    def call(self, handle, memory) -> Handle:
+        fn, args = self._open(handle, memory)
+        return self._answer(fn(*args))
+
+    def _open(self, handle: Handle, memory: np.ndarray | None) -> Any:
+        return (handle if self.near else replace(handle, memory=memory)).open()
+
+    def _answer(self, value: Any) -> Handle:
+        handle = self.region.write(value)
+        return handle if self.near else replace(handle, memory=self.region.copy(handle))
+
+
+@dataclass
+class _Member:
+    actor: Any
+    writer: int
+    node: str
+
+
+class Ray:
+    """`workers` actors of one core each; `address` joins a running cluster ("auto" finds it)."""
+
+    def __init__(self, workers: int, address: str | None = None):
+        self.workers, self.address = workers, address
+
+    def start(self, job: Job, states: ClientStates) -> None:
+        import ray
+
+        self.ours = not ray.is_initialized()
+        if self.ours:
+            options = {} if self.address else {"num_cpus": self.workers, "object_store_memory": OBJECT_STORE}
+            ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if self.workers > cores:
+            raise ValueError(f"execution.workers: {self.workers} workers need as many cores, the Ray cluster has {cores}")
+        self.ray, self.states, self.prefix = ray, states, new_prefix()
+        self.local = ray.get_runtime_context().get_node_id()
+        self.job, self.region = Region(self.prefix), Region(self.prefix)
+        self.job_handle, self.job_memory = self.job.write(job), None
+        self.actor_class = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Actor)
+        self.attempts = 0
+        self.members = self._hire(self.workers)
+
+    # -- workers --------------------------------------------------------------------------------------------------
+    def _hire(self, count: int) -> list[_Member]:
+        """New workers, with the job."""
+        actors = [self.actor_class.remote() for _ in range(count)]
+        nodes = self.ray.get([a.node_id.remote() for a in actors], timeout=HIRE_SECONDS)
+        members = [_Member(actor, self.states.new_writer(), node) for actor, node in zip(actors, nodes)]
+        if any(m.node != self.local for m in members) and self.job_memory is None:
+            self.job_memory = self.ray.put(self.job.copy(self.job_handle))
+        common = (registry.sources(), self.job_handle)
+        self.ray.get(
+            [
+                m.actor.setup.remote(*common, self._for(m, self.job_memory), m.writer, self.prefix, self.local)
+                for m in members
+            ]
+        )
+        return members
+
+    def _replace_dead(self) -> None:
+        """New workers for the dead; where the cluster has no room for them, the living go on alone."""
+        self.members = [m for m in self.members if m.actor is not None]
+        try:
+            self.members += self._hire(self.workers - len(self.members))
+        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
+            log.warning("no room for new workers; going on with %d", len(self.members))
+            if not self.members:
+                raise
+
+    def _for(self, member: _Member, memory: Any) -> Any:
+        """The value's bytes for a worker that does not see this node's memory."""
+        return None if member.node == self.local else memory
+
+    # -- exchanges ------------------------------------------------------------------------------------------------
+    def run(self, dispatch: Dispatch) -> Done:
+        shared = self._share(dispatch)
+        parts: list[Part] = []
+        missing, retried = np.arange(dispatch.tasks), 0
+        for _ in range(ATTEMPTS):
+            if any(m.actor is None for m in self.members):
+                self._replace_dead()
+            parts += self._attempt(dispatch, shared, missing)
+            missing = _missing(dispatch, parts)
+            if not len(missing):
+                done = gather(dispatch, parts, retried)
+                # parts are views of memory that workers write again
+                done.value = tree_map(lambda leaf: leaf.clone(), done.value)
+                return done
+            retried += len(missing) * dispatch.plan.chunk
+        first = dispatch.cohort[missing[0] * dispatch.plan.chunk]
+        raise RuntimeError(
+            f"round {dispatch.round}: workers died {ATTEMPTS} times at or near client {first}. If they ran out of memory, "
+            "use fewer execution.workers or a smaller execution.chunk"
+        )
+
+    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        handle, memory = self._share((fn, args))
+        member = self.members[0]
+        answer = self.ray.get(member.actor.call.remote(handle, self._for(member, memory))).open()
+        return tree_map(lambda leaf: leaf.clone(), answer)
+
+    def _share(self, value: Any) -> tuple[Handle, Any]:
+        """Write a value where every worker can open it."""
+        handle = self.region.write(value)
+        far = any(m.node != self.local for m in self.members)
+        return handle, self.ray.put(self.region.copy(handle)) if far else None
+
+    def _attempt(self, dispatch: Dispatch, shared: tuple[Handle, Any], tasks: np.ndarray) -> list[Part]:
+        """One call per worker; the parts of those who lived."""
+        handle, memory = shared
+        self.attempts += 1
+        name, parts, calls, failure = f"queue-{self.attempts}", [], {}, None
+        shares = iter(_cut(dispatch, tasks, len(self.members)))
+        for _, team in itertools.groupby(sorted(self.members, key=lambda m: m.node), key=lambda m: m.node):
+            team = list(team)
+            own = [next(shares) for _ in team]
+            runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
+            for me, member in enumerate(team):
+                segment = self.states.segment(member.writer)
+                calls[member.actor.run.remote(handle, self._for(member, memory), name, runs, me, segment)] = member
+        for call, member in calls.items():
+            try:
+                parts.append(self.ray.get(call).open())
+            except self.ray.exceptions.RayActorError:
+                log.warning("round %d: a worker died; its clients run again", dispatch.round)
+                member.actor = None
+            except self.ray.exceptions.RayTaskError as error:
+                failure = failure or error.cause
+        remove(f"{self.prefix}-{name}")
+        if failure is not None:
+            raise failure
+        return parts
+
+    def close(self) -> None:
+        if hasattr(self, "members"):
+            for member in self.members:
+                if member.actor is not None:
+                    self.ray.kill(member.actor)
+            if self.ours:
+                self.ray.shutdown()
+            remove(self.prefix)
+
+
+def _cut(dispatch: Dispatch, tasks: np.ndarray, workers: int) -> list[list[tuple[int, int]]]:
+    """Shares of about equal cost for each worker, in order, each a list of runs [a, b) of consecutive tasks."""
+    edges = np.arange(0, len(dispatch.cohort), dispatch.plan.chunk)
+    cost = np.add.reduceat(dispatch.cost.astype(np.float64), edges)[tasks] if len(tasks) else np.zeros(0)
+    middle = np.cumsum(cost) - cost / 2
+    owner = np.minimum((middle / max(cost.sum(), 1e-300) * workers).astype(int), workers - 1)
+    shares = []
+    for w in range(workers):
+        mine = tasks[owner == w]
+        pieces = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
+        shares.append([(int(p[0]), int(p[-1]) + 1) for p in pieces if len(p)])
+    return shares
+
+
+def _missing(dispatch: Dispatch, parts: list[Part]) -> np.ndarray:
+    """The tasks that no part covers."""
+    n, covered = len(dispatch.cohort), np.zeros(len(dispatch.cohort), bool)
+    for part in parts:
+        for level, k in part.nodes:
+            covered[k << level : min((k + 1) << level, n)] = True
+    return np.unique(np.flatnonzero(~covered) // dispatch.plan.chunk)

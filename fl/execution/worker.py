@@ -1,0 +1,409 @@
+"""What a worker does with its part of an exchange; the serial executor is one worker that gets all of it.
+
+    positions -> broadcast of each client -> client work -> client transforms -> codec ~~> server transforms -> lift -> fold
+
+A worker is resident: it holds the data, the model's structure and the job; an exchange brings it a `Dispatch` and it answers
+a `Part`: the nodes of the reduction tree that it could fold, and columns of plain numbers by cohort position.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.client import ClientAlgorithm, ClientContext, View
+from fl.codec import Codec, Sizes, transmit
+from fl.data.partition import Partition
+from fl.execution import batched
+from fl.execution.kernels import LinearStack
+from fl.execution.loop import bind
+from fl.execution.plan import Plan, torch_single_thread
+from fl.messages import Broadcast, Update
+from fl.params import Params
+from fl.reduction import Fold, Meta, Reduction
+from fl.storage.segments import Segments
+from fl.task import Task
+from fl.transform import Transform, TransformContext
+from fl.trees import Tree, leaves, row
+
+EVALUATION_BLOCK = 1024  # samples per forward pass of an evaluation
+EVALUATION_CHUNK = 64  # clients whose samples share forward passes
+
+
+@dataclass(frozen=True)
+class Job:
+    """What does not change in a run."""
+
+    algorithm: ClientAlgorithm
+    task: Task
+    module: torch.nn.Module
+    arrays: Mapping[str, Tensor]
+    server_arrays: Mapping[str, Tensor]
+    partition: Partition
+    seed: int
+    rounds: int
+    up: Codec
+    down: Codec
+    transforms: tuple[Transform, ...]
+    on_error: Literal["raise", "drop"]
+    folder: Path  # of client states
+    scratch: Path  # of what lasts one exchange
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """One exchange, or one evaluation, as workers need it. Columns are by cohort position."""
+
+    kind: Literal["work", "evaluate", "evaluate_server"]
+    work: str  # what clients do; for evaluations the stage
+    round: int
+    number: int  # of this dispatch in the run: the participation in addresses of randomness
+    cohort: np.ndarray  # client ids, ascending; for the server's data, block numbers
+    broadcast: Broadcast  # shared and static groups decoded
+    reduction: Reduction
+    plan: Plan
+    states: np.ndarray  # (n, 3) locations
+    carries: np.ndarray  # (n, 3)
+    cost: np.ndarray  # (n,) expected work, in any unit
+    skeleton: torch.nn.Module | None = None
+    split: str = "test"
+    generation: int = 0  # of the client states, see ClientStates.segment
+
+    @property
+    def tasks(self) -> int:
+        """Chunks of positions, the unit that workers take."""
+        return -(-len(self.cohort) // self.plan.chunk)
+
+
+class ClientError(RuntimeError):
+    """A client's work failed; says which client, in which round, at which stage."""
+
+    def __init__(self, clients: np.ndarray, round_: int, stage: str, detail: str):
+        who = f"client {clients[0]}" if len(clients) == 1 else f"one of the clients {list(map(int, clients))}"
+        super().__init__(f"{who}, round {round_}, stage {stage!r}: {detail}")
+        self.arguments = (clients, round_, stage, detail)
+
+    def __reduce__(self):
+        return ClientError, self.arguments
+
+
+class Columns:
+    """Numbers by cohort position, collected piece by piece: add a row or many, read as arrays in position order."""
+
+    def __init__(self):
+        self.pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(self, positions: np.ndarray, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            array = np.broadcast_to(np.asarray(value), (len(positions), *np.shape(value)[1:]))
+            self.pieces.setdefault(name, []).append((positions, array))
+
+    def extend(self, other: Columns) -> None:
+        for name, pieces in other.pieces.items():
+            self.pieces.setdefault(name, []).extend(pieces)
+
+    def column(self, name: str, n: int, missing: Any) -> np.ndarray:
+        """(n, ...): the values of positions 0..n-1, `missing` where there is none."""
+        pieces = self.pieces.get(name, [])
+        dtype = np.result_type(*(p.dtype for _, p in pieces)) if pieces else type(missing)
+        out = np.full((n, *(pieces[0][1].shape[1:] if pieces else ())), missing, dtype)
+        for positions, values in pieces:
+            out[positions] = values
+        return out
+
+    def packed(self) -> Columns:
+        """One piece per column, so that it travels as a few arrays."""
+        packed = Columns()
+        for name, pieces in self.pieces.items():
+            packed.pieces[name] = [tuple(np.concatenate(parts) for parts in zip(*pieces))]
+        return packed
+
+
+@dataclass
+class Part:
+    """What one worker made of an exchange."""
+
+    nodes: dict[tuple[int, int], Any]
+    columns: Columns
+    errors: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # spent working
+
+
+class Worker:
+    """See the module. `writer` numbers the segments this worker writes."""
+
+    def __init__(self, job: Job, writer: int):
+        torch_single_thread()
+        self.job, self.writer = job, writer
+        self.states = Segments(job.folder)
+        self.scratch = Segments(job.scratch)
+        self.scratch.write_to(writer)
+
+    def run(self, dispatch: Dispatch, tasks: Iterable[tuple[int, int]], segment: int) -> Part:
+        """Work through runs [a, b) of chunk numbers."""
+        start = time.perf_counter()
+        exchange = _Exchange(self, dispatch)
+        self.states.write_to(segment)
+        for first, last in tasks:
+            for task in range(first, last):
+                a = task * dispatch.plan.chunk
+                exchange.chunk(np.arange(a, min(a + dispatch.plan.chunk, len(dispatch.cohort))))
+        return Part(exchange.fold.nodes, exchange.columns.packed(), exchange.errors, time.perf_counter() - start)
+
+
+class _Exchange:
+    """One exchange in progress on one worker."""
+
+    def __init__(self, worker: Worker, dispatch: Dispatch):
+        self.worker, self.job, self.dispatch = worker, worker.job, dispatch
+        self.fold = Fold(dispatch.reduction, len(dispatch.cohort))
+        self.columns, self.errors = Columns(), []
+        self.module = dispatch.skeleton or self.job.module
+        broadcast = dispatch.broadcast
+        visible = {name: tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden}
+        self.received = {**visible, **{name: static.value for name, static in broadcast.static.items()}}
+        self.chunk = {
+            "work": self._loop if dispatch.plan.kind == "loop" else self._batched,
+            "evaluate": self._evaluate,
+            "evaluate_server": self._evaluate_server,
+        }[dispatch.kind]
+
+    # -- client work ----------------------------------------------------------------------------------------------
+    def _loop(self, positions: np.ndarray) -> None:
+        for position in positions:
+            at = position[None]
+            self._guarded(at, partial(self._one, at))
+
+    def _batched(self, positions: np.ndarray) -> None:
+        if self.job.on_error == "raise" or len(positions) == 1:
+            self._guarded(positions, partial(self._many, positions))
+        elif not self._guarded(positions, partial(self._many, positions), quiet=True):
+            for position in positions:  # find who it was; each alone
+                self._guarded(position[None], partial(self._many, position[None]))
+
+    def _guarded(self, positions: np.ndarray, work: Callable[[], None], quiet: bool = False) -> bool:
+        """Run work; on an error raise it with its place, or drop the clients."""
+        try:
+            self.stage = "broadcast"
+            work()
+            return True
+        except Exception as error:
+            clients = self.dispatch.cohort[positions]
+            if self.job.on_error == "raise":
+                detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+                raise ClientError(clients, self.dispatch.round, self.stage, detail) from None
+            if not quiet:
+                self.errors.append(f"client {clients[0]}, stage {self.stage!r}: {type(error).__name__}: {error}")
+                self._drop(positions)
+            return False
+
+    def _drop(self, positions: np.ndarray) -> None:
+        self.columns.add(positions, {"dropped": True})
+        for position in positions:
+            self.fold.add(0, int(position), None)
+
+    def _one(self, at: np.ndarray) -> None:
+        """Client work for the client at one position."""
+        d, client = self.dispatch, int(self.dispatch.cohort[at[0]])
+        received, config = self._receive(at, client)
+        ctx = self._context(client, received, config, self.worker.states.read(d.states[at[0]]))
+        self.stage = d.work
+        reply = self.job.algorithm.work(d.work, ctx, self.worker.states.read(d.carries[at[0]]))
+        if reply.state is not None:
+            self.columns.add(at, {"state": np.array([self.worker.states.append(reply.state)])})
+        if reply.carry is not None:
+            self.columns.add(at, {"carry": np.array([self.worker.states.append(reply.carry)])})
+        self._deliver(at, reply.update, stacked=False)
+
+    def _many(self, positions: np.ndarray) -> None:
+        """Client work for the clients at consecutive positions, trained together."""
+        d, partition = self.dispatch, self.job.partition
+        clients = d.cohort[positions]
+        starts, sizes = (column[clients] for column in partition.train_slices())
+        chunk = batched.Chunk(
+            clients,
+            self.job.seed,
+            d.round,
+            self.job.rounds,
+            d.number,
+            self.received,
+            d.broadcast.config,
+            [self.worker.states.read(location) for location in d.states[positions]],
+            self.job.arrays,
+            partition.indices,
+            starts,
+            sizes,
+            self.module,
+            self.job.task,
+        )
+        self.stage = d.work
+        update, states = batched.train(self.job.algorithm, chunk, LinearStack if d.plan.kind == "stacked" else batched.Vmap)
+        if states is not None:
+            self.columns.add(positions, {"state": self.worker.states.append_rows(states, len(positions))})
+        self._deliver(positions, update, stacked=True)
+
+    def _context(self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], state: Tree) -> ClientContext:
+        job = self.job
+        views = {split: View(job.arrays, job.partition.view_rows(client, split)) for split in ("train", "val", "test")}
+        return ClientContext(
+            client=client,
+            seed=job.seed,
+            round=self.dispatch.round,
+            rounds=job.rounds,
+            participation=self.dispatch.number,
+            received=received,
+            config=config,
+            state=state,
+            module=self.module,
+            task=job.task,
+            **views,
+        )
+
+    def _receive(self, at: np.ndarray | None, client: int) -> tuple[Mapping[str, Tree], Mapping[str, Any]]:
+        """What one client receives; bytes of what is its alone are counted at position `at`."""
+        broadcast, received = self.dispatch.broadcast, dict(self.received)
+        config = broadcast.config(client) if callable(broadcast.config) else broadcast.config
+        own = {name: fn(client, broadcast.shared) for name, fn in broadcast.rows.items()}
+        for name, (source, choose) in broadcast.select.items():
+            array = broadcast.shared[source]
+            own[name] = (array.compact() if isinstance(array, Params) else array)[choose(client)]
+        for name, tree in own.items():
+            received[name], sizes = transmit(self.job.down, tree, None)
+            if at is not None:
+                self._count("down", name, at, sizes)
+        return received, config
+
+    # -- the way up -----------------------------------------------------------------------------------------------
+    def _deliver(self, positions: np.ndarray, update: Update, stacked: bool) -> None:
+        """Transforms, codec and reduction for the update of one client, or of several stacked."""
+        d, job = self.dispatch, self.job
+        clients = d.cohort[positions]
+        ctx = TransformContext(job.seed, d.round, d.number, clients, update.num_examples, stacked)
+        groups = update.groups
+        for transform in job.transforms:
+            self.stage = type(transform).__name__
+            groups = transform.client(groups, ctx)
+        self.stage, decoded = "encode", {}
+        for name, tree in groups.items():
+            decoded[name], sizes = transmit(job.up, tree, len(positions) if stacked else None)
+            self._count("up", name, positions, sizes)
+        for transform in reversed(job.transforms):
+            self.stage = type(transform).__name__
+            decoded = transform.server(decoded, ctx)
+
+        self.stage = "reduce"
+        bad = _non_finite(decoded, len(positions) if stacked else None)
+        if bad.any() and job.on_error == "raise":
+            raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
+        meta = Meta(torch.from_numpy(clients) if stacked else int(clients[0]), update.num_examples, 0, self._spill)
+        if stacked and d.reduction.batched and not bad.any():
+            self.fold.add_stacked(int(positions[0]), len(positions), d.reduction.lift(decoded, meta))
+        else:
+            self._add_rows(positions, decoded, meta, bad, stacked)
+        columns = {f"metric/{name}": _array(value) for name, value in update.metrics.items()}
+        good = ~bad
+        self.columns.add(positions[good], {name: np.broadcast_to(v, len(positions))[good] for name, v in columns.items()})
+        examples = np.broadcast_to(_array(update.num_examples), len(positions))
+        self.columns.add(positions, {"num_examples": examples, "dropped": bad})
+
+    def _add_rows(
+        self, positions: np.ndarray, groups: Mapping[str, Tree], meta: Meta, bad: np.ndarray, stacked: bool
+    ) -> None:
+        """Leaves one by one; all are lifted before any is added, so that an error leaves the fold as it was."""
+        accs: list[Any] = []
+        for i, is_bad in enumerate(bad):
+            if is_bad:
+                accs.append(None)
+            elif stacked:
+                own = Meta(int(meta.client[i]), int(meta.num_examples[i]), 0, meta.spill)
+                accs.append(self.dispatch.reduction.lift(row(groups, i), own))
+            else:
+                accs.append(self.dispatch.reduction.lift(groups, meta))
+        for position, acc in zip(positions, accs):
+            self.fold.add(0, int(position), acc)
+        for position in positions[bad]:
+            self.errors.append(f"client {self.dispatch.cohort[position]}: update not finite")
+
+    def _spill(self, vector: Tensor) -> Any:
+        return self.worker.scratch.append_vector(vector)
+
+    def _count(self, direction: str, group: str, positions: np.ndarray, sizes: Sizes) -> None:
+        row = np.array([[sizes.payload_bytes, sizes.encoded_bytes, sizes.arrays]])
+        self.columns.add(positions, {f"{direction}/{group}": np.broadcast_to(row, (len(positions), 3))})
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+    def _evaluate(self, positions: np.ndarray) -> None:
+        """Metrics of clients on a split of their own data; one forward pass serves many where all predict alike."""
+        d, algorithm = self.dispatch, self.job.algorithm
+        clients = d.cohort[positions]
+        if d.work == "received" and type(algorithm).predictor is ClientAlgorithm.predictor and d.broadcast.uniform:
+            rows = [self.job.partition.view_rows(int(c), d.split) for c in clients]
+            self._measure(positions, self.received["model"], rows, self.job.arrays)
+            return
+        for position, client in zip(positions, clients):
+            received, config = self._receive(None, int(client))
+            ctx = self._context(int(client), received, config, self.worker.states.read(d.states[position]))
+            params = algorithm.predictor(ctx)
+            if d.work == "trained":
+                params = params + algorithm.work("train", ctx, None).update.groups["model"]
+            self._measure(position[None], params, [getattr(ctx, d.split).rows], self.job.arrays)
+
+    def _evaluate_server(self, positions: np.ndarray) -> None:
+        """Metrics of the model on blocks of the server's data."""
+        total = len(next(iter(self.job.server_arrays.values())))
+        edges = np.minimum(self.dispatch.cohort[positions][:, None] * EVALUATION_BLOCK + [0, EVALUATION_BLOCK], total)
+        rows = [np.arange(a, b) for a, b in edges]
+        self._measure(positions, self.received["model"], rows, self.job.server_arrays)
+
+    def _measure(self, positions: np.ndarray, params: Params, rows: list[np.ndarray], arrays: Mapping[str, Tensor]) -> None:
+        """Metrics of several row lists under one model: folded, and each list's own as columns."""
+        metrics = self.dispatch.reduction.parts
+        owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        view = View(arrays, np.concatenate(rows))
+        bind(self.module, params, Params.of({}))
+        self.module.eval()
+        accs: dict[str, Any] = {}
+        with torch.inference_mode():
+            for a in range(0, max(len(view), 1), EVALUATION_BLOCK):
+                batch = view.take(slice(a, a + EVALUATION_BLOCK))
+                segments = torch.from_numpy(owners[a : a + EVALUATION_BLOCK])
+                outputs = self.module(batch["x"])
+                for name, metric in metrics.items():
+                    part = metric.measure(outputs, batch, segments, len(rows))
+                    accs[name] = metric.merge(accs[name], part) if name in accs else part
+        for name, metric in metrics.items():
+            self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], len(rows))})
+        self.columns.add(positions, {"num_examples": np.array([len(r) for r in rows])})
+        if self.dispatch.reduction.batched:
+            self.fold.add_stacked(int(positions[0]), len(positions), accs)
+        else:
+            for i, position in enumerate(positions):
+                self.fold.add(0, int(position), row(accs, i))
+
+
+def _array(value: Any) -> np.ndarray:
+    """A number or a tensor (C,) as an array (1,) or (C,)."""
+    return np.atleast_1d(value.numpy() if isinstance(value, Tensor) else np.asarray(value))
+
+
+def _non_finite(groups: Mapping[str, Tree], count: int | None) -> np.ndarray:
+    """(C,) bool: whose update holds a NaN or an infinity. A sum is not finite if a term is not, and one pass is enough;
+    where a sum overflows, the elements are looked at."""
+    bad = np.zeros(count or 1, bool)
+    for leaf in leaves(groups):
+        if leaf.is_floating_point() and leaf.numel():
+            rows = leaf.reshape(count, -1) if count else leaf.reshape(1, -1)
+            suspects = ~torch.isfinite(rows.sum(-1))
+            if suspects.any():
+                suspects &= ~torch.isfinite(rows).all(-1)
+                bad |= suspects.numpy()
+    return bad

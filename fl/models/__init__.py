@@ -1,0 +1,1 @@
+"""Models by name: `build(shape of one sample, outputs)` gives an `nn.Module`."""

@@ -1,0 +1,1 @@
+"""Update transforms for privacy and robustness."""

@@ -1,0 +1,47 @@
+"""Checkpoints: a tree of values as safetensors + JSON, replaced atomically.
+
+    <name>-<round>.safetensors    the tensors                <name>.json    the structure, and which file holds the tensors
+
+The JSON file is the commit: it is renamed into place last, so that a reader finds the old checkpoint or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from fl.trees import Tree, flatten, unflatten
+
+
+def save(folder: Path, name: str, tree: Tree, round_: int) -> None:
+    """Make `tree` the checkpoint `name`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    skeleton, tensors = flatten(tree)
+    file = f"{name}-{round_:06d}.safetensors"
+    part = folder / f"{file}.part"
+    save_file({f"{i:05d}": t.contiguous().clone() for i, t in enumerate(tensors)}, part)  # clones: views share memory
+    os.replace(part, folder / file)
+    write_atomically(folder / f"{name}.json", json.dumps({"tensors": file, "round": round_, "skeleton": skeleton}))
+    for old in folder.glob(f"{name}-*.safetensors"):
+        if old.name != file:
+            old.unlink()
+
+
+def load(folder: Path, name: str) -> Tree:
+    """The checkpoint `name`."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: no round was committed there")
+    record = json.loads(path.read_text())
+    tensors = load_file(folder / record["tensors"])
+    # clones: memory that torch allocates is aligned, and alignment changes last bits
+    return unflatten(record["skeleton"], [tensors[key].clone() for key in sorted(tensors)])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    os.replace(part, path)

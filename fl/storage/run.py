@@ -1,0 +1,114 @@
+"""The run directory: enough to repeat a run, to go on with it, and to see what it did.
+
+    config.yaml          resolved, every default written out: `fl run DIR/config.yaml` repeats the run
+    environment.json     versions, machine, command
+    metrics.jsonl        one object per committed round
+    ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
+    model.safetensors    the final model by tensor names
+    checkpoints/         last and best                clients/   states of clients           streams/   growing tables
+
+A round commits by one rename: `checkpoints/last.json` names the tensors and holds the lengths of everything that grows.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+import fl
+from fl.communication import ledger as ledgers
+from fl.communication.ledger import Ledger
+from fl.storage import checkpoint
+from fl.storage.stream import ArrowStream
+from fl.trees import Tree
+
+PACKAGES = ("torch", "numpy", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
+
+
+class RunDirectory:
+    """The directory of one run, being written. `lengths`: what a commit said of the streams, to go on from."""
+
+    def __init__(self, path: Path, metric_names: list[str], lengths: dict[str, int] | None = None):
+        self.path = path
+        for name in ("checkpoints", "clients", "streams", "scratch"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        lengths = lengths or {"metrics": 0, "ledger": 0, "clients": 0}
+        self.metrics = open(path / "metrics.jsonl", "r+b" if lengths["metrics"] else "wb", buffering=0)
+        self.metrics.truncate(lengths["metrics"])
+        self.metrics.seek(lengths["metrics"])
+        self.ledger = Ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
+        numbers = {name: pa.float64() for name in metric_names}
+        self.schema = pa.schema(
+            {"round": pa.int32(), "split": pa.string(), "client": pa.int64(), "num_examples": pa.int64(), **numbers}
+        )
+        self.clients = ArrowStream(path / "streams" / "clients.arrow", self.schema, lengths["clients"])
+        self.pending: list[pa.RecordBatch] = []
+
+    def describe(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Write what the run is, once."""
+        (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        environment = {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "packages": {"fl": fl.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            **facts,
+        }
+        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+    def add_clients(self, round_: int, split: str, clients, num_examples, metrics: dict[str, Any]) -> None:
+        """Per-client metrics of a round, one row each."""
+        n = len(clients)
+        missing = pa.nulls(n, pa.float64())
+        numbers = [pa.array(metrics[name], pa.float64()) if name in metrics else missing for name in self.schema.names[4:]]
+        columns = [pa.repeat(pa.scalar(round_, pa.int32()), n), pa.repeat(split, n), pa.array(clients, pa.int64())]
+        columns += [pa.array(num_examples, pa.int64()), *numbers]
+        self.pending.append(pa.record_batch(columns, schema=self.schema))
+
+    def commit(self, round_: int, rows: list[dict[str, Any]], tree: Tree, best: bool) -> None:
+        """Make everything up to `round_` last; `tree` is the state to go on from."""
+        for row in rows:
+            self.metrics.write((json.dumps(row) + "\n").encode())
+        for batch in self.pending:
+            self.clients.append(batch)
+        self.pending = []
+        lengths = {"metrics": self.metrics.tell(), "ledger": self.ledger.commit(), "clients": self.clients.length}
+        record = {**tree, "lengths": lengths}
+        if best:
+            checkpoint.save(self.path / "checkpoints", "best", record, round_)
+        checkpoint.save(self.path / "checkpoints", "last", record, round_)
+
+    def export(self) -> None:
+        """The tables in their final form."""
+        ledgers.to_parquet(self.path / "streams" / "ledger.arrow", self.path / "ledger.parquet")
+        table = ArrowStream.read(self.path / "streams" / "clients.arrow", self.schema)
+        pq.write_table(table, self.path / "clients.parquet", compression="zstd")
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.ledger.close()
+        self.clients.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The committed rounds of a run."""
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,145 @@
+"""Append-only segments: records written by workers, found again by (segment, offset, length).
+
+    record   | skeleton length | skeleton text | pad to 64 | buffers of the tree, each on a 64-byte boundary |
+
+A segment has one writer and is never changed; which records count is decided by whoever keeps their locations. A record
+is a tree (`fl.trees.flatten`), so that states of clients are text and numbers, never pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.trees import Tree, aligned, flatten, raw_bytes, row, shapes, unflatten
+
+NOWHERE = (-1, 0, 0)
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector in a segment."""
+
+    path: str
+    offset: int
+    length: int
+    dtype: str
+
+    def open(self) -> Tensor:
+        """A read-only view of the file."""
+        array = np.memmap(self.path, np.uint8, "c", self.offset, (self.length,))
+        return torch.from_numpy(array).view(getattr(torch, self.dtype))
+
+
+class Segments:
+    """The segments in one folder; writes go to segment `own` (see `write_to`), made at the first write."""
+
+    def __init__(self, folder: Path | str):
+        self.folder, self.own = Path(folder), -1
+        self.file: int | None = None
+        self.end = 0
+        self.maps: dict[int, mmap.mmap] = {}
+
+    def path(self, segment: int) -> Path:
+        return self.folder / f"{segment:012d}.seg"
+
+    def write_to(self, segment: int) -> None:
+        if segment != self.own:
+            self.close()
+            self.own = segment
+
+    # -- writing -------------------------------------------------------------------------------------------------
+    def append(self, tree: Tree) -> tuple[int, int, int]:
+        """Write a tree; its location."""
+        skeleton, tensors = flatten(tree)
+        tensors = [t.contiguous() for t in tensors]
+        return self._write([_header(skeleton), *(raw_bytes(t) for t in tensors)])
+
+    def append_rows(self, tree: Tree, count: int) -> np.ndarray:
+        """Write the `count` trees stacked in `tree`, a record each; locations (count, 3)."""
+        header = np.frombuffer(_header(flatten(row(tree, 0))[0]), np.uint8)
+        tensors = flatten(tree)[1]
+        sizes = [len(header), *(t[0].numel() * t.element_size() for t in tensors)]
+        offsets, length = aligned(sizes)
+        block = np.zeros((count, length), np.uint8)
+        block[:, : len(header)] = header
+        for tensor, offset, size in zip(tensors, offsets[1:], sizes[1:]):
+            block[:, offset : offset + size] = tensor.reshape(count, -1).contiguous().view(torch.uint8).numpy()
+        segment, at, _ = self._write([memoryview(block.reshape(-1))])
+        start = at + length * np.arange(count)
+        return np.stack([np.full(count, segment), start, np.full(count, length)], axis=1)
+
+    def append_vector(self, vector: Tensor) -> Vector:
+        """Write a bare vector; something to open it with, anywhere that sees the folder."""
+        vector = vector.contiguous()
+        _, offset, _ = self._write([raw_bytes(vector)])
+        return Vector(str(self.path(self.own)), offset, vector.nbytes, str(vector.dtype).removeprefix("torch."))
+
+    def _write(self, parts: Sequence[bytes | memoryview]) -> tuple[int, int, int]:
+        if self.file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = os.open(self.path(self.own), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+            self.end = os.fstat(self.file).st_size
+        offsets, length = aligned([len(p) for p in parts])
+        start = self.end
+        for part, offset, next_ in zip(parts, offsets, [*offsets[1:], length]):
+            pieces = [part, b"\0" * (next_ - offset - len(part))]
+            written = os.writev(self.file, pieces)
+            while written < next_ - offset:  # a short write: disk nearly full, or more than 2 GiB at once
+                rest = memoryview(b"".join(pieces))[written:]
+                written += os.write(self.file, rest)
+        self.end += length
+        return self.own, start, length
+
+    # -- reading -------------------------------------------------------------------------------------------------
+    def read(self, location: Sequence[int]) -> Tree:
+        """The tree at a location, in memory of its own; `None` for NOWHERE."""
+        segment, offset, length = (int(x) for x in location)
+        if segment < 0:
+            return None
+        memory = torch.empty(length, dtype=torch.uint8)
+        raw_bytes(memory)[:] = self.window(segment, offset, length)
+        text = memory.numpy()
+        (size,) = _LENGTH.unpack_from(text)
+        return _tree(bytes(text[_LENGTH.size : _LENGTH.size + size]).decode(), memory, _LENGTH.size + size)
+
+    def window(self, segment: int, offset: int, length: int) -> memoryview:
+        """The bytes of a record, in place."""
+        return memoryview(self._map(segment, offset + length))[offset : offset + length]
+
+    def _map(self, segment: int, end: int) -> mmap.mmap:
+        found = self.maps.get(segment)
+        if found is None or len(found) < end:
+            with open(self.path(segment), "rb") as file:
+                found = self.maps[segment] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return found
+
+    def close(self) -> None:
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+        self.maps.clear()
+
+
+def _header(skeleton: str) -> bytes:
+    text = skeleton.encode()
+    return _LENGTH.pack(len(text)) + text
+
+
+def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
+    """Rebuild a tree whose buffers lie in `memory` behind the header."""
+    specs = [(dtype, shape, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes(skeleton)]
+    offsets, _ = aligned([start, *(size for _, _, size in specs)])
+    return unflatten(
+        skeleton, [memory[at : at + size].view(dtype).view(shape) for (dtype, shape, size), at in zip(specs, offsets[1:])]
+    )

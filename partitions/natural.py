@@ -1,0 +1,44 @@
+"""The clients that the data come with: one client per distinct id, in ascending order of ids.
+
+With `clients: n` only the n lowest ids take part, and the others' rows are nobody's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl.data.dataset import Dataset
+from fl.data.partition import Partition, grouped
+from fl.registry import register
+
+
+def natural(ids: np.ndarray, clients: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, offsets) from the id of each row; rows of a client ascend."""
+    distinct, owners = np.unique(ids, return_inverse=True)
+    if clients is None:
+        return grouped(owners, len(distinct))
+    if clients < 1:
+        raise ValueError(f"clients: {clients} is not positive")
+    if clients > len(distinct):
+        raise ValueError(
+            f"clients: {clients} is more than the {len(distinct)} that the data have; leave it out to take all"
+        )
+    order, offsets = grouped(owners, len(distinct))
+    return order[: offsets[clients]], offsets[: clients + 1]
+
+
+@register("partition", "natural")
+@dataclass(frozen=True, kw_only=True)
+class Natural:
+    """See the module."""
+
+    clients: int | None = None
+
+    def split(self, dataset: Dataset) -> Partition:
+        if dataset.clients is None:
+            raise ValueError(
+                "partition: 'natural' needs data that say whose each row is; these do not, take 'iid' or 'dirichlet'"
+            )
+        return Partition(*natural(dataset.clients, self.clients))

@@ -1,0 +1,50 @@
+"""Coordinate-wise trimmed mean, robust to Byzantine clients.
+
+    model <- model + trim_beta(updates):  in each coordinate drop the floor(beta n) largest and smallest of n, average the rest
+
+Yin, Chen, Ramchandran, Bartlett 2018, arXiv:1803.01498.  Unweighted as in the paper: a weight is a client's own claim.
+Differs from the paper: clients train locally instead of sending one gradient.  All updates of a cohort are needed at once.
+Neutral: beta=0 is FedAvg with weights=uniform (so over clients of equal size), to 1e-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from torch import Tensor
+
+from fl.reduction import Collect
+from fl.registry import register
+from fl.strategy import Neutral, Strategy
+
+
+@dataclass(frozen=True)
+class Trim:
+    """(n, P), (n,) -> (P,): the trimmed mean of each column; the weights are not used."""
+
+    beta: float
+
+    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
+        n = len(rows)
+        k = int(Fraction(str(self.beta)) * n)  # the decimal as written: 0.29 * 100 is 28.999... in floating point
+        return rows.sort(0).values[k : n - k].mean(0)
+
+
+@register("strategy", "trimmed_mean")
+@dataclass(frozen=True, kw_only=True)
+class TrimmedMean(Strategy):
+    beta: float = 0.1
+
+    neutral: ClassVar[Neutral] = Neutral(strategy={"beta": 0.0}, bits=False)
+
+    def __post_init__(self):
+        if not 0 <= self.beta < 0.5:
+            raise ValueError(f"beta: {self.beta} is not in [0, 0.5); from 0.5 on nothing is left to average")
+
+    def reduction(self, state, ctx):
+        return Collect(Trim(self.beta))
+
+    def step(self, state, mean, ctx):
+        return state + mean, {}

@@ -1,0 +1,169 @@
+"""Laws of the partitioners: disjoint, covering, sized, repeatable, skewed as asked."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from fl.data.dataset import Dataset
+from fl.data.partition import Partition
+from fl.registry import lookup, names
+from partitions.dirichlet import dirichlet, proportions, repaired
+from partitions.iid import iid
+from partitions.natural import natural
+
+LABELS = np.random.default_rng(0).integers(0, 10, 3000)
+
+
+def sizes_of(offsets) -> np.ndarray:
+    return np.diff(offsets)
+
+
+def skew(labels, indices, offsets) -> float:
+    """Mean total-variation distance between clients' label distributions and that of all."""
+    classes = labels.max() + 1
+    overall = np.bincount(labels, minlength=classes) / len(labels)
+    parts = [np.bincount(labels[p], minlength=classes) / len(p) for p in np.split(indices, offsets[1:-1])]
+    return float(np.mean([0.5 * np.abs(p - overall).sum() for p in parts]))
+
+
+@pytest.mark.parametrize(
+    "name, options", [("iid", {"clients": 7}), ("dirichlet", {"clients": 7, "alpha": 0.3}), ("natural", {})]
+)
+def test_registered_partitions_are_disjoint_and_cover(name, options):
+    assert name in names("partition")
+    data = Dataset({"x": np.zeros((3000, 1)), "y": LABELS}, clients=LABELS * 5 - 9)
+    partition = lookup("partition", name)(**options).split(data)
+    partition.check(3000)
+    assert partition.covers(3000) and len(partition.empty_clients) == 0
+    assert partition.indices.dtype == partition.offsets.dtype == np.int64
+
+
+# -- iid ------------------------------------------------------------------------------------------------------------------
+@given(st.integers(1, 200), st.data())
+def test_iid_shares_are_equal(rows, data):
+    clients = data.draw(st.integers(1, rows))
+    indices, offsets = iid(rows, clients, seed=data.draw(st.integers(0, 5)))
+    assert sorted(indices) == list(range(rows))
+    assert set(sizes_of(offsets)) <= {rows // clients, -(-rows // clients)} and offsets[-1] == rows
+
+
+def test_iid_is_decided_by_the_seed():
+    assert_array_equal(iid(100, 3, 1)[0], iid(100, 3, 1)[0])
+    assert not np.array_equal(iid(100, 3, 1)[0], iid(100, 3, 2)[0])
+
+
+def test_iid_has_no_label_skew():
+    """A share of n rows misses a class's proportion by about sqrt(p (1-p) / n)."""
+    expected = 0.5 * 10 * np.sqrt(2 / np.pi) * np.sqrt(0.1 * 0.9 / 300)
+    assert skew(LABELS, *iid(3000, 10)) == pytest.approx(expected, rel=0.3)
+
+
+# -- natural --------------------------------------------------------------------------------------------------------------
+def test_natural_by_hand():
+    indices, offsets = natural(np.array([9, -4, 9, 7, -4]))
+    assert_array_equal(indices, [1, 4, 3, 0, 2])
+    assert_array_equal(offsets, [0, 2, 3, 5])
+    indices, offsets = natural(np.array([9, -4, 9, 7, -4]), clients=2)
+    assert_array_equal(indices, [1, 4, 3])
+    assert_array_equal(offsets, [0, 2, 3])
+
+
+# -- dirichlet ------------------------------------------------------------------------------------------------------------
+@given(
+    labels=st.lists(st.integers(-3, 4), min_size=1, max_size=120).map(np.array),
+    alpha=st.sampled_from([1e-4, 0.1, 1.0, 1e4]),
+    seed=st.integers(0, 2**63),
+    data=st.data(),
+)
+def test_dirichlet_meets_every_feasible_minimum(labels, alpha, seed, data):
+    clients = data.draw(st.integers(1, len(labels)))
+    min_size = data.draw(st.integers(0, len(labels) // clients))
+    indices, offsets = dirichlet(labels, clients, alpha, min_size, seed)
+    Partition(indices, offsets).check(len(labels))
+    assert sorted(indices) == list(range(len(labels))) and len(offsets) == clients + 1
+    assert sizes_of(offsets).min() >= min_size
+
+
+def test_smaller_alpha_means_more_skew():
+    skews = [skew(LABELS, *dirichlet(LABELS, 10, alpha, min_size=1)) for alpha in (0.05, 0.3, 3.0, 100.0)]
+    assert skews == sorted(skews, reverse=True) and skews[0] > 0.6 and skews[-1] < 0.1
+
+
+def test_dirichlet_is_decided_by_the_seed():
+    assert_array_equal(dirichlet(LABELS, 20, 0.5, 1, 3)[0], dirichlet(LABELS, 20, 0.5, 1, 3)[0])
+    assert not np.array_equal(dirichlet(LABELS, 20, 0.5, 1, 3)[0], dirichlet(LABELS, 20, 0.5, 1, 4)[0])
+
+
+def test_proportions_have_the_moments_of_a_dirichlet():
+    """Of Dir(a) over N: mean 1/N, variance (N-1) / (N^2 (N a + 1))."""
+    generator = np.random.default_rng(0)
+    for alpha in (0.05, 0.5, 5.0):
+        shares = np.array([proportions(generator, 4, alpha) for _ in range(4000)])
+        np.testing.assert_allclose(shares.sum(1), 1)
+        np.testing.assert_allclose(shares.mean(0), 1 / 4, atol=0.03)
+        np.testing.assert_allclose(shares.var(0), 3 / (16 * (4 * alpha + 1)), rtol=0.1)
+
+
+def test_proportions_do_not_underflow():
+    shares = proportions(np.random.default_rng(0), 100, 1e-4)
+    assert shares.max() == pytest.approx(1) and np.isfinite(shares).all()
+
+
+def test_repair_by_hand():
+    """Sizes 9, 0, 7, 2, 1 to at least 2: three rows are needed; down to 7 gives two of client 0, down to 6 gives four of
+    clients 0 and 2, one too many, so client 0 keeps 7."""
+    offsets = np.array([0, 9, 9, 16, 18, 19])
+    order, after = repaired(np.arange(19), offsets, min_size=2)
+    assert_array_equal(sizes_of(after), [7, 2, 6, 2, 2])
+    parts = [p.tolist() for p in np.split(order, after[1:-1])]
+    assert parts == [[0, 1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11, 12, 13, 14], [16, 17], [15, 18]]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=15), st.data())
+def test_repair_takes_from_the_largest_only(sizes, data):
+    min_size = data.draw(st.integers(0, sum(sizes) // len(sizes)))
+    order, offsets = repaired(np.arange(sum(sizes)), np.concatenate([[0], np.cumsum(sizes)]), min_size)
+    before, after = np.array(sizes), sizes_of(offsets)
+    assert sorted(order) == list(range(sum(sizes)))
+    assert_array_equal(after[before < min_size], min_size)
+    givers = after < before
+    if givers.any():
+        level = after[givers].min()
+        assert after[givers].max() <= level + 1 and (before[~givers] <= level + 1).all()
+
+
+def test_a_minimum_already_met_changes_nothing():
+    assert_array_equal(dirichlet(LABELS, 5, 10.0, 0)[0], dirichlet(LABELS, 5, 10.0, 2)[0])
+
+
+def test_the_last_rows_of_a_client_are_like_its_others():
+    """Repair gives the last rows away and must not give one class. Drawn n of N rows, a count has deviation sqrt(n p q)."""
+    labels = np.repeat([0, 1], 1500)
+    indices, offsets = dirichlet(labels, 3, alpha=5.0)
+    for rows in np.split(indices, offsets[1:-1]):
+        share, tail = labels[rows].mean(), labels[rows[-len(rows) // 3 :]]
+        assert abs(tail.mean() - share) < 4 * np.sqrt(share * (1 - share) / len(tail))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: iid(10, 0), "clients: 0 is not positive"),
+        (lambda: iid(10, 11), "clients: 11 is more than the dataset's 10 rows"),
+        (lambda: dirichlet(LABELS, 5, -1), "alpha: -1 is not positive"),
+        (lambda: dirichlet(LABELS, 5, 0.0), "alpha: 0.0 is not positive"),
+        (lambda: dirichlet(LABELS, 5, float("inf")), "alpha: inf is not positive and finite; for equal shares take iid"),
+        (lambda: dirichlet(LABELS, 0, 1.0), "clients: 0 is not positive"),
+        (lambda: dirichlet(LABELS, 5, 1.0, -1), "min_size: -1 is negative"),
+        (lambda: dirichlet(LABELS, 100, 1.0, 31), "min_size: 31 for each of 100 clients is 3100 of 3000 rows; at most 30"),
+        (lambda: dirichlet(LABELS.astype(float), 5, 1.0), "labels: float64"),
+        (lambda: natural(LABELS, 0), "clients: 0 is not positive"),
+        (lambda: natural(LABELS, 11), "clients: 11 is more than the 10 that the data have"),
+        (lambda: lookup("partition", "natural")().split(Dataset({"x": np.zeros(3)})), "take 'iid' or 'dirichlet'"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,136 @@
+"""Imports point one way (experiments -> strategies, clients, partitions -> fl), cost little, and cannot be hidden unseen."""
+
+import ast
+import configparser
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fl
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "fl": {"fl"},
+    "strategies": {"strategies", "fl"},
+    "clients": {"clients", "fl"},
+    "partitions": {"partitions", "fl"},
+    "experiments": {"experiments", "strategies", "clients", "partitions", "fl"},
+}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import in a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+def found(package: str) -> list[tuple[str, str]]:
+    """(file:line, top-level module) of every import in a package."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return [(f"{p.relative_to(ROOT)}:{line}", m.partition(".")[0]) for p in files for line, m in imports(p)]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs code in a fresh interpreter that finds our packages, and by default none of the variables that fl sets."""
+    ours = ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
+    clean = {k: v for k, v in os.environ.items() if k not in ours}
+    clean |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
+
+
+def test_imports_are_seen_wherever_they_stand(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("import os.path as p, sys\ndef f():\n    from fl.params import Params\n    from . import b\n")
+    assert sorted(imports(file)) == [(1, "os.path"), (1, "sys"), (3, "fl.params"), (4, ".")]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package):
+    upward = PACKAGES.keys() - PACKAGES[package]
+    assert [(where, module) for where, module in found(package) if module in upward] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_only_fl_flower_imports_flwr(package):
+    assert [where for where, module in found(package) if module == "flwr" and not where.startswith("fl/flower/")] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_imports_is_declared(package):
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = dict(config["options.extras_require"])
+    del extras["dev"]
+    required = "\n".join([config["options"]["install_requires"], *extras.values()]).split()
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in required}
+    homes = importlib.metadata.packages_distributions()
+    third_party = [(w, m) for w, m in found(package) if m and m not in {*PACKAGES, *sys.stdlib_module_names}]
+    assert [(w, m) for w, m in third_party if not declared & {d.lower() for d in homes.get(m, [m])}] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_of_modules_is_a_package(package):
+    folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+    assert [str(f) for f in folders if not (f / "__init__.py").exists()] == [], "an installed fl would lack them"
+
+
+def test_import_fl_loads_nothing_heavy():
+    done = python(
+        "import fl, sys; print(sorted({'torch', 'ray', 'flwr', 'numpy', 'sklearn', 'pydantic'} & set(sys.modules)))"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("name", fl.__all__)
+def test_offered_names_exist(name):
+    assert getattr(fl, name) is not None
+
+
+def test_unknown_name_says_what_there_is():
+    with pytest.raises(AttributeError, match="fl has no 'Stategy'; it has .*'Strategy'"):
+        fl.Stategy
+
+
+def test_nothing_is_reported_unless_the_user_says_so():
+    code = "import fl, os; print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['FLWR_TELEMETRY_ENABLED'])"
+    assert python(code).stdout == "0 0\n"
+    assert python(code, RAY_USAGE_STATS_ENABLED="1").stdout == "1 0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("strategies", "strategies/__init__.py"), ("clients", "clients.py"), ("experiments", "experiments/__init__.py")],
+)
+def test_a_package_that_hides_ours_is_an_error(tmp_path, name, file):
+    other = tmp_path / file
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("raise SystemExit('must not be imported')\n")
+    done = python("import fl", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: fl needs its own package {name!r} in {ROOT}, but {other} hides it. "
+        f"Rename or uninstall that, or put fl's own first: PYTHONSAFEPATH=1 PYTHONPATH={ROOT}"
+    )
+
+
+def test_a_folder_of_the_same_name_hides_nothing(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    done = python("import fl", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_package_is_an_error(tmp_path):
+    (tmp_path / "fl").mkdir()
+    (tmp_path / "fl" / "__init__.py").write_text((ROOT / "fl" / "__init__.py").read_text())
+    without_ours = f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; import fl"  # if fl is installed
+    done = python(without_ours, PYTHONPATH=str(tmp_path))
+    assert f"fl needs its own package 'strategies' beside it in {tmp_path}, and there is none" in done.stderr
