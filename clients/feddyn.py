@@ -10,6 +10,7 @@ of the exact minimum (as its experiments do).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fl.client import LocalTraining
 from fl.params import zeros_like
@@ -19,6 +20,8 @@ from fl.registry import register
 @register("client", "feddyn")
 @dataclass(frozen=True, kw_only=True)
 class FedDyn(LocalTraining):
+    receives: ClassVar[tuple[str, ...]] = ("model", "alpha")
+
     def first_state(self, received):
         return zeros_like(received["model"])
 

@@ -25,6 +25,7 @@ class Scaffold(LocalTraining):
     option: Literal[1, 2] = 2
 
     sends: ClassVar[tuple[str, ...]] = ("model", "control")
+    receives: ClassVar[tuple[str, ...]] = ("model", "control")
 
     def __post_init__(self):
         super().__post_init__()

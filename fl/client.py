@@ -85,7 +85,9 @@ class Reply:
 class ClientAlgorithm:
     """Base of client algorithms: a frozen dataclass of hyper-parameters."""
 
-    sends: ClassVar[tuple[str, ...]] = ("model",)  # groups of the update, checked against the strategy's reduction
+    # groups of the update, and what of the broadcast (groups and config) they are made from: checked against the strategy
+    sends: ClassVar[tuple[str, ...]] = ("model",)
+    receives: ClassVar[tuple[str, ...]] = ("model",)
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         raise NotImplementedError

@@ -331,9 +331,9 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(_join(path, key), f"not a key of {_named(cls)}, which has {sorted(fields)}.{hint}")
+            raise ConfigError(
+                _join(path, key), f"not a key of {_named(cls)}, which has {sorted(fields)}.{_meant(key, fields)}"
+            )
     hints = _hints(cls)
     built = {
         key: _part(_BY_NAME[key], value, key)
@@ -362,10 +362,13 @@ def _constructed(make: Any, path: str) -> Any:
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
-        text = str(error)
-        key, colon, rest = text.partition(": ")
-        where = (_join(path, key), rest) if colon and key.isidentifier() else (path, text)
-        raise ConfigError(*where) from error
+        raise located(path, error) from error
+
+
+def located(path: str, error: Exception) -> ConfigError:
+    """The complaint of the part at `path`; one that reads `key: what is wrong` is about path.key."""
+    key, colon, rest = str(error).partition(": ")
+    return ConfigError(_join(path, key), rest) if colon and key.isidentifier() else ConfigError(path, str(error))
 
 
 def _value(value: Any, hint: Any, path: str) -> Any:
@@ -396,8 +399,9 @@ def _plain_value(value: Any, hint: Any, path: str) -> Any:
         adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
         return adapter.validate_json(_json(value), strict=True) if _is_json(value) else adapter.validate_python(value)
     except pydantic.ValidationError as error:
-        wanted = "; or ".join(dict.fromkeys(e["msg"] for e in error.errors()))
-        raise ConfigError(path, f"{value!r} is not allowed: {wanted}") from None
+        wanted = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
+        wanted = wanted.replace("an object", "a mapping").replace("valid array", "list")
+        raise ConfigError(path, f"{value!r} is not {wanted}.{_meant(value, typing.get_args(hint))}") from None
 
 
 def _is_json(value: Any) -> bool:
@@ -462,6 +466,11 @@ def _fields(part: Any) -> dict[str, Any]:
 
 def _named(cls: type) -> str:
     return repr(getattr(cls, "registered_as", cls.__name__))
+
+
+def _meant(value: Any, allowed: typing.Iterable[Any]) -> str:
+    near = difflib.get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _join(path: str, key: object) -> str:

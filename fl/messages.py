@@ -55,6 +55,12 @@ class Broadcast:
         return Broadcast(shared={"model": value} if isinstance(value, Params) else dict(value))
 
     @property
+    def names(self) -> set[str]:
+        """Everything a client finds in it, groups and config."""
+        config = set() if callable(self.config) else set(self.config)
+        return (set(self.shared) - set(self.hidden)) | set(self.rows) | set(self.select) | set(self.static) | config
+
+    @property
     def uniform(self) -> bool:
         """Every client receives the same, so that clients can be trained together."""
         return not (self.rows or self.select or callable(self.config))

@@ -113,7 +113,7 @@ class Params(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         e = self.layout.entries[name]
         flat = self.buffers[e.buffer].narrow(-1, e.offset, e.numel)
-        return flat.view(*flat.shape[:-1], *e.shape)
+        return flat.view(flat.shape[:-1] + e.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout.entries)
@@ -255,7 +255,7 @@ def _binary(fn: Callable[[Tensor, Tensor], Tensor], p: Params, q: Params | float
 def _per_client(factor: float | Tensor, buffer: Tensor) -> float | Tensor:
     """A number stays; a tensor (C,) becomes (C, 1), so that each client's parameters meet its own number."""
     if isinstance(factor, Tensor) and factor.ndim:
-        return factor.to(buffer.dtype).reshape(*factor.shape, *(1,) * (buffer.ndim - factor.ndim))
+        return factor.to(buffer.dtype).reshape(*factor.shape, *(1,) * max(buffer.ndim - factor.ndim, 1))
     return factor
 
 

@@ -89,6 +89,10 @@ class WeightedMean(Reduction):
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if self.weights not in ("examples", "uniform"):
+            raise ValueError(f"weights: {self.weights!r} is not one of ['examples', 'uniform']")
+
     def lift(self, value: Tree, meta: Meta) -> tuple[Tree, Tensor]:
         weight = torch.as_tensor(meta.num_examples, dtype=torch.float64)
         if self.weights == "uniform":
@@ -166,7 +170,7 @@ class Collect(Reduction):
 
 @dataclass(frozen=True)
 class Product(Reduction):
-    """One reduction per group of the update; the value is a dict by group."""
+    """One reduction per group of the update; the value is a dict by group, `None` if a part has nothing to tell."""
 
     parts: Mapping[str, Reduction]
 
@@ -185,7 +189,8 @@ class Product(Reduction):
         return {name: r.merge(a[name], b[name]) for name, r in self.parts.items()}
 
     def finish(self, acc: dict) -> dict:
-        return {name: r.finish(acc[name]) for name, r in self.parts.items()}
+        values = {name: r.finish(acc[name]) for name, r in self.parts.items()}
+        return None if any(v is None for v in values.values()) else values
 
 
 class Fold:

@@ -53,7 +53,10 @@ class Uniform(Sampler):
         return state, _subset(random.numpy_generator(seed, "cohort", round_), len(sizes), self._size(len(sizes)))
 
     def _size(self, population: int) -> int:
-        return self.size if self.size is not None else max(1, round(self.fraction * population))
+        if self.size is not None:
+            return self.size
+        assert self.fraction is not None
+        return max(1, round(self.fraction * population))
 
 
 @register("sampler", "poisson")

@@ -6,6 +6,7 @@ sample a cohort -> drive the strategy's round (each Exchange: broadcast, train, 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from fl import random
 from fl.codec import transmit
 from fl.communication.wire import wire_bytes
-from fl.config import Config, ConfigError, read, resolve
+from fl.config import Config, ConfigError, located, read, resolve
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.execution.executor import Done, Executor, Serial
@@ -38,7 +39,7 @@ from fl.strategy import Exchange, Outcome, ServerContext, ServerWork
 from fl.trees import digest
 
 Row = dict[str, Any]
-Watcher = Callable[[str, Any], None]  # called with ("start", Simulation) and ("round", Row)
+Watcher = Callable[[str, Any], None]  # called with ("start", Simulation), ("ready", Simulation), ("round", Row)
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def resume(
     raw = read(directory / "config.yaml")
     rounds = overrides.pop("rounds", None)
     if rounds is not None:
-        raw["rounds"] = (
-            raw["rounds"] + int(rounds[1:]) if isinstance(rounds, str) and rounds.startswith("+") else int(rounds)
-        )
+        number = re.fullmatch(r"(\+?)(\d+)", str(rounds))
+        if number is None:
+            raise ConfigError("rounds", f"{rounds!r} is neither a number of rounds nor +number, as in rounds=+100")
+        raw["rounds"] = int(number[2]) + (raw["rounds"] if number[1] else 0)
     free = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}
     for key in overrides:
         if key not in free:
@@ -155,16 +157,25 @@ class Simulation:
         return Ray(execution.workers or torch.multiprocessing.cpu_count(), execution.address)
 
     def _check_groups(self) -> None:
-        """The client must send what the strategy reduces (of a round that is one exchange)."""
+        """Strategy and client must speak of the same groups: asked of the first exchange of a round, before any work."""
         strategy, client = self.config.strategy, self.config.client
-        if type(strategy).round is type(strategy).__mro__[-2].round:
-            wanted = _groups(strategy.reduction(self.state, self._context(np.empty(0, np.int64))))
-            lacking = sorted(set(wanted) - set(client.sends))
+        _, cohort = self.config.cohort.sample(self.sampler, 0, self.config.seed, self.sizes)
+        generator = strategy.round(self.state, self._context(cohort))
+        request = next(generator, None)
+        generator.close()
+        if not isinstance(request, Exchange) or request.work != "train":
+            return
+        broadcast = Broadcast.of(request.broadcast)
+        for verb, lacking in (
+            ("send", set(_groups(request.reduction)) - set(client.sends)),
+            ("receive", set(client.receives) - broadcast.names if not callable(broadcast.config) else ()),
+        ):
             if lacking:
+                names = [getattr(type(part), "registered_as", type(part).__name__) for part in (client, strategy)]
                 raise ConfigError(
-                    "client",
-                    f"{type(client).__name__} sends {list(client.sends)}, but strategy {type(strategy).__name__} "
-                    f"needs {lacking}; its own client is {strategy.client!r}",
+                    "client.name",
+                    f"with strategy {names[1]!r}, client {names[0]!r} does not {verb} {sorted(lacking)}; "
+                    f"the strategy's own client is {strategy.client!r}",
                 )
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -181,10 +192,11 @@ class Simulation:
             self._judge(row)
             self.best_pending |= self.is_best
             ended = self.round == self.config.rounds or self.progress["reason"]
-            if ended or self.round % self.config.checkpoint.every == 0 or stop():
+            stopping = stop()  # asked once: what ends the loop must have been committed
+            if ended or self.round % self.config.checkpoint.every == 0 or stopping:
                 self._commit()
             watch("round", row)
-            if stop() and not ended:
+            if stopping and not ended:
                 return self._result("interrupted", self.config.strategy.model(self.state))
         return self._result(self.progress["reason"] or "all rounds done", self._final())
 
@@ -248,6 +260,7 @@ class Simulation:
             plan=plan,
             carries=carries,
             skeleton=exchange.skeleton,
+            pin=exchange.pin,
         )
         return self._arrived(exchange, cohort, done)
 
@@ -411,6 +424,10 @@ class Simulation:
         self.state, self.sampler, self.seen = record["state"], record["sampler"], record["seen"]
         self.progress = record["progress"]
         self.states.restore(record["clients"])
+        if self.config.rounds < self.round:
+            raise ConfigError(
+                "rounds", f"{self.config.rounds} is fewer than the {self.round} that are done; rounds=+10 adds"
+            )
         if self.config.rounds > self.round:
             self.progress["reason"] = ""
 
@@ -425,7 +442,8 @@ class Simulation:
     def _result(self, reason: str, model: Params) -> Result:
         from safetensors.torch import save_file
 
-        save_file({name: tensor.clone() for name, tensor in model.items()}, self.directory / "model.safetensors")
+        tensors = {name: tensor.clone() for name, tensor in model.items()}
+        save_file(tensors, self.directory / "model.safetensors", {"round": str(self.round)})
         self.folder.export()
         return Result(read_metrics(self.directory), model, self.directory, reason)
 
@@ -515,7 +533,7 @@ def _metric_names(config: Config) -> list[str]:
 
 def _new_directory(config: Config) -> Path:
     name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{config.seed}"
+    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{config.seed}"
     return next(p for i in range(1000) if not (p := base.with_name(base.name + (f"-{i}" if i else ""))).exists())
 
 
@@ -527,7 +545,7 @@ def _guard(path: str, make: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(path, str(error)) from error
+        raise located(path, error) from error
 
 
 def _data(config: Config) -> tuple[Dataset, Partition]:
@@ -546,7 +564,7 @@ def _data(config: Config) -> tuple[Dataset, Partition]:
 
 def _model(config: Config, dataset: Dataset) -> tuple[torch.nn.Module, Params]:
     """The module and its first weights, drawn from the seed alone."""
-    outputs = config.task.num_outputs(dataset.train)
+    outputs = max(config.task.num_outputs(part) for part in (dataset.train, dataset.test) if part)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
         module = addressed(_guard("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs)))

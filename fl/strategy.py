@@ -42,7 +42,6 @@ class ServerContext:
     cohort: np.ndarray  # ids of this round's clients, ascending
     task: Task
     module: torch.nn.Module  # the model's structure; its weights mean nothing
-    server_data: Any = None  # a `View` of data that the server holds, or None
 
     @property
     def last(self) -> bool:
@@ -60,7 +59,7 @@ class Exchange:
     work: what the clients do, the name their algorithm is called with.
     reduction: a Reduction of the group "model", or a mapping group -> Reduction.
     skeleton: a module for the clients in place of the run's model (other widths, ranks, heads).
-    pin: True keeps each client on one worker through the exchanges of a round.
+    pin: True keeps each client on one worker through the exchanges of a round (no work stealing).
     """
 
     broadcast: Broadcast | Params | Mapping[str, Any]
@@ -98,6 +97,7 @@ class Neutral:
 
     strategy: Mapping[str, Any] = field(default_factory=dict)
     client: Mapping[str, Any] = field(default_factory=dict)
+    fedavg: Mapping[str, Any] = field(default_factory=dict)  # FedAvg's own settings that it then equals
     bits: bool = True
 
 

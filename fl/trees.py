@@ -169,7 +169,8 @@ def digest(params: Params) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    flat = tensor.detach().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
 
 # -- from process to process ------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Trim:
 class TrimmedMean(Strategy):
     beta: float = 0.1
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"beta": 0.0}, bits=False)
+    neutral: ClassVar[Neutral] = Neutral(strategy={"beta": 0.0}, fedavg={"weights": "uniform"}, bits=False)
 
     def __post_init__(self):
         if not 0 <= self.beta < 0.5:

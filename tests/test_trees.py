@@ -11,7 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.params import Params
-from fl.trees import aligned, digest, flatten, pack, raw_bytes, row, stack, tree_map, unflatten, unpack
+from fl.trees import (
+    aligned,
+    digest,
+    flatten,
+    leaves,
+    pack,
+    raw_bytes,
+    rebuilt,
+    row,
+    shapes,
+    stack,
+    tree_map,
+    unflatten,
+    unpack,
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,14 @@ def test_map_row_and_stack():
     assert total.rest["h"].tolist() == [3, 3] and total.model["n"].tolist() == [3]
     pair = tree_map(lambda x: -x, Pair(torch.ones(1), (2, [torch.ones(1)])))
     assert type(pair) is Pair and pair.left.item() == -1 and pair.right[0] == 2 and pair.right[1][0].item() == -1
+
+
+def test_leaves_shapes_and_rebuilt():
+    tree = State(params(), {"h": torch.zeros(2, 3), "k": "plain"})
+    assert [tuple(t.shape) for t in leaves(tree)] == [(16,), (8,), (2, 3)]  # buffers with their pads
+    assert shapes(flatten(tree)[0]) == [(torch.float32, (16,)), (torch.int64, (8,)), (torch.float32, (2, 3))]
+    doubled = rebuilt(tree, [2 * t for t in leaves(tree)])
+    assert same(doubled, tree_map(lambda leaf: 2 * leaf, tree))
 
 
 def test_digest_by_hand():

@@ -63,7 +63,7 @@ class Dataset:
             for name in sorted(arrays):
                 array = arrays[name]
                 sha.update(f"{part} {name} {array.dtype} {array.shape}\n".encode())
-                sha.update(array.reshape(-1).view(np.uint8))
+                sha.update(array.reshape(-1).view(np.uint8).data)
         return sha.hexdigest()
 
 

@@ -23,8 +23,8 @@ class Partition:
 
     indices: np.ndarray
     offsets: np.ndarray
-    val: np.ndarray | None = None
-    test: np.ndarray | None = None
+    val: np.ndarray = None  # type: ignore[assignment]
+    test: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
         for name in ("val", "test"):

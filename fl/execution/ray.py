@@ -10,8 +10,10 @@ A worker that dies takes its unreturned positions with it: they are run again on
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,33 +37,40 @@ log = logging.getLogger(__name__)
 class Actor:
     """A worker process. Values come as handles; `memory` replaces the mapped file on nodes that do not see it."""
 
-    def setup(self, sources: dict, handle: Handle, memory: np.ndarray | None, writer: int, prefix: str, local: str) -> str:
-        """Take the job; answers the node this worker is on."""
+    def setup(self, sources: dict, handle: Handle, memory: np.ndarray | None, writer: int, prefix: str, local: str) -> None:
+        """Take the job."""
         import ray
 
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
         self.near, self.prefix = self.node == local, prefix
-        self.region, self.queue = Region(prefix), None
+        self.region = Region(prefix)
         self.worker = Worker(self._open(handle, memory), writer)
-        return self.node
 
-    def node_id(self) -> str:
+    def where(self) -> tuple[str, int]:
+        """The node and the process this worker is."""
         import ray
 
-        return ray.get_runtime_context().get_node_id()
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def run(self, handle, memory, name: str, runs: list[tuple[int, int]], me: int, segment: int) -> Handle:
+    def run(self, handle, memory, name: str, runs: list[tuple[int, int]], steal: bool, me: int, segment: int) -> Handle:
         dispatch: Dispatch = self._open(handle, memory)
-        path = folder() / f"{self.prefix}-{name}-{self.node[:8]}"
+        path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
+        for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
+            if old != path:
+                old.unlink(missing_ok=True)
         queue = Queue(str(path), runs)
-        part = self.worker.run(dispatch, queue.tasks(me, 1), segment)
+        part = self.worker.run(dispatch, queue.tasks(me, 1, steal), segment)
         queue.close()
         return self._answer(part)
 
     def call(self, handle, memory) -> Handle:
         fn, args = self._open(handle, memory)
         return self._answer(fn(*args))
+
+    def leave(self) -> None:
+        """Remove this node's shared files."""
+        remove(self.prefix)
 
     def _open(self, handle: Handle, memory: np.ndarray | None) -> Any:
         return (handle if self.near else replace(handle, memory=memory)).open()
@@ -76,6 +85,7 @@ class _Member:
     actor: Any
     writer: int
     node: str
+    pid: int
 
 
 class Ray:
@@ -106,8 +116,8 @@ class Ray:
     def _hire(self, count: int) -> list[_Member]:
         """New workers, with the job."""
         actors = [self.actor_class.remote() for _ in range(count)]
-        nodes = self.ray.get([a.node_id.remote() for a in actors], timeout=HIRE_SECONDS)
-        members = [_Member(actor, self.states.new_writer(), node) for actor, node in zip(actors, nodes)]
+        places = self.ray.get([a.where.remote() for a in actors], timeout=HIRE_SECONDS)
+        members = [_Member(actor, self.states.new_writer(), *place) for actor, place in zip(actors, places)]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
         common = (registry.sources(), self.job_handle)
@@ -121,6 +131,8 @@ class Ray:
 
     def _replace_dead(self) -> None:
         """New workers for the dead; where the cluster has no room for them, the living go on alone."""
+        if all(m.actor is not None for m in self.members):
+            return
         self.members = [m for m in self.members if m.actor is not None]
         try:
             self.members += self._hire(self.workers - len(self.members))
@@ -135,20 +147,18 @@ class Ray:
 
     # -- exchanges ------------------------------------------------------------------------------------------------
     def run(self, dispatch: Dispatch) -> Done:
-        shared = self._share(dispatch)
         parts: list[Part] = []
         missing, retried = np.arange(dispatch.tasks), 0
-        for _ in range(ATTEMPTS):
-            if any(m.actor is None for m in self.members):
-                self._replace_dead()
-            parts += self._attempt(dispatch, shared, missing)
+        for attempt in range(ATTEMPTS):
+            self._replace_dead()
+            parts += self._attempt(dispatch, missing, steal=not dispatch.pin or attempt > 0)
             missing = _missing(dispatch, parts)
             if not len(missing):
                 done = gather(dispatch, parts, retried)
-                # parts are views of memory that workers write again
                 done.value = tree_map(lambda leaf: leaf.clone(), done.value)
                 return done
             retried += len(missing) * dispatch.plan.chunk
+            parts = copy.deepcopy(parts)  # they are views of memory that the living are about to write again
         first = dispatch.cohort[missing[0] * dispatch.plan.chunk]
         raise RuntimeError(
             f"round {dispatch.round}: workers died {ATTEMPTS} times at or near client {first}. If they ran out of memory, "
@@ -156,10 +166,18 @@ class Ray:
         )
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
-        handle, memory = self._share((fn, args))
-        member = self.members[0]
-        answer = self.ray.get(member.actor.call.remote(handle, self._for(member, memory))).open()
-        return tree_map(lambda leaf: leaf.clone(), answer)
+        for _ in range(ATTEMPTS):
+            self._replace_dead()
+            handle, memory = self._share((fn, args))
+            member = self.members[0]
+            try:
+                answer = self.ray.get(member.actor.call.remote(handle, self._for(member, memory))).open()
+                return tree_map(lambda leaf: leaf.clone(), answer)
+            except self.ray.exceptions.RayActorError:
+                member.actor = None
+            except self.ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+        raise RuntimeError(f"server work {fn} killed {ATTEMPTS} workers; if memory ran out, use fewer execution.workers")
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
         """Write a value where every worker can open it."""
@@ -167,9 +185,9 @@ class Ray:
         far = any(m.node != self.local for m in self.members)
         return handle, self.ray.put(self.region.copy(handle)) if far else None
 
-    def _attempt(self, dispatch: Dispatch, shared: tuple[Handle, Any], tasks: np.ndarray) -> list[Part]:
+    def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Part]:
         """One call per worker; the parts of those who lived."""
-        handle, memory = shared
+        handle, memory = self._share(dispatch)
         self.attempts += 1
         name, parts, calls, failure = f"queue-{self.attempts}", [], {}, None
         shares = iter(_cut(dispatch, tasks, len(self.members)))
@@ -179,25 +197,27 @@ class Ray:
             runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
             for me, member in enumerate(team):
                 segment = self.states.segment(member.writer)
-                calls[member.actor.run.remote(handle, self._for(member, memory), name, runs, me, segment)] = member
+                calls[member.actor.run.remote(handle, self._for(member, memory), name, runs, steal, me, segment)] = member
         for call, member in calls.items():
             try:
                 parts.append(self.ray.get(call).open())
             except self.ray.exceptions.RayActorError:
-                log.warning("round %d: a worker died; its clients run again", dispatch.round)
+                log.warning("round %d: worker %d died; its clients run again", dispatch.round, member.pid)
                 member.actor = None
             except self.ray.exceptions.RayTaskError as error:
                 failure = failure or error.cause
-        remove(f"{self.prefix}-{name}")
         if failure is not None:
             raise failure
         return parts
 
     def close(self) -> None:
         if hasattr(self, "members"):
-            for member in self.members:
-                if member.actor is not None:
-                    self.ray.kill(member.actor)
+            living = [m for m in self.members if m.actor is not None]
+            far = [m.actor.leave.remote() for m in living if m.node != self.local]
+            if far:
+                self.ray.wait(far, num_returns=len(far), timeout=5)
+            for member in living:
+                self.ray.kill(member.actor)
             if self.ours:
                 self.ray.shutdown()
             remove(self.prefix)

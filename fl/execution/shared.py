@@ -106,19 +106,19 @@ class Queue:
         fcntl.flock(self.file, fcntl.LOCK_UN)
         self.runs = np.frombuffer(mmap.mmap(self.file, 0), np.int64).reshape(-1, 2)
 
-    def tasks(self, me: int, size: int) -> Iterator[tuple[int, int]]:
-        """Runs [a, b) of at most `size` tasks until there are none left anywhere."""
-        while (taken := self._take(me, size)) is not None:
+    def tasks(self, me: int, size: int, steal: bool = True) -> Iterator[tuple[int, int]]:
+        """Runs [a, b) of at most `size` tasks until there are none left anywhere (or, without stealing, of one's own)."""
+        while (taken := self._take(me, size, steal)) is not None:
             yield taken
 
-    def _take(self, me: int, size: int) -> tuple[int, int] | None:
+    def _take(self, me: int, size: int, steal: bool) -> tuple[int, int] | None:
         fcntl.flock(self.file, fcntl.LOCK_EX)
         try:
             front, back = (int(x) for x in self.runs[me])
             if front == back:
                 left = self.runs[:, 1] - self.runs[:, 0]
                 victim = int(left.argmax())
-                if left[victim] == 0:
+                if left[victim] == 0 or not steal:
                     return None
                 front, back = int(self.runs[victim, 1] - (left[victim] + 1) // 2), int(self.runs[victim, 1])
                 self.runs[victim, 1] = front

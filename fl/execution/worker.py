@@ -75,6 +75,7 @@ class Dispatch:
     carries: np.ndarray  # (n, 3)
     cost: np.ndarray  # (n,) expected work, in any unit
     skeleton: torch.nn.Module | None = None
+    pin: bool = False
     split: str = "test"
     generation: int = 0  # of the client states, see ClientStates.segment
 

@@ -47,7 +47,8 @@ class MLP:
             raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        layers, width = [nn.Flatten()], math.prod(shape)
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = math.prod(shape)
         for hidden in self.hidden:
             layers += [nn.Linear(width, hidden), _ACTIVATIONS[self.activation]()]
             layers += [Dropout(self.dropout)] if self.dropout else []

@@ -27,7 +27,7 @@ class Accuracy(MeanMetric):
 @register("task", "classification")
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """One of `num_outputs` classes; softmax cross-entropy -log p_y; metrics loss (nats) and accuracy."""
+    """One of max(y) + 1 classes; softmax cross-entropy -log p_y; metrics loss (nats) and accuracy."""
 
     kernel: ClassVar[str] = "cross_entropy"
 

@@ -1,0 +1,671 @@
+"""The laws that parts keep, checked on eight tiny clients in a temporary folder: `check("strategy:fedavg")` or of your own
+
+    check("my_rule.py:SignMean") -> [Finding("repeats", ok=True, detail=""), Finding("pure", ok=False, detail="..."), ...]
+
+A law is a function of the part on the bench: it raises if it is broken and may return a remark. `LAWS` says which laws hold
+for which kind; a strategy is checked with its client, a client with the strategy that brings it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl import random, registry
+from fl.client import ClientAlgorithm, ClientContext, View
+from fl.codec import Codec
+from fl.config import Config, ConfigError, read, resolve
+from fl.data.partition import Partition
+from fl.data.noise import LogNormal, Noise
+from fl.execution.executor import Done, Serial, gather
+from fl.execution.worker import Columns, Dispatch, Worker
+from fl.params import Params, difference
+from fl.sampler import Sampler
+from fl.simulation import Simulation, resume
+from fl.storage.segments import Segments
+from fl.strategy import ServerContext, Strategy
+from fl.trees import Tree, digest, flatten, raw_bytes, tree_map, unflatten
+
+CLIENTS = 8
+DATA = Noise(shape=(6,), classes=4, clients=CLIENTS, samples=LogNormal(lognormal=0.7, mean=20, low=5, high=60))
+FEDERATION = {
+    "rounds": 3,
+    "data": {"name": "noise"} | dataclasses.asdict(DATA),
+    "partition": "natural",
+    "splits": {"val": 0.2},
+    "model": {"name": "mlp", "hidden": [5]},
+    "cohort": {"name": "uniform", "size": 5},
+    "execution": {"executor": "serial"},
+}
+TRAINING = {"epochs": 2, "batch": 8, "lr": 0.1}  # for clients that have such fields
+# what parts are built with where they have no default
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "strategy": {},
+    "client": {},
+    "codec": {"ratio": 0.25},
+    "partition": {"clients": CLIENTS, "alpha": 0.5},
+    "sampler": {"size": 4, "rate": 0.5, "clients": (1, 4, 6)},
+}
+BASES = {Strategy: "strategy", ClientAlgorithm: "client", Codec: "codec", Sampler: "sampler"}
+TIMES = {"wall_seconds", "busy_seconds", "server_seconds"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one law."""
+
+    law: str
+    ok: bool
+    detail: str = ""
+
+
+class Broken(Exception):
+    """A law does not hold; says what was found."""
+
+
+def check(target: str, **arguments: Any) -> list[Finding]:
+    """Every law of `target`: "kind:name", a registered name, path/file.py:Name or module:Name, built with `arguments`."""
+    kind, name = find(target)
+    part = registry.lookup(kind, name)
+    arguments = {f: v for f, v in EXAMPLES[kind].items() if _needs(part, f)} | arguments
+    with tempfile.TemporaryDirectory() as folder:
+        if kind in ("strategy", "client"):
+            bench: Any = Bench.of(kind, name, arguments, Path(folder))
+        else:
+            bench = part(**arguments)
+        return [_judge(law, bench) for law in LAWS[kind]]
+
+
+def find(target: str) -> tuple[str, str]:
+    """(kind, name) of a target."""
+    kind, colon, name = target.partition(":")
+    if colon and kind in LAWS:
+        return kind, name
+    if colon:
+        part = registry.lookup("strategy", target)
+        bases = part.__mro__ if isinstance(part, type) else ()
+        found = [BASES[b] for b in bases if b in BASES] + ["partition"] * hasattr(part, "split")
+        if found:
+            return found[0], target
+        raise ValueError(f"{target!r} is none of {list(LAWS)}: derive it from {[b.__name__ for b in BASES]} or give it split()")
+    for kind in LAWS:
+        if target in registry.names(kind):
+            return kind, target
+    known = {kind: registry.names(kind) for kind in LAWS}
+    raise ValueError(f"{target!r} is not one of {known}, nor kind:name, path/to/file.py:Name or module:Name")
+
+
+def _needs(part: Any, name: str) -> bool:
+    """Whether the part has a field of that name that it cannot do without."""
+    fields = {f.name: f for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    return name in fields and fields[name].default_factory is dataclasses.MISSING and fields[name].default in _UNSET
+
+
+_UNSET = (dataclasses.MISSING, None)
+
+
+def _judge(law: Callable[[Any], str | None], bench: Any) -> Finding:
+    try:
+        return Finding(law.__name__, True, law(bench) or "")
+    except Broken as broken:
+        return Finding(law.__name__, False, str(broken))
+    except Exception as error:  # whatever a part does wrong, the other laws are still of interest
+        return Finding(law.__name__, False, f"{type(error).__name__}: {error}")
+
+
+# -- the bench: runs of a strategy and a client -----------------------------------------------------------------------
+@dataclass(frozen=True)
+class Run:
+    """A run without its clock: what must be equal where runs are equal."""
+
+    model: Params
+    metrics: list[str]
+    ledger: list[dict[str, Any]]
+    states: dict[int, str]  # client -> fingerprint
+
+    def same(self, other: Run, how: str) -> None:
+        if digest(self.model) != digest(other.model):
+            raise Broken(f"{how}: the models differ, {_apart(self.model, other.model)}")
+        for a, b in zip(self.metrics, other.metrics, strict=True):
+            _equal(a, b, f"{how}: metrics")
+        key = lambda row: json.dumps(row, sort_keys=True)  # noqa: E731
+        _equal(sorted(map(key, self.ledger)), sorted(map(key, other.ledger)), f"{how}: ledgers")
+        _equal(self.states, other.states, f"{how}: states of clients")
+
+
+@dataclass
+class Bench:
+    """One strategy and client, as sections of a configuration, and a folder for their runs."""
+
+    strategy: dict[str, Any]
+    client: dict[str, Any]
+    folder: Path
+    runs: int = 0
+
+    @classmethod
+    def of(cls, kind: str, name: str, arguments: dict[str, Any], folder: Path) -> Bench:
+        if kind == "strategy":
+            client = registry.lookup("strategy", name).client
+            return cls({"name": name, **arguments}, {"name": client, **_training(client)}, folder)
+        bringing = [s for s in registry.names("strategy") if registry.lookup("strategy", s).client == name]
+        strategy = bringing[0] if bringing else "fedavg"
+        return cls({"name": strategy}, {"name": name, **_training(name), **arguments}, folder)
+
+    def config(self, **overrides: Any) -> Config:
+        parts = {"strategy": self.strategy, "client": self.client}
+        return resolve(read(copy.deepcopy(FEDERATION | parts), overrides))
+
+    def simulation(self, config: Config | None = None, **overrides: Any) -> Simulation:
+        self.runs += 1
+        return Simulation(config or self.config(**overrides), self.folder / str(self.runs))
+
+    def run(self, config: Config | None = None, executor: Serial | None = None, **overrides: Any) -> Run:
+        with self.simulation(config, **overrides) as simulation:
+            simulation.executor = executor or simulation.executor
+            return _finished(simulation)
+
+    @cached_property
+    def plain(self) -> Run:
+        """The run that others are compared with."""
+        return self.run()
+
+    def neutral(self, **overrides: Any) -> Config | None:
+        """The setting in which the strategy is FedAvg, if it has one."""
+        rule = self.config().strategy
+        if rule.neutral is None:
+            return None
+        neutral = Bench(self.strategy | dict(rule.neutral.strategy), self.client | dict(rule.neutral.client), self.folder)
+        return neutral.config(**overrides)
+
+
+def _training(client: str) -> dict[str, Any]:
+    part = registry.lookup("client", client)
+    fields = {f.name for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
+    return {k: v for k, v in TRAINING.items() if k in fields}
+
+
+def _finished(simulation: Simulation) -> Run:
+    result = simulation.run()
+    metrics = [json.dumps({k: v for k, v in row.items() if k not in TIMES}) for row in result.metrics]
+    return Run(result.model, metrics, result.ledger.to_pylist(), _states(simulation))
+
+
+def _states(simulation: Simulation) -> dict[int, str]:
+    """What each client that has a state left, as a fingerprint."""
+    clients, segments = np.arange(simulation.population), Segments(simulation.directory / "clients")
+    found = {c: segments.read(where) for c, where in zip(clients, simulation.states.locations(clients)) if where[0] >= 0}
+    segments.close()
+    return {int(c): fingerprint(state) for c, state in found.items()}
+
+
+def fingerprint(tree: Tree) -> str:
+    skeleton, tensors = flatten(tree)
+    sha = hashlib.sha256(skeleton.encode())
+    for tensor in tensors:
+        sha.update(raw_bytes(tensor.contiguous()))
+    return sha.hexdigest()
+
+
+def _equal(a: Any, b: Any, what: str) -> None:
+    if a != b:
+        raise Broken(f"{what} differ: {a} and {b}")
+
+
+def _apart(a: Params, b: Params) -> float:
+    """The largest difference, relative to the largest parameter of b."""
+    if a.layout is not b.layout:
+        raise Broken(f"the models differ: {difference(a, b)}")
+    largest = max(float(x.abs().max()) for x in b.buffers)
+    return max(float((x - y).abs().max()) for x, y in zip(a.buffers, b.buffers)) / max(largest, 1e-30)
+
+
+def _close(a: Params, b: Params, tolerance: float, what: str) -> None:
+    apart = _apart(a, b)
+    if not apart <= tolerance:
+        raise Broken(f"{what}: {apart:.1e} apart, more than {tolerance}")
+
+
+def _with(part: Any, **methods: Callable) -> Any:
+    """The same part with some methods in front of its own; `super` is `type(part)`."""
+    other = object.__new__(type(type(part).__name__, (type(part),), methods))
+    other.__dict__.update(part.__dict__)
+    return other
+
+
+# -- laws of strategies and clients -----------------------------------------------------------------------------------
+def runs(bench: Bench) -> None:
+    """Three rounds, and everything stays finite."""
+    if not all(torch.isfinite(b).all() for b in bench.plain.model.buffers):
+        raise Broken("the model is not finite after three rounds")
+    for row in map(json.loads, bench.plain.metrics):
+        bad = [name for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)]
+        if bad:
+            raise Broken(f"round {row['round']}: {bad} are not finite")
+
+
+def state(bench: Bench) -> None:
+    """The state is a tree of values: text and tensors, and back."""
+    with bench.simulation() as simulation:
+        skeleton, tensors = flatten(simulation.state)
+        _equal(fingerprint(unflatten(skeleton, tensors)), fingerprint(simulation.state), "the state and what is read back")
+
+
+def repeats(bench: Bench) -> None:
+    """The same configuration gives the same bits."""
+    bench.run().same(bench.plain, "run twice")
+
+
+def order(bench: Bench) -> None:
+    """In which order a cohort is listed changes nothing."""
+    one, other = (bench.run(cohort={"name": "fixed", "clients": list(c)}) for c in ((1, 4, 6), (6, 1, 4)))
+    one.same(other, "clients 1, 4, 6 and 6, 1, 4")
+
+
+def nobody(bench: Bench) -> None:
+    """A round that nobody takes part in is a round."""
+    run = bench.run(cohort={"name": "poisson", "rate": 1e-9}, rounds=1)
+    if not all(torch.isfinite(b).all() for b in run.model.buffers):
+        raise Broken("the model is not finite after a round without clients")
+
+
+def placement(bench: Bench) -> None:
+    """Who computes what, and when, changes nothing: two workers take single tasks in no order."""
+    bench.run(executor=_Scattered()).same(bench.plain, "tasks in order and scattered over two workers")
+
+
+class _Scattered(Serial):
+    def start(self, job, states):
+        super().start(job, states)
+        self.second = states.new_writer()
+        self.helper = Worker(job, self.second)
+
+    def run(self, dispatch: Dispatch) -> Done:
+        tasks = random.permutation(dispatch.tasks, "scattered", dispatch.number)
+        parts = [
+            worker.run(dispatch, [(t, t + 1) for t in mine], self.states.segment(writer))
+            for worker, writer, mine in ((self.helper, self.second, tasks[::2]), (self.worker, self.writer, tasks[1::2]))
+        ]
+        return gather(dispatch, parts)
+
+    def close(self):
+        super().close()
+        self.helper.states.close()
+
+
+def chunks(bench: Bench) -> None:
+    """In the loop, how many clients make a task changes nothing."""
+    one, two, eight = (bench.run(**{"execution.plan": "loop", "execution.chunk": n}) for n in (1, 2, 8))
+    two.same(one, "tasks of two clients and of one")
+    eight.same(one, "tasks of eight clients and of one")
+
+
+def regrouping(bench: Bench) -> None:
+    """The tree of sums is a choice: from left to right instead changes at most 1e-6."""
+    settings = {"execution.plan": "loop", "rounds": 1}
+    _close(bench.run(executor=_LeftToRight(), **settings).model, bench.run(**settings).model, 1e-6, "another tree")
+
+
+class _LeftToRight(Serial):
+    def run(self, dispatch: Dispatch) -> Done:
+        if dispatch.kind != "work" or not len(dispatch.cohort):
+            return super().run(dispatch)
+        tasks, segment = range(dispatch.tasks), self.states.segment(self.writer)
+        parts = [self.worker.run(dispatch, [(t, t + 1)], segment) for t in tasks]
+        acc, done = None, Done(None, Columns())
+        for part in parts:
+            (leaf,) = part.nodes.values()
+            acc = leaf if acc is None else acc if leaf is None else dispatch.reduction.merge(acc, leaf)
+            done.columns.extend(part.columns)
+        return replace(done, value=None if acc is None else dispatch.reduction.finish(acc))
+
+
+def neutral(bench: Bench) -> str | None:
+    """In its neutral setting the method is FedAvg."""
+    config = bench.neutral()
+    if config is None:
+        return "no setting of it is FedAvg"
+    declared = config.strategy.neutral
+    fedavg = Bench({"name": "fedavg", **declared.fedavg}, {"name": "sgd", **TRAINING}, bench.folder / "fedavg").run()
+    ours = bench.run(config)
+    _close(ours.model, fedavg.model, 1e-6, "neutral setting and FedAvg")
+    if declared.bits:
+        _equal(digest(ours.model), digest(fedavg.model), "equal bits are declared, but the models of it and of FedAvg")
+    return None
+
+
+def cohort_of_one(bench: Bench) -> str | None:
+    """In the neutral setting a cohort of one is that client."""
+    settings = {"cohort": {"name": "fixed", "clients": [3]}, "rounds": 1, "execution.plan": "loop"}
+    config = bench.neutral(**settings)
+    if config is None:
+        return "no setting of it is FedAvg"
+    with bench.simulation(config) as simulation:
+        start, partition = simulation.model.clone(), simulation.partition
+        arrays = {name: torch.from_numpy(array) for name, array in simulation.dataset.train.items()}
+        views = {split: View(arrays, partition.view_rows(3, split)) for split in ("train", "val", "test")}
+        ctx = ClientContext(
+            client=3,
+            seed=config.seed,
+            round=0,
+            rounds=1,
+            participation=0,
+            received={"model": start},
+            config={},
+            state=None,
+            module=copy.deepcopy(simulation.module),
+            task=config.task,
+            **views,
+        )
+        alone = start + config.client.work("train", ctx, None).update.groups["model"]
+        _close(_finished(simulation).model, alone, 1e-6, "a cohort of one and that client")
+    return None
+
+
+def resumes(bench: Bench) -> None:
+    """Stopped after a round and gone on with is not stopped, whether once or after every round."""
+    with bench.simulation() as first:
+        first.run(stop=lambda: True)
+    resume(first.directory, stop=lambda: True)
+    with Simulation(first.config, first.directory, resumed=True) as last:
+        _finished(last).same(bench.plain, "resumed after each round and uninterrupted")
+
+
+def client_states(bench: Bench) -> str | None:
+    """A client's state is its own: others' rounds do not touch it, and company in a cohort leaves no trace in it."""
+    settings: dict[str, Any] = {"cohort": {"name": "cyclic", "size": 3}, "execution.plan": "loop"}
+    history: list[dict[int, str]] = [{}]
+    with bench.simulation(**settings) as simulation:
+        simulation.run(watch=lambda event, _: history.append(_states(simulation)) if event == "round" else None)
+    for round_, (before, after) in enumerate(zip(history, history[1:])):
+        cohort = {(3 * round_ + k) % CLIENTS for k in range(3)}
+        for client, left in before.items():
+            if client not in cohort and after.get(client) != left:
+                raise Broken(f"round {round_}: the state of client {client} changed, the cohort was {sorted(cohort)}")
+    if not history[1]:
+        return "clients keep nothing"
+    if any(row["exchange"] for row in bench.plain.ledger):
+        return "compared between rounds only: within a round of several exchanges clients hear of each other"
+    for client, left in history[1].items():
+        alone = bench.run(cohort={"name": "fixed", "clients": [client]}, rounds=1, **{"execution.plan": "loop"})
+        _equal(alone.states.get(client), left, f"states of client {client} after a round alone and in company")
+    return None
+
+
+def loop_and_batched(bench: Bench) -> str:
+    """Clients trained one by one and together agree to 1e-4."""
+    loop, agreed = bench.run(rounds=1, **{"execution.plan": "loop"}), []
+    for plan in ("stacked", "vmap"):
+        try:
+            together = bench.run(rounds=1, **{"execution.plan": plan})
+        except ConfigError as error:
+            if "is not possible" not in str(error):
+                raise
+            continue
+        _close(together.model, loop.model, 1e-4, f"{plan} and loop")
+        _equal(sorted(together.states), sorted(loop.states), f"{plan} and loop: clients with a state")
+        agreed.append(plan)
+    return ", ".join(agreed) or "trains in the loop only"
+
+
+def sends(bench: Bench) -> None:
+    """The groups that clients send are those they declare."""
+    sent = {row["group"] for row in bench.plain.ledger if row["direction"] == "up"}
+    _equal(sent, set(bench.config().client.sends), "the groups sent and `sends`")
+
+
+def pure(bench: Bench) -> None:
+    """A strategy's round is a function: run twice on one state and the same answers it gives the same, and changes neither."""
+
+    def round_(self: Strategy, state: Tree, ctx: ServerContext):
+        before, answers = fingerprint(state), []
+        first = yield from _recorded(type(self).__mro__[1].round(self, state, ctx), answers)
+        if fingerprint(state) != before:
+            raise Broken("a round changed the state it was given; make a new one (p + q, not p.add_(q))")
+        again = _replayed(type(self).__mro__[1].round(self, state, ctx), answers)
+        _equal(fingerprint(list(again)), fingerprint(list(first)), "two rounds on the same state and answers")
+        return first
+
+    config = bench.config()
+    bench.run(replace(config, strategy=_with(config.strategy, round=round_)))
+
+
+def _recorded(generator, answers: list):
+    """Runs a round, keeping copies of what it is sent."""
+    answer = None
+    while True:
+        try:
+            request = generator.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = yield request
+        answers.append(_copied(answer))
+
+
+def _replayed(generator, answers: list):
+    supply = iter(answers)
+    answer = None
+    while True:
+        try:
+            generator.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = next(supply)
+
+
+def _copied(answer: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone(), answer)
+
+
+def work_is_pure(bench: Bench) -> None:
+    """A client's work is a function: done twice it gives the same, and changes nothing that it was given."""
+
+    def work(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree):
+        given = [dict(ctx.received), ctx.state, carry]
+        before = fingerprint(given)
+        first, again = (type(self).__mro__[1].work(self, name, ctx, carry) for _ in range(2))
+        if fingerprint(given) != before:
+            raise Broken("work changed what it received, its old state or its carry; make new ones")
+        one, other = ([dict(r.update.groups), dict(r.update.metrics), r.state, r.carry] for r in (first, again))
+        _equal(fingerprint(one), fingerprint(other), "two answers to the same message")
+        return first
+
+    config = bench.config(**{"execution.plan": "loop"})
+    bench.run(replace(config, client=_with(config.client, work=work)))
+
+
+def ledger(bench: Bench) -> None:
+    """Every byte counted: with the identity codec a row is the bytes of the tensors that a client received or sent."""
+    expected: Counter = Counter()
+
+    def work(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree):
+        reply = type(self).__mro__[1].work(self, name, ctx, carry)
+        for direction, groups in (("down", ctx.received), ("up", reply.update.groups)):
+            expected.update((ctx.round, ctx.client, direction, group, _nbytes(tree)) for group, tree in groups.items())
+        return reply
+
+    config = bench.config(**{"execution.plan": "loop"})
+    with bench.simulation(replace(config, client=_with(config.client, work=work))) as simulation:
+        rows, kept = _finished(simulation).ledger, set(simulation.seen)
+    found = Counter((r["round"], r["client"], r["direction"], r["group"], r["encoded_bytes"]) for r in rows)
+    if found - expected:
+        raise Broken(f"rows of bytes that nobody sent: {sorted(found - expected)[:5]}")
+    missing = [row for row in sorted(expected - found) if row[3] not in kept]  # a static group is sent once
+    if missing:
+        raise Broken(f"bytes that were sent and have no row: {missing[:5]}")
+
+
+def _nbytes(tree: Tree) -> int:
+    total = 0
+
+    def leaf(x):
+        nonlocal total
+        total += x.nbytes
+
+    tree_map(leaf, tree)
+    return total
+
+
+# -- laws of codecs ---------------------------------------------------------------------------------------------------
+def _vectors() -> list[torch.Tensor]:
+    draw = random.torch_generator("check", "codec")
+    drawn = [torch.randn(n, generator=draw) for n in (1, 7, 64, 1000)]
+    return [torch.empty(0), *drawn, torch.zeros(33), torch.tensor([-2.5])]
+
+
+def shape_and_dtype(codec: Codec) -> None:
+    """As many numbers arrive as were sent, in float32 and finite; zeros arrive as zeros."""
+    for values in _vectors():
+        decoded = codec.decode(codec.encode(values), len(values))
+        _equal((decoded.shape, decoded.dtype), (values.shape, torch.float32), f"{len(values)} numbers: shape and dtype")
+        if not torch.isfinite(decoded).all() or (not values.any() and decoded.any()):
+            raise Broken(f"{values[:5]}... arrives as {decoded[:5]}...")
+
+
+def real_bytes(codec: Codec) -> None:
+    """The bytes that are counted are those that there are, and those announced."""
+    for values in _vectors():
+        encoded = codec.encode(values)
+        _equal(len(bytes(encoded)), encoded.nbytes, f"{len(values)} numbers: bytes sent and counted")
+        announced = codec.exact_size(len(values))
+        if announced is not None:
+            _equal(encoded.nbytes, announced, f"{len(values)} numbers: bytes and exact_size")
+
+
+def batches(codec: Codec) -> None:
+    """Many clients at once are encoded to the bits that each would have alone."""
+    rows = torch.stack([torch.randn(50, generator=random.torch_generator("check", "batch", i)) for i in range(3)])
+    encoded = codec.encode(rows)
+    together = codec.decode(encoded, 50)
+    for i, values in enumerate(rows):
+        alone = codec.encode(values)
+        _equal(bytes(alone), bytes(replace(encoded, parts={n: p[i] for n, p in encoded.parts.items()})), f"bytes of row {i}")
+        if not torch.equal(codec.decode(alone, 50), together[i]):
+            raise Broken(f"row {i} arrives otherwise alone than in a batch")
+
+
+def deterministic(codec: Codec) -> None:
+    """The same numbers give the same bytes, and are left as they were."""
+    for values in _vectors():
+        before = values.clone()
+        _equal(bytes(codec.encode(values)), bytes(codec.encode(values)), f"encodings of {len(values)} numbers")
+        if not torch.equal(values, before):
+            raise Broken("encode() changed the numbers it was given")
+
+
+# -- laws of partitions -----------------------------------------------------------------------------------------------
+def disjoint(part: Any) -> None:
+    """Every row is one client's at most, and there is such a row."""
+    dataset = DATA.load()
+    part.split(dataset).check(len(dataset))
+
+
+def same_seed(part: Any) -> None:
+    """The same arguments give the same partition, another seed another."""
+    dataset = DATA.load()
+    one, two = part.split(dataset), part.split(dataset)
+    if not _same_partition(one, two):
+        raise Broken("split twice, two partitions")
+    if hasattr(part, "seed") and _same_partition(one, replace(part, seed=part.seed + 1).split(dataset)):
+        raise Broken(f"seeds {part.seed} and {part.seed + 1} give the same partition")
+
+
+def _same_partition(a: Partition, b: Partition) -> bool:
+    return np.array_equal(a.indices, b.indices) and np.array_equal(a.offsets, b.offsets)
+
+
+def min_size(part: Any) -> str | None:
+    """Nobody has fewer rows than promised, and what cannot be is refused."""
+    if not hasattr(part, "min_size"):
+        return "promises no least size"
+    dataset = DATA.load()
+    sizes = np.diff(replace(part, min_size=6).split(dataset).offsets)
+    if sizes.min() < 6:
+        raise Broken(f"min_size=6 gives clients of {sizes.tolist()}")
+    _refuses(part, {"min_size": len(dataset)})
+    return None
+
+
+def refusals(part: Any) -> None:
+    """Numbers of clients and concentrations that make no sense are refused."""
+    for name, values in {"clients": (0, -1, 10**6), "alpha": (0.0, -1.0, math.nan)}.items():
+        if hasattr(part, name):
+            for value in values:
+                _refuses(part, {name: value})
+
+
+def _refuses(part: Any, arguments: Mapping[str, Any]) -> None:
+    try:
+        replace(part, **arguments).split(DATA.load())
+    except ValueError:
+        return
+    raise Broken(f"{dict(arguments)} is not refused; raise a ValueError that says what is allowed")
+
+
+# -- laws of samplers -------------------------------------------------------------------------------------------------
+SIZES = np.arange(1, 13)
+
+
+def ascending(sampler: Sampler) -> None:
+    """Cohorts are ascending, distinct ids of the population, int64."""
+    for ids in _cohorts(sampler, range(10)):
+        if ids.dtype != np.int64 or (np.diff(ids) <= 0).any() or (len(ids) and not 0 <= ids[0] <= ids[-1] < len(SIZES)):
+            raise Broken(f"{ids!r} is not ascending, distinct int64 ids below {len(SIZES)}")
+
+
+def addressed(sampler: Sampler) -> None:
+    """A draw depends on state, round and seed alone; the state is a tree, and is left as it was."""
+    start = sampler.init(len(SIZES))
+    before, here = fingerprint(start), start
+    for round_ in range(10):
+        one, cohort = sampler.sample(here, round_, 0, SIZES)
+        sampler.sample(sampler.init(len(SIZES)), round_ + 5, 1, SIZES)  # another draw in between
+        two, again = sampler.sample(here, round_, 0, SIZES)
+        _equal(cohort.tolist(), again.tolist(), f"cohorts of round {round_} drawn twice")
+        _equal(fingerprint(one), fingerprint(two), f"states after round {round_} drawn twice")
+        here = one
+    _equal(fingerprint(start), before, "the state that sample() was given, before and after,")
+
+
+def too_many(sampler: Sampler) -> str | None:
+    """More clients than there are, or none, are refused."""
+    if getattr(sampler, "size", None) is None:
+        return "takes no size"
+    for size in (0, len(SIZES) + 1):
+        try:
+            replace(sampler, size=size).init(len(SIZES))
+        except ValueError:
+            continue
+        raise Broken(f"size={size} of a population of {len(SIZES)} is not refused")
+    return None
+
+
+def _cohorts(sampler: Sampler, rounds: range) -> list[np.ndarray]:
+    state, cohorts = sampler.init(len(SIZES)), []
+    for round_ in rounds:
+        state, cohort = sampler.sample(state, round_, 0, SIZES)
+        cohorts.append(cohort)
+    return cohorts
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+_RUNS = [runs, state, repeats, order, nobody, placement, chunks, regrouping, resumes, client_states, loop_and_batched]
+LAWS: dict[str, list[Callable[[Any], str | None]]] = {
+    "strategy": [*_RUNS, sends, pure, ledger, neutral, cohort_of_one],
+    "client": [*_RUNS, sends, work_is_pure, ledger],
+    "codec": [shape_and_dtype, real_bytes, batches, deterministic],
+    "partition": [disjoint, same_seed, min_size, refusals],
+    "sampler": [ascending, addressed, too_many],
+}

@@ -1,0 +1,355 @@
+"""The command `fl`: runs, and a look at what there is.
+
+    fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
+    fl list strategy      fl show strategy scaffold      fl check strategy:fedavg      fl bench
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 a mistake in the config or the command,
+130 stopped by Ctrl-C or SIGTERM. Heavy imports are made where they are needed: `fl --help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fl import registry
+
+app = typer.Typer(
+    help="Federated-learning simulator.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="e.g. rounds=100 cohort.size=20")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object and nothing else on stdout.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from (or FL_TRACEBACK=1).")]
+SMOKE_ROUNDS, SMOKE_COHORT = 2, 4
+
+
+def main() -> None:
+    app()
+
+
+class Mistake(ValueError):
+    """In the command itself."""
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory [default: a new one under runs/].")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two rounds of a few clients, to see that it works.")] = False,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Run a configuration. seed=0..4 makes five runs, one after the other."""
+    with errors(traceback):
+        changes = parse_overrides(overrides)
+        from fl import simulation
+        from fl.config import read, resolve
+
+        log_to_stderr()
+        seeds = _seeds(changes.get("seed"))
+        resolved = []
+        for seed in seeds or [None]:
+            raw = read(config, changes if seed is None else changes | {"seed": seed})
+            resolved.append(resolve(tiny(raw) if smoke else raw))
+        if smoke:
+            say(f"smoke: {SMOKE_ROUNDS} rounds of at most {SMOKE_COHORT} clients")
+        outs = [out / f"seed-{seed}" if out else None for seed in seeds] or [out]
+        starts = [lambda c=c, out=out, **hooks: simulation.run(c, out=out, **hooks) for c, out in zip(resolved, outs)]
+        carry_out(starts, as_json, many=bool(seeds))
+
+
+@app.command()
+def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False, traceback: Traceback = False) -> None:
+    """Go on with a run from its last committed round; rounds=+100 makes it longer."""
+    with errors(traceback):
+        changes = parse_overrides(overrides)
+        from fl import simulation
+
+        log_to_stderr()
+        carry_out([lambda **hooks: simulation.resume(directory, **hooks, **changes)], as_json)
+
+
+def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = False) -> None:
+    """Runs, one after another, with progress, and what came of them."""
+    from fl.tracking.progress import Progress
+
+    summaries = []
+    with Interrupts() as interrupts:
+        for start in starts:
+            if interrupts.asked:
+                break
+            directory = None
+
+            def watch(event: str, value: Any) -> None:
+                nonlocal directory
+                if event == "ready":
+                    directory = value.directory
+                    interrupts.ready()
+                progress(event, value)
+
+            try:
+                with Progress() as progress:
+                    result = start(watch=watch, stop=lambda: interrupts.asked)
+            except KeyboardInterrupt:
+                committed = directory and (directory / "checkpoints" / "last.json").exists()
+                say(f"aborted; go on with: fl resume {directory}" if committed else "stopped before the first round")
+                raise typer.Exit(130) from None
+            summaries.append(result.summary)
+            if not as_json:
+                print(told(result.summary))
+    if as_json:
+        print(json.dumps(finite({"runs": summaries} if many else summaries[0])))
+    if len(summaries) < len(starts) or summaries[-1]["reason"] == "interrupted":
+        raise typer.Exit(130)
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM ask to stop after the round, a Ctrl-C after that aborts. Before round 0 there is nothing to finish."""
+
+    asked = running = False
+
+    def __enter__(self) -> Interrupts:
+        self.old = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def ready(self) -> None:
+        self.running = True
+        signal.signal(signal.SIGTERM, self._take)  # ray.init has put its own in place
+
+    def _take(self, number: int, _: Any) -> None:
+        if not self.running or (self.asked and number == signal.SIGINT):
+            raise KeyboardInterrupt
+        self.asked = True
+        say("stopping after this round; Ctrl-C again aborts")
+
+
+def parse_overrides(texts: list[str] | None) -> dict[str, Any]:
+    """key=value, values as in YAML."""
+    changes: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise Mistake(f"{text}: not key=value, as in rounds=100 or cohort.size=20")
+        if value.startswith("+"):  # rounds=+100 is not 100
+            changes[key] = value
+            continue
+        import yaml
+
+        from fl.config import parse
+
+        try:
+            changes[key] = parse(value)
+        except yaml.YAMLError as error:
+            raise Mistake(f"{key}: {value!r} is not a YAML value: {getattr(error, 'problem', error)}") from None
+    return changes
+
+
+def _seeds(value: Any) -> list[int]:
+    """[0, 1, 2] of "0..2", [] of a single seed."""
+    match = re.fullmatch(r"(\d+)\.\.(\d+)", str(value))
+    if match is None:
+        return []
+    first, last = int(match[1]), int(match[2])
+    if last < first:
+        raise Mistake(f"seed: {value} names none; the smaller one goes first, as in seed={last}..{first}")
+    return list(range(first, last + 1))
+
+
+def tiny(config: dict[str, Any]) -> dict[str, Any]:
+    """The run made small enough to see in seconds whether it works."""
+    cohort = config.get("cohort")
+    if isinstance(cohort, dict):
+        size = cohort.get("size")
+        by_size = {**cohort, "size": min(size, SMOKE_COHORT)} if isinstance(size, int) else None
+        config = {**config, "cohort": by_size or {"name": "uniform", "size": 2}}  # a fraction may be many
+    return {**config, "rounds": SMOKE_ROUNDS}
+
+
+def told(summary: dict[str, Any]) -> str:
+    """A summary for people."""
+    from fl.tracking.progress import clock
+
+    final, done = summary["final"], summary["reason"] != "interrupted"
+    metrics = {k: f"{v:.4f}" for k, v in final.items() if k.startswith(("eval/", "val/", "clients/"))}
+    up, down = summary["total_uplink_bytes"], summary["total_downlink_bytes"]
+    lines = {"ended": f"{summary['reason']} ({final.get('round', -1) + 1} rounds)"} | metrics
+    lines |= {"MB up, down": f"{up / 1e6:.3f}, {down / 1e6:.3f}", "time": clock(summary["total_wall_seconds"])}
+    lines |= {"digest": summary["digest"], "directory": summary["directory"]}
+    lines["longer" if done else "go on with"] = f"fl resume {summary['directory']}" + (" rounds=+10" if done else "")
+    return _aligned(lines.items())
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- what there is ----------------------------------------------------------------------------------------------------
+@app.command("list")
+def list_(kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(registry.PACKAGES)}.")] = None) -> None:
+    """Registered names, with what they are."""
+    with errors():
+        for each in [_kind(kind)] if kind else registry.PACKAGES:
+            print(each)
+            print(_aligned((f"  {name}", first_line(registry.lookup(each, name))) for name in registry.names(each)))
+
+
+@app.command()
+def show(
+    kind: str, name: Annotated[str, typer.Argument(help="A registered name, path/to/file.py:Name or module:Name.")]
+) -> None:
+    """What a part does, where it comes from, and its hyper-parameters."""
+    with errors():
+        part = registry.lookup(_kind(kind), name)
+        print("\n\n".join(filter(None, (_doc(sys.modules[part.__module__]), _doc(part)))) + "\n")
+        if dataclasses.is_dataclass(part):
+            print(_aligned((f.name, f"{f.type} = {_default(f)}") for f in dataclasses.fields(part) if f.init))
+        if kind == "strategy":
+            print(f"\nclient it brings: {part.client}")
+
+
+@app.command()
+def digest(directory: Path) -> None:
+    """SHA-256 of a run's model: two runs with one digest have the same bits."""
+    with errors():
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        from fl import trees
+        from fl.config import ConfigError, read, resolve
+        from fl.storage import checkpoint
+
+        file, last = directory / "model.safetensors", directory / "checkpoints" / "last.json"
+        if not (file.is_file() or last.is_file()):
+            raise ConfigError("", f"{directory} holds neither model.safetensors nor a committed round")
+        if file.is_file():
+            with safe_open(file, "pt") as opened:
+                written = (opened.metadata() or {}).get("round")
+        if not last.is_file() or (file.is_file() and written == str(json.loads(last.read_text())["round"])):
+            print(trees.digest(load_file(file)))
+        else:  # the run is not at its end, or went on since that file was written
+            strategy = resolve(read(directory / "config.yaml")).strategy
+            print(trees.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
+
+
+# -- measuring and checking -------------------------------------------------------------------------------------------
+@app.command()
+def bench(
+    workloads: Annotated[list[str] | None, typer.Argument(help="Names of workloads [default: all].")] = None,
+    seconds: Annotated[float, typer.Option(help="To measure each for, at least.")] = 5.0,
+    out: Annotated[Path | None, typer.Option(help="A file for the measurements.")] = None,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Measure rounds and clients per second on this machine."""
+    with errors(traceback):
+        from fl import bench
+
+        raise typer.Exit(bench.main(workloads or [], seconds, out, as_json))
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="strategy:fedavg, fedavg, codec:top_k, path/to/file.py:Name ...")],
+    traceback: Traceback = False,
+) -> None:
+    """Check a part against the laws of its kind."""
+    with errors(traceback):
+        from fl import check
+
+        findings = check.check(target)
+        print(_aligned((f"{'pass' if f.ok else 'FAIL'}  {f.law}", f.detail) for f in findings))
+        if not all(f.ok for f in findings):
+            raise typer.Exit(1)
+
+
+# -- plumbing ---------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def errors(traceback: bool = False) -> Iterator[None]:
+    """Errors as one line and an exit code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if traceback or os.environ.get("FL_TRACEBACK") == "1":
+            raise
+        from fl.config import ConfigError
+
+        mistake = isinstance(error, (Mistake, ConfigError, registry.UnknownName))
+        # a client's error brings its traceback along; its first line names client, round and stage
+        text = str(error) if mistake else str(error).partition("\n")[0] or repr(error)
+        say(
+            f"error: {text}"
+            if mistake or type(error).__module__.startswith("fl.")
+            else f"error: {type(error).__name__}: {text}"
+        )
+        raise typer.Exit(2 if mistake else 1) from None
+
+
+def log_to_stderr() -> None:
+    import logging
+
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def first_line(part: Any) -> str:
+    return (_doc(part) or _doc(sys.modules[part.__module__])).partition("\n")[0]
+
+
+def _doc(of: Any) -> str:
+    """A docstring; the signature that `dataclass` leaves in its place is none."""
+    text = of.__doc__ or ""
+    return "" if text.startswith(f"{of.__name__}(") else inspect.cleandoc(text)
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def _kind(kind: str) -> str:
+    if kind not in registry.PACKAGES:
+        raise registry.UnknownName(f"{kind!r} is not one of {sorted(registry.PACKAGES)}")
+    return kind
+
+
+def _aligned(pairs: Any) -> str:
+    """Two columns."""
+    pairs = list(pairs)
+    width = max((len(key) for key, _ in pairs), default=0)
+    return "\n".join(f"{key:<{width}}  {value}".rstrip() for key, value in pairs)

@@ -1,0 +1,187 @@
+"""Same bits: serial, Ray with one worker, with two, on two nodes, after a worker is killed, after the driver is killed.
+
+Four methods stand for what can differ: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects), and a toy of three
+exchanges with carries. Digests are over all tensors of the final model; metrics and ledger must agree as well.
+"""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import fl
+
+TOYS = Path(__file__).parent.parent / "toys.py"
+METHODS = {
+    "fedavg": {"strategy": "fedavg"},
+    "scaffold": {"strategy": "scaffold"},
+    "trimmed_mean": {"strategy": {"name": "trimmed_mean", "beta": 0.2}},
+    "three_exchanges": {"strategy": f"{TOYS}:ThreeExchanges"},
+}
+ROUNDS = 20
+
+
+def config(method: str, **more) -> dict:
+    return {
+        "rounds": ROUNDS,
+        "data": "digits",
+        "partition": {"name": "dirichlet", "clients": 40, "alpha": 0.3, "min_size": 4},
+        "splits": {"val": 0.1, "test": 0.1},
+        "model": {"name": "mlp", "hidden": [32], "dropout": 0.2},
+        "cohort": {"size": 11},
+        "client": {"epochs": 2, "batch": 8, "lr": 0.1},
+        "evaluation": {"every": 5},
+        "execution": {"executor": "serial", "chunk": 2},
+        **METHODS[method],
+        **more,
+    }
+
+
+TIMES = ("wall_seconds", "busy_seconds", "server_seconds", "retried")
+
+
+def facts(result) -> tuple:
+    """All of a run that must not depend on who computed it."""
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in result.metrics]
+    return result.digest, json.dumps(rows), result.ledger.to_pylist()
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """method -> its run by the serial executor, made when asked for."""
+    folder = tmp_path_factory.mktemp("serial")
+    return functools.cache(lambda method: fl.run(config(method), out=folder / method))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_ray_equals_serial(method, workers, serial, ray, tmp_path):
+    result = fl.run(
+        config(method), out=tmp_path / "run", **{"execution.executor": "ray", "execution.workers": workers}
+    )
+    assert facts(result) == facts(serial(method))
+
+
+@pytest.mark.slow
+def test_killed_workers_change_nothing(serial, ray, tmp_path):
+    """Both workers are killed in turn while they train; their clients run again elsewhere."""
+    # the simulation's own processes, real signals: the killer waits a little after each round begins
+    result, killed = _run_and_kill_workers(config("scaffold"), tmp_path / "run", kills=3)
+    assert killed == 3
+    assert facts(result) == facts(serial("scaffold"))
+
+
+def _run_and_kill_workers(raw, out, kills):
+    from fl.config import read, resolve
+    from fl.simulation import Simulation
+
+    done = []
+    with Simulation(resolve(read(raw, {"execution.executor": "ray", "execution.workers": 2})), out) as simulation:
+
+        def kill(round_):
+            members = simulation.executor.members
+            victim = members[len(done) % len(members)]
+            time.sleep(0.02)  # into the exchange
+            os.kill(victim.pid, signal.SIGKILL)
+            done.append(round_)
+
+        def watch(event, row):
+            if event == "round" and row["round"] in (2, 7, 12) and len(done) < kills:
+                threading.Thread(target=kill, args=(row["round"],)).start()
+
+        return simulation.run(watch), len(done)
+
+
+@pytest.mark.slow
+def test_two_nodes(serial, tmp_path):
+    """A cluster of two nodes with one core each, a worker on either: what leaves a node goes through Ray's object store."""
+    code = f"""
+import json, sys, ray
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "object_store_memory": 128 << 20}})
+cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
+cluster.wait_for_nodes()
+ray.init(cluster.address, include_dashboard=False, log_to_driver=False)
+import fl
+from test_same_bits import METHODS, config
+from fl.config import read, resolve
+from fl.simulation import Simulation
+digests = {{}}
+for method in METHODS:
+    raw = read(config(method), {{"execution.executor": "ray", "execution.workers": 2}})
+    with Simulation(resolve(raw), __import__("pathlib").Path({str(tmp_path)!r}) / method) as simulation:
+        result = simulation.run()
+        digests[method] = [result.digest, len({{m.node for m in simulation.executor.members}})]
+print("DIGESTS", json.dumps(digests))
+ray.shutdown()
+cluster.shutdown()
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr[-3000:]
+    digests = json.loads(next(line for line in out.stdout.splitlines() if line.startswith("DIGESTS")).partition(" ")[2])
+    assert digests == {method: [serial(method).digest, 2] for method in METHODS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
+    """kill -9 of the driver at random instants, resumed until the run ends."""
+    import yaml
+
+    source, out = tmp_path / "config.yaml", tmp_path / "run"
+    source.write_text(yaml.safe_dump(config(method)))
+    random.seed(0)  # of the instants only
+    rounds_at_kill = []
+    for attempt in range(60):
+        started = (out / "checkpoints" / "last.json").exists()
+        command = f"fl.resume({str(out)!r})" if started else f"_fresh({str(source)!r}, {str(out)!r})"
+        code = f"import fl, shutil\ndef _fresh(c, o):\n    shutil.rmtree(o, ignore_errors=True)\n    fl.run(c, out=o)\n{command}"
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        if len(rounds_at_kill) < 6:
+            # wait until this process has committed something new, then a random moment more
+            before = _committed(out) if started else 0
+            while process.poll() is None and _committed(out) <= before:
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.05))
+            process.kill()
+            rounds_at_kill.append(_committed(out))
+        process.wait()
+        process.stderr.close()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert len(rounds_at_kill) >= 2
+    result = fl.resume(out)  # already finished: nothing to do, and nothing changes
+    assert facts(result) == facts(serial(method))
+
+
+def _committed(out: Path) -> int:
+    try:
+        return json.loads((out / "checkpoints" / "last.json").read_text())["round"]
+    except (OSError, ValueError):
+        return 0
+
+
+def test_a_run_may_be_prolonged(serial, tmp_path):
+    """Ten rounds and ten more are twenty."""
+    fl.run(config("scaffold", rounds=ROUNDS // 2), out=tmp_path / "run")
+    result = fl.resume(tmp_path / "run", rounds=f"+{ROUNDS // 2}")
+    assert result.digest == serial("scaffold").digest

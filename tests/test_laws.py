@@ -1,0 +1,253 @@
+"""The laws of `fl.check`: every registered part keeps them, and parts that break one are found out by that one."""
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+
+from fl import check as checker
+from fl import registry
+from fl.check import LAWS, Bench, Broken, check, find
+
+TARGETS = [f"{kind}:{name}" for kind in LAWS for name in registry.names(kind)]
+
+
+@functools.cache
+def findings(target: str) -> dict:
+    return {finding.law: finding for finding in check(target)}
+
+
+@pytest.mark.parametrize(
+    "target, law", [pytest.param(t, law.__name__, id=f"{t}-{law.__name__}") for t in TARGETS for law in LAWS[t.split(":")[0]]]
+)
+def test_law(target, law):
+    finding = findings(target)[law]
+    assert finding.ok, finding.detail
+
+
+# -- a check that cannot fail is no check ----------------------------------------------------------------------------
+USER_FILE = '''
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+import numpy as np
+import torch
+from fl.client import LocalTraining
+from fl.codec import Codec, Encoded
+from fl.data.partition import Partition
+from fl.params import Params
+from fl.reduction import Sum
+from fl.sampler import Sampler
+from fl.strategy import Exchange, Neutral, Strategy
+
+@dataclass(frozen=True)
+class Good(Strategy):
+    """Nothing wrong with it."""
+    def step(self, state, mean, ctx):
+        return state + mean, {}
+
+@dataclass(frozen=True)
+class Mutates(Strategy):
+    def step(self, state, mean, ctx):
+        return state.add_(mean), {}
+
+@dataclass(frozen=True)
+class Dice(Strategy):
+    def step(self, state, mean, ctx):
+        return state + torch.rand(()) * mean, {}
+
+@dataclass(frozen=True)
+class Box:
+    model: Params
+    rule: Any
+
+@dataclass(frozen=True)
+class NotATree(Strategy):
+    def init(self, model, ctx):
+        return Box(model, lambda x: x)
+    def step(self, state, mean, ctx):
+        return Box(state.model + mean, state.rule), {}
+
+@dataclass(frozen=True)
+class Explodes(Strategy):
+    def step(self, state, mean, ctx):
+        return state + mean / 0.0, {}
+
+@dataclass(frozen=True)
+class Remembers(Strategy):
+    """Counts its rounds in itself, which a resumed run builds anew."""
+    memory: list = field(default_factory=list)
+    def step(self, state, mean, ctx):
+        self.memory.append(0)
+        return state + mean / len(self.memory), {}
+
+class MeanOfMeans(Sum):
+    def merge(self, a, b):
+        return 0.5 * (a + b)
+
+@dataclass(frozen=True)
+class Grouping(Strategy):
+    def reduction(self, state, ctx):
+        return MeanOfMeans()
+    def step(self, state, mean, ctx):
+        return state + mean, {}
+
+@dataclass(frozen=True)
+class SaysItIsFedAvg(Strategy):
+    neutral: ClassVar[Neutral] = Neutral()
+    def step(self, state, mean, ctx):
+        return state + 0.999 * mean, {}
+
+@dataclass(frozen=True)
+class NeedsSomebody(Strategy):
+    def round(self, state, ctx):
+        outcome = yield Exchange(self.broadcast(state, ctx), Sum())
+        return state + outcome.value / len(outcome.clients), {}
+
+@dataclass(frozen=True, kw_only=True)
+class Gossip(LocalTraining):
+    """Keeps what the clients before it left."""
+    heard: ClassVar[list] = []
+    def finish(self, end):
+        self.heard.append(float(end.delta.buffers[0].sum()))
+        return {"model": end.delta}, {"heard": torch.tensor(self.heard)}
+
+@dataclass(frozen=True, kw_only=True)
+class Scribbles(LocalTraining):
+    def finish(self, end):
+        delta = end.delta
+        end.received["model"].add_(delta)
+        return {"model": delta}, None
+
+@dataclass(frozen=True, kw_only=True)
+class Withholds(LocalTraining):
+    sends: ClassVar[tuple] = ("model", "more")
+
+@dataclass(frozen=True, kw_only=True)
+class TwoMethods(LocalTraining):
+    def gradient(self, grad, params, at):
+        return 1.01 * grad if params.batch else grad
+
+@dataclass(frozen=True)
+class Plain(Codec):
+    def encode(self, values):
+        return Encoded({"values": values})
+    def decode(self, encoded, n):
+        return encoded.parts["values"].float()
+
+class Short(Plain):
+    def decode(self, encoded, n):
+        return encoded.parts["values"][..., 1:]
+
+class Announces(Plain):
+    def sizes(self, n, width=4):
+        return 1, n, width
+
+class Centres(Plain):
+    def encode(self, values):
+        return Encoded({"values": values - values.sum() / 10})
+
+class Noisy(Plain):
+    def encode(self, values):
+        return Encoded({"values": values + torch.randn(values.shape) * (values != 0)})
+
+@dataclass(frozen=True)
+class Shares:
+    clients: int = 4
+    seed: int = 0
+    min_size: int = 0
+    def split(self, dataset):
+        order = np.random.default_rng(self.seed).permutation(len(dataset))
+        return Partition(order, np.arange(5) * 2)
+
+class Overlaps(Shares):
+    def split(self, dataset):
+        return Partition(np.zeros(8, np.int64), np.arange(5) * 2)
+
+class Unseeded(Shares):
+    def split(self, dataset):
+        return Partition(np.random.permutation(len(dataset)), np.arange(5) * len(dataset) // 4)
+
+@dataclass(frozen=True)
+class First(Sampler):
+    size: int = 3
+    def sample(self, state, round_, seed, sizes):
+        return state, np.arange(self.size)
+
+class Descends(First):
+    def sample(self, state, round_, seed, sizes):
+        return state, np.arange(self.size)[::-1]
+
+class Forgets(First):
+    def sample(self, state, round_, seed, sizes):
+        return state, np.sort(np.random.choice(12, 3, replace=False))
+'''
+BROKEN = {
+    "Good": set(),
+    "Mutates": {"pure"},
+    "Dice": {"repeats", "resumes", "pure"},
+    "NotATree": {"state"},
+    "Explodes": {"runs"},
+    "Remembers": {"resumes", "pure"},
+    "Grouping": {"regrouping"},
+    "SaysItIsFedAvg": {"neutral", "cohort_of_one"},
+    "NeedsSomebody": {"nobody"},
+    "Gossip": {"repeats", "placement", "client_states", "work_is_pure"},
+    "Scribbles": {"work_is_pure"},
+    "Withholds": {"sends"},
+    "TwoMethods": {"loop_and_batched"},
+    "Plain": set(),
+    "Short": {"shape_and_dtype"},
+    "Announces": {"real_bytes"},
+    "Centres": {"batches"},
+    "Noisy": {"deterministic"},
+    "Shares": {"disjoint", "min_size", "refusals"},
+    "Overlaps": {"disjoint", "same_seed"},
+    "Unseeded": {"same_seed"},
+    "First": {"too_many"},
+    "Descends": {"ascending"},
+    "Forgets": {"addressed"},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_part_is_found_out(name, tmp_path):
+    (tmp_path / "mine.py").write_text(USER_FILE)
+    found = {finding.law for finding in check(f"{tmp_path}/mine.py:{name}") if not finding.ok}
+    assert found >= BROKEN[name]
+    if name in ("Good", "Plain", "Mutates", "Withholds", "SaysItIsFedAvg", "NeedsSomebody"):  # and nothing else is wrong
+        assert found == BROKEN[name]
+
+
+@dataclass
+class Halved(Bench):
+    """Runs in which half the bytes are on the way."""
+
+    def config(self, **overrides):
+        return super().config(**{"codec.up": "fp16"} | overrides)
+
+
+def test_bytes_that_are_not_those_sent_are_found_out(tmp_path):
+    with pytest.raises(Broken, match="rows of bytes that nobody sent"):
+        checker.ledger(Halved({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path))
+
+
+# -- targets ----------------------------------------------------------------------------------------------------------
+def test_targets(tmp_path):
+    (tmp_path / "mine.py").write_text(USER_FILE + "\nANSWER = 42\n")
+    assert find("fedavg") == find("strategy:fedavg") == ("strategy", "fedavg")
+    assert find("fedprox") == ("strategy", "fedprox") and find("client:fedprox") == ("client", "fedprox")
+    assert find("top_k") == ("codec", "top_k") and find("iid") == ("partition", "iid") and find("cyclic") == ("sampler", "cyclic")
+    assert find(f"{tmp_path}/mine.py:Unseeded")[0] == "partition"
+    assert find("clients.scaffold:Scaffold")[0] == "client"
+    with pytest.raises(ValueError, match="'fedavq' is not one of .*'fedavg'"):
+        find("fedavq")
+    with pytest.raises(ValueError, match="derive it from .*'Strategy'"):
+        find(f"{tmp_path}/mine.py:ANSWER")
+    with pytest.raises(ValueError, match="'fedavq' is not one of .* Did you mean 'fedavg'"):
+        check("strategy:fedavq")
+
+
+def test_arguments():
+    assert all(finding.ok for finding in check("codec:top_k", ratio=0.01))
+    with pytest.raises(ValueError, match="ratio: 2 is not in"):
+        check("top_k", ratio=2)
