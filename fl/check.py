@@ -28,8 +28,8 @@ from fl import random, registry
 from fl.client import ClientAlgorithm, ClientContext, View
 from fl.codec import Codec
 from fl.config import Config, ConfigError, read, resolve
-from fl.data.partition import Partition
 from fl.data.noise import LogNormal, Noise
+from fl.data.partition import Partition
 from fl.execution.executor import Done, Serial, gather
 from fl.execution.worker import Columns, Dispatch, Worker
 from fl.params import Params, difference
@@ -100,12 +100,14 @@ def find(target: str) -> tuple[str, str]:
         found = [BASES[b] for b in bases if b in BASES] + ["partition"] * hasattr(part, "split")
         if found:
             return found[0], target
-        raise ValueError(f"{target!r} is none of {list(LAWS)}: derive it from {[b.__name__ for b in BASES]} or give it split()")
+        raise registry.UnknownName(
+            f"{target!r} is none of {list(LAWS)}: derive it from {[b.__name__ for b in BASES]} or give it split()"
+        )
     for kind in LAWS:
         if target in registry.names(kind):
             return kind, target
     known = {kind: registry.names(kind) for kind in LAWS}
-    raise ValueError(f"{target!r} is not one of {known}, nor kind:name, path/to/file.py:Name or module:Name")
+    raise registry.UnknownName(f"{target!r} is not one of {known}, nor kind:name, path/to/file.py:Name or module:Name")
 
 
 def _needs(part: Any, name: str) -> bool:
@@ -551,7 +553,9 @@ def batches(codec: Codec) -> None:
     together = codec.decode(encoded, 50)
     for i, values in enumerate(rows):
         alone = codec.encode(values)
-        _equal(bytes(alone), bytes(replace(encoded, parts={n: p[i] for n, p in encoded.parts.items()})), f"bytes of row {i}")
+        _equal(
+            bytes(alone), bytes(replace(encoded, parts={n: p[i] for n, p in encoded.parts.items()})), f"bytes of row {i}"
+        )
         if not torch.equal(codec.decode(alone, 50), together[i]):
             raise Broken(f"row {i} arrives otherwise alone than in a batch")
 

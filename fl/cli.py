@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import math
 import os
 import re
 import signal
@@ -114,6 +113,8 @@ def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = Fals
             if not as_json:
                 print(told(result.summary))
     if as_json:
+        from fl.storage.run import finite
+
         print(json.dumps(finite({"runs": summaries} if many else summaries[0])))
     if len(summaries) < len(starts) or summaries[-1]["reason"] == "interrupted":
         raise typer.Exit(130)
@@ -187,25 +188,16 @@ def tiny(config: dict[str, Any]) -> dict[str, Any]:
 
 def told(summary: dict[str, Any]) -> str:
     """A summary for people."""
-    from fl.tracking.progress import clock
+    from fl.tracking.progress import clock, megabytes
 
     final, done = summary["final"], summary["reason"] != "interrupted"
     metrics = {k: f"{v:.4f}" for k, v in final.items() if k.startswith(("eval/", "val/", "clients/"))}
     up, down = summary["total_uplink_bytes"], summary["total_downlink_bytes"]
     lines = {"ended": f"{summary['reason']} ({final.get('round', -1) + 1} rounds)"} | metrics
-    lines |= {"MB up, down": f"{up / 1e6:.3f}, {down / 1e6:.3f}", "time": clock(summary["total_wall_seconds"])}
+    lines |= {"MB up, down": f"{megabytes(up)}, {megabytes(down)}", "time": clock(summary["total_wall_seconds"])}
     lines |= {"digest": summary["digest"], "directory": summary["directory"]}
     lines["longer" if done else "go on with"] = f"fl resume {summary['directory']}" + (" rounds=+10" if done else "")
     return _aligned(lines.items())
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- what there is ----------------------------------------------------------------------------------------------------

@@ -210,10 +210,17 @@ def parse(text: str) -> Any:
 
 def read(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The configuration as a dict: a file (with what it `extends`) or a dict, then `overrides` by dotted path."""
-    config = _read_file(Path(source), ()) if isinstance(source, (str, Path)) else _extended(dict(source), Path(), ())
+    config = _read_file(Path(source), ()) if isinstance(source, (str, Path)) else _extended(_copied(source), Path(), ())
     for path, value in (overrides or {}).items():
         _set(config, path, value)
     return config
+
+
+def _copied(node: Any) -> Any:
+    """Mappings and lists anew, as overrides change them; parts that are built already stay what they are."""
+    if isinstance(node, Mapping):
+        return {k: _copied(v) for k, v in node.items()}
+    return [_copied(v) for v in node] if isinstance(node, list) else node
 
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -368,7 +375,9 @@ def _constructed(make: Any, path: str) -> Any:
 def located(path: str, error: Exception) -> ConfigError:
     """The complaint of the part at `path`; one that reads `key: what is wrong` is about path.key."""
     key, colon, rest = str(error).partition(": ")
-    return ConfigError(_join(path, key), rest) if colon and key.isidentifier() else ConfigError(path, str(error))
+    if not colon or not key.isidentifier():
+        return ConfigError(path, str(error))
+    return ConfigError(path if key == path else _join(path, key), rest)
 
 
 def _value(value: Any, hint: Any, path: str) -> Any:

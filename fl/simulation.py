@@ -201,11 +201,11 @@ class Simulation:
         return self._result(self.progress["reason"] or "all rounds done", self._final())
 
     def _final(self) -> Params:
-        """The model after the strategy's last stage, which a run that goes on from here has not seen."""
+        """The model after the strategy's last stage. No round commits it: a run that goes on from here has not seen it."""
         state, self.tally = self.state, _Tally()
         self._drive(self.config.strategy.final(state, self._context(np.empty(0, np.int64))))
         model, self.state = self.config.strategy.model(self.state), state
-        self._commit()
+        self.folder.flush()
         return model
 
     def _one_round(self) -> Row:
@@ -247,7 +247,7 @@ class Simulation:
         module = exchange.skeleton or self.module
         broadcast = self._sent(Broadcast.of(exchange.broadcast), cohort)
         plan = self.plan if broadcast.uniform and exchange.work == "train" else Plan("loop", 1, "not alike for all clients")
-        if exchange.skeleton is not None:
+        if exchange.skeleton is not None and plan is self.plan:
             shape = module_params(module)
             plan = make_plan(self.config.client, module, shape, self.config.task, self.config.execution.plan, None)
         carries = np.array([self.carries.get(int(c), NOWHERE) for c in cohort]).reshape(-1, 3)
@@ -349,7 +349,8 @@ class Simulation:
         """eval/* on the server's test set, val/* and clients/* on the clients' own splits."""
         config, row = self.config.evaluation, {}
         broadcast = Broadcast.of(self.config.strategy.broadcast(self.state, self._context(self.cohort)))
-        broadcast = replace(broadcast, shared={**broadcast.shared, "model": self.config.strategy.model(self.state)})
+        shared = {**broadcast.shared, "model": self.config.strategy.model(self.state)}
+        broadcast = replace(broadcast, shared=shared, hidden=tuple(n for n in broadcast.hidden if n != "model"))
         metrics = Product(self.config.task.metrics())
         if config.server and self.dataset.test is not None:
             blocks = np.arange(-(-len(self.dataset.test["x"]) // EVALUATION_BLOCK))

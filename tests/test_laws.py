@@ -18,7 +18,8 @@ def findings(target: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "target, law", [pytest.param(t, law.__name__, id=f"{t}-{law.__name__}") for t in TARGETS for law in LAWS[t.split(":")[0]]]
+    "target, law",
+    [pytest.param(t, law.__name__, id=f"{t}-{law.__name__}") for t in TARGETS for law in LAWS[t.split(":")[0]]],
 )
 def test_law(target, law):
     finding = findings(target)[law]
@@ -236,7 +237,8 @@ def test_targets(tmp_path):
     (tmp_path / "mine.py").write_text(USER_FILE + "\nANSWER = 42\n")
     assert find("fedavg") == find("strategy:fedavg") == ("strategy", "fedavg")
     assert find("fedprox") == ("strategy", "fedprox") and find("client:fedprox") == ("client", "fedprox")
-    assert find("top_k") == ("codec", "top_k") and find("iid") == ("partition", "iid") and find("cyclic") == ("sampler", "cyclic")
+    for kind, name in (("codec", "top_k"), ("partition", "iid"), ("sampler", "cyclic")):
+        assert find(name) == (kind, name)
     assert find(f"{tmp_path}/mine.py:Unseeded")[0] == "partition"
     assert find("clients.scaffold:Scaffold")[0] == "client"
     with pytest.raises(ValueError, match="'fedavq' is not one of .*'fedavg'"):

@@ -14,7 +14,10 @@ from fl.registry import register
 @register("data", "digits")
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """`test`: the fraction of each class (rounded) that the server holds out, in addressed random order."""
+    """1,797 handwritten digits, 1 x 8 x 8, bundled with scikit-learn.
+
+    `test`: the fraction of each class (rounded) that the server holds out, in addressed random order.
+    """
 
     test: float = 0.2
     seed: int = 0

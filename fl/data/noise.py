@@ -35,7 +35,10 @@ class LogNormal:
 @register("data", "noise")
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """`samples` of each client: a number, or their distribution, e.g. {lognormal: 1, mean: 20, low: 5, high: 200}."""
+    """Standard-normal inputs in any amount, for benchmarks.
+
+    `samples` of each client: a number, or their distribution, e.g. {lognormal: 1, mean: 20, low: 5, high: 200}.
+    """
 
     shape: tuple[int, ...] = (60,)
     classes: int = 10

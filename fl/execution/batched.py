@@ -10,7 +10,7 @@ zero. Gradients come from one of two backends:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ from fl.nn import Noise
 from fl.params import Params, zeros_like
 from fl.task import Task
 from fl.trees import Tree, leaves, rebuilt, row, stack
+
+BLOCK = 16  # steps whose batches are laid out at once
 
 
 @dataclass(frozen=True)
@@ -115,20 +117,24 @@ def _run_phase(
     grad, memory = zeros_like(theta), phase.optimiser.state(theta)
     hooked = overrides(algorithm, "gradient")
     active = 0
-    for t, (count, positions, lengths) in enumerate(_schedule(chunk, phase, index, taken)):
-        if count != active:
-            active = count
-            params, g, m = theta.row(slice(0, active)), grad.row(slice(0, active)), row(memory, slice(0, active))
-            here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, slice(0, active)))
-        weights = _weights(positions.shape[1], lengths)
-        batch = _gather(chunk.arrays, chunk.rows, positions)
-        losses = gradients(params, batch, weights, gradients.masks(lengths), here, g)
-        step = algorithm.gradient(g, params, here) if hooked else g
-        if phase.clip is not None:
-            step = clipped(step, phase.clip)
-        phase.optimiser.step(params, step, m, phase.lr, t)
-        loss[:active] += torch.where(weights > 0, losses, 0.0).sum(1)
-        seen[:active] += lengths
+    for first in range(0, int(taken.max()), BLOCK):
+        block = _block(chunk, phase, index, taken, first)
+        record = torch.zeros(block.weights.shape)
+        for i, (count, width) in enumerate(zip(block.active, block.widths)):
+            if count != active:
+                active = count
+                params, g, m = theta.row(slice(0, active)), grad.row(slice(0, active)), row(memory, slice(0, active))
+                here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, slice(0, active)))
+            weights = block.weights[i, :active, :width]
+            batch = _gather(chunk.arrays, block.rows[i, :active, :width])
+            masks = gradients.masks(block.lengths[i, :active])
+            record[i, :active, :width] = gradients(params, batch, weights, masks, here, g)
+            step = algorithm.gradient(g, params, here) if hooked else g
+            if phase.clip is not None:
+                step = clipped(step, phase.clip)
+            phase.optimiser.step(params, step, m, phase.lr, first + i)
+        loss += torch.where(block.weights > 0, record, 0.0).sum((0, 2), dtype=torch.float64)
+        seen += block.lengths.sum(0)
     return taken
 
 
@@ -136,41 +142,49 @@ def _rows(start: Params, clients: slice | Tensor) -> Params:
     return start.row(clients) if start.batch else start
 
 
-def _weights(width: int, lengths: np.ndarray) -> Tensor:
-    """(A, B): 1 / length where the sample is real, else 0."""
-    real = np.arange(width) < lengths[:, None]
-    return torch.from_numpy((real / lengths[:, None]).astype(np.float32))
+def _gather(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The samples at `rows` (A, B), each array (A, B, ...)."""
+    at = rows.reshape(-1)
+    return {name: array.index_select(0, at).view(*rows.shape, *array.shape[1:]) for name, array in arrays.items()}
 
 
-def _gather(arrays: Mapping[str, Tensor], rows: np.ndarray, positions: np.ndarray) -> dict[str, Tensor]:
-    """Samples at `positions` (A, B) of the partition's row list, each array (A, B, ...)."""
-    at = torch.from_numpy(rows[positions.reshape(-1)])
-    return {name: array[at].view(*positions.shape, *array.shape[1:]) for name, array in arrays.items()}
+@dataclass(frozen=True)
+class _Block:
+    """What T consecutive steps of C clients train on. In step t the first `active[t]` clients take part, in batches of at
+    most `widths[t]`."""
+
+    active: list[int]
+    widths: list[int]
+    rows: Tensor  # (T, C, B) of the dataset; a pad repeats the client's first sample, with weight zero
+    lengths: np.ndarray  # (T, C): true batch lengths, 0 for who is done
+    weights: Tensor  # (T, C, B): 1 / length where the sample is real, else 0
 
 
-def _schedule(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Per step: how many clients are active (a prefix), positions (A, B) into `chunk.rows`, true batch lengths (A,)."""
+def _block(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray, first: int) -> _Block:
+    """Steps first, first + 1, ... of a phase, at most `BLOCK`: all at once, as arrays cost by the call."""
+    steps = np.arange(first, min(first + BLOCK, int(taken.max())))[:, None]
     sizes = chunk.sizes
-    batch = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
-    per_epoch = np.maximum(-(-sizes // batch), 1)
-    orders, epoch = None, np.full(len(sizes), -1)
-    for step in range(int(taken.max())):
-        active = int(np.searchsorted(-taken, -step, side="left"))
-        now, k = np.divmod(step, per_epoch[:active])
-        fresh = np.flatnonzero(now != epoch[:active])
-        if len(fresh):
-            drawn = random.permutations(
-                sizes[fresh], chunk.seed, chunk.clients[fresh], chunk.participation, "shuffle", index, now[fresh]
-            )
-            if orders is None:
-                orders = np.zeros((len(sizes), int(sizes.max())), np.int64)
-            orders[fresh, : drawn.shape[1]] = drawn
-            epoch[fresh] = now[fresh]
-        lengths = np.minimum(batch[:active], sizes[:active] - k * batch[:active])
-        columns = k[:, None] * batch[:active, None] + np.arange(int(lengths.max()))
-        inside = np.arange(columns.shape[1]) < lengths[:, None]
-        columns = np.where(inside, columns, 0)  # a pad repeats a real sample, with weight zero
-        yield active, chunk.starts[:active, None] + np.take_along_axis(orders[:active], columns, axis=1), lengths
+    size = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
+    epoch, k = np.divmod(steps, np.maximum(-(-sizes // size), 1))
+    runs = steps < taken
+    lengths = np.where(runs, np.minimum(size, sizes - k * size), 0)
+    shuffles = runs & ((k == 0) | (steps == first))  # where a client's order is drawn: again if the epoch began before
+    t, c = np.nonzero(shuffles.T)[::-1]
+    orders = random.permutations(
+        sizes[c], chunk.seed, chunk.clients[c], chunk.participation, "shuffle", index, epoch[t, c]
+    )
+    which = np.maximum(np.cumsum(shuffles.T).reshape(shuffles.T.shape).T - 1, 0)  # whose order is whose
+    columns = np.arange(int(lengths.max()))
+    real = columns < lengths[:, :, None]
+    columns = np.where(real, (k * size)[:, :, None] + columns, 0)
+    positions = (runs * chunk.starts)[:, :, None] + orders[which[:, :, None], columns]
+    return _Block(
+        active=runs.sum(1).tolist(),
+        widths=lengths.max(1).tolist(),
+        rows=torch.from_numpy(chunk.rows[positions]),
+        lengths=lengths,
+        weights=torch.from_numpy((real / np.maximum(lengths, 1)[:, :, None]).astype(np.float32)),
+    )
 
 
 def _mean_gradient(algorithm, chunk: Chunk, params: Params, at: At, backend) -> Params:
@@ -184,7 +198,7 @@ def _mean_gradient(algorithm, chunk: Chunk, params: Params, at: At, backend) -> 
         inside = columns < chunk.sizes[:, None]
         weights = torch.from_numpy((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
         positions = first[:, None] + np.where(inside, columns, 0)
-        gradients(params, _gather(chunk.arrays, chunk.rows, positions), weights, [], at, part)
+        gradients(params, _gather(chunk.arrays, torch.from_numpy(chunk.rows[positions])), weights, [], at, part)
         total.add_(part)
     return total
 

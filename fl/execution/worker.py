@@ -148,10 +148,14 @@ class Worker:
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
+        self.number = -1  # of the latest dispatch
 
     def run(self, dispatch: Dispatch, tasks: Iterable[tuple[int, int]], segment: int) -> Part:
         """Work through runs [a, b) of chunk numbers."""
         start = time.perf_counter()
+        if dispatch.number != self.number:  # what was spilled for an earlier one has been read
+            self.number = dispatch.number
+            self.scratch.empty()
         exchange = _Exchange(self, dispatch)
         self.states.write_to(segment)
         for first, last in tasks:

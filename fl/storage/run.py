@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -76,15 +77,18 @@ class RunDirectory:
         columns += [pa.array(num_examples, pa.int64()), *numbers]
         self.pending.append(pa.record_batch(columns, schema=self.schema))
 
-    def commit(self, round_: int, rows: list[dict[str, Any]], tree: Tree, best: bool) -> None:
-        """Make everything up to `round_` last; `tree` is the state to go on from."""
-        for row in rows:
-            self.metrics.write((json.dumps(row) + "\n").encode())
+    def flush(self) -> dict[str, int]:
+        """Write what was recorded; the lengths of everything that grows."""
         for batch in self.pending:
             self.clients.append(batch)
         self.pending = []
-        lengths = {"metrics": self.metrics.tell(), "ledger": self.ledger.commit(), "clients": self.clients.length}
-        record = {**tree, "lengths": lengths}
+        return {"metrics": self.metrics.tell(), "ledger": self.ledger.commit(), "clients": self.clients.length}
+
+    def commit(self, round_: int, rows: list[dict[str, Any]], tree: Tree, best: bool) -> None:
+        """Make everything up to `round_` last; `tree` is the state to go on from."""
+        for row in rows:
+            self.metrics.write((json.dumps(finite(row), allow_nan=False) + "\n").encode())
+        record = {**tree, "lengths": self.flush()}
         if best:
             checkpoint.save(self.path / "checkpoints", "best", record, round_)
         checkpoint.save(self.path / "checkpoints", "last", record, round_)
@@ -99,6 +103,15 @@ class RunDirectory:
         self.metrics.close()
         self.ledger.close()
         self.clients.close()
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -58,6 +58,11 @@ class Segments:
             self.close()
             self.own = segment
 
+    def empty(self) -> None:
+        """Begin segment `own` anew; what has been opened of it stays readable."""
+        self.close()
+        self.path(self.own).unlink(missing_ok=True)
+
     # -- writing -------------------------------------------------------------------------------------------------
     def append(self, tree: Tree) -> tuple[int, int, int]:
         """Write a tree; its location."""

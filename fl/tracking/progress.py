@@ -1,7 +1,7 @@
 """Progress of a run: a table that lives on a terminal, or a line per evaluated round where there is none.
 
     round  val/accuracy  train/loss  MB up  MB down  clients/s  left
-    20/40        0.8974      0.3312    8.1      8.1      412.0    3s        MB so far, 1 MB = 1e6 bytes
+    20/40        0.8974      0.3312  8.124    8.124      412.0  3.2s        MB so far, 1 MB = 1e6 bytes
 
 `Progress` is a watcher of `fl.run(watch=...)` and a context: outside of it nothing is left on the terminal but the last table.
 """
@@ -87,7 +87,7 @@ class Progress:
         seconds = max(sum(r["wall_seconds"] for r in self.recent), 1e-9)
         speed = sum(r["cohort_size"] for r in self.recent) / seconds
         left = (self.rounds - number) * seconds / len(self.recent)
-        bytes_ = (f"{self.up / 1e6:.1f}", f"{self.down / 1e6:.1f}")
+        bytes_ = (megabytes(self.up), megabytes(self.down))
         return [
             f"{number}/{self.rounds}",
             _number(row, self.metric),
@@ -136,6 +136,11 @@ def first_metric(row: Row) -> str | None:
     return next(
         (name for name in _ACCURACY if name in row), next((name for name in row if name.startswith(_EVALUATED)), None)
     )
+
+
+def megabytes(count: int) -> str:
+    """Four digits or more: 0.0312, 12.35, 1235."""
+    return f"{count / 1e6:.4g}" if count < 1e9 else f"{count / 1e6:.0f}"
 
 
 def clock(seconds: float) -> str:

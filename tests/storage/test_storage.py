@@ -1,0 +1,329 @@
+"""What lasts: records in segments, states of clients, checkpoints, streams; and what is left when a run dies anywhere."""
+
+import shutil
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl.params import Params
+from fl.storage import checkpoint
+from fl.storage import clients as client_states
+from fl.storage.clients import ClientStates
+from fl.storage.segments import NOWHERE, Segments
+from fl.storage.stream import ArrowStream
+from fl.trees import stack
+
+
+@dataclass(frozen=True)
+class Kept:
+    control: Params
+    visits: int
+
+
+def state(number: float, visits: int = 0) -> Kept:
+    return Kept(Params.of({"w": torch.full((2, 3), float(number)), "b": torch.tensor([float(-number)])}), visits)
+
+
+def number(kept: Kept | None) -> float | None:
+    if kept is None:
+        return None
+    assert (kept.control["w"] == kept.control["w"][0, 0]).all() and kept.control["b"] == -kept.control["w"][0, 0]
+    return kept.control["w"][0, 0].item()
+
+
+# -- segments ---------------------------------------------------------------------------------------------------------
+TREES = st.one_of(
+    st.none(),
+    st.text(max_size=5),
+    st.builds(state, st.integers(-9, 9), st.integers(0, 9)),
+    st.lists(st.builds(torch.arange, st.integers(0, 40)), max_size=3).map(
+        lambda ts: {"ts": ts, "empty": torch.empty(0, 3)}
+    ),
+)
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, Kept):
+        return a.visits == b.visits and number(a) == number(b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(map(equal, a.values(), b.values()))
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    return a == b
+
+
+@given(st.lists(TREES, min_size=1, max_size=6))
+def test_what_was_appended_is_read(tmp_path_factory, trees):
+    folder = tmp_path_factory.mktemp("segments")
+    with closing(Segments(folder)) as writer, closing(Segments(folder)) as reader:
+        writer.write_to(3)
+        places = []
+        for tree in trees:  # the reader looks while the file grows
+            places.append(writer.append(tree))
+            assert equal(reader.read(places[-1]), tree)
+        assert all(equal(writer.read(place), tree) for place, tree in zip(places, trees))
+        assert [p[0] for p in places] == [3] * len(trees)
+        assert all(offset % 64 == 0 and length % 64 == 0 for _, offset, length in places)
+        assert sum(p[2] for p in places) == (folder / f"{3:012d}.seg").stat().st_size
+
+
+def test_rows_of_a_stack_are_records_of_their_own(tmp_path):
+    states = [state(i, visits=7) for i in range(4)]
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        singly = [segments.append(s) for s in states]
+        together = segments.append_rows(stack(states), 4)
+        assert [number(segments.read(place)) for place in together] == [0, 1, 2, 3]
+        for one, other in zip(singly, together):  # the same bytes
+            assert bytes(segments.window(*one)) == bytes(segments.window(*map(int, other)))
+
+
+def test_a_record_read_is_memory_of_its_own(tmp_path):
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        place = segments.append(state(1))
+        read = segments.read(place)
+        assert all(buffer.data_ptr() % 64 == 0 for buffer in read.control.buffers)
+        read.control.add_(read.control)
+        assert number(segments.read(place)) == 1
+    assert Segments(tmp_path).read(NOWHERE) is None
+
+
+def test_a_writer_goes_on_at_the_end(tmp_path):
+    """As after a restart, or a switch to another segment and back."""
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        first = segments.append(state(1))
+        segments.write_to(1)
+        other = segments.append(state(2))
+        segments.write_to(0)
+        second = segments.append(state(3))
+        assert other[:2] == (1, 0) and second[:2] == (0, first[2])
+        assert [number(segments.read(place)) for place in (first, other, second)] == [1, 2, 3]
+
+
+def test_vectors(tmp_path):
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(5)
+        vectors = [torch.arange(7.0), torch.arange(3, dtype=torch.int64), torch.ones(1, dtype=torch.bfloat16)]
+        spilled = [segments.append_vector(v) for v in vectors]
+        assert all(equal(s.open(), v) for s, v in zip(spilled, vectors))
+        assert [s.offset for s in spilled] == [0, 64, 128]
+
+
+# -- states of clients ------------------------------------------------------------------------------------------------
+class Store:
+    """A driver and its worker: `put` states in a round, `commit` it, `get` them."""
+
+    def __init__(self, folder, record=None, population=20):
+        self.folder, self.states = folder, ClientStates(folder, population)
+        if record:
+            self.states.restore(record)
+        self.writer, self.segments = self.states.new_writer(), Segments(folder)
+
+    def put(self, numbers: dict[int, float]) -> None:
+        self.segments.write_to(self.states.segment(self.writer))
+        places = np.array([self.segments.append(state(x)) for x in numbers.values()]).reshape(-1, 3)
+        self.states.stage(np.array(list(numbers), np.int64), places)
+
+    def get(self) -> dict[int, float]:
+        where = self.states.locations(np.arange(self.states.population))
+        return {c: number(self.segments.read(place)) for c, place in enumerate(where) if place[0] >= 0}
+
+    def commit(self) -> dict:
+        record = self.states.commit()
+        self.states.sweep()
+        return record
+
+    def close(self) -> None:
+        self.segments.close()
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = []
+
+    def make(folder=tmp_path / "clients", record=None):
+        opened.append(Store(folder, record))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+def test_states_are_seen_at_once_and_last_from_the_commit(store):
+    one = store()
+    assert one.get() == {}
+    one.put({3: 1.0, 5: 2.0})
+    assert one.get() == {3: 1.0, 5: 2.0}
+    record = one.commit()
+    one.put({5: 9.0, 7: 9.0})  # a round that never commits
+    assert one.get() == {3: 1.0, 5: 9.0, 7: 9.0}
+    again = store(record=record)
+    assert again.get() == {3: 1.0, 5: 2.0}
+    again.put({5: 3.0})
+    assert again.commit() and again.get() == {3: 1.0, 5: 3.0}
+    assert again.writer != one.writer  # nobody writes to the segment of another, even a dead one
+
+
+def test_who_wrote_nothing_keeps_what_it_has(store):
+    one = store()
+    one.put({1: 1.0, 2: 2.0})
+    one.states.stage(np.array([1, 2]), np.array([NOWHERE, one.segments.append(state(5))]))
+    assert one.get() == {1: 1.0, 2: 5.0}
+
+
+def test_idle_clients_cost_nothing(tmp_path):
+    states = ClientStates(tmp_path / "clients", 10**9)
+    assert states.locations(np.array([0, 10**9 - 1])).tolist() == [list(NOWHERE)] * 2
+    assert states.commit() == {"generation": 0, "length": 0, "total": 0} and not (tmp_path / "clients").exists()
+
+
+def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
+    monkeypatch.setattr(client_states, "COMPACT_ABOVE", 0)
+    one = store()
+    size = None
+    for round_ in range(8):
+        one.put({0: 10.0 * round_, 1: 10.0 * round_ + 1, **({2: -1.0} if round_ == 0 else {})})
+        record = one.commit()
+        if round_ == 3:
+            one.states.pin("best")
+        expected = {0: 10.0 * round_, 1: 10.0 * round_ + 1, 2: -1.0}
+        assert one.get() == expected
+        again = store(record=record)  # from disk, in any round
+        assert again.get() == expected
+        again.close()
+        size = size or one.states.total // 3  # bytes of a state
+        assert one.states.total <= 2 * 3 * size + 2 * size
+    assert one.states.generation > 1
+    pinned = np.load(one.folder / "best.npy")
+    assert {int(c): number(one.segments.read(place)) for c, *place in pinned} == {0: 30.0, 1: 31.0, 2: -1.0}
+    on_disk = sum(p.stat().st_size for p in one.folder.glob("*.seg"))
+    assert on_disk < 8 * 2 * size  # what eight rounds wrote
+    assert len(list(one.folder.glob("index-*.bin"))) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.dictionaries(st.integers(0, 5), st.integers(0, 99), max_size=4), st.sampled_from(["go", "die", "crash"])
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_whatever_dies_the_committed_states_stand(tmp_path_factory, rounds):
+    """go: a round commits; die: the process ends before its commit; crash: between the commit of states and its record."""
+    folder = tmp_path_factory.mktemp("clients")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_states, "COMPACT_ABOVE", 0)
+        one, record, expected = Store(folder), None, {}
+        for numbers, fate in rounds:
+            one.put({c: float(x) for c, x in numbers.items()})
+            if fate == "go":
+                record = one.commit()
+                expected |= {c: float(x) for c, x in numbers.items()}
+            else:
+                if fate == "crash":
+                    one.states.commit()  # the record is lost with the process, and nothing was swept
+                one.close()
+                one = Store(folder, record)
+            assert one.get() == expected
+        one.close()
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+def test_checkpoints_give_back_what_they_were_given(tmp_path):
+    tree = {"round": 3, "state": state(2.5, 4), "seen": {"base": np.array([1, -1])}, "loss": float("inf"), "none": None}
+    checkpoint.save(tmp_path, "last", tree, 3)
+    found = checkpoint.load(tmp_path, "last")
+    assert list(found) == list(tree) and equal(found["state"], tree["state"])
+    assert found["seen"]["base"].tolist() == [1, -1] and found["loss"] == float("inf") and found["none"] is None
+    assert all(buffer.data_ptr() % 64 == 0 for buffer in found["state"].control.buffers)
+
+
+def test_a_checkpoint_replaces_the_one_before_and_no_other(tmp_path):
+    for round_ in range(3):
+        checkpoint.save(tmp_path, "last", state(round_), round_)
+        if round_ == 1:
+            checkpoint.save(tmp_path, "best", state(100), round_)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best-000001.safetensors",
+        "best.json",
+        "last-000002.safetensors",
+        "last.json",
+    ]
+    assert number(checkpoint.load(tmp_path, "last")) == 2 and number(checkpoint.load(tmp_path, "best")) == 100
+
+
+def test_views_of_one_memory_are_kept_apart(tmp_path):
+    whole = torch.arange(6.0)
+    checkpoint.save(tmp_path, "last", {"whole": whole, "part": whole[2:4]}, 0)
+    found = checkpoint.load(tmp_path, "last")
+    assert found["part"].tolist() == [2, 3] and found["whole"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
+    """Every state of the folder in the course of a save, as a killed process would leave it."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    checkpoint.save(before, "last", state(1), 1)
+    shutil.copytree(before, after)
+    checkpoint.save(after, "last", state(2), 2)
+    torn = tmp_path / "torn"
+    shutil.copytree(before, torn)
+    (torn / "last-000002.safetensors.part").write_bytes(b"half")
+    assert number(checkpoint.load(torn, "last")) == 1
+    (torn / "last-000002.safetensors.part").unlink()
+    shutil.copy(after / "last-000002.safetensors", torn)
+    (torn / "last.json.part").write_text('{"tens')
+    assert number(checkpoint.load(torn, "last")) == 1
+    shutil.copy(after / "last.json", torn)
+    assert number(checkpoint.load(torn, "last")) == 2  # the old tensors still lie there
+    checkpoint.save(torn, "last", state(3), 3)
+    assert [p.name for p in torn.glob("*.safetensors")] == ["last-000003.safetensors"]
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no round was committed there"):
+        checkpoint.load(tmp_path, "last")
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+SCHEMA = pa.schema({"round": pa.int32(), "value": pa.float64()})
+
+
+def batch(round_: int, n: int) -> pa.RecordBatch:
+    return pa.record_batch([pa.array([round_] * n, pa.int32()), pa.array(np.arange(n) / 2)], schema=SCHEMA)
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=5), kept=st.integers(0, 5), torn=st.binary(max_size=80))
+def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept, torn):
+    path = tmp_path_factory.mktemp("stream") / "rows.arrow"
+    kept = min(kept, len(sizes))
+    with closing(ArrowStream(path, SCHEMA)) as stream:
+        lengths = [stream.length] + [stream.append(batch(r, n)) for r, n in enumerate(sizes)]
+    with open(path, "ab") as file:  # of a round that did not commit
+        file.write(torn)
+    with closing(ArrowStream(path, SCHEMA, lengths[kept])) as stream:
+        for round_, n in enumerate(sizes[kept:], kept):
+            stream.append(batch(round_, n))
+    assert path.stat().st_size == lengths[-1]
+    table = ArrowStream.read(path, SCHEMA)
+    assert table["round"].to_pylist() == [r for r, n in enumerate(sizes) for _ in range(n)]
+    assert table["value"].to_pylist() == [i / 2 for n in sizes for i in range(n)]
+
+
+def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
+    with closing(ArrowStream(tmp_path / "rows.arrow", SCHEMA)) as stream:
+        length = stream.append(batch(0, 2))
+    with pytest.raises(ValueError, match=f"has {length} bytes of {length + 1} committed"):
+        ArrowStream(tmp_path / "rows.arrow", SCHEMA, length + 1)

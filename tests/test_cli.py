@@ -1,0 +1,280 @@
+"""The command, as users run it: real processes, their exit codes, stdout and stderr, and what signals do to them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fl.tracking.progress import clock, first_metric, megabytes
+
+FL = [sys.executable, "-m", "fl"]
+CONFIG = {
+    "rounds": 3,
+    "data": "digits",
+    "partition": {"name": "dirichlet", "clients": 20, "alpha": 0.3, "min_size": 5},
+    "model": "softmax",
+    "cohort": {"size": 4},
+    "strategy": "fedavg",
+    "client": {"lr": 0.1},
+    "execution": {"executor": "serial"},
+}
+MESSAGE = 4 * (64 * 10 + 10)  # bytes of a softmax for digits: 64 pixels, 10 classes, float32
+
+SLOW = """
+import sys, time
+from dataclasses import dataclass
+from fl.data.digits import Digits
+from strategies.fedavg import FedAvg
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck(FedAvg):
+    def step(self, state, mean, ctx):
+        if ctx.round == 1:
+            print("stuck", file=sys.stderr, flush=True)
+            time.sleep(120)
+        return super().step(state, mean, ctx)
+
+@dataclass(frozen=True, kw_only=True)
+class StuckData(Digits):
+    def load(self):
+        print("stuck", file=sys.stderr, flush=True)
+        time.sleep(120)
+"""
+
+FAULTY = """
+from dataclasses import dataclass
+from clients.sgd import LocalSGD
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(LocalSGD):
+    def finish(self, end):
+        raise OverflowError("too much")
+"""
+
+
+def fl(*arguments, **environment: str) -> subprocess.CompletedProcess:
+    command = [*FL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config) -> tuple[Path, dict]:
+    """The directory and the summary of three rounds."""
+    out = config.parent / "finished"
+    done = fl("run", config, "--json", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+def interrupted(arguments: list, *signals: tuple[str, int]) -> subprocess.CompletedProcess:
+    """Runs fl in a process group of its own, and sends the group each signal once a line of stderr holds its text."""
+    command = [*FL, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    seen = ""
+    for text, number in signals:
+        for line in process.stderr:
+            seen += line
+            if text in line:
+                os.killpg(process.pid, number)
+                break
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, out, seen + err)
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+def test_help_needs_no_heavy_import():
+    code = "import sys, fl.cli; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'rich.live'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert fl("--help").returncode == 0
+
+
+def test_json_is_all_there_is_on_stdout(finished):
+    out, summary = finished
+    assert summary["directory"] == str(out) and summary["reason"] == "all rounds done"
+    assert summary["final"]["round"] == 2
+    assert summary["total_uplink_bytes"] == summary["total_downlink_bytes"] == 3 * 4 * MESSAGE
+    assert fl("digest", out).stdout == summary["digest"] + "\n"
+
+
+def test_a_line_per_evaluated_round_on_stderr_and_the_summary_on_stdout(config, tmp_path):
+    done = fl("run", config, "rounds=5", "evaluation.every=2", "--out", tmp_path / "out")
+    lines = [line.split() for line in done.stderr.splitlines() if "/5 " in line]
+    assert [line[0] for line in lines] == ["2/5", "4/5", "5/5"]
+    assert [line[3] for line in lines] == ["0.0208", "0.0416", "0.052"]  # MB up so far: 0.0104 a round
+    assert [line[-1] for line in lines][-1] == "0.0s"
+    assert f"fl resume {tmp_path / 'out'} rounds=+10" in done.stdout and "val/accuracy" in done.stdout
+    assert "/5 " not in done.stdout
+
+
+def test_on_a_terminal_the_table_is_live(config, tmp_path):
+    ours, theirs = os.openpty()
+    process = subprocess.Popen([*FL, "run", config, "--out", tmp_path / "out"], stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    out, _ = process.communicate()
+    assert process.returncode == 0 and b"digest" in out
+    assert b"val/accuracy" in shown and b"3/3" in shown
+
+
+def test_several_seeds(config, tmp_path):
+    done = fl("run", config, "seed=0..1", "rounds=1", "--json", "--out", tmp_path)
+    runs = json.loads(done.stdout)["runs"]
+    assert [run["directory"] for run in runs] == [str(tmp_path / "seed-0"), str(tmp_path / "seed-1")]
+    assert runs[0]["digest"] != runs[1]["digest"]
+
+
+def test_without_out_the_directory_is_named_by_strategy_and_seed(config, tmp_path):
+    done = subprocess.run(
+        [*FL, "run", config, "rounds=1", "seed=7"],
+        cwd=tmp_path,
+        capture_output=True,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+    )
+    assert done.returncode == 0
+    assert [p.name.split("-", 2)[2] for p in (tmp_path / "runs").iterdir()] == ["fedavg-seed7"]
+
+
+def test_smoke_is_small_and_says_so(config, tmp_path):
+    done = fl("run", config, "rounds=1000", "cohort.size=20", "--smoke", "--json", "--out", tmp_path / "a")
+    final = json.loads(done.stdout)["final"]
+    assert (final["round"], final["cohort_size"]) == (1, 4)
+    assert "smoke: 2 rounds of at most 4 clients" in done.stderr
+
+
+def test_dropped_keys_are_told_on_stderr(config, tmp_path):
+    done = fl("run", config, "cohort.name=poisson", "cohort.rate=0.2", "rounds=1", "--json", "--out", tmp_path / "a")
+    assert "dropped ['size']" in done.stderr and json.loads(done.stdout)
+
+
+# -- going on, and the same bits --------------------------------------------------------------------------------------
+def test_resume_equals_one_run(config, finished, tmp_path):
+    directory, summary = finished
+    fl("run", config, "rounds=2", "--out", tmp_path / "two")
+    old = fl("digest", tmp_path / "two").stdout
+    shutil.copy(tmp_path / "two" / "model.safetensors", tmp_path)
+    done = fl("resume", tmp_path / "two", "rounds=+1")
+    assert summary["digest"] in done.stdout
+    assert next(line for line in done.stderr.splitlines() if "3/3" in line).split()[3] == "0.0312"  # all three rounds
+    # a model file of before does not hide the rounds committed since; without one the checkpoint tells
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "two")
+    assert fl("digest", tmp_path / "two").stdout == summary["digest"] + "\n" != old
+    (tmp_path / "two" / "model.safetensors").unlink()
+    assert fl("digest", tmp_path / "two").stdout == summary["digest"] + "\n"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("rounds=lots", "error: rounds: 'lots' is neither a number of rounds nor +number"),
+        ("rounds=2", "error: rounds: 2 is fewer than the 3 that are done"),
+        ("client.lr=1", "error: client.lr: cannot change when a run is resumed"),
+    ],
+)
+def test_what_resume_refuses(finished, change, message):
+    done = fl("resume", finished[0], change)
+    assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_round(config, tmp_path, number):
+    done = interrupted(["run", config, "rounds=3000", "--json", "--out", tmp_path / "a"], ("2/3000", number))
+    summary = json.loads(done.stdout)
+    assert (done.returncode, summary["reason"]) == (130, "interrupted")
+    assert "stopping after this round" in done.stderr
+    rounds = summary["final"]["round"] + 1
+    fl("run", config, f"rounds={rounds}", "--out", tmp_path / "b")
+    assert fl("digest", tmp_path / "b").stdout == summary["digest"] + "\n"
+
+
+def test_a_second_ctrl_c_aborts(config, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = ["run", config, f"strategy={tmp_path}/slow.py:Stuck", "--out", tmp_path / "a"]
+    done = interrupted(arguments, ("stuck", signal.SIGINT), ("stopping after this round", signal.SIGINT))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.endswith(f"aborted; go on with: fl resume {tmp_path / 'a'}\n")
+
+
+def test_before_the_first_round_ctrl_c_stops_at_once(config, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = ["run", config, f"data={tmp_path}/slow.py:StuckData", "--out", tmp_path / "a"]
+    done = interrupted(arguments, ("stuck", signal.SIGINT))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.endswith("stopped before the first round\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
+    """A terminal sends Ctrl-C to every process of the group, Ray's daemons and workers too: the round must still finish."""
+    arguments = ["run", config, "rounds=60", "execution.executor=ray", "execution.workers=2", "--out", tmp_path / "a"]
+    done = interrupted(arguments, ("2/60", signal.SIGINT))
+    assert done.returncode == 130 and "died" not in done.stderr
+    assert f"fl resume {tmp_path / 'a'}\n" in done.stdout
+    assert fl("resume", tmp_path / "a").returncode == 0
+    fl("run", config, "rounds=60", "--out", tmp_path / "b")
+    assert fl("digest", tmp_path / "a").stdout == fl("digest", tmp_path / "b").stdout != ""
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+def test_a_clients_error_is_one_line_and_exit_1(config, tmp_path):
+    (tmp_path / "mine.py").write_text(FAULTY)
+    arguments = ["run", config, f"client={tmp_path}/mine.py:Faulty", "execution.plan=loop"]
+    done = fl(*arguments, "--out", tmp_path / "a")
+    error = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error.startswith("error: client ") and "round 0, stage " in error and error.endswith("OverflowError: too much")
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in fl(*arguments, "--traceback", "--out", tmp_path / "b").stderr
+    assert "Traceback" in fl(*arguments, "--out", tmp_path / "c", FL_TRACEBACK="1").stderr
+
+
+def test_unknown_commands_and_kinds_are_usage_errors():
+    for done in (fl("rum"), fl("list", "strategies"), fl("show", "strategy", "fedavgg"), fl("digest", "nowhere")):
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr
+
+
+# -- what there is ----------------------------------------------------------------------------------------------------
+def test_list_and_show():
+    listed = fl("list").stdout
+    assert {"strategy", "client", "codec", "sampler"} <= set(listed.splitlines())
+    assert "  top_k" in listed and "  uniform" in listed
+    shown = fl("show", "strategy", "scaffold").stdout
+    assert "arXiv:1910.06378" in shown and "client it brings: scaffold" in shown
+    assert "lr       float = 1.0\n" in shown
+    shown = fl("show", "sampler", "weighted").stdout
+    assert "Efraimidis" in shown and "size  int = required" in shown
+
+
+def test_check_tells_law_by_law():
+    done = fl("check", "codec:identity")
+    assert done.returncode == 0 and all(line.startswith("pass  ") for line in done.stdout.splitlines())
+
+
+# -- small parts ------------------------------------------------------------------------------------------------------
+def test_numbers_for_people():
+    assert [clock(s) for s in (0.04, 9.9, 9.97, 185, 3720)] == ["0.0s", "9.9s", "10s", "3m05s", "1h02m"]
+    assert [megabytes(n) for n in (31_200, 12_345_678, 1_234_567_890)] == ["0.0312", "12.35", "1235"]
+
+
+def test_the_metric_shown_is_an_accuracy_or_else_the_first():
+    assert first_metric({"train/accuracy": 1, "eval/loss": 1, "eval/accuracy": 1, "val/accuracy": 1}) == "val/accuracy"
+    assert first_metric({"train/loss": 1, "eval/mae": 1, "eval/loss": 1}) == "eval/mae"
+    assert first_metric({"train/loss": 1}) is None

@@ -1,0 +1,46 @@
+"""What README and docs show runs as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fl
+
+ROOT = Path(fl.__file__).parent.parent
+SMALL = {"rounds": 2, "execution.executor": "serial"}
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.S)
+
+
+def test_the_readmes_rule_runs_from_a_configuration(tmp_path):
+    rule = next(b for b in blocks("README.md", "python") if "class SignMean" in b)
+    assert len([line for line in rule.splitlines() if line.strip()]) <= 15
+    (tmp_path / "my_rule.py").write_text(rule)
+    before = fl.run(ROOT / "experiments/quickstart.yaml", out=tmp_path / "a", **SMALL, **{"client.lr": 0.0})
+    after = fl.run(
+        ROOT / "experiments/quickstart.yaml",
+        out=tmp_path / "b",
+        **SMALL,
+        **{"strategy.name": f"{tmp_path}/my_rule.py:SignMean", "strategy.lr": 0.5},
+    )
+    # without training FedAvg leaves the first model; two steps of +-0.5 each away from it are 0 or 1 (0.5 where a sign is 0)
+    moved = (after.model - before.model).buffers[0].abs()
+    assert set(moved.mul(2).round().tolist()) <= {0.0, 1.0, 2.0} and moved.max() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_readmes_configuration_resolves_and_runs(tmp_path):
+    text = next(b for b in blocks("README.md", "yaml") if "strategy:" in b)
+    (tmp_path / "c.yaml").write_text(text)
+    result = fl.run(tmp_path / "c.yaml", out=tmp_path / "run", **SMALL)
+    assert len(result.metrics) == 2
+
+
+@pytest.mark.parametrize("block", blocks("docs/methods.md", "python"))
+def test_snippets_of_the_docs_run(block):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

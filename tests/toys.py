@@ -1,0 +1,311 @@
+"""Small methods that each use one more of what the seams allow. By reference: {name: tests/toys.py:ThreeExchanges}."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl.client import ClientAlgorithm, LocalTraining, Phase, Reply
+from fl.data.dataset import Dataset
+from fl.data.noise import Noise
+from fl.messages import Broadcast, Sparse, Static, Table, Update
+from fl.params import Params, zeros_like
+from fl.reduction import ClassMean, Collect, Stack, Sum, WeightedMean
+from fl.strategy import Exchange, ServerWork, Strategy
+
+
+# -- three exchanges in a round, tied together by a carry -------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class ThreeExchanges(Strategy):
+    """sum: S = sum_i s_i of the clients' pixels;   square: Q = sum_i s_i^2 from their carries;   train: FedAvg."""
+
+    client: ClassVar[str] = "tests/toys.py:ThreeWorks"
+
+    def round(self, state, ctx):
+        sums = yield Exchange({"round": torch.tensor([ctx.round])}, {"sum": Sum()}, work="sum")
+        squares = yield Exchange({"total": sums.value["sum"]}, {"square": Sum()}, work="square")
+        trained = yield Exchange(state, {"model": WeightedMean(), "carried": Sum()})
+        metrics = {"sum": sums.value["sum"], "square": squares.value["square"], "carried": trained.value["carried"]}
+        return state + trained.value["model"], metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreeWorks(LocalTraining):
+    """Carries its sum from the first exchange to the second, and its share s_i / S from there to the third, where it sends
+    the share; keeps the number of its visits and its latest share."""
+
+    sends: ClassVar[tuple[str, ...]] = ("model", "sum", "square", "carried")
+
+    def work(self, name, ctx, carry):
+        n = len(ctx.train)
+        if name == "sum":
+            if carry is not None:
+                raise AssertionError("a carry of an earlier round")
+            own = ctx.train.take()["x"].double().sum()
+            return Reply(Update({"sum": own}, n), carry={"client": ctx.client, "sum": own})
+        if carry["client"] != ctx.client:
+            raise AssertionError(f"client {ctx.client} has the carry of {carry['client']}")
+        if name == "square":
+            share = carry["sum"] / ctx.received["total"]
+            return Reply(Update({"square": carry["sum"] ** 2}, n), carry={"client": ctx.client, "share": share})
+        reply = super().work(name, ctx, carry)
+        visits = 0 if ctx.state is None else ctx.state["visits"]
+        groups = {**reply.update.groups, "carried": carry["share"]}
+        return Reply(Update(groups, n, reply.update.metrics), {"visits": visits + 1, "share": carry["share"]})
+
+
+# -- phases -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class HeadThenBody(LocalTraining):
+    """First the head with the body frozen, then the body with the head frozen."""
+
+    head: tuple[str, ...] = ("3.*",)
+    body: tuple[str, ...] = ("1.*",)
+
+    def phases(self, round_, rounds):
+        settings = (self.optimiser, self.lr, self.batch, self.epochs, self.steps)
+        return Phase(*settings, self.head, name="head"), Phase(*settings, self.body, name="body")
+
+
+# -- training on the server -------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class ServerTrained(Strategy):
+    """FedAvg, then `steps` gradient steps of 1/2 |w|^2 on the server:   w <- (1 - lr)^steps (w + mean)."""
+
+    steps: int = 3
+    lr: float = 0.5
+
+    def round(self, state, ctx):
+        outcome = yield Exchange(state)
+        model = yield ServerWork(descend, (state + outcome.value, self.steps, self.lr))
+        return model, {}
+
+
+def descend(model: Params, steps: int, lr: float) -> Params:
+    for _ in range(steps):
+        leaves = {name: model[name].clone().requires_grad_() for name in model}
+        sum(0.5 * leaf.square().sum() for leaf in leaves.values()).backward()
+        model = model - lr * Params.of({name: leaf.grad for name, leaf in leaves.items()})
+    return model
+
+
+# -- ragged messages --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Prototypes:
+    model: Params
+    means: Table | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans(Strategy):
+    """The mean input of every class; nothing is trained."""
+
+    client: ClassVar[str] = "tests/toys.py:OwnClassMeans"
+
+    def init(self, model, ctx):
+        return Prototypes(model, None)
+
+    def reduction(self, state, ctx):
+        return {"means": ClassMean()}
+
+    def step(self, state, reduced, ctx):
+        return Prototypes(state.model, reduced["means"]), {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnClassMeans(ClientAlgorithm):
+    """Of the classes that the client has."""
+
+    sends: ClassVar[tuple[str, ...]] = ("means",)
+
+    def work(self, name, ctx, carry):
+        batch = ctx.train.take()
+        keys, owners, counts = torch.unique(batch["y"], return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(keys), *batch["x"].shape[1:]).index_add_(0, owners, batch["x"])
+        return Reply(Update({"means": Table(keys, sums / counts[:, None], counts)}, len(ctx.train)))
+
+
+# -- every way down ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Mixed(Strategy):
+    """A client is sent: some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps (`base`,
+    new in round 2) and a number (`offset`). The model itself is hidden. It answers with a sparse vector."""
+
+    client: ClassVar[str] = "tests/toys.py:Answers"
+
+    def broadcast(self, state, ctx):
+        version = ctx.round // 2
+        return Broadcast(
+            shared={"model": state, "scale": torch.tensor([10.0, 20.0])},
+            rows={"own": scaled},
+            select={"part": ("model", third)},
+            static={"base": Static(version, torch.full((5,), float(version)))},
+            config=lambda client: {"offset": client % 3},
+            hidden=("model",),
+        )
+
+    def reduction(self, state, ctx):
+        return {"part": Stack(), "seen": Stack()}
+
+    def step(self, state, reduced, ctx):
+        for sparse, _ in reduced["part"]:
+            state = state + Params.expand(state.layout, sparse.dense())
+        return state, {f"seen/{meta.client}": seen.tolist() for seen, meta in reduced["seen"]}
+
+
+def scaled(client, shared):
+    return client * shared["scale"]
+
+
+def third(client):
+    return torch.arange(client % 3, 21, 3)
+
+
+@dataclass(frozen=True)
+class Answers(ClientAlgorithm):
+    """Sends back the elements it received, as what to add, and what else it saw."""
+
+    sends: ClassVar[tuple[str, ...]] = ("part", "seen")
+    receives: ClassVar[tuple[str, ...]] = ("part", "own", "base")
+
+    def work(self, name, ctx, carry):
+        if set(ctx.received) != {"scale", "own", "part", "base"}:
+            raise AssertionError(f"received {sorted(ctx.received)}")
+        positions = torch.arange(ctx.config["offset"], 21, 3)
+        seen = torch.cat([ctx.received["own"], ctx.received["base"][:1]])
+        return Reply(Update({"part": Sparse(positions, ctx.received["part"], 21), "seen": seen}, 1))
+
+
+# -- answers known beforehand -----------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Constant(ClientAlgorithm):
+    """Sends value * (client + 1) in every coordinate and, squared, in the group "extra". Those in `fails` do in round `when`."""
+
+    sends: ClassVar[tuple[str, ...]] = ("model", "extra")
+    value: float = 1.0
+    fails: tuple[int, ...] = ()
+    when: int = 1
+    how: Literal["raise", "nan"] = "raise"
+
+    def work(self, name, ctx, carry):
+        value = self.value * (ctx.client + 1)
+        if ctx.client in self.fails and ctx.round == self.when:
+            if self.how == "raise":
+                raise RuntimeError("out of battery")
+            value = float("nan")
+        ones = zeros_like(ctx.received["model"]) + 1.0
+        visits = 0 if ctx.state is None else ctx.state["visits"]
+        groups = {"model": value * ones, "extra": value**2 * ones}
+        return Reply(Update(groups, len(ctx.train), {"loss": value}), {"visits": visits + 1, "round": ctx.round})
+
+
+def median(rows, weights):
+    return rows.median(0).values
+
+
+@dataclass(frozen=True)
+class MeanAndMedian(Strategy):
+    """The model moves by the mean of "model" plus the median of "extra"."""
+
+    def reduction(self, state, ctx):
+        return {"model": WeightedMean(), "extra": Collect(median, block=4)}
+
+    def step(self, state, reduced, ctx):
+        return state + reduced["model"] + reduced["extra"], {}
+
+
+@dataclass(frozen=True)
+class Halves(Strategy):
+    """Two exchanges with the halves of a cohort;   model <- model + mean(first half) - mean(second half)."""
+
+    def round(self, state, ctx):
+        middle = len(ctx.cohort) // 2
+        first = yield Exchange(state, cohort=ctx.cohort[:middle])
+        second = yield Exchange(state, cohort=[int(c) for c in ctx.cohort[:middle:-1]] + [int(ctx.cohort[middle])])
+        metrics = {"first": int(first.clients.sum()), "second": int(second.clients.sum())}
+        return state + first.value - second.value, metrics
+
+
+@dataclass(frozen=True)
+class Moments:
+    model: Params
+    start: float  # of setup; 0 before
+
+
+@dataclass(frozen=True)
+class Staged(Strategy):
+    """setup: the uniform mean over all clients is kept;   rounds: FedAvg;   final: the kept number is added."""
+
+    def init(self, model, ctx):
+        return Moments(model, 0.0)
+
+    def setup(self, state, ctx):
+        outcome = yield Exchange(state.model, WeightedMean("uniform"), cohort=range(ctx.population))
+        return Moments(state.model, float(outcome.value.compact()[0])), {}
+
+    def step(self, state, mean, ctx):
+        return Moments(state.model + mean, state.start), {"start": state.start}
+
+    def final(self, state, ctx):
+        outcome = yield Exchange(state.model, WeightedMean("uniform"), cohort=[0])
+        return Moments(state.model + state.start + outcome.value, state.start), {}
+
+
+# -- another module than the run's ------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Narrow(Strategy):
+    """Clients train the first `width` hidden units of an mlp of one hidden layer; the others rest."""
+
+    width: int = 2
+    per_client: bool = False
+
+    def round(self, state, ctx):
+        module = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(state["1.weight"].shape[1], self.width),
+            nn.ReLU(),
+            nn.Linear(self.width, state["3.weight"].shape[0]),
+        )
+        config: Any = (lambda client: {"client": client}) if self.per_client else {}
+        broadcast = Broadcast(shared={"model": Params.of(self.cut(state))}, config=config)
+        outcome = yield Exchange(broadcast, skeleton=module)
+        model = state.clone()
+        for name, block in self.cut(model).items():
+            block += outcome.value[name]
+        return model, {}
+
+    def cut(self, model: Params) -> dict[str, torch.Tensor]:
+        """Views of what the narrow model has."""
+        k = self.width
+        return {
+            "1.weight": model["1.weight"][:k],
+            "1.bias": model["1.bias"][:k],
+            "3.weight": model["3.weight"][:, :k],
+            "3.bias": model["3.bias"],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsConfig(LocalTraining):
+    """Steps only where the client's own id is even."""
+
+    def gradient(self, grad, params, at):
+        return grad * float(at.config["client"] % 2 == 0)
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Poisoned:
+    """Noise for six clients of four samples, those of `clients` not a number."""
+
+    clients: tuple[int, ...] = (3,)
+
+    def load(self) -> Dataset:
+        clean = Noise(shape=(6,), classes=3, clients=6, samples=4).load()
+        x = clean.train["x"].copy()
+        x[np.isin(clean.clients, self.clients)] = np.nan
+        return Dataset({"x": x, "y": clean.train["y"]}, clients=clean.clients)
