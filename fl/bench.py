@@ -118,6 +118,8 @@ class _Turns:
         }
 
     def _after_round(self, row: dict[str, Any], seconds: float) -> None:
+        if len(self.bare) == TURNS:  # the run asks whether to stop before it tells of a round, and so ends one later
+            return
         if row["round"] < WARM_UP:
             bare = row["cohort_size"] / self._run_bare([row["round"]])
             self.length = max(1, round(self.seconds / TURNS / (seconds + bare))) if row["round"] == WARM_UP - 1 else 0
@@ -173,7 +175,9 @@ def _serve(raw: dict[str, Any], share: int, shares: int, pipe: Connection) -> No
         pipe.send((sum(map(len, cohorts)), time.perf_counter() - start))
 
 
-def bare_round(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, clients: list[torch.Tensor], config: Config) -> None:
+def bare_round(
+    module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, clients: list[torch.Tensor], config: Config
+) -> None:
     """One round of federated averaging over `clients`, the row numbers of each: the yardstick."""
     epochs, batch, lr = config.client.epochs, config.client.batch, config.client.lr
     leaves = list(module.parameters())
@@ -206,7 +210,7 @@ def _print(results: list[dict[str, Any]]) -> None:
     for r in results:
         bar = "" if r["bar"] is None else f"{r['bar']:g}"
         colour = "green" if r["bar"] is None or r["ratio"] >= r["bar"] else "red"
-        plan = f"{r['plan']}, {r['chunk']} a chunk, {r['workers']} workers"
+        plan = f"{r['plan']} by {r['chunk']}, {r['workers']} workers"
         figures = f"{r['ours_clients_per_second']:,.0f}", f"{r['bare_clients_per_second']:,.0f}"
         table.add_row(r["workload"], plan, *figures, f"[{colour}]{r['ratio']:.2f}[/]", bar)
     Console().print(table)

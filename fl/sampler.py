@@ -134,7 +134,9 @@ def _check_size(size: int, population: int) -> None:
     if size < 1:
         raise ValueError(f"size: {size} is not positive")
     if size > population:
-        raise ValueError(f"size: {size} clients of a population of {population}; use 1..{population} or more partition.clients")
+        raise ValueError(
+            f"size: {size} clients of a population of {population}; use 1..{population} or more partition.clients"
+        )
 
 
 def _subset(generator: np.random.Generator, population: int, size: int) -> np.ndarray:

@@ -35,10 +35,11 @@ from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, read_metrics
 from fl.storage.segments import NOWHERE
-from fl.strategy import Exchange, Outcome, ServerContext, ServerWork
+from fl.strategy import Exchange, Outcome, ServerContext, ServerWork, Strategy
 from fl.trees import digest
 
 Row = dict[str, Any]
+SETUP = -1  # the round that what comes before round 0 is booked under
 Watcher = Callable[[str, Any], None]  # called with ("start", Simulation), ("ready", Simulation), ("round", Row)
 
 
@@ -159,6 +160,8 @@ class Simulation:
     def _check_groups(self) -> None:
         """Strategy and client must speak of the same groups: asked of the first exchange of a round, before any work."""
         strategy, client = self.config.strategy, self.config.client
+        if type(strategy).setup is not Strategy.setup:  # its rounds begin from a state that is not there yet
+            return
         _, cohort = self.config.cohort.sample(self.sampler, 0, self.config.seed, self.sizes)
         generator = strategy.round(self.state, self._context(cohort))
         request = next(generator, None)
@@ -185,8 +188,7 @@ class Simulation:
         self.executor.start(self._job(), self.states)
         watch("ready", self)
         if not self.progress["setup"]:
-            self._drive(self.config.strategy.setup(self.state, self._context(np.empty(0, np.int64))))
-            self.progress["setup"] = True
+            self._setup()
         while self.round < self.config.rounds and not self.progress["reason"]:
             row = self._one_round()
             self._judge(row)
@@ -199,6 +201,20 @@ class Simulation:
             if stopping and not ended:
                 return self._result("interrupted", self.config.strategy.model(self.state))
         return self._result(self.progress["reason"] or "all rounds done", self._final())
+
+    def _setup(self) -> None:
+        """What the strategy does before round 0; booked as round -1 if it did anything."""
+        start = time.perf_counter()
+        metrics = self._drive(self.config.strategy.setup(self.state, self._context(np.empty(0, np.int64))))
+        if self.exchange or metrics:
+            row = {"round": SETUP, **self.tally.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
+            self.pending.append({**row, "wall_seconds": time.perf_counter() - start})
+        self.progress["setup"] = True
+
+    @property
+    def booked(self) -> int:
+        """The round that bytes and clients' metrics are booked under."""
+        return self.round if self.progress["setup"] else SETUP
 
     def _final(self) -> Params:
         """The model after the strategy's last stage. No round commits it: a run that goes on from here has not seen it."""
@@ -288,8 +304,8 @@ class Simulation:
     def _record_down(self, group: str, clients: np.ndarray, sizes, message: bool) -> None:
         ledger = self.folder.ledger
         wire = wire_bytes(sizes.encoded_bytes, sizes.arrays, message)
-        ledger.record(self.round, self.exchange, "down", group, clients, sizes.payload_bytes, sizes.encoded_bytes, wire)
-        ledger.multicast(self.round, sizes.encoded_bytes)
+        ledger.record(self.booked, self.exchange, "down", group, clients, sizes.payload_bytes, sizes.encoded_bytes, wire)
+        ledger.multicast(self.booked, sizes.encoded_bytes)
 
     def _dispatch(self, **fields: Any) -> Done:
         """Number an exchange or evaluation and have it run."""
@@ -320,6 +336,7 @@ class Simulation:
             self.states.stage(cohort, states)
         carries = columns.column("carry", n, -1)
         if carries.ndim == 2:
+            carries[dropped] = NOWHERE
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
         broadcast = Broadcast.of(exchange.broadcast)
         message = {"up": True, "down": not (set(broadcast.shared) - set(broadcast.hidden) or broadcast.static)}
@@ -330,13 +347,13 @@ class Simulation:
                 sent = arrays > 0
                 wire = wire_bytes(encoded, arrays, message[direction])
                 self.folder.ledger.record(
-                    self.round, self.exchange, direction, group, cohort[sent], payload[sent], encoded[sent], wire[sent]
+                    self.booked, self.exchange, direction, group, cohort[sent], payload[sent], encoded[sent], wire[sent]
                 )
                 message[direction] = False
         examples = columns.column("num_examples", n, 0)
         metrics = {k[7:]: columns.column(k, n, math.nan) for k in columns.pieces if k.startswith("metric/")}
         if "loss" in metrics:
-            self.folder.add_clients(self.round, "train", cohort[~dropped], examples[~dropped], _only(metrics, ~dropped))
+            self.folder.add_clients(self.booked, "train", cohort[~dropped], examples[~dropped], _only(metrics, ~dropped))
         pooled = {name: _mean(values, examples * ~dropped) for name, values in metrics.items()}
         self.tally.metrics |= {f"train/{name}": value for name, value in pooled.items()}
         self.tally.dropped += int(dropped.sum())

@@ -115,7 +115,9 @@ def test_halves_of_a_cohort(play):
 def test_setup_and_final(play):
     staged = play(strategy=toy("Staged"), client=toy("Constant"))
     mean = weighted(ALL + 1)
-    assert column(staged, "start") == [3.5, 3.5]
+    setup, *rounds = staged.result.metrics
+    assert setup["round"] == -1 and [row["start"] for row in rounds] == [3.5, 3.5]
+    assert setup["uplink_bytes"] == 2 * len(ALL) * staged.first.nbytes  # two groups from everyone
     assert_allclose(moved(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the number kept, client 0
     assert_allclose((staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5)  # what a longer run goes on from
 

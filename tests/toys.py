@@ -233,7 +233,7 @@ class Halves(Strategy):
 @dataclass(frozen=True)
 class Moments:
     model: Params
-    start: float  # of setup; 0 before
+    start: float | None  # of setup
 
 
 @dataclass(frozen=True)
@@ -241,11 +241,14 @@ class Staged(Strategy):
     """setup: the uniform mean over all clients is kept;   rounds: FedAvg;   final: the kept number is added."""
 
     def init(self, model, ctx):
-        return Moments(model, 0.0)
+        return Moments(model, None)
 
     def setup(self, state, ctx):
         outcome = yield Exchange(state.model, WeightedMean("uniform"), cohort=range(ctx.population))
         return Moments(state.model, float(outcome.value.compact()[0])), {}
+
+    def broadcast(self, state, ctx):
+        return Broadcast(shared={"model": state.model}, config={"start": 1.0 * state.start})
 
     def step(self, state, mean, ctx):
         return Moments(state.model + mean, state.start), {"start": state.start}

@@ -170,9 +170,7 @@ def _block(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray, first: int
     lengths = np.where(runs, np.minimum(size, sizes - k * size), 0)
     shuffles = runs & ((k == 0) | (steps == first))  # where a client's order is drawn: again if the epoch began before
     t, c = np.nonzero(shuffles.T)[::-1]
-    orders = random.permutations(
-        sizes[c], chunk.seed, chunk.clients[c], chunk.participation, "shuffle", index, epoch[t, c]
-    )
+    orders = random.permutations(sizes[c], chunk.seed, chunk.clients[c], chunk.participation, "shuffle", index, epoch[t, c])
     which = np.maximum(np.cumsum(shuffles.T).reshape(shuffles.T.shape).T - 1, 0)  # whose order is whose
     columns = np.arange(int(lengths.max()))
     real = columns < lengths[:, :, None]

@@ -56,7 +56,7 @@ class Job:
     transforms: tuple[Transform, ...]
     on_error: Literal["raise", "drop"]
     folder: Path  # of client states
-    scratch: Path  # of what lasts one exchange
+    scratch: Path  # of what lasts one round
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ class Worker:
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
-        self.number = -1  # of the latest dispatch
+        self.round: int | None = None  # whose scratch it is
 
     def run(self, dispatch: Dispatch, tasks: Iterable[tuple[int, int]], segment: int) -> Part:
         """Work through runs [a, b) of chunk numbers."""
         start = time.perf_counter()
-        if dispatch.number != self.number:  # what was spilled for an earlier one has been read
-            self.number = dispatch.number
+        if dispatch.round != self.round:  # carries and spilled updates last a round
+            self.round = dispatch.round
             self.scratch.empty()
         exchange = _Exchange(self, dispatch)
         self.states.write_to(segment)
@@ -222,11 +222,11 @@ class _Exchange:
         received, config = self._receive(at, client)
         ctx = self._context(client, received, config, self.worker.states.read(d.states[at[0]]))
         self.stage = d.work
-        reply = self.job.algorithm.work(d.work, ctx, self.worker.states.read(d.carries[at[0]]))
+        reply = self.job.algorithm.work(d.work, ctx, self.worker.scratch.read(d.carries[at[0]]))
         if reply.state is not None:
             self.columns.add(at, {"state": np.array([self.worker.states.append(reply.state)])})
         if reply.carry is not None:
-            self.columns.add(at, {"carry": np.array([self.worker.states.append(reply.carry)])})
+            self.columns.add(at, {"carry": np.array([self.worker.scratch.append(reply.carry)])})
         self._deliver(at, reply.update, stacked=False)
 
     def _many(self, positions: np.ndarray) -> None:

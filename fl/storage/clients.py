@@ -8,6 +8,7 @@ to a fresh segment.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class ClientStates:
         self.generation = 0
         self.length = 0  # bytes of the index log that are committed
         self.writers = 0
-        self.total = 0  # bytes in segments
+        self.total = self.live = 0  # bytes in segments, and of the states that count
 
     # -- the round ------------------------------------------------------------------------------------------------
     def locations(self, clients: np.ndarray) -> np.ndarray:
@@ -46,6 +47,7 @@ class ClientStates:
         clients, locations = clients[wrote], locations[wrote]
         if self.index is None:
             self.index = np.tile(np.array(NOWHERE), (self.population, 1))
+        self.live += int(locations[:, 2].sum() - self.index[clients, 2].sum())
         self.index[clients] = locations
         self.staged.append((clients, locations))
         self.total += int(locations[:, 2].sum())
@@ -75,19 +77,22 @@ class ClientStates:
     def restore(self, record: dict[str, Any]) -> None:
         """Back to a commit record."""
         self.generation, self.length, self.total = record["generation"], record["length"], record["total"]
-        self.staged, self.index = [], None
+        self.staged, self.index, self.live = [], None, 0
         if self.length:
             with open(self._log(), "r+b") as file:
                 file.truncate(self.length)
             rows = np.fromfile(self._log(), np.int64).reshape(-1, 4)
             self.index = np.tile(np.array(NOWHERE), (self.population, 1))
             self.index[rows[:, 0]] = rows[:, 1:]  # later rows win
+            self.live = int(self.index[:, 2].sum())
 
     def pin(self, name: str) -> None:
-        """Keep the present states for the checkpoint `name` through later compactions."""
+        """Keep the present states for the checkpoint `name` through later compactions: rows (client, location)."""
         if self.index is not None:
             held = np.flatnonzero(self.index[:, 0] >= 0)
-            np.save(self.folder / f"{name}.npy", np.column_stack([held, self.index[held]]))
+            part = self.folder / f"{name}.part.npy"
+            np.save(part, np.column_stack([held, self.index[held]]))
+            os.replace(part, self.folder / f"{name}.npy")
 
     def sweep(self) -> None:
         """After the commit record is on disk: delete segments that nothing committed or pinned refers to."""
@@ -112,8 +117,7 @@ class ClientStates:
             self.length = file.tell()
 
     def _worth_compacting(self) -> bool:
-        live = int(self.index[:, 2].sum())
-        return self.total - live > max(live, COMPACT_ABOVE)
+        return self.total - self.live > max(self.live, COMPACT_ABOVE)
 
     def _compact(self) -> None:
         """Copy live states into one new segment, in client order, under a new generation of the index."""

@@ -42,6 +42,8 @@ class RunDirectory:
         self.path = path
         for name in ("checkpoints", "clients", "streams", "scratch"):
             (path / name).mkdir(parents=True, exist_ok=True)
+        for left in (path / "scratch").iterdir():  # by a run that was killed
+            left.unlink()
         lengths = lengths or {"metrics": 0, "ledger": 0, "clients": 0}
         self.metrics = open(path / "metrics.jsonl", "r+b" if lengths["metrics"] else "wb", buffering=0)
         self.metrics.truncate(lengths["metrics"])

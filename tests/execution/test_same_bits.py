@@ -73,9 +73,7 @@ def ray():
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_ray_equals_serial(method, workers, serial, ray, tmp_path):
-    result = fl.run(
-        config(method), out=tmp_path / "run", **{"execution.executor": "ray", "execution.workers": workers}
-    )
+    result = fl.run(config(method), out=tmp_path / "run", **{"execution.executor": "ray", "execution.workers": workers})
     assert facts(result) == facts(serial(method))
 
 

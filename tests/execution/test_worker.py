@@ -218,12 +218,12 @@ def test_large_numbers_are_finite(tmp_path):
     assert [meta.client for _, meta in done.value["model"]] == [1, 2]
 
 
-def test_scratch_does_not_grow_from_exchange_to_exchange(tmp_path):
-    """A spilled vector is 53 floats in four 64-byte lines; it is there until the next exchange."""
+def test_scratch_does_not_grow_from_round_to_round(tmp_path):
+    """A spilled vector is 53 floats in four 64-byte lines; it is there until the next round."""
     collect = Product({"model": Collect()})
     with workers(tmp_path, algorithm=Sends(lambda c: float(c))) as (worker,):
         for number in range(3):
-            work = dispatch([1, 2, 6], reduction=collect, number=number)
+            work = dispatch([1, 2, 6], reduction=collect, round=number, number=number)
             first = worker.run(work, [(0, 2)], 0)
             second = worker.run(work, [(2, 3)], 0)  # the same exchange: a part that another worker left
             assert (gather(work, [first, second]).value["model"].compact() == 3.0).all()

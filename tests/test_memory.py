@@ -1,0 +1,83 @@
+"""Memory is flat: a cohort ten times larger costs driver and workers nothing, a million idle clients only their rows.
+
+Each run has a process of its own, as a peak (VmHWM) never falls; workers are asked for theirs after the last round.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+MB = 1 << 20
+
+PROBE = """
+import json, sys, tempfile, time
+start = time.perf_counter()
+import fl
+
+def peak(*_):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+found = {}
+
+def watch(event, value):
+    if event == "start":
+        watch.simulation = value
+    elif event == "round":
+        found.setdefault("first_round_seconds", time.perf_counter() - start)
+        members = getattr(watch.simulation.executor, "members", [])
+        if members:
+            import ray
+            found["workers"] = ray.get([m.actor.__ray_call__.remote(peak) for m in members])
+        found["driver"] = peak()
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        fl.run(json.loads(sys.argv[1]), out=folder, watch=watch)
+    print(json.dumps(found))
+"""
+
+
+def probe(executor, data, model, cohort, rounds):
+    """Peak bytes of driver and workers, and the seconds from nothing to the end of the first round."""
+    config = {
+        "rounds": rounds,
+        "data": {"name": "noise", **data},
+        "partition": "natural",
+        "splits": {"val": 0.0, "test": 0.0},
+        "model": model,
+        "cohort": {"size": cohort},
+        "strategy": "fedavg",
+        "client": {"batch": 20, "lr": 0.01},
+        "execution": {"executor": executor, "workers": 2},
+    }
+    command = [sys.executable, "-W", "ignore", "-c", PROBE, json.dumps(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_a_larger_cohort_costs_no_memory(executor):
+    data = {"shape": [784], "classes": 62, "clients": 1000, "samples": 5}
+    small, large = (probe(executor, data, {"name": "mlp", "hidden": [200, 200]}, cohort, 3) for cohort in (100, 1000))
+    pairs = [(small["driver"], large["driver"]), *zip(sorted(small.get("workers", [])), sorted(large.get("workers", [])))]
+    growth = [after - before for before, after in pairs]
+    print(f"{executor}: peaks {[(a // MB, b // MB) for a, b in pairs]} MB, growth {[g // MB for g in growth]} MB")
+    assert len(pairs) == (3 if executor == "ray" else 1)
+    assert max(growth) < 50 * MB  # to hold the updates of 900 more clients takes 720 MB
+
+
+def test_a_million_clients_cost_their_rows():
+    few, many, samples, features = 1000, 1_000_000, 3, 10
+    data = {"shape": [features], "classes": 10, "samples": samples}
+    small, large = (probe("serial", data | {"clients": n}, "softmax", 100, 1) for n in (few, many))
+    # per row x, y, owner and index; per client an offset and two counts of held-out rows
+    needed = (many - few) * (samples * (4 * features + 3 * 8) + 3 * 8)
+    growth = large["driver"] - small["driver"]
+    print(f"first round after {large['first_round_seconds']:.1f} s, growth {growth // MB} MB, arrays {needed // MB} MB")
+    assert growth < 3 * needed  # sorting takes copies for a moment
