@@ -1,7 +1,7 @@
 """FedProx: local training held near what was received.    min_w  L_k(w) + mu/2 ||w - received||^2
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, arXiv:1812.06127.  The term enters as its gradient, mu (w - received).
-Differs from the paper: a budget of epochs or steps in place of gamma-inexact solutions.  Neutral: mu=0, to the bit.
+Differs from the paper: a budget of epochs or steps in place of gamma-inexact solutions.  Neutral: mu=0, to the bit in a loop.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 import fl
 from fl import simulation
 from fl.config import Config, read, resolve
-from fl.execution.plan import torch_single_thread
 from fl.simulation import Simulation
 
 WORKLOADS = Path(fl.__file__).parent.parent / "experiments" / "benchmarks"
@@ -156,10 +155,10 @@ class _Loop:
 
 def _serve(raw: dict[str, Any], share: int, shares: int, pipe: Connection) -> None:
     """Run the rounds asked for, answer (clients, seconds), until the pipe closes."""
-    torch_single_thread()
+    torch.set_num_threads(1)
     config = resolve(raw)
-    dataset, partition = simulation._data(config)
-    module, _ = simulation._model(config, dataset)
+    dataset, partition = simulation.load_data(config)
+    module, _ = simulation.build_model(config, dataset)
     sizes = partition.train_slices()[1]
     x, y = torch.from_numpy(dataset.train["x"]), torch.from_numpy(dataset.train["y"])
     while True:

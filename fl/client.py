@@ -66,6 +66,7 @@ class ClientContext:
     test: View
     module: torch.nn.Module
     task: Task
+    channels_last: bool = False  # memory format of image batches, as the plan chose
 
     def generator(self, purpose: str) -> torch.Generator:
         """A stream of this client, participation and purpose."""

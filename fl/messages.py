@@ -72,11 +72,13 @@ class Update:
 
     groups: name -> tree; by convention "model" is *local minus broadcast*: what to add.
     num_examples: int, or int64 tensor (C,).  metrics: plain numbers, or float64 tensors (C,); "loss" is the train loss.
+    owned: nobody else refers to the groups' memory, so that whoever receives them may write to it.
     """
 
     groups: Mapping[str, Tree]
     num_examples: int | Tensor
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+    owned: bool = False
 
 
 @dataclass(frozen=True)

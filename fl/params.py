@@ -202,6 +202,12 @@ class Params(Mapping[str, Tensor]):
             mine.add_(theirs, alpha=alpha)
         return self
 
+    def sub_(self, other: Params) -> Params:
+        """self <- self - other."""
+        for mine, theirs in zip(self.buffers, other.buffers):
+            mine.sub_(theirs)
+        return self
+
     def mul_(self, factor: float | Tensor) -> Params:
         for mine in self.buffers:
             mine.mul_(_per_client(factor, mine))

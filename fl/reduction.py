@@ -28,6 +28,7 @@ class Meta:
     client: int | Tensor
     num_examples: int | Tensor
     staleness: int | Tensor = 0
+    owned: bool = False  # the value's memory may be written to
     spill: Callable[[Tensor], Any] | None = None  # writes a vector to scratch, returns an opener for `Collect`
 
 
@@ -48,11 +49,12 @@ class Reduction:
         return acc
 
 
-def _scaled(tree: Tree, weight: float | Tensor) -> Tree:
+def _scaled(tree: Tree, weight: float | Tensor, in_place: bool = False) -> Tree:
     def leaf(x):
-        if isinstance(weight, Tensor) and weight.ndim and isinstance(x, Tensor):
-            return x * weight.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
-        return x * weight
+        w = weight
+        if isinstance(w, Tensor) and w.ndim and isinstance(x, Tensor):
+            w = w.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
+        return x.mul_(w) if in_place else x * w
 
     return tree_map(leaf, tree)
 
@@ -75,7 +77,7 @@ class Sum(Reduction):
     batched: ClassVar[bool] = True
 
     def lift(self, value: Tree, meta: Meta) -> Tree:
-        return tree_map(lambda leaf: leaf.clone(), value)
+        return value if meta.owned else tree_map(lambda leaf: leaf.clone(), value)
 
     def merge(self, a: Tree, b: Tree) -> Tree:
         return _added(a, b)
@@ -97,7 +99,7 @@ class WeightedMean(Reduction):
         weight = torch.as_tensor(meta.num_examples, dtype=torch.float64)
         if self.weights == "uniform":
             weight = torch.ones_like(weight)
-        return _scaled(value, weight if weight.ndim else float(weight)), weight.clone()
+        return _scaled(value, weight if weight.ndim else float(weight), meta.owned), weight.clone()
 
     def merge(self, a, b):
         return _added(a[0], b[0]), a[1].add_(b[1])
@@ -221,18 +223,23 @@ class Fold:
             return b if a is None else a
         return self.reduction.merge(a, b)
 
-    def add_stacked(self, start: int, count: int, accs: Any) -> None:
-        """Leaves of positions start..start+count-1, stacked; `start` is a multiple of a power of two >= count."""
-        level, k = 0, start
+    def stacked(self, accs: Any, count: int) -> Any:
+        """The node over `count` consecutive leaves, stacked; they begin at a multiple of a power of two >= count."""
+        many = count > 1
         while count > 1:
             pairs = count // 2
             merged = self.reduction.merge(row(accs, slice(0, 2 * pairs, 2)), row(accs, slice(1, 2 * pairs, 2)))
             if count % 2:
                 merged = tree_map(_joined, merged, row(accs, slice(count - 1, count)))
             accs, count = merged, count - pairs
-            level, k = level + 1, k >> 1
+        node = row(accs, 0)
         # a copy: a view would keep the memory of all the leaves
-        self.add(level, k, tree_map(lambda leaf: leaf.clone(), row(accs, 0)))
+        return tree_map(lambda leaf: leaf.clone(), node) if many else node
+
+    def add_stacked(self, start: int, count: int, node: Any) -> None:
+        """Add the `stacked` node over positions start..start+count-1."""
+        level = (count - 1).bit_length()
+        self.add(level, start >> level, node)
 
     def covered(self) -> list[tuple[int, int]]:
         """The position ranges [a, b) whose leaves are here."""

@@ -24,7 +24,8 @@ from fl.config import Config, ConfigError, located, read, resolve
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.execution.executor import Done, Executor, Serial
-from fl.execution.plan import Plan, make_plan, torch_single_thread
+from fl.execution.plan import Plan, make_plan
+from fl.execution.process import settle
 from fl.execution.ray import Ray
 from fl.execution.worker import EVALUATION_BLOCK, EVALUATION_CHUNK, Dispatch, Job
 from fl.messages import Broadcast
@@ -120,19 +121,16 @@ class Simulation:
         self.config, self.directory = config, directory
         if not resumed and (directory / "checkpoints" / "last.json").exists():
             raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` goes on with it")
-        torch_single_thread()
-        self.dataset, self.partition = _data(config)
+        settle()
+        self.dataset, self.partition = load_data(config)
         self.sizes = self.partition.train_slices()[1]
         self.population = self.partition.num_clients
         _guard("cohort", lambda: config.cohort.check(self.population))
-        self.module, self.model = _model(config, self.dataset)
-        self.plan = _guard(
-            "",
-            lambda: make_plan(
-                config.client, self.module, self.model, config.task, config.execution.plan, config.execution.chunk
-            ),
+        self.module, self.model = build_model(config, self.dataset)
+        self.plan = _guard("execution", lambda: self._plan(self.module, self.model, config.execution.chunk))
+        execution = replace(
+            config.execution, plan=self.plan.kind, chunk=self.plan.chunk, channels_last=self.plan.channels_last
         )
-        execution = replace(config.execution, plan=self.plan.kind, chunk=self.plan.chunk)
         self.config = config = replace(config, execution=execution)
         self.round, self.dispatches = 0, 0
         self.seen: dict[str, np.ndarray] = {}  # static groups: the version each client last saw, -1 for none
@@ -150,6 +148,11 @@ class Simulation:
         self.pending: list[Row] = []
         self.exchange, self.carries, self.tally, self.best_pending = 0, {}, _Tally(), False
         self.executor: Executor = self._executor()
+
+    def _plan(self, module: torch.nn.Module, model: Params, chunk: int | None) -> Plan:
+        config = self.config
+        wanted = (config.execution.plan, chunk, config.execution.channels_last)
+        return make_plan(config.client, module, model, config.task, *wanted)
 
     def _executor(self) -> Executor:
         execution = self.config.execution
@@ -260,13 +263,15 @@ class Simulation:
     # -- an exchange ----------------------------------------------------------------------------------------------
     def _exchange(self, exchange: Exchange) -> Outcome:
         cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
+        cohort = cohort[np.argsort(-self.sizes[cohort], kind="stable")]  # like sizes train together, long ones begin
         module = exchange.skeleton or self.module
         broadcast = self._sent(Broadcast.of(exchange.broadcast), cohort)
         plan = self.plan if broadcast.uniform and exchange.work == "train" else Plan("loop", 1, "not alike for all clients")
         if exchange.skeleton is not None and plan is self.plan:
-            shape = module_params(module)
-            plan = make_plan(self.config.client, module, shape, self.config.task, self.config.execution.plan, None)
-        carries = np.array([self.carries.get(int(c), NOWHERE) for c in cohort]).reshape(-1, 3)
+            plan = self._plan(module, module_params(module), None)
+        carries = np.tile(np.array(NOWHERE), (len(cohort), 1))
+        if self.carries:
+            carries[:] = [self.carries.get(int(c), NOWHERE) for c in cohort]
         done = self._dispatch(
             kind="work",
             work=exchange.work,
@@ -328,7 +333,8 @@ class Simulation:
 
     def _arrived(self, exchange: Exchange, cohort: np.ndarray, done: Done) -> Outcome:
         """Book what came up: states, carries, bytes, metrics."""
-        n, columns = len(cohort), done.columns
+        n, columns = len(cohort), done.columns.reordered(np.argsort(cohort))
+        cohort = np.sort(cohort)
         dropped = columns.column("dropped", n, False)
         states = columns.column("state", n, -1)
         if states.ndim == 2:
@@ -566,7 +572,7 @@ def _guard(path: str, make: Callable[[], Any]) -> Any:
         raise located(path, error) from error
 
 
-def _data(config: Config) -> tuple[Dataset, Partition]:
+def load_data(config: Config) -> tuple[Dataset, Partition]:
     dataset = _guard("data", lambda: config.data.load() if hasattr(config.data, "load") else config.data)
     partition = _guard("partition", lambda: config.partition.split(dataset))
     empty = partition.empty_clients
@@ -580,7 +586,7 @@ def _data(config: Config) -> tuple[Dataset, Partition]:
     return dataset, partition.hold_out(config.splits.val, config.splits.test, seed)
 
 
-def _model(config: Config, dataset: Dataset) -> tuple[torch.nn.Module, Params]:
+def build_model(config: Config, dataset: Dataset) -> tuple[torch.nn.Module, Params]:
     """The module and its first weights, drawn from the seed alone."""
     outputs = max(config.task.num_outputs(part) for part in (dataset.train, dataset.test) if part)
     with torch.random.fork_rng(devices=[]):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fl import random
 from fl.client import At, LocalTraining, Phase, Trained
-from fl.execution.loop import GRADIENT_BATCH, clipped, num_steps, overrides
+from fl.execution.loop import GRADIENT_BATCH, clipped, descends_plainly, num_steps, overrides, workspace
 from fl.messages import Update
 from fl.nn import Noise
 from fl.params import Params, zeros_like
@@ -92,12 +92,14 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     def full_gradient(params: Params) -> Params:
         return _mean_gradient(algorithm, chunk, params, at, backend)
 
-    n = torch.from_numpy(sizes)
+    n, metrics = torch.from_numpy(sizes), {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}
+    if not overrides(algorithm, "finish"):  # the default finish, without a copy
+        return Update({"model": local.sub_(received)}, n, metrics, owned=True), None
     end = Trained(
         local, chunk.received, state, torch.from_numpy(steps), torch.from_numpy(travelled), n, chunk.config, full_gradient
     )
     groups, state = algorithm.finish(end)
-    return Update(groups, n, {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}), state
+    return Update(groups, n, metrics), state
 
 
 def _states(algorithm: LocalTraining, chunk: Chunk) -> Tree:
@@ -110,12 +112,14 @@ def _run_phase(
     algorithm, chunk: Chunk, phase: Phase, index: int, local: Params, theta: Params, at: At, backend, loss, seen
 ):
     """Trains theta (C,) in place; adds to loss (C,) and seen (C,); returns the steps of each client."""
-    taken = np.array([num_steps(phase, int(n)) for n in chunk.sizes])
+    lengths, whose = np.unique(chunk.sizes, return_inverse=True)
+    taken = np.array([num_steps(phase, int(n)) for n in lengths])[whose]
     if not taken.any():
         return taken
     gradients = backend(algorithm, chunk, local, theta, index)
-    grad, memory = zeros_like(theta), phase.optimiser.state(theta)
     hooked = overrides(algorithm, "gradient")
+    descend = getattr(gradients, "descend", None) if descends_plainly(algorithm, phase) else None
+    grad, memory = workspace(theta.layout, *theta.batch) if not descend else theta, phase.optimiser.state(theta)
     active = 0
     for first in range(0, int(taken.max()), BLOCK):
         block = _block(chunk, phase, index, taken, first)
@@ -128,6 +132,9 @@ def _run_phase(
             weights = block.weights[i, :active, :width]
             batch = _gather(chunk.arrays, block.rows[i, :active, :width])
             masks = gradients.masks(block.lengths[i, :active])
+            if descend:
+                record[i, :active, :width] = descend(params, batch, weights, masks, phase.lr)
+                continue
             record[i, :active, :width] = gradients(params, batch, weights, masks, here, g)
             step = algorithm.gradient(g, params, here) if hooked else g
             if phase.clip is not None:

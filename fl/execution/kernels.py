@@ -65,40 +65,59 @@ class LinearStack:
         self.layers = [_Layer(w, b, tuple(after)) for w, b, after in layers]
         self.kernel = chunk.task.kernel
         self.masks = Masks(chunk, index)
-        self.params: Params | None = None  # whose views `self.rows` are
-        self.rows: list = []
+        self.views: dict[int, tuple[Params, list]] = {}
 
     def __call__(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, at: At, grad: Params) -> Tensor:
+        """Writes the gradients into `grad`; see `batched.Gradients`."""
+
+        def write(k: int, g: Tensor, inputs: Tensor) -> None:
+            weight, bias = self._views(grad)[k]
+            torch.bmm(g.mT, inputs, out=weight)
+            if bias is not None:
+                torch.sum(g, 1, out=bias)
+
+        return self._backward(params, batch, weights, masks, write)
+
+    def descend(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, lr: float) -> Tensor:
+        """One step of plain gradient descent, w <- w - lr g, without ever storing g: a third less memory traffic."""
+
+        def step(k: int, g: Tensor, inputs: Tensor) -> None:
+            weight, bias = self._views(params)[k]
+            weight.baddbmm_(g.mT, inputs, alpha=-lr)
+            if bias is not None:
+                bias.sub_(g.sum(1), alpha=lr)
+
+        return self._backward(params, batch, weights, masks, step)
+
+    def _backward(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, use) -> Tensor:
+        """Forward, then from the last layer to the first use(layer, G, its inputs). Returns the losses (A, B)."""
         with torch.inference_mode():
-            layers = self._layers(params, grad)
+            layers = self._views(params)
             masks = iter(masks)
             h = batch["x"].flatten(2)
-            tape = []
-            for layer, (w, b, _, _) in zip(self.layers, layers):
-                tape.append([h, []])
-                h = torch.bmm(h, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), h, w.mT)
+            tape: list[tuple[Tensor, list]] = []
+            for layer, (weight, bias) in zip(self.layers, layers):
+                tape.append((h, []))
+                h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
                 for module in layer.after:
                     h = self._forward(module, h, masks, tape[-1][1])
             g, losses = self._loss(h, batch["y"], weights)
             for k in range(len(layers) - 1, -1, -1):
-                (inputs, _), (w, b, dw, db) = tape[k], layers[k]
-                torch.bmm(g.mT, inputs, out=dw)
-                if db is not None:
-                    torch.sum(g, 1, out=db)
-                if k:
-                    g = torch.bmm(g, w)
+                below = torch.bmm(g, layers[k][0]) if k else None  # before the weights may change
+                use(k, g, tape[k][0])
+                if below is not None:
+                    g = below
                     for factor, positive in reversed(tape[k - 1][1]):
-                        g = g.masked_fill_(factor <= 0, 0.0) if positive else g.mul_(factor)
+                        g = torch.ops.aten.threshold_backward(g, factor, 0) if positive else g.mul_(factor)
             return losses
 
-    def _layers(self, params: Params, grad: Params) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]]:
-        """Weight, bias and their gradients, layer by layer; kept while the active clients stay the same."""
-        if self.params is not params:
-            self.params = params
-            self.rows = [
-                (params[x.weight], x.bias and params[x.bias], grad[x.weight], x.bias and grad[x.bias]) for x in self.layers
-            ]
-        return self.rows
+    def _views(self, params: Params) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of each layer; kept while the same clients are active."""
+        views = self.views.get(id(params))
+        if views is None or views[0] is not params:
+            views = (params, [(params[x.weight], x.bias and params[x.bias]) for x in self.layers])
+            self.views[id(params)] = views
+        return views[1]
 
     @staticmethod
     def _forward(module: nn.Module, h: Tensor, masks, tape: list) -> Tensor:

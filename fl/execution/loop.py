@@ -7,16 +7,18 @@ No optimiser object, no `.item()`, no copy per step; module parameters are views
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from fl import random
-from fl.client import At, ClientContext, LocalTraining, Phase, Reply, Trained, View
+from fl.client import At, ClientContext, LocalTraining, Phase, Reply, Trained
 from fl.messages import Update
 from fl.nn import Noise
-from fl.params import Params, norm, zeros_like
+from fl.optimiser import SGD
+from fl.params import Layout, Params, norm, zeros_like
 
 GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
@@ -42,16 +44,19 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         return mean_gradient(algorithm, ctx, params, at)
 
     n = len(ctx.train)
-    end = Trained(local, ctx.received, state, steps, travelled, n, ctx.config, full_gradient)
-    groups, state = algorithm.finish(end)
-    return Reply(Update(groups, n, {"loss": float(loss) / max(seen, 1)}), state)
+    metrics = {"loss": float(loss) / max(seen, 1)}
+    if not overrides(algorithm, "finish"):  # the default finish, without a copy
+        return Reply(Update({"model": local.sub_(received)}, n, metrics, owned=True))
+    groups, state = algorithm.finish(Trained(local, ctx.received, state, steps, travelled, n, ctx.config, full_gradient))
+    return Reply(Update(groups, n, metrics), state)
 
 
 def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: Params, at: At):
     """Returns (sum of losses, samples seen, steps)."""
     leaves = [p for p in ctx.module.parameters() if p.requires_grad]
-    grad = zeros_like(theta)
-    views = [grad[name] for name, p in ctx.module.named_parameters() if p.requires_grad]
+    names = [name for name, p in ctx.module.named_parameters() if p.requires_grad]
+    plain, grad = descends_plainly(algorithm, phase), workspace(theta.layout)
+    weights, views = [theta[name] for name in names], [grad[name] for name in names]
     memory = phase.optimiser.state(theta)
     hooked = overrides(algorithm, "gradient")
     noise = Noise(ctx.module, ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
@@ -59,14 +64,20 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
     loss, seen, t = torch.zeros((), dtype=torch.float64), 0, 0
     for t, positions in enumerate(batches(phase, len(ctx.train), ctx.seed, ctx.client, ctx.participation, index), 1):
         batch = ctx.train.take(positions)
+        if ctx.channels_last:
+            batch["x"] = batch["x"].contiguous(memory_format=torch.channels_last)
         if source:
             noise.set([m[0] for m in noise.draw(source, [len(positions)])])
         losses = algorithm.objective(ctx.module, batch, at, ctx.task)
-        torch._foreach_copy_(views, torch.autograd.grad(losses.mean(), leaves))
-        step = algorithm.gradient(grad, theta, at) if hooked else grad
-        if phase.clip is not None:
-            step = clipped(step, phase.clip)
-        phase.optimiser.step(theta, step, memory, phase.lr, t - 1)
+        grads = torch.autograd.grad(losses.mean(), leaves)
+        if plain:  # the same numbers as below, without gathering the gradient
+            torch._foreach_add_(weights, grads, alpha=-phase.lr)
+        else:
+            torch._foreach_copy_(views, grads)
+            step = algorithm.gradient(grad, theta, at) if hooked else grad
+            if phase.clip is not None:
+                step = clipped(step, phase.clip)
+            phase.optimiser.step(theta, step, memory, phase.lr, t - 1)
         loss += losses.detach().sum()
         seen += len(positions)
     return loss, seen, t
@@ -98,7 +109,7 @@ def batches(phase: Phase, n: int, seed: int, client: int, participation: int, in
 
 
 def num_steps(phase: Phase, n: int) -> int:
-    """Steps a client with n samples takes."""
+    """Steps that a client with n samples takes."""
     if n == 0:
         return 0
     return phase.steps if phase.steps is not None else phase.epochs * -(-n // (n if phase.batch == "full" else phase.batch))
@@ -117,14 +128,17 @@ def clipped(grad: Params, bound: float) -> Params:
     return grad * (bound / norm(grad).clamp(min=bound))
 
 
+@functools.lru_cache(maxsize=4)
+def workspace(layout: Layout, *batch: int) -> Params:
+    """Memory for gradients, the same at every call: they are written anew in each step."""
+    return layout.zeros(*batch)
+
+
+def descends_plainly(algorithm: LocalTraining, phase: Phase) -> bool:
+    """Whether a step is w <- w - lr g and nothing else."""
+    return not overrides(algorithm, "gradient") and phase.clip is None and phase.optimiser == SGD()
+
+
 def overrides(algorithm: LocalTraining, name: str) -> bool:
     """Whether the method defines its own hook."""
     return getattr(type(algorithm), name) is not getattr(LocalTraining, name)
-
-
-def forward_blocks(module: torch.nn.Module, view: View, block: int) -> Iterator[tuple[torch.Tensor, dict]]:
-    """(outputs, batch) over a view in evaluation mode, `block` samples at a time."""
-    module.eval()
-    for a in range(0, len(view), block):
-        batch = view.take(slice(a, a + block))
-        yield module(batch["x"]), batch

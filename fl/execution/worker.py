@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,8 @@ from fl.data.partition import Partition
 from fl.execution import batched
 from fl.execution.kernels import LinearStack
 from fl.execution.loop import bind
-from fl.execution.plan import Plan, torch_single_thread
+from fl.execution.plan import Plan
+from fl.execution.process import settle
 from fl.messages import Broadcast, Update
 from fl.params import Params
 from fl.reduction import Fold, Meta, Reduction
@@ -67,7 +68,7 @@ class Dispatch:
     work: str  # what clients do; for evaluations the stage
     round: int
     number: int  # of this dispatch in the run: the participation in addresses of randomness
-    cohort: np.ndarray  # client ids, ascending; for the server's data, block numbers
+    cohort: np.ndarray  # client ids, the one with most work first; for the server's data, block numbers
     broadcast: Broadcast  # shared and static groups decoded
     reduction: Reduction
     plan: Plan
@@ -121,6 +122,14 @@ class Columns:
             out[positions] = values
         return out
 
+    def reordered(self, order: np.ndarray) -> Columns:
+        """Columns whose position i is our position order[i]."""
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        moved = Columns()
+        moved.pieces = {name: [(place[at], values) for at, values in pieces] for name, pieces in self.pieces.items()}
+        return moved
+
     def packed(self) -> Columns:
         """One piece per column, so that it travels as a few arrays."""
         packed = Columns()
@@ -143,8 +152,9 @@ class Worker:
     """See the module. `writer` numbers the segments this worker writes."""
 
     def __init__(self, job: Job, writer: int):
-        torch_single_thread()
+        settle()
         self.job, self.writer = job, writer
+        self.slices = job.partition.train_slices()
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
@@ -227,13 +237,13 @@ class _Exchange:
             self.columns.add(at, {"state": np.array([self.worker.states.append(reply.state)])})
         if reply.carry is not None:
             self.columns.add(at, {"carry": np.array([self.worker.scratch.append(reply.carry)])})
-        self._deliver(at, reply.update, stacked=False)
+        self._deliver(at, reply.update, stacked=False, careful=True)
 
     def _many(self, positions: np.ndarray) -> None:
         """Client work for the clients at consecutive positions, trained together."""
-        d, partition = self.dispatch, self.job.partition
-        clients = d.cohort[positions]
-        starts, sizes = (column[clients] for column in partition.train_slices())
+        d, clients = self.dispatch, self.dispatch.cohort[positions]
+        starts, sizes = (column[clients] for column in self.worker.slices)
+        known = (d.states[positions, 0] >= 0).any()
         chunk = batched.Chunk(
             clients,
             self.job.seed,
@@ -242,19 +252,22 @@ class _Exchange:
             d.number,
             self.received,
             d.broadcast.config,
-            [self.worker.states.read(location) for location in d.states[positions]],
+            [self.worker.states.read(location) for location in d.states[positions]] if known else [None] * len(clients),
             self.job.arrays,
-            partition.indices,
+            self.job.partition.indices,
             starts,
             sizes,
             self.module,
             self.job.task,
         )
-        self.stage = d.work
-        update, states = batched.train(self.job.algorithm, chunk, LinearStack if d.plan.kind == "stacked" else batched.Vmap)
+        for careful in (False, True):
+            self.stage = d.work
+            backend = LinearStack if d.plan.kind == "stacked" else batched.Vmap
+            update, states = batched.train(self.job.algorithm, chunk, backend)
+            if self._deliver(positions, update, True, careful):
+                break
         if states is not None:
             self.columns.add(positions, {"state": self.worker.states.append_rows(states, len(positions))})
-        self._deliver(positions, update, stacked=True)
 
     def _context(self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], state: Tree) -> ClientContext:
         job = self.job
@@ -270,6 +283,7 @@ class _Exchange:
             state=state,
             module=self.module,
             task=job.task,
+            channels_last=self.dispatch.plan.channels_last,
             **views,
         )
 
@@ -288,8 +302,12 @@ class _Exchange:
         return received, config
 
     # -- the way up -----------------------------------------------------------------------------------------------
-    def _deliver(self, positions: np.ndarray, update: Update, stacked: bool) -> None:
-        """Transforms, codec and reduction for the update of one client, or of several stacked."""
+    def _deliver(self, positions: np.ndarray, update: Update, stacked: bool, careful: bool) -> bool:
+        """Transforms, codec and reduction for the update of one client, or of several stacked.
+
+        Unless `careful`, only their sum is looked at for NaNs and infinities; if it has any, nothing is delivered and the
+        answer is False: train again and look at each client.
+        """
         d, job = self.dispatch, self.job
         clients = d.cohort[positions]
         ctx = TransformContext(job.seed, d.round, d.number, clients, update.num_examples, stacked)
@@ -297,28 +315,35 @@ class _Exchange:
         for transform in job.transforms:
             self.stage = type(transform).__name__
             groups = transform.client(groups, ctx)
-        self.stage, decoded = "encode", {}
+        self.stage, decoded, counted = "encode", {}, {}
         for name, tree in groups.items():
-            decoded[name], sizes = transmit(job.up, tree, len(positions) if stacked else None)
-            self._count("up", name, positions, sizes)
+            decoded[name], counted[name] = transmit(job.up, tree, len(positions) if stacked else None)
         for transform in reversed(job.transforms):
             self.stage = type(transform).__name__
             decoded = transform.server(decoded, ctx)
 
-        self.stage = "reduce"
-        bad = _non_finite(decoded, len(positions) if stacked else None)
-        if bad.any() and job.on_error == "raise":
-            raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
-        meta = Meta(torch.from_numpy(clients) if stacked else int(clients[0]), update.num_examples, 0, self._spill)
-        if stacked and d.reduction.batched and not bad.any():
-            self.fold.add_stacked(int(positions[0]), len(positions), d.reduction.lift(decoded, meta))
+        self.stage, bad = "reduce", np.zeros(len(positions), bool)
+        ids = torch.from_numpy(clients) if stacked else int(clients[0])
+        together = stacked and d.reduction.batched and not careful
+        meta = Meta(ids, update.num_examples, 0, update.owned and together, self._spill)
+        if together:
+            node = self.fold.stacked(d.reduction.lift(decoded, meta), len(positions))
+            if _non_finite(node, None).any():
+                return False
+            self.fold.add_stacked(int(positions[0]), len(positions), node)
         else:
-            self._add_rows(positions, decoded, meta, bad, stacked)
+            bad = _non_finite(decoded, len(positions) if stacked else None)
+            if bad.any() and job.on_error == "raise":
+                raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
+            self._add_rows(positions, decoded, replace(meta, owned=update.owned and not stacked), bad, stacked)
+        for name, sizes in counted.items():
+            self._count("up", name, positions, sizes)
         columns = {f"metric/{name}": _array(value) for name, value in update.metrics.items()}
         good = ~bad
         self.columns.add(positions[good], {name: np.broadcast_to(v, len(positions))[good] for name, v in columns.items()})
         examples = np.broadcast_to(_array(update.num_examples), len(positions))
         self.columns.add(positions, {"num_examples": examples, "dropped": bad})
+        return True
 
     def _add_rows(
         self, positions: np.ndarray, groups: Mapping[str, Tree], meta: Meta, bad: np.ndarray, stacked: bool
@@ -329,7 +354,7 @@ class _Exchange:
             if is_bad:
                 accs.append(None)
             elif stacked:
-                own = Meta(int(meta.client[i]), int(meta.num_examples[i]), 0, meta.spill)
+                own = replace(meta, client=int(meta.client[i]), num_examples=int(meta.num_examples[i]))
                 accs.append(self.dispatch.reduction.lift(row(groups, i), own))
             else:
                 accs.append(self.dispatch.reduction.lift(groups, meta))
@@ -389,7 +414,7 @@ class _Exchange:
             self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], len(rows))})
         self.columns.add(positions, {"num_examples": np.array([len(r) for r in rows])})
         if self.dispatch.reduction.batched:
-            self.fold.add_stacked(int(positions[0]), len(positions), accs)
+            self.fold.add_stacked(int(positions[0]), len(positions), self.fold.stacked(accs, len(positions)))
         else:
             for i, position in enumerate(positions):
                 self.fold.add(0, int(position), row(accs, i))
