@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := setup.cfg pyproject.toml constraints.txt
 
+SHARED := -n 2 --dist loadgroup
+
 .PHONY: demo test test-fast lint types bench clean
 .DELETE_ON_ERROR:
 
@@ -16,10 +18,10 @@ demo: $(VENV)/.installed
 	$(BIN)/fl run experiments/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, arXiv:1812.06127.  Differs from the paper: clients are weighted by
 `num_examples` in the mean (the paper samples them so and averages uniformly: uniform sampler, weights=uniform).
-Neutral: the client's mu=0 is FedAvg, to the bit in a loop; the stacked plan fuses plain descent, so that there it is to 1e-6.
+Neutral: the client's mu=0 is FedAvg; to the bit in a loop, to 1e-6 where the stacked plan fuses FedAvg's plain descent.
 """
 
 from __future__ import annotations

@@ -109,6 +109,7 @@ def test_json_is_all_there_is_on_stdout(finished):
     assert fl("digest", out).stdout == summary["digest"] + "\n"
 
 
+@pytest.mark.slow
 def test_a_line_per_evaluated_round_on_stderr_and_the_summary_on_stdout(config, tmp_path):
     done = fl("run", config, "rounds=5", "evaluation.every=2", "--out", tmp_path / "out")
     lines = [line.split() for line in done.stderr.splitlines() if "/5 " in line]
@@ -119,6 +120,7 @@ def test_a_line_per_evaluated_round_on_stderr_and_the_summary_on_stdout(config, 
     assert "/5 " not in done.stdout
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_table_is_live(config, tmp_path):
     ours, theirs = os.openpty()
     process = subprocess.Popen([*FL, "run", config, "--out", tmp_path / "out"], stdout=subprocess.PIPE, stderr=theirs)
@@ -135,6 +137,7 @@ def test_on_a_terminal_the_table_is_live(config, tmp_path):
     assert b"val/accuracy" in shown and b"3/3" in shown
 
 
+@pytest.mark.slow
 def test_several_seeds(config, tmp_path):
     done = fl("run", config, "seed=0..1", "rounds=1", "--json", "--out", tmp_path)
     runs = json.loads(done.stdout)["runs"]
@@ -142,6 +145,7 @@ def test_several_seeds(config, tmp_path):
     assert runs[0]["digest"] != runs[1]["digest"]
 
 
+@pytest.mark.slow
 def test_without_out_the_directory_is_named_by_strategy_and_seed(config, tmp_path):
     done = subprocess.run(
         [*FL, "run", config, "rounds=1", "seed=7"],
@@ -153,6 +157,7 @@ def test_without_out_the_directory_is_named_by_strategy_and_seed(config, tmp_pat
     assert [p.name.split("-", 2)[2] for p in (tmp_path / "runs").iterdir()] == ["fedavg-seed7"]
 
 
+@pytest.mark.slow
 def test_smoke_is_small_and_says_so(config, tmp_path):
     done = fl("run", config, "rounds=1000", "cohort.size=20", "--smoke", "--json", "--out", tmp_path / "a")
     final = json.loads(done.stdout)["final"]
@@ -160,12 +165,14 @@ def test_smoke_is_small_and_says_so(config, tmp_path):
     assert "smoke: 2 rounds of at most 4 clients" in done.stderr
 
 
+@pytest.mark.slow
 def test_dropped_keys_are_told_on_stderr(config, tmp_path):
     done = fl("run", config, "cohort.name=poisson", "cohort.rate=0.2", "rounds=1", "--json", "--out", tmp_path / "a")
     assert "dropped ['size']" in done.stderr and json.loads(done.stdout)
 
 
 # -- going on, and the same bits --------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_resume_equals_one_run(config, finished, tmp_path):
     directory, summary = finished
     fl("run", config, "rounds=2", "--out", tmp_path / "two")
@@ -189,11 +196,13 @@ def test_resume_equals_one_run(config, finished, tmp_path):
         ("client.lr=1", "error: client.lr: cannot change when a run is resumed"),
     ],
 )
+@pytest.mark.slow
 def test_what_resume_refuses(finished, change, message):
     done = fl("resume", finished[0], change)
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_round(config, tmp_path, number):
     done = interrupted(["run", config, "rounds=3000", "--json", "--out", tmp_path / "a"], ("2/3000", number))
@@ -205,6 +214,7 @@ def test_a_signal_stops_after_the_round(config, tmp_path, number):
     assert fl("digest", tmp_path / "b").stdout == summary["digest"] + "\n"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_aborts(config, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     arguments = ["run", config, f"strategy={tmp_path}/slow.py:Stuck", "--out", tmp_path / "a"]
@@ -213,6 +223,7 @@ def test_a_second_ctrl_c_aborts(config, tmp_path):
     assert done.stderr.endswith(f"aborted; go on with: fl resume {tmp_path / 'a'}\n")
 
 
+@pytest.mark.slow
 def test_before_the_first_round_ctrl_c_stops_at_once(config, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     arguments = ["run", config, f"data={tmp_path}/slow.py:StuckData", "--out", tmp_path / "a"]
@@ -234,6 +245,7 @@ def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_clients_error_is_one_line_and_exit_1(config, tmp_path):
     (tmp_path / "mine.py").write_text(FAULTY)
     arguments = ["run", config, f"client={tmp_path}/mine.py:Faulty", "execution.plan=loop"]
@@ -246,12 +258,14 @@ def test_a_clients_error_is_one_line_and_exit_1(config, tmp_path):
     assert "Traceback" in fl(*arguments, "--out", tmp_path / "c", FL_TRACEBACK="1").stderr
 
 
+@pytest.mark.slow
 def test_unknown_commands_and_kinds_are_usage_errors():
     for done in (fl("rum"), fl("list", "strategies"), fl("show", "strategy", "fedavgg"), fl("digest", "nowhere")):
         assert (done.returncode, done.stdout) == (2, "") and done.stderr
 
 
 # -- what there is ----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_list_and_show():
     listed = fl("list").stdout
     assert {"strategy", "client", "codec", "sampler"} <= set(listed.splitlines())

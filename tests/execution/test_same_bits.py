@@ -27,6 +27,7 @@ METHODS = {
     "three_exchanges": {"strategy": f"{TOYS}:ThreeExchanges"},
 }
 ROUNDS = 20
+KILLS = 4
 
 
 def config(method: str, **more) -> dict:
@@ -45,6 +46,7 @@ def config(method: str, **more) -> dict:
     }
 
 
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster, and serial runs made once
 TIMES = ("wall_seconds", "busy_seconds", "server_seconds", "retried")
 
 
@@ -70,8 +72,8 @@ def ray():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("method", [m if m == "scaffold" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_ray_equals_serial(method, workers, serial, ray, tmp_path):
     result = fl.run(config(method), out=tmp_path / "run", **{"execution.executor": "ray", "execution.workers": workers})
     assert facts(result) == facts(serial(method))
@@ -153,7 +155,7 @@ def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
         command = f"fl.resume({str(out)!r})" if started else f"_fresh({str(source)!r}, {str(out)!r})"
         code = f"import fl, shutil\ndef _fresh(c, o):\n    shutil.rmtree(o, ignore_errors=True)\n    fl.run(c, out=o)\n{command}"
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-        if len(rounds_at_kill) < 6:
+        if len(rounds_at_kill) < KILLS:
             # wait until this process has committed something new, then a random moment more
             before = _committed(out) if started else 0
             while process.poll() is None and _committed(out) <= before:

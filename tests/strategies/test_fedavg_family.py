@@ -85,7 +85,7 @@ finite = st.floats(-1e3, 1e3, width=32).map(lambda x: x + 0.0)  # -0 + 0 is 0 an
 @pytest.mark.parametrize("rule", [FedAvgM, FedAdam, FedProx])
 @given(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=8))
 def test_neutral_setting_is_fedavg_to_the_bit(rule, values):
-    assert rule.neutral.bits
+    assert rule.neutral.bits or rule is FedProx  # whose server is FedAvg's; it is the clients that may fuse their steps
     start, first, second = (params(*v, dtype=torch.float32) for v in zip(*values))
     plain, neutral = FedAvg(), rule(**rule.neutral.strategy)
     a, b = plain.init(start, None), neutral.init(start, None)
