@@ -132,7 +132,7 @@ class ClassMean(Reduction):
 
 @dataclass(frozen=True)
 class Stack(Reduction):
-    """The values themselves, as a list in cohort order, each with its Meta. Memory grows with the cohort."""
+    """The values themselves, as a list in the order of the tree, each with its Meta. Memory grows with the cohort."""
 
     def lift(self, value: Tree, meta: Meta) -> list:
         return [(value, Meta(int(meta.client), int(meta.num_examples), int(meta.staleness)))]
