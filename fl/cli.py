@@ -141,7 +141,7 @@ class Interrupts:
         if not self.running or (self.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.asked = True
-        say("stopping after this round; Ctrl-C again aborts")
+        os.write(2, b"stopping after this round; Ctrl-C again aborts\n")  # print() may be what was interrupted
 
 
 def parse_overrides(texts: list[str] | None) -> dict[str, Any]:

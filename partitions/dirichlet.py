@@ -89,8 +89,6 @@ def repaired(order: np.ndarray, offsets: np.ndarray, min_size: int) -> tuple[np.
 @register("partition", "dirichlet")
 @dataclass(frozen=True, kw_only=True)
 class Dirichlet:
-    """See the module."""
-
     clients: int
     alpha: float
     min_size: int = 1

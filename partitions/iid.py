@@ -24,8 +24,6 @@ def iid(rows: int, clients: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 @register("partition", "iid")
 @dataclass(frozen=True, kw_only=True)
 class Iid:
-    """See the module."""
-
     clients: int
     seed: int = 0
 

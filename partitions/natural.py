@@ -32,8 +32,6 @@ def natural(ids: np.ndarray, clients: int | None = None) -> tuple[np.ndarray, np
 @register("partition", "natural")
 @dataclass(frozen=True, kw_only=True)
 class Natural:
-    """See the module."""
-
     clients: int | None = None
 
     def split(self, dataset: Dataset) -> Partition:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fl import registry
+from fl.config import ConfigError
 from fl.execution.executor import Done, gather
 from fl.execution.shared import Handle, Queue, Region, folder, new_prefix, remove
 from fl.execution.worker import Dispatch, Job, Part, Worker
@@ -106,7 +107,8 @@ class Ray:
             ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
         cores = int(ray.cluster_resources().get("CPU", 0))
         if self.workers > cores:
-            raise ValueError(f"execution.workers: {self.workers} workers need as many cores, the Ray cluster has {cores}")
+            raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
+        self.members: list[_Member] = []
         self.ray, self.states, self.prefix = ray, states, new_prefix()
         self.local = ray.get_runtime_context().get_node_id()
         self.job, self.region = Region(self.prefix), Region(self.prefix)
@@ -214,16 +216,17 @@ class Ray:
         return parts
 
     def close(self) -> None:
-        if hasattr(self, "members"):
-            living = [m for m in self.members if m.actor is not None]
-            far = [m.actor.leave.remote() for m in living if m.node != self.local]
-            if far:
-                self.ray.wait(far, num_returns=len(far), timeout=5)
-            for member in living:
-                self.ray.kill(member.actor)
-            if self.ours:
-                self.ray.shutdown()
-            remove(self.prefix)
+        if not hasattr(self, "members"):  # never started
+            return
+        living = [m for m in self.members if m.actor is not None]
+        far = [m.actor.leave.remote() for m in living if m.node != self.local]
+        if far:
+            self.ray.wait(far, num_returns=len(far), timeout=5)
+        for member in living:
+            self.ray.kill(member.actor)
+        if self.ours:
+            self.ray.shutdown()
+        remove(self.prefix)
 
 
 def _cut(dispatch: Dispatch, tasks: np.ndarray, workers: int) -> list[list[tuple[int, int]]]:

@@ -19,7 +19,7 @@ from fl.registry import register
 @register("model", "cnn_small")
 @dataclass(frozen=True, kw_only=True)
 class CNNSmall:
-    """For images of 16 x 16 and larger."""
+    """Four convolutions and a dense layer, for images of 16 x 16 and larger."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = _image("cnn_small", shape, 16)
@@ -34,7 +34,7 @@ class CNNSmall:
 @register("model", "cnn_tiny")
 @dataclass(frozen=True, kw_only=True)
 class CNNTiny:
-    """For images of 4 x 4 and larger, such as the digits."""
+    """Two convolutions, for images of 4 x 4 and larger, such as the digits."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = _image("cnn_tiny", shape, 4)
