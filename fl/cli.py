@@ -17,7 +17,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -310,7 +309,6 @@ def log_to_stderr() -> None:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
-    warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 

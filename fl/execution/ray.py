@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,7 +105,9 @@ class Ray:
         self.ours = not ray.is_initialized()
         if self.ours:
             options = {} if self.address else {"num_cpus": self.workers, "object_store_memory": OBJECT_STORE}
-            ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
+                ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
         cores = int(ray.cluster_resources().get("CPU", 0))
         if self.workers > cores:
             raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
