@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import functools
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -255,15 +256,18 @@ def _extended(config: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> 
 def _anchor(node: Any, folder: Path) -> None:
     """References to user files are relative to the file that makes them, or else to the present folder."""
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
-        value = node[key]
-        if (
-            isinstance(value, str)
-            and re.fullmatch(r"[^:]+\.py:\w+", value)
-            and (folder / value.rpartition(":")[0]).is_file()
-        ):
-            node[key] = str((folder / value.rpartition(":")[0]).resolve()) + ":" + value.rpartition(":")[2]
+        if isinstance(node[key], str):
+            node[key] = _anchored(node[key], folder)
         else:
-            _anchor(value, folder)
+            _anchor(node[key], folder)
+
+
+def _anchored(reference: str, folder: Path) -> str:
+    """`path.py:Name` with its path made absolute, if there is such a file in `folder`; anything else as it is."""
+    where, colon, name = reference.rpartition(":")
+    if re.fullmatch(r"[^:]+\.py", where) and (folder / where).is_file():
+        return str((folder / where).resolve()) + colon + name
+    return reference
 
 
 def _merge(config: dict[str, Any], key: str, value: Any) -> None:
@@ -325,7 +329,8 @@ def resolve(config: Mapping[str, Any]) -> Config:
     strategy = _value(config["strategy"], Strategy, "strategy")
     client = config.get("client", {})
     if isinstance(client, Mapping) and "name" not in client:
-        config["client"] = {"name": strategy.client, **client}
+        home = Path(getattr(sys.modules[type(strategy).__module__], "__file__", None) or ".").parent
+        config["client"] = {"name": _anchored(strategy.client, home), **client}
     cohort = config["cohort"]
     if isinstance(cohort, Mapping) and "name" not in cohort:
         config["cohort"] = {"name": "uniform", **cohort}
@@ -438,7 +443,7 @@ def _part(kind: str, value: Any, path: str) -> Any:
         raise ConfigError(f"{path}.name", f"missing; one of {registry.names(kind)}")
     cls = _lookup(kind, name, f"{path}.name" if value else path)
     part = _build(cls, value, path)
-    _references[id(part)] = (part, name, value)
+    _references[id(part)] = (part, _anchored(name, Path()), value)
     return part
 
 

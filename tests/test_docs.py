@@ -44,3 +44,15 @@ def test_the_readmes_configuration_resolves_and_runs(tmp_path):
 def test_snippets_of_the_docs_run(block):
     done = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
+    """The run directory names it by its full path, and keeps a copy."""
+    rule = next(b for b in blocks("README.md", "python") if "class SignMean" in b)
+    (tmp_path / "my_rule.py").write_text(rule)
+    monkeypatch.chdir(tmp_path)
+    fl.run(ROOT / "experiments/quickstart.yaml", out="run", **SMALL, **{"strategy.name": "./my_rule.py:SignMean"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(fl.resume("../run", rounds="+1").metrics) == 3
+    assert (tmp_path / "run/code/my_rule.py").read_text() == rule

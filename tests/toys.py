@@ -1,4 +1,5 @@
-"""Small methods that each use one more of what the seams allow. By reference: {name: tests/toys.py:ThreeExchanges}."""
+"""Small methods that each use one more of what the seams allow. By reference: {name: tests/toys.py:ThreeExchanges}; the client
+that a strategy brings is looked for beside it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from fl.strategy import Exchange, ServerWork, Strategy
 class ThreeExchanges(Strategy):
     """sum: S = sum_i s_i of the clients' pixels;   square: Q = sum_i s_i^2 from their carries;   train: FedAvg."""
 
-    client: ClassVar[str] = "tests/toys.py:ThreeWorks"
+    client: ClassVar[str] = "toys.py:ThreeWorks"
 
     def round(self, state, ctx):
         sums = yield Exchange({"round": torch.tensor([ctx.round])}, {"sum": Sum()}, work="sum")
@@ -104,7 +105,7 @@ class Prototypes:
 class ClassMeans(Strategy):
     """The mean input of every class; nothing is trained."""
 
-    client: ClassVar[str] = "tests/toys.py:OwnClassMeans"
+    client: ClassVar[str] = "toys.py:OwnClassMeans"
 
     def init(self, model, ctx):
         return Prototypes(model, None)
@@ -135,7 +136,7 @@ class Mixed(Strategy):
     """A client is sent: some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps (`base`,
     new in round 2) and a number (`offset`). The model itself is hidden. It answers with a sparse vector."""
 
-    client: ClassVar[str] = "tests/toys.py:Answers"
+    client: ClassVar[str] = "toys.py:Answers"
 
     def broadcast(self, state, ctx):
         version = ctx.round // 2

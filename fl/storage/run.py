@@ -1,7 +1,7 @@
 """The run directory: enough to repeat a run, to go on with it, and to see what it did.
 
     config.yaml          resolved, every default written out: `fl run DIR/config.yaml` repeats the run
-    environment.json     versions, machine, command
+    environment.json     versions, machine, command          code/   the user's own files, as they were
     metrics.jsonl        one object per committed round
     ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
     model.safetensors    the final model by tensor names
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 
 import fl
+from fl import registry
 from fl.communication import ledger as ledgers
 from fl.communication.ledger import Ledger
 from fl.storage import checkpoint
@@ -69,6 +70,9 @@ class RunDirectory:
             **facts,
         }
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        for file, text in registry.sources().values():
+            (self.path / "code").mkdir(exist_ok=True)
+            (self.path / "code" / Path(file).name).write_text(text)
 
     def add_clients(self, round_: int, split: str, clients, num_examples, metrics: dict[str, Any]) -> None:
         """Per-client metrics of a round, one row each."""
