@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 import fl
-from fl import simulation
+from fl import assembly, simulation
 from fl.config import Config, read, resolve
 from fl.simulation import Simulation
 
@@ -111,9 +111,9 @@ class _Turns:
     def _describe(self, ours: Simulation) -> None:
         self.facts = {
             "workers": ours.config.execution.workers,
-            "plan": ours.plan.kind,
-            "chunk": ours.plan.chunk,
-            "parameters": ours.model.numel,
+            "plan": ours.assembly.plan.kind,
+            "chunk": ours.assembly.plan.chunk,
+            "parameters": ours.assembly.model.numel,
         }
 
     def _after_round(self, row: dict[str, Any], seconds: float) -> None:
@@ -157,8 +157,8 @@ def _serve(raw: dict[str, Any], share: int, shares: int, pipe: Connection) -> No
     """Run the rounds asked for, answer (clients, seconds), until the pipe closes."""
     torch.set_num_threads(1)
     config = resolve(raw)
-    dataset, partition = simulation.load_data(config)
-    module, _ = simulation.build_model(config, dataset)
+    dataset, partition = assembly.load_data(config)
+    module, _ = assembly.build_model(config, dataset)
     sizes = partition.train_slices()[1]
     x, y = torch.from_numpy(dataset.train["x"]), torch.from_numpy(dataset.train["y"])
     while True:

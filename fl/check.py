@@ -176,7 +176,7 @@ class Bench:
 
     def run(self, config: Config | None = None, executor: Serial | None = None, **overrides: Any) -> Run:
         with self.simulation(config, **overrides) as simulation:
-            simulation.executor = executor or simulation.executor
+            simulation.exchanges.executor = simulation.executor = executor or simulation.executor
             return _finished(simulation)
 
     @cached_property
@@ -207,7 +207,7 @@ def _finished(simulation: Simulation) -> Run:
 
 def _states(simulation: Simulation) -> dict[int, str]:
     """What each client that has a state left, as a fingerprint."""
-    clients, segments = np.arange(simulation.population), Segments(simulation.directory / "clients")
+    clients, segments = np.arange(simulation.assembly.population), Segments(simulation.directory / "clients")
     found = {c: segments.read(where) for c, where in zip(clients, simulation.states.locations(clients)) if where[0] >= 0}
     segments.close()
     return {int(c): fingerprint(state) for c, state in found.items()}
@@ -355,8 +355,8 @@ def cohort_of_one(bench: Bench) -> str | None:
     if config is None:
         return "no setting of it is FedAvg"
     with bench.simulation(config) as simulation:
-        start, partition = simulation.model.clone(), simulation.partition
-        arrays = {name: torch.from_numpy(array) for name, array in simulation.dataset.train.items()}
+        start, partition = simulation.assembly.model.clone(), simulation.assembly.partition
+        arrays = {name: torch.from_numpy(array) for name, array in simulation.assembly.dataset.train.items()}
         views = {split: View(arrays, partition.view_rows(3, split)) for split in ("train", "val", "test")}
         ctx = ClientContext(
             client=3,
@@ -367,7 +367,7 @@ def cohort_of_one(bench: Bench) -> str | None:
             received={"model": start},
             config={},
             state=None,
-            module=copy.deepcopy(simulation.module),
+            module=copy.deepcopy(simulation.assembly.module),
             task=config.task,
             **views,
         )
@@ -500,7 +500,7 @@ def ledger(bench: Bench) -> None:
 
     config = bench.config(**{"execution.plan": "loop"})
     with bench.simulation(replace(config, client=_with(config.client, work=work))) as simulation:
-        rows, kept = _finished(simulation).ledger, set(simulation.seen)
+        rows, kept = _finished(simulation).ledger, set(simulation.exchanges.seen)
     found = Counter((r["round"], r["client"], r["direction"], r["group"], r["encoded_bytes"]) for r in rows)
     if found - expected:
         raise Broken(f"rows of bytes that nobody sent: {sorted(found - expected)[:5]}")

@@ -46,7 +46,7 @@ def play(tmp_path):
     def play(**overrides):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with Simulation(resolve(read(copy.deepcopy(BASE), overrides)), folder) as simulation:
-            simulation.first = simulation.model.clone()
+            simulation.first = simulation.assembly.model.clone()
             simulation.result = simulation.run()
         return simulation
 
@@ -87,8 +87,8 @@ def test_three_exchanges(play, data):
     if data == "digits":
         settings |= {"data": "digits", "partition": {"name": "iid", "clients": 6}}
     three = play(strategy=toy("ThreeExchanges"), client=toy("ThreeWorks"), **settings)
-    x = three.dataset.train["x"].astype(np.float64).reshape(len(three.dataset), -1).sum(1)
-    sums = np.array([x[three.partition.view_rows(c, "train")].sum() for c in ALL])
+    x = three.assembly.dataset.train["x"].astype(np.float64).reshape(len(three.assembly.dataset), -1).sum(1)
+    sums = np.array([x[three.assembly.partition.view_rows(c, "train")].sum() for c in ALL])
     cohorts = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
     assert_allclose(column(three, "sum"), [sums[c].sum() for c in cohorts])
     assert_allclose(column(three, "square"), [(sums[c] ** 2).sum() for c in cohorts])
@@ -168,8 +168,8 @@ def test_every_way_down(play):
 
 def test_a_hidden_model_is_evaluated_all_the_same(play):
     run = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"splits.val": 0.3})
-    held = np.concatenate([run.partition.view_rows(c, "val") for c in ALL])
-    x, y = (run.dataset.train[name][held] for name in ("x", "y"))
+    held = np.concatenate([run.assembly.partition.view_rows(c, "val") for c in ALL])
+    x, y = (run.assembly.dataset.train[name][held] for name in ("x", "y"))
     outputs = x @ run.result.model["1.weight"].numpy().T + run.result.model["1.bias"].numpy()
     assert run.result.metrics[0]["val/accuracy"] == pytest.approx((outputs.argmax(1) == y).mean())
 
@@ -295,7 +295,10 @@ def test_evaluation_of_what_clients_make_of_the_model(play):
     for c in ALL:
         w, b = (run.first[name].clone().requires_grad_() for name in ("1.weight", "1.bias"))
         (x, y), (x_val, y_val) = (
-            [torch.from_numpy(run.dataset.train[name][run.partition.view_rows(c, view)]) for name in ("x", "y")]
+            [
+                torch.from_numpy(run.assembly.dataset.train[name][run.assembly.partition.view_rows(c, view)])
+                for name in ("x", "y")
+            ]
             for view in ("train", "val")
         )
         F.cross_entropy(x @ w.T + b, y).backward()

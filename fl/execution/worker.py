@@ -122,6 +122,10 @@ class Columns:
             out[positions] = values
         return out
 
+    def metrics(self, n: int) -> dict[str, np.ndarray]:
+        """The columns metric/NAME by NAME, NaN where there is none."""
+        return {name[7:]: self.column(name, n, np.nan) for name in self.pieces if name.startswith("metric/")}
+
     def reordered(self, order: np.ndarray) -> Columns:
         """Columns whose position i is our position order[i]."""
         place = np.empty(len(order), np.int64)

@@ -126,8 +126,8 @@ def describe(simulation: Any) -> str:
     config = simulation.config
     parts = [getattr(type(part), "registered_as", type(part).__name__) for part in (config.strategy, config.client)]
     return (
-        f"{parts[0]} with client {parts[1]}, {simulation.population} clients, {simulation.model.numel} parameters, "
-        f"training {simulation.plan.kind}, in {simulation.directory}"
+        f"{parts[0]} with client {parts[1]}, {simulation.assembly.population} clients, {simulation.assembly.model.numel} parameters, "
+        f"training {simulation.assembly.plan.kind}, in {simulation.directory}"
     )
 
 

@@ -1,0 +1,189 @@
+"""An exchange, driver's side: the broadcast is encoded and counted, workers do the rest, and what came up is booked.
+
+Exchange -> order the cohort -> encode, ledger -> Dispatch ~~> executor ~~> Done -> states, ledger, metrics -> Outcome
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fl.assembly import Assembly
+from fl.codec import Sizes, transmit
+from fl.communication.wire import wire_bytes
+from fl.execution.executor import Done, Executor
+from fl.execution.plan import Plan
+from fl.execution.worker import Dispatch
+from fl.messages import Broadcast
+from fl.reduction import Product, Reduction
+from fl.storage.clients import ClientStates
+from fl.storage.run import RunDirectory
+from fl.storage.segments import NOWHERE
+from fl.strategy import Exchange, Outcome
+
+Row = dict[str, Any]
+
+
+class Exchanges:
+    """Carries out the exchanges of a run. Lasting from round to round: `number` and `seen`; the rest is `begin`'s."""
+
+    def __init__(self, assembly: Assembly, executor: Executor, states: ClientStates, folder: RunDirectory):
+        self.assembly, self.executor, self.states, self.folder = assembly, executor, states, folder
+        self.number = 0  # of dispatches so far
+        self.seen: dict[str, np.ndarray] = {}  # static groups: the version each client last saw, -1 for none
+        self.begin(0, 0, np.empty(0, np.int64))
+
+    def begin(self, round_: int, booked: int, cohort: np.ndarray) -> None:
+        """A round of `cohort`; bytes and clients' metrics are booked under `booked`."""
+        self.round, self.booked, self.cohort = round_, booked, cohort
+        self.index, self.carries, self.tally = 0, {}, Tally()
+
+    def run(self, exchange: Exchange) -> Outcome:
+        """Broadcast, client work, reduction: all of one exchange, with its bytes and metrics booked."""
+        cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
+        cohort = cohort[
+            np.argsort(-self.assembly.sizes[cohort], kind="stable")
+        ]  # like sizes train together, long ones begin
+        broadcast = self._sent(Broadcast.of(exchange.broadcast), cohort)
+        plan = (
+            self.assembly.plan
+            if broadcast.uniform and exchange.work == "train"
+            else Plan("loop", 1, "not alike for all clients")
+        )
+        if exchange.skeleton is not None and plan is self.assembly.plan:
+            plan = self.assembly.plan_for(exchange.skeleton)
+        carries = np.tile(np.array(NOWHERE), (len(cohort), 1))
+        if self.carries:
+            carries[:] = [self.carries.get(int(c), NOWHERE) for c in cohort]
+        done = self.dispatch(
+            kind="work",
+            work=exchange.work,
+            cohort=cohort,
+            broadcast=broadcast,
+            reduction=Product(by_group(exchange.reduction)),
+            plan=plan,
+            carries=carries,
+            skeleton=exchange.skeleton,
+            pin=exchange.pin,
+        )
+        return self._arrived(exchange, cohort, done)
+
+    def _sent(self, broadcast: Broadcast, cohort: np.ndarray) -> Broadcast:
+        """The broadcast as clients see it, decoded; its bytes go into the ledger."""
+        shared, static, first = {}, {}, True
+        for name, tree in broadcast.shared.items():
+            if name in broadcast.hidden:
+                shared[name] = tree
+                continue
+            shared[name], sizes = transmit(self.assembly.config.down, tree)
+            self._record_down(name, cohort, sizes, first)
+            first = False
+        for name, value in broadcast.static.items():
+            decoded, sizes = transmit(self.assembly.config.down, value.value)
+            static[name] = replace(value, value=decoded)
+            seen = self.seen.setdefault(name, np.full(self.assembly.population, -1))
+            fresh = cohort[seen[cohort] != value.version]
+            if len(fresh):
+                self._record_down(name, fresh, sizes, first)
+                first = False
+            seen[cohort] = value.version
+        return replace(broadcast, shared=shared, static=static)
+
+    def _record_down(self, group: str, clients: np.ndarray, sizes: Sizes, message: bool) -> None:
+        ledger = self.folder.ledger
+        wire = wire_bytes(sizes.encoded_bytes, sizes.arrays, message)
+        ledger.record(self.booked, self.index, "down", group, clients, sizes.payload_bytes, sizes.encoded_bytes, wire)
+        ledger.multicast(self.booked, sizes.encoded_bytes)
+
+    def dispatch(self, **fields: Any) -> Done:
+        """Number an exchange or evaluation and have it run."""
+        cohort = fields["cohort"]
+        nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
+        server = fields["kind"] == "evaluate_server"
+        dispatch = Dispatch(
+            round=self.round,
+            number=self.number,
+            states=nowhere if server else self.states.locations(cohort),
+            cost=np.ones(len(cohort)) if server else self.assembly.sizes[cohort] + 1.0,
+            **({"carries": nowhere} | fields),
+        )
+        self.number += 1
+        done = self.executor.run(dispatch)
+        self.tally.busy_seconds += done.busy_seconds
+        self.tally.retried += done.retried
+        self.tally.errors += done.errors
+        return done
+
+    def _arrived(self, exchange: Exchange, cohort: np.ndarray, done: Done) -> Outcome:
+        """Book what came up: states, carries, bytes, metrics."""
+        n, columns = len(cohort), done.columns.reordered(np.argsort(cohort))
+        cohort = np.sort(cohort)
+        dropped = columns.column("dropped", n, False)
+        states = columns.column("state", n, -1)
+        if states.ndim == 2:
+            states[dropped] = NOWHERE  # a dropped client keeps the state it had
+            self.states.stage(cohort, states)
+        carries = columns.column("carry", n, -1)
+        if carries.ndim == 2:
+            carries[dropped] = NOWHERE
+            self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
+        broadcast = Broadcast.of(exchange.broadcast)
+        message = {"up": True, "down": not (set(broadcast.shared) - set(broadcast.hidden) or broadcast.static)}
+        for name in sorted(columns.pieces):
+            direction, _, group = name.partition("/")
+            if direction in message:
+                payload, encoded, arrays = columns.column(name, n, 0).T
+                sent = arrays > 0
+                wire = wire_bytes(encoded, arrays, message[direction])
+                self.folder.ledger.record(
+                    self.booked, self.index, direction, group, cohort[sent], payload[sent], encoded[sent], wire[sent]
+                )
+                message[direction] = False
+        examples = columns.column("num_examples", n, 0)
+        metrics = columns.metrics(n)
+        if "loss" in metrics:
+            self.folder.add_clients(
+                self.booked,
+                "train",
+                cohort[~dropped],
+                examples[~dropped],
+                {name: values[~dropped] for name, values in metrics.items()},
+            )
+        pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in metrics.items()}
+        self.tally.metrics |= {f"train/{name}": value for name, value in pooled.items()}
+        self.tally.dropped += int(dropped.sum())
+        self.index += 1
+        value = done.value["model"] if done.value and isinstance(exchange.reduction, Reduction) else done.value
+        return Outcome(value, cohort[~dropped], examples[~dropped], pooled)
+
+
+class Tally:
+    """What adds up over the exchanges of a round."""
+
+    def __init__(self):
+        self.metrics: Row = {}
+        self.errors: list[str] = []
+        self.dropped = self.retried = 0
+        self.busy_seconds = self.server_seconds = 0.0
+
+    def summary(self) -> Row:
+        row = {**self.metrics, "dropped": self.dropped, "busy_seconds": self.busy_seconds}
+        if self.server_seconds:
+            row["server_seconds"] = self.server_seconds
+        if self.errors:
+            row["errors"] = self.errors
+        return row
+
+
+def by_group(reduction: Reduction | Mapping[str, Reduction]) -> dict[str, Reduction]:
+    """A bare reduction is that of the group "model"."""
+    return {"model": reduction} if isinstance(reduction, Reduction) else dict(reduction)
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """NaN if nobody has weight; values without weight do not count, whatever they are."""
+    total = weights.sum()
+    return float((np.where(weights > 0, values, 0.0) * weights).sum() / total) if total else float("nan")
