@@ -107,7 +107,9 @@ class Ray:
             options = {} if self.address else {"num_cpus": self.workers, "object_store_memory": OBJECT_STORE}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
-                ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+                # "local": never some other cluster that happens to run on this machine
+                address = self.address or "local"
+                ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
         cores = int(ray.cluster_resources().get("CPU", 0))
         if self.workers > cores:
             raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
