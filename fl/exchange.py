@@ -44,16 +44,14 @@ class Exchanges:
     def run(self, exchange: Exchange) -> Outcome:
         """Broadcast, client work, reduction: all of one exchange, with its bytes and metrics booked."""
         cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
-        cohort = cohort[
-            np.argsort(-self.assembly.sizes[cohort], kind="stable")
-        ]  # like sizes train together, long ones begin
+        # like sizes train together, and the long ones begin
+        cohort = cohort[np.argsort(-self.assembly.sizes[cohort], kind="stable")]
         broadcast = self._sent(Broadcast.of(exchange.broadcast), cohort)
-        plan = (
-            self.assembly.plan
-            if broadcast.uniform and exchange.work == "train"
-            else Plan("loop", 1, "not alike for all clients")
-        )
-        if exchange.skeleton is not None and plan is self.assembly.plan:
+        if not broadcast.uniform or exchange.work != "train":
+            plan = Plan("loop", 1, "not alike for all clients")
+        elif exchange.skeleton is None:
+            plan = self.assembly.plan
+        else:
             plan = self.assembly.plan_for(exchange.skeleton)
         carries = np.tile(np.array(NOWHERE), (len(cohort), 1))
         if self.carries:

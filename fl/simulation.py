@@ -129,8 +129,9 @@ class Simulation:
         self.exchanges = Exchanges(self.assembly, self.executor, self.states, self.folder)
         if record:
             self._restore(record)
-        facts = {"plan": asdict(self.assembly.plan), "data_sha256": self.assembly.dataset.digest()}
-        self.folder.describe(config.to_dict(), facts)
+        else:
+            self.folder.describe({"plan": asdict(self.assembly.plan), "data_sha256": self.assembly.dataset.digest()})
+        self.folder.configure(config.to_dict())  # a resumed run may have been given more rounds
         self.pending: list[Row] = []
         self.best_pending = False
 
@@ -176,7 +177,6 @@ class Simulation:
         while self.round < self.config.rounds and not self.progress["reason"]:
             row = self._one_round()
             self._judge(row)
-            self.best_pending |= self.is_best
             ended = self.round == self.config.rounds or self.progress["reason"]
             stopping = stop()  # asked once: what ends the loop must have been committed
             if ended or self.round % self.config.checkpoint.every == 0 or stopping:
@@ -248,12 +248,11 @@ class Simulation:
     def _judge(self, row: Row) -> None:
         """Best so far, targets, patience."""
         select = self.config.evaluation.select or next((m for m in _SELECT if m in row), None)
-        self.is_best = False
         if select in row and not math.isnan(row[select]):
             sign, best = (-1 if select.endswith("loss") else 1), self.progress["best"]
             if best is None or sign * row[select] > sign * best:
                 self.progress |= {"best": row[select], "waited": 0}
-                self.is_best = self.config.checkpoint.best
+                self.best_pending |= self.config.checkpoint.best
             else:
                 self.progress["waited"] += 1
         stop = self.config.stop

@@ -49,13 +49,8 @@ def make_plan(
         trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
         no_kernel = LinearStack.covers(algorithm, module, task, trains)
     if kind == "auto":
-        kind, why = (
-            ("loop", loop_only)
-            if loop_only
-            else ("loop", no_kernel)
-            if no_kernel
-            else ("stacked", "a stack of linear layers")
-        )
+        obstacle = loop_only or no_kernel
+        kind, why = ("loop", obstacle) if obstacle else ("stacked", "a stack of linear layers")
     elif kind != "loop" and loop_only:
         raise ValueError(f"plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
     elif kind == "stacked" and no_kernel:

@@ -57,9 +57,11 @@ class RunDirectory:
         self.clients = ArrowStream(path / "streams" / "clients.arrow", self.schema, lengths["clients"])
         self.pending: list[pa.RecordBatch] = []
 
-    def describe(self, config: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Write what the run is, once."""
-        (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    def configure(self, config: dict[str, Any]) -> None:
+        checkpoint.write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Write what the run began with, once."""
         environment = {
             "command": sys.argv,
             "python": platform.python_version(),

@@ -186,3 +186,14 @@ def test_a_run_may_be_prolonged(serial, tmp_path):
     fl.run(config("scaffold", rounds=ROUNDS // 2), out=tmp_path / "run")
     result = fl.resume(tmp_path / "run", rounds=f"+{ROUNDS // 2}")
     assert result.digest == serial("scaffold").digest
+
+
+def test_what_ended_a_run_keeps_it_ended(tmp_path):
+    """A target reached in the first round: resuming adds nothing, asking for more rounds goes on; the start stays on record."""
+    whole = config("fedavg", rounds=2, stop={"target": {"train/loss": 100.0}})
+    first = fl.run(whole, out=tmp_path / "run")
+    began = (tmp_path / "run" / "environment.json").read_text()
+    again = fl.resume(tmp_path / "run")
+    assert (len(first.metrics), len(again.metrics), again.digest) == (1, 1, first.digest)
+    assert len(fl.resume(tmp_path / "run", rounds="+1").metrics) == 2
+    assert (tmp_path / "run" / "environment.json").read_text() == began
