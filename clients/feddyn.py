@@ -22,8 +22,8 @@ from fl.registry import register
 class FedDyn(LocalTraining):
     receives: ClassVar[tuple[str, ...]] = ("model", "alpha")
 
-    def first_state(self, received):
-        return zeros_like(received["model"])
+    def first_state(self, given):
+        return zeros_like(given.received["model"])
 
     def gradient(self, grad, params, at):
         return grad - at.state.select(at.phase.trains) + at.config["alpha"] * (params - at.start)

@@ -32,8 +32,8 @@ class Scaffold(LocalTraining):
         if self.option not in (1, 2):
             raise ValueError(f"option: {self.option!r} is not 1 (full gradient) or 2 (from the local steps)")
 
-    def first_state(self, received):
-        return zeros_like(received["control"])
+    def first_state(self, given):
+        return zeros_like(given.received["control"])
 
     def gradient(self, grad, params, at):
         trains = at.phase.trains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 
 from fl import random
+from fl.client import LocalTraining
 from fl.config import Config, ConfigError, located
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
+from fl.data.stream import Stage
 from fl.execution.plan import Plan, make_plan
 from fl.execution.worker import Job
 from fl.nn import addressed
-from fl.params import Params, module_params
+from fl.params import Initial, Params, module_params
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,36 +29,55 @@ class Assembly:
 
     config: Config
     dataset: Dataset
-    partition: Partition
+    stages: tuple[Stage, ...]  # of the task stream; one, if there is none
     module: torch.nn.Module
-    model: Params
+    initial: Initial  # its tensors
     plan: Plan
 
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """(N,): training samples of each client."""
-        return self.partition.train_slices()[1]
+    @functools.cache
+    def sizes(self, stage: int) -> np.ndarray:
+        """(N,): training samples of each client in a stage."""
+        return self.stages[stage].partition.train_slices()[1]
+
+    @property
+    def model(self) -> Params:
+        """The first model: what may be trained."""
+        return self.initial.trained
 
     @property
     def population(self) -> int:
-        return self.partition.num_clients
+        """Clients, those that are held out from training included: they are the last."""
+        return self.stages[0].partition.num_clients
+
+    @property
+    def trainable(self) -> int:
+        return self.population - self.config.splits.clients
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """(S,): the rounds that stages end before."""
+        return np.cumsum([stage.rounds for stage in self.stages])
+
+    def stage_at(self, round_: int) -> int:
+        """The stage of a round; of what comes after all rounds, the last."""
+        return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.stages) - 1)
 
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """The plan for training another module than the run's."""
         execution = self.config.execution
         wanted = (execution.plan, None, execution.channels_last)
-        return make_plan(self.config.client, module, module_params(module), self.config.task, *wanted)
+        return make_plan(self.config.client, module, module_params(module), self.stages[0].task, *wanted)
 
     def job(self, folder: Any, scratch: Any) -> Job:
         """What workers need of it."""
         config = self.config
         return Job(
             algorithm=config.client,
-            task=config.task,
             module=self.module,
+            initial=self.initial,
             arrays={name: torch.from_numpy(array) for name, array in self.dataset.train.items()},
             server_arrays={name: torch.from_numpy(array) for name, array in (self.dataset.test or {}).items()},
-            partition=self.partition,
+            stages=self.stages,
             seed=config.seed,
             rounds=config.rounds,
             up=config.up,
@@ -64,49 +86,67 @@ class Assembly:
             on_error=config.execution.on_client_error,
             folder=folder,
             scratch=scratch,
+            adapt=config.evaluation.adapt,
+            shots=config.evaluation.shots,
         )
 
 
 def assemble(config: Config) -> Assembly:
     """Load, partition, build and plan; whatever does not fit is a `ConfigError`."""
-    dataset, partition = load_data(config)
-    _guard("cohort", lambda: config.cohort.check(partition.num_clients))
-    module, model = build_model(config, dataset)
+    dataset, stages = load_data(config)
+    population = stages[0].partition.num_clients
+    if config.splits.clients >= population:
+        raise ConfigError("splits.clients", f"{config.splits.clients} held out of {population} leave nobody to train")
+    _guard("cohort", lambda: config.cohort.check(population - config.splits.clients))
+    module = build_model(config, dataset)
+    initial = Initial.of(module)
     execution = config.execution
     wanted = (execution.plan, execution.chunk, execution.channels_last)
-    plan = _guard("execution", lambda: make_plan(config.client, module, model, config.task, *wanted))
+    plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, stages[0].task, *wanted))
     execution = replace(execution, plan=plan.kind, chunk=plan.chunk, channels_last=plan.channels_last)
-    return Assembly(replace(config, execution=execution), dataset, partition, module, model, plan)
+    return Assembly(replace(config, execution=execution), dataset, stages, module, initial, plan)
 
 
-def load_data(config: Config) -> tuple[Dataset, Partition]:
+def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
+    """The data and, for each stage of the run, who holds which rows of them."""
     dataset = _guard("data", lambda: config.data.load() if hasattr(config.data, "load") else config.data)
-    partition = _guard("partition", lambda: config.partition.split(dataset))
-    empty = partition.empty_clients
+
+    def split(part: Dataset) -> Partition:
+        return _guard("partition", lambda: config.partition.split(part))
+
+    if config.stream is None:
+        stages = [Stage(config.rounds, split(dataset), config.task)]
+    else:
+        dataset, stages = _guard("stream", lambda: config.stream.stages(dataset, split, config.task))
+    if config.shift is not None:
+        dataset = _guard("shift", lambda: config.shift.apply(dataset, stages[0].partition))
+    holders = sum(np.diff(stage.partition.offsets) for stage in stages)
+    empty = np.flatnonzero(holders == 0)
     if len(empty):
         raise ConfigError(
             "partition",
-            f"{len(empty)} of {partition.num_clients} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
+            f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
-    seed = getattr(config.partition, "seed", 0)
-    return dataset, partition.hold_out(config.splits.val, config.splits.test, seed)
+    fractions = (config.splits.val, config.splits.test, getattr(config.partition, "seed", 0))
+    return dataset, tuple(replace(stage, partition=stage.partition.hold_out(*fractions)) for stage in stages)
 
 
-def build_model(config: Config, dataset: Dataset) -> tuple[torch.nn.Module, Params]:
-    """The module and its first weights, drawn from the seed alone."""
+def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
+    """The module with its first weights, drawn from the seed alone or as a file has them."""
     outputs = max(config.task.num_outputs(part) for part in (dataset.train, dataset.test) if part)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
         module = addressed(_guard("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs)))
-    floats = [name for name, b in module.named_buffers() if b.is_floating_point()]
-    if floats:
+    kept = set(module.state_dict())
+    floats = [name for name, b in module.named_buffers() if b.is_floating_point() and name in kept]
+    if floats and isinstance(config.client, LocalTraining):
         raise ConfigError(
             "model",
             f"has buffers that training changes ({floats[0]}, ...): running statistics would leak between clients. "
             "Use GroupNorm or LayerNorm, or BatchNorm with track_running_stats=False",
         )
-    return module, module_params(module)
+    return module
 
 
 def _guard(path: str, make: Callable[[], Any]) -> Any:

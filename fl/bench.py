@@ -157,8 +157,9 @@ def _serve(raw: dict[str, Any], share: int, shares: int, pipe: Connection) -> No
     """Run the rounds asked for, answer (clients, seconds), until the pipe closes."""
     torch.set_num_threads(1)
     config = resolve(raw)
-    dataset, partition = assembly.load_data(config)
-    module, _ = assembly.build_model(config, dataset)
+    dataset, (stage,) = assembly.load_data(config)
+    partition = stage.partition
+    module = assembly.build_model(config, dataset)
     sizes = partition.train_slices()[1]
     x, y = torch.from_numpy(dataset.train["x"]), torch.from_numpy(dataset.train["y"])
     while True:

@@ -168,7 +168,8 @@ class Bench:
 
     def config(self, **overrides: Any) -> Config:
         parts = {"strategy": self.strategy, "client": self.client}
-        return resolve(read(copy.deepcopy(FEDERATION | parts), overrides))
+        needs = registry.lookup("strategy", self.strategy["name"]).bench
+        return resolve(read(copy.deepcopy(FEDERATION | parts), {**needs, **overrides}))
 
     def simulation(self, config: Config | None = None, **overrides: Any) -> Simulation:
         self.runs += 1
@@ -355,7 +356,7 @@ def cohort_of_one(bench: Bench) -> str | None:
     if config is None:
         return "no setting of it is FedAvg"
     with bench.simulation(config) as simulation:
-        start, partition = simulation.assembly.model.clone(), simulation.assembly.partition
+        start, partition = simulation.assembly.model.clone(), simulation.assembly.stages[0].partition
         arrays = {name: torch.from_numpy(array) for name, array in simulation.assembly.dataset.train.items()}
         views = {split: View(arrays, partition.view_rows(3, split)) for split in ("train", "val", "test")}
         ctx = ClientContext(
@@ -367,6 +368,7 @@ def cohort_of_one(bench: Bench) -> str | None:
             received={"model": start},
             config={},
             state=None,
+            initial=simulation.assembly.initial,
             module=copy.deepcopy(simulation.assembly.module),
             task=config.task,
             **views,
@@ -424,8 +426,8 @@ def loop_and_batched(bench: Bench) -> str:
 
 def sends(bench: Bench) -> None:
     """The groups that clients send are those they declare."""
-    sent = {row["group"] for row in bench.plain.ledger if row["direction"] == "up"}
-    _equal(sent, set(bench.config().client.sends), "the groups sent and `sends`")
+    sent, client = {row["group"] for row in bench.plain.ledger if row["direction"] == "up"}, bench.config().client
+    _equal(sent, set(client.sends) - (set(client.optional) - sent), "the groups sent and `sends`")
 
 
 def pure(bench: Bench) -> None:

@@ -3,9 +3,13 @@
 `ClientAlgorithm.work` is the whole seam. Nearly all methods are `LocalTraining`: gradient steps in phases, of which a method
 gives only what differs, as functions of values:
 
+    start(given)                  where training starts            default: the received model
     objective(net, batch, at)     per-sample loss                  default: the task's
     gradient(grad, params, at)    the gradient to step along       default: as it is
-    finish(end)                   what is sent, what is kept       default: {"model": local minus broadcast}, nothing
+    finish(end)                   what is sent, what is kept       default: {"model": local minus start}, nothing
+
+A client with something of its own (a head, half of an adapter) keeps it in its state and puts it back in `start`, which is
+also what it predicts with.
 
 The engine owns batching, masks, means, updates and the loop, and runs the same definition for one client or for many at
 once; `Params` arithmetic and per-client numbers (a float, or a tensor (C,)) serve both.
@@ -14,7 +18,7 @@ once; `Params` arithmetic and per-client numbers (a float, or a tensor (C,)) ser
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +28,7 @@ from torch import Tensor
 from fl import random
 from fl.messages import Update
 from fl.optimiser import SGD, Optimiser, Schedule
-from fl.params import Params
+from fl.params import Initial, Params, bind
 from fl.task import Batch, Task
 from fl.trees import Tree
 
@@ -51,7 +55,8 @@ class View:
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What a client knows: its data, what it received, and its own state from last time (`None` the first time)."""
+    """What a client knows: its data, what it received, its own state from last time (`None` the first time), and the model
+    as the run began."""
 
     client: int
     seed: int
@@ -64,9 +69,16 @@ class ClientContext:
     train: View
     val: View
     test: View
+    initial: Initial
     module: torch.nn.Module
     task: Task
     channels_last: bool = False  # memory format of image batches, as the plan chose
+
+    def net(self, params: Params) -> Callable[[Tensor], Tensor]:
+        """The model under `params` (what they lack is as it was initially), for predictions: x -> outputs."""
+        bind(self.module, params, self.initial)
+        self.module.eval()
+        return self.module
 
     def generator(self, purpose: str) -> torch.Generator:
         """A stream of this client, participation and purpose."""
@@ -88,14 +100,23 @@ class ClientAlgorithm:
 
     # groups of the update, and what of the broadcast (groups and config) they are made from: checked against the strategy
     sends: ClassVar[tuple[str, ...]] = ("model",)
+    optional: ClassVar[tuple[str, ...]] = ()  # those of `sends` that some settings leave out
     receives: ClassVar[tuple[str, ...]] = ("model",)
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         raise NotImplementedError
 
-    def predictor(self, ctx: ClientContext) -> Params:
-        """The parameters this client predicts with: what it received, unless it keeps something of its own."""
-        return ctx.received["model"]
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
+        """What this client predicts with, x -> outputs: the received model, unless it keeps something of its own.
+
+        The server's evaluation asks a client without data and state."""
+        return ctx.net(ctx.received["model"])
+
+    def after(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+        """The context as the client's own work leaves it, to predict with before anything is merged."""
+        model = ctx.received["model"] + reply.update.groups["model"]
+        state = ctx.state if reply.state is None else reply.state
+        return replace(ctx, received={**ctx.received, "model": model}, state=state)
 
 
 @dataclass(frozen=True)
@@ -116,33 +137,38 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class At:
-    """Where a hook is called from. Batched training puts an axis C in front of `state`'s leaves; `received` is shared."""
+class Given:
+    """What local training is given. Batched training puts an axis C in front of `state`'s leaves; the rest is shared."""
 
     received: Mapping[str, Tree]
     state: Tree
     config: Mapping[str, Any]
+    initial: Initial
+
+
+@dataclass(frozen=True)
+class At(Given):
+    """Where a hook is called from."""
+
     phase: Phase
     start: Params  # of what the phase trains, as the phase found it
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Given):
     """The end of local training, for one client or, with numbers as tensors (C,), for C."""
 
+    start: Params
     params: Params
-    received: Mapping[str, Tree]
-    state: Tree
     steps: int | Tensor
     travelled: float | Tensor  # sum of the learning rates of all steps
     num_examples: int | Tensor
-    config: Mapping[str, Any]
     full_gradient: Callable[[Params], Params]  # mean gradient of the objective over the client's training data
 
     @property
     def delta(self) -> Params:
-        """Local minus broadcast."""
-        return self.params - self.received["model"]
+        """Local minus where it started."""
+        return self.params - self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +196,13 @@ class LocalTraining(ClientAlgorithm):
             raise ValueError(f"lr: {self.lr} is negative")
 
     # -- what a method overrides ---------------------------------------------------------------------------------
-    def first_state(self, received: Mapping[str, Tree]) -> Tree:
+    def first_state(self, given: Given) -> Tree:
         """The state of a client that has none yet."""
         return None
+
+    def start(self, given: Given) -> Params:
+        """Where local training starts, and what the client predicts with; the tensors that it lacks are the initial ones."""
+        return given.received["model"]
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         lr = self.lr.at(round_, rounds) if isinstance(self.lr, Schedule) else float(self.lr)
@@ -194,3 +224,11 @@ class LocalTraining(ClientAlgorithm):
         from fl.execution.loop import train
 
         return train(self, ctx)
+
+    def given(self, ctx: ClientContext) -> Given:
+        """What one client's training is given, a new client's first state included."""
+        given = Given(ctx.received, ctx.state, ctx.config, ctx.initial)
+        return replace(given, state=self.first_state(given)) if ctx.state is None else given
+
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
+        return ctx.net(self.start(self.given(ctx)))

@@ -25,8 +25,10 @@ import pydantic
 import yaml
 
 from fl import registry
+from fl.adapter import Adapter
 from fl.client import ClientAlgorithm
 from fl.codec import Chain, Codec, Identity
+from fl.model import MODEL_KEYS, Model
 from fl.optimiser import Optimiser
 from fl.sampler import Sampler
 from fl.strategy import Strategy
@@ -45,15 +47,19 @@ class ConfigError(ValueError):
 # -- sections that are not parts --------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Fractions of each client's rows that are held out: `val` for selection, `test` for its personal test."""
+    """Fractions of each client's rows that are held out: `val` for selection, `test` for its personal test; and how many
+    `clients`, the last ones, are held out altogether: they never train, evaluation.clients: held_out asks them."""
 
     val: float = 0.1
     test: float = 0.0
+    clients: int = 0
 
     def __post_init__(self):
         for name in ("val", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        if self.clients < 0:
+            raise ValueError(f"clients: {self.clients} is negative")
         if self.val + self.test >= 1:
             raise ValueError(f"val: {self.val} and test: {self.test} leave nothing to train on")
 
@@ -69,22 +75,30 @@ class Codecs:
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """When and on whom: every `every` rounds and after the last, on the server's test set (`server`) and on `clients`
-    ("all", a number of them drawn once, or 0): val/* on their val split, clients/* on their test split.
+    ("all" that train, a number of them drawn once, 0, or those `held_out` by splits.clients): val/* on their val split,
+    clients/* on their test split.
 
-    stage: the model as `received`, or as `trained` locally. select: the metric that the best checkpoint has best
+    stage: the model as `received`, as `trained` locally, or as `adapted` by the client algorithm `adapt` to the first `shots`
+    training samples (default: all of them). select: the metric that the best checkpoint has best
     (default: val/accuracy or val/loss where there is a val split, else train/loss); names ending in loss are minimised.
     """
 
     every: int = 1
     server: bool = True
-    clients: int | Literal["all"] = "all"
-    stage: Literal["received", "trained"] = "received"
+    clients: int | Literal["all", "held_out"] = "all"
+    stage: Literal["received", "trained", "adapted"] = "received"
+    adapt: ClientAlgorithm | None = None
+    shots: int | None = None
     select: str | None = None
 
     def __post_init__(self):
         if self.every < 1:
             raise ValueError(f"every: {self.every} is not at least 1")
-        if self.clients != "all" and self.clients < 0:
+        if (self.stage == "adapted") != (self.adapt is not None):
+            raise ValueError(f"adapt: {self.adapt} with stage {self.stage!r}; a client algorithm goes with 'adapted'")
+        if self.shots is not None and self.shots < 1:
+            raise ValueError(f"shots: {self.shots} is not at least 1")
+        if isinstance(self.clients, int) and self.clients < 0:
             raise ValueError(f"clients: {self.clients} is negative")
 
 
@@ -140,6 +154,8 @@ class Config:
     rounds: int = 10
     data: Any
     partition: Any
+    stream: Any = None
+    shift: Any = None
     splits: Splits = field(default_factory=Splits)
     model: Any
     task: Task
@@ -180,8 +196,9 @@ _KINDS = {
     Codec: "codec",
     Optimiser: "optimiser",
     Transform: "transform",
+    Adapter: "adapter",
 }
-_BY_NAME = {"data": "data", "partition": "partition", "model": "model"}
+_BY_NAME = {"data": "data", "partition": "partition", "stream": "stream", "shift": "shift"}
 _DEFAULTS = {"task": "classification", "partition": "iid"}
 
 
@@ -295,8 +312,8 @@ def _set(config: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(".".join(parents[: i + 1]), f"is {type(child).__name__}, so {path!r} names nothing in it")
         node = child
-    if last == "name" and len(parents) == 1 and node.get("name") != value:
-        _drop_foreign(parents[0], node, value)
+    if last == "name" and len(parents) in (1, 2) and node.get("name") != value:
+        _drop_foreign(parents[-1], node, value)
     if isinstance(value, dict) and isinstance(node.get(last), (dict, str)):
         _merge(node, last, value)
     else:
@@ -308,6 +325,7 @@ def _drop_foreign(section: str, node: dict[str, Any], name: str) -> None:
     if kind in registry.PACKAGES:
         cls = _lookup(kind, name, f"{section}.name")
         known = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set(node)
+        known |= MODEL_KEYS if section == "model" else set()
         foreign = [k for k in node if k != "name" and k not in known]
         for key in foreign:
             del node[key]
@@ -334,6 +352,13 @@ def resolve(config: Mapping[str, Any]) -> Config:
     cohort = config["cohort"]
     if isinstance(cohort, Mapping) and "name" not in cohort:
         config["cohort"] = {"name": "uniform", **cohort}
+    if config.get("stream") is not None:
+        stream = config["stream"] = _part("stream", config["stream"], "stream")
+        if config.setdefault("rounds", stream.total_rounds) != stream.total_rounds:
+            raise ConfigError(
+                "rounds",
+                f"{config['rounds']} beside a stream of {stream.total_rounds}; leave rounds out, or set stream.rounds",
+            )
     return _build(Config, config, "")
 
 
@@ -351,8 +376,8 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
             )
     hints = _hints(cls)
     built = {
-        key: _part(_BY_NAME[key], value, key)
-        if cls is Config and key in _BY_NAME
+        key: _config_part(key, value)
+        if cls is Config and key in (*_BY_NAME, "model")
         else _value(value, hints[key], _join(path, key))
         for key, value in values.items()
     }
@@ -394,8 +419,10 @@ def _value(value: Any, hint: Any, path: str) -> Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if isinstance(value, Mapping):
+        if isinstance(value, (Mapping, str)):
             for argument in arguments:
+                if isinstance(value, str) and argument not in _KINDS:
+                    continue
                 if dataclasses.is_dataclass(argument) or argument in _KINDS or typing.get_origin(argument) is dict:
                     return _value(value, argument, path)
         return _plain_value(value, hint, path)
@@ -431,6 +458,19 @@ def _json(value: Any) -> str:
     return json.dumps(value)
 
 
+def _config_part(key: str, value: Any) -> Any:
+    """A part of the run whose kind has no base class; a model with what is done to it."""
+    if key != "model":
+        return None if value is None and key in ("stream", "shift") else _part(_BY_NAME[key], value, key)
+    if isinstance(value, Model):
+        return value
+    done = {k: v for k, v in value.items() if k in MODEL_KEYS} if isinstance(value, Mapping) else {}
+    rest = {k: v for k, v in value.items() if k not in MODEL_KEYS} if done else value
+    hints = _hints(Model)
+    built = {k: _value(v, hints[k], f"model.{k}") for k, v in done.items()}
+    return _constructed(functools.partial(Model, part=_part("model", rest, "model"), **built), "model")
+
+
 def _part(kind: str, value: Any, path: str) -> Any:
     """A registered part (or a user's own) from a name or {name: ..., arguments}."""
     if not isinstance(value, (str, Mapping)):
@@ -460,6 +500,10 @@ def _lookup(kind: str, name: str, path: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """Built parts back to YAML's values."""
+    if isinstance(value, Model):
+        done = {key: _plain(getattr(value, key)) for key in sorted(MODEL_KEYS)}
+        part = _plain(value.part)
+        return {**part, **{k: v for k, v in done.items() if v}} if isinstance(part, Mapping) else part
     if id(value) in _references:
         part, name, arguments = _references[id(value)]
         if not dataclasses.is_dataclass(part):

@@ -2,11 +2,13 @@
 
 eval/*      the server's test set           val/*   clients' validation rows, pooled
 clients/*   how a metric is spread over the clients, on their own test rows
+taskN/*     of a stream, the test rows of each task met so far; eval/* then is their unweighted mean
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,21 +18,19 @@ from fl.execution.plan import Plan
 from fl.execution.worker import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.messages import Broadcast
 from fl.reduction import Product
+from fl.strategy import Evaluate
 
 
 def evaluate(exchanges: Exchanges, broadcast: Broadcast) -> Row:
     """All metrics that the run's configuration asks for; `broadcast` holds the model, and what clients receive with it."""
     assembly, row = exchanges.assembly, {}
-    metrics, test = Product(assembly.config.task.metrics()), assembly.dataset.test
-    if assembly.config.evaluation.server and test is not None:
-        blocks = np.arange(-(-len(test["x"]) // EVALUATION_BLOCK))
-        plan = Plan("loop", 1, "blocks of the server's data")
-        done = exchanges.dispatch(
-            kind="evaluate_server", work="received", cohort=blocks, broadcast=broadcast, reduction=metrics, plan=plan
-        )
-        row |= {f"eval/{name}": value for name, value in done.value.items()}
-    partition, plan = assembly.partition, Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
-    for split, held in (("val", partition.val), ("test", partition.test)):
+    if assembly.config.evaluation.server and assembly.dataset.test is not None:
+        tasks = [_on_server(exchanges, broadcast, stage) for stage in range(exchanges.stage + 1)]
+        row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}
+        if len(assembly.stages) > 1:
+            row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
+    stage, plan = assembly.stages[exchanges.stage], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
+    for split, held in (("val", stage.partition.val), ("test", stage.partition.test)):
         clients = _evaluated(exchanges, held)
         if not len(clients):
             continue
@@ -39,7 +39,7 @@ def evaluate(exchanges: Exchanges, broadcast: Broadcast) -> Row:
             work=assembly.config.evaluation.stage,
             cohort=clients,
             broadcast=broadcast,
-            reduction=metrics,
+            reduction=Product(stage.task.metrics()),
             plan=plan,
             split=split,
         )
@@ -53,10 +53,67 @@ def evaluate(exchanges: Exchanges, broadcast: Broadcast) -> Row:
     return row
 
 
+def assess(exchanges: Exchanges, request: Evaluate) -> dict[str, Row]:
+    """What a strategy asks for in the middle of a round: set of rows -> metric -> value."""
+    broadcast = Broadcast.of(request.broadcast)
+    if request.cohort is None:
+        return {name: _on_server(exchanges, broadcast, exchanges.stage, rows) for name, rows in request.rows.items()}
+    cohort, answer = np.unique(np.asarray(request.cohort, np.int64)), {}
+    for name, rows in request.rows.items():
+        done = exchanges.dispatch(
+            kind="evaluate",
+            work=request.stage,
+            cohort=cohort,
+            broadcast=broadcast,
+            reduction=Product(exchanges.assembly.stages[exchanges.stage].task.metrics()),
+            plan=Plan("loop", 1, "each client's own"),
+            rows=np.asarray(rows, np.int64),
+        )
+        answer[name] = done.value
+    return answer
+
+
+def _on_server(exchanges: Exchanges, broadcast: Broadcast, stage: int, rows: np.ndarray | None = None) -> Row:
+    """Metrics on rows of the server's test set; by default those that a stage asks for."""
+    part = exchanges.assembly.stages[stage]
+    if rows is None:
+        rows = np.arange(len(exchanges.assembly.dataset.test["x"])) if part.test is None else part.test
+    done = exchanges.dispatch(
+        kind="evaluate_server",
+        work="received",
+        stage=stage,
+        cohort=np.arange(-(-len(rows) // EVALUATION_BLOCK)),
+        broadcast=broadcast,
+        reduction=Product(part.task.metrics()),
+        plan=Plan("loop", 1, "blocks of the server's data"),
+        rows=np.asarray(rows, np.int64),
+    )
+    return done.value
+
+
+def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
+    """Of a[t][s], the accuracy on task s after task t (s <= t, T the last t):
+
+    acc = mean_s a[T][s]    fgt = mean_{s<T} (max_{s<=t<T} a[t][s] - a[T][s])    bwt = mean_{s<T} (a[T][s] - a[s][s])
+
+    Chaudhry, Dokania, Ajanthan, Torr 2018, arXiv:1801.10112 (forgetting); Lopez-Paz, Ranzato 2017, arXiv:1706.08840.
+    """
+    last = matrix[-1]
+    row = {"acc": float(np.mean(last))}
+    if len(matrix) > 1:
+        before = range(len(last) - 1)
+        row["fgt"] = float(np.mean([max(a[s] for a in matrix[s:-1]) - last[s] for s in before]))
+        row["bwt"] = float(np.mean([last[s] - matrix[s][s] for s in before]))
+    return row
+
+
 def _evaluated(exchanges: Exchanges, held: np.ndarray) -> np.ndarray:
-    """The clients that evaluations are made on: those with held-out rows, or as many of them as asked for, drawn once."""
-    config = exchanges.assembly.config
+    """The clients that evaluations are made on: those with rows for it, or as many of them as asked for, drawn once."""
+    config, trainable = exchanges.assembly.config, exchanges.assembly.trainable
     clients, wanted = np.flatnonzero(held), config.evaluation.clients
+    if wanted == "held_out":
+        return clients[clients >= trainable]
+    clients = clients[clients < trainable]
     if wanted == "all" or wanted >= len(clients):
         return clients
     return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])

@@ -40,12 +40,14 @@ class Exchanges:
         """A round of `cohort`; bytes and clients' metrics are booked under `booked`."""
         self.round, self.booked, self.cohort = round_, booked, cohort
         self.index, self.carries, self.tally = 0, {}, Tally()
+        self.stage = self.assembly.stage_at(round_)
+        self.sizes = self.assembly.sizes(self.stage)
 
     def run(self, exchange: Exchange) -> Outcome:
         """Broadcast, client work, reduction: all of one exchange, with its bytes and metrics booked."""
         cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
         # like sizes train together, and the long ones begin
-        cohort = cohort[np.argsort(-self.assembly.sizes[cohort], kind="stable")]
+        cohort = cohort[np.argsort(-self.sizes[cohort], kind="stable")]
         broadcast = self._sent(Broadcast.of(exchange.broadcast), cohort)
         if not broadcast.uniform or exchange.work != "train":
             plan = Plan("loop", 1, "not alike for all clients")
@@ -104,8 +106,9 @@ class Exchanges:
         dispatch = Dispatch(
             round=self.round,
             number=self.number,
+            stage=fields.pop("stage", self.stage),
             states=nowhere if server else self.states.locations(cohort),
-            cost=np.ones(len(cohort)) if server else self.assembly.sizes[cohort] + 1.0,
+            cost=np.ones(len(cohort)) if server else self.sizes[cohort] + 1.0,
             **({"carries": nowhere} | fields),
         )
         self.number += 1
@@ -151,7 +154,7 @@ class Exchanges:
                 {name: values[~dropped] for name, values in metrics.items()},
             )
         pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in metrics.items()}
-        self.tally.metrics |= {f"train/{name}": value for name, value in pooled.items()}
+        self.tally.add(pooled, float(examples[~dropped].sum()))
         self.tally.dropped += int(dropped.sum())
         self.index += 1
         value = done.value["model"] if done.value and isinstance(exchange.reduction, Reduction) else done.value
@@ -162,13 +165,20 @@ class Tally:
     """What adds up over the exchanges of a round."""
 
     def __init__(self):
-        self.metrics: Row = {}
+        self.pooled: dict[str, list[tuple[float, float]]] = {}  # (value, samples) of each exchange
         self.errors: list[str] = []
         self.dropped = self.retried = 0
         self.busy_seconds = self.server_seconds = 0.0
 
+    def add(self, metrics: Row, samples: float) -> None:
+        for name, value in metrics.items():
+            self.pooled.setdefault(name, []).append((value, samples))
+
     def summary(self) -> Row:
-        row = {**self.metrics, "dropped": self.dropped, "busy_seconds": self.busy_seconds}
+        row: Row = {}
+        for name, pieces in self.pooled.items():  # the only one as it is, to the bit
+            row[f"train/{name}"] = pieces[0][0] if len(pieces) == 1 else weighted_mean(*np.array(pieces).T)
+        row |= {"dropped": self.dropped, "busy_seconds": self.busy_seconds}
         if self.server_seconds:
             row["server_seconds"] = self.server_seconds
         if self.errors:

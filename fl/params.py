@@ -240,6 +240,9 @@ class Params(Mapping[str, Tensor]):
     __radd__, __rmul__ = __add__, __mul__
 
 
+NOTHING = Params(Layout.of(()), ())
+
+
 def elementwise(fn: Callable[..., Tensor], first: Params, *rest: Params) -> Params:
     """fn applied to the buffers of trees of one layout; fn must work element by element."""
     for other in rest:
@@ -304,5 +307,42 @@ def norm(p: Params) -> Tensor:
 
 
 def module_params(module: torch.nn.Module) -> Params:
-    """The parameters of a module, packed (a copy)."""
-    return Params.of(dict(module.named_parameters()))
+    """The parameters of a module that training may change, packed (a copy)."""
+    return Params.of({name: p for name, p in module.named_parameters() if p.requires_grad})
+
+
+@dataclass(frozen=True)
+class Initial:
+    """All tensors of a module as the run began, made by the seed or by a file that everybody has: those that may be trained,
+    and the rest, floating-point buffers among them."""
+
+    trained: Params
+    frozen: Params
+
+    @staticmethod
+    def of(module: torch.nn.Module) -> Initial:
+        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+        return Initial(module_params(module), Params.of({**frozen, **buffers}))
+
+
+def bind(module: torch.nn.Module, params: Params, initial: Initial, trained: Params | None = None) -> None:
+    """Make the module's tensors views: of `trained` (requiring gradients), else of `params`, else of the initial ones."""
+    trained = NOTHING if trained is None else trained
+    sources = (trained, params, initial.trained, initial.frozen)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        source = next((source for source in sources if name in source), None)
+        if source is not None:
+            tensor.data = source[name]
+            tensor.requires_grad_(name in trained)
+
+
+def join(*parts: Params) -> Params:
+    """The tensors of all parts as one; of a name in several the last part's. Batch axes are broadcast."""
+    owner = {name: part for part in parts for name in part}
+    batch = max((part.batch for part in parts), key=len)
+    entries = [(name, part.layout.entries[name], part.layout.dtypes) for name, part in owner.items()]
+    joined = Layout.of((name, entry.shape, dtypes[entry.buffer]) for name, entry, dtypes in entries).zeros(*batch)
+    for name, part in owner.items():
+        joined[name].copy_(part[name])
+    return joined

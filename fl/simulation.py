@@ -19,7 +19,7 @@ import torch
 
 from fl.assembly import assemble
 from fl.config import Config, ConfigError, read, resolve
-from fl.evaluation import evaluate
+from fl.evaluation import assess, evaluate, forgetting
 from fl.exchange import Exchanges, Row, by_group
 from fl.execution.executor import Executor, Serial
 from fl.execution.process import settle
@@ -29,7 +29,7 @@ from fl.params import Params
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, read_metrics
-from fl.strategy import Exchange, ServerContext, ServerWork, Strategy
+from fl.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy
 from fl.trees import digest
 
 NOBODY = np.empty(0, np.int64)  # the cohort of what happens outside rounds
@@ -117,9 +117,10 @@ class Simulation:
         settle()
         self.assembly = assemble(config)
         self.config = config = self.assembly.config
+        self.server, self.test = (_tensors(part) for part in (self.assembly.dataset.server, self.assembly.dataset.test))
         self.round = 0
-        self.progress: dict[str, Any] = {"best": None, "waited": 0, "reason": "", "setup": False}
-        self.sampler = config.cohort.init(self.assembly.population)
+        self.progress: dict[str, Any] = {"best": None, "waited": 0, "reason": "", "setup": False, "matrix": []}
+        self.sampler = config.cohort.init(self.assembly.trainable)
         self.state = config.strategy.init(self.assembly.model, self._context(NOBODY))
         self._check_groups()
         self.states = ClientStates(directory / "clients", self.assembly.population)
@@ -146,7 +147,7 @@ class Simulation:
         strategy, client = self.config.strategy, self.config.client
         if type(strategy).setup is not Strategy.setup:  # its rounds begin from a state that is not there yet
             return
-        _, cohort = self.config.cohort.sample(self.sampler, 0, self.config.seed, self.assembly.sizes)
+        _, cohort = self._sample()
         generator = strategy.round(self.state, self._context(cohort))
         request = next(generator, None)
         generator.close()
@@ -198,18 +199,28 @@ class Simulation:
 
     def _one_round(self) -> Row:
         start = time.perf_counter()
-        config, sizes = self.config, self.assembly.sizes
-        self.sampler, cohort = config.cohort.sample(self.sampler, self.round, config.seed, sizes)
+        config = self.config
+        self.sampler, cohort = self._sample()
         self.exchanges.begin(self.round, self.round, cohort)
         metrics = self._drive(config.strategy.round(self.state, self._context(cohort)))
         row = {"round": self.round, **self.exchanges.tally.summary(), "cohort_size": len(cohort), **metrics}
-        if (self.round + 1) % config.evaluation.every == 0 or self.round + 1 == config.rounds:
+        stage_ends = self.round + 1 in self.assembly.ends
+        if (self.round + 1) % config.evaluation.every == 0 or stage_ends:
             row |= evaluate(self.exchanges, self._evaluated(cohort))
+        if stage_ends and len(self.assembly.stages) > 1 and "task0/accuracy" in row:
+            seen = range(self.exchanges.stage + 1)
+            self.progress["matrix"].append([row[f"task{s}/accuracy"] for s in seen])
+            row |= {f"stream/{name}": value for name, value in forgetting(self.progress["matrix"]).items()}
         row |= self.folder.ledger.totals(self.round)
         row["wall_seconds"] = time.perf_counter() - start
         self.round += 1
         self.pending.append(row)
         return row
+
+    def _sample(self) -> tuple[Any, np.ndarray]:
+        """(sampler's state, cohort) of the present round; the clients held out are the last, beyond what it draws from."""
+        sizes = self.assembly.sizes(self.assembly.stage_at(self.round))[: self.assembly.trainable]
+        return self.config.cohort.sample(self.sampler, self.round, self.config.seed, sizes)
 
     def _evaluated(self, cohort: np.ndarray) -> Broadcast:
         """What an evaluation sends: the strategy's broadcast with the model in it, hidden or not."""
@@ -242,8 +253,12 @@ class Simulation:
                 begun = time.perf_counter()
                 answer = self.executor.call(request.fn, *request.args)
                 self.exchanges.tally.server_seconds += time.perf_counter() - begun
+            elif isinstance(request, Evaluate):
+                answer = assess(self.exchanges, request)
             else:
-                raise TypeError(f"{type(self.config.strategy).__name__} yielded {request!r}, not an Exchange or ServerWork")
+                raise TypeError(
+                    f"{type(self.config.strategy).__name__} yielded {request!r}, not an Exchange, ServerWork or Evaluate"
+                )
 
     def _judge(self, row: Row) -> None:
         """Best so far, targets, patience."""
@@ -304,8 +319,23 @@ class Simulation:
         return Result(read_metrics(self.directory), model, self.directory, reason)
 
     def _context(self, cohort: np.ndarray) -> ServerContext:
-        c, a = self.config, self.assembly
-        return ServerContext(c.seed, self.round, c.rounds, a.population, cohort, c.task, a.module)
+        config, assembly, here = self.config, self.assembly, self.round
+        stage = assembly.stage_at(here)
+        return ServerContext(
+            seed=config.seed,
+            round=here,
+            rounds=config.rounds,
+            population=assembly.trainable,
+            cohort=cohort,
+            task=assembly.stages[stage].task,
+            module=assembly.module,
+            frozen=assembly.initial.frozen,
+            stage=stage,
+            stage_begins=here == 0 or here in assembly.ends,
+            stage_ends=here + 1 in assembly.ends,
+            server=self.server,
+            test=self.test,
+        )
 
     def __enter__(self) -> Simulation:
         return self
@@ -313,6 +343,10 @@ class Simulation:
     def __exit__(self, *_: Any) -> None:
         self.executor.close()
         self.folder.close()
+
+
+def _tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in (arrays or {}).items()}
 
 
 _SELECT = ("val/accuracy", "val/loss", "train/loss")

@@ -4,8 +4,8 @@ The simple form is `init` and `step`, with defaults for `broadcast` (the model) 
 
     state = init(model)        each round:  broadcast(state) ~~> clients ~~> reduction(state)  ->  state = step(state, reduced)
 
-The full form writes the round itself, as a generator that yields `Exchange`s and `ServerWork` and is sent what came of
-each; the simple form is one exchange:
+The full form writes the round itself, as a generator that yields `Exchange`s, `ServerWork` and `Evaluate` and is sent what
+came of each; the simple form is one exchange:
 
     def round(self, state, ctx):
         outcome = yield Exchange(broadcast=..., reduction=...)
@@ -16,14 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fl import random
 from fl.messages import Broadcast
-from fl.params import Params
+from fl.params import NOTHING, Params
 from fl.reduction import Reduction, WeightedMean
 from fl.task import Task
 
@@ -42,6 +43,12 @@ class ServerContext:
     cohort: np.ndarray  # ids of this round's clients, ascending
     task: Task
     module: torch.nn.Module  # the model's structure; its weights mean nothing
+    frozen: Params = field(default_factory=lambda: NOTHING)  # the tensors of the model that are not trained
+    stage: int = 0  # of the task stream: which, whether its first round, whether its last
+    stage_begins: bool = False
+    stage_ends: bool = False
+    server: Mapping[str, Tensor] = field(default_factory=dict)  # the server's own training data
+    test: Mapping[str, Tensor] = field(default_factory=dict)  # the server's test set, for evaluations
 
     @property
     def last(self) -> bool:
@@ -79,6 +86,18 @@ class ServerWork:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Metrics in the middle of a round, which cost no bytes: on sets of `rows` of the server's test set, of what the server
+    would predict with after `broadcast`, or of the mean of what each client of `cohort` would, once it has done its own work
+    (`stage` trained) or before (received). The answer is set -> metric -> value."""
+
+    broadcast: Broadcast | Params | Mapping[str, Any]
+    rows: Mapping[str, np.ndarray]
+    cohort: Sequence[int] | np.ndarray | None = None
+    stage: Literal["received", "trained"] = "received"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of an exchange: the reduced value (`None` if nobody answered), who answered, metrics pooled over them."""
 
@@ -88,7 +107,7 @@ class Outcome:
     metrics: Metrics
 
 
-Round = Generator[Exchange | ServerWork, Any, tuple[State, Metrics]]
+Round = Generator[Exchange | ServerWork | Evaluate, Any, tuple[State, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,7 @@ class Strategy:
 
     client: ClassVar[str] = "sgd"
     neutral: ClassVar[Neutral | None] = None  # `None`: no setting of this method is FedAvg
+    bench: ClassVar[Mapping[str, Any]] = {}  # what of a configuration it needs beside itself (dotted paths), for `fl check`
 
     # -- the simple form -----------------------------------------------------------------------------------------
     def init(self, model: Params, ctx: ServerContext) -> State:

@@ -3,6 +3,7 @@
     train   {"x": (N, ...), "y": (N,), ...}    what partitions share out among clients
     test    the same names, or None            what the server holds for evaluation
     clients (N,) or None                       whose a training row is by nature (a writer, a speaker, a device)
+    server  {"x": ..., "y": ..., ...} or None  what the server itself may train on (public data, base classes)
 
 Loaders are frozen dataclasses registered under "data" with a method `load() -> Dataset`.
 """
@@ -25,8 +26,11 @@ class Dataset:
     train: Arrays
     test: Arrays | None = None
     clients: np.ndarray | None = None
+    server: Arrays | None = None
 
     def __post_init__(self):
+        if self.server is not None:
+            object.__setattr__(self, "server", _checked("server", self.server))
         object.__setattr__(self, "train", _checked("train", self.train))
         if self.test is not None:
             object.__setattr__(self, "test", _checked("test", self.test))
@@ -57,6 +61,7 @@ class Dataset:
         parts = {
             "train": self.train,
             "test": self.test or {},
+            "server": self.server or {},
             "": {} if self.clients is None else {"clients": self.clients},
         }
         for part, arrays in parts.items():

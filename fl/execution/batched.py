@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from fl import random
-from fl.client import At, LocalTraining, Phase, Trained
+from fl.client import At, Given, LocalTraining, Phase, Trained
 from fl.execution.loop import GRADIENT_BATCH, clipped, descends_plainly, num_steps, overrides, workspace
 from fl.messages import Update
 from fl.nn import Noise
-from fl.params import Params, zeros_like
+from fl.params import NOTHING, Initial, Params, bind, zeros_like
 from fl.task import Task
 from fl.trees import Tree, leaves, rebuilt, row, stack
 
@@ -46,6 +46,7 @@ class Chunk:
     rows: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
+    initial: Initial
     module: torch.nn.Module
     task: Task
 
@@ -60,7 +61,7 @@ class Gradients(Protocol):
 
 def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update, Tree]:
     """All phases of C clients' local training: (stacked update, stacked states or None)."""
-    sizes, received = chunk.sizes, chunk.received["model"]
+    sizes = chunk.sizes
     phases = algorithm.phases(chunk.round, chunk.rounds)
     by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
     moved = not np.array_equal(by_length, np.arange(len(sizes)))
@@ -68,15 +69,17 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
         replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")}) if moved else chunk
     )
 
-    state = _states(algorithm, chunk)
-    sorted_state = row(state, torch.from_numpy(by_length)) if moved else state
-    local = received.layout.empty(len(sizes)).copy_(received)
+    given = _given(algorithm, chunk)
+    begun = algorithm.start(given)  # of all clients, or of each
+    there = torch.from_numpy(by_length)
+    sorted_given = replace(given, state=row(given.state, there)) if moved else given
+    local = begun.layout.empty(len(sizes)).copy_(_rows(begun, there) if moved else begun)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
     steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
     for index, phase in enumerate(phases):
         theta = local.select(phase.trains)
-        start = received.select(phase.trains) if index == 0 else theta.clone()
-        at = At(chunk.received, sorted_state, chunk.config, phase, start)
+        start = theta.clone() if index or begun.batch else begun.select(phase.trains)
+        at = At(**vars(sorted_given), phase=phase, start=start)
         taken = _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, loss, seen)
         if theta is not local:
             local.copy_(theta, names=theta)
@@ -87,25 +90,32 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
         back = torch.from_numpy(np.argsort(by_length))
         local, loss = local.row(back), loss[back]
         steps, travelled, seen = steps[back], travelled[back], seen[back]
-        at = replace(at, state=state, start=_rows(at.start, back))
+        at = replace(at, state=given.state, start=_rows(at.start, back))
 
     def full_gradient(params: Params) -> Params:
         return _mean_gradient(algorithm, chunk, params, at, backend)
 
     n, metrics = torch.from_numpy(sizes), {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
-        return Update({"model": local.sub_(received)}, n, metrics, owned=True), None
+        return Update({"model": local.sub_(begun)}, n, metrics, owned=True), None
     end = Trained(
-        local, chunk.received, state, torch.from_numpy(steps), torch.from_numpy(travelled), n, chunk.config, full_gradient
+        **vars(given),
+        start=begun,
+        params=local,
+        steps=torch.from_numpy(steps),
+        travelled=torch.from_numpy(travelled),
+        num_examples=n,
+        full_gradient=full_gradient,
     )
     groups, state = algorithm.finish(end)
     return Update(groups, n, metrics), state
 
 
-def _states(algorithm: LocalTraining, chunk: Chunk) -> Tree:
-    first = algorithm.first_state(chunk.received)
+def _given(algorithm: LocalTraining, chunk: Chunk) -> Given:
+    given = Given(chunk.received, None, chunk.config, chunk.initial)
+    first = algorithm.first_state(given)
     states = [first if s is None else s for s in chunk.states]
-    return None if any(s is None for s in states) else stack(states)
+    return given if any(s is None for s in states) else replace(given, state=stack(states))
 
 
 def _run_phase(
@@ -231,6 +241,7 @@ class Vmap:
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         self.algorithm, self.module, self.task = algorithm, chunk.module, chunk.task
         self.frozen = {name: local[name] for name in local if name not in theta}
+        bind(chunk.module, NOTHING, chunk.initial)
         self.masks = Masks(chunk, index)
 
     def __call__(self, params, batch, weights, masks, at, grad):

@@ -1,6 +1,6 @@
 """Local training of one client at a time, for any model.
 
-    theta <- received;  repeat: gather a batch, gradient into one flat buffer, hook, clip, optimiser step in place
+    theta <- start;  repeat: gather a batch, gradient into one flat buffer, hook, clip, optimiser step in place
 
 No optimiser object, no `.item()`, no copy per step; module parameters are views of the flat buffer.
 """
@@ -18,22 +18,22 @@ from fl.client import At, ClientContext, LocalTraining, Phase, Reply, Trained
 from fl.messages import Update
 from fl.nn import Noise
 from fl.optimiser import SGD
-from fl.params import Layout, Params, norm, zeros_like
+from fl.params import Layout, Params, bind, norm, zeros_like
 
 GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
 
 def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     """All phases of a client's local training, then what it sends and keeps."""
-    received = ctx.received["model"]
-    local, loss, seen, steps, travelled = received.clone(), torch.zeros((), dtype=torch.float64), 0, 0, 0.0
-    state = algorithm.first_state(ctx.received) if ctx.state is None else ctx.state
+    given = algorithm.given(ctx)
+    begun = algorithm.start(given)
+    local, loss, seen, steps, travelled = begun.clone(), torch.zeros((), dtype=torch.float64), 0, 0, 0.0
     ctx.module.train()
     for index, phase in enumerate(algorithm.phases(ctx.round, ctx.rounds)):
         theta = local.select(phase.trains)
-        bind(ctx.module, local, theta)
-        start = received if theta is local and index == 0 else theta.clone()
-        at = At(ctx.received, state, ctx.config, phase, start)
+        bind(ctx.module, local, ctx.initial, theta)
+        start = begun if theta is local and index == 0 else theta.clone()
+        at = At(**vars(given), phase=phase, start=start)
         phase_loss, phase_seen, phase_steps = _run_phase(algorithm, ctx, phase, index, theta, at)
         if theta is not local:
             local.copy_(theta, names=theta)
@@ -46,8 +46,17 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     n = len(ctx.train)
     metrics = {"loss": float(loss) / max(seen, 1)}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
-        return Reply(Update({"model": local.sub_(received)}, n, metrics, owned=True))
-    groups, state = algorithm.finish(Trained(local, ctx.received, state, steps, travelled, n, ctx.config, full_gradient))
+        return Reply(Update({"model": local.sub_(begun)}, n, metrics, owned=True))
+    end = Trained(
+        **vars(given),
+        start=begun,
+        params=local,
+        steps=steps,
+        travelled=travelled,
+        num_examples=n,
+        full_gradient=full_gradient,
+    )
+    groups, state = algorithm.finish(end)
     return Reply(Update(groups, n, metrics), state)
 
 
@@ -85,10 +94,11 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
 
 def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: At) -> Params:
     """Mean gradient of the objective over the client's training data at `params`, without noise."""
-    bind(ctx.module, params, params)
+    bind(ctx.module, params, ctx.initial, params)
     ctx.module.eval()
     total = zeros_like(params)
-    views, leaves = [total[name] for name in params], list(ctx.module.parameters())
+    trained = [(name, p) for name, p in ctx.module.named_parameters() if p.requires_grad]
+    views, leaves = [total[name] for name, _ in trained], [p for _, p in trained]
     for a in range(0, len(ctx.train), GRADIENT_BATCH):
         losses = algorithm.objective(ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
         torch._foreach_add_(views, torch.autograd.grad(losses.sum(), leaves))
@@ -113,14 +123,6 @@ def num_steps(phase: Phase, n: int) -> int:
     if n == 0:
         return 0
     return phase.steps if phase.steps is not None else phase.epochs * -(-n // (n if phase.batch == "full" else phase.batch))
-
-
-def bind(module: torch.nn.Module, params: Params, trained: Params) -> None:
-    """Make the module's parameters views of `trained` (requiring gradients) where it has them, else of `params`."""
-    for name, parameter in module.named_parameters():
-        train = name in trained
-        parameter.data = trained[name] if train else params[name]
-        parameter.requires_grad_(train)
 
 
 def clipped(grad: Params, bound: float) -> Params:

@@ -20,23 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.client import ClientAlgorithm, ClientContext, View
+from fl.client import ClientAlgorithm, ClientContext, LocalTraining, View
 from fl.codec import Codec, Sizes, transmit
-from fl.data.partition import Partition
+from fl.data.stream import Stage
 from fl.execution import batched
 from fl.execution.kernels import LinearStack
-from fl.execution.loop import bind
+from fl.execution.loop import overrides
 from fl.execution.plan import Plan
 from fl.execution.process import settle
 from fl.messages import Broadcast, Update
-from fl.params import Params
+from fl.params import Initial, Params
 from fl.reduction import Fold, Meta, Reduction
 from fl.storage.segments import Segments
-from fl.task import Task
 from fl.transform import Transform, TransformContext
 from fl.trees import Tree, leaves, row
 
 EVALUATION_BLOCK = 1024  # samples per forward pass of an evaluation
+NOBODY = -1  # the client that the server's evaluation asks: without data, without state
+SPLITS = ("train", "val", "test")
 EVALUATION_CHUNK = 64  # clients whose samples share forward passes
 
 
@@ -45,11 +46,11 @@ class Job:
     """What does not change in a run."""
 
     algorithm: ClientAlgorithm
-    task: Task
     module: torch.nn.Module
+    initial: Initial  # its tensors as the run began
     arrays: Mapping[str, Tensor]
     server_arrays: Mapping[str, Tensor]
-    partition: Partition
+    stages: tuple[Stage, ...]
     seed: int
     rounds: int
     up: Codec
@@ -58,6 +59,8 @@ class Job:
     on_error: Literal["raise", "drop"]
     folder: Path  # of client states
     scratch: Path  # of what lasts one round
+    adapt: ClientAlgorithm | None = None  # how clients adapt before an evaluation at stage "adapted"
+    shots: int | None = None  # to so many of their samples
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class Dispatch:
     """One exchange, or one evaluation, as workers need it. Columns are by cohort position."""
 
     kind: Literal["work", "evaluate", "evaluate_server"]
-    work: str  # what clients do; for evaluations the stage
+    work: str  # what clients do; for evaluations the model's stage: received, trained or adapted
     round: int
+    stage: int  # of the stream, the present one or, for evaluations, the one asked about
     number: int  # of this dispatch in the run: the participation in addresses of randomness
     cohort: np.ndarray  # client ids, the one with most work first; for the server's data, block numbers
     broadcast: Broadcast  # shared and static groups decoded
@@ -78,6 +82,7 @@ class Dispatch:
     skeleton: torch.nn.Module | None = None
     pin: bool = False
     split: str = "test"
+    rows: np.ndarray | None = None  # evaluate on these rows of the server's data
     generation: int = 0  # of the client states, see ClientStates.segment
 
     @property
@@ -158,7 +163,7 @@ class Worker:
     def __init__(self, job: Job, writer: int):
         settle()
         self.job, self.writer = job, writer
-        self.slices = job.partition.train_slices()
+        self.slices = [stage.partition.train_slices() for stage in job.stages]
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
@@ -187,6 +192,8 @@ class _Exchange:
         self.fold = Fold(dispatch.reduction, len(dispatch.cohort))
         self.columns, self.errors = Columns(), []
         self.module = dispatch.skeleton or self.job.module
+        stage = self.job.stages[dispatch.stage]
+        self.partition, self.task = stage.partition, stage.task
         broadcast = dispatch.broadcast
         visible = {name: tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden}
         self.received = {**visible, **{name: static.value for name, static in broadcast.static.items()}}
@@ -246,7 +253,7 @@ class _Exchange:
     def _many(self, positions: np.ndarray) -> None:
         """Client work for the clients at consecutive positions, trained together."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
-        starts, sizes = (column[clients] for column in self.worker.slices)
+        starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
         known = (d.states[positions, 0] >= 0).any()
         chunk = batched.Chunk(
             clients,
@@ -258,11 +265,12 @@ class _Exchange:
             d.broadcast.config,
             [self.worker.states.read(location) for location in d.states[positions]] if known else [None] * len(clients),
             self.job.arrays,
-            self.job.partition.indices,
+            self.partition.indices,
             starts,
             sizes,
+            self.job.initial,
             self.module,
-            self.job.task,
+            self.task,
         )
         for careful in (False, True):
             self.stage = d.work
@@ -275,7 +283,9 @@ class _Exchange:
 
     def _context(self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], state: Tree) -> ClientContext:
         job = self.job
-        views = {split: View(job.arrays, job.partition.view_rows(client, split)) for split in ("train", "val", "test")}
+        nothing = np.empty(0, np.int64)
+        rows = {split: nothing if client == NOBODY else self.partition.view_rows(client, split) for split in SPLITS}
+        views = {split: View(job.arrays, rows[split]) for split in SPLITS}
         return ClientContext(
             client=client,
             seed=job.seed,
@@ -285,8 +295,9 @@ class _Exchange:
             received=received,
             config=config,
             state=state,
+            initial=job.initial,
             module=self.module,
-            task=job.task,
+            task=self.task,
             channels_last=self.dispatch.plan.channels_last,
             **views,
         )
@@ -376,41 +387,55 @@ class _Exchange:
 
     # -- evaluation -----------------------------------------------------------------------------------------------
     def _evaluate(self, positions: np.ndarray) -> None:
-        """Metrics of clients on a split of their own data; one forward pass serves many where all predict alike."""
+        """Metrics of clients on a split of their own data, or on rows of the server's; where all predict alike, one forward
+        pass serves many."""
         d, algorithm = self.dispatch, self.job.algorithm
         clients = d.cohort[positions]
-        if d.work == "received" and type(algorithm).predictor is ClientAlgorithm.predictor and d.broadcast.uniform:
-            rows = [self.job.partition.view_rows(int(c), d.split) for c in clients]
-            self._measure(positions, self.received["model"], rows, self.job.arrays)
+        if d.rows is None and d.work == "received" and _predicts_alike(algorithm) and d.broadcast.uniform:
+            rows = [self.partition.view_rows(int(c), d.split) for c in clients]
+            net = self._context(int(clients[0]), self.received, {}, None).net(self.received["model"])
+            self._measure(positions, net, rows, self.job.arrays)
             return
         for position, client in zip(positions, clients):
             received, config = self._receive(None, int(client))
             ctx = self._context(int(client), received, config, self.worker.states.read(d.states[position]))
-            params = algorithm.predictor(ctx)
-            if d.work == "trained":
-                params = params + algorithm.work("train", ctx, None).update.groups["model"]
-            self._measure(position[None], params, [getattr(ctx, d.split).rows], self.job.arrays)
+            net = self._predictor(ctx)
+            rows, arrays = (
+                (getattr(ctx, d.split).rows, self.job.arrays) if d.rows is None else (d.rows, self.job.server_arrays)
+            )
+            self._measure(position[None], net, [rows], arrays)
+
+    def _predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
+        """What a client predicts with at the stage that the evaluation asks for."""
+        algorithm = self.job.algorithm
+        if self.dispatch.work == "adapted":
+            assert self.job.adapt is not None
+            algorithm = self.job.adapt
+            ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
+        if self.dispatch.work != "received":
+            ctx = algorithm.after(ctx, algorithm.work("train", ctx, None))
+        return algorithm.predictor(ctx)
 
     def _evaluate_server(self, positions: np.ndarray) -> None:
         """Metrics of the model on blocks of the server's data."""
-        total = len(next(iter(self.job.server_arrays.values())))
-        edges = np.minimum(self.dispatch.cohort[positions][:, None] * EVALUATION_BLOCK + [0, EVALUATION_BLOCK], total)
-        rows = [np.arange(a, b) for a, b in edges]
-        self._measure(positions, self.received["model"], rows, self.job.server_arrays)
+        rows = self.dispatch.rows
+        blocks = [rows[k * EVALUATION_BLOCK : (k + 1) * EVALUATION_BLOCK] for k in self.dispatch.cohort[positions]]
+        net = self.job.algorithm.predictor(self._context(NOBODY, self.received, self.dispatch.broadcast.config, None))
+        self._measure(positions, net, blocks, self.job.server_arrays)
 
-    def _measure(self, positions: np.ndarray, params: Params, rows: list[np.ndarray], arrays: Mapping[str, Tensor]) -> None:
+    def _measure(
+        self, positions: np.ndarray, net: Callable[[Tensor], Tensor], rows: list[np.ndarray], arrays: Mapping[str, Tensor]
+    ) -> None:
         """Metrics of several row lists under one model: folded, and each list's own as columns."""
         metrics = self.dispatch.reduction.parts
         owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         view = View(arrays, np.concatenate(rows))
-        bind(self.module, params, Params.of({}))
-        self.module.eval()
         accs: dict[str, Any] = {}
         with torch.inference_mode():
             for a in range(0, max(len(view), 1), EVALUATION_BLOCK):
                 batch = view.take(slice(a, a + EVALUATION_BLOCK))
                 segments = torch.from_numpy(owners[a : a + EVALUATION_BLOCK])
-                outputs = self.module(batch["x"])
+                outputs = net(batch["x"])
                 for name, metric in metrics.items():
                     part = metric.measure(outputs, batch, segments, len(rows))
                     accs[name] = metric.merge(accs[name], part) if name in accs else part
@@ -422,6 +447,12 @@ class _Exchange:
         else:
             for i, position in enumerate(positions):
                 self.fold.add(0, int(position), row(accs, i))
+
+
+def _predicts_alike(algorithm: ClientAlgorithm) -> bool:
+    """Whether all clients that receive the same predict the same, by the received model."""
+    plain = type(algorithm).predictor in (ClientAlgorithm.predictor, LocalTraining.predictor)
+    return plain and not (isinstance(algorithm, LocalTraining) and overrides(algorithm, "start"))
 
 
 def _array(value: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from clients.fedprox import FedProx
 from clients.scaffold import Scaffold
 from clients.sgd import LocalSGD
 from fl.client import ClientContext, View
-from fl.params import Params
+from fl.params import NOTHING, Initial, Params
 from fl.tasks.supervised import Regression
 
 SETTINGS = {"batch": "full", "steps": 2, "lr": 0.5}
@@ -37,6 +37,7 @@ def train(algorithm, state=None, config=None, **received: Params):
         train=view,
         val=view,
         test=view,
+        initial=Initial(params(0.0), NOTHING),
         module=nn.Linear(1, 1, bias=False),
         task=Regression(),
     )

@@ -17,12 +17,12 @@ import clients.fedprox
 import clients.scaffold
 import clients.sgd
 from fl import random
-from fl.client import ClientContext, Phase, View
+from fl.client import ClientContext, Given, Phase, View
 from fl.execution import batched
 from fl.execution.kernels import LinearStack
 from fl.nn import Dropout, addressed
 from fl.optimiser import SGD, Adam
-from fl.params import Params, module_params
+from fl.params import Initial, Params, module_params
 from fl.tasks.supervised import Classification, Regression
 from fl.trees import row
 
@@ -82,6 +82,7 @@ def make(module, sizes=SIZES, states=None, received=None, task=Classification(),
         rows,
         starts,
         sizes,
+        Initial.of(module),
         copy.deepcopy(module),
         task,
     )
@@ -101,6 +102,7 @@ def make(module, sizes=SIZES, states=None, received=None, task=Classification(),
                 train=view,
                 val=view,
                 test=view,
+                initial=Initial.of(module),
                 module=copy.deepcopy(module),
                 task=task,
             )
@@ -213,7 +215,7 @@ def test_batched_is_the_loop_where_some_parameters_are_frozen(method):
 def assert_method_agrees(algorithm, module, backend):
     model = module_params(module)
     received, states = {"model": model, "control": like(model, "control")}, None
-    if algorithm.first_state(received) is not None:  # one client is new
+    if algorithm.first_state(Given(received, None, CONFIG, Initial.of(module))) is not None:  # one client is new
         states = [None] + [like(model, f"state/{c}") for c in CLIENTS[1:]]
     assert_engines_agree(algorithm, *make(module, states=states, received=received), backend)
 

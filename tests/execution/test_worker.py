@@ -20,11 +20,12 @@ from fl.client import ClientAlgorithm, ClientContext, Reply, View
 from fl.codec import Identity
 from fl.data.noise import LogNormal, Noise
 from fl.data.partition import Partition
+from fl.data.stream import Stage
 from fl.execution.executor import gather
 from fl.execution.plan import Plan
 from fl.execution.worker import ClientError, Columns, Dispatch, Job, Worker
 from fl.messages import Broadcast, Update
-from fl.params import Params, module_params
+from fl.params import Initial, Params, module_params
 from fl.reduction import Collect, Fold, Product, Stack, Sum, WeightedMean
 from fl.storage.segments import NOWHERE
 from fl.tasks.supervised import Classification
@@ -46,11 +47,11 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
     """Workers 0..count-1 of one job."""
     job = Job(
         algorithm=algorithm,
-        task=Classification(),
         module=copy.deepcopy(MODULE),
+        initial=Initial.of(MODULE),
         arrays=ARRAYS,
         server_arrays={},
-        partition=PARTITION,
+        stages=(Stage(1, PARTITION, Classification()),),
         seed=5,
         rounds=1,
         up=Identity(),
@@ -77,6 +78,7 @@ def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> Dispatch:
         "work": "train",
         "round": 0,
         "number": 4,
+        "stage": 0,
         "broadcast": Broadcast.of(MODEL),
         "reduction": Product({"model": WeightedMean()}),
         "states": nowhere,
@@ -99,6 +101,7 @@ def alone(client: int) -> Update:
         received={"model": MODEL},
         config={},
         state=None,
+        initial=Initial.of(MODULE),
         module=copy.deepcopy(MODULE),
         task=Classification(),
         **views,

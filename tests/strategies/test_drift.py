@@ -17,7 +17,7 @@ from clients.scaffold import Scaffold as ScaffoldClient
 from clients.sgd import LocalSGD
 from fl.client import ClientContext, View
 from fl.messages import Broadcast
-from fl.params import Params, module_params
+from fl.params import Initial, Params, module_params
 from fl.reduction import Fold, Meta, Product, Reduction
 from fl.strategy import Outcome, ServerContext
 from fl.tasks.supervised import Regression
@@ -77,6 +77,7 @@ def federate(strategy, algorithm, rounds: int) -> float:
             train=view,
             val=view,
             test=view,
+            initial=Initial.of(module),
             module=module,
             task=Regression(),
         )

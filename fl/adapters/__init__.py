@@ -1,0 +1,1 @@
+"""Adapters by name, made with peft."""

@@ -1,0 +1,56 @@
+"""The model of a run: a part that builds a module, and what is done to the module before anything learns.
+
+build -> init: weights from a file -> freeze: patterns of parameters that nobody trains -> adapter: LoRA and its kin
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fl.adapter import Adapter
+from fl.params import match
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`part` has build(shape of a sample, outputs). `init`: a safetensors file with tensors of the same names, or the directory
+    of a run; `freeze`: glob patterns; `adapter`: all that the part built is frozen but what the adapter adds or lets train."""
+
+    part: Any
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        module = self.part.build(shape, outputs)
+        if self.init:
+            _load(module, Path(self.init))
+        named = dict(module.named_parameters())
+        for name in match(named, self.freeze):
+            named[name].requires_grad_(False)
+        if self.adapter:
+            module = self.adapter.wrap(module)
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError("freeze: nothing is left to train")
+        return module
+
+
+MODEL_KEYS = {"init", "freeze", "adapter"}
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"init: there is no file {file}")
+    tensors, own = load_file(file), dict(module.named_parameters())
+    apart = [n for n in {**own, **tensors} if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
+    if apart:
+        raise ValueError(f"init: {file} and the model differ in {apart[:5]}; they need the same names and shapes")
+    for name, parameter in own.items():
+        parameter.data.copy_(tensors[name])

@@ -1,0 +1,49 @@
+"""FedSA-LoRA: of an adapter W + s B A, only A is shared; B and the head stay with the client.
+
+    A <- A + sum_i p_i (A_i - A),    p_i = n_i / sum n        (weights=uniform: 1 / number of clients)
+
+Guo, Zeng, Wang, Fan, Liu, Yin 2024 (ICLR 2025), arXiv:2410.01463; with model.adapter lora, rslora or vera (there d is shared, b
+kept). Traffic per client and round: sum over layers of r * in floats, up and down (VeRA: of r). `head: shared` sends what else
+is trained beside the adapters as a group of its own. The server never sees a B: the model of the run has the first ones (zeros), and what
+counts are the clients' own figures (clients/*, val/*). Differs from the authors' program, which kept one model for all clients, so
+that B went from client to client.
+Neutral: with one client it is that client's local training; no setting of it is FedAvg on all tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from fl import adapter
+from fl.reduction import WeightedMean
+from fl.registry import register
+from fl.strategy import Strategy
+
+
+@register("strategy", "fedsa_lora")
+@dataclass(frozen=True, kw_only=True)
+class FedSALoRA(Strategy):
+    head: Literal["own", "shared"] = "own"
+    weights: Literal["examples", "uniform"] = "examples"
+
+    client: ClassVar[str] = "fedsa_lora"
+    bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2}}
+
+    def init(self, model, ctx):
+        if not adapter.first(model):
+            raise ValueError("model.adapter: there is none to share the first half of; set lora, rslora or vera")
+        return model
+
+    def broadcast(self, state, ctx):
+        shared = {"model": state.select(adapter.first(state))}
+        head = adapter.head(state)
+        return shared | {"head": state.select(head)} if self.head == "shared" and head else shared
+
+    def reduction(self, state, ctx):
+        return {group: WeightedMean(self.weights) for group in self.broadcast(state, ctx)}
+
+    def step(self, state, reduced, ctx):
+        for delta in reduced.values():
+            state = state.replace(state.select(delta) + delta)
+        return state, {}
