@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fl.assembly import assemble
-from fl.config import Config, ConfigError, read, resolve
+from fl.config import Config, ConfigError, located, read, resolve
 from fl.evaluation import assess, evaluate, forgetting
 from fl.exchange import Exchanges, Row, by_group
 from fl.execution.executor import Executor, Serial
@@ -121,7 +121,10 @@ class Simulation:
         self.round = 0
         self.progress: dict[str, Any] = {"best": None, "waited": 0, "reason": "", "setup": False, "matrix": []}
         self.sampler = config.cohort.init(self.assembly.trainable)
-        self.state = config.strategy.init(self.assembly.model, self._context(NOBODY))
+        try:
+            self.state = config.strategy.init(self.assembly.model, self._context(NOBODY))
+        except ValueError as error:
+            raise located("strategy", error) from error
         self._check_groups()
         self.states = ClientStates(directory / "clients", self.assembly.population)
         record = checkpoint.load(directory / "checkpoints", "last") if resumed else None

@@ -47,7 +47,8 @@ def make_plan(
     loop_only, no_kernel = _why_loop(algorithm, module), None
     if loop_only is None:
         trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
-        no_kernel = LinearStack.covers(algorithm, module, task, trains)
+        frozen = len(model) < sum(1 for _ in module.parameters())
+        no_kernel = "some parameters are frozen" if frozen else LinearStack.covers(algorithm, module, task, trains)
     if kind == "auto":
         obstacle = loop_only or no_kernel
         kind, why = ("loop", obstacle) if obstacle else ("stacked", "a stack of linear layers")
