@@ -2,6 +2,7 @@
 
     fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
     fl list strategy      fl show strategy scaffold      fl check strategy:fedavg      fl bench
+    fl compare runs/a runs/b --metric eval/accuracy --plot curves.png      fl matrix runs/stream --plot matrix.png
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 a mistake in the config or the command,
 130 stopped by Ctrl-C or SIGTERM. Heavy imports are made where they are needed: `fl --help` is quick.
@@ -248,6 +249,63 @@ def digest(directory: Path) -> None:
 
 
 # -- measuring and checking -------------------------------------------------------------------------------------------
+@app.command()
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Run directories, or folders of runs that differ in their seed.")
+    ],
+    metric: Annotated[list[str] | None, typer.Option(help="What to compare; may be given again.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the first metric against its cost into this file.")] = None,
+    cost: Annotated[str, typer.Option(help="The plot's axis: round, up or down (MB).")] = "up",
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Put runs side by side: a metric as mean ± deviation over seeds, and the bytes it took."""
+    with errors(traceback):
+        from fl.report.compare import default_metric, markdown, table, variants
+
+        if cost not in ("round", "up", "down"):
+            raise Mistake(f"--cost: {cost!r} is not one of ['round', 'up', 'down']")
+        try:
+            chosen = variants(directories)
+            metrics = metric or [default_metric(chosen)]
+            rows = table(chosen, metrics)
+        except ValueError as error:
+            raise Mistake(str(error)) from None
+        print(json.dumps(rows) if as_json else markdown(rows), end="\n" if as_json else "")
+        if plot:
+            from fl.report.plots import curves
+
+            curves(chosen, metrics[0], cost, plot)
+
+
+@app.command()
+def matrix(
+    directories: Annotated[list[Path], typer.Argument(help="Runs of a task stream.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw them side by side into this file.")] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Show a task stream's accuracy on every task after every task, with ACC, forgetting and backward transfer."""
+    with errors(traceback):
+        from fl.evaluation import forgetting
+        from fl.report.compare import matrix as read_matrix
+
+        try:
+            found = [(directory.name, read_matrix(directory)) for directory in directories]
+        except (ValueError, OSError) as error:
+            raise Mistake(str(error)) from None
+        for name, values in found:
+            print(name)
+            for t, row in enumerate(values):
+                print("  ", " ".join("    -" if x != x else f"{x:5.3f}" for x in row))
+            summary = forgetting([row[: t + 1].tolist() for t, row in enumerate(values)])
+            print("  ", "  ".join(f"{key} {value:.3f}" for key, value in summary.items()))
+        if plot:
+            from fl.report.plots import heatmap
+
+            heatmap(found, plot)
+
+
 @app.command()
 def bench(
     workloads: Annotated[list[str] | None, typer.Argument(help="Names of workloads [default: all].")] = None,
