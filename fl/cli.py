@@ -250,6 +250,29 @@ def digest(directory: Path) -> None:
 
 # -- measuring and checking -------------------------------------------------------------------------------------------
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file of variants, see fl/sweep.py.")],
+    out: Annotated[Path, typer.Option(help="Where the run directories go; those that are there are not run again.")],
+    only: Annotated[list[str] | None, typer.Option(help="One of the variants; may be given again.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Run variants of a configuration over seeds, tuned each for itself, and put them side by side."""
+    with errors(traceback):
+        from fl.report.compare import default_metric, markdown, table
+        from fl.sweep import Sweep
+
+        what = Sweep.load(file)
+        chosen = what.run(out, only or (), jobs, say)
+        try:
+            rows = table(chosen, what.metrics or [default_metric(chosen)])
+        except ValueError as error:
+            raise Mistake(str(error)) from None
+        print(json.dumps(rows) if as_json else markdown(rows), end="\n" if as_json else "")
+
+
+@app.command()
 def compare(
     directories: Annotated[
         list[Path], typer.Argument(help="Run directories, or folders of runs that differ in their seed.")

@@ -1,0 +1,86 @@
+"""Sweeps: what is run, what is chosen, what is left alone."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fl.cli import app
+from fl.config import ConfigError
+from fl.sweep import Sweep
+
+CONFIG = {
+    "rounds": 2,
+    "data": "digits",
+    "partition": {"name": "iid", "clients": 4},
+    "model": "softmax",
+    "cohort": {"size": 2},
+    "strategy": "fedavg",
+    "client": {"lr": 0.1},
+    "execution": {"executor": "serial"},
+}
+SWEEP = {
+    "config": "config.yaml",
+    "seeds": [3, 4],
+    "seeded": ["partition.seed"],
+    "tune": {"client.lr": [0.0, 0.2]},
+    "metrics": ["eval/accuracy"],
+    "variants": {"FedAvg": {}, "Two": {"cohort.size": 3, "tune": {"client.lr": [0.1]}}},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+
+    def write(**changes):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({**SWEEP, **changes}))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
+    told = []
+    first, second = Sweep.load(write()).run(tmp_path / "out", jobs=jobs, say=told.append)
+    assert len(told) == 2 + 4  # nothing to choose from, no trial
+    chosen = json.loads((tmp_path / "out" / "chosen.json").read_text())
+    assert chosen == {"FedAvg": {"client.lr": 0.2}, "Two": {"client.lr": 0.1}}  # without a step nothing is learnt
+    assert [rows[-1]["cohort_size"] for rows in first.runs + second.runs] == [2, 2, 3, 3]
+    for name, size, lr in (("FedAvg", 2, 0.2), ("Two", 3, 0.1)):
+        for seed in (3, 4):
+            resolved = yaml.safe_load((tmp_path / "out" / name / f"s{seed}" / "config.yaml").read_text())
+            assert (resolved["seed"], resolved["partition"]["seed"]) == (seed, seed)
+            assert (resolved["cohort"]["size"], resolved["client"]["lr"]) == (size, lr)
+
+    told.clear()
+    again = Sweep.load(write()).run(tmp_path / "out", jobs=jobs, say=told.append)
+    assert told == [] and again[0].runs == first.runs
+
+
+def test_the_command(write, tmp_path):
+    path = write(seeds=1, tune={})
+    done = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out"), "--only", "FedAvg", "--json"])
+    (row,) = json.loads(done.stdout)
+    assert row["name"] == "FedAvg" and row["runs"] == 1 and row["rounds"] == 2 and row["eval/accuracy"][0] > 0.1
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"seed": 3}, "seed: not a key of a sweep"),
+        ({"variants": {"A": {"client.epoch": 3}}}, "client.epoch: not a key of 'sgd'"),
+        ({"by": "val/f1"}, "by: 'val/f1' was not measured"),
+    ],
+)
+def test_mistakes_are_found(write, tmp_path, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        Sweep.load(write(**changes)).run(tmp_path / "out", say=lambda line: None)
+
+
+def test_a_variant_that_is_not_there(write, tmp_path):
+    with pytest.raises(ConfigError, match="'Three' is not one of"):
+        Sweep.load(write()).run(tmp_path / "out", only=["Three"])
