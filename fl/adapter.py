@@ -9,9 +9,12 @@ names of what it adds say which half a tensor is: `first(names)` is the half nex
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
+
+from fl import random
+from fl.params import Layout, Params
 
 FIRST = ("lora_A.", "vera_lambda_d.")  # as peft names them
 SECOND = ("lora_B.", "vera_lambda_b.")
@@ -54,3 +57,61 @@ def base_name(layer: str) -> str:
 def scale(module: nn.Module, layer: str) -> float:
     """s of an adapted layer."""
     return float(module.get_submodule(layer).scaling["default"])
+
+
+def product(first: Tensor, second: Tensor, scale: float = 1.0) -> Tensor:
+    """s B A, (out, in), of A (r, in) and B (out, r): what an adapter adds to its weight."""
+    return scale * (second @ first)
+
+
+# -- ranks: a client of rank r works in the first r rows of A and columns of B ----------------------------------------
+def resized(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> Params:
+    """The tensors cut, or filled up with zeros, to `shapes`."""
+    entries, dtypes = params.layout.entries, params.layout.dtypes
+    if all(entry.shape == shapes[name] for name, entry in entries.items()):
+        return params
+    out = Layout.of((n, shapes[n], dtypes[e.buffer]) for n, e in entries.items()).zeros(*params.batch)
+    for name, entry in entries.items():
+        block = (..., *(slice(0, min(a, b)) for a, b in zip(entry.shape, shapes[name])))
+        out[name][block].copy_(params[name][block])
+    return out
+
+
+def shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in params.layout.entries.items()}
+
+
+def at_rank(params: Params, rank: int) -> Params:
+    """LoRA's A's with `rank` rows, its B's with `rank` columns; the rest as it is."""
+    wanted = shapes(params)
+    for a, b in layers(params).values():
+        wanted |= {a: (rank, wanted[a][1]), b: (wanted[b][0], rank)}
+    return resized(params, wanted)
+
+
+def redrawn(params: Params, draw: int) -> Params:
+    """Adapters begun anew: each A uniform in +-1/sqrt(in), as peft draws it, from a stream by `draw`; each B zero.
+    Draw 0 leaves the A's as they are."""
+    fresh = params.clone()
+    for layer, (a, b) in layers(params).items():
+        fresh[b].zero_()
+        if draw:
+            source = random.torch_generator(draw, layer)
+            fresh[a].uniform_(-1, 1, generator=source).div_(fresh[a].shape[1] ** 0.5)
+    return fresh
+
+
+# -- changes of the frozen weights ------------------------------------------------------------------------------------
+def folded(frozen: Params, increments: Iterable[Params]) -> Params:
+    """Frozen tensors with `increments` added to layers' weights: of a layer either LAYER.W (out, in), or LAYER.A (k, in) and
+    LAYER.B (out, k), whose product it is."""
+    weights = {}
+    for increment in increments:
+        for name in increment:
+            layer, _, part = name.rpartition(".")
+            if part == "B":
+                continue
+            change = increment[name] if part == "W" else product(increment[name], increment[f"{layer}.B"])
+            weight = base_name(layer)
+            weights[weight] = (weights[weight] if weight in weights else frozen[weight]) + change
+    return frozen.replace(weights)

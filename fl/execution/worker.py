@@ -420,7 +420,9 @@ class _Exchange:
         """Metrics of the model on blocks of the server's data."""
         rows = self.dispatch.rows
         blocks = [rows[k * EVALUATION_BLOCK : (k + 1) * EVALUATION_BLOCK] for k in self.dispatch.cohort[positions]]
-        net = self.job.algorithm.predictor(self._context(NOBODY, self.received, self.dispatch.broadcast.config, None))
+        config = self.dispatch.broadcast.config
+        config = config(NOBODY) if callable(config) else config
+        net = self.job.algorithm.predictor(self._context(NOBODY, self.received, config, None))
         self._measure(positions, net, blocks, self.job.server_arrays)
 
     def _measure(

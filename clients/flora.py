@@ -1,0 +1,39 @@
+"""FLoRA: train fresh adapters on weights that have taken in those of the rounds before.
+
+    W <- W0 + received increments;    A <- drawn by the round's number, B <- 0;    (A, B, head) <- local steps;    send the change
+
+Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976. The first A is the model's own; a client of rank r has its first r rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from clients.fedex_lora import FedExLoRA
+from fl import adapter
+from fl.registry import register
+
+
+@register("client", "flora")
+@dataclass(frozen=True, kw_only=True)
+class FLoRA(FedExLoRA):
+    receives: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, given):
+        if "draw" not in given.config:  # after its own training a client goes on with what it has
+            return super().start(given)
+        initial = given.initial.trained
+        fresh = adapter.redrawn(initial, given.config["draw"])
+        if "rank" in given.config:
+            fresh = adapter.resized(adapter.at_rank(fresh, given.config["rank"]), adapter.shapes(initial))
+        return fresh.replace(given.received["head"]) if "head" in given.received else fresh
+
+    def finish(self, end):
+        head = set(adapter.head(end.delta))
+        pairs = end.delta.select([name for name in end.delta if name not in head])
+        pairs = adapter.at_rank(pairs, end.config["rank"]) if "rank" in end.config else pairs
+        return {"model": pairs} | ({"head": end.delta.select(head)} if head else {}), None
+
+    def after(self, ctx, reply):
+        return replace(super().after(ctx, reply), config={})

@@ -1,0 +1,48 @@
+"""RoLoRA: train one half of each adapter, as the round has it, beside the other half as received.
+
+    even rounds:  (B, head) <- local steps, A as received        odd rounds:  (A, head) <- local steps, B as received
+
+Chen, Guo, Ju, Dalal, Khisti 2024-25, arXiv:2409.02346, arXiv:2502.01755. Sends the change of what it trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from clients.lora import LoRA
+from fl.params import join
+from fl.registry import register
+
+HALVES = ("B", "A")
+
+
+@register("client", "rolora")
+@dataclass(frozen=True, kw_only=True)
+class RoLoRA(LoRA):
+    receives: ClassVar[tuple[str, ...]] = ("A", "B", "turn")
+
+    def work(self, name, ctx, carry):
+        return super().work(name, self.beside(ctx), carry)
+
+    def predictor(self, ctx):
+        return super().predictor(self.beside(ctx))
+
+    def beside(self, ctx):
+        """The context in which what is not trained is as received."""
+        trained = ctx.initial.trained.replace(join(*(ctx.received[half] for half in HALVES)))
+        return replace(ctx, initial=replace(ctx.initial, trained=trained))
+
+    def start(self, given):
+        turn = given.received[HALVES[given.config["turn"]]]
+        return join(turn, given.received["head"]) if "head" in given.received else turn
+
+    def finish(self, end):
+        turn = end.received[HALVES[end.config["turn"]]]
+        return self.sent(end.delta, {name: tree for name, tree in {**end.received, "model": turn}.items()}), None
+
+    def after(self, ctx, reply):
+        turn = HALVES[ctx.config["turn"]]
+        deltas = {turn: reply.update.groups["model"], "head": reply.update.groups.get("head")}
+        moved = {name: ctx.received[name] + delta for name, delta in deltas.items() if delta is not None}
+        return replace(ctx, received={**ctx.received, **moved})
