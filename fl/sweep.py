@@ -10,7 +10,8 @@
       FedAvg: {}
       SCAFFOLD: {strategy: scaffold}             # overrides; a `tune` or `by` of its own replaces the sweep's
 
-OUT/VARIANT/s0, s1, ... are the run directories, OUT/tuning/VARIANT/VALUE those of the search, OUT/chosen.json what it found.
+OUT/VARIANT/s0, s1, ... are the run directories; of a variant that is tuned OUT/VARIANT,lr=0.1/s0, with what it was tried with,
+and the chosen one has the other seeds too. OUT/chosen.json says which that is.
 """
 
 from __future__ import annotations
@@ -81,27 +82,24 @@ class Sweep:
         for name in names:
             for settings in self.candidates(name):
                 resolve(read(self.folder / self.config, self.overrides(name, self.numbers[0], settings)))
-        trials = {
-            (name, i): (out / "tuning" / name / _label(settings), self.overrides(name, self.numbers[0], settings))
-            for name in names
-            if len(self.candidates(name)) > 1
-            for i, settings in enumerate(self.candidates(name))
-        }
-        self._all(trials.values(), jobs, say)
-        chosen = {name: self._best(name, trials) for name in names}
-        if trials:
+        tuned = [name for name in names if len(self.candidates(name)) > 1]
+        first = self.numbers[0]
+        self._all([self._run_of(out, name, first, tried) for name in tuned for tried in self.candidates(name)], jobs, say)
+        chosen = {name: self._best(out, name) for name in names}
+        if tuned:
             record = out / "chosen.json"
             known = json.loads(record.read_text()) if record.is_file() else {}
             record.write_text(json.dumps({**known, **chosen}, indent=2) + "\n")
-        runs = {
-            (name, seed): (out / name / f"s{seed}", self.overrides(name, seed, chosen[name]))
-            for name in names
-            for seed in self.numbers
-        }
-        self._all(runs.values(), jobs, say)
-        return [Variant(name, [read_metrics(runs[name, seed][0]) for seed in self.numbers]) for name in names]
+        runs = {name: [self._run_of(out, name, seed, chosen[name]) for seed in self.numbers] for name in names}
+        self._all([run for of_variant in runs.values() for run in of_variant], jobs, say)
+        return [Variant(name, [read_metrics(path) for path, _ in of_variant]) for name, of_variant in runs.items()]
 
-    def _best(self, name: str, trials: Mapping) -> dict[str, Any]:
+    def _run_of(self, out: Path, name: str, seed: int, tuned: Overrides) -> tuple[Path, dict[str, Any]]:
+        """(its directory, its overrides)"""
+        label = [name] + [f"{k.rpartition('.')[2]}={v}" for k, v in tuned.items() if len(self.candidates(name)) > 1]
+        return out / ",".join(label) / f"s{seed}", self.overrides(name, seed, tuned)
+
+    def _best(self, out: Path, name: str) -> dict[str, Any]:
         """The candidate whose metric is best at the end of its run; of equals the first."""
         candidates = self.candidates(name)
         if len(candidates) == 1:
@@ -109,8 +107,9 @@ class Sweep:
         by = (self.variants[name] or {}).get("by", self.by)
         sign = -1 if by.endswith(("loss", "mse")) else 1
         scores = []
-        for i in range(len(candidates)):
-            measured = [row[by] for row in read_metrics(trials[name, i][0]) if by in row]
+        for tried in candidates:
+            directory, _ = self._run_of(out, name, self.numbers[0], tried)
+            measured = [row[by] for row in read_metrics(directory) if by in row]
             if not measured:
                 raise ConfigError("by", f"{by!r} was not measured by {name}; splits.val and evaluation say what is")
             scores.append(float("-inf") if measured[-1] is None else sign * measured[-1])
@@ -135,7 +134,3 @@ def _run(config: str, out: str, overrides: Overrides) -> str:
     begun = (Path(out) / "checkpoints" / "last.json").is_file()
     result = resume(out) if begun else run(config, out=out, **overrides)
     return f"{out}: {result.reason}"
-
-
-def _label(settings: Overrides) -> str:
-    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())

@@ -46,13 +46,14 @@ def write(tmp_path):
 def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     told = []
     first, second = Sweep.load(write()).run(tmp_path / "out", jobs=jobs, say=told.append)
-    assert len(told) == 2 + 4  # nothing to choose from, no trial
+    assert len(told) == 2 + 1 + 2  # nothing to choose from, no trial; the first seed of what was chosen is there
     chosen = json.loads((tmp_path / "out" / "chosen.json").read_text())
     assert chosen == {"FedAvg": {"client.lr": 0.2}, "Two": {"client.lr": 0.1}}  # without a step nothing is learnt
     assert [rows[-1]["cohort_size"] for rows in first.runs + second.runs] == [2, 2, 3, 3]
     for name, size, lr in (("FedAvg", 2, 0.2), ("Two", 3, 0.1)):
         for seed in (3, 4):
-            resolved = yaml.safe_load((tmp_path / "out" / name / f"s{seed}" / "config.yaml").read_text())
+            folder = tmp_path / "out" / (name if name == "Two" else "FedAvg,lr=0.2") / f"s{seed}"
+            resolved = yaml.safe_load((folder / "config.yaml").read_text())
             assert (resolved["seed"], resolved["partition"]["seed"]) == (seed, seed)
             assert (resolved["cohort"]["size"], resolved["client"]["lr"]) == (size, lr)
 
