@@ -18,7 +18,7 @@ from fl.storage.run import read_metrics
 STRATEGIES = (
     "fedsa_lora fedit ffa_lora rolora flora flexlora fedex_lora hetlora lora_fair feddpa_lora local".split()  # fmt: skip
 )
-RATES, SEEDS = (0.03, 0.1, 0.3, 1.0), range(5)
+RATES, SEEDS = (0.03, 0.1, 0.3, 1.0, 3.0), range(5)
 HERE = Path(__file__).parent
 
 

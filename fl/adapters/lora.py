@@ -34,7 +34,7 @@ class _Peft(Adapter):
             raise ValueError(f"rank: {self.rank} is not at least 1")
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        from peft import inject_adapter_in_model  # seconds to import
+        from peft import get_peft_model  # seconds to import
 
         own = match((n for n, _ in module.named_parameters()), self.trains)
         kept = {name.rpartition(".")[0] for name in own}
@@ -45,7 +45,7 @@ class _Peft(Adapter):
                 raise ValueError(f"targets: {target!r} is no layer of the model; there are {linear}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on settings for other uses
-            module = inject_adapter_in_model(self._config(targets), module)
+            module = get_peft_model(module, self._config(targets)).base_model.model  # ours, changed in place
         for name, parameter in module.named_parameters():
             if name in own:
                 parameter.requires_grad_(True)
