@@ -19,16 +19,22 @@ from fl import adapter
 from fl.reduction import WeightedMean
 from fl.registry import register
 from fl.strategy import Strategy
+from strategies import lora_math as lora
 
 
 @register("strategy", "fedsa_lora")
 @dataclass(frozen=True, kw_only=True)
 class FedSALoRA(Strategy):
     head: Literal["own", "shared"] = "own"
-    weights: Literal["examples", "uniform"] = "examples"
+    weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "fedsa_lora"
     bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2}}
+
+    def __post_init__(self):
+        lora.check_weights(self.weights)
+        if self.head not in ("own", "shared"):
+            raise ValueError(f"head: {self.head!r} is not one of ['own', 'shared']")
 
     def init(self, model, ctx):
         if not adapter.first(model):

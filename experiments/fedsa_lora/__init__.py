@@ -1,0 +1,1 @@
+"""FedSA-LoRA beside its kin, under concept shift."""
