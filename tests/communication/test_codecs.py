@@ -271,7 +271,7 @@ def test_top_k_of_a_group():
     arrived, sizes = transmit(TopK(ratio=0.25), tree)
     # float32 of the model: 5 of 22, bitmap of 3 bytes (25 bits of indices); doubles: 1 of 2, 1 bit; dense: 1 of 6, 3 bits;
     # the values of table and sparse are sent as they are
-    assert sizes == Sizes(PAYLOAD, (3 + 20) + (1 + 8) + 24 + (1 + 4) + 32 + 56 + 24, ARRAYS)
+    assert sizes == Sizes(PAYLOAD, (3 + 20) + (1 + 8) + 24 + (1 + 4) + 32 + 56 + 8 + POSITIONS, ARRAYS)
     flat = np.concatenate([tree["model"]["w"].numpy().ravel(), tree["model"]["b"].numpy()])  # w and b are one vector
     flat[np.argsort(-np.abs(flat), kind="stable")[5:]] = 0
     assert_array_equal(arrived["model"]["w"], flat[:15].reshape(3, 5))
