@@ -32,6 +32,7 @@ from fl.data.noise import LogNormal, Noise
 from fl.data.partition import Partition
 from fl.execution.executor import Done, Serial, gather
 from fl.execution.worker import Columns, Dispatch, Worker
+from fl.messages import Sparse
 from fl.params import Params, difference
 from fl.sampler import Sampler
 from fl.simulation import Simulation, resume
@@ -518,6 +519,9 @@ def _nbytes(tree: Tree) -> int:
         nonlocal total
         total += x.nbytes
 
+    if isinstance(tree, Sparse):  # positions by the closed form: the shorter of indices and bitmap
+        n, k = tree.size, len(tree.positions)
+        return tree.values.nbytes + math.ceil(min(k * math.ceil(math.log2(n)), n) / 8)
     tree_map(leaf, tree)
     return total
 

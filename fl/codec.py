@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fl.communication.positions import pack_positions
 from fl.messages import Sparse, Table
 from fl.params import Layout, Params
 from fl.registry import register
@@ -149,8 +150,8 @@ def transmit(codec: Codec, tree: Tree, count: int | None = None) -> tuple[Tree, 
     """What arrives of `tree`, and what it took; with `count` every leaf holds that many clients along a leading axis.
 
     Floating Params (each dtype's tensors as one vector) and dense floating tensors go through the codec. Integers, keys and
-    counts of tables and positions of sparse vectors are sent as they are; their floating values too, unless the codec is
-    elementwise. Plain values are not counted. The identity copies nothing: the very tree arrives.
+    counts of tables are sent as they are, positions of sparse vectors packed to bits; the floating values of both as they are
+    too, unless the codec is elementwise. Plain values are not counted. The identity copies nothing: the very tree arrives.
     """
     link = _Link(codec, count)
     arrived = link.send(tree)
@@ -173,7 +174,7 @@ class _Link:
         if isinstance(node, Table):
             return Table(self._raw(node.keys), self._values(node.values), self._raw(node.counts))
         if isinstance(node, Sparse):
-            return Sparse(self._raw(node.positions), self._values(node.values), node.size)
+            return Sparse(self._positions(node.positions, node.size), self._values(node.values), node.size)
         if isinstance(node, dict):
             return {k: self.send(v) for k, v in node.items()}
         if isinstance(node, tuple) and hasattr(node, "_fields"):
@@ -222,6 +223,12 @@ class _Link:
         self.payload += nbytes
         self.encoded += nbytes
         return tensor
+
+    def _positions(self, positions: Tensor, size: int) -> Tensor:
+        self.arrays += 1
+        self.payload += self._nbytes(positions)
+        self.encoded += pack_positions(positions, size).shape[-1]
+        return positions  # what unpacking gives
 
     def _through(self, flat: Tensor) -> Tensor:
         encoded = self.codec.encode(flat)

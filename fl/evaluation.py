@@ -19,6 +19,7 @@ from fl.execution.worker import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.messages import Broadcast
 from fl.reduction import Product
 from fl.strategy import Evaluate
+from fl.task import minimised
 
 
 def evaluate(exchanges: Exchanges, broadcast: Broadcast) -> Row:
@@ -49,7 +50,7 @@ def evaluate(exchanges: Exchanges, broadcast: Broadcast) -> Row:
             row |= {f"val/{name}": value for name, value in done.value.items()}
             continue
         for name, values in own.items():
-            row |= {f"clients/{name}_{key}": x for key, x in spread(values, held[clients], "loss" in name).items()}
+            row |= {f"clients/{name}_{key}": x for key, x in spread(values, held[clients], minimised(name)).items()}
     return row
 
 

@@ -103,11 +103,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Some elements of a vector of `size`: positions int64 (k,) ascending, values (k,)."""
+    """Some elements of a vector of `size`: positions int64 (k,) ascending, values (k,); both may have leading axes C."""
 
     positions: Tensor
     values: Tensor
     size: int
 
     def dense(self) -> Tensor:
-        return self.values.new_zeros(self.size).index_put_((self.positions,), self.values)
+        return self.values.new_zeros(*self.values.shape[:-1], self.size).scatter_(-1, self.positions, self.values)

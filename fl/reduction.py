@@ -10,13 +10,13 @@ sum has the same bits whoever computes which part of it. An absent client is a m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fl.messages import Table
+from fl.messages import Sparse, Table
 from fl.params import Params
 from fl.trees import Tree, row, tree_map
 
@@ -107,6 +107,17 @@ class WeightedMean(Reduction):
     def finish(self, acc):
         total, weight = acc
         return _scaled(total, 1.0 / float(weight)) if weight > 0 else None
+
+
+@dataclass(frozen=True)
+class SparseMean(WeightedMean):
+    """The weighted mean of sparse vectors (`Sparse`), what they leave out counted as zero, or of whole ones (`Params`); the
+    value is dense, (size,)."""
+
+    def lift(self, value: Sparse | Params, meta: Meta) -> tuple[Tree, Tensor]:
+        if isinstance(value, Params):
+            return super().lift(value.compact(), replace(meta, owned=False))
+        return super().lift(value.dense(), replace(meta, owned=True))
 
 
 @dataclass(frozen=True)

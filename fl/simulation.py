@@ -30,6 +30,7 @@ from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, read_metrics
 from fl.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy
+from fl.task import minimised
 from fl.trees import digest
 
 NOBODY = np.empty(0, np.int64)  # the cohort of what happens outside rounds
@@ -267,14 +268,14 @@ class Simulation:
         """Best so far, targets, patience."""
         select = self.config.evaluation.select or next((m for m in _SELECT if m in row), None)
         if select in row and not math.isnan(row[select]):
-            sign, best = (-1 if select.endswith("loss") else 1), self.progress["best"]
+            sign, best = (-1 if minimised(select) else 1), self.progress["best"]
             if best is None or sign * row[select] > sign * best:
                 self.progress |= {"best": row[select], "waited": 0}
                 self.best_pending |= self.config.checkpoint.best
             else:
                 self.progress["waited"] += 1
         stop = self.config.stop
-        reached = [m for m, v in stop.target.items() if m in row and (row[m] <= v if m.endswith("loss") else row[m] >= v)]
+        reached = [m for m, v in stop.target.items() if m in row and (row[m] <= v if minimised(m) else row[m] >= v)]
         if stop.target and len(reached) == len(stop.target):
             self.progress["reason"] = f"target reached: {stop.target}"
         elif stop.patience is not None and self.progress["waited"] >= stop.patience:

@@ -15,6 +15,11 @@ from fl.trees import row
 Batch = Mapping[str, Tensor]  # "x", "y" where labelled, and what else the dataset holds; first axis is the sample
 
 
+def minimised(metric: str) -> bool:
+    """Whether less of a metric is better, told by its name: val/loss, clients/mse."""
+    return metric.endswith(("loss", "mse"))
+
+
 class Metric(Reduction):
     """A quantity of outputs and batch that pools exactly: `measure` a batch, `merge`, `finish` to a number."""
 

@@ -162,7 +162,7 @@ def test_every_way_down(play):
     assert rows(mixed, "down", "own") == rows(mixed, "down", "scale") == dict.fromkeys(every, 2 * 4)
     assert rows(mixed, "down", "base") == {key: 5 * 4 for key in every if key[0] in (0, 2)}  # when its version is new
     assert rows(mixed, "down", "model") == {}
-    assert rows(mixed, "up", "part") == dict.fromkeys(every, 7 * (8 + 4))
+    assert rows(mixed, "up", "part") == dict.fromkeys(every, 7 * 4 + 3)  # a bitmap of 21 bits
     assert column(mixed, "downlink_bytes") == [6 * (28 + 8 + 8 + 20), 6 * (28 + 8 + 8)] * 2
 
 

@@ -24,6 +24,12 @@ class Accuracy(MeanMetric):
         return outputs.argmax(-1) == batch["y"]
 
 
+class SquaredError(MeanMetric):
+    def values(self, outputs, batch):
+        y = batch["y"].view(outputs.shape[0], -1)
+        return (outputs.view_as(y) - y).square().mean(-1)
+
+
 @register("task", "classification")
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
@@ -44,7 +50,7 @@ class Classification(Task):
 @register("task", "regression")
 @dataclass(frozen=True, kw_only=True)
 class Regression(Task):
-    """Real targets y (B, K) or (B,); loss 1/2 |output - y|^2 summed over K; metric loss."""
+    """Real targets y (B, K) or (B,); loss 1/2 |output - y|^2 summed over K; metrics loss and mse, |output - y|^2 / K."""
 
     kernel: ClassVar[str] = "squared_error"
 
@@ -56,4 +62,4 @@ class Regression(Task):
         return 0.5 * (outputs.view_as(y) - y).square().sum(-1)
 
     def metrics(self):
-        return {"loss": Loss(self)}
+        return {"loss": Loss(self), "mse": SquaredError()}

@@ -239,23 +239,24 @@ def group(seed):
 
 
 # by hand: model 22 floats, 2 doubles, 3 int64 = 128; dense 6 floats, 4 int64 = 56; table 2 int64, 6 floats, 2 int64 = 56;
-# sparse 2 int64, 2 floats = 24
+# sparse 2 int64, 2 floats = 24, of which the positions are sent in 1 byte: two indices of 4 bits below 10
 PAYLOAD, ARRAYS = 128 + 56 + 56 + 24, 4 + 2 + 3 + 2
+POSITIONS = 1
 
 
 @pytest.mark.parametrize("count", [None, 3])
 def test_identity_delivers_the_very_tree(count):
     tree = group(0) if count is None else stack([group(c) for c in range(count)])
     arrived, sizes = transmit(Identity(), tree, count)
-    assert arrived is tree and sizes == Sizes(PAYLOAD, PAYLOAD, ARRAYS)
+    assert arrived is tree and sizes == Sizes(PAYLOAD, PAYLOAD - 16 + POSITIONS, ARRAYS)
 
 
 @pytest.mark.parametrize("count", [None, 3])
 def test_cast_of_a_group(count):
     tree = group(0) if count is None else stack([group(c) for c in range(count)])
     arrived, sizes = transmit(FP16(), tree, count)
-    # 2 bytes for each of 24 + 6 + 6 + 2 floating numbers; integers as they are: 24 + 32 + 32 + 16
-    assert sizes == Sizes(PAYLOAD, 2 * 38 + 104, ARRAYS)
+    # 2 bytes for each of 24 + 6 + 6 + 2 floating numbers; integers as they are: 24 + 32 + 32
+    assert sizes == Sizes(PAYLOAD, 2 * 38 + 88 + POSITIONS, ARRAYS)
     for name in ("w", "b", "d"):
         assert same_bits(arrived["model"][name], tree["model"][name].half().to(tree["model"][name].dtype))
     assert arrived["model"].layout is tree["model"].layout and arrived["model"]["seen"].equal(tree["model"]["seen"])
@@ -270,7 +271,7 @@ def test_top_k_of_a_group():
     arrived, sizes = transmit(TopK(ratio=0.25), tree)
     # float32 of the model: 5 of 22, bitmap of 3 bytes (25 bits of indices); doubles: 1 of 2, 1 bit; dense: 1 of 6, 3 bits;
     # the values of table and sparse are sent as they are
-    assert sizes == Sizes(PAYLOAD, (3 + 20) + (1 + 8) + 24 + (1 + 4) + 32 + 56 + 24, ARRAYS)
+    assert sizes == Sizes(PAYLOAD, (3 + 20) + (1 + 8) + 24 + (1 + 4) + 32 + 56 + 8 + POSITIONS, ARRAYS)
     flat = np.concatenate([tree["model"]["w"].numpy().ravel(), tree["model"]["b"].numpy()])  # w and b are one vector
     flat[np.argsort(-np.abs(flat), kind="stable")[5:]] = 0
     assert_array_equal(arrived["model"]["w"], flat[:15].reshape(3, 5))

@@ -3,10 +3,7 @@
     keep the k = max(1, floor(ratio n)) entries of largest |v|, of equal ones the first;   decode: zero elsewhere
 
 Aji, Heafield 2017, arXiv:1704.05021 (there with error feedback).  Neutral: ratio=1, up to the bitmap that it sends.
-Positions, ascending, take the smaller of two packings, which both ends can tell from n and k:
-
-    k ceil(log2 n) bits   indices, each in as many bits as the last one needs, lowest bit first
-    n bits                a bitmap
+Positions are packed as `fl.communication.positions` says.
 """
 
 from __future__ import annotations
@@ -14,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fl.codec import Codec, Encoded
+from fl.communication.positions import pack_positions, position_bytes, unpack_positions
+from fl.messages import Sparse
 from fl.registry import register
 
 
@@ -47,7 +45,14 @@ class TopK(Codec):
 
     def sizes(self, n, width=4):
         k = self.kept(n)
-        return -(-min(k * _index_bits(n), n) // 8), k, width
+        return position_bytes(n, k), k, width
+
+
+def keep_largest(values: Tensor, ratio: float) -> Sparse:
+    """The max(1, floor(ratio n)) entries of largest magnitude of each row (*batch, n), of equal ones the first."""
+    n = values.shape[-1]
+    positions = largest(values, TopK(ratio=ratio).kept(n))
+    return Sparse(positions, values.gather(-1, positions), n)
 
 
 def largest(values: Tensor, k: int) -> Tensor:
@@ -69,34 +74,3 @@ def largest(values: Tensor, k: int) -> Tensor:
     room = k - above.sum(-1, keepdim=True)
     keep = above | (equal & (equal.cumsum(-1) <= room))
     return keep.nonzero()[:, -1].reshape(*values.shape[:-1], k)
-
-
-def _index_bits(n: int) -> int:
-    """ceil(log2 n)"""
-    return max(0, n - 1).bit_length()
-
-
-def pack_positions(positions: Tensor, n: int) -> Tensor:
-    """Ascending positions (*batch, k) below n -> bytes (*batch, B) uint8."""
-    *batch, k = positions.shape
-    bits = _index_bits(n)
-    if k * bits > n:
-        flags = torch.zeros(*batch, n, dtype=torch.uint8).scatter_(-1, positions, 1).numpy()
-    else:
-        assert bits <= 32
-        words = positions.numpy().astype("<u4").view(np.uint8).reshape(*batch, k, 4)
-        flags = np.unpackbits(words, axis=-1, bitorder="little")[..., :bits].reshape(*batch, k * bits)
-    return torch.from_numpy(np.packbits(flags, axis=-1, bitorder="little"))
-
-
-def unpack_positions(packed: Tensor, n: int, k: int) -> Tensor:
-    """The inverse of `pack_positions`: (*batch, k) int64."""
-    batch, bits = packed.shape[:-1], _index_bits(n)
-    if k * bits > n:
-        flags = np.unpackbits(packed.numpy(), axis=-1, count=n, bitorder="little")
-        return torch.from_numpy(flags.nonzero()[-1].reshape(*batch, k))
-    flags = np.unpackbits(packed.numpy(), axis=-1, count=k * bits, bitorder="little").reshape(*batch, k, bits)
-    words = np.zeros((*batch, k, 32), np.uint8)
-    words[..., :bits] = flags
-    indices = np.packbits(words, axis=-1, bitorder="little").view("<u4").reshape(*batch, k)
-    return torch.from_numpy(indices.astype(np.int64))

@@ -1,0 +1,45 @@
+"""Reptile's inner loop: local steps over samples that the client stores.    phi_i <- SGD from phi;    send phi_i - phi
+
+Nichol, Achiam, Schulman 2018, arXiv:1803.02999. `samples`: how many of its training samples the client gathers for a round, drawn
+anew (default: all). The metric peak_samples is how many of them it holds at once: all that it gathered.
+Neutral: samples not given is local SGD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fl import random
+from fl.client import ClientContext, LocalTraining, Reply, View
+from fl.registry import register
+
+
+@register("client", "reptile")
+@dataclass(frozen=True, kw_only=True)
+class Reptile(LocalTraining):
+    samples: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples: {self.samples} is not at least 1")
+
+    def gathered(self, ctx: ClientContext) -> ClientContext:
+        """The context with the round's samples as training data."""
+        if self.samples is None or self.samples >= len(ctx.train):
+            return ctx
+        order = random.permutation(len(ctx.train), ctx.seed, ctx.client, ctx.participation, "samples")
+        return replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[order[: self.samples]]))
+
+    def peak(self, ctx: ClientContext) -> int:
+        """Samples held at once."""
+        return len(ctx.train)
+
+    def work(self, name, ctx, carry):
+        ctx = self.gathered(ctx)
+        return _measured(super().work(name, ctx, carry), self.peak(ctx))
+
+
+def _measured(reply: Reply, peak: int) -> Reply:
+    update = replace(reply.update, metrics={**reply.update.metrics, "peak_samples": float(peak)})
+    return replace(reply, update=update)
