@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from fl.params import match
 
+Layer = nn.Linear | nn.Conv2d
+
 
 # -- layers and their inputs --------------------------------------------------------------------------------------------
-def layers(module: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+def layers(module: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Layer]:
     """Name of a trained weight -> its layer, of all linear and 2-d convolutional ones."""
     found = {
         f"{name}.weight".lstrip("."): layer
@@ -32,7 +34,7 @@ def layers(module: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, nn.Mod
 
 def protected(
     module: nn.Module, trained: Mapping[str, Tensor], patterns: Sequence[str] | None, head: Sequence[str]
-) -> dict:
+) -> dict[str, int]:
     """Name of weight -> d, of the layers whose weights match `patterns` (None: all) and not `head`."""
     known = layers(module, trained)
     chosen = list(known) if patterns is None else match(known, patterns)
@@ -52,15 +54,14 @@ def protected(
     return {name: known[name].weight[0].numel() for name in chosen}
 
 
-def columns(layer: nn.Module, x: Tensor) -> Tensor:
+def columns(layer: Layer, x: Tensor) -> Tensor:
     """(d, n): what a layer multiplies its weight with, of inputs x (B, ..., in) or, for a convolution, (B, in, h, w)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1]).T
-    padding = layer.padding
-    if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size)]
-        sides = [s for t in reversed(total) for s in (t // 2, t - t // 2)]
-        x, padding = F.pad(x, sides), 0
+    if isinstance(layer.padding, str):
+        total = [d * (k - 1) if layer.padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size)]
+        x = F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+    padding = 0 if isinstance(layer.padding, str) else layer.padding
     patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (B, d, positions)
     return patches.transpose(0, 1).reshape(patches.shape[1], -1)
 
