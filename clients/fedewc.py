@@ -1,0 +1,62 @@
+"""FedEWC's client: local training with a spring at every weight, and the diagonal Fisher information when a task ends.
+
+    work train:   g <- g + lam (F w - b),  F and b = sum_t F_t w*_t from the server (nothing in the first task)
+    work fisher:  F_i = 1/n_i sum_s (d loss(w; x_s, y_s) / dw)^2,  sample by sample, at the received model, in evaluation mode
+
+Kirkpatrick et al. 2017, arXiv:1612.00796; the labels are the samples' own (empirical Fisher).  Neutral: lam=0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fl.client import ClientContext, LocalTraining, Reply
+from fl.messages import Update
+from fl.params import Params, zeros_like
+from fl.registry import register
+
+ELEMENTS = 1 << 22  # of the gradients that are held at once
+
+
+def spring(params: Params, fisher: Params, pull: Params, lam: float) -> Params:
+    """lam (F w - b), the gradient of lam/2 sum_t F_t (w - w*_t)^2, with F = sum F_t and b = sum F_t w*_t."""
+    return lam * (fisher * params - pull)
+
+
+def fisher(ctx: ClientContext, model: Params) -> Params:
+    """The mean of squared per-sample gradients over the client's training data; zeros without any."""
+    net, total = ctx.net(model), zeros_like(model)
+
+    def loss(tensors: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> Tensor:
+        batch = {name: value[None] for name, value in sample.items()}
+        return ctx.task.loss(torch.func.functional_call(net, dict(tensors), (batch["x"],)), batch).sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    block, tensors = max(1, ELEMENTS // model.numel), {name: model[name] for name in model}
+    for a in range(0, len(ctx.train), block):
+        for name, grads in gradients(tensors, ctx.train.take(slice(a, a + block))).items():
+            total[name].add_(grads.square().sum(0))
+    return total.mul_(1 / max(len(ctx.train), 1))
+
+
+@register("client", "fedewc")
+@dataclass(frozen=True, kw_only=True)
+class FedEWC(LocalTraining):
+    sends: ClassVar[tuple[str, ...]] = ("model", "fisher")
+    receives: ClassVar[tuple[str, ...]] = ("model", "lam")
+
+    def gradient(self, grad, params, at):
+        past, trains = at.received.get("past"), at.phase.trains
+        if past is None or not at.config["lam"]:
+            return grad
+        return grad + spring(params, past["fisher"].select(trains), past["pull"].select(trains), at.config["lam"])
+
+    def work(self, name, ctx, carry):
+        if name == "fisher":
+            return Reply(Update({"fisher": fisher(ctx, ctx.received["model"])}, len(ctx.train)))
+        return super().work(name, ctx, carry)

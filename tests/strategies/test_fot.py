@@ -1,0 +1,350 @@
+"""FOT: the paper's invariants, its thresholds by hand, and its bytes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fl
+from clients.fot import norms, principal
+from fl import subspace
+from fl.client import ClientContext, View
+from fl.params import Initial, module_params
+from fl.simulation import Simulation
+from fl.task import Task
+from strategies.fot import FOT
+
+RUN = {
+    "data": {"name": "digits", "test": 0.6},
+    "partition": {"name": "iid", "clients": 4},
+    "splits": {"val": 0},
+    "model": {"name": "mlp", "hidden": [12, 8]},
+    "cohort": {"fraction": 1.0},
+    "client": {"epochs": 1, "batch": 32, "lr": 0.1},
+    "execution": {"executor": "serial", "plan": "loop"},
+}
+STREAM = {"stream": {"name": "permuted", "tasks": 3, "rounds": 2}}
+SIZES = {"1.weight": 64, "3.weight": 12, "5.weight": 8}  # name -> d of RUN's model
+P = 64 * 12 + 12 + 12 * 8 + 8 + 8 * 10 + 10
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def basis(d, k, seed=0, dtype=torch.float64):
+    return torch.linalg.qr(draw(d, k, seed=seed, dtype=dtype))[0]
+
+
+# -- pure functions ------------------------------------------------------------------------------------------------------
+def test_projection_removes_what_lies_in_the_subspace_and_nothing_else():
+    u, delta = basis(6, 2), draw(5, 6, seed=1)
+    kept = subspace.project(delta, u)
+    assert (kept @ u).abs().max() < 1e-14
+    torch.testing.assert_close(delta - kept, delta @ u @ u.T)
+    orthogonal = delta - delta @ u @ u.T
+    torch.testing.assert_close(subspace.project(orthogonal, u), orthogonal)
+
+
+def test_a_convolution_is_projected_over_channel_and_kernel():
+    u, delta = basis(2 * 3 * 3, 4), draw(5, 2, 3, 3, seed=1)
+    kept = subspace.project(delta, u)
+    assert kept.shape == delta.shape and (kept.flatten(1) @ u).abs().max() < 1e-14
+
+
+def test_projecting_then_averaging_is_averaging_then_projecting():
+    u, deltas, p = basis(7, 3), [draw(4, 7, seed=s) for s in range(3)], [0.2, 0.5, 0.3]
+    each = sum(w * subspace.project(d, u) for w, d in zip(p, deltas))
+    torch.testing.assert_close(each, subspace.project(sum(w * d for w, d in zip(p, deltas)), u))
+
+
+@pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"padding": "same"}])
+def test_columns_times_the_weight_are_the_convolution(settings):
+    layer = nn.Conv2d(3, 4, (3, 5), bias=False, **settings).double()
+    x = draw(2, 3, 7, 6)
+    found = layer.weight.flatten(1) @ subspace.columns(layer, x)
+    expected = F.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation)
+    torch.testing.assert_close(found, expected.transpose(0, 1).flatten(1))
+
+
+def test_grouped_convolutions_are_refused():
+    module = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
+    with pytest.raises(ValueError, match="protects: 0.weight is of a convolution in 2 groups"):
+        subspace.protected(module, module_params(module), None, ())
+
+
+def test_heads_are_left_out_and_patterns_choose():
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 2))
+    model = module_params(module)
+    assert subspace.protected(module, model, None, ("3.*",)) == {"0.weight": 18, "2.weight": 12}
+    assert subspace.protected(module, model, ("[23].weight",), ()) == {"2.weight": 12, "3.weight": 5}
+    with pytest.raises(ValueError, match="pattern '7.*' matches no"):
+        subspace.protected(module, model, ("7.*",), ())
+    with pytest.raises(ValueError, match="protects: no weight is left"):
+        subspace.protected(module, model, ("3.*",), ("3.*",))
+
+
+def test_threshold_by_hand():
+    assert subspace.threshold(1.0, 0.94) == pytest.approx(0.94)
+    assert subspace.threshold(0.5, 0.94) == pytest.approx(0.44 / 0.5)
+    assert subspace.threshold(0.05, 0.94) == pytest.approx(-0.2)
+
+
+def test_count_by_hand():
+    energies = torch.tensor([4.0, 3.0, 2.0, 1.0])  # shares .4, .7, .9, 1
+    for tau, count in ((0.1, 1), (0.4, 2), (0.69, 2), (0.95, 4), (1.0, 4)):
+        assert subspace.directions(energies, tau, 1) == subspace.directions(energies, tau, 0) == count
+    assert subspace.directions(energies, -0.3, least=1) == 1  # the program always adds one
+    assert subspace.directions(energies, -0.3, least=0) == 0  # the energy criterion is met already
+    assert subspace.directions(torch.zeros(4), 0.5, 1) == 0
+
+
+def test_packing():
+    matrix = torch.tensor([[1.0, 2, 3], [2, 4, 5], [3, 5, 6]])
+    assert subspace.packed(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(subspace.unpacked(subspace.packed(matrix)), matrix)
+
+
+def test_the_gram_matrix_gives_the_exact_principal_vectors():
+    """Singular values 3, 2, 1 of known directions: .95 of the energy needs 9 + 4 of 14 (.929) and the third; .9 two, .6 one."""
+    u, v = basis(5, 3), basis(8, 3, seed=1)
+    x = u @ torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)) @ v.T
+    for eps, k in ((0.95, 3), (0.9, 2), (0.6, 1)):
+        found = subspace.extend_basis_from_gram(None, subspace.gram(x, None), eps)
+        assert found.shape == (5, k)
+        torch.testing.assert_close(found @ found.T, u[:, :k] @ u[:, :k].T)
+
+
+@pytest.mark.parametrize("kind", ["sketch", "gram"])
+def test_bases_stay_orthonormal_and_grow(kind):
+    u = None
+    for task in range(4):
+        x = draw(20, 4, seed=task) @ draw(4, 50, seed=10 + task) + 0.01 * draw(20, 50, seed=20 + task)
+        x = x.float()
+        r = subspace.residual(x, u)
+        tau = subspace.threshold(float(r.norm() / x.norm()), 0.95)
+        if kind == "gram":
+            new = subspace.extend_basis_from_gram(u, subspace.gram(x, u), tau)
+        else:
+            new = subspace.extend_basis_from_sketch(u, subspace.sketch(x, u, draw(50, 20, dtype=torch.float32)), tau)
+        assert (new.T @ new - torch.eye(new.shape[1])).abs().max() < 1e-6
+        if u is not None:
+            assert new.shape[1] > u.shape[1]
+            assert (u - new @ (new.T @ u)).abs().max() < 1e-6
+        u = new
+    for _ in range(30):  # to the last direction, and not beyond
+        x = draw(20, 50, seed=99, dtype=torch.float32)
+        u = subspace.extend_basis_from_gram(u, subspace.gram(x, u), 0.3)
+    assert u.shape == (20, 20) and (u.T @ u - torch.eye(20)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["sketch", "gram"])
+def test_with_eps_1_what_was_seen_never_changes(kind):
+    """One linear layer without bias, inputs of rank 6 in 10 dimensions, 50 rounds of random updates."""
+    x, w = draw(10, 6, seed=1) @ draw(6, 40, seed=2), draw(3, 10, seed=3)
+    if kind == "gram":
+        u = subspace.extend_basis_from_gram(None, subspace.gram(x, None), 1.0)
+    else:
+        u = subspace.extend_basis_from_sketch(None, subspace.sketch(x, None, draw(40, 10, seed=4)), 1.0)
+    assert u.shape == (10, 6)
+    before = w @ x
+    for s in range(50):
+        w = w + subspace.project(draw(3, 10, seed=100 + s), u)
+    assert ((w @ x) - before).abs().max() < 1e-11 and (w - draw(3, 10, seed=3)).norm() > 1
+
+
+def test_residual_ratios_by_hand():
+    """Two clients with ||R||^2, ||X||^2 = 9, 36 (n = 10) and 16, 64 (n = 30, ratio also 1/2), then 0 without rows."""
+    a, b = torch.tensor([9.0, 36.0]), torch.tensor([16.0, 1600.0])
+    total = norms(a, 10, "norm") + norms(b, 30, "norm") + norms(torch.zeros(2), 0, "norm")
+    assert float(total[0] / total[1]) == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
+    total = norms(a, 10, "energy") + norms(b, 30, "energy")
+    assert float(total[0] / total[1]) == pytest.approx(25 / 1636)
+
+
+# -- the client's statistics ---------------------------------------------------------------------------------------------
+def context(module, rows, client=0, basis=None, **config):
+    x = draw(30, 6, dtype=torch.float32)
+    view = View({"x": x}, np.asarray(rows))
+    return ClientContext(
+        client=client,
+        seed=0,
+        round=0,
+        rounds=1,
+        participation=0,
+        received={"basis": basis or {}},
+        config={"sizes": {"0.weight": 6, "2.weight": 5}, "factor": 0.0, "ratio": "energy", **config},
+        state=None,
+        train=view,
+        val=view,
+        test=view,
+        initial=Initial.of(module),
+        module=module,
+        task=Task(),
+    )
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def test_the_inputs_of_layers_are_those_they_multiply():
+    module = net()
+    ctx = context(module, range(30))
+    sent = principal(ctx, module_params(module))
+    x = ctx.train.take()["x"]
+    hidden = torch.relu(module[0](x)).detach()
+    torch.testing.assert_close(sent["0.weight"]["y"], subspace.packed(x.T @ x))
+    torch.testing.assert_close(sent["2.weight"]["y"], subspace.packed(hidden.T @ hidden))
+    torch.testing.assert_close(sent["2.weight"]["norms"], hidden.square().sum().repeat(2))
+
+
+def test_statistics_are_sums_over_clients():
+    """One client's rows shared out between two: the Gram matrices and norms add up to its own."""
+    module, u = net(), {"0.weight": basis(6, 2, dtype=torch.float32)}
+    model = module_params(module)
+    one = principal(context(module, range(30), basis=u), model)
+    a, b = (principal(context(module, rows, client, u), model) for client, rows in enumerate((range(11), range(11, 30))))
+    for name in one:
+        for part in ("y", "norms"):
+            torch.testing.assert_close(a[name][part] + b[name][part], one[name][part], rtol=1e-5, atol=1e-5)
+    r = subspace.unpacked(one["0.weight"]["y"])
+    assert (u["0.weight"].T @ r).abs().max() < 1e-4  # of the residual alone
+
+
+def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span():
+    module = net()
+    model = module_params(module)
+    again, same, other = (principal(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1))
+    assert torch.equal(again, same) and not torch.equal(again, other) and again.shape == (6, 12)
+    span = torch.linalg.qr(context(module, range(4)).train.take()["x"].T)[0]
+    torch.testing.assert_close(span @ (span.T @ again), again)
+
+
+def test_a_client_without_rows_sends_zeros():
+    module = net()
+    sent = principal(context(module, [], factor=1.0, ratio="norm"), module_params(module))
+    assert all(not t.any() for parts in sent.values() for t in parts.values())
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------------
+def states(tmp_path, **overrides):
+    """The strategy's state after each round, and the result."""
+    seen = []
+    with Simulation(fl.simulation.resolve(fl.simulation.read(RUN | STREAM, overrides)), tmp_path) as simulation:
+        seen.append(simulation.state)
+        result = simulation.run(watch=lambda event, _: seen.append(simulation.state) if event == "round" else None)
+    return seen, result
+
+
+SERVERS = [
+    {},
+    {"strategy.weights": "uniform"},
+    {"cohort": {"name": "fixed", "clients": [0, 2]}},
+    {"strategy.optimiser": "momentum", "strategy.lr": 0.5},
+    {"strategy.optimiser": "adam", "strategy.lr": 0.03},
+    {"client.optimiser": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}},
+    {"strategy.gpse": "gram", "strategy.residual_ratio": "energy", "strategy.gpse_model": "global"},
+    {"model": "cnn_tiny", "stream.tasks": 2},
+]
+
+
+@pytest.mark.parametrize("overrides", SERVERS, ids=lambda o: " ".join(map(str, o.values())) or "plain")
+def test_no_step_enters_the_protected_subspace(tmp_path, overrides):
+    """Whatever the weights, the cohort and the optimisers; bases are orthonormal and contain those before."""
+    seen, _ = states(tmp_path, **{"strategy": {"name": "fot"}, **overrides})
+    moved = 0
+    for old, new in zip(seen, seen[1:]):
+        for name, u in old.bases.items():
+            w = old.model[name].flatten(1)
+            step = new.model[name].flatten(1) - w
+            assert (step @ u).abs().max() <= 1e-6 * w.norm()
+            moved += bool(step.any())
+            assert torch.equal(new.bases[name][:, : u.shape[1]], u)
+            assert (u.T @ u - torch.eye(u.shape[1])).abs().max() < 1e-6
+    assert moved
+
+
+def test_the_first_task_is_fedavg_to_the_bit(tmp_path):
+    one = {"stream": None, "rounds": 3}
+    fedavg = fl.run(RUN | one, out=tmp_path / "a", strategy="fedavg")
+    for i, optimiser in enumerate(({}, {"gpse": "gram", "bias": "freeze_after_first"})):
+        fot = fl.run(RUN | one, out=tmp_path / str(i), strategy={"name": "fot", **optimiser})
+        assert fot.digest == fedavg.digest
+    stream = {"strategy": {"name": "fot"}}
+    seen, _ = states(tmp_path / "s", **stream)
+    plain, _ = states(tmp_path / "p", strategy="fedavg")
+    assert torch.equal(seen[2].model.buffers[0], plain[2].buffers[0])
+    assert not torch.equal(seen[3].model.buffers[0], plain[3].buffers[0])
+
+
+def test_biases_can_be_frozen_after_the_first_task(tmp_path):
+    settings = {"name": "fot", "bias": "freeze_after_first", "head": ["5.weight"]}
+    seen, _ = states(tmp_path, strategy=settings)
+    first, last = seen[2].model, seen[-1].model
+    assert torch.equal(first["1.bias"], last["1.bias"]) and torch.equal(first["3.bias"], last["3.bias"])
+    assert not torch.equal(first["5.bias"], last["5.bias"]) and not torch.equal(seen[0].model["1.bias"], first["1.bias"])
+    assert "5.weight" not in seen[-1].bases and "3.weight" in seen[-1].bases
+
+
+def test_what_is_reported_when_a_task_ends(tmp_path):
+    seen, result = states(tmp_path, strategy="fot")
+    for round_, row in enumerate(result.metrics):
+        assert ("basis/1" in row) == (round_ % 2 == 1)
+    row = result.metrics[1]
+    for name, d in SIZES.items():
+        layer = name.removesuffix(".weight")
+        k = seen[2].bases[name].shape[1]
+        assert row[f"basis/{layer}"] == k >= 1 and row[f"capacity/{layer}"] == k / d
+
+
+@pytest.mark.parametrize(
+    "settings, up",
+    [
+        ({}, sum(d * d + 2 for d in SIZES.values())),
+        ({"sketch": 1.5}, sum(d * d * 3 // 2 + 2 for d in SIZES.values())),
+        ({"gpse": "gram"}, sum(d * (d + 1) // 2 + 2 for d in SIZES.values())),
+        ({"gpse": "gram", "gpse_model": "global"}, sum(d * (d + 1) // 2 + 2 for d in SIZES.values())),
+    ],
+    ids=["sketch", "wide", "gram", "global"],
+)
+def test_every_float_is_counted(tmp_path, settings, up):
+    """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the basis
+    down."""
+    seen, result = states(tmp_path, strategy={"name": "fot", **settings})
+    again = P if settings.get("gpse_model") == "global" else 0
+    for round_, row in enumerate(result.metrics):
+        ends = round_ % 2 == 1
+        known = sum(u.numel() for u in seen[round_].bases.values())
+        assert row["uplink_bytes"] == 4 * 4 * (P + ends * up)
+        assert row["downlink_bytes"] == 4 * 4 * (P + ends * (again + known))
+
+
+def test_eps_grows_by_its_increment_up_to_1(tmp_path):
+    seen, _ = states(tmp_path, strategy={"name": "fot", "eps": 0.9, "eps_increment": 0.07})
+    assert [s.eps for s in seen[::2]] == pytest.approx([0.9, 0.97, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "wrong, complaint",
+    [
+        ({"eps": 0.0}, "eps: 0.0 is not in"),
+        ({"sketch": 0.0}, "sketch: 0.0 is not positive"),
+        ({"gpse": "svd"}, "gpse: 'svd' is not one of"),
+        ({"bias": "freeze"}, "bias: 'freeze' is not one of"),
+        ({"eps_increment": -0.1}, "eps_increment: -0.1 is negative"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        FOT(**wrong)
+
+
+def test_fot_forgets_less_than_fedavg(tmp_path):
+    """Two tasks of permuted digits: the direction of the paper's claim, with room."""
+    overrides = {"stream.tasks": 2, "stream.rounds": 10, "model.hidden": [40], "client.epochs": 2}
+    runs = {s: fl.run(RUN | STREAM, out=tmp_path / s, strategy=s, **overrides).metrics[-1] for s in ("fedavg", "fot")}
+    assert runs["fot"]["stream/acc"] > runs["fedavg"]["stream/acc"] + 0.03
+    assert runs["fot"]["stream/fgt"] < 0.6 * runs["fedavg"]["stream/fgt"]
