@@ -285,6 +285,14 @@ def nobody(bench: Bench) -> None:
         raise Broken("the model is not finite after a round without clients")
 
 
+def evaluating(bench: Bench) -> None:
+    """Evaluations leave no trace in what is trained."""
+    seldom = bench.run(**{"evaluation.every": 3})
+    if digest(seldom.model) != digest(bench.plain.model):
+        raise Broken(f"evaluated after each round and once: the models differ, {_apart(seldom.model, bench.plain.model)}")
+    _equal(seldom.states, bench.plain.states, "evaluated after each round and once: states of clients")
+
+
 def placement(bench: Bench) -> None:
     """Who computes what, and when, changes nothing: two workers take single tasks in no order."""
     bench.run(executor=_Scattered()).same(bench.plain, "tasks in order and scattered over two workers")
@@ -671,7 +679,20 @@ def _cohorts(sampler: Sampler, rounds: range) -> list[np.ndarray]:
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
-_RUNS = [runs, state, repeats, order, nobody, placement, chunks, regrouping, resumes, client_states, loop_and_batched]
+_RUNS = [
+    runs,
+    state,
+    repeats,
+    order,
+    nobody,
+    evaluating,
+    placement,
+    chunks,
+    regrouping,
+    resumes,
+    client_states,
+    loop_and_batched,
+]
 LAWS: dict[str, list[Callable[[Any], str | None]]] = {
     "strategy": [*_RUNS, sends, pure, ledger, neutral, cohort_of_one],
     "client": [*_RUNS, sends, work_is_pure, ledger],

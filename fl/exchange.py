@@ -25,21 +25,25 @@ from fl.storage.segments import NOWHERE
 from fl.strategy import Exchange, Outcome
 
 Row = dict[str, Any]
+EVALUATIONS = 1 << 15  # where the numbers of a round's evaluations begin
 
 
 class Exchanges:
-    """Carries out the exchanges of a run. Lasting from round to round: `number` and `seen`; the rest is `begin`'s."""
+    """Carries out the exchanges of a run. Lasting from round to round: `seen`; the rest is `begin`'s.
+
+    Dispatches are numbered by round and by their place in it, evaluations apart from work: so that neither an evaluation nor
+    a further exchange changes what later clients draw.
+    """
 
     def __init__(self, assembly: Assembly, executor: Executor, states: ClientStates, folder: RunDirectory):
         self.assembly, self.executor, self.states, self.folder = assembly, executor, states, folder
-        self.number = 0  # of dispatches so far
         self.seen: dict[str, np.ndarray] = {}  # static groups: the version each client last saw, -1 for none
         self.begin(0, 0, np.empty(0, np.int64))
 
     def begin(self, round_: int, booked: int, cohort: np.ndarray) -> None:
         """A round of `cohort`; bytes and clients' metrics are booked under `booked`."""
         self.round, self.booked, self.cohort = round_, booked, cohort
-        self.index, self.carries, self.tally = 0, {}, Tally()
+        self.index, self.evaluations, self.carries, self.tally = 0, 0, {}, Tally()
         self.stage = self.assembly.stage_at(round_)
         self.sizes = self.assembly.sizes(self.stage)
 
@@ -103,15 +107,17 @@ class Exchanges:
         cohort = fields["cohort"]
         nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
         server = fields["kind"] == "evaluate_server"
+        place = self.index
+        if fields["kind"] != "work":
+            place, self.evaluations = EVALUATIONS + self.evaluations, self.evaluations + 1
         dispatch = Dispatch(
             round=self.round,
-            number=self.number,
+            number=(self.booked + 1) << 16 | place,
             stage=fields.pop("stage", self.stage),
             states=nowhere if server else self.states.locations(cohort),
             cost=np.ones(len(cohort)) if server else self.sizes[cohort] + 1.0,
             **({"carries": nowhere} | fields),
         )
-        self.number += 1
         done = self.executor.run(dispatch)
         self.tally.busy_seconds += done.busy_seconds
         self.tally.retried += done.retried

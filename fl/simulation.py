@@ -286,7 +286,6 @@ class Simulation:
         return {
             "round": self.round,
             "rounds": self.config.rounds,
-            "dispatches": self.exchanges.number,
             "state": self.state,
             "sampler": self.sampler,
             "seen": self.exchanges.seen,
@@ -296,7 +295,7 @@ class Simulation:
 
     def _restore(self, record: Mapping[str, Any]) -> None:
         self.round, self.state, self.sampler = record["round"], record["state"], record["sampler"]
-        self.exchanges.number, self.exchanges.seen = record["dispatches"], record["seen"]
+        self.exchanges.seen = record["seen"]
         self.progress = record["progress"]
         self.states.restore(record["clients"])
         if self.config.rounds < self.round:

@@ -282,6 +282,7 @@ def test_the_server_set_is_evaluated_in_blocks(tmp_path):
             work="received",
             reduction=Product(Classification().metrics()),
             broadcast=Broadcast.of(always),
+            rows=np.arange(n),
         )
         done = gather(work, [worker.run(work, [(0, 3)], 0)])
     assert_array_equal(done.columns.column("num_examples", 3, 0), [1024, 1024, 452])
