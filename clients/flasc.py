@@ -5,15 +5,12 @@
 
 Kuo et al. 2024, arXiv:2406.05233 (its delta has the other sign). The change is against the masked start: against the server's w,
 pruned entries would be pulled to zero. d_up comes with the broadcast. The release trains with SGD momentum .9 for an epoch.
-`flasc_fixed` masks its gradients to M.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
-
-import torch
 
 from fl.client import LocalTraining
 from fl.communication.codecs.top_k import keep_largest
@@ -44,23 +41,3 @@ class FLASC(LocalTraining):
         start = self.start(self.given(ctx))
         sent = whole(reply.update.groups["model"], start.layout)
         return replace(ctx, received={**ctx.received, "model": start + sent})
-
-
-@register("client", "flasc_fixed")
-@dataclass(frozen=True, kw_only=True)
-class FLASCFixed(FLASC):
-    """Sends what it received: those entries, and no others, are trained."""
-
-    def gradient(self, grad, params, at):
-        model = at.received["model"]
-        if isinstance(model, Params):
-            return grad
-        mask = Sparse(model.positions, torch.ones_like(model.values), model.size).dense()
-        return grad * Params.expand(grad.layout, mask.expand(*grad.batch, -1).contiguous())
-
-    def finish(self, end):
-        model = end.received["model"]
-        if isinstance(model, Params):
-            return {"model": end.delta}, None
-        values = end.delta.compact()[..., model.positions]
-        return {"model": Sparse(model.positions.expand(values.shape).contiguous(), values, model.size)}, None

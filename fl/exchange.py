@@ -112,7 +112,7 @@ class Exchanges:
             place, self.evaluations = EVALUATIONS + self.evaluations, self.evaluations + 1
         dispatch = Dispatch(
             round=self.round,
-            number=(self.booked + 1) << 16 | place,
+            number=self.booked << 16 | place,
             stage=fields.pop("stage", self.stage),
             states=nowhere if server else self.states.locations(cohort),
             cost=np.ones(len(cohort)) if server else self.sizes[cohort] + 1.0,

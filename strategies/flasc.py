@@ -12,8 +12,6 @@ Differs from the release: its AdamW decays weights by .01, here optimiser.weight
 Positions are counted: min(k ceil(log2 P), P) bits beside k values, none at density 1; uplink_values_bytes and
 downlink_values_bytes are the values alone, the figures that the paper gives.
 Neutral: down=up=1, SGD with lr=1 is FedAvg with uniform weights, to the bit; with Adam it is FedOpt.
-
-`flasc_fixed` is the paper's sparse-adapter baseline: one dense round, then M of its outcome for good, and clients train M alone.
 """
 
 from __future__ import annotations
@@ -21,12 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fl.communication.codecs.top_k import TopK, keep_largest
 from fl.messages import Broadcast, Sparse
-from fl.optimiser import Adam, Optimiser
+from fl.optimiser import SGD, Adam, Optimiser
 from fl.params import Params
 from fl.reduction import SparseMean
 from fl.registry import register
@@ -53,7 +50,7 @@ class FLASC(Strategy):
     client: ClassVar[str] = "flasc"
     bench: ClassVar[dict[str, Any]] = {}
     neutral: ClassVar[Neutral | None] = Neutral(
-        strategy={"down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": {"name": "sgd"}}, fedavg={"weights": "uniform"}
+        strategy={"down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": SGD()}, fedavg={"weights": "uniform"}
     )
 
     def __post_init__(self):
@@ -99,34 +96,3 @@ class FLASC(Strategy):
         w, moments = state.w.clone(), {name: moment.clone() for name, moment in state.moments.items()}
         self.optimiser.step(w, Params.expand(w.layout, -mean), moments, self.lr, state.steps)
         return State(w, moments, state.steps + 1, state.positions), {}
-
-
-@register("strategy", "flasc_fixed")
-@dataclass(frozen=True, kw_only=True)
-class FLASCFixed(FLASC):
-    """FLASC with the mask of the first, dense, round for good: M goes up and down; `up` and `decay` mean nothing."""
-
-    client: ClassVar[str] = "flasc_fixed"
-    neutral: ClassVar[Neutral | None] = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.decay != 1:
-            raise ValueError(f"decay: {self.decay} is not 1; a fixed mask keeps its density, flasc can change it")
-
-    def densities(self, round_):
-        return (1.0, 1.0) if round_ == 0 else (self.down, self.down)
-
-    def masked(self, state):
-        if state.positions is None:
-            return super().masked(state)
-        return Sparse(state.positions, state.w.compact()[state.positions], state.w.numel)
-
-    def step(self, state, mean, ctx):
-        after, _ = super().step(state, mean, ctx)
-        positions = state.positions
-        if positions is None:
-            positions = super().masked(after).positions
-        outside = torch.ones(after.w.numel, dtype=torch.bool).index_fill_(0, positions, False)
-        w = Params.expand(after.w.layout, after.w.compact().masked_fill(outside, 0.0))
-        return State(w, after.moments, after.steps, positions), {}

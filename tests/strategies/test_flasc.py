@@ -19,7 +19,8 @@ from fl.params import Initial, Params, module_params
 from fl.reduction import Meta, SparseMean
 from fl.strategy import Outcome, ServerContext
 from fl.tasks.supervised import Regression
-from strategies.flasc import FLASC, FLASCFixed
+from strategies.flasc import FLASC
+from strategies.flasc_fixed import FLASCFixed
 
 CONFIG = {
     "rounds": 3,
