@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -58,6 +59,9 @@ class Sweep:
         for key in ("config", "variants"):
             if key not in raw:
                 raise ConfigError(key, "missing; a sweep needs a config and variants")
+        for name in raw["variants"]:
+            if not re.fullmatch(r"[^/,]+", str(name)):
+                raise ConfigError("variants", f"{name!r} names folders: no slashes and commas, please")
         return Sweep(path.parent, **raw)
 
     @property
