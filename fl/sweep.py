@@ -8,7 +8,8 @@
     metrics: [clients/accuracy_weighted]         # what the table shows
     variants:
       FedAvg: {}
-      SCAFFOLD: {strategy: scaffold}             # overrides; a `tune` or `by` of its own replaces the sweep's
+      SCAFFOLD: {strategy: scaffold}             # overrides; config, tune or by of its own replaces the sweep's
+      Head: {model.init: "{out}/FedAvg/s{seed}"} # what refers to {out} is run after the rest
 
 OUT/VARIANT/s0, s1, ... are the run directories; of a variant that is tuned OUT/VARIANT,lr=0.1/s0, with what it was tried with,
 and the chosen one has the other seeds too. OUT/chosen.json says which that is.
@@ -31,7 +32,7 @@ from fl.report.compare import Variant
 from fl.storage.run import read_metrics
 
 Overrides = Mapping[str, Any]
-_VARIANT_KEYS = ("tune", "by")
+_VARIANT_KEYS = ("config", "tune", "by")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,12 @@ class Sweep:
     def numbers(self) -> list[int]:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
-    def overrides(self, variant: str, seed: int, tuned: Overrides) -> dict[str, Any]:
+    def config_of(self, variant: str) -> Path:
+        return self.folder / (self.variants[variant] or {}).get("config", self.config)
+
+    def overrides(self, variant: str, seed: int, tuned: Overrides, out: Path) -> dict[str, Any]:
         own = {k: v for k, v in (self.variants[variant] or {}).items() if k not in _VARIANT_KEYS}
+        own = {k: _filled(v, out, seed) for k, v in own.items()}
         return {**own, "seed": seed, **{key: seed for key in self.seeded}, **tuned}
 
     def candidates(self, variant: str) -> list[dict[str, Any]]:
@@ -84,8 +89,16 @@ class Sweep:
                 raise ConfigError("only", f"{name!r} is not one of {list(self.variants)}")
         names = list(only or self.variants)
         for name in names:
-            for settings in self.candidates(name):
-                resolve(read(self.folder / self.config, self.overrides(name, self.numbers[0], settings)))
+            for tried in self.candidates(name):
+                resolve(read(self.config_of(name), self.overrides(name, self.numbers[0], tried, out)))
+        later = [name for name in names if "{out}" in str(self.variants[name])]
+        found: dict[str, Variant] = {}
+        for wave in ([name for name in names if name not in later], later):
+            found |= {variant.name: variant for variant in self._wave(wave, out, jobs, say)}
+        return [found[name] for name in names]
+
+    def _wave(self, names: Sequence[str], out: Path, jobs: int, say: Callable[[str], None]) -> list[Variant]:
+        """Tune and run variants that do not need each other."""
         tuned = [name for name in names if len(self.candidates(name)) > 1]
         first = self.numbers[0]
         self._all([self._run_of(out, name, first, tried) for name in tuned for tried in self.candidates(name)], jobs, say)
@@ -96,12 +109,11 @@ class Sweep:
             record.write_text(json.dumps({**known, **chosen}, indent=2) + "\n")
         runs = {name: [self._run_of(out, name, seed, chosen[name]) for seed in self.numbers] for name in names}
         self._all([run for of_variant in runs.values() for run in of_variant], jobs, say)
-        return [Variant(name, [read_metrics(path) for path, _ in of_variant]) for name, of_variant in runs.items()]
+        return [Variant(name, [read_metrics(run.out) for run in of_variant]) for name, of_variant in runs.items()]
 
-    def _run_of(self, out: Path, name: str, seed: int, tuned: Overrides) -> tuple[Path, dict[str, Any]]:
-        """(its directory, its overrides)"""
+    def _run_of(self, out: Path, name: str, seed: int, tuned: Overrides) -> _Run:
         label = [name] + [f"{k.rpartition('.')[2]}={v}" for k, v in tuned.items() if len(self.candidates(name)) > 1]
-        return out / ",".join(label) / f"s{seed}", self.overrides(name, seed, tuned)
+        return _Run(self.config_of(name), out / ",".join(label) / f"s{seed}", self.overrides(name, seed, tuned, out))
 
     def _best(self, out: Path, name: str) -> dict[str, Any]:
         """The candidate whose metric is best at the end of its run; of equals the first."""
@@ -112,29 +124,42 @@ class Sweep:
         sign = -1 if by.endswith(("loss", "mse")) else 1
         scores = []
         for tried in candidates:
-            directory, _ = self._run_of(out, name, self.numbers[0], tried)
-            measured = [row[by] for row in read_metrics(directory) if by in row]
+            measured = [row[by] for row in read_metrics(self._run_of(out, name, self.numbers[0], tried).out) if by in row]
             if not measured:
                 raise ConfigError("by", f"{by!r} was not measured by {name}; splits.val and evaluation say what is")
             scores.append(float("-inf") if measured[-1] is None else sign * measured[-1])
         return candidates[scores.index(max(scores))]
 
-    def _all(self, runs, jobs: int, say: Callable[[str], None]) -> None:
-        missing = [(path, overrides) for path, overrides in runs if not (path / "model.safetensors").is_file()]
-        calls = [(str(self.folder / self.config), str(path), overrides) for path, overrides in missing]
+    def _all(self, runs: Sequence[_Run], jobs: int, say: Callable[[str], None]) -> None:
+        missing = [run for run in runs if not (run.out / "model.safetensors").is_file()]
         if jobs == 1:
-            for call in calls:
-                say(_run(*call))
-        elif calls:
+            for run in missing:
+                say(run())
+        elif missing:
             with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-                for line in pool.map(_run, *zip(*calls)):
+                for line in pool.map(_Run.__call__, missing):
                     say(line)
 
 
-def _run(config: str, out: str, overrides: Overrides) -> str:
-    """One run; one that was killed goes on."""
-    from fl.simulation import resume, run
+@dataclass(frozen=True)
+class _Run:
+    config: Path
+    out: Path
+    overrides: Overrides
 
-    begun = (Path(out) / "checkpoints" / "last.json").is_file()
-    result = resume(out) if begun else run(config, out=out, **overrides)
-    return f"{out}: {result.reason}"
+    def __call__(self) -> str:
+        """Run it; if it was killed, go on with it."""
+        from fl.simulation import resume, run
+
+        begun = (self.out / "checkpoints" / "last.json").is_file()
+        result = resume(self.out) if begun else run(self.config, out=self.out, **self.overrides)
+        return f"{self.out}: {result.reason}"
+
+
+def _filled(value: Any, out: Path, seed: int) -> Any:
+    """Strings with {out} and {seed} put in."""
+    if isinstance(value, str):
+        return value.replace("{out}", str(out)).replace("{seed}", str(seed))
+    if isinstance(value, Mapping):
+        return {k: _filled(v, out, seed) for k, v in value.items()}
+    return [_filled(v, out, seed) for v in value] if isinstance(value, list) else value

@@ -35,6 +35,7 @@ def test_seeds_of_a_variant_come_together(runs, tmp_path):
     chosen = variants([runs[0], runs[1], tmp_path / "quick"])
     assert [(v.name, len(v.runs)) for v in chosen] == [("slow", 2), ("quick", 1)]
     assert default_metric(chosen) == "eval/accuracy"
+    assert table(chosen, ["eval/accuracy@2"])[0]["eval/accuracy@2"] == (0.1, 0.0)
     slow, quick = table(chosen, ["eval/accuracy"])
     assert slow["eval/accuracy"] == pytest.approx((0.5, np.sqrt(0.02)))  # of .4 and .6
     assert (slow["rounds"], slow["MB up"], slow["MB down"]) == (3, pytest.approx(3.0), pytest.approx(6.0))

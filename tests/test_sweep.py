@@ -62,6 +62,15 @@ def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     assert told == [] and again[0].runs == first.runs
 
 
+def test_a_variant_may_begin_with_what_another_ended_with(write, tmp_path):
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"extends": "config.yaml", "rounds": 1, "client": {"lr": 0.0}}))
+    begins = {"config": "other.yaml", "model.init": "{out}/FedAvg/s{seed}"}
+    path = write(tune={}, variants={"Later": begins, "FedAvg": {}})
+    found = {variant.name: variant.runs for variant in Sweep.load(path).run(tmp_path / "out", jobs=2)}
+    for of_later, of_fedavg in zip(found["Later"], found["FedAvg"], strict=True):
+        assert len(of_later) == 1 and of_later[-1]["eval/accuracy"] == of_fedavg[-1]["eval/accuracy"] > 0.15
+
+
 def test_the_command(write, tmp_path):
     path = write(seeds=1, tune={})
     done = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out"), "--only", "FedAvg", "--json"])

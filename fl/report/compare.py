@@ -29,8 +29,9 @@ class Variant:
     runs: Sequence[Sequence[Row]]
 
     def last(self, metric: str) -> np.ndarray:
-        """(runs,): the metric when it was last measured."""
-        return np.array([[row[metric] for row in rows if row.get(metric) is not None][-1] for rows in self.runs])
+        """(runs,): the metric when it was last measured; of `metric@10`, within the first 10 rounds."""
+        name, _, rounds = metric.partition("@")
+        return np.array([_measured(rows, name, float(rounds or "inf"))[-1] for rows in self.runs])
 
     def curves(self, metric: str, cost: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per run (cost so far, metric) wherever it was measured; cost: round, up, down (MB over all clients)."""
@@ -40,6 +41,10 @@ class Variant:
             at = [i for i, row in enumerate(rows) if row.get(metric) is not None]
             found.append((costs[at], np.array([rows[i][metric] for i in at])))
         return found
+
+
+def _measured(rows: Sequence[Row], metric: str, rounds: float) -> list[float]:
+    return [row[metric] for row in rows if row.get(metric) is not None and row["round"] < rounds]
 
 
 def megabytes(rows: Sequence[Row], direction: str) -> np.ndarray:
@@ -76,8 +81,9 @@ def table(chosen: Sequence[Variant], metrics: Sequence[str]) -> list[dict[str, A
         row: dict[str, Any] = {"name": variant.name, "runs": len(variant.runs)}
         row["rounds"] = max(rows_[-1]["round"] for rows_ in variant.runs) + 1
         for metric in metrics:
-            if not all(any(r.get(metric) is not None for r in rows_) for rows_ in variant.runs):
-                known = sorted({name for rows_ in variant.runs for r in rows_ for name in r if "/" in name})
+            name, _, end = metric.partition("@")
+            if not all(_measured(rows_, name, float(end or "inf")) for rows_ in variant.runs):
+                known = sorted({key for rows_ in variant.runs for r in rows_ for key in r if "/" in key})
                 raise ValueError(f"metric: {metric!r} is not in all runs of {variant.name}, which have {known}")
             values = variant.last(metric)
             row[metric] = (float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
