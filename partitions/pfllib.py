@@ -32,7 +32,9 @@ def pfllib(
     """(indices, offsets, tests (N,)): all rows, the last tests[c] of a client's for testing."""
     rows = len(labels)
     if not 1 <= clients <= rows // 4:
-        raise ValueError(f"clients: {clients} is not in 1..{rows // 4}, a quarter of the rows: each needs some to train and to test")
+        raise ValueError(
+            f"clients: {clients} is not in 1..{rows // 4}, a quarter of the rows: each needs some to train and to test"
+        )
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha: {alpha} is not a positive number")
     classes, codes = coded(labels)

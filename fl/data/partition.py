@@ -8,12 +8,14 @@ No loop over clients anywhere: a million clients are a few operations on arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from fl import random
+from fl.data.dataset import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,9 @@ class Partition:
         if val == test == 0:
             return self
         sizes = np.diff(self.offsets) - self.test
-        groups = np.repeat(np.arange(2 * self.num_clients), np.stack([sizes, self.test], 1).ravel())  # others, test; by client
+        groups = np.repeat(
+            np.arange(2 * self.num_clients), np.stack([sizes, self.test], 1).ravel()
+        )  # others, test; by client
         shuffled = by_hash(random.hash64(seed, "hold_out", self.indices))
         order = shuffled[grouped(groups[shuffled], 2 * self.num_clients)[0]]
         spare = np.maximum(sizes - 1, 0)
@@ -167,3 +171,22 @@ def apportioned(weights: np.ndarray, total: int) -> np.ndarray:
     sizes = np.floor(exact).astype(np.int64)
     sizes[np.argsort(sizes - exact, kind="stable")[: total - int(sizes.sum())]] += 1
     return sizes
+
+
+def owners(partition: Partition) -> np.ndarray:
+    """(len(indices),): whose each of them is."""
+    return np.repeat(np.arange(partition.num_clients), np.diff(partition.offsets))
+
+
+def shifted(dataset: Dataset, partition: Partition, change: Callable[[np.ndarray, slice], np.ndarray]) -> Dataset:
+    """The dataset with other features for the rows that are someone's: `change(x, at)` gets the float32 features of the rows
+    partition.indices[at], some thousands at a time. Whole numbers are rounded back to what their type holds."""
+    x = dataset.train["x"]
+    changed, kind = x.copy(), x.dtype
+    for start in range(0, len(partition.indices), 4096):
+        at = slice(start, start + 4096)
+        new = change(x[partition.indices[at]].astype(np.float32), at)
+        if kind.kind in "iu":
+            new = np.clip(np.rint(new), np.iinfo(kind).min, np.iinfo(kind).max)
+        changed[partition.indices[at]] = new
+    return replace(dataset, train={**dataset.train, "x": changed})
