@@ -349,12 +349,13 @@ def partition(
         resolved = resolve(read(config, changes))
         dataset, stages = load_data(resolved)
         labels = dataset.train.get("y")
-        whole = len(dataset) // len(stages) if resolved.stream is not None else len(dataset)
-        found = [statistics(stage.partition, labels, whole) for stage in stages]
+        found = [statistics(stage.partition, labels) for stage in stages]
+        given = sum(one["rows"] for one in found)
         if as_json:
-            print(json.dumps(found if resolved.stream is not None else found[0]))
-        for i, one in enumerate(() if as_json else found):
-            print(*[f"stage {i}"] * (len(found) > 1), _holdings(one), sep="\n" if len(found) > 1 else "")
+            print(json.dumps({"rows": len(dataset), "nobodys": len(dataset) - given, "stages": found}))
+        else:
+            rest = f"of {len(dataset)} rows {len(dataset) - given} are nobody's"
+            print("\n\n".join([*map(_holdings, found), rest] if given < len(dataset) else map(_holdings, found)))
         if plot:
             from fl.report.plots import holdings
 
@@ -364,7 +365,7 @@ def partition(
 def _holdings(found: dict[str, Any]) -> str:
     """Statistics of a partition for people."""
     spread = lambda of: f"{of['min']} .. {of['median']:g} .. {of['max']}"  # noqa: E731
-    lines = {"clients": found["clients"], "rows": f"{found['rows']}, nobody's {found['nobodys']}"}
+    lines = {"clients": found["clients"], "rows": found["rows"]}
     lines |= {"train, val, test": ", ".join(str(found[name]) for name in ("train", "val", "test"))}
     lines |= {"rows per client": f"{spread(found['size'])}  (min .. median .. max)"}
     if "labels" in found:

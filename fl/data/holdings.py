@@ -38,10 +38,10 @@ def skew(labels: np.ndarray, partition: Partition) -> dict[str, np.ndarray]:
     return {name: values[sizes > 0] for name, values in each.items()}
 
 
-def statistics(partition: Partition, labels: np.ndarray | None, rows: int) -> dict[str, Any]:
-    """Numbers about a partition of (some of) `rows` rows; without labels those about sizes only."""
+def statistics(partition: Partition, labels: np.ndarray | None) -> dict[str, Any]:
+    """Numbers about a partition; without labels those about sizes only."""
     sizes = np.diff(partition.offsets)
-    found: dict[str, Any] = {"clients": partition.num_clients, "rows": int(sizes.sum()), "nobodys": rows - int(sizes.sum())}
+    found: dict[str, Any] = {"clients": partition.num_clients, "rows": int(sizes.sum())}
     found |= {"train": int(partition.train_slices()[1].sum())}
     found |= {"val": int(partition.val.sum()), "test": int(partition.test.sum())}
     found["size"] = _spread(sizes)

@@ -97,6 +97,8 @@ def holdings(partition: Partition, labels: np.ndarray | None, file: Path) -> Non
         counts[place[client[seen]], which[seen]] = rows[seen]
     else:
         counts = counts[shown]
+    if not few:  # clients of one size by their main class
+        counts = counts[np.lexsort((counts.argmax(1), -sizes[shown]))]
     with plt.rc_context(STYLE):
         draw = _bubbles if few else _stacks
         figure = draw(counts, classes)
@@ -134,6 +136,7 @@ def _stacks(counts: np.ndarray, classes: np.ndarray | None):
         bottom += counts[:, k]
     axes.set(ylabel="rows", xlim=(-0.5, len(counts) - 0.5), xticks=[])
     axes.grid(axis="x", visible=False)
+    axes.set_axisbelow(True)
     if classes is not None and labels <= 20:
         figure.legend(*(part[::-1] for part in axes.get_legend_handles_labels()), loc="outside right upper", frameon=False)
     elif classes is not None:
