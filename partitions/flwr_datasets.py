@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,7 +83,7 @@ class Flwr:
     """A Partitioner of flwr-datasets (`module:Class`) with its `arguments`."""
 
     partitioner: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any]
 
     requires: ClassVar[tuple[str, ...]] = ("flwr_datasets", "datasets")
 
