@@ -129,7 +129,8 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
     fractions = (config.splits.val, config.splits.test, getattr(config.partition, "seed", 0))
-    return dataset, tuple(replace(stage, partition=stage.partition.hold_out(*fractions)) for stage in stages)
+    held = [_guard("splits", lambda stage=stage: stage.partition.hold_out(*fractions)) for stage in stages]
+    return dataset, tuple(replace(stage, partition=partition) for stage, partition in zip(stages, held))
 
 
 def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:

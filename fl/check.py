@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import tempfile
@@ -57,7 +58,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "strategy": {},
     "client": {},
     "codec": {"ratio": 0.25},
-    "partition": {"clients": CLIENTS, "alpha": 0.5},
+    "partition": {
+        "clients": CLIENTS,
+        "alpha": 0.5,
+        "sizes": (10,) * CLIENTS,
+        "classes": 2,
+        "num_classes_per_partition": 2,
+        "lists": ((5, 0, 3), (4, 9)),
+        "partitioner": "flwr_datasets.partitioner:IidPartitioner",
+        "arguments": {"num_partitions": CLIENTS},
+    },
     "sampler": {"size": 4, "rate": 0.5, "clients": (1, 4, 6)},
 }
 BASES = {Strategy: "strategy", ClientAlgorithm: "client", Codec: "codec", Sampler: "sampler"}
@@ -82,6 +92,9 @@ def check(target: str, **arguments: Any) -> list[Finding]:
     kind, name = find(target)
     part = registry.lookup(kind, name)
     arguments = {f: v for f, v in EXAMPLES[kind].items() if _needs(part, f)} | arguments
+    missing = [module for module in getattr(part, "requires", ()) if importlib.util.find_spec(module) is None]
+    if missing:
+        return [Finding(law.__name__, True, f"not checked: there is no {missing[0]} here") for law in LAWS[kind]]
     with tempfile.TemporaryDirectory() as folder:
         if kind in ("strategy", "client"):
             bench: Any = Bench.of(kind, name, arguments, Path(folder))

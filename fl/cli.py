@@ -3,6 +3,7 @@
     fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
     fl list strategy      fl show strategy scaffold      fl check strategy:fedavg      fl bench
     fl compare runs/a runs/b --metric eval/accuracy --plot curves.png      fl matrix runs/stream --plot matrix.png
+    fl partition quickstart.yaml partition.alpha=0.1 --plot who-holds-what.png
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 a mistake in the config or the command,
 130 stopped by Ctrl-C or SIGTERM. Heavy imports are made where they are needed: `fl --help` is quick.
@@ -327,6 +328,50 @@ def matrix(
             from fl.report.plots import heatmap
 
             heatmap(found, plot)
+
+
+@app.command()
+def partition(
+    config: Annotated[str, typer.Argument(help="A YAML file.")],
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw who holds what into this file.")] = None,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Say how a configuration shares out its data: sizes, labels per client, distance from the whole; nothing is trained."""
+    with errors(traceback):
+        changes = parse_overrides(overrides)
+        from fl.assembly import load_data
+        from fl.config import read, resolve
+        from fl.data.holdings import statistics
+
+        log_to_stderr()
+        resolved = resolve(read(config, changes))
+        dataset, stages = load_data(resolved)
+        labels = dataset.train.get("y")
+        found = [statistics(stage.partition, labels) for stage in stages]
+        given = sum(one["rows"] for one in found)
+        if as_json:
+            print(json.dumps({"rows": len(dataset), "nobodys": len(dataset) - given, "stages": found}))
+        else:
+            rest = f"of {len(dataset)} rows {len(dataset) - given} are nobody's"
+            print("\n\n".join([*map(_holdings, found), rest] if given < len(dataset) else map(_holdings, found)))
+        if plot:
+            from fl.report.plots import holdings
+
+            holdings(stages[0].partition, labels, plot)
+
+
+def _holdings(found: dict[str, Any]) -> str:
+    """Statistics of a partition for people."""
+    spread = lambda of: f"{of['min']} .. {of['median']:g} .. {of['max']}"  # noqa: E731
+    lines = {"clients": found["clients"], "rows": found["rows"]}
+    lines |= {"train, val, test": ", ".join(str(found[name]) for name in ("train", "val", "test"))}
+    lines |= {"rows per client": f"{spread(found['size'])}  (min .. median .. max)"}
+    if "labels" in found:
+        lines |= {"labels per client": f"{spread(found['labels'])}  of {found['classes']}"}
+        lines |= {"mean EMD": f"{found['emd']:.4f}", "mean entropy": f"{found['entropy']:.4f} nats"}
+    return _aligned(lines.items())
 
 
 @app.command()

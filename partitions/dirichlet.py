@@ -5,6 +5,7 @@
 Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3, in the form of flwr-datasets' DirichletPartitioner (proportions per class
 over clients, cut points floor(n_k cumsum(p_k))). Small alpha: few clients hold most of a class; alpha -> inf: iid.
 Differs: a client below `min_size` is given random rows of the largest clients, where the others draw again and again.
+`balanced: true` gives all clients the same size, and each a class mixture of its own instead (`inner_dirichlet`, the form of the paper).
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import numpy as np
 
 from fl import random
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash, grouped
+from fl.data.partition import Partition, by_hash, coded, grouped
 from fl.registry import register
+from partitions.inner_dirichlet import inner_dirichlet
 
 
 def dirichlet(
-    labels: np.ndarray, clients: int, alpha: float, min_size: int = 1, seed: int = 0
+    labels: np.ndarray, clients: int, alpha: float, min_size: int = 1, seed: int = 0, balanced: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, offsets); all rows are given, each client has at least `min_size`, its rows in random order."""
+    """(indices, offsets); all rows are given, each client has at least `min_size`, its rows in random order. Balanced: sizes differ by
+    one at most."""
     rows = len(labels)
     if clients < 1:
         raise ValueError(f"clients: {clients} is not positive")
@@ -35,8 +38,8 @@ def dirichlet(
         raise ValueError(
             f"min_size: {min_size} for each of {clients} clients is {clients * min_size} of {rows} rows; at most {rows // clients}"
         )
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels: {labels.dtype} {labels.shape} are not one class per row; take 'iid' or 'natural'")
+    if balanced:
+        return inner_dirichlet(labels, np.diff(np.arange(clients + 1) * rows // clients), alpha, seed)
     owners = class_owners(labels, clients, alpha, seed)
     # a second shuffle: within a client rows must not lie class by class, for repair gives away the last ones
     mixed = by_hash(random.hash64(seed, "dirichlet/order", np.arange(rows)))
@@ -46,9 +49,9 @@ def dirichlet(
 
 def class_owners(labels: np.ndarray, clients: int, alpha: float, seed: int) -> np.ndarray:
     """(R,) who is given each row: of every class, consecutive stretches of its shuffled rows."""
+    classes, codes = coded(labels)
     shuffled = by_hash(random.hash64(seed, "dirichlet", np.arange(len(labels))))
-    classes, inverse = np.unique(labels[shuffled], return_inverse=True)
-    by_class, ends = grouped(inverse, len(classes))
+    by_class, ends = grouped(codes[shuffled], len(classes))
     owners = np.empty(len(labels), np.int64)
     for k, label in enumerate(classes):
         members = shuffled[by_class[ends[k] : ends[k + 1]]]
@@ -93,6 +96,8 @@ class Dirichlet:
     alpha: float
     min_size: int = 1
     seed: int = 0
+    balanced: bool = False
 
     def split(self, dataset: Dataset) -> Partition:
-        return Partition(*dirichlet(dataset.labels, self.clients, self.alpha, self.min_size, self.seed))
+        arguments = (self.clients, self.alpha, self.min_size, self.seed, self.balanced)
+        return Partition(*dirichlet(dataset.labels, *arguments))

@@ -8,12 +8,14 @@ No loop over clients anywhere: a million clients are a few operations on arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from fl import random
+from fl.data.dataset import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +62,26 @@ class Partition:
     def hold_out(self, val: float, test: float, seed: int) -> Partition:
         """Of each client's n rows, in addressed random order, floor(test n) go to test and floor(val n) to val.
 
-        At least one row stays for training. A row's place in the order depends on (seed, row) alone.
+        At least one row stays for training. A row's place in the order depends on (seed, row) alone. Test rows that the partition
+        has already stay as they are, n are then the others, and no more can be asked for.
         """
         if not (val >= 0 and test >= 0 and val + test < 1):
             raise ValueError(f"val: {val} and test: {test} are not fractions with val + test < 1")
+        brought = bool(self.test.any())
+        if brought and test:
+            raise ValueError(f"test: {test} beside a partition that brings its own test rows; set it to 0")
         if val == test == 0:
             return self
-        sizes = np.diff(self.offsets)
-        owners = np.repeat(np.arange(self.num_clients), sizes)
+        sizes = np.diff(self.offsets) - self.test
+        groups = np.repeat(
+            np.arange(2 * self.num_clients), np.stack([sizes, self.test], 1).ravel()
+        )  # others, test; by client
         shuffled = by_hash(random.hash64(seed, "hold_out", self.indices))
-        order = shuffled[grouped(owners[shuffled], self.num_clients)[0]]
+        order = shuffled[grouped(groups[shuffled], 2 * self.num_clients)[0]]
         spare = np.maximum(sizes - 1, 0)
         tests = np.minimum((test * sizes).astype(np.int64), spare)
         vals = np.minimum((val * sizes).astype(np.int64), spare - tests)
-        return replace(self, indices=self.indices[order], val=vals, test=tests)
+        return replace(self, indices=self.indices[order], val=vals, test=self.test if brought else tests)
 
     def covers(self, rows: int) -> bool:
         """Whether each of the rows 0..rows-1 is someone's."""
@@ -114,3 +122,71 @@ def grouped(owners: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum(np.bincount(owners, minlength=count), out=offsets[1:])
     return order, offsets
+
+
+def shuffled_groups(owners: np.ndarray, count: int, *address: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """`grouped`, but in addressed random order within each group: owner, upper bits of a hash and position in one word."""
+    n = len(owners)
+    place, owner = n.bit_length(), int(count).bit_length()
+    words = random.hash64(*address, np.arange(n)) >> np.uint64(owner)
+    words &= ~np.uint64((1 << place) - 1)
+    words |= owners.astype(np.uint64) << np.uint64(64 - owner)
+    words |= np.arange(n, dtype=np.uint64)
+    words.sort()
+    offsets = np.zeros(count + 1, np.int64)
+    np.cumsum(np.bincount(owners, minlength=count), out=offsets[1:])
+    return (words & np.uint64((1 << place) - 1)).astype(np.int64), offsets
+
+
+def coded(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(classes (K,), codes (R,)): the distinct labels, ascending, and which of them each row has."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        raise ValueError(f"labels: {labels.dtype} {labels.shape} are not one class per row; take 'iid' or 'natural'")
+    low, high = int(labels.min()), int(labels.max())
+    if high - low > len(labels):
+        return np.unique(labels, return_inverse=True)
+    places = labels.astype(np.int64) - low  # few values: counted, not sorted
+    there = np.bincount(places) > 0
+    return (np.flatnonzero(there) + low).astype(labels.dtype), (np.cumsum(there) - 1)[places]
+
+
+def dealt(codes: np.ndarray, counts: np.ndarray, *address: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, offsets) in which client c has counts[c, k] random rows of class k, in random order; counts (N, K) int64, codes
+    (R,) in 0..K-1. Rows that no count asks for are nobody's."""
+    clients, classes = counts.shape
+    by_class, ends = shuffled_groups(codes, classes, *address, "deal")
+    nobodys = np.diff(ends) - counts.sum(0)
+    if counts.size and (counts.min() < 0 or nobodys.min() < 0):
+        raise ValueError(f"counts: of class {int(nobodys.argmin())} there are {-int(nobodys.min())} rows too few")
+    shares = np.concatenate([counts, nobodys[None]]).T.ravel()  # class by class, to each client and to nobody
+    owners = np.empty(len(codes), np.int64)
+    owners[by_class] = np.repeat(np.tile(np.arange(clients + 1), classes), shares)
+    order, offsets = shuffled_groups(owners, clients + 1, *address, "mix")
+    return order[: offsets[clients]], offsets[: clients + 1]
+
+
+def apportioned(weights: np.ndarray, total: int) -> np.ndarray:
+    """(N,) int64 that sum to `total`, within one of total * weights / sum(weights): the largest remainders are rounded up."""
+    exact = weights / weights.sum() * total
+    sizes = np.floor(exact).astype(np.int64)
+    sizes[np.argsort(sizes - exact, kind="stable")[: total - int(sizes.sum())]] += 1
+    return sizes
+
+
+def owners(partition: Partition) -> np.ndarray:
+    """(len(indices),): whose each of them is."""
+    return np.repeat(np.arange(partition.num_clients), np.diff(partition.offsets))
+
+
+def shifted(dataset: Dataset, partition: Partition, change: Callable[[np.ndarray, slice], np.ndarray]) -> Dataset:
+    """The dataset with other features for the rows that are someone's: `change(x, at)` gets the float32 features of the rows
+    partition.indices[at], some thousands at a time. Whole numbers are rounded back to what their type holds."""
+    x = dataset.train["x"]
+    changed, kind = x.copy(), x.dtype
+    for start in range(0, len(partition.indices), 4096):
+        at = slice(start, start + 4096)
+        new = change(x[partition.indices[at]].astype(np.float32), at)
+        if kind.kind in "iu":
+            new = np.clip(np.rint(new), np.iinfo(kind).min, np.iinfo(kind).max)
+        changed[partition.indices[at]] = new
+    return replace(dataset, train={**dataset.train, "x": changed})

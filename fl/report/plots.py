@@ -1,4 +1,4 @@
-"""Plots as files: curves of a metric against its cost, and the accuracy matrix of a task stream."""
+"""Plots as files: curves of a metric against its cost, the accuracy matrix of a task stream, and who holds what."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ matplotlib.use("Agg")  # files only: no window is ever opened
 import matplotlib.pyplot as plt
 import numpy as np
 
+from fl.data.holdings import held
+from fl.data.partition import Partition
 from fl.report.compare import Variant
 
 LABELS = {"round": "rounds", "up": "MB up, all clients", "down": "MB down, all clients"}
@@ -69,6 +71,78 @@ def heatmap(matrices: Sequence[tuple[str, np.ndarray]], file: Path) -> None:
         every[0][0].set_ylabel("after task")
         figure.colorbar(image, ax=every[0].tolist(), shrink=0.8)
         _save(figure, file)
+
+
+FEW_CLIENTS, FEW_CLASSES, MANY_BARS = 40, 30, 200
+
+
+def holdings(partition: Partition, labels: np.ndarray | None, file: Path) -> None:
+    """Who holds what: of few clients a bubble for each client and class, its area the rows; of many a stack of classes for each,
+    the largest client first, and of more than 200 every so manieth."""
+    sizes = np.diff(partition.offsets)
+    counts = sizes[:, None]  # (N, K)
+    classes = None
+    if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu":
+        classes, client, which, rows = held(labels, partition)
+    few = classes is not None and len(sizes) <= FEW_CLIENTS and len(classes) <= FEW_CLASSES
+    shown = np.arange(len(sizes))
+    if not few:
+        shown = np.argsort(-sizes, kind="stable")
+        shown = shown[np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MANY_BARS)).astype(np.int64))]
+    if classes is not None:
+        counts = np.zeros((len(shown), len(classes)), np.int64)
+        place = np.full(len(sizes), -1)
+        place[shown] = np.arange(len(shown))
+        seen = place[client] >= 0
+        counts[place[client[seen]], which[seen]] = rows[seen]
+    else:
+        counts = counts[shown]
+    if not few:  # clients of one size by their main class
+        counts = counts[np.lexsort((counts.argmax(1), -sizes[shown]))]
+    with plt.rc_context(STYLE):
+        draw = _bubbles if few else _stacks
+        figure = draw(counts, classes)
+        if not few:
+            note = "" if len(shown) == len(sizes) else f", {len(shown)} of {len(sizes)} shown"
+            figure.axes[0].set_xlabel(f"clients, largest first{note}")
+        _save(figure, file)
+
+
+def _bubbles(counts: np.ndarray, classes: np.ndarray):
+    clients, labels = counts.shape
+    width, height = max(4.0, 1.2 + 0.24 * clients), 1.6 + 0.24 * labels
+    figure, (above, axes) = plt.subplots(
+        2, 1, figsize=(width, height), sharex=True, layout="constrained", height_ratios=(1, 0.35 * labels)
+    )
+    above.bar(np.arange(clients), counts.sum(1), color="0.6", width=0.7)
+    above.set_ylabel("rows")
+    c, k = np.nonzero(counts)
+    areas = 150 * counts[c, k] / counts.max()  # the largest fills its cell
+    axes.scatter(c, k, s=areas, c=k, cmap="tab10" if labels <= 10 else "viridis", vmin=0, vmax=max(labels - 1, 9))
+    every = max(1, clients // 20)
+    axes.set(xlabel="client", ylabel="label", xlim=(-0.7, clients - 0.3), ylim=(-0.7, labels - 0.3))
+    axes.set(xticks=range(0, clients, every), yticks=range(labels), yticklabels=[str(name) for name in classes])
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _stacks(counts: np.ndarray, classes: np.ndarray | None):
+    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    labels, bottom = counts.shape[1], np.zeros(len(counts))
+    colours = plt.get_cmap("tab10" if labels <= 10 else "viridis", max(labels, 10))
+    for k in range(labels):
+        name = None if classes is None else str(classes[k])
+        axes.bar(np.arange(len(counts)), counts[:, k], 1.0, bottom, color=colours(k), linewidth=0, label=name)
+        bottom += counts[:, k]
+    axes.set(ylabel="rows", xlim=(-0.5, len(counts) - 0.5), xticks=[])
+    axes.grid(axis="x", visible=False)
+    axes.set_axisbelow(True)
+    if classes is not None and labels <= 20:
+        figure.legend(*(part[::-1] for part in axes.get_legend_handles_labels()), loc="outside right upper", frameon=False)
+    elif classes is not None:
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, labels - 1), colours)
+        figure.colorbar(scale, ax=axes, label="label, in ascending order")
+    return figure
 
 
 def _save(figure, file: Path) -> None:

@@ -1,0 +1,82 @@
+"""Label skew with given sizes: each client draws its rows from a class mixture of its own.
+
+    q_c ~ Dir(alpha p_1 K, ..., alpha p_K K)       client c has n_c rows, about n_c q_ck of class k;   p_k = n_k / R
+
+Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3: a client's mixture instead of a class's shares, so that sizes are free; with equal
+classes every parameter is alpha. flwr-datasets' InnerDirichletPartitioner and FedLab's `client_inner_dirichlet` are akin.
+Differs: there clients choose row by row, one after another, and whoever comes last has what is left. Here all ask at once for
+Multinomial(n_c, q_c) rows; of a class with too few the askers are served in random order, and who went without asks again among
+the classes that are left: K rounds at most. Small alpha: one class per client while there are enough; alpha -> inf: all alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl import random
+from fl.data.dataset import Dataset
+from fl.data.partition import Partition, by_hash, coded, dealt
+from fl.registry import register
+
+
+def inner_dirichlet(
+    labels: np.ndarray, sizes: Sequence[int] | np.ndarray, alpha: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, offsets); client c has exactly sizes[c] rows. What the sizes leave is nobody's."""
+    sizes = np.asarray(sizes, np.int64)
+    if not len(sizes) or sizes.ndim != 1 or sizes.min() < 0:
+        raise ValueError(f"sizes: {sizes.tolist()[:5]} are not numbers of rows, one per client")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha: {alpha} is not positive{' and finite; for equal shares take iid' if alpha > 0 else ''}")
+    if sizes.sum() > len(labels):
+        raise ValueError(f"sizes: {sizes.sum()} rows in all, of {len(labels)} that there are; make them smaller")
+    classes, codes = coded(labels)
+    supply = np.bincount(codes, minlength=len(classes))
+    generator = random.numpy_generator(seed, "inner_dirichlet")
+    logs = log_mixtures(generator, len(sizes), alpha * len(classes) * supply / supply.sum())
+    return dealt(codes, served(generator, sizes, supply, logs, seed), seed, "inner_dirichlet")
+
+
+def log_mixtures(generator: np.random.Generator, clients: int, parameters: np.ndarray) -> np.ndarray:
+    """(N, K): logarithms of draws from Dir(parameters), up to a constant per row. Gamma(a) = Gamma(a + 1) U^(1/a)."""
+    shape = (clients, len(parameters))
+    return np.log(generator.standard_gamma(parameters + 1, shape)) + np.log(1 - generator.random(shape)) / parameters
+
+
+def served(
+    generator: np.random.Generator, sizes: np.ndarray, supply: np.ndarray, logs: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """(N, K) int64: how many rows of each class a client gets; its row sums to sizes[c], column k to supply[k] at most."""
+    counts, left, wanting = np.zeros(logs.shape, np.int64), supply.copy(), np.flatnonzero(sizes)
+    for turn in range(len(supply)):
+        if not len(wanting):
+            break
+        open_ = np.flatnonzero(left)  # each turn but the last empties a class
+        mixtures = np.exp(logs[np.ix_(wanting, open_)] - logs[np.ix_(wanting, open_)].max(1, keepdims=True))
+        mixtures /= mixtures.sum(1, keepdims=True)
+        asked = generator.multinomial(sizes[wanting] - counts[wanting].sum(1), mixtures)
+        for j in np.flatnonzero(asked.sum(0) > left[open_]):
+            order = by_hash(random.hash64(seed, "inner_dirichlet/queue", turn, int(open_[j]), np.arange(len(wanting))))
+            before = np.cumsum(asked[order, j]) - asked[order, j]
+            asked[order, j] = np.clip(left[open_[j]] - before, 0, asked[order, j])
+        counts[np.ix_(wanting, open_)] += asked
+        left[open_] -= asked.sum(0)
+        wanting = wanting[counts[wanting].sum(1) < sizes[wanting]]
+    return counts
+
+
+@register("partition", "inner_dirichlet")
+@dataclass(frozen=True, kw_only=True)
+class InnerDirichlet:
+    """Clients of given `sizes`, each with a class mixture drawn from a Dirichlet."""
+
+    sizes: tuple[int, ...]
+    alpha: float
+    seed: int = 0
+
+    def split(self, dataset: Dataset) -> Partition:
+        return Partition(*inner_dirichlet(dataset.labels, self.sizes, self.alpha, self.seed))
