@@ -32,11 +32,14 @@ class Ditto(LocalTraining):
             return grad
         return grad + self.lam * (params - at.received["anchor"].select(at.phase.trains))
 
+    def finish(self, end):
+        return ({}, end.params) if "anchor" in end.received else ({"model": end.delta}, None)
+
     def work(self, name, ctx, carry):
         shared, received = super().work(name, ctx, carry), ctx.received["model"]
         own = ctx.initial.trained if ctx.state is None else ctx.state
         beside = replace(ctx, received={"model": own, "anchor": received}, state=None)
-        return Reply(shared.update, own + super().work(name, beside, carry).update.groups["model"])
+        return Reply(shared.update, super().work(name, beside, carry).state)
 
     def predictor(self, ctx):
         return ctx.net(ctx.received["model"] if ctx.state is None else ctx.state)

@@ -31,8 +31,7 @@ def towards(own: Params, received: Params, weights: Params) -> Params:
 
 def learnt(weights: Params, gradient: Params, own: Params, received: Params, eta: float) -> Params:
     """W - eta grad (received - own), kept in [0, 1]."""
-    step = elementwise(lambda w, g, o, r: (w - eta * g * (r - o)).clamp(0, 1), weights, gradient, own, received)
-    return step
+    return elementwise(lambda w, g, o, r: (w - eta * g * (r - o)).clamp(0, 1), weights, gradient, own, received)
 
 
 @register("client", "fedala")
@@ -65,7 +64,10 @@ class FedALA(Personal):
         change = reply.update.groups["model"]
         local = begun + change
         sent = change if begun is received else local - received
-        return Reply(replace(reply.update, groups={"model": sent}), {"own": local, "weights": weights})
+        return Reply(
+            replace(reply.update, groups={"model": sent}),
+            {"own": local, "weights": weights, "learnt": ctx.state is not None},
+        )
 
     def predictor(self, ctx):
         return ctx.net(self.begun(ctx)[0])
@@ -82,9 +84,8 @@ class FedALA(Personal):
             ones = received.select(names).layout.zeros() + 1.0
             return received, ones if ctx.state is None else ctx.state["weights"]
         top, own, weights = received.select(names), ctx.state["own"].select(names), ctx.state["weights"]
-        fresh = all(bool((w == 1).all()) for w in weights.values())
         steps, losses = Steps(self, ctx), []
-        for epoch in range(self.first_epochs if fresh else 1):
+        for epoch in range(1 if ctx.state["learnt"] else self.first_epochs):
             for batch in self.sampled(ctx, epoch):
                 here = received.replace(towards(own, top, weights))
                 gradient, loss = steps.gradient(here, batch)

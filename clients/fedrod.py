@@ -26,8 +26,9 @@ from fl.registry import register
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:
-    """outputs (B, K) + balance log counts (K,): with them softmax cross-entropy is the balanced softmax loss. Absent classes are left out."""
-    return outputs + balance * counts.clamp(min=1).log() if balance == 0 else outputs + balance * counts.log()
+    """outputs (B, K) + balance log counts (K,), whose softmax cross-entropy is the balanced softmax loss; balance > 0, and
+    classes that the client lacks are left out."""
+    return outputs + balance * counts.log()
 
 
 def head_gradient(head: Params, features: Tensor, shared: Tensor, y: Tensor) -> Params:
