@@ -208,6 +208,10 @@ class LocalTraining(ClientAlgorithm):
         lr = self.lr.at(round_, rounds) if isinstance(self.lr, Schedule) else float(self.lr)
         return (Phase(self.optimiser, lr, self.batch, self.epochs, self.steps, self.trains, self.clip),)
 
+    def phases_of(self, given: Given, round_: int, rounds: int) -> tuple[Phase, ...]:
+        """`phases`, for a method that has to see what is given to name the tensors that each trains."""
+        return self.phases(round_, rounds)
+
     def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: At, task: Task) -> Tensor:
         """Per-sample loss (B,); `net` is the model under the parameters being trained."""
         return task.loss(net(batch["x"]), batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +77,22 @@ class Noise:
     def set(self, masks: Sequence[Tensor | None]) -> None:
         for layer, mask in zip(self.shapes, masks):
             layer.mask = mask
+
+
+def head_names(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of the parameter names that belong to the last linear layer that has any."""
+    known = set(names)
+    for layer, child in reversed(list(module.named_modules())):
+        found = [
+            n for n in (f"{layer}.{own}".lstrip(".") for own, _ in child.named_parameters(recurse=False)) if n in known
+        ]
+        if isinstance(child, nn.Linear) and found:
+            return found
+    raise ValueError("model: it has no linear layer that is trained; name the tensors by patterns")
+
+
+def norm_names(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of the parameter names that belong to normalisation layers."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    layers = {layer for layer, child in module.named_modules() if isinstance(child, kinds)}
+    return [name for name in names if name.rpartition(".")[0] in layers]

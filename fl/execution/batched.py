@@ -62,7 +62,6 @@ class Gradients(Protocol):
 def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update, Tree]:
     """All phases of C clients' local training: (stacked update, stacked states or None)."""
     sizes = chunk.sizes
-    phases = algorithm.phases(chunk.round, chunk.rounds)
     by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
     moved = not np.array_equal(by_length, np.arange(len(sizes)))
     sorted_ = (
@@ -70,6 +69,7 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     )
 
     given = _given(algorithm, chunk)
+    phases = algorithm.phases_of(given, chunk.round, chunk.rounds)
     begun = algorithm.start(given)  # of all clients, or of each
     there = torch.from_numpy(by_length)
     sorted_given = replace(given, state=row(given.state, there)) if moved else given

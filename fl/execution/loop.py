@@ -29,7 +29,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     begun = algorithm.start(given)
     local, loss, seen, steps, travelled = begun.clone(), torch.zeros((), dtype=torch.float64), 0, 0, 0.0
     ctx.module.train()
-    for index, phase in enumerate(algorithm.phases(ctx.round, ctx.rounds)):
+    for index, phase in enumerate(algorithm.phases_of(given, ctx.round, ctx.rounds)):
         theta = local.select(phase.trains)
         bind(ctx.module, local, ctx.initial, theta)
         start = begun if theta is local and index == 0 else theta.clone()

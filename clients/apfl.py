@@ -1,0 +1,73 @@
+"""APFL: the client's own model is mixed with the shared one.    mixed = alpha v + (1 - alpha) w;    per mini-batch
+
+    w <- w - lr grad f(w);    v <- v - lr alpha grad f(mixed);    send w - received, keep v (and alpha)
+
+Deng, Kamani, Mahdavi 2020, arXiv:2003.13461, Algorithm 1. adaptive: once a round, at its first batch,
+alpha <- clip(alpha - alpha_lr <v - w, grad f(mixed)>, 0, 1)  (eq. 10). v begins as the run's first model; predicts with the mixture of v and
+what was received, and before v was trained with what was received. alpha=0: FedAvg; alpha=1: local training.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from clients.personal import Personal, Steps
+from fl.client import Reply
+from fl.messages import Update
+from fl.params import Params, dot
+from fl.registry import register
+
+
+def mixture(alpha: float, own: Params, shared: Params) -> Params:
+    """alpha own + (1 - alpha) shared."""
+    return alpha * own + (1.0 - alpha) * shared
+
+
+def adapted(alpha: float, own: Params, shared: Params, gradient: Params, lr: float) -> float:
+    """alpha after a step along d f(mixture) / d alpha = <own - shared, gradient at the mixture>, kept in [0, 1]."""
+    return min(1.0, max(0.0, alpha - lr * float(dot(own - shared, gradient))))
+
+
+@register("client", "apfl")
+@dataclass(frozen=True, kw_only=True)
+class APFL(Personal):
+    alpha: float = 0.5
+    adaptive: bool = False
+    alpha_lr: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha: {self.alpha} is not in [0, 1]; 0 is FedAvg, 1 is local training")
+        if self.alpha_lr < 0:
+            raise ValueError(f"alpha_lr: {self.alpha_lr} is negative; adaptive=false keeps alpha")
+        if self.alpha in (0, 1) and not self.adaptive:
+            same = "local training" if self.alpha else "FedAvg"
+            logging.getLogger(__name__).warning("client: apfl with alpha=%g predicts as %s does", self.alpha, same)
+
+    def work(self, name, ctx, carry):
+        steps, received = Steps(self, ctx), ctx.received["model"]
+        w = received.clone()
+        v = ctx.initial.trained.clone() if ctx.state is None else ctx.state["own"].clone()
+        alpha = self.alpha if ctx.state is None else float(ctx.state["alpha"])
+        shared_memory, own_memory = steps.memory(w), steps.memory(v)
+        for t, batch in enumerate(steps.batches()):
+            gradient, losses = steps.gradient(w, batch)
+            steps.note(losses)
+            at_mixture, _ = steps.gradient(mixture(alpha, v, w), batch)
+            now = alpha
+            if self.adaptive and t == 0:
+                alpha = adapted(alpha, v, w, at_mixture, self.alpha_lr)
+            shared_memory.descend(w, gradient)
+            own_memory.descend(v, now * at_mixture)
+        state = {"own": v, "alpha": torch.tensor(alpha, dtype=torch.float64)}
+        return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss, "alpha": alpha}), state)
+
+    def predictor(self, ctx):
+        received = ctx.received["model"]
+        if ctx.state is None:
+            return ctx.net(received)
+        return ctx.net(mixture(float(ctx.state["alpha"]), ctx.state["own"], received))
