@@ -23,7 +23,7 @@ import multiprocessing
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fl.report.compare import Variant
 from fl.storage.run import read_metrics
 
 Overrides = Mapping[str, Any]
+FAILED = "failed.txt"  # in the directory of a candidate that did: what it said
 _VARIANT_KEYS = ("config", "tune", "by")
 
 
@@ -101,7 +102,8 @@ class Sweep:
         """Tune and run variants that do not need each other."""
         tuned = [name for name in names if len(self.candidates(name)) > 1]
         first = self.numbers[0]
-        self._all([self._run_of(out, name, first, tried) for name in tuned for tried in self.candidates(name)], jobs, say)
+        trials = [self._run_of(out, name, first, tried) for name in tuned for tried in self.candidates(name)]
+        self._all([replace(trial, may_fail=True) for trial in trials], jobs, say)
         chosen = {name: self._best(out, name) for name in names}
         if tuned:
             record = out / "chosen.json"
@@ -124,14 +126,17 @@ class Sweep:
         sign = -1 if by.endswith(("loss", "mse")) else 1
         scores = []
         for tried in candidates:
-            measured = [row[by] for row in read_metrics(self._run_of(out, name, self.numbers[0], tried).out) if by in row]
+            trial = self._run_of(out, name, self.numbers[0], tried).out
+            measured = [row[by] for row in read_metrics(trial) if by in row]
+            if (trial / FAILED).exists():
+                measured = [None]
             if not measured:
                 raise ConfigError("by", f"{by!r} was not measured by {name}; splits.val and evaluation say what is")
             scores.append(float("-inf") if measured[-1] is None else sign * measured[-1])
         return candidates[scores.index(max(scores))]
 
     def _all(self, runs: Sequence[_Run], jobs: int, say: Callable[[str], None]) -> None:
-        missing = [run for run in runs if not (run.out / "model.safetensors").is_file()]
+        missing = [run for run in runs if not any((run.out / file).is_file() for file in ("model.safetensors", FAILED))]
         if jobs == 1:
             for run in missing:
                 say(run())
@@ -146,13 +151,21 @@ class _Run:
     config: Path
     out: Path
     overrides: Overrides
+    may_fail: bool = False  # a candidate whose training diverges is one that is not chosen
 
     def __call__(self) -> str:
         """Run it; if it was killed, go on with it."""
+        from fl.execution.worker import ClientError
         from fl.simulation import resume, run
 
         begun = (self.out / "checkpoints" / "last.json").is_file()
-        result = resume(self.out) if begun else run(self.config, out=self.out, **self.overrides)
+        try:
+            result = resume(self.out) if begun else run(self.config, out=self.out, **self.overrides)
+        except ClientError as error:
+            if not self.may_fail:
+                raise
+            (self.out / FAILED).write_text(f"{error}\n")
+            return f"{self.out}: failed, {str(error).partition(chr(10))[0]}"
         return f"{self.out}: {result.reason}"
 
 

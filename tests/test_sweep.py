@@ -71,6 +71,14 @@ def test_a_variant_may_begin_with_what_another_ended_with(write, tmp_path):
         assert len(of_later) == 1 and of_later[-1]["eval/accuracy"] == of_fedavg[-1]["eval/accuracy"] > 0.15
 
 
+def test_a_candidate_that_diverges_is_not_chosen(write, tmp_path):
+    path = write(tune={"client.lr": [1e38, 0.1]}, variants={"FedAvg": {}})
+    told = []
+    Sweep.load(path).run(tmp_path / "out", say=told.append)
+    assert "failed" in told[0] and "not finite" in told[0]
+    assert json.loads((tmp_path / "out" / "chosen.json").read_text()) == {"FedAvg": {"client.lr": 0.1}}
+
+
 def test_the_command(write, tmp_path):
     path = write(seeds=1, tune={})
     done = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out"), "--only", "FedAvg", "--json"])
