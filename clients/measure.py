@@ -23,10 +23,12 @@ def blocks(ctx: ClientContext) -> Iterator[Batch]:
 
 def mean_loss(ctx: ClientContext, params: Params) -> float:
     """The task's mean loss over the client's training data; 0 without data."""
+    if not len(ctx.train):
+        return 0.0
     net = ctx.net(params)
     with torch.inference_mode():
         total = sum(float(ctx.task.loss(net(batch["x"]), batch).double().sum()) for batch in blocks(ctx))
-    return total / max(len(ctx.train), 1)
+    return total / len(ctx.train)
 
 
 @contextmanager
