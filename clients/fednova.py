@@ -4,9 +4,9 @@
     plain  |a| = tau          momentum rho  |a| = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)
     proximal  |a| = (1 - (1 - lr mu)^tau) / (lr mu)          Nesterov, and momentum with mu: by the same recursion
 
-Wang, Liu, Liang, Joshi, Poor 2020, arXiv:2007.07481, section 4.  Exact for SGD with one learning rate in a round; clipping is
-taken as part of the gradient.  Optimisers that rescale the gradient have no such |a| and are refused.
-mu > 0 adds FedProx's term.
+Wang, Liu, Liang, Joshi, Poor 2020, arXiv:2007.07481, section 4.  Exact for SGD with one learning rate in a round; clipping
+is taken as part of the gradient.  Optimisers that rescale the gradient have no such |a| and are refused.
+mu > 0 adds FedProx's term to the gradient, in front of the momentum (in the authors' program behind it).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     loss + lam * sum_{k in batch} |c_k - C_k|^2 / D          c_k: mean representation of the batch's samples of class k, (D,)
     send after training, for each class of the training data:  c_k over all samples of it, and their number
 
-Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  C_k is what was received; classes without one are
-left out.  The squared distance is a mean over the D coordinates, as in the authors' program (which takes it of each sample,
+Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  C_k is what was received; classes without one
+are left out.  The squared distance is a mean over the D coordinates, as in the authors' program (which takes it of each sample,
 not of the class mean).  The representation is what the layer `features` gives (default: what goes into the last layer).
 predict: `prototypes` answers with the nearest C_k, scores -|z - C_k|^2, a class without C_k 30 below the farthest; `head`
 (and before there are prototypes) with the model's outputs.  lam=0 with `head` is local training.

@@ -2,10 +2,10 @@
 
     loss + mu * contrast,    contrast = -log( e^(s(z, z_received) / T) / (e^(s(z, z_received) / T) + e^(s(z, z_previous) / T)) )
 
-Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z what the layer `features` gives (default: what goes into
-the last layer).  A client keeps the model it arrived at and contrasts with it next time; the first time that is the received
-model, so that the contrast pulls nowhere (in the authors' program: the client's first weights).  z_received and z_previous are
-computed once a round, without dropout.
+Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z what the layer `features` gives (default: what goes
+into the last layer).  A client keeps the model it arrived at and contrasts with it next time; the first time that is the
+received model, so that the contrast pulls nowhere (in the authors' program: the client's first weights).  z_received and
+z_previous are computed once a round, without dropout.
 Differs from the paper: no projection head of its own; name a layer of the model that is one.
 Loop only: representations are heard inside the module.  Neutral: mu=0.
 """

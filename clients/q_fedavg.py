@@ -4,6 +4,7 @@
 
 Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2 (there times L = 1 / lr, see `strategies/q_fedavg.py`);
 delta = w - received.  As in the authors' program F is taken 1e-10 higher.  A client without data sends zeros.
+The paper's q are 0.001 to 5; the larger q, the shorter the steps.
 Loop only: F takes a forward pass over the data before training.  Neutral: q=0.
 """
 
@@ -34,7 +35,7 @@ def curvature(loss: float, q: float, square: float, lr: float) -> float:
 @register("client", "q_fedavg")
 @dataclass(frozen=True, kw_only=True)
 class QFedAvg(LocalTraining):
-    q: float = 1.0
+    q: float = 0.1
 
     sends: ClassVar[tuple[str, ...]] = ("model", "h")
 

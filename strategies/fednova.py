@@ -5,7 +5,7 @@
 Wang, Liu, Liang, Joshi, Poor 2020, arXiv:2007.07481.  delta_i is what client i moved by, |a_i| its number of effective
 steps (`clients/fednova.py`); it sends delta_i / |a_i| and |a_i|.  The first factor is tau_eff: made of |a_i|, it averages
 clients of equal steps as FedAvg does, whatever momentum or mu.
-Differs from the authors' program: with mu > 0 that one's tau_eff counts plain steps.
+Differs from the authors' program: with mu > 0 that one's tau_eff counts plain steps; its server momentum is left out.
 Neutral: none among its settings; it is FedAvg where all clients take as many steps.
 """
 

@@ -4,7 +4,7 @@
 
 Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2, numerator and denominator divided by L (its Delta_k is
 -L F_k^q delta_k).  F_k is the client's loss at the received model, L = 1 / lr; the terms of both sums are made by the
-clients (`clients/q_fedavg.py`).  The sums are unweighted; the paper samples clients by their sizes instead (cohort: weighted).
+clients (`clients/q_fedavg.py`).  The sums are unweighted; the paper samples clients by their sizes (cohort: weighted).
 Neutral: the client's q=0 is FedAvg of uniform weights, to 1e-6.
 """
 

@@ -16,7 +16,7 @@ class Clip(Transform):
     """u <- u * min(1, bound / |u|) for one group of the update, |u| over all its tensors.
 
     side: on the client, as private training asks (McMahan et al. 2018, arXiv:1710.06963, flat clipping), or on the server,
-    which bounds what any client may do to the sum, whatever it sends (Sun et al. 2019, arXiv:1911.07963, norm thresholding).
+    which bounds what any client may do to the sum (Sun et al. 2019, arXiv:1911.07963, norm thresholding).
     """
 
     bound: float

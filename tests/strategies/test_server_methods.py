@@ -111,10 +111,6 @@ def at(arrays, w: float, **more) -> ClientContext:
     )
 
 
-def delta_of(algorithm, ctx) -> float:
-    return algorithm.work("train", ctx, None).update.groups["model"]["weight"].item()
-
-
 # -- adaptive server optimisers ---------------------------------------------------------------------------------------
 def two_steps(rule, first: float, second: float):
     start = rule.init(params(0.0, dtype=torch.float64), None)
@@ -173,6 +169,12 @@ def test_fednova_by_hand():
     assert one(state) == pytest.approx(10 + 4 * (2 - 3) / 4)
 
 
+def sent(algorithm, ctx):
+    """(num_examples, groups), the model's weight as a vector of one."""
+    update = algorithm.work("train", ctx, None).update
+    return update.num_examples, {**update.groups, "model": params(update.groups["model"]["weight"].item())}
+
+
 def settled(strategy, algorithm, clients, rounds=100) -> float:
     """Where the model comes to rest."""
     state = strategy.init(params(0.0), server())
@@ -180,18 +182,7 @@ def settled(strategy, algorithm, clients, rounds=100) -> float:
 
         def train(broadcast, r=r):
             w = one(broadcast.shared["model"])
-            updates = [
-                algorithm.work("train", at(arrays, w, participation=r, client=k), None).update
-                for k, arrays in enumerate(clients)
-            ]
-            flat = [
-                {
-                    k: Params.of({"weight": g["weight"].reshape(1)}) if isinstance(g, Params) else g
-                    for k, g in u.groups.items()
-                }
-                for u in updates
-            ]
-            return [(u.num_examples, g) for u, g in zip(updates, flat)]
+            return [sent(algorithm, at(a, w, participation=r, client=k)) for k, a in enumerate(clients)]
 
         state, _ = answered(strategy, state, train)
     return one(strategy.model(state))
@@ -222,16 +213,7 @@ def test_fednova_with_equal_steps_is_fedavg(more):
         return plain.after(ctx, plain.work("train", ctx, None)).received["model"]["weight"].item() - 0.7
 
     moved = [moved_by(at(arrays, 0.7)) for arrays in clients]
-    answers = [
-        (
-            len(a["x"]),
-            {
-                n: g if n == "steps" else params(g["weight"].item())
-                for n, g in plain.work("train", at(a, 0.7), None).update.groups.items()
-            },
-        )
-        for a in clients
-    ]
+    answers = [sent(plain, at(arrays, 0.7)) for arrays in clients]
     state, _ = answered(FedNova(), params(0.7), answers)
     assert one(state) == pytest.approx(0.7 + (3 * moved[0] + 9 * moved[1]) / 12, abs=1e-6)
 
@@ -259,8 +241,7 @@ def test_q_fedavg_is_the_papers_update(q):
         numerator += loss**q * gradient
         denominator += q * loss ** (q - 1) * gradient**2 + loss**q / lr
     algorithm = QFedAvgClient(q=q, steps=1, batch="full", lr=lr)
-    answers = [(1, algorithm.work("train", at(line(a, b), w), None).update.groups) for a, b in lines]
-    answers = [(n, {"model": params(g["model"]["weight"].item()), "h": g["h"]}) for n, g in answers]
+    answers = [sent(algorithm, at(line(a, b), w)) for a, b in lines]
     state, _ = answered(QFedAvg(), params(w), answers)
     assert one(state) == pytest.approx(w - numerator / denominator, rel=1e-5)
 
