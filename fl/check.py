@@ -377,6 +377,8 @@ def cohort_of_one(bench: Bench) -> str | None:
     config = bench.neutral(**settings)
     if config is None:
         return "no setting of it is FedAvg"
+    if set(config.client.receives) != {"model"} or "model" not in config.client.sends:
+        return "its messages are not a model down and its update up"
     with bench.simulation(config) as simulation:
         start, partition = simulation.assembly.model.clone(), simulation.assembly.stages[0].partition
         arrays = {name: torch.from_numpy(array) for name, array in simulation.assembly.dataset.train.items()}

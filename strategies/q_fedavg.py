@@ -1,0 +1,32 @@
+"""q-FedAvg (q-FFL): clients with a high loss count for more, so that all fare alike.
+
+    model <- model + sum_k F_k^q delta_k / sum_k h_k,          h_k = F_k^q + q F_k^(q-1) L |delta_k|^2
+
+Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2, numerator and denominator divided by L (its Delta_k is
+-L F_k^q delta_k).  F_k is the client's loss at the received model, L = 1 / lr; the terms of both sums are made by the
+clients (`clients/q_fedavg.py`).  The sums are unweighted; the paper samples clients by their sizes (cohort: weighted).
+Neutral: the client's q=0 is FedAvg of uniform weights, to 1e-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl.reduction import Sum
+from fl.registry import register
+from fl.strategy import Neutral, Strategy
+
+
+@register("strategy", "q_fedavg")
+@dataclass(frozen=True, kw_only=True)
+class QFedAvg(Strategy):
+    client: ClassVar[str] = "q_fedavg"
+    neutral: ClassVar[Neutral] = Neutral(client={"q": 0.0}, fedavg={"weights": "uniform"}, bits=False)
+
+    def reduction(self, state, ctx):
+        return {"model": Sum(), "h": Sum()}
+
+    def step(self, state, reduced, ctx):
+        h = float(reduced["h"])
+        return (state + reduced["model"] / h if h > 0 else state), {}
