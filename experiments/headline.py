@@ -81,8 +81,7 @@ PARTS = [
 ]
 INTRODUCTION = """# The headline methods beside their baselines
 
-Made by `python -m experiments.headline OUT` from run directories: what is tuned is tuned for every method alike, on validation rows
-of the first seed. Mean ± standard deviation over seeds; MB (10^6 bytes) are those of all clients in a whole run, as encoded.
+Made by `python -m experiments.headline OUT` from run directories; each experiment's own page says what was tuned, and how. Mean ± standard deviation over seeds; MB (10^6 bytes) are those of all clients in a whole run, as encoded.
 """
 
 

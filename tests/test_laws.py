@@ -19,7 +19,13 @@ def findings(target: str) -> dict:
 
 @pytest.mark.parametrize(
     "target, law",
-    [pytest.param(t, law.__name__, id=f"{t}-{law.__name__}") for t in TARGETS for law in LAWS[t.split(":")[0]]],
+    [
+        pytest.param(
+            t, law.__name__, id=f"{t}-{law.__name__}", marks=pytest.mark.xdist_group(t)
+        )  # one process checks it all
+        for t in TARGETS
+        for law in LAWS[t.split(":")[0]]
+    ],
 )
 def test_law(target, law):
     finding = findings(target)[law]

@@ -12,6 +12,7 @@ A round commits by one rename: `checkpoints/last.json` names the tensors and hol
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -68,7 +69,7 @@ class RunDirectory:
             "platform": platform.platform(),
             "processor": _processor(),
             "cores": os.cpu_count(),
-            "packages": {"fl": fl.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "packages": {"fl": fl.__version__} | _versions(),
             **facts,
         }
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
@@ -125,6 +126,11 @@ def finite(value: Any) -> Any:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The committed rounds of a run."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _processor() -> str:
