@@ -29,7 +29,7 @@ BAD = {
                       [" of 20 clients have no data", "Set partition.min_size, fewer clients, or a larger alpha"]),
     "client of another method": (["strategy=scaffold", "client.name=sgd"], "client.name: with strategy 'scaffold', client 'sgd'",
                                  ["does not send ['control']", "the strategy's own client is 'scaffold'"]),
-    "unknown strategy": (["strategy=fedavgg"], "strategy: 'fedavgg' is not one of ['fedadam', 'fedavg',",
+    "unknown strategy": (["strategy=fedavgg"], "strategy: 'fedavgg' is not one of ['apfl', 'ditto',",
                          ["path/to/file.py:Name", "Did you mean 'fedavg'?"]),
     "no rounds": (["rounds=0"], "rounds: 0 is not at least 1", []),
     "impossible plan": (["model=cnn_tiny", "execution.plan=stacked"], "execution.plan: 'stacked' is not possible: ",
