@@ -37,8 +37,13 @@ def curves(chosen: Sequence[Variant], metric: str, cost: str, file: Path, title:
             shortest = min(map(len, xs))
             x = np.mean([x[:shortest] for x in xs], 0)
             y = np.stack([y[:shortest] for y in ys])
-            marker = "o" if shortest == 1 else None
-            axes.plot(x, y.mean(0), color=colours(i), label=variant.name, linewidth=1.6, marker=marker, markersize=4)
+            if shortest == 1:  # measured once, at the end
+                mean, (low, high) = y.mean(), (y.min(), y.max())
+                axes.errorbar(
+                    x, [mean], [[mean - low], [high - mean]], color=colours(i), label=variant.name, marker="o", markersize=4
+                )
+                continue
+            axes.plot(x, y.mean(0), color=colours(i), label=variant.name, linewidth=1.6)
             if len(y) > 1:
                 axes.fill_between(x, y.min(0), y.max(0), color=colours(i), alpha=0.12, linewidth=0)
         axes.set(xlabel=LABELS[cost], ylabel=metric, title=title)
