@@ -105,8 +105,7 @@ def holdings(partition: Partition, labels: np.ndarray | None, file: Path) -> Non
     if not few:  # clients of one size by their main class
         counts = counts[np.lexsort((counts.argmax(1), -sizes[shown]))]
     with plt.rc_context(STYLE):
-        draw = _bubbles if few else _stacks
-        figure = draw(counts, classes)
+        figure = _bubbles(counts, classes) if few and classes is not None else _stacks(counts, classes)
         if not few:
             note = "" if len(shown) == len(sizes) else f", {len(shown)} of {len(sizes)} shown"
             figure.axes[0].set_xlabel(f"clients, largest first{note}")
