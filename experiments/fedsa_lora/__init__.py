@@ -1,1 +1,0 @@
-"""FedSA-LoRA beside its kin, under concept shift."""
