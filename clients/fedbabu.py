@@ -42,7 +42,7 @@ class FedBABU(LocalTraining):
 
     def after(self, ctx, reply):
         received, change = ctx.received["model"], reply.update.groups["model"]
-        moved = received.replace(received.select(change) + change)
+        moved = received.added(change)
         return replace(ctx, received={**ctx.received, "model": moved})
 
     def predictor(self, ctx):

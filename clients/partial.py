@@ -32,8 +32,7 @@ class Partial(LocalTraining):
 
     def after(self, ctx, reply):
         received, change = ctx.received["model"], reply.update.groups["model"]
-        moved = received.replace(received.select(change) + change)
-        return replace(ctx, received={**ctx.received, "model": moved}, state=reply.state)
+        return replace(ctx, received={**ctx.received, "model": received.added(change)}, state=reply.state)
 
 
 def shared(given) -> list[str]:

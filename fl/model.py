@@ -5,11 +5,12 @@ build -> init: weights from a file -> freeze: patterns of parameters that nobody
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fl.adapter import Adapter
 from fl.params import match
@@ -28,7 +29,8 @@ class Model:
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         module = self.part.build(shape, outputs)
         if self.init:
-            _load(module, Path(self.init))
+            tensors = stored(Path(self.init), "init")
+            fill(dict(module.named_parameters()), tensors, f"init: {self.init}", "they need the same names and shapes")
         named = dict(module.named_parameters())
         for name in match(named, self.freeze):
             named[name].requires_grad_(False)
@@ -42,15 +44,20 @@ class Model:
 MODEL_KEYS = {"init", "freeze", "adapter"}
 
 
-def _load(module: nn.Module, path: Path) -> None:
+def stored(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of the final model of a run's directory; `key` is what asked for it."""
     from safetensors.torch import load_file
 
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"init: there is no file {file}")
-    tensors, own = load_file(file), dict(module.named_parameters())
+        raise ValueError(f"{key}: there is no file {file}; run what makes it first")
+    return load_file(file)
+
+
+def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, hint: str) -> None:
+    """Copy tensors into a module's own of the same names and shapes; `source` (key: where from) and `hint` are for who errs."""
     apart = [n for n in {**own, **tensors} if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
     if apart:
-        raise ValueError(f"init: {file} and the model differ in {apart[:5]}; they need the same names and shapes")
-    for name, parameter in own.items():
-        parameter.data.copy_(tensors[name])
+        raise ValueError(f"{source} and the model differ in {apart[:5]}; {hint}")
+    for name, tensor in own.items():
+        tensor.data.copy_(tensors[name])

@@ -165,6 +165,13 @@ class Params(Mapping[str, Tensor]):
         """A copy with the tensors of `other` in place of those of the same name."""
         return self.clone().copy_(other, names=other)
 
+    def added(self, *changes: Params) -> Params:
+        """A copy with changes of some of its tensors added."""
+        out = self
+        for change in changes:
+            out = out.replace(out.select(list(change)) + change)
+        return out
+
     def compact(self) -> Tensor:
         """All elements without pads, (*batch, numel); a view where there are no pads. One dtype only."""
         if len(self.buffers) != 1:

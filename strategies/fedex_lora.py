@@ -64,6 +64,6 @@ class FedExLoRA(Strategy):
         }
         model = model.replace(pooled.mean)
         if "head" in reduced:
-            model = model.replace(model.select(reduced["head"]) + reduced["head"])
+            model = model.added(reduced["head"])
         change = lora.increment(missed, lora.scales(ctx.module, model))
         return State(model, state.base.plus(change, ctx.round)), {}

@@ -40,6 +40,4 @@ class FedIT(Strategy):
         return {group: WeightedMean(self.weights) for group in lora.groups(state)}
 
     def step(self, state, reduced, ctx):
-        for delta in reduced.values():
-            state = state.replace(state.select(delta) + delta)
-        return state, {}
+        return state.added(*reduced.values()), {}

@@ -50,6 +50,4 @@ class FedSALoRA(Strategy):
         return {group: WeightedMean(self.weights) for group in self.broadcast(state, ctx)}
 
     def step(self, state, reduced, ctx):
-        for delta in reduced.values():
-            state = state.replace(state.select(delta) + delta)
-        return state, {}
+        return state.added(*reduced.values()), {}

@@ -58,6 +58,5 @@ class FlexLoRA(Strategy):
         for layer, (a, b) in adapter.layers(state).items():
             s = adapter.scale(ctx.module, layer)
             changed[a], changed[b] = lora.flex_svd(s * lora.dense(reduced["model"].pieces[layer]), len(state[a]), s)
-        if "head" in reduced:
-            changed |= dict(state.select(reduced["head"]) + reduced["head"])
-        return state.replace(changed), {}
+        heads = [reduced["head"]] if "head" in reduced else []
+        return state.replace(changed).added(*heads), {}

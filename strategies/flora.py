@@ -78,5 +78,5 @@ class FLoRA(Strategy):
         draw = int(random.hash64(ctx.seed, "flora", ctx.round)) >> 1 | 1
         model = adapter.redrawn(state.model, draw)
         if "head" in reduced:
-            model = model.replace(model.select(reduced["head"]) + reduced["head"])
+            model = model.added(reduced["head"])
         return State(model, state.base.plus(change, ctx.round), draw), {}

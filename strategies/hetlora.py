@@ -109,7 +109,7 @@ class HetLoRA(Strategy):
         mean, reported = reduced["model"]
         model = state.model.replace(mean)
         if "head" in reduced:
-            model = model.replace(model.select(reduced["head"]) + reduced["head"])
+            model = model.added(reduced["head"])
         ranks = state.ranks.clone()
         ranks[list(reported)] = torch.tensor(list(reported.values()), dtype=ranks.dtype)
         return State(model, ranks), {"rank": ranks.double().mean()}

@@ -39,6 +39,5 @@ class LoRAFair(FedIT):
             first, second = pooled.mean[a], pooled.mean[b]
             error = lora.dense(lora.residual(pooled.pieces[layer], first, second))
             changed |= {a: first, b: second + lora.fair_correction(error, first, self.lam)}
-        if "head" in reduced:
-            changed |= dict(state.select(reduced["head"]) + reduced["head"])
-        return state.replace(changed), {}
+        heads = [reduced["head"]] if "head" in reduced else []
+        return state.replace(changed).added(*heads), {}

@@ -59,4 +59,4 @@ class Partial(Strategy):
         return WeightedMean(self.weights)
 
     def step(self, state, mean, ctx):
-        return state.replace(state.select(mean) + mean), {}
+        return state.added(mean), {}

@@ -60,7 +60,5 @@ class RoLoRA(Strategy):
         return {group: WeightedMean(self.weights) for group in lora.groups(state.model)}
 
     def step(self, state, reduced, ctx):
-        model = state.model
-        for delta in reduced.values():
-            model = model.replace(model.select(delta) + delta)
+        model = state.model.added(*reduced.values())
         return replace(state, model=model, **{"first" if ctx.round % 2 else "second": ctx.round}), {}

@@ -172,3 +172,10 @@ def test_scalars_are_tensors_too():
     p = Params.of({"temperature": torch.tensor(2.0)})
     assert_equal(3 * p, {"temperature": torch.tensor(6.0)})
     assert p.layout.zeros(4)["temperature"].shape == (4,)
+
+
+def test_changes_of_some_tensors_are_added():
+    model = Params.of({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0]]), "c": torch.tensor([4.0])})
+    moved = model.added(Params.of({"b": torch.tensor([[10.0]])}), Params.of({"a": torch.tensor([1.0, 1.0])}))
+    assert {name: tensor.flatten().tolist() for name, tensor in moved.items()} == {"a": [2, 3], "b": [13], "c": [4]}
+    assert model["b"].item() == 3 and model.added() is model

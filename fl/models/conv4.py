@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fl.model import fill, stored
 from fl.registry import register
 
 BLOCKS = ("block1", "block2", "block3", "block4")
@@ -84,18 +85,9 @@ def fold(tensors: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
 
 def _fill(module: nn.Module, path: Path, norm: str) -> None:
     """Take the blocks' tensors from a file."""
-    from safetensors.torch import load_file
-
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"encoder: there is no file {file}; run what makes it first")
-    tensors = load_file(file)
+    tensors = stored(path, "encoder")
     if norm == "none" and "block1.norm.running_var" in tensors:
         tensors = fold(tensors)
-    own = {n: t for n, t in (*module.named_parameters(), *module.named_buffers()) if n.startswith("block")}
-    own = {n: t for n, t in own.items() if t.is_floating_point()}
-    apart = [n for n in {**own, **tensors} if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
-    if apart:
-        raise ValueError(f"encoder: {file} and the model differ in {apart[:5]}; set the same width, and norm: none to fold")
-    for name, tensor in own.items():
-        tensor.data.copy_(tensors[name])
+    named = (*module.named_parameters(), *module.named_buffers())
+    own = {n: t for n, t in named if n.startswith("block") and t.is_floating_point()}
+    fill(own, tensors, f"encoder: {path}", "set the same width, and norm: none to fold")
