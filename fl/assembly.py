@@ -86,7 +86,7 @@ class Assembly:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """The plan for training another module than the run's."""
         execution = self.config.execution
-        wanted = (execution.plan, None, execution.channels_last)
+        wanted = (execution.plan, None, execution.layout)
         return make_plan(self.config.client, module, module_params(module), self.stages[0].task, *wanted)
 
     def job(self, folder: Any, scratch: Any) -> Job:
@@ -124,9 +124,9 @@ def assemble(config: Config) -> Assembly:
     module = build_model(config, dataset)
     initial = Initial.of(module)
     execution = config.execution
-    wanted = (execution.plan, execution.chunk, execution.channels_last)
+    wanted = (execution.plan, execution.chunk, execution.layout)
     plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, stages[0].task, *wanted))
-    execution = replace(execution, plan=plan.kind, chunk=plan.chunk, channels_last=plan.channels_last)
+    execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
     return Assembly(replace(config, execution=execution), dataset, stages, module, initial, plan, world)

@@ -73,7 +73,6 @@ class ClientContext:
     initial: Initial
     module: torch.nn.Module
     task: Task
-    channels_last: bool = False  # memory format of image batches, as the plan chose
     augment: tuple[Augment, ...] = ()  # what changes training batches at random
     limit: int | None = None  # the most local steps that count, where a deadline leaves no time for all
 

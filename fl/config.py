@@ -133,12 +133,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Who computes. Only `plan`, `chunk` and `channels_last` touch last bits: they are resolved to explicit values from the
+    """Who computes. Only `plan`, `chunk` and `layout` touch last bits: they are resolved to explicit values from the
     model's structure.
 
     executor: serial, or ray with `workers` (default: one per core) on this machine or the cluster at `address` ("auto").
     plan: loop | stacked | vmap | auto.   chunk: clients trained together (a power of two).
-    channels_last: the memory format of image batches in the loop (default: where the model has 2-d convolutions).
+    layout: how images lie in memory in the loop: contiguous | channels_last | blocked (default: as fl/execution/layout.py has it).
     on_client_error: raise, or drop the client from the round.
     """
 
@@ -147,7 +147,7 @@ class Execution:
     address: str | None = None
     plan: Literal["auto", "loop", "stacked", "vmap"] = "auto"
     chunk: int | None = None
-    channels_last: bool | None = None
+    layout: Literal["contiguous", "channels_last", "blocked"] | None = None
     on_client_error: Literal["raise", "drop"] = "raise"
 
     def __post_init__(self):

@@ -116,14 +116,12 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
 
 
 def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The samples of each step, augmented, images in the plan's memory format."""
+    """The samples of each step, augmented."""
     address = (ctx.seed, ctx.client, ctx.participation, index)
     for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
         batch = ctx.train.take(positions)
         if ctx.augment:
             batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
-        if ctx.channels_last:
-            batch["x"] = batch["x"].contiguous(memory_format=torch.channels_last)
         yield batch
 
 

@@ -11,7 +11,9 @@ from typing import Literal
 from torch import nn
 
 from fl.client import ClientAlgorithm, LocalTraining
+from fl.execution import layout as layouts
 from fl.execution.kernels import LinearStack
+from fl.execution.layout import Layout
 from fl.execution.loop import overrides
 from fl.params import Params
 from fl.task import Task
@@ -26,12 +28,12 @@ MAX_CHUNK = 256
 
 @dataclass(frozen=True)
 class Plan:
-    """`kind` of training, clients per `chunk` (a power of two), `why` this kind, the memory format of image batches."""
+    """`kind` of training, clients per `chunk` (a power of two), `why` this kind, how images lie in memory in the loop."""
 
     kind: Kind
     chunk: int
     why: str
-    channels_last: bool = False
+    layout: Layout = "contiguous"
 
 
 def make_plan(
@@ -41,7 +43,7 @@ def make_plan(
     task: Task,
     kind: Kind | Literal["auto"],
     chunk: int | None,
-    channels_last: bool | None = None,
+    layout: Layout | None = None,
 ) -> Plan:
     """The plan for training `module` with `algorithm`; a kind asked for that cannot be is an error."""
     loop_only, no_kernel = _why_loop(algorithm, module), None
@@ -63,16 +65,12 @@ def make_plan(
         chunk = 1 if kind == "loop" else min(MAX_CHUNK, 1 << (room.bit_length() - 1))
     elif chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk: {chunk} is not a power of two")
-    if channels_last is None:  # convolutions: 7 % faster on cnn_small than with channels first
-        convolutions = [child for child in module.modules() if isinstance(child, nn.Conv2d)]
-        channels_last = kind == "loop" and bool(convolutions) and not any(map(_corrupts, convolutions))
-    return Plan(kind, chunk, why, channels_last)
-
-
-def _corrupts(convolution: nn.Conv2d) -> bool:
-    """Whether oneDNN's backward pass writes beyond its memory with channels last: strided 1 x 1 of few channels (issue 6035 of
-    uxlfoundation/oneDNN, seen with torch 2.13 on CPU)."""
-    return convolution.kernel_size == (1, 1) and max(convolution.stride) > 1 and convolution.in_channels < 16
+    obstacle = layouts.unblockable(module, algorithm) if layout == "blocked" else None
+    if obstacle:
+        raise ValueError(f"layout: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
+    if layout is None:
+        layout = layouts.default(module, algorithm) if kind == "loop" else "contiguous"
+    return Plan(kind, chunk, why, layout)
 
 
 def _why_loop(algorithm: ClientAlgorithm, module: nn.Module) -> str | None:

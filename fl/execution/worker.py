@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from fl.augment import Augment
-from fl.client import ClientAlgorithm, ClientContext, LocalTraining, View
+from fl.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
 from fl.codec import Codec, Identity, Key, Sizes, down_key, front, transmit, up_key
 from fl.communication.codecs.delta import Delta, alike, minus, plus
 from fl.communication.codecs.error_feedback import ErrorFeedback, Memory, lost, stacked_memories
 from fl.data.stream import Stage
 from fl.execution import batched
 from fl.execution.kernels import LinearStack
+from fl.execution.layout import laid_out
 from fl.execution.loop import overrides
 from fl.execution.plan import Plan
 from fl.execution.process import settle
@@ -378,7 +379,7 @@ class InProgress:
         self.stage = d.work
         if d.limits is not None:
             ctx = replace(ctx, limit=int(d.limits[at[0]]))
-        reply = self.job.algorithm.work(d.work, ctx, self.worker.scratch.read(d.carries[at[0]]))
+        reply = self._work(self.job.algorithm, d.work, ctx, self.worker.scratch.read(d.carries[at[0]]))
         if reply.carry is not None:
             self.columns.add(at, {"carry": np.array([self.worker.scratch.append(reply.carry)])})
 
@@ -393,6 +394,10 @@ class InProgress:
                 self.columns.add(at, {"state": np.array([self.worker.states.append(kept)])})
 
         self.deliver(at, reply.update, received, [before], stacked=False, careful=True, keep=keep)
+
+    def _work(self, algorithm: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        with laid_out(self.module, self.dispatch.plan.layout):
+            return algorithm.work(name, ctx, carry)
 
     def _many(self, positions: np.ndarray) -> None:
         """Client work for the clients at consecutive positions, trained together."""
@@ -464,7 +469,6 @@ class InProgress:
             initial=initial,
             module=self.module,
             task=self.task,
-            channels_last=self.dispatch.plan.channels_last,
             augment=job.augment,
             **views,
         )
@@ -669,7 +673,7 @@ class InProgress:
             algorithm = self.job.adapt
             ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
         if self.dispatch.work != "received":
-            ctx = algorithm.after(ctx, algorithm.work("train", ctx, None))
+            ctx = algorithm.after(ctx, self._work(algorithm, "train", ctx, None))
         return algorithm.predictor(ctx)
 
     def _evaluate_server(self, positions: np.ndarray) -> None:

@@ -1,0 +1,63 @@
+"""Milliseconds of a gradient step by layout of the images (fl/execution/layout.py), one thread, layouts in turns.
+
+python -m experiments.benchmarks.layouts        prints the table of the README beside this file
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from fl import registry
+from fl.execution.layout import laid_out
+from fl.execution.process import settle
+from fl.nn import Dropout
+
+LAYOUTS = ("contiguous", "channels_last", "blocked")
+MODELS = {
+    "cnn_small": ((3, 32, 32), 10),
+    "cnn_pfl": ((3, 32, 32), 10),
+    "cnn_tiny": ((1, 8, 8), 10),
+    "cnn_fedavg": ((1, 28, 28), 10),
+    "cnn_leaf": ((1, 28, 28), 62),
+    "cnn_pfllib": ((1, 28, 28), 10),
+}
+BATCHES, TURNS = (10, 32), 40
+
+
+def measure(name: str, batch: int) -> dict[str, float]:
+    """Seconds of this thread, the median of all turns."""
+    shape, outputs = MODELS[name]
+    module = registry.lookup("model", name)().build(shape, outputs)
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.p = 0.0
+    x, y, weights = torch.randn(batch, *shape), torch.randint(0, outputs, (batch,)), list(module.parameters())
+    spent: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
+    for turn in range(TURNS + 2):
+        for layout in LAYOUTS:
+            with laid_out(module, layout):
+                start = time.thread_time()
+                gradients = torch.autograd.grad(F.cross_entropy(module(x), y), weights)
+                torch._foreach_add_([w.data for w in weights], gradients, alpha=-1e-6)
+                if turn > 1:
+                    spent[layout].append(time.thread_time() - start)
+    return {layout: statistics.median(seconds) for layout, seconds in spent.items()}
+
+
+def main() -> None:
+    settle()
+    torch.manual_seed(0)
+    print("| model | batch | contiguous | channels_last | blocked | contiguous / blocked |\n|---|---:|---:|---:|---:|---:|")
+    for name in MODELS:
+        for batch in BATCHES:
+            times = measure(name, batch)
+            cells = " | ".join(f"{1e3 * times[layout]:.2f}" for layout in LAYOUTS)
+            print(f"| `{name}` | {batch} | {cells} | {times['contiguous'] / times['blocked']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
