@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl.messages import Sparse, Table
 from fl.params import Params
-from fl.trees import Tree, row, tree_map
+from fl.trees import Tree, leaves, rebuilt, row, tree_map
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Meta:
 
 
 class Reduction:
-    """Base of reductions. `linear`: it only sums (what secure aggregation and privacy need); see the module."""
+    """Base of reductions. `linear`: it only sums (what secure aggregation and privacy need); `batched`: see the module. One that
+    is both adds leaf to leaf as it merges."""
 
     linear: ClassVar[bool] = False
     batched: ClassVar[bool] = False
@@ -237,6 +238,8 @@ class Fold:
     def stacked(self, accs: Any, count: int) -> Any:
         """The node over `count` consecutive leaves, stacked; they begin at a multiple of a power of two >= count."""
         many = count > 1
+        if self.reduction.linear and not count & (count - 1):
+            return self._summed(accs, count)
         while count > 1:
             pairs = count // 2
             merged = self.reduction.merge(row(accs, slice(0, 2 * pairs, 2)), row(accs, slice(1, 2 * pairs, 2)))
@@ -246,6 +249,17 @@ class Fold:
         node = row(accs, 0)
         # a copy: a view would keep the memory of all the leaves
         return tree_map(lambda leaf: leaf.clone(), node) if many else node
+
+    @staticmethod
+    def _summed(accs: Any, count: int) -> Any:
+        """`stacked` where merging adds leaf to leaf and no leaf is without a sibling: the same sums, in place."""
+        tensors = leaves(accs)
+        for i, tensor in enumerate(tensors):
+            rest = count
+            while rest > 1:
+                tensor, rest = tensor[::2].add_(tensor[1::2]), rest // 2
+            tensors[i] = tensor[0].clone() if count > 1 else tensor[0]  # a view would keep the memory of all the leaves
+        return rebuilt(accs, tensors)
 
     def add_stacked(self, start: int, count: int, node: Any) -> None:
         """Add the `stacked` node over positions start..start+count-1."""

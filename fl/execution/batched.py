@@ -130,6 +130,8 @@ def _run_phase(
     gradients = backend(algorithm, chunk, local, theta, index)
     hooked = overrides(algorithm, "gradient")
     descend = getattr(gradients, "descend", None) if descends_plainly(algorithm, phase) else None
+    if descend:
+        gradients.hold(theta)
     grad, memory = workspace(theta.layout, *theta.batch) if not descend else theta, phase.optimiser.state(theta)
     active = 0
     for first in range(0, int(taken.max()), BLOCK):
@@ -146,7 +148,7 @@ def _run_phase(
                 batch["x"] = _augmented(chunk, batch["x"], index, first + i)
             masks = gradients.masks(block.lengths[i, :active])
             if descend:
-                record[i, :active, :width] = descend(params, batch, weights, masks, phase.rate(first + i))
+                record[i, :active, :width] = descend(batch, weights, masks, phase.rate(first + i))
                 continue
             record[i, :active, :width] = gradients(params, batch, weights, masks, here, g)
             step = algorithm.gradient(g, params, here) if hooked else g
@@ -155,6 +157,8 @@ def _run_phase(
             phase.optimiser.step(params, step, m, phase.rate(first + i), first + i)
         loss += torch.where(block.weights > 0, record, 0.0).sum((0, 2), dtype=torch.float64)
         seen += block.lengths.sum(0)
+    if descend:
+        gradients.release(theta)
     return taken
 
 

@@ -66,33 +66,50 @@ class LinearStack:
         self.kernel = chunk.task.kernel
         self.masks = Masks(chunk, index)
         self.views: dict[int, tuple[Params, list]] = {}
+        self.held: list[tuple[Tensor, Tensor | None]] = []
 
     def __call__(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, at: At, grad: Params) -> Tensor:
         """Writes the gradients into `grad`; see `batched.Gradients`."""
 
         def write(k: int, g: Tensor, inputs: Tensor) -> None:
             weight, bias = self._views(grad)[k]
-            torch.bmm(g.mT, inputs, out=weight)
+            weight.copy_(torch.bmm(g.mT, inputs))
             if bias is not None:
                 torch.sum(g, 1, out=bias)
 
-        return self._backward(params, batch, weights, masks, write)
+        return self._backward(self._views(params), batch, weights, masks, write)
 
-    def descend(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, lr: float) -> Tensor:
-        """One step of plain gradient descent, w <- w - lr g, without ever storing g: a third less memory traffic."""
+    def hold(self, theta: Params) -> None:
+        """Take the parameters for `descend`: each layer's contiguous (C, ...), which batched products are made for (several
+        times faster than in place on rows of `Params` if layers are small)."""
+        self.held = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self._views(theta)]
+
+    def release(self, theta: Params) -> None:
+        """Write back what was held."""
+        for theirs, ours in zip(self._views(theta), self.held):
+            for there, here in zip(theirs, ours):
+                if here is not None:
+                    there.copy_(here)
+
+    def descend(self, batch: Mapping[str, Tensor], weights: Tensor, masks, lr: float) -> Tensor:
+        """One step of plain gradient descent of the first A clients, w <- w - lr g, without ever storing g: a third less memory
+        traffic."""
+        active = weights.shape[0]
+        layers = [(w[:active], None if b is None else b[:active]) for w, b in self.held]
 
         def step(k: int, g: Tensor, inputs: Tensor) -> None:
-            weight, bias = self._views(params)[k]
+            weight, bias = layers[k]
             weight.baddbmm_(g.mT, inputs, alpha=-lr)
             if bias is not None:
                 bias.sub_(g.sum(1), alpha=lr)
 
-        return self._backward(params, batch, weights, masks, step)
+        return self._backward(layers, batch, weights, masks, step)
 
-    def _backward(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, use) -> Tensor:
+    def _backward(
+        self, layers: list[tuple[Tensor, Tensor | None]], batch: Mapping[str, Tensor], weights: Tensor, masks, use
+    ) -> Tensor:
         """Forward, then from the last layer to the first use(layer, G, its inputs). Returns the losses (A, B)."""
         with torch.inference_mode():
-            layers = self._views(params)
             masks = iter(masks)
             h = batch["x"].flatten(2)
             tape: list[tuple[Tensor, list]] = []

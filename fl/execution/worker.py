@@ -69,7 +69,7 @@ class Job:
     augment: tuple[Augment, ...] = ()  # of training batches
     statistics: tuple[str, ...] = ()  # running ones that each client keeps
 
-    @property
+    @cached_property
     def keeps(self) -> bool:
         """Whether the engine keeps something of each client beside the method's own state: running statistics, what a codec
         lost, what the client last had of the broadcast. The state then is a dict {"own": the method's, ...}."""
@@ -413,7 +413,7 @@ class InProgress:
             d.number,
             self.received,
             d.broadcast.config,
-            [self._own(state) for state in before],
+            [self._own(state) for state in before] if self.job.keeps else before,
             self.job.arrays,
             self.partition.indices,
             starts,
@@ -510,6 +510,9 @@ class InProgress:
         return down_key(self.job.seed, self.dispatch.number, group, client)
 
     def up_key(self, positions: np.ndarray, group: str) -> Key:
+        """For the draws of the codec, if it has any."""
+        if not self.job.up.draws:
+            return 0
         return up_key(self.job.seed, self.dispatch.cohort[positions], self.dispatch.number, group)
 
     # -- the way up -----------------------------------------------------------------------------------------------
