@@ -60,7 +60,7 @@ class Crop(Augment):
         down, right = (
             (part % span).astype(np.int64)[:, None] for part in (words >> np.uint64(32), words & np.uint64(2**32 - 1))
         )
-        rows, columns = (torch.from_numpy(first + np.arange(n)) for first, n in ((down, height), (right, width)))
+        rows, columns = (torch.as_tensor(first + np.arange(n)) for first, n in ((down, height), (right, width)))
         padded = F.pad(x, (self.padding,) * 4).permute(0, 2, 3, 1)  # (B, H + 2p, W + 2p, C)
         whose = torch.arange(len(x))[:, None, None]
         return padded[whose, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
@@ -81,7 +81,7 @@ class Flip(Augment):
         _images("flip", shape)
 
     def apply(self, x, words):
-        mirrored = torch.from_numpy(random.uniform(words) < self.p).view(-1, 1, 1, 1)
+        mirrored = torch.as_tensor(random.uniform(words) < self.p).view(-1, 1, 1, 1)
         return torch.where(mirrored, x.flip(-1), x)
 
 

@@ -46,12 +46,16 @@ class View:
 
     def take(self, positions: np.ndarray | slice = slice(None)) -> Batch:
         """The samples at `positions` of this view, gathered."""
-        rows = torch.from_numpy(np.ascontiguousarray(self.rows[positions]))
-        return {name: array[rows] for name, array in self.arrays.items()}
+        return gathered(self.arrays, torch.as_tensor(np.ascontiguousarray(self.rows[positions])))
 
     def without(self, *names: str) -> View:
         """The view without some arrays: `without("y")` is unlabelled."""
         return View({n: a for n, a in self.arrays.items() if n not in names}, self.rows)
+
+
+def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The samples at `rows` (n,), on the device of `rows`, wherever the arrays are."""
+    return {name: array.index_select(0, rows.to(array.device)).to(rows.device) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class ClientContext:
     module: torch.nn.Module
     task: Task
     augment: tuple[Augment, ...] = ()  # what changes training batches at random
+    micro_batch: int | None = None  # samples that pass through the model at once, as the plan has it
     limit: int | None = None  # the most local steps that count, where a deadline leaves no time for all
 
     def net(self, params: Params) -> Callable[[Tensor], Tensor]:

@@ -133,12 +133,15 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Who computes. Only `plan`, `chunk` and `layout` touch last bits: they are resolved to explicit values from the
-    model's structure.
+    """Who computes. Of these `plan`, `chunk`, `layout`, `micro_batch`, `device`, `precision` and `deterministic` touch last bits: the
+    first three are resolved to explicit values from the model's structure and the device.
 
-    executor: serial, or ray with `workers` (default: one per core) on this machine or the cluster at `address` ("auto").
+    executor: serial, or ray with `workers` (default: one per core, or per GPU) on this machine or the cluster at `address` ("auto").
     plan: loop | stacked | vmap | auto.   chunk: clients trained together (a power of two).
     layout: how images lie in memory in the loop: contiguous | channels_last | blocked (default: as fl/execution/layout.py has it).
+    micro_batch: samples that pass through the model at once in the loop; larger batches add up their gradients (default: all).
+    device: cpu, or cuda: workers share the GPUs.   precision: float32, tf32 (of GPUs) or bf16 (autocast).
+    deterministic: on a GPU, only algorithms that give the same bits each time.
     on_client_error: raise, or drop the client from the round.
     """
 
@@ -148,9 +151,15 @@ class Execution:
     plan: Literal["auto", "loop", "stacked", "vmap"] = "auto"
     chunk: int | None = None
     layout: Literal["contiguous", "channels_last", "blocked"] | None = None
+    micro_batch: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    deterministic: bool = False
     on_client_error: Literal["raise", "drop"] = "raise"
 
     def __post_init__(self):
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: {self.micro_batch} is not at least 1")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers: {self.workers} is not at least 1")
 

@@ -104,13 +104,14 @@ class Noise:
         self.shapes[layer] = inputs[0].shape[1:]
 
     def draw(self, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> list[Tensor]:
-        """Per layer a mask (C, max(lengths), *features); client c draws `lengths[c]` rows, the rest are zeros."""
+        """Per layer a mask (C, max(lengths), *features); client c draws `lengths[c]` rows, the rest are zeros. What is drawn does
+        not depend on the device it is for."""
         masks = []
         for layer, shape in self.shapes.items():
-            mask = torch.zeros(len(generators), max(lengths), *shape)
+            mask = torch.zeros(len(generators), max(lengths), *shape, device="cpu")
             for c, (generator, length) in enumerate(zip(generators, lengths)):
                 mask[c, :length].bernoulli_(1 - layer.p, generator=generator)
-            masks.append(mask.div_(1 - layer.p))
+            masks.append(torch.as_tensor(mask.div_(1 - layer.p)))
         return masks
 
     def set(self, masks: Sequence[Tensor | None]) -> None:

@@ -149,6 +149,10 @@ class Params(Mapping[str, Tensor]):
         """Client `index` (or a slice of clients) of batched parameters, as a view."""
         return Params(self.layout, tuple(b[index] for b in self.buffers))
 
+    def to(self, device: torch.device | str) -> Params:
+        """The parameters on a device; themselves if they are there."""
+        return Params(self.layout, tuple(b.to(device) for b in self.buffers))
+
     def clone(self) -> Params:
         return Params(self.layout, tuple(b.clone() for b in self.buffers))
 

@@ -77,4 +77,4 @@ def numpy_generator(*address: int | str) -> np.random.Generator:
 
 def torch_generator(*address: int | str) -> torch.Generator:
     """A torch generator for bulk noise at an address."""
-    return torch.Generator().manual_seed(int(hash64(*address)) >> 1)
+    return torch.Generator("cpu").manual_seed(int(hash64(*address)) >> 1)

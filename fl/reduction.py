@@ -253,13 +253,12 @@ class Fold:
     @staticmethod
     def _summed(accs: Any, count: int) -> Any:
         """`stacked` where merging adds leaf to leaf and no leaf is without a sibling: the same sums, in place."""
-        tensors = leaves(accs)
-        for i, tensor in enumerate(tensors):
-            rest = count
+        tensors, rest = leaves(accs), count
+        with torch.inference_mode():  # as evaluations' leaves were made in; a tenth of the time of small sums
             while rest > 1:
-                tensor, rest = tensor[::2].add_(tensor[1::2]), rest // 2
-            tensors[i] = tensor[0].clone() if count > 1 else tensor[0]  # a view would keep the memory of all the leaves
-        return rebuilt(accs, tensors)
+                tensors, rest = [tensor[::2].add_(tensor[1::2]) for tensor in tensors], rest // 2
+        # a view would keep the memory of all the leaves
+        return rebuilt(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
 
     def add_stacked(self, start: int, count: int, node: Any) -> None:
         """Add the `stacked` node over positions start..start+count-1."""

@@ -68,7 +68,7 @@ class MeanMetric(Metric):
 
     def each(self, accs, count):
         total, samples = accs
-        return torch.where(samples > 0, total / samples, torch.nan).numpy()
+        return torch.where(samples > 0, total / samples, torch.nan).cpu().numpy()
 
 
 class Task:

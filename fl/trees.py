@@ -63,6 +63,11 @@ def stack(trees: list[Tree]) -> Tree:
     return tree_map(leaf, *trees)
 
 
+def moved(tree: Tree, device: torch.device | str) -> Tree:
+    """The tree on a device; what is there already is not copied."""
+    return tree_map(lambda leaf: leaf.to(device), tree)
+
+
 def leaves(tree: Tree) -> list[Tensor]:
     """The tensors a tree is made of, in order; of `Params` their buffers."""
     found: list[Tensor] = []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fl import random
 from fl.augment import Augment, augmented
-from fl.client import At, Given, LocalTraining, Phase, Trained
+from fl.client import At, Given, LocalTraining, Phase, Trained, gathered
 from fl.execution.loop import GRADIENT_BATCH, clipped, descends_plainly, overrides, workspace
 from fl.messages import Update
 from fl.nn import Noise
@@ -73,7 +73,7 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     given = _given(algorithm, chunk)
     phases = algorithm.phases_of(given, chunk.round, chunk.rounds)
     begun = algorithm.start(given)  # of all clients, or of each
-    there = torch.from_numpy(by_length)
+    there = torch.as_tensor(by_length)
     sorted_given = replace(given, state=row(given.state, there)) if moved else given
     local = begun.layout.empty(len(sizes)).copy_(_rows(begun, there) if moved else begun)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
@@ -89,7 +89,7 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
         travelled += phase.travelled(taken)
 
     if moved:
-        back = torch.from_numpy(np.argsort(by_length))
+        back = torch.as_tensor(np.argsort(by_length))
         local, loss = local.row(back), loss[back]
         steps, travelled, seen = steps[back], travelled[back], seen[back]
         at = replace(at, state=given.state, start=_rows(at.start, back))
@@ -97,15 +97,15 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     def full_gradient(params: Params) -> Params:
         return _mean_gradient(algorithm, chunk, params, at, backend)
 
-    n, metrics = torch.from_numpy(sizes), {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}
+    n, metrics = torch.as_tensor(sizes), {"loss": loss / torch.as_tensor(np.maximum(seen, 1))}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
         return Update({"model": local.sub_(begun)}, n, metrics, owned=True), None
     end = Trained(
         **vars(given),
         start=begun,
         params=local,
-        steps=torch.from_numpy(steps),
-        travelled=torch.from_numpy(travelled),
+        steps=torch.as_tensor(steps),
+        travelled=torch.as_tensor(travelled),
         num_examples=n,
         full_gradient=full_gradient,
     )
@@ -132,7 +132,7 @@ def _run_phase(
     descend = getattr(gradients, "descend", None) if descends_plainly(algorithm, phase) else None
     if descend:
         gradients.hold(theta)
-    grad, memory = workspace(theta.layout, *theta.batch) if not descend else theta, phase.optimiser.state(theta)
+    grad, memory = workspace(theta) if not descend else theta, phase.optimiser.state(theta)
     active = 0
     for first in range(0, int(taken.max()), BLOCK):
         block = _block(chunk, phase, index, taken, first)
@@ -168,8 +168,8 @@ def _rows(start: Params, clients: slice | Tensor) -> Params:
 
 def _gather(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """The samples at `rows` (A, B), each array (A, B, ...)."""
-    at = rows.reshape(-1)
-    return {name: array.index_select(0, at).view(*rows.shape, *array.shape[1:]) for name, array in arrays.items()}
+    taken = gathered(arrays, rows.reshape(-1))
+    return {name: array.view(*rows.shape, *array.shape[1:]) for name, array in taken.items()}
 
 
 def _augmented(chunk: Chunk, x: Tensor, index: int, step: int) -> Tensor:
@@ -210,9 +210,9 @@ def _block(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray, first: int
     return _Block(
         active=runs.sum(1).tolist(),
         widths=lengths.max(1).tolist(),
-        rows=torch.from_numpy(chunk.rows[positions]),
+        rows=torch.as_tensor(chunk.rows[positions]),
         lengths=lengths,
-        weights=torch.from_numpy((real / np.maximum(lengths, 1)[:, :, None]).astype(np.float32)),
+        weights=torch.as_tensor((real / np.maximum(lengths, 1)[:, :, None]).astype(np.float32)),
     )
 
 
@@ -225,9 +225,9 @@ def _mean_gradient(algorithm, chunk: Chunk, params: Params, at: At, backend) -> 
         width = min(GRADIENT_BATCH, int(chunk.sizes.max()) - a)
         columns = a + np.arange(width)
         inside = columns < chunk.sizes[:, None]
-        weights = torch.from_numpy((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
+        weights = torch.as_tensor((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
         positions = first[:, None] + np.where(inside, columns, 0)
-        gradients(params, _gather(chunk.arrays, torch.from_numpy(chunk.rows[positions])), weights, [], at, part)
+        gradients(params, _gather(chunk.arrays, torch.as_tensor(chunk.rows[positions])), weights, [], at, part)
         total.add_(part)
     return total
 
@@ -238,7 +238,7 @@ class Masks:
     def __init__(self, chunk: Chunk, index: int | None):
         training = index is not None
         chunk.module.train(training)
-        first = torch.from_numpy(chunk.rows[chunk.starts[:1]])
+        first = torch.as_tensor(chunk.rows[chunk.starts[:1]])
         self.noise = Noise(chunk.module, chunk.arrays["x"][first])
         self.sources = []
         if training and self.noise.layers:

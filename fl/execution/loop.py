@@ -13,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fl import random
 from fl.augment import augmented
@@ -21,6 +22,7 @@ from fl.messages import Update
 from fl.nn import Noise, statistics
 from fl.optimiser import SGD
 from fl.params import Layout, Params, bind, match, norm, zeros_like
+from fl.task import Batch
 
 GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
@@ -75,7 +77,7 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
     """At most `limit` steps; returns (sum of losses, samples seen, steps)."""
     leaves = [p for p in ctx.module.parameters() if p.requires_grad]
     names = [name for name, p in ctx.module.named_parameters() if p.requires_grad]
-    plain, grad = descends_plainly(algorithm, phase), workspace(theta.layout)
+    plain, grad = descends_plainly(algorithm, phase), workspace(theta)
     weights, views = [theta[name] for name in names], [grad[name] for name in names]
     memory = phase.optimiser.state(theta)
     hooked = overrides(algorithm, "gradient")
@@ -84,10 +86,8 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
     loss, seen, t = torch.zeros((), dtype=torch.float64), 0, 0
     for t, batch in enumerate(islice(mini_batches(ctx, phase, index), limit), 1):
         count = len(batch["x"])
-        if source:
-            noise.set([m[0] for m in noise.draw(source, [count])])
-        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
-        grads = torch.autograd.grad(losses.mean(), leaves)
+        masks = [m[0] for m in noise.draw(source, [count])] if source else []
+        losses, grads = _gradients(algorithm, ctx, batch, noise, masks, leaves, at)
         if plain:  # the same numbers as below, without gathering the gradient
             torch._foreach_add_(weights, grads, alpha=-phase.rate(t - 1))
         else:
@@ -96,9 +96,29 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
             if phase.clip is not None:
                 step = clipped(step, phase.clip)
             phase.optimiser.step(theta, step, memory, phase.rate(t - 1), t - 1)
-        loss += losses.detach().sum()
+        loss += losses
         seen += count
     return loss, seen, t
+
+
+def _gradients(algorithm, ctx: ClientContext, batch: Batch, noise: Noise | None, masks: list[Tensor], leaves, at: At):
+    """(the sum of the losses, the gradient of their mean), `ctx.micro_batch` samples at a time."""
+    count = len(batch["x"])
+    piece = ctx.micro_batch or count
+    if piece >= count:
+        if masks:
+            noise.set(masks)
+        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        return losses.detach().sum(), torch.autograd.grad(losses.mean(), leaves)
+    total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+    for a in range(0, count, piece):
+        if masks:
+            noise.set([mask[a : a + piece] for mask in masks])
+        part = {name: array[a : a + piece] for name, array in batch.items()}
+        losses = algorithm.objective(ctx.module, part, at, ctx.task)
+        torch._foreach_add_(grads, torch.autograd.grad(losses.sum() / count, leaves))
+        total += losses.detach().sum()
+    return total, grads
 
 
 def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: At) -> Params:
@@ -142,10 +162,14 @@ def clipped(grad: Params, bound: float) -> Params:
     return grad * (bound / norm(grad).clamp(min=bound))
 
 
-@functools.lru_cache(maxsize=4)
-def workspace(layout: Layout, *batch: int) -> Params:
+def workspace(theta: Params) -> Params:
     """Memory for gradients, the same at every call: they are written anew in each step."""
-    return layout.zeros(*batch)
+    return _workspace(theta.layout, theta.batch, theta.buffers[0].device)
+
+
+@functools.lru_cache(maxsize=4)
+def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device) -> Params:
+    return layout.zeros(*batch).to(device)
 
 
 def descends_plainly(algorithm: LocalTraining, phase: Phase) -> bool:

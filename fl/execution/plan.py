@@ -69,7 +69,7 @@ def make_plan(
     if obstacle:
         raise ValueError(f"layout: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
     if layout is None:
-        layout = layouts.default(module, algorithm) if kind == "loop" else "contiguous"
+        layout = layouts.default(module, algorithm, "cpu") if kind == "loop" else "contiguous"
     return Plan(kind, chunk, why, layout)
 
 
