@@ -17,6 +17,7 @@ from fl.config import Config, ConfigError, located
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.data.stream import Stage, split_rows
+from fl.execution.device import Device
 from fl.execution.loop import overrides
 from fl.execution.plan import Plan, make_plan
 from fl.execution.worker import Job
@@ -106,6 +107,9 @@ class Assembly:
             transforms=config.transforms,
             augment=config.data.augment,
             statistics=tuple(statistics(self.module, "local")),
+            device=device(config),
+            micro_batch=config.execution.micro_batch,
+            graphs=config.execution.graphs,
             on_error=config.execution.on_client_error,
             folder=folder,
             scratch=scratch,
@@ -116,6 +120,7 @@ class Assembly:
 
 def assemble(config: Config) -> Assembly:
     """Load, partition, build and plan; whatever does not fit is a `ConfigError`."""
+    _guard("execution", device(config).check)
     dataset, stages = load_data(config)
     population = stages[0].partition.num_clients
     if config.splits.clients >= population:
@@ -130,6 +135,12 @@ def assemble(config: Config) -> Assembly:
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
     return Assembly(replace(config, execution=execution), dataset, stages, module, initial, plan, world)
+
+
+def device(config: Config) -> Device:
+    """Where clients train."""
+    execution = config.execution
+    return Device(execution.device, execution.precision, execution.deterministic)
 
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:

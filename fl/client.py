@@ -79,6 +79,7 @@ class ClientContext:
     task: Task
     augment: tuple[Augment, ...] = ()  # what changes training batches at random
     micro_batch: int | None = None  # samples that pass through the model at once, as the plan has it
+    graphs: bool = False  # whether gradients are CUDA graphs
     limit: int | None = None  # the most local steps that count, where a deadline leaves no time for all
 
     def net(self, params: Params) -> Callable[[Tensor], Tensor]:

@@ -141,6 +141,7 @@ class Execution:
     layout: how images lie in memory in the loop: contiguous | channels_last | blocked (default: as fl/execution/layout.py has it).
     micro_batch: samples that pass through the model at once in the loop; larger batches add up their gradients (default: all).
     device: cpu, or cuda: workers share the GPUs.   precision: float32, tf32 (of GPUs) or bf16 (autocast).
+    graphs: on a GPU, the loop's gradients are CUDA graphs.
     deterministic: on a GPU, only algorithms that give the same bits each time.
     on_client_error: raise, or drop the client from the round.
     """
@@ -154,6 +155,7 @@ class Execution:
     micro_batch: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
+    graphs: bool = False
     deterministic: bool = False
     on_client_error: Literal["raise", "drop"] = "raise"
 

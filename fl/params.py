@@ -137,6 +137,10 @@ class Params(Mapping[str, Tensor]):
         return self.buffers[0].shape[:-1] if self.buffers else torch.Size()
 
     @property
+    def device(self) -> torch.device:
+        return self.buffers[0].device if self.buffers else torch.device("cpu")
+
+    @property
     def numel(self) -> int:
         return self.layout.numel
 

@@ -12,13 +12,14 @@ drawn on the CPU and is the same everywhere. The server's part, states on disk a
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.trees import Tree, moved
 
@@ -68,6 +69,10 @@ class Device:
     def put(self, tree: Tree) -> Tree:
         """The tree on the device."""
         return tree if self.kind == "cpu" else moved(tree, self.kind)
+
+    def put_module(self, module: nn.Module) -> nn.Module:
+        """The module on the device, a copy unless that is the CPU."""
+        return module if self.kind == "cpu" else copy.deepcopy(module).to(self.kind)
 
     def fetch(self, tree: Tree) -> Tree:
         """The tree in the CPU's memory."""

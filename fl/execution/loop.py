@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from fl import random
 from fl.augment import augmented
 from fl.client import At, ClientContext, LocalTraining, Phase, Reply, Trained
+from fl.execution.graph import place, recorded
 from fl.messages import Update
 from fl.nn import Noise, statistics
 from fl.optimiser import SGD
@@ -31,7 +33,8 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     """All phases of a client's local training, then what it sends and keeps."""
     given = algorithm.given(ctx)
     begun = algorithm.start(given)
-    local, loss, seen, steps, travelled = begun.clone(), torch.zeros((), dtype=torch.float64), 0, 0, 0.0
+    local = place(begun) if ctx.graphs else begun.clone()
+    loss, seen, steps, travelled = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
     ctx.module.train()
     for index, phase in enumerate(algorithm.phases_of(given, ctx.round, ctx.rounds)):
         theta = _trained(ctx.module, local, phase)
@@ -44,6 +47,8 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
             local.copy_(theta, names=theta)
         loss, seen, steps = loss + phase_loss, seen + phase_seen, steps + phase_steps
         travelled += phase.travelled(phase_steps)
+    if ctx.graphs:  # the place is the next client's
+        local = local.clone()
 
     def full_gradient(params: Params) -> Params:
         return mean_gradient(algorithm, ctx, params, at)
@@ -83,11 +88,14 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
     hooked = overrides(algorithm, "gradient")
     noise = Noise(ctx.module, ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
     source = [ctx.generator(f"dropout/{index}")] if noise and noise.layers else []
+    gradients = partial(_gradients, algorithm, ctx, noise, leaves, at)
+    if ctx.graphs:
+        gradients = recorded(ctx.module, gradients)
     loss, seen, t = torch.zeros((), dtype=torch.float64), 0, 0
     for t, batch in enumerate(islice(mini_batches(ctx, phase, index), limit), 1):
         count = len(batch["x"])
         masks = [m[0] for m in noise.draw(source, [count])] if source else []
-        losses, grads = _gradients(algorithm, ctx, batch, noise, masks, leaves, at)
+        losses, grads = gradients(batch, masks)
         if plain:  # the same numbers as below, without gathering the gradient
             torch._foreach_add_(weights, grads, alpha=-phase.rate(t - 1))
         else:
@@ -101,7 +109,7 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
     return loss, seen, t
 
 
-def _gradients(algorithm, ctx: ClientContext, batch: Batch, noise: Noise | None, masks: list[Tensor], leaves, at: At):
+def _gradients(algorithm, ctx: ClientContext, noise: Noise | None, leaves, at: At, batch: Batch, masks: list[Tensor]):
     """(the sum of the losses, the gradient of their mean), `ctx.micro_batch` samples at a time."""
     count = len(batch["x"])
     piece = ctx.micro_batch or count
@@ -164,7 +172,7 @@ def clipped(grad: Params, bound: float) -> Params:
 
 def workspace(theta: Params) -> Params:
     """Memory for gradients, the same at every call: they are written anew in each step."""
-    return _workspace(theta.layout, theta.batch, theta.buffers[0].device)
+    return _workspace(theta.layout, theta.batch, theta.device)
 
 
 @functools.lru_cache(maxsize=4)

@@ -27,6 +27,7 @@ from fl.communication.codecs.delta import Delta, alike, minus, plus
 from fl.communication.codecs.error_feedback import ErrorFeedback, Memory, lost, stacked_memories
 from fl.data.stream import Stage
 from fl.execution import batched
+from fl.execution.device import Device
 from fl.execution.kernels import LinearStack
 from fl.execution.layout import laid_out
 from fl.execution.loop import overrides
@@ -68,6 +69,9 @@ class Job:
     shots: int | None = None  # to so many of their samples
     augment: tuple[Augment, ...] = ()  # of training batches
     statistics: tuple[str, ...] = ()  # running ones that each client keeps
+    device: Device = Device()
+    micro_batch: int | None = None
+    graphs: bool = False
 
     @cached_property
     def keeps(self) -> bool:
@@ -77,6 +81,19 @@ class Job:
 
     def worker(self, writer: int) -> Worker:
         return Worker(self, writer)
+
+    def placed(self) -> Job:
+        """The job with its tensors on its device; on a CPU, itself."""
+        if self.device.kind == "cpu":
+            return self
+        put = self.device.put
+        return replace(
+            self,
+            module=self.device.put_module(self.module),
+            initial=Initial(put(self.initial.trained), put(self.initial.frozen)),
+            arrays=self.device.resident(self.arrays),
+            server_arrays=self.device.resident(self.server_arrays),
+        )
 
 
 @dataclass(frozen=True)
@@ -277,7 +294,8 @@ class Worker:
 
     def __init__(self, job: Job, writer: int):
         settle()
-        self.job, self.writer = job, writer
+        job.device.prepare()
+        self.job, self.writer = job.placed(), writer
         self.slices = [stage.partition.train_slices() for stage in job.stages]
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
@@ -317,12 +335,16 @@ class InProgress:
         self.worker, self.job, self.dispatch = worker, worker.job, dispatch
         self.fold = Fold(dispatch.reduction, len(dispatch.cohort))
         self.columns, self.errors, self.seconds = Columns(), [], 0.0
-        self.module = dispatch.skeleton or self.job.module
+        # whether updates can be added up on the device, without a codec or a rule that the CPU works
+        self.added_there = isinstance(self.job.up, Identity) and not self.job.transforms and dispatch.reduction.linear
+        self.device = self.job.device
+        self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
         stage = self.job.stages[dispatch.stage]
         self.partition, self.task = stage.partition, stage.task
         broadcast = dispatch.broadcast
         visible = {name: tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden}
-        self.received = {**visible, **{name: static.value for name, static in broadcast.static.items()}}
+        static = {name: static.value for name, static in broadcast.static.items()}
+        self.received = self.device.put({**visible, **static})
         self.feedback, self.delta = front(self.job.up, ErrorFeedback), front(self.job.up, Delta)
         difference = front(self.job.down, Delta) if dispatch.kind == "work" else None
         self.differences = [name for name in visible if difference and difference.covers(name)]
@@ -334,7 +356,7 @@ class InProgress:
 
     def part(self) -> Part:
         """What has come of it here."""
-        return Part(self.fold.nodes, self.columns.packed(), self.errors, self.seconds)
+        return Part(self.device.fetch(self.fold.nodes), self.columns.packed(), self.errors, self.seconds)
 
     # -- client work ----------------------------------------------------------------------------------------------
     def _loop(self, positions: np.ndarray) -> None:
@@ -381,7 +403,7 @@ class InProgress:
             ctx = replace(ctx, limit=int(d.limits[at[0]]))
         reply = self._work(self.job.algorithm, d.work, ctx, self.worker.scratch.read(d.carries[at[0]]))
         if reply.carry is not None:
-            self.columns.add(at, {"carry": np.array([self.worker.scratch.append(reply.carry)])})
+            self.columns.add(at, {"carry": np.array([self.worker.scratch.append(self.device.fetch(reply.carry))])})
 
         def keep(memory: dict[str, Memory]) -> None:
             beside: dict[str, Tree] = {"memory": memory} if self.feedback else {}
@@ -389,15 +411,15 @@ class InProgress:
                 beside["statistics"] = ctx.initial.frozen.select(self.job.statistics)
             if self.differences:
                 beside["had"] = {name: received[name] for name in self.differences}
-            kept = self._kept(before, reply.state, beside)
+            kept = self.device.fetch(self._kept(before, reply.state, beside))
             if kept is not None:
                 self.columns.add(at, {"state": np.array([self.worker.states.append(kept)])})
 
         self.deliver(at, reply.update, received, [before], stacked=False, careful=True, keep=keep)
 
     def _work(self, algorithm: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        with laid_out(self.module, self.dispatch.plan.layout):
-            return algorithm.work(name, ctx, carry)
+        with laid_out(self.module, self.dispatch.plan.layout), self.device.computing():
+            return algorithm.work(name, ctx, self.device.put(carry))
 
     def _many(self, positions: np.ndarray) -> None:
         """Client work for the clients at consecutive positions, trained together."""
@@ -413,7 +435,7 @@ class InProgress:
             d.number,
             self.received,
             d.broadcast.config,
-            [self._own(state) for state in before] if self.job.keeps else before,
+            self.device.put([self._own(state) for state in before] if self.job.keeps else before),
             self.job.arrays,
             self.partition.indices,
             starts,
@@ -433,7 +455,9 @@ class InProgress:
         for careful in (False, True):
             self.stage = d.work
             backend = LinearStack if d.plan.kind == "stacked" else batched.Vmap
-            update, states = batched.train(self.job.algorithm, chunk, backend)
+            with self.device.computing():
+                update, states = batched.train(self.job.algorithm, chunk, backend)
+            states = self.device.fetch(states)
             if self.deliver(positions, update, self.received, before, True, careful, keep):
                 break
 
@@ -465,11 +489,13 @@ class InProgress:
             participation=self.dispatch.number,
             received=received,
             config=config,
-            state=self._own(state),
+            state=self.device.put(self._own(state)),
             initial=initial,
             module=self.module,
             task=self.task,
             augment=job.augment,
+            micro_batch=job.micro_batch,
+            graphs=job.graphs,
             **views,
         )
 
@@ -491,17 +517,18 @@ class InProgress:
         broadcast, received = self.dispatch.broadcast, dict(self.received)
         config = broadcast.config(client) if callable(broadcast.config) else broadcast.config
         for name, tree in broadcast.own(client).items():
-            received[name], sizes = transmit(self.job.down, tree, None, self.own_key(client, name))
+            arrived, sizes = transmit(self.job.down, tree, None, self.own_key(client, name))
+            received[name] = self.device.put(arrived)
             if at is not None:
                 self.count("down", name, at, sizes)
         had = (state or {}).get("had", {}) if self.differences else {}
         for name in self.differences:
-            tree, old = received[name], had.get(name)
+            tree, old = self.device.fetch(received[name]), had.get(name)
             if old is not None and alike(tree, old):
                 arrived, sizes = transmit(self.job.down, minus(tree, old), None, self.own_key(client, name))
-                received[name] = plus(arrived, old)
+                received[name] = self.device.put(plus(arrived, old))
             else:
-                received[name], sizes = transmit(Identity(), tree)
+                sizes = transmit(Identity(), tree)[1]
             if at is not None:
                 self.count("down", name, at, sizes)
         return received, config
@@ -534,6 +561,9 @@ class InProgress:
         answer is False: train again and look at each client.
         """
         arrived, counted, memory = {}, {}, {}
+        if not self.added_there:
+            update = self.device.fetch(update)
+            received = self.device.fetch(received)
         for name, tree in self.leave(positions, update, stacked).items():
             sent = self.outgoing(name, tree, received, before, stacked)
             decoded, counted[name] = transmit(
@@ -677,7 +707,8 @@ class InProgress:
             ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
         if self.dispatch.work != "received":
             ctx = algorithm.after(ctx, self._work(algorithm, "train", ctx, None))
-        return algorithm.predictor(ctx)
+        with self.device.computing():
+            return algorithm.predictor(ctx)
 
     def _evaluate_server(self, positions: np.ndarray) -> None:
         """Metrics of the model on blocks of the server's data."""
@@ -685,7 +716,8 @@ class InProgress:
         blocks = [rows[k * EVALUATION_BLOCK : (k + 1) * EVALUATION_BLOCK] for k in self.dispatch.cohort[positions]]
         config = self.dispatch.broadcast.config
         config = config(NOBODY) if callable(config) else config
-        net = self.job.algorithm.predictor(self._context(NOBODY, self.received, config, None))
+        with self.device.computing():
+            net = self.job.algorithm.predictor(self._context(NOBODY, self.received, config, None))
         self._measure(positions, net, blocks, self.job.server_arrays)
 
     def _measure(
@@ -696,14 +728,15 @@ class InProgress:
         owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         view = View(arrays, np.concatenate(rows))
         accs: dict[str, Any] = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), self.device.computing():
             for a in range(0, max(len(view), 1), EVALUATION_BLOCK):
                 batch = view.take(slice(a, a + EVALUATION_BLOCK))
-                segments = torch.from_numpy(owners[a : a + EVALUATION_BLOCK])
+                segments = torch.as_tensor(owners[a : a + EVALUATION_BLOCK])
                 outputs = net(batch["x"])
                 for name, metric in metrics.items():
                     part = metric.measure(outputs, batch, segments, len(rows))
                     accs[name] = metric.merge(accs[name], part) if name in accs else part
+        accs = self.device.fetch(accs)
         for name, metric in metrics.items():
             self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], len(rows))})
         self.columns.add(positions, {"num_examples": np.array([len(r) for r in rows])})
@@ -722,7 +755,7 @@ def _predicts_alike(algorithm: ClientAlgorithm) -> bool:
 
 def _array(value: Any) -> np.ndarray:
     """A number or a tensor (C,) as an array (1,) or (C,)."""
-    return np.atleast_1d(value.numpy() if isinstance(value, Tensor) else np.asarray(value))
+    return np.atleast_1d(value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))
 
 
 def _non_finite(groups: Mapping[str, Tree], count: int | None) -> np.ndarray:
@@ -735,5 +768,5 @@ def _non_finite(groups: Mapping[str, Tree], count: int | None) -> np.ndarray:
             suspects = ~torch.isfinite(rows.sum(-1))
             if suspects.any():
                 suspects &= ~torch.isfinite(rows).all(-1)
-                bad |= suspects.numpy()
+                bad |= suspects.cpu().numpy()
     return bad

@@ -112,7 +112,7 @@ class Segments:
         segment, offset, length = (int(x) for x in location)
         if segment < 0:
             return None
-        memory = torch.empty(length, dtype=torch.uint8)
+        memory = torch.empty(length, dtype=torch.uint8, device="cpu")
         raw_bytes(memory)[:] = self.window(segment, offset, length)
         text = memory.numpy()
         (size,) = _LENGTH.unpack_from(text)
