@@ -87,7 +87,12 @@ class Assembly:
         """The plan for training another module than the run's."""
         execution = self.config.execution
         wanted = (execution.plan, None, execution.channels_last)
-        return make_plan(self.config.client, module, module_params(module), self.stages[0].task, *wanted)
+        return make_plan(self.config.client, module, module_params(module), self.stages[0].task, self.inputs, *wanted)
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """A few, as the model takes them."""
+        return inputs(self.dataset)
 
     def job(self, folder: Any, scratch: Any) -> Job:
         """What workers need of it."""
@@ -125,7 +130,10 @@ def assemble(config: Config) -> Assembly:
     initial = Initial.of(module)
     execution = config.execution
     wanted = (execution.plan, execution.chunk, execution.channels_last)
-    plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, stages[0].task, *wanted))
+    plan = _guard(
+        "execution",
+        lambda: make_plan(config.client, module, initial.trained, stages[0].task, inputs(dataset), *wanted),
+    )
     execution = replace(execution, plan=plan.kind, chunk=plan.chunk, channels_last=plan.channels_last)
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
@@ -166,6 +174,11 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
     if splits.per_class is not None:
         partition = partition.capped(dataset.labels, splits.per_class)
     return partition.pooled() if splits.pooled else partition
+
+
+def inputs(dataset: Dataset) -> torch.Tensor:
+    """A few samples, as the model takes them."""
+    return torch.from_numpy(dataset.train["x"][:4])
 
 
 def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:

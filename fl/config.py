@@ -137,7 +137,7 @@ class Execution:
     model's structure.
 
     executor: serial, or ray with `workers` (default: one per core) on this machine or the cluster at `address` ("auto").
-    plan: loop | stacked | vmap | auto.   chunk: clients trained together (a power of two).
+    plan: loop | stacked | flat | vmap | auto.   chunk: clients trained together (a power of two).
     channels_last: the memory format of image batches in the loop (default: where the model has 2-d convolutions).
     on_client_error: raise, or drop the client from the round.
     """
@@ -145,7 +145,7 @@ class Execution:
     executor: Literal["serial", "ray"] = "ray"
     workers: int | None = None
     address: str | None = None
-    plan: Literal["auto", "loop", "stacked", "vmap"] = "auto"
+    plan: Literal["auto", "loop", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
     channels_last: bool | None = None
     on_client_error: Literal["raise", "drop"] = "raise"

@@ -8,20 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fl.client import ClientAlgorithm, LocalTraining
+from fl.execution.flat import Flat, kept
 from fl.execution.kernels import LinearStack
 from fl.execution.loop import overrides
 from fl.params import Params
 from fl.task import Task
 
-Kind = Literal["loop", "stacked", "vmap"]
+Kind = Literal["loop", "stacked", "flat", "vmap"]
 
 # Parameters that are trained together: more amortise calls, fewer stay in cache. `fl bench` on 2 cores, MLP of 209,662, beside
 # bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4; softmax regression of 610 is flat from 128 to 512
 CHUNK_ELEMENTS = 1 << 21
 MAX_CHUNK = 256
+
+# Laid flat, what a forward pass keeps for the backward pass is the most of the memory, and larger chunks stop paying off at about
+# 30 MB of it. Convolutions that keep much are bound by their products, which are not quicker in groups. Both from the table of
+# `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
+KEPT_ELEMENTS = 1 << 23
+MAX_FLAT = 16
+KEPT_BY_CONVOLUTIONS = 1 << 14  # of a sample
+FULL_BATCH = 256  # samples that a batch of all data is taken for
 
 
 @dataclass(frozen=True)
@@ -39,34 +48,69 @@ def make_plan(
     module: nn.Module,
     model: Params,
     task: Task,
+    x: Tensor,
     kind: Kind | Literal["auto"],
     chunk: int | None,
     channels_last: bool | None = None,
 ) -> Plan:
-    """The plan for training `module` with `algorithm`; a kind asked for that cannot be is an error."""
+    """The plan for training `module` with `algorithm` on inputs like `x`; a kind asked for that cannot be is an error."""
     loop_only, no_kernel = _why_loop(algorithm, module), None
     if loop_only is None:
         trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
         frozen = len(model) < sum(1 for _ in module.parameters())
         no_kernel = "some parameters are frozen" if frozen else LinearStack.covers(algorithm, module, task, trains)
     if kind == "auto":
-        obstacle = loop_only or no_kernel
-        kind, why = ("loop", obstacle) if obstacle else ("stacked", "a stack of linear layers")
+        if loop_only is None and no_kernel is None:
+            kind, why = "stacked", "a stack of linear layers"
+        else:
+            obstacle = loop_only or Flat.covers(algorithm, module, task, x) or _why_not_flat(algorithm, module, model, x)
+            kind, why = ("loop", obstacle) if obstacle else ("flat", f"{no_kernel}, but its layers can be laid flat")
     elif kind != "loop" and loop_only:
         raise ValueError(f"plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
     elif kind == "stacked" and no_kernel:
-        raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'vmap', 'loop' or 'auto'")
+        raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'flat', 'vmap', 'loop' or 'auto'")
+    elif kind == "flat" and (uncovered := Flat.covers(algorithm, module, task, x)):
+        raise ValueError(f"plan: 'flat' is not possible: {uncovered}. Use 'vmap', 'loop' or 'auto'")
     else:
         why = "asked for"
     if chunk is None:
-        room = max(1, CHUNK_ELEMENTS // model.numel)
-        chunk = 1 if kind == "loop" else min(MAX_CHUNK, 1 << (room.bit_length() - 1))
+        chunk = 1 if kind == "loop" else _flat_chunk(algorithm, module, model, x) if kind == "flat" else _chunk(model)
     elif chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk: {chunk} is not a power of two")
     if channels_last is None:  # convolutions: 7 % faster on cnn_small than with channels first
         convolutions = [child for child in module.modules() if isinstance(child, nn.Conv2d)]
         channels_last = kind == "loop" and bool(convolutions) and not any(map(_corrupts, convolutions))
     return Plan(kind, chunk, why, channels_last)
+
+
+def _chunk(model: Params) -> int:
+    """How many clients' parameters make a chunk."""
+    return min(MAX_CHUNK, _power_of_two(CHUNK_ELEMENTS // model.numel))
+
+
+def _flat_chunk(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor) -> int:
+    """How many clients laid flat make a chunk, by parameters and by what is kept of their batches."""
+    batch = max(FULL_BATCH if phase.batch == "full" else phase.batch for phase in algorithm.phases(0, 1))
+    return min(MAX_FLAT, _chunk(model), _power_of_two(int(KEPT_ELEMENTS / (batch * max(kept(module, x), 1)))))
+
+
+def _why_not_flat(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor) -> str | None:
+    """Why the loop is quicker than laying clients flat, or `None`."""
+    if _flat_chunk(algorithm, module, model, x) == 1:
+        return "two clients laid flat would take more memory than caches have"
+    convolves = any(isinstance(child, nn.modules.conv._ConvNd) and _trains(child) for child in module.modules())
+    if convolves and kept(module, x) > KEPT_BY_CONVOLUTIONS:
+        return "its convolutions are quicker one client at a time"
+    return None
+
+
+def _trains(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters())
+
+
+def _power_of_two(n: int) -> int:
+    """The largest that is not above n, at least 1."""
+    return 1 << (max(n, 1).bit_length() - 1)
 
 
 def _corrupts(convolution: nn.Conv2d) -> bool:

@@ -203,19 +203,20 @@ TRAINED = {
         "cnn_pfllib",
     ],
 )
-def test_loop_vmap_and_channels_last_agree(model):
+def test_all_plans_and_channels_last_agree(model):
     config = TRAINED | {"model": model}
-    loop, last, vmap = (
+    loop, *others = (
         fl.run(config, **{f"execution.{k}": v for k, v in execution.items()}).model
         for execution in (
             {"plan": "loop", "channels_last": False},
             {"plan": "loop", "channels_last": True},
+            {"plan": "flat", "chunk": 4, "channels_last": False},
             {"plan": "vmap", "chunk": 4, "channels_last": False},
         )
     )
     for name, tensor in loop.items():
-        torch.testing.assert_close(last[name], tensor, rtol=1e-3, atol=2e-4)
-        torch.testing.assert_close(vmap[name], tensor, rtol=1e-3, atol=2e-4)
+        for other in others:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(

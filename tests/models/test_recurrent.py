@@ -50,7 +50,7 @@ def test_lstm_is_hochreiters():
 
 def test_trained_in_the_loop():
     module = CharLSTM(hidden=3).build((4,), 5)
-    args = (LocalSGD(), module, module_params(module), Classification())
+    args = (LocalSGD(), module, module_params(module), Classification(), torch.zeros(2, 4, dtype=torch.int32))
     plan = make_plan(*args, "auto", None)
     assert (plan.kind, plan.chunk) == ("loop", 1) and "LSTM" in plan.why
     with pytest.raises(ValueError, match="'vmap' is not possible: LSTM is one fused kernel"):
