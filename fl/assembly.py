@@ -86,9 +86,8 @@ class Assembly:
 
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """The plan for training another module than the run's."""
-        execution = self.config.execution
-        wanted = (execution.plan, None, execution.layout)
-        return make_plan(self.config.client, module, module_params(module), self.stages[0].task, *wanted)
+        config, execution = self.config, replace(self.config.execution, chunk=None)
+        return make_plan(config.client, module, module_params(module), self.stages[0].task, inputs(self.dataset), execution)
 
     def job(self, folder: Any, scratch: Any) -> Job:
         """What workers need of it."""
@@ -129,8 +128,10 @@ def assemble(config: Config) -> Assembly:
     module = build_model(config, dataset)
     initial = Initial.of(module)
     execution = config.execution
-    wanted = (execution.plan, execution.chunk, execution.layout)
-    plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, stages[0].task, *wanted))
+    plan = _guard(
+        "execution",
+        lambda: make_plan(config.client, module, initial.trained, stages[0].task, inputs(dataset), execution),
+    )
     execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
@@ -177,6 +178,11 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
     if splits.per_class is not None:
         partition = partition.capped(dataset.labels, splits.per_class)
     return partition.pooled() if splits.pooled else partition
+
+
+def inputs(dataset: Dataset) -> torch.Tensor:
+    """A few samples, as the model takes them."""
+    return torch.from_numpy(dataset.train["x"][:4])
 
 
 def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:

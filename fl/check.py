@@ -477,7 +477,7 @@ def nobody_late(bench: Bench) -> str | None:
 def loop_and_batched(bench: Bench) -> str:
     """Clients trained one by one and together agree to 1e-4."""
     loop, agreed = bench.run(rounds=1, **{"execution.plan": "loop"}), []
-    for plan in ("stacked", "vmap"):
+    for plan in ("stacked", "flat", "vmap"):
         try:
             together = bench.run(rounds=1, **{"execution.plan": plan})
         except ConfigError as error:

@@ -137,7 +137,7 @@ class Execution:
     first three are resolved to explicit values from the model's structure and the device.
 
     executor: serial, or ray with `workers` (default: one per core, or per GPU) on this machine or the cluster at `address` ("auto").
-    plan: loop | stacked | vmap | auto.   chunk: clients trained together (a power of two).
+    plan: loop | stacked | flat | vmap | auto.   chunk: clients trained together (a power of two).
     layout: how images lie in memory in the loop: contiguous | channels_last | blocked (default: as fl/execution/layout.py has it).
     micro_batch: samples that pass through the model at once in the loop; larger batches add up their gradients (default: all).
     device: cpu, or cuda: workers share the GPUs.   precision: float32, tf32 (of GPUs) or bf16 (autocast).
@@ -149,7 +149,7 @@ class Execution:
     executor: Literal["serial", "ray"] = "ray"
     workers: int | None = None
     address: str | None = None
-    plan: Literal["auto", "loop", "stacked", "vmap"] = "auto"
+    plan: Literal["auto", "loop", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
     layout: Literal["contiguous", "channels_last", "blocked"] | None = None
     micro_batch: int | None = None
@@ -162,6 +162,8 @@ class Execution:
     def __post_init__(self):
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch: {self.micro_batch} is not at least 1")
+        if self.graphs and self.device == "cpu":
+            raise ValueError("graphs: they are of GPUs; set device: cuda, or leave them out")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers: {self.workers} is not at least 1")
 

@@ -21,7 +21,7 @@ SGD = "['batch', 'clip', 'epochs', 'lr', 'optimiser', 'steps', 'trains']"
 BAD = {
     "unknown key": (["client.epoch=3"], "client.epoch: not a key of 'sgd'", [SGD, "Did you mean 'epochs'?"]),
     "wrong type": (["rounds=many"], "rounds: 'many' is not a valid integer", []),
-    "wrong choice": (["execution.plan=stackd"], "execution.plan: 'stackd' is not 'auto', 'loop', 'stacked' or 'vmap'",
+    "wrong choice": (["execution.plan=stackd"], "execution.plan: 'stackd' is not 'auto', 'loop', 'stacked', 'flat' or 'vmap'",
                      ["Did you mean 'stacked'?"]),
     "cohort beyond population": (["cohort.size=200"], "cohort.size: 200 ", ["20"]),
     "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not positive", []),
@@ -33,7 +33,7 @@ BAD = {
                          ["path/to/file.py:Name", "Did you mean 'fedavg'?"]),
     "no rounds": (["rounds=0"], "rounds: 0 is not at least 1", []),
     "impossible plan": (["model=cnn_tiny", "execution.plan=stacked"], "execution.plan: 'stacked' is not possible: ",
-                        ["Conv2d", "Use 'vmap', 'loop' or 'auto'"]),
+                        ["Conv2d", "Use 'flat', 'vmap', 'loop' or 'auto'"]),
     "codec": (["codec.up={name: top_k, ratio: 0}"], "codec.up[0].ratio: 0.0 is not in (0, 1]", []),
     "data of another shape": (["model=cnn_tiny", "data=synthetic"], "model: cnn_tiny takes images", ["a sample is (60,)"]),
     "not key=value": (["cohort.size"], "cohort.size: not key=value", ["rounds=100"]),

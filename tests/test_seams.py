@@ -264,7 +264,7 @@ def test_the_server_sees_what_was_decoded(play, name):
 
 
 # -- local training ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("plan", ["loop", "vmap"])
+@pytest.mark.parametrize("plan", ["loop", "flat", "vmap"])
 def test_phases_alternate(play, plan):
     """One full-batch step of the head at the old body, then one of the body at the new head, by plain torch."""
     client = toy("HeadThenBody", lr=0.5, batch="full")
@@ -344,7 +344,7 @@ def test_all_may_fail(play):
 
 
 @pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.5}])  # top_k raises on a NaN
-@pytest.mark.parametrize("plan", ["loop", "stacked", "vmap"])
+@pytest.mark.parametrize("plan", ["loop", "stacked", "flat", "vmap"])
 def test_one_of_many_that_train_together_is_dropped(play, plan, codec):
     settings = {"data": toy("Poisoned"), "rounds": 1, "codec.up": codec, "client": {"lr": 0.1, "batch": 4}}
     run = play(**settings, **{"execution.plan": plan, "execution.on_client_error": "drop"})

@@ -15,10 +15,10 @@ from fl.assembly import assemble
 from fl.check import Bench
 from fl.config import Config, ConfigError
 
-PLANS: tuple[Literal["stacked", "vmap"], ...] = ("stacked", "vmap")
+PLANS: tuple[Literal["stacked", "flat", "vmap"], ...] = ("stacked", "flat", "vmap")
 
 
-def why_not(config: Config, plan: Literal["stacked", "vmap"]) -> str | None:
+def why_not(config: Config, plan: Literal["stacked", "flat", "vmap"]) -> str | None:
     """`None` if clients can be trained so, else the engine's reason."""
     try:
         assemble(replace(config, execution=replace(config.execution, plan=plan)))
@@ -38,7 +38,7 @@ def rows() -> Iterator[tuple[str, dict[str, str | None]]]:
 
 
 def table() -> str:
-    lines = ["| method | stacked | vmap | why not |", "|---|---|---|---|"]
+    lines = ["| method | stacked | flat | vmap | why not |", "|---|---|---|---|---|"]
     for name, obstacles in rows():
         said = "; ".join(dict.fromkeys(why for why in obstacles.values() if why))
         yes = " | ".join("no" if obstacles[plan] else "yes" for plan in PLANS)

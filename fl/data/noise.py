@@ -1,4 +1,4 @@
-"""Standard-normal inputs in any amount, for benchmarks.    x ~ N(0, I),   y = argmax(T x) for one random linear teacher T"""
+"""Inputs in any amount, for benchmarks.    x ~ N(0, I), or ids;   y = argmax(T x) for one random linear teacher T"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LogNormal:
 @register("data", "noise")
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Standard-normal inputs in any amount, for benchmarks.
+    """Inputs in any amount, for benchmarks: standard-normal, or uniform ids 0..vocabulary-1.
 
     `samples` of each client: a number, or their distribution, e.g. {lognormal: 1, mean: 20, low: 5, high: 200}.
     """
@@ -44,11 +44,12 @@ class Noise:
     classes: int = 10
     clients: int = 100
     samples: int | LogNormal = 20
+    vocabulary: int | None = None
     seed: int = 0
 
     def load(self) -> Dataset:
-        for name in ("classes", "clients"):
-            if getattr(self, name) < 1:
+        for name in ("classes", "clients", "vocabulary"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
         draw = random.numpy_generator(self.seed, "noise")
         if isinstance(self.samples, LogNormal):
@@ -57,8 +58,11 @@ class Noise:
             sizes = np.full(self.clients, self.samples)
         if sizes.min() < 0 or not sizes.any():
             raise ValueError(f"samples: {self.samples} leaves nothing to train on")
-        # torch draws normals three times faster than NumPy
-        x = torch.empty(int(sizes.sum()), *self.shape).normal_(generator=random.torch_generator(self.seed, "noise")).numpy()
+        shape, source = (int(sizes.sum()), *self.shape), random.torch_generator(self.seed, "noise")
+        if self.vocabulary is None:  # torch draws normals three times faster than NumPy
+            x = torch.empty(shape).normal_(generator=source).numpy()
+        else:
+            x = torch.randint(self.vocabulary, shape, generator=source, dtype=torch.int32).numpy()
         teacher = draw.standard_normal((math.prod(self.shape), self.classes))
         y = np.empty(len(x), np.int64)
         for a in range(0, len(x), _BLOCK):  # in float64: in float32 the last bits of a product would decide near ties

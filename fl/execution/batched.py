@@ -89,9 +89,10 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
         travelled += phase.travelled(taken)
 
     if moved:
-        back = torch.as_tensor(np.argsort(by_length))
+        order = np.argsort(by_length)
+        back = torch.as_tensor(order)
         local, loss = local.row(back), loss[back]
-        steps, travelled, seen = steps[back], travelled[back], seen[back]
+        steps, travelled, seen = steps[order], travelled[order], seen[order]
         at = replace(at, state=given.state, start=_rows(at.start, back))
 
     def full_gradient(params: Params) -> Params:

@@ -50,15 +50,15 @@ def default(module: nn.Module, algorithm: ClientAlgorithm, device: Kind) -> Layo
     convolutions = _convolutions(module)
     if not convolutions or any(map(_corrupts, convolutions)):
         return "contiguous"
-    if device != "cpu" or unblockable(module, algorithm):
+    if unblockable(module, algorithm, device):
         return "channels_last"
     return "blocked" if sum(child.weight.numel() for child in convolutions) >= BLOCKED_ELEMENTS else "contiguous"
 
 
-def unblockable(module: nn.Module, algorithm: ClientAlgorithm) -> str | None:
+def unblockable(module: nn.Module, algorithm: ClientAlgorithm, device: Kind) -> str | None:
     """Why images cannot be blocked, or `None`. They carry no second derivatives, and plain gradient steps alone surely ask for none."""
-    if not torch.backends.mkldnn.is_available():
-        return "this torch was built without oneDNN"
+    if device != "cpu" or not torch.backends.mkldnn.is_available():
+        return "it is oneDNN's, of CPUs" if device != "cpu" else "this torch was built without oneDNN"
     if not isinstance(algorithm, LocalTraining) or overrides(algorithm, "work") or overrides(algorithm, "objective"):
         return f"{type(algorithm).__name__} has work or an objective of its own"
     return None if runs(module) else "no convolution is followed by a ReLU, a max-pool or another in an nn.Sequential"

@@ -1,4 +1,5 @@
-"""Loop or batched: how a client algorithm is trained, a pure function of the model's structure and sizes.
+"""Loop or batched: how a client algorithm is trained, a pure function of the model's structure, sizes and the
+kind of device.
 
 The choice changes last bits, so it is part of the resolved config: the same on every executor, machine count and load.
 """
@@ -8,22 +9,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fl.client import ClientAlgorithm, LocalTraining
+from fl.config import Execution
 from fl.execution import layout as layouts
+from fl.execution.flat import Flat, kept
 from fl.execution.kernels import LinearStack
 from fl.execution.layout import Layout
 from fl.execution.loop import overrides
 from fl.params import Params
 from fl.task import Task
 
-Kind = Literal["loop", "stacked", "vmap"]
+Kind = Literal["loop", "stacked", "flat", "vmap"]
 
 # Parameters that are trained together: more amortise calls, fewer stay in cache. `fl bench` on 2 cores, MLP of 209,662, beside
 # bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4; softmax regression of 610 is flat from 128 to 512
 CHUNK_ELEMENTS = 1 << 21
 MAX_CHUNK = 256
+
+# Laid flat, what a forward pass keeps for the backward pass is the most of the memory, and larger chunks stop paying off at about
+# 30 MB of it. Convolutions that keep much are bound by their products, which are not quicker in groups. Both from the table of
+# `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
+KEPT_ELEMENTS = 1 << 23
+MAX_FLAT = 16
+KEPT_BY_CONVOLUTIONS = 1 << 14  # of a sample
+# A GPU has room for more, and wants it. Not measured yet: `fl bench --device cuda` and `fl tune` do
+GPU_CHUNK_ELEMENTS = 1 << 26
+GPU_KEPT_ELEMENTS = 1 << 29
+FULL_BATCH = 256  # samples that a batch of all data is taken for
 
 
 @dataclass(frozen=True)
@@ -37,44 +51,99 @@ class Plan:
 
 
 def make_plan(
-    algorithm: ClientAlgorithm,
-    module: nn.Module,
-    model: Params,
-    task: Task,
-    kind: Kind | Literal["auto"],
-    chunk: int | None,
-    layout: Layout | None = None,
+    algorithm: ClientAlgorithm, module: nn.Module, model: Params, task: Task, x: Tensor, execution: Execution
 ) -> Plan:
-    """The plan for training `module` with `algorithm`; a kind asked for that cannot be is an error."""
-    loop_only, no_kernel = _why_loop(algorithm, module), None
+    """The plan for training `module` with `algorithm` on inputs like `x`; what `execution` asks for and cannot be is an error."""
+    kind, chunk, layout, gpu = execution.plan, execution.chunk, execution.layout, execution.device == "cuda"
+    loop_only, no_kernel = _why_loop(algorithm, module, execution), None
     if loop_only is None:
         trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
         frozen = len(model) < sum(1 for _ in module.parameters())
         no_kernel = "some parameters are frozen" if frozen else LinearStack.covers(algorithm, module, task, trains)
+        if execution.precision == "bf16":
+            no_kernel = no_kernel or "its products are explicit, and bf16 comes by autocast"
     if kind == "auto":
-        obstacle = loop_only or no_kernel
-        kind, why = ("loop", obstacle) if obstacle else ("stacked", "a stack of linear layers")
+        if loop_only is None and no_kernel is None:
+            kind, why = "stacked", "a stack of linear layers"
+        else:
+            obstacle = loop_only or Flat.covers(algorithm, module, task, x)
+            obstacle = obstacle or (None if gpu else _why_not_flat(algorithm, module, model, x))
+            kind, why = ("loop", obstacle) if obstacle else ("flat", f"{no_kernel}, but its layers can be laid flat")
     elif kind != "loop" and loop_only:
         raise ValueError(f"plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
     elif kind == "stacked" and no_kernel:
-        raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'vmap', 'loop' or 'auto'")
+        raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'flat', 'vmap', 'loop' or 'auto'")
+    elif kind == "flat" and (uncovered := Flat.covers(algorithm, module, task, x)):
+        raise ValueError(f"plan: 'flat' is not possible: {uncovered}. Use 'vmap', 'loop' or 'auto'")
     else:
         why = "asked for"
     if chunk is None:
-        room = max(1, CHUNK_ELEMENTS // model.numel)
-        chunk = 1 if kind == "loop" else min(MAX_CHUNK, 1 << (room.bit_length() - 1))
+        flat = _flat_chunk(algorithm, module, model, x, gpu) if kind == "flat" else MAX_CHUNK
+        chunk = 1 if kind == "loop" else min(flat, _chunk(model, gpu))
     elif chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk: {chunk} is not a power of two")
-    obstacle = layouts.unblockable(module, algorithm) if layout == "blocked" else None
+    obstacle = layouts.unblockable(module, algorithm, execution.device) if layout == "blocked" else None
     if obstacle:
         raise ValueError(f"layout: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
     if layout is None:
-        layout = layouts.default(module, algorithm, "cpu") if kind == "loop" else "contiguous"
+        layout = layouts.default(module, algorithm, execution.device) if kind == "loop" else "contiguous"
+    if (
+        (execution.micro_batch or execution.graphs)
+        and kind == "loop"
+        and (unsplit := _why_whole(algorithm, module, execution))
+    ):
+        raise ValueError(unsplit)
     return Plan(kind, chunk, why, layout)
 
 
-def _why_loop(algorithm: ClientAlgorithm, module: nn.Module) -> str | None:
+def _chunk(model: Params, gpu: bool = False) -> int:
+    """How many clients' parameters make a chunk."""
+    return min(MAX_CHUNK, _power_of_two((GPU_CHUNK_ELEMENTS if gpu else CHUNK_ELEMENTS) // model.numel))
+
+
+def _flat_chunk(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor, gpu: bool = False) -> int:
+    """How many clients laid flat make a chunk, by parameters and by what is kept of their batches."""
+    batch = max(FULL_BATCH if phase.batch == "full" else phase.batch for phase in algorithm.phases(0, 1))
+    room = (GPU_KEPT_ELEMENTS if gpu else KEPT_ELEMENTS) / (batch * max(kept(module, x), 1))
+    return min(MAX_CHUNK if gpu else MAX_FLAT, _chunk(model, gpu), _power_of_two(int(room)))
+
+
+def _why_not_flat(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor) -> str | None:
+    """Why the loop is quicker than laying clients flat, or `None`."""
+    if _flat_chunk(algorithm, module, model, x) == 1:
+        return "two clients laid flat would take more memory than caches have"
+    convolves = any(isinstance(child, nn.modules.conv._ConvNd) and _trains(child) for child in module.modules())
+    if convolves and kept(module, x) > KEPT_BY_CONVOLUTIONS:
+        return "its convolutions are quicker one client at a time"
+    return None
+
+
+def _trains(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters())
+
+
+def _power_of_two(n: int) -> int:
+    """The largest that is not above n, at least 1."""
+    return 1 << (max(n, 1).bit_length() - 1)
+
+
+def _why_whole(algorithm: ClientAlgorithm, module: nn.Module, execution: Execution) -> str | None:
+    """Why the loop's gradient cannot be taken in pieces, or recorded as a graph, if that is asked for; or `None`."""
+    if not isinstance(algorithm, LocalTraining) or overrides(algorithm, "work") or overrides(algorithm, "objective"):
+        why = f"{type(algorithm).__name__} has work or an objective of its own"
+    elif any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        why = "BatchNorm takes statistics over the whole batch"
+    elif execution.graphs and (len(algorithm.phases(0, 1)) > 1 or algorithm.phases(0, 1)[0].trains is not None):
+        why = f"{type(algorithm).__name__} trains parts of the model at a time"
+    else:
+        return None
+    return f"micro_batch: impossible: {why}" if execution.micro_batch else f"graphs: impossible: {why}"
+
+
+def _why_loop(algorithm: ClientAlgorithm, module: nn.Module, execution: Execution) -> str | None:
     """Why clients cannot be trained together, or `None`."""
+    if execution.micro_batch or execution.graphs:
+        return f"{'micro batches' if execution.micro_batch else 'CUDA graphs'} are of the loop"
     if not isinstance(algorithm, LocalTraining):
         return f"{type(algorithm).__name__} is not a LocalTraining"
     if overrides(algorithm, "work"):

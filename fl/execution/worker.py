@@ -28,6 +28,7 @@ from fl.communication.codecs.error_feedback import ErrorFeedback, Memory, lost, 
 from fl.data.stream import Stage
 from fl.execution import batched
 from fl.execution.device import Device
+from fl.execution.flat import Flat
 from fl.execution.kernels import LinearStack
 from fl.execution.layout import laid_out
 from fl.execution.loop import overrides
@@ -45,6 +46,7 @@ EVALUATION_BLOCK = 1024  # samples per forward pass of an evaluation
 NOBODY = -1  # the client that the server's evaluation asks: without data, without state
 SPLITS = ("train", "val", "test")
 EVALUATION_CHUNK = 64  # clients whose samples share forward passes
+BACKENDS: Mapping[str, type] = {"stacked": LinearStack, "flat": Flat, "vmap": batched.Vmap}  # of plans that train together
 
 
 @dataclass(frozen=True)
@@ -454,9 +456,8 @@ class InProgress:
 
         for careful in (False, True):
             self.stage = d.work
-            backend = LinearStack if d.plan.kind == "stacked" else batched.Vmap
             with self.device.computing():
-                update, states = batched.train(self.job.algorithm, chunk, backend)
+                update, states = batched.train(self.job.algorithm, chunk, BACKENDS[d.plan.kind])
             states = self.device.fetch(states)
             if self.deliver(positions, update, self.received, before, True, careful, keep):
                 break

@@ -1,15 +1,22 @@
 """Devices: training makes nothing elsewhere than on its device; a GPU, where there is one, gives what the CPU gives."""
 
+import copy
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import fl
 from fl.assembly import assemble
+from fl.client import At, ClientContext, View
 from fl.config import ConfigError, resolve
-from fl.execution import batched
-from fl.execution.device import Device
-from fl.execution.worker import InProgress  # noqa: F401
+from fl.execution import batched, loop
+from fl.execution.worker import BACKENDS
+from fl.optimiser import SGD
+from fl.params import Initial, bind, norm
+from fl.trees import digest, moved
 
 CONFIG = {
     "seed": 3,
@@ -34,44 +41,134 @@ def test_a_gpu_that_is_not_there_is_refused_before_work_starts(tmp_path):
         fl.run(CONFIG | {"execution": {"executor": "serial", "precision": "tf32"}})
 
 
-class Meta(Device):
-    """Tensors without values: an operation of one of them with one of the CPU's is an error, as it is with a GPU's."""
-
-    def computing(self):
-        return torch.device("meta")
+def on_meta(tree):
+    """Tensors without values: an operation of one of them with one of the CPU's is an error, as with a GPU's."""
+    return moved(tree, "meta")
 
 
-@pytest.mark.parametrize("plan", ["stacked", "vmap", "flat"])
-def test_training_together_stays_on_its_device(plan):
-    assembly = assemble(resolve(CONFIG | {"execution": {"executor": "serial", "plan": plan}}))
-    job = assembly.job(None, None)
-    partition = assembly.stages[0].partition
-    starts, sizes = partition.train_slices()
-    device = Meta()
-    put = lambda tree: batched.leaves and fl.trees.moved(tree, "meta")  # noqa: E731
-    assert device and put
-    clients = np.arange(4)
-    from fl.execution.worker import BACKENDS
-    from fl.params import Initial
+@pytest.fixture(scope="module")
+def job():
+    return assemble(resolve(CONFIG)).job(Path(), Path())
 
-    initial = Initial(put(job.initial.trained), put(job.initial.frozen))
+
+def placed(job):
+    initial = Initial(on_meta(job.initial.trained), on_meta(job.initial.frozen))
+    arrays = {name: array.to("meta") for name, array in job.arrays.items()}
+    return initial, arrays, copy.deepcopy(job.module).to("meta")
+
+
+@pytest.mark.parametrize("plan", ["stacked", "flat", "vmap"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
+    initial, arrays, module = placed(job)
+    stage, clients = job.stages[0], np.arange(4)
+    starts, sizes = (column[clients] for column in stage.partition.train_slices())
     chunk = batched.Chunk(
-        clients,
-        0,
-        0,
-        1,
-        0,
-        {"model": initial.trained},
-        {},
-        [None] * 4,
-        {name: array.to("meta") for name, array in job.arrays.items()},
-        partition.indices,
-        starts[clients],
-        sizes[clients],
-        initial,
-        job.module.to("meta"),
-        assembly.stages[0].task,
+        *(clients, 0, 0, 1, 0, {"model": initial.trained}, {}, [None] * 4, arrays, stage.partition.indices, starts, sizes),
+        *(initial, module, stage.task),
     )
-    with device.computing():
-        update, _ = batched.train(assembly.config.client, chunk, BACKENDS[plan])
-    assert all(leaf.device.type == "meta" for leaf in update.groups["model"].buffers)
+    algorithm = replace(job.algorithm, optimiser=SGD(momentum=momentum))
+    with torch.device("meta"):
+        update, _ = batched.train(algorithm, chunk, BACKENDS[plan])
+    assert update.groups["model"].buffers[0].device.type == "meta"
+    assert {update.groups["model"].batch, update.num_examples.shape} == {(4,)}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_loop_makes_nothing_elsewhere(job, momentum):
+    initial, arrays, module = placed(job)
+    stage, algorithm = job.stages[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
+    views = {split: View(arrays, stage.partition.view_rows(0, split)) for split in ("train", "val", "test")}
+    ctx = ClientContext(
+        *(0, 0, 0, 1, 0, {"model": initial.trained}, {}, None),
+        **views,
+        initial=initial,
+        module=module.train(),
+        task=stage.task,
+    )
+    given, (phase,) = algorithm.given(ctx), algorithm.phases(0, 1)
+    with torch.device("meta"):
+        theta = initial.trained.clone()
+        bind(module, theta, initial, theta)
+        at = At(**vars(given), phase=phase, start=theta)
+        loss, seen, steps = loop._run_phase(algorithm, ctx, phase, 0, theta, at, None)
+    assert loss.device.type == theta.device.type == "meta"
+    assert (seen, steps) == (len(views["train"]), -(-len(views["train"]) // 8))
+
+
+def test_pieces_of_a_batch_add_up():
+    """Gradients are sums over samples: in pieces they are the same but for rounding, dropout's draws included."""
+    whole, pieces = (
+        fl.run(CONFIG | {"execution": {"executor": "serial", "plan": "loop", "micro_batch": size}}).model
+        for size in (None, 3)
+    )
+    assert any(not torch.equal(whole[name], pieces[name]) for name in whole)  # it does something
+    for name in whole:
+        torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_is_near_and_not_equal():
+    """bf16 rounds to 2^-9 of a number; a gradient step through three products is off by a few times that."""
+
+    def after_a_step(lr, precision):
+        client = {"steps": 1, "batch": 8, "lr": lr}
+        execution = {"executor": "serial", "plan": "loop", "precision": precision}
+        return fl.run(CONFIG | {"rounds": 1, "client": client, "execution": execution}).model
+
+    start, full, half = after_a_step(0.0, "float32"), after_a_step(0.01, "float32"), after_a_step(0.01, "bf16")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    assert 0 < norm(half - full) < 0.05 * norm(full - start)
+
+
+@pytest.mark.parametrize(
+    "execution, why",
+    [
+        ({"micro_batch": 0}, "micro_batch: 0 is not at least 1"),
+        ({"micro_batch": 4, "plan": "stacked"}, "'stacked' is not possible: micro batches are of the loop"),
+        ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: .* bf16 comes by autocast"),
+        ({"graphs": True}, "graphs: they are of GPUs"),
+    ],
+)
+def test_what_cannot_be_is_refused(execution, why):
+    with pytest.raises(ConfigError, match=why):
+        fl.run(CONFIG | {"execution": {"executor": "serial"} | execution})
+
+
+def test_own_objectives_are_not_taken_in_pieces():
+    with pytest.raises(ConfigError, match="micro_batch: impossible: .* objective of its own"):
+        fl.run(CONFIG | {"strategy": "moon", "client": {"batch": 8}, "execution": {"executor": "serial", "micro_batch": 4}})
+
+
+# -- where there is one ----------------------------------------------------------------------------------------------
+@gpu
+@pytest.mark.parametrize(
+    "execution", [{"plan": p} for p in ("loop", "stacked", "flat", "vmap")] + [{"plan": "loop", "graphs": True}]
+)
+def test_a_gpu_gives_what_the_cpu_gives(execution):
+    cpu, cuda = (
+        fl.run(CONFIG | {"execution": {"executor": "serial", **changes}}).model
+        for changes in ({"plan": "loop"}, {"device": "cuda", **execution})
+    )
+    for name in cpu:
+        torch.testing.assert_close(cuda[name], cpu[name], rtol=1e-3, atol=1e-4)
+
+
+@gpu
+@pytest.mark.parametrize("plan", ["loop", "stacked", "flat"])
+def test_same_bits_on_a_gpu_in_deterministic_mode(plan):
+    digests = {
+        digest(fl.run(CONFIG | {"execution": {"device": "cuda", "deterministic": True, "plan": plan, **executor}}).model)
+        for executor in ({"executor": "serial"}, {"executor": "serial"}, {"executor": "ray", "workers": 2})
+    }
+    assert len(digests) == 1
+
+
+@gpu
+def test_codecs_and_states_on_a_gpu():
+    """What the CPU works for a GPU run: encodings, and states on disk."""
+    config = CONFIG | {"strategy": "scaffold", "codec": {"up": ["error_feedback", {"top_k": {"ratio": 0.1}}]}}
+    cpu, cuda = (
+        fl.run(config | {"execution": {"executor": "serial", "device": device, "plan": "loop"}}).metrics
+        for device in ("cpu", "cuda")
+    )
+    assert [row["uplink_bytes"] for row in cpu] == [row["uplink_bytes"] for row in cuda]

@@ -21,6 +21,7 @@ import clients.sgd
 from fl import random
 from fl.client import ClientContext, Given, Phase, View
 from fl.execution import batched
+from fl.execution.flat import Flat
 from fl.execution.kernels import LinearStack
 from fl.nn import Dropout, addressed
 from fl.optimiser import SGD, Adam, Schedule
@@ -34,7 +35,8 @@ CLIENTS = np.array([4, 11, 12, 30, 77])
 SIZES = np.array([13, 41, 3, 64, 20])  # batches of 20: clients below one batch, of whole batches, with a short last one
 BATCH = 20
 TOLERANCE = 1e-5
-BACKENDS = [LinearStack, batched.Vmap]
+BACKENDS = [LinearStack, Flat, batched.Vmap]
+GENERAL = [Flat, batched.Vmap]
 
 
 def normal(*shape, address, scale=1.0):
@@ -265,9 +267,10 @@ def test_batched_is_the_loop(method, dropout, setting, backend):
     assert_method_agrees(METHODS[method](**{"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}), mlp(dropout), backend)
 
 
+@pytest.mark.parametrize("backend", GENERAL)
 @pytest.mark.parametrize("method", METHODS)
-def test_batched_is_the_loop_where_some_parameters_are_frozen(method):
-    assert_method_agrees(METHODS[method](batch=BATCH, epochs=2, trains=("1.weight", "6.*")), mlp(), batched.Vmap)
+def test_batched_is_the_loop_where_some_parameters_are_frozen(method, backend):
+    assert_method_agrees(METHODS[method](batch=BATCH, epochs=2, trains=("1.weight", "6.*")), mlp(), backend)
 
 
 def assert_method_agrees(algorithm, module, backend):
@@ -395,12 +398,14 @@ class LateFirst(nn.Module):
         return self.b(self.two(self.a(self.one(x.flatten(1)))))
 
 
-def test_dropout_layers_are_masked_in_their_own_shape():
+@pytest.mark.parametrize("backend", GENERAL)
+def test_dropout_layers_are_masked_in_their_own_shape(backend):
     chunk, contexts = make(LateFirst())
-    assert_engines_agree(clients.sgd.LocalSGD(batch=BATCH), chunk, contexts, batched.Vmap)
+    assert_engines_agree(clients.sgd.LocalSGD(batch=BATCH), chunk, contexts, backend)
 
 
-def test_a_module_can_be_copied_after_training():
+@pytest.mark.parametrize("backend", GENERAL)
+def test_a_module_can_be_copied_after_training(backend):
     chunk, _ = make(mlp(0.3))
-    batched.train(clients.sgd.LocalSGD(batch=BATCH), chunk, batched.Vmap)
+    batched.train(clients.sgd.LocalSGD(batch=BATCH), chunk, backend)
     copy.deepcopy(chunk.module)

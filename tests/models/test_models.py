@@ -203,19 +203,20 @@ TRAINED = {
         "cnn_pfllib",
     ],
 )
-def test_loop_vmap_and_layouts_agree(model):
+def test_all_plans_and_layouts_agree(model):
     config = TRAINED | {"model": model}
-    loop, last, blocked, vmap = (
+    loop, *others = (
         fl.run(config, **{f"execution.{k}": v for k, v in execution.items()}).model
         for execution in (
             {"plan": "loop", "layout": "contiguous"},
             {"plan": "loop", "layout": "channels_last"},
             {"plan": "loop", "layout": "blocked"},
+            {"plan": "flat", "chunk": 4},
             {"plan": "vmap", "chunk": 4},
         )
     )
     for name, tensor in loop.items():
-        for other in (last, blocked, vmap):
+        for other in others:
             torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=2e-4)
 
 

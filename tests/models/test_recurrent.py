@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clients.sgd import LocalSGD
+from fl.config import Execution
 from fl.execution.plan import make_plan
 from fl.models.recurrent import CharGRU, CharLSTM
 from fl.params import module_params
@@ -50,11 +51,11 @@ def test_lstm_is_hochreiters():
 
 def test_trained_in_the_loop():
     module = CharLSTM(hidden=3).build((4,), 5)
-    args = (LocalSGD(), module, module_params(module), Classification())
-    plan = make_plan(*args, "auto", None)
+    args = (LocalSGD(), module, module_params(module), Classification(), torch.zeros(2, 4, dtype=torch.int32))
+    plan = make_plan(*args, Execution())
     assert (plan.kind, plan.chunk) == ("loop", 1) and "LSTM" in plan.why
     with pytest.raises(ValueError, match="'vmap' is not possible: LSTM is one fused kernel"):
-        make_plan(*args, "vmap", None)
+        make_plan(*args, Execution(plan="vmap"))
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,11 @@ def test_loop_and_vmap_agree(tmp_path):
         "model": {"name": "transformer", "vocabulary": 9, "width": 8, "heads": 2, "forward": 16, "dropout": 0.1},
     }
     losses = {}
-    for plan in ("loop", "vmap"):
+    for plan in ("loop", "flat", "vmap"):
         execution = {"executor": "serial", "plan": plan}
         losses[plan] = fl.run(settings | {"execution": execution}, out=tmp_path / plan).metrics[-1]["train/loss"]
     assert losses["loop"] == pytest.approx(losses["vmap"], rel=1e-4)
+    assert losses["loop"] == pytest.approx(losses["flat"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""Which plan is cheapest: CPU milliseconds a client of the loop and of clients trained together, by model and chunk.
+
+    python -m experiments.benchmarks.together                     all models
+    python -m experiments.benchmarks.together lora cnn_small      some
+
+One worker in this process trains the same 16 clients by turns under each plan, one thread; figures are medians over the turns of
+`time.process_time`, which other programs on the machine hardly touch. `fl.execution.plan` follows the table (README.md).
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl.assembly import Assembly, assemble, inputs
+from fl.config import Execution, read, resolve
+from fl.execution.plan import Plan, make_plan
+from fl.execution.worker import Dispatch
+from fl.messages import Broadcast
+from fl.reduction import Product, WeightedMean
+from fl.storage.segments import NOWHERE
+
+CLIENTS, TURNS, CHUNKS = 16, 3, (2, 4, 8, 16)
+IDS = {"name": "noise", "shape": [32], "vocabulary": 80, "classes": 10, "clients": CLIENTS, "samples": 32}
+IMAGES = {"name": "noise", "shape": [3, 32, 32], "classes": 10, "clients": CLIENTS, "samples": 20}
+VECTORS = {"name": "noise", "shape": [784], "classes": 62, "clients": CLIENTS, "samples": 100}
+TRANSFORMER = {"name": "transformer", "width": 128, "forward": 512}
+LORA = {"name": "lora", "rank": 8, "trains": ["head.*"]}
+MODELS: dict[str, dict[str, Any]] = {
+    "lora": {"data": IDS, "model": TRANSFORMER | {"adapter": LORA}, "strategy": "fedit", "client.batch": 8},
+    "lora_64": {"data": IDS, "model": TRANSFORMER | {"width": 64, "forward": 256, "adapter": LORA}, "strategy": "fedit", "client.batch": 8},
+    "lora_mlp": {"data": VECTORS, "model": {"name": "mlp", "hidden": [200, 200], "adapter": {"name": "lora"}}, "strategy": "fedit", "client.batch": 20},
+    "transformer": {"data": IDS, "model": TRANSFORMER, "client.batch": 8},
+    "transformer_64": {"data": IDS, "model": TRANSFORMER | {"width": 64, "forward": 256}, "client.batch": 8},
+    "transformer_32": {"data": IDS, "model": TRANSFORMER | {"width": 32, "forward": 128}, "client.batch": 8},
+    "cnn_small": {"data": IMAGES, "model": "cnn_small", "client.batch": 10},
+    "cnn_tiny": {"data": IMAGES | {"shape": [1, 8, 8]}, "model": "cnn_tiny", "client.batch": 10},
+    "resnet8": {"data": IMAGES, "model": "resnet8", "client.batch": 10},
+    "mlp": {"data": VECTORS, "model": {"name": "mlp", "hidden": [200, 200]}, "client.batch": 20},
+    "mlp_norm": {"data": VECTORS, "model": "experiments.benchmarks.together:normed", "client.batch": 20},
+}  # fmt: skip
+
+
+def normed(shape: tuple[int, ...], outputs: int) -> Any:
+    """A perceptron with LayerNorm after each hidden layer."""
+    from torch import nn
+
+    first = (nn.Flatten(), nn.Linear(shape[0], 200), nn.LayerNorm(200), nn.ReLU())
+    return nn.Sequential(*first, nn.Linear(200, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, outputs))
+
+
+def measure(model: str) -> dict[tuple[str, int], float]:
+    """(plan, chunk) -> milliseconds a client."""
+    raw = {"seed": 0, "partition": "natural", "splits": {"val": 0.0}, "cohort": {"size": CLIENTS}, "strategy": "fedavg"}
+    assembly = assemble(resolve(read(raw, MODELS[model])))
+    with tempfile.TemporaryDirectory() as folder:
+        worker = assembly.job(Path(folder), Path(folder)).worker(0)
+        spent: dict[tuple[str, int], list[float]] = {}
+        for turn in range(1 + TURNS):
+            for plan in plans(assembly):
+                order = exchange(assembly, plan)
+                start = time.process_time()
+                worker.run(order, [(0, order.tasks)], 0)
+                spent.setdefault((plan.kind, plan.chunk), []).append(1e3 * (time.process_time() - start) / CLIENTS)
+        worker.close()
+    return {plan: statistics.median(seconds[1:]) for plan, seconds in spent.items()}
+
+
+def plans(assembly: Assembly) -> Iterator[Plan]:
+    for kind in ("loop", "stacked", "flat", "vmap"):
+        try:
+            for chunk in (1,) if kind == "loop" else CHUNKS:
+                given = assembly.module, assembly.model, assembly.config.task, inputs(assembly.dataset)
+                yield make_plan(assembly.config.client, *given, Execution(plan=kind, chunk=chunk))
+        except ValueError:
+            continue
+
+
+def exchange(assembly: Assembly, plan: Plan) -> Dispatch:
+    nowhere = np.tile(np.array(NOWHERE), (CLIENTS, 1))
+    return Dispatch(
+        kind="work",
+        work="train",
+        round=0,
+        stage=0,
+        number=0,
+        cohort=np.arange(CLIENTS),
+        broadcast=Broadcast.of(assembly.model),
+        reduction=Product({"model": WeightedMean()}),
+        plan=plan,
+        states=nowhere,
+        carries=nowhere,
+        cost=np.ones(CLIENTS),
+    )
+
+
+def main(models: list[str]) -> None:
+    print(
+        "| model | " + " | ".join(["loop", *(f"{kind} {c}" for kind in ("stacked", "flat", "vmap") for c in CHUNKS)]) + " |"
+    )
+    for model in models or MODELS:
+        found = measure(model)
+        columns = [("loop", 1), *((kind, c) for kind in ("stacked", "flat", "vmap") for c in CHUNKS)]
+        print(f"| `{model}` | " + " | ".join(f"{found[c]:.1f}" if c in found else "" for c in columns) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
