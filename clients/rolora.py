@@ -22,20 +22,13 @@ HALVES = ("B", "A")
 class RoLoRA(LoRA):
     receives: ClassVar[tuple[str, ...]] = ("A", "B", "turn")
 
-    def work(self, name, ctx, carry):
-        return super().work(name, self.beside(ctx), carry)
-
-    def predictor(self, ctx):
-        return super().predictor(self.beside(ctx))
-
-    def beside(self, ctx):
-        """The context in which what is not trained is as received."""
-        trained = ctx.initial.trained.replace(join(*(ctx.received[half] for half in HALVES)))
-        return replace(ctx, initial=replace(ctx.initial, trained=trained))
-
     def start(self, given):
+        return join(*(given.received[group] for group in (*HALVES, "head") if group in given.received))
+
+    def phases_of(self, given, round_, rounds):
         turn = given.received[HALVES[given.config["turn"]]]
-        return join(turn, given.received["head"]) if "head" in given.received else turn
+        trained = (*turn, *given.received.get("head", ()))
+        return tuple(replace(phase, trains=trained) for phase in self.phases(round_, rounds))
 
     def finish(self, end):
         turn = end.received[HALVES[end.config["turn"]]]
