@@ -84,6 +84,11 @@ class RunDirectory:
             checkpoint.save(self.path / "checkpoints", "best", record, round_)
         checkpoint.save(self.path / "checkpoints", "last", record, round_)
 
+    def forget(self) -> None:
+        """Drop what was recorded and not written."""
+        self.ledger.forget()
+        self.clients.forget()
+
     def export(self) -> None:
         """The tables in their final form."""
         ledgers.to_parquet(self.path / "streams" / "ledger.arrow", self.path / "ledger.parquet")
