@@ -526,7 +526,7 @@ def bench(
 def tune(
     config: Annotated[Path, typer.Argument(help="A YAML file.")],
     overrides: Overrides = None,
-    seconds: Annotated[float, typer.Option(help="To measure for, after the workers have come up.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="To measure for, beside starting and warming up.")] = 60.0,
     out: Annotated[Path, typer.Option(help="The file to write; it must not be there yet.")] = Path("tuned.yaml"),
     form: Format = "md",
     as_json: AsJson = False,

@@ -89,7 +89,7 @@ class Tuned:
 
 
 def tune(config: Path, overrides: Mapping[str, Any], seconds: float, out: Path, say: Say) -> Tuned:
-    """Measure for about `seconds`, after the start of the workers, and write `out`."""
+    """Measure for about `seconds`, beside what it takes to start and warm up, and write `out`."""
     if not seconds > 0:
         raise ConfigError("seconds", f"{seconds} is not positive")
     if out.exists():
@@ -282,8 +282,8 @@ class _Bench:
     def _race(self, name: str, default: Candidate, field: list[Candidate], seconds: float) -> Race:
         self.say(f"{name}: {len(field)} beside the default, for about {seconds:.0f} s")
         race = Race(name, default, {candidate: [] for candidate in (default, *field)})
+        field = self._entered(race, seconds)
         deadline = time.perf_counter() + seconds
-        field = self._entered(race, deadline)
         for number in range(MOST):
             if not field or time.perf_counter() + self._takes([default, *field]) > deadline:
                 break
@@ -296,9 +296,11 @@ class _Bench:
                 field = sorted(field, key=lambda c: -quartiles(race.pairs[c])[1])[: -(-len(field) // 2)]
         return race
 
-    def _entered(self, race: Race, deadline: float) -> list[Candidate]:
-        """Those who can, and of them, by the rounds that they warm up with, as many as there is time for."""
+    def _entered(self, race: Race, seconds: float) -> list[Candidate]:
+        """Those who can, and of them, by the rounds that they warm up with, as many as there is time for. Warming up takes half
+        of the race's seconds again; who has not begun by then stays out."""
         took: dict[Candidate, float] = {}
+        deadline = time.perf_counter() + seconds / 2
         for candidate in race.pairs:
             if time.perf_counter() > deadline:
                 race.out[candidate] = "no time for it"
@@ -317,7 +319,7 @@ class _Bench:
         quickest = min(took.values())
         field = sorted((c for c in took if c not in race.out and c != race.default), key=took.__getitem__)
         for candidate in reversed(field.copy()):
-            late = time.perf_counter() + ENOUGH * self._takes([race.default, *field]) > deadline and len(field) > 1
+            late = ENOUGH * self._takes([race.default, *field]) > seconds and len(field) > 1
             if late or took[candidate] > SLOW * quickest:
                 race.out[candidate] = f"a round of {took[candidate]:.2f} s, another's {quickest:.2f} s"
                 field.remove(candidate)
