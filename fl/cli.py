@@ -146,7 +146,8 @@ def where_time_went(profile: Any) -> str:
     from fl.report.render import markdown
 
     files = f"{profile.directory / 'profile.json'}, {profile.directory / 'trace.json'}"
-    return f"\n{markdown(profile.table())}\n{files} (for chrome://tracing or ui.perfetto.dev)"
+    table = markdown(profile.table()) + "\n" if profile.rounds else ""
+    return f"\n{profile}\n\n{table}{files} (for chrome://tracing or ui.perfetto.dev)"
 
 
 def _interrupted(summary: dict[str, Any]) -> bool:

@@ -243,25 +243,34 @@ class Profile:
     # -- what comes of it -----------------------------------------------------------------------------------------
     @property
     def shares(self) -> dict[str, float]:
-        """Of the time of all processes in all rounds."""
+        """Of the time of all processes in all rounds, without the driver's waiting, which takes no core."""
         total = self._total("seconds")
+        del total["waits"]
         whole = total.total() or 1.0
         return {name: seconds / whole for name, seconds in _plain(total).items()}
 
     def _total(self, whose: str) -> Counter[str]:
         return _sum(row[whose] for row in self.rounds)
 
+    def __str__(self) -> str:
+        if not self.rounds:
+            return "no round"
+        seconds = statistics.median(row["wall_seconds"] for row in self.rounds)
+        workers = max(row["processes"] for row in self.rounds) - 1
+        return f"{len(self.rounds)} rounds, the median one {1e3 * seconds:,.1f} ms; {workers} workers beside the driver"
+
     def table(self) -> list[dict[str, Any]]:
         """A row for each category that took time: milliseconds of the median round, of the driver and of the mean worker, and
-        the share of all processes' time in all rounds."""
-        rows, workers = [], max((row["processes"] for row in self.rounds), default=1) - 1
-        for name, share in self.shares.items():
+        its share."""
+        rows, workers, shares = [], max((row["processes"] for row in self.rounds), default=1) - 1, self.shares
+        for name in _plain(self._total("seconds")):
             driver = [1e3 * row["driver"].get(name, 0.0) for row in self.rounds]
             whole = [1e3 * row["seconds"].get(name, 0.0) for row in self.rounds]
             line: dict[str, Any] = {"category": name, "driver ms": statistics.median(driver)}
             if workers:
                 line["worker ms"] = statistics.median((all_ - own) / workers for all_, own in zip(whole, driver))
-            rows.append(line | {"share %": 100 * share, "what it is": CATEGORIES[name]})
+            share = 100 * shares[name] if name in shares else None
+            rows.append(line | {"share %": share, "what it is": CATEGORIES[name]})
         return rows
 
     def _trace(self, process: str, record: Record) -> None:

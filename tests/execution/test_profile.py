@@ -135,7 +135,7 @@ def test_categories_hold_what_slept_and_add_up(executor, request):
         for name, least in of_a_round().items():
             assert row["seconds"][name] >= least, name
     total = found["total"]
-    assert sum(total["shares"].values()) == pytest.approx(1)
+    assert sum(total["shares"].values()) == pytest.approx(1) and "waits" not in total["shares"]
     assert total["seconds"]["data"] == pytest.approx(sum(row["seconds"]["data"] for row in found["rounds"]))
 
 
