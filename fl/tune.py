@@ -31,12 +31,12 @@ import yaml
 
 from fl.assembly import Assembly
 from fl.config import Config, ConfigError, Execution, read, resolve
-from fl.execution.executor import Serial
+from fl.execution.executor import Executor, Serial
 from fl.execution.plan import Kind, Plan, make_plan
 from fl.execution.ray import Ray
 from fl.execution.worker import ClientError
 from fl.simulation import Simulation
-from fl.system.rounds import Synchronous
+from fl.system.events import Asynchronous
 
 CLEAR = 1.03
 ENOUGH = 3  # passes to be sure of anything
@@ -98,7 +98,7 @@ def tune(config: Path, overrides: Mapping[str, Any], seconds: float, out: Path, 
         raise ConfigError("out", f"there is no folder {out.parent}")
     raw = read(config, overrides)
     resolved, quiet = resolve(raw), resolve(read(config, {**overrides, **QUIET}))
-    if not isinstance(resolved.server, Synchronous):
+    if isinstance(resolved.server, Asynchronous):
         raise ConfigError(
             "server",
             "the steps of an asynchronous server are too unlike each other to be compared. Tune with server=sync, and copy "
@@ -223,9 +223,13 @@ class _Bench:
         self.kept, self.seconds, self.say = kept, seconds, say
         cores = torch.multiprocessing.cpu_count()
         self.counts = worker_counts(config.execution, kept, cores)
-        self.serial = Serial() if 0 in self.counts else None
-        self.ray = Ray(max(self.counts), config.execution.address) if max(self.counts) else None
-        self.simulation = Simulation(config, folder, executor=self.ray or self.serial)
+        self.executors: dict[bool, Executor] = {}  # whether it has workers of its own -> which
+        if max(self.counts):
+            self.executors[True] = Ray(max(self.counts), config.execution.address)
+        if 0 in self.counts:
+            self.executors[False] = Serial()
+        self.simulation = Simulation(config, folder, executor=next(iter(self.executors.values())))
+        self.assemblies: dict[Plan, Assembly] = {}
         self.last: dict[Candidate, float] = {}  # seconds of the latest turn
         self.rounds: dict[Candidate, int] = {}  # and its rounds
         self.length = 1  # rounds of a turn
@@ -233,10 +237,11 @@ class _Bench:
     def __enter__(self) -> _Bench:
         with ExitStack() as stack:
             simulation = stack.enter_context(self.simulation)
+            stack.callback(setattr, simulation, "executor", simulation.executor)  # it closes the one it has
             simulation.begin()
-            if self.serial and self.ray:
-                self.serial.start(simulation.job, simulation.states)
-                stack.callback(self.serial.close)
+            for other in list(self.executors.values())[1:]:
+                other.start(simulation.job, simulation.states)
+                stack.callback(other.close)
             simulation.setup()
             self.state, self.sampler = simulation.state, simulation.sampler
             self.record = copy.deepcopy(simulation.exchanges.record())
@@ -346,21 +351,24 @@ class _Bench:
     def _turn(self, candidate: Candidate, rounds: list[int]) -> float:
         """Clients per second."""
         simulation, plan = self.simulation, candidate.plan
-        if candidate.workers:
-            self.ray.at_work = candidate.workers
-        execution = replace(simulation.config.execution, plan=plan.kind, chunk=plan.chunk, channels_last=plan.channels_last)
-        assembly = replace(simulation.assembly, config=replace(simulation.config, execution=execution), plan=plan)
-        assembly.sizes(0)  # computed once
-        simulation.assembly = simulation.exchanges.assembly = assembly
-        simulation.executor = simulation.exchanges.executor = self.ray if candidate.workers else self.serial
+        if plan not in self.assemblies:
+            execution = replace(
+                simulation.config.execution, plan=plan.kind, chunk=plan.chunk, channels_last=plan.channels_last
+            )
+            config = replace(simulation.config, execution=execution)
+            self.assemblies[plan] = replace(simulation.assembly, config=config, plan=plan)
+        simulation.assembly = simulation.exchanges.assembly = self.assemblies[plan]
+        simulation.executor = simulation.exchanges.executor = self.executors[candidate.workers > 0]
+        if isinstance(simulation.executor, Ray):
+            simulation.executor.at_work = candidate.workers
         simulation.state, simulation.sampler = self.state, self.sampler
         simulation.exchanges.restore(copy.deepcopy(self.record))
+        simulation.pending.clear()
         start = time.perf_counter()
         for simulation.round in rounds:
             simulation.one_round()
         self.last[candidate], self.rounds[candidate] = time.perf_counter() - start, len(rounds)
         clients, self.dropped = (sum(row[key] for row in simulation.pending) for key in ("cohort_size", "dropped"))
-        simulation.pending.clear()
         simulation.folder.forget()
         simulation.states.commit()  # so that the dead states of many turns do not fill the disk
         simulation.states.sweep()

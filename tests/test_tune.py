@@ -102,12 +102,15 @@ def test_plans_that_fail_are_told(tmp_path):
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
+    import ray
+
     told, out = tuned(tmp_path, {**CONFIG, "execution": {"plan": "stacked", "chunk": 4}}, {}, 2)
     assert told.kept == {"plan": "stacked", "chunk": 4}
     execution = yaml.safe_load(out.read_text())["execution"]
     assert (execution["plan"], execution["chunk"]) == ("stacked", 4)
     assert {(row["plan"], row["chunk"]) for row in told.rows} == {("stacked", "4")}
     assert {"serial", "ray with 1 worker"} <= {row["executor"] for row in told.rows}
+    assert not ray.is_initialized()
 
 
 def test_who_may_work():

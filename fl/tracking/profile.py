@@ -22,8 +22,7 @@ import contextlib
 import json
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +42,8 @@ KEPT = 100_000  # spans in a trace; later ones are only counted
 SENT = 20_000  # spans that a worker sends of one call, likewise
 ASKED = 5  # times that a far clock is
 
+Seconds = dict[str, float]  # by category
+
 
 class Span(NamedTuple):
     category: str
@@ -56,7 +57,7 @@ class Whole(NamedTuple):
     """An outermost span, and the seconds of each category in it."""
 
     span: Span
-    booked: Counter[str]
+    booked: Seconds
 
 
 class Record(NamedTuple):
@@ -81,17 +82,21 @@ class _Recorder:
         self.open: list[_Open] = []
         self.wholes: list[Whole] = []
         self.spans: list[Span] = []
-        self.booked: Counter[str] = Counter()
+        self.booked: Seconds = {}
         self.arrived: list[Arrived] = []
 
     def close(self, span: Span, inside: float) -> None:
-        self.booked[span.category] += span.seconds - inside
+        self.booked[span.category] = self.booked.get(span.category, 0.0) + span.seconds - inside
         self.spans.append(span)
         if self.open:
             self.open[-1].inside += span.seconds
         else:
             self.wholes.append(Whole(span, self.booked))
-            self.booked = Counter()
+            self.booked = {}
+
+    def take(self, most: int | None = None) -> Record:
+        wholes, spans, self.wholes, self.spans = self.wholes, self.spans, [], []
+        return Record(wholes, spans[:most], len(spans) - len(spans[:most]))
 
 
 class _Open:
@@ -161,10 +166,7 @@ def timed(category: str, name: str, function: Callable[..., Any]) -> Callable[..
 
 def taken(most: int | None = None) -> Record | None:
     """What has been recorded since this was last asked, of the spans at `most` so many; `None` if nobody records."""
-    if _recorder is None:
-        return None
-    wholes, spans, _recorder.wholes, _recorder.spans = _recorder.wholes, _recorder.spans, [], []
-    return Record(wholes, spans[:most], len(spans) - len(spans[:most]))
+    return None if _recorder is None else _recorder.take(most)
 
 
 # -- in the driver ----------------------------------------------------------------------------------------------------
@@ -226,13 +228,12 @@ class Profile:
         of_round = [answer for answer in answers if answer.asked >= whole.span.start]
         driver, workers = _booked(whole, own.spans, of_round)
         row = {"round": number, "wall_seconds": whole.span.seconds, "processes": 1 + len(workers)}
-        row |= {"seconds": _plain(_sum([driver, *workers.values()])), "driver": _plain(driver)}
-        self.rounds.append(row)
+        self.rounds.append({**row, "seconds": _sum([driver, *workers.values()]), "driver": _sum([driver])})
 
     def _take(self) -> tuple[Record, list[Arrived]]:
         """What has come since this was last asked, which goes into the trace."""
         assert _recorder is not None, "a Profile watches while it is entered"
-        own, answers, _recorder.arrived = taken(), _recorder.arrived, []
+        own, answers, _recorder.arrived = _recorder.take(), _recorder.arrived, []
         self._trace(DRIVER, own)
         for answer in answers:
             begun = answer.record.wholes[0].span.start
@@ -244,12 +245,10 @@ class Profile:
     @property
     def shares(self) -> dict[str, float]:
         """Of the time of all processes in all rounds, without the driver's waiting, which takes no core."""
-        total = self._total("seconds")
-        del total["waits"]
-        whole = total.total() or 1.0
-        return {name: seconds / whole for name, seconds in _plain(total).items()}
+        total = {name: seconds for name, seconds in self._total("seconds").items() if name != "waits"}
+        return {name: seconds / sum(total.values()) for name, seconds in total.items()}
 
-    def _total(self, whose: str) -> Counter[str]:
+    def _total(self, whose: str) -> Seconds:
         return _sum(row[whose] for row in self.rounds)
 
     def __str__(self) -> str:
@@ -263,7 +262,7 @@ class Profile:
         """A row for each category that took time: milliseconds of the median round, of the driver and of the mean worker, and
         its share."""
         rows, workers, shares = [], max((row["processes"] for row in self.rounds), default=1) - 1, self.shares
-        for name in _plain(self._total("seconds")):
+        for name in self._total("seconds"):
             driver = [1e3 * row["driver"].get(name, 0.0) for row in self.rounds]
             whole = [1e3 * row["seconds"].get(name, 0.0) for row in self.rounds]
             line: dict[str, Any] = {"category": name, "driver ms": statistics.median(driver)}
@@ -290,42 +289,44 @@ class Profile:
         if self.directory is None:
             return
         self._take()  # what came after the last round
-        total = {"wall_seconds": sum(row["wall_seconds"] for row in self.rounds), "seconds": _plain(self._total("seconds"))}
-        total |= {"driver": _plain(self._total("driver")), "shares": self.shares}
+        total = {
+            "wall_seconds": sum(row["wall_seconds"] for row in self.rounds),
+            "seconds": self._total("seconds"),
+            "driver": self._total("driver"),
+            "shares": self.shares,
+        }
         whole = {"categories": CATEGORIES, "total": total, "rounds": self.rounds, "spans_left_out": self.left_out}
         (self.directory / "profile.json").write_text(json.dumps(whole, indent=2) + "\n")
         (self.directory / "trace.json").write_text(json.dumps(self.events) + "\n")
 
 
-def _booked(whole: Whole, spans: list[Span], answers: list[Arrived]) -> tuple[Counter[str], dict[str, Counter[str]]]:
+def _booked(whole: Whole, spans: list[Span], answers: list[Arrived]) -> tuple[Seconds, dict[str, Seconds]]:
     """Seconds by category in a round: of the driver, and of each worker by name.
 
     While the driver waits and nobody works, what is asked or answered is on its way: that is transfer, for all of them. So is,
     for a worker, the time from being asked to beginning. Otherwise a worker outside its calls is idle.
     """
-    driver, workers = Counter(whole.booked), {}
     waits = [(s.start, s.start + s.seconds) for s in spans if s.category == "waits"]
     calls = [
         (answer, w.span.start, w.span.start + w.span.seconds, w.booked) for answer in answers for w in answer.record.wholes
     ]
     alone = _outside(waits, [(begin, end) for _, begin, end, _ in calls])
-    driver["transfer"] += alone
-    driver["waits"] -= alone
+    driver = _sum([whole.booked, {"transfer": alone, "waits": -alone}])
     back = _outside(waits, [(min(answer.asked, begin), end) for answer, begin, end, _ in calls])
+    workers: dict[str, Seconds] = {}
     for answer, begin, _, booked in calls:
-        mine = workers.setdefault(answer.worker, Counter(transfer=back))
-        mine.update(booked)
-        mine["transfer"] += begin - answer.asked
+        before = workers.get(answer.worker, {"transfer": back})
+        workers[answer.worker] = _sum([before, booked, {"transfer": begin - answer.asked}])
     for mine in workers.values():
-        mine["idle"] = whole.span.seconds - mine.total()
+        mine["idle"] = whole.span.seconds - sum(mine.values())
     return driver, workers
 
 
 def _outside(spans: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
     """The length of `spans`, which are apart, outside all `others`."""
-    total = 0.0
+    total, others = 0.0, sorted(others)
     for a, b in spans:
-        for begin, end in sorted(others):
+        for begin, end in others:
             if end > a and begin < b:
                 total += max(0.0, begin - a)
                 a = max(a, min(end, b))
@@ -333,13 +334,8 @@ def _outside(spans: list[tuple[float, float]], others: list[tuple[float, float]]
     return total
 
 
-def _sum(parts: Iterable[Mapping[str, float]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
-    return total
-
-
-def _plain(seconds: Counter[str]) -> dict[str, float]:
+def _sum(parts: Iterable[Seconds]) -> Seconds:
     """In the order of `CATEGORIES`, without those that took no time."""
-    return {name: seconds[name] for name in CATEGORIES if seconds[name]}
+    parts = list(parts)
+    sums = {name: sum(part.get(name, 0.0) for part in parts) for name in CATEGORIES}
+    return {name: seconds for name, seconds in sums.items() if seconds}

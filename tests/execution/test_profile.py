@@ -6,7 +6,6 @@ the wall time of all processes.
 
 import json
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -193,9 +192,9 @@ def test_a_round_by_hand():
     driver: waits 3..7, transfer 7..9, server 0..3 and 9..10;   on the way back, 7..9, is transfer for both workers.
     a: 1..2 transfer, 2..5 compute, 7..9 transfer, rest idle;   b: 2..4 transfer, 4..7 compute, 7..9 transfer, rest idle
     """
-    whole = Whole(Span("server", "round", 0, 0.0, 10.0), Counter(server=4.0, waits=6.0))
+    whole = Whole(Span("server", "round", 0, 0.0, 10.0), {"server": 4.0, "waits": 6.0})
     answers = [
-        Arrived(name, asked, Record([Whole(Span("compute", "call", None, begin, 3.0), Counter(compute=3.0))], [], 0))
+        Arrived(name, asked, Record([Whole(Span("compute", "call", None, begin, 3.0), {"compute": 3.0})], [], 0))
         for name, asked, begin in (("a", 1.0, 2.0), ("b", 2.0, 4.0))
     ]
     driver, workers = profile._booked(whole, [Span("waits", "workers", None, 3.0, 6.0)], answers)
