@@ -2,6 +2,7 @@
 
     fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
     fl list strategy      fl show strategy scaffold      fl check strategy:fedavg      fl bench
+    fl tune quickstart.yaml --seconds 60 --out tuned.yaml
     fl compare runs/a runs/b --target val/accuracy=0.9 --plot curves.png      fl matrix runs/stream --plot matrix.png
     fl ledger runs/a --by client      fl participation runs/a runs/b --plot who.png
     fl partition quickstart.yaml partition.alpha=0.1 --plot who-holds-what.png
@@ -58,6 +59,7 @@ def run(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run directory [default: a new one under runs/].")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two rounds of a few clients, to see that it works.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time goes, and write a trace.")] = False,
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
@@ -77,7 +79,7 @@ def run(
             say(f"smoke: {SMOKE_ROUNDS} rounds of at most {SMOKE_COHORT} clients")
         outs = [out / f"seed-{seed}" if out else None for seed in seeds] or [out]
         starts = [lambda c=c, out=out, **hooks: simulation.run(c, out=out, **hooks) for c, out in zip(resolved, outs)]
-        carry_out(starts, as_json, many=bool(seeds))
+        carry_out(starts, as_json, many=bool(seeds), profiled=profile)
 
 
 @app.command()
@@ -97,8 +99,9 @@ def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False
         carry_out([lambda **hooks: simulation.resume(directory, **hooks, **changes)], as_json)
 
 
-def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = False) -> None:
+def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = False, profiled: bool = False) -> None:
     """Runs, one after another, with progress, and what came of them."""
+    from fl.tracking.profile import Profile
     from fl.tracking.progress import Progress
 
     summaries = []
@@ -114,24 +117,37 @@ def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = Fals
                     directory = value.directory
                     interrupts.ready()
                 progress(event, value)
+                if profile:
+                    profile(event, value)
 
             try:
-                with Progress() as progress:
+                with Progress() as progress, Profile() if profiled else contextlib.nullcontext() as profile:
                     result = start(watch=watch, stop=lambda: interrupts.asked)
             except KeyboardInterrupt:
                 committed = directory and (directory / "checkpoints" / "last.json").exists()
                 say(f"aborted; go on with: fl resume {directory}" if committed else "stopped before the first round")
                 raise typer.Exit(130) from None
-            summaries.append(result.summary)
+            summaries.append(result.summary | ({"profile": profile.shares} if profile else {}))
             if not as_json:
                 print(told(result.summary))
                 print(beside(result), end="")
+            if profile and not as_json:
+                print(where_time_went(profile))
     if as_json:
         from fl.storage.run import finite
 
         print(json.dumps(finite({"runs": summaries} if many else summaries[0])))
     if len(summaries) < len(starts) or _interrupted(summaries[-1]):
         raise typer.Exit(130)
+
+
+def where_time_went(profile: Any) -> str:
+    """A profile for people."""
+    from fl.report.render import markdown
+
+    files = f"{profile.directory / 'profile.json'}, {profile.directory / 'trace.json'}"
+    table = markdown(profile.table()) + "\n" if profile.rounds else ""
+    return f"\n{profile}\n\n{table}{files} (for chrome://tracing or ui.perfetto.dev)"
 
 
 def _interrupted(summary: dict[str, Any]) -> bool:
@@ -505,6 +521,36 @@ def bench(
         from fl import bench
 
         raise typer.Exit(bench.main(workloads or [], seconds, out, as_json))
+
+
+@app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="A YAML file.")],
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(help="To measure for, beside starting and warming up.")] = 60.0,
+    out: Annotated[Path, typer.Option(help="The file to write; it must not be there yet.")] = Path("tuned.yaml"),
+    form: Format = "md",
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Find the fastest execution of a configuration on this machine, and write it down."""
+    with errors(traceback):
+        changes = parse_overrides(overrides)
+        _known("--format", form, FORMATS)
+        from fl.tune import tune
+
+        log_to_stderr()
+        tuned = tune(config, changes, seconds, out, say)
+        if as_json:
+            told = {"execution": tuned.execution, "verdicts": tuned.verdicts, "tried": tuned.rows}
+            print(json.dumps(told | {"impossible": tuned.impossible, "kept": tuned.kept, "out": str(out)}))
+            return
+        if tuned.rows:
+            _tabulate(tuned.rows, form, as_json=False)
+        lines = {f"not possible: {plan}": why for plan, why in tuned.impossible.items()}
+        lines |= {f"kept: execution.{key}": f"{value}, as the configuration says" for key, value in tuned.kept.items()}
+        lines |= {f"chosen {i}": verdict for i, verdict in enumerate(tuned.verdicts, 1)}
+        print("\n" + _aligned((lines | {"run it with": f"fl run {out}"}).items()))
 
 
 @app.command()

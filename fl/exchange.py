@@ -32,6 +32,7 @@ from fl.storage.run import RunDirectory
 from fl.storage.segments import NOWHERE
 from fl.strategy import Exchange, Outcome, Transfer
 from fl.system.trip import Trip
+from fl.tracking.profile import span
 
 Row = dict[str, Any]
 EVALUATIONS = 1 << 15  # where the numbers of a round's evaluations begin
@@ -98,7 +99,8 @@ class Exchanges:
         cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
         cohort = self._ordered(cohort)
         original = Broadcast.of(exchange.broadcast)
-        broadcast, original, down = self._sent(exchange.work, original, cohort)
+        with span("encode", "broadcast"):
+            broadcast, original, down = self._sent(exchange.work, original, cohort)
         trip = None if self.world is None else self._trip(exchange, original, cohort, down)
         taken, limits = (cohort, None) if trip is None else trip.takes()
         plan = self._plan(exchange, broadcast)
@@ -120,7 +122,8 @@ class Exchanges:
             limits=limits,
             original=original if self.executor.remote else None,
         )
-        outcome = self._arrived(exchange, taken, done)
+        with span("server", "books"):
+            outcome = self._arrived(exchange, taken, done)
         if trip is not None:
             self._passed(trip, taken, done)
         return outcome

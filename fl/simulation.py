@@ -27,6 +27,7 @@ from fl.exchange import Exchanges, Row, by_group, foreseen
 from fl.execution.executor import Executor, Serial
 from fl.execution.process import settle
 from fl.execution.ray import Ray
+from fl.execution.worker import Job
 from fl.messages import Broadcast
 from fl.params import Params
 from fl.storage import checkpoint
@@ -35,6 +36,7 @@ from fl.storage.run import RunDirectory, read_metrics
 from fl.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy, Transfer
 from fl.system.events import Asynchronous, Buffered
 from fl.task import SELECT, minimised
+from fl.tracking.profile import span
 from fl.trees import digest
 
 NOBODY = np.empty(0, np.int64)  # the cohort of what happens outside rounds
@@ -227,22 +229,35 @@ class Simulation:
     def run(self, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> Result:
         watch = watch or (lambda event, value: None)
         watch("start", self)
-        job = self.assembly.job(self.directory / "clients", self.directory / "scratch")
-        self.executor.start(job, self.states)
+        self.begin()
         watch("ready", self)
         if not self.progress["setup"]:
-            self._setup()
+            with span("server", "setup"):
+                self.setup()
         while self.round < self.config.rounds and not self.progress["reason"]:
-            row = self._one_round()
-            self._judge(row)
-            ended = self.round == self.config.rounds or self.progress["reason"]
-            stopping = stop()  # asked once: what ends the loop must have been committed
-            if ended or self.round % self._commits_every == 0 or stopping or self.best_pending:
-                self._commit()
+            with span("server", "round", self.round):
+                row = self.one_round()
+                self._judge(row)
+                ended = self.round == self.config.rounds or self.progress["reason"]
+                stopping = stop()  # asked once: what ends the loop must have been committed
+                if ended or self.round % self._commits_every == 0 or stopping or self.best_pending:
+                    with span("server", "commit"):
+                        self._commit()
             watch("round", row)
             if stopping and not ended:
                 return self._result("interrupted", self.config.strategy.model(self.state))
-        return self._result(self.progress["reason"] or "all rounds done", self._final())
+        with span("server", "final"):
+            model = self._final()
+        return self._result(self.progress["reason"] or "all rounds done", model)
+
+    def begin(self) -> None:
+        """Workers have what they need."""
+        with span("server", "workers start"):
+            self.executor.start(self.job, self.states)
+
+    @property
+    def job(self) -> Job:
+        return self.assembly.job(self.directory / "clients", self.directory / "scratch")
 
     @property
     def _commits_every(self) -> int:
@@ -250,7 +265,7 @@ class Simulation:
         under_way = server.concurrency // server.buffer if isinstance(server, Buffered) else 1
         return self.config.checkpoint.every or max(1, under_way)
 
-    def _setup(self) -> None:
+    def setup(self) -> None:
         """What the strategy does before round 0; booked as round -1 if it did anything."""
         start = time.perf_counter()
         self.exchanges.begin(self.round, SETUP, NOBODY)
@@ -260,18 +275,21 @@ class Simulation:
             self.pending.append({**row, "wall_seconds": time.perf_counter() - start})
         self.progress["setup"] = True
 
-    def _one_round(self) -> Row:
+    def one_round(self) -> Row:
+        """Round `self.round`, not judged and not committed."""
         start = time.perf_counter()
         config = self.config
         sizes = self.assembly.sizes(self.assembly.stage_at(self.round))[: self.assembly.trainable]
-        self.sampler, cohort, sets_out = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
+        with span("server", "sample"):
+            self.sampler, cohort, sets_out = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
         self.exchanges.begin(self.round, self.round, cohort)
         self.exchanges.wait(sets_out)
         metrics = self._drive(config.strategy.round(self.state, self._context(cohort)))
         row = {"round": self.round, **self.exchanges.tally.summary(), "cohort_size": len(cohort), **metrics}
         stage_ends = self.round + 1 in self.assembly.ends
         if (self.round + 1) % config.evaluation.every == 0 or stage_ends:
-            row |= evaluate(self.exchanges, self._evaluated(cohort))
+            with span("evaluate", "evaluation"):
+                row |= evaluate(self.exchanges, self._evaluated(cohort))
         if stage_ends and len(self.assembly.stages) > 1 and "task0/accuracy" in row:
             seen = range(self.exchanges.stage + 1)
             self.progress["matrix"].append([row[f"task{s}/accuracy"] for s in seen])
@@ -303,7 +321,8 @@ class Simulation:
         answer = None
         while True:
             try:
-                request = generator.send(answer)
+                with span("server", "strategy"):
+                    request = generator.send(answer)
             except StopIteration as end:
                 self.state, metrics = end.value
                 return {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
@@ -311,7 +330,8 @@ class Simulation:
                 answer = self.exchanges.run(request)
             elif isinstance(request, ServerWork):
                 begun = time.perf_counter()
-                answer = self.executor.call(request.fn, *request.args)
+                with span("server", "work"):
+                    answer = self.executor.call(request.fn, *request.args)
                 self.exchanges.tally.server_seconds += time.perf_counter() - begun
             elif isinstance(request, Transfer):
                 answer = self.exchanges.transfer(request)

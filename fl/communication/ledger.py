@@ -101,6 +101,10 @@ class Ledger:
             self._pending = []
         return self._stream.length
 
+    def forget(self) -> None:
+        """Drop what was recorded since the last commit."""
+        self._pending, self._totals = [], {}
+
     def close(self) -> None:
         self._stream.close()
 

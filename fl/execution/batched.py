@@ -26,6 +26,7 @@ from fl.messages import Update
 from fl.nn import Noise
 from fl.params import NOTHING, Initial, Params, bind, zeros_like
 from fl.task import Task
+from fl.tracking.profile import timed
 from fl.trees import Tree, leaves, rebuilt, row, stack
 
 BLOCK = 16  # steps whose batches are laid out at once
@@ -134,9 +135,9 @@ def _run_phase(
     if descend:
         gradients.hold(theta)
     grad, memory = workspace(theta) if not descend else theta, phase.optimiser.state(theta)
-    active = 0
+    active, laid_out, batch_of = 0, timed("data", "batches", _block), timed("data", "batch", _batch)
     for first in range(0, int(taken.max()), BLOCK):
-        block = _block(chunk, phase, index, taken, first)
+        block = laid_out(chunk, phase, index, taken, first)
         record = torch.zeros(block.weights.shape)
         for i, (count, width) in enumerate(zip(block.active, block.widths)):
             if count != active:
@@ -144,9 +145,7 @@ def _run_phase(
                 params, g, m = theta.row(slice(0, active)), grad.row(slice(0, active)), row(memory, slice(0, active))
                 here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, slice(0, active)))
             weights = block.weights[i, :active, :width]
-            batch = _gather(chunk.arrays, block.rows[i, :active, :width])
-            if chunk.augment:
-                batch["x"] = _augmented(chunk, batch["x"], index, first + i)
+            batch = batch_of(chunk, block.rows[i, :active, :width], index, first + i)
             masks = gradients.masks(block.lengths[i, :active])
             if descend:
                 record[i, :active, :width] = descend(batch, weights, masks, phase.rate(first + i))
@@ -165,6 +164,14 @@ def _run_phase(
 
 def _rows(start: Params, clients: slice | Tensor) -> Params:
     return start.row(clients) if start.batch else start
+
+
+def _batch(chunk: Chunk, rows: Tensor, index: int, step: int) -> dict[str, Tensor]:
+    """What the first A clients train on in a step, their samples at `rows` (A, B)."""
+    batch = _gather(chunk.arrays, rows)
+    if chunk.augment:
+        batch["x"] = _augmented(chunk, batch["x"], index, step)
+    return batch
 
 
 def _gather(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

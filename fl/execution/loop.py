@@ -8,7 +8,7 @@ No optimiser object, no `.item()`, no copy per step; module parameters are views
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 
@@ -25,6 +25,7 @@ from fl.nn import Noise, statistics
 from fl.optimiser import SGD
 from fl.params import Layout, Params, bind, match, norm, zeros_like
 from fl.task import Batch
+from fl.tracking.profile import each
 
 GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
@@ -143,8 +144,12 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
     return total.mul_(1.0 / max(len(ctx.train), 1))
 
 
-def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, torch.Tensor]]:
+def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[dict[str, torch.Tensor]]:
     """The samples of each step, augmented."""
+    return each("data", "batch", _mini_batches(ctx, phase, index))
+
+
+def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, torch.Tensor]]:
     address = (ctx.seed, ctx.client, ctx.participation, index)
     for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
         batch = ctx.train.take(positions)

@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from fl.config import ConfigError
 from fl.execution.executor import Job, Order
 from fl.execution.shared import Handle, Queue, Region, folder, new_prefix, remove
 from fl.storage.clients import ClientStates
+from fl.tracking import profile
 from fl.trees import tree_map
 
 ATTEMPTS = 4  # at an exchange whose workers die, before the run is given up
@@ -39,10 +41,20 @@ log = logging.getLogger(__name__)
 class Actor:
     """A worker process. Values come as handles; `memory` replaces the mapped file on nodes that do not see it."""
 
-    def setup(self, sources: dict, handle: Handle, memory: np.ndarray | None, writer: int, prefix: str, local: str) -> None:
+    def setup(
+        self,
+        sources: dict,
+        handle: Handle,
+        recording: bool,
+        memory: np.ndarray | None,
+        writer: int,
+        prefix: str,
+        local: str,
+    ) -> None:
         """Take the job."""
         import ray
 
+        profile.record(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
         self.near, self.prefix = self.node == local, prefix
@@ -55,22 +67,31 @@ class Actor:
 
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def run(self, order: bytes, memory: np.ndarray | None) -> Handle:
-        """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
-        handle, name, runs, steal, me, segment = pickle.loads(order)
-        whole: Order = self._open(handle, memory)
-        path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
-        for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
-            if old != path:
-                old.unlink(missing_ok=True)
-        queue = Queue(str(path), runs)
-        part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
-        queue.close()
-        return self._answer(part)
+    def clock(self) -> float:
+        return time.perf_counter()
 
-    def call(self, handle, memory) -> Handle:
-        fn, args = self._open(handle, memory)
-        return self._answer(fn(*args))
+    def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
+        """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
+        with profile.span("transfer", "call"):
+            handle, name, runs, steal, me, segment = pickle.loads(order)
+            whole: Order = self._open(handle, memory)
+            path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
+            for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
+                if old != path:
+                    old.unlink(missing_ok=True)
+            queue = Queue(str(path), runs)
+            part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
+            queue.close()
+            answer = self._answer(part)
+        return answer, profile.taken(profile.SENT)
+
+    def call(self, handle, memory) -> tuple[Handle, profile.Record | None]:
+        with profile.span("transfer", "call"):
+            fn, args = self._open(handle, memory)
+            with profile.span("server", "work"):
+                value = fn(*args)
+            answer = self._answer(value)
+        return answer, profile.taken(profile.SENT)
 
     def leave(self) -> None:
         """Remove this node's shared files."""
@@ -109,6 +130,7 @@ class _Member:
     writer: int
     node: str
     pid: int
+    shift: float = 0.0  # our clock less its, where spans are recorded
 
 
 class Ray:
@@ -118,6 +140,7 @@ class Ray:
 
     def __init__(self, workers: int, address: str | None = None):
         self.workers, self.address = workers, address
+        self.at_work = workers  # of them, how many orders are shared out among
 
     def start(self, job: Job, states: ClientStates) -> None:
         import ray
@@ -140,13 +163,16 @@ class Ray:
         members = [_Member(actor, self.states.new_writer(), *place) for actor, place in zip(actors, places)]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
-        common = (registry.sources(), self.job_handle)
+        common = (registry.sources(), self.job_handle, profile.recording())
         self.ray.get(
             [
                 m.actor.setup.remote(*common, self._for(m, self.job_memory), m.writer, self.prefix, self.local)
                 for m in members
             ]
         )
+        for m in members if profile.recording() else ():
+            if m.node != self.local:
+                m.shift = profile.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
         return members
 
     def _replace_dead(self) -> None:
@@ -186,9 +212,9 @@ class Ray:
         for _ in range(ATTEMPTS):
             self._replace_dead()
             handle, memory = self._share((fn, args))
-            member = self.members[0]
+            member, asked = self.members[0], time.perf_counter()
             try:
-                answer = self.ray.get(member.actor.call.remote(handle, self._for(member, memory))).open()
+                answer = self._answer(member, member.actor.call.remote(handle, self._for(member, memory)), asked)
                 return tree_map(lambda leaf: leaf.clone(), answer)
             except self.ray.exceptions.RayActorError:
                 member.actor = None
@@ -198,26 +224,38 @@ class Ray:
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
         """Write a value where every worker can open it."""
-        handle = self.region.write(value)
-        far = any(m.node != self.local for m in self.members)
-        return handle, self.ray.put(self.region.copy(handle)) if far else None
+        with profile.span("transfer", "order"):
+            handle = self.region.write(value)
+            far = any(m.node != self.local for m in self.members)
+            return handle, self.ray.put(self.region.copy(handle)) if far else None
+
+    def _answer(self, member: _Member, call: Any, asked: float) -> Any:
+        """What a worker answers to a call."""
+        with profile.span("waits", "workers"):
+            handle, record = self.ray.get(call)
+        profile.arrived(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.shift)
+        with profile.span("transfer", "answer"):
+            return handle.open()
 
     def _attempt(self, order: Order, tasks: np.ndarray, steal: bool) -> list[Any]:
         """One call per worker; the parts of those who lived."""
         handle, memory = self._share(order)
         self.attempts += 1
         name, parts, calls, failure = f"queue-{self.attempts}", [], {}, None
-        shares = iter(_cut(order.costs()[tasks], tasks, len(self.members)))
-        for _, team in itertools.groupby(sorted(self.members, key=lambda m: m.node), key=lambda m: m.node):
+        members = sorted(self.members[: self.at_work], key=lambda m: m.node)
+        shares = iter(_cut(order.costs()[tasks], tasks, len(members)))
+        for _, team in itertools.groupby(members, key=lambda m: m.node):
             team = list(team)
             own = [next(shares) for _ in team]
             runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
             for me, member in enumerate(team):
                 share = pickle.dumps((handle, name, runs, steal, me, self.states.segment(member.writer)))
-                calls[member.actor.run.remote(share, self._for(member, memory))] = member
-        for call, member in calls.items():
+                with profile.span("transfer", "call"):
+                    asked = time.perf_counter()
+                    calls[member.actor.run.remote(share, self._for(member, memory))] = member, asked
+        for call, (member, asked) in calls.items():
             try:
-                parts.append(self.ray.get(call).open())
+                parts.append(self._answer(member, call, asked))
             except self.ray.exceptions.RayActorError:
                 log.warning("worker %d died; its clients run again", member.pid)
                 member.actor = None

@@ -39,6 +39,7 @@ from fl.nn import looks_at_batch
 from fl.params import Initial
 from fl.reduction import Fold, Meta, Reduction
 from fl.storage.segments import Segments
+from fl.tracking.profile import span
 from fl.transform import Transform, TransformContext
 from fl.trees import Tree, leaves, row, tree_map
 
@@ -155,13 +156,16 @@ class Dispatch:
     def gather(self, parts: Iterable[Part], retried: int = 0) -> Done:
         """Fold the parts that the workers could not fold themselves. `retried`: tasks run again because a worker died."""
         fold, done = Fold(self.reduction, len(self.cohort)), Done(None, Columns(), retried=retried * self.plan.chunk)
-        for part in parts:
-            done.columns.extend(part.columns)
-            done.errors += part.errors
-            done.busy_seconds += part.seconds
-            for (level, k), acc in part.nodes.items():
-                fold.add(level, k, acc)
-        done.value = tree_map(lambda leaf: leaf.clone(), fold.finish())  # parts may be views of what workers write again
+        with span("reduce", "gather"):
+            for part in parts:
+                done.columns.extend(part.columns)
+                done.errors += part.errors
+                done.busy_seconds += part.seconds
+                for (level, k), acc in part.nodes.items():
+                    fold.add(level, k, acc)
+            done.value = tree_map(
+                lambda leaf: leaf.clone(), fold.finish()
+            )  # parts may be views of what workers write again
         done.errors.sort()
         return done
 
@@ -315,7 +319,8 @@ class Worker:
                 if which not in open_:
                     open_[which] = self.begin(dispatch)
                 a, start = own * dispatch.plan.chunk, time.perf_counter()
-                open_[which].chunk(np.arange(a, min(a + dispatch.plan.chunk, len(dispatch.cohort))))
+                with span(open_[which].category, "task", task):
+                    open_[which].chunk(np.arange(a, min(a + dispatch.plan.chunk, len(dispatch.cohort))))
                 open_[which].seconds += time.perf_counter() - start
         return order.part({which: exchange.part() for which, exchange in open_.items()})
 
@@ -350,6 +355,7 @@ class InProgress:
         self.feedback, self.delta = front(self.job.up, ErrorFeedback), front(self.job.up, Delta)
         difference = front(self.job.down, Delta) if dispatch.kind == "work" else None
         self.differences = [name for name in visible if difference and difference.covers(name)]
+        self.category = "compute" if dispatch.kind == "work" else "evaluate"
         self.chunk = {
             "work": self._loop if dispatch.plan.kind == "loop" else self._batched,
             "evaluate": self._evaluate,
@@ -397,13 +403,16 @@ class InProgress:
     def _one(self, at: np.ndarray) -> None:
         """Client work for the client at one position."""
         d, client = self.dispatch, int(self.dispatch.cohort[at[0]])
-        before = self.worker.states.read(d.states[at[0]])
-        received, config = self.receive(at, client, before)
+        with span("data", "state"):
+            before = self.worker.states.read(d.states[at[0]])
+        with span("encode", "receive"):
+            received, config = self.receive(at, client, before)
         ctx = self._context(client, received, config, before)
         self.stage = d.work
         if d.limits is not None:
             ctx = replace(ctx, limit=int(d.limits[at[0]]))
-        reply = self._work(self.job.algorithm, d.work, ctx, self.worker.scratch.read(d.carries[at[0]]))
+        with span("compute", d.work, client):
+            reply = self._work(self.job.algorithm, d.work, ctx, self.worker.scratch.read(d.carries[at[0]]))
         if reply.carry is not None:
             self.columns.add(at, {"carry": np.array([self.worker.scratch.append(self.device.fetch(reply.carry))])})
 
@@ -428,7 +437,8 @@ class InProgress:
         d, clients = self.dispatch, self.dispatch.cohort[positions]
         starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
         known = (d.states[positions, 0] >= 0).any()
-        before = [self.worker.states.read(location) for location in d.states[positions]] if known else [None] * len(clients)
+        with span("data", "states"):
+            before = [self.worker.states.read(at) for at in d.states[positions]] if known else [None] * len(clients)
         chunk = batched.Chunk(
             clients,
             self.job.seed,
@@ -456,7 +466,7 @@ class InProgress:
 
         for careful in (False, True):
             self.stage = d.work
-            with self.device.computing():
+            with span("compute", d.work), self.device.computing():
                 update, states = batched.train(self.job.algorithm, chunk, BACKENDS[d.plan.kind])
             states = self.device.fetch(states)
             if self.deliver(positions, update, self.received, before, True, careful, keep):
@@ -562,19 +572,21 @@ class InProgress:
         answer is False: train again and look at each client.
         """
         arrived, counted, memory = {}, {}, {}
-        if not self.added_there:
-            update = self.device.fetch(update)
-            received = self.device.fetch(received)
-        for name, tree in self.leave(positions, update, stacked).items():
-            sent = self.outgoing(name, tree, received, before, stacked)
-            decoded, counted[name] = transmit(
-                self.job.up, sent, len(positions) if stacked else None, self.up_key(positions, name)
-            )
-            if self.feedback:
-                memory[self.memory_name(name)] = lost(sent, decoded)
-            arrived[name] = self.incoming(name, decoded, received, stacked)
-        keep(memory)
-        return self.arrive(positions, replace(update, groups=arrived), counted, stacked, careful)
+        with span("encode", "update"):
+            if not self.added_there:
+                update, received = self.device.fetch(update), self.device.fetch(received)
+            for name, tree in self.leave(positions, update, stacked).items():
+                sent = self.outgoing(name, tree, received, before, stacked)
+                decoded, counted[name] = transmit(
+                    self.job.up, sent, len(positions) if stacked else None, self.up_key(positions, name)
+                )
+                if self.feedback:
+                    memory[self.memory_name(name)] = lost(sent, decoded)
+                arrived[name] = self.incoming(name, decoded, received, stacked)
+        with span("data", "state"):
+            keep(memory)
+        with span("reduce", "update"):
+            return self.arrive(positions, replace(update, groups=arrived), counted, stacked, careful)
 
     def memory_name(self, group: str) -> str:
         return f"{self.dispatch.work}/{group}"
@@ -618,7 +630,8 @@ class InProgress:
         ctx = self._transform_context(positions, update, stacked)
         for transform in reversed(job.transforms):
             self.stage = type(transform).__name__
-            decoded = transform.server(decoded, ctx)
+            with span("encode", self.stage):
+                decoded = transform.server(decoded, ctx)
 
         self.stage, bad = "reduce", np.zeros(len(positions), bool)
         ids = torch.from_numpy(clients) if stacked else int(clients[0])

@@ -54,6 +54,10 @@ class ClientMetrics:
         self.pending = []
         return [dict(part) for part in self.parts]
 
+    def forget(self) -> None:
+        """Drop what was added since the last commit."""
+        self.pending = []
+
     def to_parquet(self, out: Path) -> None:
         """All committed rows, as one table."""
         tables = [ArrowStream.read(self._path(i), _schema(part["names"])) for i, part in enumerate(self.parts)]

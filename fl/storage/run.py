@@ -6,6 +6,7 @@
     ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
     model.safetensors    the final model by tensor names
     checkpoints/         last and best                clients/   states of clients           streams/   growing tables
+    profile.json, trace.json   where the time went, if that was asked for
 
 A round commits by one rename: `checkpoints/last.json` names the tensors and holds the lengths of everything that grows.
 """
@@ -83,6 +84,11 @@ class RunDirectory:
         if best:
             checkpoint.save(self.path / "checkpoints", "best", record, round_)
         checkpoint.save(self.path / "checkpoints", "last", record, round_)
+
+    def forget(self) -> None:
+        """Drop what was recorded and not written."""
+        self.ledger.forget()
+        self.clients.forget()
 
     def export(self) -> None:
         """The tables in their final form."""

@@ -1,0 +1,222 @@
+"""Where time goes: what sleeps is found where it slept, categories add up, and nothing else changes.
+
+The parts of this run sleep: for known times, so that each category has to hold at least its own, and all of them add up to
+the wall time of all processes.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+
+import pytest
+
+import fl
+from fl.augment import Augment
+from fl.client import LocalTraining
+from fl.reduction import WeightedMean
+from fl.strategy import Strategy
+from fl.tracking import profile
+from fl.tracking.profile import CATEGORIES, Arrived, Profile, Record, Span, Whole
+from fl.transform import Transform
+
+COHORT, ROUNDS, STEPS, NAP = 3, 2, 2, 0.01
+MANY = {"data": 4, "compute": 5, "encode": 2, "reduce": 3, "evaluate": 2, "server": 6}  # naps
+
+
+def nap(category):
+    time.sleep(MANY[category] * NAP)
+
+
+@dataclass(frozen=True)
+class SlowMean(WeightedMean):
+    def lift(self, value, meta):
+        nap("reduce")
+        return super().lift(value, meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Strategy):
+    client = "test_profile.py:Sleeper"
+
+    def reduction(self, state, ctx):
+        return SlowMean()
+
+    def step(self, state, mean, ctx):
+        nap("server")
+        return state + mean, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeper(LocalTraining):
+    def finish(self, end):
+        nap("compute")
+        return super().finish(end)
+
+    def predictor(self, ctx):
+        nap("evaluate")
+        return super().predictor(ctx)
+
+
+@dataclass(frozen=True)
+class SlowTransform(Transform):
+    def client(self, groups, ctx):
+        nap("encode")
+        return groups
+
+
+@dataclass(frozen=True)
+class SlowAugment(Augment):
+    def apply(self, x, words):
+        nap("data")
+        return x
+
+
+def config(**execution):
+    return {
+        "rounds": ROUNDS,
+        "data": {"name": "noise", "shape": [6], "classes": 3, "clients": COHORT, "samples": 8}
+        | {"augment": [f"{__file__}:SlowAugment"]},
+        "partition": "natural",
+        "splits": {"val": 0.25},
+        "model": "softmax",
+        "cohort": {"size": COHORT},
+        "strategy": f"{__file__}:Slow",
+        "client": {"steps": STEPS, "batch": 4},
+        "transforms": [f"{__file__}:SlowTransform"],
+        "execution": {"plan": "loop", **execution},
+    }
+
+
+def profiled(out, **execution):
+    """(the run, profile.json, trace.json)"""
+    with Profile() as watch:
+        result = fl.run(config(**execution), out=out, watch=watch)
+    return result, *(json.loads((out / file).read_text()) for file in ("profile.json", "trace.json"))
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    return profiled(tmp_path_factory.mktemp("serial"), executor="serial")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray(cluster, tmp_path_factory):
+    return profiled(tmp_path_factory.mktemp("ray"), executor="ray", workers=2)
+
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+def of_a_round():
+    """The least seconds of each category in a round, from who sleeps how often."""
+    times = {"data": COHORT * STEPS, "server": 1}
+    return {name: naps * NAP * times.get(name, COHORT) for name, naps in MANY.items()}
+
+
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_categories_hold_what_slept_and_add_up(executor, request):
+    result, found, _ = request.getfixturevalue(executor)
+    assert [row["round"] for row in found["rounds"]] == list(range(ROUNDS))
+    for row, told in zip(found["rounds"], result.metrics):
+        assert row["wall_seconds"] >= told["wall_seconds"]  # and the commit
+        assert row["processes"] == {"serial": 1, "ray": 3}[executor]
+        assert sum(row["seconds"].values()) == pytest.approx(row["processes"] * row["wall_seconds"])
+        assert sum(row["driver"].values()) == pytest.approx(row["wall_seconds"])
+        for name, least in of_a_round().items():
+            assert row["seconds"][name] >= least, name
+    total = found["total"]
+    assert sum(total["shares"].values()) == pytest.approx(1) and "waits" not in total["shares"]
+    assert total["seconds"]["data"] == pytest.approx(sum(row["seconds"]["data"] for row in found["rounds"]))
+
+
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_spans_nest_on_a_track_for_each_process(executor, request):
+    _, found, trace = request.getfixturevalue(executor)
+    names = {event["pid"]: event["args"]["name"] for event in trace if event["ph"] == "M"}
+    assert [name.split()[0] for name in names.values()] == {"serial": ["driver"], "ray": ["driver", "worker", "worker"]}[
+        executor
+    ]
+    spans = [event for event in trace if event["ph"] == "X"]
+    assert len(spans) + len(names) == len(trace)
+    for event in spans:
+        assert {"ph", "name", "cat", "ts", "dur", "pid", "tid"} <= event.keys()
+        assert event["cat"] in CATEGORIES and event["ts"] >= 0 and event["dur"] >= 0
+    for pid in names:
+        open_ = []
+        for event in sorted((e for e in spans if e["pid"] == pid), key=lambda e: (e["ts"], -e["dur"])):
+            while open_ and open_[-1] <= event["ts"] + 1e-3:  # microseconds, to a nanosecond
+                open_.pop()
+            assert not open_ or event["ts"] + event["dur"] <= open_[-1] + 1e-3
+            open_.append(event["ts"] + event["dur"])
+    rounds = [event for event in spans if event["name"] == "round"]
+    assert [event["args"]["number"] for event in rounds] == list(range(ROUNDS))
+    for event, row in zip(rounds, found["rounds"]):
+        assert event["dur"] == pytest.approx(1e6 * row["wall_seconds"])
+
+
+def test_of_a_round_little_is_outside_the_spans_within_it(serial):
+    _, _, trace = serial
+    spans = [event for event in trace if event["ph"] == "X"]
+    for whole in (event for event in spans if event["name"] == "round"):
+        end, covered = whole["ts"], 0.0
+        for event in sorted(spans, key=lambda e: e["ts"]):
+            if (
+                whole["ts"] <= event["ts"]
+                and event is not whole
+                and event["ts"] + event["dur"] <= whole["ts"] + whole["dur"]
+            ):
+                covered += max(0.0, event["ts"] + event["dur"] - max(end, event["ts"]))
+                end = max(end, event["ts"] + event["dur"])
+        assert covered >= 0.95 * whole["dur"]
+
+
+def test_the_same_bits_with_and_without(serial, ray, tmp_path):
+    plain = fl.run(config(executor="serial"), out=tmp_path)
+    assert not profile.recording() and not (tmp_path / "profile.json").exists()
+    assert plain.digest == serial[0].digest == ray[0].digest
+    assert plain.ledger.equals(serial[0].ledger) and plain.ledger.equals(ray[0].ledger)
+
+
+def test_a_round_by_hand():
+    """round 0..10; asked at 1 and 2; a works 2..5, b 4..7; the driver waits 3..9.
+
+    driver: waits 3..7, transfer 7..9, server 0..3 and 9..10;   on the way back, 7..9, is transfer for both workers.
+    a: 1..2 transfer, 2..5 compute, 7..9 transfer, rest idle;   b: 2..4 transfer, 4..7 compute, 7..9 transfer, rest idle
+    """
+    whole = Whole(Span("server", "round", 0, 0.0, 10.0), {"server": 4.0, "waits": 6.0})
+    answers = [
+        Arrived(name, asked, Record([Whole(Span("compute", "call", None, begin, 3.0), {"compute": 3.0})], [], 0))
+        for name, asked, begin in (("a", 1.0, 2.0), ("b", 2.0, 4.0))
+    ]
+    driver, workers = profile._booked(whole, [Span("waits", "workers", None, 3.0, 6.0)], answers)
+    assert driver == {"server": 4.0, "waits": 4.0, "transfer": 2.0}
+    assert workers["a"] == {"transfer": 3.0, "compute": 3.0, "idle": 4.0}
+    assert workers["b"] == {"transfer": 4.0, "compute": 3.0, "idle": 3.0}
+
+
+def test_a_far_clock_is_compared_when_the_way_is_shortest():
+    """It shows 100 more than ours. Ways there and back of 3 + 1, 1 + 1 and 4 + 0: the second tells it right."""
+    now, ways = [0.0], iter([(3, 1), (1, 1), (4, 0), (5, 5), (2, 4)])
+
+    def ask():
+        there, back = next(ways)
+        now[0] += there
+        read = now[0] + 100
+        now[0] += back
+        return read
+
+    assert profile.clock_shift(ask, lambda: now[0]) == -100
+
+
+def test_what_is_not_recorded_is_as_it_was():
+    items = [1, 2]
+    assert profile.each("data", "x", items) is items and profile.timed("data", "x", len) is len and profile.taken() is None

@@ -1,0 +1,155 @@
+"""`fl tune` writes what `fl run` takes; which candidate is faster is no test's matter, but where one sleeps."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+import fl
+from fl import tune
+from fl.client import LocalTraining
+from fl.config import ConfigError, Execution, read, resolve
+from fl.tune import clear, quartiles, worker_counts
+
+CONFIG = {
+    "rounds": 3,
+    "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 12, "samples": 8},
+    "partition": "natural",
+    "splits": {"val": 0.0},
+    "model": "softmax",
+    "cohort": {"size": 8},
+    "strategy": "fedavg",
+    "client": {"epochs": 1, "batch": 4, "lr": 0.1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naps(LocalTraining):
+    """Clients that train together nap together, in the loop each does; its own objective is nothing for the plan `stacked`."""
+
+    def objective(self, net, batch, at, task):
+        return super().objective(net, batch, at, task)
+
+    def gradient(self, grad, params, at):
+        time.sleep(0.01)
+        return grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fails(LocalTraining):
+    """In chunks alone."""
+
+    def objective(self, net, batch, at, task):
+        if type(net).__name__ == "function":
+            raise OverflowError("too much")
+        return super().objective(net, batch, at, task)
+
+
+def written_by(tmp_path, config):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/base.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "configs/base.yaml"
+
+
+def tuned(tmp_path, config, overrides, seconds):
+    """(what came of it, the file that it wrote)"""
+    out = tmp_path / "tuned.yaml"
+    return tune.tune(written_by(tmp_path, config), overrides, seconds, out, print), out
+
+
+def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
+    config, out = written_by(tmp_path, {**CONFIG, "execution": {"executor": "serial"}}), tmp_path / "tuned.yaml"
+    command = [sys.executable, "-m", "fl", "tune", config, "--seconds", "2", "--out", out, "--json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    written = yaml.safe_load(out.read_text())
+    assert written["extends"] == "configs/base.yaml"
+    assert written["execution"].keys() == {"executor", "plan", "chunk", "layout"}
+    assert written["execution"]["executor"] == "serial" and told["kept"] == {"executor": "serial"}
+    assert "cores" in out.read_text().splitlines()[1] and "clients/s" in out.read_text().splitlines()[2]
+    result = fl.run(out, out=tmp_path / "run")
+    resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["execution"]
+    assert {key: resolved[key] for key in written["execution"]} == written["execution"]
+    assert len(result.metrics) == 3 and {row["plan"] for row in told["tried"]} == {"loop", "stacked", "vmap"}
+
+
+def test_the_faster_plan_wins(tmp_path):
+    """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
+    config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}
+    config["execution"] = {"executor": "serial", "plan": "auto", "layout": "contiguous"}
+    told, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
+    assert told.rows[0]["plan"] == "loop" and told.execution["plan"] == "vmap" and "vmap by" in told.verdicts[0]
+    assert told.impossible == {"stacked": "Naps has its own objective"}
+    assert told.kept == {"executor": "serial", "layout": "contiguous"}
+    whole = yaml.safe_load(out.read_text())  # with overrides, all of it
+    assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3
+    assert resolve(read(out)).to_dict()["evaluation"]["every"] == 1
+
+
+def test_plans_that_fail_are_told(tmp_path):
+    config = {**CONFIG, "execution": {"executor": "serial"}}
+    config["client"] = {**CONFIG["client"], "name": f"{__file__}:Fails"}
+    told, _ = tuned(tmp_path, config, {}, 1)
+    said = [row[""] for row in told.rows if row["plan"] == "vmap"]
+    assert "OverflowError: too much" in said[0] and told.execution["plan"] == "loop"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
+    import ray
+
+    told, out = tuned(tmp_path, {**CONFIG, "execution": {"plan": "stacked", "chunk": 4}}, {}, 2)
+    assert told.kept == {"plan": "stacked", "chunk": 4}
+    execution = yaml.safe_load(out.read_text())["execution"]
+    assert (execution["plan"], execution["chunk"]) == ("stacked", 4)
+    assert {(row["plan"], row["chunk"]) for row in told.rows} == {("stacked", "4")}
+    assert {"serial", "ray with 1 worker"} <= {row["executor"] for row in told.rows}
+    assert not ray.is_initialized()
+
+
+def test_who_may_work():
+    """The default first, then the others; 0 is serial."""
+    assert worker_counts(Execution(), {}, 2) == [2, 0, 1]
+    assert worker_counts(Execution(), {"executor": "ray"}, 4) == [4, 1, 2, 3]
+    assert worker_counts(Execution(), {}, 32) == [32, 0, 1, 2, 4, 8, 16]
+    assert worker_counts(Execution(workers=3), {"workers": 3}, 4) == [3]
+    assert worker_counts(Execution(executor="serial"), {"executor": "serial"}, 4) == [0]
+
+
+def test_what_is_clear():
+    """Ratios 1.0, 1.1, 1.2: quartiles 1.05, 1.1, 1.15. Two passes are too few, 2 % too little, half of the passes too unsure."""
+    assert quartiles([(2.0, 2.0), (2.2, 2.0), (2.4, 2.0)]) == pytest.approx((1.05, 1.1, 1.15))
+    assert clear([(1.05, 1.0), (1.1, 1.0), (1.2, 1.0)])
+    assert not clear([(2.0, 1.0), (2.0, 1.0)])
+    assert not clear([(1.02, 1.0)] * 5)
+    assert not clear([(0.5, 1.0), (0.6, 1.0), (1.2, 1.0), (1.3, 1.0), (1.4, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds", "out", "said"),
+    [
+        ({}, 0.0, "a.yaml", "seconds: 0.0 is not positive"),
+        ({}, 1.0, "there.yaml", "there.yaml exists already"),
+        ({}, 1.0, "nowhere/a.yaml", "there is no folder"),
+        (
+            {"execution.plan": "stacked", "client": {"optimiser": {"name": "torch", "cls": "SGD"}}},
+            1.0,
+            "a.yaml",
+            "'stacked' is not possible",
+        ),
+        ({"server": "async", "system": {"devices": "uniform"}}, 1.0, "a.yaml", "server"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(tmp_path, overrides, seconds, out, said):
+    (tmp_path / "there.yaml").write_text("mine")
+    config = tmp_path / "base.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    with pytest.raises(ConfigError, match=said):
+        tune.tune(config, overrides, seconds, tmp_path / out, print)
+    assert (tmp_path / "there.yaml").read_text() == "mine"
