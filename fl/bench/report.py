@@ -86,7 +86,7 @@ def _print_one(console: Any, result: dict[str, Any]) -> None:
 
 def _facts(entry: dict[str, Any]) -> str:
     facts = entry["facts"]
-    said = [f"{key} {facts[key]}" for key in ("chunk", "mode", "back end", "nodes") if key in facts]
+    said = [f"{key} {facts[key]}" for key in ("way", "chunk", "mode", "back end", "nodes") if key in facts]
     if facts.get("auto"):
         said.append("auto")
     if "ledger_share" in entry:
