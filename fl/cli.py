@@ -510,17 +510,26 @@ def _holdings(found: dict[str, Any]) -> str:
 
 @app.command()
 def bench(
-    workloads: Annotated[list[str] | None, typer.Argument(help="Names of workloads [default: all].")] = None,
-    seconds: Annotated[float, typer.Option(help="To measure each for, at least.")] = 5.0,
+    workloads: Annotated[list[str] | None, typer.Argument(help="Names of workloads [default: those with bars].")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="To measure each contestant for, about.")] = 10.0,
+    side: Annotated[
+        list[Path] | None,
+        typer.Option(help="An environment with peers [default: .venv-peers if it is there]; may be given again."),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="ours, pfl, flower, ...; may be given again.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes to compare [default: the workload's].")] = None,
+    device: Annotated[str, typer.Option(help="Of ours, bare loops and pfl.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="A file for the measurements.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into this file.")] = None,
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
-    """Measure rounds and clients per second on this machine."""
+    """Measure clients per second beside bare loops and other simulators on this machine. Exit code 1: below a bar."""
     with errors(traceback):
         from fl import bench
 
-        raise typer.Exit(bench.main(workloads or [], seconds, out, as_json))
+        chosen = (side or (), only or (), workers, device)
+        raise typer.Exit(bench.main(workloads or (), seconds, *chosen, out, plot, as_json, say))
 
 
 @app.command()

@@ -1,14 +1,20 @@
-"""`fl bench` runs and reports what it says; how fast anything is, is no test's matter."""
+"""`fl bench` runs, checks its contestants and reports what it says; how fast anything is, is no test's matter."""
 
+import importlib
 import json
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fl import bench
-from fl.config import read, resolve
+from fl.bench import contest, report
+from fl.bench.workload import OVERRIDES, Workload, find, layers
+from fl.config import ConfigError, read, resolve
 
 MICRO = """
 data: {name: noise, shape: [6], classes: 3, clients: 12, samples: 8}
@@ -22,44 +28,155 @@ execution: {executor: ray, workers: 2}
 """
 
 
-@pytest.mark.slow
-def test_a_micro_workload_is_measured(tmp_path, capsys):
+@pytest.fixture
+def micro(tmp_path) -> Path:
     (tmp_path / "micro.yaml").write_text(MICRO)
-    assert bench.main([str(tmp_path / "micro.yaml")], 0.1, tmp_path / "out.json", as_json=False) == 0
-    assert "micro" in capsys.readouterr().out
-    (result,) = json.loads((tmp_path / "out.json").read_text())
-    assert (result["workload"], result["plan"], result["bar"]) == ("micro", "stacked", None)
-    assert result["parameters"] == 6 * 3 + 3
-    assert len(result["samples"]["ours"]) == len(result["samples"]["bare"]) == bench.TURNS
-    assert min(result["samples"]["ours"] + result["samples"]["bare"]) > 0
-    assert sorted(result["samples"]["ours"])[bench.TURNS // 2] == result["ours_clients_per_second"]
+    return tmp_path / "micro.yaml"
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    """Modules that contestants import from beside them."""
+    monkeypatch.syspath_prepend(contest.PEERS)
+    yield importlib.import_module
+    for name in ("protocol", "torch_layers", "bare"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_a_micro_workload_is_measured(micro, capsys):
+    out, picture = micro.with_suffix(".json"), micro.with_suffix(".png")
+    assert bench.main([str(micro)], 0.1, only=["ours"], out=out, picture=picture) == 0
+    assert "micro" in capsys.readouterr().out and picture.stat().st_size > 1000
+    (result,) = json.loads(out.read_text())
+    assert (result["workload"], result["parameters"], result["samples"]) == ("micro", 6 * 3 + 3, 8.0)
+    assert result["flops"] == 2 * 2 * 6 * 3  # scores and their gradient by the weights; inputs want none
+    entries = result["contestants"]
+    plans = {f"ours {plan} x{n}" for plan in ("loop", "stacked", "vmap") for n in (1, 2)}
+    assert {"peak", "bare x1", "bare x2"} | plans <= set(entries) and result["missing"] == {}
+    assert entries["bare x2"]["distance"] == 0  # of the same weights, the same order
+    for name, entry in entries.items():
+        assert len(entry["turns"]) == contest.TURNS and min(t for t in entry["turns"] if t is not None) > 0, name
+    assert result["best"] in plans and entries[result["best"]]["ratio"] == 1
     assert result["machine"]["cores"] >= 1 and result["machine"]["packages"]["torch"]
 
 
-def test_the_bare_loop_is_federated_averaging():
+CHEAT = """
+from bare import *
+
+class Cheat(Bare):
+    def __init__(self, work):
+        super().__init__(work)
+        self.descent.lr *= {faster}
+
+if __name__ == "__main__":
+    serve(lambda work: {{"cheat": Cheat(work)}})
+"""
+
+
+@pytest.mark.parametrize(("faster", "distance"), [(1.0, 0.0), (0.5, 0.5)])
+def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
+    for file in contest.PEERS.glob("*.py"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "cheat.py").write_text(CHEAT.format(faster=faster))
+    monkeypatch.setattr(contest, "PEERS", tmp_path)
+    monkeypatch.setattr(contest, "TURNS", 1)
+    monkeypatch.setattr(contest, "ENTRIES", [contest.Entry(n, n, None) for n in ("bare", "cheat")])
+    held = contest.Contest(Workload.of(micro, None, "cpu"), [], (), 0.01, lambda _: None).held()
+    cheat = held["contestants"]["cheat"]
+    assert cheat["distance"] == pytest.approx(distance, abs=0.02)  # half the rate goes about half the way
+    assert ("clients_per_second" in cheat) == (distance == 0)
+    assert ("differs from the bare loop's" in cheat.get("lost", "")) == (distance > 0)
+
+
+def test_who_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
+    (tmp_path / "protocol.py").write_text((contest.PEERS / "protocol.py").read_text())
+    (tmp_path / "lacks.py").write_text("from protocol import serve\ndef start(work): import no_such_module\nserve(start)")
+    (tmp_path / "dies.py").write_text("raise SystemExit('no memory left')")
+    entries = [contest.Entry("lacks", "lacks", None), contest.Entry("dies", "dies", None)]
+    entries += [contest.Entry("absent", "absent", "no_such_package")]
+    monkeypatch.setattr(contest, "PEERS", tmp_path)
+    monkeypatch.setattr(contest, "ENTRIES", entries)
+    held = contest.Contest(Workload.of(micro, None, "cpu"), [], (), 0.01, lambda _: None).held()
+    assert held["contestants"] == {}
+    assert "no_such_module" in held["missing"]["lacks x1"]
+    assert held["missing"]["dies x1"] == "no memory left"
+    assert held["missing"]["absent"] == "no_such_package is in no side environment"
+
+
+def test_the_bare_loop_is_federated_averaging(peers):
     """Full batches, so that shuffles do not matter: w - lr * sum_c n_c grad_c / sum_c n_c, each grad at w."""
     module = nn.Linear(5, 3)
     x, y = torch.randn(10, 5), torch.randint(0, 3, (10,))
-    clients = [torch.arange(4), torch.arange(4, 10)]
-    config = resolve(
-        {"data": "digits", "partition": "natural", "model": "softmax", "strategy": "fedavg", "cohort": {"size": 2}}
-        | {"client": {"epochs": 1, "batch": 6, "lr": 0.5}}
-    )
     F.cross_entropy(module(x), y).backward()  # the mean over all ten is the mean of means, weighted by samples
     expected = [(p - 0.5 * p.grad).detach() for p in module.parameters()]
-    bench.bare_round(module, x, y, clients, config)
+    loop = peers("torch_layers").Descent(module, lr=0.5, batch=6, epochs=1)
+    loop.round([(x[:4], y[:4]), (x[4:], y[4:])], shuffle=True)
     for mine, wanted in zip(module.parameters(), expected):
         torch.testing.assert_close(mine.detach(), wanted)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("cnn_small", 271_786), ("femnist_mlp", 209_662), ("softmax", 610)])
-def test_the_workloads_are_what_they_say(name, parameters):
-    config = resolve(read(bench.find(name), bench.OVERRIDES))
+def test_contestants_get_the_samples_cohorts_and_model_of_ours(micro, peers, tmp_path):
+    of = Workload.of(micro, None, "cpu")
+    of.write(tmp_path)
+    work = peers("protocol").Workload.read(tmp_path, 0, 1, 0)
+    config, partition = of.assembly.config, of.assembly.stages[0].partition
+    for client in range(12):
+        rows, own = partition.view_rows(client, "train"), slice(*work.offsets[client : client + 2])
+        np.testing.assert_array_equal(work.x[own], of.assembly.dataset.train["x"][rows])
+        np.testing.assert_array_equal(work.y[own], of.assembly.dataset.train["y"][rows])
+    for round_ in (0, 1, 200):
+        np.testing.assert_array_equal(work.cohorts[round_], config.cohort.sample(None, round_, config.seed, of.sizes)[1])
+    assert (work.lr, work.batch, work.epochs, work.workers, work.device) == (0.1, 4, 1, 2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("cnn_small", 271_786), ("femnist_mlp", 209_662), ("softmax", 610), ("softmax_10k", 610)],
+)
+def test_the_workloads_are_what_they_say(name, parameters, peers):
+    config = resolve(read(find(name), OVERRIDES))
     module = config.model.build(tuple(config.data.part.shape), config.data.part.classes)
     assert sum(p.numel() for p in module.parameters()) == parameters
-    assert config.execution.workers == 2 and name in bench.BARS
+    assert config.execution.workers == 2 and name in report.BARS
+    known = peers("torch_layers").LAYERS
+    again = nn.Sequential(*(known[kind](*numbers) for kind, *numbers in layers(module)))
+    again.load_state_dict(module.state_dict())
+    x = torch.randn(2, *config.data.part.shape)
+    torch.testing.assert_close(again(x), module(x), rtol=0, atol=0)
 
 
-def test_an_unknown_workload_names_those_there_are():
-    with pytest.raises(ValueError, match=r"'sofmax' is not one of \['cnn_small', 'femnist_mlp', 'softmax'\]"):
-        bench.find("sofmax")
+def test_a_model_that_is_no_stack_of_known_layers_is_not_taken_for_one():
+    assert layers(nn.Sequential(nn.Linear(2, 2), nn.Tanh())) is None
+    assert layers(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))) is None
+    assert layers(nn.LSTM(2, 2)) is None
+
+
+def test_ratios_and_bars():
+    """Turn by turn 40/10, 60/20, 60/30: the median is 3; sat-out turns do not count."""
+
+    def entry(*turns):
+        done = [t for t in turns if t is not None]
+        return {"clients_per_second": float(np.median(done)), "turns": list(turns)}
+
+    entries = {"ours stacked x2": entry(40.0, 60.0, 60.0), "ours loop x1": entry(4.0, 5.0, 6.0)}
+    entries |= {"bare x2": entry(10.0, 20.0, 30.0), "pfl x2": entry(None, 50.0, None), "peak": entry(3e3, 3e3, 3e3)}
+    held = {"workload": "femnist_mlp", "workers": 2, "flops": 10.0, "samples": 5.0, "contestants": entries}
+    found = report.summary(held)
+    assert found["best"] == "ours stacked x2" and found["peak_flops_per_second"] == 15e3
+    assert entries["bare x2"]["ratio"] == 3 and entries["pfl x2"]["ratio"] == 60 / 50
+    assert entries["ours stacked x2"]["share_of_peak"] == 60 * 5 * 10 / 15e3  # clients x samples x FLOP
+    assert {(b["against"], b["reached"]) for b in found["bars"]} == {("bare x2", True), ("pfl x2", False)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"workloads": ["sofmax"]}, r"'sofmax' is not one of \['cnn_small', 'femnist_mlp',.* 'softmax', 'softmax_10k'\]"),
+        ({"workloads": ["softmax"], "only": ["flwr"]}, r"--only: \['flwr'\] not in \['peak', 'bare', 'ours'"),
+        ({"workloads": ["softmax"], "sides": [Path("nowhere")]}, "--side: nowhere is no environment"),
+    ],
+)
+def test_mistakes_are_said_before_anything_starts(asked, said):
+    with pytest.raises(ConfigError, match=said):
+        bench.main(seconds=1.0, **asked)

@@ -34,8 +34,9 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(package: str) -> list[tuple[str, str]]:
-    """(file:line, top-level module) of every import in a package."""
-    files = sorted((ROOT / package).rglob("*.py"))
+    """(file:line, top-level module) of every import in a package; contestants of `fl bench` run in environments of their own."""
+    peers = ROOT / "experiments" / "benchmarks" / "peers"
+    files = sorted(p for p in (ROOT / package).rglob("*.py") if p.parent != peers)
     return [(f"{p.relative_to(ROOT)}:{line}", m.partition(".")[0]) for p in files for line, m in imports(p)]
 
 

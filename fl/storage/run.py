@@ -58,15 +58,7 @@ class RunDirectory:
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Write what the run began with, once."""
-        environment = {
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "packages": {"fl": fl.__version__} | _versions(),
-            **facts,
-        }
+        environment = {"command": sys.argv, **machine(), **facts}
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
         for file, text in registry.sources().values():
             (self.path / "code").mkdir(exist_ok=True)
@@ -118,6 +110,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 @functools.cache
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """What computes here, and with which packages."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "packages": {"fl": fl.__version__} | _versions(),
+    }
 
 
 def _processor() -> str:

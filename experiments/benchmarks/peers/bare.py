@@ -1,0 +1,48 @@
+"""The bare loop: one module, foreach updates, nothing counted, nothing kept, no waiting for other processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from protocol import Contestant, Workload, serve
+from torch_layers import Descent, arrays, module, samples
+
+from fl.assembly import build_model
+from fl.config import resolve
+
+
+class Bare(Contestant):
+    def __init__(self, work: Workload):
+        super().__init__(work)
+        self.net = self.fresh()
+        self.descent = Descent(self.net, work.lr, work.batch, work.epochs)
+        self.x, self.y = samples(work)
+
+    def fresh(self) -> torch.nn.Module:
+        """With the first weights; what is no stack of layers is built as ours is: a transformer with peft's adapters."""
+        if self.work.layers:
+            return module(self.work)
+        config = resolve(self.work.config)
+        return build_model(config, config.data.load()).to(self.work.device)
+
+    @property
+    def facts(self):
+        return {"versions": {"torch": torch.__version__}}
+
+    def reset(self) -> None:
+        self.net.load_state_dict(self.fresh().state_dict())
+
+    def train(self, cohorts: list[np.ndarray], shuffle: bool) -> None:
+        a, b = self.work.offsets[:-1].tolist(), self.work.offsets[1:].tolist()
+        for cohort in cohorts:
+            own = [(self.x[a[c] : b[c]], self.y[a[c] : b[c]]) for c in cohort.tolist()]
+            self.descent.round(own, shuffle)
+        if self.work.device != "cpu":
+            torch.cuda.synchronize()
+
+    def weights(self):
+        return arrays(self.net)
+
+
+if __name__ == "__main__":
+    serve(lambda work: {"bare": Bare(work)})
