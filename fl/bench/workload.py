@@ -54,7 +54,8 @@ class Workload:
     @classmethod
     def of(cls, path: Path, workers: int | None, device: str) -> Workload:
         """The one in a file, with the file's workers or others."""
-        raw = read(path, OVERRIDES | ({"execution.workers": workers} if workers else {}))
+        asked = {"execution.workers": workers} if workers else {}
+        raw = read(path, OVERRIDES | asked | {"execution.device": device})
         config = resolve(raw)
         unlike = {"epochs", "batch", "lr"} - {name for name in vars(config.client)}
         if unlike:

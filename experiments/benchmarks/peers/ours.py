@@ -135,7 +135,7 @@ def variants(work: Workload) -> dict[str, Ours]:
     auto = assemble(config).plan.kind
     found = {}
     for kind in get_args(Kind):
-        execution = replace(config.execution, plan=kind, chunk=None, channels_last=None)
+        execution = replace(config.execution, plan=kind, chunk=None, layout=None)
         with contextlib.suppress(ConfigError):
             resolved = assemble(replace(config, execution=execution)).config
             for executor, where in (("serial", "x1"), ("ray", f"x{work.workers}")):
