@@ -98,11 +98,12 @@ def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False
 
 
 def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = False) -> None:
-    """Runs, one after another, with progress, and what came of them."""
+    """Runs, one after another by the same workers, with progress, and what came of them."""
+    from fl.execution.crew import kept
     from fl.tracking.progress import Progress
 
     summaries = []
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, kept():
         for start in starts:
             if interrupts.asked:
                 break
@@ -168,7 +169,6 @@ class Interrupts:
 
     def ready(self) -> None:
         self.running = True
-        signal.signal(signal.SIGTERM, self._take)  # ray.init has put its own in place
 
     def _take(self, number: int, _: Any) -> None:
         if not self.running or (self.asked and number == signal.SIGINT):
