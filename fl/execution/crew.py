@@ -129,54 +129,30 @@ def _draw_apart() -> None:
 
 
 class Crew:
-    """Ray with room for `workers`, and those of them that have no job."""
+    """Ray with room for `workers`, and those of them that have no job. The thread lives as long as Ray does: the system takes
+    what a thread has started down with it."""
 
     def __init__(self, workers: int, address: str | None):
-        self.workers, self.address = workers, address
-        self.ours, self.wanted, self.up = False, True, False  # up: or failed to come up
+        self.workers, self.address, self.ours = workers, address, False
         self.idle: list[Recruit] = []
         self.failure: BaseException | None = None
+        self.up, self.unwanted, self.gone = threading.Event(), threading.Event(), False  # up: or failed to come up
         self.lock = threading.Lock()
-        self.thread = threading.Thread(target=self._come_up, name="fl-crew", daemon=True)
+        self.thread = threading.Thread(target=self._live, name="fl-crew", daemon=True)
         self.thread.start()
 
-    def _come_up(self) -> None:
+    def _live(self) -> None:
         try:
             self.ours = connect(self.workers, self.address)
             self.idle = hired(self.workers)
         except BaseException as error:
             self.failure = error
-        with self.lock:
-            self.up = True
-            if not self.wanted:
-                self._go_down()
-
-    def take(self, count: int) -> list[Recruit]:
-        """So many living workers without a job, new ones if need be."""
-        self.thread.join()
-        if self.failure is not None:
-            raise self.failure
-        found, self.idle = _living(self.idle), []
-        found, self.idle = found[:count], found[count:]
-        return found + (hired(count - len(found)) if count > len(found) else [])
-
-    def serves(self, workers: int, address: str | None) -> bool:
-        """Whether it will do for a run, again."""
-        if self.up:
-            import ray
-
-            if self.failure is not None or not ray.is_initialized():
-                return False
-        return self.address == address and workers <= self.workers
-
-    def leave(self) -> None:
-        """Go down; if it is not up yet, as soon as it is."""
-        with self.lock:
-            wanted, self.wanted = self.wanted, False
-            if wanted and self.up:
-                self._go_down()
-            elif not self.up:  # should the process end first, Ray would tell that it was cut short
-                logging.getLogger("ray").setLevel(logging.CRITICAL)
+        self.up.set()
+        while not self.gone:
+            self.unwanted.wait()
+            with self.lock:
+                self.gone = self.unwanted.is_set()
+        self._go_down()
 
     def _go_down(self) -> None:
         import ray
@@ -187,6 +163,35 @@ class Crew:
             for recruit in self.idle:
                 ray.kill(recruit.actor)
         self.idle = []
+
+    def take(self, count: int) -> list[Recruit]:
+        """So many living workers without a job, new ones if need be."""
+        self.up.wait()
+        if self.failure is not None:
+            raise self.failure
+        found = _living(self.idle)
+        found, self.idle = found[:count], found[count:]
+        return found + (hired(count - len(found)) if count > len(found) else [])
+
+    def wanted_for(self, workers: int, address: str | None) -> bool:
+        """Whether it will do for another run; then it stays."""
+        import ray
+
+        with self.lock:
+            will = not self.gone and self.address == address and workers <= self.workers
+            if will and self.up.is_set():
+                will = self.failure is None and ray.is_initialized()
+            if will:
+                self.unwanted.clear()
+            return will
+
+    def leave(self) -> None:
+        """Go down; if it is not up yet, as soon as it is."""
+        self.unwanted.set()
+        if self.up.is_set():
+            self.thread.join()
+        else:  # should the process end first, Ray would tell that it was cut short
+            logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
 def hired(count: int) -> list[Recruit]:
@@ -225,13 +230,12 @@ def enlist(workers: int, address: str | None) -> Crew:
     """A crew for a run, which begins to come up; the one that rests, if it serves."""
     global _resting
     crew, _resting = _resting, None
-    if crew is not None:
-        with crew.lock:
-            if (crew.wanted or not crew.up) and crew.serves(workers, address):
-                crew.wanted = True
-                return crew
-        crew.leave()
-        crew.thread.join()
+    if crew is None:
+        return Crew(workers, address)
+    if crew.wanted_for(workers, address):
+        return crew
+    crew.leave()
+    crew.thread.join()
     return Crew(workers, address)
 
 
@@ -239,9 +243,9 @@ def dismiss(crew: Crew, recruits: Sequence[Recruit]) -> None:
     """The end of a run; `recruits`: those who live."""
     global _resting
     keep = _keepers and _resting is None and crew.failure is None
-    if keep or crew.address or not crew.ours:  # else they die with their node
+    if recruits and (keep or crew.address or not crew.ours):  # else they die with their node
         crew.idle += _living(recruits, "retire", RETIRE_SECONDS)
-    if keep or not crew.up:
+    if keep or not crew.up.is_set():
         _resting = crew
     if not keep:
         crew.leave()
