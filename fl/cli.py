@@ -169,6 +169,7 @@ class Interrupts:
 
     def ready(self) -> None:
         self.running = True
+        signal.signal(signal.SIGTERM, self._take)  # ray.init has put its own in place
 
     def _take(self, number: int, _: Any) -> None:
         if not self.running or (self.asked and number == signal.SIGINT):

@@ -68,7 +68,7 @@ class Job:
     augment: tuple[Augment, ...] = ()  # of training batches
     statistics: tuple[str, ...] = ()  # running ones that each client keeps
 
-    @property
+    @cached_property
     def keeps(self) -> bool:
         """Whether the engine keeps something of each client beside the method's own state: running statistics, what a codec
         lost, what the client last had of the broadcast. The state then is a dict {"own": the method's, ...}."""
@@ -398,8 +398,10 @@ class InProgress:
         """Client work for the clients at consecutive positions, trained together."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
         starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
-        known = (d.states[positions, 0] >= 0).any()
-        before = [self.worker.states.read(location) for location in d.states[positions]] if known else [None] * len(clients)
+        before, own = [None] * len(clients), [None] * len(clients)
+        if (d.states[positions, 0] >= 0).any():
+            before = [self.worker.states.read(location) for location in d.states[positions]]
+            own = [self._own(state) for state in before]
         chunk = batched.Chunk(
             clients,
             self.job.seed,
@@ -408,7 +410,7 @@ class InProgress:
             d.number,
             self.received,
             d.broadcast.config,
-            [self._own(state) for state in before],
+            own,
             self.job.arrays,
             self.partition.indices,
             starts,
