@@ -22,6 +22,7 @@ from fl import baselines
 from fl.assembly import assemble
 from fl.asynchronous import AsynchronousExchanges
 from fl.config import Config, ConfigError, located, read, resolve
+from fl.data.dataset import tensors
 from fl.evaluation import assess, evaluate, forgetting
 from fl.exchange import Exchanges, Row, by_group, foreseen
 from fl.execution.crew import kept
@@ -154,7 +155,7 @@ class Simulation:
         directory = self.directory
         self.assembly = assemble(self.config)
         self.config = config = self.assembly.config
-        self.server, self.test = (_tensors(part) for part in (self.assembly.dataset.server, self.assembly.dataset.test))
+        self.server, self.test = (tensors(part) for part in (self.assembly.dataset.server, self.assembly.dataset.test))
         self.round = 0
         self.progress: dict[str, Any] = {"best": None, "waited": 0, "reason": "", "setup": False, "matrix": []}
         self.sampler = config.cohort.init(self.assembly.trainable)
@@ -420,10 +421,6 @@ class Simulation:
     def __exit__(self, *_: Any) -> None:
         self.executor.close()
         self.folder.close()
-
-
-def _tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in (arrays or {}).items()}
 
 
 def new_directory(config: Config) -> Path:
