@@ -398,10 +398,14 @@ class InProgress:
         """Client work for the clients at consecutive positions, trained together."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
         starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
-        before, own = [None] * len(clients), [None] * len(clients)
-        if (d.states[positions, 0] >= 0).any():
-            before = [self.worker.states.read(location) for location in d.states[positions]]
-            own = [self._own(state) for state in before]
+        before = own = [None] * len(clients)
+        known, stacked = d.states[positions, 0] >= 0, None
+        if known.any():
+            if not self.job.keeps:  # then nobody asks for the state of a single one
+                stacked = self.worker.states.read_rows(d.states[positions[known]])
+            if stacked is None:
+                before = [self.worker.states.read(location) for location in d.states[positions]]
+                own = [self._own(state) for state in before]
         chunk = batched.Chunk(
             clients,
             self.job.seed,
@@ -419,6 +423,7 @@ class InProgress:
             self.module,
             self.task,
             self.job.augment,
+            None if stacked is None else (known, stacked),
         )
 
         def keep(memory: dict[str, Memory]) -> None:
