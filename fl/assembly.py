@@ -14,7 +14,7 @@ import torch
 from fl import random
 from fl.client import LocalTraining, View
 from fl.config import Config, ConfigError, located
-from fl.data.dataset import Dataset
+from fl.data.dataset import Dataset, tensors
 from fl.data.partition import Partition
 from fl.data.stream import Stage, split_rows
 from fl.execution.device import Device
@@ -69,7 +69,7 @@ class Assembly:
             return math.nan
         rows = np.flatnonzero(np.diff(stage.partition.offsets) > 0)[:1]
         batch = View(
-            {name: torch.from_numpy(array) for name, array in self.dataset.train.items()},
+            tensors(self.dataset.train),
             stage.partition.view_rows(int(rows[0]), "train")[:32],
         ).take(slice(None))
         bind(self.module, self.initial.trained, self.initial)
@@ -96,8 +96,8 @@ class Assembly:
             algorithm=config.client,
             module=self.module,
             initial=self.initial,
-            arrays={name: torch.from_numpy(array) for name, array in self.dataset.train.items()},
-            server_arrays={name: torch.from_numpy(array) for name, array in (self.dataset.test or {}).items()},
+            arrays=tensors(self.dataset.train),
+            server_arrays=tensors(self.dataset.test),
             stages=self.stages,
             seed=config.seed,
             rounds=config.rounds,

@@ -100,12 +100,13 @@ def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False
 
 
 def carry_out(starts: list[Callable[..., Any]], as_json: bool, many: bool = False, profiled: bool = False) -> None:
-    """Runs, one after another, with progress, and what came of them."""
+    """Runs, one after another by the same workers, with progress, and what came of them."""
+    from fl.execution.crew import kept
     from fl.tracking.profile import Profile
     from fl.tracking.progress import Progress
 
     summaries = []
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, kept():
         for start in starts:
             if interrupts.asked:
                 break

@@ -129,9 +129,11 @@ def sources() -> dict[str, tuple[str, str]]:
 
 
 def adopt(files: dict[str, tuple[str, str]]) -> None:
-    """Make modules of user files by their text, so that no worker needs to see the user's disk."""
+    """Make modules of user files by their text, so that no worker needs to see the user's disk; those that are made already,
+    of the same text, stay."""
     for name, (path, text) in files.items():
-        if name in sys.modules:
+        before = sys.modules.get(name)
+        if before is not None and _sources.get(name) == (path, text):
             continue
         module = types.ModuleType(name)
         module.__file__ = path
@@ -141,5 +143,7 @@ def adopt(files: dict[str, tuple[str, str]]) -> None:
             exec(compile(text, path, "exec"), vars(module))
         except BaseException:
             del sys.modules[name]
+            if before is not None:
+                sys.modules[name] = before
             raise
         _sources[name] = (path, text)

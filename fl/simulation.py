@@ -22,8 +22,10 @@ from fl import baselines
 from fl.assembly import assemble
 from fl.asynchronous import AsynchronousExchanges
 from fl.config import Config, ConfigError, located, read, resolve
+from fl.data.dataset import tensors
 from fl.evaluation import assess, evaluate, forgetting
 from fl.exchange import Exchanges, Row, by_group, foreseen
+from fl.execution.crew import kept
 from fl.execution.executor import Executor, Serial
 from fl.execution.process import settle
 from fl.execution.ray import Ray
@@ -116,21 +118,22 @@ def resume(
 
 def _whole(config: Config, directory: Path, resumed: bool, watch: Watcher | None, stop: Callable[[], bool]) -> Result:
     """A run, then its baselines; those of a run that has gone on since are made anew."""
-    with Simulation(config, directory, resumed) as simulation:
-        others = baselines.beside(simulation.assembly, directory)
-        begun = simulation.round
-        result = simulation.run(watch, stop)
-        gone_on = simulation.round > begun
-    if gone_on and others:
-        shutil.rmtree(directory / "baselines", ignore_errors=True)
-    done: dict[str, Result] = {}
-    for name, other in others.items():
-        if any(r.reason == "interrupted" for r in (result, *done.values())):
-            break
-        home = directory / "baselines" / name
-        there = (home / "checkpoints" / "last.json").is_file()
-        done[name] = _whole(other, home, there, watch, stop)
-    return replace(result, baselines=done)
+    with kept():
+        with Simulation(config, directory, resumed) as simulation:
+            others = baselines.beside(simulation.assembly, directory)
+            begun = simulation.round
+            result = simulation.run(watch, stop)
+            gone_on = simulation.round > begun
+        if gone_on and others:
+            shutil.rmtree(directory / "baselines", ignore_errors=True)
+        done: dict[str, Result] = {}
+        for name, other in others.items():
+            if any(r.reason == "interrupted" for r in (result, *done.values())):
+                break
+            home = directory / "baselines" / name
+            there = (home / "checkpoints" / "last.json").is_file()
+            done[name] = _whole(other, home, there, watch, stop)
+        return replace(result, baselines=done)
 
 
 class Simulation:
@@ -142,9 +145,19 @@ class Simulation:
         if not resumed and (directory / "checkpoints" / "last.json").exists():
             raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` goes on with it")
         settle()
-        self.assembly = assemble(config)
+        self.executor: Executor = self._executor() if executor is None else executor
+        try:
+            self.executor.prepare()
+            self._make_ready(resumed)
+        except BaseException:
+            self.executor.close()
+            raise
+
+    def _make_ready(self, resumed: bool) -> None:
+        directory = self.directory
+        self.assembly = assemble(self.config)
         self.config = config = self.assembly.config
-        self.server, self.test = (_tensors(part) for part in (self.assembly.dataset.server, self.assembly.dataset.test))
+        self.server, self.test = (tensors(part) for part in (self.assembly.dataset.server, self.assembly.dataset.test))
         self.round = 0
         self.progress: dict[str, Any] = {"best": None, "waited": 0, "reason": "", "setup": False, "matrix": []}
         self.sampler = config.cohort.init(self.assembly.trainable)
@@ -156,7 +169,6 @@ class Simulation:
         self.states = ClientStates(directory / "clients", self.assembly.population)
         record = checkpoint.load(directory / "checkpoints", "last") if resumed else None
         self.folder = RunDirectory(directory, record and record["lengths"])
-        self.executor: Executor = self._executor() if executor is None else executor
         kind = AsynchronousExchanges if isinstance(config.server, Asynchronous) else Exchanges
         self.exchanges = kind(self.assembly, self.executor, self.states, self.folder)
         if record:
@@ -429,10 +441,6 @@ class Simulation:
     def __exit__(self, *_: Any) -> None:
         self.executor.close()
         self.folder.close()
-
-
-def _tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in (arrays or {}).items()}
 
 
 def new_directory(config: Config) -> Path:

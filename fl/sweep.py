@@ -25,10 +25,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 from fl.config import ConfigError, anchor, parse, read, resolve
+from fl.execution.crew import kept
 from fl.report.compare import Variant
 from fl.storage.run import read_metrics
 from fl.task import minimised
@@ -143,12 +145,20 @@ class Sweep:
     def _all(self, runs: Sequence[_Run], jobs: int, say: Callable[[str], None]) -> None:
         missing = [run for run in runs if not any((run.out / file).is_file() for file in ("model.safetensors", FAILED))]
         if jobs == 1:
-            for run in missing:
-                say(run())
+            with kept():
+                for run in missing:
+                    say(run())
         elif missing:
-            with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _keep) as pool:
                 for line in pool.map(_Run.__call__, missing):
                     say(line)
+
+
+def _keep() -> None:
+    """The runs of this process share their workers, until it ends."""
+    keeping = kept()
+    keeping.__enter__()
+    Finalize(None, keeping.__exit__, (None, None, None), exitpriority=0)
 
 
 @dataclass(frozen=True)

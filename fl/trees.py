@@ -3,7 +3,8 @@
 Strategy states, client states, broadcasts and updates are such trees. Two ways out of memory:
 
     skeleton, tensors = flatten(tree)       text + tensors: checkpoints, client states, digests; never pickle
-    packed = pack(obj); obj = unpack(...)   pickle with the tensors' memory beside it: from process to process, no copies
+    packed = pack(obj); obj = unpack(...)   pickle with the tensors' memory beside it: from process to process, no copies;
+                                            of tensors that map a file (`map_tensor`) only where it lies
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import hashlib
 import importlib
 import io
 import json
+import mmap
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -186,6 +189,9 @@ class _Pickler(cloudpickle.Pickler):
 
     def reducer_override(self, obj):
         if isinstance(obj, Tensor):
+            origin = getattr(obj, "origin", None)
+            if origin is not None:
+                return map_tensor, origin
             flat = obj.detach().contiguous()
             return _tensor, (pickle.PickleBuffer(raw_bytes(flat)), tuple(flat.shape), str(flat.dtype)[6:])
         return super().reducer_override(obj)
@@ -198,6 +204,20 @@ def _tensor(memory, shape: tuple[int, ...], dtype: str) -> Tensor:
     if memory.readonly:  # from the object store of another node; torch has no read-only tensors and would warn
         memory = memoryview(np.frombuffer(memory, np.uint8).copy())
     return torch.frombuffer(memory, dtype=torch.uint8).view(getattr(torch, dtype)).view(shape)
+
+
+def map_tensor(path: str, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """A tensor over a stretch of a file, to be read only; its `origin` is what it was made of."""
+    try:
+        array = np.memmap(path, dtype, "r", offset, shape)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is mapped as data, and not there: it must lie where every node sees it") from None
+    array._mmap.madvise(mmap.MADV_RANDOM)  # batches are rows from anywhere: what lies beside them is not wanted
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to data
+        tensor = torch.from_numpy(array)
+    tensor.origin = (path, offset, shape, dtype)
+    return tensor
 
 
 def pack(obj: Any) -> tuple[bytes, list[memoryview]]:

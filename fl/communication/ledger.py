@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fl.storage.stream import ArrowStream
+from fl.storage.stream import ArrowStream, column, repeated
 
 SCHEMA = pa.schema(
     {
@@ -91,12 +91,12 @@ class Ledger:
         """Write what was recorded since the last commit, as one batch; returns the file's length."""
         if self._pending:
             constants, arrays = zip(*self._pending)
-            times = np.repeat(np.arange(len(arrays)), [len(clients) for clients, *_ in arrays])
-            round_, exchange, direction, group, tier = (
-                pa.array(column).take(pa.array(times)) for column in zip(*constants)
-            )
-            clients, *figures = (pa.array(np.concatenate(column)) for column in zip(*arrays))
-            columns = [round_.cast(pa.int32()), exchange.cast(pa.int16()), clients, direction, group, *figures, tier]
+            round_, exchange, *texts = zip(*constants)
+            counts = [len(clients) for clients, *_ in arrays]
+            numbers = [column(np.repeat(np.array(v, k), counts)) for v, k in ((round_, np.int32), (exchange, np.int16))]
+            direction, group, tier = (pa.concat_arrays(list(map(repeated, of, counts))) for of in texts)
+            clients, *figures = (column(np.concatenate(pieces)) for pieces in zip(*arrays))
+            columns = [*numbers, clients, direction, group, *figures, tier]
             self._stream.append(pa.record_batch(columns, schema=SCHEMA))
             self._pending = []
         return self._stream.length

@@ -13,18 +13,23 @@ Loaders are frozen dataclasses registered under "data" with a method `load() -> 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+
+from fl.trees import map_tensor
 
 Arrays = dict[str, np.ndarray]
+BLOCK = 1 << 24  # bytes that a digest reads at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Arrays are kept contiguous; floating ones as float32, integer labels `y` as int64."""
+    """Arrays are kept contiguous; floating ones as float32, integer labels `y` as int64. Maps of files stay what they are."""
 
     train: Arrays
     test: Arrays | None = None
@@ -76,7 +81,8 @@ class Dataset:
             for name in sorted(arrays):
                 array = arrays[name]
                 sha.update(f"{part} {name} {array.dtype} {array.shape}\n".encode())
-                sha.update(array.reshape(-1).view(np.uint8).data)
+                for block in _blocks(array):
+                    sha.update(block)
         return sha.hexdigest()
 
 
@@ -136,7 +142,36 @@ def _checked(part: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{part}: arrays differ in length, {lengths}")
-    return {name: np.ascontiguousarray(array, _dtype(name, array.dtype)) for name, array in arrays.items()}
+    return {name: _kept(array, _dtype(name, array.dtype)) for name, array in arrays.items()}
+
+
+def _kept(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    as_it_is = isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous
+    return array if as_it_is else np.ascontiguousarray(array, dtype)
+
+
+def _blocks(array: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of an array; of a map, what has been read does not stay in memory."""
+    flat = array.reshape(-1).view(np.uint8)
+    for a in range(0, len(flat), BLOCK):
+        yield flat[a : a + BLOCK].data
+        if isinstance(array, np.memmap):
+            array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
+    """The arrays as tensors of the same memory; those that map a file do so wherever they are sent."""
+    return {
+        name: map_tensor(*_origin(array)) if isinstance(array, np.memmap) else torch.from_numpy(array)
+        for name, array in (arrays or {}).items()
+    }
+
+
+def _origin(array: np.memmap) -> tuple[str, int, tuple[int, ...], str]:
+    """(path, offset, shape, dtype) of a map, or of some consecutive rows of it (whose `offset` is the whole map's)."""
+    begins = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
+    place = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
+    return str(array.filename), begins + place, array.shape, str(array.dtype)
 
 
 def _dtype(name: str, dtype: np.dtype) -> np.dtype:

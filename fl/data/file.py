@@ -28,13 +28,13 @@ def codes(column: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     return np.split(numbers, np.cumsum([len(c) for c in columns])[:-1])
 
 
-def from_npz(arrays: Arrays) -> Dataset:
-    """A data set of what an .npz file names."""
+def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Dataset:
+    """A data set of arrays by the names that users give them."""
     have, split = set(arrays), "x" not in arrays
     needed = {"x_train", "y_train"} if split else {"x", "y"}
     tests = {"x_test", "y_test"} if split else set()
     if not needed <= have or have - needed - tests - {"clients"} or (tests & have and not tests <= have):
-        raise ValueError(f"path: the file has {sorted(have)}; it needs {NPZ}")
+        raise ValueError(f"path: {where} has {sorted(have)}; it needs {names}")
     train = {"x": arrays["x_train" if split else "x"], "y": arrays["y_train" if split else "y"]}
     test = {"x": arrays["x_test"], "y": arrays["y_test"]} if tests & have else None
     owners = codes(arrays["clients"])[0] if "clients" in arrays else None
@@ -107,7 +107,7 @@ class File:
         if Path(self.path).suffix == ".npz":
             with np.load(_found("path", self.path), allow_pickle=False) as arrays:
                 try:
-                    data = from_npz(dict(arrays))
+                    data = from_arrays(dict(arrays))
                 except ValueError as error:
                     if "allow_pickle" not in str(error):
                         raise

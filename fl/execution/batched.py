@@ -52,6 +52,7 @@ class Chunk:
     module: torch.nn.Module
     task: Task
     augment: tuple[Augment, ...] = ()
+    known: tuple[np.ndarray, Tree] | None = None  # in place of `states`: (C,) bool, and the states of those, stacked
 
 
 class Gradients(Protocol):
@@ -118,8 +119,21 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
 def _given(algorithm: LocalTraining, chunk: Chunk) -> Given:
     given = Given(chunk.received, None, chunk.config, chunk.initial)
     first = algorithm.first_state(given)
+    if chunk.known is not None:
+        there, known = chunk.known
+        if there.all():
+            return replace(given, state=known)
+        return given if first is None else replace(given, state=_with_first(first, torch.as_tensor(there), known))
     states = [first if s is None else s for s in chunk.states]
     return given if any(s is None for s in states) else replace(given, state=stack(states))
+
+
+def _with_first(first: Tree, there: Tensor, known: Tree) -> Tree:
+    """States of all: `known` of those who are `there`, `first` of the others."""
+    of_all = rebuilt(stack([first]), [leaf.expand(len(there), *leaf.shape).clone() for leaf in leaves(first)])
+    for all_, some in zip(leaves(of_all), leaves(known)):
+        all_[there] = some
+    return of_all
 
 
 def _run_phase(

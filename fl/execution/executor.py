@@ -1,6 +1,7 @@
 """Executors map client work over a cohort. `Serial` is the specification; every other equals it to the bit.
 
-start(job, states)   once            run(order) -> what came of it            call(fn, *args)   server work
+prepare()   while the job is being made      start(job, states)   once
+run(order)  -> what came of it               call(fn, *args)      server work
 
 What is done is not theirs to know: a `Job` makes workers, an `Order` is cut into tasks, and workers answer parts of it. The
 engine's are in fl/execution/worker.py, those of Flower apps in fl/flower/worker.py.
@@ -58,6 +59,9 @@ class Executor(Protocol):
     workers: int
     remote: bool
 
+    def prepare(self) -> None:
+        """Begin to come up; `start` waits for it, `close` does not."""
+
     def start(self, job: Job, states: ClientStates) -> None: ...
 
     def run(self, order: Any) -> Any: ...
@@ -72,6 +76,9 @@ class Serial:
 
     workers = 1
     remote = False
+
+    def prepare(self) -> None:
+        pass
 
     def start(self, job: Job, states: ClientStates) -> None:
         self.states, self.writer = states, states.new_writer()

@@ -22,3 +22,9 @@ def settle() -> None:
         mallopt(_MMAP_THRESHOLD, _KEEP)
         mallopt(_TRIM_THRESHOLD, _KEEP)
         mallopt(_TOP_PAD, _GROW)
+
+
+def trim() -> None:
+    """Give memory that nothing uses back to the system."""
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Ray workers: resident actors, one call per worker and exchange, on one machine or on every node of a cluster.
+"""Ray workers: the actors of a crew, one call per worker and exchange, on one machine or on every node of a cluster.
 
     driver                         node of the driver                      another node
     Region: the order      ----->  mapped by every worker                  carried once by the object store
@@ -13,119 +13,31 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-import os
 import pickle
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fl import registry
-from fl.config import ConfigError
+from fl.execution.crew import Crew, Recruit, dismiss, enlist
 from fl.execution.executor import Job, Order
-from fl.execution.shared import Handle, Queue, Region, folder, new_prefix, remove
+from fl.execution.shared import Handle, Region, new_prefix, remove
 from fl.storage.clients import ClientStates
 from fl.tracking import profile
 from fl.trees import tree_map
 
 ATTEMPTS = 4  # at an exchange whose workers die, before the run is given up
-HIRE_SECONDS = 120  # for a new worker to come up
-OBJECT_STORE = 256 << 20  # bytes; on one node Ray's object store carries next to nothing
 
 log = logging.getLogger(__name__)
 
 
-class Actor:
-    """A worker process. Values come as handles; `memory` replaces the mapped file on nodes that do not see it."""
-
-    def setup(
-        self,
-        sources: dict,
-        handle: Handle,
-        recording: bool,
-        memory: np.ndarray | None,
-        writer: int,
-        prefix: str,
-        local: str,
-    ) -> None:
-        """Take the job."""
-        import ray
-
-        profile.record(recording)
-        registry.adopt(sources)
-        self.node = ray.get_runtime_context().get_node_id()
-        self.near, self.prefix = self.node == local, prefix
-        self.region = Region(prefix)
-        self.worker = self._open(handle, memory).worker(writer)
-
-    def where(self) -> tuple[str, int]:
-        """The node and the process this worker is."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id(), os.getpid()
-
-    def clock(self) -> float:
-        return time.perf_counter()
-
-    def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
-        """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
-        with profile.span("transfer", "call"):
-            handle, name, runs, steal, me, segment = pickle.loads(order)
-            whole: Order = self._open(handle, memory)
-            path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
-            for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
-                if old != path:
-                    old.unlink(missing_ok=True)
-            queue = Queue(str(path), runs)
-            part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
-            queue.close()
-            answer = self._answer(part)
-        return answer, profile.taken(profile.SENT)
-
-    def call(self, handle, memory) -> tuple[Handle, profile.Record | None]:
-        with profile.span("transfer", "call"):
-            fn, args = self._open(handle, memory)
-            with profile.span("server", "work"):
-                value = fn(*args)
-            answer = self._answer(value)
-        return answer, profile.taken(profile.SENT)
-
-    def leave(self) -> None:
-        """Remove this node's shared files."""
-        remove(self.prefix)
-
-    def _open(self, handle: Handle, memory: np.ndarray | None) -> Any:
-        return (handle if self.near else replace(handle, memory=memory)).open()
-
-    def _answer(self, value: Any) -> Handle:
-        handle = self.region.write(value)
-        return handle if self.near else replace(handle, memory=self.region.copy(handle))
-
-
-def connect(workers: int, address: str | None) -> bool:
-    """Be in a Ray cluster with that many cores; whether it was started for us."""
-    import ray
-
-    ours = not ray.is_initialized()
-    if ours:
-        options = {} if address else {"num_cpus": workers, "object_store_memory": OBJECT_STORE}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
-            # "local": never some other cluster that happens to run on this machine
-            ray.init(
-                address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options
-            )
-    cores = int(ray.cluster_resources().get("CPU", 0))
-    if workers > cores:
-        raise ConfigError("execution.workers", f"{workers} need as many cores; the Ray cluster has {cores}")
-    return ours
-
-
 @dataclass
 class _Member:
+    """A worker with its job; `actor` is `None` once it is dead."""
+
     actor: Any
     writer: int
     node: str
@@ -141,26 +53,30 @@ class Ray:
     def __init__(self, workers: int, address: str | None = None):
         self.workers, self.address = workers, address
         self.at_work = workers  # of them, how many orders are shared out among
+        self.crew: Crew | None = None
+        self.prefix: str | None = None  # of shared files
+        self.members: list[_Member] = []
+
+    def prepare(self) -> None:
+        self.crew = enlist(self.workers, self.address)
 
     def start(self, job: Job, states: ClientStates) -> None:
-        import ray
-
-        self.ours = connect(self.workers, self.address)
-        self.members: list[_Member] = []
-        self.ray, self.states, self.prefix = ray, states, new_prefix()
-        self.local = ray.get_runtime_context().get_node_id()
+        if self.crew is None:
+            self.prepare()
+        self.states, self.prefix = states, new_prefix()
         self.job, self.region = Region(self.prefix), Region(self.prefix)
         self.job_handle, self.job_memory = self.job.write(job), None
-        self.actor_class = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Actor)
+        recruits = self.crew.take(self.workers)
+        import ray
+
+        self.ray, self.local = ray, ray.get_runtime_context().get_node_id()
         self.attempts = 0
-        self.members = self._hire(self.workers)
+        self.members = self._employed(recruits)
 
     # -- workers --------------------------------------------------------------------------------------------------
-    def _hire(self, count: int) -> list[_Member]:
-        """New workers, with the job."""
-        actors = [self.actor_class.remote() for _ in range(count)]
-        places = self.ray.get([a.where.remote() for a in actors], timeout=HIRE_SECONDS)
-        members = [_Member(actor, self.states.new_writer(), *place) for actor, place in zip(actors, places)]
+    def _employed(self, recruits: list[Recruit]) -> list[_Member]:
+        """Workers, given the job."""
+        members = [_Member(r.actor, self.states.new_writer(), r.node, r.pid) for r in recruits]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
         common = (registry.sources(), self.job_handle, profile.recording())
@@ -181,7 +97,7 @@ class Ray:
             return
         self.members = [m for m in self.members if m.actor is not None]
         try:
-            self.members += self._hire(self.workers - len(self.members))
+            self.members += self._employed(self.crew.take(self.workers - len(self.members)))
         except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
             log.warning("no room for new workers; going on with %d", len(self.members))
             if not self.members:
@@ -266,17 +182,11 @@ class Ray:
         return parts
 
     def close(self) -> None:
-        if not hasattr(self, "members"):  # never started
-            return
-        living = [m for m in self.members if m.actor is not None]
-        far = [m.actor.leave.remote() for m in living if m.node != self.local]
-        if far:
-            self.ray.wait(far, num_returns=len(far), timeout=5)
-        for member in living:
-            self.ray.kill(member.actor)
-        if self.ours:
-            self.ray.shutdown()
-        remove(self.prefix)
+        if self.crew is not None:
+            crew, self.crew = self.crew, None
+            dismiss(crew, [Recruit(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
+        if self.prefix is not None:
+            remove(self.prefix)
 
 
 def _cut(costs: np.ndarray, tasks: np.ndarray, workers: int) -> list[list[tuple[int, int]]]:

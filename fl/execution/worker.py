@@ -436,9 +436,15 @@ class InProgress:
         """Client work for the clients at consecutive positions, trained together."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
         starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
-        known = (d.states[positions, 0] >= 0).any()
-        with span("data", "states"):
-            before = [self.worker.states.read(at) for at in d.states[positions]] if known else [None] * len(clients)
+        before = own = [None] * len(clients)
+        known, stacked = d.states[positions, 0] >= 0, None
+        if known.any():
+            with span("data", "states"):
+                if not self.job.keeps:  # then nobody asks for the state of a single one
+                    stacked = self.worker.states.read_rows(d.states[positions[known]])
+                if stacked is None:
+                    before = [self.worker.states.read(location) for location in d.states[positions]]
+                    own = [self._own(state) for state in before]
         chunk = batched.Chunk(
             clients,
             self.job.seed,
@@ -447,7 +453,7 @@ class InProgress:
             d.number,
             self.received,
             d.broadcast.config,
-            self.device.put([self._own(state) for state in before] if self.job.keeps else before),
+            self.device.put(own),
             self.job.arrays,
             self.partition.indices,
             starts,
@@ -456,6 +462,7 @@ class InProgress:
             self.module,
             self.task,
             self.job.augment,
+            None if stacked is None else (known, self.device.put(stacked)),
         )
 
         def keep(memory: dict[str, Memory]) -> None:

@@ -144,6 +144,9 @@ class Deployed:
         self.held: dict[int, dict[str, int]] = {}  # client -> static group -> the version it keeps
         self.workers = 1
 
+    def prepare(self) -> None:
+        pass
+
     def start(self, job: Job, states: ClientStates) -> None:
         self.states, self.writer = states, states.new_writer()
         self.worker = Worker(job, self.writer)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fl.storage.stream import ArrowStream
+from fl.storage.stream import ArrowStream, column, repeated
 
 FIXED = [("round", pa.int32()), ("split", pa.string()), ("client", pa.int64()), ("num_examples", pa.int64())]
 
@@ -46,10 +46,10 @@ class ClientMetrics:
             self.stream = self._open()
         for round_, split, clients, num_examples, metrics in self.pending:
             n = len(clients)
-            columns = [pa.repeat(pa.scalar(round_, pa.int32()), n), pa.repeat(split, n)]
-            columns += [pa.array(clients, pa.int64()), pa.array(num_examples, pa.int64())]
+            columns = [column(np.full(n, round_, np.int32)), repeated(split, n)]
+            columns += [column(ids.astype(np.int64)) for ids in (clients, num_examples)]
             missing = pa.nulls(n, pa.float64())
-            columns += [pa.array(metrics[name], pa.float64()) if name in metrics else missing for name in names]
+            columns += [column(np.asarray(metrics[name], np.float64)) if name in metrics else missing for name in names]
             self.parts[-1]["length"] = self.stream.append(pa.record_batch(columns, schema=_schema(names)))
         self.pending = []
         return [dict(part) for part in self.parts]
@@ -61,7 +61,7 @@ class ClientMetrics:
     def to_parquet(self, out: Path) -> None:
         """All committed rows, as one table."""
         tables = [ArrowStream.read(self._path(i), _schema(part["names"])) for i, part in enumerate(self.parts)]
-        table = pa.concat_tables([_schema([]).empty_table(), *tables], promote_options="default")
+        table = pa.concat_tables([pa.Table.from_batches([], _schema([])), *tables], promote_options="default")
         pq.write_table(table, out, compression="zstd")
 
     def close(self) -> None:

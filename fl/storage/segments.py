@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.params import ALIGNMENT
 from fl.trees import Tree, aligned, flatten, raw_bytes, row, shapes, unflatten
 
 NOWHERE = (-1, 0, 0)
@@ -118,6 +119,26 @@ class Segments:
         (size,) = _LENGTH.unpack_from(text)
         return _tree(bytes(text[_LENGTH.size : _LENGTH.size + size]).decode(), memory, _LENGTH.size + size)
 
+    def read_rows(self, locations: np.ndarray) -> Tree:
+        """The trees at locations (n, 3), stacked, in memory of their own; `None` if they are not all of one structure."""
+        lengths, starts = locations[:, 2], locations[:, 1]
+        if (lengths != lengths[0]).any() or (starts % ALIGNMENT).any():
+            return None
+        units = int(lengths[0]) // ALIGNMENT
+        block = torch.empty(len(locations), units, ALIGNMENT, dtype=torch.uint8).numpy()  # aligned as kernels like it
+        for segment in np.unique(locations[:, 0]):
+            mine = np.flatnonzero(locations[:, 0] == segment)
+            whole = np.frombuffer(self._map(int(segment), int(starts[mine].max() + lengths[0])), np.uint8)
+            first = starts[mine, None] // ALIGNMENT
+            block[mine] = whole[: len(whole) // ALIGNMENT * ALIGNMENT].reshape(-1, ALIGNMENT)[first + np.arange(units)]
+        rows = block.reshape(len(locations), -1)
+        (size,) = _LENGTH.unpack_from(rows[0])
+        end = _LENGTH.size + size
+        skeleton = bytes(rows[0, _LENGTH.size : end]).decode()
+        if (rows[:, :end] != rows[0, :end]).any() or '"array"' in skeleton:  # numpy's own have no stacked form
+            return None
+        return _tree(skeleton, torch.from_numpy(rows), end)
+
     def window(self, segment: int, offset: int, length: int) -> memoryview:
         """The bytes of a record, in place."""
         return memoryview(self._map(segment, offset + length))[offset : offset + length]
@@ -142,9 +163,14 @@ def _header(skeleton: str) -> bytes:
 
 
 def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
-    """Rebuild a tree whose buffers lie in `memory` behind the header."""
+    """Rebuild a tree whose buffers lie in `memory` (..., bytes) behind the header."""
     specs = [(dtype, shape, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes(skeleton)]
     offsets, _ = aligned([start, *(size for _, _, size in specs)])
+    many = memory.shape[:-1]
     return unflatten(
-        skeleton, [memory[at : at + size].view(dtype).view(shape) for (dtype, shape, size), at in zip(specs, offsets[1:])]
+        skeleton,
+        [
+            memory[..., at : at + size].contiguous().view(dtype).view(*many, *shape)
+            for (dtype, shape, size), at in zip(specs, offsets[1:])
+        ],
     )

@@ -131,9 +131,7 @@ def cluster():
     """One start of Ray for all."""
     import ray
 
-    from fl.execution.ray import connect
-
-    connect(2, None)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
     yield
     ray.shutdown()
 

@@ -327,3 +327,22 @@ def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
         length = stream.append(batch(0, 2))
     with pytest.raises(ValueError, match=f"has {length} bytes of {length + 1} committed"):
         ArrowStream(tmp_path / "rows.arrow", SCHEMA, length + 1)
+
+
+def test_states_read_together_are_those_read_alone(tmp_path):
+    """Of one structure, from two segments; of several structures there is no stack."""
+    trees = [
+        {"c": Params.of({"w": torch.full((3, 2), 1.0 * i), "b": torch.arange(5.0) + i}), "n": torch.tensor(i)}
+        for i in range(6)
+    ]
+    places, store = [], Segments(tmp_path)
+    for segment, part in ((1, trees[:2]), (2, trees[2:])):
+        store.write_to(segment)
+        places += [store.append(tree) for tree in part]
+    other = store.append({"c": trees[0]["c"]})
+    order = [4, 0, 3, 1]
+    rows = store.read_rows(np.array(places)[order])
+    assert rows["n"].tolist() == order
+    assert rows["c"]["w"][:, 0, 0].tolist() == [4.0, 0.0, 3.0, 1.0] and rows["c"]["b"][2].tolist() == [3, 4, 5, 6, 7]
+    assert store.read_rows(np.array([places[0], other])) is None
+    store.close()

@@ -1,0 +1,86 @@
+"""What runs in a worker process of Ray. The module is light, so that whoever hires need not import torch; the process does."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fl.execution.shared import Handle
+
+
+class Actor:
+    """A worker process. Values come as handles; `memory` replaces the mapped file on nodes that do not see it."""
+
+    def where(self) -> tuple[str, int]:
+        """The node and the process this worker is; what every job needs has been imported."""
+        import ray
+
+        import fl.execution.worker  # noqa: F401
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def setup(self, sources: dict, handle: Handle, memory: np.ndarray | None, writer: int, prefix: str, local: str) -> None:
+        """Take the job."""
+        import ray
+
+        from fl import registry
+        from fl.execution.shared import Region
+
+        registry.adopt(sources)
+        self.node = ray.get_runtime_context().get_node_id()
+        self.near, self.prefix = self.node == local, prefix
+        self.region = Region(prefix)
+        self.worker = self._open(handle, memory).worker(writer)
+
+    def run(self, order: bytes, memory: np.ndarray | None) -> Handle:
+        """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
+        from fl.execution.shared import Queue, folder
+
+        handle, name, runs, steal, me, segment = pickle.loads(order)
+        whole = self._open(handle, memory)
+        path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
+        for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
+            if old != path:
+                old.unlink(missing_ok=True)
+        queue = Queue(str(path), runs)
+        part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
+        queue.close()
+        return self._answer(part)
+
+    def call(self, handle: Handle, memory: np.ndarray | None) -> Handle:
+        fn, args = self._open(handle, memory)
+        return self._answer(fn(*args))
+
+    def retire(self) -> None:
+        """Put the job away; on another node than the driver's, remove its shared files."""
+        import gc
+
+        from fl.execution.process import trim
+        from fl.execution.shared import remove
+
+        if not self.near:
+            remove(self.prefix)
+        self.worker.close()
+        del self.worker, self.region
+        gc.collect()
+        trim()
+
+    def _open(self, handle: Handle, memory: np.ndarray | None) -> Any:
+        return (handle if self.near else replace(handle, memory=memory)).open()
+
+    def _answer(self, value: Any) -> Handle:
+        handle = self.region.write(value)
+        return handle if self.near else replace(handle, memory=self.region.copy(handle))
+
+
+def hired(count: int, prefix: str | None = None) -> list[Any]:
+    """New actors, which begin to import; with a `prefix` they have names, prefix-0, ..."""
+    import ray
+
+    kind = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Actor)
+    return [kind.options(name=prefix and f"{prefix}-{i}").remote() for i in range(count)]

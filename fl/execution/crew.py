@@ -1,0 +1,181 @@
+"""Ray and its workers: they come up beside the making of a run, and may outlive it.
+
+    enlist  ->  Crew: a process starts Ray and hires, workers import torch          the run: read data, partition, build
+    take    <-  waits for it, connects: workers without a job                       the job is handed over
+    dismiss ->  down; within `kept()`, back to waiting for the next run
+
+Where Ray is there already (the caller's own, or a cluster at an `address`) nothing is started: `take` hires there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl.config import ConfigError
+from fl.execution.actor import hired
+from fl.execution.head import NAME, NAMESPACE
+
+HIRE_SECONDS = 120  # for new workers to come up
+RETIRE_SECONDS = 1  # for a worker to put its job away; one that is still at work is let go
+DOWN_SECONDS = 10  # for Ray to go down by itself
+
+
+@dataclass(frozen=True)
+class Recruit:
+    """An actor, and where it is."""
+
+    actor: Any
+    node: str
+    pid: int
+
+
+class Crew:
+    """Ray with room for `workers`, and those of them that have no job."""
+
+    def __init__(self, workers: int, address: str | None):
+        self.workers, self.address = workers, address
+        self.head: subprocess.Popen | None = None
+        self.ours = self.connected = False  # ours: to disconnect from
+        self.idle: list[Recruit] = []
+        if address is None and not _initialized():
+            command = [sys.executable, "-m", "fl.execution.head", str(workers)]
+            # workers find modules where this process does; a session of its own: signals for the terminal's processes pass it by
+            paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+            streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self.head = subprocess.Popen(command, env=os.environ | paths, text=True, start_new_session=True, **streams)
+
+    def take(self, count: int) -> list[Recruit]:
+        """So many living workers without a job, new ones if need be."""
+        if not self.connected:
+            self._connect()
+        found = _living(self.idle)
+        found, self.idle = found[:count], found[count:]
+        return found + (_placed(hired(count - len(found))) if count > len(found) else [])
+
+    def _connect(self) -> None:
+        import ray
+
+        address = self.address
+        if self.head is not None:
+            answer = json.loads(self.head.stdout.readline() or '{"error": "its process died"}')
+            if "error" in answer:
+                raise RuntimeError(
+                    f"Ray did not come up: {answer['error']}. See its logs, or use execution.executor=serial"
+                )
+            address = answer["address"]
+        if not ray.is_initialized():
+            warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            self.ours = True
+        self.connected = True
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if self.workers > cores:
+            raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
+        if self.head is not None:
+            self.idle = _placed([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
+
+    def serves(self, workers: int, address: str | None) -> bool:
+        """Whether it will do for another run."""
+        alive = _initialized() and (self.head is None or self.head.poll() is None)
+        return alive and self.address == address and workers <= self.workers
+
+    def leave(self) -> None:
+        """Go down; what is not up yet does not come up."""
+        if _initialized() and self.connected:
+            import ray
+
+            for recruit in self.idle:
+                ray.kill(recruit.actor)
+            if self.ours:
+                ray.shutdown()
+        if self.head is None:
+            return
+        if not self.connected:
+            self.head.kill()  # the system takes what it has started down with it
+        self.head.stdin.close()
+        try:
+            self.head.wait(DOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.head.kill()
+            self.head.wait()
+        self.head.stdout.close()
+
+
+def _initialized() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _placed(actors: Sequence[Any]) -> list[Recruit]:
+    """Actors that have come up."""
+    import ray
+
+    places = ray.get([actor.where.remote() for actor in actors], timeout=HIRE_SECONDS)
+    return [Recruit(actor, *place) for actor, place in zip(actors, places)]
+
+
+def _living(recruits: Sequence[Recruit], method: str = "where", seconds: float | None = None) -> list[Recruit]:
+    """Those who answer, in time; the others are let go."""
+    import ray
+
+    asked = {getattr(recruit.actor, method).remote(): recruit for recruit in recruits}
+    if asked:
+        ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    living = []
+    for call, recruit in asked.items():
+        try:
+            ray.get(call, timeout=0)
+            living.append(recruit)
+        except ray.exceptions.RayError:
+            ray.kill(recruit.actor)
+    return living
+
+
+# -- from run to run --------------------------------------------------------------------------------------------------
+_keepers = 0  # contexts that ask to keep
+_resting: Crew | None = None  # between two runs
+
+
+def enlist(workers: int, address: str | None) -> Crew:
+    """A crew for a run, which begins to come up; the one that rests, if it serves."""
+    global _resting
+    crew, _resting = _resting, None
+    if crew is not None and crew.serves(workers, address):
+        return crew
+    if crew is not None:
+        crew.leave()
+    return Crew(workers, address)
+
+
+def dismiss(crew: Crew, recruits: Sequence[Recruit]) -> None:
+    """The end of a run; `recruits`: those who live."""
+    global _resting
+    keep = _keepers and _resting is None and crew.connected
+    if recruits and (keep or crew.head is None):  # else they die with their node
+        crew.idle += _living(recruits, "retire", RETIRE_SECONDS)
+    if keep:
+        _resting = crew
+    else:
+        crew.leave()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Runs within share one crew, if they can: it goes down at the end."""
+    global _keepers, _resting
+    _keepers += 1
+    try:
+        yield
+    finally:
+        _keepers -= 1
+        if not _keepers and _resting is not None:
+            crew, _resting = _resting, None
+            crew.leave()

@@ -1,0 +1,45 @@
+"""Ray on this machine, started by a process of its own: `python -m fl.execution.head WORKERS`, which hires them too.
+
+It answers one line of JSON, {"address": ...} or {"error": ...}, and goes down with Ray when its standard input is closed. Threads of
+the driver could not do that: what a fork does to a thread that is in the middle of a matrix product is to hang it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import warnings
+
+from fl.execution.actor import hired
+
+NAMESPACE = NAME = "fl"
+OBJECT_STORE = 256 << 20  # bytes; on one node Ray's object store carries next to nothing
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the driver's to say when it is over
+    import ray
+
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
+    workers, options = (
+        int(sys.argv[1]),
+        {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR},
+    )
+    try:
+        # "local": never some other cluster that happens to run on this machine
+        ray.init("local", num_cpus=workers, object_store_memory=OBJECT_STORE, namespace=NAMESPACE, **options)
+        actors = hired(workers, NAME)
+        imports = [actor.where.remote() for actor in actors]
+        print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
+    except Exception as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        return
+    sys.stdin.read()
+    del imports
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
