@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fl.execution.shared import Handle
+    from fl.tracking import profile
 
 
 class Actor:
@@ -24,37 +26,60 @@ class Actor:
 
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def setup(self, sources: dict, handle: Handle, memory: np.ndarray | None, writer: int, prefix: str, local: str) -> None:
+    def setup(
+        self,
+        sources: dict,
+        handle: Handle,
+        recording: bool,
+        memory: np.ndarray | None,
+        writer: int,
+        prefix: str,
+        local: str,
+    ) -> None:
         """Take the job."""
         import ray
 
         from fl import registry
         from fl.execution.shared import Region
+        from fl.tracking import profile
 
+        profile.record(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
         self.near, self.prefix = self.node == local, prefix
         self.region = Region(prefix)
         self.worker = self._open(handle, memory).worker(writer)
 
-    def run(self, order: bytes, memory: np.ndarray | None) -> Handle:
+    def clock(self) -> float:
+        return time.perf_counter()
+
+    def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
         """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
         from fl.execution.shared import Queue, folder
+        from fl.tracking import profile
 
-        handle, name, runs, steal, me, segment = pickle.loads(order)
-        whole = self._open(handle, memory)
-        path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
-        for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
-            if old != path:
-                old.unlink(missing_ok=True)
-        queue = Queue(str(path), runs)
-        part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
-        queue.close()
-        return self._answer(part)
+        with profile.span("transfer", "call"):
+            handle, name, runs, steal, me, segment = pickle.loads(order)
+            whole = self._open(handle, memory)
+            path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
+            for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
+                if old != path:
+                    old.unlink(missing_ok=True)
+            queue = Queue(str(path), runs)
+            part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
+            queue.close()
+            answer = self._answer(part)
+        return answer, profile.taken(profile.SENT)
 
-    def call(self, handle: Handle, memory: np.ndarray | None) -> Handle:
-        fn, args = self._open(handle, memory)
-        return self._answer(fn(*args))
+    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
+        from fl.tracking import profile
+
+        with profile.span("transfer", "call"):
+            fn, args = self._open(handle, memory)
+            with profile.span("server", "work"):
+                value = fn(*args)
+            answer = self._answer(value)
+        return answer, profile.taken(profile.SENT)
 
     def retire(self) -> None:
         """Put the job away; on another node than the driver's, remove its shared files."""

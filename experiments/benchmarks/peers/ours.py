@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import ray
 from protocol import Contestant, Workload, serve
 
 from fl import simulation
@@ -24,7 +25,6 @@ from fl.assembly import assemble
 from fl.config import Config, ConfigError, Evaluation, Splits, resolve
 from fl.data.section import Data
 from fl.execution.plan import Kind
-from fl.execution.ray import connect
 from fl.sampler import Sampler
 
 WHOLE = {"softmax", "softmax_10k"}  # workloads whose rounds are also run with all that a real one has
@@ -155,8 +155,8 @@ def variants(work: Workload) -> dict[str, Ours]:
 def start(work: Workload) -> dict[str, Contestant]:
     found = variants(work)
     on_ray = sum(of.config.execution.executor == "ray" for of in found.values())
-    if on_ray:
-        connect(on_ray * work.workers, None)
+    if on_ray:  # one for all of them
+        ray.init("local", num_cpus=on_ray * work.workers, include_dashboard=False, log_to_driver=False)
     RUNS.extend(found.values())
     return found
 
