@@ -50,6 +50,12 @@ class Actor:
         self.region = Region(prefix)
         self.worker = self._open(handle, memory).worker(writer)
 
+    def serve(self, path: str) -> None:
+        """Answer the driver on this machine by a socket, until it hangs up."""
+        from fl.execution.line import serve
+
+        serve(self, path)
+
     def clock(self) -> float:
         return time.perf_counter()
 

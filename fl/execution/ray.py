@@ -1,4 +1,4 @@
-"""Ray workers: the actors of a crew, one call per worker and exchange, on one machine or on every node of a cluster.
+"""Ray workers: the actors of a crew, one question to each and exchange, on one machine or on every node of a cluster.
 
     driver                         node of the driver                      another node
     Region: the order      ----->  mapped by every worker                  carried once by the object store
@@ -24,7 +24,8 @@ import numpy as np
 from fl import registry
 from fl.execution.crew import Crew, Recruit, dismiss, enlist
 from fl.execution.executor import Job, Order
-from fl.execution.shared import Handle, Region, new_prefix, remove
+from fl.execution.line import Dead, Far, Line, Near
+from fl.execution.shared import Handle, Region, folder, new_prefix, remove
 from fl.storage.clients import ClientStates
 from fl.tracking import profile
 from fl.trees import tree_map
@@ -36,12 +37,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Member:
-    """A worker with its job; `actor` is `None` once it is dead."""
+    """A worker with its job, and the line to it; `actor` is `None` once it is dead."""
 
     actor: Any
     writer: int
     node: str
     pid: int
+    line: Line
     shift: float = 0.0  # our clock less its, where spans are recorded
 
 
@@ -76,7 +78,7 @@ class Ray:
     # -- workers --------------------------------------------------------------------------------------------------
     def _employed(self, recruits: list[Recruit]) -> list[_Member]:
         """Workers, given the job."""
-        members = [_Member(r.actor, self.states.new_writer(), r.node, r.pid) for r in recruits]
+        members = [_Member(r.actor, self.states.new_writer(), r.node, r.pid, Far(r.actor)) for r in recruits]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
         common = (registry.sources(), self.job_handle, profile.recording())
@@ -86,8 +88,10 @@ class Ray:
                 for m in members
             ]
         )
-        for m in members if profile.recording() else ():
-            if m.node != self.local:
+        for m in members:
+            if m.node == self.local:
+                m.line = Near(m.actor, folder() / f"{self.prefix}-line-{m.pid}")
+            elif profile.recording():
                 m.shift = profile.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
         return members
 
@@ -130,12 +134,10 @@ class Ray:
             handle, memory = self._share((fn, args))
             member, asked = self.members[0], time.perf_counter()
             try:
-                answer = self._answer(member, member.actor.call.remote(handle, self._for(member, memory)), asked)
-                return tree_map(lambda leaf: leaf.clone(), answer)
-            except self.ray.exceptions.RayActorError:
+                member.line.ask("call", handle, self._for(member, memory))
+                return tree_map(lambda leaf: leaf.clone(), self._answer(member, asked))
+            except Dead:
                 member.actor = None
-            except self.ray.exceptions.RayTaskError as error:
-                raise error.cause from None
         raise RuntimeError(f"server work {fn} killed {ATTEMPTS} workers; if memory ran out, use fewer execution.workers")
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
@@ -145,19 +147,19 @@ class Ray:
             far = any(m.node != self.local for m in self.members)
             return handle, self.ray.put(self.region.copy(handle)) if far else None
 
-    def _answer(self, member: _Member, call: Any, asked: float) -> Any:
-        """What a worker answers to a call."""
+    def _answer(self, member: _Member, asked: float) -> Any:
+        """What a worker answers."""
         with profile.span("waits", "workers"):
-            handle, record = self.ray.get(call)
+            handle, record = member.line.answer()
         profile.arrived(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.shift)
         with profile.span("transfer", "answer"):
             return handle.open()
 
     def _attempt(self, order: Order, tasks: np.ndarray, steal: bool) -> list[Any]:
-        """One call per worker; the parts of those who lived."""
+        """One question to each worker; the parts of those who lived."""
         handle, memory = self._share(order)
         self.attempts += 1
-        name, parts, calls, failure = f"queue-{self.attempts}", [], {}, None
+        name, parts, asked, failure = f"queue-{self.attempts}", [], [], None
         members = sorted(self.members[: self.at_work], key=lambda m: m.node)
         shares = iter(_cut(order.costs()[tasks], tasks, len(members)))
         for _, team in itertools.groupby(members, key=lambda m: m.node):
@@ -167,16 +169,16 @@ class Ray:
             for me, member in enumerate(team):
                 share = pickle.dumps((handle, name, runs, steal, me, self.states.segment(member.writer)))
                 with profile.span("transfer", "call"):
-                    asked = time.perf_counter()
-                    calls[member.actor.run.remote(share, self._for(member, memory))] = member, asked
-        for call, (member, asked) in calls.items():
+                    asked.append((member, time.perf_counter()))
+                    member.line.ask("run", share, self._for(member, memory))
+        for member, since in asked:
             try:
-                parts.append(self._answer(member, call, asked))
-            except self.ray.exceptions.RayActorError:
+                parts.append(self._answer(member, since))
+            except Dead:
                 log.warning("worker %d died; its clients run again", member.pid)
                 member.actor = None
-            except self.ray.exceptions.RayTaskError as error:
-                failure = failure or error.cause
+            except Exception as error:
+                failure = failure or error
         if failure is not None:
             raise failure
         return parts
@@ -184,6 +186,8 @@ class Ray:
     def close(self) -> None:
         if self.crew is not None:
             crew, self.crew = self.crew, None
+            for member in self.members:
+                member.line.close()
             dismiss(crew, [Recruit(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
         if self.prefix is not None:
             remove(self.prefix)
