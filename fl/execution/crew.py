@@ -47,7 +47,13 @@ class Crew:
         self.ours = self.connected = False  # ours: to disconnect from
         self.idle: list[Recruit] = []
         if address is None and not _initialized():
-            command = [sys.executable, "-m", "fl.execution.head", str(workers)]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "fl.execution.head",
+                str(workers),
+            ]  # -P: the present folder hides nothing
             # workers find modules where this process does; a session of its own: signals for the terminal's processes pass it by
             paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
             streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

@@ -170,7 +170,7 @@ def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
     return unflatten(
         skeleton,
         [
-            memory[..., at : at + size].contiguous().view(dtype).view(*many, *shape)
+            memory[..., at : at + size].contiguous().view(dtype).view((*many, *shape))
             for (dtype, shape, size), at in zip(specs, offsets[1:])
         ],
     )

@@ -342,7 +342,7 @@ def test_states_read_together_are_those_read_alone(tmp_path):
     other = store.append({"c": trees[0]["c"]})
     order = [4, 0, 3, 1]
     rows = store.read_rows(np.array(places)[order])
-    assert rows["n"].tolist() == order
+    assert rows["n"].tolist() == order and store.read(places[4])["n"].item() == 4
     assert rows["c"]["w"][:, 0, 0].tolist() == [4.0, 0.0, 3.0, 1.0] and rows["c"]["b"][2].tolist() == [3, 4, 5, 6, 7]
     assert store.read_rows(np.array([places[0], other])) is None
     store.close()
