@@ -204,7 +204,9 @@ class Simulation:
         execution = self.config.execution
         if execution.executor == "serial":
             return Serial()
-        return Ray(execution.workers or torch.multiprocessing.cpu_count(), execution.address)
+        gpus = execution.device == "cuda"
+        default = torch.cuda.device_count() if gpus else torch.multiprocessing.cpu_count()
+        return Ray(execution.workers or max(1, default), execution.address, gpus)
 
     def _first_request(self) -> Any:
         """What the strategy asks for first in the present round, of some cohort."""

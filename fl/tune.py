@@ -230,7 +230,7 @@ class _Bench:
         self.counts = worker_counts(config.execution, kept, cores)
         self.executors: dict[bool, Executor] = {}  # whether it has workers of its own -> which
         if max(self.counts):
-            self.executors[True] = Ray(max(self.counts), config.execution.address)
+            self.executors[True] = Ray(max(self.counts), config.execution.address, config.execution.device == "cuda")
         if 0 in self.counts:
             self.executors[False] = Serial()
         self.simulation = Simulation(config, folder, executor=next(iter(self.executors.values())))

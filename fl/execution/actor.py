@@ -109,9 +109,9 @@ class Actor:
         return handle if self.near else replace(handle, memory=self.region.copy(handle))
 
 
-def hired(count: int, prefix: str | None = None) -> list[Any]:
-    """New actors, which begin to import; with a `prefix` they have names, prefix-0, ..."""
+def hired(count: int, gpu: float, prefix: str | None = None) -> list[Any]:
+    """New actors, which begin to import, each with that much of a GPU; with a `prefix` they have names, prefix-0, ..."""
     import ray
 
-    kind = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Actor)
+    kind = ray.remote(num_cpus=1, num_gpus=gpu, max_restarts=0, scheduling_strategy="SPREAD")(Actor)
     return [kind.options(name=prefix and f"{prefix}-{i}").remote() for i in range(count)]

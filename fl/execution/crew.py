@@ -39,21 +39,16 @@ class Recruit:
 
 
 class Crew:
-    """Ray with room for `workers`, and those of them that have no job."""
+    """Ray with room for `workers`, which share the GPUs if they want any, and those of them that have no job."""
 
-    def __init__(self, workers: int, address: str | None):
-        self.workers, self.address = workers, address
+    def __init__(self, workers: int, address: str | None, gpus: bool = False):
+        self.workers, self.address, self.gpus = workers, address, gpus
         self.head: subprocess.Popen | None = None
         self.ours = self.connected = False  # ours: to disconnect from
         self.idle: list[Recruit] = []
         if address is None and not _initialized():
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "fl.execution.head",
-                str(workers),
-            ]  # -P: the present folder hides nothing
+            gpu = self._gpu(_gpus_here() if gpus else 0)  # -P: the present folder hides nothing
+            command = [sys.executable, "-P", "-m", "fl.execution.head", str(workers), str(gpu)]
             # workers find modules where this process does; a session of its own: signals for the terminal's processes pass it by
             paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
             streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -65,7 +60,19 @@ class Crew:
             self._connect()
         found = _living(self.idle)
         found, self.idle = found[:count], found[count:]
-        return found + (_placed(hired(count - len(found))) if count > len(found) else [])
+        return found + (self._hired(count - len(found)) if count > len(found) else [])
+
+    def _hired(self, count: int) -> list[Recruit]:
+        import ray
+
+        there = ray.cluster_resources().get("GPU", 0) if self.gpus else 0
+        if self.gpus and not there:
+            raise ConfigError("execution.device", "'cuda', but the Ray cluster has no GPU; use 'cpu'")
+        return _placed(hired(count, self._gpu(there)))
+
+    def _gpu(self, there: float) -> float:
+        """What each worker gets of so many."""
+        return min(1.0, there / self.workers)
 
     def _connect(self) -> None:
         import ray
@@ -89,10 +96,10 @@ class Crew:
         if self.head is not None:
             self.idle = _placed([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
 
-    def serves(self, workers: int, address: str | None) -> bool:
+    def serves(self, workers: int, address: str | None, gpus: bool) -> bool:
         """Whether it will do for another run."""
         alive = _initialized() and (self.head is None or self.head.poll() is None)
-        return alive and self.address == address and workers <= self.workers
+        return alive and (self.address, self.gpus) == (address, gpus) and workers <= self.workers
 
     def leave(self) -> None:
         """Go down; what is not up yet does not come up."""
@@ -114,6 +121,12 @@ class Crew:
             self.head.kill()
             self.head.wait()
         self.head.stdout.close()
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _initialized() -> bool:
@@ -150,15 +163,15 @@ _keepers = 0  # contexts that ask to keep
 _resting: Crew | None = None  # between two runs
 
 
-def enlist(workers: int, address: str | None) -> Crew:
+def enlist(workers: int, address: str | None, gpus: bool = False) -> Crew:
     """A crew for a run, which begins to come up; the one that rests, if it serves."""
     global _resting
     crew, _resting = _resting, None
-    if crew is not None and crew.serves(workers, address):
+    if crew is not None and crew.serves(workers, address, gpus):
         return crew
     if crew is not None:
         crew.leave()
-    return Crew(workers, address)
+    return Crew(workers, address, gpus)
 
 
 def dismiss(crew: Crew, recruits: Sequence[Recruit]) -> None:

@@ -1,4 +1,5 @@
-"""Ray on this machine, started by a process of its own: `python -m fl.execution.head WORKERS`, which hires them too.
+"""Ray on this machine, started by a process of its own: `python -m fl.execution.head WORKERS GPU`, which hires them too,
+each with that much of a GPU.
 
 It answers one line of JSON, {"address": ...} or {"error": ...}, and goes down with Ray when its standard input is closed. Threads of
 the driver could not do that: what a fork does to a thread that is in the middle of a matrix product is to hang it.
@@ -23,14 +24,12 @@ def main() -> None:
     import ray
 
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
-    workers, options = (
-        int(sys.argv[1]),
-        {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR},
-    )
+    workers, gpu = int(sys.argv[1]), float(sys.argv[2])
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         # "local": never some other cluster that happens to run on this machine
         ray.init("local", num_cpus=workers, object_store_memory=OBJECT_STORE, namespace=NAMESPACE, **options)
-        actors = hired(workers, NAME)
+        actors = hired(workers, gpu, NAME)
         imports = [actor.where.remote() for actor in actors]
         print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
     except Exception as error:

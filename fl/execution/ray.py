@@ -48,19 +48,19 @@ class _Member:
 
 
 class Ray:
-    """`workers` actors of one core each; `address` joins a running cluster ("auto" finds it)."""
+    """`workers` actors of one core each, which share the GPUs if they want any; `address` joins a running cluster ("auto" finds it)."""
 
     remote = False
 
-    def __init__(self, workers: int, address: str | None = None):
-        self.workers, self.address = workers, address
+    def __init__(self, workers: int, address: str | None = None, gpus: bool = False):
+        self.workers, self.address, self.gpus = workers, address, gpus
         self.at_work = workers  # of them, how many orders are shared out among
         self.crew: Crew | None = None
         self.prefix: str | None = None  # of shared files
         self.members: list[_Member] = []
 
     def prepare(self) -> None:
-        self.crew = enlist(self.workers, self.address)
+        self.crew = enlist(self.workers, self.address, self.gpus)
 
     def start(self, job: Job, states: ClientStates) -> None:
         if self.crew is None:
