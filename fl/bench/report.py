@@ -15,6 +15,7 @@ BARS = {
     "softmax_10k": {"jax vmap x1": 3.0},
     "lora": {"bare xk": 1.5},
 }
+ON_GPUS = dict.fromkeys(("cnn_pfl", "cnn_small", "femnist_mlp"), {"pfl x1": 20.0, "pfl xk": 8.0})
 
 
 def summary(held: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def summary(held: dict[str, Any]) -> dict[str, Any]:
             continue
         entry["share_of_peak"] = figures[name] * held["flops"] / peak if peak else None
         entry["ratio"] = best and _ratio(entries[best]["turns"], entry["turns"])
-    for name, bar in BARS.get(held["workload"], {}).items():
+    for name, bar in (BARS if held["device"] == "cpu" else ON_GPUS).get(held["workload"], {}).items():
         name = name.replace("xk", f"x{workers}")
         if best and name in figures:
             ratio = entries[name]["ratio"]

@@ -92,13 +92,16 @@ class CNNPFLlib:
 @register("model", "cnn_pfl")
 @dataclass(frozen=True, kw_only=True)
 class CNNPfl:
-    """pfl-research's network for CIFAR-10, for images of 6 x 6 and larger."""
+    """pfl-research's network for CIFAR-10, for images of 6 x 6 and larger; dropout: whether it has any."""
+
+    dropout: bool = True
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = image("cnn_pfl", shape, 6)
+        after_pool, after_dense = ([Dropout(p)] if self.dropout else [] for p in (0.25, 0.5))
         module = nn.Sequential(
-            *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), Dropout(0.25)),
-            *(nn.Flatten(), nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128), nn.ReLU(), Dropout(0.5)),
+            *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), *after_pool),
+            *(nn.Flatten(), nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128), nn.ReLU(), *after_dense),
             nn.Linear(128, outputs),
         )
         for layer in module:
