@@ -18,8 +18,8 @@ import json, sys, tempfile, time
 start = time.perf_counter()
 import fl
 
-def peak(*_):
-    lines = open("/proc/self/status").read().splitlines()
+def peak(process):
+    lines = open(f"/proc/{process}/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 found = {}
@@ -29,11 +29,8 @@ def watch(event, value):
         watch.simulation = value
     elif event == "round":
         found.setdefault("first_round_seconds", time.perf_counter() - start)
-        members = getattr(watch.simulation.executor, "members", [])
-        if members:
-            import ray
-            found["workers"] = ray.get([m.actor.__ray_call__.remote(peak) for m in members])
-        found["driver"] = peak()
+        found["workers"] = [peak(m.pid) for m in getattr(watch.simulation.executor, "members", [])]
+        found["driver"] = peak("self")
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

@@ -21,12 +21,12 @@ import json, sys
 import fl
 from fl.execution.shared import folder
 
-def memory(*names):
-    lines = open("/proc/self/status").read().splitlines()
+def memory(process, *names):
+    lines = open(f"/proc/{process}/status").read().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
 
-def held(*_):
-    return memory("RssAnon", "RssShmem")  # without pages of files, which the system takes back when it wants them
+def held(process):
+    return memory(process, "RssAnon", "RssShmem")  # without pages of files, which the system takes back when it wants them
 
 found = {}
 
@@ -35,9 +35,8 @@ def watch(event, value):
         watch.run = value
         found["shared"] = sum(path.stat().st_size for path in folder().glob(value.executor.prefix + "-*"))
     if event == "round":
-        import ray
-        found["driver's peak"] = memory("VmHWM")
-        found["workers"] = ray.get([m.actor.__ray_call__.remote(held) for m in watch.run.executor.members])
+        found["driver's peak"] = memory("self", "VmHWM")
+        found["workers"] = [held(m.pid) for m in watch.run.executor.members]
 
 if __name__ == "__main__":
     fl.run(json.loads(sys.argv[1]), out=sys.argv[2], watch=watch)
