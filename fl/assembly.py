@@ -182,7 +182,7 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
 
 def inputs(dataset: Dataset) -> torch.Tensor:
     """A few samples, as the model takes them."""
-    return torch.from_numpy(dataset.train["x"][:4])
+    return torch.tensor(dataset.train["x"][:4])
 
 
 def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
