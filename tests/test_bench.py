@@ -44,15 +44,16 @@ def peers(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_micro_workload_is_measured(micro, capsys):
+def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     out, picture = micro.with_suffix(".json"), micro.with_suffix(".png")
+    monkeypatch.setattr(contest, "TURNS", 2)
     assert bench.main([str(micro)], 0.1, only=["ours"], out=out, picture=picture) == 0
     assert "micro" in capsys.readouterr().out and picture.stat().st_size > 1000
     (result,) = json.loads(out.read_text())
     assert (result["workload"], result["parameters"], result["samples"]) == ("micro", 6 * 3 + 3, 8.0)
     assert result["flops"] == 2 * 2 * 6 * 3  # scores and their gradient by the weights; inputs want none
     entries = result["contestants"]
-    plans = {f"ours {plan} x{n}" for plan in ("loop", "stacked", "vmap") for n in (1, 2)}
+    plans = {f"ours {plan} x{n}" for plan in ("loop", "stacked", "flat", "vmap") for n in (1, 2)}
     assert {"peak", "bare x1", "bare x2"} | plans <= set(entries) and result["missing"] == {}
     assert entries["bare x2"]["distance"] == 0  # of the same weights, the same order
     for name, entry in entries.items():
@@ -161,7 +162,7 @@ def test_ratios_and_bars():
 
     entries = {"ours stacked x2": entry(40.0, 60.0, 60.0), "ours loop x1": entry(4.0, 5.0, 6.0)}
     entries |= {"bare x2": entry(10.0, 20.0, 30.0), "pfl x2": entry(None, 50.0, None), "peak": entry(3e3, 3e3, 3e3)}
-    held = {"workload": "femnist_mlp", "workers": 2, "flops": 10.0, "samples": 5.0, "contestants": entries}
+    held = {"workload": "femnist_mlp", "device": "cpu", "workers": 2, "flops": 10.0, "samples": 5.0, "contestants": entries}
     found = report.summary(held)
     assert found["best"] == "ours stacked x2" and found["peak_flops_per_second"] == 15e3
     assert entries["bare x2"]["ratio"] == 3 and entries["pfl x2"]["ratio"] == 60 / 50
@@ -172,7 +173,7 @@ def test_ratios_and_bars():
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"workloads": ["sofmax"]}, r"'sofmax' is not one of \['cnn_small', 'femnist_mlp',.* 'softmax', 'softmax_10k'\]"),
+        ({"workloads": ["sofmax"]}, r"'sofmax' is not one of \['cnn_pfl', 'cnn_small',.* 'softmax', 'softmax_10k'\]"),
         ({"workloads": ["softmax"], "only": ["flwr"]}, r"--only: \['flwr'\] not in \['peak', 'bare', 'ours'"),
         ({"workloads": ["softmax"], "sides": [Path("nowhere")]}, "--side: nowhere is no environment"),
     ],

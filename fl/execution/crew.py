@@ -112,9 +112,10 @@ class Crew:
                 ray.shutdown()
         if self.head is None:
             return
-        if not self.connected:
-            self.head.kill()  # the system takes what it has started down with it
         self.head.stdin.close()
+        if not self.connected:  # it goes down once it is up: killed in between, it would leave processes behind
+            self.head.stdout.close()
+            return
         try:
             self.head.wait(DOWN_SECONDS)
         except subprocess.TimeoutExpired:

@@ -7,8 +7,11 @@ the driver could not do that: what a fork does to a thread that is in the middle
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import select
 import signal
 import sys
 import warnings
@@ -20,7 +23,10 @@ OBJECT_STORE = 256 << 20  # bytes; on one node Ray's object store carries next t
 
 
 def main() -> None:
+    """Ray goes down as the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the driver's to say when it is over
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print is no answer
     import ray
 
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
@@ -29,15 +35,17 @@ def main() -> None:
     try:
         # "local": never some other cluster that happens to run on this machine
         ray.init("local", num_cpus=workers, object_store_memory=OBJECT_STORE, namespace=NAMESPACE, **options)
+        if select.select([sys.stdin], [], [], 0)[0]:  # closed already: nobody waits
+            return
         actors = hired(workers, gpu, NAME)
         imports = [actor.where.remote() for actor in actors]
-        print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
+        answer = {"address": ray.get_runtime_context().gcs_address}
     except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
-        return
-    sys.stdin.read()
+        imports, answer = [], {"error": f"{type(error).__name__}: {error}"}
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(answer), file=out, flush=True)
+        sys.stdin.read()
     del imports
-    ray.shutdown()
 
 
 if __name__ == "__main__":

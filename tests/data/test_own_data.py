@@ -18,6 +18,7 @@ from fl.config import ConfigError, read, resolve
 from fl.data.dataset import Dataset, as_dataset
 from fl.data.file import File, codes
 from fl.data.hub import Hub
+from fl.data.mapped import Mapped
 
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
 
@@ -295,4 +296,4 @@ def test_the_configurations_of_the_docs(tmp_path):
         (tmp_path / f"{i}.yaml").write_text(yaml.safe_dump(TINY) + block)
         loader = resolve(read(tmp_path / f"{i}.yaml")).data.part
         rows.append(len(loader.load()) if isinstance(loader, File) else loader)
-    assert rows == [6, 2, Hub(path="ylecun/mnist", revision="main")]
+    assert rows == [6, 2, Mapped(path="my_set"), Hub(path="ylecun/mnist", revision="main")]
