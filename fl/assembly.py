@@ -87,7 +87,8 @@ class Assembly:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """The plan for training another module than the run's."""
         config, execution = self.config, replace(self.config.execution, chunk=None)
-        return make_plan(config.client, module, module_params(module), self.stages[0].task, inputs(self.dataset), execution)
+        given = self.stages[0].task, inputs(self.dataset), execution, cohort_size(config)
+        return make_plan(config.client, module, module_params(module), *given)
 
     def job(self, folder: Any, scratch: Any) -> Job:
         """What workers need of it."""
@@ -130,7 +131,9 @@ def assemble(config: Config) -> Assembly:
     execution = config.execution
     plan = _guard(
         "execution",
-        lambda: make_plan(config.client, module, initial.trained, stages[0].task, inputs(dataset), execution),
+        lambda: make_plan(
+            *(config.client, module, initial.trained, stages[0].task, inputs(dataset), execution, cohort_size(config))
+        ),
     )
     execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
     system, trainable = config.system, population - config.splits.clients
@@ -178,6 +181,11 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
     if splits.per_class is not None:
         partition = partition.capped(dataset.labels, splits.per_class)
     return partition.pooled() if splits.pooled else partition
+
+
+def cohort_size(config: Config) -> int | None:
+    """How many clients take part in a round, where that is the same in all."""
+    return getattr(config.cohort, "size", None)
 
 
 def inputs(dataset: Dataset) -> torch.Tensor:

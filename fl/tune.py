@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import yaml
 
-from fl.assembly import Assembly, inputs
+from fl.assembly import Assembly, cohort_size, inputs
 from fl.config import Config, ConfigError, Execution, read, resolve
 from fl.execution.executor import Executor, Serial
 from fl.execution.layout import Layout
@@ -143,7 +143,7 @@ def plans(assembly: Assembly, kept: Mapping[str, Any], cohort: int) -> tuple[lis
     def make(kind: Kind, chunk: int | None = None, layout: Layout | None = None) -> Plan:
         execution = replace(config.execution, plan=kind, chunk=chunk, layout=layout)
         given = assembly.module, assembly.model, assembly.stages[0].task, inputs(assembly.dataset)
-        return make_plan(config.client, *given, execution)
+        return make_plan(config.client, *given, execution, cohort_size(config))
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):
         try:

@@ -24,9 +24,11 @@ from fl.task import Task
 Kind = Literal["loop", "stacked", "flat", "vmap"]
 
 # Parameters that are trained together: more amortise calls, fewer stay in cache. `fl bench` on 2 cores, MLP of 209,662, beside
-# bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4; softmax regression of 610 is flat from 128 to 512
+# bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4. Softmax regression of 610, thousands of clients per second and core in chunks of
+# 64, 128, ..., 1024: 33, 52, 79, 109, 129 (experiments/benchmarks/README.md); but half a cohort is enough for a worker
 CHUNK_ELEMENTS = 1 << 21
-MAX_CHUNK = 256
+MAX_CHUNK = 1024
+ALWAYS = 256
 
 # Laid flat, what a forward pass keeps for the backward pass is the most of the memory, and larger chunks stop paying off at about
 # 30 MB of it. Convolutions that keep much are bound by their products, which are not quicker in groups. Both from the table of
@@ -51,9 +53,16 @@ class Plan:
 
 
 def make_plan(
-    algorithm: ClientAlgorithm, module: nn.Module, model: Params, task: Task, x: Tensor, execution: Execution
+    algorithm: ClientAlgorithm,
+    module: nn.Module,
+    model: Params,
+    task: Task,
+    x: Tensor,
+    execution: Execution,
+    cohort: int | None = None,
 ) -> Plan:
-    """The plan for training `module` with `algorithm` on inputs like `x`; what `execution` asks for and cannot be is an error."""
+    """The plan for training `module` with `algorithm` on inputs like `x`, by cohorts of that size if it is known; what `execution`
+    asks for and cannot be is an error."""
     kind, chunk, layout, gpu = execution.plan, execution.chunk, execution.layout, execution.device == "cuda"
     loop_only, no_kernel = _why_loop(algorithm, module, execution), None
     if loop_only is None:
@@ -79,7 +88,8 @@ def make_plan(
         why = "asked for"
     if chunk is None:
         flat = _flat_chunk(algorithm, module, model, x, gpu) if kind == "flat" else MAX_CHUNK
-        chunk = 1 if kind == "loop" else min(flat, _chunk(model, gpu))
+        half = max(ALWAYS, 2 * _power_of_two((cohort - 1) // 2)) if cohort else MAX_CHUNK
+        chunk = 1 if kind == "loop" else min(flat, half, _chunk(model, gpu))
     elif chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk: {chunk} is not a power of two")
     obstacle = layouts.unblockable(module, algorithm, execution.device) if layout == "blocked" else None
