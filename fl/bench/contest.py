@@ -35,14 +35,14 @@ SHARE = 3  # times its seconds, after which a contestant whose rounds are long t
 ANSWER = 900  # seconds for any answer
 CLOSE = 20  # seconds to end in
 # relative distance from the bare loop's change: of the same batches (1e-6 without convolutions; in cnn_small max-pools make 0.03 of
-# first weights that differ in the last bit), and of other shuffles
+# first weights that differ in the last bit), and of other batches
 GIVEN, OWN = 0.1, 0.5
 
 
 @dataclass(frozen=True)
 class Entry:
     """A program among the contestants: `needs` the package, in a side environment or ours; processes of each of its runs, `k` for
-    the workload's workers; `own`: it shuffles or fills up batches in its own way."""
+    the workload's workers; `own`: it fills up batches in its own way."""
 
     name: str
     script: str
@@ -54,7 +54,7 @@ class Entry:
 ENTRIES = (
     Entry("peak", "peak", None, ("k",)),
     Entry("bare", "bare", None, (1, "k")),
-    Entry("ours", "ours", None, own=True),
+    Entry("ours", "ours", None),
     Entry("pfl", "pfl_research", "pfl", (1, "k")),
     Entry("flower", "flower", "flwr"),
     Entry("fedjax", "fed_jax", "fedjax", own=True),

@@ -12,6 +12,7 @@ import queue
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ import numpy as np
 import ray
 from protocol import Contestant, Workload, serve
 
-from fl import simulation
+from fl import random, simulation
 from fl.assembly import assemble
 from fl.config import Config, ConfigError, Evaluation, Splits, resolve
 from fl.data.section import Data
@@ -79,10 +80,10 @@ class Ours(Contestant):
         return {"plan": of.plan, "chunk": of.chunk, "auto": self.auto, "executor": of.executor}
 
     def check(self):
-        """In this process, on the given cohorts; its shuffles are its own."""
+        """In this process, on the given cohorts and in the given order."""
         execution = replace(self.config.execution, executor="serial")
         check = replace(self.config, rounds=2, cohort=Given(self.work.check), execution=execution)
-        with tempfile.TemporaryDirectory() as out:
+        with tempfile.TemporaryDirectory() as out, in_order():
             model = simulation.run(check, out=Path(out) / "run").model
         return {name: tensor.numpy() for name, tensor in model.items()}
 
@@ -127,6 +128,18 @@ class Ours(Contestant):
         if not self.left:
             raise Over
         self.ledger.seconds, self.begun = 0.0, time.perf_counter()
+
+
+@contextlib.contextmanager
+def in_order() -> Iterator[None]:
+    """Within, nothing is shuffled."""
+    shuffles = random.permutation, random.permutations
+    random.permutation = lambda n, *_: np.arange(n)
+    random.permutations = lambda sizes, *_: np.tile(np.arange(sizes.max(initial=0)), (len(sizes), 1))
+    try:
+        yield
+    finally:
+        random.permutation, random.permutations = shuffles
 
 
 def variants(work: Workload) -> dict[str, Ours]:
