@@ -5,6 +5,8 @@ sample a cohort -> drive the strategy's round (each Exchange: broadcast, train, 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import re
 import shutil
@@ -89,7 +91,15 @@ def run(
         config = resolve(read(config, overrides))
     elif overrides:
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
-    return _whole(config, Path(out) if out else new_directory(config), False, watch, stop)
+    directory = Path(out) if out else new_directory(config)
+    try:
+        return _whole(config, directory, False, watch, stop)
+    except BaseException:
+        if out is None:  # what was claimed and not used
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+                directory.parent.rmdir()
+        raise
 
 
 def resume(
@@ -446,6 +456,12 @@ class Simulation:
 
 
 def new_directory(config: Config) -> Path:
+    """One that nobody has, from now on ours: runs that begin in the same second get one each."""
     name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
     base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{config.seed}"
-    return next(p for i in range(1000) if not (p := base.with_name(base.name + (f"-{i}" if i else ""))).exists())
+    for i in itertools.count():
+        path = base.with_name(base.name + (f"-{i}" if i else ""))
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError

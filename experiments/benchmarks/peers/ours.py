@@ -145,9 +145,9 @@ def in_order() -> Iterator[None]:
 def variants(work: Workload) -> dict[str, Ours]:
     config = resolve(work.config)
     config = replace(config, data=Data(part=config.data.load(), augment=config.data.augment))  # loaded once for all
-    auto = assemble(config).plan.kind
+    auto, asked = assemble(config).plan.kind, config.execution.plan
     found = {}
-    for kind in get_args(Kind):
+    for kind in get_args(Kind) if asked == "auto" else [asked]:  # the one that the workload names, or all
         execution = replace(config.execution, plan=kind, chunk=None, layout=None)
         with contextlib.suppress(ConfigError):
             resolved = assemble(replace(config, execution=execution)).config
