@@ -6,14 +6,12 @@ sample a cohort -> drive the strategy's round (each Exchange: broadcast, train, 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from fl.messages import Broadcast
 from fl.params import Params
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, read_metrics
+from fl.storage.run import RunDirectory, claimed, read_metrics
 from fl.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy, Transfer
 from fl.system.events import Asynchronous, Buffered
 from fl.task import SELECT, minimised
@@ -456,12 +454,5 @@ class Simulation:
 
 
 def new_directory(config: Config) -> Path:
-    """One that nobody has, from now on ours: runs that begin in the same second get one each."""
     name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{config.seed}"
-    for i in itertools.count():
-        path = base.with_name(base.name + (f"-{i}" if i else ""))
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise AssertionError
+    return claimed(name, config.seed)

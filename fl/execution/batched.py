@@ -154,10 +154,11 @@ def _run_phase(
         block = laid_out(chunk, phase, index, taken, first)
         record = torch.zeros(block.weights.shape)
         for i, (count, width) in enumerate(zip(block.active, block.widths)):
-            if count != active:
-                active = count
-                params, g, m = theta.row(slice(0, active)), grad.row(slice(0, active)), row(memory, slice(0, active))
-                here = replace(at, state=row(at.state, slice(0, active)), start=_rows(at.start, slice(0, active)))
+            if count != active and not descend:
+                those = slice(0, count)
+                params, g, m = theta.row(those), grad.row(those), row(memory, those)
+                here = replace(at, state=row(at.state, those), start=_rows(at.start, those))
+            active = count
             weights = block.weights[i, :active, :width]
             batch = batch_of(chunk, block.rows[i, :active, :width], index, first + i)
             masks = gradients.masks(block.lengths[i, :active])

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ from fl.flower.worker import Job, Outcome, frozen, seeded
 from fl.random import hash64
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, read_metrics
+from fl.storage.run import RunDirectory, claimed, read_metrics
 
 try:
     from flwr.supercore.task_identity import TaskIdentity
@@ -107,7 +106,7 @@ def simulate(
         raise ConfigError("executor", f"{executor!r} is not one of {list(EXECUTORS)}")
     if resume and not out:
         raise ConfigError("out", "resume goes on with a run: name its directory")
-    directory = Path(out) if out else _new_directory(name, seed)
+    directory = Path(out) if out else claimed(name, seed)
     run_id, run_config = int(hash64(seed, "run")) >> 1, dict(run_config or {})
     app = {"name": name, "source": source, "nodes": num_nodes, "config": run_config, "journal": journal or resume}
     record = _committed(directory, seed, app) if resume else None
@@ -264,8 +263,3 @@ class Means:
 
     def values(self) -> dict[str, float]:
         return {key: total / weights for key, (total, weights) in self.sums.items() if weights}
-
-
-def _new_directory(name: str, seed: int) -> Path:
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{seed}"
-    return next(p for i in range(1000) if not (p := base.with_name(base.name + (f"-{i}" if i else ""))).exists())

@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,16 @@ def _processor() -> str:
         return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def claimed(name: str, seed: int) -> Path:
+    """A new directory under runs/, from now on ours: runs that begin in the same second get one each."""
+    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{seed}"
+    number, path = 0, base
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
