@@ -8,7 +8,7 @@ BatchNorm remembers, and which names belong to what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -84,8 +84,8 @@ def looks_at_batch(module: nn.Module) -> bool:
 class Noise:
     """Draws the masks of a module's Dropout layers, for clients each with a generator of its own."""
 
-    def __init__(self, module: nn.Module, sample: Tensor):
-        """sample: (1, ...), an input, from which the layers' shapes are learnt."""
+    def __init__(self, module: nn.Module, sample: Callable[[], Tensor]):
+        """sample() -> (1, ...), an input, from which the layers' shapes are learnt if there are any."""
         self.layers = [m for m in module.modules() if isinstance(m, Dropout) and m.p > 0]
         self.shapes: dict[Dropout, tuple[int, ...]] = {}
         if self.layers:
@@ -93,7 +93,7 @@ class Noise:
             mode = module.training
             module.eval()
             with torch.no_grad():
-                module(sample)
+                module(sample())
             module.train(mode)
             for hook in hooks:
                 hook.remove()

@@ -40,14 +40,14 @@ class Actor:
         import ray
 
         from fl import registry
-        from fl.execution.shared import Region
+        from fl.execution.shared import Queue, Region, folder
         from fl.tracking import profile
 
         profile.record(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
         self.near, self.prefix = self.node == local, prefix
-        self.region = Region(prefix)
+        self.region, self.queue = Region(prefix), Queue(folder() / f"{prefix}-{self.node[:8]}-queue")
         self.worker = self._open(handle, memory).worker(writer)
 
     def serve(self, path: str) -> None:
@@ -61,20 +61,12 @@ class Actor:
 
     def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
         """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
-        from fl.execution.shared import Queue, folder
         from fl.tracking import profile
 
         with profile.span("transfer", "call"):
-            handle, name, runs, steal, me, segment = pickle.loads(order)
-            whole = self._open(handle, memory)
-            path = folder() / f"{self.prefix}-{self.node[:8]}-{name}"
-            for old in folder().glob(f"{self.prefix}-{self.node[:8]}-queue-*"):  # of earlier exchanges: nobody reads them
-                if old != path:
-                    old.unlink(missing_ok=True)
-            queue = Queue(str(path), runs)
-            part = self.worker.run(whole, queue.tasks(me, 1, steal), segment)
-            queue.close()
-            answer = self._answer(part)
+            handle, number, runs, steal, me, segment = pickle.loads(order)
+            tasks = self.queue.tasks(number, runs, me, steal)
+            answer = self._answer(self.worker.run(self._open(handle, memory), tasks, segment))
         return answer, profile.taken(profile.SENT)
 
     def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
@@ -97,7 +89,8 @@ class Actor:
         if not self.near:
             remove(self.prefix)
         self.worker.close()
-        del self.worker, self.region
+        self.queue.close()
+        del self.worker, self.region, self.queue
         gc.collect()
         trim()
 

@@ -54,6 +54,10 @@ class Chunk:
     augment: tuple[Augment, ...] = ()
     known: tuple[np.ndarray, Tree] | None = None  # in place of `states`: (C,) bool, and the states of those, stacked
 
+    def first(self) -> Tensor:
+        """(1, ...): an input."""
+        return self.arrays["x"][torch.as_tensor(self.rows[self.starts[:1]])]
+
 
 class Gradients(Protocol):
     """A backend: gradients of A clients at once."""
@@ -65,19 +69,18 @@ class Gradients(Protocol):
 
 def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update, Tree]:
     """All phases of C clients' local training: (stacked update, stacked states or None)."""
-    sizes = chunk.sizes
-    by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
-    moved = not np.array_equal(by_length, np.arange(len(sizes)))
-    sorted_ = (
-        replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")}) if moved else chunk
-    )
-
+    sizes, sorted_ = chunk.sizes, chunk
     given = _given(algorithm, chunk)
     phases = algorithm.phases_of(given, chunk.round, chunk.rounds)
     begun = algorithm.start(given)  # of all clients, or of each
-    there = torch.as_tensor(by_length)
-    sorted_given = replace(given, state=row(given.state, there)) if moved else given
-    local = begun.layout.empty(len(sizes)).copy_(_rows(begun, there) if moved else begun)
+    sorted_given, begun_sorted = given, begun
+    moved = bool((sizes[1:] > sizes[:-1]).any())
+    if moved:
+        by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
+        sorted_ = replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")})
+        there = _tensor(by_length, begun)
+        sorted_given, begun_sorted = replace(given, state=row(given.state, there)), _rows(begun, there)
+    local = begun.layout.empty(len(sizes)).copy_(begun_sorted)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
     steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
     for index, phase in enumerate(phases):
@@ -92,7 +95,7 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
 
     if moved:
         order = np.argsort(by_length)
-        back = torch.as_tensor(order)
+        back = _tensor(order, begun)
         local, loss = local.row(back), loss[back]
         steps, travelled, seen = steps[order], travelled[order], seen[order]
         at = replace(at, state=given.state, start=_rows(at.start, back))
@@ -100,15 +103,15 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     def full_gradient(params: Params) -> Params:
         return _mean_gradient(algorithm, chunk, params, at, backend)
 
-    n, metrics = torch.as_tensor(sizes), {"loss": loss / torch.as_tensor(np.maximum(seen, 1))}
+    n, metrics = _tensor(sizes, begun), {"loss": loss.div_(_tensor(np.maximum(seen, 1), begun))}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
         return Update({"model": local.sub_(begun)}, n, metrics, owned=True), None
     end = Trained(
         **vars(given),
         start=begun,
         params=local,
-        steps=torch.as_tensor(steps),
-        travelled=torch.as_tensor(travelled),
+        steps=_tensor(steps, begun),
+        travelled=_tensor(travelled, begun),
         num_examples=n,
         full_gradient=full_gradient,
     )
@@ -151,30 +154,35 @@ def _run_phase(
     grad, memory = workspace(theta) if not descend else theta, phase.optimiser.state(theta)
     active, laid_out, batch_of = 0, timed("data", "batches", _block), timed("data", "batch", _batch)
     for first in range(0, int(taken.max()), BLOCK):
-        block = laid_out(chunk, phase, index, taken, first)
+        block = laid_out(chunk, phase, index, taken, first, theta.device)
         record = torch.zeros(block.weights.shape)
-        for i, (count, width) in enumerate(zip(block.active, block.widths)):
+        steps = zip(block.active, *map(block.each, (block.rows, block.weights, record)))
+        for i, (count, rows, weights, losses) in enumerate(steps):
             if count != active and not descend:
                 those = slice(0, count)
                 params, g, m = theta.row(those), grad.row(those), row(memory, those)
                 here = replace(at, state=row(at.state, those), start=_rows(at.start, those))
             active = count
-            weights = block.weights[i, :active, :width]
-            batch = batch_of(chunk, block.rows[i, :active, :width], index, first + i)
+            batch = batch_of(chunk, rows, index, first + i)
             masks = gradients.masks(block.lengths[i, :active])
             if descend:
-                record[i, :active, :width] = descend(batch, weights, masks, phase.rate(first + i))
+                losses.copy_(descend(batch, weights, masks, phase.rate(first + i)))
                 continue
-            record[i, :active, :width] = gradients(params, batch, weights, masks, here, g)
+            losses.copy_(gradients(params, batch, weights, masks, here, g))
             step = algorithm.gradient(g, params, here) if hooked else g
             if phase.clip is not None:
                 step = clipped(step, phase.clip)
             phase.optimiser.step(params, step, m, phase.rate(first + i), first + i)
-        loss += torch.where(block.weights > 0, record, 0.0).sum((0, 2), dtype=torch.float64)
+        loss += block.without_pads(record).sum((0, 2), dtype=torch.float64)
         seen += block.lengths.sum(0)
     if descend:
         gradients.release(theta)
     return taken
+
+
+def _tensor(array: np.ndarray, there: Params) -> Tensor:
+    """As a tensor, where `there` is. (Half a microsecond; `torch.as_tensor`, which would know the default device, takes ten.)"""
+    return torch.from_numpy(array).to(there.device)
 
 
 def _rows(start: Params, clients: slice | Tensor) -> Params:
@@ -212,9 +220,19 @@ class _Block:
     rows: Tensor  # (T, C, B) of the dataset; a pad repeats the client's first sample, with weight zero
     lengths: np.ndarray  # (T, C): true batch lengths, 0 for who is done
     weights: Tensor  # (T, C, B): 1 / length where the sample is real, else 0
+    padded: bool  # whether any is not
+
+    def each(self, of: Tensor) -> list[Tensor]:
+        """Of `of` (T, C, B) each step's part (A, B)."""
+        whole = of.shape[1:]
+        return [step if (a, b) == whole else step[:a, :b] for step, a, b in zip(of.unbind(), self.active, self.widths)]
+
+    def without_pads(self, of: Tensor) -> Tensor:
+        """`of` (T, C, B), zero where there is no sample."""
+        return torch.where(self.weights > 0, of, 0.0) if self.padded else of
 
 
-def _block(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray, first: int) -> _Block:
+def _block(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray, first: int, device: torch.device) -> _Block:
     """Steps first, first + 1, ... of a phase, at most `BLOCK`: all at once, as arrays cost by the call."""
     steps = np.arange(first, min(first + BLOCK, int(taken.max())))[:, None]
     sizes = chunk.sizes
@@ -229,13 +247,14 @@ def _block(chunk: Chunk, phase: Phase, index: int, taken: np.ndarray, first: int
     columns = np.arange(int(lengths.max()))
     real = columns < lengths[:, :, None]
     columns = np.where(real, (k * size)[:, :, None] + columns, 0)
-    positions = (runs * chunk.starts)[:, :, None] + orders[which[:, :, None], columns]
+    positions = (runs * chunk.starts)[:, :, None] + orders.take(which[:, :, None] * orders.shape[1] + columns)
     return _Block(
         active=runs.sum(1).tolist(),
         widths=lengths.max(1).tolist(),
-        rows=torch.as_tensor(chunk.rows[positions]),
+        rows=torch.from_numpy(chunk.rows.take(positions)).to(device),
         lengths=lengths,
-        weights=torch.as_tensor((real / np.maximum(lengths, 1)[:, :, None]).astype(np.float32)),
+        weights=torch.from_numpy(real * (1 / np.maximum(lengths, 1)[:, :, None]).astype(np.float32)).to(device),
+        padded=not real.all(),
     )
 
 
@@ -259,12 +278,8 @@ class Masks:
     """The Dropout masks of a chunk in one phase: a generator per client, the layers' shapes learnt once."""
 
     def __init__(self, chunk: Chunk, index: int | None):
-        training = index is not None
-        chunk.module.train(training)
-        first = torch.as_tensor(chunk.rows[chunk.starts[:1]])
-        self.noise = Noise(chunk.module, chunk.arrays["x"][first])
-        self.sources = []
-        if training and self.noise.layers:
+        self.noise, self.sources = Noise(chunk.module, chunk.first), []
+        if index is not None and self.noise.layers:
             address = (chunk.participation, f"dropout/{index}")
             self.sources = [random.torch_generator(chunk.seed, int(c), *address) for c in chunk.clients]
 
@@ -276,7 +291,7 @@ class Vmap:
     """Gradients of any module and objective through torch.func; parameters that are not trained are bound once each."""
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
-        self.algorithm, self.module, self.task = algorithm, chunk.module, chunk.task
+        self.algorithm, self.module, self.task = algorithm, chunk.module.train(index is not None), chunk.task
         self.frozen = {name: local[name] for name in local if name not in theta}
         bind(chunk.module, NOTHING, chunk.initial)
         self.masks = Masks(chunk, index)

@@ -349,7 +349,7 @@ class Flat:
         still = [name for name in local if name not in theta and (local[name] != local[name][:1]).any()]
         self.frozen = {name: local[name] for name in still}
         self.masks = Masks(chunk, index)
-        self.twin = Twin(chunk.module, [*theta, *still])
+        self.twin = Twin(chunk.module.train(index is not None), [*theta, *still])
         self.views: dict[int, tuple[Params, dict[str, Tensor]]] = {}
         self.held: dict[str, Tensor] = {}
 

@@ -109,24 +109,23 @@ class LinearStack:
         self, layers: list[tuple[Tensor, Tensor | None]], batch: Mapping[str, Tensor], weights: Tensor, masks, use
     ) -> Tensor:
         """Forward, then from the last layer to the first use(layer, G, its inputs). Returns the losses (A, B)."""
-        with torch.inference_mode():
-            masks = iter(masks)
-            h = batch["x"].flatten(2)
-            tape: list[tuple[Tensor, list]] = []
-            for layer, (weight, bias) in zip(self.layers, layers):
-                tape.append((h, []))
-                h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
-                for module in layer.after:
-                    h = self._forward(module, h, masks, tape[-1][1])
-            g, losses = self._loss(h, batch["y"], weights)
-            for k in range(len(layers) - 1, -1, -1):
-                below = torch.bmm(g, layers[k][0]) if k else None  # before the weights may change
-                use(k, g, tape[k][0])
-                if below is not None:
-                    g = below
-                    for factor, positive in reversed(tape[k - 1][1]):
-                        g = torch.ops.aten.threshold_backward(g, factor, 0) if positive else g.mul_(factor)
-            return losses
+        masks = iter(masks)
+        h = batch["x"].flatten(2)
+        tape: list[tuple[Tensor, list]] = []
+        for layer, (weight, bias) in zip(self.layers, layers):
+            tape.append((h, []))
+            h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+            for module in layer.after:
+                h = self._forward(module, h, masks, tape[-1][1])
+        g, losses = self._loss(h, batch["y"], weights)
+        for k in range(len(layers) - 1, -1, -1):
+            below = torch.bmm(g, layers[k][0]) if k else None  # before the weights may change
+            use(k, g, tape[k][0])
+            if below is not None:
+                g = below
+                for factor, positive in reversed(tape[k - 1][1]):
+                    g = torch.ops.aten.threshold_backward(g, factor, 0) if positive else g.mul_(factor)
+        return losses
 
     def _views(self, params: Params) -> list[tuple[Tensor, Tensor | None]]:
         """Weight and bias of each layer; kept while the same clients are active."""

@@ -106,11 +106,12 @@ def serve(worker: Any, path: str) -> None:
 
 
 def _packed(answer: tuple[bool, Any]) -> bytes:
-    """User code travels by value; an error that cannot travel says what it was."""
+    """What was made of user code went into a handle; errors of it travel by value, and one that cannot says what it was."""
+    if answer[0]:
+        return pickle.dumps(answer)
     try:
         text = cloudpickle.dumps(answer)
-        if not answer[0]:
-            pickle.loads(text)  # some can be written and not read
+        pickle.loads(text)  # some can be written and not read
         return text
     except Exception:
         return pickle.dumps((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))

@@ -87,7 +87,7 @@ def _run_phase(algorithm, ctx: ClientContext, phase: Phase, index: int, theta: P
     weights, views = [theta[name] for name in names], [grad[name] for name in names]
     memory = phase.optimiser.state(theta)
     hooked = overrides(algorithm, "gradient")
-    noise = Noise(ctx.module, ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
+    noise = Noise(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
     source = [ctx.generator(f"dropout/{index}")] if noise and noise.layers else []
     gradients = partial(_gradients, algorithm, ctx, noise, leaves, at)
     if ctx.graphs:

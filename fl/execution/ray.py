@@ -159,7 +159,7 @@ class Ray:
         """One question to each worker; the parts of those who lived."""
         handle, memory = self._share(order)
         self.attempts += 1
-        name, parts, asked, failure = f"queue-{self.attempts}", [], [], None
+        parts, asked, failure = [], [], None
         members = sorted(self.members[: self.at_work], key=lambda m: m.node)
         shares = iter(_cut(order.costs()[tasks], tasks, len(members)))
         for _, team in itertools.groupby(members, key=lambda m: m.node):
@@ -167,7 +167,7 @@ class Ray:
             own = [next(shares) for _ in team]
             runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
             for me, member in enumerate(team):
-                share = pickle.dumps((handle, name, runs, steal, me, self.states.segment(member.writer)))
+                share = pickle.dumps((handle, self.attempts, runs, steal, me, self.states.segment(member.writer)))
                 with profile.span("transfer", "call"):
                     asked.append((member, time.perf_counter()))
                     member.line.ask("run", share, self._for(member, memory))

@@ -44,6 +44,10 @@ def remove(prefix: str) -> None:
         path.unlink(missing_ok=True)
 
 
+QUEUE_BYTES = 1 << 16  # for 4,095 workers of one node
+SMALL = 1 << 18  # bytes, below which a copy costs less than a map
+
+
 @dataclass(frozen=True)
 class Handle:
     """A packed value: its code here, its memories in `path` at `offsets`. Elsewhere than on its node it travels as
@@ -56,14 +60,17 @@ class Handle:
     memory: np.ndarray | None = None
 
     def open(self) -> Any:
-        """The value; its tensors are views of the mapped file (or of `memory`)."""
+        """The value; its tensors are views of the mapped file, of what was read of it, or of `memory`."""
         if not self.sizes:
             return unpack(self.code, [])
-        if self.memory is None:
-            with open(self.path, "rb") as file:
-                whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-        else:
+        if self.memory is not None:
             whole = memoryview(self.memory)
+        else:
+            with open(self.path, "rb", buffering=0) as file:
+                end = self.offsets[-1] + self.sizes[-1]
+                whole = memoryview(
+                    bytearray(file.read(end)) if end < SMALL else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                )
         return unpack(self.code, [whole[a : a + n] for a, n in zip(self.offsets, self.sizes)])
 
 
@@ -95,36 +102,49 @@ class Region:
 
 class Queue:
     """Runs of tasks, one per worker: each takes from the front of its own and, when that is empty, from the tail of the
-    longest other. Kept in a shared file under the file's lock, which the system releases when its holder dies."""
+    longest other. Kept in a shared file under the file's lock, which the system releases when its holder dies.
 
-    def __init__(self, path: str, runs: list[tuple[int, int]]):
-        """Whoever comes first lays out the `runs` [front, back)."""
+    int64 pairs    (number of what is being worked, workers)  [front, back)  [front, back) ...
+    """
+
+    def __init__(self, path: Path):
         self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        if os.fstat(self.file).st_size < 16 * len(runs):
-            os.pwrite(self.file, np.array(runs, np.int64).tobytes(), 0)
-        fcntl.flock(self.file, fcntl.LOCK_UN)
-        self.runs = np.frombuffer(mmap.mmap(self.file, 0), np.int64).reshape(-1, 2)
+        os.ftruncate(self.file, QUEUE_BYTES)
+        self.memory = np.frombuffer(mmap.mmap(self.file, 0), np.int64).reshape(-1, 2)
 
-    def tasks(self, me: int, size: int, steal: bool = True) -> Iterator[tuple[int, int]]:
-        """Runs [a, b) of at most `size` tasks until there are none left anywhere (or, without stealing, of one's own)."""
-        while (taken := self._take(me, size, steal)) is not None:
-            yield taken
+    def tasks(self, number: int, runs: list[tuple[int, int]], me: int, steal: bool = True) -> Iterator[tuple[int, int]]:
+        """Tasks [a, a + 1) of `runs` until there are none left anywhere (or, without stealing, of one's own). Whoever comes first
+        with a `number` lays out its runs; who comes with an earlier one gets nothing."""
+        with self._locked():
+            if self.memory[0, 0] < number:
+                self.memory[0] = number, len(runs)
+                self.memory[1 : 1 + len(runs)] = runs
+        while (task := self._take(number, me, steal)) is not None:
+            yield task, task + 1
 
-    def _take(self, me: int, size: int, steal: bool) -> tuple[int, int] | None:
+    def _take(self, number: int, me: int, steal: bool) -> int | None:
+        with self._locked():
+            current, workers = self.memory[0].tolist()
+            if current != number:
+                return None
+            runs = self.memory[1 : 1 + workers].tolist()
+            front, back = runs[me]
+            if front < back:
+                self.memory[1 + me, 0] = front + 1
+                return front
+            victim = max(range(len(runs)), key=lambda w: runs[w][1] - runs[w][0])
+            front, back = runs[victim]
+            if front == back or not steal:
+                return None
+            front += (back - front) // 2  # the longer half
+            self.memory[1 + victim, 1], self.memory[1 + me] = front, (front + 1, back)
+            return front
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
         fcntl.flock(self.file, fcntl.LOCK_EX)
         try:
-            front, back = (int(x) for x in self.runs[me])
-            if front == back:
-                left = self.runs[:, 1] - self.runs[:, 0]
-                victim = int(left.argmax())
-                if left[victim] == 0 or not steal:
-                    return None
-                front, back = int(self.runs[victim, 1] - (left[victim] + 1) // 2), int(self.runs[victim, 1])
-                self.runs[victim, 1] = front
-            end = min(front + size, back)
-            self.runs[me] = end, back
-            return front, end
+            yield
         finally:
             fcntl.flock(self.file, fcntl.LOCK_UN)
 

@@ -8,6 +8,7 @@ a `Part`: the nodes of the reduction tree that it could fold, and columns of pla
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -237,8 +238,11 @@ class Columns:
         self.pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, positions: np.ndarray, values: Mapping[str, Any]) -> None:
+        """values: a row for each position, or one for all of them."""
         for name, value in values.items():
-            array = np.broadcast_to(np.asarray(value), (len(positions), *np.shape(value)[1:]))
+            array = np.asarray(value)
+            if array.shape[:1] != positions.shape:
+                array = np.broadcast_to(array, (len(positions), *array.shape[1:]))
             self.pieces.setdefault(name, []).append((positions, array))
 
     def extend(self, other: Columns) -> None:
@@ -646,21 +650,23 @@ class InProgress:
         meta = Meta(ids, update.num_examples, 0, update.owned and together, self._spill)
         if together:
             node = self.fold.stacked(d.reduction.lift(decoded, meta), len(positions))
-            if _non_finite(node, None).any():
+            if not _finite(node):
                 return False
             self.fold.add_stacked(int(positions[0]), len(positions), node)
         else:
-            bad = _non_finite(decoded, len(positions) if stacked else None)
+            bad = _non_finite(decoded, len(positions)) if stacked else np.array([not _finite(decoded)])
             if bad.any() and job.on_error == "raise":
                 raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
             self._add_rows(positions, decoded, replace(meta, owned=update.owned and not stacked), bad, stacked)
         for name, sizes in counted.items():
             self.count("up", name, positions, sizes)
         columns = {f"metric/{name}": _array(value) for name, value in update.metrics.items()}
-        good = ~bad
-        self.columns.add(positions[good], {name: np.broadcast_to(v, len(positions))[good] for name, v in columns.items()})
-        examples = np.broadcast_to(_array(update.num_examples), len(positions))
-        self.columns.add(positions, {"num_examples": examples, "dropped": bad})
+        if bad.any():
+            good, whole = ~bad, len(positions)
+            self.columns.add(positions[good], {name: np.broadcast_to(v, whole)[good] for name, v in columns.items()})
+        else:
+            self.columns.add(positions, columns)
+        self.columns.add(positions, {"num_examples": _array(update.num_examples), "dropped": bad})
         return True
 
     def _transform_context(self, positions: np.ndarray, update: Update, stacked: bool) -> TransformContext:
@@ -779,15 +785,17 @@ def _array(value: Any) -> np.ndarray:
     return np.atleast_1d(value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))
 
 
-def _non_finite(groups: Mapping[str, Tree], count: int | None) -> np.ndarray:
-    """(C,) bool: whose update holds a NaN or an infinity. A sum is not finite if a term is not, and one pass is enough;
-    where a sum overflows, the elements are looked at."""
-    bad = np.zeros(count or 1, bool)
+def _finite(tree: Tree) -> bool:
+    """Whether it holds no NaN and no infinity. A sum is not finite if a term is not, and one pass is enough; where a sum overflows,
+    the elements are looked at."""
+    floating = [leaf for leaf in leaves(tree) if leaf.is_floating_point()]
+    return all(math.isfinite(leaf.sum()) or bool(torch.isfinite(leaf).all()) for leaf in floating)
+
+
+def _non_finite(groups: Mapping[str, Tree], count: int) -> np.ndarray:
+    """(C,) bool: whose update holds a NaN or an infinity, of C stacked ones."""
+    bad = np.zeros(count, bool)
     for leaf in leaves(groups):
-        if leaf.is_floating_point() and leaf.numel():
-            rows = leaf.reshape(count, -1) if count else leaf.reshape(1, -1)
-            suspects = ~torch.isfinite(rows.sum(-1))
-            if suspects.any():
-                suspects &= ~torch.isfinite(rows).all(-1)
-                bad |= suspects.cpu().numpy()
+        if leaf.is_floating_point():
+            bad |= ~torch.isfinite(leaf.reshape(count, -1)).all(-1).cpu().numpy()
     return bad
