@@ -54,6 +54,7 @@ class Layout:
         return _layout(tuple((name, tuple(shape), dtype) for name, shape, dtype in tensors))
 
     @staticmethod
+    @functools.cache
     def from_spec(spec: str) -> Layout:
         return Layout.of((name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in json.loads(spec))
 

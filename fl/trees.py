@@ -20,6 +20,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
@@ -194,7 +195,14 @@ class _Pickler(cloudpickle.Pickler):
                 return map_tensor, origin
             flat = obj.detach().contiguous()
             return _tensor, (pickle.PickleBuffer(raw_bytes(flat)), tuple(flat.shape), str(flat.dtype)[6:])
+        if not isinstance(obj, (type, FunctionType)) or _everywhere(obj):
+            return NotImplemented  # no code, or code that every process has: no need to look where it comes from
         return super().reducer_override(obj)
+
+
+def _everywhere(code: type | FunctionType) -> bool:
+    """Whether it is found by its name, in a module that every process of a run has."""
+    return (code.__module__ or "").startswith(("fl.", "numpy.", "torch.")) and "<" not in code.__qualname__
 
 
 def _tensor(memory, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -274,7 +274,8 @@ class Columns:
         """One piece per column, so that it travels as a few arrays."""
         packed = Columns()
         for name, pieces in self.pieces.items():
-            packed.pieces[name] = [tuple(np.concatenate(parts) for parts in zip(*pieces))]
+            one = len(pieces) == 1  # as most are; positions that columns have in common then travel once
+            packed.pieces[name] = pieces if one else [tuple(np.concatenate(parts) for parts in zip(*pieces))]
         return packed
 
 

@@ -23,7 +23,7 @@ from protocol import Contestant, Workload, serve
 
 from fl import random, simulation
 from fl.assembly import assemble
-from fl.config import Config, ConfigError, Evaluation, Splits, resolve
+from fl.config import Config, ConfigError, Evaluation, resolve
 from fl.data.section import Data
 from fl.execution.plan import Kind
 from fl.sampler import Sampler
@@ -158,7 +158,6 @@ def variants(work: Workload) -> dict[str, Ours]:
         best = found[f"ours {auto} x{work.workers}"].config
         whole = {
             "evaluation": Evaluation(every=1, server=False, clients=max(map(len, work.cohorts))),
-            "splits": Splits(val=0.1),
             "checkpoint": replace(best.checkpoint, every=1, best=True),
         }
         found["ours, evaluated and committed"] = Ours(work, replace(best, **whole), True)
