@@ -14,6 +14,7 @@ from fl.config import ConfigError
 from fl.execution import crew
 
 pytestmark = pytest.mark.xdist_group("ray")
+WORKERS_STAY = False
 
 CONFIG = {
     "rounds": 3,

@@ -1,7 +1,8 @@
 """Flower's own simulation (its Ray backend): a ClientApp that trains by the bare loop, FedAvg as ServerApp.
 
-Nodes are as many as a cohort has clients, and stand for them: with the whole population as nodes Flower 1.41 looks through all of
-them for every message (minutes a round for 100,000). The ServerApp waits for `fl bench` between rounds.
+Nodes are as many as there are clients up to `NODES`, as a user would have it, else as many as a cohort has: Flower 1.41 looks through
+all of them for every message (minutes a round for 100,000). A message tells its node which client it is. The ServerApp waits for
+`fl bench` between rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from protocol import UNKNOWN, Contestant, Line, Workload
 
-MOST = 2_000  # nodes
+NODES = 4_000
+COHORT = 2_000  # clients in a round, which take some 10 s
 
 
 @functools.cache
@@ -30,30 +32,42 @@ def place():
 
 
 def train(msg, context):
-    """A node's part: of the round's cohort, the client in its place; beyond a small cohort's end, nothing."""
+    """A node's part."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
     work, x, y, net, descent = place()
     config = msg.content["config"]
-    if config["check"]:
-        cohort = work.check[config["first"] + config["server-round"] - 1]
-    else:
-        (cohort,) = work.rounds(*(config["first"] + config["server-round"] + i for i in (-1, 0)))
-    at, n, arrays = context.node_config["partition-id"], 0, msg.content["arrays"]
-    if at < len(cohort):
-        own = slice(work.offsets[cohort[at]], work.offsets[cohort[at] + 1])
-        net.load_state_dict(arrays.to_torch_state_dict())
-        descent.client(x[own], y[own], not config["check"])
-        arrays, n = ArrayRecord(net.state_dict()), len(x[own])
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": n})}), reply_to=msg)
+    own = slice(work.offsets[config["client"]], work.offsets[config["client"] + 1])
+    net.load_state_dict(msg.content["arrays"].to_torch_state_dict())
+    descent.client(x[own], y[own], config["shuffle"])
+    answer = {"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord({"num-examples": len(x[own])})}
+    return Message(RecordDict(answer), reply_to=msg)
+
+
+def strategy(cohorts: list[np.ndarray], nodes: int, shuffle: bool):
+    """FedAvg on given cohorts."""
+    from flwr.app import ConfigRecord, Message, RecordDict
+    from flwr.serverapp.strategy import FedAvg
+
+    class Given(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            cohort = cohorts[server_round - 1]
+            self.min_train_nodes = len(cohort)
+            for client, message in zip(cohort, super().configure_train(server_round, arrays, config, grid)):
+                told = ConfigRecord({"client": int(client), "shuffle": shuffle})
+                content = RecordDict({"arrays": arrays, "config": told})
+                of = message.metadata
+                yield Message(content=content, message_type=of.message_type, dst_node_id=of.dst_node_id)
+
+    return Given(fraction_train=0.5 / nodes, min_available_nodes=nodes, fraction_evaluate=0.0)
 
 
 class Flower(Contestant):
     divides = True
 
-    def __init__(self, work: Workload, grid):
+    def __init__(self, work: Workload, grid, nodes: int):
         super().__init__(work)
-        self.grid, self.nodes = grid, max(map(len, work.cohorts))
+        self.grid, self.nodes = grid, nodes
         self.reset()
 
     @property
@@ -68,28 +82,12 @@ class Flower(Contestant):
 
         self.arrays = ArrayRecord(module(self.work).state_dict())
 
-    def rounds(self, first: int, count: int, check: bool) -> None:
-        from flwr.app import ConfigRecord
-        from flwr.serverapp.strategy import FedAvg
-
-        strategy = FedAvg(fraction_train=1.0, min_available_nodes=self.nodes, fraction_evaluate=0.0)
-        told = ConfigRecord({"first": first, "check": check})
-        result = strategy.start(self.grid, self.arrays, num_rounds=count, timeout=36_000, train_config=told)
-        self.arrays = result.arrays
-
-    def check(self):
-        self.reset()
-        self.rounds(0, 2, True)
-        found = {name: tensor.numpy() for name, tensor in self.arrays.to_torch_state_dict().items()}
-        self.reset()
-        return found
-
     def train(self, cohorts: list[np.ndarray], shuffle: bool) -> None:
-        self.rounds(self.at, len(cohorts), False)
+        fedavg = strategy(cohorts, self.nodes, shuffle)
+        self.arrays = fedavg.start(self.grid, self.arrays, num_rounds=len(cohorts), timeout=36_000).arrays
 
-    def play(self, a: int, b: int):
-        self.at = a
-        return super().play(a, b)
+    def weights(self):
+        return {name: tensor.numpy() for name, tensor in self.arrays.to_torch_state_dict().items()}
 
 
 def main() -> None:
@@ -104,16 +102,19 @@ def main() -> None:
     os.environ["FL_BENCH_FOLDER"] = sys.argv[1]
     logging.getLogger("flwr").setLevel(logging.ERROR)
     work = Workload.read(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
-    nodes = max(map(len, work.cohorts))
-    if work.layers is None or nodes > MOST:
-        line.tell({"unavailable": f"{nodes} nodes, of which {MOST} take some 10 s a round" if work.layers else UNKNOWN})
+    cohort, population = max(map(len, work.cohorts)), len(work.sizes)
+    if work.layers is None or cohort > COHORT:
+        line.tell(
+            {"unavailable": f"{cohort} clients a round, of which {COHORT} take some 10 s" if work.layers else UNKNOWN}
+        )
         return
+    nodes = population if population <= NODES else cohort
     client, server = ClientApp(), ServerApp()
     client.train()(train)
 
     @server.main()
     def serve(grid, context) -> None:
-        flower = Flower(work, grid)
+        flower = Flower(work, grid, nodes)
         line.tell({"ready": {"flower": flower.facts}})
         line.answer({"flower": flower})
 
