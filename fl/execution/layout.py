@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fl.client import ClientAlgorithm, LocalTraining
+from fl.client import ClientAlgorithm
 from fl.execution.device import Kind
-from fl.execution.loop import overrides
+from fl.execution.loop import beyond_gradients
 
 # weights of convolutions from which reordering pays: cnn_tiny has 4,752 and loses 15 %, cnn_pfl has 19,296 and wins 14 %
 BLOCKED_ELEMENTS = 1 << 13
@@ -59,8 +59,8 @@ def unblockable(module: nn.Module, algorithm: ClientAlgorithm, device: Kind) -> 
     """Why images cannot be blocked, or `None`. They carry no second derivatives, and plain gradient steps alone surely ask for none."""
     if device != "cpu" or not torch.backends.mkldnn.is_available():
         return "it is oneDNN's, of CPUs" if device != "cpu" else "this torch was built without oneDNN"
-    if not isinstance(algorithm, LocalTraining) or overrides(algorithm, "work") or overrides(algorithm, "objective"):
-        return f"{type(algorithm).__name__} has work or an objective of its own"
+    if more := beyond_gradients(algorithm):
+        return more
     return None if runs(module) else "no convolution is followed by a ReLU, a max-pool or another in an nn.Sequential"
 
 

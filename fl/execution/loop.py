@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl import random
 from fl.augment import augmented
-from fl.client import At, ClientContext, LocalTraining, Phase, Reply, Trained
+from fl.client import At, ClientAlgorithm, ClientContext, LocalTraining, Phase, Reply, Trained
 from fl.execution.graph import place, recorded
 from fl.messages import Update
 from fl.nn import Noise, statistics
@@ -188,6 +188,13 @@ def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device) -> 
 def descends_plainly(algorithm: LocalTraining, phase: Phase) -> bool:
     """Whether a step is w <- w - lr g and nothing else."""
     return not overrides(algorithm, "gradient") and phase.clip is None and phase.optimiser == SGD()
+
+
+def beyond_gradients(algorithm: ClientAlgorithm) -> str | None:
+    """Why a client's work may be more than gradients of the task's own loss, or `None`."""
+    if isinstance(algorithm, LocalTraining) and not overrides(algorithm, "work") and not overrides(algorithm, "objective"):
+        return None
+    return f"{type(algorithm).__name__} has work or an objective of its own"
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:

@@ -17,7 +17,7 @@ from fl.execution import layout as layouts
 from fl.execution.flat import Flat, kept
 from fl.execution.kernels import LinearStack
 from fl.execution.layout import Layout
-from fl.execution.loop import overrides
+from fl.execution.loop import beyond_gradients, overrides
 from fl.params import Params
 from fl.task import Task
 
@@ -25,10 +25,13 @@ Kind = Literal["loop", "stacked", "flat", "vmap"]
 
 # Parameters that are trained together: more amortise calls, fewer stay in cache. `fl bench` on 2 cores, MLP of 209,662, beside
 # bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4. Softmax regression of 610, thousands of clients per second and core in chunks of
-# 64, 128, ..., 1024: 33, 52, 79, 109, 129 (experiments/benchmarks/README.md); but half a cohort is enough for a worker
+# 64, 128, ..., 1024: 33, 52, 79, 109, 129 (experiments/benchmarks/README.md)
 CHUNK_ELEMENTS = 1 << 21
 MAX_CHUNK = 1024
-ALWAYS = 256
+# How much of a cohort one worker takes at once: see `_share`
+SHARES = 16
+PAID_ELEMENTS, PAID = 1 << 19, 8
+WHOLE_ELEMENTS = 1 << 18
 
 # Laid flat, what a forward pass keeps for the backward pass is the most of the memory, and larger chunks stop paying off at about
 # 30 MB of it. Convolutions that keep much are bound by their products, which are not quicker in groups. Both from the table of
@@ -87,9 +90,8 @@ def make_plan(
     else:
         why = "asked for"
     if chunk is None:
-        flat = _flat_chunk(algorithm, module, model, x, gpu) if kind == "flat" else MAX_CHUNK
-        half = max(ALWAYS, 2 * _power_of_two((cohort - 1) // 2)) if cohort else MAX_CHUNK
-        chunk = 1 if kind == "loop" else min(flat, half, _chunk(model, gpu))
+        most = _flat_chunk(algorithm, module, model, x, gpu) if kind == "flat" else _chunk(model, gpu)
+        chunk = 1 if kind == "loop" else min(most, _share(model, cohort, gpu) if cohort else most)
     elif chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk: {chunk} is not a power of two")
     obstacle = layouts.unblockable(module, algorithm, execution.device) if layout == "blocked" else None
@@ -97,18 +99,25 @@ def make_plan(
         raise ValueError(f"layout: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
     if layout is None:
         layout = layouts.default(module, algorithm, execution.device) if kind == "loop" else "contiguous"
-    if (
-        (execution.micro_batch or execution.graphs)
-        and kind == "loop"
-        and (unsplit := _why_whole(algorithm, module, execution))
-    ):
-        raise ValueError(unsplit)
+    asked = "micro_batch" if execution.micro_batch else "graphs" if execution.graphs else None
+    if asked and kind == "loop" and (obstacle := _why_whole(algorithm, module, execution)):
+        raise ValueError(f"{asked}: impossible: {obstacle}")
     return Plan(kind, chunk, why, layout)
 
 
 def _chunk(model: Params, gpu: bool = False) -> int:
     """How many clients' parameters make a chunk."""
     return min(MAX_CHUNK, _power_of_two((GPU_CHUNK_ELEMENTS if gpu else CHUNK_ELEMENTS) // model.numel))
+
+
+def _share(model: Params, cohort: int, gpu: bool = False) -> int:
+    """The most of a cohort that one worker should take at once, however many there are: half of it, so that a second has work; where
+    calls are paid for by fewer clients, as few as these or a sixteenth, so that sixteen have. What is done sooner than it is shared out
+    stays whole."""
+    half, sixteenth = (1 << (-(-cohort // n) - 1).bit_length() for n in (2, SHARES))  # rounded up
+    paid = max(PAID, _power_of_two(PAID_ELEMENTS // model.numel))
+    whole = _power_of_two(WHOLE_ELEMENTS // model.numel)
+    return max(whole, half if gpu else min(half, max(sixteenth, paid)))
 
 
 def _flat_chunk(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor, gpu: bool = False) -> int:
@@ -139,15 +148,14 @@ def _power_of_two(n: int) -> int:
 
 def _why_whole(algorithm: ClientAlgorithm, module: nn.Module, execution: Execution) -> str | None:
     """Why the loop's gradient cannot be taken in pieces, or recorded as a graph, if that is asked for; or `None`."""
-    if not isinstance(algorithm, LocalTraining) or overrides(algorithm, "work") or overrides(algorithm, "objective"):
-        why = f"{type(algorithm).__name__} has work or an objective of its own"
-    elif any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
-        why = "BatchNorm takes statistics over the whole batch"
-    elif execution.graphs and (len(algorithm.phases(0, 1)) > 1 or algorithm.phases(0, 1)[0].trains is not None):
-        why = f"{type(algorithm).__name__} trains parts of the model at a time"
-    else:
-        return None
-    return f"micro_batch: impossible: {why}" if execution.micro_batch else f"graphs: impossible: {why}"
+    if why := beyond_gradients(algorithm):
+        return why
+    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        return "BatchNorm takes statistics over the whole batch"
+    phases = algorithm.phases(0, 1)
+    if execution.graphs and (len(phases) > 1 or phases[0].trains is not None):
+        return f"{type(algorithm).__name__} trains parts of the model at a time"
+    return None
 
 
 def _why_loop(algorithm: ClientAlgorithm, module: nn.Module, execution: Execution) -> str | None:
