@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fl.trees import aligned, pack, unpack
 
@@ -68,9 +69,11 @@ class Handle:
         else:
             with open(self.path, "rb", buffering=0) as file:
                 end = self.offsets[-1] + self.sizes[-1]
-                whole = memoryview(
-                    bytearray(file.read(end)) if end < SMALL else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                )
+                if end < SMALL:
+                    whole = memoryview(torch.empty(end, dtype=torch.uint8).numpy())  # aligned, as a map is
+                    file.readinto(whole)
+                else:
+                    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         return unpack(self.code, [whole[a : a + n] for a, n in zip(self.offsets, self.sizes)])
 
 
