@@ -15,6 +15,7 @@ from fl.client import LocalTraining
 from fl.config import ConfigError, Execution, read, resolve
 from fl.tune import clear, quartiles, worker_counts
 
+WORKERS_STAY = False
 CONFIG = {
     "rounds": 3,
     "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 12, "samples": 8},

@@ -103,7 +103,8 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     def full_gradient(params: Params) -> Params:
         return _mean_gradient(algorithm, chunk, params, at, backend)
 
-    n, metrics = _tensor(sizes, begun), {"loss": loss.div_(_tensor(np.maximum(seen, 1), begun))}
+    # a tensor of its own: `loss` lies among large ones, and kept for a round it would keep their places from being filled again
+    n, metrics = _tensor(sizes, begun), {"loss": loss / _tensor(np.maximum(seen, 1), begun)}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
         return Update({"model": local.sub_(begun)}, n, metrics, owned=True), None
     end = Trained(
