@@ -45,7 +45,7 @@ def remove(prefix: str) -> None:
         path.unlink(missing_ok=True)
 
 
-QUEUE_BYTES = 1 << 16  # for 4,095 workers of one node
+QUEUE_BYTES = 1 << 20  # for 65,535 runs: one per worker, more where the dead left pieces; memory is taken as it is written
 SMALL = 1 << 18  # bytes, below which a copy costs less than a map
 
 
@@ -104,10 +104,10 @@ class Region:
 
 
 class Queue:
-    """Runs of tasks, one per worker: each takes from the front of its own and, when that is empty, from the tail of the
-    longest other. Kept in a shared file under the file's lock, which the system releases when its holder dies.
+    """Runs of tasks, one per worker and then those of nobody: each takes from the front of its own and, when that is empty, from the
+    tail of the longest other. Kept in a shared file under the file's lock, which the system releases when its holder dies.
 
-    int64 pairs    (number of what is being worked, workers)  [front, back)  [front, back) ...
+    int64 pairs    (number of what is being worked, runs)  [front, back)  [front, back) ...
     """
 
     def __init__(self, path: Path):
@@ -127,10 +127,10 @@ class Queue:
 
     def _take(self, number: int, me: int, steal: bool) -> int | None:
         with self._locked():
-            current, workers = self.memory[0].tolist()
+            current, count = self.memory[0].tolist()
             if current != number:
                 return None
-            runs = self.memory[1 : 1 + workers].tolist()
+            runs = self.memory[1 : 1 + count].tolist()
             front, back = runs[me]
             if front < back:
                 self.memory[1 + me, 0] = front + 1

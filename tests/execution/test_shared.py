@@ -70,3 +70,9 @@ def test_half_of_the_longest_rest_is_taken_over(tmp_path):
     queue = Queue(tmp_path / "queue")
     idle = queue.tasks(1, [(0, 0), (0, 5), (5, 7)], 0)
     assert [next(idle), next(idle), next(idle)] == [(2, 3), (3, 4), (4, 5)]  # the later three of five
+
+
+def test_what_the_dead_left_may_be_in_many_pieces(tmp_path):
+    runs = [(2 * k, 2 * k + 1) for k in range(5_000)]
+    queue = Queue(tmp_path / "queue")
+    assert sorted(queue.tasks(1, runs, 0)) == runs
