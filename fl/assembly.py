@@ -87,7 +87,7 @@ class Assembly:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """The plan for training another module than the run's."""
         config, execution = self.config, replace(self.config.execution, chunk=None)
-        given = self.stages[0].task, inputs(self.dataset), execution, cohort_size(config)
+        given = self.stages[0].task, inputs(self.dataset), execution, cohort_size(config), bool(config.data.augment)
         return make_plan(config.client, module, module_params(module), *given)
 
     def job(self, folder: Any, scratch: Any) -> Job:
@@ -128,13 +128,9 @@ def assemble(config: Config) -> Assembly:
     _guard("cohort", lambda: config.cohort.check(population - config.splits.clients))
     module = build_model(config, dataset)
     initial = Initial.of(module)
-    execution = config.execution
-    plan = _guard(
-        "execution",
-        lambda: make_plan(
-            *(config.client, module, initial.trained, stages[0].task, inputs(dataset), execution, cohort_size(config))
-        ),
-    )
+    execution, task, augmented = config.execution, stages[0].task, bool(config.data.augment)
+    given = inputs(dataset), execution, cohort_size(config), augmented
+    plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, task, *given))
     execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))

@@ -34,7 +34,7 @@ from fl.data.dataset import Dataset, as_dataset
 from fl.data.noise import LogNormal, Noise
 from fl.data.partition import Partition
 from fl.execution.executor import Serial
-from fl.execution.worker import Columns, Dispatch, Done, Worker
+from fl.execution.worker import Columns, Dispatch, Done
 from fl.messages import Sparse
 from fl.params import Params, difference
 from fl.sampler import Sampler
@@ -337,20 +337,11 @@ def placement(bench: Bench) -> None:
 class _Scattered(Serial):
     def start(self, job, states):
         super().start(job, states)
-        self.second = states.new_writer()
-        self.helper = Worker(job, self.second)
+        self._hire()
 
     def run(self, dispatch: Dispatch) -> Done:
         tasks = random.permutation(dispatch.tasks, "scattered", dispatch.number)
-        parts = [
-            worker.run(dispatch, [(t, t + 1) for t in mine], self.states.segment(writer))
-            for worker, writer, mine in ((self.helper, self.second, tasks[::2]), (self.worker, self.writer, tasks[1::2]))
-        ]
-        return dispatch.gather(parts)
-
-    def close(self):
-        super().close()
-        self.helper.states.close()
+        return dispatch.gather([self._part(k, dispatch, [(t, t + 1) for t in tasks[1 - k :: 2]]) for k in range(2)])
 
 
 def chunks(bench: Bench) -> None:
@@ -370,8 +361,7 @@ class _LeftToRight(Serial):
     def run(self, dispatch: Dispatch) -> Done:
         if dispatch.kind != "work" or not len(dispatch.cohort):
             return super().run(dispatch)
-        tasks, segment = range(dispatch.tasks), self.states.segment(self.writer)
-        parts = [self.worker.run(dispatch, [(t, t + 1)], segment) for t in tasks]
+        parts = [self._part(0, dispatch, [(t, t + 1)]) for t in range(dispatch.tasks)]
         acc, done = None, Done(None, Columns())
         for part in parts:
             (leaf,) = part.nodes.values()
@@ -477,7 +467,7 @@ def nobody_late(bench: Bench) -> str | None:
 def loop_and_batched(bench: Bench) -> str:
     """Clients trained one by one and together agree to 1e-4."""
     loop, agreed = bench.run(rounds=1, **{"execution.plan": "loop"}), []
-    for plan in ("stacked", "flat", "vmap"):
+    for plan in ("compiled", "stacked", "flat", "vmap"):
         try:
             together = bench.run(rounds=1, **{"execution.plan": plan})
         except ConfigError as error:

@@ -136,8 +136,9 @@ class Execution:
     """Who computes. Of these `plan`, `chunk`, `layout`, `micro_batch`, `device`, `precision` and `deterministic` touch last bits: the
     first three are resolved to explicit values from the model's structure and the device.
 
-    executor: serial, or ray with `workers` (default: one per core, or per GPU) on this machine or the cluster at `address` ("auto").
-    plan: loop | stacked | flat | vmap | auto.   chunk: clients trained together (a power of two).
+    executor: ray with `workers` (default: one per core, or per GPU) on this machine or the cluster at `address` ("auto"), or serial: this
+    process; what is compiled is shared by as many threads.
+    plan: loop | compiled | stacked | flat | vmap | auto.   chunk: clients trained together (a power of two).
     layout: how images lie in memory in the loop: contiguous | channels_last | blocked (default: as fl/execution/layout.py has it).
     micro_batch: samples that pass through the model at once in the loop; larger batches add up their gradients (default: all).
     device: cpu, or cuda: workers share the GPUs.   precision: float32, tf32 (of GPUs) or bf16 (autocast).
@@ -149,7 +150,7 @@ class Execution:
     executor: Literal["serial", "ray"] = "ray"
     workers: int | None = None
     address: str | None = None
-    plan: Literal["auto", "loop", "stacked", "flat", "vmap"] = "auto"
+    plan: Literal["auto", "loop", "compiled", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
     layout: Literal["contiguous", "channels_last", "blocked"] | None = None
     micro_batch: int | None = None

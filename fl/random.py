@@ -15,24 +15,29 @@ import hashlib
 import numpy as np
 import torch
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def hash64(*address: int | str | np.ndarray) -> np.ndarray:
     """64 uniform bits for an address; parts broadcast against each other. Returns uint64 of the broadcast shape."""
+    return unfinished(0, *address)
+
+
+def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
+    """What `hash64` has made of an address whose last parts are missing, for who adds them elsewhere (fl/execution/native.py)."""
     with np.errstate(over="ignore"):
-        word = _mix(np.uint64(len(address)) * _GOLDEN)
+        word = _mix(np.uint64(len(address) + missing) * GOLDEN)
         for part in address:
-            word = _mix((word ^ _mix(_word(part))) + _GOLDEN)
+            word = _mix((word ^ _mix(_word(part))) + GOLDEN)
     return word
 
 
 def _mix(x):
-    x = (x ^ (x >> _30)) * _MIX_1
-    x = (x ^ (x >> _27)) * _MIX_2
+    x = (x ^ (x >> _30)) * MIX_1
+    x = (x ^ (x >> _27)) * MIX_2
     return x ^ (x >> _31)
 
 

@@ -211,7 +211,7 @@ class Simulation:
     def _executor(self) -> Executor:
         execution = self.config.execution
         if execution.executor == "serial":
-            return Serial()
+            return Serial(execution.workers)
         gpus = execution.device == "cuda"
         default = torch.cuda.device_count() if gpus else torch.multiprocessing.cpu_count()
         return Ray(execution.workers or max(1, default), execution.address, gpus)

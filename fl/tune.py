@@ -143,7 +143,7 @@ def plans(assembly: Assembly, kept: Mapping[str, Any], cohort: int) -> tuple[lis
     def make(kind: Kind, chunk: int | None = None, layout: Layout | None = None) -> Plan:
         execution = replace(config.execution, plan=kind, chunk=chunk, layout=layout)
         given = assembly.module, assembly.model, assembly.stages[0].task, inputs(assembly.dataset)
-        return make_plan(config.client, *given, execution, cohort_size(config))
+        return make_plan(config.client, *given, execution, cohort_size(config), bool(config.data.augment))
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):
         try:

@@ -21,7 +21,7 @@ SGD = "['batch', 'clip', 'epochs', 'lr', 'optimiser', 'steps', 'trains']"
 BAD = {
     "unknown key": (["client.epoch=3"], "client.epoch: not a key of 'sgd'", [SGD, "Did you mean 'epochs'?"]),
     "wrong type": (["rounds=many"], "rounds: 'many' is not a valid integer", []),
-    "wrong choice": (["execution.plan=stackd"], "execution.plan: 'stackd' is not 'auto', 'loop', 'stacked', 'flat' or 'vmap'",
+    "wrong choice": (["execution.plan=stackd"], "execution.plan: 'stackd' is not 'auto', 'loop', 'compiled', 'stacked', 'flat' or 'vmap'",
                      ["Did you mean 'stacked'?"]),
     "cohort beyond population": (["cohort.size=200"], "cohort.size: 200 ", ["20"]),
     "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not positive", []),

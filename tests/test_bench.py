@@ -24,7 +24,7 @@ model: softmax
 cohort: {size: 6}
 strategy: fedavg
 client: {epochs: 1, batch: 4, lr: 0.1}
-execution: {executor: ray, workers: 2, plan: stacked}
+execution: {executor: ray, workers: 2, plan: compiled}
 """
 
 
@@ -53,7 +53,7 @@ def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     assert (result["workload"], result["parameters"], result["samples"]) == ("micro", 6 * 3 + 3, 8.0)
     assert result["flops"] == 2 * 2 * 6 * 3  # scores and their gradient by the weights; inputs want none
     entries = result["contestants"]
-    plans = {"ours stacked x1", "ours stacked x2"}  # the one that the workload names
+    plans = {"ours compiled x1", "ours compiled x2", "ours compiled, 2 threads"}  # the one that the workload names
     assert {"peak", "bare x1", "bare x2"} | plans <= set(entries) and result["missing"] == {}
     assert entries["bare x2"]["distance"] == 0  # of the same weights, the same order
     for name, entry in entries.items():

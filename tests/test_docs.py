@@ -61,6 +61,6 @@ def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
 def test_the_table_of_what_trains_together_is_true():
     done = subprocess.run([sys.executable, "-m", "experiments.benchmarks.plans"], capture_output=True, text=True, cwd=ROOT)
     table = done.stdout.strip()
-    assert table.startswith("| method | stacked | flat | vmap |"), done.stderr
-    assert "| `fedavg` | yes | yes | yes |  |" in table.splitlines()
+    assert table.startswith("| method | compiled | stacked | flat | vmap |"), done.stderr
+    assert "| `fedavg` | yes | yes | yes | yes |  |" in table.splitlines()
     assert table + "\n" in (ROOT / "docs/baselines.md").read_text(), "run python -m experiments.benchmarks.plans"

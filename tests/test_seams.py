@@ -344,7 +344,7 @@ def test_all_may_fail(play):
 
 
 @pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.5}])  # top_k raises on a NaN
-@pytest.mark.parametrize("plan", ["loop", "stacked", "flat", "vmap"])
+@pytest.mark.parametrize("plan", ["loop", "compiled", "stacked", "flat", "vmap"])
 def test_one_of_many_that_train_together_is_dropped(play, plan, codec):
     settings = {"data": toy("Poisoned"), "rounds": 1, "codec.up": codec, "client": {"lr": 0.1, "batch": 4}}
     run = play(**settings, **{"execution.plan": plan, "execution.on_client_error": "drop"})

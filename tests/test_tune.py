@@ -76,7 +76,13 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
     result = fl.run(out, out=tmp_path / "run")
     resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["execution"]
     assert {key: resolved[key] for key in written["execution"]} == written["execution"]
-    assert len(result.metrics) == 3 and {row["plan"] for row in told["tried"]} == {"loop", "stacked", "flat", "vmap"}
+    assert len(result.metrics) == 3 and {row["plan"] for row in told["tried"]} == {
+        "loop",
+        "compiled",
+        "stacked",
+        "flat",
+        "vmap",
+    }
 
 
 def test_the_faster_plan_wins(tmp_path):
@@ -85,7 +91,7 @@ def test_the_faster_plan_wins(tmp_path):
     config["execution"] = {"executor": "serial", "plan": "auto", "layout": "contiguous"}
     told, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
     assert told.rows[0]["plan"] == "loop" and told.execution["plan"] == "vmap" and "vmap by" in told.verdicts[0]
-    assert told.impossible == dict.fromkeys(("stacked", "flat"), "Naps has its own objective")
+    assert told.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
     assert told.kept == {"executor": "serial", "layout": "contiguous"}
     whole = yaml.safe_load(out.read_text())  # with overrides, all of it
     assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fl import registry
 from fl.assembly import assemble
 from fl.check import Bench
 from fl.config import Config, ConfigError
 
-PLANS: tuple[Literal["stacked", "flat", "vmap"], ...] = ("stacked", "flat", "vmap")
+Together = Literal["compiled", "stacked", "flat", "vmap"]
+PLANS: tuple[Together, ...] = get_args(Together)
 
 
-def why_not(config: Config, plan: Literal["stacked", "flat", "vmap"]) -> str | None:
+def why_not(config: Config, plan: Together) -> str | None:
     """`None` if clients can be trained so, else the engine's reason."""
     try:
         assemble(replace(config, execution=replace(config.execution, plan=plan)))
@@ -38,7 +39,7 @@ def rows() -> Iterator[tuple[str, dict[str, str | None]]]:
 
 
 def table() -> str:
-    lines = ["| method | stacked | flat | vmap | why not |", "|---|---|---|---|---|"]
+    lines = [f"| method | {' | '.join(PLANS)} | why not |", "|---" * (len(PLANS) + 2) + "|"]
     for name, obstacles in rows():
         said = "; ".join(dict.fromkeys(why for why in obstacles.values() if why))
         yes = " | ".join("no" if obstacles[plan] else "yes" for plan in PLANS)

@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from fl.assembly import Assembly, assemble, inputs
 from fl.config import Execution, read, resolve
-from fl.execution.plan import Plan, make_plan
+from fl.execution.plan import Kind, Plan, make_plan
 from fl.execution.worker import Dispatch
 from fl.messages import Broadcast
 from fl.reduction import Product, WeightedMean
@@ -74,7 +74,7 @@ def measure(model: str) -> dict[tuple[str, int], float]:
 
 
 def plans(assembly: Assembly) -> Iterator[Plan]:
-    for kind in ("loop", "stacked", "flat", "vmap"):
+    for kind in get_args(Kind):
         try:
             for chunk in (1,) if kind == "loop" else CHUNKS:
                 given = assembly.module, assembly.model, assembly.config.task, inputs(assembly.dataset)
@@ -102,12 +102,10 @@ def exchange(assembly: Assembly, plan: Plan) -> Dispatch:
 
 
 def main(models: list[str]) -> None:
-    print(
-        "| model | " + " | ".join(["loop", *(f"{kind} {c}" for kind in ("stacked", "flat", "vmap") for c in CHUNKS)]) + " |"
-    )
+    print("| model | " + " | ".join(["loop", *(f"{kind} {c}" for kind in get_args(Kind)[1:] for c in CHUNKS)]) + " |")
     for model in models or MODELS:
         found = measure(model)
-        columns = [("loop", 1), *((kind, c) for kind in ("stacked", "flat", "vmap") for c in CHUNKS)]
+        columns = [("loop", 1), *((kind, c) for kind in get_args(Kind)[1:] for c in CHUNKS)]
         print(f"| `{model}` | " + " | ".join(f"{found[c]:.1f}" if c in found else "" for c in columns) + " |", flush=True)
 
 

@@ -2,10 +2,13 @@
 
 Parameters are stacked (C, P). Clients are sorted by their number of steps, so that those still training are a prefix that
 shrinks; in each step the batches of the active clients are one array (A, B, ...), short ones padded with samples of weight
-zero. Gradients come from one of two backends:
+zero. Gradients come from a backend:
 
     kernels.LinearStack   explicit forward and backward of linear layers by batched matrix products
+    flat.Flat             one pass of the module over all samples, with each client's own tensors
     Vmap                  torch.func.vmap over grad of the objective, for any module
+
+or a backend takes whole phases, of clients in the order they come: compiled.Compiled.
 """
 
 from __future__ import annotations
@@ -66,6 +69,10 @@ class Gradients(Protocol):
         """params, grad: batched (A,); batch: name -> (A, B, ...); weights (A, B): the sample weights of each client's mean.
         Writes `grad`, returns the losses (A, B)."""
 
+    # Optional. `hold(theta)`, `descend(batch, weights, masks, lr)` and `release(theta)`: plain gradient steps in place;
+    # `takes_whole(algorithm, chunk, phases)` and `whole(chunk, phase, index, theta, start, change, taken, loss, seen)`: all steps of all
+    # clients from `start` into theta, or what they change if that is asked for
+
 
 def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update, Tree]:
     """All phases of C clients' local training: (stacked update, stacked states or None)."""
@@ -74,20 +81,31 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     phases = algorithm.phases_of(given, chunk.round, chunk.rounds)
     begun = algorithm.start(given)  # of all clients, or of each
     sorted_given, begun_sorted = given, begun
-    moved = bool((sizes[1:] > sizes[:-1]).any())
+    finished = overrides(algorithm, "finish")
+    whole = hasattr(backend, "whole") and backend.takes_whole(algorithm, chunk, phases)
+    moved = not whole and bool((sizes[1:] > sizes[:-1]).any())
     if moved:
         by_length = np.argsort(-sizes, kind="stable")  # more samples, never fewer steps
         sorted_ = replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")})
         there = _tensor(by_length, begun)
         sorted_given, begun_sorted = replace(given, state=row(given.state, there)), _rows(begun, there)
-    local = begun.layout.empty(len(sizes)).copy_(begun_sorted)
+    local = begun.layout.empty(len(sizes))
+    if not whole:
+        local.copy_(begun_sorted)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
     steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
     for index, phase in enumerate(phases):
         theta = local.select(phase.trains)
-        start = theta.clone() if index or begun.batch else begun.select(phase.trains)
+        start = begun.select(phase.trains) if index == 0 and (whole or not begun.batch) else theta.clone()
         at = At(**vars(sorted_given), phase=phase, start=start)
-        taken = _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, loss, seen)
+        taken = phase.num_steps(sorted_.sizes)
+        if whole:
+            change = not finished and index == len(phases) - 1
+            backend(algorithm, chunk, local, theta, index).whole(
+                chunk, phase, index, theta, start, change, taken, loss, seen
+            )
+        elif taken.any():
+            _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, taken, loss, seen)
         if theta is not local:
             local.copy_(theta, names=theta)
         steps += taken
@@ -105,8 +123,8 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
 
     # a tensor of its own: `loss` lies among large ones, and kept for a round it would keep their places from being filled again
     n, metrics = _tensor(sizes, begun), {"loss": loss / _tensor(np.maximum(seen, 1), begun)}
-    if not overrides(algorithm, "finish"):  # the default finish, without a copy
-        return Update({"model": local.sub_(begun)}, n, metrics, owned=True), None
+    if not finished:  # the default finish, without a copy
+        return Update({"model": local if whole else local.sub_(begun)}, n, metrics, owned=True), None
     end = Trained(
         **vars(given),
         start=begun,
@@ -140,13 +158,8 @@ def _with_first(first: Tree, there: Tensor, known: Tree) -> Tree:
     return of_all
 
 
-def _run_phase(
-    algorithm, chunk: Chunk, phase: Phase, index: int, local: Params, theta: Params, at: At, backend, loss, seen
-):
-    """Trains theta (C,) in place; adds to loss (C,) and seen (C,); returns the steps of each client."""
-    taken = phase.num_steps(chunk.sizes)
-    if not taken.any():
-        return taken
+def _run_phase(algorithm, chunk: Chunk, phase, index, local, theta, at, backend, taken, loss, seen) -> None:
+    """Trains theta (C,) in place by `taken` (C,) steps; adds to loss (C,) and seen (C,)."""
     gradients = backend(algorithm, chunk, local, theta, index)
     hooked = overrides(algorithm, "gradient")
     descend = getattr(gradients, "descend", None) if descends_plainly(algorithm, phase) else None
@@ -178,7 +191,6 @@ def _run_phase(
         seen += block.lengths.sum(0)
     if descend:
         gradients.release(theta)
-    return taken
 
 
 def _tensor(array: np.ndarray, there: Params) -> Tensor:

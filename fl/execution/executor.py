@@ -9,13 +9,15 @@ engine's are in fl/execution/worker.py, those of Flower apps in fl/flower/worker
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from fl.storage.clients import ClientStates
+from fl.tracking.profile import recording
 
 
 class Worker(Protocol):
@@ -39,6 +41,7 @@ class Order(Protocol):
 
     tasks: int  # how many
     pin: bool  # whether tasks stay with the worker they were cut for
+    free: bool  # whether workers in threads can be at it at once: it touches nothing they share, and hardly holds the interpreter's lock
 
     def costs(self) -> np.ndarray:
         """(tasks,): the expected work, in any unit."""
@@ -72,24 +75,50 @@ class Executor(Protocol):
 
 
 class Serial:
-    """One worker, in this process."""
+    """A worker in this process, or, for work that is `free`, as many as `threads` (default: the cores)."""
 
     workers = 1
     remote = False
+
+    def __init__(self, threads: int | None = None):
+        self.pool = ThreadPoolExecutor(threads or torch.multiprocessing.cpu_count(), "fl-worker")
+        self.crew: list[tuple[Worker, int]] = []  # each with its writer's number
 
     def prepare(self) -> None:
         pass
 
     def start(self, job: Job, states: ClientStates) -> None:
-        self.states, self.writer = states, states.new_writer()
-        self.worker = job.worker(self.writer)
+        self.job, self.states = job, states
+        self._hire()
 
     def run(self, order: Order) -> Any:
-        return order.gather([self.worker.run(order, [(0, order.tasks)], self.states.segment(self.writer))])
+        free = order.free and not recording()  # what is recorded is one thing after another
+        several = min(order.tasks, self.pool._max_workers) if free else 1
+        while len(self.crew) < several:
+            self._hire()
+        if several <= 1:
+            return order.gather([self._part(0, order, [(0, order.tasks)])])
+        tasks = iter([(task, task + 1) for task in range(order.tasks)])  # who is done takes the next
+        parts = [self.pool.submit(self._part, k, order, tasks) for k in range(several)]
+        try:
+            return order.gather([part.result() for part in parts])
+        finally:
+            for _ in tasks:  # if one failed, the others take no more
+                pass
+            wait(parts)
+
+    def _hire(self) -> None:
+        writer = self.states.new_writer()
+        self.crew.append((self.job.worker(writer), writer))
+
+    def _part(self, k: int, order: Order, tasks: Iterable[tuple[int, int]]) -> Any:
+        worker, writer = self.crew[k]
+        return worker.run(order, tasks, self.states.segment(writer))
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         return fn(*args)
 
     def close(self) -> None:
-        with contextlib.suppress(AttributeError):  # never started
-            self.worker.close()
+        self.pool.shutdown()
+        for worker, _ in self.crew:
+            worker.close()

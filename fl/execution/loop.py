@@ -8,6 +8,7 @@ No optimiser object, no `.item()`, no copy per step; module parameters are views
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -176,12 +177,12 @@ def clipped(grad: Params, bound: float) -> Params:
 
 
 def workspace(theta: Params) -> Params:
-    """Memory for gradients, the same at every call: they are written anew in each step."""
-    return _workspace(theta.layout, theta.batch, theta.device)
+    """Memory for gradients, the same at every call of a thread: they are written anew in each step."""
+    return _workspace(theta.layout, theta.batch, theta.device, threading.get_ident())
 
 
 @functools.lru_cache(maxsize=4)
-def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device) -> Params:
+def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int) -> Params:
     return layout.zeros(*batch).to(device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fl.client import ClientAlgorithm, LocalTraining
 from fl.config import Execution
 from fl.execution import layout as layouts
+from fl.execution.compiled import Compiled
 from fl.execution.flat import Flat, kept
 from fl.execution.kernels import LinearStack
 from fl.execution.layout import Layout
@@ -21,7 +22,7 @@ from fl.execution.loop import beyond_gradients, overrides
 from fl.params import Params
 from fl.task import Task
 
-Kind = Literal["loop", "stacked", "flat", "vmap"]
+Kind = Literal["loop", "compiled", "stacked", "flat", "vmap"]
 
 # Parameters that are trained together: more amortise calls, fewer stay in cache. `fl bench` on 2 cores, MLP of 209,662, beside
 # bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4. Softmax regression of 610, thousands of clients per second and core in chunks of
@@ -63,26 +64,35 @@ def make_plan(
     x: Tensor,
     execution: Execution,
     cohort: int | None = None,
+    augmented: bool = False,
 ) -> Plan:
-    """The plan for training `module` with `algorithm` on inputs like `x`, by cohorts of that size if it is known; what `execution`
-    asks for and cannot be is an error."""
+    """The plan for training `module` with `algorithm` on inputs like `x`, by cohorts of that size if it is known, on batches that are
+    augmented or not; what `execution` asks for and cannot be is an error."""
     kind, chunk, layout, gpu = execution.plan, execution.chunk, execution.layout, execution.device == "cuda"
-    loop_only, no_kernel = _why_loop(algorithm, module, execution), None
+    loop_only, no_kernel, not_compiled = _why_loop(algorithm, module, execution), None, None
     if loop_only is None:
         trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
         frozen = len(model) < sum(1 for _ in module.parameters())
         no_kernel = "some parameters are frozen" if frozen else LinearStack.covers(algorithm, module, task, trains)
         if execution.precision == "bf16":
             no_kernel = no_kernel or "its products are explicit, and bf16 comes by autocast"
+        not_compiled = no_kernel or Compiled.covers(algorithm, module, task, trains)
+        not_compiled = not_compiled or ("it is of CPUs" if gpu else "training batches are augmented" if augmented else None)
     if kind == "auto":
-        if loop_only is None and no_kernel is None:
-            kind, why = "stacked", "a stack of linear layers"
+        if loop_only is None and not_compiled is None:
+            kind, why = "compiled", "a stack of linear layers, and plain gradient steps"
+        elif loop_only is None and no_kernel is None:
+            kind, why = "stacked", f"a stack of linear layers, but {not_compiled}"
         else:
             obstacle = loop_only or Flat.covers(algorithm, module, task, x)
             obstacle = obstacle or (None if gpu else _why_not_flat(algorithm, module, model, x))
             kind, why = ("loop", obstacle) if obstacle else ("flat", f"{no_kernel}, but its layers can be laid flat")
     elif kind != "loop" and loop_only:
         raise ValueError(f"plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
+    elif kind == "compiled" and not_compiled:
+        raise ValueError(
+            f"plan: 'compiled' is not possible: {not_compiled}. Use 'stacked', 'flat', 'vmap', 'loop' or 'auto'"
+        )
     elif kind == "stacked" and no_kernel:
         raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'flat', 'vmap', 'loop' or 'auto'")
     elif kind == "flat" and (uncovered := Flat.covers(algorithm, module, task, x)):

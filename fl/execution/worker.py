@@ -28,6 +28,7 @@ from fl.communication.codecs.delta import Delta, alike, minus, plus
 from fl.communication.codecs.error_feedback import ErrorFeedback, Memory, lost, stacked_memories
 from fl.data.stream import Stage
 from fl.execution import batched
+from fl.execution.compiled import Compiled
 from fl.execution.device import Device
 from fl.execution.flat import Flat
 from fl.execution.kernels import LinearStack
@@ -48,7 +49,12 @@ EVALUATION_BLOCK = 1024  # samples per forward pass of an evaluation
 NOBODY = -1  # the client that the server's evaluation asks: without data, without state
 SPLITS = ("train", "val", "test")
 EVALUATION_CHUNK = 64  # clients whose samples share forward passes
-BACKENDS: Mapping[str, type] = {"stacked": LinearStack, "flat": Flat, "vmap": batched.Vmap}  # of plans that train together
+BACKENDS: Mapping[str, type] = {  # of plans that train many clients at a time
+    "compiled": Compiled,
+    "stacked": LinearStack,
+    "flat": Flat,
+    "vmap": batched.Vmap,
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,10 @@ class Dispatch:
     generation: int = 0  # of the client states, see ClientStates.segment
 
     @property
+    def free(self) -> bool:
+        return self.kind == "work" and self.plan.kind == "compiled"
+
+    @property
     def tasks(self) -> int:
         """Chunks of positions, the unit that workers take."""
         return -(-len(self.cohort) // self.plan.chunk)
@@ -186,6 +196,10 @@ class Several:
     @property
     def tasks(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def free(self) -> bool:
+        return all(dispatch.free for dispatch in self.dispatches)
 
     def costs(self) -> np.ndarray:
         return np.concatenate([dispatch.costs() for dispatch in self.dispatches])

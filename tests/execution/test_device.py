@@ -57,7 +57,7 @@ def placed(job):
     return initial, arrays, copy.deepcopy(job.module).to("meta")
 
 
-@pytest.mark.parametrize("plan", ["stacked", "flat", "vmap"])
+@pytest.mark.parametrize("plan", ["compiled", "stacked", "flat", "vmap"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
     initial, arrays, module = placed(job)

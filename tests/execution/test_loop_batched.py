@@ -21,6 +21,7 @@ import clients.sgd
 from fl import random
 from fl.client import ClientContext, Given, Phase, View
 from fl.execution import batched
+from fl.execution.compiled import Compiled
 from fl.execution.flat import Flat
 from fl.execution.kernels import LinearStack
 from fl.nn import Dropout, addressed
@@ -35,7 +36,7 @@ CLIENTS = np.array([4, 11, 12, 30, 77])
 SIZES = np.array([13, 41, 3, 64, 20])  # batches of 20: clients below one batch, of whole batches, with a short last one
 BATCH = 20
 TOLERANCE = 1e-5
-BACKENDS = [LinearStack, Flat, batched.Vmap]
+BACKENDS = [Compiled, LinearStack, Flat, batched.Vmap]
 GENERAL = [Flat, batched.Vmap]
 
 

@@ -139,7 +139,7 @@ def test_however_tasks_are_shared_out(tmp_path_factory, data):
     assert_array_equal(done.columns.column("metric/loss", n, 0.0), [u.metrics["loss"] for u in updates])
 
 
-@pytest.mark.parametrize("kind", ["stacked", "flat", "vmap"])
+@pytest.mark.parametrize("kind", ["compiled", "stacked", "flat", "vmap"])
 @pytest.mark.parametrize("n", [1, 4, 6, 7, CLIENTS])
 def test_together_placement_changes_nothing(tmp_path, kind, n):
     work = dispatch(range(n), Plan(kind, 4, ""))

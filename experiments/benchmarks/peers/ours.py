@@ -3,6 +3,7 @@ workers. On the softmax workload also with evaluation and a commit in every roun
 
     stacked x1   a thread with a run in it, which stops at the end of a round and waits to be asked for more
     stacked xk   likewise; the workers of all runs are in one Ray
+    compiled, k threads   one process, whose compiled parts use so many
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fl import random, simulation
 from fl.assembly import assemble
 from fl.config import Config, ConfigError, Evaluation, resolve
 from fl.data.section import Data
+from fl.execution import compiled
 from fl.execution.plan import Kind
 from fl.sampler import Sampler
 
@@ -133,13 +135,14 @@ class Ours(Contestant):
 @contextlib.contextmanager
 def in_order() -> Iterator[None]:
     """Within, nothing is shuffled."""
-    shuffles = random.permutation, random.permutations
+    shuffles = random.permutation, random.permutations, compiled.SHUFFLED
+    compiled.SHUFFLED = False
     random.permutation = lambda n, *_: np.arange(n)
     random.permutations = lambda sizes, *_: np.tile(np.arange(sizes.max(initial=0)), (len(sizes), 1))
     try:
         yield
     finally:
-        random.permutation, random.permutations = shuffles
+        random.permutation, random.permutations, compiled.SHUFFLED = shuffles
 
 
 def variants(work: Workload) -> dict[str, Ours]:
@@ -151,9 +154,12 @@ def variants(work: Workload) -> dict[str, Ours]:
         execution = replace(config.execution, plan=kind, chunk=None, layout=None)
         with contextlib.suppress(ConfigError):
             resolved = assemble(replace(config, execution=execution)).config
-            for executor, where in (("serial", "x1"), ("ray", f"x{work.workers}")):
-                this = replace(resolved.execution, executor=executor, workers=work.workers)
-                found[f"ours {kind} {where}"] = Ours(work, replace(resolved, execution=this), kind == auto)
+            ways = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]
+            if kind == "compiled" and work.workers > 1:
+                ways.append(("serial", work.workers, f", {work.workers} threads"))
+            for executor, workers, name in ways:
+                this = replace(resolved.execution, executor=executor, workers=workers)
+                found[f"ours {kind}{name}"] = Ours(work, replace(resolved, execution=this), kind == auto)
     if work.name in WHOLE:
         best = found[f"ours {auto} x{work.workers}"].config
         whole = {

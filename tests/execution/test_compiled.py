@@ -1,0 +1,294 @@
+"""Training in machine code: plain torch training, `random`'s shuffles, the same bits in any company and any number of threads."""
+
+import copy
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
+
+import clients.sgd
+import fl
+from fl import random
+from fl.config import ConfigError, read
+from fl.execution import batched, native
+from fl.execution.compiled import Compiled
+from fl.execution.executor import Serial
+from fl.nn import Dropout
+from fl.optimiser import SGD
+from fl.params import Initial, module_params
+from fl.tasks.supervised import Classification, Regression
+
+SEED, ROUND, PARTICIPATION = 5, 1, 4
+CLIENTS = np.array([3, 8, 21, 22, 60, 61, 90])
+SIZES = np.array([13, 0, 41, 1, 64, 20, 130])  # fewer and more than a batch of 20, and than are sorted by insertion
+LR = 0.1
+
+
+def net(*widths: int, activation=nn.ReLU, bias=True) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Flatten()]
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Linear(a, b, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> batched.Chunk:
+    """Clients with `sizes` samples of a few that all have; others' samples lie between theirs."""
+    n, inputs, outputs = 2 * int(SIZES.sum()), module[1].in_features, module[-1].out_features
+    draw = np.random.default_rng(SEED)
+    x, y = draw.standard_normal((n, inputs), np.float32), draw.integers(0, outputs, n)
+    targets = draw.standard_normal((n, outputs), np.float32)
+    starts = dict(zip(CLIENTS, np.cumsum(2 * SIZES) - 2 * SIZES))
+    return batched.Chunk(
+        clients=clients,
+        seed=SEED,
+        round=ROUND,
+        rounds=3,
+        participation=PARTICIPATION,
+        received={"model": module_params(module)},
+        config={},
+        states=[None] * len(clients),
+        arrays={"x": torch.from_numpy(x), "y": torch.from_numpy(y if isinstance(task, Classification) else targets)},
+        rows=draw.permutation(n),
+        starts=np.array([starts[client] for client in clients]),
+        sizes=sizes,
+        initial=Initial.of(module),
+        module=module,
+        task=task,
+    )
+
+
+def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, float]:
+    """What plain torch training of client c changes, and its mean loss."""
+    trained, n, losses = copy.deepcopy(module), int(chunk.sizes[c]), []
+    for step in range(steps):
+        epoch, k = divmod(step, -(-n // batch))
+        order = random.permutation(n, SEED, int(chunk.clients[c]), PARTICIPATION, "shuffle", 0, epoch)
+        at = torch.from_numpy(chunk.rows[chunk.starts[c] + order[k * batch : (k + 1) * batch]])
+        outputs, y = trained(chunk.arrays["x"][at]), chunk.arrays["y"][at]
+        if isinstance(chunk.task, Classification):
+            loss = F.cross_entropy(outputs, y, reduction="none")
+        else:
+            loss = 0.5 * (outputs - y).square().sum(1)
+        losses += loss.tolist()
+        for p, g in zip(trained.parameters(), torch.autograd.grad(loss.mean(), list(trained.parameters()))):
+            p.data -= LR * g
+    change = module_params(trained) - module_params(module)
+    return change.compact().numpy(), np.mean(losses) if losses else 0.0
+
+
+# layers below and above `native.SMALL` weights, widths that fill a vector and that do not
+NETS = {
+    "softmax": net(60, 10),
+    "one input, two classes": net(1, 2),
+    "small layers": net(12, 16, 7, 4, activation=nn.Tanh),
+    "large layers": net(50, 80, 50, 3),
+    "large and small": net(70, 40, 20, 5, activation=nn.Sigmoid),
+    "without bias": net(33, 65, 9, bias=False),
+}
+LENGTHS = {
+    "epochs": ({"epochs": 2, "batch": 20}, lambda n: (2 * -(-n // 20), 20)),
+    "steps": ({"steps": 5, "batch": 20}, lambda n: (5 * (n > 0), 20)),
+    "whole batches": ({"epochs": 3, "batch": "full"}, lambda n: (3 * (n > 0), n)),
+}
+
+
+@pytest.mark.parametrize("task", [Classification(), Regression()], ids=["classes", "numbers"])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", NETS)
+def test_it_is_plain_torch_training(name, length, task):
+    module, (options, taken) = NETS[name], LENGTHS[length]
+    given = chunk(module, task)
+    update, state = batched.train(clients.sgd.LocalSGD(lr=LR, **options), given, Compiled)
+    assert state is None and update.num_examples.tolist() == SIZES.tolist()
+    for c, n in enumerate(SIZES.tolist()):
+        change, loss = plainly(module, given, c, *taken(n))
+        assert_allclose(update.groups["model"].row(c).compact(), change, rtol=1e-3, atol=2e-6)
+        assert float(update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-5)
+
+
+def test_what_pads_an_update_is_zero():
+    module = net(33, 65, 9)
+    update, _ = batched.train(clients.sgd.LocalSGD(lr=LR), chunk(module), Compiled)
+    model = update.groups["model"]
+    (gaps,) = model.layout.gaps
+    assert gaps and all((model.buffers[0][:, a:b] == 0).all() for a, b in gaps)
+
+
+@pytest.mark.parametrize("n", [1, 2, native.FEW, native.FEW + 1, 500])
+def test_shuffles_are_those_of_random(n):
+    word = random.unfinished(1, SEED, 7, "shuffle")
+    order, keys = np.empty(n + 3, np.int64), np.empty(n + 3, np.uint64)
+    native._order(word, n, True, keys, order)
+    assert_array_equal(order[:n], random.permutation(n, SEED, 7, "shuffle"))
+    native._order(word, n, False, keys, order)
+    assert_array_equal(order[:n], np.arange(n))
+
+
+@pytest.mark.parametrize("name", ["softmax", "large layers"])
+def test_company_changes_no_bits(name):
+    """Of a client's update, whoever trains in its chunk."""
+    algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
+    together, _ = batched.train(algorithm, chunk(NETS[name]), Compiled)
+    for c, client in enumerate(CLIENTS):
+        alone, _ = batched.train(algorithm, chunk(NETS[name], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled)
+        assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
+
+
+COMPILE = """
+import hashlib
+import numpy as np
+from fl.execution import native
+draw = np.random.default_rng(0)
+bits = []
+for shapes in ([(60, 10, 0, 608, 0)], [(50, 80, 0, 4000, 1), (80, 3, 4080, 4320, 0)]):
+    layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
+    theta, x, labels = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32), draw.integers(0, 3, 200)
+    sizes, words = np.full(8, 25), np.arange(8).astype(np.uint64)
+    native.descend(theta, np.zeros(8), start, True, x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32),
+        layers, np.full(9, 0.1, np.float32), np.arange(200), sizes * np.arange(8), sizes, np.full(8, 10), np.full(8, 9), words, True)
+    bits.append(hashlib.sha256(theta.tobytes()).hexdigest())
+print(bits)
+"""
+
+
+@pytest.mark.slow
+def test_every_process_computes_the_same(tmp_path):
+    """Whoever compiles, and whoever loads what another compiled."""
+
+    def told(seed: int, cache: str) -> str:
+        environment = os.environ | {"PYTHONHASHSEED": str(seed), "NUMBA_CACHE_DIR": str(tmp_path / cache)}
+        done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    compiled = told(1, "a")
+    assert told(2, "a") == compiled and told(3, "b") == compiled
+
+
+def test_a_label_that_is_no_class():
+    given = chunk(net(60, 10))
+    given.arrays["y"][int(given.rows[given.starts[4] + 2])] = 10
+    with pytest.raises(IndexError, match="label 10 of sample .* is none of the model's 10 classes"):
+        batched.train(clients.sgd.LocalSGD(lr=LR), given, Compiled)
+
+
+def test_what_overflows_is_not_finite():
+    update, _ = batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
+    finite = torch.isfinite(update.groups["model"].buffers[0]).all(1)
+    assert finite.tolist() == (SIZES == 0).tolist()
+
+
+class Clipped(clients.sgd.LocalSGD):
+    def gradient(self, g, params, at):
+        return g.clamp(-1, 1)
+
+
+@pytest.mark.parametrize(
+    "algorithm, module, why",
+    [
+        (clients.sgd.LocalSGD(), net(4, 3), None),
+        (clients.sgd.LocalSGD(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Dropout(0.0), nn.Linear(4, 3)), None),
+        (clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)), net(4, 3), "LocalSGD takes steps that are more than w - lr g"),
+        (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps that are more than w - lr g"),
+        (Clipped(), net(4, 3), "Clipped takes steps that are more than w - lr g"),
+        (clients.sgd.LocalSGD(), net(4, 3).double(), "its parameters are not float32"),
+        (clients.sgd.LocalSGD(), nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Linear(4, 3)), "it has a Dropout layer"),
+        (
+            clients.sgd.LocalSGD(),
+            nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 3)),
+            "it has two activations in a row",
+        ),
+        (clients.sgd.LocalSGD(), nn.Sequential(nn.Conv2d(1, 1, 3)), "it has a Conv2d layer"),
+    ],
+)
+def test_covers(algorithm, module, why):
+    assert Compiled.covers(algorithm, module, Classification(), None) == why
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+CONFIG = {
+    "rounds": 3,
+    "data": "digits",
+    "partition": {"name": "dirichlet", "clients": 30, "alpha": 0.5, "min_size": 4},
+    "model": {"name": "mlp", "hidden": [40]},
+    "strategy": "fedavg",
+    "client": {"lr": 0.1, "batch": 10, "epochs": 2},
+    "cohort": {"size": 21},
+    "evaluation": {"every": 2, "clients": 5},
+    "execution": {"executor": "serial", "chunk": 2},
+}
+
+
+def run(tmp_path, **changes):
+    return fl.run(read(CONFIG, changes), out=tmp_path / str(len([*tmp_path.iterdir()])))
+
+
+def plan(result) -> str:
+    return yaml.safe_load((result.directory / "config.yaml").read_text())["execution"]["plan"]
+
+
+@pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.1}, ["error_feedback", {"name": "qsgd"}]])
+def test_threads_change_no_bits(tmp_path, codec):
+    one, *others = (run(tmp_path, **{"execution.workers": k, "codec.up": codec}) for k in (1, 2, 5))
+    assert plan(one) == "compiled"
+    for other in others:
+        assert other.digest == one.digest and other.ledger.equals(one.ledger)
+
+
+def test_threads_take_part(tmp_path, monkeypatch):
+    seen, descend = set(), native.descend
+    meet = threading.Barrier(2, timeout=60)
+
+    def met(*arguments):
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            meet.wait()  # two are here at once
+        return descend(*arguments)
+
+    monkeypatch.setattr(native, "descend", met)
+    run(tmp_path, **{"execution.workers": 2, "rounds": 1})
+    assert len(seen) == 2
+
+
+def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch):
+    begun = []
+
+    def fails(*arguments):
+        begun.append(arguments)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(native, "descend", fails)
+    with pytest.raises(RuntimeError, match="round 0, stage 'train': MemoryError: no room"):
+        run(tmp_path, **{"execution.workers": 2})
+    assert len(begun) <= 2 + 2  # of eleven
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"data": {"name": "digits", "augment": ["flip"]}}, "training batches are augmented"),
+        ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps that are more than w - lr g"),
+    ],
+)
+def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):
+    assert plan(run(tmp_path, **change, rounds=1)) == "stacked"
+    with pytest.raises(ConfigError, match=f"plan: 'compiled' is not possible: {why}. Use 'stacked'"):
+        run(tmp_path, **change, **{"execution.plan": "compiled"})
+
+
+def test_the_serial_executor_has_as_many_threads_as_cores():
+    serial = Serial()
+    try:
+        assert serial.pool._max_workers == torch.multiprocessing.cpu_count()
+    finally:
+        serial.pool.shutdown()
