@@ -16,6 +16,7 @@ from fl.client import LocalTraining, Phase
 from fl.execution.batched import Chunk
 from fl.execution.kernels import LinearStack
 from fl.execution.loop import descends_plainly
+from fl.execution.process import aside
 from fl.nn import Dropout
 from fl.params import Params
 from fl.task import Task
@@ -65,7 +66,8 @@ class Compiled(LinearStack):
         clients = (chunk.starts, sizes, batches, taken, words)
         first = start.buffers[0].reshape(-1, start.layout.lengths[0])
         trained = theta.buffers[0].numpy(), loss.numpy(), first.numpy(), change
-        wrong = native.descend(*trained, x, *answers, layers, rates, chunk.rows, *clients, SHUFFLED)
+        with aside():
+            wrong = native.descend(*trained, x, *answers, layers, rates, chunk.rows, *clients, SHUFFLED)
         if wrong >= 0:
             raise IndexError(f"label {y[wrong]} of sample {wrong} is none of the model's {outputs} classes")
         of_epoch = np.maximum(-(-sizes // batches), 1)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fl.execution.process import in_turn
 from fl.storage.clients import ClientStates
 from fl.tracking.profile import recording
 
@@ -41,7 +42,7 @@ class Order(Protocol):
 
     tasks: int  # how many
     pin: bool  # whether tasks stay with the worker they were cut for
-    free: bool  # whether workers in threads can be at it at once: it touches nothing they share, and hardly holds the interpreter's lock
+    free: bool  # whether workers in threads can be at it at once: it touches nothing they share, and computes `aside`
 
     def costs(self) -> np.ndarray:
         """(tasks,): the expected work, in any unit."""
@@ -81,7 +82,8 @@ class Serial:
     remote = False
 
     def __init__(self, threads: int | None = None):
-        self.pool = ThreadPoolExecutor(threads or torch.multiprocessing.cpu_count(), "fl-worker")
+        self.threads = threads or torch.multiprocessing.cpu_count()
+        self.pool = ThreadPoolExecutor(self.threads, "fl-worker")
         self.crew: list[tuple[Worker, int]] = []  # each with its writer's number
 
     def prepare(self) -> None:
@@ -93,13 +95,13 @@ class Serial:
 
     def run(self, order: Order) -> Any:
         free = order.free and not recording()  # what is recorded is one thing after another
-        several = min(order.tasks, self.pool._max_workers) if free else 1
+        several = min(order.tasks, self.threads) if free else 1
         while len(self.crew) < several:
             self._hire()
         if several <= 1:
             return order.gather([self._part(0, order, [(0, order.tasks)])])
         tasks = iter([(task, task + 1) for task in range(order.tasks)])  # who is done takes the next
-        parts = [self.pool.submit(self._part, k, order, tasks) for k in range(several)]
+        parts = [self.pool.submit(in_turn()(self._part), k, order, tasks) for k in range(several)]
         try:
             return order.gather([part.result() for part in parts])
         finally:

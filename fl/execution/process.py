@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -22,6 +24,34 @@ def settle() -> None:
         mallopt(_MMAP_THRESHOLD, _KEEP)
         mallopt(_TRIM_THRESHOLD, _KEEP)
         mallopt(_TOP_PAD, _GROW)
+
+
+_turn, _thread = threading.Lock(), threading.local()
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """One thread at a time, but for what it does `aside`. Threads that pass the interpreter's lock to each other at every call into torch
+    spend more on passing than on calls."""
+    with _turn:
+        _thread.has_it = True
+        try:
+            yield
+        finally:
+            _thread.has_it = False
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Within, others may have this thread's turn, if it has one."""
+    if not getattr(_thread, "has_it", False):
+        yield
+        return
+    _turn.release()
+    try:
+        yield
+    finally:
+        _turn.acquire()
 
 
 def trim() -> None:

@@ -289,6 +289,6 @@ def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):
 def test_the_serial_executor_has_as_many_threads_as_cores():
     serial = Serial()
     try:
-        assert serial.pool._max_workers == torch.multiprocessing.cpu_count()
+        assert serial.threads == torch.multiprocessing.cpu_count()
     finally:
         serial.pool.shutdown()
