@@ -110,6 +110,7 @@ class Assembly:
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
+            compiled=self.plan.kind == "compiled",
             on_error=config.execution.on_client_error,
             folder=folder,
             scratch=scratch,

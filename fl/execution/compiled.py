@@ -6,6 +6,7 @@ What is more than plain gradient descent on a client's own samples (hooks, momen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -54,8 +55,7 @@ class Compiled(LinearStack):
     ) -> None:
         """Trains from `start` (C,), or one for all, into theta (C,) by `taken` (C,) steps; if `change`, theta is less its start. Adds to
         loss (C,) and seen (C,)."""
-        from fl.execution import native  # half a second, for those who need it
-
+        native = load()
         sizes = chunk.sizes.astype(np.int64, copy=False)
         batches = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
         rates = np.array([phase.rate(step) for step in range(int(taken.max()))], np.float32)
@@ -81,6 +81,13 @@ class Compiled(LinearStack):
             codes = [getattr(native, ACTIVATIONS[type(after)]) for after in layer.after if type(after) in ACTIVATIONS]
             rows.append((weight.shape[1], weight.shape[0], weight.offset, bias, codes[0] if codes else 0))
         return np.array(rows, np.int64)
+
+
+def load() -> ModuleType:
+    """The machine code: half a second, and the first time on a machine some twenty, for those who need it."""
+    from fl.execution import native
+
+    return native
 
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:

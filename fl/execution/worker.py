@@ -27,7 +27,7 @@ from fl.codec import Codec, Identity, Key, Sizes, down_key, front, transmit, up_
 from fl.communication.codecs.delta import Delta, alike, minus, plus
 from fl.communication.codecs.error_feedback import ErrorFeedback, Memory, lost, stacked_memories
 from fl.data.stream import Stage
-from fl.execution import batched
+from fl.execution import batched, compiled
 from fl.execution.compiled import Compiled
 from fl.execution.device import Device
 from fl.execution.flat import Flat
@@ -82,6 +82,7 @@ class Job:
     device: Device = Device()
     micro_batch: int | None = None
     graphs: bool = False
+    compiled: bool = False  # whether training is, so that workers have the machine code before they are asked
 
     @cached_property
     def keeps(self) -> bool:
@@ -320,6 +321,8 @@ class Worker:
     def __init__(self, job: Job, writer: int):
         settle()
         job.device.prepare()
+        if job.compiled:
+            compiled.load()
         self.job, self.writer = job.placed(), writer
         self.slices = [stage.partition.train_slices() for stage in job.stages]
         self.states = Segments(job.folder)
