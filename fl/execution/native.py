@@ -98,6 +98,7 @@ def _taken(row, layers, own):
             line, there = own[place : place + n_in], row[weight + o * n_in : weight + (o + 1) * n_in]
             for i in range(n_in):
                 line[i] = there[i]
+            own[place + n_in : place + _padded(n_in)] = _0  # a NaN of the client before may have come here
             place += _padded(n_in)
         if bias >= 0:
             own[place : place + n_out] = row[bias : bias + n_out]

@@ -11,7 +11,7 @@ import torch
 
 # glibc's mallopt: memory that training frees is kept, as the next batch wants it again. Otherwise large tensors go back to the
 # system after every step and come back page by page (CNN on 32x32x3 images: 6,000 page faults a client, 15 % of its time)
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 _KEEP = 1 << 30
 _GROW = 64 << 20
 
@@ -24,6 +24,7 @@ def settle() -> None:
         mallopt(_MMAP_THRESHOLD, _KEEP)
         mallopt(_TRIM_THRESHOLD, _KEEP)
         mallopt(_TOP_PAD, _GROW)
+        mallopt(_ARENA_MAX, 1)  # threads share one heap: what one of them frees, the others may have
 
 
 _turn, _thread = threading.Lock(), threading.local()
