@@ -79,10 +79,8 @@ def make_plan(
         not_compiled = no_kernel or Compiled.covers(algorithm, module, task, trains)
         not_compiled = not_compiled or ("it is of CPUs" if gpu else "training batches are augmented" if augmented else None)
     if kind == "auto":
-        if loop_only is None and not_compiled is None:
-            kind, why = "compiled", "a stack of linear layers, and plain gradient steps"
-        elif loop_only is None and no_kernel is None:
-            kind, why = "stacked", f"a stack of linear layers, but {not_compiled}"
+        if loop_only is None and no_kernel is None:
+            kind, why = "stacked", "a stack of linear layers"
         else:
             obstacle = loop_only or Flat.covers(algorithm, module, task, x)
             obstacle = obstacle or (None if gpu else _why_not_flat(algorithm, module, model, x))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
@@ -225,7 +224,7 @@ CONFIG = {
     "client": {"lr": 0.1, "batch": 10, "epochs": 2},
     "cohort": {"size": 21},
     "evaluation": {"every": 2, "clients": 5},
-    "execution": {"executor": "serial", "chunk": 2},
+    "execution": {"executor": "serial", "plan": "compiled", "chunk": 2},
 }
 
 
@@ -233,14 +232,9 @@ def run(tmp_path, **changes):
     return fl.run(read(CONFIG, changes), out=tmp_path / str(len([*tmp_path.iterdir()])))
 
 
-def plan(result) -> str:
-    return yaml.safe_load((result.directory / "config.yaml").read_text())["execution"]["plan"]
-
-
 @pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.1}, ["error_feedback", {"name": "qsgd"}]])
 def test_threads_change_no_bits(tmp_path, codec):
     one, *others = (run(tmp_path, **{"execution.workers": k, "codec.up": codec}) for k in (1, 2, 5))
-    assert plan(one) == "compiled"
     for other in others:
         assert other.digest == one.digest and other.ledger.equals(one.ledger)
 
@@ -280,8 +274,7 @@ def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch)
         ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps that are more than w - lr g"),
     ],
 )
-def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):
-    assert plan(run(tmp_path, **change, rounds=1)) == "stacked"
+def test_what_is_more_than_plain_is_refused(tmp_path, change, why):
     with pytest.raises(ConfigError, match=f"plan: 'compiled' is not possible: {why}. Use 'stacked'"):
         run(tmp_path, **change, **{"execution.plan": "compiled"})
 
