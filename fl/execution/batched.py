@@ -93,8 +93,6 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     if not whole:
         local.copy_(begun_sorted)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
-    # kept for a round: made behind what is large and before anything large is freed, whose place it would keep from being filled again
-    mean_loss = torch.empty(len(sizes), dtype=torch.float64)
     steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
     for index, phase in enumerate(phases):
         theta = local.select(phase.trains)
@@ -123,7 +121,8 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
     def full_gradient(params: Params) -> Params:
         return _mean_gradient(algorithm, chunk, params, at, backend)
 
-    n, metrics = _tensor(sizes, begun), {"loss": torch.div(loss, _tensor(np.maximum(seen, 1), begun), out=mean_loss)}
+    # a tensor of its own: `loss` lies among large ones, and kept for a round it would keep their places from being filled again
+    n, metrics = _tensor(sizes, begun), {"loss": loss / _tensor(np.maximum(seen, 1), begun)}
     if not finished:  # the default finish, without a copy
         return Update({"model": local if whole else local.sub_(begun)}, n, metrics, owned=True), None
     end = Trained(

@@ -162,15 +162,15 @@ def _forward(weight, bias, h, z, count, n_in, n_out, activation, pointed):
     else:
         _product(_TRANSPOSED, _PLAIN, n_out, count, n_in, _1, weight, wide, h, h.shape[1], _1, z, z.shape[1], pointed)
     if activation == RELU:
-        for b in range(len(z)):
+        for b in range(count):
             for o in range(n_out):
                 z[b, o] = _0 if z[b, o] < 0 else z[b, o]
     elif activation == TANH:
-        for b in range(len(z)):
+        for b in range(count):
             for o in range(n_out):
                 z[b, o] = np.tanh(z[b, o])
     elif activation == SIGMOID:
-        for b in range(len(z)):
+        for b in range(count):
             for o in range(n_out):
                 z[b, o] = _1 / (_1 + np.exp(-z[b, o]))
 
@@ -305,10 +305,8 @@ def descend(
         places[k + 1] = places[k] + widths[k] * layers[k, 1] + _padded(layers[k, 1])
     widths[depth] = _padded(classes)
     widest = widths.max()
-    own, tape = (
-        np.zeros(places[depth], np.float32),
-        np.zeros((depth + 1, longest, widest), np.float32),
-    )  # a client's layers; h
+    own = np.zeros(places[depth], np.float32)  # a client's layers
+    tape = np.zeros((depth + 1, longest, widest), np.float32)  # its h
     g, below = np.zeros((longest, widest), np.float32), np.zeros((longest, widest), np.float32)
     order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
     nothing = np.zeros(0 if change else theta.shape[1], np.float32)
