@@ -31,7 +31,7 @@ def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         word = _mix(np.uint64(len(address) + missing) * GOLDEN)
         for part in address:
-            word = _mix((word ^ _mix(_word(part))) + GOLDEN)
+            word = _mix((word ^ _mix(as_word(part))) + GOLDEN)
     return word
 
 
@@ -41,7 +41,8 @@ def _mix(x):
     return x ^ (x >> _31)
 
 
-def _word(part: int | str | np.ndarray):
+def as_word(part: int | str | np.ndarray):
+    """A part of an address as uint64."""
     if isinstance(part, str):
         return _purpose(part)
     if isinstance(part, int):

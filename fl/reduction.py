@@ -97,13 +97,20 @@ class WeightedMean(Reduction):
             raise ValueError(f"weights: {self.weights!r} is not one of ['examples', 'uniform']")
 
     def lift(self, value: Tree, meta: Meta) -> tuple[Tree, Tensor]:
-        weight = torch.as_tensor(meta.num_examples, dtype=torch.float64)
-        if self.weights == "uniform":
-            weight = torch.ones_like(weight)
-        return _scaled(value, weight if weight.ndim else float(weight), meta.owned), weight.clone()
+        weight = self._weight(meta)
+        return _scaled(value, weight if weight.ndim else float(weight), meta.owned), weight
 
     def merge(self, a, b):
         return _added(a[0], b[0]), a[1].add_(b[1])
+
+    def factors(self, meta: Meta) -> Tensor | None:
+        """(C,), for who adds up w_i value_i where the values are made; `None` for a kind of mean that lifts or merges otherwise."""
+        plain = type(self).lift is WeightedMean.lift and type(self).merge is WeightedMean.merge
+        return self._weight(meta) if plain else None
+
+    def _weight(self, meta: Meta) -> Tensor:
+        examples = torch.as_tensor(meta.num_examples, dtype=torch.float64)
+        return torch.ones_like(examples) if self.weights == "uniform" else examples.clone()
 
     def finish(self, acc):
         total, weight = acc
@@ -238,7 +245,7 @@ class Fold:
     def stacked(self, accs: Any, count: int) -> Any:
         """The node over `count` consecutive leaves, stacked; they begin at a multiple of a power of two >= count."""
         many = count > 1
-        if self.reduction.linear and not count & (count - 1):
+        if self.reduction.linear:
             return self._summed(accs, count)
         while count > 1:
             pairs = count // 2
@@ -252,13 +259,26 @@ class Fold:
 
     @staticmethod
     def _summed(accs: Any, count: int) -> Any:
-        """`stacked` where merging adds leaf to leaf and no leaf is without a sibling: the same sums, in place."""
+        """`stacked` where merging adds leaf to leaf: the same sums, in place."""
         tensors, rest = leaves(accs), count
         with torch.inference_mode():  # as evaluations' leaves were made in; a tenth of the time of small sums
             while rest > 1:
-                tensors, rest = [tensor[::2].add_(tensor[1::2]) for tensor in tensors], rest // 2
+                pairs, rest = rest // 2, rest - rest // 2
+                evens = [tensor[::2] for tensor in tensors]
+                for even, tensor in zip(evens, tensors):
+                    even[:pairs].add_(tensor[1::2])
+                tensors = evens  # the last as it is, if it is without a sibling
         # a view would keep the memory of all the leaves
         return rebuilt(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
+
+    @staticmethod
+    def summed(values: Tensor) -> Tensor:
+        """(): the sum of values (C,) as `stacked` adds. (NumPy's calls are short.)"""
+        rest = values.numpy().copy()
+        while len(rest) > 1:
+            rest, odds = rest[::2], rest[1::2]
+            rest[: len(odds)] += odds
+        return torch.from_numpy(rest).sum()
 
     def add_stacked(self, start: int, count: int, node: Any) -> None:
         """Add the `stacked` node over positions start..start+count-1."""

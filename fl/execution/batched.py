@@ -25,6 +25,7 @@ from fl import random
 from fl.augment import Augment, augmented
 from fl.client import At, Given, LocalTraining, Phase, Trained, gathered
 from fl.execution.loop import GRADIENT_BATCH, clipped, descends_plainly, overrides, workspace
+from fl.execution.process import lend
 from fl.messages import Update
 from fl.nn import Noise
 from fl.params import NOTHING, Initial, Params, bind, zeros_like
@@ -70,12 +71,13 @@ class Gradients(Protocol):
         Writes `grad`, returns the losses (A, B)."""
 
     # Optional. `hold(theta)`, `descend(batch, weights, masks, lr)` and `release(theta)`: plain gradient steps in place;
-    # `takes_whole(algorithm, chunk, phases)` and `whole(chunk, phase, index, theta, start, change, taken, loss, seen)`: all steps of all
-    # clients from `start` into theta, or what they change if that is asked for
+    # `takes_whole(algorithm, chunk, phases)` and `whole(chunk, phase, start, theta, change, factors)`: all steps of all clients, see
+    # `Compiled.whole`
 
 
-def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update, Tree]:
-    """All phases of C clients' local training: (stacked update, stacked states or None)."""
+def train(algorithm: LocalTraining, chunk: Chunk, backend: type, factors: Tensor | None = None) -> tuple[Update, Tree]:
+    """All phases of C clients' local training: (stacked update, stacked states or None). With `factors` (C,) a backend that can gives
+    the sum of updates times them in place of the updates: the group "model" then has no axis."""
     sizes, sorted_ = chunk.sizes, chunk
     given = _given(algorithm, chunk)
     phases = algorithm.phases_of(given, chunk.round, chunk.rounds)
@@ -89,22 +91,23 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type) -> tuple[Update
         sorted_ = replace(chunk, **{n: getattr(chunk, n)[by_length] for n in ("clients", "starts", "sizes")})
         there = _tensor(by_length, begun)
         sorted_given, begun_sorted = replace(given, state=row(given.state, there)), _rows(begun, there)
-    local = begun.layout.empty(len(sizes))
-    if not whole:
+    summed = whole and not finished and factors is not None
+    local = Params(begun.layout, (lend(begun.layout.lengths[0]),)) if summed else begun.layout.empty(len(sizes))
+    if whole:
+        (phase,) = phases
+        at = At(**vars(given), phase=phase, start=begun)
+        steps, loss, seen = backend.whole(chunk, phase, begun, local, not finished, factors if summed else None)
+        travelled = phase.travelled(steps)
+    else:
         local.copy_(begun_sorted)
-    loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
-    steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
-    for index, phase in enumerate(phases):
+        loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
+        steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
+    for index, phase in enumerate(() if whole else phases):
         theta = local.select(phase.trains)
-        start = begun.select(phase.trains) if index == 0 and (whole or not begun.batch) else theta.clone()
+        start = begun.select(phase.trains) if index == 0 and not begun.batch else theta.clone()
         at = At(**vars(sorted_given), phase=phase, start=start)
         taken = phase.num_steps(sorted_.sizes)
-        if whole:
-            change = not finished and index == len(phases) - 1
-            backend(algorithm, chunk, local, theta, index).whole(
-                chunk, phase, index, theta, start, change, taken, loss, seen
-            )
-        elif taken.any():
+        if taken.any():
             _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, taken, loss, seen)
         if theta is not local:
             local.copy_(theta, names=theta)

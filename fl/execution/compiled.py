@@ -5,6 +5,8 @@ What is more than plain gradient descent on a client's own samples (hooks, momen
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,7 +21,7 @@ from fl.execution.kernels import LinearStack
 from fl.execution.loop import descends_plainly
 from fl.execution.process import aside
 from fl.nn import Dropout
-from fl.params import Params
+from fl.params import Layout, Params
 from fl.task import Task
 
 SHUFFLED = True  # benchmarks that compare batches alike take them in order
@@ -39,48 +41,67 @@ class Compiled(LinearStack):
 
     @staticmethod
     def takes_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
-        return not chunk.augment and _obstacle(algorithm, phases, chunk.module) is None
+        """Of what `covers`: a round's phases may differ from those of others."""
+        alone = len(phases) == 1 and phases[0].trains is None and not chunk.augment
+        return alone and _obstacle(algorithm, phases, chunk.module) is None
 
+    @staticmethod
     def whole(
-        self,
-        chunk: Chunk,
-        phase: Phase,
-        index: int,
-        theta: Params,
-        start: Params,
-        change: bool,
-        taken: np.ndarray,
-        loss: Tensor,
-        seen: np.ndarray,
-    ) -> None:
-        """Trains from `start` (C,), or one for all, into theta (C,) by `taken` (C,) steps; if `change`, theta is less its start. Adds to
-        loss (C,) and seen (C,)."""
-        native = load()
-        sizes = chunk.sizes.astype(np.int64, copy=False)
-        batches = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
+        chunk: Chunk, phase: Phase, start: Params, theta: Params, change: bool, factors: Tensor | None
+    ) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        """Trains from `start` (C,), or one for all, into theta (C,): what comes of it or, if `change`, that less its start; with
+        `factors` (C,) into theta, which has no axis, the sum of changes times them, as `Fold.stacked` adds. (steps taken, sum of
+        losses, samples seen), each (C,)."""
+        native, layers, (x, y) = load(), _layers(chunk.module, theta.layout), (chunk.arrays[name] for name in "xy")
+        sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
+        taken, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
         rates = np.array([phase.rate(step) for step in range(int(taken.max()))], np.float32)
-        layers = self._layers(theta, native)
-        x, y, outputs = chunk.arrays["x"].flatten(1).numpy(), chunk.arrays["y"].numpy(), layers[-1, 1]
-        answers = (y, NONE.reshape(0, outputs)) if self.kernel == "cross_entropy" else (LABELS, y.reshape(-1, outputs))
-        words = random.unfinished(2, chunk.seed, chunk.clients, chunk.participation, "shuffle", index)
-        clients = (chunk.starts, sizes, batches, taken, words)
-        first = start.buffers[0].reshape(-1, start.layout.lengths[0])
-        trained = theta.buffers[0].numpy(), loss.numpy(), first.numpy(), change
+        labelled, outputs, answers = chunk.task.kernel == "cross_entropy", layers[-1, 1], y.numpy()
+        answers = (answers, NONE.reshape(0, outputs)) if labelled else (LABELS, answers.reshape(-1, outputs))
+        address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
+        shuffles = random.unfinished(1 + len(address) + 2, chunk.seed), chunk.clients, address, SHUFFLED
+        first, last = (p.buffers[0].reshape(-1, p.layout.lengths[0]).numpy() for p in (start, theta))
+        weights, longest = NONE if factors is None else factors.float().numpy(), int(sizes.max(initial=1))
+        memory = scratch(native.room(layers, min(batch or longest, longest), len(weights).bit_length()))
         with aside():
-            wrong = native.descend(*trained, x, *answers, layers, rates, chunk.rows, *clients, SHUFFLED)
+            wrong = native.descend(
+                *(last, weights, loss, seen, first, change, x.flatten(1).numpy(), *answers, layers, rates, batch),
+                *(chunk.rows, chunk.starts, sizes, taken, *shuffles, memory),
+            )
         if wrong >= 0:
             raise IndexError(f"label {y[wrong]} of sample {wrong} is none of the model's {outputs} classes")
-        of_epoch = np.maximum(-(-sizes // batches), 1)
-        seen += taken // of_epoch * sizes + np.minimum(taken % of_epoch * batches, sizes)
+        return taken, torch.from_numpy(loss), seen
 
-    def _layers(self, theta: Params, native) -> np.ndarray:
-        """(L, 5), as `native.descend` has it."""
-        entries, rows = theta.layout.entries, []
-        for layer in self.layers:
-            weight, bias = entries[layer.weight], -1 if layer.bias is None else entries[layer.bias].offset
-            codes = [getattr(native, ACTIVATIONS[type(after)]) for after in layer.after if type(after) in ACTIVATIONS]
-            rows.append((weight.shape[1], weight.shape[0], weight.offset, bias, codes[0] if codes else 0))
-        return np.array(rows, np.int64)
+
+@functools.lru_cache(maxsize=8)
+def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
+    """(L, 6), as `native.descend` has it."""
+    native, rows, entries = load(), [], layout.entries
+    for name, child in module._modules.items():
+        if isinstance(child, nn.Linear):
+            weight, bias = entries[f"{name}.weight"], entries.get(f"{name}.bias")
+            rows.append(
+                [*weight.shape[::-1], weight.offset, bias.offset if bias else -1, 0, native.size(rows) if rows else 0]
+            )
+        elif type(child) in ACTIVATIONS:
+            rows[-1][4] = getattr(native, ACTIVATIONS[type(child)])
+    return np.array(rows, np.int64)
+
+
+class _Memory(threading.local):
+    """Of a thread. What the kernel took from the heap and gave back at every call would leave holes between what is kept."""
+
+    tensor = torch.empty(0)
+
+
+_memory = _Memory()
+
+
+def scratch(elements: int) -> np.ndarray:
+    """float32, at least so many, aligned as tensors are; the same memory at every call of a thread."""
+    if len(_memory.tensor) < elements:
+        _memory.tensor = torch.empty(elements)
+    return _memory.tensor.numpy()
 
 
 def load() -> ModuleType:
@@ -94,6 +115,11 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
     """Why these phases of a stack of linear layers are not compiled, or `None`."""
     if not all(descends_plainly(algorithm, phase) for phase in phases):
         return f"{type(algorithm).__name__} takes steps that are more than w - lr g"
+    return _unfit(module)
+
+
+@functools.lru_cache(maxsize=8)
+def _unfit(module: nn.Module) -> str | None:
     layers = list(module._modules.values())
     if any(isinstance(layer, Dropout) and layer.p > 0 for layer in layers):
         return "it has a Dropout layer"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fl.execution.process import in_turn
+from fl.execution.runs import Runs
 from fl.storage.clients import ClientStates
 from fl.tracking.profile import recording
 
@@ -100,13 +101,12 @@ class Serial:
             self._hire()
         if several <= 1:
             return order.gather([self._part(0, order, [(0, order.tasks)])])
-        tasks = iter([(task, task + 1) for task in range(order.tasks)])  # who is done takes the next
-        parts = [self.pool.submit(in_turn()(self._part), k, order, tasks) for k in range(several)]
+        runs = Runs(order.costs(), several)
+        parts = [self.pool.submit(in_turn()(self._part), k, order, runs.tasks(k)) for k in range(several)]
         try:
             return order.gather([part.result() for part in parts])
         finally:
-            for _ in tasks:  # if one failed, the others take no more
-                pass
+            runs.stop()  # if one failed
             wait(parts)
 
     def _hire(self) -> None:

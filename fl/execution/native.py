@@ -2,346 +2,434 @@
 
     z = h W^T + b,  h = phi(z)        g = dL/dz of the mean loss        W <- W - lr g^T h,  b <- b - lr sum(g),  g <- (g W) * phi'(h)
 
-A client's parameters and batches stay in the near caches, and no call is paid for. Products of small layers are loops here, those of others
-BLAS's, which adds to W what it multiplies. Compiled by numba for the processor at hand when first called, and kept in its cache.
+A client's parameters and batches stay in the near caches, and no call is paid for; if only a sum of what clients change is asked for, none
+of them is kept. BLAS would be half as quick at products of a batch with a layer, which are over before their factors are laid out anew.
+Compiled by numba for the processor at hand when first called, and kept in its cache.
+
+    weights (O, I) lie as (O up to a multiple of ROWS, I of PAD), batches (B, I) as (B, I up to a multiple of PAD); pads hold zeros, and what
+    is added to them is zero; only where numbers overflow are they none, and every client begins with new ones
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from llvmlite import binding
 from numba import njit, types
-from numba.extending import get_cython_function_address
-from scipy.linalg import cython_blas
-from threadpoolctl import ThreadpoolController
 
 from fl import random
+from fl.execution.vector import WIDTH, exp, fma, load, prefetch, splat, store, sums
 from fl.params import ALIGNMENT
 
-SMALL = 1 << 11  # weights of a layer up to which loops are quicker than a call
-FEW = 64  # samples up to which sorting by insertion is quicker
-PAD = ALIGNMENT // 4  # elements: lines of small matrices are whole vectors
+COLUMNS = 256  # of matrices that are worked on at once: of a batch's samples, these stay in the nearest cache
+FEW = 64  # samples up to which counting who is before whom is quicker than sorting
+PAD, ROWS = ALIGNMENT // 4, 4
 RELU, TANH, SIGMOID = 1, 2, 3
 
-# scipy's BLAS, one thread as everywhere: sgemm(transa, transb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), matrices by columns
-binding.add_symbol("fl_sgemm", get_cython_function_address(cython_blas.__name__, "sgemm"))
-_chars, _ints, _floats = (types.CPointer(t) for t in (types.uint8, types.int32, types.float32))
-_arguments = (_chars, _chars, _ints, _ints, _ints, _floats, _floats, _ints, _floats, _ints, _floats, _floats, _ints)
-_sgemm = types.ExternalFunction("fl_sgemm", types.void(*_arguments))
-ThreadpoolController().limit(limits=1, user_api="blas")
-
-# Sums may be taken in any order, the same each time; a NaN stays a NaN. All is one function in the end: a part that is not inlined may
-# be another's compilation of it, where sums have another order
-_options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
-_part = njit(**_options, forceinline=True)
-_columns, _matrices, _words = (
-    types.Array(t, d, "C", readonly=True) for t, d in ((types.int64, 1), (types.float32, 2), (types.uint64, 1))
+_options = {"nogil": True, "error_model": "numpy"}
+_part, _inlined = njit(**_options), njit(**_options, forceinline=True)  # calls within loops cost a tenth
+_columns, _words, _numbers, _matrices, _shapes = (
+    types.Array(t, d, "C", readonly=True)
+    for t, d in ((types.int64, 1), (types.uint64, 1), (types.float32, 1), (types.float32, 2), (types.int64, 2))
 )
 _signature = types.int64(
-    *(types.float32[:, ::1], types.float64[::1], _matrices, types.boolean, _matrices, _columns, _matrices),
-    *(types.Array(types.int64, 2, "C", readonly=True), types.Array(types.float32, 1, "C", readonly=True)),
-    *(_columns, _columns, _columns, _columns, _columns, _words, types.boolean),
+    *(types.float32[:, ::1], _numbers, types.float64[::1], types.int64[::1], _matrices, types.boolean, _matrices),
+    *(_columns, _matrices, _shapes, _numbers, types.int64, _columns, _columns, _columns, _columns),
+    *(types.uint64, _columns, _words, types.boolean, types.float32[::1]),
 )
-_PLAIN, _TRANSPOSED = np.uint8(ord("N")), np.uint8(ord("T"))
 _0, _1 = np.float32(0), np.float32(1)
 
 
 @_part
 def _order(word, n, shuffled, keys, order):
     """`random.permutation`: 0..n-1 sorted by their hashes, which `word` lacks only the position for."""
+    before = 0 if shuffled and n <= FEW else -1
     for i in range(n):
         order[i] = i
         keys[i] = _added(word, i)
-    if shuffled and n > FEW:
+    if before == 0:
+        for i in range(n):
+            rank = 0
+            for j in range(n):
+                rank += keys[j] < keys[i]
+            order[rank] = i
+            before += rank
+    if shuffled and before != n * (n - 1) // 2:  # too many, or two hashes are equal
         order[:n] = np.argsort(keys[:n], kind="mergesort")
-    elif shuffled:
-        for i in range(1, n):
-            key, j = keys[i], i
-            while j > 0 and keys[j - 1] > key:
-                keys[j], order[j] = keys[j - 1], order[j - 1]
-                j -= 1
-            keys[j], order[j] = key, i
 
 
-@_part
+@_inlined
 def _added(word, part):
     """See `random.hash64`."""
     return _mixed((word ^ _mixed(np.uint64(part))) + random.GOLDEN)
 
 
-@_part
+@_inlined
 def _mixed(x):
     x = (x ^ (x >> np.uint64(30))) * random.MIX_1
     x = (x ^ (x >> np.uint64(27))) * random.MIX_2
     return x ^ (x >> np.uint64(31))
 
 
-@_part
+@_inlined
 def _padded(width):
     return -(-width // PAD) * PAD
 
 
-@_part
-def _layer(own, place, n_out, width):
-    """Weights (O, I padded) and bias (O,), which lie one after the other."""
-    end = place + n_out * width
-    return own[place:end].reshape(n_out, width), own[end : end + n_out]
+@_inlined
+def _length(n_in, n_out):
+    """Of a layer's weights."""
+    return -(-n_out // ROWS) * ROWS * _padded(n_in)
 
 
 @_part
 def _taken(row, layers, own):
-    """own <- row, with pads (zeros) behind each line of weights and each bias; a bias that is not there is zero."""
-    place = 0
+    """own <- row; a bias that is not there is zero."""
+    own[:] = _0
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _ = layers[k]
+        n_in, n_out, weight, bias, _, place = layers[k]
         for o in range(n_out):
-            line, there = own[place : place + n_in], row[weight + o * n_in : weight + (o + 1) * n_in]
-            for i in range(n_in):
-                line[i] = there[i]
-            own[place + n_in : place + _padded(n_in)] = _0  # a NaN of the client before may have come here
-            place += _padded(n_in)
+            _copied(row, weight + o * n_in, n_in, own, place + o * _padded(n_in))
         if bias >= 0:
-            own[place : place + n_out] = row[bias : bias + n_out]
-        place += _padded(n_out)
+            _copied(row, bias, n_out, own, place + _length(n_in, n_out))
 
 
 @_part
-def _given(own, layers, less, row):
-    """row <- own - less, with zeros in what pads it."""
-    place = 0
+def _given(own, layers, row):
+    """row <- own, with zeros in what pads it."""
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _ = layers[k]
+        n_in, n_out, weight, bias, _, place = layers[k]
         for o in range(n_out):
-            at, end = weight + o * n_in, weight + (o + 1) * n_in
-            line, there, minus = own[place : place + n_in], row[at:end], less[at:end]
-            for i in range(n_in):
-                there[i] = line[i] - minus[i]
-            place += _padded(n_in)
+            _copied(own, place + o * _padded(n_in), n_in, row, weight + o * n_in)
         row[weight + n_out * n_in : weight + _padded(n_out * n_in)] = _0
         if bias >= 0:
-            for o in range(n_out):
-                row[bias + o] = own[place + o] - less[bias + o]
+            _copied(own, place + _length(n_in, n_out), n_out, row, bias)
             row[bias + n_out : bias + _padded(n_out)] = _0
-        place += _padded(n_out)
 
 
-@_part
+@_inlined
 def _gather(x, rows, width, h):
+    flat = x.reshape(-1)
     for b in range(len(rows)):
-        row = rows[b]
-        for i in range(width):
-            h[b, i] = x[row, i]
+        _copied(flat, rows[b] * width, width, h, b * _padded(width))
+
+
+@_inlined
+def _fetch(x, labels, rows):
+    """Ask memory for samples that are wanted soon, those of the next client: they lie anywhere, and are waited for otherwise."""
+    flat, width = x.reshape(-1), x.shape[1]
+    for b in range(len(rows)):
+        for i in range(rows[b] * width, (rows[b] + 1) * width + PAD - 1, PAD):
+            prefetch(flat, i)
+        if len(labels):
+            prefetch(labels, rows[b])
+
+
+@_inlined
+def _copied(there, at, n, here, place):
+    """here[place : place + n] <- there[at : at + n]"""
+    for i in range(0, n - WIDTH + 1, WIDTH):
+        store(here, place + i, load(there, at + i))
+    for i in range(n - n % WIDTH, n):
+        here[place + i] = there[at + i]
+
+
+@_inlined
+def _counted(own, first, factor, totals, depth, merges):
+    """totals[depth - merges] <- the last `merges` of `depth` totals, one after the other before (own - first) factor."""
+    weight, length = splat(factor), len(own)
+    for i in range(0, length, WIDTH):
+        v = (load(own, i) - load(first, i)) * weight
+        for level in range(depth - 1, depth - 1 - merges, -1):
+            v = load(totals, level * length + i) + v
+        store(totals, (depth - merges) * length + i, v)
 
 
 @_part
-def _forward(weight, bias, h, z, count, n_in, n_out, activation, pointed):
+def _summed(totals, depth, length):
+    """The first of `depth` totals <- all of them, the last two first: siblings meet so in a tree whose right edge is not full."""
+    for level in range(depth - 2, -1, -1):
+        for i in range(level * length, (level + 1) * length, WIDTH):
+            store(totals, i, load(totals, i) + load(totals, length + i))
+
+
+@_inlined
+def _forward(weight, bias, h, z, count, n_in, n_out, activation):
     """z = phi(h W^T + b)."""
-    wide = weight.shape[1]
-    for b in range(count):
-        for o in range(n_out):
-            z[b, o] = bias[o]
-    if n_in * n_out <= SMALL:
-        for b in range(count):
-            for o in range(0, n_out - 3, 4):  # four at once, which read h once
-                z0, z1, z2, z3 = _0, _0, _0, _0
-                for i in range(wide):
-                    h_i = h[b, i]
-                    z0 += h_i * weight[o, i]
-                    z1 += h_i * weight[o + 1, i]
-                    z2 += h_i * weight[o + 2, i]
-                    z3 += h_i * weight[o + 3, i]
-                z[b, o] += z0
-                z[b, o + 1] += z1
-                z[b, o + 2] += z2
-                z[b, o + 3] += z3
-            for o in range(n_out - n_out % 4, n_out):
-                z0 = _0
-                for i in range(wide):
-                    z0 += h[b, i] * weight[o, i]
-                z[b, o] += z0
-    else:
-        _product(_TRANSPOSED, _PLAIN, n_out, count, n_in, _1, weight, wide, h, h.shape[1], _1, z, z.shape[1], pointed)
+    wide, across, nothing = _padded(n_in), _padded(n_out), splat(_0)
+    for o in range(0, n_out, ROWS):
+        for b in range(0, count, 2):  # eight products at once, for six vectors read
+            s0, s1, s2, s3 = nothing, nothing, nothing, nothing
+            t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+            for i in range(0, wide, WIDTH):
+                x, y, at = load(h, b * wide + i), load(h, (b + 1) * wide + i), o * wide + i
+                w0, w1 = load(weight, at), load(weight, at + wide)
+                w2, w3 = load(weight, at + 2 * wide), load(weight, at + 3 * wide)
+                s0, s1, s2, s3 = fma(x, w0, s0), fma(x, w1, s1), fma(x, w2, s2), fma(x, w3, s3)
+                t0, t1, t2, t3 = fma(y, w0, t0), fma(y, w1, t1), fma(y, w2, t2), fma(y, w3, t3)
+            sums(s0, s1, s2, s3, bias, o, z, b * across + o)
+            sums(t0, t1, t2, t3, bias, o, z, (b + 1) * across + o)
     if activation == RELU:
-        for b in range(count):
-            for o in range(n_out):
-                z[b, o] = _0 if z[b, o] < 0 else z[b, o]
+        for i in range(count * across):
+            z[i] = _0 if z[i] < 0 else z[i]
     elif activation == TANH:
-        for b in range(count):
-            for o in range(n_out):
-                z[b, o] = np.tanh(z[b, o])
+        for i in range(count * across):
+            z[i] = np.tanh(z[i])
     elif activation == SIGMOID:
         for b in range(count):
-            for o in range(n_out):
-                z[b, o] = _1 / (_1 + np.exp(-z[b, o]))
+            for i in range(b * across, b * across + n_out):
+                z[i] = _1 / (_1 + np.exp(-z[i]))
 
 
 @_part
-def _backward(weight, g, h, count, n_in, n_out, activation, below, pointed):
+def _backward(weight, g, h, count, n_in, n_out, activation, below):
     """below = (g W) * phi'(h)."""
-    wide = weight.shape[1]
-    if n_in * n_out <= SMALL:
-        for b in range(count):
-            for i in range(wide):
-                below[b, i] = _0
-            for o in range(n_out):
-                g_o = g[b, o]
-                for i in range(wide):
-                    below[b, i] += g_o * weight[o, i]
-    else:
-        _product(_PLAIN, _PLAIN, n_in, count, n_out, _1, weight, wide, g, g.shape[1], _0, below, below.shape[1], pointed)
-    for b in range(count):
-        for i in range(n_in):
-            if activation == RELU:
-                below[b, i] = below[b, i] if h[b, i] > 0 else _0
-            elif activation == TANH:
-                below[b, i] *= _1 - h[b, i] * h[b, i]
-            elif activation == SIGMOID:
-                below[b, i] *= h[b, i] * (_1 - h[b, i])
+    wide, across = _padded(n_in), _padded(n_out)
+    below[: count * wide] = _0
+    _add_product(below, count, g, across, 1, _1, weight, n_out, wide)
+    for i in range(count * wide):
+        if activation == RELU:
+            below[i] = below[i] if h[i] > 0 else _0
+        elif activation == TANH:
+            below[i] *= _1 - h[i] * h[i]
+        elif activation == SIGMOID:
+            below[i] *= h[i] * (_1 - h[i])
 
 
-@_part
-def _update(weight, bias, biased, g, h, count, n_in, n_out, rate, pointed):
+@_inlined
+def _update(weight, bias, biased, g, h, count, n_in, n_out, rate):
     """W <- W - rate g^T h,  b <- b - rate sum(g)."""
-    wide = weight.shape[1]
+    across = _padded(n_out)
+    _add_product(weight, n_out, g, 1, across, -rate, h, count, _padded(n_in))
     if biased:
-        for b in range(count):
-            for o in range(n_out):
-                bias[o] -= rate * g[b, o]
-    if n_in * n_out <= SMALL:
-        for o in range(n_out):
-            for b in range(0, count - 3, 4):  # four at once, which write W once
-                g0, g1, g2, g3 = rate * g[b, o], rate * g[b + 1, o], rate * g[b + 2, o], rate * g[b + 3, o]
-                for i in range(wide):
-                    weight[o, i] -= g0 * h[b, i] + g1 * h[b + 1, i] + g2 * h[b + 2, i] + g3 * h[b + 3, i]
-            for b in range(count - count % 4, count):
-                g0 = rate * g[b, o]
-                for i in range(wide):
-                    weight[o, i] -= g0 * h[b, i]
-    else:
-        _product(_PLAIN, _TRANSPOSED, n_in, n_out, count, -rate, h, h.shape[1], g, g.shape[1], _1, weight, wide, pointed)
+        for o in range(0, n_out, WIDTH):
+            v = load(bias, o)
+            for b in range(count):
+                v = fma(splat(-rate), load(g, b * across + o), v)
+            store(bias, o, v)
 
 
-@_part
-def _cross_entropy(outputs, labels, batch, classes, g):
+@_inlined
+def _add_product(out, rows, g, down, along, factor, lines, terms, wide):
+    """out[r] <- out[r] + sum_t factor g[r down + t along] lines[t], for lines of `wide`; an odd row has another behind it. What there is
+    less of, rows or terms, stays in the nearest cache."""
+    for first in range(0, wide, COLUMNS):
+        last = min(first + COLUMNS, wide)
+        if rows >= terms:
+            for r in range(0, rows, 2):
+                for t in range(0, terms - 3, 4):
+                    _add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
+                for t in range(terms - terms % 4, terms):
+                    _add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
+        else:
+            for t in range(0, terms - 3, 4):
+                for r in range(0, rows, 2):
+                    _add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
+            for t in range(terms - terms % 4, terms):
+                for r in range(0, rows, 2):
+                    _add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
+
+
+@_inlined
+def _add_four(out, r, g, down, along, factor, lines, t, first, last, wide):
+    """Terms t..t+3 to rows r and r + 1: eight products at once, for six vectors read and two written."""
+    at, o, l0 = r * down + t * along, r * wide, t * wide
+    l1, l2, l3 = l0 + wide, l0 + 2 * wide, l0 + 3 * wide
+    x0, y0 = splat(factor * g[at]), splat(factor * g[at + down])
+    x1, y1 = splat(factor * g[at + along]), splat(factor * g[at + down + along])
+    x2, y2 = splat(factor * g[at + 2 * along]), splat(factor * g[at + down + 2 * along])
+    x3, y3 = splat(factor * g[at + 3 * along]), splat(factor * g[at + down + 3 * along])
+    for i in range(first, last, WIDTH):
+        v0, v1, v2, v3 = load(lines, l0 + i), load(lines, l1 + i), load(lines, l2 + i), load(lines, l3 + i)
+        x, y = load(out, o + i), load(out, o + wide + i)
+        x, y = fma(x0, v0, x), fma(y0, v0, y)
+        x, y = fma(x1, v1, x), fma(y1, v1, y)
+        x, y = fma(x2, v2, x), fma(y2, v2, y)
+        x, y = fma(x3, v3, x), fma(y3, v3, y)
+        store(out, o + i, x)
+        store(out, o + wide + i, y)
+
+
+@_inlined
+def _add_one(out, r, g, down, along, factor, lines, t, first, last, wide):
+    at, o, l0 = r * down + t * along, r * wide, t * wide
+    x0, y0 = splat(factor * g[at]), splat(factor * g[at + down])
+    for i in range(first, last, WIDTH):
+        v0 = load(lines, l0 + i)
+        store(out, o + i, fma(x0, v0, load(out, o + i)))
+        store(out, o + wide + i, fma(y0, v0, load(out, o + wide + i)))
+
+
+@_inlined
+def _cross_entropy(outputs, labels, samples, classes, g):
     """g = (softmax - onehot) / B; the sum of the losses."""
-    loss, count = 0.0, _1 / np.float32(len(batch))
-    for b in range(len(batch)):
-        label, largest, total = labels[batch[b]], outputs[b, 0], _0
-        for k in range(1, classes):
-            largest = max(largest, outputs[b, k])
-        for k in range(classes):
-            power = np.exp(outputs[b, k] - largest)
-            g[b, k] = power
-            total += power
-        loss += np.log(total) + largest - outputs[b, label]
-        for k in range(classes):
-            g[b, k] *= count / total
-        g[b, label] -= count
+    loss, across, count = 0.0, _padded(classes), _1 / np.float32(len(samples))
+    for b in range(len(samples)):
+        at, end = b * across, b * across + classes
+        largest = outputs[at]
+        for k in range(at + 1, end):
+            largest = outputs[k] if outputs[k] > largest else largest
+        for k in range(at, end):
+            g[k] = outputs[k] - largest
+        loss -= g[at + labels[samples[b]]]
+        g[end : at + across] = _0
+    for i in range(0, len(samples) * across, WIDTH):
+        store(g, i, exp(load(g, i)))
+    for b in range(len(samples)):
+        at, end, total = b * across, b * across + classes, _0
+        for k in range(at, end):
+            total += g[k]
+        loss += np.log(total)
+        share = splat(count / total)
+        for k in range(at, at + across, WIDTH):
+            store(g, k, load(g, k) * share)
+        g[at + labels[samples[b]]] -= count
+        g[end : at + across] = _0
     return loss
 
 
 @_part
-def _squared_error(outputs, targets, batch, g):
+def _squared_error(outputs, targets, samples, g):
     """g = (outputs - targets) / B; the sum of the losses."""
-    loss, count = 0.0, _1 / np.float32(len(batch))
-    for b in range(len(batch)):
-        total = _0
+    loss, across, count = 0.0, _padded(targets.shape[1]), _1 / np.float32(len(samples))
+    for b in range(len(samples)):
+        total, at = _0, b * across
         for k in range(targets.shape[1]):
-            difference = outputs[b, k] - targets[batch[b], k]
+            difference = outputs[at + k] - targets[samples[b], k]
             total += difference * difference
-            g[b, k] = difference * count
+            g[at + k] = difference * count
+        g[at + targets.shape[1] : at + across] = _0
         loss += total / 2
     return loss
 
 
-@_part
-def _product(of_a, of_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, pointed):
-    """sgemm takes all by pointers."""
-    chars, ints, floats = pointed
-    chars[0], chars[1] = of_a, of_b
-    ints[0], ints[1], ints[2], ints[3], ints[4], ints[5] = m, n, k, lda, ldb, ldc
-    floats[0], floats[1] = alpha, beta
-    _sgemm(
-        chars.ctypes,
-        chars[1:].ctypes,
-        ints.ctypes,
-        ints[1:].ctypes,
-        ints[2:].ctypes,
-        floats.ctypes,
-        a.ctypes,
-        ints[3:].ctypes,
-        b.ctypes,
-        ints[4:].ctypes,
-        floats[1:].ctypes,
-        c.ctypes,
-        ints[5:].ctypes,
-    )
+def room(layers: Sequence[Sequence[int]], longest: int, totals: int) -> int:
+    """Elements of `descend`'s memory: for batches of at most `longest`, and so many `totals`."""
+    widest = max(_padded.py_func(width) for layer in layers for width in layer[:2])
+    return (2 + totals) * size(layers) + (len(layers) + 3) * (longest + 1) * widest
+
+
+def size(layers: Sequence[Sequence[int]]) -> int:
+    """Elements of a client's layers as they lie in memory."""
+    n_in, n_out, _, _, _, place = layers[-1]
+    rows = -(-n_out // ROWS) * ROWS
+    return int(place + rows * _padded.py_func(n_in) + _padded.py_func(n_out))
 
 
 @njit(_signature, **_options, cache=True)
 def descend(
-    theta, losses, start, change, x, labels, targets, layers, rates, rows, starts, sizes, batches, steps, words, shuffled
+    theta,
+    factors,
+    losses,
+    seen,
+    start,
+    change,
+    x,
+    labels,
+    targets,
+    layers,
+    rates,
+    batch,
+    rows,
+    starts,
+    sizes,
+    steps,
+    word,
+    clients,
+    address,
+    shuffled,
+    memory,
 ):
     """All steps of all clients. Returns a sample whose label is no class, else -1.
 
-    theta       float32 (C, P): what comes of it; minus the start if `change`
+    theta       float32 (C, P): what comes of it, minus the start if `change`; or (1, P): its sum over clients times their
+    factors     float32 (C,), or none: added in the order of a binary tree, see `reduction.Fold`
     losses      float64 (C,): the samples' losses are added
+    seen        int64 (C,): how many they are
     start       float32 (1, P) or (C, P): what they start from
     x           float32 (N, D)
     labels      int64 (N,) for softmax cross-entropy, or none, and then
     targets     float32 (N, K) for half the squared error
-    layers      int64 (L, 5): inputs, outputs, where weights and bias begin in P (no bias: -1), activation
+    layers      int64 (L, 6): inputs, outputs, where weights and bias begin in P (no bias: -1), activation, where they begin padded
     rates       float32 (T,) of all steps
+    batch       samples of a batch; 0: all that a client has
     rows        int64: client c's samples are rows[starts[c] : starts[c] + sizes[c]]
-    starts, sizes, batches, steps    int64 (C,): see rows; samples of a batch; steps to take
-    words       uint64 (C,): of the shuffles, `random.unfinished` but for epoch and position
+    starts, sizes, steps    int64 (C,): see rows; steps to take
+    word        of the shuffles, `random.unfinished` but for the client, the
+    address     uint64: what comes behind it, and epoch and position
+    clients     int64 (C,)
+    memory      float32 (>= room(...),)
     """
-    depth, classes, longest, most = len(layers), layers[-1, 1], 1, 1
-    for c in range(len(theta)):
-        longest, most = max(longest, min(batches[c], sizes[c])), max(most, sizes[c])
-    widths, places = np.empty(depth + 1, np.int64), np.zeros(depth + 1, np.int64)  # of h, padded; of layers in `own`
+    depth, classes, most, widest = len(layers), layers[-1, 1], 1, _padded(layers[-1, 1])
+    for c in range(len(sizes)):
+        most = max(most, sizes[c])
+    longest = min(batch, most) if batch else most
     for k in range(depth):
-        widths[k] = _padded(layers[k, 0])
-        places[k + 1] = places[k] + widths[k] * layers[k, 1] + _padded(layers[k, 1])
-    widths[depth] = _padded(classes)
-    widest = widths.max()
-    own = np.zeros(places[depth], np.float32)  # a client's layers
-    tape = np.zeros((depth + 1, longest, widest), np.float32)  # its h
-    g, below = np.zeros((longest, widest), np.float32), np.zeros((longest, widest), np.float32)
+        widest = max(widest, _padded(layers[k, 0]))
+    length = layers[-1, 5] + _length(layers[-1, 0], classes) + _padded(classes)
+    levels, height = 0, 0  # of totals, and how many there are
+    while len(factors) >> levels:
+        levels += 1
+    own, first = memory[:length], memory[length : 2 * length]  # a client's layers, and what they were
+    end = (2 + levels) * length
+    totals, batched = memory[2 * length : end], (longest + 1) * widest  # one more sample, as they are taken by twos
+    tape = memory[end : end + (depth + 3) * batched].reshape(depth + 3, batched)  # a client's h; then the way back
+    tape[:] = _0
+    g, below = tape[depth + 1], tape[depth + 2]
     order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
-    nothing = np.zeros(0 if change else theta.shape[1], np.float32)
-    pointed = np.empty(2, np.uint8), np.empty(6, np.int32), np.empty(2, np.float32)
-    for c in range(len(theta)):
-        loss, at, epoch = 0.0, sizes[c], 0
-        first = start[min(c, len(start) - 1)]
-        _taken(first, layers, own)
+    for c in range(len(sizes)):
+        loss, at, epoch, size = 0.0, sizes[c], 0, batch if batch else sizes[c]
+        shuffle = _added(word, clients[c])
+        for part in address:
+            shuffle = _added(shuffle, part)
+        if c < len(start):
+            _taken(start[c], layers, first)
+        for i in range(0, length, WIDTH):
+            store(own, i, load(first, i))
         for step in range(steps[c]):
             if at >= sizes[c]:
-                _order(_added(words[c], epoch), sizes[c], shuffled, keys, order)
+                _order(_added(shuffle, epoch), sizes[c], shuffled, keys, order)
                 for i in range(sizes[c]):
                     order[i] = rows[starts[c] + order[i]]
                 at, epoch = 0, epoch + 1
-            batch, rate = order[at : min(at + batches[c], sizes[c])], rates[step]
-            at, count = at + batches[c], len(batch)
-            _gather(x, batch, layers[0, 0], tape[0])
+            samples, rate = order[at : min(at + size, sizes[c])], rates[step]
+            at, count = at + size, len(samples)
+            _gather(x, samples, layers[0, 0], tape[0])
+            if c + 1 < len(sizes) and epoch == 1:
+                begin = starts[c + 1]
+                _fetch(x, labels, rows[begin + min(at - size, sizes[c + 1]) : begin + min(at, sizes[c + 1])])
             for k in range(depth):
-                n_in, n_out, _, _, activation = layers[k]
-                weight, bias = _layer(own, places[k], n_out, widths[k])
-                _forward(weight, bias, tape[k], tape[k + 1], count, n_in, n_out, activation, pointed)
+                n_in, n_out, _, _, activation, place = layers[k]
+                weight, bias = own[place:], own[place + _length(n_in, n_out) :]
+                _forward(weight, bias, tape[k], tape[k + 1], count, n_in, n_out, activation)
             if len(labels):
                 for b in range(count):
-                    if not 0 <= labels[batch[b]] < classes:
-                        return batch[b]
-                loss += _cross_entropy(tape[depth], labels, batch, classes, g)
+                    if not 0 <= labels[samples[b]] < classes:
+                        return samples[b]
+                loss += _cross_entropy(tape[depth], labels, samples, classes, g)
             else:
-                loss += _squared_error(tape[depth], targets, batch, g)
+                loss += _squared_error(tape[depth], targets, samples, g)
+            seen[c] += count
             for k in range(depth - 1, -1, -1):
-                n_in, n_out, _, biased, _ = layers[k]
-                weight, bias = _layer(own, places[k], n_out, widths[k])
+                n_in, n_out, _, biased, _, place = layers[k]
+                weight, bias = own[place:], own[place + _length(n_in, n_out) :]
                 if k:
-                    _backward(weight, g, tape[k], count, n_in, n_out, layers[k - 1, 4], below, pointed)
-                _update(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate, pointed)
+                    _backward(weight, g, tape[k], count, n_in, n_out, layers[k - 1, 4], below)
+                _update(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
                 g, below = below, g
-        _given(own, layers, first if change else nothing, theta[c])
         losses[c] += loss
+        if levels:
+            merges = 0
+            while (c >> merges) & 1:
+                merges += 1
+            _counted(own, first, factors[c], totals, height, merges)
+            height += 1 - merges
+        else:
+            if change:
+                for i in range(length):
+                    own[i] -= first[i]
+            _given(own, layers, theta[c])
+    if levels:
+        _summed(totals, height, length)
+        _given(totals, layers, theta[0])
     return -1

@@ -79,8 +79,10 @@ def make_plan(
         not_compiled = no_kernel or Compiled.covers(algorithm, module, task, trains)
         not_compiled = not_compiled or ("it is of CPUs" if gpu else "training batches are augmented" if augmented else None)
     if kind == "auto":
-        if loop_only is None and no_kernel is None:
-            kind, why = "stacked", "a stack of linear layers"
+        if loop_only is None and not_compiled is None:
+            kind, why = "compiled", "a stack of linear layers, and plain gradient steps"
+        elif loop_only is None and no_kernel is None:
+            kind, why = "stacked", f"a stack of linear layers, but {not_compiled}"
         else:
             obstacle = loop_only or Flat.covers(algorithm, module, task, x)
             obstacle = obstacle or (None if gpu else _why_not_flat(algorithm, module, model, x))
@@ -88,9 +90,8 @@ def make_plan(
     elif kind != "loop" and loop_only:
         raise ValueError(f"plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
     elif kind == "compiled" and not_compiled:
-        raise ValueError(
-            f"plan: 'compiled' is not possible: {not_compiled}. Use 'stacked', 'flat', 'vmap', 'loop' or 'auto'"
-        )
+        others = "'flat', 'vmap', 'loop' or 'auto'" if no_kernel else "'stacked', 'flat', 'vmap', 'loop' or 'auto'"
+        raise ValueError(f"plan: 'compiled' is not possible: {not_compiled}. Use {others}")
     elif kind == "stacked" and no_kernel:
         raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'flat', 'vmap', 'loop' or 'auto'")
     elif kind == "flat" and (uncovered := Flat.covers(algorithm, module, task, x)):

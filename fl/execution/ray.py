@@ -25,6 +25,7 @@ from fl import registry
 from fl.execution.crew import Crew, Recruit, dismiss, enlist
 from fl.execution.executor import Job, Order
 from fl.execution.line import Dead, Far, Line, Near
+from fl.execution.runs import cut
 from fl.execution.shared import Handle, Region, folder, new_prefix, remove
 from fl.storage.clients import ClientStates
 from fl.tracking import profile
@@ -161,7 +162,7 @@ class Ray:
         self.attempts += 1
         parts, asked, failure = [], [], None
         members = sorted(self.members[: self.at_work], key=lambda m: m.node)
-        shares = iter(_cut(order.costs()[tasks], tasks, len(members)))
+        shares = iter(cut(order.costs()[tasks], tasks, len(members)))
         for _, team in itertools.groupby(members, key=lambda m: m.node):
             team = list(team)
             own = [next(shares) for _ in team]
@@ -191,15 +192,3 @@ class Ray:
             dismiss(crew, [Recruit(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
         if self.prefix is not None:
             remove(self.prefix)
-
-
-def _cut(costs: np.ndarray, tasks: np.ndarray, workers: int) -> list[list[tuple[int, int]]]:
-    """Shares of about equal cost for each worker, in order, each a list of runs [a, b) of consecutive tasks."""
-    middle = np.cumsum(costs) - costs / 2
-    owner = np.minimum((middle / max(costs.sum(), 1e-300) * workers).astype(int), workers - 1)
-    shares = []
-    for w in range(workers):
-        mine = tasks[owner == w]
-        pieces = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
-        shares.append([(int(p[0]), int(p[-1]) + 1) for p in pieces if len(p)])
-    return shares

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl.execution.runs import take
 from fl.trees import aligned, pack, unpack
 
 
@@ -104,8 +105,8 @@ class Region:
 
 
 class Queue:
-    """Runs of tasks, one per worker and then those of nobody: each takes from the front of its own and, when that is empty, from the
-    tail of the longest other. Kept in a shared file under the file's lock, which the system releases when its holder dies.
+    """Runs of tasks, one per worker and then those of nobody, taken as `runs.take` does. Kept in a shared file under the file's lock,
+    which the system releases when its holder dies.
 
     int64 pairs    (number of what is being worked, runs)  [front, back)  [front, back) ...
     """
@@ -130,18 +131,7 @@ class Queue:
             current, count = self.memory[0].tolist()
             if current != number:
                 return None
-            runs = self.memory[1 : 1 + count].tolist()
-            front, back = runs[me]
-            if front < back:
-                self.memory[1 + me, 0] = front + 1
-                return front
-            victim = max(range(len(runs)), key=lambda w: runs[w][1] - runs[w][0])
-            front, back = runs[victim]
-            if front == back or not steal:
-                return None
-            front += (back - front) // 2  # the longer half
-            self.memory[1 + victim, 1], self.memory[1 + me] = front, (front + 1, back)
-            return front
+            return take(self.memory[1 : 1 + count], me, steal)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

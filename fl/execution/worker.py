@@ -39,7 +39,7 @@ from fl.execution.process import settle
 from fl.messages import Broadcast, Update
 from fl.nn import looks_at_batch
 from fl.params import Initial
-from fl.reduction import Fold, Meta, Reduction
+from fl.reduction import Fold, Meta, Product, Reduction, WeightedMean
 from fl.storage.segments import Segments
 from fl.tracking.profile import span
 from fl.transform import Transform, TransformContext
@@ -366,6 +366,9 @@ class InProgress:
         self.columns, self.errors, self.seconds = Columns(), [], 0.0
         # whether updates can be added up on the device, without a codec or a rule that the CPU works
         self.added_there = isinstance(self.job.up, Identity) and not self.job.transforms and dispatch.reduction.linear
+        parts = dispatch.reduction.parts if isinstance(dispatch.reduction, Product) else {}
+        alone = parts.get("model") if self.added_there and len(parts) == 1 else None
+        self.mean = alone if isinstance(alone, WeightedMean) else None
         self.device = self.job.device
         self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
         stage = self.job.stages[dispatch.stage]
@@ -496,10 +499,19 @@ class InProgress:
         for careful in (False, True):
             self.stage = d.work
             with span("compute", d.work), self.device.computing():
-                update, states = batched.train(self.job.algorithm, chunk, BACKENDS[d.plan.kind])
-            states = self.device.fetch(states)
-            if self.deliver(positions, update, self.received, before, True, careful, keep):
+                factors = None if careful else self.factors(sizes)
+                update, states = batched.train(self.job.algorithm, chunk, BACKENDS[d.plan.kind], factors)
+            if factors is not None and not update.groups["model"].batch:
+                delivered = self.deliver_sum(positions, update, factors)
+            else:
+                states = self.device.fetch(states)
+                delivered = self.deliver(positions, update, self.received, before, True, careful, keep)
+            if delivered:
                 break
+
+    def factors(self, sizes: np.ndarray) -> Tensor | None:
+        """(C,): what clients with so many samples count, if nothing happens to their updates but that they are added up."""
+        return self.mean.factors(Meta(0, torch.from_numpy(sizes))) if self.mean else None
 
     def _append_all(self, before: list[Tree], states: Tree, memory: Mapping[str, Memory]) -> np.ndarray:
         """Write what clients that trained together keep, at once if they keep the same things; the locations."""
@@ -617,6 +629,19 @@ class InProgress:
         with span("reduce", "update"):
             return self.arrive(positions, replace(update, groups=arrived), counted, stacked, careful)
 
+    def deliver_sum(self, positions: np.ndarray, update: Update, factors: Tensor) -> bool:
+        """`deliver` for clients whose updates were added up as they were trained."""
+        with span("encode", "update"):
+            counted = transmit(self.job.up, update.groups["model"])[1]
+        with span("reduce", "update"):
+            if not _finite(update.groups):
+                return False
+            count = len(positions)
+            node = {"model": (update.groups["model"], self.fold.summed(factors))}
+            self.fold.add_stacked(int(positions[0]), count, node)
+            self.account(positions, update, {"model": counted}, np.zeros(len(positions), bool))
+        return True
+
     def memory_name(self, group: str) -> str:
         return f"{self.dispatch.work}/{group}"
 
@@ -676,6 +701,11 @@ class InProgress:
             if bad.any() and job.on_error == "raise":
                 raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
             self._add_rows(positions, decoded, replace(meta, owned=update.owned and not stacked), bad, stacked)
+        self.account(positions, update, counted, bad)
+        return True
+
+    def account(self, positions: np.ndarray, update: Update, counted: Mapping[str, Sizes], bad: np.ndarray) -> None:
+        """The columns of updates, but for the `bad` (C,), which are dropped."""
         for name, sizes in counted.items():
             self.count("up", name, positions, sizes)
         columns = {f"metric/{name}": _array(value) for name, value in update.metrics.items()}
@@ -685,7 +715,6 @@ class InProgress:
         else:
             self.columns.add(positions, columns)
         self.columns.add(positions, {"num_examples": _array(update.num_examples), "dropped": bad})
-        return True
 
     def _transform_context(self, positions: np.ndarray, update: Update, stacked: bool) -> TransformContext:
         job, d = self.job, self.dispatch

@@ -56,7 +56,9 @@ class Progress:
             self.lines.clear()
             self.rounds, self.every = value.rounds, value.every
             self._resumed(value)
-            self.status = f"{value.headline}\nstarting workers"
+            compiles = value.assembly.plan.kind == "compiled"
+            first = "; the first on a machine compile training for half a minute" if compiles else ""
+            self.status = f"{value.headline}\nstarting workers{first}"
             if not self.live:
                 print(self.status, file=self.stream, flush=True)
         if event == "ready":

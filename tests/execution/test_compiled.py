@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
@@ -24,6 +26,7 @@ from fl.execution.executor import Serial
 from fl.nn import Dropout
 from fl.optimiser import SGD
 from fl.params import Initial, module_params
+from fl.reduction import Fold, Sum
 from fl.tasks.supervised import Classification, Regression
 
 SEED, ROUND, PARTICIPATION = 5, 1, 4
@@ -85,13 +88,13 @@ def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, 
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
 
-# layers below and above `native.SMALL` weights, widths that fill a vector and that do not
+# widths that fill vectors and that do not, more and fewer outputs than a batch has samples, lines of more than `native.COLUMNS`
 NETS = {
     "softmax": net(60, 10),
     "one input, two classes": net(1, 2),
-    "small layers": net(12, 16, 7, 4, activation=nn.Tanh),
-    "large layers": net(50, 80, 50, 3),
-    "large and small": net(70, 40, 20, 5, activation=nn.Sigmoid),
+    "narrow": net(12, 16, 7, 4, activation=nn.Tanh),
+    "wide": net(300, 80, 50, 3),
+    "wide inside": net(70, 40, 290, 5, activation=nn.Sigmoid),
     "without bias": net(33, 65, 9, bias=False),
 }
 LENGTHS = {
@@ -115,6 +118,34 @@ def test_it_is_plain_torch_training(name, length, task):
         assert float(update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [*range(1, 9), 100, 128])
+def test_a_sum_has_the_bits_of_the_tree(count):
+    """Updates added up as they are trained, and trained, weighted and folded one by one."""
+    module, draw = net(33, 9, 4), np.random.default_rng(count)
+    which = draw.integers(0, len(CLIENTS), count)
+    given = replace(chunk(module), clients=CLIENTS[which], sizes=SIZES[which], states=[None] * count)
+    given = replace(given, starts=draw.integers(0, 100, count))
+    algorithm, factors = clients.sgd.LocalSGD(lr=LR, batch=7), torch.from_numpy(draw.random(count) * 1000)
+    apart, _ = batched.train(algorithm, given, Compiled)
+    at_once, _ = batched.train(algorithm, given, Compiled, factors)
+    fold = Fold(Sum(), count)
+    for c in range(count):
+        fold.add(0, c, apart.groups["model"].row(c) * float(factors[c].float()))
+    assert torch.equal(at_once.groups["model"].buffers[0], fold.finish().buffers[0])
+    assert at_once.num_examples.tolist() == given.sizes.tolist() and torch.equal(
+        at_once.metrics["loss"], apart.metrics["loss"]
+    )
+
+
+def test_what_a_chunk_leaves_behind_is_not_seen_by_the_next():
+    """Numbers that are not finite stay in the thread's memory; other shapes lie elsewhere in it."""
+    algorithm, module = clients.sgd.LocalSGD(lr=LR, batch=20), net(33, 9, 4)
+    before, _ = batched.train(algorithm, chunk(module), Compiled)
+    batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
+    after, _ = batched.train(algorithm, chunk(module), Compiled)
+    assert torch.equal(before.groups["model"].buffers[0], after.groups["model"].buffers[0])
+
+
 def test_what_pads_an_update_is_zero():
     module = net(33, 65, 9)
     update, _ = batched.train(clients.sgd.LocalSGD(lr=LR), chunk(module), Compiled)
@@ -133,7 +164,7 @@ def test_shuffles_are_those_of_random(n):
     assert_array_equal(order[:n], np.arange(n))
 
 
-@pytest.mark.parametrize("name", ["softmax", "large layers"])
+@pytest.mark.parametrize("name", ["softmax", "wide"])
 def test_company_changes_no_bits(name):
     """Of a client's update, whoever trains in its chunk."""
     algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
@@ -149,12 +180,13 @@ import numpy as np
 from fl.execution import native
 draw = np.random.default_rng(0)
 bits = []
-for shapes in ([(60, 10, 0, 608, 0)], [(50, 80, 0, 4000, 1), (80, 3, 4080, 4320, 0)]):
+for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
     theta, x, labels = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32), draw.integers(0, 3, 200)
-    sizes, words = np.full(8, 25), np.arange(8).astype(np.uint64)
-    native.descend(theta, np.zeros(8), start, True, x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32),
-        layers, np.full(9, 0.1, np.float32), np.arange(200), sizes * np.arange(8), sizes, np.full(8, 10), np.full(8, 9), words, True)
+    sizes, memory = np.full(8, 25), np.zeros(native.room(shapes, 10, 0), np.float32)
+    native.descend(theta, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64), start, True, x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32),
+        layers, np.full(9, 0.1, np.float32), 10, np.arange(200), sizes * np.arange(8), sizes, np.full(8, 9),
+        np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True, memory)
     bits.append(hashlib.sha256(theta.tobytes()).hexdigest())
 print(bits)
 """
@@ -224,7 +256,7 @@ CONFIG = {
     "client": {"lr": 0.1, "batch": 10, "epochs": 2},
     "cohort": {"size": 21},
     "evaluation": {"every": 2, "clients": 5},
-    "execution": {"executor": "serial", "plan": "compiled", "chunk": 2},
+    "execution": {"executor": "serial", "chunk": 2},
 }
 
 
@@ -232,9 +264,14 @@ def run(tmp_path, **changes):
     return fl.run(read(CONFIG, changes), out=tmp_path / str(len([*tmp_path.iterdir()])))
 
 
+def plan(result) -> str:
+    return yaml.safe_load((result.directory / "config.yaml").read_text())["execution"]["plan"]
+
+
 @pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.1}, ["error_feedback", {"name": "qsgd"}]])
 def test_threads_change_no_bits(tmp_path, codec):
     one, *others = (run(tmp_path, **{"execution.workers": k, "codec.up": codec}) for k in (1, 2, 5))
+    assert plan(one) == "compiled"
     for other in others:
         assert other.digest == one.digest and other.ledger.equals(one.ledger)
 
@@ -274,7 +311,8 @@ def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch)
         ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps that are more than w - lr g"),
     ],
 )
-def test_what_is_more_than_plain_is_refused(tmp_path, change, why):
+def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):
+    assert plan(run(tmp_path, **change, rounds=1)) == "stacked"
     with pytest.raises(ConfigError, match=f"plan: 'compiled' is not possible: {why}. Use 'stacked'"):
         run(tmp_path, **change, **{"execution.plan": "compiled"})
 
