@@ -6,8 +6,11 @@ What is more than plain gradient descent on a client's own samples (hooks, momen
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -106,8 +109,16 @@ def scratch(elements: int) -> np.ndarray:
 
 def load() -> ModuleType:
     """The machine code: half a second, and the first time on a machine some twenty, for those who need it."""
-    from fl.execution import native
+    try:
+        from fl.execution import native
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        import numba
 
+        # who may write neither beside the package nor at home compiles for all processes of its own until the machine is cleared
+        numba.config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"fl-machine-code-{os.getuid()}")
+        from fl.execution import native
     return native
 
 

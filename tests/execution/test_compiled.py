@@ -3,10 +3,12 @@
 import copy
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,8 +179,8 @@ def test_company_changes_no_bits(name):
 COMPILE = """
 import hashlib
 import numpy as np
-from fl.execution import native
-draw = np.random.default_rng(0)
+from fl.execution.compiled import load
+native, draw = load(), np.random.default_rng(0)
 bits = []
 for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
@@ -194,16 +196,26 @@ print(bits)
 
 @pytest.mark.slow
 def test_every_process_computes_the_same(tmp_path):
-    """Whoever compiles, and whoever loads what another compiled."""
+    """Who loads what another compiled, and who compiles because it may write neither beside the package nor at home."""
+    for package in ("fl", "clients", "strategies", "partitions", "experiments"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(fl.__file__).parents[1] / package, tmp_path / package, ignore=ignored)
+    (tmp_path / "fl" / "execution" / "__pycache__").touch()  # no folder can be made in its place
+    (tmp_path / "tmp").mkdir()
 
-    def told(seed: int, cache: str) -> str:
-        environment = os.environ | {"PYTHONHASHSEED": str(seed), "NUMBA_CACHE_DIR": str(tmp_path / cache)}
-        done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    def told(seed: int, **places: str) -> str:
+        environment = {n: v for n, v in os.environ.items() if n not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+        environment |= {"PYTHONHASHSEED": str(seed), **places}
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    compiled = told(1, "a")
-    assert told(2, "a") == compiled and told(3, "b") == compiled
+    nowhere = {"HOME": "/dev/null", "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(tmp_path)}
+    compiled = told(1, **nowhere)
+    assert len([*(tmp_path / "tmp").glob(f"fl-machine-code-{os.getuid()}/**/native.descend*.nbc")]) == 1
+    assert told(2, **nowhere) == told(3, PYTHONPATH=str(Path(fl.__file__).parents[1])) == compiled
 
 
 def test_a_label_that_is_no_class():

@@ -1,0 +1,17 @@
+"""Memory that is lent: kept while anybody refers to it, then the next one's."""
+
+import torch
+
+from fl.execution.process import lend
+
+
+def test_memory_goes_to_the_next_when_nobody_refers_to_it():
+    first = lend(12345)
+    first.fill_(1)
+    view, place = first[100:200], first.data_ptr()
+    del first
+    second = lend(12345).fill_(2)  # a view is left of the first
+    assert second.data_ptr() != place and torch.equal(view, torch.ones(100))
+    del view
+    assert lend(12345).data_ptr() == place
+    assert lend(12346).data_ptr() not in (place, second.data_ptr())
