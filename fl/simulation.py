@@ -25,6 +25,7 @@ from fl.config import Config, ConfigError, located, read, resolve
 from fl.data.dataset import tensors
 from fl.evaluation import assess, evaluate, forgetting
 from fl.exchange import Exchanges, Row, by_group, foreseen
+from fl.execution import compiled
 from fl.execution.crew import kept
 from fl.execution.executor import Executor, Serial
 from fl.execution.process import settle
@@ -194,9 +195,10 @@ class Simulation:
         """One line on what runs."""
         config, assembly = self.config, self.assembly
         strategy, client = (getattr(type(p), "registered_as", type(p).__name__) for p in (config.strategy, config.client))
+        first = assembly.plan.kind == "compiled" and not compiled.before()
         return (
             f"{strategy} with client {client}, {assembly.population} clients, {assembly.model.numel} parameters, "
-            f"training {assembly.plan.kind}, in {self.directory}"
+            f"training {assembly.plan.kind}{' (half a minute, the first time)' if first else ''}, in {self.directory}"
         )
 
     @property

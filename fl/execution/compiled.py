@@ -107,6 +107,11 @@ def scratch(elements: int) -> np.ndarray:
     return _memory.tensor.numpy()
 
 
+def before() -> bool:
+    """Whether it has been compiled before, as far as the usual place of it tells."""
+    return any((Path(__file__).parent / "__pycache__").glob("native.descend*.nbi"))
+
+
 def load() -> ModuleType:
     """The machine code: half a second, and the first time on a machine some twenty, for those who need it."""
     try:

@@ -84,7 +84,7 @@ class Serial:
 
     def __init__(self, threads: int | None = None):
         self.threads = threads or torch.multiprocessing.cpu_count()
-        self.pool = ThreadPoolExecutor(self.threads, "fl-worker")
+        self.pool = ThreadPoolExecutor(max(self.threads - 1, 1), "fl-worker")  # beside this one
         self.crew: list[tuple[Worker, int]] = []  # each with its writer's number
 
     def prepare(self) -> None:
@@ -102,12 +102,20 @@ class Serial:
         if several <= 1:
             return order.gather([self._part(0, order, [(0, order.tasks)])])
         runs = Runs(order.costs(), several)
-        parts = [self.pool.submit(in_turn()(self._part), k, order, runs.tasks(k)) for k in range(several)]
+
+        def part(k: int) -> Any:
+            try:
+                with in_turn():
+                    return self._part(k, order, runs.tasks(k))
+            except BaseException:
+                runs.stop()  # the others take no more
+                raise
+
+        others = [self.pool.submit(part, k) for k in range(1, several)]
         try:
-            return order.gather([part.result() for part in parts])
+            return order.gather([part(0), *(other.result() for other in others)])
         finally:
-            runs.stop()  # if one failed
-            wait(parts)
+            wait(others)
 
     def _hire(self) -> None:
         writer = self.states.new_writer()

@@ -56,9 +56,7 @@ class Progress:
             self.lines.clear()
             self.rounds, self.every = value.rounds, value.every
             self._resumed(value)
-            compiles = value.assembly.plan.kind == "compiled"
-            first = "; the first on a machine compile training for half a minute" if compiles else ""
-            self.status = f"{value.headline}\nstarting workers{first}"
+            self.status = f"{value.headline}\nstarting workers"
             if not self.live:
                 print(self.status, file=self.stream, flush=True)
         if event == "ready":
