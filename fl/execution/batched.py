@@ -95,9 +95,9 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type, factors: Tensor
     local = Params(begun.layout, (lend(begun.layout.lengths[0]),)) if summed else begun.layout.empty(len(sizes))
     if whole:
         (phase,) = phases
-        at = At(**vars(given), phase=phase, start=begun)
         steps, loss, seen = backend.whole(chunk, phase, begun, local, not finished, factors if summed else None)
-        travelled = phase.travelled(steps)
+        if finished:
+            at, travelled = At(**vars(given), phase=phase, start=begun), phase.travelled(steps)
     else:
         local.copy_(begun_sorted)
         loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)

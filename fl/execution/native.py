@@ -116,7 +116,7 @@ def _gather(x, rows, width, h):
 
 @_inlined
 def _fetch(x, labels, rows):
-    """Ask memory for samples that are wanted soon, those of the next client: they lie anywhere, and are waited for otherwise."""
+    """Ask memory for samples that are wanted soon, those of the next client: they lie anywhere, and would be waited for."""
     flat, width = x.reshape(-1), x.shape[1]
     for b in range(len(rows)):
         for i in range(rows[b] * width, (rows[b] + 1) * width + PAD - 1, PAD):
@@ -378,6 +378,9 @@ def descend(
     g, below = tape[depth + 1], tape[depth + 2]
     order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
     for c in range(len(sizes)):
+        if c + 2 < len(sizes):
+            for i in range(starts[c + 2], starts[c + 2] + sizes[c + 2], WIDTH):
+                prefetch(rows, i)
         loss, at, epoch, size = 0.0, sizes[c], 0, batch if batch else sizes[c]
         shuffle = _added(word, clients[c])
         for part in address:
