@@ -121,8 +121,11 @@ def load() -> ModuleType:
             raise
         import numba
 
-        # who may write neither beside the package nor at home compiles for all processes of its own until the machine is cleared
-        numba.config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"fl-machine-code-{os.getuid()}")
+        # who may write neither beside the package nor at home compiles for all its processes until the machine is cleared; what
+        # somebody else put there is not run
+        folder = Path(tempfile.gettempdir()) / f"fl-machine-code-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        numba.config.CACHE_DIR = str(folder) if folder.lstat().st_uid == os.getuid() else tempfile.mkdtemp()
         from fl.execution import native
     return native
 
