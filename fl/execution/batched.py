@@ -102,17 +102,17 @@ def train(algorithm: LocalTraining, chunk: Chunk, backend: type, factors: Tensor
         local.copy_(begun_sorted)
         loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
         steps, travelled = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
-    for index, phase in enumerate(() if whole else phases):
-        theta = local.select(phase.trains)
-        start = begun.select(phase.trains) if index == 0 and not begun.batch else theta.clone()
-        at = At(**vars(sorted_given), phase=phase, start=start)
-        taken = phase.num_steps(sorted_.sizes)
-        if taken.any():
-            _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, taken, loss, seen)
-        if theta is not local:
-            local.copy_(theta, names=theta)
-        steps += taken
-        travelled += phase.travelled(taken)
+        for index, phase in enumerate(phases):
+            theta = local.select(phase.trains)
+            start = begun.select(phase.trains) if index == 0 and not begun.batch else theta.clone()
+            at = At(**vars(sorted_given), phase=phase, start=start)
+            taken = phase.num_steps(sorted_.sizes)
+            if taken.any():
+                _run_phase(algorithm, sorted_, phase, index, local, theta, at, backend, taken, loss, seen)
+            if theta is not local:
+                local.copy_(theta, names=theta)
+            steps += taken
+            travelled += phase.travelled(taken)
 
     if moved:
         order = np.argsort(by_length)
