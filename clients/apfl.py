@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from clients.personal import Personal, Steps
-from fl.client import Reply
-from fl.messages import Update
-from fl.params import Params, dot
+from fl.method.client import Reply
+from fl.method.messages import Update
 from fl.registry import register
+from fl.tensors.params import Params, dot
 
 
 def mixture(alpha: float, own: Params, shared: Params) -> Params:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from fl.client import LocalTraining, Reply
+from fl.method.client import LocalTraining, Reply
 from fl.registry import register
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clients.personal import Personal, Steps
-from fl import random
-from fl.client import Reply
-from fl.nn import head_names
-from fl.params import Params, elementwise, match
+from fl.method.client import Reply
+from fl.models.nn import head_names
 from fl.registry import register
+from fl.tensors import random
+from fl.tensors.params import Params, elementwise, match
 
 
 def towards(own: Params, received: Params, weights: Params) -> Params:

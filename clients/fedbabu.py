@@ -14,8 +14,8 @@ from typing import Literal
 
 from clients.partial import shared
 from clients.sgd import LocalSGD
-from fl.client import LocalTraining
-from fl.optimiser import Schedule
+from fl.method.client import LocalTraining
+from fl.method.optimiser import LRSchedule
 from fl.registry import register
 
 
@@ -24,7 +24,7 @@ from fl.registry import register
 class FedBABU(LocalTraining):
     tune: Literal["all", "head", "body"] = "all"
     tune_epochs: int = 5
-    tune_lr: float | Schedule | None = None
+    tune_lr: float | LRSchedule | None = None
 
     def __post_init__(self):
         super().__post_init__()

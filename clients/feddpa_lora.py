@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from clients.lora import LoRA
-from fl import adapter
-from fl.client import Reply
-from fl.params import Params, join
+from fl.method.client import Reply
+from fl.models import adapter
 from fl.registry import register
+from fl.tensors.params import Params, join
 
 
 @register("client", "feddpa_lora")
@@ -45,7 +45,11 @@ class FedDPALoRA(LoRA):
         for layer, (a, b) in pairs.items():
             share = self.weight * adapter.scale(ctx.module, layer)
             increments[f"{layer}.W"] = adapter.product(received[a], received[b], share)
-        own = initial.trained.select([name for pair in pairs.values() for name in pair]) if ctx.state is None else ctx.state
+        own = (
+            initial.trained.select([name for pair in pairs.values() for name in pair])
+            if ctx.state is None
+            else ctx.state
+        )
         trained = initial.trained.replace({name: received[name] for name in initial.trained})
         begun = replace(initial, trained=trained, frozen=adapter.folded(initial.frozen, [Params.of(increments)]))
         return replace(ctx, received={"model": own}, state=None, initial=begun)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.client import LocalTraining
-from fl.params import zeros_like
+from fl.method.client import LocalTraining
 from fl.registry import register
+from fl.tensors.params import zeros_like
 
 
 @register("client", "feddyn")

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl.client import ClientContext, LocalTraining, Reply
-from fl.messages import Update
-from fl.params import Params, zeros_like
+from fl.method.client import ClientContext, LocalTraining, Reply
+from fl.method.messages import Update
 from fl.registry import register
+from fl.tensors.params import Params, zeros_like
 
 ELEMENTS = 1 << 22  # of the gradients that are held at once
 

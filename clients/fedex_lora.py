@@ -2,7 +2,7 @@
 
     W <- W0 + received increments;    (A, B, head) <- local steps from what was received;    send local minus received
 
-Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432. An increment is dense or a product of factors (`fl.adapter.folded`).
+Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432. An increment is dense or a product of factors (`fl.models.adapter.folded`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from clients.lora import LoRA
-from fl import adapter
+from fl.models import adapter
 from fl.registry import register
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.fot import FOT
-from fl import subspace
 from fl.registry import register
+from fl.tensors import subspace
 
 
 @register("client", "fedgpm")
@@ -18,4 +18,6 @@ from fl.registry import register
 class FedGPM(FOT):
     def gradient(self, grad, params, at):
         memory = at.received.get("basis", {})
-        return grad.replace({n: subspace.project(grad[n], u) for n, u in memory.items() if n in grad}) if memory else grad
+        return (
+            grad.replace({n: subspace.project(grad[n], u) for n, u in memory.items() if n in grad}) if memory else grad
+        )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl.client import LocalTraining, View
+from fl.method.client import LocalTraining, View
 from fl.registry import register
 
 BLOCK = 256  # samples per forward pass of the teacher

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from clients.fedprox import FedProx
-from fl.optimiser import SGD, Schedule
+from fl.method.optimiser import SGD, LRSchedule
 from fl.registry import register
 
 
@@ -44,13 +44,13 @@ class FedNova(FedProx):
         if not isinstance(self.optimiser, SGD):
             name = type(self.optimiser).registered_as
             raise ValueError(f"optimiser: {name!r} rescales gradients, so that steps cannot be normalised; use 'sgd'")
-        if isinstance(self.lr, Schedule) and self.lr.by == "step":
+        if isinstance(self.lr, LRSchedule) and self.lr.by == "step":
             raise ValueError("lr: a schedule by step has no one rate to normalise steps by; schedule it by round")
 
     def finish(self, end):
         steps = torch.as_tensor(end.steps)
         most = int(steps.max())
-        lr = float(torch.as_tensor(end.travelled).max()) / most if most else 0.0
+        lr = float(torch.as_tensor(end.lr_sum).max()) / most if most else 0.0
         sgd = self.optimiser
         ways = effective_steps(most, sgd.momentum, sgd.nesterov, lr * self.mu)
         own = torch.tensor(ways, dtype=torch.float64)[steps].float()

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from clients.local import Local
 from clients.measure import representations, tapped
-from fl.client import Reply
-from fl.messages import Table
+from fl.method.client import Reply
 from fl.registry import register
+from fl.tensors.sparse import Table
 
 
 def class_means(z: Tensor, y: Tensor) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from clients.partial import Partial, shared
-from fl.optimiser import Schedule
+from fl.method.optimiser import LRSchedule
 from fl.registry import register
 
 
@@ -18,7 +18,7 @@ from fl.registry import register
 @dataclass(frozen=True, kw_only=True)
 class FedRep(Partial):
     head_epochs: int = 10
-    head_lr: float | Schedule | None = None
+    head_lr: float | LRSchedule | None = None
 
     def __post_init__(self):
         super().__post_init__()

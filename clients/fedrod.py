@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.personal import Personal, Steps
-from fl.client import Reply
-from fl.messages import Update
-from fl.nn import head_names
-from fl.params import Params
+from fl.method.client import Reply
+from fl.method.messages import Update
+from fl.models.nn import head_names
 from fl.registry import register
+from fl.tensors.params import Params
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:

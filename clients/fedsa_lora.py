@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.client import LocalTraining
-from fl.params import join
+from fl.method.client import LocalTraining
 from fl.registry import register
+from fl.tensors.params import join
 
 
 @register("client", "fedsa_lora")
@@ -30,4 +30,6 @@ class FedSALoRA(LocalTraining):
         return join(*given.received.values(), given.state)
 
     def finish(self, end):
-        return {group: end.delta.select(received) for group, received in end.received.items()}, end.params.select(end.state)
+        return {group: end.delta.select(received) for group, received in end.received.items()}, end.params.select(
+            end.state
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.lora import LoRA
-from fl import adapter
+from fl.models import adapter
 from fl.registry import register
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl.client import LocalTraining
 from fl.communication.codecs.top_k import keep_largest
-from fl.messages import Sparse
-from fl.params import Layout, Params
+from fl.method.client import LocalTraining
 from fl.registry import register
+from fl.tensors.params import Layout, Params
+from fl.tensors.sparse import Sparse
 
 
 def whole(value: Sparse | Params, layout: Layout) -> Params:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from clients.flasc import FLASC
-from fl.messages import Sparse
-from fl.params import Params
 from fl.registry import register
+from fl.tensors.params import Params
+from fl.tensors.sparse import Sparse
 
 
 @register("client", "flasc_fixed")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.fedex_lora import FedExLoRA
-from fl import adapter
+from fl.models import adapter
 from fl.registry import register
 
 

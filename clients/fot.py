@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fl import subspace
-from fl.client import ClientContext, LocalTraining, Reply
-from fl.messages import Update
-from fl.params import Params
+from fl.method.client import ClientContext, LocalTraining, Reply
+from fl.method.messages import Update
 from fl.registry import register
+from fl.tensors import subspace
+from fl.tensors.params import Params
 
 BLOCK = 128  # samples whose inputs are held at once
 

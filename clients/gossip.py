@@ -17,12 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fl.client import Given, LocalTraining
-from fl.params import Params
+from fl.method.client import LocalTraining, TrainingInputs
 from fl.registry import register
+from fl.tensors.params import Params
 
 
-def mixed(given: Given) -> Params:
+def mixed(given: TrainingInputs) -> Params:
     """m_i: of models that are all alike the same to the bit."""
     model, own = given.state.clone(), given.state
     for weight, other in zip(given.config["weights"], given.received["neighbours"]):

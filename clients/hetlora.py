@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from clients.lora import LoRA
-from fl import adapter
+from fl.models import adapter
 from fl.registry import register
 
 

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 
 from clients.measure import mean_loss
-from fl.client import LocalTraining, Reply
-from fl.messages import Table
-from fl.params import Params
+from fl.method.client import LocalTraining, Reply
 from fl.registry import register
+from fl.tensors.params import Params
+from fl.tensors.sparse import Table
 
 
 @register("client", "ifca")

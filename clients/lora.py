@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl import adapter
-from fl.client import LocalTraining
-from fl.params import join
+from fl.method.client import LocalTraining
+from fl.models import adapter
 from fl.registry import register
+from fl.tensors.params import join
 
 
 @register("client", "lora")
@@ -27,7 +27,9 @@ class LoRA(LocalTraining):
 
     def start(self, given):
         initial = given.initial.trained
-        received = [group.select(own) for group in given.received.values() if (own := [n for n in group if n in initial])]
+        received = [
+            group.select(own) for group in given.received.values() if (own := [n for n in group if n in initial])
+        ]
         return adapter.resized(join(*received), adapter.shapes(initial))
 
     def finish(self, end):

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from fl.client import ClientAlgorithm, Reply
-from fl.messages import Update
+from fl.method.client import ClientAlgorithm, Reply
+from fl.method.messages import Update
 from fl.registry import register
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fl.client import ClientContext
-from fl.params import Params
-from fl.task import Batch
+from fl.method.client import ClientContext
+from fl.tasks.task import Batch
+from fl.tensors.params import Params
 
 BLOCK = 1024  # samples per forward pass
 

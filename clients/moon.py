@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.measure import representations, tapped
-from fl.client import LocalTraining, View
+from fl.method.client import LocalTraining, View
 from fl.registry import register
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fl.client import LocalTraining
-from fl.params import join
+from fl.method.client import LocalTraining
 from fl.registry import register
+from fl.tensors.params import join
 
 
 @register("client", "partial")

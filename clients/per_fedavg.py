@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clients.personal import Personal, Steps
-from fl.client import Reply
-from fl.messages import Update
-from fl.params import Params, zeros_like
+from fl.method.client import Reply
+from fl.method.messages import Update
 from fl.registry import register
+from fl.tensors.params import Params, zeros_like
 
 BLOCK = 256  # samples per forward pass of the step before predicting
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.client import ClientContext, LocalTraining, Phase
-from fl.execution import loop
-from fl.nn import Noise
-from fl.params import Params, bind, zeros_like
-from fl.task import Batch
+from fl.execution.training import loop
+from fl.method.client import ClientContext, LocalTraining, Phase
+from fl.models.binding import bind
+from fl.models.nn import DropoutMasks
+from fl.tasks.task import Batch
+from fl.tensors.params import Params, zeros_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Steps:
     def __init__(self, algorithm: LocalTraining, ctx: ClientContext):
         self.ctx, self.phase = ctx, algorithm.phases(ctx.round, ctx.rounds)[0]
         self.total, self.seen = torch.zeros((), dtype=torch.float64), 0
-        noise = Noise(ctx.module, ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
+        noise = DropoutMasks(ctx.module, ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
         self.noise = noise if noise and noise.layers else None
         self.source = ctx.generator("dropout/0")
 

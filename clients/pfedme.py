@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.personal import Personal, Steps
-from fl.client import Reply
-from fl.messages import Update
-from fl.optimiser import Schedule
-from fl.params import Params
+from fl.method.client import Reply
+from fl.method.messages import Update
+from fl.method.optimiser import LRSchedule
 from fl.registry import register
+from fl.tensors.params import Params
 
 
 def envelope_step(w: Params, theta: Params, eta: float, lam: float) -> Params:
@@ -30,7 +30,7 @@ class PFedMe(Personal):
     lam: float = 15.0
     inner_steps: int = 5
     inner_lr: float = 0.01
-    lr: float | Schedule = 0.005
+    lr: float | LRSchedule = 0.005
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 
 from clients.measure import mean_loss
-from fl.client import LocalTraining, Reply
-from fl.params import dot
+from fl.method.client import LocalTraining, Reply
 from fl.registry import register
+from fl.tensors.params import dot
 
 
 def weight(loss: float, q: float) -> float:

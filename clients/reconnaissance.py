@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl.client import ClientAlgorithm, Reply
-from fl.messages import Update
-from fl.prototypes import embed, merge, nearest, prototypes
+from fl.method.client import ClientAlgorithm, Reply
+from fl.method.messages import Update
 from fl.registry import register
+from fl.tensors.prototypes import embed, merge, nearest, prototypes
 
 
 @register("client", "reconnaissance")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fl import random
-from fl.client import ClientContext, LocalTraining, Reply, View
+from fl.method.client import ClientContext, LocalTraining, Reply, View
 from fl.registry import register
+from fl.tensors import random
 
 
 @register("client", "reptile")

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.lora import LoRA
-from fl.params import join
 from fl.registry import register
+from fl.tensors.params import join
 
 HALVES = ("B", "A")
 

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fl.client import LocalTraining
-from fl.params import zeros_like
+from fl.method.client import LocalTraining
 from fl.registry import register
+from fl.tensors.params import zeros_like
 
 
 @register("client", "scaffold")
@@ -43,7 +43,7 @@ class Scaffold(LocalTraining):
         if self.option == 1:
             change = end.full_gradient(end.received["model"]) - end.state
         else:
-            travelled = torch.as_tensor(end.travelled)
-            rate = torch.where(travelled > 0, 1 / travelled, 0.0)
-            change = (-end.delta * rate - end.received["control"]) * (travelled > 0)
+            lr_sum = torch.as_tensor(end.lr_sum)
+            rate = torch.where(lr_sum > 0, 1 / lr_sum, 0.0)
+            change = (-end.delta * rate - end.received["control"]) * (lr_sum > 0)
         return {"model": end.delta, "control": change}, end.state + change

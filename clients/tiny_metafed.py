@@ -16,12 +16,12 @@ from typing import ClassVar
 
 from clients.sgd import LocalSGD
 from clients.tiny_reptile import TinyReptile
-from fl import random
-from fl.client import ClientContext, Reply, View
 from fl.communication.codecs.top_k import keep_largest
-from fl.messages import Update
-from fl.params import Params, join
+from fl.method.client import ClientContext, Reply, View
+from fl.method.messages import Update
 from fl.registry import register
+from fl.tensors import random
+from fl.tensors.params import Params, join
 
 
 @register("client", "tiny_metafed")
@@ -53,7 +53,8 @@ class TinyMetaFed(TinyReptile):
         trainer = LocalSGD(batch="full", steps=self.rebuild_steps, lr=lr, clip=self.clip, trains=local)
         few = View(ctx.train.arrays, ctx.train.rows[: self.rebuild])
         return (
-            model + trainer.work("train", replace(ctx, received={"model": model}, train=few), None).update.groups["model"]
+            model
+            + trainer.work("train", replace(ctx, received={"model": model}, train=few), None).update.groups["model"]
         )
 
     def work(self, name, ctx, carry):

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl.report.compare import markdown, matrix, table
-from fl.sweep import Sweep
+from fl.tools.sweep import Sweep
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialResult:
     """One sweep: `metric` against MB up; of a task stream, the accuracy matrices of `matrices`, first seed."""
 
     title: str
@@ -33,46 +33,46 @@ class Part:
 
 
 PARTS = [
-    Part(
+    PartialResult(
         "Prototype averaging: Federated Reconnaissance on Omniglot",
         "reconnaissance/omniglot.sweep.yaml",
         "eval/accuracy",
         "Five clients meet 100 new characters, class by class; accuracy over all characters met so far.",
     ),
-    Part(
+    PartialResult(
         "Orthogonal updates: FOT on permuted digits",
         "fot/permuted_digits.sweep.yaml",
         "stream/acc",
         "Four tasks; ACC is the mean accuracy over all tasks after the last, FGT what was lost since each was known best.",
         ("FedAvg", "FOT"),
     ),
-    Part(
+    PartialResult(
         "Orthogonal updates: FOT on permuted MNIST",
         "fot/permuted_mnist.sweep.yaml",
         "stream/acc",
         "Ten tasks.",
         ("FedAvg", "FOT"),
     ),
-    Part(
+    PartialResult(
         "Orthogonal updates: FOT on split MNIST, one shared head",
         "fot/split_mnist.sweep.yaml",
         "stream/acc",
         "Five tasks of two digits.",
         ("FedAvg", "FOT"),
     ),
-    Part(
+    PartialResult(
         "LoRA-A sharing: FedSA-LoRA on relabelled digits",
         "fedsa_lora/digits.sweep.yaml",
         "clients/accuracy_weighted",
         "Twenty clients, each of which calls five classes by other names; every client's own test rows.",
     ),
-    Part(
+    PartialResult(
         "LoRA-A sharing: FedSA-LoRA on SST-2 with MiniLM",
         "fedsa_lora/sst2.sweep.yaml",
         "clients/accuracy_weighted",
         "Ten clients with Dirichlet(0.5) label skew; every client's own test rows.",
     ),
-    Part(
+    PartialResult(
         "LoRA-A sharing: FedSA-LoRA on AG News with MiniLM",
         "fedsa_lora/ag_news.sweep.yaml",
         "clients/accuracy_weighted",
@@ -85,7 +85,7 @@ Made by `python -m experiments.headline OUT` from run directories; each experime
 """
 
 
-def section(part: Part, out: Path, jobs: int) -> str:
+def section(part: PartialResult, out: Path, jobs: int) -> str:
     """The part's table and plots, from its runs."""
     from fl.report.plots import curves, heatmap
 
@@ -100,7 +100,9 @@ def section(part: Part, out: Path, jobs: int) -> str:
     if part.matrices:
         runs = {path.name: path for path in (out / part.name).iterdir() if path.is_dir()}
         shown = [(name, next(p for n, p in runs.items() if n.split(",")[0] == name)) for name in part.matrices]
-        heatmap([(name, matrix(path / f"s{sweep.numbers[0]}")) for name, path in shown], plots / f"{part.name}-matrix.png")
+        heatmap(
+            [(name, matrix(path / f"s{sweep.numbers[0]}")) for name, path in shown], plots / f"{part.name}-matrix.png"
+        )
         lines += [f"![accuracy on every task after every task](headline/{part.name}-matrix.png)"]
     return "\n\n".join(lines) + "\n"
 

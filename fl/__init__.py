@@ -14,16 +14,16 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _HOMES = {
-    "run": "fl.simulation",
-    "resume": "fl.simulation",
-    "Result": "fl.simulation",
-    "Params": "fl.params",
-    "Broadcast": "fl.messages",
-    "Update": "fl.messages",
-    "Strategy": "fl.strategy",
-    "Exchange": "fl.strategy",
-    "ClientAlgorithm": "fl.client",
-    "LocalTraining": "fl.client",
+    "run": "fl.simulation.simulation",
+    "resume": "fl.simulation.simulation",
+    "Result": "fl.simulation.simulation",
+    "Params": "fl.tensors.params",
+    "Broadcast": "fl.method.messages",
+    "Update": "fl.method.messages",
+    "Strategy": "fl.method.strategy",
+    "Exchange": "fl.method.strategy",
+    "ClientAlgorithm": "fl.method.client",
+    "LocalTraining": "fl.method.client",
     "register": "fl.registry",
 }
 
@@ -43,7 +43,9 @@ def _check_siblings() -> None:
     for name in ("strategies", "clients", "partitions", "experiments"):
         spec = importlib.util.find_spec(name)
         if spec is None:
-            raise ImportError(f"fl needs its own package {name!r} beside it in {root}, and there is none: install fl again")
+            raise ImportError(
+                f"fl needs its own package {name!r} beside it in {root}, and there is none: install fl again"
+            )
         place = next(iter(spec.submodule_search_locations or [spec.origin]))
         if Path(place).resolve() != root / name:
             raise ImportError(

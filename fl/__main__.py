@@ -1,5 +1,5 @@
 """`python -m fl` is the command `fl`."""
 
-from fl.cli import main
+from fl.cli.app import main
 
 main()

@@ -16,31 +16,29 @@ import types
 from pathlib import Path
 from typing import Any
 
+from fl.errors import UnknownName
+
 PACKAGES = {
     "strategy": ("strategies",),
     "client": ("clients",),
     "partition": ("partitions",),
     "stream": ("partitions",),
     "shift": ("partitions",),
-    "adapter": ("fl.adapters",),
-    "data": ("fl.data",),
-    "augment": ("fl.augment",),
-    "model": ("fl.models",),
+    "adapter": ("fl.models.adapters",),
+    "data": ("fl.data.sets",),
+    "augment": ("fl.data.augment",),
+    "model": ("fl.models.architectures",),
     "task": ("fl.tasks",),
     "codec": ("fl.communication.codecs",),
     "transform": ("fl.privacy",),
-    "sampler": ("fl.sampler",),
-    "optimiser": ("fl.optimiser",),
+    "sampler": ("fl.method.sampler",),
+    "optimiser": ("fl.method.optimiser",),
     "devices": ("fl.system.devices",),
     "availability": ("fl.system.availability",),
-    "schedule": ("fl.system.rounds", "fl.system.events"),
+    "server": ("fl.system.rounds", "fl.system.events"),
 }
 
 _parts: dict[tuple[str, str], Any] = {}
-
-
-class UnknownName(ValueError):
-    """A name that no registered part has."""
 
 
 def register(kind: str, *names: str):

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fl import random
 from fl.data.dataset import Arrays
 from fl.data.partition import Partition, owners
 from fl.data.stream import Scenario, Stage, Stream
 from fl.registry import register
-from fl.task import Batch, Metric, Task
+from fl.tasks.task import Batch, Metric, Task
+from fl.tensors import random
 
 
 def class_order(classes: int, order: str, seed: int = 0) -> np.ndarray:

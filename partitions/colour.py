@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, owners, shifted
 from fl.registry import register
+from fl.tensors import random
 
 
 def factors(clients: int, spread: float, purpose: str, seed: int = 0, channels: int = 1) -> np.ndarray:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, by_hash, coded, grouped
 from fl.registry import register
+from fl.tensors import random
 from partitions.inner_dirichlet import inner_dirichlet
 
 
@@ -31,7 +31,9 @@ def dirichlet(
     if clients < 1:
         raise ValueError(f"clients: {clients} is not positive")
     if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha: {alpha} is not positive{' and finite; for equal shares take iid' if alpha > 0 else ''}")
+        raise ValueError(
+            f"alpha: {alpha} is not positive{' and finite; for equal shares take iid' if alpha > 0 else ''}"
+        )
     if min_size < 0:
         raise ValueError(f"min_size: {min_size} is negative")
     if clients * min_size > rows:

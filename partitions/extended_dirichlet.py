@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, by_hash, coded, dealt
 from fl.registry import register
+from fl.tensors import random
 from partitions.dirichlet import proportions
 
 
@@ -40,7 +40,11 @@ def extended_dirichlet(
         raise ValueError(f"alpha: {alpha} is not positive{' and finite; take pathological' if alpha > 0 else ''}")
     if min_size < 0:
         raise ValueError(f"min_size: {min_size} is negative")
-    held, supply, least = covering(clients, len(names), classes, seed), np.bincount(codes), max(1, -(-min_size // classes))
+    held, supply, least = (
+        covering(clients, len(names), classes, seed),
+        np.bincount(codes),
+        max(1, -(-min_size // classes)),
+    )
     if (held.sum(0) * least > supply).any():
         k = int((held.sum(0) * least - supply).argmax())
         raise ValueError(

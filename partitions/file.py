@@ -64,7 +64,9 @@ def from_named(arrays: Mapping[str, Any]) -> Partition:
         return from_lists(arrays["train"], arrays.get("test"))
     if {"indices", "offsets"} <= names:
         indices, offsets = (np.asarray(arrays[name]).astype(np.int64) for name in ("indices", "offsets"))
-        return Partition(indices, offsets, test=np.asarray(arrays["test"]).astype(np.int64) if "test" in names else None)
+        return Partition(
+            indices, offsets, test=np.asarray(arrays["test"]).astype(np.int64) if "test" in names else None
+        )
     raise ValueError(f"path: the file has {sorted(names)}; it needs {FORMS}")
 
 

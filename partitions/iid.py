@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, by_hash
 from fl.registry import register
+from fl.tensors import random
 
 
 def iid(rows: int, clients: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

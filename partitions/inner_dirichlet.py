@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, by_hash, coded, dealt
 from fl.registry import register
+from fl.tensors import random
 
 
 def inner_dirichlet(
@@ -31,7 +31,9 @@ def inner_dirichlet(
     if not len(sizes) or sizes.ndim != 1 or sizes.min() < 0:
         raise ValueError(f"sizes: {sizes.tolist()[:5]} are not numbers of rows, one per client")
     if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha: {alpha} is not positive{' and finite; for equal shares take iid' if alpha > 0 else ''}")
+        raise ValueError(
+            f"alpha: {alpha} is not positive{' and finite; for equal shares take iid' if alpha > 0 else ''}"
+        )
     if sizes.sum() > len(labels):
         raise ValueError(f"sizes: {sizes.sum()} rows in all, of {len(labels)} that there are; make them smaller")
     classes, codes = coded(labels)

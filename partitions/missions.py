@@ -18,10 +18,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl import random
 from fl.data.partition import Partition, by_hash, grouped
 from fl.data.stream import Scenario, Stage, Stream
 from fl.registry import register
+from fl.tensors import random
 
 
 def pool(y: np.ndarray, samples: int, seed: int) -> list[np.ndarray]:

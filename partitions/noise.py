@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, owners, shifted
 from fl.registry import register
+from fl.tensors import random
 
 
 def deviations(clients: int, level: float, random_order: bool = False, seed: int = 0) -> np.ndarray:
@@ -26,7 +26,7 @@ def deviations(clients: int, level: float, random_order: bool = False, seed: int
 
 @register("shift", "noise")
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class FeatureNoise:
     """Gaussian noise of variance `level` (c + 1) / N for client c."""
 
     level: float = 0.1

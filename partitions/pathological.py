@@ -18,10 +18,10 @@ from typing import Literal
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, coded, dealt
 from fl.registry import register
+from fl.tensors import random
 
 MODES = ("random", "deterministic", "first-deterministic")
 

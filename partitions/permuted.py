@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Arrays, Dataset
 from fl.data.stream import Stage, Stream, split_rows
 from fl.registry import register
+from fl.tensors import random
 
 
 def pixel_orders(features: int, tasks: int, seed: int = 0) -> np.ndarray:

@@ -52,7 +52,11 @@ def pfllib(
 
     halves = [train_test_split(rows, train_size=TRAIN, shuffle=True, random_state=generator) for rows in owners]
     offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in owners])])
-    return np.concatenate([half for pair in halves for half in pair]), offsets, np.array([len(test) for _, test in halves])
+    return (
+        np.concatenate([half for pair in halves for half in pair]),
+        offsets,
+        np.array([len(test) for _, test in halves]),
+    )
 
 
 def _drawn(

@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, apportioned, by_hash
 from fl.registry import register
+from fl.tensors import random
 from partitions.dirichlet import repaired
 
 LAWS = ("lognormal", "power_law")

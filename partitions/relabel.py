@@ -11,17 +11,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, owners
 from fl.registry import register
+from fl.tensors import random
 
 
 def relabelling(clients: int, labels: int, classes: int, seed: int = 0) -> np.ndarray:
     """(clients, labels): what each client calls each class."""
     if not 2 <= classes <= labels:
         raise ValueError(f"classes: {classes} is not in 2..{labels}, the number of classes there are")
-    drawn = np.argsort(random.hash64(seed, "relabel", np.arange(clients)[:, None], np.arange(labels)), axis=1)[:, :classes]
+    drawn = np.argsort(random.hash64(seed, "relabel", np.arange(clients)[:, None], np.arange(labels)), axis=1)[
+        :, :classes
+    ]
     names = np.tile(np.arange(labels), (clients, 1))
     np.put_along_axis(names, drawn, np.roll(drawn, -1, axis=1), axis=1)
     return names

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, owners, shifted
 from fl.registry import register
+from fl.tensors import random
 
 
 def client_angles(clients: int, degrees: float = 45.0, angles: Sequence[float] = (), seed: int = 0) -> np.ndarray:

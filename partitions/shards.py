@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, coded, shuffled_groups
 from fl.registry import register
+from fl.tensors import random
 
 
 def shards(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.params import Params, sqrt, zeros_like
-from fl.strategy import Strategy
+from fl.method.strategy import Strategy
+from fl.tensors.params import Params, sqrt, zeros_like
 
 
 @dataclass(frozen=True)

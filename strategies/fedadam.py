@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.adaptive import Adaptive
 
 
@@ -22,7 +22,9 @@ from strategies.adaptive import Adaptive
 class FedAdam(Adaptive):
     beta2: float = 0.99
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"beta1": 0.0, "beta2": 1.0, "tau": 0.5, "lr": 1.0})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        strategy={"beta1": 0.0, "beta2": 1.0, "tau": 0.5, "lr": 1.0}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.fedavg import FedAvg
 
 
@@ -19,4 +19,6 @@ from strategies.fedavg import FedAvg
 @dataclass(frozen=True, kw_only=True)
 class FedALA(FedAvg):
     client: ClassVar[str] = "fedala"
-    neutral: ClassVar[Neutral] = Neutral({"lr": 1.0, "weights": "examples"}, {"eta": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        {"lr": 1.0, "weights": "examples"}, {"eta": 0.0}, bits=False
+    )

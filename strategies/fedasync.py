@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.params import Params
-from fl.reduction import Meta, Reduction
+from fl.method.reduction import Meta, Reduction
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors.params import Params
 from strategies.staleness import Kind, check, damping
 
 

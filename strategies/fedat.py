@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.params import Params
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Exchange, Neutral, Strategy
+from fl.tensors.params import Params
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def tier_weights(rounds: Sequence[int]) -> list[float]:
 @dataclass(frozen=True, kw_only=True)
 class FedAT(Strategy):
     client: ClassVar[str] = "fedat"
-    neutral: ClassVar[Neutral] = Neutral(client={"mu": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(client={"mu": 0.0}, bits=False)
 
     def averages(self):
         return True

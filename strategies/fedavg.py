@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
 
 
 @register("strategy", "fedavg")
@@ -20,7 +20,7 @@ class FedAvg(Strategy):
     lr: float = 1.0
     weights: Literal["examples", "uniform"] = "examples"
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"lr": 1.0, "weights": "examples"})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"lr": 1.0, "weights": "examples"})
 
     def averages(self):
         return 0 < self.lr <= 1

@@ -10,9 +10,9 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.params import Params, zeros_like
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
+from fl.tensors.params import Params, zeros_like
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FedAvgM(Strategy):
     lr: float = 1.0
     beta: float = 0.9
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"beta": 0.0, "lr": 1.0})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"beta": 0.0, "lr": 1.0})
 
     def __post_init__(self):
         if not 0 <= self.beta < 1:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.partial import Partial
 
 
@@ -22,4 +22,6 @@ from strategies.partial import Partial
 @dataclass(frozen=True, kw_only=True)
 class FedBABU(Partial):
     client: ClassVar[str] = "fedbabu"
-    neutral: ClassVar[Neutral] = Neutral({"own": (), "weights": "examples"}, {"tune_epochs": 0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        {"own": (), "weights": "examples"}, {"tune_epochs": 0}, bits=False
+    )

@@ -17,11 +17,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fl.params import Params, zeros_like
-from fl.reduction import Meta, WeightedMean
+from fl.method.reduction import Meta, WeightedMean
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
-from fl.trees import Tree
+from fl.tensors.params import Params, zeros_like
+from fl.tensors.trees import Tree
 from strategies.staleness import Kind, check, damping
 
 
@@ -56,7 +56,9 @@ class FedBuff(Strategy):
     b: int = 4
     weights: Literal["uniform", "examples"] = "uniform"
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"lr": 1.0, "beta": 0.0}, fedavg={"weights": "uniform"})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        strategy={"lr": 1.0, "beta": 0.0}, fedavg={"weights": "uniform"}
+    )
 
     def __post_init__(self):
         if not 0 <= self.beta < 1:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.messages import Broadcast
-from fl.params import Params, zeros_like
-from fl.reduction import Sum
+from fl.method.messages import Broadcast
+from fl.method.reduction import Sum
+from fl.method.strategy import Exchange, Strategy
 from fl.registry import register
-from fl.strategy import Exchange, Strategy
+from fl.tensors.params import Params, zeros_like
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class FedDyn(Strategy):
 
     def __post_init__(self):
         if self.alpha <= 0:
-            raise ValueError(f"alpha: {self.alpha} is not positive, and the server divides by it; without it use fedavg")
+            raise ValueError(
+                f"alpha: {self.alpha} is not positive, and the server divides by it; without it use fedavg"
+            )
 
     def init(self, model, ctx):
         return State(model, zeros_like(model))

@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.messages import Broadcast, Static
-from fl.params import Params, zeros_like
-from fl.reduction import WeightedMean
+from fl.method.messages import Broadcast, Static
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Exchange, Neutral, Strategy
+from fl.tensors.params import Params, zeros_like
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FedEWC(Strategy):
     weights: Literal["examples", "uniform"] = "examples"
 
     client: ClassVar[str] = "fedewc"
-    neutral: ClassVar[Neutral] = Neutral(strategy={"lam": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"lam": 0.0}, bits=False)
 
     def __post_init__(self):
         if self.lam < 0:

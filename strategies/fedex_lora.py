@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl import adapter
-from fl.messages import Broadcast
-from fl.params import Params
-from fl.reduction import WeightedMean
+from fl.method.messages import Broadcast
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.models import adapter
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors.params import Params
 from strategies import lora_math as lora
 
 
@@ -35,7 +35,9 @@ class FedExLoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "fedex_lora"
-    bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}}
+    bench: ClassVar[dict[str, Any]] = {
+        "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
+    }
 
     def __post_init__(self):
         lora.check_weights(self.weights)

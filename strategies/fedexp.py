@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.params import Params, dot
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
+from fl.tensors.params import Params, dot
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FedExP(Strategy):
     weights: Literal["examples", "uniform"] = "uniform"
     average: bool = False
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"epsilon": 1e30, "weights": "examples"})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"epsilon": 1e30, "weights": "examples"})
 
     def __post_init__(self):
         if self.epsilon < 0:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.messages import Broadcast, Static
-from fl.params import Params
+from fl.method.messages import Broadcast, Static
 from fl.registry import register
+from fl.tensors.params import Params
 from strategies.fot import FOT, State
 
 

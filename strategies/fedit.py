@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
 from strategies import lora_math as lora
 
 
@@ -24,7 +24,9 @@ class FedIT(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "lora"
-    bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}}
+    bench: ClassVar[dict[str, Any]] = {
+        "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
+    }
 
     def __post_init__(self):
         lora.check_weights(self.weights)

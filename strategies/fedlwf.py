@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.messages import Broadcast, Static
-from fl.params import Params
-from fl.reduction import WeightedMean
+from fl.method.messages import Broadcast, Static
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
+from fl.tensors.params import Params
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FedLwF(Strategy):
     weights: Literal["examples", "uniform"] = "examples"
 
     client: ClassVar[str] = "fedlwf"
-    neutral: ClassVar[Neutral] = Neutral(strategy={"weight": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"weight": 0.0}, bits=False)
 
     def __post_init__(self):
         if self.weight < 0:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
 
 
 @register("strategy", "fednova")

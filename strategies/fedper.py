@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.partial import Partial
 
 
 @register("strategy", "fedper")
 @dataclass(frozen=True, kw_only=True)
 class FedPer(Partial):
-    neutral: ClassVar[Neutral] = Neutral(strategy={"own": (), "weights": "examples"})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"own": (), "weights": "examples"})

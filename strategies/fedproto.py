@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import torch
 
-from fl.messages import Table
-from fl.params import Params
-from fl.reduction import ClassMean
+from fl.method.reduction import ClassMean
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors.params import Params
+from fl.tensors.sparse import Table
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class FedProto(Strategy):
     client: ClassVar[str] = "fedproto"
 
     def init(self, model, ctx):
-        return State(model, Table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)))
+        return State(
+            model, Table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
+        )
 
     def broadcast(self, state, ctx):
         return {"prototypes": state.prototypes}

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.partial import Partial
 
 
@@ -21,4 +21,6 @@ from strategies.partial import Partial
 @dataclass(frozen=True, kw_only=True)
 class FedRep(Partial):
     client: ClassVar[str] = "fedrep"
-    neutral: ClassVar[Neutral] = Neutral(strategy={"own": (), "weights": "examples"}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        strategy={"own": (), "weights": "examples"}, bits=False
+    )

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.fedavg import FedAvg
 
 
@@ -20,4 +20,6 @@ from strategies.fedavg import FedAvg
 @dataclass(frozen=True, kw_only=True)
 class FedROD(FedAvg):
     client: ClassVar[str] = "fedrod"
-    neutral: ClassVar[Neutral] = Neutral({"lr": 1.0, "weights": "examples"}, {"balance": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        {"lr": 1.0, "weights": "examples"}, {"balance": 0.0}, bits=False
+    )

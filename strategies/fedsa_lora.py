@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fl import adapter
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.models import adapter
 from fl.registry import register
-from fl.strategy import Strategy
 from strategies import lora_math as lora
 
 

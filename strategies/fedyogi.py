@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.params import sign
 from fl.registry import register
+from fl.tensors.params import sign
 from strategies.fedadam import FedAdam
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import adapter
+from fl.models import adapter
 from fl.registry import register
 from strategies import lora_math as lora
 from strategies.fedit import FedIT

@@ -22,12 +22,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fl.communication.codecs.top_k import TopK, keep_largest
-from fl.messages import Broadcast, Sparse
-from fl.optimiser import SGD, Adam, Optimiser
-from fl.params import Params
-from fl.reduction import SparseMean
+from fl.method.messages import Broadcast
+from fl.method.optimiser import SGD, Adam, Optimiser
+from fl.method.reduction import SparseMean
+from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Exchange, Neutral, Strategy
+from fl.tensors.params import Params
+from fl.tensors.sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class FLASC(Strategy):
 
     client: ClassVar[str] = "flasc"
     bench: ClassVar[dict[str, Any]] = {}
-    neutral: ClassVar[Neutral | None] = Neutral(
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
         strategy={"down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": SGD()}, fedavg={"weights": "uniform"}
     )
 

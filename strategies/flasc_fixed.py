@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import torch
 
-from fl.messages import Sparse
-from fl.params import Params
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
+from fl.tensors.params import Params
+from fl.tensors.sparse import Sparse
 from strategies.flasc import FLASC, State
 
 
@@ -25,7 +25,7 @@ from strategies.flasc import FLASC, State
 @dataclass(frozen=True, kw_only=True)
 class FLASCFixed(FLASC):
     client: ClassVar[str] = "flasc_fixed"
-    neutral: ClassVar[Neutral | None] = None
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None
 
     def __post_init__(self):
         super().__post_init__()

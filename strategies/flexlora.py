@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl import adapter
-from fl.messages import Broadcast
-from fl.reduction import WeightedMean
+from fl.method.messages import Broadcast
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.models import adapter
 from fl.registry import register
-from fl.strategy import Strategy
 from strategies import lora_math as lora
 
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl import adapter, random
-from fl.messages import Broadcast
-from fl.params import Params
-from fl.reduction import WeightedMean
+from fl.method.messages import Broadcast
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.models import adapter
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors import random
+from fl.tensors.params import Params
 from strategies import lora_math as lora
 
 

@@ -31,12 +31,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fl import subspace
-from fl.messages import Broadcast, Static
-from fl.params import Params, match, sqrt, zeros_like
-from fl.reduction import Sum, WeightedMean
+from fl.method.messages import Broadcast, Static
+from fl.method.reduction import Sum, WeightedMean
+from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Exchange, Neutral, Strategy
+from fl.tensors import subspace
+from fl.tensors.params import Params, match, sqrt, zeros_like
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class FOT(Strategy):
     adaptivity: float = 1e-3
 
     client: ClassVar[str] = "fot"
-    neutral: ClassVar[Neutral | None] = Neutral(bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(bits=False)
 
     def __post_init__(self):
         if not 0 < self.eps <= 1:

@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.messages import Broadcast
-from fl.params import Params
-from fl.reduction import Stack
+from fl.method.messages import Broadcast
+from fl.method.reduction import Stack
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
+from fl.tensors.params import Params
 from strategies.graphs import directed, edges_of, metropolis
 
 
@@ -62,7 +62,7 @@ class Gossip(Strategy):
     degree: int = 4
 
     client: ClassVar[str] = "gossip"
-    neutral: ClassVar[Neutral] = Neutral(
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
         strategy={"graph": "complete"}, client={"order": "mix_train"}, fedavg={"weights": "uniform"}, bits=False
     )
     bench: ClassVar[dict[str, Any]] = {"cohort": {"name": "uniform", "size": 8}}  # everybody

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fl import random
 from fl.system.devices import located
+from fl.tensors import random
 
 NAMES = ("ring", "torus", "complete", "random_regular")
 TRIES = 100  # draws of a random graph until one is connected
@@ -66,14 +66,18 @@ def random_regular(n: int, degree: int, seed: int) -> np.ndarray:
     if not 1 <= degree < n:
         raise ValueError(f"degree: {degree} is not in 1..{n - 1}; {n} clients have so many others")
     if n * degree % 2:
-        raise ValueError(f"degree: {degree} times {n} clients is odd, and an edge has two ends; use one more or one less")
+        raise ValueError(
+            f"degree: {degree} times {n} clients is odd, and an edge has two ends; use one more or one less"
+        )
     steps = [*range(1, degree // 2 + 1), *([n // 2] if degree % 2 else [])]
     start = tidy((i, (i + step) % n) for step in steps for i in range(n))
     for attempt in range(TRIES):
         edges = _switched([tuple(edge) for edge in start.tolist()], 10 * len(start), seed, attempt)
         if connected(edges, n):
             return edges
-    raise ValueError(f"degree: no graph of degree {degree} on {n} clients that holds together was drawn; use a larger one")
+    raise ValueError(
+        f"degree: no graph of degree {degree} on {n} clients that holds together was drawn; use a larger one"
+    )
 
 
 def _switched(edges: list[tuple[int, int]], times: int, seed: int, attempt: int) -> np.ndarray:

@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fl import adapter
-from fl.messages import Broadcast
-from fl.params import Params
-from fl.reduction import Meta, Reduction, WeightedMean
+from fl.method.messages import Broadcast
+from fl.method.reduction import Meta, Reduction, WeightedMean
+from fl.method.strategy import Strategy
+from fl.models import adapter
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors.params import Params
 from strategies import lora_math as lora
 
 

@@ -23,11 +23,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fl.messages import Broadcast
-from fl.params import Params
-from fl.reduction import Meta, Reduction, WeightedMean
+from fl.method.messages import Broadcast
+from fl.method.reduction import Meta, Reduction, WeightedMean
+from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy, Transfer
 from fl.registry import register
-from fl.strategy import Exchange, Neutral, Strategy, Transfer
+from fl.tensors.params import Params
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,15 @@ class Hierarchical(Strategy):
     edge_rounds: int = 2
     weights: Literal["examples", "uniform"] = "examples"
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"edge_rounds": 1, "weights": "examples"}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        strategy={"edge_rounds": 1, "weights": "examples"}, bits=False
+    )
 
     def __post_init__(self):
         if self.edge_rounds < 1:
-            raise ValueError(f"edge_rounds: {self.edge_rounds} is not at least 1; the cloud averages every so many rounds")
+            raise ValueError(
+                f"edge_rounds: {self.edge_rounds} is not at least 1; the cloud averages every so many rounds"
+            )
 
     def averages(self):
         return True

@@ -18,10 +18,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fl.params import Params
-from fl.reduction import ClassMean
+from fl.method.reduction import ClassMean
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
+from fl.tensors.params import Params
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class IFCA(Strategy):
     weights: Literal["examples", "uniform"] = "uniform"
 
     client: ClassVar[str] = "ifca"
-    neutral: ClassVar[Neutral] = Neutral(strategy={"clusters": 1, "lr": 1.0}, fedavg={"weights": "uniform"}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        strategy={"clusters": 1, "lr": 1.0}, fedavg={"weights": "uniform"}, bits=False
+    )
 
     def __post_init__(self):
         if self.clusters < 1:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.nn import head_names
-from fl.params import match
+from fl.method.strategy import FedAvgEquivalent
+from fl.models.nn import head_names
 from fl.registry import register
-from fl.strategy import Neutral
+from fl.tensors.params import match
 from strategies.partial import Partial, shared_names
 
 
@@ -26,7 +26,7 @@ class LGFedAvg(Partial):
     shared: tuple[str, ...] | None = None
     weights: Literal["examples", "uniform"] = "examples"
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"shared": ("*",), "weights": "examples"})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"shared": ("*",), "weights": "examples"})
 
     def __post_init__(self):
         super().__post_init__()

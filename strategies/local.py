@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
 
 
 @register("strategy", "local")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl import adapter
-from fl.reduction import WeightedMean
+from fl.method.reduction import WeightedMean
+from fl.models import adapter
 from fl.registry import register
 from strategies import lora_math as lora
 from strategies.fedit import FedIT
@@ -25,7 +25,9 @@ class LoRAFair(FedIT):
     def __post_init__(self):
         super().__post_init__()
         if self.lam <= 0:
-            raise ValueError(f"lam: {self.lam} is not positive, and without it the correction may not be bounded; try 0.01")
+            raise ValueError(
+                f"lam: {self.lam} is not positive, and without it the correction may not be bounded; try 0.01"
+            )
 
     def reduction(self, state, ctx):
         sent = lora.groups(state)

@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fl import adapter
-from fl.adapter import product
-from fl.messages import Static
-from fl.params import Params, join
-from fl.reduction import Meta, Reduction
+from fl.method.messages import Static
+from fl.method.reduction import Meta, Reduction
+from fl.models import adapter
+from fl.models.adapter import product
+from fl.tensors.params import Params, join
 
 Weights = Literal["examples", "uniform"]
 Piece = Tensor | tuple[Tensor, Tensor]  # (out, in), or (A (k, in), B (out, k))
@@ -31,7 +31,9 @@ Pieces = Mapping[str, Piece]  # by layer
 
 
 # -- algebra of one layer ---------------------------------------------------------------------------------------------
-def stack_factors(firsts: Sequence[Tensor], seconds: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+def stack_factors(
+    firsts: Sequence[Tensor], seconds: Sequence[Tensor], weights: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """A_i (r_i, in), B_i (out, r_i), p_i -> (A (sum r_i, in), B (out, sum r_i)) with B A = sum_i p_i B_i A_i."""
     return torch.cat([p * a for p, a in zip(weights, firsts)]), torch.cat(list(seconds), 1)
 
@@ -158,7 +160,9 @@ class Products(Reduction):
     def lift(self, value: Params, meta: Meta):
         weight = 1.0 if self.weights == "uniform" else float(meta.num_examples)
         local = adapter.resized(self.start, adapter.shapes(value)) + value
-        pieces = {layer: smaller((weight * local[a], local[b].clone())) for layer, (a, b) in adapter.layers(local).items()}
+        pieces = {
+            layer: smaller((weight * local[a], local[b].clone())) for layer, (a, b) in adapter.layers(local).items()
+        }
         return (weight * local if self.mean else None), pieces, weight
 
     def merge(self, x, y):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl.reduction import Collect
+from fl.method.reduction import Collect
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
 
 
 def median(rows: Tensor, weights: Tensor) -> Tensor:

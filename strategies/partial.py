@@ -11,11 +11,11 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.messages import Broadcast
-from fl.nn import head_names
-from fl.params import match
-from fl.reduction import WeightedMean
-from fl.strategy import Strategy
+from fl.method.messages import Broadcast
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.models.nn import head_names
+from fl.tensors.params import match
 
 
 def shared_names(names: list[str], own: list[str]) -> list[str]:

@@ -13,16 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.reduction import Sum
+from fl.method.reduction import Sum
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
 
 
 @register("strategy", "q_fedavg")
 @dataclass(frozen=True, kw_only=True)
 class QFedAvg(Strategy):
     client: ClassVar[str] = "q_fedavg"
-    neutral: ClassVar[Neutral] = Neutral(client={"q": 0.0}, fedavg={"weights": "uniform"}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        client={"q": 0.0}, fedavg={"weights": "uniform"}, bits=False
+    )
 
     def reduction(self, state, ctx):
         return {"model": Sum(), "h": Sum()}

@@ -26,13 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl import random
-from fl.messages import Broadcast, Static, Table
-from fl.params import Params, join
-from fl.prototypes import embed, prototypes, squared_distances
-from fl.reduction import ClassMean
+from fl.method.messages import Broadcast, Static
+from fl.method.reduction import ClassMean
+from fl.method.strategy import Evaluate, Exchange, ServerWork, Strategy
 from fl.registry import register
-from fl.strategy import Evaluate, Exchange, ServerWork, Strategy
+from fl.tensors import random
+from fl.tensors.params import Params, join
+from fl.tensors.prototypes import embed, prototypes, squared_distances
+from fl.tensors.sparse import Table
 
 BATCH = 256  # images in a forward pass on the server
 

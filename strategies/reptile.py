@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.optimiser import Schedule
-from fl.reduction import WeightedMean
+from fl.method.optimiser import LRSchedule
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
 
 
 @register("strategy", "reptile")
@@ -26,7 +26,7 @@ class Reptile(Strategy):
 
     client: ClassVar[str] = "reptile"
     # to the bit only where both train in the loop
-    neutral: ClassVar[Neutral | None] = Neutral(
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
         strategy={"alpha": 1.0, "schedule": "constant"}, fedavg={"weights": "uniform"}, bits=False
     )
 
@@ -36,7 +36,7 @@ class Reptile(Strategy):
 
     def rate(self, round_: int, rounds: int) -> float:
         """alpha_t"""
-        return Schedule(start=self.alpha, schedule=self.schedule).at(round_, rounds)
+        return LRSchedule(start=self.alpha, schedule=self.schedule).at(round_, rounds)
 
     def reduction(self, state, ctx):
         return WeightedMean("uniform")

@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from fl import adapter
-from fl.messages import Broadcast, Static
-from fl.params import Params
-from fl.reduction import WeightedMean
+from fl.method.messages import Broadcast, Static
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.models import adapter
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors.params import Params
 from strategies import lora_math as lora
 
 KNOWN = -1  # the version that clients have without having received any
@@ -38,7 +38,9 @@ class RoLoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "rolora"
-    bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}}
+    bench: ClassVar[dict[str, Any]] = {
+        "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
+    }
 
     def __post_init__(self):
         lora.check_weights(self.weights)

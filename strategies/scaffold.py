@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.params import Params, zeros_like
-from fl.reduction import Sum, WeightedMean
+from fl.method.reduction import Sum, WeightedMean
+from fl.method.strategy import Strategy
 from fl.registry import register
-from fl.strategy import Strategy
+from fl.tensors.params import Params, zeros_like
 
 
 @dataclass(frozen=True)

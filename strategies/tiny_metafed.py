@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.messages import Broadcast
-from fl.params import Params, match
-from fl.reduction import SparseMean
+from fl.method.messages import Broadcast
+from fl.method.reduction import SparseMean
 from fl.registry import register
+from fl.tensors.params import Params, match
 from strategies.tiny_reptile import TinyReptile
 
 
@@ -44,7 +44,9 @@ class TinyMetaFed(TinyReptile):
         local = match(model, self.local)
         names = [name for name in model if name not in local]
         if not names:
-            raise ValueError(f"local: {list(self.local)} match all of {list(model)}; some must be left to learn together")
+            raise ValueError(
+                f"local: {list(self.local)} match all of {list(model)}; some must be left to learn together"
+            )
         return names
 
     def broadcast(self, state, ctx):

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import register
-from fl.strategy import Neutral
 from strategies.reptile import Reptile
 
 
@@ -23,4 +23,4 @@ from strategies.reptile import Reptile
 class TinyReptile(Reptile):
     client: ClassVar[str] = "tiny_reptile"
     bench: ClassVar[dict[str, Any]] = {"client.batch": 1, "client.epochs": 1}
-    neutral: ClassVar[Neutral | None] = None
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None

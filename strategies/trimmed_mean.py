@@ -16,9 +16,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl.reduction import Collect
+from fl.method.reduction import Collect
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
-from fl.strategy import Neutral, Strategy
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Trim:
 class TrimmedMean(Strategy):
     beta: float = 0.1
 
-    neutral: ClassVar[Neutral] = Neutral(strategy={"beta": 0.0}, fedavg={"weights": "uniform"}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+        strategy={"beta": 0.0}, fedavg={"weights": "uniform"}, bits=False
+    )
 
     def __post_init__(self):
         if not 0 <= self.beta < 0.5:

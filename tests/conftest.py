@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fl.execution.crew import kept
+from fl.execution.workers.ray_pool import keep_workers
 
 torch.set_num_threads(1)  # sums depend on the number of threads
 
@@ -18,7 +18,7 @@ settings.load_profile("fl")
 def workers_stay(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ray comes up once for all the runs of a module (10 seconds each otherwise), except where that is what is tested."""
     if getattr(request.module, "WORKERS_STAY", True):
-        with kept():
+        with keep_workers():
             yield
     else:
         yield

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from fl.cli import app
+from fl.cli.app import app
 
 GOOD = {
     "rounds": 1,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import fl
-from fl.config import ConfigError, read
+from fl.config.config import read
 from fl.data.dataset import Dataset
-from fl.simulation import Simulation
+from fl.errors import ConfigError
+from fl.simulation.simulation import Simulation
 from fl.storage.run import read_metrics
 
 CONFIG = {
@@ -72,8 +73,8 @@ def test_the_same_splits(result):
 
 
 def test_majority_is_what_counting_says(result):
-    from fl.assembly import load_data
-    from fl.config import resolve
+    from fl.config.config import resolve
+    from fl.simulation.setup import load_data
 
     dataset, (stage,) = load_data(resolve(CONFIG))
     right = total = 0
@@ -134,7 +135,10 @@ def test_stopped_in_a_baseline_and_gone_on_with(tmp_path):
     [
         ({"baselines": ["best"]}, "baselines.*'best' is not 'local', 'centralised', 'finetune' or 'majority'"),
         ({"evaluation.clients": "held_out", "splits.clients": 2}, "baselines: they are for runs of one task"),
-        ({"model": {"name": "softmax", "freeze": ["1.bias"]}}, "baselines: 'finetune' starts from a run whose whole model"),
+        (
+            {"model": {"name": "softmax", "freeze": ["1.bias"]}},
+            "baselines: 'finetune' starts from a run whose whole model",
+        ),
         ({"task": "regression", "data": "sine", "partition": "natural"}, "baselines: 'majority' is for classification"),
     ],
 )

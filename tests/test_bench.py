@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fl import bench
-from fl.bench import contest, report
-from fl.bench.workload import OVERRIDES, Workload, find, layers
-from fl.config import ConfigError, read, resolve
+from fl.config.config import read, resolve
+from fl.errors import ConfigError
+from fl.tools import bench
+from fl.tools.bench import contest, report
+from fl.tools.bench.workload import OVERRIDES, Workload, find, layers
 
 MICRO = """
 data: {name: noise, shape: [6], classes: 3, clients: 12, samples: 8}
@@ -92,7 +93,9 @@ def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, f
 
 def test_who_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
     (tmp_path / "protocol.py").write_text((contest.PEERS / "protocol.py").read_text())
-    (tmp_path / "lacks.py").write_text("from protocol import serve\ndef start(work): import no_such_module\nserve(start)")
+    (tmp_path / "lacks.py").write_text(
+        "from protocol import serve\ndef start(work): import no_such_module\nserve(start)"
+    )
     (tmp_path / "dies.py").write_text("raise SystemExit('no memory left')")
     entries = [contest.Entry("lacks", "lacks", None), contest.Entry("dies", "dies", None)]
     entries += [contest.Entry("absent", "absent", "no_such_package")]
@@ -121,13 +124,15 @@ def test_contestants_get_the_samples_cohorts_and_model_of_ours(micro, peers, tmp
     of = Workload.of(micro, None, "cpu")
     of.write(tmp_path)
     work = peers("protocol").Workload.read(tmp_path, 0, 1, 0)
-    config, partition = of.assembly.config, of.assembly.stages[0].partition
+    config, partition = of.run_setup.config, of.run_setup.stages[0].partition
     for client in range(12):
         rows, own = partition.view_rows(client, "train"), slice(*work.offsets[client : client + 2])
-        np.testing.assert_array_equal(work.x[own], of.assembly.dataset.train["x"][rows])
-        np.testing.assert_array_equal(work.y[own], of.assembly.dataset.train["y"][rows])
+        np.testing.assert_array_equal(work.x[own], of.run_setup.dataset.train["x"][rows])
+        np.testing.assert_array_equal(work.y[own], of.run_setup.dataset.train["y"][rows])
     for round_ in (0, 1, 200):
-        np.testing.assert_array_equal(work.cohorts[round_], config.cohort.sample(None, round_, config.seed, of.sizes)[1])
+        np.testing.assert_array_equal(
+            work.cohorts[round_], config.cohort.sample(None, round_, config.seed, of.sizes)[1]
+        )
     assert (work.lr, work.batch, work.epochs, work.workers, work.device) == (0.1, 4, 1, 2, "cpu")
 
 
@@ -162,7 +167,14 @@ def test_ratios_and_bars():
 
     entries = {"ours stacked x2": entry(40.0, 60.0, 60.0), "ours loop x1": entry(4.0, 5.0, 6.0)}
     entries |= {"bare x2": entry(10.0, 20.0, 30.0), "pfl x2": entry(None, 50.0, None), "peak": entry(3e3, 3e3, 3e3)}
-    held = {"workload": "femnist_mlp", "device": "cpu", "workers": 2, "flops": 10.0, "samples": 5.0, "contestants": entries}
+    held = {
+        "workload": "femnist_mlp",
+        "device": "cpu",
+        "workers": 2,
+        "flops": 10.0,
+        "samples": 5.0,
+        "contestants": entries,
+    }
     found = report.summary(held)
     assert found["best"] == "ours stacked x2" and found["peak_flops_per_second"] == 15e3
     assert entries["bare x2"]["ratio"] == 3 and entries["pfl x2"]["ratio"] == 60 / 50

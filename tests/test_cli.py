@@ -29,7 +29,7 @@ MESSAGE = 4 * (64 * 10 + 10)  # bytes of a softmax for digits: 64 pixels, 10 cla
 SLOW = """
 import sys, time
 from dataclasses import dataclass
-from fl.data.digits import Digits
+from fl.data.sets.digits import Digits
 from strategies.fedavg import FedAvg
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,9 @@ def finished(config) -> tuple[Path, dict]:
 def interrupted(arguments: list, *signals: tuple[str, int]) -> subprocess.CompletedProcess:
     """Runs fl in a process group of its own, and sends the group each signal once a line of stderr holds its text."""
     command = [*FL, *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     seen = ""
     for text, number in signals:
         for line in process.stderr:
@@ -96,7 +98,9 @@ def interrupted(arguments: list, *signals: tuple[str, int]) -> subprocess.Comple
 
 # -- results ----------------------------------------------------------------------------------------------------------
 def test_help_needs_no_heavy_import():
-    code = "import sys, fl.cli; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'rich.live'} & set(sys.modules)))"
+    code = (
+        "import sys, fl.cli.app; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'rich.live'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
     assert fl("--help").returncode == 0
 
@@ -252,7 +256,9 @@ def test_a_clients_error_is_one_line_and_exit_1(config, tmp_path):
     done = fl(*arguments, "--out", tmp_path / "a")
     error = done.stderr.splitlines()[-1]
     assert (done.returncode, done.stdout) == (1, "")
-    assert error.startswith("error: client ") and "round 0, stage " in error and error.endswith("OverflowError: too much")
+    assert (
+        error.startswith("error: client ") and "round 0, stage " in error and error.endswith("OverflowError: too much")
+    )
     assert "Traceback" not in done.stderr
     assert "Traceback" in fl(*arguments, "--traceback", "--out", tmp_path / "b").stderr
     assert "Traceback" in fl(*arguments, "--out", tmp_path / "c", FL_TRACEBACK="1").stderr

@@ -59,7 +59,9 @@ def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_the_table_of_what_trains_together_is_true():
-    done = subprocess.run([sys.executable, "-m", "experiments.benchmarks.plans"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks.plans"], capture_output=True, text=True, cwd=ROOT
+    )
     table = done.stdout.strip()
     assert table.startswith("| method | compiled | stacked | flat | vmap |"), done.stderr
     assert "| `fedavg` | yes | yes | yes | yes |  |" in table.splitlines()

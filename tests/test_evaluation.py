@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fl
-from fl.evaluation import gini, spread
+from fl.simulation.evaluation import gini, spread
 from fl.storage import checkpoint
-from fl.task import minimised
+from fl.tasks.task import minimised
 
 ENOUGH = np.full(4, 10)
 
@@ -56,7 +56,9 @@ def test_there_is_no_gini_of_negative_values():
 
 def test_what_is_minimised():
     assert all(
-        map(minimised, ("val/loss", "eval/mse", "clients/loss_worst10", "clients/accuracy_gini", "clients/accuracy_std"))
+        map(
+            minimised, ("val/loss", "eval/mse", "clients/loss_worst10", "clients/accuracy_gini", "clients/accuracy_std")
+        )
     )
     assert not any(map(minimised, ("val/accuracy", "clients/accuracy_worst10", "clients/accuracy_mean")))
 

@@ -50,8 +50,10 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_imports_are_seen_wherever_they_stand(tmp_path):
     file = tmp_path / "a.py"
-    file.write_text("import os.path as p, sys\ndef f():\n    from fl.params import Params\n    from . import b\n")
-    assert sorted(imports(file)) == [(1, "os.path"), (1, "sys"), (3, "fl.params"), (4, ".")]
+    file.write_text(
+        "import os.path as p, sys\ndef f():\n    from fl.tensors.params import Params\n    from . import b\n"
+    )
+    assert sorted(imports(file)) == [(1, "os.path"), (1, "sys"), (3, "fl.tensors.params"), (4, ".")]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -132,6 +134,8 @@ def test_a_folder_of_the_same_name_hides_nothing(tmp_path):
 def test_a_missing_package_is_an_error(tmp_path):
     (tmp_path / "fl").mkdir()
     (tmp_path / "fl" / "__init__.py").write_text((ROOT / "fl" / "__init__.py").read_text())
-    without_ours = f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; import fl"  # if fl is installed
+    without_ours = (
+        f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; import fl"  # if fl is installed
+    )
     done = python(without_ours, PYTHONPATH=str(tmp_path))
     assert f"fl needs its own package 'strategies' beside it in {tmp_path}, and there is none" in done.stderr

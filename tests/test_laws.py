@@ -1,13 +1,13 @@
-"""The laws of `fl.check`: every registered part keeps them, and parts that break one are found out by that one."""
+"""The laws of `fl.check.check`: every registered part keeps them, and parts that break one are found out by that one."""
 
 import functools
 from dataclasses import dataclass
 
 import pytest
 
-from fl import check as checker
 from fl import registry
-from fl.check import LAWS, Bench, Broken, check, find
+from fl.check import check as checker
+from fl.check.check import LAWS, Bench, Broken, check, find
 
 TARGETS = [f"{kind}:{name}" for kind in LAWS for name in registry.names(kind)]
 
@@ -38,15 +38,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 import numpy as np
 import torch
-from fl.augment import Augment
-from fl.client import LocalTraining
-from fl.codec import Codec, Encoded
+from fl.data.augment import Augment
+from fl.method.client import LocalTraining
+from fl.communication.codec import Codec, Encoded
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
-from fl.params import Params
-from fl.reduction import Sum
-from fl.sampler import Sampler
-from fl.strategy import Exchange, Neutral, Strategy
+from fl.tensors.params import Params
+from fl.method.reduction import Sum
+from fl.method.sampler import Sampler
+from fl.method.strategy import Exchange, Neutral, Strategy
 from fl.tasks.supervised import Loss, Regression
 
 @dataclass(frozen=True)

@@ -62,7 +62,10 @@ def probe(executor, data, model, cohort, rounds):
 def test_a_larger_cohort_costs_no_memory(executor):
     data = {"shape": [784], "classes": 62, "clients": 1000, "samples": 5}
     small, large = (probe(executor, data, {"name": "mlp", "hidden": [200, 200]}, cohort, 3) for cohort in (100, 1000))
-    pairs = [(small["driver"], large["driver"]), *zip(sorted(small.get("workers", [])), sorted(large.get("workers", [])))]
+    pairs = [
+        (small["driver"], large["driver"]),
+        *zip(sorted(small.get("workers", [])), sorted(large.get("workers", []))),
+    ]
     growth = [after - before for before, after in pairs]
     print(f"{executor}: peaks {[(a // MB, b // MB) for a, b in pairs]} MB, growth {[g // MB for g in growth]} MB")
     assert len(pairs) == (3 if executor == "ray" else 1)

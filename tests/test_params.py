@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fl.params import Layout, Params, dot, elementwise, match, module_params, norm, sign, sqrt, zeros_like
+from fl.models.binding import module_params
+from fl.tensors.params import Layout, Params, dot, elementwise, match, norm, sign, sqrt, zeros_like
 
 SHAPES = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4)
 

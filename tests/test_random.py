@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from fl import random
+from fl.tensors import random
 
 WORD = 2**64
 PARTS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.text(max_size=5))

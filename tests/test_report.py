@@ -12,7 +12,7 @@ import yaml
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from fl.cli import app
+from fl.cli.app import app
 from fl.report import clients
 from fl.report.compare import Target, Variant, default_metric, markdown, matrix, megabytes, of_clients, table, variants
 from fl.report.plots import clients as plot_clients
@@ -94,7 +94,9 @@ def to(text, *runs):
     rows = []
     for metric, values, up, setup in runs:
         first = [{"round": -1, "uplink_bytes": setup * 1e6, "downlink_bytes": 0}] if setup else []
-        rest = [{"round": r, metric: v, "uplink_bytes": up * 1e6, "downlink_bytes": 2e6 * up} for r, v in enumerate(values)]
+        rest = [
+            {"round": r, metric: v, "uplink_bytes": up * 1e6, "downlink_bytes": 2e6 * up} for r, v in enumerate(values)
+        ]
         rows.append(first + rest)
     target = Target.parse(text)
     return [Variant("v", rows).to(target, cost) for cost in ("round", "up", "down")]
@@ -149,7 +151,9 @@ def test_at_best_is_the_first_round_best_by_what_the_run_selects_by(tmp_path):
     columns = {"eval_accuracy": test, "val_accuracy": accuracy, "val_loss": loss, "train_loss": train}
     assert best_of(tmp_path / "a", {"select": None}, **columns) == 0.3  # by val/accuracy, of equals the first
     assert best_of(tmp_path / "b", {"select": "val/loss"}, **columns) == 0.8
-    assert best_of(tmp_path / "c", {}, eval_accuracy=test, train_loss=train) == 0.99  # without a val split; never by test
+    assert (
+        best_of(tmp_path / "c", {}, eval_accuracy=test, train_loss=train) == 0.99
+    )  # without a val split; never by test
     assert best_of(tmp_path / "d", {}, eval_accuracy=test[::-1], train_loss=train[::-1]) == 0.99
 
 

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import fl
-from fl import cli
+from fl.cli import app as cli
 from fl.communication.ledger import Ledger, to_parquet
 from fl.report.compare import COSTS, Variant, find_target, table, variants
 from fl.report.ledger import by_client, by_direction, by_group, by_round, tabulate
@@ -103,7 +103,9 @@ def test_a_metric_without_its_prefix():
 
 # -- where time went --------------------------------------------------------------------------------------------------
 def test_where_time_went(tmp_path):
-    legs = {f"simulated_{leg}_seconds": seconds for leg, seconds in zip(("download", "compute", "upload"), (180, 720, 360))}
+    legs = {
+        f"simulated_{leg}_seconds": seconds for leg, seconds in zip(("download", "compute", "upload"), (180, 720, 360))
+    }
     first = write(tmp_path / "a" / "s0", rounds([0.1, 0.2], **legs, simulated_waiting_seconds=540))
     write(tmp_path / "a" / "s1", rounds([0.1], **legs, simulated_waiting_seconds=540))
     (both,) = variants([first.parent])
@@ -349,7 +351,9 @@ def test_what_each_client_has_of_its_own_is_multicast_to_nobody_else(tmp_path):
     own = 6 * (8 + 28)
     assert [row["downlink_multicast_bytes"] for row in result.metrics] == [8 + 20 + own, 8 + own] * 2
     rows = {(row["direction"], row["group"]): row for row in by_group(tmp_path / "run")}
-    assert figures([rows["up", "part"]], "payload MB", "encoded MB") == [(24 * 28, 24 * 31)]  # values; a bitmap with them
+    assert figures([rows["up", "part"]], "payload MB", "encoded MB") == [
+        (24 * 28, 24 * 31)
+    ]  # values; a bitmap with them
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -368,7 +372,9 @@ def test_commands(runs, tmp_path):
     assert done.exit_code == 0 and (tmp_path / "a.png").is_file() and (tmp_path / "b.png").is_file()
     book(tmp_path / "booked")
     done = invoke("ledger", tmp_path / "booked")
-    assert "| direction | group | messages |" in done.stdout and "| down | model | 3 | 0.0003 | 0.00015 |" in done.stdout
+    assert (
+        "| direction | group | messages |" in done.stdout and "| down | model | 3 | 0.0003 | 0.00015 |" in done.stdout
+    )
     done = invoke("ledger", tmp_path / "booked", "--by", "round", "--json")
     assert [row["round"] for row in json.loads(done.stdout)] == [0, 1]
     done = invoke("ledger", tmp_path / "booked", "--by", "direction", "--format", "latex")

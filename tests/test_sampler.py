@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from fl.method.sampler import Cyclic, Fixed, Poisson, Uniform, Weighted
 from fl.registry import names
-from fl.sampler import Cyclic, Fixed, Poisson, Uniform, Weighted
 
 SIZES = np.arange(1, 101)
 SAMPLERS = [
@@ -103,7 +103,10 @@ def test_a_million_clients_cost_next_to_nothing():
         (lambda: Uniform(fraction=1.5), "fraction: 1.5 is not in"),
         (lambda: Poisson(rate=0.0), "rate: 0.0 is not in"),
         (lambda: Weighted(size=101).init(100), "size: 101 clients of a population of 100"),
-        (lambda: cohort(Weighted(size=2), sizes=np.array([0, 3, 0])), "size: 2 clients of 1 that have training samples"),
+        (
+            lambda: cohort(Weighted(size=2), sizes=np.array([0, 3, 0])),
+            "size: 2 clients of 1 that have training samples",
+        ),
         (lambda: Cyclic(size=6).init(5), "size: 6 clients of a population of 5"),
         (lambda: Fixed(clients=(1, 5)).init(5), r"clients: \(1, 5\) are not all in 0..4"),
         (lambda: Fixed(clients=(1, 1)).init(5), "names a client twice"),

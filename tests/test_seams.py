@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fl
-from fl.config import ConfigError, read, resolve
-from fl.data.noise import LogNormal, Noise
-from fl.execution.worker import ClientError
-from fl.simulation import Simulation
+from fl.config.config import read, resolve
+from fl.data.sets.noise import LogNormal, RandomData
+from fl.errors import ClientError, ConfigError
+from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
 
 TOYS = Path(__file__).with_name("toys.py")
-DATA = Noise(shape=(6,), classes=3, clients=6, samples=LogNormal(lognormal=0.7, mean=15, low=4, high=40))
+DATA = RandomData(shape=(6,), classes=3, clients=6, samples=LogNormal(lognormal=0.7, mean=15, low=4, high=40))
 SIZES = np.bincount(DATA.load().clients)  # nothing is held out
 BASE = {
     "rounds": 2,
@@ -46,7 +46,7 @@ def play(tmp_path):
     def play(**overrides):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with Simulation(resolve(read(copy.deepcopy(BASE), overrides)), folder) as simulation:
-            simulation.first = simulation.assembly.model.clone()
+            simulation.first = simulation.run_setup.model.clone()
             simulation.result = simulation.run()
         return simulation
 
@@ -87,8 +87,8 @@ def test_three_exchanges(play, data):
     if data == "digits":
         settings |= {"data": "digits", "partition": {"name": "iid", "clients": 6}}
     three = play(strategy=toy("ThreeExchanges"), client=toy("ThreeWorks"), **settings)
-    x = three.assembly.dataset.train["x"].astype(np.float64).reshape(len(three.assembly.dataset), -1).sum(1)
-    sums = np.array([x[three.assembly.stages[0].partition.view_rows(c, "train")].sum() for c in ALL])
+    x = three.run_setup.dataset.train["x"].astype(np.float64).reshape(len(three.run_setup.dataset), -1).sum(1)
+    sums = np.array([x[three.run_setup.stages[0].partition.view_rows(c, "train")].sum() for c in ALL])
     cohorts = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
     assert_allclose(column(three, "sum"), [sums[c].sum() for c in cohorts])
     assert_allclose(column(three, "square"), [(sums[c] ** 2).sum() for c in cohorts])
@@ -119,7 +119,9 @@ def test_setup_and_final(play):
     assert setup["round"] == -1 and [row["start"] for row in rounds] == [3.5, 3.5]
     assert setup["uplink_bytes"] == 2 * len(ALL) * staged.first.nbytes  # two groups from everyone
     assert_allclose(moved(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the number kept, client 0
-    assert_allclose((staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5)  # what a longer run goes on from
+    assert_allclose(
+        (staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5
+    )  # what a longer run goes on from
 
 
 def test_setup_is_not_run_again(play):
@@ -168,8 +170,8 @@ def test_every_way_down(play):
 
 def test_a_hidden_model_is_evaluated_all_the_same(play):
     run = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"splits.val": 0.3})
-    held = np.concatenate([run.assembly.stages[0].partition.view_rows(c, "val") for c in ALL])
-    x, y = (run.assembly.dataset.train[name][held] for name in ("x", "y"))
+    held = np.concatenate([run.run_setup.stages[0].partition.view_rows(c, "val") for c in ALL])
+    x, y = (run.run_setup.dataset.train[name][held] for name in ("x", "y"))
     outputs = x @ run.result.model["1.weight"].numpy().T + run.result.model["1.bias"].numpy()
     assert run.result.metrics[0]["val/accuracy"] == pytest.approx((outputs.argmax(1) == y).mean())
 
@@ -219,7 +221,10 @@ def test_another_module_with_a_config_for_each_client(play):
 # -- what comes up ----------------------------------------------------------------------------------------------------
 def test_class_means_are_the_centralised_ones(play):
     run = play(
-        strategy=toy("ClassMeans"), rounds=1, cohort={"name": "fixed", "clients": [0, 2, 5]}, client=toy("OwnClassMeans")
+        strategy=toy("ClassMeans"),
+        rounds=1,
+        cohort={"name": "fixed", "clients": [0, 2, 5]},
+        client=toy("OwnClassMeans"),
     )
     dataset = DATA.load()
     mine = np.isin(dataset.clients, [0, 2, 5])
@@ -296,7 +301,9 @@ def test_evaluation_of_what_clients_make_of_the_model(play):
         w, b = (run.first[name].clone().requires_grad_() for name in ("1.weight", "1.bias"))
         (x, y), (x_val, y_val) = (
             [
-                torch.from_numpy(run.assembly.dataset.train[name][run.assembly.stages[0].partition.view_rows(c, view)])
+                torch.from_numpy(
+                    run.run_setup.dataset.train[name][run.run_setup.stages[0].partition.view_rows(c, view)]
+                )
                 for name in ("x", "y")
             ]
             for view in ("train", "val")

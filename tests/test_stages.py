@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from fl.config import ConfigError, read, resolve
-from fl.data.digits import Digits
-from fl.evaluation import forgetting
-from fl.simulation import Simulation
+from fl.config.config import read, resolve
+from fl.data.sets.digits import Digits
+from fl.errors import ConfigError
+from fl.simulation.evaluation import forgetting
+from fl.simulation.simulation import Simulation
 from partitions.permuted import pixel_orders
 from partitions.relabel import relabelling
 
@@ -109,9 +110,9 @@ def test_relabelling_permutes_some_classes_of_each_client():
 def test_a_shift_changes_labels_of_clients_and_not_of_the_server(tmp_path):
     plain = {k: v for k, v in STREAM.items() if k != "stream"}
     with Simulation(resolve(read(plain)), tmp_path / "a") as run:
-        before = run.assembly
+        before = run.run_setup
     with Simulation(resolve(read(plain, {"shift": {"name": "relabel", "classes": 4}})), tmp_path / "b") as run:
-        after = run.assembly
+        after = run.run_setup
     names = relabelling(4, 10, 4)
     partition = after.stages[0].partition
     for client in range(4):
@@ -139,11 +140,11 @@ ADAPTING = {
 def test_clients_held_out_never_train_and_adapt_to_their_first_samples(tmp_path):
     with Simulation(resolve(read(ADAPTING)), tmp_path / "run") as run:
         result = run.run()
-        assembly = run.assembly
+        run_setup = run.run_setup
     assert {row["client"] for row in result.ledger.to_pylist()} == {0, 1, 2, 3}
 
     # by plain torch: seven full-batch steps on five samples, then the other half of the client's rows
-    partition, arrays = assembly.stages[0].partition, assembly.dataset.train
+    partition, arrays = run_setup.stages[0].partition, run_setup.dataset.train
     accuracies = []
     for client in (4, 5):
         support, query = partition.view_rows(client, "train")[:5], partition.view_rows(client, "test")
@@ -152,7 +153,9 @@ def test_clients_held_out_never_train_and_adapt_to_their_first_samples(tmp_path)
         step = torch.optim.SGD(net.parameters(), lr=0.2)
         for _ in range(7):
             step.zero_grad()
-            F.cross_entropy(net(torch.from_numpy(arrays["x"][support])), torch.from_numpy(arrays["y"][support])).backward()
+            F.cross_entropy(
+                net(torch.from_numpy(arrays["x"][support])), torch.from_numpy(arrays["y"][support])
+            ).backward()
             step.step()
         predicted = net(torch.from_numpy(arrays["x"][query])).argmax(1).numpy()
         accuracies.append((predicted == arrays["y"][query]).mean())

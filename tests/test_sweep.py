@@ -6,9 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fl.cli import app
-from fl.config import ConfigError
-from fl.sweep import Sweep
+from fl.cli.app import app
+from fl.errors import ConfigError
+from fl.tools.sweep import Sweep
 
 CONFIG = {
     "rounds": 2,

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.params import Params
-from fl.trees import (
+from fl.tensors.params import Params
+from fl.tensors.trees import (
     aligned,
     digest,
     flatten,
@@ -135,7 +135,9 @@ def test_leaves_shapes_and_rebuilt():
 
 def test_digest_by_hand():
     w, b = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
-    sha = hashlib.sha256(b"b [1] torch.float32\n" + b.numpy().tobytes() + b"w [1, 2] torch.float32\n" + w.numpy().tobytes())
+    sha = hashlib.sha256(
+        b"b [1] torch.float32\n" + b.numpy().tobytes() + b"w [1, 2] torch.float32\n" + w.numpy().tobytes()
+    )
     assert digest(Params.of({"w": w, "b": b})) == digest(Params.of({"b": b, "w": w})) == sha.hexdigest()
 
 

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 import fl
-from fl import tune
-from fl.client import LocalTraining
-from fl.config import ConfigError, Execution, read, resolve
-from fl.tune import clear, quartiles, worker_counts
+from fl.config.config import read, resolve
+from fl.errors import ConfigError
+from fl.execution.section import Execution
+from fl.method.client import LocalTraining
+from fl.tools import tune
+from fl.tools.tune import clear, quartiles, worker_counts
 
 WORKERS_STAY = False
 CONFIG = {

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl.client import ClientAlgorithm, LocalTraining, Phase, Reply
 from fl.data.dataset import Dataset
-from fl.data.noise import Noise
-from fl.messages import Broadcast, Sparse, Static, Table, Update
-from fl.params import Params, zeros_like
-from fl.reduction import ClassMean, Collect, Stack, Sum, WeightedMean
-from fl.strategy import Exchange, ServerWork, Strategy
+from fl.data.sets.noise import RandomData
+from fl.method.client import ClientAlgorithm, LocalTraining, Phase, Reply
+from fl.method.messages import Broadcast, Static, Update
+from fl.method.reduction import ClassMean, Collect, Stack, Sum, WeightedMean
+from fl.method.strategy import Exchange, ServerWork, Strategy
+from fl.tensors.params import Params, zeros_like
+from fl.tensors.sparse import Sparse, Table
 
 
 # -- three exchanges in a round, tied together by a carry -------------------------------------------------------------
@@ -309,7 +310,7 @@ class Poisoned:
     clients: tuple[int, ...] = (3,)
 
     def load(self) -> Dataset:
-        clean = Noise(shape=(6,), classes=3, clients=6, samples=4).load()
+        clean = RandomData(shape=(6,), classes=3, clients=6, samples=4).load()
         x = clean.train["x"].copy()
         x[np.isin(clean.clients, self.clients)] = np.nan
         return Dataset({"x": x, "y": clean.train["y"]}, clients=clean.clients)

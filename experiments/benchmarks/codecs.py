@@ -17,10 +17,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fl.codec import Chain, Codec, decode, encode
-from fl.execution.process import settle
-from fl.random import hash64
+from fl.communication.codec import Chain, Codec, decode, encode
+from fl.execution.workers.process import configure_process
 from fl.registry import lookup
+from fl.tensors.random import hash64
 
 SMALL = 610  # parameters of softmax regression from 60 features to 10 classes
 SHARE = 0.01
@@ -135,7 +135,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", nargs="*", default=())
     chosen = parser.parse_args()
-    settle()
+    configure_process()
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
     x, rows = torch.randn(chosen.numbers, generator=draw), torch.randn(chosen.clients, SMALL, generator=draw)

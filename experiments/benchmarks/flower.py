@@ -29,7 +29,9 @@ def main() -> None:
         of, ours, theirs = WORKLOADS[name], found["ours"], found["flower"]
         if ours is None:
             parser.error(f"{name}: not one round of ours in {asked.limit:.0f} s")
-        least = "" if theirs else "> "  # no second round within the limit, which the first one shared: half of it at least
+        least = (
+            "" if theirs else "> "
+        )  # no second round within the limit, which the first one shared: half of it at least
         theirs = theirs or asked.limit / 2
         figures = f"{ours:.3f} | {least}{theirs:.3f} | {least}{theirs / ours:.1f}"
         print(f"| `{name}` | {of.nodes:,} | {of.cohort:,} | {figures} |", flush=True)

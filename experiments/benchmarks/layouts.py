@@ -1,4 +1,4 @@
-"""Milliseconds of a gradient step by layout of the images (fl/execution/layout.py), one thread, layouts in turns.
+"""Milliseconds of a gradient step by layout of the images (fl/execution/training/layout.py), one thread, layouts in turns.
 
 python -m experiments.benchmarks.layouts        prints the table of the README beside this file
 """
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from fl import registry
-from fl.execution.layout import laid_out
-from fl.execution.process import settle
-from fl.nn import Dropout
+from fl.execution.training.layout import laid_out
+from fl.execution.workers.process import configure_process
+from fl.models.nn import Dropout
 
 LAYOUTS = ("contiguous", "channels_last", "blocked")
 MODELS = {
@@ -49,9 +49,11 @@ def measure(name: str, batch: int) -> dict[str, float]:
 
 
 def main() -> None:
-    settle()
+    configure_process()
     torch.manual_seed(0)
-    print("| model | batch | contiguous | channels_last | blocked | contiguous / blocked |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| model | batch | contiguous | channels_last | blocked | contiguous / blocked |\n|---|---:|---:|---:|---:|---:|"
+    )
     for name in MODELS:
         for batch in BATCHES:
             times = measure(name, batch)

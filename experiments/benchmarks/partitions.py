@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fl.data.holdings import skew
 from fl.data.partition import Partition
+from fl.data.partition_stats import skew
 from partitions.dirichlet import dirichlet
 from partitions.extended_dirichlet import extended_dirichlet
 from partitions.file import from_owners

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fl import registry
-from fl.assembly import assemble
-from fl.check import Bench
-from fl.config import Config, ConfigError
+from fl.check.check import Bench
+from fl.config.config import Config
+from fl.errors import ConfigError
+from fl.simulation.setup import set_up_run
 
 Together = Literal["compiled", "stacked", "flat", "vmap"]
 PLANS: tuple[Together, ...] = get_args(Together)
@@ -22,7 +23,7 @@ PLANS: tuple[Together, ...] = get_args(Together)
 def why_not(config: Config, plan: Together) -> str | None:
     """`None` if clients can be trained so, else the engine's reason."""
     try:
-        assemble(replace(config, execution=replace(config.execution, plan=plan)))
+        set_up_run(replace(config, execution=replace(config.execution, plan=plan)))
     except ConfigError as error:
         said = str(error).partition("is not possible: ")[2]
         if not said:

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from fl.config import read, resolve
+from fl.config.config import read, resolve
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
-from fl.sampler import Sampler, Uniform
-from fl.simulation import run
+from fl.method.sampler import Sampler, Uniform
+from fl.simulation.simulation import run
 
 SAMPLES, ROWS = 20, 1_000_000
 MB = 1 << 20
@@ -149,7 +149,9 @@ def states(asked: argparse.Namespace) -> None:
     )
     seconds = [row["seconds"] for row in found["rows"]]
     first, last = (statistics.median(part) for part in (seconds[1:11], seconds[-10:]))
-    print(f"SCAFFOLD, {rounds} rounds of 10,000, each client once: {first:.2f} s a round at first, {last:.2f} s at last")
+    print(
+        f"SCAFFOLD, {rounds} rounds of 10,000, each client once: {first:.2f} s a round at first, {last:.2f} s at last"
+    )
     print(
         f"driver {found['growth'] / MB:.0f} MB more than before round 0; {found['states'] / MB:,.0f} MB of states on disk"
     )

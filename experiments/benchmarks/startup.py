@@ -28,8 +28,8 @@ def once(config, out):
 
 if __name__ == "__main__":
     import fl
-    from fl.config import read, resolve
-    from fl.execution.crew import kept
+    from fl.config.config import read, resolve
+    from fl.execution.workers.ray_pool import kept
     config = resolve(read(json.loads(sys.argv[1])))
     imports = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder, kept():

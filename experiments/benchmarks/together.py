@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.together lora cnn_small      some
 
 One worker in this process trains the same 16 clients by turns under each plan, one thread; figures are medians over the turns of
-`time.process_time`, which other programs on the machine hardly touch. `fl.execution.plan` follows the table (README.md).
+`time.process_time`, which other programs on the machine hardly touch. `fl.execution.training.plan` follows the table (README.md).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from fl.assembly import Assembly, assemble, inputs
-from fl.config import Execution, read, resolve
-from fl.execution.plan import Kind, Plan, make_plan
-from fl.execution.worker import Dispatch
-from fl.messages import Broadcast
-from fl.reduction import Product, WeightedMean
+from fl.config.config import read, resolve
+from fl.execution.section import Execution
+from fl.execution.training.plan import Kind, Plan, make_plan
+from fl.execution.worker import ExchangeDispatch
+from fl.method.messages import Broadcast
+from fl.method.reduction import Product, WeightedMean
+from fl.simulation.setup import RunSetup, inputs, set_up_run
 from fl.storage.segments import NOWHERE
 
 CLIENTS, TURNS, CHUNKS = 16, 3, (2, 4, 8, 16)
@@ -59,13 +60,13 @@ def normed(shape: tuple[int, ...], outputs: int) -> Any:
 def measure(model: str) -> dict[tuple[str, int], float]:
     """(plan, chunk) -> milliseconds a client."""
     raw = {"seed": 0, "partition": "natural", "splits": {"val": 0.0}, "cohort": {"size": CLIENTS}, "strategy": "fedavg"}
-    assembly = assemble(resolve(read(raw, MODELS[model])))
+    run_setup = set_up_run(resolve(read(raw, MODELS[model])))
     with tempfile.TemporaryDirectory() as folder:
-        worker = assembly.job(Path(folder), Path(folder)).worker(0)
+        worker = run_setup.job(Path(folder), Path(folder)).worker(0)
         spent: dict[tuple[str, int], list[float]] = {}
         for turn in range(1 + TURNS):
-            for plan in plans(assembly):
-                order = exchange(assembly, plan)
+            for plan in plans(run_setup):
+                order = exchange(run_setup, plan)
                 start = time.process_time()
                 worker.run(order, [(0, order.tasks)], 0)
                 spent.setdefault((plan.kind, plan.chunk), []).append(1e3 * (time.process_time() - start) / CLIENTS)
@@ -73,26 +74,26 @@ def measure(model: str) -> dict[tuple[str, int], float]:
     return {plan: statistics.median(seconds[1:]) for plan, seconds in spent.items()}
 
 
-def plans(assembly: Assembly) -> Iterator[Plan]:
+def plans(run_setup: RunSetup) -> Iterator[Plan]:
     for kind in get_args(Kind):
         try:
             for chunk in (1,) if kind == "loop" else CHUNKS:
-                given = assembly.module, assembly.model, assembly.config.task, inputs(assembly.dataset)
-                yield make_plan(assembly.config.client, *given, Execution(plan=kind, chunk=chunk))
+                given = run_setup.module, run_setup.model, run_setup.config.task, inputs(run_setup.dataset)
+                yield make_plan(run_setup.config.client, *given, Execution(plan=kind, chunk=chunk))
         except ValueError:
             continue
 
 
-def exchange(assembly: Assembly, plan: Plan) -> Dispatch:
+def exchange(run_setup: RunSetup, plan: Plan) -> ExchangeDispatch:
     nowhere = np.tile(np.array(NOWHERE), (CLIENTS, 1))
-    return Dispatch(
+    return ExchangeDispatch(
         kind="work",
         work="train",
         round=0,
         stage=0,
         number=0,
         cohort=np.arange(CLIENTS),
-        broadcast=Broadcast.of(assembly.model),
+        broadcast=Broadcast.of(run_setup.model),
         reduction=Product({"model": WeightedMean()}),
         plan=plan,
         states=nowhere,
@@ -106,7 +107,9 @@ def main(models: list[str]) -> None:
     for model in models or MODELS:
         found = measure(model)
         columns = [("loop", 1), *((kind, c) for kind in get_args(Kind)[1:] for c in CHUNKS)]
-        print(f"| `{model}` | " + " | ".join(f"{found[c]:.1f}" if c in found else "" for c in columns) + " |", flush=True)
+        print(
+            f"| `{model}` | " + " | ".join(f"{found[c]:.1f}" if c in found else "" for c in columns) + " |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.params import Params, sign
-from fl.reduction import Meta, Sum
-from fl.strategy import Strategy
+from fl.method.reduction import Meta, Sum
+from fl.method.strategy import Strategy
+from fl.tensors.params import Params, sign
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ import time
 from pathlib import Path
 
 import fl
-from fl.config import read
+from fl.config.config import read
 
 HERE, NODES = Path(__file__).parent, 3
 ROOT = HERE.parent.parent
-WIDE = {"model": {"name": "mlp", "hidden": [2048, 2048], "adapter": {"name": "lora", "rank": 32}}}  # little is sent of much
+WIDE = {
+    "model": {"name": "mlp", "hidden": [2048, 2048], "adapter": {"name": "lora", "rank": 32}}
+}  # little is sent of much
 METHODS: dict[str, dict] = {
     "fedavg": {"strategy": "fedavg"},
     "scaffold": {"strategy": "scaffold"},
@@ -150,7 +152,9 @@ class Deployment:
         log = open(self.folder / f"{name}.log", "w")
         program = Path(sys.executable).parent / command[0]
         self.processes.append(
-            subprocess.Popen([program, *command[1:]], env=self.env, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
+            subprocess.Popen(
+                [program, *command[1:]], env=self.env, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder
+            )
         )
 
     def run(self, app: Path, out: Path) -> None:

@@ -31,7 +31,10 @@ from fl import registry
 
 WRITER = "1.22.0"
 ROWS = {"train": 10_000, "test": 2_000}
-COLUMNS = {"uoft-cs/cifar10": ("cifar10", "img"), "ylecun/mnist": ("mnist", "image")}  # our name, the hub's of the column
+COLUMNS = {
+    "uoft-cs/cifar10": ("cifar10", "img"),
+    "ylecun/mnist": ("mnist", "image"),
+}  # our name, the hub's of the column
 
 
 IMAGES = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -71,7 +74,17 @@ APPS = {
 def write(name: str, folder: Path, flwr: Path) -> Path:
     """The app that `flwr new` writes into `folder`."""
     app = f"official-{name}"
-    new = [sys.executable, "-m", "flwr.cli.app", "new", app, "--framework", APPS[name].framework, "--username", "someone"]
+    new = [
+        sys.executable,
+        "-m",
+        "flwr.cli.app",
+        "new",
+        app,
+        "--framework",
+        APPS[name].framework,
+        "--username",
+        "someone",
+    ]
     subprocess.run(new, cwd=folder, env=environment(flwr), check=True, capture_output=True)
     return folder / app
 
@@ -114,7 +127,9 @@ def run(app: Path, folder: Path, extra: Path | None) -> tuple[list[dict], float]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
     start = time.perf_counter()
     with open(folder / f"{app.name}.log", "w") as log:
-        done = subprocess.run(command, cwd=folder, env=environment(extra) | offline, stdout=log, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, cwd=folder, env=environment(extra) | offline, stdout=log, stderr=subprocess.STDOUT
+        )
     if done.returncode:
         raise RuntimeError(f"{app.name} failed; see {log.name}")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -141,11 +156,14 @@ def main() -> None:
             lay_out(template.data, apps)
         rows, seconds = run(write(name, apps, flwr), apps, extra)
         messages = sum(value for row in rows for key, value in row.items() if key.startswith("messages/"))
-        figures = [", ".join(f"{k} {v:.4f}" for k, v in row.items() if "/" in k and isinstance(v, float)) for row in rows]
+        figures = [
+            ", ".join(f"{k} {v:.4f}" for k, v in row.items() if "/" in k and isinstance(v, float)) for row in rows
+        ]
         dropped = sum(row["dropped"] for row in rows)
         bad += dropped
         print(
-            f"| {name} | {len(rows)} | {messages} | {dropped} | {figures[0]} | {figures[-1]} | {seconds:.0f} |", flush=True
+            f"| {name} | {len(rows)} | {messages} | {dropped} | {figures[0]} | {figures[-1]} | {seconds:.0f} |",
+            flush=True,
         )
 
 

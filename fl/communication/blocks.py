@@ -163,7 +163,9 @@ def unpack_bits(packed: np.ndarray, n: int, bits: int) -> np.ndarray:
     return word.view(np.uint8)[:, :n]
 
 
-_SIGNS = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
+_SIGNS = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(
+    np.float32
+)
 
 
 def unpack_signs(packed: np.ndarray, n: int) -> np.ndarray:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fl.messages import Sparse, Table
-from fl.params import Params
-from fl.trees import Tree
+from fl.tensors.params import Params
+from fl.tensors.sparse import Sparse, Table
+from fl.tensors.trees import Tree
 
 
 def map_dense(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:

@@ -59,7 +59,9 @@ def to_grid(
             level += dither(keys[rows], columns.start, columns.stop)
             level += np.float32(levels + 0.5)
         np.clip(level, 0, 2 * levels, out=level)
-        out[rows, columns.start * bits // 8 : packed_bytes(columns.stop, bits)] = pack_bits(level.astype(np.uint8), bits)
+        out[rows, columns.start * bits // 8 : packed_bytes(columns.stop, bits)] = pack_bits(
+            level.astype(np.uint8), bits
+        )
     return out
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.trees import map_tensor
+from fl.tensors.trees import map_tensor
 
 Arrays = dict[str, np.ndarray]
 BLOCK = 1 << 24  # bytes that a digest reads at a time
@@ -43,7 +43,9 @@ class Dataset:
         object.__setattr__(self, "train", _checked("train", self.train))
         if self.test is not None:
             object.__setattr__(self, "test", _checked("test", self.test))
-            train, test = ({n: (a.shape[1:], str(a.dtype)) for n, a in part.items()} for part in (self.train, self.test))
+            train, test = (
+                {n: (a.shape[1:], str(a.dtype)) for n, a in part.items()} for part in (self.train, self.test)
+            )
             if train != test:
                 raise ValueError(f"test: {test} does not match train, which has {train} (shape of a sample, dtype)")
         if self.clients is not None:
@@ -55,7 +57,9 @@ class Dataset:
         if self.held is not None:
             object.__setattr__(self, "held", np.ascontiguousarray(self.held))
             if self.held.shape != (len(self),) or self.held.dtype != bool:
-                raise ValueError(f"held: {self.held.dtype} {self.held.shape} is not one bool for each of {len(self)} rows")
+                raise ValueError(
+                    f"held: {self.held.dtype} {self.held.shape} is not one bool for each of {len(self)} rows"
+                )
 
     def __len__(self) -> int:
         """Rows of the training set."""
@@ -132,7 +136,9 @@ def _array(name: str, value: Any) -> np.ndarray:
     except ValueError as error:  # rows of several lengths
         raise ValueError(f"data: {name} is no array: {error}") from None
     if array.dtype.kind not in "biuf" or not array.ndim:
-        raise ValueError(f"data: {name} is {array.dtype} {array.shape}, not an array of numbers with a row for each sample")
+        raise ValueError(
+            f"data: {name} is {array.dtype} {array.shape}, not an array of numbers with a row for each sample"
+        )
     return array
 
 

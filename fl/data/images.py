@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl import random
+from fl.tensors import random
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -29,7 +29,9 @@ def read_idx(path: Path) -> np.ndarray:
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
     dtype, start = np.dtype(IDX_TYPES[raw[2]]), 4 + 4 * raw[3]
     if len(raw) - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"data: {path} has {len(raw) - start} bytes of values; {shape} of {dtype.name} are another number")
+        raise ValueError(
+            f"data: {path} has {len(raw) - start} bytes of values; {shape} of {dtype.name} are another number"
+        )
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
@@ -37,7 +39,9 @@ def read_cifar(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 (N, 3, 32, 32) and labels uint8 (N, label_bytes) of a file of CIFAR's binary version."""
     raw, record = np.fromfile(path, np.uint8), label_bytes + 3072
     if not len(raw) or len(raw) % record:
-        raise ValueError(f"data: {path} has {len(raw)} bytes, not a multiple of {record}; get CIFAR's binary version again")
+        raise ValueError(
+            f"data: {path} has {len(raw)} bytes, not a multiple of {record}; get CIFAR's binary version again"
+        )
     raw = raw.reshape(-1, record)
     return raw[:, label_bytes:].reshape(-1, 3, 32, 32), raw[:, :label_bytes]
 

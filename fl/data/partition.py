@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from fl import random
 from fl.data.dataset import Dataset
+from fl.tensors import random
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fl import random
-from fl.augment import Augment
+from fl.data.augment import Augment
 from fl.data.dataset import Dataset, as_dataset
 from fl.data.partition import coded, places
+from fl.tensors import random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,9 @@ class Data:
 
     def __post_init__(self):
         if self.long_tail is not None and self.long_tail < 1:
-            raise ValueError(f"long_tail: {self.long_tail} is less than 1; it is the first class's rows over the last's")
+            raise ValueError(
+                f"long_tail: {self.long_tail} is less than 1; it is the first class's rows over the last's"
+            )
 
     def load(self) -> Dataset:
         dataset = as_dataset(self.part.load() if hasattr(self.part, "load") else self.part)

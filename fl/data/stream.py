@@ -17,7 +17,7 @@ import numpy as np
 
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
-from fl.task import Task
+from fl.tasks.task import Task
 
 Scenario = Literal["task", "domain", "class"]
 Split = Callable[[Dataset], Partition]

@@ -2,8 +2,8 @@
 
     positions -> broadcast of each client -> client work -> client transforms -> codec ~~> server transforms -> lift -> fold
 
-A worker is resident: it holds the data, the model's structure and the job; an exchange brings it a `Dispatch` and it answers
-a `Part`: the nodes of the reduction tree that it could fold, and columns of plain numbers by cohort position.
+A worker is resident: it holds the data, the model's structure and the job; an exchange brings it a `ExchangeDispatch` and it answers
+a `PartialResult`: the nodes of the reduction tree that it could fold, and columns of plain numbers by cohort position.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.augment import Augment
-from fl.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
-from fl.codec import Codec, Identity, Key, Sizes, down_key, front, transmit, up_key
+from fl.communication.codec import Codec, Identity, Key, Sizes, down_key, find_wrapper, transmit, up_key
 from fl.communication.codecs.delta import Delta, alike, minus, plus
-from fl.communication.codecs.error_feedback import ErrorFeedback, Memory, lost, stacked_memories
+from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stacked_memories
+from fl.data.augment import Augment
 from fl.data.stream import Stage
-from fl.execution import batched, compiled
-from fl.execution.compiled import Compiled
-from fl.execution.device import Device
-from fl.execution.flat import Flat
-from fl.execution.kernels import LinearStack
-from fl.execution.layout import laid_out
-from fl.execution.loop import overrides
-from fl.execution.plan import Plan
-from fl.execution.process import settle
-from fl.messages import Broadcast, Update
-from fl.nn import looks_at_batch
-from fl.params import Initial
-from fl.reduction import Fold, Meta, Product, Reduction, WeightedMean
+from fl.errors import ClientError
+from fl.execution.training import batched, compiled
+from fl.execution.training.compiled import Compiled
+from fl.execution.training.device import Device
+from fl.execution.training.flat import Flat
+from fl.execution.training.kernels import LinearStack
+from fl.execution.training.layout import laid_out
+from fl.execution.training.loop import overrides
+from fl.execution.training.plan import Plan
+from fl.execution.workers.process import configure_process
+from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
+from fl.method.messages import Broadcast, Update
+from fl.method.reduction import Fold, Meta, Product, Reduction, WeightedMean
+from fl.method.transform import Transform, TransformContext
+from fl.models.binding import Initial
+from fl.models.nn import looks_at_batch
 from fl.storage.segments import Segments
+from fl.tensors.trees import Tree, leaves, row, tree_map
 from fl.tracking.profile import span
-from fl.transform import Transform, TransformContext
-from fl.trees import Tree, leaves, row, tree_map
 
 EVALUATION_BLOCK = 1024  # samples per forward pass of an evaluation
 NOBODY = -1  # the client that the server's evaluation asks: without data, without state
@@ -88,7 +89,7 @@ class Job:
     def keeps(self) -> bool:
         """Whether the engine keeps something of each client beside the method's own state: running statistics, what a codec
         lost, what the client last had of the broadcast. The state then is a dict {"own": the method's, ...}."""
-        return bool(self.statistics or front(self.up, ErrorFeedback) or front(self.down, Delta))
+        return bool(self.statistics or find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta))
 
     def worker(self, writer: int) -> Worker:
         return Worker(self, writer)
@@ -108,7 +109,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Dispatch:
+class ExchangeDispatch:
     """One exchange, or one evaluation, as workers need it. Columns are by cohort position."""
 
     kind: Literal["work", "evaluate", "evaluate_server"]
@@ -145,19 +146,19 @@ class Dispatch:
         edges = np.arange(0, len(self.cohort), self.plan.chunk)
         return np.add.reduceat(self.cost.astype(np.float64), edges)
 
-    def at(self, task: int) -> tuple[int, Dispatch, int]:
+    def at(self, task: int) -> tuple[int, ExchangeDispatch, int]:
         """A task's place: (which dispatch, the dispatch, the task's number in it)."""
         return 0, self, task
 
-    def part(self, parts: Mapping[int, Part]) -> Part:
+    def part(self, parts: Mapping[int, PartialResult]) -> PartialResult:
         """What a worker answers, from its parts of each dispatch."""
-        return parts.get(0) or Part({}, Columns())
+        return parts.get(0) or PartialResult({}, Columns())
 
     def where(self, task: int) -> str:
         """In words, for messages."""
         return f"round {self.round}, at or near client {self.cohort[task * self.plan.chunk]}"
 
-    def missing(self, parts: Iterable[Part]) -> np.ndarray:
+    def missing(self, parts: Iterable[PartialResult]) -> np.ndarray:
         """The tasks that no part covers."""
         n, covered = len(self.cohort), np.zeros(len(self.cohort), bool)
         for part in parts:
@@ -165,9 +166,12 @@ class Dispatch:
                 covered[k << level : min((k + 1) << level, n)] = True
         return np.unique(np.flatnonzero(~covered) // self.plan.chunk)
 
-    def gather(self, parts: Iterable[Part], retried: int = 0) -> Done:
+    def gather(self, parts: Iterable[PartialResult], retried: int = 0) -> DispatchResult:
         """Fold the parts that the workers could not fold themselves. `retried`: tasks run again because a worker died."""
-        fold, done = Fold(self.reduction, len(self.cohort)), Done(None, Columns(), retried=retried * self.plan.chunk)
+        fold, done = (
+            Fold(self.reduction, len(self.cohort)),
+            DispatchResult(None, Columns(), retried=retried * self.plan.chunk),
+        )
         with span("reduce", "gather"):
             for part in parts:
                 done.columns.extend(part.columns)
@@ -183,10 +187,10 @@ class Dispatch:
 
 
 @dataclass(frozen=True)
-class Several:
+class DispatchGroup:
     """Dispatches that are worked at once, as one: those of an asynchronous server are small."""
 
-    dispatches: tuple[Dispatch, ...]
+    dispatches: tuple[ExchangeDispatch, ...]
     pin = False
 
     @cached_property
@@ -205,19 +209,19 @@ class Several:
     def costs(self) -> np.ndarray:
         return np.concatenate([dispatch.costs() for dispatch in self.dispatches])
 
-    def at(self, task: int) -> tuple[int, Dispatch, int]:
+    def at(self, task: int) -> tuple[int, ExchangeDispatch, int]:
         which = int(np.searchsorted(self.ends, task, side="right"))
         dispatch = self.dispatches[which]
         return which, dispatch, task - int(self.ends[which]) + dispatch.tasks
 
-    def part(self, parts: Mapping[int, Part]) -> dict[int, Part]:
+    def part(self, parts: Mapping[int, PartialResult]) -> dict[int, PartialResult]:
         return dict(parts)
 
     def where(self, task: int) -> str:
         _, dispatch, own = self.at(task)
         return dispatch.where(own)
 
-    def missing(self, parts: Iterable[Mapping[int, Part]]) -> np.ndarray:
+    def missing(self, parts: Iterable[Mapping[int, PartialResult]]) -> np.ndarray:
         begins = self.ends - [dispatch.tasks for dispatch in self.dispatches]
         found = [
             begin + dispatch.missing([part[which] for part in parts if which in part])
@@ -225,25 +229,13 @@ class Several:
         ]
         return np.concatenate(found)
 
-    def gather(self, parts: Iterable[Mapping[int, Part]], retried: int = 0) -> list[Done]:
+    def gather(self, parts: Iterable[Mapping[int, PartialResult]], retried: int = 0) -> list[DispatchResult]:
         done = [
             dispatch.gather([part[which] for part in parts if which in part])
             for which, dispatch in enumerate(self.dispatches)
         ]
         done[0].retried = retried
         return done
-
-
-class ClientError(RuntimeError):
-    """A client's work failed; says which client, in which round, at which stage."""
-
-    def __init__(self, clients: np.ndarray, round_: int, stage: str, detail: str):
-        who = f"client {clients[0]}" if len(clients) == 1 else f"one of the clients {list(map(int, clients))}"
-        super().__init__(f"{who}, round {round_}, stage {stage!r}: {detail}")
-        self.arguments = (clients, round_, stage, detail)
-
-    def __reduce__(self):
-        return ClientError, self.arguments
 
 
 class Columns:
@@ -295,7 +287,7 @@ class Columns:
 
 
 @dataclass
-class Part:
+class PartialResult:
     """What one worker made of an exchange."""
 
     nodes: dict[tuple[int, int], Any]
@@ -305,7 +297,7 @@ class Part:
 
 
 @dataclass
-class Done:
+class DispatchResult:
     """What came of a dispatch: the reduced value and the columns by cohort position."""
 
     value: Any
@@ -319,7 +311,7 @@ class Worker:
     """See the module. `writer` numbers the segments this worker writes."""
 
     def __init__(self, job: Job, writer: int):
-        settle()
+        configure_process()
         job.device.prepare()
         if job.compiled:
             compiled.load()
@@ -331,10 +323,10 @@ class Worker:
         self.round: int | None = None  # whose scratch it is
         self.apart = looks_at_batch(job.module) or bool(job.statistics)  # no two clients' samples in one forward pass
 
-    def run(self, order: Dispatch | Several, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
+    def run(self, order: ExchangeDispatch | DispatchGroup, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
         """Work through runs [a, b) of task numbers."""
         self.states.write_to(segment)
-        open_: dict[int, InProgress] = {}
+        open_: dict[int, ExchangeWorker] = {}
         for first, last in tasks:
             for task in range(first, last):
                 which, dispatch, own = order.at(task)
@@ -349,18 +341,18 @@ class Worker:
     def close(self) -> None:
         self.states.close()
 
-    def begin(self, dispatch: Dispatch) -> InProgress:
+    def begin(self, dispatch: ExchangeDispatch) -> ExchangeWorker:
         if dispatch.round != self.round:  # carries and spilled updates last a round
             self.round = dispatch.round
             self.scratch.empty()
-        return InProgress(self, dispatch)
+        return ExchangeWorker(self, dispatch)
 
 
-class InProgress:
+class ExchangeWorker:
     """One exchange in progress on one worker. A client's part and the server's part of it meet in `deliver`: in a deployment
     `leave` runs on the client's machine, `arrive` on the server's."""
 
-    def __init__(self, worker: Worker, dispatch: Dispatch):
+    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
         self.worker, self.job, self.dispatch = worker, worker.job, dispatch
         self.fold = Fold(dispatch.reduction, len(dispatch.cohort))
         self.columns, self.errors, self.seconds = Columns(), [], 0.0
@@ -377,8 +369,8 @@ class InProgress:
         visible = {name: tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden}
         static = {name: static.value for name, static in broadcast.static.items()}
         self.received = self.device.put({**visible, **static})
-        self.feedback, self.delta = front(self.job.up, ErrorFeedback), front(self.job.up, Delta)
-        difference = front(self.job.down, Delta) if dispatch.kind == "work" else None
+        self.feedback, self.delta = find_wrapper(self.job.up, ErrorFeedback), find_wrapper(self.job.up, Delta)
+        difference = find_wrapper(self.job.down, Delta) if dispatch.kind == "work" else None
         self.differences = [name for name in visible if difference and difference.covers(name)]
         self.category = "compute" if dispatch.kind == "work" else "evaluate"
         self.chunk = {
@@ -387,9 +379,9 @@ class InProgress:
             "evaluate_server": self._evaluate_server,
         }[dispatch.kind]
 
-    def part(self) -> Part:
+    def part(self) -> PartialResult:
         """What has come of it here."""
-        return Part(self.device.fetch(self.fold.nodes), self.columns.packed(), self.errors, self.seconds)
+        return PartialResult(self.device.fetch(self.fold.nodes), self.columns.packed(), self.errors, self.seconds)
 
     # -- client work ----------------------------------------------------------------------------------------------
     def _loop(self, positions: np.ndarray) -> None:
@@ -441,7 +433,7 @@ class InProgress:
         if reply.carry is not None:
             self.columns.add(at, {"carry": np.array([self.worker.scratch.append(self.device.fetch(reply.carry))])})
 
-        def keep(memory: dict[str, Memory]) -> None:
+        def keep(memory: dict[str, Residuals]) -> None:
             beside: dict[str, Tree] = {"memory": memory} if self.feedback else {}
             if self.job.statistics:
                 beside["statistics"] = ctx.initial.frozen.select(self.job.statistics)
@@ -490,7 +482,7 @@ class InProgress:
             None if stacked is None else (known, self.device.put(stacked)),
         )
 
-        def keep(memory: dict[str, Memory]) -> None:
+        def keep(memory: dict[str, Residuals]) -> None:
             if self.feedback:
                 self.columns.add(positions, {"state": self._append_all(before, states, memory)})
             elif states is not None:
@@ -513,7 +505,7 @@ class InProgress:
         """(C,): what clients with so many samples count, if nothing happens to their updates but that they are added up."""
         return self.mean.factors(Meta(0, torch.from_numpy(sizes))) if self.mean else None
 
-    def _append_all(self, before: list[Tree], states: Tree, memory: Mapping[str, Memory]) -> np.ndarray:
+    def _append_all(self, before: list[Tree], states: Tree, memory: Mapping[str, Residuals]) -> np.ndarray:
         """Write what clients that trained together keep, at once if they keep the same things; the locations."""
         count, fresh = len(before), {"own", "memory"} if states is not None else {"memory"}
         if all(b is None or (set(b) <= fresh and set(b["memory"]) <= set(memory)) for b in before):
@@ -522,7 +514,9 @@ class InProgress:
         kept = [self._kept(b, row(states, i), {"memory": row(dict(memory), i)}) for i, b in enumerate(before)]
         return np.array([self.worker.states.append(one) for one in kept])
 
-    def _context(self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], state: Tree) -> ClientContext:
+    def _context(
+        self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], state: Tree
+    ) -> ClientContext:
         job = self.job
         nothing = np.empty(0, np.int64)
         rows = {split: nothing if client == NOBODY else self.partition.view_rows(client, split) for split in SPLITS}
@@ -564,7 +558,9 @@ class InProgress:
             kept["memory"] = {**(before or {}).get("memory", {}), **beside["memory"]}
         return kept if own is None else {**kept, "own": own}
 
-    def receive(self, at: np.ndarray | None, client: int, state: Tree = None) -> tuple[dict[str, Tree], Mapping[str, Any]]:
+    def receive(
+        self, at: np.ndarray | None, client: int, state: Tree = None
+    ) -> tuple[dict[str, Tree], Mapping[str, Any]]:
         """What one client receives; bytes of what is its alone are counted at position `at`."""
         broadcast, received = self.dispatch.broadcast, dict(self.received)
         config = broadcast.config(client) if callable(broadcast.config) else broadcast.config
@@ -603,7 +599,7 @@ class InProgress:
         before: list[Tree],
         stacked: bool,
         careful: bool,
-        keep: Callable[[dict[str, Memory]], None],
+        keep: Callable[[dict[str, Residuals]], None],
     ) -> bool:
         """Transforms, codec and reduction for the update of one client, or of several stacked, who have `received` that and were
         known by the states `before`. `keep` is given what their codecs lost, before anything is added: if it fails, the sum is
@@ -622,7 +618,7 @@ class InProgress:
                     self.job.up, sent, len(positions) if stacked else None, self.up_key(positions, name)
                 )
                 if self.feedback:
-                    memory[self.memory_name(name)] = lost(sent, decoded)
+                    memory[self.memory_name(name)] = compression_error(sent, decoded)
                 arrived[name] = self.incoming(name, decoded, received, stacked)
         with span("data", "state"):
             keep(memory)
@@ -795,7 +791,11 @@ class InProgress:
         self._measure(positions, net, blocks, self.job.server_arrays)
 
     def _measure(
-        self, positions: np.ndarray, net: Callable[[Tensor], Tensor], rows: list[np.ndarray], arrays: Mapping[str, Tensor]
+        self,
+        positions: np.ndarray,
+        net: Callable[[Tensor], Tensor],
+        rows: list[np.ndarray],
+        arrays: Mapping[str, Tensor],
     ) -> None:
         """Metrics of several row lists under one model: folded, and each list's own as columns."""
         metrics = self.dispatch.reduction.parts

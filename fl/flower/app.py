@@ -18,7 +18,8 @@ import yaml
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fl.config import ConfigError, parse
+from fl.config.config import parse
+from fl.errors import ConfigError
 
 FREE = ("execution.executor", "execution.workers")
 NODES = 10  # where neither the command nor the app says how many
@@ -111,7 +112,9 @@ def _part(folder: Path, reference: str, kind: type) -> Any:
     where, _, attribute = reference.partition(":")
     module = importlib.import_module(where)
     if folder not in Path(module.__file__ or "").resolve().parents:
-        raise ConfigError("app", f"{where!r} is {module.__file__}, not in {folder}: another module of that name hides it")
+        raise ConfigError(
+            "app", f"{where!r} is {module.__file__}, not in {folder}: another module of that name hides it"
+        )
     found: Any = module
     for name in attribute.split("."):
         found = getattr(found, name, None)

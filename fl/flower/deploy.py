@@ -31,22 +31,29 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl.assembly import assemble
-from fl.codec import Identity, Sizes, down_key, front, transmit
+from fl.communication.codec import Identity, Sizes, down_key, find_wrapper, transmit
 from fl.communication.codecs.delta import Delta
-from fl.communication.codecs.error_feedback import lost
-from fl.config import Config, ConfigError, parse, read, resolve
-from fl.execution.plan import Plan
-from fl.execution.worker import ClientError, Dispatch, Done, InProgress, Job, Worker
+from fl.communication.codecs.error_feedback import compression_error
+from fl.config.config import Config, parse, read, resolve
+from fl.errors import ClientError, ConfigError
+from fl.execution.training.plan import Plan
+from fl.execution.worker import DispatchResult, ExchangeDispatch, ExchangeWorker, Job, Worker
 from fl.flower import groups as records
 from fl.flower.hello import answers, ask
-from fl.messages import Broadcast, Static, Update
-from fl.reduction import Product
-from fl.simulation import Result, Simulation, new_directory
+from fl.method.messages import Broadcast, Static, Update
+from fl.method.reduction import Product
+from fl.simulation.setup import set_up_run
+from fl.simulation.simulation import Result, Simulation, new_directory
 from fl.storage.clients import ClientStates
-from fl.trees import Tree
+from fl.tensors.trees import Tree
 
-CALL, METRICS, ROWS, CONFIG, MERGE = "fl.call", "metrics", "fl.rows", "fl.config", "fl.merge"  # records beside the groups
+CALL, METRICS, ROWS, CONFIG, MERGE = (
+    "fl.call",
+    "metrics",
+    "fl.rows",
+    "fl.config.config",
+    "fl.merge",
+)  # records beside the groups
 OURS = ("out", "wait", "timeout")  # keys of the run config that are the app's own, not the configuration's
 Source = str | Path | Mapping[str, Any] | Config
 
@@ -89,7 +96,7 @@ def drive(
     config = resolve(parse(text))
     if config.baselines:
         raise ConfigError("baselines", f"{list(config.baselines)} are no part of a deployment; `fl run` makes them")
-    if front(config.down, Delta):
+    if find_wrapper(config.down, Delta):
         raise ConfigError(
             "codec.down", "delta is no part of a deployment: the server would have to keep what every client has"
         )
@@ -153,7 +160,7 @@ class Deployed:
         self.workers = states.population
         self._meet(np.arange(states.population))
 
-    def run(self, dispatch: Dispatch) -> Done:
+    def run(self, dispatch: ExchangeDispatch) -> DispatchResult:
         if dispatch.kind == "evaluate_server":
             part = self.worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(self.writer))
             return dispatch.gather([part])
@@ -192,7 +199,7 @@ class Deployed:
                 time.sleep(0.5)
 
     # -- down -----------------------------------------------------------------------------------------------------
-    def _messages(self, exchange: InProgress) -> list[Message]:
+    def _messages(self, exchange: ExchangeWorker) -> list[Message]:
         """One for each position of the cohort. What is the same for all is encoded once; every message has its own records."""
         d, job = exchange.dispatch, exchange.job
         source = d.original or d.broadcast
@@ -224,7 +231,7 @@ class Deployed:
 
     def _message(
         self,
-        d: Dispatch,
+        d: ExchangeDispatch,
         position: int,
         client: int,
         groups: Mapping[str, tuple[ArrayRecord, str, str]],
@@ -260,7 +267,7 @@ class Deployed:
         kind = "train" if d.kind == "work" else "evaluate"
         return Message(content, dst_node_id=self.nodes[client], message_type=kind, group_id=str(d.round))
 
-    def _replies(self, d: Dispatch, messages: list[Message]) -> dict[int, RecordDict | str]:
+    def _replies(self, d: ExchangeDispatch, messages: list[Message]) -> dict[int, RecordDict | str]:
         """position -> what came, or in words why nothing did."""
         position = {self.nodes[int(client)]: i for i, client in enumerate(d.cohort)}
         replies: dict[int, RecordDict | str] = {}
@@ -276,7 +283,7 @@ class Deployed:
         return replies
 
     # -- up -------------------------------------------------------------------------------------------------------
-    def _arrive(self, exchange: InProgress, at: np.ndarray, content: RecordDict | str) -> None:
+    def _arrive(self, exchange: ExchangeWorker, at: np.ndarray, content: RecordDict | str) -> None:
         exchange.stage = exchange.dispatch.work
         if isinstance(content, str):
             raise ConnectionError(content)
@@ -345,7 +352,7 @@ class _Kept:
     def close(self) -> None: ...
 
 
-class _AtClient(InProgress):
+class _AtClient(ExchangeWorker):
     """The client's part of an exchange: what it would deliver is handed over."""
 
     sent: Update
@@ -357,7 +364,7 @@ class _AtClient(InProgress):
             sent, key = self.outgoing(name, tree, received, before, stacked), self.up_key(positions, name)
             self.records[name] = records.write(self.job.up, sent, key)
             if self.feedback:
-                memory[self.memory_name(name)] = lost(sent, transmit(self.job.up, sent, None, key)[0])
+                memory[self.memory_name(name)] = compression_error(sent, transmit(self.job.up, sent, None, key)[0])
         keep(memory)
         return True
 
@@ -366,7 +373,7 @@ class _AtClient(InProgress):
 def _worker(text: str) -> Worker:
     """Data, module and job, made once in a process."""
     nowhere = Path(tempfile.gettempdir())  # nothing is written there: see _Kept
-    job = assemble(resolve(parse(text))).job(nowhere, nowhere)
+    job = set_up_run(resolve(parse(text))).job(nowhere, nowhere)
     return Worker(replace(job, on_error="raise"), 0)
 
 
@@ -389,7 +396,7 @@ def _done(worker: Worker, content: RecordDict, context: Context) -> RecordDict:
     job, work = worker.job, call["kind"] == "work"
     worker.states = _Kept("state", context.state, call["number"])
     worker.scratch = _Kept("carry", context.state, call["number"])
-    dispatch = Dispatch(
+    dispatch = ExchangeDispatch(
         kind=call["kind"],
         work=call["work"],
         round=call["round"],
@@ -423,7 +430,9 @@ def _received(job: Job, call: Mapping[str, Any], content: RecordDict, context: C
     received, key = {}, functools.partial(down_key, job.seed, call["number"])
     for name, (form, coded) in call["groups"].items():
         own, version = call["client"] if coded == "own" else None, call["keep"].get(name)
-        received[name], _ = records.read(job.down if coded else Identity(), content[name], form, key(name, own, version))
+        received[name], _ = records.read(
+            job.down if coded else Identity(), content[name], form, key(name, own, version)
+        )
         if name in call["keep"]:
             context.state[f"fl.static/{name}"] = content[name]
             context.state[f"fl.static/{name}.form"] = ConfigRecord({"form": form, "version": call["keep"][name]})

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from fl import registry
-from fl.config import read, resolve
+from fl.config.config import read, resolve
 from fl.flower.deploy import Source
 
 PROJECT = """\

@@ -22,12 +22,12 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
-from fl.execution.executor import Executor
+from fl.execution.workers.executor import Executor
 from fl.flower import journal as journals
 from fl.flower import records
 from fl.flower.journal import Journal
 from fl.flower.records import RecordSizes
-from fl.flower.worker import Batch, Outcome, Work, seeded
+from fl.flower.worker import AppResult, Batch, Work, seeded
 from fl.storage.clients import ClientStates
 
 try:
@@ -43,7 +43,9 @@ class Observer(Protocol):
 
     def begins(self, messages: Sequence[Message]) -> None: ...
 
-    def ended(self, messages: Sequence[Message], sent: Sequence[RecordSizes], outcomes: Sequence[Outcome]) -> None: ...
+    def ended(
+        self, messages: Sequence[Message], sent: Sequence[RecordSizes], outcomes: Sequence[AppResult]
+    ) -> None: ...
 
 
 class LocalGrid(Grid):
@@ -86,7 +88,9 @@ class LocalGrid(Grid):
     def _push(self, message: Message) -> str:
         node = message.metadata.dst_node_id
         if node not in self.get_node_ids():
-            raise ValueError(f"message to node {node}: not one of 1..{self.states.population - 1}; see grid.get_node_ids()")
+            raise ValueError(
+                f"message to node {node}: not one of 1..{self.states.population - 1}; see grid.get_node_ids()"
+            )
         if not message.has_content():
             raise ValueError(f"message to node {node}: it has no content")
         name = f"{next(self.ids):064x}"
@@ -132,7 +136,7 @@ class LocalGrid(Grid):
         contents = {id(message.content): message.content for message in messages}  # a round's messages share theirs
         places = {key: place for place, key in enumerate(contents)}
         pickled = [pickle.dumps(content, 5) for content in contents.values()]
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, AppResult] = {}
         for wave in _waves(pending):
             outcomes |= zip(wave, self._run_wave(pickled, places, [pending[name] for name in wave]))
         done = [outcomes[name] for name in pending]
@@ -140,7 +144,7 @@ class LocalGrid(Grid):
         self.observer.ended(messages, [sizes[id(message.content)] for message in messages], done)
         return [outcome.reply for outcome in done]
 
-    def _run_wave(self, contents: list[bytes], places: dict[int, int], messages: list[Message]) -> list[Outcome]:
+    def _run_wave(self, contents: list[bytes], places: dict[int, int], messages: list[Message]) -> list[AppResult]:
         nodes = np.array([message.metadata.dst_node_id for message in messages])
         works = [
             Work(places[id(message.content)], message.metadata, self.numbers.get(node, 0), tuple(state))

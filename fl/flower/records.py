@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl.communication.wire import wire_bytes
-from fl.trees import Tree
+from fl.tensors.trees import Tree
 
 RecordSizes = list[tuple[str, int, int, int]]
 KINDS = {"array": ArrayRecord, "metric": MetricRecord, "config": ConfigRecord}
@@ -69,13 +69,16 @@ def digest(content: RecordDict) -> str:
 def tree(content: RecordDict) -> Tree:
     """Text, numbers and byte arrays."""
     return [
-        [name, _kind(record), [[key, _leaf(value)] for key, value in record.items()]] for name, record in content.items()
+        [name, _kind(record), [[key, _leaf(value)] for key, value in record.items()]]
+        for name, record in content.items()
     ]
 
 
 def content(tree: Tree) -> RecordDict:
     """The inverse of `tree`; `None` is an empty one."""
-    return RecordDict({name: KINDS[kind]({key: _value(leaf) for key, leaf in items}) for name, kind, items in tree or ()})
+    return RecordDict(
+        {name: KINDS[kind]({key: _value(leaf) for key, leaf in items}) for name, kind, items in tree or ()}
+    )
 
 
 def _kind(record: Any) -> str:

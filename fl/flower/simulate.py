@@ -27,18 +27,18 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import ServerApp
 from threadpoolctl import threadpool_limits
 
-from fl.config import ConfigError
-from fl.execution.executor import Executor, Serial
-from fl.execution.process import settle
-from fl.execution.ray import Ray
+from fl.errors import ConfigError
+from fl.execution.workers.executor import Executor, Serial
+from fl.execution.workers.process import configure_process
+from fl.execution.workers.ray import Ray
 from fl.flower.grid import LocalGrid
 from fl.flower.journal import Journal
 from fl.flower.records import RecordSizes
-from fl.flower.worker import Job, Outcome, frozen, seeded
-from fl.random import hash64
+from fl.flower.worker import AppResult, Job, frozen, seeded
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, claimed, read_metrics
+from fl.tensors.random import hash64
 
 try:
     from flwr.supercore.task_identity import TaskIdentity
@@ -112,7 +112,7 @@ def simulate(
     record = _committed(directory, seed, app) if resume else None
     if not resume and (directory / "metrics.jsonl").exists():
         raise ConfigError("out", f"{directory} holds a run already; name another, or resume it if it has a journal")
-    settle()
+    configure_process()
     folder = RunDirectory(directory, record and record["lengths"])
     states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; nobody is 0
     if record:
@@ -179,7 +179,9 @@ def _identity(run_id: int) -> Iterator[None]:
 class _Rows:
     """Rounds, as the messages tell them; each is committed when the next begins."""
 
-    def __init__(self, folder: RunDirectory, states: ClientStates, journal: Journal | None, round_: int, watch: Watcher):
+    def __init__(
+        self, folder: RunDirectory, states: ClientStates, journal: Journal | None, round_: int, watch: Watcher
+    ):
         self.folder, self.states, self.journal, self.round, self.watch = folder, states, journal, round_, watch
         self.group: str | None = None  # of the row at hand; None: no row yet
 
@@ -192,7 +194,7 @@ class _Rows:
             self.means: dict[str, Means] = defaultdict(Means)
             self.start = time.perf_counter()
 
-    def ended(self, messages: Sequence[Message], sent: Sequence[RecordSizes], outcomes: Sequence[Outcome]) -> None:
+    def ended(self, messages: Sequence[Message], sent: Sequence[RecordSizes], outcomes: Sequence[AppResult]) -> None:
         nodes = [message.metadata.dst_node_id for message in messages]
         numbers: dict[str, list[tuple[int, float, dict[str, float]]]] = defaultdict(list)
         for node, message, outcome in zip(nodes, messages, outcomes):

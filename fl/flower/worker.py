@@ -27,10 +27,10 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from threadpoolctl import threadpool_limits
 
-from fl.execution.process import settle
+from fl.execution.workers.process import configure_process
 from fl.flower import records
-from fl.random import hash64
 from fl.storage.segments import NOWHERE, Segments
+from fl.tensors.random import hash64
 
 
 # -- what travels to workers and back: as one array, which lies in shared memory -----------------------------------------
@@ -71,7 +71,7 @@ class Work(NamedTuple):
     state: tuple[int, int, int]  # where the node's state is
 
 
-class Outcome(NamedTuple):
+class AppResult(NamedTuple):
     """What came of it."""
 
     reply: Message
@@ -96,11 +96,11 @@ class Batch:
     def costs(self) -> np.ndarray:
         return np.ones(len(self.works))
 
-    def missing(self, parts: Iterable[Part]) -> np.ndarray:
+    def missing(self, parts: Iterable[PartialResult]) -> np.ndarray:
         done = {at for part in parts for at in part.outcomes}
         return np.array([at for at in range(len(self.works)) if at not in done], np.int64)
 
-    def gather(self, parts: Iterable[Part], retried: int = 0) -> list[Outcome]:
+    def gather(self, parts: Iterable[PartialResult], retried: int = 0) -> list[AppResult]:
         found = {at: outcome for part in parts for at, outcome in part.outcomes.items()}
         return [found[at] for at in range(len(self.works))]
 
@@ -117,17 +117,17 @@ def _batch(fields: np.ndarray) -> Batch:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialResult:
     """What one worker made of a batch, by place in it."""
 
-    outcomes: dict[int, Outcome]
+    outcomes: dict[int, AppResult]
 
     def __reduce__(self):
         return _part, (_array(self.outcomes),)
 
 
-def _part(outcomes: np.ndarray) -> Part:
-    return Part(pickle.loads(outcomes))
+def _part(outcomes: np.ndarray) -> PartialResult:
+    return PartialResult(pickle.loads(outcomes))
 
 
 # -- the work ---------------------------------------------------------------------------------------------------------
@@ -135,17 +135,17 @@ class Worker:
     """One message at a time, wherever it comes from."""
 
     def __init__(self, job: Job):
-        settle()
+        configure_process()
         threadpool_limits(1)
         gc.freeze()  # see `frozen`
         self.job, self.states = job, Segments(job.states)
 
-    def run(self, batch: Batch, tasks: Iterable[tuple[int, int]], segment: int) -> Part:
+    def run(self, batch: Batch, tasks: Iterable[tuple[int, int]], segment: int) -> PartialResult:
         self.states.write_to(segment)
         places = (at for first, last in tasks for at in range(first, last))
-        return Part({at: self.one(batch.contents[batch.works[at].content], batch.works[at]) for at in places})
+        return PartialResult({at: self.one(batch.contents[batch.works[at].content], batch.works[at]) for at in places})
 
-    def one(self, content: bytes, work: Work) -> Outcome:
+    def one(self, content: bytes, work: Work) -> AppResult:
         message = Message(pickle.loads(content), metadata=work.metadata)
         node, state, trouble = work.metadata.dst_node_id, NOWHERE, None
         context = Context(
@@ -163,14 +163,14 @@ class Worker:
         except Exception as error:
             trouble = traceback.format_exc()
             code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"
-            return Outcome(Message(Error(code=code, reason=reason), reply_to=message), state, [], trouble)
+            return AppResult(Message(Error(code=code, reason=reason), reply_to=message), state, [], trouble)
         if len(context.state) or work.state[0] >= 0:
             state = self.states.append(records.tree(context.state))
         sizes: records.RecordSizes = []
         if reply.has_content():
             reply.content = records.copied(reply.content)  # the client cannot change it any more
             sizes = records.sizes(reply.content)
-        return Outcome(reply, state, sizes, trouble)
+        return AppResult(reply, state, sizes, trouble)
 
     def close(self) -> None:
         self.states.close()
@@ -181,7 +181,9 @@ def seed_all(*address: int | str) -> None:
     word = int(hash64(*address))
     random.seed(word)
     np.random.seed(word & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(word >> 1)  # torch.manual_seed also formats a stack for a GPU that nobody has used
+    torch.default_generator.manual_seed(
+        word >> 1
+    )  # torch.manual_seed also formats a stack for a GPU that nobody has used
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(word >> 1)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fl.params import Params, norm
+from fl.method.transform import Transform
 from fl.registry import register
-from fl.transform import Transform
+from fl.tensors.params import Params, norm
 
 
 @register("transform", "clip")

@@ -23,15 +23,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fl.config import parse
+from fl.config.config import parse
 from fl.report.render import Difference, Mean, Reached, markdown
 from fl.storage.run import read_metrics
-from fl.task import SELECT, minimised
+from fl.tasks.task import SELECT, minimised
 
-__all__ = ["Variant", "clients", "default_metric", "find_target", "markdown", "matrix", "megabytes", "table", "variants"]
+__all__ = [
+    "Variant",
+    "clients",
+    "default_metric",
+    "find_target",
+    "markdown",
+    "matrix",
+    "megabytes",
+    "table",
+    "variants",
+]
 
 Row = Mapping[str, Any]
-BASELINES = "baselines/*/metrics.jsonl"  # below a run's directory, see fl/baselines.py
+BASELINES = "baselines/*/metrics.jsonl"  # below a run's directory, see fl/simulation/baselines.py
 COSTS = {  # name -> (what it counts, in words; the column of metrics that it adds up; how much of that is one)
     "round": ("rounds", "", 1.0),
     "up": ("MB up", "uplink_bytes", 1e6),
@@ -103,7 +113,9 @@ class Variant:
             found = [_at_best(rows, name, self._select(i)) for i, rows in enumerate(self.runs)]
         else:
             if not re.fullmatch(r"\d*", when):
-                raise ValueError(f"metric: {metric!r} is neither {name}, {name}@best nor {name}@ROUNDS, as in {name}@10")
+                raise ValueError(
+                    f"metric: {metric!r} is neither {name}, {name}@best nor {name}@ROUNDS, as in {name}@10"
+                )
             rounds = float(when or "inf")
             found = [next(iter(_measured(rows, name, rounds)[-1:]), None) for rows in self.runs]
         if None in found:
@@ -141,7 +153,9 @@ class Variant:
     def must_know(self, cost: str) -> None:
         if not self.knows(cost):
             needs = {"hours": "virtual time, `system:`", "joules": "the watts of all devices, `system.devices:`"}
-            raise ValueError(f"cost: {cost!r} was not counted in {self.name}; it needs {needs.get(cost, COSTS[cost][1])}")
+            raise ValueError(
+                f"cost: {cost!r} was not counted in {self.name}; it needs {needs.get(cost, COSTS[cost][1])}"
+            )
 
     def spent(self, cost: str) -> float:
         """In a whole run, the mean over runs."""
@@ -298,7 +312,9 @@ def difference(variant: Variant, other: Variant, metric: str) -> Difference:
             raise ValueError(f"versus: the runs of {of.name} have seeds {of.seeds}; pairs need one run for each seed")
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
-        raise ValueError(f"versus: {variant.name} and {other.name} have no seed in common: {variant.seeds}, {other.seeds}")
+        raise ValueError(
+            f"versus: {variant.name} and {other.name} have no seed in common: {variant.seeds}, {other.seeds}"
+        )
     mean, sd = Mean.of(np.array([ours[seed] - theirs[seed] for seed in seeds]))
     if sd is None:
         return Difference(mean, None, None, 1)
@@ -316,14 +332,18 @@ def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]
 
     file = Path(directory) / "clients.parquet"
     if not file.is_file():
-        raise ValueError(f"{directory} has no clients.parquet; a run writes it when it ends (fl resume goes on with one)")
+        raise ValueError(
+            f"{directory} has no clients.parquet; a run writes it when it ends (fl resume goes on with one)"
+        )
     found = pq.read_table(file, filters=pc.field("split") == split)
     if not len(found):
         raise ValueError(
             f"{directory}: no client was evaluated on its {split} rows; splits.{split} and evaluation say what is"
         )
     found = (
-        found.filter(pc.equal(found["round"], pc.max(found["round"]))).sort_by("client").drop_columns(["round", "split"])
+        found.filter(pc.equal(found["round"], pc.max(found["round"])))
+        .sort_by("client")
+        .drop_columns(["round", "split"])
     )
     return {name: found[name].to_numpy() for name in found.column_names if found[name].null_count < len(found)}
 

@@ -99,7 +99,12 @@ def by_client(directory: Path) -> list[Row]:
     columns = _sides(found, place, len(clients))
     if not len(clients):
         return []
-    kinds: dict[str, Callable[[np.ndarray], float]] = {"min": np.min, "median": np.median, "mean": np.mean, "max": np.max}
+    kinds: dict[str, Callable[[np.ndarray], float]] = {
+        "min": np.min,
+        "median": np.median,
+        "mean": np.mean,
+        "max": np.max,
+    }
     rows = [{"name": name} | {key: float(of(x)) for key, x in columns.items()} for name, of in kinds.items()]
     most = np.argsort(-(columns["up encoded MB"] + columns["down encoded MB"]), kind="stable")[:TOP]
     return rows + [{"name": f"client {clients[i]}"} | {key: float(x[i]) for key, x in columns.items()} for i in most]

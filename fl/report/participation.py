@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from fl.evaluation import gini
 from fl.report.compare import Variant
 from fl.report.ledger import read as read_ledger
 from fl.report.render import Mean
+from fl.simulation.evaluation import gini
 from fl.storage.run import read_metrics
 from fl.system.metrics import histogram, jain, participations
-from fl.system.rounds import FATES
+from fl.system.rounds import OUTCOMES
 
 Row = dict[str, Any]
 
@@ -72,7 +72,7 @@ def _population(directory: Path, clients: np.ndarray) -> int:
 
 def _fates(directory: Path) -> dict[str, int]:
     rows = read_metrics(directory)
-    columns = {fate: f"clients_{fate}" for fate in FATES} | {"discarded": "discarded"}
+    columns = {fate: f"clients_{fate}" for fate in OUTCOMES} | {"discarded": "discarded"}
     known = {name: column for name, column in columns.items() if any(column in row for row in rows)}
     return {name: int(sum(row.get(column) or 0 for row in rows)) for name, column in known.items()}
 
@@ -86,7 +86,7 @@ def read(chosen: Sequence[Variant]) -> Found:
 
 def by_variant(found: Found) -> list[Row]:
     """Evenness of each, as means over its runs: `took part`: clients that did at all; then how often clients did."""
-    fates = [name for name in (*FATES, "discarded") if any(name in of.fates for _, runs in found for of in runs)]
+    fates = [name for name in (*OUTCOMES, "discarded") if any(name in of.fates for _, runs in found for of in runs)]
     stale = any(of.staleness is not None for _, runs in found for of in runs)
     rows = []
     for name, runs in found:
@@ -95,7 +95,9 @@ def by_variant(found: Found) -> list[Row]:
         for what, of_times in (("min", np.min), ("median", np.median), ("mean", np.mean), ("max", np.max)):
             row[what] = _mean([of_times(of.times) if len(of.times) else 0 for of in runs])
         for what, index in (("Jain", jain), ("Gini", gini)):
-            row[what] = Mean.of(np.array([index(of.times) for of in runs])) if all(len(of.times) for of in runs) else None
+            row[what] = (
+                Mean.of(np.array([index(of.times) for of in runs])) if all(len(of.times) for of in runs) else None
+            )
         if stale:
             known = [of.staleness for of in runs if of.staleness is not None and len(of.staleness)]
             row["mean staleness"] = _mean([values.mean() for values in known]) if known else None

@@ -13,13 +13,13 @@ matplotlib.use("Agg")  # files only: no window is ever opened
 import matplotlib.pyplot as plt
 import numpy as np
 
-from fl.data.holdings import held
 from fl.data.partition import Partition
+from fl.data.partition_stats import held
 from fl.report.compare import COSTS, WENT, Variant
 from fl.report.participation import Found, mean_histogram
 from fl.report.render import number
-from fl.system.rounds import FATES
-from fl.task import minimised
+from fl.system.rounds import OUTCOMES
+from fl.tasks.task import minimised
 
 LABELS = {cost: f"{what}, all clients" if "MB" in what else what for cost, (what, *_) in COSTS.items()}
 STYLE = {
@@ -32,7 +32,9 @@ STYLE = {
 }
 
 
-def curves(chosen: Sequence[Variant], metric: str, cost: str, file: Path, title: str = "", log: bool | None = None) -> None:
+def curves(
+    chosen: Sequence[Variant], metric: str, cost: str, file: Path, title: str = "", log: bool | None = None
+) -> None:
     """The mean over runs as a line and their range as a band, against one of `COSTS`; `log`: its axis [where costs lie far apart]."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
@@ -153,7 +155,9 @@ def participation(found: Found, file: Path, title: str = "") -> None:
     """How often clients took part; where there is something to tell, how stale updates were and what became of clients."""
     stale = [(name, [of.staleness for of in runs if of.staleness is not None]) for name, runs in found]
     stale = [(name, runs) for name, runs in stale if runs]
-    met = [{fate: float(np.mean([of.fates.get(fate, 0) for of in runs])) for fate in _all_fates(runs)} for _, runs in found]
+    met = [
+        {fate: float(np.mean([of.fates.get(fate, 0) for of in runs])) for fate in _all_fates(runs)} for _, runs in found
+    ]
     fated = any(sum(fates.values()) for fates in met)
     panels = 1 + bool(stale) + fated
     with plt.rc_context(STYLE):
@@ -169,7 +173,7 @@ def participation(found: Found, file: Path, title: str = "") -> None:
             axes.set(xlabel="staleness, in server steps", ylabel="updates")
         if fated:
             axes = next(panel)
-            names = [*FATES, "discarded"]
+            names = [*OUTCOMES, "discarded"]
             parts = [(fate, colour, "") for fate, colour in zip(names, FATE_COLOURS)]
             _stacked(axes, [name for name, _ in found], met, parts, {"in": "in the sum"})
             axes.set(xlabel="clients of all rounds")
@@ -213,8 +217,12 @@ def heatmap(matrices: Sequence[tuple[str, np.ndarray]], file: Path) -> None:
                 for (t, s), value in np.ndenumerate(values):
                     if np.isfinite(value):
                         colour = "white" if value < 0.6 else "black"
-                        axes.text(s, t, f"{value:.2f}".lstrip("0"), ha="center", va="center", color=colour, fontsize=size)
-            axes.set(title=name, xlabel="accuracy on task", xticks=range(values.shape[1]), yticks=range(values.shape[0]))
+                        axes.text(
+                            s, t, f"{value:.2f}".lstrip("0"), ha="center", va="center", color=colour, fontsize=size
+                        )
+            axes.set(
+                title=name, xlabel="accuracy on task", xticks=range(values.shape[1]), yticks=range(values.shape[0])
+            )
         every[0][0].set_ylabel("after task")
         figure.colorbar(image, ax=every[0].tolist(), shrink=0.8)
         _save(figure, file)
@@ -284,7 +292,9 @@ def _stacks(counts: np.ndarray, classes: np.ndarray | None):
     axes.grid(axis="x", visible=False)
     axes.set_axisbelow(True)
     if classes is not None and labels <= 20:
-        figure.legend(*(part[::-1] for part in axes.get_legend_handles_labels()), loc="outside right upper", frameon=False)
+        figure.legend(
+            *(part[::-1] for part in axes.get_legend_handles_labels()), loc="outside right upper", frameon=False
+        )
     elif classes is not None:
         scale = plt.cm.ScalarMappable(plt.Normalize(0, labels - 1), colours)
         figure.colorbar(scale, ax=axes, label="label, in ascending order")

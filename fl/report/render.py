@@ -101,7 +101,11 @@ def _escaped(text: str, number: bool = False) -> str:
     return done
 
 
-_PARTS = {Mean: ("mean", "sd"), Reached: ("mean", "sd", "reached", "beyond"), Difference: ("mean", "low", "high", "seeds")}
+_PARTS = {
+    Mean: ("mean", "sd"),
+    Reached: ("mean", "sd", "reached", "beyond"),
+    Difference: ("mean", "low", "high", "seeds"),
+}
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -128,7 +132,9 @@ FORMATS = {"md": markdown, "latex": latex, "csv": as_csv}
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For JSON: a mean as [mean, sd], the rest by name."""
     named = (Reached, Difference)
-    return [{name: value._asdict() if isinstance(value, named) else value for name, value in row.items()} for row in rows]
+    return [
+        {name: value._asdict() if isinstance(value, named) else value for name, value in row.items()} for row in rows
+    ]
 
 
 def _cell(value: Any) -> str:

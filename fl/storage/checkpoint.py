@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from fl.trees import Tree, flatten, unflatten
+from fl.tensors.trees import Tree, flatten, unflatten
 
 
 def save(folder: Path, name: str, tree: Tree, round_: int) -> None:

@@ -33,7 +33,7 @@ from fl.communication import ledger as ledgers
 from fl.communication.ledger import Ledger
 from fl.storage import checkpoint
 from fl.storage.metrics import ClientMetrics
-from fl.trees import Tree
+from fl.tensors.trees import Tree
 
 PACKAGES = ("torch", "numpy", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
 

@@ -3,7 +3,7 @@
     record   | skeleton length | skeleton text | pad to 64 | buffers of the tree, each on a 64-byte boundary |
 
 A segment has one writer and is never changed; which records count is decided by whoever keeps their locations. A record
-is a tree (`fl.trees.flatten`), so that states of clients are text and numbers, never pickle.
+is a tree (`fl.tensors.trees.flatten`), so that states of clients are text and numbers, never pickle.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.params import ALIGNMENT
-from fl.trees import Tree, aligned, flatten, raw_bytes, row, shapes, unflatten
+from fl.tensors.params import ALIGNMENT
+from fl.tensors.trees import Tree, aligned, flatten, raw_bytes, row, shapes, unflatten
 
 NOWHERE = (-1, 0, 0)
 _LENGTH = struct.Struct("<Q")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl import random
 from fl.registry import register
 from fl.system.devices import by_id, content, taken
+from fl.tensors import random
 
 AHEAD = 1 << 20  # periods that are looked at for a change
 
@@ -205,7 +205,9 @@ class Windows(Presence):
         while (low < high).any():
             middle = (low + high) // 2
             passed = (low < high) & (
-                self._absolute(entry, cycle, self.changes[np.minimum(self.begin[entry] + middle, len(self.changes) - 1)])
+                self._absolute(
+                    entry, cycle, self.changes[np.minimum(self.begin[entry] + middle, len(self.changes) - 1)]
+                )
                 <= time
             )
             low, high = np.where(passed, middle + 1, low), np.where(passed, high, np.minimum(middle, high))

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fl import random
 from fl.data.folder import data_folder
 from fl.registry import register
+from fl.tensors import random
 
 # figure -> (column, what one unit is there, value where it is not given)
 COLUMNS = {
@@ -81,7 +81,7 @@ class Figures:
         return {name: getattr(self, name) for name in COLUMNS if getattr(self, name) is not None}
 
 
-class Fleet:
+class DeviceModel:
     """Base of parts that say who has which device: frozen dataclasses of their parameters."""
 
     def draw(self, seed: int, clients: int) -> Devices:
@@ -114,7 +114,7 @@ def pareto_factors(alpha: float, *address: Any) -> np.ndarray:
 
 @register("devices", "identical")
 @dataclass(frozen=True, kw_only=True)
-class Identical(Figures, Fleet):
+class Identical(Figures, DeviceModel):
     """The same device for everybody."""
 
     def draw(self, seed, clients):
@@ -123,7 +123,7 @@ class Identical(Figures, Fleet):
 
 @register("devices", "lognormal")
 @dataclass(frozen=True, kw_only=True)
-class Lognormal(Figures, Fleet):
+class Lognormal(Figures, DeviceModel):
     """Figures are medians:    x_c = x exp(sigma z_c), z_c standard normal, of each column its own.
 
     sigma: a number for all speeds that are given (ms_per_sample, gflops, up_mbps, down_mbps, latency_ms), or one by name.
@@ -147,7 +147,7 @@ class Lognormal(Figures, Fleet):
 
 @register("devices", "pareto")
 @dataclass(frozen=True, kw_only=True)
-class Pareto(Figures, Fleet):
+class Pareto(Figures, DeviceModel):
     """Figures are of the best device; the others are s_c >= 1 times slower, P(s_c > s) = s^-alpha, of each column its own.
 
         ms_per_sample, latency_ms: x_c = x s_c            gflops, up_mbps, down_mbps, memory_mb, watts: x_c = x / s_c
@@ -189,7 +189,7 @@ class DeviceClass(Figures):
 
 @register("devices", "classes")
 @dataclass(frozen=True, kw_only=True)
-class Classes(Fleet):
+class Classes(DeviceModel):
     """Each client's class drawn with the probabilities `share`: phones, laptops, ..."""
 
     classes: dict[str, DeviceClass]
@@ -209,7 +209,7 @@ class Classes(Fleet):
 
 @register("devices", "trace")
 @dataclass(frozen=True, kw_only=True)
-class Trace(Fleet):
+class Trace(DeviceModel):
     """Devices from a file, one row each: client c has the row of the c-th id in ascending order.
 
     path: .csv, .parquet or .json (a list of records) whose columns are figures (ms_per_sample, up_mbps, ...), and `client` where

@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl import random
 from fl.registry import register
 from fl.system.availability import Presence
 from fl.system.devices import lognormal_factors
-from fl.system.rounds import Schedule
-from fl.system.world import LEGS, Times, World
+from fl.system.rounds import ServerMode
+from fl.system.simulated_system import LEGS, SimulatedSystem, Times
+from fl.tensors import random
 
 BLOCK = 1 << 12  # dispatch numbers drawn at once
 NEAR = 1 << 7  # clients looked up at once
@@ -52,7 +52,7 @@ class Arrival(NamedTuple):
     staleness: int
 
 
-class Act(NamedTuple):
+class ServerStep(NamedTuple):
     """A step of the server at `time`: from `version` to version + 1 by `arrivals` (of tier `tier`), in the order they came. `starts`:
     who set out since the step before, all with `version`. `discarded`: who arrived too stale; `failed`: dispatch numbers that
     never arrived."""
@@ -70,7 +70,7 @@ class Act(NamedTuple):
 class State:
     """The clock between two steps: `version` steps done, `dispatched` starts made; `vacant` (T,) slots of each tier to fill.
 
-    Rows of `flying` (F, 5) int64: dispatch, tier, client, version, fails; `ends` (F,) float64: when. `landed` (L, 5): the same of those who
+    Rows of `in_flight` (F, 5) int64: dispatch, tier, client, version, fails; `ends` (F,) float64: when. `arrived` (L, 5): the same of those who
     arrived and wait for their tier's others. staleness (S,): how many arrivals there were of each, the discarded too.
     """
 
@@ -79,15 +79,15 @@ class State:
     dispatched: int
     vacant: np.ndarray
     ends: np.ndarray
-    flying: np.ndarray
-    landed: np.ndarray
+    in_flight: np.ndarray
+    arrived: np.ndarray
     staleness: np.ndarray
     discarded: int = 0
     failed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asynchronous(Schedule):
+class Asynchronous(ServerMode):
     """What both servers share. max_staleness: arrivals of more are discarded."""
 
     max_staleness: int | None = None
@@ -110,7 +110,7 @@ class Asynchronous(Schedule):
         raise NotImplementedError
 
 
-@register("schedule", "buffered", "async")
+@register("server", "buffered", "async")
 @dataclass(frozen=True, kw_only=True)
 class Buffered(Asynchronous):
     """`concurrency` clients under way at all times; the server steps whenever `buffer` of them have arrived.
@@ -142,7 +142,7 @@ class Buffered(Asynchronous):
         return self.buffer
 
 
-@register("schedule", "tiered")
+@register("server", "tiered")
 @dataclass(frozen=True, kw_only=True)
 class Tiered(Asynchronous):
     """Clients in `tiers` of equal size, the quickest first; each tier has rounds of `clients` of its own, the tiers do not wait for
@@ -177,7 +177,7 @@ class Tiered(Asynchronous):
 class Clock:
     """An asynchronous schedule in a world, with the seconds of everybody's trip; a `ValueError` if there are too few clients."""
 
-    def __init__(self, schedule: Asynchronous, world: World, times: Times):
+    def __init__(self, schedule: Asynchronous, world: SimulatedSystem, times: Times):
         self.schedule, self.world = schedule, world
         self.total = times.total
         self.legs = [getattr(times, leg) for leg in LEGS]
@@ -194,12 +194,12 @@ class Clock:
         rows = np.zeros((0, 5), np.int64)
         return State(0.0, 0, 0, np.array(self.slots, np.int64), np.zeros(0), rows, rows, np.zeros(0, np.int64))
 
-    def step(self, state: State) -> tuple[State, Act]:
+    def step(self, state: State) -> tuple[State, ServerStep]:
         """On to the server's next step."""
         state, acts = self.run(state, 1)
         return state, acts[0]
 
-    def run(self, state: State, acts: int) -> tuple[State, list[Act]]:
+    def run(self, state: State, acts: int) -> tuple[State, list[ServerStep]]:
         """On by `acts` steps of the server."""
         loop = _Loop(self, state)
         done = [loop.next() for _ in range(acts)]
@@ -214,12 +214,12 @@ class _Loop:
         self.members, self.place, self.slots = clock.members, clock.place, clock.slots
         self.time, self.version, self.dispatched = state.time, state.version, state.dispatched
         self.vacant = state.vacant.tolist()
-        self.heap = [(end, *row) for end, row in zip(state.ends.tolist(), state.flying.tolist())]
-        self.landed: list[list[list[int]]] = [[] for _ in self.members]
-        for row in state.landed.tolist():
-            self.landed[row[1]].append(row)
+        self.heap = [(end, *row) for end, row in zip(state.ends.tolist(), state.in_flight.tolist())]
+        self.arrived: list[list[list[int]]] = [[] for _ in self.members]
+        for row in state.arrived.tolist():
+            self.arrived[row[1]].append(row)
         self.busy: list[list[int]] = [[] for _ in self.members]  # places of those under way, ascending
-        for row in state.flying.tolist():
+        for row in state.in_flight.tolist():
             self.busy[row[1]].append(int(self.place[row[2]]))
         for busy in self.busy:
             busy.sort()
@@ -236,13 +236,13 @@ class _Loop:
             np.array(self.vacant, np.int64),
             np.array([row[0] for row in rows], float),
             np.array([row[1:] for row in rows], np.int64).reshape(-1, 5),
-            np.array([row for tier in self.landed for row in tier], np.int64).reshape(-1, 5),
+            np.array([row for tier in self.arrived for row in tier], np.int64).reshape(-1, 5),
             np.array(self.counts, np.int64),
             self.discarded,
             self.failed,
         )
 
-    def next(self) -> Act:
+    def next(self) -> ServerStep:
         """Through events up to the server's next step."""
         enough = self.schedule.enough
         starts: list[Start] = []
@@ -262,7 +262,7 @@ class _Loop:
             if fails:
                 failed.append(dispatch)
             else:
-                self.landed[tier].append([dispatch, tier, client, version, 0])
+                self.arrived[tier].append([dispatch, tier, client, version, 0])
             if enough is None:
                 if busy:
                     continue  # the tier waits for its others
@@ -271,8 +271,8 @@ class _Loop:
                 self.vacant[tier] += 1
             if not self.fresh_enough(tier, discarded):
                 continue
-            arrivals = [self.arrival(row) for row in self.landed[tier]]
-            self.landed[tier] = []
+            arrivals = [self.arrival(row) for row in self.arrived[tier]]
+            self.arrived[tier] = []
             self.version += 1
             self.discarded += len(discarded)
             self.failed += len(failed)
@@ -280,7 +280,7 @@ class _Loop:
                 if arrival.staleness >= len(self.counts):
                     self.counts += [0] * (arrival.staleness + 1 - len(self.counts))
                 self.counts[arrival.staleness] += 1
-            return Act(self.time, self.version - 1, tier, arrivals, starts, discarded, failed)
+            return ServerStep(self.time, self.version - 1, tier, arrivals, starts, discarded, failed)
 
     def arrival(self, row: list[int]) -> Arrival:
         dispatch, _, client, version, _ = row
@@ -288,11 +288,11 @@ class _Loop:
 
     def fresh_enough(self, tier: int, discarded: list[Arrival]) -> bool:
         """Whether the server steps now; what is too stale is taken out first."""
-        landed, bound = self.landed[tier], self.schedule.max_staleness
+        arrived, bound = self.arrived[tier], self.schedule.max_staleness
         if bound is not None:
-            discarded += [self.arrival(row) for row in landed if self.version - row[3] > bound]
-            landed[:] = [row for row in landed if self.version - row[3] <= bound]
-        return len(landed) >= (self.schedule.enough or 1)
+            discarded += [self.arrival(row) for row in arrived if self.version - row[3] > bound]
+            arrived[:] = [row for row in arrived if self.version - row[3] <= bound]
+        return len(arrived) >= (self.schedule.enough or 1)
 
     def fill(self, starts: list[Start]) -> float:
         """Fill vacant slots with clients who are there; returns when to look again for those that stay vacant."""
@@ -347,7 +347,7 @@ class _Loop:
 class _Draws:
     """What the dispatch numbers bring, drawn for many at once."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: SimulatedSystem):
         self.world, self.block = world, -1
 
     def starts(self, dispatch: int, attempt: int) -> float:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fl.registry import register
-from fl.system.world import LEGS, Times, World
+from fl.system.simulated_system import LEGS, SimulatedSystem, Times
 
-FATES = ("in", "surplus", "late", "dropped", "away")
+OUTCOMES = ("in", "surplus", "late", "dropped", "away")
 
 
-class Schedule:
+class ServerMode:
     """Base of parts that say when the server acts: frozen dataclasses of their parameters."""
 
     @property
@@ -30,7 +30,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundTiming:
     """What becomes of a round. Rows (n,) are in the order of `clients` as given.
 
     included    in the sum
@@ -55,13 +55,13 @@ class Round:
     def metrics(self) -> dict[str, float]:
         """simulated_seconds with where it went, and how many met which fate."""
         went = {f"simulated_{name}_seconds": getattr(self, name) for name in (*LEGS, "waiting")}
-        fates = np.bincount(self.fate, minlength=len(FATES))
-        return {"simulated_seconds": self.seconds, **went} | {f"clients_{f}": int(n) for f, n in zip(FATES, fates)}
+        fates = np.bincount(self.fate, minlength=len(OUTCOMES))
+        return {"simulated_seconds": self.seconds, **went} | {f"clients_{f}": int(n) for f, n in zip(OUTCOMES, fates)}
 
 
-@register("schedule", "sync", "synchronous")
+@register("server", "sync", "synchronous")
 @dataclass(frozen=True, kw_only=True)
-class Synchronous(Schedule):
+class Synchronous(ServerMode):
     """One cohort after another.
 
     deadline_seconds: who has not arrived by then is left out.    needed: the first so many to arrive are the sum, the cohort being
@@ -87,17 +87,19 @@ class Synchronous(Schedule):
 
     def round(
         self,
-        world: World,
+        world: SimulatedSystem,
         clients: np.ndarray,
         times: Times,
         *,
         start: float = 0.0,
         dispatch: int = 0,
         steps: int | np.ndarray = 1,
-    ) -> Round:
+    ) -> RoundTiming:
         """The round of a cohort in a world: its drop-outs, and who is there when."""
         ready = world.presence.ready(clients, start)
-        away = np.where(np.isinf(ready), math.inf, world.presence.until(clients, np.where(np.isinf(ready), start, ready)))
+        away = np.where(
+            np.isinf(ready), math.inf, world.presence.until(clients, np.where(np.isinf(ready), start, ready))
+        )
         return self.play(
             clients,
             times,
@@ -118,7 +120,7 @@ class Synchronous(Schedule):
         completes: np.ndarray | None = None,
         ready: np.ndarray | None = None,
         away: np.ndarray | None = None,
-    ) -> Round:
+    ) -> RoundTiming:
         """clients (n,) distinct ids; steps (n,): each one's full work; completes (n,): the share of its trip after which it drops
         out, 1 if it does not; ready, away (n,): when it is there to begin, when it goes."""
         clients = np.asarray(clients)
@@ -150,12 +152,12 @@ class Synchronous(Schedule):
         known = settled <= end
         fate = np.select(
             [included, dropped & known, gone & known],
-            [FATES.index(f) for f in ("in", "dropped", "away")],
+            [OUTCOMES.index(f) for f in ("in", "dropped", "away")],
             1 if enough else 2,
         ).astype(np.int8)
         spent = np.clip(np.minimum(settled, end) - begin, 0, None)
         last = {leg: float(getattr(times, leg)[order[-1]]) if len(order) else 0.0 for leg in LEGS}
-        return Round(
+        return RoundTiming(
             included,
             np.where(included, steps, 0),
             fate,

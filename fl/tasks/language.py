@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fl.registry import register
-from fl.task import Metric, Task
+from fl.tasks.task import Metric, Task
 
 
 def negative_log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:
@@ -89,4 +89,6 @@ class LanguageModelling(Task):
 
 def _check(outputs: Tensor) -> None:
     if outputs.ndim != 3:
-        raise ValueError(f"outputs: {tuple(outputs.shape)} are not scores at every place; take a model with predicts: all")
+        raise ValueError(
+            f"outputs: {tuple(outputs.shape)} are not scores at every place; take a model with predicts: all"
+        )

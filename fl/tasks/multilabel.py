@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl.registry import register
-from fl.task import Metric, Task
 from fl.tasks.supervised import Loss
+from fl.tasks.task import Metric, Task
 
 
 def f1(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from fl.registry import register
-from fl.task import MeanMetric, Task
+from fl.tasks.task import MeanMetric, Task
 
 
 class Loss(MeanMetric):

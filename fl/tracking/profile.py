@@ -308,7 +308,9 @@ def _booked(whole: Whole, spans: list[Span], answers: list[Arrived]) -> tuple[Se
     """
     waits = [(s.start, s.start + s.seconds) for s in spans if s.category == "waits"]
     calls = [
-        (answer, w.span.start, w.span.start + w.span.seconds, w.booked) for answer in answers for w in answer.record.wholes
+        (answer, w.span.start, w.span.start + w.span.seconds, w.booked)
+        for answer in answers
+        for w in answer.record.wholes
     ]
     alone = _outside(waits, [(begin, end) for _, begin, end, _ in calls])
     driver = _sum([whole.booked, {"transfer": alone, "waits": -alone}])

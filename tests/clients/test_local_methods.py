@@ -12,9 +12,10 @@ from clients.feddyn import FedDyn
 from clients.fedprox import FedProx
 from clients.scaffold import Scaffold
 from clients.sgd import LocalSGD
-from fl.client import ClientContext, View
-from fl.params import NOTHING, Initial, Params
+from fl.method.client import ClientContext, View
+from fl.models.binding import Initial
 from fl.tasks.supervised import Regression
+from fl.tensors.params import NOTHING, Params
 
 SETTINGS = {"batch": "full", "steps": 2, "lr": 0.5}
 

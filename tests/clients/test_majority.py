@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fl.config import read, resolve
-from fl.simulation import Simulation
+from fl.config.config import read, resolve
+from fl.simulation.simulation import Simulation
 
 CONFIG = {
     "rounds": 1,
@@ -21,7 +21,7 @@ CONFIG = {
 def test_each_client_answers_with_its_most_frequent_label(tmp_path):
     with Simulation(resolve(read(CONFIG)), tmp_path / "run") as run:
         row = run.run().metrics[-1]
-        partition, y = run.assembly.stages[0].partition, run.assembly.dataset.train["y"]
+        partition, y = run.run_setup.stages[0].partition, run.run_setup.dataset.train["y"]
     right = []
     for client in range(6):
         train, test = (y[partition.view_rows(client, view)] for view in ("train", "test"))

@@ -2,12 +2,13 @@
 
 import pytest
 
-from fl.codec import Chain
+from fl.communication.codec import Chain
 from fl.communication.codecs.cast import BF16
 from fl.communication.codecs.quantise import Quantise
 from fl.communication.codecs.top_k import TopK
 from fl.communication.codecs.zstd import Zstd
-from fl.config import ConfigError, read, resolve
+from fl.config.config import read, resolve
+from fl.errors import ConfigError
 
 BASE = {
     "data": "digits",
@@ -58,7 +59,10 @@ BAD = [
     ({"up": [{"topkk": {"ratio": 0.1}}]}, r"codec.up\[0\]: 'topkk' is not one of .*Did you mean 'top_k'"),
     ({"up": [{"topk": {"rato": 0.1}}]}, r"codec.up\[0\].rato: not a key of 'top_k'.*Did you mean 'ratio'"),
     ({"up": ["top_k"]}, r"codec.up\[0\].ratio: missing"),
-    ({"up": ["sign", "fp16"]}, r"codec.up\[1\]: FP16\(\) takes floating numbers, and Sign\(\) before it has made bytes"),
+    (
+        {"up": ["sign", "fp16"]},
+        r"codec.up\[1\]: FP16\(\) takes floating numbers, and Sign\(\) before it has made bytes",
+    ),
     ({"up": ["zstd", "fp16"]}, r"codec.up\[1\]: FP16\(\) takes floating numbers, and Zstd"),
     ({"up": [{"topk": {"ratio": 0.1}}, "error_feedback"]}, r"codec.up\[1\]: ErrorFeedback.*put it in front of TopK"),
     ({"down": ["delta", "error_feedback", "sign"]}, r"codec.down: \['delta', 'error_feedback'\] together"),

@@ -1,5 +1,5 @@
 """Families of codecs: bits by hand, errors by closed forms and the papers' figures. What holds for all of them (real bytes, batches,
-bias, bounds, numbers that are not finite) is in the laws of `fl.check`, here for settings that are no default."""
+bias, bounds, numbers that are not finite) is in the laws of `fl.check.check`, here for settings that are no default."""
 
 import math
 import tracemalloc
@@ -12,9 +12,9 @@ import scipy.linalg
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fl.check import check
-from fl.codec import Chain, Ragged, decode, encode, transmit
+from fl.check.check import check
 from fl.communication.blocks import pack_bits, unpack_bits
+from fl.communication.codec import Chain, Ragged, decode, encode, transmit
 from fl.communication.codecs.block_float import BlockFloat
 from fl.communication.codecs.cast import FP16
 from fl.communication.codecs.count_sketch import CountSketch
@@ -28,9 +28,9 @@ from fl.communication.codecs.ternary import Ternary
 from fl.communication.codecs.threshold import Threshold
 from fl.communication.codecs.top_k import TopK, largest
 from fl.communication.codecs.zstd import Zstd
-from fl.params import Params
-from fl.random import hash64
-from fl.trees import stack
+from fl.tensors.params import Params
+from fl.tensors.random import hash64
+from fl.tensors.trees import stack
 
 
 def through(codec, values, key=0):
@@ -211,7 +211,9 @@ def test_levels_are_those_of_max_1960():
 )
 def test_drive_and_eden_have_the_papers_error(arguments, expected, shape):
     values = normal(1 << 16, 3) if shape == "normal" else normal(1 << 16, 3) ** 5
-    error = [(through(Eden(**arguments), values, key) - values).square().sum() / values.square().sum() for key in range(3)]
+    error = [
+        (through(Eden(**arguments), values, key) - values).square().sum() / values.square().sum() for key in range(3)
+    ]
     assert float(np.mean(error)) == pytest.approx(expected, rel=0.03)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from fl.check import check
+from fl.check.check import check
 
 CODECS = '''
 from dataclasses import dataclass
 import numpy as np
 import torch
-from fl.codec import Codec, Encoded, keys_of
+from fl.communication.codec import Codec, Encoded, keys_of
 
 @dataclass(frozen=True)
 class Plain(Codec):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
-from fl.codec import Chain, Codec, Encoded, Identity, Sizes, transmit
+from fl.communication.codec import Chain, Codec, Encoded, Identity, Sizes, transmit
 from fl.communication.codecs.cast import BF16, FP16
 from fl.communication.codecs.top_k import TopK
-from fl.messages import Sparse, Table
-from fl.params import Params
 from fl.registry import lookup
-from fl.trees import raw_bytes, stack
+from fl.tensors.params import Params
+from fl.tensors.sparse import Sparse, Table
+from fl.tensors.trees import raw_bytes, stack
 
 CODECS = [
     Identity(),

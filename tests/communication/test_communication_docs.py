@@ -8,9 +8,9 @@ import torch
 import yaml
 
 import fl
-from fl.check import check
-from fl.codec import encode
-from fl.config import read, resolve
+from fl.check.check import check
+from fl.communication.codec import encode
+from fl.config.config import read, resolve
 
 TEXT = (Path(fl.__file__).parent.parent / "docs/communication.md").read_text()
 BASE = {
@@ -21,7 +21,9 @@ BASE = {
     "cohort": {"size": 4},
 }
 ROWS = [
-    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TEXT.splitlines() if re.match(r"\| `", line)
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    for line in TEXT.splitlines()
+    if re.match(r"\| `", line)
 ]
 TABLE = [
     (yaml.safe_load(row[0].strip("`")), row[2], row[3])

@@ -6,12 +6,12 @@ import torch
 from numpy.testing import assert_allclose
 
 import fl
-from fl import check
-from fl.codec import Chain, transmit
-from fl.communication.codecs.error_feedback import ErrorFeedback, lost
+from fl.check import check
+from fl.communication.codec import Chain, transmit
+from fl.communication.codecs.error_feedback import ErrorFeedback, compression_error
 from fl.communication.codecs.top_k import TopK
-from fl.messages import Table
-from fl.params import Params
+from fl.tensors.params import Params
+from fl.tensors.sparse import Table
 from tests.test_seams import ALL, BASE, column, kept, moved, play, rows, toy, weighted  # noqa: F401
 
 FIVE = [{"topk": {"ratio": 0.25}}]  # of 21 numbers
@@ -30,7 +30,7 @@ def test_nothing_is_lost_only_late():
         u = normal(40, round_)
         fed = feedback.fed({"model": u}, memory)
         arrived, sizes = transmit(codec, fed)
-        memory = lost(fed, arrived)
+        memory = compression_error(fed, arrived)
         sent, wanted = sent + arrived["model"], wanted + u
         assert int((arrived["model"] != 0).sum()) == 4 and sizes.encoded_bytes == 4 * 4 + 3  # 4 x 6 bits
         assert_allclose(sent + memory[0], wanted, atol=1e-5)
@@ -44,7 +44,7 @@ def test_decay_by_hand():
 def test_what_has_positions_passes_by():
     table = Table(torch.tensor([1]), torch.ones(1, 2), torch.tensor([3]))
     tree = {"t": table, "w": Params.of({"a": torch.ones(3), "n": torch.arange(2)}), "x": torch.tensor(2.0)}
-    memory = lost(tree, tree)
+    memory = compression_error(tree, tree)
     assert [m.shape for m in memory] == [tree["w"].buffers[0].shape, torch.Size([])]
     fed = ErrorFeedback().fed(tree, [m + 1 for m in memory])
     assert fed["t"] is table and float(fed["x"]) == 3 and fed["w"]["a"].tolist() == [2, 2, 2]
@@ -133,8 +133,8 @@ def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
         seen.add(client)
     # all coordinates move alike: after round 1 clients 0 and 1 have five of them of the model after round 0
     cohort = [0, 1, 2, 3]
-    step = sum((c + 1) * len(run.assembly.stages[0].partition.view_rows(c, "train")) for c in cohort)
-    step /= sum(len(run.assembly.stages[0].partition.view_rows(c, "train")) for c in cohort)
+    step = sum((c + 1) * len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
+    step /= sum(len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
     two = play(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
     had = kept(two, 0)["had"]["model"].compact() - two.first.compact()
     assert_allclose(had.sort().values, [0] * 16 + [step] * 5, rtol=1e-5, atol=1e-6)
@@ -142,7 +142,12 @@ def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
 
 
 def test_an_exact_difference_changes_last_bits_at_most(play):  # noqa: F811
-    settings = {"model": {"mlp": {"hidden": [4]}}, "client": {"lr": 0.1, "batch": 4}, "rounds": 3, "execution.plan": "loop"}
+    settings = {
+        "model": {"mlp": {"hidden": [4]}},
+        "client": {"lr": 0.1, "batch": 4},
+        "rounds": 3,
+        "execution.plan": "loop",
+    }
     plain = play(**settings)
     for codec in ({"codec.down": ["delta"]}, {"codec.up": ["delta"]}, {"codec.up": ["error_feedback"]}):
         assert_allclose(moved(play(**settings, **codec)), moved(plain), atol=1e-6)
@@ -152,10 +157,10 @@ WHOLE = """
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
-from fl.client import ClientAlgorithm, Reply
-from fl.messages import Update
-from fl.reduction import WeightedMean
-from fl.strategy import Strategy
+from fl.method.client import ClientAlgorithm, Reply
+from fl.method.messages import Update
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
 
 @dataclass(frozen=True)
 class Heads(Strategy):
@@ -195,7 +200,10 @@ CODECS = {
         "up": ["error_feedback", {"topk": {"ratio": 0.1}}, "ternary"],
         "down": ["delta", {"topk": {"ratio": 0.1}}, "ternary"],
     },
-    "draws": {"up": ["error_feedback", {"random_k": {"ratio": 0.1, "scale": False}}, "quantise", "zstd"], "down": ["eden"]},
+    "draws": {
+        "up": ["error_feedback", {"random_k": {"ratio": 0.1, "scale": False}}, "quantise", "zstd"],
+        "down": ["eden"],
+    },
 }
 LAWS = (
     check.runs,

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from fl.data.dataset import Dataset
-from fl.data.digits import Digits
-from fl.data.noise import LogNormal, Noise
 from fl.data.partition import Partition, by_hash, grouped
-from fl.data.synthetic import Synthetic
+from fl.data.sets.digits import Digits
+from fl.data.sets.noise import LogNormal, RandomData
+from fl.data.sets.synthetic import Synthetic
 from fl.registry import lookup, names
 
 
@@ -52,7 +52,9 @@ def test_labels_of_unlabelled_data():
 
 def test_digest_by_hand_and_what_it_depends_on():
     x, y = np.array([1.5, 2.0], np.float32), np.array([0, 1])
-    expected = hashlib.sha256(b"train x float32 (2,)\n" + x.tobytes() + b"train y int64 (2,)\n" + y.tobytes()).hexdigest()
+    expected = hashlib.sha256(
+        b"train x float32 (2,)\n" + x.tobytes() + b"train y int64 (2,)\n" + y.tobytes()
+    ).hexdigest()
     assert Dataset({"y": y, "x": x}).digest() == expected
     others = [
         Dataset({"x": x, "y": y[::-1]}),
@@ -69,7 +71,7 @@ def test_loaders_are_registered():
     assert lookup("data", "digits") is Digits
 
 
-@pytest.mark.parametrize("loader", [Digits, Synthetic, Noise])
+@pytest.mark.parametrize("loader", [Digits, Synthetic, RandomData])
 def test_the_seed_decides(loader):
     assert loader(seed=1).load().digest() == loader(seed=1).load().digest() != loader(seed=2).load().digest()
 
@@ -115,7 +117,7 @@ def test_synthetic_beta_shifts_the_inputs_of_clients():
 
 
 def test_noise_is_standard_normal_with_natural_ids():
-    data = Noise(shape=(2, 5), classes=3, clients=40, samples=50).load()
+    data = RandomData(shape=(2, 5), classes=3, clients=40, samples=50).load()
     x = data.train["x"]
     assert x.shape == (2000, 2, 5) and x.dtype == np.float32
     assert abs(x.mean()) < 5 / np.sqrt(x.size) and abs(x.var() - 1) < 5 * np.sqrt(2 / x.size)
@@ -131,11 +133,11 @@ def test_noise_is_standard_normal_with_natural_ids():
 
 
 def test_noise_sizes_are_log_normal_within_bounds():
-    sizes = np.bincount(Noise(clients=4000, shape=(1,), samples=LogNormal(lognormal=0.5, mean=100)).load().clients)
+    sizes = np.bincount(RandomData(clients=4000, shape=(1,), samples=LogNormal(lognormal=0.5, mean=100)).load().clients)
     assert sizes.mean() == pytest.approx(100 - 0.5, rel=0.05)  # half a sample is lost by rounding down
     assert np.log(sizes).std() == pytest.approx(0.5, rel=0.05)
     sizes = np.bincount(
-        Noise(clients=500, shape=(1,), samples=LogNormal(lognormal=1, mean=20, low=10, high=30)).load().clients
+        RandomData(clients=500, shape=(1,), samples=LogNormal(lognormal=1, mean=20, low=10, high=30)).load().clients
     )
     assert (sizes.min(), sizes.max()) == (10, 30)
 
@@ -146,9 +148,9 @@ def test_noise_sizes_are_log_normal_within_bounds():
         (Digits(test=1.0), "test: 1.0 is not in"),
         (Synthetic(clients=0), "clients: 0 is not positive"),
         (Synthetic(alpha=-1.0), "alpha: -1.0 is negative"),
-        (Noise(classes=0), "classes: 0 is not positive"),
-        (Noise(samples=0), "samples: 0 leaves nothing"),
-        (Noise(samples=LogNormal(lognormal=1, mean=0)), "mean: 0 not positive"),
+        (RandomData(classes=0), "classes: 0 is not positive"),
+        (RandomData(samples=0), "samples: 0 leaves nothing"),
+        (RandomData(samples=LogNormal(lognormal=1, mean=0)), "mean: 0 not positive"),
     ],
 )
 def test_loaders_refuse(loader, message):
@@ -158,7 +160,9 @@ def test_loaders_refuse(loader, message):
 
 # -- partitions -----------------------------------------------------------------------------------------------------------
 def by_hand() -> Partition:
-    return Partition(np.array([4, 0, 5, 1, 3]), np.array([0, 3, 3, 5]), val=np.array([1, 0, 0]), test=np.array([1, 0, 1]))
+    return Partition(
+        np.array([4, 0, 5, 1, 3]), np.array([0, 3, 3, 5]), val=np.array([1, 0, 0]), test=np.array([1, 0, 1])
+    )
 
 
 def test_views_by_hand():
@@ -200,7 +204,10 @@ def test_what_is_no_partition_is_refused(indices, offsets, held_out, message):
 
 
 @given(
-    st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(0, 9), st.integers(0, 9), st.integers(0, 2**64 - 1)
+    st.lists(st.integers(0, 40), min_size=1, max_size=20),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 2**64 - 1),
 )
 def test_hold_out_keeps_every_row_with_its_client(sizes, val, test, seed):
     val, test = val / 20, test / 20

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import fl
-from fl.config import ConfigError, resolve
+from fl.config.config import resolve
 from fl.data.dataset import Dataset
-from fl.data.digits import Digits
-from fl.data.domains import Domains
 from fl.data.images import resized
+from fl.data.sets.digits import Digits
+from fl.data.sets.domains import Domains
+from fl.errors import ConfigError
 
 RUN = {
     "data": {

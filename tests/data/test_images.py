@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fl.data.cifar import CIFAR10, CIFAR100
 from fl.data.folder import data_folder
 from fl.data.images import read_cifar, read_idx, some_rows, unit
-from fl.data.mnist import MNIST
-from fl.data.usps import USPS
+from fl.data.sets.cifar import CIFAR10, CIFAR100
+from fl.data.sets.mnist import MNIST
+from fl.data.sets.usps import USPS
 from fl.registry import lookup
 
 
@@ -68,7 +68,9 @@ def test_what_is_no_idx_file_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize("home", ["mnist", "MNIST/raw"])
 def test_mnist_of_the_original_files(folder, home):
     for part, suffix in (("train", ""), ("t10k", ".gz")):
-        write(folder / home / f"{part}-images-idx3-ubyte{suffix}", struct.pack(">BBBBIII", 0, 0, 8, 3, 3, 28, 28) + IMAGES)
+        write(
+            folder / home / f"{part}-images-idx3-ubyte{suffix}", struct.pack(">BBBBIII", 0, 0, 8, 3, 3, 28, 28) + IMAGES
+        )
         write(folder / home / f"{part}-labels-idx1-ubyte{suffix}", struct.pack(">BBBBI", 0, 0, 8, 1, 3) + b"\7\0\2")
     data = MNIST().load()
     assert data.clients is None and list(data.train) == ["x", "y"]
@@ -152,7 +154,9 @@ def test_cifar10_of_the_binary_version(folder):
     data = CIFAR10().load()
     assert data.labels.tolist() == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0] and data.test["y"].tolist() == [9]
     assert data.train["x"].dtype == np.float32 and data.train["x"].shape == (10, 3, 32, 32)
-    assert_array_equal(data.train["x"][4, :, 0, 1] * np.float32(255), [31, 1, 255])  # channel first, then row, then column
+    assert_array_equal(
+        data.train["x"][4, :, 0, 1] * np.float32(255), [31, 1, 255]
+    )  # channel first, then row, then column
     assert_array_equal(data.train["x"][4, :, 1, 0] * np.float32(255), [30, 0, 254])
     few = CIFAR10(train=4).load()
     assert_array_equal(few.train["x"], CIFAR10(train=6).load().train["x"][:4])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl.data.chars import encode
-from fl.data.leaf import Leaf
+from fl.data.sets.leaf import Leaf
 from partitions.natural import Natural
 
 

@@ -11,15 +11,15 @@ from numpy.lib.format import open_memmap
 
 import fl
 from fl.data.dataset import Dataset, tensors
-from fl.data.mapped import Mapped
-from fl.trees import pack, unpack
+from fl.data.sets.mapped import Mapped
+from fl.tensors.trees import pack, unpack
 
 MB = 1 << 20
 
 PROBE = """
 import json, sys
 import fl
-from fl.execution.shared import folder
+from fl.execution.workers.shared import folder
 
 def memory(process, *names):
     lines = open(f"/proc/{process}/status").read().splitlines()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fl.data.fewshot import OmniglotTasks, draw_tasks
 from fl.data.folder import data_folder
-from fl.data.sine import Sine, waves
+from fl.data.sets.fewshot import OmniglotTasks, draw_tasks
+from fl.data.sets.sine import Sine, waves
 
 FILE = data_folder() / "omniglot" / "omniglot28.npz"
 stored = pytest.mark.skipif(not FILE.is_file(), reason="omniglot is not in the data folder")

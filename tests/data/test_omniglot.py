@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fl.data.folder import data_folder
-from fl.data.omniglot import Omniglot
+from fl.data.sets.omniglot import Omniglot
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from numpy.testing import assert_array_equal
 
 import fl
 from fl import registry
-from fl.config import ConfigError, read, resolve
+from fl.config.config import read, resolve
 from fl.data.dataset import Dataset, as_dataset
-from fl.data.file import File, codes
-from fl.data.hub import Hub
-from fl.data.mapped import Mapped
+from fl.data.sets.file import File, codes
+from fl.data.sets.hub import Hub
+from fl.data.sets.mapped import Mapped
+from fl.errors import ConfigError
 
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
 
@@ -217,7 +218,9 @@ def test_codes_number_words_alike():
 
 # -- hub ------------------------------------------------------------------------------------------------------------------
 def test_hub_without_its_package():
-    code = "import sys; sys.modules['datasets'] = None\nfrom fl.data.hub import Hub\nHub(path='ylecun/mnist').load()"
+    code = (
+        "import sys; sys.modules['datasets'] = None\nfrom fl.data.sets.hub import Hub\nHub(path='ylecun/mnist').load()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "ValueError: name: hub needs the package datasets; pip install 'fl[hub]'"
 
@@ -227,7 +230,13 @@ def saved(tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs the extra fl[hub]")
     pixels = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
     colour = np.arange(4 * 6 * 5 * 3, dtype=np.uint16).reshape(4, 6, 5, 3).astype(np.uint8)
-    columns = {"image": list(pixels), "rgb": list(colour), "label": [3, 1, 0, 3], "a": [1, 2, 3, 4], "who": list("yxyx")}
+    columns = {
+        "image": list(pixels),
+        "rgb": list(colour),
+        "label": [3, 1, 0, 3],
+        "a": [1, 2, 3, 4],
+        "who": list("yxyx"),
+    }
     types = datasets.Dataset.from_dict({"a": [1]}).features | {"label": datasets.ClassLabel(num_classes=4)}
     types |= {"image": datasets.Image(), "rgb": datasets.Image(), "who": datasets.Value("string")}
     whole = datasets.Dataset.from_dict(columns, features=datasets.Features(types))

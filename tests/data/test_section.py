@@ -5,12 +5,13 @@ import pytest
 import torch
 
 import fl
-from fl import random
-from fl.augment import Crop, Flip
-from fl.config import ConfigError, resolve
+from fl.config.config import resolve
+from fl.data.augment import Crop, Flip
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.data.section import Data, Standard, long_tailed, normalised
+from fl.errors import ConfigError
+from fl.tensors import random
 
 RUN = {
     "data": "digits",
@@ -119,7 +120,10 @@ def test_caps_and_pooling_by_hand():
             {"name": "digits", "augment": [{"name": "crop", "padding": 0}]},
             r"data.augment\[0\].padding: 0 is not at least 1",
         ),
-        ({"name": "digits", "augment": ["crob"]}, r"data.augment\[0\]: 'crob' is not one of \['crop', 'flip'\].*'crop'"),
+        (
+            {"name": "digits", "augment": ["crob"]},
+            r"data.augment\[0\]: 'crob' is not one of \['crop', 'flip'\].*'crop'",
+        ),
         ({"name": "synthetic", "augment": ["flip"]}, r"data.augment: flip takes images .* a sample is \(60,\)"),
         ({"name": "digits", "augment": [{"name": "crop", "padding": 8}]}, "padding: 8 is no less than the side"),
         ({"name": "digits", "normalise": {"mean": [0.5], "std": [0.0]}}, "data.normalise.std: .* positive numbers"),

@@ -8,11 +8,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fl
-from fl.config import read, resolve
+from fl.config.config import read, resolve
 from fl.data.chars import VOCABULARY, decode, encode, next_windows, sequence_windows
 from fl.data.dataset import Dataset
 from fl.data.folder import data_folder
-from fl.data.shakespeare import Shakespeare
+from fl.data.sets.shakespeare import Shakespeare
 from partitions.natural import Natural
 from partitions.permuted import Permuted
 

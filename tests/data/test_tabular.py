@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fl.config import read, resolve
+from fl.config.config import read, resolve
 from fl.data.folder import data_folder
-from fl.data.tabular import Adult, CreditDefault, HeartDisease, Letter, one_hot, parties, standardised
+from fl.data.sets.tabular import Adult, CreditDefault, HeartDisease, Letter, one_hot, parties, standardised
 
 needs_data = pytest.mark.skipif(not (data_folder() / "tabular").is_dir(), reason="FL_DATA names no folder with tabular")
 
@@ -59,7 +59,10 @@ def test_credit_default_and_its_parties():
     assert np.abs(data.test["x"].mean(0)).max() > 1e-3  # test rows entered no statistic
     names = raw("credit_default")["feature_names"]
     assert (len(columns["guest"]), len(columns["host"])) == (13, 10)
-    assert set(names[columns["guest"]]) == {"PAY_6", *(f"{kind}_AMT{i}" for kind in ("BILL", "PAY") for i in range(1, 7))}
+    assert set(names[columns["guest"]]) == {
+        "PAY_6",
+        *(f"{kind}_AMT{i}" for kind in ("BILL", "PAY") for i in range(1, 7)),
+    }
 
 
 @needs_data
@@ -85,9 +88,14 @@ def test_heart_disease_of_four_hospitals():
 
 @needs_data
 def test_held_rows_are_nobodys_in_other_partitions():
-    from fl.assembly import load_data
+    from fl.simulation.setup import load_data
 
-    settings = {"data": "heart_disease", "model": "softmax", "strategy": "fedavg", "cohort": {"name": "uniform", "size": 2}}
+    settings = {
+        "data": "heart_disease",
+        "model": "softmax",
+        "strategy": "fedavg",
+        "cohort": {"name": "uniform", "size": 2},
+    }
 
     def stages(**partition):
         return load_data(resolve(read(settings | {"partition": partition}, {})))

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import fl
-from fl.config import ConfigError
 from fl.data.folder import data_folder
-from fl.data.text import SST2, AGNews, tokenize, whole_phrases
-from fl.models.encoder import Encoder
-from fl.pretrained import model_folder
+from fl.data.sets.text import SST2, AGNews, tokenize, whole_phrases
+from fl.errors import ConfigError
+from fl.models.architectures.encoder import Encoder
+from fl.models.pretrained import model_folder
 
 needs_data = pytest.mark.skipif(not (data_folder() / "sst2").is_dir(), reason="FL_DATA names no folder with sst2")
 
@@ -26,13 +26,19 @@ needs_weights = pytest.mark.skipif(not has_weights(), reason="the package gt-all
 
 def test_parts_of_phrases_are_left_out():
     phrases = ["a b c d", "b c", "a b c d", "d a", "c", "x c y", "cd", "a b d"]
-    assert whole_phrases(phrases).tolist() == [0, 3, 5, 6, 7]  # runs of words, not of letters; the first of two equal ones
+    assert whole_phrases(phrases).tolist() == [
+        0,
+        3,
+        5,
+        6,
+        7,
+    ]  # runs of words, not of letters; the first of two equal ones
 
 
 @needs_data
 @needs_weights
 def test_no_training_phrase_is_part_of_another_or_of_the_test_set():
-    from fl.data.text import _tsv
+    from fl.data.sets.text import _tsv
 
     texts, labels = _tsv("train.tsv.gz")
     rows = whole_phrases(texts)

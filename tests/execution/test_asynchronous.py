@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fl
-from fl.config import ConfigError
+from fl.errors import ConfigError
 
 TOYS = Path(__file__).parent.parent / "toys.py"
 CLIENTS = 12

@@ -20,16 +20,17 @@ from torch import nn
 
 import clients.sgd
 import fl
-from fl import random
-from fl.config import ConfigError, read
-from fl.execution import batched, native
-from fl.execution.compiled import Compiled
-from fl.execution.executor import Serial
-from fl.nn import Dropout
-from fl.optimiser import SGD
-from fl.params import Initial, module_params
-from fl.reduction import Fold, Sum
+from fl.config.config import read
+from fl.errors import ConfigError
+from fl.execution.training import batched, native
+from fl.execution.training.compiled import Compiled
+from fl.execution.workers.executor import Serial
+from fl.method.optimiser import SGD
+from fl.method.reduction import Fold, Sum
+from fl.models.binding import Initial, module_params
+from fl.models.nn import Dropout
 from fl.tasks.supervised import Classification, Regression
+from fl.tensors import random
 
 SEED, ROUND, PARTICIPATION = 5, 1, 4
 CLIENTS = np.array([3, 8, 21, 22, 60, 61, 90])
@@ -179,7 +180,7 @@ def test_company_changes_no_bits(name):
 COMPILE = """
 import hashlib
 import numpy as np
-from fl.execution.compiled import load
+from fl.execution.training.compiled import load
 native, draw = load(), np.random.default_rng(0)
 bits = []
 for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
@@ -241,11 +242,19 @@ class Clipped(clients.sgd.LocalSGD):
     [
         (clients.sgd.LocalSGD(), net(4, 3), None),
         (clients.sgd.LocalSGD(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Dropout(0.0), nn.Linear(4, 3)), None),
-        (clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)), net(4, 3), "LocalSGD takes steps that are more than w - lr g"),
+        (
+            clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)),
+            net(4, 3),
+            "LocalSGD takes steps that are more than w - lr g",
+        ),
         (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps that are more than w - lr g"),
         (Clipped(), net(4, 3), "Clipped takes steps that are more than w - lr g"),
         (clients.sgd.LocalSGD(), net(4, 3).double(), "its parameters are not float32"),
-        (clients.sgd.LocalSGD(), nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Linear(4, 3)), "it has a Dropout layer"),
+        (
+            clients.sgd.LocalSGD(),
+            nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Linear(4, 3)),
+            "it has a Dropout layer",
+        ),
         (
             clients.sgd.LocalSGD(),
             nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 3)),

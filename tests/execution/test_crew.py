@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import fl
-from fl.config import ConfigError
-from fl.execution import crew
+from fl.errors import ConfigError
+from fl.execution.workers import ray_pool as crew
 
 pytestmark = pytest.mark.xdist_group("ray")
 WORKERS_STAY = False

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 import fl
-from fl.assembly import assemble
-from fl.client import At, ClientContext, View
-from fl.config import ConfigError, resolve
-from fl.execution import batched, loop
+from fl.config.config import resolve
+from fl.errors import ConfigError
+from fl.execution.training import batched, loop
 from fl.execution.worker import BACKENDS
-from fl.optimiser import SGD
-from fl.params import Initial, bind, norm
-from fl.trees import digest, moved
+from fl.method.client import ClientContext, StepContext, View
+from fl.method.optimiser import SGD
+from fl.models.binding import Initial, bind
+from fl.simulation.setup import set_up_run
+from fl.tensors.params import norm
+from fl.tensors.trees import digest, moved
 
 CONFIG = {
     "seed": 3,
@@ -48,7 +50,7 @@ def on_meta(tree):
 
 @pytest.fixture(scope="module")
 def job():
-    return assemble(resolve(CONFIG)).job(Path(), Path())
+    return set_up_run(resolve(CONFIG)).job(Path(), Path())
 
 
 def placed(job):
@@ -64,7 +66,20 @@ def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
     stage, clients = job.stages[0], np.arange(4)
     starts, sizes = (column[clients] for column in stage.partition.train_slices())
     chunk = batched.Chunk(
-        *(clients, 0, 0, 1, 0, {"model": initial.trained}, {}, [None] * 4, arrays, stage.partition.indices, starts, sizes),
+        *(
+            clients,
+            0,
+            0,
+            1,
+            0,
+            {"model": initial.trained},
+            {},
+            [None] * 4,
+            arrays,
+            stage.partition.indices,
+            starts,
+            sizes,
+        ),
         *(initial, module, stage.task),
     )
     algorithm = replace(job.algorithm, optimiser=SGD(momentum=momentum))
@@ -90,7 +105,7 @@ def test_the_loop_makes_nothing_elsewhere(job, momentum):
     with torch.device("meta"):
         theta = initial.trained.clone()
         bind(module, theta, initial, theta)
-        at = At(**vars(given), phase=phase, start=theta)
+        at = StepContext(**vars(given), phase=phase, start=theta)
         loss, seen, steps = loop._run_phase(algorithm, ctx, phase, 0, theta, at, None)
     assert loss.device.type == theta.device.type == "meta"
     assert (seen, steps) == (len(views["train"]), -(-len(views["train"]) // 8))
@@ -136,7 +151,9 @@ def test_what_cannot_be_is_refused(execution, why):
 
 def test_own_objectives_are_not_taken_in_pieces():
     with pytest.raises(ConfigError, match="micro_batch: impossible: .* objective of its own"):
-        fl.run(CONFIG | {"strategy": "moon", "client": {"batch": 8}, "execution": {"executor": "serial", "micro_batch": 4}})
+        fl.run(
+            CONFIG | {"strategy": "moon", "client": {"batch": 8}, "execution": {"executor": "serial", "micro_batch": 4}}
+        )
 
 
 # -- where there is one ----------------------------------------------------------------------------------------------
@@ -157,7 +174,9 @@ def test_a_gpu_gives_what_the_cpu_gives(execution):
 @pytest.mark.parametrize("plan", ["loop", "stacked", "flat"])
 def test_same_bits_on_a_gpu_in_deterministic_mode(plan):
     digests = {
-        digest(fl.run(CONFIG | {"execution": {"device": "cuda", "deterministic": True, "plan": plan, **executor}}).model)
+        digest(
+            fl.run(CONFIG | {"execution": {"device": "cuda", "deterministic": True, "plan": plan, **executor}}).model
+        )
         for executor in ({"executor": "serial"}, {"executor": "serial"}, {"executor": "ray", "workers": 2})
     }
     assert len(digests) == 1

@@ -13,16 +13,16 @@ from torch import nn
 import clients.fedprox
 import clients.ffa_lora
 import clients.sgd
-from fl.adapters.lora import LoRA, RsLoRA, VeRA
-from fl.client import Phase, View
-from fl.config import Execution
-from fl.execution import batched
-from fl.execution.flat import Flat
-from fl.execution.plan import make_plan
-from fl.models.transformer import Transformer
-from fl.nn import Dropout, addressed
-from fl.optimiser import Adam
-from fl.params import Initial, module_params
+from fl.execution.section import Execution
+from fl.execution.training import batched
+from fl.execution.training.flat import Flat
+from fl.execution.training.plan import make_plan
+from fl.method.client import Phase, View
+from fl.method.optimiser import Adam
+from fl.models.adapters.lora import LoRA, RsLoRA, VeRA
+from fl.models.architectures.transformer import Transformer
+from fl.models.binding import Initial, module_params
+from fl.models.nn import Dropout, addressed
 from fl.tasks.language import LanguageModelling
 from fl.tasks.supervised import Classification
 from tests.execution.test_loop_batched import SIZES, assert_engines_agree, like, make, normal
@@ -75,7 +75,10 @@ def texts(*layers, **embedding):
 
 LAYERS = {
     "linear": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(15, 4, bias=False)), VECTORS),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm((3, 5)), nn.Flatten(), nn.Linear(15, 4)), VECTORS),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm((3, 5)), nn.Flatten(), nn.Linear(15, 4)),
+        VECTORS,
+    ),
     "layer norm, no bias": (lambda: texts(nn.LayerNorm(8, bias=False)), IDS),
     "rms norm": (lambda: texts(nn.RMSNorm(8), nn.Linear(8, 8), nn.GELU()), IDS),
     "group norm": (lambda: images(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6), nn.ReLU()), IMAGES),
@@ -87,7 +90,10 @@ LAYERS = {
         lambda: images(nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 4, (2, 3), dilation=1, bias=False)),
         IMAGES,
     ),
-    "one-dimensional": (lambda: nn.Sequential(nn.Conv1d(3, 5, 3, padding="same"), nn.Flatten(), nn.Linear(20, 4)), VECTORS),
+    "one-dimensional": (
+        lambda: nn.Sequential(nn.Conv1d(3, 5, 3, padding="same"), nn.Flatten(), nn.Linear(20, 4)),
+        VECTORS,
+    ),
     "embedding with padding": (lambda: texts(nn.Linear(8, 8), padding_idx=4), IDS),
     "places": (lambda: Places(nn.Linear(8, 8), squeezed=True), IDS),
     "places with an axis": (lambda: Places(nn.LayerNorm(8), squeezed=False), IDS),

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from fl.config import ConfigError
-from fl.execution.layout import laid_out, runs
-from fl.models.cnn import CNNPfl, CNNSmall
+from fl.errors import ConfigError
+from fl.execution.training.layout import laid_out, runs
+from fl.models.architectures.cnn import CNNPfl, CNNSmall
 
 
 def gradients(module, x, y):

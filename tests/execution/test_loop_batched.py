@@ -18,17 +18,18 @@ import clients.fednova
 import clients.fedprox
 import clients.scaffold
 import clients.sgd
-from fl import random
-from fl.client import ClientContext, Given, Phase, View
-from fl.execution import batched
-from fl.execution.compiled import Compiled
-from fl.execution.flat import Flat
-from fl.execution.kernels import LinearStack
-from fl.nn import Dropout, addressed
-from fl.optimiser import SGD, Adam, Schedule
-from fl.params import Initial, Params, module_params
+from fl.execution.training import batched
+from fl.execution.training.compiled import Compiled
+from fl.execution.training.flat import Flat
+from fl.execution.training.kernels import LinearStack
+from fl.method.client import ClientContext, Phase, TrainingInputs, View
+from fl.method.optimiser import SGD, Adam, LRSchedule
+from fl.models.binding import Initial, module_params
+from fl.models.nn import Dropout, addressed
 from fl.tasks.supervised import Classification, Regression
-from fl.trees import row
+from fl.tensors import random
+from fl.tensors.params import Params
+from fl.tensors.trees import row
 
 SEED, ROUND, ROUNDS, PARTICIPATION = 7, 2, 5, 3
 CONFIG = {"alpha": 0.1}
@@ -178,7 +179,9 @@ def test_loop_and_batched_are_plain_torch_training(name, epochs, clip):
     received = chunk.received["model"]
     together = [batched.train(algorithm, chunk, backend)[0] for backend in BACKENDS]
     for c, ctx in enumerate(contexts):
-        expected, loss = plain_training(module, ctx.train.arrays, ctx.train.rows, ctx.client, epochs, BATCH, theirs, clip)
+        expected, loss = plain_training(
+            module, ctx.train.arrays, ctx.train.rows, ctx.client, epochs, BATCH, theirs, clip
+        )
         alone = algorithm.work("train", ctx, None).update
         assert_close(received + alone.groups["model"], expected, expected)
         assert alone.metrics["loss"] == pytest.approx(loss, rel=TOLERANCE)
@@ -188,13 +191,13 @@ def test_loop_and_batched_are_plain_torch_training(name, epochs, clip):
 
 
 SCHEDULES = {
-    "step": (Schedule(start=0.1, by="step", schedule="step", every=2, factor=0.5), lambda t: 0.5 ** (t // 2)),
+    "step": (LRSchedule(start=0.1, by="step", schedule="step", every=2, factor=0.5), lambda t: 0.5 ** (t // 2)),
     "linear, warm-up": (
-        Schedule(start=0.1, by="step", schedule="linear", over=4, warmup=2),
+        LRSchedule(start=0.1, by="step", schedule="linear", over=4, warmup=2),
         lambda t: max(0.0, 1 - t / 4) * min(1, (t + 1) / 2),
     ),
     "cosine": (
-        Schedule(start=0.1, by="step", schedule="cosine", over=5),
+        LRSchedule(start=0.1, by="step", schedule="cosine", over=5),
         lambda t: (1 + math.cos(math.pi * min(t / 5, 1))) / 2,
     ),
 }
@@ -227,18 +230,25 @@ def test_a_rate_by_step_is_torchs(name, optimiser):
 def test_the_way_travelled_is_the_sum_of_the_rates():
     # 0.1 (1 + 1 + .5 + .5 + .25) after 5 steps; SCAFFOLD divides by it
     phase = clients.sgd.LocalSGD(lr=SCHEDULES["step"][0]).phases(0, 1)[0]
-    assert phase.travelled(5) == pytest.approx(0.325)
-    np.testing.assert_allclose(phase.travelled(np.array([0, 1, 3])), [0.0, 0.1, 0.25])
+    assert phase.lr_sum(5) == pytest.approx(0.325)
+    np.testing.assert_allclose(phase.lr_sum(np.array([0, 1, 3])), [0.0, 0.1, 0.25])
 
 
 def test_rates_by_round():
-    assert [Schedule(start=1.0, schedule="linear", warmup=2).at(t, 4) for t in range(5)] == [0.5, 0.75, 0.5, 0.25, 0.0]
+    assert [LRSchedule(start=1.0, schedule="linear", warmup=2).at(t, 4) for t in range(5)] == [
+        0.5,
+        0.75,
+        0.5,
+        0.25,
+        0.0,
+    ]
     phases = [
-        clients.sgd.LocalSGD(lr=Schedule(start=0.8, schedule="step", every=2, factor=0.5)).phases(t, 9) for t in (0, 1, 2)
+        clients.sgd.LocalSGD(lr=LRSchedule(start=0.8, schedule="step", every=2, factor=0.5)).phases(t, 9)
+        for t in (0, 1, 2)
     ]
     assert [(phase.lr, phase.decay) for (phase,) in phases] == [(0.8, None), (0.8, None), (0.4, None)]
     with pytest.raises(ValueError, match="over: missing; by step, cosine"):
-        Schedule(start=0.1, schedule="cosine", by="step")
+        LRSchedule(start=0.1, schedule="cosine", by="step")
     with pytest.raises(ValueError, match="lr: a schedule by step has no one rate"):
         clients.fednova.FedNova(lr=SCHEDULES["step"][0])
 
@@ -277,7 +287,9 @@ def test_batched_is_the_loop_where_some_parameters_are_frozen(method, backend):
 def assert_method_agrees(algorithm, module, backend):
     model = module_params(module)
     received, states = {"model": model, "control": like(model, "control")}, None
-    if algorithm.first_state(Given(received, None, CONFIG, Initial.of(module))) is not None:  # one client is new
+    if (
+        algorithm.first_state(TrainingInputs(received, None, CONFIG, Initial.of(module))) is not None
+    ):  # one client is new
         states = [None] + [like(model, f"state/{c}") for c in CLIENTS[1:]]
     assert_engines_agree(algorithm, *make(module, states=states, received=received), backend)
 

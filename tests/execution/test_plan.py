@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clients.sgd import LocalSGD
-from fl.config import Execution
-from fl.execution.plan import make_plan
-from fl.params import module_params
+from fl.execution.section import Execution
+from fl.execution.training.plan import make_plan
+from fl.models.binding import module_params
 from fl.tasks.supervised import Classification
 
 

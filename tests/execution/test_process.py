@@ -2,16 +2,16 @@
 
 import torch
 
-from fl.execution.process import lend
+from fl.execution.workers.process import pooled_buffer
 
 
 def test_memory_goes_to_the_next_when_nobody_refers_to_it():
-    first = lend(12345)
+    first = pooled_buffer(12345)
     first.fill_(1)
     view, place = first[100:200], first.data_ptr()
     del first
-    second = lend(12345).fill_(2)  # a view is left of the first
+    second = pooled_buffer(12345).fill_(2)  # a view is left of the first
     assert second.data_ptr() != place and torch.equal(view, torch.ones(100))
     del view
-    assert lend(12345).data_ptr() == place
-    assert lend(12346).data_ptr() not in (place, second.data_ptr())
+    assert pooled_buffer(12345).data_ptr() == place
+    assert pooled_buffer(12346).data_ptr() not in (place, second.data_ptr())

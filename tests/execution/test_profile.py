@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pytest
 
 import fl
-from fl.augment import Augment
-from fl.client import LocalTraining
-from fl.reduction import WeightedMean
-from fl.strategy import Strategy
+from fl.data.augment import Augment
+from fl.method.client import LocalTraining
+from fl.method.reduction import WeightedMean
+from fl.method.strategy import Strategy
+from fl.method.transform import Transform
 from fl.tracking import profile
 from fl.tracking.profile import CATEGORIES, Arrived, Profile, Record, Span, Whole
-from fl.transform import Transform
 
 COHORT, ROUNDS, STEPS, NAP = 3, 2, 2, 0.01
 MANY = {"data": 4, "compute": 5, "encode": 2, "reduce": 3, "evaluate": 2, "server": 6}  # naps
@@ -142,9 +142,10 @@ def test_categories_hold_what_slept_and_add_up(executor, request):
 def test_spans_nest_on_a_track_for_each_process(executor, request):
     _, found, trace = request.getfixturevalue(executor)
     names = {event["pid"]: event["args"]["name"] for event in trace if event["ph"] == "M"}
-    assert [name.split()[0] for name in names.values()] == {"serial": ["driver"], "ray": ["driver", "worker", "worker"]}[
-        executor
-    ]
+    assert [name.split()[0] for name in names.values()] == {
+        "serial": ["driver"],
+        "ray": ["driver", "worker", "worker"],
+    }[executor]
     spans = [event for event in trace if event["ph"] == "X"]
     assert len(spans) + len(names) == len(trace)
     for event in spans:
@@ -219,4 +220,6 @@ def test_a_far_clock_is_compared_when_the_way_is_shortest():
 
 def test_what_is_not_recorded_is_as_it_was():
     items = [1, 2]
-    assert profile.each("data", "x", items) is items and profile.timed("data", "x", len) is len and profile.taken() is None
+    assert (
+        profile.each("data", "x", items) is items and profile.timed("data", "x", len) is len and profile.taken() is None
+    )

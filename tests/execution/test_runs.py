@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from fl.execution.runs import Runs, cut, take
+from fl.execution.workers.task_queue import TaskQueue, cut, take
 
 
 def test_shares_are_of_about_equal_cost_and_in_order():
@@ -25,7 +25,7 @@ def test_who_is_done_takes_the_longer_half_of_the_longest_other(runs):
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_threads_take_every_task_once(workers):
-    runs = Runs(np.ones(1000), workers)
+    runs = TaskQueue(np.ones(1000), workers)
     taken: list[list[int]] = [[] for _ in range(workers)]
 
     def work(me: int) -> None:
@@ -40,7 +40,7 @@ def test_threads_take_every_task_once(workers):
 
 
 def test_nobody_takes_any_more_when_it_is_stopped():
-    runs = Runs(np.ones(4), 2)
+    runs = TaskQueue(np.ones(4), 2)
     mine = runs.tasks(0)
     assert next(mine) == (0, 1)
     runs.stop()

@@ -90,8 +90,8 @@ def test_killed_workers_change_nothing(method, serial, ray, tmp_path):
 
 
 def _run_and_kill_workers(raw, out, kills):
-    from fl.config import read, resolve
-    from fl.simulation import Simulation
+    from fl.config.config import read, resolve
+    from fl.simulation.simulation import Simulation
 
     done = []
     with Simulation(resolve(read(raw, {"execution.executor": "ray", "execution.workers": 2})), out) as simulation:
@@ -123,8 +123,8 @@ cluster.wait_for_nodes()
 ray.init(cluster.address, include_dashboard=False, log_to_driver=False)
 import fl
 from test_same_bits import METHODS, config
-from fl.config import read, resolve
-from fl.simulation import Simulation
+from fl.config.config import read, resolve
+from fl.simulation.simulation import Simulation
 digests = {{}}
 for method in METHODS:
     raw = read(config(method), {{"execution.executor": "ray", "execution.workers": 2}})

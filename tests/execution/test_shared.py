@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.execution.shared import QUEUE_BYTES, SMALL, Queue, Region, new_prefix, remove
-from fl.params import ALIGNMENT, Params
+from fl.execution.workers.shared import QUEUE_BYTES, SMALL, Queue, Region, new_prefix, remove
+from fl.tensors.params import ALIGNMENT, Params
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import fl
-from fl.config import ConfigError
-from fl.system.rounds import FATES
+from fl.errors import ConfigError
+from fl.system.rounds import OUTCOMES
 
 PLAIN = {
     "rounds": 2,
@@ -29,7 +29,9 @@ def devices(folder, **columns):
     file = folder / "devices.csv"
     names = list(columns)
     rows = zip(*columns.values())
-    file.write_text("\n".join([",".join(["client", *names]), *(",".join(map(str, (i, *r))) for i, r in enumerate(rows))]))
+    file.write_text(
+        "\n".join([",".join(["client", *names]), *(",".join(map(str, (i, *r))) for i, r in enumerate(rows))])
+    )
     return {"devices": {"name": "trace", "path": str(file)}}
 
 
@@ -50,7 +52,9 @@ def test_seconds_are_those_of_the_bytes_in_the_ledger(tmp_path):
     assert first["simulated_upload_seconds"] == pytest.approx(slow / 1_000)
     assert first["simulated_seconds"] == pytest.approx(down / 10_000 + slow / 1_000)
     table = pq.read_table(result.directory / "clients.parquet").to_pylist()
-    computes = {row["client"]: row["compute_seconds"] for row in table if row["split"] == "system" and row["round"] == 0}
+    computes = {
+        row["client"]: row["compute_seconds"] for row in table if row["split"] == "system" and row["round"] == 0
+    }
     assert computes == pytest.approx({0: 0, 1: 0.01 * 5 * 10, 2: 0, 3: 0})
 
 
@@ -98,7 +102,9 @@ def test_who_drops_out_costs_bytes_and_time_and_is_not_in_the_sum(tmp_path):
     system = devices(tmp_path, latency_ms=[1000] * 4, ms_per_sample=[0] * 4) | {"dropout": 0.5}
     result = run(tmp_path, system=system, rounds=20)
     table = pq.read_table(result.directory / "clients.parquet").to_pylist()
-    dropped = {(r["round"], r["client"]) for r in table if r["split"] == "system" and FATES[int(r["fate"])] == "dropped"}
+    dropped = {
+        (r["round"], r["client"]) for r in table if r["split"] == "system" and OUTCOMES[int(r["fate"])] == "dropped"
+    }
     rows = result.ledger.to_pylist()
     ups = {(row["round"], row["client"]) for row in rows if row["direction"] == "up"}
     downs = {(row["round"], row["client"]) for row in rows if row["direction"] == "down"}
@@ -148,7 +154,11 @@ def test_a_run_ends_with_its_virtual_time(tmp_path):
 
 @pytest.mark.xdist_group("ray")
 def test_same_bits_on_ray_and_resumed(tmp_path):
-    system = {"devices": {"lognormal": {"ms_per_sample": 10, "up_mbps": 0.1, "sigma": 1.0}}, "dropout": 0.2, "jitter": 0.3}
+    system = {
+        "devices": {"lognormal": {"ms_per_sample": 10, "up_mbps": 0.1, "sigma": 1.0}},
+        "dropout": 0.2,
+        "jitter": 0.3,
+    }
     server = {"mode": "sync", "deadline_seconds": 1.0, "partial": True}
     settings = {"system": system, "server": server, "rounds": 6, "cohort": {"size": 3}}
     whole = run(tmp_path, "whole", **settings)

@@ -16,23 +16,27 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from clients.sgd import LocalSGD
-from fl.client import ClientAlgorithm, ClientContext, Reply, View
-from fl.codec import Identity
-from fl.data.noise import LogNormal, Noise
+from fl.communication.codec import Identity
 from fl.data.partition import Partition
+from fl.data.sets.noise import LogNormal, RandomData
 from fl.data.stream import Stage
-from fl.execution.plan import Plan
-from fl.execution.worker import ClientError, Columns, Dispatch, Job, Worker
-from fl.messages import Broadcast, Update
-from fl.params import Initial, Params, module_params
-from fl.reduction import Collect, Fold, Product, Stack, Sum, WeightedMean
+from fl.errors import ClientError
+from fl.execution.training.plan import Plan
+from fl.execution.worker import Columns, ExchangeDispatch, Job, Worker
+from fl.method.client import ClientAlgorithm, ClientContext, Reply, View
+from fl.method.messages import Broadcast, Update
+from fl.method.reduction import Collect, Fold, Product, Stack, Sum, WeightedMean
+from fl.models.binding import Initial, module_params
 from fl.storage.segments import NOWHERE
 from fl.tasks.supervised import Classification
-from fl.trees import digest
+from fl.tensors.params import Params
+from fl.tensors.trees import digest
 from partitions.natural import natural
 
 CLIENTS = 11
-DATASET = Noise(shape=(6,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.7, mean=12, low=3, high=30)).load()
+DATASET = RandomData(
+    shape=(6,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.7, mean=12, low=3, high=30)
+).load()
 PARTITION = Partition(*natural(DATASET.clients)).hold_out(0.2, 0.0, 0)
 ARRAYS = {name: torch.from_numpy(array) for name, array in DATASET.train.items()}
 torch.manual_seed(0)
@@ -69,7 +73,7 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
             worker.scratch.close()
 
 
-def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> Dispatch:
+def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
     cohort = np.asarray(cohort)
     nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
     settings = {
@@ -84,7 +88,7 @@ def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> Dispatch:
         "carries": nowhere,
         "cost": np.ones(len(cohort)),
     }
-    return Dispatch(cohort=cohort, plan=plan, **settings | fields)
+    return ExchangeDispatch(cohort=cohort, plan=plan, **settings | fields)
 
 
 @functools.cache

@@ -16,22 +16,23 @@ from flwr.app import ArrayRecord, RecordDict  # noqa: E402
 
 import fl  # noqa: E402
 from fl import registry  # noqa: E402
-from fl.check import CLIENTS, FEDERATION, Bench  # noqa: E402
-from fl.codec import Chain, Identity, transmit  # noqa: E402
+from fl.check.check import CLIENTS, FEDERATION, Bench  # noqa: E402
+from fl.communication.codec import Chain, Identity, transmit  # noqa: E402
 from fl.communication.codecs.cast import FP16  # noqa: E402
 from fl.communication.codecs.quantise import Quantise  # noqa: E402
 from fl.communication.codecs.random_k import RandomK  # noqa: E402
 from fl.communication.codecs.threshold import Threshold  # noqa: E402
 from fl.communication.codecs.top_k import TopK  # noqa: E402
 from fl.communication.codecs.zstd import Zstd  # noqa: E402
-from fl.config import ConfigError, read, resolve  # noqa: E402
+from fl.config.config import read, resolve  # noqa: E402
+from fl.errors import ConfigError  # noqa: E402
 from fl.flower import groups as records  # noqa: E402
 from fl.flower import simulate  # noqa: E402
 from fl.flower.deploy import _Kept, _overridden, _text, client_app, drive, server_app  # noqa: E402
 from fl.flower.export import export  # noqa: E402
-from fl.messages import Sparse, Table  # noqa: E402
-from fl.params import Params  # noqa: E402
-from fl.trees import flatten  # noqa: E402
+from fl.tensors.params import Params  # noqa: E402
+from fl.tensors.sparse import Sparse, Table  # noqa: E402
+from fl.tensors.trees import flatten  # noqa: E402
 
 torch.manual_seed(0)
 MODEL = Params.of({"w": torch.randn(7, 5), "b": torch.randn(5), "n": torch.arange(3)})
@@ -128,18 +129,27 @@ CONFIG = {
     "model": {"name": "mlp", "hidden": [8]},
     "cohort": {"fraction": 1.0},
     "strategy": "scaffold",
-    "codec": {"up": ["error_feedback", {"topk": {"ratio": 0.5}}, "quantise", "zstd"], "down": ["error_feedback", "bf16"]},
+    "codec": {
+        "up": ["error_feedback", {"topk": {"ratio": 0.5}}, "quantise", "zstd"],
+        "down": ["error_feedback", "bf16"],
+    },
     "evaluation": {"every": 3},
     "execution": {"executor": "serial", "plan": "loop", "on_client_error": "drop"},
 }
 
 
 # -- the law: a deployment gives what the simulator gives -------------------------------------------------------------
-QUICK = {"fedavg", "ditto", "fedsa_lora", "scaffold"}  # nothing kept, a model of one's own, halves of adapters, variates
+QUICK = {
+    "fedavg",
+    "ditto",
+    "fedsa_lora",
+    "scaffold",
+}  # nothing kept, a model of one's own, halves of adapters, variates
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in registry.names("strategy")]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in registry.names("strategy")],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_deployment_gives_the_simulators_bits(name, tmp_path, capsys):
@@ -192,7 +202,9 @@ def test_another_configuration_is_refused(tmp_path, capsys):
 
 
 def test_a_client_without_a_node_is_named(tmp_path, capsys):
-    with pytest.raises(TimeoutError, match=r"no SuperNode for 1 clients, the first \[2\]; start them with --node-config"):
+    with pytest.raises(
+        TimeoutError, match=r"no SuperNode for 1 clients, the first \[2\]; start them with --node-config"
+    ):
         simulate(server_app(CONFIG, out=tmp_path / "there", wait=0.1), client_app(CONFIG), 2, out=tmp_path / "grid")
 
 
@@ -241,7 +253,7 @@ def test_what_a_server_would_have_to_keep_for_every_client_is_refused():
 
 def test_flowers_run_config_overrides_the_configuration():
     ours = {"out": "runs/a", "timeout": 0, "rounds": 5, "client.lr": 0.25}
-    changed = fl.config.parse(_overridden(_text(CONFIG), ours))
+    changed = fl.config.config.parse(_overridden(_text(CONFIG), ours))
     assert (changed["rounds"], changed["client"]["lr"], changed["seed"]) == (5, 0.25, 0)
 
 

@@ -22,7 +22,7 @@ from flwr.serverapp import ServerApp, strategy  # noqa: E402
 
 import fl  # noqa: E402
 import fl.flower  # noqa: E402
-from fl.config import ConfigError  # noqa: E402
+from fl.errors import ConfigError  # noqa: E402
 from fl.flower import records, simulate  # noqa: E402
 from fl.flower.app import load  # noqa: E402
 from fl.report.compare import table, variants  # noqa: E402
@@ -339,7 +339,9 @@ def test_mistakes_say_what_there_is(tmp_path):
         run(beyond, client, tmp_path / "a")
     with pytest.raises(ConfigError, match="executor: 'rays' is not one of"):
         run(beyond, client, tmp_path / "b", executor="rays")
-    with pytest.raises(ConfigError, match=r"rounds: not in \[tool.flwr.app.config\], which has \['label', 'learning-rate'"):
+    with pytest.raises(
+        ConfigError, match=r"rounds: not in \[tool.flwr.app.config\], which has \['label', 'learning-rate'"
+    ):
         load(QUICKSTART, {"rounds": "3"})
     with pytest.raises(ConfigError, match="num-server-rounds: 'many' is not int"):
         load(QUICKSTART, {"num-server-rounds": "many"})
@@ -403,7 +405,9 @@ def test_the_ledger_holds_what_was_sent(tmp_path):
     assert [r["direction"] for r in trained] == ["down"] * 3 + ["up"] * 3
     assert [r["direction"] for r in evaluated] == ["down"] * 6
     metrics = MetricRecord({"train_loss": 0.5, "times": 2, "num-examples": 20})
-    assert {r["encoded_bytes"] for r in rows if r["group"] == "metrics" and r["exchange"] == 0} == {len(metrics.deflate())}
+    assert {r["encoded_bytes"] for r in rows if r["group"] == "metrics" and r["exchange"] == 0} == {
+        len(metrics.deflate())
+    }
     for direction in ("up", "down"):
         assert result.metrics[1][f"{direction}link_bytes"] == sum(
             r["encoded_bytes"] for r in rows if r["direction"] == direction
@@ -551,7 +555,10 @@ def test_an_error_in_the_journal_is_an_error_again(tmp_path):
 # -- the command ------------------------------------------------------------------------------------------------------
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "fl", "flower", "run", str(QUICKSTART), *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "fl", "flower", "run", str(QUICKSTART), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -588,7 +595,15 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     running.kill()
     running.wait()
     assert metrics.read_text().count("\n") < 40
-    words = [sys.executable, "-m", "fl", "resume", str(tmp_path / "run"), "execution.executor=ray", "execution.workers=2"]
+    words = [
+        sys.executable,
+        "-m",
+        "fl",
+        "resume",
+        str(tmp_path / "run"),
+        "execution.executor=ray",
+        "execution.workers=2",
+    ]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = (read_metrics(tmp_path / name) for name in ("whole", "run"))

@@ -68,7 +68,9 @@ def clients(*mods, draws=True):
 
 # -- both ways of running a strategy ----------------------------------------------------------------------------------
 def by_server_fn(rule, rounds=4):
-    return ServerApp(server_fn=lambda context: ServerAppComponents(strategy=rule, config=ServerConfig(num_rounds=rounds)))
+    return ServerApp(
+        server_fn=lambda context: ServerAppComponents(strategy=rule, config=ServerConfig(num_rounds=rounds))
+    )
 
 
 def by_workflow(rule, rounds=4, fit=None):
@@ -131,8 +133,12 @@ STRATEGIES = {
     ),
     "DifferentialPrivacyServerSideFixedClipping": dp(strategy.DifferentialPrivacyServerSideFixedClipping, **FIXED),
     "DifferentialPrivacyClientSideFixedClipping": dp(strategy.DifferentialPrivacyClientSideFixedClipping, **FIXED),
-    "DifferentialPrivacyServerSideAdaptiveClipping": dp(strategy.DifferentialPrivacyServerSideAdaptiveClipping, **ADAPTIVE),
-    "DifferentialPrivacyClientSideAdaptiveClipping": dp(strategy.DifferentialPrivacyClientSideAdaptiveClipping, **ADAPTIVE),
+    "DifferentialPrivacyServerSideAdaptiveClipping": dp(
+        strategy.DifferentialPrivacyServerSideAdaptiveClipping, **ADAPTIVE
+    ),
+    "DifferentialPrivacyClientSideAdaptiveClipping": dp(
+        strategy.DifferentialPrivacyClientSideAdaptiveClipping, **ADAPTIVE
+    ),
 }
 MODS = {
     "DifferentialPrivacyClientSideFixedClipping": [fixedclipping_mod],
@@ -173,7 +179,10 @@ def test_a_workflow_twice_is_equal(name, tmp_path):
 CLIP, LEVELS, WEIGHT = 8.0, 2**22, 64.0  # the workflow's defaults, and a weight that is a power of two
 SECURE = {
     "SecAgg": (lambda: SecAggWorkflow(reconstruction_threshold=4, max_weight=WEIGHT), secagg_mod),
-    "SecAgg+": (lambda: SecAggPlusWorkflow(num_shares=5, reconstruction_threshold=3, max_weight=WEIGHT), secaggplus_mod),
+    "SecAgg+": (
+        lambda: SecAggPlusWorkflow(num_shares=5, reconstruction_threshold=3, max_weight=WEIGHT),
+        secaggplus_mod,
+    ),
 }
 
 
@@ -202,7 +211,9 @@ def test_secure_aggregation_is_the_mean(name, tmp_path):
         server = by_workflow(strategy.FedAvg(**settings(seen)), 3, workflow())
         result = simulate(server, clients(mod, draws=False), NODES, out=tmp_path / str(i), seed=3)
         runs.append(np.stack(seen))
-    assert [row["messages/train"] for row in result.metrics] == [4 * NODES] * 3  # keys, shares, masked models, unmasking
+    assert [row["messages/train"] for row in result.metrics] == [
+        4 * NODES
+    ] * 3  # keys, shares, masked models, unmasking
     for before, after in zip(seen, seen[1:]):
         mean, most = exact(before, range(NODES))
         assert 0 < np.abs(after - mean).max() < most < 1e-4
@@ -265,7 +276,9 @@ def test_raw_floats_of_android_clients(tmp_path):
     """Each adds its partition-id: the mean grows by one a round."""
     first = Parameters([np.zeros(2, np.float32).tobytes()], "numpy.nda")
     rule = strategy.FedAvgAndroid(**PARTS, initial_parameters=first)
-    found = of_bytes(rule, lambda sent, p: (np.frombuffer(sent, np.float32) + p).astype(np.float32).tobytes(), tmp_path, 2)
+    found = of_bytes(
+        rule, lambda sent, p: (np.frombuffer(sent, np.float32) + p).astype(np.float32).tobytes(), tmp_path, 2
+    )
     assert [np.frombuffer(data, np.float32).tolist() for (data,) in found] == [[1.0, 1.0], [2.0, 2.0]]
 
 

@@ -6,9 +6,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fl
-from fl import adapter
-from fl.config import ConfigError, read, resolve
-from fl.params import module_params
+from fl.config.config import read, resolve
+from fl.errors import ConfigError
+from fl.models import adapter
+from fl.models.binding import module_params
 
 CONFIG = {
     "rounds": 2,

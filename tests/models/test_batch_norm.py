@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fl
-from fl.assembly import load_data
-from fl.config import ConfigError, read, resolve
+from fl.config.config import read, resolve
 from fl.data.dataset import Dataset
+from fl.errors import ConfigError
+from fl.simulation.setup import load_data
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.segments import Segments
@@ -30,7 +31,10 @@ MOMENTUM = 0.1
 def dataset(clients=3, rows=8):
     """Client c's features lie around 10 c."""
     generator = np.random.default_rng(0)
-    x = generator.normal(size=(clients * rows, 2)).astype(np.float32) + 10 * np.repeat(np.arange(clients), rows)[:, None]
+    x = (
+        generator.normal(size=(clients * rows, 2)).astype(np.float32)
+        + 10 * np.repeat(np.arange(clients), rows)[:, None]
+    )
     return Dataset({"x": x, "y": np.arange(clients * rows) % 2}, None, np.repeat(np.arange(clients), rows))
 
 

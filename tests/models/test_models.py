@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fl
-from fl.models.cnn import CNNFedAvg, CNNLeaf, CNNPfl, CNNPFLlib, CNNSmall, CNNTiny
-from fl.models.linear import MLP, Softmax
-from fl.models.resnet import ResNet8, ResNet18
-from fl.nn import Dropout
+from fl.models.architectures.cnn import CNNFedAvg, CNNLeaf, CNNPfl, CNNPFLlib, CNNSmall, CNNTiny
+from fl.models.architectures.linear import MLP, Softmax
+from fl.models.architectures.resnet import ResNet8, ResNet18
+from fl.models.nn import Dropout
 from fl.registry import lookup, names
 
 
@@ -206,7 +206,9 @@ TRAINED = {
 def test_all_plans_and_layouts_agree(model):
     config = TRAINED | {"model": model}
     layouts = ["contiguous", "channels_last"] + ["blocked"] * (model in ("cnn_pfl", "cnn_pfllib"))
-    plans = [{"plan": "loop", "layout": layout} for layout in layouts] + [{"plan": p, "chunk": 4} for p in ("flat", "vmap")]
+    plans = [{"plan": "loop", "layout": layout} for layout in layouts] + [
+        {"plan": p, "chunk": 4} for p in ("flat", "vmap")
+    ]
     loop, *others = (fl.run(config, **{f"execution.{k}": v for k, v in plan.items()}).model for plan in plans)
     for name, tensor in loop.items():
         for other in others:

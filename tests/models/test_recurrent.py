@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from clients.sgd import LocalSGD
-from fl.config import Execution
-from fl.execution.plan import make_plan
-from fl.models.recurrent import CharGRU, CharLSTM
-from fl.params import module_params
+from fl.execution.section import Execution
+from fl.execution.training.plan import make_plan
+from fl.models.architectures.recurrent import CharGRU, CharLSTM
+from fl.models.binding import module_params
 from fl.tasks.supervised import Classification
 
 

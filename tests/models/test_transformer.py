@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fl
-from fl.models.transformer import Transformer
+from fl.models.architectures.transformer import Transformer
 
 
 def count(module) -> int:
@@ -21,7 +21,9 @@ def test_parameters(v, places, d, n, f, k):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_same_as_pytorchs_layers(causal):
-    module = Transformer(vocabulary=9, width=8, heads=2, layers=2, forward=12, predicts="all", causal=causal).build((6,), 5)
+    module = Transformer(vocabulary=9, width=8, heads=2, layers=2, forward=12, predicts="all", causal=causal).build(
+        (6,), 5
+    )
     ids = torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(0))
     h = module.embedding(ids) + module.positions
     mask = nn.Transformer.generate_square_subsequent_mask(6) if causal else None

@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 import fl
-from fl.config import ConfigError, read, resolve
+from fl.config.config import read, resolve
+from fl.errors import ConfigError
 
 MINE = """
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.registry import lookup, names
 from partitions.colour import Colour, factors
-from partitions.noise import Noise, deviations
+from partitions.noise import FeatureNoise, deviations
 from partitions.rotate import Rotate, client_angles, rotated
 
 IMAGES = np.random.default_rng(0).random((12, 3, 7, 9), np.float32)
@@ -66,14 +66,14 @@ def test_noise_grows_as_in_the_paper():
     assert_allclose(sorted(deviations(4, 0.8, True, 1) ** 2), [0.2, 0.4, 0.6, 0.8])
     partition = Partition(np.arange(4000), np.arange(5) * 1000)
     zeros = Dataset({"x": np.zeros((4000, 20), np.float32)})
-    x = Noise(level=0.8).apply(zeros, partition).train["x"].reshape(4, -1)
+    x = FeatureNoise(level=0.8).apply(zeros, partition).train["x"].reshape(4, -1)
     assert_allclose(x.var(1), [0.2, 0.4, 0.6, 0.8], rtol=4 * np.sqrt(2 / 20000))
 
 
 def test_a_rows_noise_does_not_depend_on_whose_it_is():
-    x = Noise(level=1.0).apply(data(), PARTITION).train["x"] - IMAGES
+    x = FeatureNoise(level=1.0).apply(data(), PARTITION).train["x"] - IMAGES
     other = Partition(np.array([9, 5, 3]), np.array([0, 1, 2, 3, 3]))
-    y = Noise(level=1.0).apply(data(), other).train["x"] - IMAGES
+    y = FeatureNoise(level=1.0).apply(data(), other).train["x"] - IMAGES
     assert_allclose(x[9] / np.sqrt(2), y[9], atol=1e-6)  # client 1 of 4 and client 0 of 4
     assert_allclose(x[5] / 2, y[5] / np.sqrt(2), atol=1e-6)
 
@@ -88,7 +88,9 @@ def test_brightness_scales_contrast_spreads_about_the_mean():
     assert_allclose(flat[5].mean(), IMAGES[5].mean(), rtol=1e-5)
     k = flat[5].std() / IMAGES[5].std()
     assert_allclose(flat[5] - flat[5].mean(), k * (IMAGES[5] - IMAGES[5].mean()), atol=1e-5)
-    assert flat[3].std() / IMAGES[3].std() == pytest.approx(flat[1].std() / IMAGES[1].std(), rel=1e-4)  # both client 0's
+    assert flat[3].std() / IMAGES[3].std() == pytest.approx(
+        flat[1].std() / IMAGES[1].std(), rel=1e-4
+    )  # both client 0's
 
 
 def test_a_cast_is_one_factor_per_channel():
@@ -99,8 +101,8 @@ def test_a_cast_is_one_factor_per_channel():
 
 
 # -- all ------------------------------------------------------------------------------------------------------------------
-SHIFTS = [Rotate(degrees=30.0), Noise(level=0.5), Colour(cast=0.2)]
-NEUTRAL = [Rotate(degrees=0.0), Noise(level=0.0), Colour(brightness=0.0, contrast=0.0)]
+SHIFTS = [Rotate(degrees=30.0), FeatureNoise(level=0.5), Colour(cast=0.2)]
+NEUTRAL = [Rotate(degrees=0.0), FeatureNoise(level=0.0), Colour(brightness=0.0, contrast=0.0)]
 
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=lambda s: s.registered_as)
@@ -113,7 +115,9 @@ def test_a_shift_changes_what_is_held_and_nothing_else(shift):
     assert_array_equal(after.train["y"], before.train["y"])
     assert after.test is before.test or np.array_equal(after.test["x"], before.test["x"])
     assert_array_equal(after.train["x"], shift.apply(before, PARTITION).train["x"])
-    other = lookup("shift", shift.registered_as)(**{f: getattr(shift, f) for f in shift.__dataclass_fields__} | {"seed": 1})
+    other = lookup("shift", shift.registered_as)(
+        **{f: getattr(shift, f) for f in shift.__dataclass_fields__} | {"seed": 1}
+    )
     assert not np.array_equal(after.train["x"], other.apply(before, PARTITION).train["x"])
     assert shift.registered_as in names("shift")
 
@@ -134,8 +138,11 @@ def test_bytes_stay_bytes():
     "call, message",
     [
         (lambda: Rotate().apply(data(np.zeros((12, 5))), PARTITION), "rotate: samples of shape .5,. are not images"),
-        (lambda: Colour().apply(data(np.zeros((12, 5, 5))), PARTITION), "colour: samples of shape .5, 5. are not images"),
-        (lambda: Noise(level=-1.0), "level: -1.0 is not a variance"),
+        (
+            lambda: Colour().apply(data(np.zeros((12, 5, 5))), PARTITION),
+            "colour: samples of shape .5, 5. are not images",
+        ),
+        (lambda: FeatureNoise(level=-1.0), "level: -1.0 is not a variance"),
         (lambda: Colour(cast=2.0), r"cast: 2.0 is not in \[0, 1\]"),
     ],
 )

@@ -7,10 +7,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fl
-from fl.config import ConfigError
 from fl.data.dataset import Dataset
 from fl.data.folder import data_folder
 from fl.data.partition import Partition
+from fl.errors import ConfigError
 from partitions.dirichlet import Dirichlet
 from partitions.file import File, from_lists, from_owners, read
 from partitions.flwr_datasets import Flwr, as_flwr
@@ -37,7 +37,9 @@ def test_the_forms_of_a_file_say_the_same(tmp_path):
     assert views(File(path=str(tmp_path / "a.npz")).split(DATA)) == [([0, 5], [2]), ([1, 7], [3, 6])]  # ascending
     (tmp_path / "d.json").write_text("[[0, 5], [1, 7]]")
     assert (
-        views(read(tmp_path / "d.json")) == views(File(lists=((0, 5), (1, 7))).split(DATA)) == [([0, 5], []), ([1, 7], [])]
+        views(read(tmp_path / "d.json"))
+        == views(File(lists=((0, 5), (1, 7))).split(DATA))
+        == [([0, 5], []), ([1, 7], [])]
     )
 
 

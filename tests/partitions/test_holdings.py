@@ -7,9 +7,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fl.cli import app
-from fl.data.holdings import skew, statistics
+from fl.cli.app import app
 from fl.data.partition import Partition
+from fl.data.partition_stats import skew, statistics
 
 # classes 5 and 9; client 0: 5 5 9 9, client 1: 9, client 2: nothing, client 3: 5 5 5
 LABELS = np.array([5, 9, 5, 9, 9, 5, 5, 5, 9])
@@ -21,7 +21,9 @@ PARTITION = Partition(
 def test_statistics_by_hand():
     """Of the 8 rows that are someone's 5/8 are of class 5: distances 1/8, 5/8 and 3/8, entropies ln 2, 0 and 0."""
     found = statistics(PARTITION, LABELS)
-    assert found["emd"] == pytest.approx((1 / 8 + 5 / 8 + 3 / 8) / 3) and found["entropy"] == pytest.approx(np.log(2) / 3)
+    assert found["emd"] == pytest.approx((1 / 8 + 5 / 8 + 3 / 8) / 3) and found["entropy"] == pytest.approx(
+        np.log(2) / 3
+    )
     rest = {k: v for k, v in found.items() if k not in ("emd", "entropy")}
     assert rest == {
         "clients": 4, "rows": 8, "train": 5, "val": 2, "test": 1, "size": {"min": 0, "median": 2.0, "max": 4},

@@ -138,7 +138,9 @@ def test_random_classes_are_drawn_evenly():
 
 
 def test_equal_shares_by_hand():
-    assert_array_equal(equal_shares(np.array([[1, 0], [1, 0], [1, 0]], bool), np.array([8, 5])), [[3, 0], [3, 0], [2, 0]])
+    assert_array_equal(
+        equal_shares(np.array([[1, 0], [1, 0], [1, 0]], bool), np.array([8, 5])), [[3, 0], [3, 0], [2, 0]]
+    )
 
 
 # -- extended dirichlet ---------------------------------------------------------------------------------------------------

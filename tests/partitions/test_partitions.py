@@ -154,10 +154,16 @@ def test_the_last_rows_of_a_client_are_like_its_others():
         (lambda: iid(10, 11), "clients: 11 is more than the dataset's 10 rows"),
         (lambda: dirichlet(LABELS, 5, -1), "alpha: -1 is not positive"),
         (lambda: dirichlet(LABELS, 5, 0.0), "alpha: 0.0 is not positive"),
-        (lambda: dirichlet(LABELS, 5, float("inf")), "alpha: inf is not positive and finite; for equal shares take iid"),
+        (
+            lambda: dirichlet(LABELS, 5, float("inf")),
+            "alpha: inf is not positive and finite; for equal shares take iid",
+        ),
         (lambda: dirichlet(LABELS, 0, 1.0), "clients: 0 is not positive"),
         (lambda: dirichlet(LABELS, 5, 1.0, -1), "min_size: -1 is negative"),
-        (lambda: dirichlet(LABELS, 100, 1.0, 31), "min_size: 31 for each of 100 clients is 3100 of 3000 rows; at most 30"),
+        (
+            lambda: dirichlet(LABELS, 100, 1.0, 31),
+            "min_size: 31 for each of 100 clients is 3100 of 3000 rows; at most 30",
+        ),
         (lambda: dirichlet(LABELS.astype(float), 5, 1.0), "labels: float64"),
         (lambda: natural(LABELS, 0), "clients: 0 is not positive"),
         (lambda: natural(LABELS, 11), "clients: 11 is more than the 10 that the data have"),

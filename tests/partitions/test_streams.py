@@ -8,8 +8,8 @@ import torch.nn.functional as F
 import fl
 from fl.data.dataset import Dataset
 from fl.data.folder import data_folder, find
-from fl.data.mnist import MNIST
 from fl.data.partition import Partition
+from fl.data.sets.mnist import MNIST
 from fl.tasks.supervised import Classification
 from partitions.classes import Classes, Slice, restricted
 from partitions.domains import Domains
@@ -46,7 +46,9 @@ def test_stages_have_their_classes():
     for head in ("per_task", "shared", "joint"):
         _, parts = stages(Classes(tasks=3, head=head))
         assert (
-            [sorted({*Y[rows(s)]}) for s in parts] == [sorted({*TEST_Y[s.test]}) for s in parts] == [[0, 1], [2, 3], [4, 5]]
+            [sorted({*Y[rows(s)]}) for s in parts]
+            == [sorted({*TEST_Y[s.test]}) for s in parts]
+            == [[0, 1], [2, 3], [4, 5]]
         )
 
 
@@ -129,7 +131,10 @@ def test_domains_drop_the_array_that_says_which():
         (lambda: stages(Classes(tasks=4)), "tasks: 4 does not divide the 6 classes"),
         (lambda: Classes(tasks=2, head="own"), "head: 'own' is not one of"),
         (lambda: Classes(tasks=2, order="random"), "order: 'random' is not one of"),
-        (lambda: stages(Domains(tasks=2, by="place")), r"tasks: 2 is not 3, the number of values of 'place': \[0, 7, 14\]"),
+        (
+            lambda: stages(Domains(tasks=2, by="place")),
+            r"tasks: 2 is not 3, the number of values of 'place': \[0, 7, 14\]",
+        ),
         (lambda: stages(Domains(tasks=2, by="hospital")), "by: 'hospital' is not an integer array"),
         (lambda: stages(Domains(tasks=2, by="x")), "by: 'x' is not an integer array"),
     ],

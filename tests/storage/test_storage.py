@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.params import Params
 from fl.storage import checkpoint
 from fl.storage import clients as client_states
 from fl.storage.clients import ClientStates
 from fl.storage.segments import NOWHERE, Segments
 from fl.storage.stream import ArrowStream
-from fl.trees import stack
+from fl.tensors.params import Params
+from fl.tensors.trees import stack
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fl.config import ConfigError, read, resolve
-from fl.data.noise import Noise
-from fl.simulation import Simulation
+from fl.config.config import read, resolve
+from fl.data.sets.noise import RandomData
+from fl.errors import ConfigError
+from fl.simulation.simulation import Simulation
 from strategies.fedasync import FedAsync
 from strategies.fedat import tier_weights
 from strategies.fedbuff import FedBuff
@@ -39,7 +40,7 @@ def begun(tmp_path, **more):
 def followed(tmp_path, **more):
     """(first model, last model) of a run, each (outputs, features + 1): weights beside biases; and the run's folder."""
     with begun(tmp_path, **more) as simulation:
-        first, result = simulation.assembly.model, simulation.run()
+        first, result = simulation.run_setup.model, simulation.run()
     flat = lambda p: np.c_[p["1.weight"].numpy(), p["1.bias"].numpy()].astype(np.float64)  # noqa: E731
     return flat(first), flat(result.model), result
 
@@ -47,7 +48,7 @@ def followed(tmp_path, **more):
 def descended(w, client, mu=0.0):
     """One step of gradient descent on the mean cross-entropy of a client's samples; with mu it is still the same: the term's
     gradient is zero where it begins."""
-    data = Noise(shape=(4,), classes=3, clients=CLIENTS, samples=SAMPLES).load()
+    data = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=SAMPLES).load()
     mine = np.flatnonzero(data.clients == client)
     x, y = np.c_[data.train["x"][mine], np.ones(len(mine))].astype(np.float64), data.train["y"][mine]
     scores = x @ w.T
@@ -64,7 +65,9 @@ def test_staleness_by_hand():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"staleness": "linear"}, {"a": -1.0}, {"b": -1}, {"alpha": 0.0}, {"alpha": 1.5}], ids=lambda w: next(iter(w))
+    "wrong",
+    [{"staleness": "linear"}, {"a": -1.0}, {"b": -1}, {"alpha": 0.0}, {"alpha": 1.5}],
+    ids=lambda w: next(iter(w)),
 )
 def test_refusals(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -117,7 +120,11 @@ def test_several_of_a_step_are_mixed_one_after_another(tmp_path):
 
 def test_a_term_holds_clients_near(tmp_path):
     """Two steps: in the second the gradient of mu/2 |w - received|^2 is mu times the first step."""
-    settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"mode": "async", "concurrency": 1}, "rounds": 1}
+    settings = {
+        "strategy": {"name": "fedasync", "alpha": 1.0},
+        "server": {"mode": "async", "concurrency": 1},
+        "rounds": 1,
+    }
     client = {"steps": 2, "batch": "full", "lr": LR, "mu": MU}
     first, last, result = followed(tmp_path, client=client, **settings)
     who = pq.read_table(result.directory / "clients.parquet").to_pylist()[0]["client"]

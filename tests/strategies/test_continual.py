@@ -12,10 +12,11 @@ import fl
 from clients.fedewc import fisher, spring
 from clients.fedlwf import FedLwF as LwFClient
 from clients.fedlwf import distillation
-from fl.client import ClientContext, View
-from fl.params import Initial, Params, module_params
-from fl.simulation import Simulation, read, resolve
+from fl.method.client import ClientContext, View
+from fl.models.binding import Initial, module_params
+from fl.simulation.simulation import Simulation, read, resolve
 from fl.tasks.supervised import Classification, Regression
+from fl.tensors.params import Params
 from partitions.classes import Slice
 from strategies.fedewc import FedEWC, State, consolidated
 from strategies.fedlwf import FedLwF
@@ -145,8 +146,8 @@ def test_a_heavy_teacher_keeps_the_outputs(tmp_path):
     for weight in (0.0, 1.0, 10.0):
         seen, _ = states(tmp_path / str(weight), {"name": "fedlwf", "weight": weight}, **{"client.lr": 0.02})
         with Simulation(resolve(read(RUN, {"strategy": "fedavg"})), tmp_path / f"x{weight}") as simulation:
-            x, module = torch.from_numpy(simulation.assembly.dataset.train["x"]), simulation.assembly.module
-            x = x[simulation.assembly.stages[1].partition.indices]
+            x, module = torch.from_numpy(simulation.run_setup.dataset.train["x"]), simulation.run_setup.module
+            x = x[simulation.run_setup.stages[1].partition.indices]
         old, new = (torch.func.functional_call(module, dict(s.model), (x,)) for s in (seen[2], seen[4]))
         apart.append(float(distillation(new, old, 2.0).mean()))
     assert apart[0] > apart[1] > apart[2]

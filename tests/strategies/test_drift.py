@@ -15,12 +15,13 @@ from clients.feddyn import FedDyn as FedDynClient
 from clients.fedprox import FedProx as FedProxClient
 from clients.scaffold import Scaffold as ScaffoldClient
 from clients.sgd import LocalSGD
-from fl.client import ClientContext, View
-from fl.messages import Broadcast
-from fl.params import Initial, Params, module_params
-from fl.reduction import Fold, Meta, Product, Reduction
-from fl.strategy import Outcome, ServerContext
+from fl.method.client import ClientContext, View
+from fl.method.messages import Broadcast
+from fl.method.reduction import Fold, Meta, Product, Reduction
+from fl.method.strategy import ExchangeResult, ServerContext
+from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
+from fl.tensors.params import Params
 from strategies.fedavg import FedAvg
 from strategies.feddyn import FedDyn
 from strategies.fedprox import FedProx
@@ -52,7 +53,7 @@ def answer(strategy, state, population, round_, updates):
     value = fold.finish()
     clients, sizes = (np.array([a[i] for a in answers]) for i in (0, 1))
     try:
-        rounds.send(Outcome(value["model"] if plain and value else value, clients, sizes, {}))
+        rounds.send(ExchangeResult(value["model"] if plain and value else value, clients, sizes, {}))
     except StopIteration as end:
         return end.value[0]
     raise AssertionError("one exchange a round")

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.params import Params
-from fl.reduction import Fold, Meta
+from fl.method.reduction import Fold, Meta
+from fl.method.strategy import FedAvgEquivalent
 from fl.registry import lookup, names
-from fl.strategy import Neutral
+from fl.tensors.params import Params
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
 from strategies.fedavgm import FedAvgM
@@ -85,13 +85,15 @@ finite = st.floats(-1e3, 1e3, width=32).map(lambda x: x + 0.0)  # -0 + 0 is 0 an
 @pytest.mark.parametrize("rule", [FedAvgM, FedAdam, FedProx])
 @given(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=8))
 def test_neutral_setting_is_fedavg_to_the_bit(rule, values):
-    assert rule.neutral.bits or rule is FedProx  # whose server is FedAvg's; it is the clients that may fuse their steps
+    assert (
+        rule.fedavg_equivalent.bits or rule is FedProx
+    )  # whose server is FedAvg's; it is the clients that may fuse their steps
     start, first, second = (params(*v, dtype=torch.float32) for v in zip(*values))
-    plain, neutral = FedAvg(), rule(**rule.neutral.strategy)
-    a, b = plain.init(start, None), neutral.init(start, None)
+    plain, fedavg_equivalent = FedAvg(), rule(**rule.fedavg_equivalent.strategy)
+    a, b = plain.init(start, None), fedavg_equivalent.init(start, None)
     for mean in (first, second):
-        a, b = plain.step(a, mean, None)[0], neutral.step(b, mean, None)[0]
-        assert torch.equal(a.buffers[0].view(torch.int32), neutral.model(b).buffers[0].view(torch.int32))
+        a, b = plain.step(a, mean, None)[0], fedavg_equivalent.step(b, mean, None)[0]
+        assert torch.equal(a.buffers[0].view(torch.int32), fedavg_equivalent.model(b).buffers[0].view(torch.int32))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,6 @@ def test_every_strategy_brings_a_client_that_exists_and_neutral_settings_that_it
         rule = lookup("strategy", name)
         client = lookup("client", rule.client)
         assert rule.__module__ == f"strategies.{name}"
-        if rule.neutral is not None:
-            assert isinstance(rule.neutral, Neutral)
-            rule(**rule.neutral.strategy), client(**rule.neutral.client)
+        if rule.fedavg_equivalent is not None:
+            assert isinstance(rule.fedavg_equivalent, FedAvgEquivalent)
+            rule(**rule.fedavg_equivalent.strategy), client(**rule.fedavg_equivalent.client)

@@ -12,12 +12,13 @@ from torch import nn
 
 import fl
 from clients.fedsa_lora import FedSALoRA as FedSAClient
-from fl import adapter
-from fl.client import Given
-from fl.config import read, resolve
-from fl.params import NOTHING, Initial, Params, join
-from fl.simulation import Simulation
+from fl.config.config import read, resolve
+from fl.method.client import TrainingInputs
+from fl.models import adapter
+from fl.models.binding import Initial
+from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
+from fl.tensors.params import NOTHING, Params, join
 
 CLIENTS, IN, HIDDEN, OUT, R = 5, 6, 7, 4, 2
 RUN = {
@@ -84,7 +85,9 @@ def test_a_client_goes_on_from_the_b_and_head_it_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "floats"), [("lora", R * (IN + HIDDEN)), ("rslora", R * (IN + HIDDEN)), ("vera", 2 * R)], ids=lambda x: str(x)
+    ("kind", "floats"),
+    [("lora", R * (IN + HIDDEN)), ("rslora", R * (IN + HIDDEN)), ("vera", 2 * R)],
+    ids=lambda x: str(x),
 )
 def test_bytes_are_of_a_alone(kind, floats, tmp_path):
     """Two adapted layers: 4 sum r in, of VeRA 4 sum r; what is not sent cannot be seen in the server's model either."""
@@ -124,11 +127,13 @@ def test_three_rounds_by_hand(tmp_path):
     config["model"] = {"name": "softmax", "adapter": {"name": "lora", "rank": R, "alpha": 4}}
     config["client"] = {"steps": 1, "batch": "full", "lr": 0.3}
     with Simulation(resolve(read(config)), tmp_path / "run") as simulation:
-        initial, dataset = simulation.assembly.initial, simulation.assembly.dataset.train
-        partition = simulation.assembly.stages[0].partition
+        initial, dataset = simulation.run_setup.initial, simulation.run_setup.dataset.train
+        partition = simulation.run_setup.stages[0].partition
         model = simulation.run().model
         left = states(simulation)
-    names = [next(n for n in {**initial.trained, **initial.frozen} if m in n) for m in ("lora_A", "lora_B", "layer.weight")]
+    names = [
+        next(n for n in {**initial.trained, **initial.frozen} if m in n) for m in ("lora_A", "lora_B", "layer.weight")
+    ]
     a, w, bias = initial.trained[names[0]], initial.frozen[names[2]], initial.frozen[names[2].replace("weight", "bias")]
     b = [initial.trained[names[1]]] * CLIENTS
     rows = [partition.view_rows(c, "train") for c in range(CLIENTS)]
@@ -166,8 +171,10 @@ def test_with_a_common_b_the_mean_of_a_is_exact_in_the_product():
 def test_a_client_that_was_away_has_the_new_a_beside_its_own_b():
     """What counts is received; the rest comes of its state, however old."""
     draw = torch.Generator().manual_seed(0)
-    old, new, b = (Params.of({n: torch.randn(2, 2, generator=draw)}) for n in ("l.lora_A.x", "l.lora_A.x", "l.lora_B.x"))
-    given = Given({"model": new}, b, {}, Initial(join(old, b * 0.0), NOTHING))
+    old, new, b = (
+        Params.of({n: torch.randn(2, 2, generator=draw)}) for n in ("l.lora_A.x", "l.lora_A.x", "l.lora_B.x")
+    )
+    given = TrainingInputs({"model": new}, b, {}, Initial(join(old, b * 0.0), NOTHING))
     start = FedSAClient().start(given)
     assert torch.equal(start["l.lora_A.x"], new["l.lora_A.x"]) and torch.equal(start["l.lora_B.x"], b["l.lora_B.x"])
     first = FedSAClient().first_state(given)
@@ -218,7 +225,12 @@ class TinyBert:
 
 def test_an_encoder_adapted_at_query_and_value(tmp_path):
     adapted = {"name": "lora", "rank": R, "targets": ["query", "value"], "trains": ["classifier.*"]}
-    config = {**RUN, "rounds": 2, "splits": {"test": 0.3}, "model": {"name": f"{__file__}:TinyBert", "adapter": adapted}}
+    config = {
+        **RUN,
+        "rounds": 2,
+        "splits": {"test": 0.3},
+        "model": {"name": f"{__file__}:TinyBert", "adapter": adapted},
+    }
     result = fl.run(config, out=tmp_path / "run")
     rows = result.ledger.to_pylist()
     assert {(r["group"], r["payload_bytes"]) for r in rows} == {("model", 4 * BLOCKS * 2 * R * WIDTH)}

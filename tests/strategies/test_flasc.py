@@ -9,16 +9,17 @@ from torch import nn
 
 import fl
 from clients.flasc import FLASC as FLASCClient
-from fl.client import ClientContext, View
-from fl.codec import Identity, transmit
+from fl.communication.codec import Identity, transmit
 from fl.communication.codecs.top_k import keep_largest
-from fl.config import ConfigError
-from fl.messages import Sparse
-from fl.optimiser import SGD, Adam
-from fl.params import Initial, Params, module_params
-from fl.reduction import Meta, SparseMean
-from fl.strategy import Outcome, ServerContext
+from fl.errors import ConfigError
+from fl.method.client import ClientContext, View
+from fl.method.optimiser import SGD, Adam
+from fl.method.reduction import Meta, SparseMean
+from fl.method.strategy import ExchangeResult, ServerContext
+from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
+from fl.tensors.params import Params
+from fl.tensors.sparse import Sparse
 from strategies.flasc import FLASC
 from strategies.flasc_fixed import FLASCFixed
 
@@ -180,7 +181,9 @@ def test_a_quarter_of_2640_takes_2970_bytes():
 
 # -- the fixed mask ---------------------------------------------------------------------------------------------------
 def test_a_fixed_mask_stays_what_the_dense_round_left(tmp_path):
-    result = play(tmp_path, "f", strategy={"name": "flasc_fixed", "down": 0.25}, client={"name": "flasc_fixed", "lr": 0.1})
+    result = play(
+        tmp_path, "f", strategy={"name": "flasc_fixed", "down": 0.25}, client={"name": "flasc_fixed", "lr": 0.1}
+    )
     assert torch.count_nonzero(result.model.compact()) <= SIZE // 4
     assert [row["uplink_values_bytes"] for row in result.metrics] == [4 * 4 * SIZE] + 2 * [4 * 4 * (SIZE // 4)]
 
@@ -191,7 +194,7 @@ def test_a_fixed_mask_by_hand():
     rounds = rule.round(state, context(n=1))
     assert isinstance(next(rounds).broadcast.shared["model"], Params)
     with pytest.raises(StopIteration) as end:
-        rounds.send(Outcome(first, np.arange(1), np.ones(1), {}))
+        rounds.send(ExchangeResult(first, np.arange(1), np.ones(1), {}))
     after, _ = end.value.value
     assert after.positions.tolist() == [0, 3] and after.w.compact().tolist() == [6.0, 0.0, 0.0, 4.0]
     assert rule.broadcast(after, context(1)).shared["model"].values.tolist() == [6.0, 4.0]

@@ -8,11 +8,11 @@ from torch import nn
 
 import fl
 from clients.fot import norms, principal
-from fl import subspace
-from fl.client import ClientContext, View
-from fl.params import Initial, module_params
-from fl.simulation import Simulation
-from fl.task import Task
+from fl.method.client import ClientContext, View
+from fl.models.binding import Initial, module_params
+from fl.simulation.simulation import Simulation
+from fl.tasks.task import Task
+from fl.tensors import subspace
 from strategies.fot import FOT
 
 RUN = {
@@ -59,7 +59,9 @@ def test_projecting_then_averaging_is_averaging_then_projecting():
     torch.testing.assert_close(each, subspace.project(sum(w * d for w, d in zip(p, deltas)), u))
 
 
-@pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"padding": "same"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"padding": "same"}]
+)
 def test_columns_times_the_weight_are_the_convolution(settings):
     layer = nn.Conv2d(3, 4, (3, 5), bias=False, **settings).double()
     x = draw(2, 3, 7, 6)
@@ -206,7 +208,9 @@ def test_statistics_are_sums_over_clients():
     module, u = net(), {"0.weight": basis(6, 2, dtype=torch.float32)}
     model = module_params(module)
     one = principal(context(module, range(30), basis=u), model)
-    a, b = (principal(context(module, rows, client, u), model) for client, rows in enumerate((range(11), range(11, 30))))
+    a, b = (
+        principal(context(module, rows, client, u), model) for client, rows in enumerate((range(11), range(11, 30)))
+    )
     for name in one:
         for part in ("y", "norms"):
             torch.testing.assert_close(a[name][part] + b[name][part], one[name][part], rtol=1e-5, atol=1e-5)
@@ -217,7 +221,9 @@ def test_statistics_are_sums_over_clients():
 def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span():
     module = net()
     model = module_params(module)
-    again, same, other = (principal(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1))
+    again, same, other = (
+        principal(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
+    )
     assert torch.equal(again, same) and not torch.equal(again, other) and again.shape == (6, 12)
     span = torch.linalg.qr(context(module, range(4)).train.take()["x"].T)[0]
     torch.testing.assert_close(span @ (span.T @ again), again)
@@ -233,7 +239,9 @@ def test_a_client_without_rows_sends_zeros():
 def states(tmp_path, **overrides):
     """The strategy's state after each round, and the result."""
     seen = []
-    with Simulation(fl.simulation.resolve(fl.simulation.read(RUN | STREAM, overrides)), tmp_path) as simulation:
+    with Simulation(
+        fl.simulation.simulation.resolve(fl.simulation.simulation.read(RUN | STREAM, overrides)), tmp_path
+    ) as simulation:
         seen.append(simulation.state)
         result = simulation.run(watch=lambda event, _: seen.append(simulation.state) if event == "round" else None)
     return seen, result
@@ -285,7 +293,9 @@ def test_biases_can_be_frozen_after_the_first_task(tmp_path):
     seen, _ = states(tmp_path, strategy=settings)
     first, last = seen[2].model, seen[-1].model
     assert torch.equal(first["1.bias"], last["1.bias"]) and torch.equal(first["3.bias"], last["3.bias"])
-    assert not torch.equal(first["5.bias"], last["5.bias"]) and not torch.equal(seen[0].model["1.bias"], first["1.bias"])
+    assert not torch.equal(first["5.bias"], last["5.bias"]) and not torch.equal(
+        seen[0].model["1.bias"], first["1.bias"]
+    )
     assert "5.weight" not in seen[-1].bases and "3.weight" in seen[-1].bases
 
 

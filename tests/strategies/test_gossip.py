@@ -7,13 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose
 
-from fl.config import ConfigError, read, resolve
-from fl.data.noise import LogNormal, Noise
-from fl.simulation import Simulation, resume
+from fl.config.config import read, resolve
+from fl.data.sets.noise import LogNormal, RandomData
+from fl.errors import ConfigError
+from fl.simulation.simulation import Simulation, resume
 from strategies.graphs import directed, edges_of, metropolis, random_regular, ring, torus
 
 CLIENTS, LR = 8, 0.5
-DATA = Noise(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
+DATA = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
 MODEL_BYTES = 4 * (4 + 1) * 3
 PATH = [[k, k + 1] for k in range(CLIENTS - 1)]  # a list of pairs; the ends have one neighbour
 
@@ -85,7 +86,9 @@ def test_metropolis_by_hand():
     assert (begins.tolist(), others.tolist(), weights.tolist()) == ([0, 3, 4, 5, 6], [1, 2, 3, 0, 0, 0], [0.25] * 6)
 
 
-@pytest.mark.parametrize("graph", ["ring", "torus", "complete", "random_regular", ((0, 1), (1, 2), (1, 3), (3, 4), (4, 5))])
+@pytest.mark.parametrize(
+    "graph", ["ring", "torus", "complete", "random_regular", ((0, 1), (1, 2), (1, 3), (3, 4), (4, 5))]
+)
 def test_weights_are_doubly_stochastic(graph):
     n = 6
     edges = edges_of(graph, n, 3, 0)
@@ -162,18 +165,22 @@ def test_consensus_at_the_rate_of_the_second_eigenvalue(tmp_path, graph, order):
 @pytest.mark.parametrize("graph", ["ring", PATH], ids=str)
 def test_d_psgd_by_hand(tmp_path, graph):
     """X <- W X - lr G(X), gradients at each one's own model: the paper's equation, 4 rounds."""
-    simulation, result = run(tmp_path / "run", strategy={"name": "gossip", "graph": graph}, client={"order": "together"})
+    simulation, result = run(
+        tmp_path / "run", strategy={"name": "gossip", "graph": graph}, client={"order": "together"}
+    )
     matrix = dense(PATH if graph is PATH else ring(CLIENTS), CLIENTS)
-    models = np.stack([table(simulation.assembly.model)] * CLIENTS)
+    models = np.stack([table(simulation.run_setup.model)] * CLIENTS)
     for _ in range(4):
-        models = np.einsum("ij,jkl->ikl", matrix, models) - LR * np.stack([gradient(w, i) for i, w in enumerate(models)])
+        models = np.einsum("ij,jkl->ikl", matrix, models) - LR * np.stack(
+            [gradient(w, i) for i, w in enumerate(models)]
+        )
     assert_allclose(table(simulation.state.models), models, rtol=0, atol=2e-6)
     assert_allclose(table(result.model), models.mean(0), rtol=0, atol=2e-6)
 
 
 def test_mix_train_by_hand(tmp_path):
     simulation, _ = run(tmp_path / "run", client={"order": "mix_train"})
-    matrix, models = dense(ring(CLIENTS), CLIENTS), np.stack([table(simulation.assembly.model)] * CLIENTS)
+    matrix, models = dense(ring(CLIENTS), CLIENTS), np.stack([table(simulation.run_setup.model)] * CLIENTS)
     for _ in range(4):
         models = np.einsum("ij,jkl->ikl", matrix, models)
         models = np.stack([w - LR * gradient(w, i) for i, w in enumerate(models)])
@@ -184,7 +191,7 @@ def test_some_take_part_by_hand(tmp_path):
     """Clients 0, 1, 2, 5 of a ring: 5 has no neighbour there and trains alone; the ends of 0-1-2 keep the rest of their weight."""
     settings = {"cohort": {"name": "fixed", "clients": [0, 1, 2, 5]}, "rounds": 3, "client": {"order": "together"}}
     simulation, result = run(tmp_path / "run", **settings)
-    matrix, first = np.eye(CLIENTS), table(simulation.assembly.model)
+    matrix, first = np.eye(CLIENTS), table(simulation.run_setup.model)
     for i, j in ((0, 1), (1, 2)):
         matrix[[i, j], [j, i]] = 1 / 3
         matrix[[i, j], [i, j]] -= 1 / 3
@@ -213,7 +220,9 @@ def test_going_on_is_not_having_stopped(tmp_path):
 
 
 # -- bytes and evaluation ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("graph, degree", [("ring", [2] * 8), (PATH, [1] + [2] * 6 + [1]), ("complete", [7] * 8)], ids=str)
+@pytest.mark.parametrize(
+    "graph, degree", [("ring", [2] * 8), (PATH, [1] + [2] * 6 + [1]), ("complete", [7] * 8)], ids=str
+)
 def test_both_ends_of_every_edge_are_in_the_ledger(tmp_path, graph, degree):
     _, result = run(tmp_path / "run", strategy={"name": "gossip", "graph": graph})
     rows = result.ledger.to_pylist()
@@ -237,11 +246,15 @@ def test_fp16_on_both_ways_costs_half_and_rounds_once(tmp_path):
 
 def test_clients_predict_with_their_own_model_and_the_server_with_the_mean(tmp_path):
     """Cross-entropies of each client's test rows and of the server's, worked out from the table."""
-    settings = {"splits": {"val": 0.0, "test": 0.3}, "data": {"name": "digits"}, "partition": {"name": "iid", "clients": 6}}
+    settings = {
+        "splits": {"val": 0.0, "test": 0.3},
+        "data": {"name": "digits"},
+        "partition": {"name": "iid", "clients": 6},
+    }
     settings |= {"cohort": {"size": 6}, "rounds": 2, "client": {"batch": 20}}
     simulation, result = run(tmp_path / "run", evaluation={"server": True, "clients": "all"}, **settings)
-    assembly = simulation.assembly
-    models, dataset = table(simulation.state.models), assembly.dataset
+    run_setup = simulation.run_setup
+    models, dataset = table(simulation.state.models), run_setup.dataset
 
     def loss(w, arrays, rows):
         x = np.c_[arrays["x"][rows].reshape(len(rows), -1), np.ones(len(rows))].astype(np.float64)
@@ -253,5 +266,5 @@ def test_clients_predict_with_their_own_model_and_the_server_with_the_mean(tmp_p
     found = pq.read_table(result.directory / "clients.parquet").to_pylist()
     own = {row["client"]: row["loss"] for row in found if row["split"] == "test" and row["round"] == 1}
     for client in range(6):
-        rows = assembly.stages[0].partition.view_rows(client, "test")
+        rows = run_setup.stages[0].partition.view_rows(client, "test")
         assert own[client] == pytest.approx(loss(models[client], dataset.train, rows), abs=1e-5)

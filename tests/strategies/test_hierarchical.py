@@ -11,15 +11,16 @@ import pytest
 import torch
 
 import fl
-from fl.config import ConfigError, read, resolve
-from fl.data.noise import LogNormal, Noise
-from fl.params import Params
-from fl.reduction import Fold, Meta
-from fl.simulation import Simulation, resume
+from fl.config.config import read, resolve
+from fl.data.sets.noise import LogNormal, RandomData
+from fl.errors import ConfigError
+from fl.method.reduction import Fold, Meta
+from fl.simulation.simulation import Simulation, resume
+from fl.tensors.params import Params
 from strategies.hierarchical import EdgeMean, assigned
 
 CLIENTS, LR = 4, 0.5
-DATA = Noise(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
+DATA = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
 MODEL_BYTES = 4 * (4 + 1) * 3
 
 
@@ -36,7 +37,7 @@ def run(folder, **more):
         "evaluation": {"server": False, "clients": 0},
     }
     with Simulation(resolve(read(config | more)), folder) as simulation:
-        return simulation.assembly.model, simulation.run()
+        return simulation.run_setup.model, simulation.run()
 
 
 def matrix(p):
@@ -68,7 +69,9 @@ def test_edges_and_cloud_by_hand(tmp_path, edges, members):
     counts = [sum(size[k] for k in group) for group in members]
     models = [matrix(first)] * 2
     for round_ in range(5):
-        models = [sum(size[k] * descended(model, k) for k in group) / n for model, group, n in zip(models, members, counts)]
+        models = [
+            sum(size[k] * descended(model, k) for k in group) / n for model, group, n in zip(models, members, counts)
+        ]
         if round_ in (1, 3, 4):
             models = [sum(n * model for n, model in zip(counts, models)) / sum(counts)] * 2
     np.testing.assert_allclose(matrix(result.model), models[0], rtol=0, atol=1e-6)
@@ -129,7 +132,10 @@ def test_mean_of_each_edge_by_hand():
     for position, (client, n, value) in enumerate(((0, 3, 1.0), (1, 1, 2.0), (2, 3, 6.0))):
         fold.add(0, position, reduction.lift(Params.of({"w": torch.tensor([value])}), Meta(client, n)))
     found = fold.finish()
-    assert {edge: (mean["w"].item(), weight) for edge, (mean, weight) in found.items()} == {0: (1.0, 3.0), 2: (5.0, 4.0)}
+    assert {edge: (mean["w"].item(), weight) for edge, (mean, weight) in found.items()} == {
+        0: (1.0, 3.0),
+        2: (5.0, 4.0),
+    }
 
 
 def test_clients_are_asked_with_their_edge_model_and_strangers_with_the_cloud(tmp_path):
@@ -171,7 +177,9 @@ def test_blocks_are_even():
 
 # -- what docs/topologies.md shows ------------------------------------------------------------------------------------
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (Path(fl.__file__).parents[1] / "docs/topologies.md").read_text(), re.S)
+    return re.findall(
+        rf"```{language}\n(.*?)```", (Path(fl.__file__).parents[1] / "docs/topologies.md").read_text(), re.S
+    )
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -14,14 +14,15 @@ import fl
 from clients.feddpa_lora import FedDPALoRA as FedDPAClient
 from clients.hetlora import HetLoRA as HetLoRAClient
 from clients.lora import LoRA as LoRAClient
-from fl import adapter
-from fl.adapters.lora import LoRA
-from fl.client import ClientContext, Given, View
-from fl.messages import Broadcast
-from fl.params import Initial, Params
-from fl.reduction import Fold, Meta, Product
-from fl.strategy import Outcome, ServerContext
+from fl.method.client import ClientContext, TrainingInputs, View
+from fl.method.messages import Broadcast
+from fl.method.reduction import Fold, Meta, Product
+from fl.method.strategy import ExchangeResult, ServerContext
+from fl.models import adapter
+from fl.models.adapters.lora import LoRA
+from fl.models.binding import Initial
 from fl.tasks.supervised import Classification
+from fl.tensors.params import Params
 from strategies import lora_math as lora
 from strategies.fedex_lora import FedExLoRA
 from strategies.fedit import FedIT
@@ -84,7 +85,7 @@ class Federation:
             delta = own - adapter.resized(self.begins().select(own), adapter.shapes(own))
             fold.add(0, i, reduction.lift({"model": delta}, Meta(i, SIZES[i])))
         try:
-            rounds.send(Outcome(fold.finish(), np.arange(len(local)), np.array(SIZES), {}))
+            rounds.send(ExchangeResult(fold.finish(), np.arange(len(local)), np.array(SIZES), {}))
         except StopIteration as end:
             self.state = end.value[0]
         self.round += 1
@@ -159,7 +160,9 @@ def test_redrawn_adapters():
     model = Params.of(factors()[0])
     one, same, other = (adapter.redrawn(model, draw) for draw in (7, 7, 8))
     assert torch.equal(one[A], same[A]) and not torch.equal(one[A], other[A])
-    assert not one[B].any() and one[A].abs().max() <= IN**-0.5 and one[A].std() == pytest.approx((3 * IN) ** -0.5, rel=0.2)
+    assert (
+        not one[B].any() and one[A].abs().max() <= IN**-0.5 and one[A].std() == pytest.approx((3 * IN) ** -0.5, rel=0.2)
+    )
     assert torch.equal(adapter.redrawn(model, 0)[A], model[A])
 
 
@@ -389,7 +392,14 @@ def context(rank=3, state=None, received=None, **config) -> ClientContext:
     common = {"client": 0, "seed": 0, "round": 0, "rounds": 1, "participation": 0}
     views = {"train": view, "val": view, "test": view}
     return ClientContext(
-        **common, **views, received=received, config=config, state=state, initial=initial, module=net, task=Classification()
+        **common,
+        **views,
+        received=received,
+        config=config,
+        state=state,
+        initial=initial,
+        module=net,
+        task=Classification(),
     )
 
 
@@ -412,7 +422,7 @@ def test_missing_pairs_stay_zero():
 
 def test_pressure_on_tails_is_the_gradient_of_their_norms():
     params = Params.of(factors((4,))[0])
-    given = Given({"model": params}, None, {"gamma": 0.5, "lam": 0.3}, Initial(params, params))
+    given = TrainingInputs({"model": params}, None, {"gamma": 0.5, "lam": 0.3}, Initial(params, params))
     first, second = (params[n].clone().requires_grad_() for n in (A, B))
     (0.3 * first[2:].norm() * second[:, 2:].norm()).backward()
     pressed = HetLoRAClient().gradient(params * 0.0, params, given)

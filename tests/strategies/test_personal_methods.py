@@ -16,11 +16,12 @@ from clients.fedrep import FedRep
 from clients.local import Local
 from clients.per_fedavg import PerFedAvg
 from clients.sgd import LocalSGD
-from fl.client import ClientContext, View
-from fl.nn import head_names, norm_names
-from fl.params import Initial, Params
-from fl.strategy import ServerContext
+from fl.method.client import ClientContext, View
+from fl.method.strategy import ServerContext
+from fl.models.binding import Initial
+from fl.models.nn import head_names, norm_names
 from fl.tasks.supervised import Classification, Regression
+from fl.tensors.params import Params
 from strategies.fedbn import FedBN
 from strategies.pfedme import PFedMe
 

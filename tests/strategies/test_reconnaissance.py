@@ -11,13 +11,13 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import fl
-from fl.config import read, resolve
+from fl.config.config import read, resolve
 from fl.data.folder import data_folder
-from fl.data.omniglot import Omniglot
-from fl.messages import Table
-from fl.models.conv4 import Conv4, fold
-from fl.prototypes import merge, nearest, prototypes
-from fl.simulation import Simulation
+from fl.data.sets.omniglot import Omniglot
+from fl.models.architectures.conv4 import Conv4, fold
+from fl.simulation.simulation import Simulation
+from fl.tensors.prototypes import merge, nearest, prototypes
+from fl.tensors.sparse import Table
 from partitions.missions import deal, pool
 from strategies.reconnaissance import episode, episode_loss
 
@@ -75,7 +75,10 @@ def test_what_is_not_touched_keeps_its_bits_and_nothing_changes_nothing():
 # -- prediction -------------------------------------------------------------------------------------------------------
 def test_the_nearest_prototype_wins_wherever_the_origin_is():
     draw = torch.Generator().manual_seed(0)
-    mu, z = torch.randn(6, 4, generator=draw, dtype=torch.float64), torch.randn(50, 4, generator=draw, dtype=torch.float64)
+    mu, z = (
+        torch.randn(6, 4, generator=draw, dtype=torch.float64),
+        torch.randn(50, 4, generator=draw, dtype=torch.float64),
+    )
     keys, counts = torch.tensor([0, 2, 3, 5, 8, 9]), torch.ones(6, dtype=torch.int32)
     by_hand = keys[((z[:, None] - mu[None]) ** 2).sum(-1).argmin(1)]
     assert torch.equal(nearest(z, Table(keys, mu, counts), 11).argmax(1), by_hand)
@@ -134,7 +137,7 @@ def test_folding_normalisation_away_changes_no_prediction():
 def test_running_statistics_are_refused_where_clients_train():
     config = {**CONFIG, "data": {"name": "noise", "shape": [1, 16, 16], "clients": 4}, "partition": "natural"}
     config = {k: v for k, v in config.items() if k != "stream"} | {"strategy": "fedavg", "rounds": 1}
-    with pytest.raises(fl.config.ConfigError, match="running statistics would leak"):
+    with pytest.raises(fl.errors.ConfigError, match="running statistics would leak"):
         fl.run(config, model={"name": "conv4", "width": 8})
 
 
@@ -168,12 +171,12 @@ CONFIG = {
 def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     with Simulation(resolve(read(CONFIG)), tmp_path / "run") as run:
         result = run.run()
-        table, assembly = run.state.table, run.assembly
+        table, run_setup = run.state.table, run.run_setup
     w = result.model
-    x = torch.from_numpy(assembly.dataset.train["x"]).flatten(1)
+    x = torch.from_numpy(run_setup.dataset.train["x"]).flatten(1)
     z = (torch.relu(x @ w["1.weight"].T + w["1.bias"]) @ w["3.weight"].T + w["3.bias"]).numpy()
-    seen = np.concatenate([stage.partition.indices for stage in assembly.stages])
-    y = assembly.dataset.train["y"]
+    seen = np.concatenate([stage.partition.indices for stage in run_setup.stages])
+    y = run_setup.dataset.train["y"]
     for key, total, count in zip(table.keys.tolist(), table.values, table.counts):
         rows = seen[y[seen] == key]
         assert count == len(rows)
@@ -182,7 +185,7 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes down once
     ledger = result.ledger.to_pylist()
     for row in (r for r in ledger if r["direction"] == "up"):
-        partition = assembly.stages[row["round"]].partition
+        partition = run_setup.stages[row["round"]].partition
         touched = len(np.unique(y[partition.view_rows(row["client"], "train")]))
         assert row["group"] == "table" and row["encoded_bytes"] == touched * (10 * 4 + 8 + 4)
     encoder = [r["round"] for r in ledger if r["group"] == "encoder"]
@@ -190,7 +193,7 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
 
     # the last line is the nearest class mean's accuracy on the test rows of the classes that were met
     means = np.stack([z[seen[y[seen] == key]].mean(0) for key in table.keys.tolist()])
-    test = assembly.dataset.test
+    test = run_setup.dataset.test
     out = torch.from_numpy(test["x"]).flatten(1)
     out = (torch.relu(out @ w["1.weight"].T + w["1.bias"]) @ w["3.weight"].T + w["3.bias"]).numpy()
     predicted = table.keys.numpy()[((out[:, None] - means[None]) ** 2).sum(-1).argmin(1)]
@@ -205,7 +208,9 @@ def test_clients_are_asked_before_their_reports_are_merged(tmp_path):
     assert "before/seen" not in rows[0] and {"before/new", "before/seen", "before/mean"} <= set(rows[1])
     assert rows[1]["before/mean"] == pytest.approx((rows[1]["before/new"] + rows[1]["before/seen"]) / 2)
     plain = fl.run({**CONFIG, "stream": {**CONFIG["stream"], "tasks": 3}}, out=tmp_path / "plain")
-    assert [row["uplink_bytes"] for row in plain.metrics] == [row["uplink_bytes"] for row in rows]  # asking costs no bytes
+    assert [row["uplink_bytes"] for row in plain.metrics] == [
+        row["uplink_bytes"] for row in rows
+    ]  # asking costs no bytes
     assert plain.metrics[-1]["after/field"] == rows[-1]["after/field"]
 
 

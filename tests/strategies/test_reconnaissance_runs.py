@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fl.config import read, resolve
+from fl.config.config import read, resolve
 from fl.data.dataset import Dataset
-from fl.messages import Table
-from fl.models.conv4 import Conv4
-from fl.params import Initial, join
-from fl.simulation import Simulation
+from fl.models.architectures.conv4 import Conv4
+from fl.models.binding import Initial
+from fl.simulation.simulation import Simulation
+from fl.tensors.params import join
+from fl.tensors.sparse import Table
 from partitions.missions import Missions
 from strategies.reconnaissance import Reconnaissance, episode_loss, meta_train
 
@@ -41,7 +42,7 @@ def drawings(classes: int, each: int, seed: int) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class World:
+class SimulatedSystem:
     """Base classes 0..3 are the server's, field classes 4..9 the clients'; 8 samples to learn, 3 to test."""
 
     def load(self) -> Dataset:
@@ -51,7 +52,7 @@ class World:
 
 
 CONFIG = {
-    "data": World(),
+    "data": SimulatedSystem(),
     "partition": {"name": "iid", "clients": 3},
     "stream": {"name": "missions", "tasks": 4, "clients": 3, "classes": 1, "samples": 4},
     "splits": {"val": 0.0},
@@ -95,7 +96,7 @@ def test_one_client_with_everything_is_many_clients(mission_run, tmp_path):
 
 
 def accuracy(net, known: Table, rows: np.ndarray) -> float:
-    test = World().load().test
+    test = SimulatedSystem().load().test
     with torch.no_grad():
         z = net(torch.from_numpy(test["x"][rows])).double()
     predicted = known.keys[((z[:, None] - known.values.double()) ** 2).sum(-1).argmin(1)]
@@ -105,7 +106,11 @@ def accuracy(net, known: Table, rows: np.ndarray) -> float:
 def test_evaluations_before_and_after_the_merge(mission_run):
     """The first mission by hand: base prototypes, each client's own class added, then all of them."""
     simulation, result = mission_run
-    net, world, partition = plain_encoder(simulation.state), World().load(), simulation.assembly.stages[0].partition
+    net, world, partition = (
+        plain_encoder(simulation.state),
+        SimulatedSystem().load(),
+        simulation.run_setup.stages[0].partition,
+    )
 
     def with_rows(rows: np.ndarray) -> Table:
         x, y = (torch.from_numpy(np.concatenate([world.server[n], world.train[n][rows]])) for n in ("x", "y"))
@@ -119,7 +124,9 @@ def test_evaluations_before_and_after_the_merge(mission_run):
     start, first = result.metrics[:2]
     assert start["round"] == -1 and start["start/base"] == pytest.approx(asked(with_rows(own[0][:0]), old))
     assert first["before/base"] == pytest.approx(np.mean([asked(with_rows(rows), old) for rows in own]))
-    assert first["before/new"] == pytest.approx(np.mean([asked(with_rows(rows), world.train["y"][rows]) for rows in own]))
+    assert first["before/new"] == pytest.approx(
+        np.mean([asked(with_rows(rows), world.train["y"][rows]) for rows in own])
+    )
     assert first["before/mean"] == pytest.approx((first["before/base"] + first["before/new"]) / 2)
     assert "before/seen" not in first and "before/seen" in result.metrics[2]
     rows = np.concatenate(own)
@@ -132,7 +139,7 @@ def test_without_base_prototypes_only_field_classes_compete(tmp_path):
     simulation, result = simulated(tmp_path, **{"strategy.base": False, "strategy.episodes": 0})
     assert simulation.state.table.keys.tolist() == list(range(BASE, BASE + FIELD))
     assert not any("base" in name for row in result.metrics for name in row)
-    first = simulation.assembly.initial
+    first = simulation.run_setup.initial
     assert all(torch.equal(simulation.state.model[n], t) for n, t in {**first.trained, **first.frozen}.items())
 
 
@@ -166,7 +173,9 @@ def test_meta_training_separates_classes_it_has_not_seen():
 
 def test_meta_training_is_a_function_of_its_seed():
     runs = [meta_trained(3, seed)[2] for seed in (0, 0, 1)]
-    assert torch.equal(runs[0].buffers[0], runs[1].buffers[0]) and not torch.equal(runs[0].buffers[0], runs[2].buffers[0])
+    assert torch.equal(runs[0].buffers[0], runs[1].buffers[0]) and not torch.equal(
+        runs[0].buffers[0], runs[2].buffers[0]
+    )
 
 
 def test_what_does_not_fit_is_refused():
@@ -185,7 +194,7 @@ def test_episodes_need_classes_of_the_servers_own(tmp_path):
 
 # -- missions ---------------------------------------------------------------------------------------------------------
 def staged(tasks, **fields):
-    dataset = World().load()
+    dataset = SimulatedSystem().load()
     return dataset, Missions(tasks=tasks, **fields).stages(dataset, None, None)[1]
 
 
@@ -245,8 +254,8 @@ def test_a_head_is_trained_on_a_runs_encoder(mission_run, tmp_path):
     parts = {"strategy": {"name": "fedavg"}, "client": {"name": "sgd", "batch": 4, "lr": 0.5}}
     head, result = simulated(tmp_path, **{f"model.{k}": v for k, v in model.items()}, **parts)
     assert list(result.model) == ["head.weight", "head.bias"]
-    assert not torch.equal(result.model["head.weight"], head.assembly.model["head.weight"])
-    x = torch.from_numpy(World().load().test["x"])
+    assert not torch.equal(result.model["head.weight"], head.run_setup.model["head.weight"])
+    x = torch.from_numpy(SimulatedSystem().load().test["x"])
     with torch.no_grad():
         features = Conv4(width=4, norm="none", encoder=str(simulation.directory)).build((1, 16, 16), 0)(x)
         torch.testing.assert_close(features, plain_encoder(simulation.state)(x), rtol=1e-4, atol=1e-5)

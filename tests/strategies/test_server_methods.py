@@ -22,14 +22,16 @@ from clients.moon import Moon as MoonClient
 from clients.moon import contrast
 from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
-from fl.client import ClientContext, View
-from fl.messages import Broadcast, Table
-from fl.optimiser import SGD, Adam
-from fl.params import Initial, Params, module_params
+from fl.method.client import ClientContext, View
+from fl.method.messages import Broadcast
+from fl.method.optimiser import SGD, Adam
+from fl.method.reduction import Fold, Meta, Product, Reduction
+from fl.method.strategy import ExchangeResult, ServerContext
+from fl.models.binding import Initial, module_params
 from fl.privacy.clip import Clip
-from fl.reduction import Fold, Meta, Product, Reduction
-from fl.strategy import Outcome, ServerContext
 from fl.tasks.supervised import Classification, Regression
+from fl.tensors.params import Params
+from fl.tensors.sparse import Table
 from strategies.fedadagrad import FedAdagrad
 from strategies.fedavg import FedAvg
 from strategies.fedavgm import FedAvgM
@@ -79,7 +81,7 @@ def answered(strategy, state, answers, ctx=None):
     value = fold.finish()
     clients, sizes = np.arange(len(replies)), np.array([n for n, _ in replies])
     try:
-        rounds.send(Outcome(value["model"] if plain and value else value, clients, sizes, {}))
+        rounds.send(ExchangeResult(value["model"] if plain and value else value, clients, sizes, {}))
     except StopIteration as end:
         return end.value
     raise AssertionError("one exchange a round")
@@ -202,7 +204,9 @@ def test_fednova_rests_where_steps_do_not_matter():
     assert averaged == pytest.approx(0.9015, abs=1e-4) and normalised == pytest.approx(0.4778, abs=1e-4)  # optimum: 1/2
     settings = {"batch": 1, "lr": lr}
     assert settled(FedAvg(weights="uniform"), LocalSGD(**settings), clients) == pytest.approx(averaged, abs=1e-3)
-    assert settled(FedNova(weights="uniform"), FedNovaClient(**settings), clients) == pytest.approx(normalised, abs=1e-3)
+    assert settled(FedNova(weights="uniform"), FedNovaClient(**settings), clients) == pytest.approx(
+        normalised, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,7 +294,9 @@ def test_fedexp_does_not_extrapolate_where_all_agree_or_nobody_moves():
 
 def test_fedexp_weighs_both_means_alike():
     rule = FedExP(epsilon=0.0, weights="examples")
-    _, metrics = answered(rule, rule.init(params(0.0), None), [(1, {"model": params(4.0)}), (3, {"model": params(-1.0)})])
+    _, metrics = answered(
+        rule, rule.init(params(0.0), None), [(1, {"model": params(4.0)}), (3, {"model": params(-1.0)})]
+    )
     assert metrics["server_lr"] == pytest.approx((16 + 3) / 4 / (2 * (1 / 4) ** 2))
 
 
@@ -361,7 +367,9 @@ def test_moon_steps_along_loss_plus_contrast():
         weights = {n: (w - 0.1 * g).detach().requires_grad_() for (n, w), g in zip(weights.items(), grads)}
     for name, w in weights.items():
         torch.testing.assert_close(reply.state[name], w.detach(), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(reply.update.groups["model"][name], (w - received[name]).detach(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            reply.update.groups["model"][name], (w - received[name]).detach(), atol=1e-6, rtol=1e-5
+        )
     assert reply.update.metrics["loss"] > 0
 
 
@@ -501,7 +509,9 @@ def test_fedproto_without_prototypes_or_lam_trains_as_local_does():
     plain = Local(**settings).work("train", classifying({}, own), None).state
     some = table([0, 1, 2], [[1.0] * 4] * 3, [1, 1, 1])
     for lam, prototypes in ((1.0, NO_PROTOTYPES), (0.0, some)):
-        ours = FedProtoClient(lam=lam, **settings).work("train", classifying({"prototypes": prototypes}, own), None).state
+        ours = (
+            FedProtoClient(lam=lam, **settings).work("train", classifying({"prototypes": prototypes}, own), None).state
+        )
         assert all(torch.equal(ours[name], plain[name]) for name in plain)
     pulled = FedProtoClient(lam=1.0, **settings).work("train", classifying({"prototypes": some}, own), None).state
     assert not torch.equal(pulled["0.weight"], plain["0.weight"])

@@ -11,11 +11,12 @@ import fl
 from clients.reptile import Reptile as ReptileClient
 from clients.tiny_metafed import TinyMetaFed as TinyMetaFedClient
 from clients.tiny_reptile import TinyReptile as TinyReptileClient
-from fl import random
-from fl.client import ClientContext, View
-from fl.params import Initial, Params, module_params
-from fl.strategy import ServerContext
+from fl.method.client import ClientContext, View
+from fl.method.strategy import ServerContext
+from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
+from fl.tensors import random
+from fl.tensors.params import Params
 from strategies.reptile import Reptile
 from strategies.tiny_metafed import TinyMetaFed
 from strategies.tiny_reptile import TinyReptile
@@ -90,7 +91,8 @@ def test_samples_are_a_single_pass_over_so_many():
     assert few.num_examples == 3
     many = TinyReptileClient(lr=LR, samples=100).work("train", ctx, None).update
     assert torch.equal(
-        many.groups["model"].compact(), TinyReptileClient(lr=LR).work("train", ctx, None).update.groups["model"].compact()
+        many.groups["model"].compact(),
+        TinyReptileClient(lr=LR).work("train", ctx, None).update.groups["model"].compact(),
     )
 
 
@@ -156,8 +158,8 @@ def test_a_round_is_2p_floats(tmp_path):
 def test_held_out_devices_adapt_to_their_first_shots(tmp_path):
     """Full-batch steps on the first 3 training rows, then the error on the test rows: by autograd, beside the engine."""
     result = play(tmp_path, rounds=1)
-    config = fl.config.resolve(fl.config.read(tmp_path / "run" / "config.yaml"))
-    dataset, (stage,) = fl.assembly.load_data(config)
+    config = fl.config.config.resolve(fl.config.config.read(tmp_path / "run" / "config.yaml"))
+    dataset, (stage,) = fl.simulation.setup.load_data(config)
     errors = []
     for client in (4, 5):
         rows = {split: stage.partition.view_rows(client, split) for split in ("train", "test")}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 from torch import Tensor
 
-from fl.params import Params
-from fl.reduction import Fold, Meta
+from fl.method.reduction import Fold, Meta
+from fl.tensors.params import Params
 from strategies.trimmed_mean import Trim, TrimmedMean
 
 
@@ -58,7 +58,8 @@ def test_the_share_is_the_decimal_as_written():
 
 
 @given(
-    st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7), st.lists(st.floats(allow_nan=True, width=32), max_size=3)
+    st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7),
+    st.lists(st.floats(allow_nan=True, width=32), max_size=3),
 )
 def test_attackers_cannot_leave_the_honest_range(honest, attack):
     rows = torch.tensor(honest + attack)[:, None]  # at most 3 of 10

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from fl.system.availability import Always, Bernoulli, Diurnal, Trace
 from fl.system.devices import Identical
-from fl.system.model import System
+from fl.system.section import System
 
 IDS = np.arange(200)
 
@@ -150,8 +150,14 @@ def test_more_clients_than_entries(tmp_path):
         ({"7": {"active": [1], "inactive": [5]}}, "client 7: finish_time None is not a number from 0"),
         ({"7": {"inactive": [5], "finish_time": 9}}, "client 7: active is missing"),
         ({"7": {"active": 3, "inactive": [5], "finish_time": 9}}, "client 7: active is not a list"),
-        ({"7": {"active": [-1], "inactive": [5], "finish_time": 9}}, r"client 7: active\[0\] -1 is not a number from 0"),
-        ({"7": {"active": [1, None], "inactive": [2, 5], "finish_time": 9}}, r"client 7: active\[1\] None is not a number"),
+        (
+            {"7": {"active": [-1], "inactive": [5], "finish_time": 9}},
+            r"client 7: active\[0\] -1 is not a number from 0",
+        ),
+        (
+            {"7": {"active": [1, None], "inactive": [2, 5], "finish_time": 9}},
+            r"client 7: active\[1\] None is not a number",
+        ),
         ({"7": {"active": [1, 3], "inactive": [2], "finish_time": 9}}, "client 7: 2 times active beside 1 inactive"),
         (
             {"7": {"active": [], "inactive": [], "finish_time": 9}},
@@ -169,7 +175,10 @@ def test_more_clients_than_entries(tmp_path):
             {"7": {"active": [5, 1], "inactive": [6, 2], "finish_time": 9}},
             r"client 7: active\[1\] 1 is before inactive\[0\] 6",
         ),
-        ({"7": {"active": [1], "inactive": [10], "finish_time": 9}}, r"client 7: inactive\[0\] 10 is after finish_time 9"),
+        (
+            {"7": {"active": [1], "inactive": [10], "finish_time": 9}},
+            r"client 7: inactive\[0\] 10 is after finish_time 9",
+        ),
         ({"7": [1, 2]}, r"client 7: \[1, 2\] has no active, inactive and finish_time"),
         ({"seven": {}}, "'seven' is not a client's number"),
         ([], "holds a list, not windows by client"),

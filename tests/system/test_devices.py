@@ -8,12 +8,13 @@ import scipy.stats
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fl.config import ConfigError, _part, _plain
+from fl.config.config import _part, _plain
+from fl.errors import ConfigError
 from fl.registry import names
 from fl.system.devices import COLUMNS, Classes, DeviceClass, Identical, Lognormal, Pareto, Trace
 from fl.system.flops import flops_per_sample
 from fl.system.metrics import histogram, jain, participations
-from fl.system.model import System
+from fl.system.section import System
 
 FIGURES = {"ms_per_sample": 20, "up_mbps": 8, "down_mbps": 40}
 PHONES = Classes(
@@ -37,13 +38,13 @@ def kolmogorov(sample, law) -> float:
 def test_all_are_registered():
     assert names("devices") == ["classes", "identical", "lognormal", "pareto", "trace"]
     assert names("availability") == ["always", "bernoulli", "diurnal", "trace"]
-    assert names("schedule") == ["buffered", "sync", "tiered"]
+    assert names("server") == ["buffered", "sync", "tiered"]
 
 
 def test_units():
-    d = Identical(ms_per_sample=20, gflops=3, up_mbps=8, down_mbps=40, latency_ms=50, memory_mb=4, compute_watts=2).draw(
-        0, 2
-    )
+    d = Identical(
+        ms_per_sample=20, gflops=3, up_mbps=8, down_mbps=40, latency_ms=50, memory_mb=4, compute_watts=2
+    ).draw(0, 2)
     assert_allclose(d.seconds_per_sample, 0.02)
     assert_array_equal(d.flops_per_second, 3e9)
     assert_array_equal(d.up_bytes_per_second, 1e6)
@@ -125,7 +126,10 @@ def test_classes_from_a_configuration_and_back():
         ),
         (lambda: Pareto(ms_per_sample=1, alpha=0), "alpha: 0 of ms_per_sample is not positive"),
         (lambda: DeviceClass(share=0), r"share: 0 is not in \(0, 1\]"),
-        (lambda: Classes(classes={"a": DeviceClass(share=0.5)}), r"classes: the shares of \['a'\] sum to 0.5, not to 1"),
+        (
+            lambda: Classes(classes={"a": DeviceClass(share=0.5)}),
+            r"classes: the shares of \['a'\] sum to 0.5, not to 1",
+        ),
         (lambda: Trace(path="x.csv", training_factor=0), "training_factor: 0 is not positive"),
         (lambda: System(devices=Identical(), dropout=1.0), r"dropout: 1.0 is not in \[0, 1\)"),
         (lambda: System(devices=Identical(), jitter=-1), "jitter: -1 is not a number from 0"),
@@ -133,7 +137,10 @@ def test_classes_from_a_configuration_and_back():
             lambda: System(devices=Identical(gflops=1)).draw(0, 3),
             "compute: 'samples' needs ms_per_sample of all .* client 0",
         ),
-        (lambda: System(devices=Identical(ms_per_sample=1), compute="flops").draw(0, 3), "compute: 'flops' needs gflops"),
+        (
+            lambda: System(devices=Identical(ms_per_sample=1), compute="flops").draw(0, 3),
+            "compute: 'flops' needs gflops",
+        ),
     ],
 )
 def test_bad_figures_are_refused(make, message):

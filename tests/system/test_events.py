@@ -8,16 +8,16 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fl
-from fl.config import _by_mode, _part, _value, parse
+from fl.config.config import _by_mode, _part, _value, parse
 from fl.system.availability import Bernoulli, Diurnal, Presence
 from fl.system.availability import Trace as Windows
 from fl.system.devices import Identical, Lognormal
 from fl.system.events import BLOCK, Buffered, Clock, Tiered, _free
 from fl.system.metrics import histogram, participations
-from fl.system.model import System
-from fl.system.rounds import Schedule
-from fl.system.world import Times, World
-from fl.trees import flatten, unflatten
+from fl.system.rounds import ServerMode
+from fl.system.section import System
+from fl.system.simulated_system import SimulatedSystem, Times
+from fl.tensors.trees import flatten, unflatten
 
 DOCS = (Path(fl.__file__).parent.parent / "docs/system.md").read_text()
 
@@ -35,7 +35,7 @@ def of(schedule, seconds) -> Clock:
     """Trips of the given seconds."""
     n = len(seconds)
     zeros = np.zeros(n)
-    world = World(0, Identical(ms_per_sample=1).draw(0, n), Presence())
+    world = SimulatedSystem(0, Identical(ms_per_sample=1).draw(0, n), Presence())
     return Clock(schedule, world, Times(zeros, np.array(seconds, float), zeros))
 
 
@@ -94,7 +94,7 @@ def test_tiers_are_by_speed_and_of_equal_size():
 def test_mean_staleness_is_concurrency_less_one(buffer):
     """Each step ages all who are under way by one, and these are concurrency - 1: an identity, not an estimate."""
     state, acts = (c := clock(Buffered(concurrency=7, buffer=buffer))).run(c.begin(), 500)
-    ages = sum(a.staleness for act in acts for a in act.arrivals) + int((state.version - state.flying[:, 3]).sum())
+    ages = sum(a.staleness for act in acts for a in act.arrivals) + int((state.version - state.in_flight[:, 3]).sum())
     assert ages == 6 * 500
     assert_array_equal(state.staleness, histogram([a.staleness for act in acts for a in act.arrivals]))
 
@@ -126,7 +126,10 @@ CASES = {
     "fedat": (Tiered(tiers=3, clients=4), HARD),
     "fedat, stale": (Tiered(tiers=3, clients=4, max_staleness=3), HARD),
     "away": (Buffered(concurrency=20, buffer=3), HARD | {"availability": Bernoulli(p=0.3, seconds=6)}),
-    "tiers away": (Tiered(tiers=3, clients=6), HARD | {"availability": Diurnal(p=0.3, amplitude=0.3, seconds=6, day=60)}),
+    "tiers away": (
+        Tiered(tiers=3, clients=6),
+        HARD | {"availability": Diurnal(p=0.3, amplitude=0.3, seconds=6, day=60)},
+    ),
 }
 
 
@@ -153,7 +156,7 @@ def test_every_start_ends_once(case):
     starts = {s.dispatch: s for act in acts for s in act.starts}
     came = [a for act in acts for a in (*act.arrivals, *act.discarded)]
     failed = [d for act in acts for d in act.failed]
-    ended = [a.dispatch for a in came] + failed + state.flying[:, 0].tolist() + state.landed[:, 0].tolist()
+    ended = [a.dispatch for a in came] + failed + state.in_flight[:, 0].tolist() + state.arrived[:, 0].tolist()
     assert sorted(ended) == sorted(starts) == list(range(state.dispatched))
     assert [act.version for act in acts] == list(range(300)) and all(x.time <= y.time for x, y in zip(acts, acts[1:]))
     assert all(starts[a.dispatch].client == a.client and starts[a.dispatch].version == a.version for a in came)
@@ -173,8 +176,10 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
     state = c.begin()
     for _ in range(200):
         state, _ = c.step(state)
-        clients = state.flying[:, 2]
-        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [1]  # one slot came free with the step
+        clients = state.in_flight[:, 2]
+        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [
+            1
+        ]  # one slot came free with the step
 
 
 def test_who_starts_is_there_and_who_goes_away_fails():
@@ -192,7 +197,7 @@ def test_a_slot_stays_free_until_somebody_comes(tmp_path):
     """Two clients, there from 10 to 13 and from 30 to 100 of every 100 s, trips of 4 s: a failure at 13, the first step at 34."""
     windows = {str(i): {"active": [10, 30], "inactive": [13, 100], "finish_time": 100} for i in range(2)}
     (tmp_path / "w.json").write_text(str(windows).replace("'", '"'))
-    world = World(0, Identical(ms_per_sample=1).draw(0, 2), Windows(path=str(tmp_path / "w.json")).draw(0, 2))
+    world = SimulatedSystem(0, Identical(ms_per_sample=1).draw(0, 2), Windows(path=str(tmp_path / "w.json")).draw(0, 2))
     c = Clock(Buffered(concurrency=2, buffer=2), world, Times(np.zeros(2), np.full(2, 4.0), np.zeros(2)))
     state, act = c.step(c.begin())
     assert act.time == 34 and len(act.failed) == 2 and [s.time for s in act.starts] == [10, 10, 30, 30]
@@ -229,7 +234,7 @@ def test_bad_settings_are_refused(make, message):
 def test_what_the_docs_show_runs():
     exec(re.search(r"```python\n(.*?)```", DOCS, re.S)[1], {})
     written = parse(re.search(r"```yaml\n(.*?)```", DOCS, re.S)[1])
-    section, server = written["system"], _value(_by_mode(written["server"]), Schedule, "server")
+    section, server = written["system"], _value(_by_mode(written["server"]), ServerMode, "server")
     parts = {kind: _part(kind, section.pop(kind), kind) for kind in ("devices", "availability")}
     world = System(**parts, **section).draw(0, 1000)
     cohort = np.arange(100)

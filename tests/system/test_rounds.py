@@ -16,9 +16,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from fl.system.availability import Availability, Bernoulli, Presence
 from fl.system.devices import Devices, Identical, Lognormal
-from fl.system.model import System
-from fl.system.rounds import FATES, Synchronous, fitting
-from fl.system.world import Times, World
+from fl.system.rounds import OUTCOMES, Synchronous, fitting
+from fl.system.section import System
+from fl.system.simulated_system import SimulatedSystem, Times
 
 CLIENTS = np.arange(3)
 DEVICES = Devices(
@@ -32,12 +32,12 @@ DEVICES = Devices(
     radio_watts=np.array([1.0, 0.5, 1.0]),
     kind=np.zeros(3, np.int16),
 )
-WORLD = World(0, DEVICES, Presence())
+WORLD = SimulatedSystem(0, DEVICES, Presence())
 TIMES = WORLD.times(CLIENTS, 100, 1_000_000, 1_000_000)
 
 
 def fates(round_) -> list[str]:
-    return [FATES[f] for f in round_.fate]
+    return [OUTCOMES[f] for f in round_.fate]
 
 
 def went(round_) -> list[float]:
@@ -203,7 +203,7 @@ def test_what_holds_of_every_round(rule):
         assert done.included.sum() <= (rule.needed or 60)
         assert_allclose(done.spent[done.included], done.times.total[done.included])
         row = done.metrics()
-        assert row["simulated_seconds"] == done.seconds and sum(row[f"clients_{f}"] for f in FATES) == 60
+        assert row["simulated_seconds"] == done.seconds and sum(row[f"clients_{f}"] for f in OUTCOMES) == 60
     assert {"in", "dropped", "away"} <= met
     assert "late" not in met or rule.deadline_seconds
     assert "surplus" not in met or rule.needed
@@ -227,7 +227,9 @@ def test_jitter_has_median_1_and_its_deviation():
 
 
 def test_a_clients_round_does_not_depend_on_the_population():
-    system = System(devices=Lognormal(ms_per_sample=10), availability=Bernoulli(p=0.7, seconds=5), dropout=0.2, jitter=0.3)
+    system = System(
+        devices=Lognormal(ms_per_sample=10), availability=Bernoulli(p=0.7, seconds=5), dropout=0.2, jitter=0.3
+    )
     rows = [played(RULES[1], np.arange(20), 3, system.draw(0, population)) for population in (20, 500)]
     assert_array_equal(rows[0].spent, rows[1].spent)
     assert went(rows[0]) == went(rows[1])

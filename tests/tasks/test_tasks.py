@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 
 import fl
-from fl.config import ConfigError
-from fl.evaluation import spread
-from fl.reduction import Fold, Product
-from fl.task import minimised
+from fl.errors import ConfigError
+from fl.method.reduction import Fold, Product
+from fl.simulation.evaluation import spread
 from fl.tasks.language import LanguageModelling
 from fl.tasks.multilabel import Multilabel, average_precision, f1
 from fl.tasks.supervised import Classification
-from fl.trees import row
+from fl.tasks.task import minimised
+from fl.tensors.trees import row
 
 
 def pooled(task, outputs: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[dict, dict]:
@@ -121,7 +121,9 @@ def test_language_metrics_pool_to_the_whole(seed):
     value, each = pooled(LanguageModelling(), outputs, y, seed)
     known = y >= 0
     loss = float(F.cross_entropy(outputs[known], y[known]))
-    assert value["loss"] == pytest.approx(loss, rel=1e-6) and value["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
+    assert value["loss"] == pytest.approx(loss, rel=1e-6) and value["perplexity"] == pytest.approx(
+        math.exp(loss), rel=1e-6
+    )
     assert value["accuracy"] == pytest.approx(float((outputs.argmax(-1) == y)[known].double().mean()))
     mine = torch.from_numpy(each["owner"] == 2)
     own = F.cross_entropy(outputs[mine].flatten(0, 1), y[mine].flatten(), ignore_index=-1)

@@ -98,7 +98,9 @@ def start(work: Workload) -> dict[str, Contestant]:
     class Blaze(Contestant):
         def __init__(self):
             super().__init__(work)
-            told = {key: common[key] for key in ("model_selector", "model_name", "dataset", "device", "batch_size", "seed")}
+            told = {
+                key: common[key] for key in ("model_selector", "model_name", "dataset", "device", "batch_size", "seed")
+            }
             self.server = Server(**told, global_round=10**9, num_clients=size, sample_ratio=1.0)
             self.server.model = module(work)
             self.tried, self.failed = {}, {}

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from protocol import UNKNOWN, Contestant, Line, Workload
+from protocol import UNKNOWN, Channel, Contestant, Workload
 
 NODES = 4_000
 COHORT = 2_000  # clients in a round, which take some 10 s
@@ -49,7 +49,7 @@ def strategy(cohorts: list[np.ndarray], nodes: int, shuffle: bool):
     from flwr.app import ConfigRecord, Message, RecordDict
     from flwr.serverapp.strategy import FedAvg
 
-    class Given(FedAvg):
+    class TrainingInputs(FedAvg):
         def configure_train(self, server_round, arrays, config, grid):
             cohort = cohorts[server_round - 1]
             self.min_train_nodes = len(cohort)
@@ -59,7 +59,7 @@ def strategy(cohorts: list[np.ndarray], nodes: int, shuffle: bool):
                 of = message.metadata
                 yield Message(content=content, message_type=of.message_type, dst_node_id=of.dst_node_id)
 
-    return Given(fraction_train=0.5 / nodes, min_available_nodes=nodes, fraction_evaluate=0.0)
+    return TrainingInputs(fraction_train=0.5 / nodes, min_available_nodes=nodes, fraction_evaluate=0.0)
 
 
 class Flower(Contestant):
@@ -74,7 +74,10 @@ class Flower(Contestant):
     def facts(self):
         import torch
 
-        return {"versions": {"flwr": importlib.metadata.version("flwr"), "torch": torch.__version__}, "nodes": self.nodes}
+        return {
+            "versions": {"flwr": importlib.metadata.version("flwr"), "torch": torch.__version__},
+            "nodes": self.nodes,
+        }
 
     def reset(self) -> None:
         from flwr.app import ArrayRecord
@@ -91,7 +94,7 @@ class Flower(Contestant):
 
 
 def main() -> None:
-    line = Line()
+    line = Channel()
     try:
         from flwr.clientapp import ClientApp
         from flwr.serverapp import ServerApp

@@ -22,13 +22,16 @@ import numpy as np
 import ray
 from protocol import Contestant, Workload, serve
 
-from fl import random, simulation
-from fl.assembly import assemble
-from fl.config import Config, ConfigError, Evaluation, resolve
+from fl.config.config import Config, resolve
+from fl.config.sections import Evaluation
 from fl.data.section import Data
-from fl.execution import compiled
-from fl.execution.plan import Kind
-from fl.sampler import Sampler
+from fl.errors import ConfigError
+from fl.execution.training import compiled
+from fl.execution.training.plan import Kind
+from fl.method.sampler import Sampler
+from fl.simulation import simulation
+from fl.simulation.setup import set_up_run
+from fl.tensors import random
 
 WHOLE = {"softmax", "softmax_10k"}  # workloads whose rounds are also run with all that a real one has
 
@@ -37,7 +40,7 @@ class Over(Exception):
     """Nobody asks for more."""
 
 
-class Given(Sampler):
+class TrainingInputs(Sampler):
     """Cohorts that are given."""
 
     def __init__(self, cohorts: list[np.ndarray]):
@@ -84,7 +87,7 @@ class Ours(Contestant):
     def check(self):
         """In this process, on the given cohorts and in the given order."""
         execution = replace(self.config.execution, executor="serial")
-        check = replace(self.config, rounds=2, cohort=Given(self.work.check), execution=execution)
+        check = replace(self.config, rounds=2, cohort=TrainingInputs(self.work.check), execution=execution)
         with tempfile.TemporaryDirectory() as out, in_order():
             model = simulation.run(check, out=Path(out) / "run").model
         return {name: tensor.numpy() for name, tensor in model.items()}
@@ -148,12 +151,12 @@ def in_order() -> Iterator[None]:
 def variants(work: Workload) -> dict[str, Ours]:
     config = resolve(work.config)
     config = replace(config, data=Data(part=config.data.load(), augment=config.data.augment))  # loaded once for all
-    auto, asked = assemble(config).plan.kind, config.execution.plan
+    auto, asked = set_up_run(config).plan.kind, config.execution.plan
     found = {}
     for kind in get_args(Kind) if asked == "auto" else [asked]:  # the one that the workload names, or all
         execution = replace(config.execution, plan=kind, chunk=None, layout=None)
         with contextlib.suppress(ConfigError):
-            resolved = assemble(replace(config, execution=execution)).config
+            resolved = set_up_run(replace(config, execution=execution)).config
             ways = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]
             if kind == "compiled" and work.workers > 1:
                 ways.append(("serial", work.workers, f", {work.workers} threads"))

@@ -60,7 +60,9 @@ class Workload:
             model = dict(first)
         cohorts = np.split(clients, ends[:-1])
         offsets = np.load(folder / "offsets.npy")
-        return cls(x=x, y=y, offsets=offsets, cohorts=cohorts, first=model, **told, share=share, shares=shares, port=port)
+        return cls(
+            x=x, y=y, offsets=offsets, cohorts=cohorts, first=model, **told, share=share, shares=shares, port=port
+        )
 
     @property
     def sizes(self) -> np.ndarray:
@@ -126,7 +128,7 @@ Start = Callable[[Workload], Mapping[str, Contestant]]
 
 def serve(start: Start) -> None:
     """Offer what `start` makes of the workload until the input ends. Whatever libraries print goes to the error output."""
-    line = Line()
+    line = Channel()
     work = Workload.read(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
     try:
         contestants = start(work)
@@ -137,7 +139,7 @@ def serve(start: Start) -> None:
     line.answer(contestants)
 
 
-class Line:
+class Channel:
     """This process's end."""
 
     def __init__(self):

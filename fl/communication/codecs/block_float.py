@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from fl.codec import Encoded, Rounding, keys_of
 from fl.communication.blocks import largest_magnitude, packed_bytes, rows_of, tensor
+from fl.communication.codec import Encoded, Rounding, keys_of
 from fl.communication.grid import buckets, check_bucket, from_grid, of_buckets, to_grid
 from fl.communication.positions import rows_of as bytes_of
 from fl.registry import register

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from fl.codec import Codec, Encoded
+from fl.communication.codec import Codec, Encoded
 from fl.registry import register
 
 

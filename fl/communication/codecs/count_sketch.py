@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.codec import Codec, Encoded, keys_of
 from fl.communication.blocks import BLOCK, check_finite, rows_of, tensor, words
+from fl.communication.codec import Codec, Encoded, keys_of
 from fl.communication.positions import rows_of as numbers_of
-from fl.random import hash64
 from fl.registry import register
+from fl.tensors.random import hash64
 
 
 @register("codec", "count_sketch", "sketch")
@@ -33,7 +33,9 @@ class CountSketch(Codec):
 
     def __post_init__(self):
         if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio: {self.ratio} is not in (0, 1]; it is the size of all tables, of that of the numbers")
+            raise ValueError(
+                f"ratio: {self.ratio} is not in (0, 1]; it is the size of all tables, of that of the numbers"
+            )
         if self.rows < 1 or self.rows % 2 == 0:
             raise ValueError(f"rows: {self.rows} is not odd and positive; of an odd number there is a median")
 

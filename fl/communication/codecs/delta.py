@@ -19,10 +19,10 @@ from typing import ClassVar
 
 import torch
 
-from fl.codec import Identity
+from fl.communication.codec import Identity
 from fl.communication.dense import dense, map_dense
 from fl.registry import register
-from fl.trees import Tree
+from fl.tensors.trees import Tree
 
 
 @register("codec", "delta")

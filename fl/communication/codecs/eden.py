@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fl.codec import Codec, Encoded, keys_of
 from fl.communication.blocks import check_finite, pack_bits, packed_bytes, pieces, rows_of, tensor, unpack_bits
+from fl.communication.codec import Codec, Encoded, keys_of
 from fl.communication.codecs.hadamard import padded, rotated, unrotated
 from fl.communication.grid import check_bucket
 from fl.communication.positions import rows_of as bytes_of

@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl.codec import Identity
+from fl.communication.codec import Identity
 from fl.communication.dense import dense, map_dense
 from fl.registry import register
-from fl.trees import Tree
+from fl.tensors.trees import Tree
 
-Memory = list[Tensor]  # of the dense floating leaves of a group, in order
+Residuals = list[Tensor]  # of the dense floating leaves of a group, in order
 
 
 @register("codec", "error_feedback")
@@ -38,7 +38,7 @@ class ErrorFeedback(Identity):
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay: {self.decay} is not in [0, 1]; it is the share of the error that is kept")
 
-    def fed(self, tree: Tree, memory: Memory | None) -> Tree:
+    def fed(self, tree: Tree, memory: Residuals | None) -> Tree:
         """u + decay e; a memory of other shapes is none."""
         if memory is None or [m.shape for m in memory] != [leaf.shape for leaf in dense(tree)]:
             return tree
@@ -46,12 +46,12 @@ class ErrorFeedback(Identity):
         return map_dense(lambda leaf: leaf + self.decay * next(rest), tree)
 
 
-def lost(fed: Tree, arrived: Tree) -> Memory:
+def compression_error(fed: Tree, arrived: Tree) -> Residuals:
     """The next e."""
     return [a - b for a, b in zip(dense(fed), dense(arrived))]
 
 
-def stacked_memories(memories: list[Memory | None], tree: Tree) -> Memory | None:
+def stacked_memories(memories: list[Residuals | None], tree: Tree) -> Residuals | None:
     """Memories of clients stacked as the leaves of `tree` are; zeros for who has none, or one of other shapes."""
     shapes = [leaf.shape[1:] for leaf in dense(tree)]
     fitting = [m if m is not None and [x.shape for x in m] == shapes else None for m in memories]

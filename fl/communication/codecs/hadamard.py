@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.codec import Codec, Encoded, keys_of
 from fl.communication.blocks import check_finite, pieces, rows_of, signs, tensor
+from fl.communication.codec import Codec, Encoded, keys_of
 from fl.communication.grid import check_bucket
 from fl.communication.positions import rows_of as numbers_of
 from fl.registry import register

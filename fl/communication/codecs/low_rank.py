@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fl.codec import Encoded, OneByOne, Shapes
 from fl.communication.blocks import check_finite, normals, rows_of
-from fl.random import hash64
+from fl.communication.codec import Encoded, OneByOne, Shapes
 from fl.registry import register
+from fl.tensors.random import hash64
 
 
 @register("codec", "low_rank", "powersgd")

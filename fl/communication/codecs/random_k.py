@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from fl.codec import Encoded, keys_of
 from fl.communication.blocks import BLOCK, check_finite, largest_of, largest_of_long, rows_of, words
+from fl.communication.codec import Encoded, keys_of
 from fl.communication.codecs.top_k import Share
 from fl.registry import register
 

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fl.codec import Codec, Encoded
 from fl.communication.blocks import check_finite, packed_bytes, pieces, row_sums, rows_of, tensor, unpack_signs
+from fl.communication.codec import Codec, Encoded
 from fl.communication.positions import rows_of as bytes_of
 from fl.registry import register
 

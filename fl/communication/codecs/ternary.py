@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from fl.codec import Encoded, Rounding, keys_of
 from fl.communication.blocks import dither, largest_magnitude, pieces, row_sums, rows_of, tensor
+from fl.communication.codec import Encoded, Rounding, keys_of
 from fl.communication.codecs.quantise import SMALLEST
 from fl.communication.codecs.sign import sum_of_magnitudes
 from fl.communication.positions import rows_of as bytes_of

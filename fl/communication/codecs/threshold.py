@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fl.codec import Encoded, OneByOne, Ragged
 from fl.communication.blocks import largest_magnitude, pieces, rows_of
+from fl.communication.codec import Encoded, OneByOne, Ragged
 from fl.communication.positions import Coding, code_positions, decode_positions
 from fl.registry import register
 
@@ -32,9 +32,13 @@ class Threshold(OneByOne):
 
     def __post_init__(self):
         if not 0 <= self.value < math.inf:
-            raise ValueError(f"value: {self.value} is not a number from 0 on; entries of smaller magnitude are left out")
+            raise ValueError(
+                f"value: {self.value} is not a number from 0 on; entries of smaller magnitude are left out"
+            )
         if self.relative and self.value > 1:
-            raise ValueError(f"value: {self.value} of the largest magnitude leaves nothing; with relative it is in [0, 1]")
+            raise ValueError(
+                f"value: {self.value} of the largest magnitude leaves nothing; with relative it is in [0, 1]"
+            )
 
     def bars(self, x: np.ndarray) -> np.ndarray:
         """float32 (C,)"""
@@ -44,7 +48,9 @@ class Threshold(OneByOne):
     def encode(self, values, key=0):
         x = rows_of(values, self)
         (count, n), bars = x.shape, self.bars(x)[:, None]
-        found = [np.flatnonzero(np.abs(x[at]) >= bars[at[0]]) + at[0].start * n + at[1].start for at in pieces(count, n)]
+        found = [
+            np.flatnonzero(np.abs(x[at]) >= bars[at[0]]) + at[0].start * n + at[1].start for at in pieces(count, n)
+        ]
         places = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *found]))
         lengths = torch.bincount(places // max(n, 1), minlength=count)
         rows = (places % max(n, 1)).split(lengths.tolist())

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.codec import Codec, Encoded, Ragged
 from fl.communication.blocks import BLOCK, largest_of, largest_of_long
+from fl.communication.codec import Codec, Encoded, Ragged
 from fl.communication.positions import Coding, code_positions, coded_bytes, decode_positions
-from fl.messages import Sparse
 from fl.registry import register
+from fl.tensors.sparse import Sparse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,9 @@ def largest(values: Tensor, k: int) -> Tensor:
         step = max(1, 4 * BLOCK // n)
         found = np.concatenate([largest_of(rows[c : c + step] & mask, k) for c in range(0, len(rows), step)])
     else:
-        found = np.stack([largest_of_long(lambda at, row=row: row[at] & mask, n, k, bits.itemsize * 8 - 1) for row in rows])
+        found = np.stack(
+            [largest_of_long(lambda at, row=row: row[at] & mask, n, k, bits.itemsize * 8 - 1) for row in rows]
+        )
     positions = torch.from_numpy(found).reshape(*batch, k)
     if (
         not exact.gather(-1, positions).isfinite().all()

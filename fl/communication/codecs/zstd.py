@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fl.codec import Encoded, OneByOne
 from fl.communication.blocks import BLOCK
+from fl.communication.codec import Encoded, OneByOne
 from fl.registry import register
 
 _KINDS = (
@@ -68,7 +68,9 @@ class Zstd(OneByOne):
         kind, count = _HEADER.unpack(sent[: _HEADER.size].tobytes())
         dtype, body = _KINDS[kind & ~_PLAIN], sent[_HEADER.size :]
         if not kind & _PLAIN:
-            body = np.frombuffer(pa.Codec("zstd").decompress(np.ascontiguousarray(body), count * dtype.itemsize), np.uint8)
+            body = np.frombuffer(
+                pa.Codec("zstd").decompress(np.ascontiguousarray(body), count * dtype.itemsize), np.uint8
+            )
         out = torch.empty(count, dtype=dtype)
         if self.shuffle:
             _together(body, _numbers(out))

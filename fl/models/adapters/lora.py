@@ -1,0 +1,100 @@
+"""LoRA, rsLoRA and VeRA by peft, on linear layers of any module.
+
+    lora      W + alpha/r B A            A, B trained       Hu et al. 2021, arXiv:2106.09685
+    rslora    W + alpha/sqrt(r) B A      the same           Kalajdzievski 2023, arXiv:2312.03732
+    vera      W + diag(b) B diag(d) A    b, d trained       Kopiczko, Blankevoort, Asano 2023, arXiv:2310.11454
+
+A starts at random (Kaiming-uniform), B and b at zero; VeRA's A and B are random, frozen and the same for all layers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fl.models.adapter import Adapter
+from fl.registry import register
+from fl.tensors.params import match
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Peft(Adapter):
+    """targets: names, or ends of names, of the layers to adapt (default: every nn.Linear but those in `trains`).
+    trains: glob patterns of the model's own parameters that stay trainable (a head)."""
+
+    rank: int = 8
+    targets: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} is not at least 1")
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        from peft import get_peft_model  # seconds to import
+
+        own = match((n for n, _ in module.named_parameters()), self.trains)
+        kept = {name.rpartition(".")[0] for name in own}
+        linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear) and name not in kept]
+        targets = list(self.targets) or linear
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name, _ in module.named_modules()):
+                raise ValueError(f"targets: {target!r} is no layer of the model; there are {linear}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on settings for other uses
+            module = get_peft_model(module, self._config(targets)).base_model.model  # without the wrapper: names stay
+        for name, parameter in module.named_parameters():
+            if name in own:
+                parameter.requires_grad_(True)
+        return module
+
+    def _config(self, targets: list[str]) -> Any:
+        raise NotImplementedError
+
+
+@register("adapter", "lora")
+@dataclass(frozen=True, kw_only=True)
+class LoRA(_Peft):
+    """W + alpha/r B A; `dropout` of the adapter's inputs in training."""
+
+    alpha: float = 16.0
+    dropout: float = 0.0
+
+    def _config(self, targets):
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+
+
+@register("adapter", "rslora")
+@dataclass(frozen=True, kw_only=True)
+class RsLoRA(LoRA):
+    """W + alpha/sqrt(r) B A: the scale that keeps gradients of one size as the rank grows."""
+
+    def _config(self, targets):
+        config = super()._config(targets)
+        config.use_rslora = True
+        return config
+
+
+@register("adapter", "vera")
+@dataclass(frozen=True, kw_only=True)
+class VeRA(_Peft):
+    """W + diag(b) B diag(d) A, with d (r,) starting at `d_initial` and b (out,) at zero; A and B from `seed`."""
+
+    d_initial: float = 0.1
+    seed: int = 0
+
+    def _config(self, targets):
+        from peft import VeraConfig
+
+        return VeraConfig(
+            r=self.rank,
+            target_modules=targets,
+            d_initial=self.d_initial,
+            projection_prng_key=self.seed,
+            save_projection=False,
+        )

@@ -1,0 +1,109 @@
+"""Residual networks for small images: a stem 3 x 3 without pooling, stages of basic blocks, the mean over positions, a linear head.
+
+    block    x -> relu(n2(conv2(relu(n1(conv1 x)))) + s(x))      3 x 3; s the identity, or n(conv 1 x 1) where the shape changes
+    resnet8  stem w, one block each of w, 2w, 4w channels        w = 16:  78,042 parameters on 3 x 32 x 32 with 10 outputs
+    resnet18 stem w, two blocks each of w, 2w, 4w, 8w channels   w = 64:  11,173,962
+
+Each stage but the first halves the sides. He, Zhang, Ren, Sun 2016, arXiv:1512.03385: resnet8 is their CIFAR network of depth 6n + 2
+with n = 1, as FedDF's program has it (Lin, Kong, Stich, Jaggi 2020, arXiv:2006.07242): shortcuts by convolution, where the paper pads
+with zeros. The wider ResNet-8 with 64, 128, 256 channels is `width: 64`. resnet18 is the ImageNet network with a stem for 32 x 32.
+Convolutions have no biases and begin normal with variance 2 / (positions of the kernel * channels out); the head begins as torch has
+it.
+
+Running statistics of batch normalisation are a part of nobody's update, so federated work has GroupNorm in its place (Hsieh,
+Phanishayee, Mutlu, Gibbons 2020, arXiv:1910.00189), with two groups (Reddi et al. 2021, arXiv:2003.00295, on CIFAR-100).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from fl.models.architectures.cnn import image
+from fl.registry import register
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut; `stride` is the first one's."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), norm(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), norm(outputs)
+        self.relu, self.shortcut, self.stride = nn.ReLU(), nn.Sequential(), stride
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.relu(self.norm1(self.conv1(x)))
+        # positions are skipped here and not by the convolution: oneDNN's backward pass of a 1 x 1 with a stride corrupts memory
+        # where channels are last and fewer than 16 (uxlfoundation/oneDNN issue 6035)
+        kept = x[..., :: self.stride, :: self.stride]
+        return self.relu(self.norm2(self.conv2(inner)) + self.shortcut(kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet:
+    """`norm`: group (of `groups` groups), layer (one group) or batch (running statistics); `width`: channels of the first stage."""
+
+    norm: Literal["group", "layer", "batch"] = "group"
+    groups: int = 2
+    width: int = 16
+
+    blocks: ClassVar[tuple[int, ...]]  # per stage
+    registered_as: ClassVar[str]
+
+    def __post_init__(self):
+        if self.norm not in ("group", "layer", "batch"):
+            raise ValueError(f"norm: {self.norm!r} is not one of ['group', 'layer', 'batch']")
+        if self.width < 1:
+            raise ValueError(f"width: {self.width} is not positive")
+        if self.groups < 1 or (self.norm == "group" and self.width % self.groups):
+            raise ValueError(f"groups: {self.groups} does not divide the {self.width} channels of the first stage")
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        image(self.registered_as, shape, 1 << (len(self.blocks) - 1))
+        stem = nn.Conv2d(shape[0], self.width, 3, 1, 1, bias=False)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(stem, self._norm(self.width), nn.ReLU()))
+        channels = self.width
+        for stage, count in enumerate(self.blocks):
+            wide, stride = self.width << stage, 1 if stage == 0 else 2
+            first, rest = (
+                Block(channels, wide, stride, self._norm),
+                [Block(wide, wide, 1, self._norm) for _ in range(count - 1)],
+            )
+            layers[f"stage{stage + 1}"] = nn.Sequential(first, *rest)
+            channels = wide
+        layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(channels, outputs)}
+        module = nn.Sequential(layers)
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / (math.prod(layer.kernel_size) * layer.out_channels)))
+        return module
+
+    def _norm(self, channels: int) -> nn.Module:
+        if self.norm == "batch":
+            return nn.BatchNorm2d(channels)
+        return nn.GroupNorm(self.groups if self.norm == "group" else 1, channels)
+
+
+@register("model", "resnet8")
+@dataclass(frozen=True, kw_only=True)
+class ResNet8(ResNet):
+    """Three stages of one block, 16, 32 and 64 channels wide, for images of 4 x 4 and larger."""
+
+    blocks: ClassVar[tuple[int, ...]] = (1, 1, 1)
+
+
+@register("model", "resnet18")
+@dataclass(frozen=True, kw_only=True)
+class ResNet18(ResNet):
+    """Four stages of two blocks, 64, 128, 256 and 512 channels wide, for images of 8 x 8 and larger."""
+
+    width: int = 64
+
+    blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)

@@ -1,0 +1,48 @@
+"""A module's tensors as named `Params`, and a module that runs on them.
+
+initial = Initial.of(module)        its tensors as the run began: trained and frozen
+bind(module, params, initial)       the module's tensors become views of `params`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fl.models.nn import statistics
+from fl.tensors.params import NOTHING, Params
+
+
+def module_params(module: torch.nn.Module) -> Params:
+    """The tensors of a module that training may change, packed (a copy): parameters, and statistics that are averaged."""
+    averaged, buffers = statistics(module, "averaged"), dict(module.named_buffers())
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return Params.of(trained | {name: buffers[name] for name in averaged})
+
+
+@dataclass(frozen=True)
+class Initial:
+    """All tensors of a module as the run began, made by the seed or by a file that everybody has: those that may be trained,
+    and the rest, floating-point buffers among them."""
+
+    trained: Params
+    frozen: Params
+
+    @staticmethod
+    def of(module: torch.nn.Module) -> Initial:
+        trained = module_params(module)
+        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point() and name not in trained}
+        return Initial(trained, Params.of({**frozen, **buffers}))
+
+
+def bind(module: torch.nn.Module, params: Params, initial: Initial, trained: Params | None = None) -> None:
+    """Make the module's tensors views: of `trained` (requiring gradients), else of `params`, else of the initial ones."""
+    trained = NOTHING if trained is None else trained
+    sources = (trained, params, initial.trained, initial.frozen)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        source = next((source for source in sources if name in source), None)
+        if source is not None:
+            tensor.data = source[name]
+            tensor.requires_grad_(name in trained)

@@ -1,0 +1,112 @@
+"""The model of a run: a part that builds a module, and what is done to the module before anything learns.
+
+build -> batch_norm: whose statistics (fl/models/nn.py) -> init: weights from a file -> freeze: patterns of parameters that nobody trains
+-> adapter: LoRA and its kin
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fl.models.adapter import Adapter
+from fl.models.nn import Statistics, statistics, with_statistics
+from fl.tensors.params import match
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`part` has build(shape of a sample, outputs), or is a `Factory`. `init`: a safetensors file with tensors of the same names, or the directory
+    of a run; `freeze`: glob patterns; `adapter`: all that the part built is frozen but what the adapter adds or lets train."""
+
+    part: Any
+    batch_norm: Statistics | None = None
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        module = self.part.build(shape, outputs)
+        if self.batch_norm:
+            module = with_statistics(module, self.batch_norm)
+        if self.init:
+            tensors, buffers = stored(Path(self.init), "init"), dict(module.named_buffers())
+            own = {**dict(module.named_parameters()), **{n: buffers[n] for n in statistics(module, "averaged")}}
+            fill(own, tensors, f"init: {self.init}", "they need the same names and shapes")
+        named = dict(module.named_parameters())
+        for name in match(named, self.freeze):
+            named[name].requires_grad_(False)
+        if self.adapter:
+            module = self.adapter.wrap(module)
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError("freeze: nothing is left to train")
+        return module
+
+
+class Factory:
+    """A part made of a user's function or nn.Module class: called with `arguments`, and with `shape` and `outputs` where it has
+    parameters of these names, it gives the module."""
+
+    def __init__(self, make: Callable[..., Any], arguments: Mapping[str, Any]):
+        name = getattr(make, "__name__", type(make).__name__)
+        self.make, self.arguments, self.name = make, dict(arguments), name
+        parameters = inspect.signature(make).parameters.values()
+        named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        self.given = sorted({"shape", "outputs"} & named - set(arguments))
+        foreign = set() if any(p.kind is p.VAR_KEYWORD for p in parameters) else set(arguments) - named
+        if foreign:
+            raise ValueError(f"{min(foreign)}: not an argument of {name}, which has {sorted(named - set(self.given))}")
+        needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
+        missing = needed - set(arguments) - set(self.given)
+        if missing:
+            raise ValueError(f"{min(missing)}: missing; {name} needs it (shape and outputs it is given)")
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        known = {"shape": tuple(shape), "outputs": outputs}
+        made = self.make(**self.arguments, **{name: known[name] for name in self.given})
+        if hasattr(made, "build"):
+            made = made.build(tuple(shape), outputs)
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"model: {self.name} gives {type(made).__name__}, not an nn.Module")
+        return made
+
+
+def model_part(maker: Any, arguments: Mapping[str, Any]) -> Any:
+    """A part of what a user's reference means: an object with build(), a function or an nn.Module class."""
+    if not isinstance(maker, type) and hasattr(maker, "build"):
+        return Factory(lambda: maker, arguments)
+    if (
+        not callable(maker)
+        or isinstance(maker, nn.Module)
+        or (isinstance(maker, type) and not issubclass(maker, nn.Module))
+    ):
+        name = maker.__name__ if isinstance(maker, type) else f"an instance of {type(maker).__name__}"
+        raise ValueError(f"model: {name} has no build(shape, outputs), nor is it a function or an nn.Module class")
+    return Factory(maker, arguments)
+
+
+MODEL_KEYS = {"batch_norm", "init", "freeze", "adapter"}
+
+
+def stored(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of the final model of a run's directory; `key` is what asked for it."""
+    from safetensors.torch import load_file
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{key}: there is no file {file}; run what makes it first")
+    return load_file(file)
+
+
+def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, hint: str) -> None:
+    """Copy tensors into a module's own of the same names and shapes; `source` (key: where from) and `hint` are for who errs."""
+    apart = [n for n in {**own, **tensors} if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
+    if apart:
+        raise ValueError(f"{source} and the model differ in {apart[:5]}; {hint}")
+    for name, tensor in own.items():
+        tensor.data.copy_(tensors[name])

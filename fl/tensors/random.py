@@ -1,0 +1,86 @@
+"""Addressed randomness: every draw is a function of where it is used, never of what was drawn before.
+
+    word = hash64(seed, client, participation, "shuffle", position)
+
+An address is a sequence of integers and purpose names; arrays broadcast, so the draws of many clients are computed at
+once and equal those computed singly. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over the
+parts of the address; the number of parts enters, so that (1,) and (1, 0) are different streams.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+import torch
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+def hash64(*address: int | str | np.ndarray) -> np.ndarray:
+    """64 uniform bits for an address; parts broadcast against each other. Returns uint64 of the broadcast shape."""
+    return unfinished(0, *address)
+
+
+def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
+    """What `hash64` has made of an address whose last parts are missing, for who adds them elsewhere (fl/execution/training/native.py)."""
+    with np.errstate(over="ignore"):
+        word = _mix(np.uint64(len(address) + missing) * GOLDEN)
+        for part in address:
+            word = _mix((word ^ _mix(as_word(part))) + GOLDEN)
+    return word
+
+
+def _mix(x):
+    x = (x ^ (x >> _30)) * MIX_1
+    x = (x ^ (x >> _27)) * MIX_2
+    return x ^ (x >> _31)
+
+
+def as_word(part: int | str | np.ndarray):
+    """A part of an address as uint64."""
+    if isinstance(part, str):
+        return _purpose(part)
+    if isinstance(part, int):
+        return np.uint64(part & 0xFFFFFFFFFFFFFFFF)
+    return np.asarray(part).astype(np.uint64)
+
+
+@functools.cache
+def _purpose(name: str) -> np.uint64:
+    return np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], "<u8")[0]
+
+
+def uniform(*address: int | str | np.ndarray) -> np.ndarray:
+    """Uniform doubles in [0, 1), one per address."""
+    return (hash64(*address) >> np.uint64(11)) * 2.0**-53
+
+
+def permutation(n: int, *address: int | str) -> np.ndarray:
+    """A random order of 0..n-1: the argsort of hashed positions."""
+    return np.argsort(hash64(*address, np.arange(n)), kind="stable")
+
+
+def permutations(sizes: np.ndarray, *address: int | str | np.ndarray) -> np.ndarray:
+    """Row c is `permutation(sizes[c], *address_c)`, then the pads sizes[c], sizes[c]+1, ...; (C, max(sizes)).
+
+    Array parts of the address have shape (C,).
+    """
+    columns = np.arange(int(sizes.max(initial=0)))
+    parts = [p[:, None] if isinstance(p, np.ndarray) else p for p in address]
+    words = np.where(columns < sizes[:, None], hash64(*parts, columns), _LAST)
+    return np.argsort(words, axis=1, kind="stable")
+
+
+def numpy_generator(*address: int | str) -> np.random.Generator:
+    """A NumPy generator for bulk draws at an address."""
+    return np.random.Generator(np.random.Philox(key=int(hash64(*address))))
+
+
+def torch_generator(*address: int | str) -> torch.Generator:
+    """A torch generator for bulk noise at an address."""
+    return torch.Generator("cpu").manual_seed(int(hash64(*address)) >> 1)
