@@ -77,6 +77,15 @@ class Exchange:
     skeleton: torch.nn.Module | None = None
     pin: bool = False
 
+    @property
+    def reductions(self) -> dict[str, Reduction]:
+        """One reduction per group of the update."""
+        return {"model": self.reduction} if isinstance(self.reduction, Reduction) else dict(self.reduction)
+
+    def reduced(self, values: Mapping[str, Any] | None) -> Any:
+        """Return reduced groups in the form of `reduction`: a mapping by group, or the value of "model" alone."""
+        return values["model"] if values and isinstance(self.reduction, Reduction) else values
+
 
 @dataclass(frozen=True)
 class ServerWork:
