@@ -117,7 +117,7 @@ class AsynchronousRunner(ExchangeRunner):
             down = expected_download_bytes(config.down, Broadcast.of(request.broadcast))
             self.nbytes = (down, expected_upload_bytes(config, request))
         clients = np.arange(self.run_setup.trainable)
-        _, samples = config.client.workload(sizes, round_, config.rounds)
+        _, samples = config.client.workload(sizes, round_, config.rounds, request.work)
         flops = self.run_setup.flops_per_sample
         times = replace(system, jitter=0.0).times(clients, samples, *self.nbytes, flops_per_sample=flops)
         try:

@@ -88,10 +88,11 @@ class VirtualTime:
             down[position] += sum(encoded_size(transmit(config.down, tree)[1]) for tree in own.values())
         for name in filter(downlink.per_client, broadcast.shared):
             down += encoded_size(transmit(config.down, broadcast.shared[name])[1])
-        steps, samples = config.client.workload(sizes, round_, config.rounds)
+        about = (sizes, round_, config.rounds, exchange.work)
+        (steps, samples), extra = config.client.workload(*about), config.client.extra_samples(*about)
         up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
         flops = self.run_setup.flops_per_sample
-        trip = RoundTrip(config.server, self.system, self.now, number, cohort, steps, samples, down, flops)
+        trip = RoundTrip(config.server, self.system, self.now, number, cohort, steps, samples, down, flops, extra)
         return trip.uploading(np.full(len(cohort), up))
 
     def finish(self, trip: RoundTrip, participants: np.ndarray, result: DispatchResult) -> RoundTrip:
