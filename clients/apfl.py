@@ -4,8 +4,8 @@
 
 Deng, Kamani, Mahdavi 2020, arXiv:2003.13461, Algorithm 1. adaptive: once a round, at its first batch,
 alpha <- clip(alpha - alpha_lr <v - w, grad f(mixed)>, 0, 1)  (eq. 10). v begins as the run's first model; predicts with the mixture of v and
-what was received, and before v was trained with what was received. Both gradients of a batch see the same Dropout masks.
-alpha=0: FedAvg, to the bit in a loop; alpha=1: local training.
+what was received, and before v was trained with what was received. Both gradients of a batch see the same Dropout
+masks. alpha=0: FedAvg, to the bit in a loop; alpha=1: local training.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 Zhang, Hua, Wang, Song, Xue, Ma, Guan 2023, arXiv:2212.01197. `layers`: patterns, by default the last linear layer (the authors' program: the
 last two tensors). W begins at 1 and is learnt on a share `sample` of the training data (redrawn each time): the first time
 until the standard deviation of the last `window` losses is below `threshold`, at most `first_epochs`, later for one epoch. Predicts with begun.
-Differs from the paper: the bound `first_epochs`. eta=0: FedAvg. Virtual time counts the learning of W as one epoch over the share `sample`,
-from round 1 on.
+Differs from the paper: the bound `first_epochs`. eta=0: FedAvg. Virtual time counts the learning of W as one epoch over
+the share `sample`, from round 1 on.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ class FedALA(Personal):
         return received.replace(towards(own, top, weights)), weights
 
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
-        """One epoch over the share `sample`, from round 1 on: nobody has an old model in round 0. The engine does not know here how
-        often a client took part: a client that learns for the first time may take up to `first_epochs`, and one without an old
-        model learns nothing."""
+        """One epoch over the share `sample`, from round 1 on: nobody has an old model in round 0. The engine does not
+        know here how often a client took part: a client that learns for the first time may take up to `first_epochs`,
+        and one without an old model learns nothing."""
         if not round_ or not self.eta:
             return np.zeros_like(sizes)
         return np.where(sizes > 0, np.maximum(1, (self.sample * sizes).astype(np.int64)), 0)

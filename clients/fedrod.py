@@ -5,8 +5,8 @@
 g = v(h(x)) are the shared outputs, h the inputs of the last linear layer, n_y how often the client's training data have class y. Sends the change of
 (u, v), keeps p_i, predicts with g + p_i; the server and a client without p_i with g.
 Chen, Chao 2022, arXiv:2107.00778. Differs from the paper: p_i is linear and begins at zero; no hypernetwork.
-balance=0 trains the shared model as FedAvg does, to the bit in a loop. Virtual time counts one gradient a step: p_i's needs no pass
-through the model.
+balance=0 trains the shared model as FedAvg does, to the bit in a loop. Virtual time counts one gradient a step: p_i's
+needs no pass through the model.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class FedROD(Personal):
 
 @contextmanager
 def watched(module: torch.nn.Module, layer: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The inputs of `layer` ("features") and the outputs of `module` ("outputs") in the last forward pass, without gradient."""
+    """Of the last forward pass, without gradient: the inputs of `layer` ("features"), the module's "outputs"."""
     seen: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, x: seen.update(features=x[0].detach())),

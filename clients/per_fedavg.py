@@ -3,8 +3,9 @@
     w <- w - beta (I - alpha H(w)) grad f(w - alpha grad f(w; D); D'),    H the Hessian on D''
 
 Fallah, Mokhtari, Ozdaglar 2020, arXiv:2002.07948, Algorithm 1. fo drops H; hf takes H g as (grad f(w + delta g) - grad f(w - delta g)) / (2 delta),
-on D''. The three batches come from three shuffles, each with Dropout masks of its own. Predicts after one step of alpha on all of the client's
-training data, in evaluation mode. `optimiser` takes the outer step. Neutral: alpha=0 is FedAvg, to the bit in a loop.
+on D''. The three batches come from three shuffles, each with Dropout masks of its own. Predicts after one step of alpha
+on all of the client's training data, in evaluation mode. `optimiser` takes the outer step. Neutral: alpha=0 is FedAvg,
+to the bit in a loop.
 """
 
 from __future__ import annotations

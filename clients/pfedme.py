@@ -4,7 +4,8 @@
 
 Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1. Keeps and predicts with theta; a client that has none yet predicts with what it received.
 As in the authors' program theta begins at the received model and goes on from batch to batch; the paper's lam 15, K 5, eta .005 are the defaults.
-All inner steps at a batch see the same Dropout masks. Differs from the paper: the step on w is the plain one, `optimiser` takes the inner ones.
+All inner steps at a batch see the same Dropout masks. Differs from the paper: the step on w is the plain one,
+`optimiser` takes the inner ones.
 """
 
 from __future__ import annotations

@@ -414,9 +414,8 @@ def fedavg_equivalent(bench: Bench) -> str | None:
     if config is None:
         return "no setting of it is FedAvg"
     declared = config.strategy.fedavg_equivalent
-    needs = {
-        key: value for key, value in config.strategy.bench.items() if key.split(".")[0] not in ("strategy", "client")
-    }
+    own = ("strategy", "client")
+    needs = {key: value for key, value in config.strategy.bench.items() if key.split(".")[0] not in own}
     fedavg = Bench({"name": "fedavg", **declared.fedavg}, {"name": "sgd", **TRAINING}, bench.folder / "fedavg").run(
         **needs
     )
@@ -433,9 +432,8 @@ def neutral_with_dropout(bench: Bench) -> str | None:
     if config.strategy.fedavg_equivalent is None:
         return "no setting of it is FedAvg"
     declared = config.strategy.fedavg_equivalent
-    needs = {
-        key: value for key, value in config.strategy.bench.items() if key.split(".")[0] not in ("strategy", "client")
-    }
+    own = ("strategy", "client")
+    needs = {key: value for key, value in config.strategy.bench.items() if key.split(".")[0] not in own}
     fedavg = _fedavg_with_dropout(json.dumps([dict(declared.fedavg), {**needs, **WITH_DROPOUT}]))
     ours = bench.run(bench.fedavg_equivalent(**WITH_DROPOUT)).model
     _close(ours, fedavg, 1e-6, "neutral setting and FedAvg, with Dropout")
@@ -622,15 +620,12 @@ def work_is_pure(bench: Bench) -> None:
 
 
 def work_is_what_is_booked(bench: Bench) -> str | None:
-    """A model with Dropout trains, and virtual time counts the gradients that are taken: all of them, and those of the first steps
-    where a deadline cuts training short."""
+    """A model with Dropout trains, and virtual time counts the gradients that are taken: all of them, and those of the
+    first steps where a deadline cuts training short."""
     checked: set[tuple[str, int]] = set()
 
     def work(self: LocalTraining, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        own, n = (
-            type(self).__mro__[1],
-            len(ctx.train) // 8 * 8,
-        )  # rows that make batches of one size: each step is as long
+        own, n = type(self).__mro__[1], len(ctx.train) // 8 * 8  # batches of one size: each step takes as long
         even = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[:n]))
         about = np.array([n]), ctx.round, ctx.rounds, name
         (steps,), (samples,) = self.workload(*about)

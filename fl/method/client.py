@@ -123,13 +123,13 @@ class ClientAlgorithm:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(local steps, samples) of clients with `sizes` (n,) training samples in the work `name`, (n,) each.
 
-        Virtual time is made of them. A sample counts once for each gradient, that is each time it passes forward and backward;
-        forward passes alone are not counted.
+        Virtual time is made of them. A sample counts once for each gradient, that is each time it passes forward and
+        backward; forward passes alone are not counted.
         """
         return np.ones_like(sizes), sizes
 
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
-        """(n,): those of the samples in `workload` that belong to no local step, so that a deadline cannot leave them out."""
+        """(n,): those of the samples in `workload` that belong to no local step; a deadline does not cut them."""
         return np.zeros_like(sizes)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:

@@ -13,8 +13,8 @@ from fl.system.simulated_system import LEGS, SimulatedSystem
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Columns are (n,), as `cohort` is ordered: full local `steps`, `samples` of all gradients, `extra` of them outside the steps, bytes
-    `down` and, once they are known (`uploading`), `up`."""
+    """Columns are (n,), as `cohort` is ordered: full local `steps`, `samples` of all gradients, `extra` of them outside
+    the steps, bytes `down` and, once they are known (`uploading`), `up`."""
 
     schedule: Synchronous
     world: SimulatedSystem

@@ -125,8 +125,8 @@ class Synchronous(ServerMode):
         ready: np.ndarray | None = None,
         away: np.ndarray | None = None,
     ) -> RoundTiming:
-        """clients (n,) distinct ids; steps (n,): each one's full work; extra (n,): the share of the compute time that belongs to no
-        step, the rest is divided evenly among the steps; completes (n,): the share of its trip after which it drops
+        """clients (n,) distinct ids; steps (n,): each one's full work; extra (n,): the share of the compute time that
+        belongs to no step, the rest is divided evenly among the steps; completes (n,): the share of its trip after which it drops
         out, 1 if it does not; ready, away (n,): when it is there to begin, when it goes."""
         clients = np.asarray(clients)
         n, limit = len(clients), math.inf if self.deadline_seconds is None else start + self.deadline_seconds
@@ -183,8 +183,8 @@ def _computed(steps: np.ndarray, full: np.ndarray, extra: float | np.ndarray) ->
 def fitting(
     times: Times, steps: np.ndarray, begin: np.ndarray, limit: float, extra: float | np.ndarray = 0.0
 ) -> np.ndarray:
-    """(n,): the most of its `steps` (n,) with which each client that begins at `begin` (n,) arrives by `limit`; 0 if none. `extra`: see
-    `Synchronous.play`."""
+    """(n,): the most of its `steps` (n,) with which each client that begins at `begin` (n,) arrives by `limit`; 0 if
+    none. `extra`: see `Synchronous.play`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = (limit - begin - times.download - times.upload) / times.compute
         share = np.nan_to_num((share - extra) / (1 - np.asarray(extra)))

@@ -317,7 +317,7 @@ def test_a_budget_of_steps_counts_short_batches():
 
 @pytest.mark.parametrize("name", ["fedavg", "apfl", "pfedme", "per_fedavg", "fedrod", "ditto", "fedala"])
 def test_a_deadline_cuts_the_steps_that_are_taken(name, tmp_path):
-    """20 samples, five steps of 4; per gradient a step takes 8 ms, so that 40 ms leave 5 of fedavg's and fewer of others'."""
+    """20 samples, five steps of 4. A gradient takes 8 ms, so 40 ms suffice for five of FedAvg's steps."""
     gradients = {"apfl": 2, "ditto": 2, "per_fedavg": 2, "pfedme": 5}.get(name, 1)
     client = {"name": registry.lookup("strategy", name).client, "epochs": 1, "batch": 4, "lr": 0.01}
     system = {"devices": {"name": "identical", "ms_per_sample": 2}}

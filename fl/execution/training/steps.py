@@ -5,10 +5,10 @@
     for batch in steps:
         descent.step(steps.gradient(params))
 
-A method may take several gradients at one batch, at any parameters. The masks of the Dropout layers are drawn once for each
-batch, and all gradients at that batch use them. `index` is the address of the shuffles, augmentations and masks within the
-round; index 0 is FedAvg's, so a method that takes FedAvg's steps has FedAvg's bits. A method that draws more batches gives
-them other indices.
+A method may take several gradients at one batch, at any parameters. The masks of the Dropout layers are drawn once for
+each batch, and all gradients at that batch use them. `index` is the address of the shuffles, augmentations and masks
+within the round; index 0 is FedAvg's, so a method that takes FedAvg's steps has FedAvg's bits. A method that draws more
+batches gives them other indices.
 """
 
 from __future__ import annotations
