@@ -41,5 +41,8 @@ class Ditto(LocalTraining):
         beside = replace(ctx, received={"model": own, "anchor": received}, state=None)
         return Reply(shared.update, super().work(name, beside, carry).state)
 
+    def gradients_per_step(self) -> int:
+        return 2
+
     def predictor(self, ctx):
         return ctx.net(ctx.received["model"] if ctx.state is None else ctx.state)

@@ -35,6 +35,9 @@ class FedDPALoRA(LoRA):
         change = super().work(name, own, carry).update.groups["model"]
         return Reply(shared.update, own.received["model"] + change)
 
+    def gradients_per_step(self) -> int:
+        return 2
+
     def predictor(self, ctx):
         return super().predictor(ctx if ctx.state is None else self.private(ctx))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,16 @@ class FedEWC(LocalTraining):
         if past is None or not at.config["lam"]:
             return grad
         return grad + spring(params, past["fisher"].select(trains), past["pull"].select(trains), at.config["lam"])
+
+    def workload(
+        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if name == "fisher":  # one gradient for each sample, and no step
+            return np.zeros_like(sizes), sizes
+        return super().workload(sizes, round_, rounds, name)
+
+    def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
+        return sizes if name == "fisher" else np.zeros_like(sizes)
 
     def work(self, name, ctx, carry):
         if name == "fisher":

@@ -3,22 +3,27 @@
     w <- w - beta (I - alpha H(w)) grad f(w - alpha grad f(w; D); D'),    H the Hessian on D''
 
 Fallah, Mokhtari, Ozdaglar 2020, arXiv:2002.07948, Algorithm 1. fo drops H; hf takes H g as (grad f(w + delta g) - grad f(w - delta g)) / (2 delta),
-on D''. The three batches come from three shuffles. Predicts after one step of alpha on all of the client's training data. `optimiser` takes the
-outer step. Neutral: alpha=0 is FedAvg.
+on D''. The three batches come from three shuffles, each with Dropout masks of its own. Predicts after one step of alpha
+on all of the client's training data, in evaluation mode. `optimiser` takes the outer step. Neutral: alpha=0 is FedAvg,
+to the bit in a loop.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from clients.personal import Personal, Steps
-from fl.method.client import Reply
+from torch import Tensor
+
+from clients.personal import Personal
+from fl.execution.training.steps import Descent, LocalSteps
+from fl.method.client import ClientContext, Reply
 from fl.method.messages import Update
 from fl.registry import register
 from fl.tensors.params import Params, zeros_like
+from fl.tensors.trees import Tree
 
 BLOCK = 256  # samples per forward pass of the step before predicting
 
@@ -31,11 +36,19 @@ def hessian_free(gradient: Callable[[Params], Params], w: Params, g: Params, del
 @register("client", "per_fedavg")
 @dataclass(frozen=True, kw_only=True)
 class PerFedAvg(Personal):
+    """Local training towards a model that one step of each client makes good.
+
+    Args:
+        alpha: learning rate of that one step, at least 0. 0 is FedAvg.
+        kind: `fo` leaves the Hessian out, `hf` takes its product with the gradient from a difference of two gradients.
+        delta: distance of the two gradients of `hf`, positive.
+    """
+
     alpha: float = 0.01
     kind: Literal["fo", "hf"] = "fo"
     delta: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind not in ("fo", "hf"):
             raise ValueError(f"kind: {self.kind!r} is not one of ['fo', 'hf']")
@@ -46,26 +59,30 @@ class PerFedAvg(Personal):
         if self.alpha == 0:
             logging.getLogger(__name__).warning("client: per_fedavg with alpha=0 is FedAvg")
 
-    def work(self, name, ctx, carry):
-        steps, received = Steps(self, ctx), ctx.received["model"]
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        outer, inner, third = (LocalSteps(self, ctx, index=index) for index in range(3))
+        received = ctx.received["model"]
         w = received.clone()
-        memory = steps.memory(w)
-        for outer, inner, third in zip(*(steps.batches(index) for index in range(3))):
-            tried = w - self.alpha * steps.gradient(w, inner)[0] if self.alpha else w
-            step, losses = steps.gradient(tried, outer)
-            steps.note(losses)
+        descent = Descent(outer.phase, w)
+        for _ in zip(outer, inner, third):
+            tried = w - self.alpha * inner.gradient(w) if self.alpha else w
+            step = outer.gradient(tried)
             if self.kind == "hf" and self.alpha:
-                curved = hessian_free(lambda p, batch=third: steps.gradient(p, batch)[0], w, step, self.delta)
-                step = step - self.alpha * curved
-            memory.descend(w, step)
-        return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss}))
+                step = step - self.alpha * hessian_free(third.gradient, w, step, self.delta)
+            descent.step(step)
+        return Reply(Update({"model": w - received}, len(ctx.train), {"loss": outer.loss}))
 
-    def predictor(self, ctx):
+    def gradients_per_step(self) -> int:
+        if not self.alpha:
+            return 1
+        return 2 if self.kind == "fo" else 4
+
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         received, n = ctx.received["model"], len(ctx.train)
         if not n or not self.alpha:
             return ctx.net(received)
-        steps, total = Steps(self, ctx), zeros_like(received)
-        for a in range(0, n, BLOCK):
-            batch = ctx.train.take(slice(a, a + BLOCK))
-            total = total + len(batch["x"]) / n * steps.gradient(received, batch)[0]
+        blocks = (ctx.train.take(slice(a, a + BLOCK)) for a in range(0, n, BLOCK))
+        steps, total = LocalSteps(self, replace(ctx, limit=None), batches=blocks, training=False), zeros_like(received)
+        for batch in steps:
+            total = total + len(batch["x"]) / n * steps.gradient(received)
         return ctx.net(received - self.alpha * total)

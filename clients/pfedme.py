@@ -4,19 +4,25 @@
 
 Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1. Keeps and predicts with theta; a client that has none yet predicts with what it received.
 As in the authors' program theta begins at the received model and goes on from batch to batch; the paper's lam 15, K 5, eta .005 are the defaults.
-Differs from the paper: the step on w is the plain one, `optimiser` takes the inner ones.
+All inner steps at a batch see the same Dropout masks. Differs from the paper: the step on w is the plain one,
+`optimiser` takes the inner ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from clients.personal import Personal, Steps
-from fl.method.client import Reply
+from torch import Tensor
+
+from clients.personal import Personal
+from fl.execution.training.steps import Descent, LocalSteps
+from fl.method.client import ClientContext, Reply
 from fl.method.messages import Update
 from fl.method.optimiser import LRSchedule
 from fl.registry import register
 from fl.tensors.params import Params
+from fl.tensors.trees import Tree
 
 
 def envelope_step(w: Params, theta: Params, eta: float, lam: float) -> Params:
@@ -27,12 +33,21 @@ def envelope_step(w: Params, theta: Params, eta: float, lam: float) -> Params:
 @register("client", "pfedme")
 @dataclass(frozen=True, kw_only=True)
 class PFedMe(Personal):
+    """A personal model near the shared one, found by inner steps on each batch.
+
+    Args:
+        lam: weight of the squared distance to the shared model, positive.
+        inner_steps: steps on the personal model for each batch.
+        inner_lr: learning rate of the inner steps; `inner_lr` times `lam` is less than 2.
+        lr: learning rate of the shared model, a number or a schedule.
+    """
+
     lam: float = 15.0
     inner_steps: int = 5
     inner_lr: float = 0.01
     lr: float | LRSchedule = 0.005
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("lam", "inner_steps", "inner_lr"):
             if getattr(self, name) <= 0:
@@ -42,19 +57,18 @@ class PFedMe(Personal):
                 f"inner_lr: {self.inner_lr} times lam {self.lam} is 2 or more, which diverges; take a smaller one"
             )
 
-    def work(self, name, ctx, carry):
-        steps, received = Steps(self, ctx), ctx.received["model"]
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        steps, received = LocalSteps(self, ctx), ctx.received["model"]
         w, theta = received, received.clone()
-        memory = steps.memory(theta)
-        memory.phase = memory.phase.at_rate(self.inner_lr, ctx.round, ctx.rounds)
-        for t, batch in enumerate(steps.batches()):
-            for k in range(self.inner_steps):
-                gradient, losses = steps.gradient(theta, batch)
-                if k == 0:
-                    steps.note(losses)
-                memory.descend(theta, gradient + self.lam * (theta - w))
+        inner = Descent(steps.phase.at_rate(self.inner_lr, ctx.round, ctx.rounds), theta)
+        for t, _ in enumerate(steps):
+            for _ in range(self.inner_steps):
+                inner.step(steps.gradient(theta) + self.lam * (theta - w))
             w = envelope_step(w, theta, steps.phase.rate(t), self.lam)
         return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss}), theta)
 
-    def predictor(self, ctx):
+    def gradients_per_step(self) -> int:
+        return self.inner_steps
+
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         return ctx.net(ctx.received["model"] if ctx.state is None else ctx.state)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fl.method.client import ClientContext, LocalTraining, Reply, View
 from fl.registry import register
 from fl.tensors import random
@@ -17,9 +19,15 @@ from fl.tensors import random
 @register("client", "reptile")
 @dataclass(frozen=True, kw_only=True)
 class Reptile(LocalTraining):
+    """Local training on some of the client's samples.
+
+    Args:
+        samples: number of training samples that a client draws for a round. Default: all.
+    """
+
     samples: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples: {self.samples} is not at least 1")
@@ -34,6 +42,12 @@ class Reptile(LocalTraining):
     def peak(self, ctx: ClientContext) -> int:
         """Samples held at once."""
         return len(ctx.train)
+
+    def workload(
+        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        gathered = sizes if self.samples is None else np.minimum(sizes, self.samples)
+        return super().workload(gathered, round_, rounds, name)
 
     def work(self, name, ctx, carry):
         ctx = self.gathered(ctx)

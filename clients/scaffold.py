@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 
 from fl.method.client import LocalTraining
@@ -34,6 +35,9 @@ class Scaffold(LocalTraining):
 
     def first_state(self, given):
         return zeros_like(given.received["control"])
+
+    def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
+        return sizes if self.option == 1 else np.zeros_like(sizes)
 
     def gradient(self, grad, params, at):
         trains = at.phase.trains

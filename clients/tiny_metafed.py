@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from clients.sgd import LocalSGD
 from clients.tiny_reptile import TinyReptile
 from fl.communication.codecs.top_k import keep_largest
@@ -27,13 +29,21 @@ from fl.tensors.params import Params, join
 @register("client", "tiny_metafed")
 @dataclass(frozen=True, kw_only=True)
 class TinyMetaFed(TinyReptile):
+    """TinyReptile on the global part of the model, over a local part that each client rebuilds from few samples.
+
+    Args:
+        rebuild: number of samples that the local part is rebuilt from.
+        rebuild_steps: full-batch steps of the rebuilding.
+        rebuild_lr: learning rate of the rebuilding. Default: `lr` of the round.
+    """
+
     rebuild: int = 8
     rebuild_steps: int = 8
-    rebuild_lr: float | None = None  # default: lr of the round
+    rebuild_lr: float | None = None
 
     receives: ClassVar[tuple[str, ...]] = ("model", "learnt", "share")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("rebuild", "rebuild_steps"):
             if getattr(self, name) < 1:
@@ -52,10 +62,20 @@ class TinyMetaFed(TinyReptile):
         lr = self.phases(ctx.round, ctx.rounds)[0].lr if self.rebuild_lr is None else self.rebuild_lr
         trainer = LocalSGD(batch="full", steps=self.rebuild_steps, lr=lr, clip=self.clip, trains=local)
         few = View(ctx.train.arrays, ctx.train.rows[: self.rebuild])
-        return (
-            model
-            + trainer.work("train", replace(ctx, received={"model": model}, train=few), None).update.groups["model"]
-        )
+        whole = replace(ctx, received={"model": model}, train=few, limit=None)  # a deadline cuts the online steps
+        return model + trainer.work("train", whole, None).update.groups["model"]
+
+    def workload(
+        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Local steps are those of the global part; a deadline leaves the rebuilding whole."""
+        rebuilding = self.extra_samples(sizes, round_, rounds, name)
+        online = (sizes if self.samples is None else np.minimum(sizes, self.samples)) - rebuilding // self.rebuild_steps
+        return online, online + rebuilding
+
+    def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
+        drawn = sizes if self.samples is None else np.minimum(sizes, self.samples)
+        return self.rebuild_steps * np.minimum(drawn, self.rebuild)
 
     def work(self, name, ctx, carry):
         learnt = ctx.config["learnt"]

@@ -33,19 +33,22 @@ class UnknownName(ValueError):
 
 
 class ClientError(RuntimeError):
-    """A client's work failed.
+    """A client's work or an evaluation failed.
 
     Args:
-        clients: ids of the clients that were handled together, (n,).
+        clients: ids of the clients that were handled together, (n,), or in words which data was evaluated.
         round_: the round, from 0.
         stage: what they were doing: broadcast, train, encode, reduce, evaluate, ...
         detail: the original error and its traceback.
     """
 
-    def __init__(self, clients: np.ndarray, round_: int, stage: str, detail: str):
-        who = f"client {clients[0]}" if len(clients) == 1 else f"one of the clients {list(map(int, clients))}"
+    def __init__(self, clients: np.ndarray | str, round_: int, stage: str, detail: str):
+        if isinstance(clients, str):
+            who = clients
+        else:
+            who = f"client {clients[0]}" if len(clients) == 1 else f"one of the clients {list(map(int, clients))}"
         super().__init__(f"{who}, round {round_}, stage {stage!r}: {detail}")
         self.arguments = (clients, round_, stage, detail)
 
-    def __reduce__(self) -> tuple[type[ClientError], tuple[np.ndarray, int, str, str]]:
+    def __reduce__(self) -> tuple[type[ClientError], tuple[np.ndarray | str, int, str, str]]:
         return ClientError, self.arguments

@@ -327,6 +327,22 @@ def test_an_error_names_client_round_and_stage(play):
         play(strategy="fedavg", client=toy("Constant", fails=[3], how="nan"))
 
 
+@pytest.mark.parametrize(
+    "stage, who",
+    [
+        ("received", r"block 0 of the server's data, round 0, stage 'evaluate/received'"),
+        ("trained", r"client 3, round 0, stage 'evaluate/trained'"),
+        ("adapted", r"client 3, round 0, stage 'evaluate/adapted'"),
+    ],
+)
+def test_an_error_in_an_evaluation_names_its_place(play, stage, who):
+    client = toy("FailsToPredict", fails=[-1 if stage == "received" else 3])
+    evaluation = {"stage": stage} | ({"adapt": client} if stage == "adapted" else {})
+    digits = {"data": "digits", "partition": {"name": "iid", "clients": 6}}  # with a test set of the server's
+    with pytest.raises(ClientError, match=who + ": RuntimeError: out of memory"):
+        play(strategy="fedavg", client=client, splits={"test": 0.3}, evaluation=evaluation, **digits)
+
+
 @pytest.mark.parametrize("how", ["raise", "nan"])
 def test_a_client_that_fails_is_dropped(play, how):
     run = play(

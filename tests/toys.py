@@ -205,6 +205,18 @@ class Constant(ClientAlgorithm):
         return Reply(Update(groups, len(ctx.train), {"loss": value}), {"visits": visits + 1, "round": ctx.round})
 
 
+@dataclass(frozen=True, kw_only=True)
+class FailsToPredict(LocalTraining):
+    """Trains, but the clients in `fails` cannot predict; -1 is the server."""
+
+    fails: tuple[int, ...] = ()
+
+    def predictor(self, ctx):
+        if ctx.client in self.fails:
+            raise RuntimeError("out of memory")
+        return super().predictor(ctx)
+
+
 def median(rows, weights):
     return rows.median(0).values
 

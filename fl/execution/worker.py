@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from fl.execution.training.device import Device
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.layout import laid_out
-from fl.execution.training.loop import overrides
+from fl.execution.training.loop import overrides, train
 from fl.execution.training.plan import Plan
 from fl.execution.workers.process import configure_process
 from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
@@ -405,12 +406,15 @@ class ExchangeWorker:
         except Exception as error:
             clients = self.dispatch.cohort[positions]
             if self.job.on_error == "raise":
-                detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-                raise ClientError(clients, self.dispatch.round, self.stage, detail) from None
+                raise self._error(clients, error) from None
             if not quiet:
                 self.errors.append(f"client {clients[0]}, stage {self.stage!r}: {type(error).__name__}: {error}")
                 self._drop(positions)
             return False
+
+    def _error(self, who: np.ndarray | str, error: Exception) -> ClientError:
+        detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        return ClientError(who, self.dispatch.round, self.stage, detail)
 
     def _drop(self, positions: np.ndarray) -> None:
         self.columns.add(positions, {"dropped": True})
@@ -542,6 +546,7 @@ class ExchangeWorker:
             augment=job.augment,
             micro_batch=job.micro_batch,
             graphs=job.graphs,
+            training_loop=train,
             **views,
         )
 
@@ -755,18 +760,31 @@ class ExchangeWorker:
             and d.broadcast.uniform
             and not self.worker.apart
         ):
-            rows = [self.partition.view_rows(int(c), d.split) for c in clients]
-            net = self._context(int(clients[0]), self.received, {}, None).net(self.received["model"])
-            self._measure(positions, net, rows, self.job.arrays)
+            with self._evaluating(clients):
+                rows = [self.partition.view_rows(int(c), d.split) for c in clients]
+                net = self._context(int(clients[0]), self.received, {}, None).net(self.received["model"])
+                self._measure(positions, net, rows, self.job.arrays)
             return
         for position, client in zip(positions, clients):
-            received, config = self.receive(None, int(client))
-            ctx = self._context(int(client), received, config, self.worker.states.read(d.states[position]))
-            net = self._predictor(ctx)
-            rows, arrays = (
-                (getattr(ctx, d.split).rows, self.job.arrays) if d.rows is None else (d.rows, self.job.server_arrays)
-            )
-            self._measure(position[None], net, [rows], arrays)
+            with self._evaluating(np.array([client])):
+                received, config = self.receive(None, int(client))
+                ctx = self._context(int(client), received, config, self.worker.states.read(d.states[position]))
+                net = self._predictor(ctx)
+                rows, arrays = (
+                    (getattr(ctx, d.split).rows, self.job.arrays)
+                    if d.rows is None
+                    else (d.rows, self.job.server_arrays)
+                )
+                self._measure(position[None], net, [rows], arrays)
+
+    @contextmanager
+    def _evaluating(self, who: np.ndarray | str) -> Iterator[None]:
+        """Errors name the clients or the data, the round and the model's stage."""
+        self.stage = f"evaluate/{self.dispatch.work}"
+        try:
+            yield
+        except Exception as error:
+            raise self._error(who, error) from None
 
     def _predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """What a client predicts with at the stage that the evaluation asks for."""
@@ -785,10 +803,11 @@ class ExchangeWorker:
         rows = self.dispatch.rows
         blocks = [rows[k * EVALUATION_BLOCK : (k + 1) * EVALUATION_BLOCK] for k in self.dispatch.cohort[positions]]
         config = self.dispatch.broadcast.config
-        config = config(NOBODY) if callable(config) else config
-        with self.device.computing():
-            net = self.job.algorithm.predictor(self._context(NOBODY, self.received, config, None))
-        self._measure(positions, net, blocks, self.job.server_arrays)
+        with self._evaluating(f"block {', '.join(map(str, self.dispatch.cohort[positions]))} of the server's data"):
+            config = config(NOBODY) if callable(config) else config
+            with self.device.computing():
+                net = self.job.algorithm.predictor(self._context(NOBODY, self.received, config, None))
+            self._measure(positions, net, blocks, self.job.server_arrays)
 
     def _measure(
         self,

@@ -81,7 +81,8 @@ class ClientContext:
     augment: tuple[Augment, ...] = ()  # what changes training batches at random
     micro_batch: int | None = None  # samples that pass through the model at once, as the plan has it
     graphs: bool = False  # whether gradients are CUDA graphs
-    limit: int | None = None  # the most local steps that count, where a deadline leaves no time for all
+    limit: int | None = None  # maximum number of local steps; set when a deadline cuts training short
+    training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None  # the engine's, of `LocalTraining`
 
     def net(self, params: Params) -> Callable[[Tensor], Tensor]:
         """The model under `params` (what they lack is as it was initially), for predictions: x -> outputs."""
@@ -117,9 +118,19 @@ class ClientAlgorithm:
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         raise NotImplementedError
 
-    def workload(self, sizes: np.ndarray, round_: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-        """(local steps, samples gone through) of clients with so many training samples, (n,) each: what virtual time is made of."""
+    def workload(
+        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(local steps, samples) of clients with `sizes` (n,) training samples in the work `name`, (n,) each.
+
+        Virtual time is made of them. A sample counts once for each gradient, that is each time it passes forward and
+        backward; forward passes alone are not counted.
+        """
         return np.ones_like(sizes), sizes
+
+    def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
+        """(n,): those of the samples in `workload` that belong to no local step; a deadline does not cut them."""
+        return np.zeros_like(sizes)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """What this client predicts with, x -> outputs: the received model, unless it keeps something of its own.
@@ -168,6 +179,14 @@ class Phase:
             return np.where(n > 0, self.steps, 0)
         size = np.maximum(n, 1) if self.batch == "full" else self.batch
         return self.epochs * -(-n // size)
+
+    def num_samples(self, n: np.ndarray) -> np.ndarray:
+        """Samples in all batches of clients with n samples; the last batch of an epoch may be short."""
+        if self.steps is None:
+            return self.epochs * n
+        size = np.maximum(n, 1) if self.batch == "full" else self.batch
+        epochs, rest = np.divmod(self.num_steps(n), np.maximum(-(-n // size), 1))
+        return epochs * n + np.minimum(rest * size, n)
 
     def rate(self, t: int) -> float:
         """Of step t, from 0."""
@@ -232,7 +251,7 @@ class LocalTraining(ClientAlgorithm):
     clip: float | None = None
     trains: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch", "clip"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and value <= 0:
@@ -270,18 +289,25 @@ class LocalTraining(ClientAlgorithm):
 
     # -- what the engine provides --------------------------------------------------------------------------------
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        from fl.execution.training.loop import train
+        """The engine's training loop over the hooks above."""
+        if ctx.training_loop is None:
+            raise ValueError(
+                "training_loop: this context has none; make it with training_loop=fl.execution.training.loop.train"
+            )
+        return ctx.training_loop(self, ctx)
 
-        return train(self, ctx)
+    def gradients_per_step(self) -> int:
+        """Gradients that a local step takes of its batch, for `workload`."""
+        return 1
 
-    def workload(self, sizes: np.ndarray, round_: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    def workload(
+        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The steps and samples of all phases, times `gradients_per_step`, and `extra_samples`."""
         steps, samples = np.zeros_like(sizes), np.zeros_like(sizes)
         for phase in self.phases(round_, rounds):
-            of_phase = phase.num_steps(sizes)
-            steps += of_phase
-            batch = sizes if phase.batch == "full" else np.minimum(phase.batch, sizes)
-            samples += sizes * phase.epochs if phase.steps is None else of_phase * batch
-        return steps, samples
+            steps, samples = steps + phase.num_steps(sizes), samples + phase.num_samples(sizes)
+        return steps, samples * self.gradients_per_step() + self.extra_samples(sizes, round_, rounds, name)
 
     def given(self, ctx: ClientContext) -> TrainingInputs:
         """What one client's training is given, a new client's first state included."""

@@ -6,9 +6,11 @@ bind(module, params, initial)       the module's tensors become views of `params
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fl.models.nn import statistics
 from fl.tensors.params import NOTHING, Params
@@ -37,7 +39,9 @@ class Initial:
         return Initial(trained, Params.of({**frozen, **buffers}))
 
 
-def bind(module: torch.nn.Module, params: Params, initial: Initial, trained: Params | None = None) -> None:
+def bind(
+    module: torch.nn.Module, params: Params, initial: Initial, trained: Mapping[str, Tensor] | None = None
+) -> None:
     """Make the module's tensors views: of `trained` (requiring gradients), else of `params`, else of the initial ones."""
     trained = NOTHING if trained is None else trained
     sources = (trained, params, initial.trained, initial.frozen)

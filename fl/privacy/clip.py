@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fl.method.transform import Transform
+from fl.method.transform import Transform, TransformContext
 from fl.registry import register
-from fl.tensors.params import Params, norm
+from fl.tensors.params import Params, clipped
+from fl.tensors.trees import Tree
 
 
 @register("transform", "clip")
@@ -23,21 +25,21 @@ class Clip(Transform):
     group: str = "model"
     side: Literal["client", "server"] = "client"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.bound > 0:
             raise ValueError(f"bound: {self.bound} is not positive")
         if self.side not in ("client", "server"):
             raise ValueError(f"side: {self.side!r} is not one of ['client', 'server']")
 
-    def client(self, groups, ctx):
+    def client(self, groups: Mapping[str, Tree], ctx: TransformContext) -> Mapping[str, Tree]:
         return self._clipped(groups) if self.side == "client" else groups
 
-    def server(self, groups, ctx):
+    def server(self, groups: Mapping[str, Tree], ctx: TransformContext) -> Mapping[str, Tree]:
         return self._clipped(groups) if self.side == "server" else groups
 
-    def _clipped(self, groups):
+    def _clipped(self, groups: Mapping[str, Tree]) -> Mapping[str, Tree]:
         update = groups.get(self.group)
         if not isinstance(update, Params):
             known = [name for name, tree in groups.items() if isinstance(tree, Params)]
             raise ValueError(f"group: {self.group!r} is not one of the update's groups of parameters, {known}")
-        return {**groups, self.group: update * (self.bound / norm(update).clamp(min=self.bound))}
+        return {**groups, self.group: clipped(update, self.bound)}

@@ -101,7 +101,7 @@ class AsynchronousRunner(ExchangeRunner):
                 expected_upload_bytes(config, request),
             )
         clients = np.arange(self.run_setup.trainable)
-        _, samples = config.client.workload(sizes, round_, config.rounds)
+        _, samples = config.client.workload(sizes, round_, config.rounds, request.work)
         times = replace(world, jitter=0.0).times(
             clients, samples, *self.nbytes, flops_per_sample=self.run_setup.flops_per_sample
         )

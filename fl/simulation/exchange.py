@@ -162,10 +162,11 @@ class ExchangeRunner:
             down[position] += sum(_most(transmit(config.down, tree)[1].encoded_bytes) for tree in own.values())
         for name in filter(self._difference, broadcast.shared):
             down += _most(transmit(config.down, broadcast.shared[name])[1].encoded_bytes)
-        steps, samples = config.client.workload(self.sizes[cohort], self.round, config.rounds)
+        about = self.sizes[cohort], self.round, config.rounds, exchange.work
+        (steps, samples), extra = config.client.workload(*about), config.client.extra_samples(*about)
         up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
         number, flops = self._number(self.index), run_setup.flops_per_sample
-        trip = RoundTrip(config.server, self.world, self.now, number, cohort, steps, samples, down, flops)
+        trip = RoundTrip(config.server, self.world, self.now, number, cohort, steps, samples, down, flops, extra)
         return trip.uploading(np.full(len(cohort), up))
 
     def _passed(self, trip: RoundTrip, taken: np.ndarray, done: DispatchResult) -> None:

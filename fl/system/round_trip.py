@@ -13,8 +13,8 @@ from fl.system.simulated_system import LEGS, SimulatedSystem
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Columns are (n,), as `cohort` is ordered: full local `steps`, `samples` gone through, bytes `down` and, once they are known
-    (`uploading`), `up`."""
+    """Columns are (n,), as `cohort` is ordered: full local `steps`, `samples` of all gradients, `extra` of them outside
+    the steps, bytes `down` and, once they are known (`uploading`), `up`."""
 
     schedule: Synchronous
     world: SimulatedSystem
@@ -25,13 +25,22 @@ class RoundTrip:
     samples: np.ndarray
     down: np.ndarray
     flops_per_sample: float = math.nan
+    extra: np.ndarray | int = 0
     round: RoundTiming | None = None
 
     def uploading(self, up: np.ndarray) -> RoundTrip:
         """With what follows from the bytes (n,) that each sends."""
         times = self.world.times(self.cohort, self.samples, self.down, up, self.dispatch, self.flops_per_sample)
-        settings = {"start": self.start, "dispatch": self.dispatch, "steps": self.steps}
-        return replace(self, round=self.schedule.round(self.world, self.cohort, times, **settings))
+        played = self.schedule.round(
+            self.world,
+            self.cohort,
+            times,
+            start=self.start,
+            dispatch=self.dispatch,
+            steps=self.steps,
+            extra=self.extra / np.maximum(self.samples, 1),
+        )
+        return replace(self, round=played)
 
     def takes(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(who trains, the most local steps of each if some have no time for all)."""

@@ -65,7 +65,8 @@ class Synchronous(ServerMode):
     """One cohort after another.
 
     deadline_seconds: who has not arrived by then is left out.    needed: the first so many to arrive are the sum, the cohort being
-    over-selected.    partial: who would be late does as many of its local steps as fit, at least one.
+    over-selected.    partial: who would be late does as many of its local steps as fit, at least one; each step
+    takes the same time, and what a client computes outside its steps is done in full.
     Neutral: none of them; everybody who does not drop out is in the sum.
     """
 
@@ -73,7 +74,7 @@ class Synchronous(ServerMode):
     needed: int | None = None
     partial: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.deadline_seconds is not None and not 0 < self.deadline_seconds < math.inf:
             raise ValueError(f"deadline_seconds: {self.deadline_seconds} is not a positive number")
         if self.needed is not None and self.needed < 1:
@@ -94,6 +95,7 @@ class Synchronous(ServerMode):
         start: float = 0.0,
         dispatch: int = 0,
         steps: int | np.ndarray = 1,
+        extra: float | np.ndarray = 0.0,
     ) -> RoundTiming:
         """The round of a cohort in a world: its drop-outs, and who is there when."""
         ready = world.presence.ready(clients, start)
@@ -105,6 +107,7 @@ class Synchronous(ServerMode):
             times,
             start=start,
             steps=steps,
+            extra=extra,
             completes=world.completes(clients, dispatch),
             ready=ready,
             away=away,
@@ -117,11 +120,13 @@ class Synchronous(ServerMode):
         *,
         start: float = 0.0,
         steps: int | np.ndarray = 1,
+        extra: float | np.ndarray = 0.0,
         completes: np.ndarray | None = None,
         ready: np.ndarray | None = None,
         away: np.ndarray | None = None,
     ) -> RoundTiming:
-        """clients (n,) distinct ids; steps (n,): each one's full work; completes (n,): the share of its trip after which it drops
+        """clients (n,) distinct ids; steps (n,): each one's full work; extra (n,): the share of the compute time that
+        belongs to no step, the rest is divided evenly among the steps; completes (n,): the share of its trip after which it drops
         out, 1 if it does not; ready, away (n,): when it is there to begin, when it goes."""
         clients = np.asarray(clients)
         n, limit = len(clients), math.inf if self.deadline_seconds is None else start + self.deadline_seconds
@@ -129,9 +134,9 @@ class Synchronous(ServerMode):
         begin = np.full(n, float(start)) if ready is None else np.maximum(ready, start)
         comes = begin < math.inf
         begin = np.where(comes, begin, start)
-        steps = fitting(times, full, begin, limit) if self.partial else full
+        steps = fitting(times, full, begin, limit, extra) if self.partial else full
         sits = (steps == 0) & (full > 0)  # nothing fits, which is known beforehand
-        times = replace(times, compute=times.compute * (steps / np.maximum(full, 1)))
+        times = replace(times, compute=times.compute * _computed(steps, full, extra))
         arrive = begin + times.total
         leave = np.full(n, math.inf) if away is None else np.asarray(away, float)
         leave = np.where(leave < arrive, leave, math.inf)
@@ -169,14 +174,24 @@ class Synchronous(ServerMode):
         )
 
 
-def fitting(times: Times, steps: np.ndarray, begin: np.ndarray, limit: float) -> np.ndarray:
-    """(n,): the most of its `steps` (n,) with which each client that begins at `begin` (n,) arrives by `limit`; 0 if none."""
+def _computed(steps: np.ndarray, full: np.ndarray, extra: float | np.ndarray) -> np.ndarray:
+    """(n,): the share of the full compute time that `steps` of the `full` ones take, and all that is `extra`."""
+    part = extra + (1 - extra) * (steps / np.maximum(full, 1))
+    return np.where(steps < full, np.where(steps > 0, part, 0.0), 1.0)  # who takes no step computes nothing
+
+
+def fitting(
+    times: Times, steps: np.ndarray, begin: np.ndarray, limit: float, extra: float | np.ndarray = 0.0
+) -> np.ndarray:
+    """(n,): the most of its `steps` (n,) with which each client that begins at `begin` (n,) arrives by `limit`; 0 if
+    none. `extra`: see `Synchronous.play`."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.nan_to_num((limit - begin - times.download - times.upload) / times.compute)
+        share = (limit - begin - times.download - times.upload) / times.compute
+        share = np.nan_to_num((share - extra) / (1 - np.asarray(extra)))
     near = np.floor(np.clip(share, 0, 1) * steps).astype(np.int64)
     best = np.zeros(len(steps), np.int64)
     for k in (near - 1, near, near + 1, steps):  # the quotient rounds
         k = np.clip(k, 0, steps)
-        total = times.download + times.compute * (k / np.maximum(steps, 1)) + times.upload
+        total = times.download + times.compute * _computed(k, steps, extra) + times.upload
         best = np.where(begin + total <= limit, np.maximum(best, k), best)
     return best

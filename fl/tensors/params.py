@@ -72,14 +72,15 @@ class Layout:
     def zeros(self, *batch: int) -> Params:
         return Params(self, tuple(torch.zeros(*batch, n, dtype=t) for n, t in zip(self.lengths, self.dtypes)))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[str], Layout], tuple[str]]:
         return Layout.from_spec, (self.spec,)
 
 
 @functools.cache
 def _layout(tensors: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> Layout:
     dtypes = tuple(dict.fromkeys(dtype for _, _, dtype in tensors))
-    lengths, entries, gaps = [0] * len(dtypes), {}, [[] for _ in dtypes]
+    lengths, entries = [0] * len(dtypes), {}
+    gaps: list[list[tuple[int, int]]] = [[] for _ in dtypes]
     for name, shape, dtype in tensors:
         k, numel = dtypes.index(dtype), math.prod(shape)
         step = ALIGNMENT // dtype.itemsize
@@ -320,6 +321,11 @@ def dot(p: Params, q: Params) -> Tensor:
 def norm(p: Params) -> Tensor:
     """Euclidean norm over all tensors: () or (C,)."""
     return torch.sqrt(dot(p, p))
+
+
+def clipped(p: Params, bound: float) -> Params:
+    """`p` scaled down to a norm of at most `bound`, each client by itself: p * min(1, bound / |p|)."""
+    return p * (bound / norm(p).clamp(min=bound))
 
 
 def join(*parts: Params) -> Params:

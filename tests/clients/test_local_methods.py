@@ -12,6 +12,7 @@ from clients.feddyn import FedDyn
 from clients.fedprox import FedProx
 from clients.scaffold import Scaffold
 from clients.sgd import LocalSGD
+from fl.execution.training import loop
 from fl.method.client import ClientContext, View
 from fl.models.binding import Initial
 from fl.tasks.supervised import Regression
@@ -41,6 +42,7 @@ def train(algorithm, state=None, config=None, **received: Params):
         initial=Initial(params(0.0), NOTHING),
         module=nn.Linear(1, 1, bias=False),
         task=Regression(),
+        training_loop=loop.train,
     )
     reply = algorithm.work("train", ctx, None)
     return {name: p["weight"].item() for name, p in reply.update.groups.items()}, reply.state

@@ -12,10 +12,11 @@ import fl
 from fl.config.config import resolve
 from fl.errors import ConfigError
 from fl.execution.training import batched, loop
+from fl.execution.training.steps import LocalSteps
 from fl.execution.worker import BACKENDS
-from fl.method.client import ClientContext, StepContext, View
+from fl.method.client import ClientContext, View
 from fl.method.optimiser import SGD
-from fl.models.binding import Initial, bind
+from fl.models.binding import Initial
 from fl.simulation.setup import set_up_run
 from fl.tensors.params import norm
 from fl.tensors.trees import digest, moved
@@ -101,14 +102,13 @@ def test_the_loop_makes_nothing_elsewhere(job, momentum):
         module=module.train(),
         task=stage.task,
     )
-    given, (phase,) = algorithm.given(ctx), algorithm.phases(0, 1)
     with torch.device("meta"):
         theta = initial.trained.clone()
-        bind(module, theta, initial, theta)
-        at = StepContext(**vars(given), phase=phase, start=theta)
-        loss, seen, steps = loop._run_phase(algorithm, ctx, phase, 0, theta, at, None)
-    assert loss.device.type == theta.device.type == "meta"
-    assert (seen, steps) == (len(views["train"]), -(-len(views["train"]) // 8))
+        steps = LocalSteps(algorithm, ctx)
+        steps.bind(theta)
+        loop._run_phase(steps, theta)
+    assert steps.loss_sum.device.type == theta.device.type == "meta"
+    assert (steps.samples, steps.taken) == (len(views["train"]), -(-len(views["train"]) // 8))
 
 
 def test_pieces_of_a_batch_add_up():
@@ -122,11 +122,12 @@ def test_pieces_of_a_batch_add_up():
         torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-6)
 
 
-def test_half_precision_is_near_and_not_equal():
+@pytest.mark.parametrize("steps", [1, 10])
+def test_half_precision_is_near_and_not_equal(steps):
     """bf16 rounds to 2^-9 of a number; a gradient step through three products is off by a few times that."""
 
     def after_a_step(lr, precision):
-        client = {"steps": 1, "batch": 8, "lr": lr}
+        client = {"steps": steps, "batch": 8, "lr": lr}
         execution = {"executor": "serial", "plan": "loop", "precision": precision}
         return fl.run(CONFIG | {"rounds": 1, "client": client, "execution": execution}).model
 

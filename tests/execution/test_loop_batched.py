@@ -22,6 +22,7 @@ from fl.execution.training import batched
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
+from fl.execution.training.loop import train
 from fl.method.client import ClientContext, Phase, TrainingInputs, View
 from fl.method.optimiser import SGD, Adam, LRSchedule
 from fl.models.binding import Initial, module_params
@@ -111,6 +112,7 @@ def make(module, sizes=SIZES, states=None, received=None, task=Classification(),
                 initial=Initial.of(module),
                 module=copy.deepcopy(module),
                 task=task,
+                training_loop=train,
             )
         )
     return chunk, contexts

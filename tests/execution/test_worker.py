@@ -21,6 +21,7 @@ from fl.data.partition import Partition
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.data.stream import Stage
 from fl.errors import ClientError
+from fl.execution.training.loop import train
 from fl.execution.training.plan import Plan
 from fl.execution.worker import Columns, ExchangeDispatch, Job, Worker
 from fl.method.client import ClientAlgorithm, ClientContext, Reply, View
@@ -107,6 +108,7 @@ def alone(client: int) -> Update:
         initial=Initial.of(MODULE),
         module=copy.deepcopy(MODULE),
         task=Classification(),
+        training_loop=train,
         **views,
     )
     return TRAINING.work("train", ctx, None).update

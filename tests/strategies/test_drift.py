@@ -15,6 +15,7 @@ from clients.feddyn import FedDyn as FedDynClient
 from clients.fedprox import FedProx as FedProxClient
 from clients.scaffold import Scaffold as ScaffoldClient
 from clients.sgd import LocalSGD
+from fl.execution.training import loop
 from fl.method.client import ClientContext, View
 from fl.method.messages import Broadcast
 from fl.method.reduction import Fold, Meta, Product, Reduction
@@ -81,6 +82,7 @@ def federate(strategy, algorithm, rounds: int) -> float:
             initial=Initial.of(module),
             module=module,
             task=Regression(),
+            training_loop=loop.train,
         )
         reply = algorithm.work("train", ctx, None)
         kept[client] = reply.state

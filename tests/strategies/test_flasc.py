@@ -12,6 +12,7 @@ from clients.flasc import FLASC as FLASCClient
 from fl.communication.codec import Identity, transmit
 from fl.communication.codecs.top_k import keep_largest
 from fl.errors import ConfigError
+from fl.execution.training.loop import train
 from fl.method.client import ClientContext, View
 from fl.method.optimiser import SGD, Adam
 from fl.method.reduction import Meta, SparseMean
@@ -120,6 +121,7 @@ def client(up: float, down: float):
     view = View(arrays, np.arange(12))
     received = {"model": keep_largest(w.compact(), down)}
     own = {"config": {"up": up}, "state": None, "initial": Initial.of(module), "module": module, "task": Regression()}
+    own["training_loop"] = train
     ctx = ClientContext(0, 0, 0, 1, 0, received, train=view, val=view, test=view, **own)
     return ctx, w, arrays
 

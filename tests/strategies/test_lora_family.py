@@ -14,6 +14,7 @@ import fl
 from clients.feddpa_lora import FedDPALoRA as FedDPAClient
 from clients.hetlora import HetLoRA as HetLoRAClient
 from clients.lora import LoRA as LoRAClient
+from fl.execution.training.loop import train
 from fl.method.client import ClientContext, TrainingInputs, View
 from fl.method.messages import Broadcast
 from fl.method.reduction import Fold, Meta, Product
@@ -400,6 +401,7 @@ def context(rank=3, state=None, received=None, **config) -> ClientContext:
         initial=initial,
         module=net,
         task=Classification(),
+        training_loop=train,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,13 @@ from clients.fedrep import FedRep
 from clients.local import Local
 from clients.per_fedavg import PerFedAvg
 from clients.sgd import LocalSGD
+from fl import registry
+from fl.execution.training.loop import train
+from fl.execution.training.steps import LocalSteps
 from fl.method.client import ClientContext, View
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
-from fl.models.nn import head_names, norm_names
+from fl.models.nn import Dropout, head_names, norm_names
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
 from strategies.fedbn import FedBN
@@ -56,6 +60,7 @@ def context(module, arrays, task, received, state=None, **more) -> ClientContext
         initial=Initial.of(module),
         module=module,
         task=task,
+        training_loop=train,
     )
 
 
@@ -68,10 +73,11 @@ def quadratic(w: float, state=None) -> ClientContext:
     return context(module, arrays, Regression(), {"model": params(w)}, state)
 
 
-def classifier(**more) -> ClientContext:
+def classifier(noise: float = 0.0, **more) -> ClientContext:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        module = nn.Sequential(nn.Flatten(), nn.Linear(IN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, OUT))
+        hidden = nn.Sequential(nn.Tanh(), Dropout(noise))
+        module = nn.Sequential(nn.Flatten(), nn.Linear(IN, HIDDEN), hidden, nn.Linear(HIDDEN, OUT))
         arrays = {"x": torch.randn(20, IN), "y": torch.randint(OUT - 1, (20,))}  # the last class is absent
     return context(module, arrays, Classification(), {"model": Initial.of(module).trained}, **more)
 
@@ -225,6 +231,108 @@ def test_per_fedavg_without_alpha_is_fedavg_to_the_bit():
     for kind in ("fo", "hf"):
         ours = sent(PerFedAvg(alpha=0.0, kind=kind, **SETTINGS).work("train", ctx, None))
         assert same(ours, sent(LocalSGD(**SETTINGS).work("train", ctx, None)))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [apfl.APFL(alpha=0.0, **SETTINGS), PerFedAvg(alpha=0.0, **SETTINGS), PerFedAvg(alpha=0.0, kind="hf", **SETTINGS)]
+    + [fedala.FedALA(eta=0.0, **SETTINGS), fedrod.FedROD(balance=0.0, **SETTINGS), Ditto(lam=0.0, **SETTINGS)],
+    ids=lambda a: type(a).__name__,
+)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_neutral_settings_are_fedavg_with_dropout_to_the_bit(algorithm, limit):
+    ctx = classifier(noise=0.5, limit=limit)
+    assert same(sent(algorithm.work("train", ctx, None)), sent(LocalSGD(**SETTINGS).work("train", ctx, None)))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [apfl.APFL(**SETTINGS), pfedme.PFedMe(**SETTINGS), PerFedAvg(kind="hf", **SETTINGS), fedrod.FedROD(**SETTINGS)],
+    ids=lambda a: type(a).__name__,
+)
+def test_dropout_changes_what_is_trained_and_is_off_in_predictions(algorithm):
+    ctx, noisy = classifier(), classifier(noise=0.5)
+    reply, other = algorithm.work("train", ctx, None), algorithm.work("train", noisy, None)
+    assert not same(sent(reply), sent(other)) and same(sent(other), sent(algorithm.work("train", noisy, None)))
+    x = ctx.train.take()["x"]
+    outputs = [algorithm.predictor(replace(c, state=reply.state))(x) for c in (ctx, noisy)]
+    assert torch.equal(*outputs)
+
+
+def test_masks_are_drawn_once_for_each_batch():
+    """Two gradients at one batch and the same parameters are equal; at the next batch masks are others."""
+    ctx = classifier(noise=0.5)
+    steps, found = LocalSteps(LocalSGD(batch="full", epochs=2, lr=LR), ctx), []
+    for _ in steps:
+        found.append([steps.gradient(ctx.received["model"]) for _ in range(2)])
+    assert all(same(one, other) for one, other in found) and not same(found[0][0], found[1][0])
+    with_noise_of_another = LocalSteps(LocalSGD(batch="full", lr=LR), ctx, index=1)
+    for _ in with_noise_of_another:
+        assert not same(with_noise_of_another.gradient(ctx.received["model"]), found[0][0])
+
+
+def test_fedala_learns_its_weights_with_dropout():
+    ctx = classifier(noise=0.5)
+    algorithm = fedala.FedALA(first_epochs=2, **SETTINGS)
+    state = algorithm.work("train", ctx, None).state
+    later = replace(ctx, received={"model": 0.5 * ctx.initial.trained}, state=state)
+    one, other = (algorithm.work("train", later, None) for _ in range(2))
+    assert same(sent(one), sent(other)) and not same(one.state["weights"], state["weights"])
+
+
+# -- what is booked ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "algorithm, gradients",
+    [
+        (apfl.APFL(**SETTINGS), 2),
+        (Ditto(**SETTINGS), 2),
+        (pfedme.PFedMe(inner_steps=3, **SETTINGS), 3),
+        (PerFedAvg(**SETTINGS), 2),
+        (PerFedAvg(kind="hf", **SETTINGS), 4),
+        (PerFedAvg(alpha=0.0, **SETTINGS), 1),
+        (fedrod.FedROD(**SETTINGS), 1),
+    ],
+)
+def test_virtual_time_counts_every_gradient(algorithm, gradients):
+    """Clients of 20 and 8 samples, two epochs in batches of 8: 6 and 2 steps over 40 and 16 samples."""
+    steps, samples = algorithm.workload(np.array([20, 8]), 0, 9)
+    assert steps.tolist() == [6, 2] and samples.tolist() == [40 * gradients, 16 * gradients]
+
+
+def test_fedala_books_one_epoch_of_learning():
+    algorithm, sizes = fedala.FedALA(sample=0.8, **SETTINGS), np.array([20, 1, 0])
+    assert algorithm.workload(sizes, 0, 9)[1].tolist() == [40, 2, 0]  # nobody has an old model
+    assert algorithm.workload(sizes, 1, 9)[1].tolist() == [56, 3, 0]
+    assert algorithm.extra_samples(sizes, 1, 9).tolist() == [16, 1, 0]
+    ctx = classifier()
+    own = {**algorithm.work("train", ctx, None).state, "learnt": True}
+    assert sum(len(batch["x"]) for batch in algorithm.sampled(replace(ctx, state=own), 0)) == 16
+
+
+def test_a_budget_of_steps_counts_short_batches():
+    """Five steps in batches of 8 on 20 samples: 8 + 8 + 4 + 8 + 8."""
+    steps, samples = LocalSGD(steps=5, batch=8).workload(np.array([20, 3, 0]), 0, 1)
+    assert steps.tolist() == [5, 5, 0] and samples.tolist() == [36, 15, 0]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "apfl", "pfedme", "per_fedavg", "fedrod", "ditto", "fedala"])
+def test_a_deadline_cuts_the_steps_that_are_taken(name, tmp_path):
+    """20 samples, five steps of 4. A gradient takes 8 ms, so 40 ms suffice for five of FedAvg's steps."""
+    gradients = {"apfl": 2, "ditto": 2, "per_fedavg": 2, "pfedme": 5}.get(name, 1)
+    client = {"name": registry.lookup("strategy", name).client, "epochs": 1, "batch": 4, "lr": 0.01}
+    system = {"devices": {"name": "identical", "ms_per_sample": 2}}
+    config = RUN | {"strategy": name, "rounds": 1, "data": RUN["data"] | {"samples": 20}, "system": system}
+    config |= {
+        "server": {"name": "sync", "deadline_seconds": 0.0405, "partial": True},
+        "cohort": {"name": "fixed", "clients": [1]},
+    }
+    one = fl.run(config | {"client": client}, out=tmp_path / "deadline")
+    fits = 40 // (8 * gradients)
+    table = pq.read_table(tmp_path / "deadline" / "clients.parquet").to_pylist()
+    assert [row["local_steps"] for row in table if row["local_steps"] is not None] == [fits]
+    del config["server"], config["system"]
+    other = fl.run(config | {"client": client | {"steps": fits}}, out=tmp_path / "steps")
+    assert same(one.model, other.model)
 
 
 def test_fedala_by_hand():

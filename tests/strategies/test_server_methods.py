@@ -22,6 +22,7 @@ from clients.moon import Moon as MoonClient
 from clients.moon import contrast
 from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
+from fl.execution.training.loop import train
 from fl.method.client import ClientContext, View
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD, Adam
@@ -100,6 +101,7 @@ def context(module, arrays, task, received, state=None, rows=None, **more) -> Cl
         initial=initial,
         module=module,
         task=task,
+        training_loop=train,
         **settings,
     )
 

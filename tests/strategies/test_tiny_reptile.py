@@ -11,6 +11,7 @@ import fl
 from clients.reptile import Reptile as ReptileClient
 from clients.tiny_metafed import TinyMetaFed as TinyMetaFedClient
 from clients.tiny_reptile import TinyReptile as TinyReptileClient
+from fl.execution.training.loop import train
 from fl.method.client import ClientContext, View
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
@@ -49,6 +50,7 @@ def linear(n=7, **fields):
     arrays = {"x": torch.randn(n, 2), "y": torch.randn(n, 1)}
     view, initial = View(arrays, np.arange(n)), Initial.of(module)
     own = {"config": {}, "state": None, "initial": initial, "module": module, "task": Regression()}
+    own["training_loop"] = train
     ctx = ClientContext(3, 5, 0, 1, 2, {"model": module_params(module)}, train=view, val=view, test=view, **own)
     return replace(ctx, **fields), arrays
 

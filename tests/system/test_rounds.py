@@ -258,3 +258,15 @@ def test_parts_of_the_base_say_what_is_missing():
     with pytest.raises(NotImplementedError):
         Availability().draw(0, 1)
     assert len(System(devices=Identical(ms_per_sample=1)).draw(0, 4)) == 4
+
+
+def test_a_deadline_leaves_the_work_outside_the_steps_whole():
+    """Of 10 s of compute 4 are outside the 6 steps: 8.5 s leave 4 steps and take 8; 4.9 s leave none."""
+    times = Times(np.zeros(2), np.array([10.0, 10.0]), np.zeros(2))
+    settings = {"steps": np.array([6, 6]), "extra": np.array([0.4, 0.4])}
+    enough = Synchronous(deadline_seconds=8.5, partial=True).play(np.array([0, 1]), times, **settings)
+    assert enough.steps.tolist() == [4, 4] and enough.times.compute.tolist() == pytest.approx([8.0, 8.0])
+    short = Synchronous(deadline_seconds=4.9, partial=True).play(np.array([0, 1]), times, **settings)
+    assert not short.included.any() and short.times.compute.tolist() == [0.0, 0.0]
+    whole = Synchronous(deadline_seconds=10.0, partial=True).play(np.array([0, 1]), times, **settings)
+    assert whole.steps.tolist() == [6, 6] and whole.times.compute.tolist() == [10.0, 10.0]

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import Augment, augmented
-from fl.execution.training.loop import GRADIENT_BATCH, clipped, descends_plainly, overrides, workspace
+from fl.execution.training.loop import GRADIENT_BATCH, descends_plainly, overrides
+from fl.execution.training.steps import workspace
 from fl.execution.workers.process import pooled_buffer
 from fl.method.client import LocalTraining, Phase, StepContext, TrainingInputs, TrainingResult, gathered
 from fl.method.messages import Update
@@ -30,7 +31,7 @@ from fl.models.binding import Initial, bind
 from fl.models.nn import DropoutMasks
 from fl.tasks.task import Task
 from fl.tensors import random
-from fl.tensors.params import NOTHING, Params, zeros_like
+from fl.tensors.params import NOTHING, Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, rebuilt, row, stack
 from fl.tracking.profile import timed
 

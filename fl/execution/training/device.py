@@ -63,7 +63,7 @@ class Device:
             if self.kind != "cpu":
                 stack.enter_context(torch.device(self.kind))
             if self.precision == "bf16":
-                stack.enter_context(torch.autocast(self.kind, torch.bfloat16))
+                stack.enter_context(torch.autocast(self.kind, torch.bfloat16, cache_enabled=False))
             yield
 
     def put(self, tree: Tree) -> Tree:

@@ -7,27 +7,16 @@ No optimiser object, no `.item()`, no copy per step; module parameters are views
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Iterable, Iterator
-from functools import partial
-from itertools import islice
-
-import numpy as np
 import torch
-from torch import Tensor
 
-from fl.data.augment import augmented
-from fl.execution.training.graph import place, recorded
+from fl.execution.training.graph import place
+from fl.execution.training.steps import Descent, LocalSteps, workspace
 from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Phase, Reply, StepContext, TrainingResult
 from fl.method.messages import Update
 from fl.method.optimiser import SGD
 from fl.models.binding import bind
-from fl.models.nn import DropoutMasks, statistics
-from fl.tasks.task import Batch
-from fl.tensors import random
-from fl.tensors.params import Layout, Params, match, norm, zeros_like
-from fl.tracking.profile import each
+from fl.models.nn import statistics
+from fl.tensors.params import Params, match, zeros_like
 
 GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
@@ -38,18 +27,18 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     begun = algorithm.start(given)
     local = place(begun) if ctx.graphs else begun.clone()
     loss, seen, steps, lr_sum = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
-    ctx.module.train()
     for index, phase in enumerate(algorithm.phases_of(given, ctx.round, ctx.rounds)):
         theta = _trained(ctx.module, local, phase)
-        bind(ctx.module, local, ctx.initial, theta)
         start = begun if theta is local and index == 0 else theta.clone()
         at = StepContext(**vars(given), phase=phase, start=start)
         left = None if ctx.limit is None else ctx.limit - steps
-        phase_loss, phase_seen, phase_steps = _run_phase(algorithm, ctx, phase, index, theta, at, left)
+        taking = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
+        taking.bind(theta, local)
+        _run_phase(taking, theta)
         if theta is not local:
             local.copy_(theta, names=theta)
-        loss, seen, steps = loss + phase_loss, seen + phase_seen, steps + phase_steps
-        lr_sum += phase.lr_sum(phase_steps)
+        loss, seen, steps = loss + taking.loss_sum, seen + taking.samples, steps + taking.taken
+        lr_sum += phase.lr_sum(taking.taken)
     if ctx.graphs:  # the place is the next client's
         local = local.clone()
 
@@ -81,65 +70,19 @@ def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
     return local.select([name for name in (match(local, phase.trains) if phase.trains else local) if name not in still])
 
 
-def _run_phase(
-    algorithm, ctx: ClientContext, phase: Phase, index: int, theta: Params, at: StepContext, limit: int | None
-):
-    """At most `limit` steps; returns (sum of losses, samples seen, steps)."""
-    leaves = [p for p in ctx.module.parameters() if p.requires_grad]
-    names = [name for name, p in ctx.module.named_parameters() if p.requires_grad]
-    plain, grad = descends_plainly(algorithm, phase), workspace(theta)
-    weights, views = [theta[name] for name in names], [grad[name] for name in names]
-    memory = phase.optimiser.state(theta)
-    hooked = overrides(algorithm, "gradient")
-    noise = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"]) if len(ctx.train) else None
-    source = [ctx.generator(f"dropout/{index}")] if noise and noise.layers else []
-    gradients = partial(_gradients, algorithm, ctx, noise, leaves, at)
-    if ctx.graphs:
-        gradients = recorded(ctx.module, gradients)
-    loss, seen, t = torch.zeros((), dtype=torch.float64), 0, 0
-    for t, batch in enumerate(islice(mini_batches(ctx, phase, index), limit), 1):
-        count = len(batch["x"])
-        masks = [m[0] for m in noise.draw(source, [count])] if source else []
-        losses, grads = gradients(batch, masks)
-        if plain:  # the same numbers as below, without gathering the gradient
-            torch._foreach_add_(weights, grads, alpha=-phase.rate(t - 1))
-        else:
-            torch._foreach_copy_(views, grads)
-            step = algorithm.gradient(grad, theta, at) if hooked else grad
-            if phase.clip is not None:
-                step = clipped(step, phase.clip)
-            phase.optimiser.step(theta, step, memory, phase.rate(t - 1), t - 1)
-        loss += losses
-        seen += count
-    return loss, seen, t
-
-
-def _gradients(
-    algorithm,
-    ctx: ClientContext,
-    noise: DropoutMasks | None,
-    leaves,
-    at: StepContext,
-    batch: Batch,
-    masks: list[Tensor],
-):
-    """(the sum of the losses, the gradient of their mean), `ctx.micro_batch` samples at a time."""
-    count = len(batch["x"])
-    piece = ctx.micro_batch or count
-    if piece >= count:
-        if masks:
-            noise.set(masks)
-        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
-        return losses.detach().sum(), torch.autograd.grad(losses.mean(), leaves)
-    total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
-    for a in range(0, count, piece):
-        if masks:
-            noise.set([mask[a : a + piece] for mask in masks])
-        part = {name: array[a : a + piece] for name, array in batch.items()}
-        losses = algorithm.objective(ctx.module, part, at, ctx.task)
-        torch._foreach_add_(grads, torch.autograd.grad(losses.sum() / count, leaves))
-        total += losses.detach().sum()
-    return total, grads
+def _run_phase(steps: LocalSteps, theta: Params) -> None:
+    """Take all steps of a phase, in place on `theta`, which the module is bound to."""
+    algorithm, phase = steps.algorithm, steps.phase
+    if descends_plainly(algorithm, phase):  # the same numbers as below, without gathering the gradient
+        weights = [theta[name] for name in steps.names]
+        for t, _ in enumerate(steps):
+            torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
+        return
+    grad, descent = workspace(theta), Descent(phase, theta)
+    views, hooked = [grad[name] for name in steps.names], overrides(algorithm, "gradient")
+    for _ in steps:
+        torch._foreach_copy_(views, steps.bound_gradient())
+        descent.step(algorithm.gradient(grad, theta, steps.at) if hooked else grad)
 
 
 def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: StepContext) -> Params:
@@ -154,47 +97,6 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
         torch._foreach_add_(views, torch.autograd.grad(losses.sum(), leaves))
     ctx.module.train()
     return total.mul_(1.0 / max(len(ctx.train), 1))
-
-
-def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[dict[str, torch.Tensor]]:
-    """The samples of each step, augmented."""
-    return each("data", "batch", _mini_batches(ctx, phase, index))
-
-
-def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, torch.Tensor]]:
-    address = (ctx.seed, ctx.client, ctx.participation, index)
-    for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
-        batch = ctx.train.take(positions)
-        if ctx.augment:
-            batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
-        yield batch
-
-
-def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
-    """The positions of each step's batch: a fresh shuffle per epoch, the last batch of an epoch may be short."""
-    size = n if phase.batch == "full" else phase.batch
-    steps = int(phase.num_steps(np.array(n)))
-    per_epoch = -(-n // size) if n else 0
-    for step in range(steps):
-        epoch, k = divmod(step, per_epoch)
-        if k == 0:
-            order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
-        yield order[k * size : (k + 1) * size]
-
-
-def clipped(grad: Params, bound: float) -> Params:
-    """The gradient scaled down to norm at most `bound`, per client."""
-    return grad * (bound / norm(grad).clamp(min=bound))
-
-
-def workspace(theta: Params) -> Params:
-    """Memory for gradients, the same at every call of a thread: they are written anew in each step."""
-    return _workspace(theta.layout, theta.batch, theta.device, threading.get_ident())
-
-
-@functools.lru_cache(maxsize=4)
-def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int) -> Params:
-    return layout.zeros(*batch).to(device)
 
 
 def descends_plainly(algorithm: LocalTraining, phase: Phase) -> bool:

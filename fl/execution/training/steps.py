@@ -1,0 +1,215 @@
+"""The local steps of one client: batches, Dropout masks, gradients and optimiser steps, for every client algorithm.
+
+    steps = LocalSteps(algorithm, ctx)
+    descent = Descent(steps.phase, params)
+    for batch in steps:
+        descent.step(steps.gradient(params))
+
+A method may take several gradients at one batch, at any parameters. The masks of the Dropout layers are drawn once for
+each batch, and all gradients at that batch use them. `index` is the address of the shuffles, augmentations and masks
+within the round; index 0 is FedAvg's, so a method that takes FedAvg's steps has FedAvg's bits. A method that draws more
+batches gives them other indices.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.data.augment import augmented
+from fl.execution.training.graph import Compute, recorded
+from fl.method.client import ClientContext, LocalTraining, Phase, StepContext
+from fl.models.binding import bind
+from fl.models.nn import DropoutMasks, statistics
+from fl.tasks.task import Batch
+from fl.tensors import random
+from fl.tensors.params import Layout, Params, clipped, zeros_like
+from fl.tracking.profile import each
+
+
+class LocalSteps:
+    """The local steps of one client in one phase; iterating gives the batch of each step.
+
+    Args:
+        algorithm: gives the objective.
+        ctx: the client. At most `ctx.limit` steps are taken.
+        phase: optimiser, learning rate, batch size and budget. Default: the algorithm's first phase.
+        index: address of the random draws within the round. 0 is FedAvg's.
+        at: what the objective is called with. Default: the algorithm's own, at the start of training.
+        limit: maximum number of steps. Default: `ctx.limit`.
+        batches: batches to use in place of the phase's.
+        training: False takes gradients in evaluation mode, without Dropout.
+
+    Attributes:
+        batch: the batch of the current step.
+        batch_loss: mean loss of the last gradient, a tensor ().
+        loss_sum: sum of the losses of all samples, of the first gradient at each batch, a tensor () in float64.
+        samples, taken: samples and steps so far.
+    """
+
+    def __init__(
+        self,
+        algorithm: LocalTraining,
+        ctx: ClientContext,
+        *,
+        phase: Phase | None = None,
+        index: int | str = 0,
+        at: StepContext | None = None,
+        limit: int | None = None,
+        batches: Iterable[Batch] | None = None,
+        training: bool = True,
+    ):
+        self.algorithm, self.ctx, self.training = algorithm, ctx, training
+        self.phase = algorithm.phases(ctx.round, ctx.rounds)[0] if phase is None else phase
+        if at is None:
+            given = algorithm.given(ctx)
+            at = StepContext(**vars(given), phase=self.phase, start=algorithm.start(given))
+        self.at = at
+        self.limit = ctx.limit if limit is None else limit
+        self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
+        self.statistics = statistics(ctx.module, "averaged")
+        self.noise: DropoutMasks | None = None
+        if training and len(ctx.train):
+            self.noise = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
+        self.sources = [ctx.generator(f"dropout/{index}")] if self.noise and self.noise.layers else []
+        self.loss_sum, self.samples, self.taken = torch.zeros((), dtype=torch.float64), 0, 0
+        self.batch: Batch = {}
+        self.masks: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        for self.batch in islice(self.batches, self.limit):
+            count = len(self.batch["x"])
+            if self.noise and self.sources:
+                self.masks = [mask[0] for mask in self.noise.draw(self.sources, [count])]
+            self.first, self.samples, self.taken = True, self.samples + count, self.taken + 1
+            yield self.batch
+
+    def bind(self, trained: Params, params: Params | None = None) -> None:
+        """Make the module's tensors views of `trained` and, where it lacks them, of `params`."""
+        ctx = self.ctx
+        descending: Mapping[str, Tensor] = trained
+        if any(name in trained for name in self.statistics):  # they move as the module runs, without a gradient
+            descending = {name: trained[name] for name in trained if name not in self.statistics}
+        bind(ctx.module, trained if params is None else params, ctx.initial, descending)
+        ctx.module.train(self.training)
+        own = {name: p for name, p in ctx.module.named_parameters() if p.requires_grad}
+        self.names = list(own)
+        compute = partial(_gradients, self.algorithm, ctx, self.noise, list(own.values()), self.at)
+        self.compute: Compute = recorded(ctx.module, compute) if ctx.graphs else compute
+
+    def bound_gradient(self) -> tuple[Tensor, ...]:
+        """Gradient of the batch's mean loss at the parameters that are bound, one tensor for each of `names`."""
+        loss, gradient = self.compute(self.batch, self.masks)
+        self.last = loss
+        if self.first:
+            self.loss_sum += loss
+            self.first = False
+        return gradient
+
+    def gradient(self, params: Params) -> Params:
+        """Gradient of the batch's mean loss at `params`."""
+        self.bind(params)
+        packed = zeros_like(params)
+        torch._foreach_copy_([packed[name] for name in self.names], self.bound_gradient())
+        return packed
+
+    @property
+    def batch_loss(self) -> Tensor:
+        return self.last / len(self.batch["x"])
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the samples of all steps; 0 without steps."""
+        return float(self.loss_sum) / max(self.samples, 1)
+
+
+class Descent:
+    """Optimiser steps on one set of parameters, in place: clips the gradient and holds the optimiser's memory.
+
+    Args:
+        phase: optimiser, learning rate and bound of the gradient's norm.
+        params: the parameters.
+    """
+
+    def __init__(self, phase: Phase, params: Params):
+        self.phase, self.params, self.t = phase, params, 0
+        self.memory: dict[str, Any] = phase.optimiser.state(params)
+
+    def step(self, gradient: Params) -> None:
+        phase = self.phase
+        if phase.clip is not None:
+            gradient = clipped(gradient, phase.clip)
+        phase.optimiser.step(self.params, gradient, self.memory, phase.rate(self.t), self.t)
+        self.t += 1
+
+
+def _gradients(
+    algorithm: LocalTraining,
+    ctx: ClientContext,
+    noise: DropoutMasks | None,
+    leaves: list[torch.nn.Parameter],
+    at: StepContext,
+    batch: Mapping[str, Tensor],
+    masks: list[Tensor],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(the sum of the losses, the gradient of their mean), `ctx.micro_batch` samples at a time."""
+    count = len(batch["x"])
+    piece = ctx.micro_batch or count
+    if piece >= count:
+        if noise and masks:
+            noise.set(masks)
+        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        return losses.detach().sum(), torch.autograd.grad(losses.mean(), leaves)
+    total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+    for a in range(0, count, piece):
+        if noise and masks:
+            noise.set([mask[a : a + piece] for mask in masks])
+        part = {name: array[a : a + piece] for name, array in batch.items()}
+        losses = algorithm.objective(ctx.module, part, at, ctx.task)
+        torch._foreach_add_(grads, torch.autograd.grad(losses.sum() / count, leaves))
+        total += losses.detach().sum()
+    return total, tuple(grads)
+
+
+def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch]:
+    """The samples of each step, augmented."""
+    return each("data", "batch", _mini_batches(ctx, phase, index))
+
+
+def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
+    address = (ctx.seed, ctx.client, ctx.participation, index)
+    for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
+        batch = dict(ctx.train.take(positions))
+        if ctx.augment:
+            batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
+        yield batch
+
+
+def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
+    """The positions of each step's batch: a fresh shuffle per epoch, the last batch of an epoch may be short."""
+    size = n if phase.batch == "full" else phase.batch
+    steps = int(phase.num_steps(np.array(n)))
+    per_epoch = -(-n // size) if n else 0
+    for step in range(steps):
+        epoch, k = divmod(step, per_epoch)
+        if k == 0:
+            order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
+        yield order[k * size : (k + 1) * size]
+
+
+def workspace(theta: Params) -> Params:
+    """Memory for gradients, the same at every call of a thread: each step writes all of it."""
+    return _workspace(theta.layout, theta.batch, theta.device, threading.get_ident())
+
+
+@functools.lru_cache(maxsize=4)
+def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int) -> Params:
+    return layout.zeros(*batch).to(device)
