@@ -18,7 +18,7 @@ from fl.execution.training.steps import LocalSteps
 from fl.execution.worker import BACKENDS
 from fl.method.client import ClientContext, View
 from fl.method.optimiser import SGD
-from fl.models.binding import Initial, bind
+from fl.models.binding import Initial
 from fl.simulation.setup import set_up_run
 from fl.tensors.params import norm
 from fl.tensors.trees import digest, moved
