@@ -14,9 +14,9 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _HOMES = {
-    "run": "fl.simulation.simulation",
-    "resume": "fl.simulation.simulation",
-    "Result": "fl.simulation.simulation",
+    "run": "fl.simulation.run",
+    "resume": "fl.simulation.run",
+    "Result": "fl.simulation.result",
     "Params": "fl.tensors.params",
     "Broadcast": "fl.method.messages",
     "Update": "fl.method.messages",

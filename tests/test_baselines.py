@@ -74,7 +74,7 @@ def test_the_same_splits(result):
 
 def test_majority_is_what_counting_says(result):
     from fl.config.config import resolve
-    from fl.simulation.setup import load_data
+    from fl.simulation.build import load_data
 
     dataset, (stage,) = load_data(resolve(CONFIG))
     right = total = 0

@@ -14,7 +14,7 @@ from fl import registry
 from fl.check.check import Bench
 from fl.config.config import Config
 from fl.errors import ConfigError
-from fl.simulation.setup import set_up_run
+from fl.simulation.build import set_up_run
 
 Together = Literal["compiled", "stacked", "flat", "vmap"]
 PLANS: tuple[Together, ...] = get_args(Together)

@@ -27,7 +27,7 @@ from fl.config.config import read, resolve
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.method.sampler import Sampler, Uniform
-from fl.simulation.simulation import run
+from fl.simulation.run import run
 
 SAMPLES, ROWS = 20, 1_000_000
 MB = 1 << 20

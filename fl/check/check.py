@@ -34,15 +34,18 @@ from fl.data.augment import Augment
 from fl.data.dataset import Dataset, as_dataset
 from fl.data.partition import Partition
 from fl.data.sets.noise import LogNormal, RandomData
+from fl.data.views import View
 from fl.errors import ConfigError, UnknownName
+from fl.execution.columns import Columns
+from fl.execution.dispatch import DispatchResult, ExchangeDispatch
 from fl.execution.training.loop import train
-from fl.execution.worker import Columns, DispatchResult, ExchangeDispatch
 from fl.execution.workers.executor import Serial
-from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
+from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply
 from fl.method.sampler import Sampler
 from fl.method.strategy import ServerContext, Strategy
 from fl.models import nn
-from fl.simulation.simulation import Simulation, resume
+from fl.simulation.run import resume
+from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
 from fl.tasks.task import Task
 from fl.tensors import random

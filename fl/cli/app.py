@@ -488,7 +488,7 @@ def partition(
         changes = parse_overrides(overrides)
         from fl.config.config import read, resolve
         from fl.data.partition_stats import statistics
-        from fl.simulation.setup import load_data
+        from fl.simulation.build import load_data
 
         log_to_stderr()
         resolved = resolve(read(config, changes))

@@ -9,11 +9,13 @@ Without any engine state the record is the method's state alone (`Job.has_engine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl.communication.codecs.error_feedback import Residuals
-from fl.execution.job import Job
 from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.execution.job import Job
 
 
 def method_state(job: Job, record: Tree) -> Tree:

@@ -19,7 +19,7 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.layout import laid_out
 from fl.execution.uploads import Uploads
-from fl.method.client import ClientAlgorithm, ClientContext, Reply
+from fl.method.client import ClientContext
 from fl.tensors.trees import Tree, row
 from fl.tracking.profile import span
 
@@ -74,13 +74,20 @@ class LoopWork(ClientWork):
         with span("data", "state"):
             record = worker.states.read(d.states[at[0]])
         with span("encode", "receive"):
-            received, config, sizes = self.downloads.of(client, last_received(record) if self.downloads.differences else {})
+            received, config, sizes = self.downloads.of(
+                client, last_received(record) if self.downloads.differences else {}
+            )
             for name, of_group in sizes.items():
                 self.count("down", name, at, of_group)
         ctx = self.client_context(client, received, config, record)
         if d.limits is not None:
             ctx = replace(ctx, limit=int(d.limits[at[0]]))
-        with span("compute", d.work, client), during(d.work), laid_out(self.module, d.plan.layout), self.device.computing():
+        with (
+            span("compute", d.work, client),
+            during(d.work),
+            laid_out(self.module, d.plan.layout),
+            self.device.computing(),
+        ):
             carry = self.device.put(worker.scratch.read(d.carries[at[0]]))
             reply = self.job.algorithm.work(d.work, ctx, carry)
         if reply.carry is not None:
@@ -187,7 +194,9 @@ class BatchedWork(ClientWork):
     def _append_records(self, records: Sequence[Tree], states: Tree, residuals: Mapping[str, Residuals]) -> np.ndarray:
         """Write records, at once if all clients keep the same entries; return their locations, (n, 3)."""
         if same_entries(records, states, residuals):
-            kept = {"residuals": dict(residuals)} if states is None else {"residuals": dict(residuals), "method": states}
+            kept = (
+                {"residuals": dict(residuals)} if states is None else {"residuals": dict(residuals), "method": states}
+            )
             return self.worker.states.append_rows(kept, len(records))
         kept = [
             new_record(self.job, record, row(states, i), {"residuals": row(dict(residuals), i)})

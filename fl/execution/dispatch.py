@@ -1,6 +1,6 @@
 """Work that is sent to workers, and what comes back.
 
-    ExchangeDispatch, cut into tasks (chunks of cohort positions) ~~> workers ~~> PartialResult each, gathered into a DispatchResult
+ExchangeDispatch, cut into tasks (chunks of cohort positions) ~~> workers ~~> PartialResult each, gathered into a DispatchResult
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl.communication.codec import Identity, Key, Sizes, down_key, find_wrapper, transmit
 from fl.communication.codecs.delta import Delta, alike, minus, plus
 from fl.execution.dispatch import ExchangeDispatch
-from fl.execution.job import Job
 from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.execution.job import Job
 
 
 class Downloads:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.data.augment import Augment
 from fl.data.stream import Stage
 from fl.execution.training.device import Device
+from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
 from fl.method.transform import Transform
 from fl.models.binding import Initial
-
-if TYPE_CHECKING:
-    from fl.execution.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,6 @@ class Job:
 
     def worker(self, writer: int) -> Worker:
         """Make a worker; `writer` numbers the segments that it writes."""
-        from fl.execution.worker import Worker
-
         return Worker(self, writer)
 
     def placed(self) -> Job:

@@ -1,7 +1,7 @@
 """The way up, on a worker: from an update to a node of the reduction tree.
 
-    client's side:  update -> transforms -> difference, error feedback -> codec ~~bytes~~>
-    server's side:  ~~> decoded -> difference, transforms undone -> lift -> fold
+client's side:  update -> transforms -> difference, error feedback -> codec ~~bytes~~>
+server's side:  ~~> decoded -> difference, transforms undone -> lift -> fold
 """
 
 from __future__ import annotations

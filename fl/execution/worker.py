@@ -1,24 +1,26 @@
 """A worker: resident, with the data, the model's structure and the job. The serial executor is one worker, or a few threads.
 
-    task -> chunk of cohort positions -> what each client receives -> client work -> codec ~~> reduction
-            (downloads.py)               (client_work.py, training/)   (uploads.py)
+task -> chunk of cohort positions -> what each client receives -> client work -> codec ~~> reduction
+        (downloads.py)               (client_work.py, training/)   (uploads.py)
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl.execution.client_work import BatchedWork, LoopWork
 from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.evaluation import ClientEvaluation, ServerEvaluation
 from fl.execution.exchange_worker import ExchangeWorker
-from fl.execution.job import Job
 from fl.execution.training import compiled
 from fl.execution.workers.process import configure_process
 from fl.storage.segments import Segments
 from fl.tracking.profile import span
+
+if TYPE_CHECKING:
+    from fl.execution.job import Job
 
 
 class Worker:

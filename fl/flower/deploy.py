@@ -36,14 +36,19 @@ from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import compression_error
 from fl.config.config import Config, parse, read, resolve
 from fl.errors import ClientError, ConfigError
+from fl.execution.dispatch import DispatchResult, ExchangeDispatch
+from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.job import Job
 from fl.execution.training.plan import Plan
-from fl.execution.worker import DispatchResult, ExchangeDispatch, ExchangeWorker, Job, Worker
+from fl.execution.worker import Worker
 from fl.flower import groups as records
 from fl.flower.hello import answers, ask
 from fl.method.messages import Broadcast, Static, Update
 from fl.method.reduction import Product
-from fl.simulation.setup import set_up_run
-from fl.simulation.simulation import Result, Simulation, new_directory
+from fl.simulation.build import set_up_run
+from fl.simulation.result import Result
+from fl.simulation.run import new_directory
+from fl.simulation.simulation import Simulation
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import Tree
 

@@ -87,7 +87,7 @@ class Batch:
     contents: list[bytes]  # RecordDicts, pickled
     works: list[Work]
     pin = False
-    free = False  # apps are anything
+    threaded = False  # an app may do anything
 
     @property
     def tasks(self) -> int:

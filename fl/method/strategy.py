@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from torch import Tensor
 
 from fl.method.messages import Broadcast
 from fl.method.reduction import Reduction, WeightedMean
-from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import NOTHING, Params
+
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
 
 State = Any
 Metrics = Mapping[str, Any]

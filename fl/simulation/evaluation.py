@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fl.execution.evaluation import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.execution.training.plan import Plan
-from fl.execution.worker import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.strategy import Evaluate
-from fl.simulation.exchange import ExchangeRunner, Row, weighted_mean
+from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised
 from fl.tensors import random
 

@@ -6,10 +6,9 @@ import contextlib
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from dataclasses import replace
 
 from fl.config.config import Config, read, resolve
 from fl.errors import ConfigError

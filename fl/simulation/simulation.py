@@ -1,6 +1,6 @@
 """One run: rounds of exchanges, each committed as a whole.
 
-    sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce; then step) -> evaluate -> commit
+sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce; then step) -> evaluate -> commit
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.config.config import Config
-from fl.config.building import located
-from fl.data.dataset import tensors
+from fl.config.config import Config, located
 from fl.errors import ConfigError
 from fl.execution.job import Job
-from fl.execution.training import compiled
 from fl.execution.training.plan import Plan
 from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
@@ -29,10 +26,11 @@ from fl.method.messages import Broadcast
 from fl.method.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy, Transfer
 from fl.simulation.agreement import check_groups
 from fl.simulation.asynchronous import AsynchronousRunner
+from fl.simulation.build import set_up_run
 from fl.simulation.evaluation import assess, evaluate, forgetting
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.result import Result
-from fl.simulation.setup import RunSetup, set_up_run
+from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping
 from fl.simulation.totals import Row
 from fl.storage import checkpoint
@@ -102,7 +100,9 @@ class Simulation:
         if evaluated:
             row |= self._evaluate(cohort)
         row |= self.folder.ledger.totals(self.round)
-        self.best_pending |= self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
+        self.best_pending |= (
+            self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
+        )
         row["wall_seconds"] = time.perf_counter() - start
         self.round += 1
         self.pending.append(row)
@@ -200,32 +200,13 @@ class Simulation:
         return row
 
     def _context(self, cohort: np.ndarray) -> ServerContext:
-        config, setup, round_ = self.config, self.run_setup, self.round
-        stage = setup.stage_at(round_)
-        return ServerContext(
-            seed=config.seed,
-            round=round_,
-            rounds=config.rounds,
-            population=setup.trainable,
-            cohort=cohort,
-            task=setup.stages[stage].task,
-            module=setup.module,
-            frozen=setup.initial.frozen,
-            stage=stage,
-            stage_begins=round_ == 0 or round_ in setup.ends,
-            stage_ends=round_ + 1 in setup.ends,
-            server=self.server_data,
-            test=self.test_data,
-            tiers=getattr(config.server, "tiers", 1),
-        )
+        return self.run_setup.server_context(self.round, cohort)
 
     # -- set-up ---------------------------------------------------------------------------------------------------
     def _set_up(self, resumed: bool) -> None:
         """Build the parts of the run, and take over the last commit of a resumed one."""
         self.run_setup = set_up_run(self.config)
         self.config = config = self.run_setup.config
-        dataset = self.run_setup.dataset
-        self.server_data, self.test_data = tensors(dataset.server), tensors(dataset.test)
         self.round, self.setup_done, self.best_pending = 0, False, False
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
@@ -245,7 +226,7 @@ class Simulation:
             self._restore(record)
         else:
             facts = {"clients": self.run_setup.trainable, "plan": asdict(self.run_setup.plan)}
-            self.folder.describe(facts | {"data_sha256": dataset.digest()})
+            self.folder.describe(facts | {"data_sha256": self.run_setup.dataset.digest()})
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds
 
     def _new_runner(self, run_setup: RunSetup, executor: Executor) -> ExchangeRunner:
@@ -268,13 +249,7 @@ class Simulation:
     @property
     def headline(self) -> str:
         """One line that tells what runs."""
-        config, setup = self.config, self.run_setup
-        strategy, client = (getattr(type(p), "registered_as", type(p).__name__) for p in (config.strategy, config.client))
-        compiles = setup.plan.kind == "compiled" and not compiled.before()
-        return (
-            f"{strategy} with client {client}, {setup.population} clients, {setup.model.numel} parameters, "
-            f"training {setup.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {self.directory}"
-        )
+        return self.run_setup.headline(self.directory)
 
     # -- commits --------------------------------------------------------------------------------------------------
     def record(self) -> Mapping[str, Any]:
@@ -298,7 +273,9 @@ class Simulation:
         self.stopping.restore(record["stopping"])
         self.states.restore(record["clients"])
         if self.config.rounds < self.round:
-            raise ConfigError("rounds", f"{self.config.rounds} is less than the {self.round} rounds done; rounds=+10 adds")
+            raise ConfigError(
+                "rounds", f"{self.config.rounds} is less than the {self.round} rounds done; rounds=+10 adds"
+            )
         if self.config.rounds > record["rounds"]:  # more rounds are asked for, whatever ended the run before
             self.stopping.reason = ""
 

@@ -6,7 +6,7 @@ Without `system:` no virtual time passes and every client of the cohort takes pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 

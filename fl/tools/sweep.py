@@ -174,7 +174,7 @@ class _Run:
     def __call__(self) -> str:
         """Run it; if it was killed, go on with it."""
         from fl.errors import ClientError
-        from fl.simulation.simulation import resume, run
+        from fl.simulation.run import resume, run
 
         begun = (self.out / "checkpoints" / "last.json").is_file()
         try:

@@ -36,7 +36,7 @@ from fl.execution.training.layout import MemoryFormat
 from fl.execution.training.plan import Kind, Plan, make_plan
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.ray import Ray
-from fl.simulation.setup import RunSetup, cohort_size, inputs
+from fl.simulation.setup import RunSetup, cohort_size, sample_inputs
 from fl.simulation.simulation import Simulation
 from fl.system.events import Asynchronous
 
@@ -146,7 +146,7 @@ def plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) -> tuple[li
 
     def make(kind: Kind, chunk: int | None = None, layout: MemoryFormat | None = None) -> Plan:
         execution = replace(config.execution, plan=kind, chunk=chunk, layout=layout)
-        given = run_setup.module, run_setup.model, run_setup.stages[0].task, inputs(run_setup.dataset)
+        given = run_setup.module, run_setup.model, run_setup.stages[0].task, sample_inputs(run_setup.dataset)
         return make_plan(config.client, *given, execution, cohort_size(config), bool(config.data.augment))
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):

@@ -88,7 +88,7 @@ def test_heart_disease_of_four_hospitals():
 
 @needs_data
 def test_held_rows_are_nobodys_in_other_partitions():
-    from fl.simulation.setup import load_data
+    from fl.simulation.build import load_data
 
     settings = {
         "data": "heart_disease",

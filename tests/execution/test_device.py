@@ -7,19 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fl.errors import ConfigError
-from fl.models.binding import Initial
 
 import fl
 from fl.config.config import resolve
+from fl.data.views import View
 from fl.errors import ConfigError
+from fl.execution.client_work import BACKENDS
 from fl.execution.training import batched, loop
 from fl.execution.training.steps import LocalSteps
-from fl.execution.worker import BACKENDS
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.optimiser import SGD
 from fl.models.binding import Initial
-from fl.simulation.setup import set_up_run
+from fl.simulation.build import set_up_run
 from fl.tensors.params import norm
 from fl.tensors.trees import digest, moved
 

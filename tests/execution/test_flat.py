@@ -13,11 +13,12 @@ from torch import nn
 import clients.fedprox
 import clients.ffa_lora
 import clients.sgd
+from fl.data.views import View
 from fl.execution.section import Execution
 from fl.execution.training import batched
 from fl.execution.training.flat import Flat
 from fl.execution.training.plan import make_plan
-from fl.method.client import Phase, View
+from fl.method.client import Phase
 from fl.method.optimiser import Adam
 from fl.models.adapters.lora import LoRA, RsLoRA, VeRA
 from fl.models.architectures.transformer import Transformer

@@ -18,12 +18,13 @@ import clients.fednova
 import clients.fedprox
 import clients.scaffold
 import clients.sgd
+from fl.data.views import View
 from fl.execution.training import batched
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, Phase, TrainingInputs, View
+from fl.method.client import ClientContext, Phase, TrainingInputs
 from fl.method.optimiser import SGD, Adam, LRSchedule
 from fl.models.binding import Initial, module_params
 from fl.models.nn import Dropout, addressed

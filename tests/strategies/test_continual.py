@@ -12,7 +12,8 @@ import fl
 from clients.fedewc import fisher, spring
 from clients.fedlwf import FedLwF as LwFClient
 from clients.fedlwf import distillation
-from fl.method.client import ClientContext, View
+from fl.data.views import View
+from fl.method.client import ClientContext
 from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation, read, resolve
 from fl.tasks.supervised import Classification, Regression

@@ -15,7 +15,8 @@ from fl.config.config import read, resolve
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
 from fl.method.reduction import Fold, Meta
-from fl.simulation.simulation import Simulation, resume
+from fl.simulation.run import resume
+from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params
 from strategies.hierarchical import EdgeMean, assigned
 

@@ -18,9 +18,10 @@ from clients.local import Local
 from clients.per_fedavg import PerFedAvg
 from clients.sgd import LocalSGD
 from fl import registry
+from fl.data.views import View
 from fl.execution.training.loop import train
 from fl.execution.training.steps import LocalSteps
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
 from fl.models.nn import Dropout, head_names, norm_names

@@ -30,7 +30,7 @@ from fl.execution.training import compiled
 from fl.execution.training.plan import Kind
 from fl.method.sampler import Sampler
 from fl.simulation import simulation
-from fl.simulation.setup import set_up_run
+from fl.simulation.build import set_up_run
 from fl.tensors import random
 
 WHOLE = {"softmax", "softmax_10k"}  # workloads whose rounds are also run with all that a real one has

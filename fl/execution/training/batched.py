@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import Augment, augmented
+from fl.data.views import gathered
 from fl.execution.training.loop import GRADIENT_BATCH, descends_plainly, overrides
 from fl.execution.training.steps import workspace
 from fl.execution.workers.process import pooled_buffer
-from fl.method.client import LocalTraining, Phase, StepContext, TrainingInputs, TrainingResult, gathered
+from fl.method.client import LocalTraining, Phase, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
 from fl.models.binding import Initial, bind
 from fl.models.nn import DropoutMasks

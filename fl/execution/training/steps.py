@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import augmented
+from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
 from fl.method.client import ClientContext, LocalTraining, Phase, StepContext
 from fl.models.binding import bind
 from fl.models.nn import DropoutMasks, statistics
-from fl.tasks.task import Batch
 from fl.tensors import random
 from fl.tensors.params import Layout, Params, clipped, zeros_like
 from fl.tracking.profile import each

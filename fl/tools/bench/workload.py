@@ -21,7 +21,8 @@ from torch import nn
 import fl
 from fl.config.config import read, resolve
 from fl.errors import ConfigError
-from fl.simulation.setup import RunSetup, set_up_run
+from fl.simulation.build import set_up_run
+from fl.simulation.setup import RunSetup
 from fl.system.flops import flops_per_sample
 
 FOLDER = Path(fl.__file__).parent.parent / "experiments" / "benchmarks"

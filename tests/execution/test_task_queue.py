@@ -5,22 +5,22 @@ import threading
 import numpy as np
 import pytest
 
-from fl.execution.workers.task_queue import TaskQueue, cut, take
+from fl.execution.workers.task_queue import TaskQueue, next_task, split
 
 
 def test_shares_are_of_about_equal_cost_and_in_order():
     tasks = np.array([0, 1, 2, 5, 6, 9])
-    assert cut(np.array([3.0, 1, 1, 1, 1, 5]), tasks, 2) == [[(0, 3), (5, 6)], [(6, 7), (9, 10)]]
-    assert cut(np.ones(2), np.arange(2), 3) == [[(0, 1)], [], [(1, 2)]]
+    assert split(np.array([3.0, 1, 1, 1, 1, 5]), tasks, 2) == [[(0, 3), (5, 6)], [(6, 7), (9, 10)]]
+    assert split(np.ones(2), np.arange(2), 3) == [[(0, 1)], [], [(1, 2)]]
 
 
 @pytest.mark.parametrize("runs", [[[0, 2], [2, 9]], np.array([[0, 2], [2, 9]])], ids=["lists", "array"])
 def test_who_is_done_takes_the_longer_half_of_the_longest_other(runs):
-    assert [take(runs, 0) for _ in range(2)] == [0, 1]
-    assert take(runs, 1) == 2 and take(runs, 0, steal=False) is None
-    assert [take(runs, 0) for _ in range(3)] == [6, 7, 8]  # of 3 ... 8 the last three
-    assert take(runs, 0) == 4 and take(runs, 1) == 3
-    assert take(runs, 1) == 5 and take(runs, 1) is take(runs, 0) is None
+    assert [next_task(runs, 0) for _ in range(2)] == [0, 1]
+    assert next_task(runs, 1) == 2 and next_task(runs, 0, steal=False) is None
+    assert [next_task(runs, 0) for _ in range(3)] == [6, 7, 8]  # of 3 ... 8 the last three
+    assert next_task(runs, 0) == 4 and next_task(runs, 1) == 3
+    assert next_task(runs, 1) == 5 and next_task(runs, 1) is next_task(runs, 0) is None
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
