@@ -1,0 +1,156 @@
+"""Compare two records: which runs are equal in all bits, which differ, in what and by how much."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.regression.record import Run, models_of, read
+
+SHOWN = 4  # names of metrics in a line of the table
+WORDING = {"error text", "reason of the plan"}  # what is said to people, and is no result
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two runs of one name. `model`, `metrics`: the largest relative differences, if known."""
+
+    name: str
+    what: tuple[str, ...]
+    model: float | None = None
+    metrics: float | None = None
+
+
+def compare(old: Path, new: Path, only: str = "*", ignore_wording: bool = False, list_equal: bool = False) -> int:
+    """Print how two records compare; 1 if a run differs or is no longer there, else 0."""
+    before, after = (_matching(read(file), only) for file in (old, new))
+    shared = [name for name in before if name in after]
+    found = [difference(name, before[name], after[name], old, new) for name in shared]
+    if ignore_wording:
+        found = [each and _without_wording(each) for each in found]
+    differences = [each for each in found if each]
+    equal = [name for name, each in zip(shared, found) if not each]
+    gone, added = ([n for n in a if n not in b] for a, b in ((before, after), (after, before)))
+    for line in _equal_lines(equal, before, list_equal):
+        print(line)
+    for line in _table(differences):
+        print(line)
+    for title, names in ((f"only in {old}", gone), (f"only in {new}", added)):
+        if names:
+            print(f"\n{title}:", *names, sep="\n  ")
+    counts = f"{len(equal)} equal, {len(differences)} differ"
+    print(f"\n{counts}, {len(gone)} only in the old record, {len(added)} only in the new")
+    return 1 if differences or gone else 0
+
+
+def difference(name: str, old: Run, new: Run, old_file: Path, new_file: Path) -> Difference | None:
+    """What differs between two runs, or nothing."""
+    if old["status"] != new["status"]:
+        texts = [f"{run['status']}: {run['error']}" if "error" in run else run["status"] for run in (old, new)]
+        return Difference(name, (f"status ({texts[0]} -> {texts[1]})",))
+    if "error" in old:
+        return None if old["error"] == new["error"] else Difference(name, ("error text",))
+    what, model = [], None
+    if old["digest"] != new["digest"]:
+        what.append("digest")
+        model = _model_difference(*(models_of(file) / f"{name}.safetensors" for file in (old_file, new_file)))
+    what += [part for part in ("ledger", "clients", "reason") if old[part] != new[part]]
+    lines, largest = _metric_differences(old["metrics"], new["metrics"])
+    what += lines
+    what += _plan_differences(old["plan"] or {}, new["plan"] or {})
+    return Difference(name, tuple(what), model, largest) if what else None
+
+
+def _matching(runs: dict[str, Run], only: str) -> dict[str, Run]:
+    return {name: run for name, run in runs.items() if fnmatch.fnmatchcase(name, only)}
+
+
+def _without_wording(found: Difference) -> Difference | None:
+    what = tuple(each for each in found.what if each not in WORDING)
+    return Difference(found.name, what, found.model, found.metrics) if what else None
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+def _model_difference(old: Path, new: Path) -> float:
+    """max |a - b| / max |a| over all numbers of two models; infinite if their tensors have other names or shapes."""
+    from safetensors.torch import load_file
+
+    if not (old.is_file() and new.is_file()):
+        return math.nan
+    a, b = load_file(old), load_file(new)
+    if {n: t.shape for n, t in a.items()} != {n: t.shape for n, t in b.items()}:
+        return math.inf
+    apart = max((float((a[n].double() - b[n].double()).abs().max()) for n in a if a[n].numel()), default=0.0)
+    largest = max((float(t.double().abs().max()) for t in a.values() if t.numel()), default=0.0)
+    return apart / largest if largest else apart
+
+
+def _metric_differences(old: list[Run], new: list[Run]) -> tuple[list[str], float | None]:
+    """(what differs among the metrics of all rounds, the largest relative difference of a number)."""
+    what = [f"rounds ({len(old)} -> {len(new)})"] if len(old) != len(new) else []
+    pairs = list(zip(old, new))
+    missing = sorted({key for a, b in pairs for key in a.keys() ^ b.keys()})
+    apart: dict[str, float] = {}
+    for a, b in pairs:
+        for key in a.keys() & b.keys():
+            if a[key] != b[key]:
+                apart[key] = max(_apart(a[key], b[key]), apart.get(key, 0.0))
+    if missing:
+        what.append(f"metrics of one record alone: {_some(missing)}")
+    if apart:
+        what.append(f"metrics: {_some(sorted(apart))}")
+    return what, max(apart.values(), default=None)
+
+
+def _apart(a: Any, b: Any) -> float:
+    """How far two unequal values of a metric are apart, in relation to the larger; infinite if one is no number."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return abs(a - b) / max(abs(a), abs(b))
+    return math.inf
+
+
+def _plan_differences(old: Run, new: Run) -> Iterator[str]:
+    """The plan itself, and the reason that is given for it."""
+    keys = [key for key in old.keys() | new.keys() if key != "why" and old.get(key) != new.get(key)]
+    if keys:
+        yield "plan (" + ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(keys)) + ")"
+    if old.get("why") != new.get("why"):
+        yield "reason of the plan"
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+def _equal_lines(names: list[str], runs: dict[str, Run], list_all: bool) -> Iterator[str]:
+    """The runs that are equal, by their group and by their status; or each of them."""
+    yield f"equal in all bits: {len(names)}"
+    statuses = Counter(runs[name]["status"] for name in names)
+    yield "  " + ", ".join(f"{count} {status}" for status, count in statuses.items())
+    groups = Counter(name.partition("/")[0] for name in names)
+    yield from (f"  {name}" for name in names) if list_all else ["  " + _wrapped(groups)]
+
+
+def _wrapped(groups: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in groups.items())
+
+
+def _table(differences: list[Difference]) -> Iterator[str]:
+    """A line for each run that differs."""
+    if not differences:
+        return
+    width = max(len(each.name) for each in differences)
+    yield ""
+    yield f"{'differs':{width}}  {'model':>8}  {'metrics':>8}  in"
+    for each in differences:
+        yield f"{each.name:{width}}  {_number(each.model)}  {_number(each.metrics)}  {', '.join(each.what)}"
+
+
+def _number(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '.1e'):>8}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
