@@ -378,11 +378,11 @@ def placement(bench: Bench) -> None:
 class _Scattered(Serial):
     def start(self, job, states):
         super().start(job, states)
-        self._hire()
+        self.add_worker()
 
     def run(self, dispatch: ExchangeDispatch) -> DispatchResult:
         tasks = random.permutation(dispatch.tasks, "scattered", dispatch.number)
-        return dispatch.gather([self._part(k, dispatch, [(t, t + 1) for t in tasks[1 - k :: 2]]) for k in range(2)])
+        return dispatch.gather([self.part(k, dispatch, [(t, t + 1) for t in tasks[1 - k :: 2]]) for k in range(2)])
 
 
 def chunks(bench: Bench) -> None:
@@ -683,7 +683,7 @@ def ledger(bench: Bench) -> None:
 
     config = bench.config(**{"execution.plan": "loop"})
     with bench.simulation(replace(config, client=_with(config.client, work=work))) as simulation:
-        rows, kept = _of_clients(_finished(simulation).ledger), set(simulation.exchanges.seen)
+        rows, kept = _of_clients(_finished(simulation).ledger), set(simulation.exchanges.downlink.versions_seen)
     found = Counter((r["round"], r["client"], r["direction"], r["group"], r["encoded_bytes"]) for r in rows)
     if found - expected:
         raise Broken(f"rows of bytes that nobody sent: {sorted(found - expected)[:5]}")

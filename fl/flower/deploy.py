@@ -18,9 +18,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,13 @@ from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import compression_error
 from fl.config.config import Config, parse, read, resolve
 from fl.errors import ClientError, ConfigError
+from fl.execution.client_work import ClientWork
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.job import Job
+from fl.execution.stages import during
 from fl.execution.training.plan import Plan
+from fl.execution.uploads import Keep, Uploads
 from fl.execution.worker import Worker
 from fl.flower import groups as records
 from fl.flower.hello import answers, ask
@@ -175,8 +177,14 @@ class Deployed:
         replies = self._replies(dispatch, self._messages(exchange))
         for position in range(len(dispatch.cohort)):
             at = np.array([position])
-            exchange.guarded(at, partial(self._arrive, exchange, at, replies.pop(position, "no reply")))
-        return dispatch.gather([exchange.part()])
+            try:
+                self._arrive(exchange, at, replies.pop(position, "no reply"))
+            except Exception as error:
+                if isinstance(exchange, ClientWork):
+                    exchange.failed(at, error)
+                else:
+                    raise exchange.error(dispatch.cohort[at], error, dispatch.work) from None
+        return dispatch.gather([exchange.partial_result()])
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         return fn(*args)
@@ -218,7 +226,7 @@ class Deployed:
             coded = "shared" if d.original is not None else ""
             groups = {name: (record, form, coded) for name, (record, form, _) in common.items()}
             for name, tree in d.broadcast.own(client).items():
-                record, form, sizes = records.write(job.down, tree, exchange.own_key(client, name))
+                record, form, sizes = records.write(job.down, tree, exchange.downloads.own_key(client, name))
                 groups[name] = (record, form, "own")
                 if d.kind == "work":
                     exchange.count("down", name, np.array([position]), sizes)
@@ -289,14 +297,14 @@ class Deployed:
 
     # -- up -------------------------------------------------------------------------------------------------------
     def _arrive(self, exchange: ExchangeWorker, at: np.ndarray, content: RecordDict | str) -> None:
-        exchange.stage = exchange.dispatch.work
         if isinstance(content, str):
-            raise ConnectionError(content)
+            with during(exchange.dispatch.work):
+                raise ConnectionError(content)
         call = content[CALL]
         if "error" in call:
             self.held.pop(int(exchange.dispatch.cohort[at[0]]), None)
-            exchange.stage = call["stage"]
-            raise RuntimeError(call["error"])
+            with during(call["stage"]):
+                raise RuntimeError(call["error"])
         told = json.loads(call["call"])
         metrics = dict(content[METRICS])
         examples = int(metrics.pop("num-examples"))
@@ -305,14 +313,15 @@ class Deployed:
             exchange.columns.add(at, {"num_examples": np.array([examples])})
             exchange.fold.add(0, int(at[0]), records.restore(told["merge"], content[MERGE]))
             return
-        exchange.stage, groups, counted, received = "decode", {}, {}, None
-        for name, form in told["groups"].items():
-            key = exchange.up_key(at, name)
-            decoded, counted[name] = records.read(exchange.job.up, content[name], form, key)
-            if exchange.delta and received is None:
-                received, _ = exchange.receive(None, int(exchange.dispatch.cohort[at[0]]))
-            groups[name] = exchange.incoming(name, decoded, received or {}, stacked=False)
-        exchange.arrive(at, Update(groups, examples, metrics, owned=True), counted, stacked=False, careful=True)
+        assert isinstance(exchange, ClientWork)
+        uploads, groups, sizes, received = exchange.uploads, {}, {}, None
+        with during("decode"):
+            for name, form in told["groups"].items():
+                decoded, sizes[name] = records.read(exchange.job.up, content[name], form, uploads.key(at, name))
+                if uploads.delta and received is None:
+                    received, _, _ = exchange.downloads.of(int(exchange.dispatch.cohort[at[0]]), {})
+                groups[name] = uploads.incoming(name, decoded, received or {}, stacked=False)
+        uploads.server_side(at, Update(groups, examples, metrics, owned=True), sizes, stacked=False, careful=True)
         where = {name: np.array([(0, exchange.dispatch.number, 0)]) for name in told["wrote"]}
         exchange.columns.add(at, where)
 
@@ -357,20 +366,31 @@ class _Kept:
     def close(self) -> None: ...
 
 
-class _AtClient(ExchangeWorker):
-    """The client's part of an exchange: what it would deliver is handed over."""
+class _Outbox(Uploads):
+    """The client's side of an upload: encoded groups are held for the reply."""
 
     sent: Update
     records: dict[str, tuple[ArrayRecord, str, Sizes]]
 
-    def deliver(self, positions, update, received, before, stacked, careful, keep):
-        self.sent, self.records, memory = update, {}, {}
-        for name, tree in self.leave(positions, update, stacked).items():
-            sent, key = self.outgoing(name, tree, received, before, stacked), self.up_key(positions, name)
-            self.records[name] = records.write(self.job.up, sent, key)
-            if self.feedback:
-                memory[self.memory_name(name)] = compression_error(sent, transmit(self.job.up, sent, None, key)[0])
-        keep(memory)
+    def upload(
+        self,
+        positions: np.ndarray,
+        update: Update,
+        received: Mapping[str, Tree],
+        records_: Sequence[Tree],
+        stacked: bool,
+        careful: bool,
+        keep: Keep,
+    ) -> bool:
+        self.sent, self.records, residuals = update, {}, {}
+        with during("encode"):
+            for name, tree in self.client_side(positions, update, stacked).items():
+                sent, key = self.outgoing(name, tree, received, records_, stacked), self.key(positions, name)
+                self.records[name] = records.write(self.job.up, sent, key)
+                if self.feedback:
+                    arrived = transmit(self.job.up, sent, None, key)[0]
+                    residuals[self.residual_name(name)] = compression_error(sent, arrived)
+        keep(residuals)
         return True
 
 
@@ -417,9 +437,13 @@ def _done(worker: Worker, content: RecordDict, context: Context) -> RecordDict:
         split=call["split"],
         rows=records.tensor(content[ROWS]["rows"]).numpy() if ROWS in content else None,
     )
-    exchange = _AtClient(worker, dispatch)
+    exchange = worker.begin(dispatch)
+    if not isinstance(exchange, ClientWork):
+        exchange.chunk(np.array([0]))
+        return _measured(exchange)
+    exchange.uploads = outbox = _Outbox(exchange)
     exchange.chunk(np.array([0]))
-    return _update(exchange) if work else _measured(exchange)
+    return _update(exchange, outbox)
 
 
 def _location(number: int | None) -> np.ndarray:
@@ -452,15 +476,15 @@ def _received(job: Job, call: Mapping[str, Any], content: RecordDict, context: C
     return received
 
 
-def _update(exchange: _AtClient) -> RecordDict:
-    update, content, forms = exchange.sent, RecordDict(), {}
-    for name, (record, form, _) in exchange.records.items():
+def _update(exchange: ClientWork, outbox: _Outbox) -> RecordDict:
+    update, content, forms = outbox.sent, RecordDict(), {}
+    for name, (record, form, _) in outbox.records.items():
         content[name], forms[name] = record, form
     told = {"groups": forms, "wrote": [name for name in ("state", "carry") if name in exchange.columns.pieces]}
     return _reply(content, told, dict(update.metrics), int(update.num_examples))
 
 
-def _measured(exchange: _AtClient) -> RecordDict:
+def _measured(exchange: ExchangeWorker) -> RecordDict:
     form, arrays = records.store(exchange.fold.nodes[0, 0])
     columns = exchange.columns.metrics(1)
     metrics = {name: float(values[0]) for name, values in columns.items()}

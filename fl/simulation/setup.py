@@ -129,7 +129,16 @@ class RunSetup:
         return choose_plan(config, self.dataset, self.stages, module, module_params(module))
 
     def with_plan(self, plan: Plan) -> RunSetup:
-        """Return the same set-up with another plan."""
+        """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
+        if plan not in self._by_plan:
+            self._by_plan[plan] = self._replanned(plan)
+        return self._by_plan[plan]
+
+    @cached_property
+    def _by_plan(self) -> dict[Plan, RunSetup]:
+        return {}
+
+    def _replanned(self, plan: Plan) -> RunSetup:
         execution = replace(self.config.execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
         return replace(self, config=replace(self.config, execution=execution), plan=plan)
 

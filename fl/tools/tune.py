@@ -13,7 +13,6 @@ with one set of workers, from the same state.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import statistics
@@ -238,7 +237,6 @@ class _Bench:
         if 0 in self.counts:
             self.executors[False] = Serial()
         self.simulation = Simulation(config, folder, executor=next(iter(self.executors.values())))
-        self.assemblies: dict[Plan, RunSetup] = {}
         self.last: dict[Candidate, float] = {}  # seconds of the latest turn
         self.rounds: dict[Candidate, int] = {}  # and its rounds
         self.length = 1  # rounds of a turn
@@ -246,14 +244,11 @@ class _Bench:
     def __enter__(self) -> _Bench:
         with ExitStack() as stack:
             simulation = stack.enter_context(self.simulation)
-            stack.callback(setattr, simulation, "executor", simulation.executor)  # it closes the one it has
-            simulation.begin()
+            simulation.start_workers()
             for other in list(self.executors.values())[1:]:
                 other.start(simulation.job, simulation.states)
                 stack.callback(other.close)
-            simulation.setup()
-            self.state, self.sampler = simulation.state, simulation.sampler
-            self.record = copy.deepcopy(simulation.exchanges.record())
+            simulation.before_rounds()
             self.stack = stack.pop_all()
         return self
 
@@ -359,24 +354,10 @@ class _Bench:
 
     def _turn(self, candidate: Candidate, rounds: list[int]) -> float:
         """Clients per second."""
-        simulation, plan = self.simulation, candidate.plan
-        if plan not in self.assemblies:
-            execution = replace(simulation.config.execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
-            config = replace(simulation.config, execution=execution)
-            self.assemblies[plan] = replace(simulation.run_setup, config=config, plan=plan)
-        simulation.run_setup = simulation.exchanges.run_setup = self.assemblies[plan]
-        simulation.executor = simulation.exchanges.executor = self.executors[candidate.workers > 0]
-        if isinstance(simulation.executor, Ray):
-            simulation.executor.at_work = candidate.workers
-        simulation.state, simulation.sampler = self.state, self.sampler
-        simulation.exchanges.restore(copy.deepcopy(self.record))
-        simulation.pending.clear()
-        start = time.perf_counter()
-        for simulation.round in rounds:
-            simulation.one_round()
-        self.last[candidate], self.rounds[candidate] = time.perf_counter() - start, len(rounds)
-        clients, self.dropped = (sum(row[key] for row in simulation.pending) for key in ("cohort_size", "dropped"))
-        simulation.folder.forget()
-        simulation.states.commit()  # so that the dead states of many turns do not fill the disk
-        simulation.states.sweep()
+        executor = self.executors[candidate.workers > 0]
+        if isinstance(executor, Ray):
+            executor.use(candidate.workers)
+        rows = self.simulation.rehearse(rounds, executor, candidate.plan)
+        self.last[candidate], self.rounds[candidate] = sum(row["wall_seconds"] for row in rows), len(rounds)
+        clients, self.dropped = (sum(row[key] for row in rows) for key in ("cohort_size", "dropped"))
         return clients / self.last[candidate]

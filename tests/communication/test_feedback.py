@@ -75,9 +75,9 @@ def test_clients_make_up_for_what_was_left_out(play):  # noqa: F811
     assert_allclose(moved(run), weighted(ALL + 1) * arrived, rtol=1e-5)
     for client in ALL:
         state = kept(run, client)
-        assert state["own"] == {"visits": 3, "round": 2}
-        assert set(state["memory"]) == {"train/model", "train/extra"}
-        memory = Params(run.first.layout, (state["memory"]["train/model"][0],)).compact()
+        assert state["method"] == {"visits": 3, "round": 2}
+        assert set(state["residuals"]) == {"train/model", "train/extra"}
+        memory = Params(run.first.layout, (state["residuals"]["train/model"][0],)).compact()
         assert_allclose(memory, (client + 1) * error, rtol=1e-5)
     assert set(rows(run, "up", "model").values()) == {5 * 4 + 3}
 
@@ -90,7 +90,7 @@ def test_a_dropped_client_keeps_its_memory(play):  # noqa: F811
         )
         assert column(run, "dropped") == [0, 1]
         for client, rounds in ((3, 1), (2, 2)):
-            memory = Params(run.first.layout, (kept(run, client)["memory"]["train/model"][0],)).compact()
+            memory = Params(run.first.layout, (kept(run, client)["residuals"]["train/model"][0],)).compact()
             assert_allclose(memory, (client + 1) * late(rounds)[1], rtol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_clients_that_train_together_keep_what_they_would_alone(play):  # noqa: 
     loop, together = (play(**settings, **{"execution.plan": plan}) for plan in ("loop", "vmap"))
     assert_allclose(moved(together), moved(loop), rtol=1e-3, atol=1e-5)
     for client in ALL:
-        a, b = (kept(run, client)["memory"]["train/model"][0] for run in (loop, together))
+        a, b = (kept(run, client)["residuals"]["train/model"][0] for run in (loop, together))
         assert a.abs().max() > 0
         assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -115,7 +115,7 @@ def test_the_server_keeps_what_it_lost(play):  # noqa: F811
         keep = np.argsort(-np.abs(fed), kind="stable")[:5]
         error = fed.copy()
         error[keep] = 0
-    (memory,) = run.exchanges.memory["train/model"]
+    (memory,) = run.exchanges.downlink.residuals["train/model"]
     assert_allclose(Params(run.first.layout, (memory,)).compact(), error, atol=1e-6)
     assert run.result.metrics[0]["downlink_multicast_bytes"] == 5 * 4 + 3
 
@@ -136,7 +136,7 @@ def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
     step = sum((c + 1) * len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
     step /= sum(len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
     two = play(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
-    had = kept(two, 0)["had"]["model"].compact() - two.first.compact()
+    had = kept(two, 0)["last_received"]["model"].compact() - two.first.compact()
     assert_allclose(had.sort().values, [0] * 16 + [step] * 5, rtol=1e-5, atol=1e-6)
     assert two.result.metrics[0]["downlink_multicast_bytes"] == 4 * whole  # each has a difference of its own
 

@@ -112,7 +112,7 @@ class Serial:
     def start(self, job: Job, states: ClientStates) -> None:
         """Make the first worker; threads get theirs when they are needed."""
         self.job, self.states = job, states
-        self._add_worker()
+        self.add_worker()
 
     def run(self, dispatch: Dispatch) -> Any:
         """Work through all tasks, in order or by several threads."""
@@ -122,17 +122,16 @@ class Serial:
             worker, writer = self.members[0]
             return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
         while len(self.members) < count:
-            self._add_worker()
+            self.add_worker()
         return self._in_threads(dispatch, count)
 
     def _in_threads(self, dispatch: Dispatch, count: int) -> Any:
         queue = TaskQueue(dispatch.costs(), count)
 
         def work(k: int) -> Any:
-            worker, writer = self.members[k]
             try:
                 with exclusive():
-                    return worker.run(dispatch, queue.tasks(k), self.states.segment(writer))
+                    return self.part(k, dispatch, queue.tasks(k))
             except BaseException:
                 queue.stop()
                 raise
@@ -143,7 +142,13 @@ class Serial:
         finally:
             wait(others)
 
-    def _add_worker(self) -> None:
+    def part(self, k: int, dispatch: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
+        """Have worker k work through some tasks; return its partial result."""
+        worker, writer = self.members[k]
+        return worker.run(dispatch, tasks, self.states.segment(writer))
+
+    def add_worker(self) -> None:
+        """Make one more worker."""
         writer = self.states.new_writer()
         self.members.append((self.job.worker(writer), writer))
 
