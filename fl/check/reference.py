@@ -1,4 +1,4 @@
-"""Reference parts of the small federation: the plainest strategy, client algorithm and partition that there can be.
+"""Reference parts of the small federation: the plainest strategy, client algorithm and partition, and a model.
 
 Laws compare methods with this FedAvg, not with a registered one, so that the expected values never come from the code
 under test.
@@ -6,10 +6,12 @@ under test.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, grouped
@@ -53,6 +55,28 @@ class ClientsOfTheData:
         return Partition(*grouped(owners, len(ids)))
 
 
-STRATEGY, CLIENT, PARTITION = (
-    f"{part.__module__}:{part.__qualname__}" for part in (FederatedAveraging, GradientSteps, ClientsOfTheData)
+@dataclass(frozen=True, kw_only=True)
+class PerceptronWithDropout:
+    """The perceptron of the federation with Dropout after its hidden layer; its tensors have the same names.
+
+    Args:
+        hidden: Width of the hidden layer, a tuple of one number.
+        p: Probability that Dropout sets an entry to zero, in [0, 1).
+    """
+
+    hidden: tuple[int, ...] = (5,)
+    p: float = 0.5
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The module for samples of a shape."""
+        features, (hidden,) = math.prod(shape), self.hidden
+        middle = nn.Sequential()  # names instead of numbers: patterns like "1.*" in `example_config` must not match
+        middle.add_module("relu", nn.ReLU())
+        middle.add_module("dropout", nn.Dropout(self.p))
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, hidden), middle, nn.Linear(hidden, outputs))
+
+
+STRATEGY, CLIENT, PARTITION, DROPOUT_MODEL = (
+    f"{part.__module__}:{part.__qualname__}"
+    for part in (FederatedAveraging, GradientSteps, ClientsOfTheData, PerceptronWithDropout)
 )

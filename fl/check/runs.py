@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fl.check import reference
 from fl.check.bench import (
     CLIENTS,
     Bench,
@@ -26,6 +27,7 @@ from fl.simulation.simulation import Simulation, resume
 from fl.tensors.trees import flatten, unflatten
 
 LOOP: dict[str, Any] = {"execution.plan": "loop"}  # clients train one after the other
+WITH_DROPOUT: dict[str, Any] = {"model.name": reference.DROPOUT_MODEL, **LOOP, "rounds": 1}
 Settings = dict[str, Any]  # by dotted path
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
+import tempfile
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +17,12 @@ from fl.check import reference, runs
 from fl.check.bench import TRAINING, Bench, fingerprint, finish, own, require_equal_bits, with_methods
 from fl.check.finding import Broken, Law, require_close, require_equal
 from fl.check.ledger import the_ledger_counts_every_byte
-from fl.check.runs import LOOP
+from fl.check.runs import LOOP, WITH_DROPOUT, Settings
+from fl.execution.training.loop import train
 from fl.method.client import ClientContext, View
 from fl.method.strategy import Metrics, RoundGenerator, ServerContext, State, Strategy
 from fl.simulation.simulation import Simulation
+from fl.tensors.params import Params
 from fl.tensors.trees import tree_map
 
 
@@ -61,19 +67,39 @@ def _replay(round_: RoundGenerator, answers: list[Any]) -> tuple[State, Metrics]
 
 def the_fedavg_setting_is_fedavg(bench: Bench) -> str | None:
     """In its `fedavg_equivalent` setting the method equals FedAvg: to 1e-6, or to the bit where it declares so."""
-    config = bench.fedavg_equivalent()
+    return _compare_with_fedavg(bench, {})
+
+
+def the_fedavg_setting_is_fedavg_with_dropout(bench: Bench) -> str | None:
+    """The same holds for a model with Dropout: the method draws the same masks as FedAvg."""
+    return _compare_with_fedavg(bench, WITH_DROPOUT)
+
+
+def _compare_with_fedavg(bench: Bench, overrides: Settings) -> str | None:
+    config = bench.fedavg_equivalent(**overrides)
     declared = None if config is None else config.strategy.fedavg_equivalent
     if config is None or declared is None:
         return "no setting of it is FedAvg"
     example = config.strategy.example_config.items()
     needs = {path: value for path, value in example if path.split(".")[0] not in ("strategy", "client")}
-    strategy, client = {"name": reference.STRATEGY, **declared.fedavg}, {"name": reference.CLIENT, **TRAINING}
-    fedavg = Bench(strategy, client, bench.folder / "fedavg").run(**needs)
-    ours = bench.run(config)
-    require_close(ours.model, fedavg.model, 1e-6, "the setting and FedAvg")
+    fedavg = _fedavg(json.dumps([dict(declared.fedavg), needs | overrides], sort_keys=True))
+    ours = bench.run(config).model
+    require_close(ours, fedavg, 1e-6, "the setting and FedAvg")
     if declared.bits:
-        require_equal_bits(ours.model, fedavg.model, "equal bits are declared")
+        require_equal_bits(ours, fedavg, "equal bits are declared")
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _fedavg(settings: str) -> Params:
+    """The model of the reference FedAvg; most methods are compared with the same run.
+
+    `settings` is JSON: the strategy's arguments and overrides by dotted path.
+    """
+    arguments, overrides = json.loads(settings)
+    strategy, client = {"name": reference.STRATEGY, **arguments}, {"name": reference.CLIENT, **TRAINING}
+    with tempfile.TemporaryDirectory() as folder:
+        return Bench(strategy, client, Path(folder)).run(**overrides).model
 
 
 def a_cohort_of_one_is_that_client(bench: Bench) -> str | None:
@@ -110,6 +136,7 @@ def _context(simulation: Simulation, client: int) -> ClientContext:
         initial=setup.initial,
         module=copy.deepcopy(setup.module),
         task=setup.config.task,
+        training_loop=train,
     )
 
 
@@ -118,5 +145,6 @@ LAWS: list[Law] = [
     a_round_is_a_pure_function,
     the_ledger_counts_every_byte,
     the_fedavg_setting_is_fedavg,
+    the_fedavg_setting_is_fedavg_with_dropout,
     a_cohort_of_one_is_that_client,
 ]
