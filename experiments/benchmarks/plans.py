@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fl import registry
-from fl.check.check import Bench
+from fl.check.bench import Bench
 from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.simulation.build import set_up_run

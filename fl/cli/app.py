@@ -584,10 +584,10 @@ def check(
 ) -> None:
     """Check a part against the laws of its kind."""
     with errors(traceback):
-        from fl.check import check
+        from fl.check.check import check as findings_of
 
-        findings = check.check(target)
-        print(_aligned((f"{'pass' if f.ok else 'FAIL'}  {f.law}", f.detail) for f in findings))
+        findings = findings_of(target)
+        print(_aligned((f"{'pass' if f.ok else 'FAIL'}  {f.sentence}", f.detail) for f in findings))
         if not all(f.ok for f in findings):
             raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 
 import fl
-from fl.check import check
+from fl.check import bench, runs
 from fl.communication.codec import Chain, transmit
 from fl.communication.codecs.error_feedback import ErrorFeedback, compression_error
 from fl.communication.codecs.top_k import TopK
@@ -206,15 +206,15 @@ CODECS = {
     },
 }
 LAWS = (
-    check.runs,
-    check.repeats,
-    check.order,
-    check.nobody,
-    check.evaluating,
-    check.placement,
-    check.chunks,
-    check.resumes,
-    check.client_states,
+    runs.three_rounds_run_and_stay_finite,
+    runs.the_same_configuration_gives_the_same_bits,
+    runs.cohort_order_does_not_matter,
+    runs.an_empty_round_changes_nothing,
+    runs.evaluation_has_no_effect_on_training,
+    runs.worker_and_order_of_tasks_do_not_matter,
+    runs.chunk_size_does_not_matter,
+    runs.a_resumed_run_gives_the_same_bits,
+    runs.client_states_do_not_leak,
 )
 
 
@@ -222,12 +222,12 @@ LAWS = (
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_laws_hold_with_codecs(strategy, codec, law, tmp_path):
-    class Bench(check.Bench):
+    class Bench(bench.Bench):
         def config(self, **overrides):
             return super().config(**{"codec": CODECS[codec], **overrides})
 
     client = {"fedavg": "sgd"}.get(strategy, strategy)
-    law(Bench({"name": strategy}, {"name": client, **check.TRAINING}, tmp_path))
+    law(Bench({"name": strategy}, {"name": client, **bench.TRAINING}, tmp_path))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, RecordDict  # noqa: E402
 
 import fl  # noqa: E402
 from fl import registry  # noqa: E402
-from fl.check.check import CLIENTS, FEDERATION, Bench  # noqa: E402
+from fl.check.bench import CLIENTS, FEDERATION, Bench  # noqa: E402
 from fl.communication.codec import Chain, Identity, transmit  # noqa: E402
 from fl.communication.codecs.cast import FP16  # noqa: E402
 from fl.communication.codecs.quantise import Quantise  # noqa: E402
