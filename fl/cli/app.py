@@ -31,6 +31,7 @@ import typer
 
 from fl import registry
 from fl.errors import UnknownName
+from fl.kinds import KINDS
 
 app = typer.Typer(
     help="Federated-learning simulator.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -263,10 +264,10 @@ def told(summary: dict[str, Any]) -> str:
 
 # -- what there is ----------------------------------------------------------------------------------------------------
 @app.command("list")
-def list_(kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(registry.PACKAGES)}.")] = None) -> None:
+def list_(kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}.")] = None) -> None:
     """Registered names, with what they are."""
     with errors():
-        for each in [_kind(kind)] if kind else registry.PACKAGES:
+        for each in [_kind(kind)] if kind else KINDS:
             print(each)
             print(_aligned((f"  {name}", first_line(registry.lookup(each, name))) for name in registry.names(each)))
 
@@ -733,8 +734,8 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _kind(kind: str) -> str:
-    if kind not in registry.PACKAGES:
-        raise UnknownName(f"{kind!r} is not one of {sorted(registry.PACKAGES)}")
+    if kind not in KINDS:
+        raise UnknownName(f"{kind!r} is not one of {sorted(KINDS)}")
     return kind
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -125,6 +125,20 @@ class Partition:
             raise ValueError(
                 f"val, test: client {wrong[0]} holds out more than its {sizes[wrong[0]]} rows (or less than none)"
             )
+
+
+class Partitioner(Protocol):
+    """A part that gives rows to clients, registered under "partition"."""
+
+    def split(self, dataset: Dataset) -> Partition:
+        """Return the partition of the dataset's training rows."""
+
+
+class Shift(Protocol):
+    """A part that changes each client's samples in its own way, registered under "shift"."""
+
+    def apply(self, dataset: Dataset, partition: Partition) -> Dataset:
+        """Return the dataset with the changed samples."""
 
 
 # Both sort distinct words that carry the position in their low bits: several times faster than a stable argsort.

@@ -95,7 +95,7 @@ def drive(
     """The run of a resolved configuration (YAML) over the SuperNodes of a grid."""
     config = resolve(parse(text))
     if config.baselines:
-        raise ConfigError("baselines", f"{list(config.baselines)} are no part of a deployment; `fl run` makes them")
+        raise ConfigError("baselines", f"{[registry.name_of(b) for b in config.baselines]} are no part of a deployment; `fl run` makes them")
     if find_wrapper(config.down, Delta):
         raise ConfigError(
             "codec.down", "delta is no part of a deployment: the server would have to keep what every client has"
