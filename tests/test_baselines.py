@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fl
-from fl.config.config import read
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.errors import ConfigError
 from fl.simulation.simulation import Simulation

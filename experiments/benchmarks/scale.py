@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.method.sampler import Sampler, Uniform

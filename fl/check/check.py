@@ -29,7 +29,8 @@ import torch
 
 from fl import registry
 from fl.communication.codec import Codec, Key, decode, encode
-from fl.config.config import Config, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
 from fl.data.augment import Augment
 from fl.data.dataset import Dataset, as_dataset
 from fl.data.partition import Partition

@@ -72,7 +72,8 @@ def run(
     """Run a configuration. seed=0..4 makes five runs, one after the other."""
     with errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.simulation import simulation
 
         log_to_stderr()
@@ -93,7 +94,7 @@ def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False
     """Go on with a run from its last committed round; rounds=+100 makes it longer. A Flower app's, if it has a journal."""
     with errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read
+        from fl.config.reading import read
         from fl.simulation import simulation
 
         log_to_stderr()
@@ -214,7 +215,7 @@ def parse_overrides(texts: list[str] | None) -> dict[str, Any]:
             continue
         import yaml
 
-        from fl.config.config import parse
+        from fl.config.yaml import parse
 
         try:
             changes[key] = parse(value)
@@ -293,7 +294,8 @@ def digest(directory: Path) -> None:
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.errors import ConfigError
         from fl.storage import checkpoint
         from fl.tensors import trees
@@ -487,7 +489,8 @@ def partition(
     """Say how a configuration shares out its data: sizes, labels per client, distance from the whole; nothing is trained."""
     with errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.data.partition_stats import statistics
         from fl.simulation.setup import load_data
 
@@ -660,7 +663,7 @@ def flower_export(
 ) -> None:
     """Write a Flower project that runs a configuration on SuperNodes."""
     with errors(traceback):
-        from fl.config.config import read
+        from fl.config.reading import read
         from fl.flower.export import export
 
         export(read(config, parse_overrides(overrides)), folder)

@@ -58,7 +58,9 @@ class Builder:
         for key in values:
             if key not in known:
                 meant = suggestions.for_key(key, path, known, self.root, self.config)
-                raise ConfigError(dotted(path, key), f"not a key of {_title(cls, path)}, which has {sorted(known)}.{meant}")
+                raise ConfigError(
+                    dotted(path, key), f"not a key of {_title(cls, path)}, which has {sorted(known)}.{meant}"
+                )
 
     def value(self, value: Any, annotation: Any, path: str) -> Any:
         """`value` as the annotation asks: a part by name, a section by its keys, a tuple from a list, or a plain value."""
@@ -130,7 +132,9 @@ def _chosen(value: Any, alternatives: tuple[Any, ...]) -> Any:
         return None
     parts = [a for a in alternatives if kind_of(a) is not None]
     if isinstance(value, Mapping):
-        sections = (a for a in alternatives if dataclasses.is_dataclass(a) or typing.get_origin(a) is dict or a in parts)
+        sections = (
+            a for a in alternatives if dataclasses.is_dataclass(a) or typing.get_origin(a) is dict or a in parts
+        )
         return next(sections, None)
     only_parts = len(alternatives) == len(parts) + (NoneType in alternatives)
     plain = isinstance(value, (bool, int, float, list, tuple))

@@ -93,9 +93,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     stop: Stop = field(default_factory=Stop)
     baselines: tuple[Baseline, ...] = ()
-    references: Mapping[str, PartReference] = field(
-        default_factory=dict, repr=False, compare=False, metadata=NOT_A_KEY
-    )
+    references: Mapping[str, PartReference] = field(default_factory=dict, repr=False, compare=False, metadata=NOT_A_KEY)
 
     def __post_init__(self) -> None:
         at_least(1, rounds=self.rounds)

@@ -10,9 +10,7 @@ import yaml
 from fl.errors import ConfigError
 
 # YAML 1.1 accepts an exponent only after a decimal point (1.0e-3)
-_FLOAT = re.compile(
-    r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-)
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 
 
 def parse(text: str) -> Any:

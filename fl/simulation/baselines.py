@@ -26,7 +26,9 @@ def beside(run_setup: RunSetup, directory: Path) -> dict[str, Config]:
     config = run_setup.config
     if config.baselines and (config.stream is not None or config.evaluation.clients == "held_out"):
         key = "stream" if config.stream is not None else "evaluation.clients"
-        raise ConfigError("baselines", f"they are for runs of one task whose own clients are evaluated; leave out {key}")
+        raise ConfigError(
+            "baselines", f"they are for runs of one task whose own clients are evaluated; leave out {key}"
+        )
     return {registry.name_of(part): part.config(run_setup, directory) for part in config.baselines}
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.config.config import Config, located
+from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
 from fl.data.partition import Partition
 from fl.data.stream import Stage, split_rows
-from fl.errors import ConfigError
+from fl.errors import ConfigError, located
 from fl.execution.training.device import Device
 from fl.execution.training.loop import overrides
 from fl.execution.training.plan import Plan, make_plan

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.config.config import Config, located, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
 from fl.data.dataset import tensors
-from fl.errors import ConfigError
+from fl.errors import ConfigError, located
 from fl.execution.training import compiled
 from fl.execution.worker import Job
 from fl.execution.workers.executor import Executor, Serial

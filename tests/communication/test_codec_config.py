@@ -7,7 +7,8 @@ from fl.communication.codecs.cast import BF16
 from fl.communication.codecs.quantise import Quantise
 from fl.communication.codecs.top_k import TopK
 from fl.communication.codecs.zstd import Zstd
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 
 BASE = {

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import RandomData
 from fl.errors import ConfigError
 from fl.simulation.simulation import Simulation

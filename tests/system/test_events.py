@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fl
-from fl.config.config import _by_mode, _part, _value, parse
+from fl.config.config import _by_mode, _part, _value
+from fl.config.yaml import parse
 from fl.system.availability import Bernoulli, Diurnal, Presence
 from fl.system.availability import Trace as Windows
 from fl.system.devices import Identical, Lognormal
