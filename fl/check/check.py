@@ -40,7 +40,7 @@ from fl.execution.training.loop import train
 from fl.execution.worker import Columns, DispatchResult, ExchangeDispatch
 from fl.execution.workers.executor import Serial
 from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
-from fl.method.sampler import Sampler
+from fl.method.sampler import CohortSampler
 from fl.method.strategy import ServerContext, Strategy
 from fl.models import nn
 from fl.simulation.simulation import Simulation, resume
@@ -80,7 +80,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "arguments": {"num_partitions": CLIENTS},
     },
     "shift": {"classes": 2},
-    "sampler": {"size": 4, "rate": 0.5, "clients": (1, 4, 6)},
+    "cohort": {"size": 4, "rate": 0.5, "clients": (1, 4, 6)},
     "augment": {},
     "model": {},
     "task": {},
@@ -95,7 +95,7 @@ BASES = {
     Strategy: "strategy",
     ClientAlgorithm: "client",
     Codec: "codec",
-    Sampler: "sampler",
+    CohortSampler: "cohort",
     Augment: "augment",
     Task: "task",
 }
@@ -518,7 +518,7 @@ def nobody_late(bench: Bench) -> str | None:
     what it cannot do it refuses, and says so."""
     # whatever a client has to do, its trip takes two seconds; a declared size spares methods whose updates have one of their own
     alike = {"devices": {"name": "identical", "ms_per_sample": 0, "latency_ms": 1000}, "up_bytes": 0}
-    together = {"mode": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
+    together = {"name": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
     try:
         late = bench.run(system=alike, server=together)
     except ValueError as error:
@@ -936,14 +936,14 @@ def own_rows(part: Any) -> None:
 SIZES = np.arange(1, 13)
 
 
-def ascending(sampler: Sampler) -> None:
+def ascending(sampler: CohortSampler) -> None:
     """Cohorts are ascending, distinct ids of the population, int64."""
     for ids in _cohorts(sampler, range(10)):
         if ids.dtype != np.int64 or (np.diff(ids) <= 0).any() or (len(ids) and not 0 <= ids[0] <= ids[-1] < len(SIZES)):
             raise Broken(f"{ids!r} is not ascending, distinct int64 ids below {len(SIZES)}")
 
 
-def addressed(sampler: Sampler) -> None:
+def addressed(sampler: CohortSampler) -> None:
     """A draw depends on state, round and seed alone; the state is a tree, and is left as it was."""
     start = sampler.init(len(SIZES))
     before, here = fingerprint(start), start
@@ -957,7 +957,7 @@ def addressed(sampler: Sampler) -> None:
     _equal(fingerprint(start), before, "the state that sample() was given, before and after,")
 
 
-def too_many(sampler: Sampler) -> str | None:
+def too_many(sampler: CohortSampler) -> str | None:
     """More clients than there are, or none, are refused."""
     if getattr(sampler, "size", None) is None:
         return "takes no size"
@@ -970,7 +970,7 @@ def too_many(sampler: Sampler) -> str | None:
     return None
 
 
-def _cohorts(sampler: Sampler, rounds: range) -> list[np.ndarray]:
+def _cohorts(sampler: CohortSampler, rounds: range) -> list[np.ndarray]:
     state, cohorts = sampler.init(len(SIZES)), []
     for round_ in rounds:
         state, cohort = sampler.sample(state, round_, 0, SIZES)
@@ -1170,7 +1170,7 @@ LAWS: dict[str, list[Callable[[Any], str | None]]] = {
     "codec": [shape_and_dtype, real_bytes, batches, deterministic, mean_over_keys, error_bound, not_finite],
     "partition": [disjoint, same_seed, min_size, refusals],
     "shift": [same_shift, input_kept, only_what_it_says, own_rows],
-    "sampler": [ascending, addressed, too_many],
+    "cohort": [ascending, addressed, too_many],
     "augment": [each_alone, changes],
     "model": [builds, same_weights, outputs_alone],
     "task": [loss_by_sample, pools],

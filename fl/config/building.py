@@ -67,6 +67,8 @@ class Builder:
         if annotation is Any:
             return value
         alternatives = arms(annotation)
+        if value is None and NoneType in alternatives:
+            return None
         if len(alternatives) > 1:
             chosen = _chosen(value, alternatives)
             return _plain(value, annotation, path) if chosen is None else self.value(value, chosen, path)
@@ -128,8 +130,6 @@ class Builder:
 
 def _chosen(value: Any, alternatives: tuple[Any, ...]) -> Any:
     """The alternative of a union that holds a part or a section for `value`; None: the value is a plain one."""
-    if value is None:
-        return None
     parts = [a for a in alternatives if kind_of(a) is not None]
     if isinstance(value, Mapping):
         sections = (

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 from fl import registry
@@ -75,7 +76,10 @@ def keys_of(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[st
     for name in fields_of(cls):
         here = dotted(path, name)
         yield here
-        for below in arms(annotations[name]):
+        alternatives = arms(annotations[name])
+        if values.get(name) is None and NoneType in alternatives:
+            continue
+        for below in alternatives:
             yield from _below(below, values.get(name), here, values)
 
 

@@ -31,6 +31,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fl import registry
 from fl.communication.codec import Identity, Sizes, down_key, find_wrapper, transmit
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import compression_error
