@@ -155,12 +155,13 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
             return _guard("partition", lambda: config.partition.split(part))
         return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
 
-    if config.stream is None:
+    stream, shift = config.stream, config.shift
+    if stream is None:
         stages = [Stage(config.rounds, split(dataset), config.task)]
     else:
-        dataset, stages = _guard("stream", lambda: config.stream.stages(dataset, split, config.task))
-    if config.shift is not None:
-        dataset = _guard("shift", lambda: config.shift.apply(dataset, stages[0].partition))
+        dataset, stages = _guard("stream", lambda: stream.stages(dataset, split, config.task))
+    if shift is not None:
+        dataset = _guard("shift", lambda: shift.apply(dataset, stages[0].partition))
     holders = sum(np.diff(stage.partition.offsets) for stage in stages)
     empty = np.flatnonzero(holders == 0)
     if len(empty):
