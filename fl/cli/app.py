@@ -583,7 +583,7 @@ def tune(
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(help="strategy:fedavg, fedavg, codec:top_k, path/to/file.py:Name ...")],
+    target: Annotated[str, typer.Argument(help="KIND:NAME (as in codec:top_k), NAME, or path/to/file.py:Name.")],
     traceback: Traceback = False,
 ) -> None:
     """Check a part against the laws of its kind."""

@@ -176,7 +176,9 @@ def shuffled_groups(owners: np.ndarray, count: int, *address: int | str) -> tupl
 def coded(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(classes (K,), codes (R,)): the distinct labels, ascending, and which of them each row has."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise ValueError(f"labels: {labels.dtype} {labels.shape} are not one class per row; take 'iid' or 'natural'")
+        raise ValueError(
+            f"labels: {labels.dtype} {labels.shape} are not one class per row; take a partition without labels"
+        )
     low, high = int(labels.min()), int(labels.max())
     if high - low > len(labels):
         return np.unique(labels, return_inverse=True)

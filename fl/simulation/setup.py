@@ -225,7 +225,7 @@ def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module)
         if not strategy.averages():
             raise ConfigError(
                 "model.batch_norm",
-                f"'averaged' goes with strategies whose model is an average (fedavg with lr <= 1, fedprox, fedper, fedbn, ...); "
+                f"'averaged' goes with strategies whose model is an average of the clients' models; "
                 f"{type(strategy).__name__} may step to negative variances. Use batch or local",
             )
         if not isinstance(client, LocalTraining) or overrides(client, "work"):
