@@ -46,6 +46,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # type checkers and editors see plain imports
+    # isort: off
     from fl.communication.codecs.top_k import TopK as TopK, keep_largest as keep_largest
     from fl.errors import ConfigError as ConfigError
     from fl.execution.training.steps import Descent as Descent, LocalSteps as LocalSteps

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 from fl import registry
-from fl.config.fields import annotations_of, arms, fields_of, own_keys
+from fl.config.fields import annotations_of, arms, default, fields_of, own_keys
 from fl.config.references import named
 from fl.errors import UnknownName, did_you_mean, dotted
 from fl.kinds import KINDS, Kind, kind_of
@@ -54,7 +54,7 @@ def for_key(key: str, path: str, known: Collection[str], root: type | None, conf
     here = did_you_mean(key, known)
     if here:
         return here
-    close = difflib.get_close_matches(key, {p.rpartition(".")[2] for p in elsewhere}, 1)
+    close = difflib.get_close_matches(str(key), {p.rpartition(".")[2] for p in elsewhere}, 1)
     return f" Did you mean {_listed([p for p in elsewhere if p.rpartition('.')[2] == close[0]])}?" if close else ""
 
 
@@ -73,14 +73,14 @@ def keys_of(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[st
         path: its dotted path.
     """
     annotations = annotations_of(cls)
-    for name in fields_of(cls):
-        here = dotted(path, name)
+    for name, field in fields_of(cls).items():
+        here, value = dotted(path, name), values[name] if name in values else default(field)
         yield here
         alternatives = arms(annotations[name])
-        if values.get(name) is None and NoneType in alternatives:
+        if value is None and NoneType in alternatives:
             continue
         for below in alternatives:
-            yield from _below(below, values.get(name), here, values)
+            yield from _below(below, value, here, values)
 
 
 def _below(annotation: Any, value: Any, path: str, siblings: Mapping[str, Any]) -> Iterator[str]:
