@@ -1,10 +1,10 @@
 """A federated-learning simulator: define a method once, run it anywhere, same bits, every byte counted.
 
-One import line is enough to write a method: `from fl import Exchange, Params, Strategy, register, zeros_like`. `import fl`
-costs milliseconds, because each name is imported from its module when it is first used.
+One import line is enough to write a method: `from fl import Exchange, Params, Strategy, register, zeros_like`.
+`import fl` costs milliseconds, because each name is imported from its module when it is first used.
 
-The packages beside this one have generic names, so that a user's file or folder may hide one of them. Then `import fl` is an
-error, because a run would use the wrong method.
+The packages beside this one have generic names, so that a user's file or folder may hide one of them. Then `import fl`
+is an error, because a run would use the wrong method.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The kinds of parts that a configuration is made of: one table.
 
-A part is a strategy, a codec, a model, ...: an object that a configuration asks for by name. This table is the only place
-that knows which kinds there are. Classes stand here as `module:Class`, so that importing the table costs nothing.
+A part is a strategy, a codec, a model, ...: an object that a configuration asks for by name. This table is the only
+place that knows which kinds there are. Classes are written `module:Class`, so that importing the table costs nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Kind:
 
     Args:
         name: the kind, as in `@register(name, ...)` and `fl list name`.
-        packages: modules and packages in which registered names are looked up. The first one may have a dict `DEFAULTS`,
-            kind -> name of the part that is used when the configuration names none.
-        base: base class or protocol of the parts, as `module:Class`. A configuration field of this type holds such a part.
+        packages: modules and packages in which registered names are looked up. The first one may have a dict
+            `DEFAULTS`, kind -> name of the part that is used when the configuration names none.
+        base: base class or protocol of the parts, as `module:Class`. A field of this type holds such a part.
         key: where a configuration holds parts of this kind, as a dotted path. Other places are possible.
         section: a dataclass, as `module:Class`, with a field `part` and options that are written beside the part's own
             arguments; "" if the kind has none.
@@ -97,5 +97,5 @@ def _by_class() -> dict[Any, Kind]:
 
 
 def kind_of(annotation: Any) -> Kind | None:
-    """The kind of part that a field with this annotation holds, or None; the annotation is a base class or a section class."""
+    """The kind whose base class or section class this annotation is, or None."""
     return _by_class().get(annotation) if isinstance(annotation, type) else None

@@ -1,7 +1,7 @@
-"""Parts by name: `@register("strategy", "fedavg")` above a class gives `strategy: fedavg` in a configuration its meaning.
+"""Parts by name: after `@register("strategy", "fedavg")`, `strategy: fedavg` in a configuration means this class.
 
-A name is looked up in the packages of its kind (see fl/kinds.py); a module is imported when its name is asked for. A part of
-the user's own is written `path/to/file.py:Name` or `module:Name`. User files travel to workers as text.
+A name is looked up in the packages of its kind (see fl/kinds.py); a module is imported when its name is asked for. A
+part of the user's own is written `path/to/file.py:Name` or `module:Name`. User files travel to workers as text.
 """
 
 from __future__ import annotations

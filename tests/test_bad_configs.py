@@ -1,4 +1,4 @@
-"""Mistakes in configurations, and what users read: each stops before round 0 and says where, what, and what is allowed."""
+"""Mistakes in configurations: each stops before round 0 and says where it is, what is wrong, and what is allowed."""
 
 import pytest
 import yaml
@@ -21,44 +21,101 @@ SGD = "['batch', 'clip', 'epochs', 'lr', 'optimiser', 'steps', 'trains']"
 BAD = {
     "unknown key": (["client.epoch=3"], "client.epoch: not a key of 'sgd'", [SGD, "Did you mean 'epochs'?"]),
     "wrong type": (["rounds=many"], "rounds: 'many' is not a valid integer", []),
-    "wrong choice": (["execution.plan=stackd"], "execution.plan: 'stackd' is not 'auto', 'loop', 'compiled', 'stacked', 'flat' or 'vmap'",
-                     ["Did you mean 'stacked'?"]),
+    "wrong choice": (
+        ["execution.plan=stackd"],
+        "execution.plan: 'stackd' is not 'auto', 'loop', 'compiled', 'stacked', 'flat' or 'vmap'",
+        ["Did you mean 'stacked'?"],
+    ),
     "cohort beyond population": (["cohort.size=200"], "cohort.size: 200 ", ["20"]),
     "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not positive", []),
-    "empty clients": (["partition.alpha=0.01", "partition.min_size=0"], "partition: ",
-                      [" of 20 clients have no data", "Set partition.min_size, fewer clients, or a larger alpha"]),
-    "client of another method": (["strategy=scaffold", "client.name=sgd"], "client.name: with strategy 'scaffold', client 'sgd'",
-                                 ["does not send ['control']", "the strategy's own client is 'scaffold'"]),
-    "unknown strategy": (["strategy=fedavgg"], "strategy: 'fedavgg' is not one of ['apfl', 'ditto',",
-                         ["path/to/file.py:Name", "Did you mean 'fedavg'?"]),
+    "empty clients": (
+        ["partition.alpha=0.01", "partition.min_size=0"],
+        "partition: ",
+        [" of 20 clients have no data", "Set partition.min_size, fewer clients, or a larger alpha"],
+    ),
+    "client of another method": (
+        ["strategy=scaffold", "client.name=sgd"],
+        "client.name: with strategy 'scaffold', client 'sgd'",
+        ["does not send ['control']", "the strategy's own client is 'scaffold'"],
+    ),
+    "unknown strategy": (
+        ["strategy=fedavgg"],
+        "strategy: 'fedavgg' is not one of ['apfl', 'ditto',",
+        ["path/to/file.py:Name", "Did you mean 'fedavg'?"],
+    ),
     "no rounds": (["rounds=0"], "rounds: 0 is not at least 1", []),
-    "impossible plan": (["model=cnn_tiny", "execution.plan=stacked"], "execution.plan: 'stacked' is not possible: ",
-                        ["Conv2d", "Use 'flat', 'vmap', 'loop' or 'auto'"]),
+    "impossible plan": (
+        ["model=cnn_tiny", "execution.plan=stacked"],
+        "execution.plan: 'stacked' is not possible: ",
+        ["Conv2d", "Use 'flat', 'vmap', 'loop' or 'auto'"],
+    ),
     "codec": (["codec.up={name: top_k, ratio: 0}"], "codec.up[0].ratio: 0.0 is not in (0, 1]", []),
-    "data of another shape": (["model=cnn_tiny", "data=synthetic"], "model: cnn_tiny takes images", ["a sample is (60,)"]),
+    "data of another shape": (
+        ["model=cnn_tiny", "data=synthetic"],
+        "model: cnn_tiny takes images",
+        ["a sample is (60,)"],
+    ),
     "no patience": (["stop.patience=0"], "stop.patience: 0 is not at least 1", []),
     # a key of another section: the same key first, then one that is close
-    "a key of the client": (["strategy=fedprox", "strategy.mu=0.1"], "strategy.mu: not a key of 'fedprox', which has ['lr', 'weights']",
-                            ["Did you mean client.mu?"]),
-    "a key of client and strategy": (["lr=0.1"], "lr: not a key of a configuration", ["Did you mean client.lr or strategy.lr?"]),
+    "a key of the client": (
+        ["strategy=fedprox", "strategy.mu=0.1"],
+        "strategy.mu: not a key of 'fedprox', which has ['lr', 'weights']",
+        ["Did you mean client.mu?"],
+    ),
+    "a key of client and strategy": (
+        ["lr=0.1"],
+        "lr: not a key of a configuration",
+        ["Did you mean client.lr or strategy.lr?"],
+    ),
     "a key of the client only": (["epochs=3"], "epochs: not a key of a configuration", ["Did you mean client.epochs?"]),
-    "a key of the partition": (["client.alpha=0.3"], "client.alpha: not a key of 'sgd'", [SGD, "Did you mean partition.alpha?"]),
+    "a key of the partition": (
+        ["client.alpha=0.3"],
+        "client.alpha: not a key of 'sgd'",
+        [SGD, "Did you mean partition.alpha?"],
+    ),
     "a key of the cohort": (["client.size=3"], "client.size: not a key of 'sgd'", ["Did you mean cohort.size?"]),
-    "a key of a nested part": (["client.momentum=0.9"], "client.momentum: not a key of 'sgd'", ["Did you mean client.optimiser.momentum?"]),
+    "a key of a nested part": (
+        ["client.momentum=0.9"],
+        "client.momentum: not a key of 'sgd'",
+        ["Did you mean client.optimiser.momentum?"],
+    ),
     "a top-level key": (["client.rounds=3"], "client.rounds: not a key of 'sgd'", ["Did you mean rounds?"]),
-    "an option of every data set": (["data.normalize=true"], "data.normalize: not a key of 'digits'", ["Did you mean 'normalise'?"]),
-    "another framework's word": (["batch_size=10"], "batch_size: not a key of a configuration", ["Did you mean client.batch?"]),
-    "the same in its section": (["client.batch_size=10"], "client.batch_size: not a key of 'sgd'", ["Did you mean 'batch'?"]),
-    "a word that is not close": (["learning_rate=0.1"], "learning_rate: not a key", ["Did you mean client.lr or strategy.lr?"]),
+    "an option of every data set": (
+        ["data.normalize=true"],
+        "data.normalize: not a key of 'digits'",
+        ["Did you mean 'normalise'?"],
+    ),
+    "another framework's word": (
+        ["batch_size=10"],
+        "batch_size: not a key of a configuration",
+        ["Did you mean client.batch?"],
+    ),
+    "the same in its section": (
+        ["client.batch_size=10"],
+        "client.batch_size: not a key of 'sgd'",
+        ["Did you mean 'batch'?"],
+    ),
+    "a word that is not close": (
+        ["learning_rate=0.1"],
+        "learning_rate: not a key",
+        ["Did you mean client.lr or strategy.lr?"],
+    ),
     "rounds": (["num_rounds=3"], "num_rounds: not a key of a configuration", ["Did you mean 'rounds'?"]),
     "deadline": (["server.deadline=3"], "server.deadline: not a key of 'sync'", ["Did you mean 'deadline_seconds'?"]),
-    "part by another word": (["server={mode: async, concurrency: 3}"], "server.mode: 'async' is the name of a part",
-                             ["write server: {name: async, ...}"]),
-    "not close to any key": (["zzz=1"], "zzz: not a key of a configuration, which has ['baselines', 'checkpoint',", ["'transforms'].\n"]),
+    "part by another word": (
+        ["server={mode: async, concurrency: 3}"],
+        "server.mode: 'async' is the name of a part",
+        ["write server: {name: async, ...}"],
+    ),
+    "not close to any key": (
+        ["zzz=1"],
+        "zzz: not a key of a configuration, which has ['baselines', 'checkpoint',",
+        ["'transforms'].\n"],
+    ),
     "not key=value": (["cohort.size"], "cohort.size: not key=value", ["rounds=100"]),
     "not YAML": (["cohort.size=[1"], "cohort.size: '[1' is not a YAML value", ["expected ',' or ']'"]),
     "seeds backwards": (["seed=4..1"], "seed: 4..1 names none", ["seed=1..4"]),
-}  # fmt: skip
+}
 
 
 def fl(capsys, *arguments) -> tuple[int, str, str]:

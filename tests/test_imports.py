@@ -1,4 +1,4 @@
-"""Imports point one way (experiments -> strategies, clients, partitions -> fl), cost little, and cannot be hidden unseen."""
+"""Imports point one way (experiments -> strategies, clients, partitions -> fl) and cost little."""
 
 import ast
 import configparser
@@ -36,7 +36,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(package: str) -> list[tuple[str, str]]:
-    """(file:line, top-level module) of every import in a package; contestants of `fl bench` run in environments of their own."""
+    """(file:line, top-level module) of every import in a package; the peers of `fl bench` have their own environments."""
     peers = ROOT / "experiments" / "benchmarks" / "peers"
     files = sorted(p for p in (ROOT / package).rglob("*.py") if p.parent != peers)
     return [(f"{p.relative_to(ROOT)}:{line}", m.partition(".")[0]) for p in files for line, m in imports(p)]
@@ -109,7 +109,7 @@ REFERENCE = ("fl/method/strategy.py", "fedavg")
 
 
 def names_outside() -> set[str]:
-    """Registered names and aliases of parts outside fl/, without names that a part inside fl/ has, too (`sgd`, `lora`)."""
+    """Registered names and aliases of parts outside fl/, without those of parts inside fl/ (`sgd`, `lora`)."""
     inside = {name for kind in KINDS.values() if kind.packages[0].startswith("fl.") for name in names(kind.name, True)}
     outside = {"strategy", "client", "partition"}
     return {name for kind in outside for name in names(kind, True)} - inside

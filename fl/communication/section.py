@@ -14,7 +14,8 @@ class Codecs:
     """How messages are encoded.
 
     Args:
-        up: codec of updates, from clients to the server; or a list of codecs, each of which encodes the output of the previous one.
+        up: codec of updates, from clients to the server; or a list of codecs, each of which encodes the output of the
+            previous one.
         down: codec of broadcasts, from the server to clients; or a list of codecs.
     """
 

@@ -53,7 +53,7 @@ class Builder:
         return _constructed(functools.partial(cls, **built), path)
 
     def check_keys(self, cls: type, values: Mapping[str, Any], path: str, beside: Collection[str] = ()) -> None:
-        """Raise a `ConfigError` for the first key that the dataclass does not have, with the key that was probably meant."""
+        """Raise a `ConfigError` for the first key that the dataclass does not have, with a suggestion."""
         known = {*fields_of(cls), *beside}
         for key in values:
             if key not in known:
@@ -63,7 +63,7 @@ class Builder:
                 )
 
     def value(self, value: Any, annotation: Any, path: str) -> Any:
-        """`value` as the annotation asks: a part by name, a section by its keys, a tuple from a list, or a plain value."""
+        """Build `value` as its annotation asks: a part by name, a section by its keys, a tuple, or a plain value."""
         if annotation is Any:
             return value
         alternatives = arms(annotation)
@@ -89,16 +89,13 @@ class Builder:
         return _plain(value, annotation, path)
 
     def part(self, kind: Kind, value: Any, path: str, beside: Collection[str] = ()) -> Any:
-        """A registered part, or a user's own, from a name or a mapping with a name. An object is a built part already."""
+        """Build a registered part, or a user's own, from a name or a mapping with a name; return built parts."""
         if not isinstance(value, (str, Mapping)):
             return _built(kind, value, path)
         value = named(kind.name, value)
         name = value.pop("name", None)
         if not isinstance(name, str):
-            if len(value) == 1 and isinstance(next(iter(value.values())), Mapping):
-                find(kind, str(next(iter(value))), path)  # {NAME: {...}} with a wrong name: says which one is close
-            _check_named(kind, value, path)
-            raise ConfigError(dotted(path, "name"), f"missing; one of {registry.names(kind.name)}")
+            raise _unnamed(kind, value, path)
         if kind.name == "data" and name.endswith(DATA_FILES):
             value.setdefault("path", anchored(name, Path()))
         cls = find(kind, name, dotted(path, "name") if value else path)
@@ -149,6 +146,14 @@ def _built(kind: Kind, value: Any, path: str) -> Any:
     if kind.name == "model" and not hasattr(value, "build"):
         return _constructed(functools.partial(model_part, value, {}), path)
     return value
+
+
+def _unnamed(kind: Kind, values: Mapping[str, Any], path: str) -> ConfigError:
+    """The error for a mapping that names no part."""
+    if len(values) == 1 and isinstance(next(iter(values.values())), Mapping):
+        find(kind, str(next(iter(values))), path)  # {NAME: {...}} with a wrong name: its error suggests a close one
+    _check_named(kind, values, path)
+    return ConfigError(dotted(path, "name"), f"missing; one of {registry.names(kind.name)}")
 
 
 def _check_named(kind: Kind, values: Mapping[str, Any], path: str) -> None:

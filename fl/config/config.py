@@ -1,9 +1,9 @@
 """The configuration of a run: YAML keys are the argument names of frozen dataclasses, and no class reads YAML.
 
     read(source, overrides) -> dict      fl/config/reading.py: `extends`, then overrides
-    resolve(dict)           -> Config    builds and checks every part before any work starts; Config.to_dict() is the inverse
+    resolve(dict)           -> Config    builds and checks every part; Config.to_dict() is the inverse
 
-A mistake is a `ConfigError` that says where it is, what is wrong, which values are allowed, and what was probably meant.
+A mistake is a `ConfigError` that says where it is, what is wrong, what is allowed, and what was probably meant.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Config:
         transforms: change updates before encoding and before the sum, in this order.
         codec: how messages are encoded in each direction.
         system: the clients' devices, networks and availability; None: no virtual time.
-        server: when the server steps: synchronous rounds, or asynchronously. Needs `system`, except plain synchronous rounds.
+        server: when the server steps: in synchronous rounds, or asynchronously. All but plain synchronous rounds need
+            `system`.
         evaluation: when, and on which clients, the model is evaluated.
         execution: where and how client work is computed.
         checkpoint: when the run is written to disk.

@@ -1,4 +1,4 @@
-"""How a configuration asks for a part: a name, `{name: ..., arguments}`, or `{NAME: {arguments}}` with nothing beside it."""
+"""How a configuration asks for a part: NAME, `{name: NAME, arguments}`, or `{NAME: {arguments}}` alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def anchor(node: Any, folder: Path) -> None:
 
 
 def anchored(reference: str, folder: Path) -> str:
-    """`path.py:Name` or a data file with an absolute path, if the file exists in `folder`; other strings are not changed."""
+    """Make the path of `path.py:Name` or of a data file absolute, if the file exists in `folder`."""
     if reference.endswith(DATA_FILES) and (folder / reference).is_file():
         return str((folder / reference).resolve())
     where, colon, name = reference.rpartition(":")

@@ -13,17 +13,18 @@ from fl.method.client import ClientAlgorithm
 class Evaluation:
     """When, and on which clients, the model is evaluated.
 
-    Metrics: eval/* on the server's test set, val/* on the clients' validation rows, clients/* on the clients' test rows.
+    Metrics: eval/* on the server's test set, val/* on clients' validation rows, clients/* on clients' test rows.
 
     Args:
         every: rounds between evaluations, 1 or more. The last round is always evaluated.
         server: evaluate on the server's test set.
-        clients: "all" clients that train; a number of them, 0 or more, drawn once; or the clients "held_out" by `splits.clients`.
+        clients: "all" clients that train; a number of them, 0 or more, drawn once; or the clients that are "held_out"
+            by `splits.clients`.
         stage: which model clients evaluate: "received" from the server, "trained" locally, or "adapted" by `adapt`.
         adapt: client algorithm of the stage "adapted".
         shots: number of training samples that `adapt` uses, the first ones, 1 or more; None: all.
-        select: metric by which the best model is chosen. Default: val/accuracy or val/loss if there are validation rows,
-            else train/loss. Metrics that end in "loss" are minimised.
+        select: metric by which the best model is chosen. Default: val/accuracy or val/loss if there are
+            validation rows, else train/loss. Metrics that end in "loss" are minimised.
     """
 
     every: int = 1

@@ -35,7 +35,8 @@ MOST = 3  # suggestions in one message
 def for_key(key: str, path: str, known: Collection[str], root: type | None, config: Mapping[str, Any]) -> str:
     """A sentence that suggests keys for the unknown `key` of the section at `path`; "" if none is similar.
 
-    The order of preference: the same key in another section, a similar key of this section, a similar key of another one.
+    The order of preference: the same key in another section, a similar key of this section, a similar key of another
+    section.
 
     Args:
         key: the unknown key.

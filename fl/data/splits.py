@@ -14,8 +14,8 @@ class Splits:
     Args:
         val: fraction of each client's rows for choosing between models, in [0, 1).
         test: fraction of each client's rows for its own test, in [0, 1); val + test < 1.
-        clients: number of clients that never train, 0 or more: those with the highest ids. `evaluation.clients: held_out`
-            evaluates on them.
+        clients: number of clients that never train, 0 or more: those with the highest ids. `evaluation.clients:
+            held_out` evaluates on them.
         per_class: maximum number of training rows of each class per client, 1 or more; None: no limit.
         pooled: client 0 trains on the training rows of all clients (centralised training on the same splits).
     """

@@ -12,20 +12,20 @@ from fl.checks import at_least
 class Execution:
     """Where and how client work is computed.
 
-    `plan`, `chunk`, `layout`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the last bits of results. The
-    run directory holds the values of `plan`, `chunk` and `layout` that were chosen.
+    `plan`, `chunk`, `layout`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the last
+    bits of results. The run directory holds the values of `plan`, `chunk` and `layout` that were chosen.
 
     Args:
         executor: "ray": worker processes; "serial": this process.
-        workers: number of worker processes, 1 or more (serial: threads of compiled training). Default: one per CPU core, or
-            per GPU.
+        workers: number of worker processes, 1 or more (serial: threads of compiled training). Default: one per CPU
+            core, or per GPU.
         address: address of a Ray cluster, "auto" for the running one; None: this machine.
-        plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several together;
-            "auto" the fastest that fits the model.
+        plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several
+            together; "auto" the fastest that fits the model.
         chunk: number of clients that are trained together, a power of two; None: chosen.
         layout: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen.
-        micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of a larger
-            batch are added up. None: the whole batch.
+        micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of
+            a larger batch are added up. None: the whole batch.
         device: "cpu", or "cuda": workers share the GPUs.
         precision: "float32", "tf32" (GPUs only) or "bf16" (autocast).
         graphs: on a GPU, run the gradients of the loop as CUDA graphs.

@@ -1,8 +1,8 @@
 """The runs of a configuration's baselines: `baselines: [NAME, ...]`.
 
-A baseline trains as the run's clients do (optimiser, learning rate, batch size, budget) and starts from the run's first model. It
-is a run of its own in the folder baselines/NAME of the run's directory. What each baseline does is a part, see
-fl/method/baseline.py; the functions here are what such parts are written with.
+A baseline trains as the run's clients do (optimiser, learning rate, batch size, budget) and starts from the run's
+first model. It is a run of its own in the folder baselines/NAME of the run's directory. Each baseline is a part, see
+fl/method/baseline.py; such parts are written with the functions of this module.
 """
 
 from __future__ import annotations
@@ -77,7 +77,13 @@ def local_training(run_setup: RunSetup) -> LocalTraining:
 
 
 def trainer(algorithm: str, run_setup: RunSetup, **arguments: Any) -> LocalTraining:
-    """The client algorithm of this name with the run's budget, batch size and optimiser; `arguments` replace some of them."""
+    """The client algorithm of this name with the run's budget, batch size and optimiser.
+
+    Args:
+        algorithm: its registered name.
+        run_setup: the run that the baseline is compared with.
+        arguments: hyper-parameters that differ from the run's.
+    """
     client = local_training(run_setup)
     same = {field.name: getattr(client, field.name) for field in fields(LocalTraining) if field.name != "trains"}
     return registry.lookup("client", algorithm)(**{**same, **arguments})

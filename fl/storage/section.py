@@ -12,9 +12,9 @@ class Checkpoint:
     """When a run is written to disk.
 
     Args:
-        every: rounds between checkpoints, 1 or more; a crash loses at most this many rounds. Default: 1. With an asynchronous
-            server: steps of the server; default: the number of clients that train at the same time, because a checkpoint
-            waits for all of them.
+        every: rounds between checkpoints, 1 or more; a crash loses at most this many rounds. Default: 1. With an
+            asynchronous server: steps of the server; default: the number of clients that train at the same time,
+            because a checkpoint waits for all of them.
         best: keep the best model by `evaluation.select`; it is written in the round in which it is found.
     """
 
