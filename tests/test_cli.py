@@ -274,12 +274,12 @@ def test_unknown_commands_and_kinds_are_usage_errors():
 @pytest.mark.slow
 def test_list_and_show():
     listed = fl("list").stdout
-    assert {"strategy", "client", "codec", "sampler"} <= set(listed.splitlines())
+    assert {"strategy", "client", "codec", "cohort"} <= set(listed.splitlines())
     assert "  top_k" in listed and "  uniform" in listed
     shown = fl("show", "strategy", "scaffold").stdout
     assert "arXiv:1910.06378" in shown and "client it brings: scaffold" in shown
     assert "lr       float = 1.0\n" in shown
-    shown = fl("show", "sampler", "weighted").stdout
+    shown = fl("show", "cohort", "weighted").stdout
     assert "Efraimidis" in shown and "size  int = required" in shown
 
 

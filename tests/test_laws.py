@@ -48,7 +48,7 @@ from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.tensors.params import Params
 from fl.method.reduction import Sum
-from fl.method.sampler import Sampler
+from fl.method.sampler import CohortSampler
 from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
 from fl.tasks.supervised import Loss, Regression
 
@@ -245,7 +245,7 @@ class ByPlace(Louder):
         return replace(dataset, train={**dataset.train, "x": x})
 
 @dataclass(frozen=True)
-class First(Sampler):
+class First(CohortSampler):
     size: int = 3
     def sample(self, state, round_, seed, sizes):
         return state, np.arange(self.size)
@@ -435,7 +435,7 @@ def test_targets(tmp_path):
     (tmp_path / "mine.py").write_text(USER_FILE + "\nANSWER = 42\n")
     assert find("fedavg") == find("strategy:fedavg") == ("strategy", "fedavg")
     assert find("fedprox") == ("strategy", "fedprox") and find("client:fedprox") == ("client", "fedprox")
-    for kind, name in (("codec", "top_k"), ("partition", "iid"), ("shift", "rotate"), ("sampler", "cyclic")):
+    for kind, name in (("codec", "top_k"), ("partition", "iid"), ("shift", "rotate"), ("cohort", "cyclic")):
         assert find(name) == (kind, name)
     assert find(f"{tmp_path}/mine.py:Unseeded")[0] == "partition"
     assert find(f"{tmp_path}/mine.py:Louder")[0] == find("partitions.colour:Colour")[0] == "shift"

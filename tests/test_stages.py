@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.digits import Digits
 from fl.errors import ConfigError
 from fl.simulation.evaluation import forgetting

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.section import Execution
 from fl.method.client import LocalTraining

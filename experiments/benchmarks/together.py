@@ -19,7 +19,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.section import Execution
 from fl.execution.training.plan import Kind, Plan, make_plan

@@ -54,11 +54,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "availability": {"name": "bernoulli", "p": 0.8},
             "up_bytes": 300,
         },
-        "server": {"mode": "sync", "deadline_seconds": 0.5, "partial": True},
+        "server": {"name": "sync", "deadline_seconds": 0.5, "partial": True},
     },
     "buffered": {
         "system": {"devices": DEVICES, "up_bytes": 300},
-        "server": {"mode": "buffered", "concurrency": 4, "buffer": 2},
+        "server": {"name": "buffered", "concurrency": 4, "buffer": 2},
     },
     "empty_rounds": {"cohort": {"name": "poisson", "rate": 0.15}},
     "trained": {"evaluation": {"stage": "trained"}},

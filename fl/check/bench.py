@@ -17,7 +17,8 @@ import numpy as np
 from fl import registry
 from fl.check import reference
 from fl.check.finding import Broken, relative_distance, require_equal
-from fl.config.config import Config, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.execution.workers.executor import Executor
 from fl.simulation.simulation import Simulation

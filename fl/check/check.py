@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl import registry
-from fl.check import augment, client, codec, data, model, partition, sampler, shift, strategy, task
+from fl.check import augment, client, codec, cohort, data, model, partition, shift, strategy, task
 from fl.check.bench import Bench
 from fl.check.finding import Finding, Law, try_law
 from fl.check.target import example_arguments, find_part, requires
@@ -25,7 +25,7 @@ _ROOMS = {
     "codec": codec,
     "partition": partition,
     "shift": shift,
-    "sampler": sampler,
+    "cohort": cohort,
     "augment": augment,
     "model": model,
     "task": task,

@@ -10,7 +10,7 @@ from fl.communication.codec import Codec
 from fl.data.augment import Augment
 from fl.errors import UnknownName
 from fl.method.client import ClientAlgorithm
-from fl.method.sampler import Sampler
+from fl.method.sampler import CohortSampler
 from fl.method.strategy import Strategy
 from fl.tasks.task import Task
 
@@ -18,7 +18,7 @@ BASES: dict[type, str] = {
     Strategy: "strategy",
     ClientAlgorithm: "client",
     Codec: "codec",
-    Sampler: "sampler",
+    CohortSampler: "cohort",
     Augment: "augment",
     Task: "task",
 }

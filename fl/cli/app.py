@@ -31,6 +31,7 @@ import typer
 
 from fl import registry
 from fl.errors import UnknownName
+from fl.kinds import KINDS
 
 app = typer.Typer(
     help="Federated-learning simulator.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -71,7 +72,8 @@ def run(
     """Run a configuration. seed=0..4 makes five runs, one after the other."""
     with errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.simulation import simulation
 
         log_to_stderr()
@@ -92,7 +94,7 @@ def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False
     """Go on with a run from its last committed round; rounds=+100 makes it longer. A Flower app's, if it has a journal."""
     with errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read
+        from fl.config.reading import read
         from fl.simulation import simulation
 
         log_to_stderr()
@@ -213,7 +215,7 @@ def parse_overrides(texts: list[str] | None) -> dict[str, Any]:
             continue
         import yaml
 
-        from fl.config.config import parse
+        from fl.config.yaml import parse
 
         try:
             changes[key] = parse(value)
@@ -263,10 +265,10 @@ def told(summary: dict[str, Any]) -> str:
 
 # -- what there is ----------------------------------------------------------------------------------------------------
 @app.command("list")
-def list_(kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(registry.PACKAGES)}.")] = None) -> None:
+def list_(kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}.")] = None) -> None:
     """Registered names, with what they are."""
     with errors():
-        for each in [_kind(kind)] if kind else registry.PACKAGES:
+        for each in [_kind(kind)] if kind else KINDS:
             print(each)
             print(_aligned((f"  {name}", first_line(registry.lookup(each, name))) for name in registry.names(each)))
 
@@ -292,7 +294,8 @@ def digest(directory: Path) -> None:
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.errors import ConfigError
         from fl.storage import checkpoint
         from fl.tensors import trees
@@ -486,7 +489,8 @@ def partition(
     """Say how a configuration shares out its data: sizes, labels per client, distance from the whole; nothing is trained."""
     with errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.data.partition_stats import statistics
         from fl.simulation.build import load_data
 
@@ -579,7 +583,7 @@ def tune(
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(help="strategy:fedavg, fedavg, codec:top_k, path/to/file.py:Name ...")],
+    target: Annotated[str, typer.Argument(help="KIND:NAME (as in codec:top_k), NAME, or path/to/file.py:Name.")],
     traceback: Traceback = False,
 ) -> None:
     """Check a part against the laws of its kind."""
@@ -659,7 +663,7 @@ def flower_export(
 ) -> None:
     """Write a Flower project that runs a configuration on SuperNodes."""
     with errors(traceback):
-        from fl.config.config import read
+        from fl.config.reading import read
         from fl.flower.export import export
 
         export(read(config, parse_overrides(overrides)), folder)
@@ -733,8 +737,8 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _kind(kind: str) -> str:
-    if kind not in registry.PACKAGES:
-        raise UnknownName(f"{kind!r} is not one of {sorted(registry.PACKAGES)}")
+    if kind not in KINDS:
+        raise UnknownName(f"{kind!r} is not one of {sorted(KINDS)}")
     return kind
 
 

@@ -18,7 +18,7 @@ import yaml
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fl.config.config import parse
+from fl.config.yaml import parse
 from fl.errors import ConfigError
 
 FREE = ("execution.executor", "execution.workers")

@@ -30,10 +30,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fl import registry
 from fl.communication.codec import Identity, Sizes, down_key, find_wrapper, transmit
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import compression_error
-from fl.config.config import Config, parse, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
+from fl.config.yaml import parse
 from fl.errors import ClientError, ConfigError
 from fl.execution.client_work import ClientWork
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
@@ -102,7 +105,10 @@ def drive(
     """The run of a resolved configuration (YAML) over the SuperNodes of a grid."""
     config = resolve(parse(text))
     if config.baselines:
-        raise ConfigError("baselines", f"{list(config.baselines)} are no part of a deployment; `fl run` makes them")
+        raise ConfigError(
+            "baselines",
+            f"{[registry.name_of(b) for b in config.baselines]} are no part of a deployment; `fl run` makes them",
+        )
     if find_wrapper(config.down, Delta):
         raise ConfigError(
             "codec.down", "delta is no part of a deployment: the server would have to keep what every client has"

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from fl import registry
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.flower.deploy import Source
 
 PROJECT = """\

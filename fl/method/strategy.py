@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.kinds import KINDS
 from fl.method.messages import Broadcast
 from fl.method.reduction import Reduction, WeightedMean
 from fl.tensors import random
@@ -152,7 +153,7 @@ class FedAvgEquivalent:
 class Strategy:
     """Base of server rules; see the module. `client` names the client algorithm a strategy brings by default."""
 
-    client: ClassVar[str] = "sgd"
+    client: ClassVar[str] = KINDS["client"].default()
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None  # `None`: no setting of this method is FedAvg
     example_config: ClassVar[Mapping[str, Any]] = {}
     """Settings (dotted paths) that a small example run of this strategy needs; `fl check` runs with them."""

@@ -10,13 +10,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from fl.models.adapter import Adapter
 from fl.models.nn import Statistics, statistics, with_statistics
 from fl.tensors.params import match
+
+
+class Architecture(Protocol):
+    """A part that builds a module, registered under "model"."""
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the module for samples of this shape (without the batch's axis)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +95,6 @@ def model_part(maker: Any, arguments: Mapping[str, Any]) -> Any:
         name = maker.__name__ if isinstance(maker, type) else f"an instance of {type(maker).__name__}"
         raise ValueError(f"model: {name} has no build(shape, outputs), nor is it a function or an nn.Module class")
     return Factory(maker, arguments)
-
-
-MODEL_KEYS = {"batch_norm", "init", "freeze", "adapter"}
 
 
 def stored(path: Path, key: str) -> dict[str, Tensor]:

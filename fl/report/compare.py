@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fl.config.config import parse
+from fl.config.yaml import parse
 from fl.report.render import Difference, Mean, Reached, markdown
 from fl.storage.run import read_metrics
 from fl.tasks.task import SELECT, minimised

@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from fl.config.config import Config, located
+from fl.config.config import Config
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.data.stream import Stage, split_rows
-from fl.errors import ConfigError
+from fl.errors import ConfigError, located
 from fl.execution.training.loop import overrides
 from fl.method.client import LocalTraining
 from fl.models.binding import Initial
@@ -57,12 +57,13 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
             return _located("partition", lambda: config.partition.split(part))
         return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
 
-    if config.stream is None:
+    stream, shift = config.stream, config.shift
+    if stream is None:
         stages = [Stage(config.rounds, split(dataset), config.task)]
     else:
-        dataset, stages = _located("stream", lambda: config.stream.stages(dataset, split, config.task))
-    if config.shift is not None:
-        dataset = _located("shift", lambda: config.shift.apply(dataset, stages[0].partition))
+        dataset, stages = _located("stream", lambda: stream.stages(dataset, split, config.task))
+    if shift is not None:
+        dataset = _located("shift", lambda: shift.apply(dataset, stages[0].partition))
     holders = sum(np.diff(stage.partition.offsets) for stage in stages)
     empty = np.flatnonzero(holders == 0)
     if len(empty):

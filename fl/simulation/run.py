@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.config.config import Config, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation import baselines

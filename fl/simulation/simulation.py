@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.config.config import Config, located
-from fl.errors import ConfigError
+from fl.config.config import Config
+from fl.errors import ConfigError, located
 from fl.execution.job import Job
 from fl.execution.training.plan import Plan
 from fl.execution.workers.choose import new_executor

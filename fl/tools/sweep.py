@@ -29,7 +29,10 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from fl.config.config import anchor, parse, read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
+from fl.config.references import anchor
+from fl.config.yaml import parse
 from fl.errors import ConfigError
 from fl.execution.workers.ray_pool import keep_workers
 from fl.report.compare import Variant

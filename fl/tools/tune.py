@@ -28,7 +28,8 @@ import numpy as np
 import torch
 import yaml
 
-from fl.config.config import Config, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
 from fl.errors import ClientError, ConfigError
 from fl.execution.section import Execution
 from fl.execution.training.layout import MemoryFormat

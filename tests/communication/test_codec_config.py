@@ -7,7 +7,8 @@ from fl.communication.codecs.cast import BF16
 from fl.communication.codecs.quantise import Quantise
 from fl.communication.codecs.top_k import TopK
 from fl.communication.codecs.zstd import Zstd
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 
 BASE = {
@@ -66,7 +67,7 @@ BAD = [
     ({"up": ["zstd", "fp16"]}, r"codec.up\[1\]: FP16\(\) takes floating numbers, and Zstd"),
     ({"up": [{"topk": {"ratio": 0.1}}, "error_feedback"]}, r"codec.up\[1\]: ErrorFeedback.*put it in front of TopK"),
     ({"down": ["delta", "error_feedback", "sign"]}, r"codec.down: \['delta', 'error_feedback'\] together"),
-    ({"up": []}, "codec.up: an empty list; 'identity' sends the numbers as they are"),
+    ({"up": []}, "codec.up: an empty list; 'identity' sends numbers unchanged"),
     ({"up": [{"error_feedback": {"decay": 2}}]}, r"codec.up\[0\].decay: 2.0 is not in \[0, 1\]"),
     ({"up": [{"threshold": {"value": -1}}]}, r"codec.up\[0\].value: -1.0 is not a number from 0 on"),
     ({"up": [{"low_rank": {"rank": 0}}]}, r"codec.up\[0\].rank: 0 is not at least 1"),

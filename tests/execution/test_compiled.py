@@ -20,7 +20,7 @@ from torch import nn
 
 import clients.sgd
 import fl
-from fl.config.config import read
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.training import batched, native
 from fl.execution.training.compiled import Compiled

@@ -143,7 +143,7 @@ def test_half_precision_is_near_and_not_equal(steps):
         ({"micro_batch": 0}, "micro_batch: 0 is not at least 1"),
         ({"micro_batch": 4, "plan": "stacked"}, "'stacked' is not possible: micro batches are of the loop"),
         ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: .* bf16 comes by autocast"),
-        ({"graphs": True}, "graphs: they are of GPUs"),
+        ({"graphs": True}, "graphs: CUDA graphs need a GPU"),
     ],
 )
 def test_what_cannot_be_is_refused(execution, why):

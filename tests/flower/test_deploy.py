@@ -24,7 +24,8 @@ from fl.communication.codecs.random_k import RandomK  # noqa: E402
 from fl.communication.codecs.threshold import Threshold  # noqa: E402
 from fl.communication.codecs.top_k import TopK  # noqa: E402
 from fl.communication.codecs.zstd import Zstd  # noqa: E402
-from fl.config.config import read, resolve  # noqa: E402
+from fl.config.config import resolve  # noqa: E402
+from fl.config.reading import read  # noqa: E402
 from fl.errors import ConfigError  # noqa: E402
 from fl.flower import groups as records  # noqa: E402
 from fl.flower import simulate  # noqa: E402
@@ -253,7 +254,7 @@ def test_what_a_server_would_have_to_keep_for_every_client_is_refused():
 
 def test_flowers_run_config_overrides_the_configuration():
     ours = {"out": "runs/a", "timeout": 0, "rounds": 5, "client.lr": 0.25}
-    changed = fl.config.config.parse(_overridden(_text(CONFIG), ours))
+    changed = fl.config.yaml.parse(_overridden(_text(CONFIG), ours))
     assert (changed["rounds"], changed["client"]["lr"], changed["seed"]) == (5, 0.25, 0)
 
 

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.models import adapter
 from fl.models.binding import module_params

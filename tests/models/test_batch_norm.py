@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.errors import ConfigError
 from fl.simulation.build import load_data

@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 
 MINE = """

@@ -8,7 +8,8 @@ from torch import nn
 
 import fl
 from clients.fot import norms, principal
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.views import View
 from fl.method.client import ClientContext
 from fl.models.binding import Initial, module_params

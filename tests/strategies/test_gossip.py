@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
 from fl.simulation.run import resume

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
 from fl.method.reduction import Fold, Meta

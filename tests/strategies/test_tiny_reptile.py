@@ -161,7 +161,7 @@ def test_a_round_is_2p_floats(tmp_path):
 def test_held_out_devices_adapt_to_their_first_shots(tmp_path):
     """Full-batch steps on the first 3 training rows, then the error on the test rows: by autograd, beside the engine."""
     result = play(tmp_path, rounds=1)
-    config = fl.config.config.resolve(fl.config.config.read(tmp_path / "run" / "config.yaml"))
+    config = fl.config.config.resolve(fl.config.reading.read(tmp_path / "run" / "config.yaml"))
     dataset, (stage,) = fl.simulation.build.load_data(config)
     errors = []
     for client in (4, 5):

@@ -28,7 +28,7 @@ from fl.data.section import Data
 from fl.errors import ConfigError
 from fl.execution.training import compiled
 from fl.execution.training.plan import Kind
-from fl.method.sampler import Sampler
+from fl.method.sampler import CohortSampler
 from fl.simulation import simulation
 from fl.simulation.build import set_up_run
 from fl.tensors import random
@@ -40,7 +40,7 @@ class Over(Exception):
     """Nobody asks for more."""
 
 
-class TrainingInputs(Sampler):
+class TrainingInputs(CohortSampler):
     """Cohorts that are given."""
 
     def __init__(self, cohorts: list[np.ndarray]):

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.simulation.build import set_up_run
 from fl.simulation.setup import RunSetup

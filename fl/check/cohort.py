@@ -9,13 +9,13 @@ import numpy as np
 
 from fl.check.bench import fingerprint
 from fl.check.finding import Broken, Law, require_equal
-from fl.method.sampler import Sampler
+from fl.method.sampler import CohortSampler
 
 EXAMPLES = {"size": 4, "rate": 0.5, "clients": (1, 4, 6)}
 SIZES = np.arange(1, 13)  # samples of each client of the population
 
 
-def cohorts_are_ascending_distinct_ids(sampler: Sampler) -> None:
+def cohorts_are_ascending_distinct_ids(sampler: CohortSampler) -> None:
     """Each cohort is an int64 array of ascending, distinct ids of the population."""
     state = sampler.init(len(SIZES))
     for round_ in range(10):
@@ -24,7 +24,7 @@ def cohorts_are_ascending_distinct_ids(sampler: Sampler) -> None:
             raise Broken(f"{ids!r} is not ascending, distinct int64 ids below {len(SIZES)}")
 
 
-def a_draw_depends_on_state_round_and_seed_only(sampler: Sampler) -> None:
+def a_draw_depends_on_state_round_and_seed_only(sampler: CohortSampler) -> None:
     """Repeating a draw gives the same cohort, whatever was drawn in between; the given state is not modified."""
     start = sampler.init(len(SIZES))
     before, here = fingerprint(start), start
