@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Reply as Reply,
         StepContext as StepContext,
         TrainingInputs as TrainingInputs,
+        TrainingResult as TrainingResult,
     )
     from fl.data.views import View as View
     from fl.method.messages import Broadcast as Broadcast, Static as Static, Update as Update

@@ -74,7 +74,7 @@ def run(
         changes = parse_overrides(overrides)
         from fl.config.config import resolve
         from fl.config.reading import read
-        from fl.simulation import simulation
+        from fl.simulation import run as simulation
 
         log_to_stderr()
         seeds = _seeds(changes.get("seed"))
@@ -95,7 +95,7 @@ def resume(directory: Path, overrides: Overrides = None, as_json: AsJson = False
     with errors(traceback):
         changes = parse_overrides(overrides)
         from fl.config.reading import read
-        from fl.simulation import simulation
+        from fl.simulation import run as simulation
 
         log_to_stderr()
         if "flower" in read(directory / "config.yaml"):
