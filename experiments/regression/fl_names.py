@@ -17,7 +17,7 @@ def names(kind: str) -> list[str]:
 
 def bench_of(strategy: str) -> dict[str, Any]:
     """What the strategy needs beside a usual configuration, as overrides by dotted path."""
-    return dict(registry.lookup("strategy", strategy).bench)
+    return dict(registry.lookup("strategy", strategy).example_config)
 
 
 def client_fields(strategy: str) -> set[str]:

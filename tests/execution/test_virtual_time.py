@@ -128,7 +128,7 @@ def test_cohorts_are_of_clients_who_are_there_and_wait_for_them(tmp_path):
     starts = np.cumsum([0, *(row["simulated_seconds"] for row in result.metrics)])
     assert starts == pytest.approx([0, 6, 10, 16, 20])  # who sets out at 6 s is gone at 10 s, before it is done
     assert [row["clients_away"] for row in result.metrics] == [0, 2, 0, 2]
-    with pytest.raises(ValueError, match="there are never 3 clients at once"):
+    with pytest.raises(ValueError, match="fewer than 3 clients are ever present at once"):
         run(tmp_path, "never", system=system, cohort={"size": 3})
 
 
