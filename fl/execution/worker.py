@@ -45,7 +45,7 @@ from fl.models.binding import Initial
 from fl.models.nn import looks_at_batch
 from fl.storage.segments import Segments
 from fl.tensors.trees import Tree, leaves, row, tree_map
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 EVALUATION_BLOCK = 1024  # samples per forward pass of an evaluation
 NOBODY = -1  # the client that the server's evaluation asks: without data, without state

@@ -33,7 +33,7 @@ from fl.storage.run import RunDirectory
 from fl.storage.segments import NOWHERE
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 Row = dict[str, Any]
 EVALUATIONS = 1 << 15  # where the numbers of a round's evaluations begin

@@ -41,7 +41,7 @@ from fl.system.events import Asynchronous, Buffered
 from fl.tasks.task import SELECT, minimised
 from fl.tensors.params import Params
 from fl.tensors.trees import digest
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 NOBODY = np.empty(0, np.int64)  # the cohort of what happens outside rounds
 SETUP = -1  # the round that what comes before round 0 is booked under

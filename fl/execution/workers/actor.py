@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fl.execution.workers.shared import Handle
-    from fl.tracking import profile
+    from fl.tracking import spans
 
 
 class Actor:
@@ -41,9 +41,9 @@ class Actor:
 
         from fl import registry
         from fl.execution.workers.shared import Queue, Region, folder
-        from fl.tracking import profile
+        from fl.tracking import spans
 
-        profile.record(recording)
+        spans.record_spans(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
         self.near, self.prefix = self.node == local, prefix
@@ -59,25 +59,25 @@ class Actor:
     def clock(self) -> float:
         return time.perf_counter()
 
-    def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
+    def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
         """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
-        from fl.tracking import profile
+        from fl.tracking import spans
 
-        with profile.span("transfer", "call"):
+        with spans.span("transfer", "call"):
             handle, number, runs, steal, me, segment = pickle.loads(order)
             tasks = self.queue.tasks(number, runs, me, steal)
             answer = self._answer(self.worker.run(self._open(handle, memory), tasks, segment))
-        return answer, profile.taken(profile.SENT)
+        return answer, spans.take_record(spans.MAX_SENT)
 
-    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
-        from fl.tracking import profile
+    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
+        from fl.tracking import spans
 
-        with profile.span("transfer", "call"):
+        with spans.span("transfer", "call"):
             fn, args = self._open(handle, memory)
-            with profile.span("server", "work"):
+            with spans.span("server", "work"):
                 value = fn(*args)
             answer = self._answer(value)
-        return answer, profile.taken(profile.SENT)
+        return answer, spans.take_record(spans.MAX_SENT)
 
     def retire(self) -> None:
         """Put the job away; on another node than the driver's, remove its shared files."""

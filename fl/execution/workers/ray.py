@@ -29,7 +29,7 @@ from fl.execution.workers.shared import Handle, Region, folder, new_prefix, remo
 from fl.execution.workers.task_queue import cut
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
-from fl.tracking import profile
+from fl.tracking import spans
 
 ATTEMPTS = 4  # at an exchange whose workers die, before the run is given up
 
@@ -82,7 +82,7 @@ class Ray:
         members = [_Member(r.actor, self.states.new_writer(), r.node, r.pid, RemoteChannel(r.actor)) for r in handles]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
-        common = (registry.sources(), self.job_handle, profile.recording())
+        common = (registry.sources(), self.job_handle, spans.recording())
         self.ray.get(
             [
                 m.actor.setup.remote(*common, self._for(m, self.job_memory), m.writer, self.prefix, self.local)
@@ -92,8 +92,8 @@ class Ray:
         for m in members:
             if m.node == self.local:
                 m.line = LocalChannel(m.actor, folder() / f"{self.prefix}-line-{m.pid}")
-            elif profile.recording():
-                m.shift = profile.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
+            elif spans.recording():
+                m.shift = spans.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
         return members
 
     def _replace_dead(self) -> None:
@@ -145,17 +145,17 @@ class Ray:
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
         """Write a value where every worker can open it."""
-        with profile.span("transfer", "order"):
+        with spans.span("transfer", "order"):
             handle = self.region.write(value)
             far = any(m.node != self.local for m in self.members)
             return handle, self.ray.put(self.region.copy(handle)) if far else None
 
     def _answer(self, member: _Member, asked: float) -> Any:
         """What a worker answers."""
-        with profile.span("waits", "workers"):
+        with spans.span("waits", "workers"):
             handle, record = member.line.answer()
-        profile.arrived(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.shift)
-        with profile.span("transfer", "answer"):
+        spans.add_worker_record(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.shift)
+        with spans.span("transfer", "answer"):
             return handle.open()
 
     def _attempt(self, order: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
@@ -171,7 +171,7 @@ class Ray:
             runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
             for me, member in enumerate(team):
                 share = pickle.dumps((handle, self.attempts, runs, steal, me, self.states.segment(member.writer)))
-                with profile.span("transfer", "call"):
+                with spans.span("transfer", "call"):
                     asked.append((member, time.perf_counter()))
                     member.line.ask("run", share, self._for(member, memory))
         for member, since in asked:
