@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fl.tracking.progress import clock, first_metric, megabytes
+from fl.tracking.progress import first_metric, format_seconds, megabytes
 
 FL = [sys.executable, "-m", "fl"]
 CONFIG = {
@@ -224,7 +224,7 @@ def test_a_second_ctrl_c_aborts(config, tmp_path):
     arguments = ["run", config, f"strategy={tmp_path}/slow.py:Stuck", "--out", tmp_path / "a"]
     done = interrupted(arguments, ("stuck", signal.SIGINT), ("stopping after this round", signal.SIGINT))
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.endswith(f"aborted; go on with: fl resume {tmp_path / 'a'}\n")
+    assert done.stderr.endswith(f"aborted; resume with: fl resume {tmp_path / 'a'}\n")
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_list_and_show():
     assert {"strategy", "client", "codec", "sampler"} <= set(listed.splitlines())
     assert "  top_k" in listed and "  uniform" in listed
     shown = fl("show", "strategy", "scaffold").stdout
-    assert "arXiv:1910.06378" in shown and "client it brings: scaffold" in shown
+    assert "arXiv:1910.06378" in shown and "client algorithm: scaffold" in shown
     assert "lr       float = 1.0\n" in shown
     shown = fl("show", "sampler", "weighted").stdout
     assert "Efraimidis" in shown and "size  int = required" in shown
@@ -290,7 +290,7 @@ def test_check_tells_law_by_law():
 
 # -- small parts ------------------------------------------------------------------------------------------------------
 def test_numbers_for_people():
-    assert [clock(s) for s in (0.04, 9.9, 9.97, 185, 3720)] == ["0.0s", "9.9s", "10s", "3m05s", "1h02m"]
+    assert [format_seconds(s) for s in (0.04, 9.9, 9.97, 185, 3720)] == ["0.0s", "9.9s", "10s", "3m05s", "1h02m"]
     assert [megabytes(n) for n in (31_200, 12_345_678, 1_234_567_890)] == ["0.0312", "12.35", "1235"]
 
 
