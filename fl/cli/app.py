@@ -11,11 +11,13 @@ fl flower run APP_DIR num-server-rounds=5 --nodes 100      fl flower export quic
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from fl.cli import flower, parts, reports, runs, tools
 
-PANELS = {
+PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Runs": {"run": runs.run, "resume": runs.resume, "digest": runs.digest},
     "Reports": {
         "compare": reports.compare,

@@ -51,7 +51,9 @@ def usage_errors(*more: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, *more) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, *more)):
+            raise
         raise ConfigError("", str(error)) from None
 
 

@@ -6,11 +6,12 @@ sample a cohort -> drive the strategy's round (each Exchange: broadcast, train, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from fl.simulation import baselines
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.evaluation import assess, evaluate, forgetting
 from fl.simulation.exchange import ExchangeRunner, Row, by_group, expected_upload_bytes
-from fl.simulation.setup import set_up_run
+from fl.simulation.setup import RunSetup, set_up_run
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, claimed, read_metrics
@@ -336,6 +337,27 @@ class Simulation:
         self.round += 1
         self.pending.append(row)
         return row
+
+    def rehearse(self, rounds: Sequence[int], run_setup: RunSetup) -> list[Row]:
+        """Run rounds with another plan and undo them: `fl tune` times plans this way. Returns their rows.
+
+        Nothing is committed, and the next round starts as if these had not run; only client states keep their changes.
+        """
+        before = self.run_setup, self.round, self.state, self.sampler, self.pending
+        record = copy.deepcopy(self.exchanges.record())
+        self.run_setup = self.exchanges.run_setup = run_setup
+        self.pending = rows = []
+        try:
+            for self.round in rounds:
+                self.one_round()
+        finally:
+            self.run_setup, self.round, self.state, self.sampler, self.pending = before
+            self.exchanges.run_setup = self.run_setup
+            self.exchanges.restore(record)
+            self.folder.forget()
+            self.states.commit()  # so that dead states of many rehearsals do not fill the disk
+            self.states.sweep()
+        return rows
 
     def _evaluated(self, cohort: np.ndarray) -> Broadcast:
         """What an evaluation sends: the strategy's broadcast with the model in it, hidden or not."""

@@ -196,4 +196,4 @@ def format_seconds(seconds: float) -> str:
 
 
 def _metric_cell(row: Row, name: str | None) -> str:
-    return f"{row[name]:.4f}" if name in row else "-"
+    return f"{row[name]:.4f}" if name is not None and name in row else "-"

@@ -112,6 +112,10 @@ class Ray:
         """The value's bytes for a worker that does not see this node's memory."""
         return None if member.node == self.local else memory
 
+    def use_workers(self, count: int) -> None:
+        """Divide the following dispatches among the first `count` workers; `fl tune` compares worker counts this way."""
+        self.at_work = count
+
     # -- orders ---------------------------------------------------------------------------------------------------
     def run(self, order: Dispatch) -> Any:
         parts: list[Any] = []
