@@ -104,7 +104,7 @@ def section(part: PartialResult, out: Path, jobs: int) -> str:
         runs = {path.name: path for path in (out / part.name).iterdir() if path.is_dir()}
         shown = [(name, next(p for n, p in runs.items() if n.split(",")[0] == name)) for name in part.matrices]
         plot_accuracy_matrices(
-            [(name, accuracy_matrix(path / f"s{sweep.numbers[0]}")) for name, path in shown],
+            [(name, accuracy_matrix(path / f"s{sweep.seed_list[0]}")) for name, path in shown],
             plots / f"{part.name}-matrix.png",
         )
         lines += [f"![accuracy on every task after every task](headline/{part.name}-matrix.png)"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fl.cli.docstring import argument_descriptions, split_args
 from fl.tracking.progress import first_metric, format_seconds, megabytes
 
 FL = [sys.executable, "-m", "fl"]
@@ -281,6 +282,76 @@ def test_list_and_show():
     assert "lr       float = 1.0\n" in shown
     shown = fl("show", "sampler", "weighted").stdout
     assert "Efraimidis" in shown and "size  int = required" in shown
+
+
+TOY = '''"""A toy rule.    model <- model + lr * mean
+
+Nobody 2026, arXiv:0000.00000.
+"""
+
+from dataclasses import dataclass
+
+from fl import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Strategy):
+    """A base.
+
+    Args:
+        lr: server learning rate;
+            1 takes the whole mean.
+    """
+
+    lr: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Base):
+    """Steps with a floor.
+
+    Args:
+        floor (float): smallest step, 0 or more: see below.
+        names: names of tensors.
+
+    Neutral: floor=0.
+    """
+
+    floor: float
+    names: tuple[str, ...] = ()
+'''
+
+
+def test_show_prints_what_each_hyper_parameter_does(tmp_path):
+    (tmp_path / "toy.py").write_text(TOY)
+    shown = fl("show", "strategy", f"{tmp_path}/toy.py:Toy").stdout
+    assert shown == (
+        "A toy rule.    model <- model + lr * mean\n\nNobody 2026, arXiv:0000.00000.\n\n"
+        "Steps with a floor.\n\nNeutral: floor=0.\n\n"
+        "lr     float = 1.0\n         server learning rate; 1 takes the whole mean.\n"
+        "floor  float = required\n         smallest step, 0 or more: see below.\n"
+        "names  tuple[str, ...] = ()\n         names of tensors.\n\n"
+        "client algorithm: sgd\n"
+    )
+
+
+def test_a_docstring_is_split_into_text_and_arguments():
+    class Toy:
+        """Text before.
+
+        Args:
+            one: first line
+                of two.
+
+            two (int): 0: off.
+
+        Text after.
+        """
+
+    text, args = split_args(Toy.__doc__)
+    assert text == "Text before.\n\nText after."
+    assert args == {"one": "first line of two.", "two": "0: off."} == argument_descriptions(Toy)
+    assert split_args("No section.") == ("No section.", {}) and split_args("") == ("", {})
 
 
 def test_check_tells_law_by_law():

@@ -346,7 +346,8 @@ class Simulation:
         before = self.run_setup, self.round, self.state, self.sampler, self.pending
         record = copy.deepcopy(self.exchanges.record())
         self.run_setup = self.exchanges.run_setup = run_setup
-        self.pending = rows = []
+        rows: list[Row] = []
+        self.pending = rows
         try:
             for self.round in rounds:
                 self.one_round()
