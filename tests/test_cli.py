@@ -239,7 +239,7 @@ def test_before_the_first_round_ctrl_c_stops_at_once(config, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
-    """A terminal sends Ctrl-C to every process of the group, Ray's daemons and workers too: the round must still finish."""
+    """A terminal sends Ctrl-C to all processes of the group, also Ray's, and the round must still finish."""
     arguments = ["run", config, "rounds=60", "execution.executor=ray", "execution.workers=2", "--out", tmp_path / "a"]
     done = interrupted(arguments, ("2/60", signal.SIGINT))
     assert done.returncode == 130 and "died" not in done.stderr

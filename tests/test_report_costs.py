@@ -36,7 +36,7 @@ def write(directory, metrics):
 
 
 def rounds(accuracies, **each):
-    """Every round: 1 MB up, 2 MB down, .1 MB if sent once, 1800 simulated seconds, three clients; and what `each` says."""
+    """Rows of 1 MB up, 2 MB down, 0.1 MB if sent once, 1800 simulated seconds and three clients; `each` adds columns."""
     sent = {"uplink_bytes": 1e6, "downlink_bytes": 2e6, "downlink_multicast_bytes": 1e5, "cohort_size": 3}
     return [{"val/accuracy": a, **sent, "simulated_seconds": 1800.0, **each} for a in accuracies]
 
@@ -135,7 +135,11 @@ def test_the_axis_is_logarithmic_if_asked(runs, tmp_path):
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
 def book(directory, parquet=True):
-    """Round 0: clients 3 and 5 are sent 100 bytes as 50 and answer with 40 as 10 and 20; round 1: client 3 again, as 30, and a mask."""
+    """Write a ledger of two rounds.
+
+    Round 0: clients 3 and 5 receive 100 bytes encoded as 50, and send 40 encoded as 10 and 20.
+    Round 1: client 3 receives the same, and sends 40 encoded as 30, and a mask.
+    """
     (directory / "streams").mkdir(parents=True)
     ledger = Ledger(directory / "streams" / "ledger.arrow")
     ledger.record(0, 0, "down", "model", np.array([3, 5]), 100, 50, 60)
@@ -342,7 +346,10 @@ def test_an_asynchronous_run(tmp_path):
 
 
 def test_what_each_client_has_of_its_own_is_multicast_to_nobody_else(tmp_path):
-    """Sent once to all: two numbers, and five more in rounds 0 and 2; to each of six clients two and a third of 21 parameters."""
+    """Two numbers go once to all, and five more in rounds 0 and 2.
+
+    Each of six clients gets two numbers of its own, and a third of 21 parameters.
+    """
     config = {
         "rounds": 4,
         "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 6},

@@ -33,7 +33,7 @@ CONFIG = {
 
 @dataclass(frozen=True, kw_only=True)
 class Naps(LocalTraining):
-    """Clients that train together nap together, in the loop each does; its own objective is nothing for the plan `stacked`."""
+    """Clients that train together nap once, in the loop each naps; `stacked` cannot train its own objective."""
 
     def objective(self, net, batch, at, task):
         return super().objective(net, batch, at, task)
@@ -133,7 +133,7 @@ def test_who_may_work():
 
 
 def test_what_is_clear():
-    """Ratios 1.0, 1.1, 1.2: quartiles 1.05, 1.1, 1.15. Two passes are too few, 2 % too little, half of the passes too unsure."""
+    """Ratios 1.0, 1.1, 1.2 have quartiles 1.05, 1.1, 1.15. Not clear: two passes, 2 %, half of the passes."""
     assert quartiles([(2.0, 2.0), (2.2, 2.0), (2.4, 2.0)]) == pytest.approx((1.05, 1.1, 1.15))
     assert is_clearly_faster([(1.05, 1.0), (1.1, 1.0), (1.2, 1.0)])
     assert not is_clearly_faster([(2.0, 1.0), (2.0, 1.0)])

@@ -7,6 +7,6 @@
     format.py     tables and summaries as text           flower.py    flower run, flower export
     docstring.py  `Args:` sections, for `fl show`        execute.py   runs with progress, interrupts.py: Ctrl-C
 
-Results go to stdout, everything else to stderr. Commands import heavy packages (torch, ray, numpy, pydantic) inside their
-functions, so that `fl --help` answers in half a second.
+Results go to stdout, everything else to stderr. Commands import heavy packages (torch, ray, numpy, pydantic) inside
+their functions, so that `fl --help` answers in half a second.
 """

@@ -65,7 +65,10 @@ def argument_descriptions(part: type) -> dict[str, str]:
 
 
 def own_docstring(part: Any) -> str:
-    """The docstring of a module, class or function, without indentation; "" for the signature that `dataclass` puts there."""
+    """The docstring of a module, class or function, without indentation.
+
+    It is "" without one, also for a dataclass, to which Python gives its signature as docstring.
+    """
     text = vars(part).get("__doc__") or ""
     return "" if text.startswith(f"{part.__name__}(") else inspect.cleandoc(text)
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: stop after the round, or at once.
 
-Before round 0 there is nothing to finish: either signal stops at once. Later the first signal asks the run to stop after the
-round, and a second Ctrl-C aborts it.
+Before round 0 there is nothing to finish: either signal stops at once. Later the first signal asks the run to stop
+after the round, and a second Ctrl-C aborts it.
 """
 
 from __future__ import annotations

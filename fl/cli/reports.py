@@ -1,4 +1,4 @@
-"""Commands that read run directories: compare, ledger, participation, matrix; and partition, which reads a configuration."""
+"""Reports: compare, ledger, participation and matrix of run directories, partition of a configuration."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compare(
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
-    """Compare runs: metrics as mean ± deviation over seeds, and their cost in bytes, hours, joules and client-rounds."""
+    """Compare runs: metrics as mean ± deviation over seeds, and costs: bytes, hours, joules, client-rounds."""
     with report_errors(traceback):
         from fl.report.client_metrics import client_metric_name
         from fl.report.compare import default_metric, find_target, table

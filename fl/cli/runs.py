@@ -50,7 +50,7 @@ def resume(
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
-    """Resume a run from its last committed round. rounds=+100 adds rounds. Also resumes Flower apps run with --journal."""
+    """Resume a run from its last committed round, or a Flower app run with --journal. rounds=+100 adds rounds."""
     with report_errors(traceback):
         changes = parse_overrides(overrides)
         from fl.config.config import read

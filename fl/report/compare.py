@@ -23,7 +23,10 @@ def default_metric(variants: Sequence[Variant]) -> str:
 
 
 def find_target(text: str, variants: Sequence[Variant]) -> Target:
-    """Read METRIC=VALUE. A metric without prefix is val/METRIC if all variants have it, else their only common */METRIC."""
+    """Read METRIC=VALUE.
+
+    A metric without prefix is val/METRIC if all variants have it, else the only */METRIC that all have.
+    """
     target = Target.parse(text)
     names = [{key for rows in variant.runs for row in rows for key in row} for variant in variants]
     if "/" in target.metric or any(target.metric in keys for keys in names):

@@ -34,7 +34,7 @@ STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
 
 
 def read(directory: Path, columns: Iterable[str]) -> pa.Table:
-    """Columns of a run's ledger. A finished run has a Parquet file, a growing one a stream; the newer of both is read."""
+    """Columns of a run's ledger: of the Parquet file that a finished run has, or of the stream if that is newer."""
     columns = list(columns)
     done, growing = directory / "ledger.parquet", directory / "streams" / "ledger.arrow"
     if done.is_file() and not (growing.is_file() and growing.stat().st_mtime > done.stat().st_mtime):
@@ -86,7 +86,7 @@ def _message_rows(found: dict[str, np.ndarray], *keys: str) -> list[Row]:
 
 
 def by_round(directory: Path) -> list[Row]:
-    """A row per round with the cumulative MB of each direction; round -1 is the set-up. Multicast as in `by_direction`."""
+    """A row per round, with cumulative MB per direction; round -1 is the set-up. Multicast as in `by_direction`."""
     found = totals(directory, "round", "direction")
     rounds, index = np.unique(found["round"], return_inverse=True)
     columns = _by_direction_and_size(found, index, len(rounds))

@@ -1,8 +1,8 @@
 """How often clients took part, how stale their updates were, and how many were late or dropped out.
 
-A client takes part in a round if its update is used; with an asynchronous server, at each arrival that is used. The source is
-`clients.parquet`; for methods that measure nothing in training it is the ledger, which knows who sent something up. Every client
-that may take part is counted, also with 0 participations.
+A client takes part in a round if its update is used; with an asynchronous server, at each arrival that is used. The
+source is `clients.parquet`; for methods that measure nothing in training it is the ledger, which knows who sent
+something up. Every client that may take part is counted, also with 0 participations.
 """
 
 from __future__ import annotations

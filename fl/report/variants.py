@@ -1,13 +1,14 @@
 """Variants: runs that differ only in their seed, with their metrics and costs.
 
-A variant is a run directory, a folder of run directories (one per seed), or run directories whose names differ only in a seed at
-the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`). The baselines of a run are variants of their own.
+A variant is a run directory, a folder of run directories (one per seed), or run directories whose names differ only in
+a seed at the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`). The baselines of a run are variants of their own.
 
     eval/accuracy        last measured value
     eval/accuracy@10     last value measured in the first 10 rounds
-    eval/accuracy@best   value in the round with the best evaluation.select: chosen on validation rows, reported on test rows
+    eval/accuracy@best   value in the round with the best evaluation.select: validation chooses, test rows report
 
-The target val/accuracy=0.9 is reached in the first round whose value, without smoothing, is at least 0.9 (a loss: at most).
+The target val/accuracy=0.9 is reached in the first round whose value, without smoothing, is at least 0.9
+(of a loss: at most 0.9).
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ class Variant:
     def simulated_hours(self) -> dict[str, float]:
         """Simulated hours of each activity, mean over runs.
 
-        Keys: `ACTIVITIES`, and `OVERLAPPING` for all hours of asynchronous servers, whose activities are not told apart.
+        Keys: `ACTIVITIES`, and `OVERLAPPING` for all hours of asynchronous servers, whose activities are not told
+        apart.
         """
         self.require_cost("hours")
         columns = [f"simulated_{name}_seconds" for name in ACTIVITIES]

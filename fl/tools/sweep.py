@@ -3,7 +3,7 @@
     config: digits.yaml                          # relative to the sweep's file
     seeds: 5                                     # number of seeds, or a list
     seeded: [partition.seed, shift.seed]         # keys that take the seed's number, besides `seed`
-    tune: {client.lr: [0.03, 0.1, 0.3]}          # settings to choose from, per variant, on the first seed, by the metric `by`
+    tune: {client.lr: [0.03, 0.1, 0.3]}          # settings to choose from, on the first seed, by the metric `by`
     by: val/accuracy
     metrics: [clients/accuracy_weighted]         # columns of the table
     variants:
@@ -11,8 +11,9 @@
       SCAFFOLD: {strategy: scaffold}             # overrides; its own config, tune or by replaces the sweep's
       Head: {model.init: "{out}/FedAvg/s{seed}"} # variants that mention {out} run after the others
 
-OUT/VARIANT/s0, s1, ... are the run directories. A tuned variant has OUT/VARIANT,lr=0.1/s0 for each setting that was tried (the last
-part of a key, where that is unambiguous), and all seeds of the chosen setting. OUT/chosen.json holds the chosen settings.
+OUT/VARIANT/s0, s1, ... are the run directories. A tuned variant has OUT/VARIANT,lr=0.1/s0 for each setting that was
+tried (the last part of a key, where that is unambiguous), and all seeds of the chosen setting. OUT/chosen.json holds
+the chosen settings.
 """
 
 from __future__ import annotations

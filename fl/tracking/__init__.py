@@ -1,4 +1,6 @@
-"""Progress and profile of a run: what it shows while it runs, and where its time goes.
+"""Progress and profile of a run.
 
-progress.py   the table on the terminal    spans.py   timed sections in every process    profile.py   their sums and trace
+    progress.py   the table on the terminal
+    spans.py      timed sections in every process
+    profile.py    seconds by category and a trace, from the spans
 """

@@ -3,14 +3,14 @@
     driver    |server|encode|transfer|  waits                 |reduce|server|      a round is an outermost span
     worker    | idle        |transfer|data|compute|data|...|encode|reduce| idle |  and so is a worker's call
 
-In each round the categories of a process add up to the round's wall time. `Profile` is a watcher (`fl.run(watch=...)`) and a
-context. It writes into the run directory:
+In each round the categories of a process add up to the round's wall time. `Profile` is a watcher (`fl.run(watch=...)`)
+and a context. It writes into the run directory:
 
     profile.json    seconds by category, for every round and in total, and the driver's part
     trace.json      the spans as Chrome trace events, a track for each process
 
-The processes of a machine read one clock. The clock of a worker on another machine is compared with the driver's when the worker
-starts (`clock_shift`), and its spans are moved by the difference.
+The processes of a machine read one clock. The clock of a worker on another machine is compared with the driver's when
+the worker starts (`clock_shift`), and its spans are moved by the difference.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Profile:
     # -- results --------------------------------------------------------------------------------------------------
     @property
     def shares(self) -> dict[str, float]:
-        """Share of each category in the time of all processes and rounds; the driver's waiting uses no core and is left out."""
+        """Share of each category in the time of all processes; the driver's waiting uses no core and is left out."""
         total = {name: seconds for name, seconds in self._total("seconds").items() if name != "waits"}
         return {name: seconds / sum(total.values()) for name, seconds in total.items()}
 
@@ -154,8 +154,9 @@ def seconds_of_round(
 ) -> tuple[Seconds, dict[str, Seconds]]:
     """Seconds by category in a round: (of the driver, of each worker by name).
 
-    While the driver waits and no worker works, a call or an answer is on its way: that time is transfer, for the driver and for
-    every worker. For a worker, the time from the call to its start is transfer too. Otherwise a worker outside its calls is idle.
+    While the driver waits and no worker works, a call or an answer is on its way: that time is transfer, for the driver
+    and for every worker. For a worker, the time from the call to its start is transfer too. Otherwise a worker outside
+    its calls is idle.
     """
     waits = [(s.start, s.start + s.seconds) for s in spans if s.category == "waits"]
     calls = [(answer, each) for answer in answers for each in answer.record.outermost]

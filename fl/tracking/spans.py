@@ -1,8 +1,8 @@
 """Spans: timed sections of code in the driver and in every worker, for `fl run --profile`.
 
-Spans nest. A span's own time, without the spans inside it, belongs to its category, so the categories of an outermost span add
-up to its length. Workers send their spans along with their results. Without a `Profile` nothing is recorded: `span` returns an
-empty context, and `timed_items` and `timed_calls` return their argument.
+Spans nest. A span's own time, without the spans inside it, belongs to its category, so the categories of an outermost
+span add up to its length. Workers send their spans along with their results. Without a `Profile` nothing is recorded:
+`span` returns an empty context, and `timed_items` and `timed_calls` return their argument.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "0.8")  # of ACTIVITIES
 
 
 def plot_simulated_time(variants: Sequence[Variant], file: Path, title: str = "") -> None:
-    """Plot the simulated hours of each variant: download, compute and upload of the last client in each round, and waiting."""
+    """Plot simulated hours by variant: download, compute, upload of the last client in each round, and waiting."""
     hours = [variant.simulated_hours() for variant in variants]
     label, scale = time_unit(max(sum(each.values()) for each in hours))
     scaled = [{name: scale * value for name, value in each.items()} for each in hours]

@@ -21,8 +21,9 @@ MAX_BARS = 200
 def plot_partition(partition: Partition, labels: np.ndarray | None, file: Path) -> None:
     """Plot how many rows of each class each client has.
 
-    Few clients: a bubble for each client and class, its area the number of rows. Many: a stacked bar for each client, the largest
-    first; of more than 200 clients, 200 evenly spaced in this order are shown. Without class labels, bars show rows only.
+    Few clients: a bubble for each client and class, its area the number of rows. Many: a stacked bar for each client,
+    the largest first; of more than 200 clients, 200 evenly spaced in this order are shown. Without class labels, bars
+    show rows only.
 
     Args:
         partition: rows of each client.

@@ -37,7 +37,7 @@ def colours(number: int) -> Colormap:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure and close it; folders are made as needed. The bytes do not depend on matplotlib's version string."""
+    """Write a figure and close it; folders are made as needed. A PNG file does not name matplotlib's version."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None} if file.suffix == ".png" else None)
     plt.close(figure)

@@ -1,14 +1,14 @@
 """`fl bench`: our rounds beside bare torch loops and other simulators, on the same data, model, batches and cohorts.
 
-    ours stacked x2   | a rounds |          |          | ...     each contestant has its own processes; only one works at a time,
-    bare x2           |          | b rounds |          | ...     for as many rounds as fit into a turn
-    pfl x2            |          |          | c rounds | ...
+    ours stacked x2   | a rounds |          |          | ...     each contestant has its own processes;
+    bare x2           |          | b rounds |          | ...     only one works at a time, for as many
+    pfl x2            |          |          | c rounds | ...     rounds as fit into a turn
 
-Contestants take turns, because a busy machine then slows all of them; figures are medians over the turns. Before it is measured,
-each contestant trains two small rounds, and its model is compared with the bare loop's.
+Contestants take turns, because a busy machine then slows all of them; figures are medians over the turns. Before it is
+measured, each contestant trains two small rounds, and its model is compared with the bare loop's.
 
-    workload.py     what all of them get           programs.py    the programs        experiments/benchmarks/peers   their code
-    processes.py    start, ask, close              comparison.py  check and turns     report.py    bars, table, plot
+    workload.py     what all of them get       programs.py    the programs (code: experiments/benchmarks/peers)
+    processes.py    start, ask, close          comparison.py  check and turns       report.py    bars, table, plot
 """
 
 from __future__ import annotations

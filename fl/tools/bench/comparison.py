@@ -22,8 +22,8 @@ from fl.tools.bench.workload import Workload
 
 TURNS = 7
 MAX_OVERTIME = 3  # a contestant with long rounds sits out once it has used this many times its seconds
-# Largest distance from the bare loop's model, relative to how far the bare loop moved. With the same batches it is about 1e-6
-# without convolutions; in cnn_small, max-pools turn first weights that differ in the last bit into 0.03.
+# Largest distance from the bare loop's model, relative to how far the bare loop moved. With the same batches it is
+# about 1e-6 without convolutions; in cnn_small, max-pools turn first weights that differ in the last bit into 0.03.
 TOLERANCE = 0.1
 OWN_BATCHES_TOLERANCE = 0.5
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Smallest ratio of clients per second, the best of ours / the contestant. xk: as many processes as the workload has workers.
+# Smallest ratio of clients per second, the best of ours / the contestant. xk: one process per worker of the workload.
 BARS = {
     "cnn_small": {"pfl xk": 1.25, "bare xk": 1.1},
     "femnist_mlp": {"pfl xk": 1.5, "bare xk": 1.3, "flower": 20.0},
@@ -22,7 +22,7 @@ GPU_BARS = dict.fromkeys(("cnn_pfl", "cnn_small", "femnist_mlp"), {"pfl x1": 20.
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """Add the best of ours, its ratio to each contestant, and the bars that were measured to a result of `Comparison.run`."""
+    """Add the best of ours, its ratio to each contestant, and the measured bars to a result of `Comparison.run`."""
     entries, workers = result["contestants"], result["workers"]
     figures = {name: entry["clients_per_second"] for name, entry in entries.items() if "clients_per_second" in entry}
     peak = figures.pop("peak", None)
@@ -115,7 +115,7 @@ def _ratio_cell(ratio: float | None) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot horizontal bars, the fastest on top, a panel per workload; the axis is logarithmic where speeds differ widely."""
+    """Plot bars, the fastest on top, a panel per workload; the axis is logarithmic where speeds differ widely."""
     from matplotlib.figure import Figure
 
     shown = [_bars(result) for result in results]

@@ -1,7 +1,7 @@
 """A workload for all contestants: data, partition, model and cohorts of a configuration, in one folder.
 
 workload.json   layers, lr, batch, ..., our configuration       x.npy, y.npy    samples, client by client
-first.npz       the model before round 0                        offsets.npy     client c owns x[offsets[c]:offsets[c + 1]]
+first.npz       the model before round 0                        offsets.npy     of c: x[offsets[c]:offsets[c + 1]]
 clients.npy     cohorts, one after another                      ends.npy        end of each cohort in clients.npy
 """
 

@@ -1,14 +1,14 @@
-"""`fl tune`: measure a configuration's own rounds on this machine, and write the execution settings that are clearly fastest.
+"""`fl tune`: measure a configuration's rounds on this machine, and write the execution settings that are fastest.
 
-    a race:   | default: k rounds | a: the same k | b: the same k | default | a | b | default | a | ...    the slower half drops out
+    a race:   | default: k rounds | a: the same k | b: the same k | default | a | b | ...    the slower half drops out
 
-The first race compares executors and worker counts, which change no bits, with the plan of `auto`. The second race, with the
-winner, compares the possible plans, their chunks, and the layouts of images. A candidate's figure is the median ratio of its speed
-to the default's in the same pass, because a busy machine slows both. The default wins unless a candidate is clearly faster
-(`race.is_clearly_faster`). Settings that the configuration states are kept.
+The first race compares executors and worker counts, which change no bits, with the plan of `auto`. The second race,
+with the winner, compares the possible plans, their chunks, and the layouts of images. A candidate's figure is the
+median ratio of its speed to the default's in the same pass, because a busy machine slows both. The default wins unless
+a candidate is clearly faster (`race.is_clearly_faster`). Settings that the configuration states are kept.
 
-Rounds are real (data, model, cohorts, codecs, ledger), but not evaluated and not committed. All candidates run in one simulation,
-with one set of workers, from the same state.
+Rounds are real (data, model, cohorts, codecs, ledger), but not evaluated and not committed. All candidates run in one
+simulation, with one set of workers, from the same state.
 
     candidates.py   what can be compared      timing.py   rounds in turns      race.py   passes, winner
 """

@@ -87,7 +87,7 @@ def quartiles(pairs: Pairs) -> tuple[float, float, float]:
 
 
 def is_clearly_faster(pairs: Pairs) -> bool:
-    """Whether the median ratio is above `MIN_RATIO` and three of four passes are faster, in at least `MIN_PASSES` passes."""
+    """Whether the median ratio is above `MIN_RATIO` and three of four passes are faster; needs `MIN_PASSES` passes."""
     if len(pairs) < MIN_PASSES:
         return False
     low, middle, _ = quartiles(pairs)

@@ -56,7 +56,7 @@ class SwitchedExecutor:
         self.use(counts[0])
 
     def use(self, workers: int) -> None:
-        """Run what follows on so many Ray workers; 0 is the serial executor."""
+        """Run what follows on this number of Ray workers; 0 is the serial executor."""
         current = self._ray if workers else self._serial
         assert current is not None, f"{workers} workers were not announced"
         if self._ray is not None and workers:
@@ -65,20 +65,25 @@ class SwitchedExecutor:
         self.workers = current.workers
 
     def prepare(self) -> None:
+        """Start Ray in the background."""
         for executor in self._all:
             executor.prepare()
 
     def start(self, job: Job, states: ClientStates) -> None:
+        """Give the job to both executors."""
         for executor in self._all:
             executor.start(job, states)
 
     def run(self, order: Any) -> Any:
+        """Run a dispatch on the executor in use."""
         return self._current.run(order)
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Run server work on the executor in use."""
         return self._current.call(fn, *args)
 
     def close(self) -> None:
+        """Close both executors."""
         with ExitStack() as stack:
             for executor in self._all:
                 stack.callback(executor.close)
