@@ -21,7 +21,7 @@ from fl.execution.training.layout import laid_out
 from fl.execution.uploads import Uploads
 from fl.method.client import ClientContext
 from fl.tensors.trees import Tree, row
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 if TYPE_CHECKING:
     from fl.execution.worker import Worker

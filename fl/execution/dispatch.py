@@ -18,7 +18,7 @@ from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.method.reduction import Fold, Reduction
 from fl.tensors.trees import tree_map
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 
 @dataclass

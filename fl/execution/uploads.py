@@ -25,7 +25,7 @@ from fl.method.messages import Update
 from fl.method.reduction import Meta, Product, WeightedMean
 from fl.method.transform import TransformContext
 from fl.tensors.trees import Tree, leaves, row
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 Keep = Callable[[dict[str, Residuals]], None]
 

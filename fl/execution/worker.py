@@ -17,7 +17,7 @@ from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.training import compiled
 from fl.execution.workers.process import configure_process
 from fl.storage.segments import Segments
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 if TYPE_CHECKING:
     from fl.execution.job import Job

@@ -33,7 +33,7 @@ from fl.storage.segments import NOWHERE
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tensors.trees import Tree
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 EMPTY_COHORT = np.empty(0, np.int64)  # for exchanges outside any round
 EVALUATIONS = 1 << 15  # first number of a round's evaluations

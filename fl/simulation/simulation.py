@@ -38,7 +38,7 @@ from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, read_metrics
 from fl.system.events import Asynchronous, Buffered
 from fl.tensors.params import Params
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
 Watcher = Callable[[str, Any], None]
@@ -131,12 +131,12 @@ class Simulation:
                 self.pending.append({"round": SETUP, **totals, "wall_seconds": time.perf_counter() - start})
             self.setup_done = True
 
-    def rehearse(self, rounds: Iterable[int], executor: Executor, plan: Plan) -> list[Row]:
-        """Run rounds from the present state with another executor and plan; keep nothing but the returned metrics."""
+    def rehearse(self, rounds: Iterable[int], plan: Plan) -> list[Row]:
+        """Run rounds from the present state with another plan, and return their metrics; only client states change."""
         trial = copy.copy(self)
         trial.run_setup = self.run_setup.with_plan(plan)
-        trial.config, trial.executor = trial.run_setup.config, executor
-        trial.exchanges = self._new_runner(trial.run_setup, executor)
+        trial.config = trial.run_setup.config
+        trial.exchanges = self._new_runner(trial.run_setup)
         trial.exchanges.restore(copy.deepcopy(self.exchanges.record()))
         trial.stopping, trial.pending, trial.accuracy_matrix = Stopping(trial.config), [], []
         for trial.round in rounds:
@@ -221,7 +221,7 @@ class Simulation:
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
         self.folder = RunDirectory(self.directory, record and record["lengths"])
-        self.exchanges = self._new_runner(self.run_setup, self.executor)
+        self.exchanges = self._new_runner(self.run_setup)
         if record:
             self._restore(record)
         else:
@@ -229,9 +229,9 @@ class Simulation:
             self.folder.describe(facts | {"data_sha256": self.run_setup.dataset.digest()})
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds
 
-    def _new_runner(self, run_setup: RunSetup, executor: Executor) -> ExchangeRunner:
+    def _new_runner(self, run_setup: RunSetup) -> ExchangeRunner:
         kind = AsynchronousRunner if isinstance(self.config.server, Asynchronous) else ExchangeRunner
-        return kind(run_setup, executor, self.states, self.folder)
+        return kind(run_setup, self.executor, self.states, self.folder)
 
     def _first_request(self) -> Any:
         """Return what the strategy yields first in the present round, for some cohort."""

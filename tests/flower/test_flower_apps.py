@@ -25,7 +25,8 @@ import fl.flower  # noqa: E402
 from fl.errors import ConfigError  # noqa: E402
 from fl.flower import records, simulate  # noqa: E402
 from fl.flower.app import load  # noqa: E402
-from fl.report.compare import table, variants  # noqa: E402
+from fl.report.compare import table  # noqa: E402
+from fl.report.variants import read_variants  # noqa: E402
 from fl.storage.run import read_metrics  # noqa: E402
 from fl.storage.segments import Segments  # noqa: E402
 
@@ -430,7 +431,7 @@ def test_rows_are_rounds_and_means_are_weighted(tmp_path):
 def test_compare_reads_runs_of_apps(tmp_path):
     for seed in (0, 1):
         run(APP.server, APP.client, tmp_path / f"app-s{seed}", seed=seed)
-    chosen = variants([tmp_path])
+    chosen = read_variants([tmp_path])
     assert [variant.seeds for variant in chosen] == [[0, 1]]
     (row,) = table(chosen, ["evaluate/loss"])
     assert row["runs"] == 2 and row["rounds"] == 3 and row["MB up"] > 0
@@ -566,7 +567,7 @@ def test_an_apps_folder_runs_by_the_command(tmp_path):
     done = command("num-server-rounds=2", "learning-rate=0.05", "--nodes", "4", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("rounds") and "evaluate/loss" in done.stdout
-    (variant,) = variants([tmp_path / "run"])
+    (variant,) = read_variants([tmp_path / "run"])
     assert [row["messages/evaluate"] for row in variant.runs[0]] == [4, 4]
     assert variant.configs[0]["flower"] == {
         "name": "lines",

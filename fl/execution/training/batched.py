@@ -34,7 +34,7 @@ from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import NOTHING, Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, rebuilt, row, stack
-from fl.tracking.profile import timed
+from fl.tracking.spans import timed_calls
 
 BLOCK = 16  # steps whose batches are laid out at once
 
@@ -176,7 +176,7 @@ def _run_phase(algorithm, chunk: Chunk, phase, index, local, theta, at, backend,
     if descend:
         gradients.hold(theta)
     grad, memory = workspace(theta) if not descend else theta, phase.optimiser.state(theta)
-    active, laid_out, batch_of = 0, timed("data", "batches", _block), timed("data", "batch", _batch)
+    active, laid_out, batch_of = 0, timed_calls("data", "batches", _block), timed_calls("data", "batch", _batch)
     for first in range(0, int(taken.max()), BLOCK):
         block = laid_out(chunk, phase, index, taken, first, theta.device)
         record = torch.zeros(block.weights.shape)

@@ -32,7 +32,7 @@ from fl.models.binding import bind
 from fl.models.nn import DropoutMasks, statistics
 from fl.tensors import random
 from fl.tensors.params import Layout, Params, clipped, zeros_like
-from fl.tracking.profile import each
+from fl.tracking.spans import timed_items
 
 
 class LocalSteps:
@@ -181,7 +181,7 @@ def _gradients(
 
 def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch]:
     """The samples of each step, augmented."""
-    return each("data", "batch", _mini_batches(ctx, phase, index))
+    return timed_items("data", "batch", _mini_batches(ctx, phase, index))
 
 
 def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:

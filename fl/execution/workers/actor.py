@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fl.execution.workers.shared import Handle
-    from fl.tracking import profile
+    from fl.tracking import spans
 
 
 class Actor:
@@ -41,9 +41,9 @@ class Actor:
 
         from fl import registry
         from fl.execution.workers.shared import Region, SharedQueue, shared_folder
-        from fl.tracking import profile
+        from fl.tracking import spans
 
-        profile.record(recording)
+        spans.record_spans(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
         self.is_local, self.prefix = self.node == local, prefix
@@ -60,26 +60,26 @@ class Actor:
         """Return this process's clock, in seconds."""
         return time.perf_counter()
 
-    def run(self, request: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
+    def run(self, request: bytes, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
         """Work through a share of a dispatch. `request` is one argument of bytes: Ray spends 0.1 ms on each argument."""
-        from fl.tracking import profile
+        from fl.tracking import spans
 
-        with profile.span("transfer", "call"):
+        with spans.span("transfer", "call"):
             handle, number, runs, steal, index, segment = pickle.loads(request)
             tasks = self.queue.tasks(number, runs, index, steal)
             answer = self._answer(self.worker.run(self._open(handle, memory), tasks, segment))
-        return answer, profile.taken(profile.SENT)
+        return answer, spans.take_record(spans.MAX_SENT)
 
-    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
+    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
         """Call a function of the server."""
-        from fl.tracking import profile
+        from fl.tracking import spans
 
-        with profile.span("transfer", "call"):
+        with spans.span("transfer", "call"):
             fn, args = self._open(handle, memory)
-            with profile.span("server", "work"):
+            with spans.span("server", "work"):
                 value = fn(*args)
             answer = self._answer(value)
-        return answer, profile.taken(profile.SENT)
+        return answer, spans.take_record(spans.MAX_SENT)
 
     def retire(self) -> None:
         """Drop the job; on another node than the driver's, remove its shared files."""

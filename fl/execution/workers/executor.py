@@ -19,7 +19,7 @@ import torch
 from fl.execution.workers.process import exclusive
 from fl.execution.workers.task_queue import TaskQueue
 from fl.storage.clients import ClientStates
-from fl.tracking.profile import recording
+from fl.tracking.spans import recording
 
 
 class Worker(Protocol):

@@ -29,7 +29,7 @@ from fl.execution.workers.shared import Handle, Region, new_prefix, remove, shar
 from fl.execution.workers.task_queue import split
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
-from fl.tracking import profile
+from fl.tracking import spans
 
 ATTEMPTS = 4  # at a dispatch whose workers die, before the run stops
 
@@ -85,9 +85,9 @@ class Ray:
         self.attempts = 0
         self.members = self._with_job(handles)
 
-    def use(self, workers: int) -> None:
-        """Give tasks to that many of the workers from now on."""
-        self.active = workers
+    def use_workers(self, count: int) -> None:
+        """Divide the following dispatches among the first `count` workers."""
+        self.active = count
 
     # -- workers --------------------------------------------------------------------------------------------------
     def _with_job(self, handles: list[ActorHandle]) -> list[_Member]:
@@ -95,7 +95,7 @@ class Ray:
         members = [_Member(h.actor, self.states.new_writer(), h.node, h.pid, RemoteChannel(h.actor)) for h in handles]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
-        common = (registry.sources(), self.job_handle, profile.recording())
+        common = (registry.sources(), self.job_handle, spans.recording())
         self.ray.get(
             [
                 m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, self.prefix, self.local)
@@ -105,8 +105,8 @@ class Ray:
         for m in members:
             if m.node == self.local:
                 m.channel = LocalChannel(m.actor, shared_folder() / f"{self.prefix}-socket-{m.pid}")
-            elif profile.recording():
-                m.clock_shift = profile.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
+            elif spans.recording():
+                m.clock_shift = spans.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
         return members
 
     def _replace_dead(self) -> None:
@@ -161,17 +161,17 @@ class Ray:
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
         """Write a value where every worker can open it."""
-        with profile.span("transfer", "order"):
+        with spans.span("transfer", "order"):
             handle = self.region.write(value)
             other_nodes = any(m.node != self.local for m in self.members)
             return handle, self.ray.put(self.region.copy(handle)) if other_nodes else None
 
     def _answer(self, member: _Member, asked: float) -> Any:
         """Wait for a worker's answer, and return its value."""
-        with profile.span("waits", "workers"):
+        with spans.span("waits", "workers"):
             handle, record = member.channel.receive()
-        profile.arrived(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.clock_shift)
-        with profile.span("transfer", "answer"):
+        spans.add_worker_record(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.clock_shift)
+        with spans.span("transfer", "answer"):
             return handle.open()
 
     def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
@@ -190,7 +190,7 @@ class Ray:
             for index, member in enumerate(on_node):
                 segment = self.states.segment(member.writer)
                 request = pickle.dumps((handle, self.attempts, runs, steal, index, segment))
-                with profile.span("transfer", "call"):
+                with spans.span("transfer", "call"):
                     requests.append((member, time.perf_counter()))
                     member.channel.send("run", request, self._memory_for(member, memory))
         for member, asked in requests:
