@@ -15,16 +15,17 @@ from fl.cli.errors import EXIT_FAILED, report_errors
 from fl.cli.format import two_columns
 from fl.cli.options import Traceback
 from fl.errors import UnknownName
+from fl.kinds import KINDS
 
 WIDTH = 100  # columns of a description
 
 
 def list_(
-    kind: Annotated[str | None, typer.Argument(help=f"Kind of part: {', '.join(registry.PACKAGES)}.")] = None,
+    kind: Annotated[str | None, typer.Argument(help=f"Kind of part: {', '.join(KINDS)}.")] = None,
 ) -> None:
     """List the registered parts, each with a one-line description."""
     with report_errors():
-        for each in [_known_kind(kind)] if kind else registry.PACKAGES:
+        for each in [_known_kind(kind)] if kind else KINDS:
             print(each)
             found = {name: registry.lookup(each, name) for name in registry.names(each)}
             print(two_columns((f"  {name}", summary_line(part, _alone(part))) for name, part in found.items()))
@@ -59,8 +60,8 @@ def check(
 
 
 def _known_kind(kind: str) -> str:
-    if kind not in registry.PACKAGES:
-        raise UnknownName(f"{kind!r} is not one of {sorted(registry.PACKAGES)}")
+    if kind not in KINDS:
+        raise UnknownName(f"{kind!r} is not one of {sorted(KINDS)}")
     return kind
 
 
