@@ -86,7 +86,7 @@ def _run(config: Config, rounds: int, strategy: str, client: Any) -> Config:
         cohort=Uniform(fraction=1.0),
         transforms=(),
         evaluation=replace(evaluation, every=min(evaluation.every, rounds)),
-        execution=replace(config.execution, plan="auto", chunk=None, layout=None),
+        execution=replace(config.execution, plan="auto", chunk=None, memory_format=None),
         stop=Stop(),
         baselines=(),
     )

@@ -134,7 +134,7 @@ def set_up_run(config: Config) -> RunSetup:
     execution, task, augmented = config.execution, stages[0].task, bool(config.data.augment)
     given = inputs(dataset), execution, cohort_size(config), augmented
     plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, task, *given))
-    execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
+    execution = replace(execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
     return RunSetup(replace(config, execution=execution), dataset, stages, module, initial, plan, world)

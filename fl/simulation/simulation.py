@@ -208,7 +208,7 @@ class Simulation:
         strategy, client = (
             getattr(type(p), "registered_as", type(p).__name__) for p in (config.strategy, config.client)
         )
-        first = run_setup.plan.kind == "compiled" and not compiled.before()
+        first = run_setup.plan.kind == "compiled" and not compiled.is_cached()
         return (
             f"{strategy} with client {client}, {run_setup.population} clients, {run_setup.model.numel} parameters, "
             f"training {run_setup.plan.kind}{' (half a minute, the first time)' if first else ''}, in {self.directory}"

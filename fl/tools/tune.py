@@ -3,7 +3,7 @@
     a race:   | default: k rounds | a: the same k | b: the same k | default | a | b | default | a | ...    the slower half leaves, again and again
 
 First a race of executors and workers, which change no bits, with the plan that `auto` gives; then, with the winner, one of the plans
-that are possible, their chunks, the layouts of images. A candidate's figure is the median of its ratios to the default in the same pass: a
+that are possible, their chunks, the memory formats of images. A candidate's figure is the median of its ratios to the default in the same pass: a
 busy machine slows both. The default wins unless another is more than `CLEAR` times as fast, and faster in three of four passes, of at
 least `ENOUGH`. What the configuration says explicitly is kept.
 
@@ -32,7 +32,7 @@ import yaml
 from fl.config.config import Config, read, resolve
 from fl.errors import ClientError, ConfigError
 from fl.execution.section import Execution
-from fl.execution.training.layout import MemoryFormat
+from fl.execution.training.memory_format import MemoryFormat
 from fl.execution.training.plan import Kind, Plan, make_plan
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.ray import Ray
@@ -60,7 +60,7 @@ class Candidate:
     def __str__(self) -> str:
         words = [
             f"{self.plan.kind} by {self.plan.chunk}",
-            self.plan.layout * (self.plan.layout != "contiguous"),
+            self.plan.memory_format * (self.plan.memory_format != "contiguous"),
             self.executor,
         ]
         return ", ".join(filter(None, words))
@@ -72,7 +72,7 @@ class Candidate:
     @property
     def cells(self) -> dict[str, Any]:
         plan = self.plan
-        return {"executor": self.executor, "plan": plan.kind, "chunk": str(plan.chunk), "layout": plan.layout}
+        return {"executor": self.executor, "plan": plan.kind, "chunk": str(plan.chunk), "memory_format": plan.memory_format}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Tuned:
     def execution(self) -> dict[str, Any]:
         """What a configuration says to have it."""
         execution = self.config.execution
-        names = ("executor", *(("workers",) if execution.executor == "ray" else ()), "plan", "chunk", "layout")
+        names = ("executor", *(("workers",) if execution.executor == "ray" else ()), "plan", "chunk", "memory_format")
         return {name: getattr(execution, name) for name in names}
 
 
@@ -111,7 +111,7 @@ def tune(config: Path, overrides: Mapping[str, Any], seconds: float, out: Path, 
             "what comes of it to `execution`",
         )
     said = raw.get("execution") or {}
-    kept = {key: said[key] for key in ("executor", "workers", "plan", "chunk", "layout") if key in said}
+    kept = {key: said[key] for key in ("executor", "workers", "plan", "chunk", "memory_format") if key in said}
     kept = {key: value for key, value in kept.items() if value is not None and (key, value) != ("plan", "auto")}
     with (
         tempfile.TemporaryDirectory(prefix="fl-tune-") as folder,
@@ -144,20 +144,20 @@ def plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) -> tuple[li
     """(the possible ones, the default first; of the other kinds why not)."""
     config, found, impossible = run_setup.config, [run_setup.plan], {}
 
-    def make(kind: Kind, chunk: int | None = None, layout: MemoryFormat | None = None) -> Plan:
-        execution = replace(config.execution, plan=kind, chunk=chunk, layout=layout)
+    def make(kind: Kind, chunk: int | None = None, memory_format: MemoryFormat | None = None) -> Plan:
+        execution = replace(config.execution, plan=kind, chunk=chunk, memory_format=memory_format)
         given = run_setup.module, run_setup.model, run_setup.stages[0].task, inputs(run_setup.dataset)
         return make_plan(config.client, *given, execution, cohort_size(config), bool(config.data.augment))
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):
         try:
-            base = make(kind, kept.get("chunk"), kept.get("layout"))
+            base = make(kind, kept.get("chunk"), kept.get("memory_format"))
         except ValueError as error:
             impossible[kind] = str(error).partition("is not possible: ")[2].partition(". Use ")[0] or str(error)
             continue
         found.append(base)
-        if base.layout != "contiguous" and "layout" not in kept:
-            found += [replace(base, layout=layout) for layout in get_args(MemoryFormat) if layout != base.layout]
+        if base.memory_format != "contiguous" and "memory_format" not in kept:
+            found += [replace(base, memory_format=kind) for kind in get_args(MemoryFormat) if kind != base.memory_format]
         if base.chunk > 1 and "chunk" not in kept:
             top = 1 << max(0, cohort - 1).bit_length()  # larger ones are the same
             chunks = [int(min(base.chunk, top) * times) for times in CHUNKS]
@@ -284,7 +284,7 @@ class _Bench:
             workers=best.workers or None,
             plan=best.plan.kind,
             chunk=best.plan.chunk,
-            layout=best.plan.layout,
+            memory_format=best.plan.memory_format,
         )
         machine = json.loads((self.simulation.directory / "environment.json").read_text())
         told = f"{machine['cores']} cores, {machine['processor']}, torch {machine['packages']['torch']}"
@@ -361,7 +361,7 @@ class _Bench:
         """Clients per second."""
         simulation, plan = self.simulation, candidate.plan
         if plan not in self.assemblies:
-            execution = replace(simulation.config.execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
+            execution = replace(simulation.config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
             config = replace(simulation.config, execution=execution)
             self.assemblies[plan] = replace(simulation.run_setup, config=config, plan=plan)
         simulation.run_setup = simulation.exchanges.run_setup = self.assemblies[plan]

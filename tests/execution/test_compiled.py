@@ -22,8 +22,11 @@ import clients.sgd
 import fl
 from fl.config.config import read
 from fl.errors import ConfigError
-from fl.execution.training import batched, native
+from fl.execution.training import batched
+from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.native import clients as native
+from fl.execution.training.native.shuffle import COUNTED, write_order
 from fl.execution.workers.executor import Serial
 from fl.method.optimiser import SGD
 from fl.method.reduction import Fold, Sum
@@ -46,14 +49,14 @@ def net(*widths: int, activation=nn.ReLU, bias=True) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> batched.Chunk:
+def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> Chunk:
     """Clients with `sizes` samples of a few that all have; others' samples lie between theirs."""
     n, inputs, outputs = 2 * int(SIZES.sum()), module[1].in_features, module[-1].out_features
     draw = np.random.default_rng(SEED)
     x, y = draw.standard_normal((n, inputs), np.float32), draw.integers(0, outputs, n)
     targets = draw.standard_normal((n, outputs), np.float32)
     starts = dict(zip(CLIENTS, np.cumsum(2 * SIZES) - 2 * SIZES))
-    return batched.Chunk(
+    return Chunk(
         clients=clients,
         seed=SEED,
         round=ROUND,
@@ -91,7 +94,7 @@ def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, 
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
 
-# widths that fill vectors and that do not, more and fewer outputs than a batch has samples, lines of more than `native.COLUMNS`
+# widths that fill vectors and that do not, more and fewer outputs than a batch has samples, lines of more than `products.COLUMNS`
 NETS = {
     "softmax": net(60, 10),
     "one input, two classes": net(1, 2),
@@ -157,13 +160,13 @@ def test_what_pads_an_update_is_zero():
     assert gaps and all((model.buffers[0][:, a:b] == 0).all() for a, b in gaps)
 
 
-@pytest.mark.parametrize("n", [1, 2, native.FEW, native.FEW + 1, 500])
+@pytest.mark.parametrize("n", [1, 2, COUNTED, COUNTED + 1, 500])
 def test_shuffles_are_those_of_random(n):
     word = random.unfinished(1, SEED, 7, "shuffle")
     order, keys = np.empty(n + 3, np.int64), np.empty(n + 3, np.uint64)
-    native._order(word, n, True, keys, order)
+    write_order(word, n, True, keys, order)
     assert_array_equal(order[:n], random.permutation(n, SEED, 7, "shuffle"))
-    native._order(word, n, False, keys, order)
+    write_order(word, n, False, keys, order)
     assert_array_equal(order[:n], np.arange(n))
 
 
@@ -186,10 +189,14 @@ bits = []
 for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
     theta, x, labels = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32), draw.integers(0, 3, 200)
-    sizes, memory = np.full(8, 25), np.zeros(native.room(shapes, 10, 0), np.float32)
-    native.descend(theta, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64), start, True, x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32),
-        layers, np.full(9, 0.1, np.float32), 10, np.arange(200), sizes * np.arange(8), sizes, np.full(8, 9),
-        np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True, memory)
+    sizes, memory = np.full(8, 25), np.zeros(native.memory.memory_length(shapes, 10, 0), np.float32)
+    native.train_clients(
+        native.Start(start, layers),
+        native.Samples(x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32), np.arange(200), sizes * np.arange(8), sizes),
+        native.Steps(np.full(8, 9), np.full(9, 0.1, np.float32), 10),
+        native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
+        native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
+        memory)
     bits.append(hashlib.sha256(theta.tobytes()).hexdigest())
 print(bits)
 """
@@ -215,14 +222,14 @@ def test_every_process_computes_the_same(tmp_path):
 
     nowhere = {"HOME": "/dev/null", "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(tmp_path)}
     compiled = told(1, **nowhere)
-    assert len([*(tmp_path / "tmp").glob(f"fl-machine-code-{os.getuid()}/**/native.descend*.nbc")]) == 1
+    assert len([*(tmp_path / "tmp").glob(f"fl-machine-code-{os.getuid()}/**/clients.*compiled*.nbc")]) == 1
     assert told(2, **nowhere) == told(3, PYTHONPATH=str(Path(fl.__file__).parents[1])) == compiled
 
 
 def test_a_label_that_is_no_class():
     given = chunk(net(60, 10))
     given.arrays["y"][int(given.rows[given.starts[4] + 2])] = 10
-    with pytest.raises(IndexError, match="label 10 of sample .* is none of the model's 10 classes"):
+    with pytest.raises(IndexError, match="label 10 of sample .* is not one of the model's 10 classes"):
         batched.train(clients.sgd.LocalSGD(lr=LR), given, Compiled)
 
 
@@ -245,22 +252,22 @@ class Clipped(clients.sgd.LocalSGD):
         (
             clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)),
             net(4, 3),
-            "LocalSGD takes steps that are more than w - lr g",
+            "LocalSGD takes steps other than w <- w - lr g",
         ),
-        (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps that are more than w - lr g"),
-        (Clipped(), net(4, 3), "Clipped takes steps that are more than w - lr g"),
-        (clients.sgd.LocalSGD(), net(4, 3).double(), "its parameters are not float32"),
+        (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps other than w <- w - lr g"),
+        (Clipped(), net(4, 3), "Clipped takes steps other than w <- w - lr g"),
+        (clients.sgd.LocalSGD(), net(4, 3).double(), "the model's parameters are not float32"),
         (
             clients.sgd.LocalSGD(),
             nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Linear(4, 3)),
-            "it has a Dropout layer",
+            "the model has a Dropout layer",
         ),
         (
             clients.sgd.LocalSGD(),
             nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 3)),
-            "it has two activations in a row",
+            "the model has two activations in a row",
         ),
-        (clients.sgd.LocalSGD(), nn.Sequential(nn.Conv2d(1, 1, 3)), "it has a Conv2d layer"),
+        (clients.sgd.LocalSGD(), nn.Sequential(nn.Conv2d(1, 1, 3)), "the model has a Conv2d layer"),
     ],
 )
 def test_covers(algorithm, module, why):
@@ -298,16 +305,16 @@ def test_threads_change_no_bits(tmp_path, codec):
 
 
 def test_threads_take_part(tmp_path, monkeypatch):
-    seen, descend = set(), native.descend
+    seen, train_clients = set(), native.train_clients
     meet = threading.Barrier(2, timeout=60)
 
     def met(*arguments):
         if threading.get_ident() not in seen:
             seen.add(threading.get_ident())
             meet.wait()  # two are here at once
-        return descend(*arguments)
+        return train_clients(*arguments)
 
-    monkeypatch.setattr(native, "descend", met)
+    monkeypatch.setattr(native, "train_clients", met)
     run(tmp_path, **{"execution.workers": 2, "rounds": 1})
     assert len(seen) == 2
 
@@ -319,7 +326,7 @@ def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch)
         begun.append(arguments)
         raise MemoryError("no room")
 
-    monkeypatch.setattr(native, "descend", fails)
+    monkeypatch.setattr(native, "train_clients", fails)
     with pytest.raises(RuntimeError, match="round 0, stage 'train': MemoryError: no room"):
         run(tmp_path, **{"execution.workers": 2})
     assert len(begun) <= 2 + 2  # of eleven
@@ -329,7 +336,7 @@ def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch)
     "change, why",
     [
         ({"data": {"name": "digits", "augment": ["flip"]}}, "training batches are augmented"),
-        ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps that are more than w - lr g"),
+        ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps other than w <- w - lr g"),
     ],
 )
 def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):

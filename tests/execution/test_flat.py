@@ -246,7 +246,7 @@ class Centred(nn.Module):
         (Shares, "give other outputs"),
         (lambda: texts(Centred()), "give other outputs"),
         (lambda: texts(nn.Linear(8, 8), max_norm=1.0), "0 .Embedding. has max_norm"),
-        (lambda: texts(nn.Bilinear(8, 8, 8)), "end in TypeError: .*forward"),
+        (lambda: texts(nn.Bilinear(8, 8, 8)), "raise TypeError: .*forward"),
     ],
 )
 def test_what_cannot_be_laid_flat(module, said):
