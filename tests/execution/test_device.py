@@ -1,4 +1,195 @@
 """Devices: training makes nothing elsewhere than on its device; a GPU, where there is one, gives what the CPU gives."""
 
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fl
+from fl.config.config import resolve
+from fl.errors import ConfigError
+from fl.execution.training import batched, loop
+from fl.execution.training.chunk import Chunk
+from fl.execution.training.steps import LocalSteps
+from fl.execution.worker import BACKENDS
+from fl.method.client import ClientContext, View
+from fl.method.optimiser import SGD
+from fl.models.binding import Initial
+from fl.simulation.setup import set_up_run
+from fl.tensors.params import norm
+from fl.tensors.trees import digest, moved
+
+CONFIG = {
+    "seed": 3,
+    "rounds": 3,
+    "data": "digits",
+    "partition": {"name": "dirichlet", "clients": 12, "alpha": 0.5, "min_size": 5},
+    "model": {"name": "mlp", "hidden": [16], "dropout": 0.2},
+    "cohort": {"size": 5},
+    "strategy": "fedavg",
+    "client": {"epochs": 1, "batch": 8, "lr": 0.1},
+    "execution": {"executor": "serial"},
+}
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_work_starts(tmp_path):
+    with pytest.raises(ConfigError, match="execution.device: 'cuda', but torch .* sees no GPU"):
+        fl.run(CONFIG | {"execution": {"executor": "serial", "device": "cuda"}}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="execution.precision: 'tf32' needs a GPU"):
+        fl.run(CONFIG | {"execution": {"executor": "serial", "precision": "tf32"}})
+
+
+def on_meta(tree):
+    """Tensors without values: an operation of one of them with one of the CPU's is an error, as with a GPU's."""
+    return moved(tree, "meta")
+
+
+@pytest.fixture(scope="module")
+def job():
+    return set_up_run(resolve(CONFIG)).job(Path(), Path())
+
+
+def placed(job):
+    initial = Initial(on_meta(job.initial.trained), on_meta(job.initial.frozen))
+    arrays = {name: array.to("meta") for name, array in job.arrays.items()}
+    return initial, arrays, copy.deepcopy(job.module).to("meta")
+
+
+@pytest.mark.parametrize("plan", ["compiled", "stacked", "flat", "vmap"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
+    initial, arrays, module = placed(job)
+    stage, clients = job.stages[0], np.arange(4)
+    starts, sizes = (column[clients] for column in stage.partition.train_slices())
+    chunk = Chunk(
+        *(
+            clients,
+            0,
+            0,
+            1,
+            0,
+            {"model": initial.trained},
+            {},
+            [None] * 4,
+            arrays,
+            stage.partition.indices,
+            starts,
+            sizes,
+        ),
+        *(initial, module, stage.task),
+    )
+    algorithm = replace(job.algorithm, optimiser=SGD(momentum=momentum))
+    with torch.device("meta"):
+        update, _ = batched.train(algorithm, chunk, BACKENDS[plan])
+    assert update.groups["model"].buffers[0].device.type == "meta"
+    assert {update.groups["model"].batch, update.num_examples.shape} == {(4,)}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_loop_makes_nothing_elsewhere(job, momentum):
+    initial, arrays, module = placed(job)
+    stage, algorithm = job.stages[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
+    views = {split: View(arrays, stage.partition.view_rows(0, split)) for split in ("train", "val", "test")}
+    ctx = ClientContext(
+        *(0, 0, 0, 1, 0, {"model": initial.trained}, {}, None),
+        **views,
+        initial=initial,
+        module=module.train(),
+        task=stage.task,
+    )
+    with torch.device("meta"):
+        theta = initial.trained.clone()
+        steps = LocalSteps(algorithm, ctx)
+        steps.bind(theta)
+        loop._run_phase(steps, theta)
+    assert steps.loss_sum.device.type == theta.device.type == "meta"
+    assert (steps.samples, steps.taken) == (len(views["train"]), -(-len(views["train"]) // 8))
+
+
+def test_pieces_of_a_batch_add_up():
+    """Gradients are sums over samples: in pieces they are the same but for rounding, dropout's draws included."""
+    whole, pieces = (
+        fl.run(CONFIG | {"execution": {"executor": "serial", "plan": "loop", "micro_batch": size}}).model
+        for size in (None, 3)
+    )
+    assert any(not torch.equal(whole[name], pieces[name]) for name in whole)  # it does something
+    for name in whole:
+        torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_half_precision_is_near_and_not_equal(steps):
+    """bf16 rounds to 2^-9 of a number; a gradient step through three products is off by a few times that."""
+
+    def after_a_step(lr, precision):
+        client = {"steps": steps, "batch": 8, "lr": lr}
+        execution = {"executor": "serial", "plan": "loop", "precision": precision}
+        return fl.run(CONFIG | {"rounds": 1, "client": client, "execution": execution}).model
+
+    start, full, half = after_a_step(0.0, "float32"), after_a_step(0.01, "float32"), after_a_step(0.01, "bf16")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    assert 0 < norm(half - full) < 0.05 * norm(full - start)
+
+
+@pytest.mark.parametrize(
+    "execution, why",
+    [
+        ({"micro_batch": 0}, "micro_batch: 0 is not at least 1"),
+        ({"micro_batch": 4, "plan": "stacked"}, "'stacked' is not possible: micro batches exist in the loop only"),
+        ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: .* bf16 needs autocast"),
+        ({"graphs": True}, "graphs: CUDA graphs need a GPU"),
+    ],
+)
+def test_what_cannot_be_is_refused(execution, why):
+    with pytest.raises(ConfigError, match=why):
+        fl.run(CONFIG | {"execution": {"executor": "serial"} | execution})
+
+
+def test_own_objectives_are_not_taken_in_pieces():
+    with pytest.raises(ConfigError, match="micro_batch: not possible: .* objective of its own"):
+        fl.run(
+            CONFIG | {"strategy": "moon", "client": {"batch": 8}, "execution": {"executor": "serial", "micro_batch": 4}}
+        )
+
+
+# -- where there is one ----------------------------------------------------------------------------------------------
+@gpu
+@pytest.mark.parametrize(
+    "execution", [{"plan": p} for p in ("loop", "stacked", "flat", "vmap")] + [{"plan": "loop", "graphs": True}]
+)
+def test_a_gpu_gives_what_the_cpu_gives(execution):
+    cpu, cuda = (
+        fl.run(CONFIG | {"execution": {"executor": "serial", **changes}}).model
+        for changes in ({"plan": "loop"}, {"device": "cuda", **execution})
+    )
+    for name in cpu:
+        torch.testing.assert_close(cuda[name], cpu[name], rtol=1e-3, atol=1e-4)
+
+
+@gpu
+@pytest.mark.parametrize("plan", ["loop", "stacked", "flat"])
+def test_same_bits_on_a_gpu_in_deterministic_mode(plan):
+    digests = {
+        digest(
+            fl.run(CONFIG | {"execution": {"device": "cuda", "deterministic": True, "plan": plan, **executor}}).model
+        )
+        for executor in ({"executor": "serial"}, {"executor": "serial"}, {"executor": "ray", "workers": 2})
+    }
+    assert len(digests) == 1
+
+
+@gpu
+def test_codecs_and_states_on_a_gpu():
+    """What the CPU works for a GPU run: encodings, and states on disk."""
+    config = CONFIG | {"strategy": "scaffold", "codec": {"up": ["error_feedback", {"top_k": {"ratio": 0.1}}]}}
+    cpu, cuda = (
+        fl.run(config | {"execution": {"executor": "serial", "device": device, "plan": "loop"}}).metrics
+        for device in ("cpu", "cuda")
+    )
+    assert [row["uplink_bytes"] for row in cpu] == [row["uplink_bytes"] for row in cuda]

@@ -47,10 +47,10 @@ class StackedLayer:
 
 class _Linear(StackedLayer):
     def __call__(self, x: Tensor) -> Tensor:
-        bias = self.tensor("bias")
         if "weight" not in self.own:
+            bias = self.own["bias"].unsqueeze(1)
             return (self.by_client(F.linear(x, self.layer.weight)) + bias).view(*x.shape[:-1], -1)
-        weight, x_A = self.own["weight"].mT, self.by_client(x)
+        bias, weight, x_A = self.tensor("bias"), self.own["weight"].mT, self.by_client(x)
         return (torch.bmm(x_A, weight) if bias is None else torch.baddbmm(bias, x_A, weight)).view(*x.shape[:-1], -1)
 
 
@@ -89,7 +89,7 @@ class _Adapted(torch.autograd.Function):
         outer = torch.bmm(second.mT, g_A.mT).mul_(ctx.scale)
         dx = torch.mm(g.reshape(-1, g.shape[-1]), weight).view(ctx.shape) if needs_x else None
         dz = torch.bmm(outer.mT, first).view(ctx.shape) if needs_dropped else None
-        if needs_x and not ctx.dropout:
+        if dx is not None and not ctx.dropout:
             dx.view_as(z).baddbmm_(outer.mT, first)
         d_first = torch.bmm(outer, z) if needs_first else None
         d_second = torch.bmm(inner, g_A).mul_(ctx.scale).mT if needs_second else None
@@ -158,6 +158,7 @@ class _Norm(StackedLayer):
         scale, shift = (
             None if t is None else t.reshape(*t.shape, *[1] * self.after) for t in map(self.tensor, ("weight", "bias"))
         )
+        assert scale is not None  # a norm without parameters is not stacked
         y_A = self.by_client(y, self.inner + self.after)
         return (y_A * scale if shift is None else torch.addcmul(shift, y_A, scale)).view_as(y)
 
@@ -206,6 +207,7 @@ class _Conv(StackedLayer):
     def __call__(self, x: Tensor) -> Tensor:
         layer, count = self.layer, self.clients
         weight, bias = self.tensor("weight"), self.tensor("bias")
+        assert weight is not None
         weight = weight.expand(count, 1, *layer.weight.shape).flatten(0, 2)
         bias = None if bias is None else bias.expand(count, 1, -1).flatten()
         x_A = x.unflatten(0, (count, -1)).transpose(0, 1).flatten(1, 2)  # (B, A channels, ...)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
-OPTIONS = {"nogil": True, "error_model": "numpy"}
-part = njit(**OPTIONS)
-inlined = njit(**OPTIONS, forceinline=True)
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+part: Any = njit(**OPTIONS)
+inlined: Any = njit(**OPTIONS, forceinline=True)

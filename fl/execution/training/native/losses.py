@@ -50,5 +50,5 @@ def squared_error(outputs: np.ndarray, targets: np.ndarray, samples: np.ndarray,
             total += difference * difference
             g[at + k] = difference * count
         g[at + targets.shape[1] : at + across] = _0
-        loss += total / 2
+        loss += float(total / 2)
     return loss

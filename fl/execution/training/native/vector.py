@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.extending import intrinsic, models, overload, register_model
+from numba.core import cgutils, extending
+from numba.core.extending import models, overload, register_model
+
+intrinsic: Any = extending.intrinsic  # calls differ from the definitions: they lack the argument `typing`
 
 WIDTH = 8  # the registers of most processors; wider ones compute the same bits
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
@@ -41,7 +43,9 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, numba_type, _FLOATS)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: Any) -> Any:
+def _pointer(context: Any, builder: Any, array_type: Any, place: Sequence[Any], kind: Any) -> Any:
+    """Address of array[index], for place = (array, index)."""
+    array, index = place
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
@@ -57,7 +61,7 @@ def load(typing: Any, array: Any, index: Any) -> Typed:
     """array[index : index + 8]"""
 
     def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _read(builder, _pointer(context, builder, signature.args[0], *arguments, _FLOATS))
+        return _read(builder, _pointer(context, builder, signature.args[0], arguments, _FLOATS))
 
     return _vector(array, types.intp), made
 
@@ -67,7 +71,7 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Typed:
     """array[index : index + 8] <- vector"""
 
     def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *arguments[:2], _FLOATS)
+        pointer = _pointer(context, builder, signature.args[0], arguments[:2], _FLOATS)
         builder.store(arguments[2], pointer, align=4)
 
     return types.void(array, types.intp, _vector), made
@@ -78,7 +82,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Typed:
     """Ask memory for array[index], without waiting."""
 
     def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *arguments, ir.IntType(8))
+        pointer = _pointer(context, builder, signature.args[0], arguments, ir.IntType(8))
         flags = [ir.IntType(32)] * 3
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, *flags])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -152,9 +156,9 @@ def sums(typing: Any, a: Any, b: Any, c: Any, d: Any, addend: Any, index: Any, o
             builder.shuffle_vector(four, four, ir.Constant(ir.VectorType(ir.IntType(32), 4), half))
             for half in ([0, 1, 2, 3], [4, 5, 6, 7])
         )
-        more = _read(builder, _pointer(context, builder, signature.args[4], addend, index, _QUAD))
+        more = _read(builder, _pointer(context, builder, signature.args[4], (addend, index), _QUAD))
         total = builder.fadd(builder.fadd(low, high), more)
-        builder.store(total, _pointer(context, builder, signature.args[6], out, place, _QUAD), align=4)
+        builder.store(total, _pointer(context, builder, signature.args[6], (out, place), _QUAD), align=4)
 
     return types.void(_vector, _vector, _vector, _vector, addend, types.intp, out, types.intp), made
 
