@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fl import registry
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.workers.process import configure_process
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 
 LAYOUTS = ("contiguous", "channels_last", "blocked")
 MODELS = {

@@ -41,7 +41,8 @@ from fl.execution.workers.executor import Serial
 from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply, View
 from fl.method.sampler import Sampler
 from fl.method.strategy import ServerContext, Strategy
-from fl.models import nn
+from fl.models.batch_norm import depends_on_batch
+from fl.models.dropout import with_addressed_dropout
 from fl.simulation.simulation import Simulation, resume
 from fl.storage.segments import Segments
 from fl.tasks.task import Task
@@ -1032,7 +1033,7 @@ def _built(model: Any) -> Iterator[tuple[str, torch.nn.Module, torch.Tensor]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                module = nn.addressed(model.build(tuple(x.shape[1:]), OUTPUTS))
+                module = with_addressed_dropout(model.build(tuple(x.shape[1:]), OUTPUTS))
             except ValueError as error:
                 refusals[kind] = str(error)
                 continue
@@ -1066,7 +1067,7 @@ def same_weights(model: Any) -> None:
 def outputs_alone(model: Any) -> None:
     """In evaluation a sample's output is its own, whoever is in its batch."""
     for kind, module, x in _built(model):
-        if nn.looks_at_batch(module):
+        if depends_on_batch(module):
             continue
         with torch.inference_mode():
             together, alone = module(x), torch.cat([module(x[i : i + 1]) for i in range(len(x))])

@@ -31,10 +31,11 @@ from fl.errors import ClientError
 from fl.execution.training import batched, compiled
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.customised import overrides
 from fl.execution.training.device import Device
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.loop import overrides, train
+from fl.execution.training.loop import train
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.plan import Plan
 from fl.execution.training.vmap import Vmap
@@ -43,8 +44,8 @@ from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Repl
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Fold, Meta, Product, Reduction, WeightedMean
 from fl.method.transform import Transform, TransformContext
+from fl.models.batch_norm import depends_on_batch
 from fl.models.binding import Initial
-from fl.models.nn import looks_at_batch
 from fl.storage.segments import Segments
 from fl.tensors.trees import Tree, leaves, row, tree_map
 from fl.tracking.profile import span
@@ -324,7 +325,7 @@ class Worker:
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
         self.round: int | None = None  # whose scratch it is
-        self.apart = looks_at_batch(job.module) or bool(job.statistics)  # no two clients' samples in one forward pass
+        self.apart = depends_on_batch(job.module) or bool(job.statistics)  # no two clients' samples in one forward pass
 
     def run(self, order: ExchangeDispatch | DispatchGroup, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
         """Work through runs [a, b) of task numbers."""

@@ -16,13 +16,14 @@ from fl.data.dataset import Dataset, tensors
 from fl.data.partition import Partition
 from fl.data.stream import Stage, split_rows
 from fl.errors import ConfigError
+from fl.execution.training.customised import overrides
 from fl.execution.training.device import Device
-from fl.execution.training.loop import overrides
 from fl.execution.training.plan import Plan, make_plan
 from fl.execution.worker import Job
 from fl.method.client import LocalTraining, View
+from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
-from fl.models.nn import addressed, statistics
+from fl.models.dropout import with_addressed_dropout
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
 from fl.tensors import random
@@ -108,7 +109,7 @@ class RunSetup:
             down=config.down,
             transforms=config.transforms,
             augment=config.data.augment,
-            statistics=tuple(statistics(self.module, "local")),
+            statistics=tuple(statistics_names(self.module, "local")),
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
@@ -198,14 +199,14 @@ def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
     outputs = _guard("task", lambda: max(config.task.num_outputs(part) for part in parts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
-        module = addressed(_guard("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs)))
+        module = with_addressed_dropout(_guard("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs)))
     _check_statistics(config, dataset, module)
     return module
 
 
 def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module) -> None:
     """What training changes besides parameters has to be somebody's."""
-    known = {*module.state_dict()} - {*statistics(module, "local"), *statistics(module, "averaged")}
+    known = {*module.state_dict()} - {*statistics_names(module, "local"), *statistics_names(module, "averaged")}
     floats = [name for name, b in module.named_buffers() if b.is_floating_point() and name in known]
     if floats and isinstance(config.client, LocalTraining):
         raise ConfigError(
@@ -213,13 +214,13 @@ def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module)
             f"has buffers that training changes ({floats[0]}, ...): running statistics would leak between clients. "
             "Use GroupNorm or LayerNorm, or say whose they are: model.batch_norm: batch, local or averaged",
         )
-    if statistics(module, "local") and config.evaluation.server and dataset.test is not None:
+    if statistics_names(module, "local") and config.evaluation.server and dataset.test is not None:
         raise ConfigError(
             "evaluation.server",
             "with model.batch_norm: local the server has no running statistics to predict with; set it to false, "
             "or take batch_norm: averaged or batch",
         )
-    if statistics(module, "averaged"):
+    if statistics_names(module, "averaged"):
         strategy, client = config.strategy, config.client
         if not strategy.averages():
             raise ConfigError(

@@ -72,7 +72,12 @@ class Candidate:
     @property
     def cells(self) -> dict[str, Any]:
         plan = self.plan
-        return {"executor": self.executor, "plan": plan.kind, "chunk": str(plan.chunk), "memory_format": plan.memory_format}
+        return {
+            "executor": self.executor,
+            "plan": plan.kind,
+            "chunk": str(plan.chunk),
+            "memory_format": plan.memory_format,
+        }
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,9 @@ def plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) -> tuple[li
             continue
         found.append(base)
         if base.memory_format != "contiguous" and "memory_format" not in kept:
-            found += [replace(base, memory_format=kind) for kind in get_args(MemoryFormat) if kind != base.memory_format]
+            found += [
+                replace(base, memory_format=kind) for kind in get_args(MemoryFormat) if kind != base.memory_format
+            ]
         if base.chunk > 1 and "chunk" not in kept:
             top = 1 << max(0, cohort - 1).bit_length()  # larger ones are the same
             chunks = [int(min(base.chunk, top) * times) for times in CHUNKS]
@@ -361,7 +368,9 @@ class _Bench:
         """Clients per second."""
         simulation, plan = self.simulation, candidate.plan
         if plan not in self.assemblies:
-            execution = replace(simulation.config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
+            execution = replace(
+                simulation.config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format
+            )
             config = replace(simulation.config, execution=execution)
             self.assemblies[plan] = replace(simulation.run_setup, config=config, plan=plan)
         simulation.run_setup = simulation.exchanges.run_setup = self.assemblies[plan]

@@ -31,7 +31,7 @@ from fl.execution.workers.executor import Serial
 from fl.method.optimiser import SGD
 from fl.method.reduction import Fold, Sum
 from fl.models.binding import Initial, module_params
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 

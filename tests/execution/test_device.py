@@ -142,7 +142,7 @@ def test_half_precision_is_near_and_not_equal(steps):
     [
         ({"micro_batch": 0}, "micro_batch: 0 is not at least 1"),
         ({"micro_batch": 4, "plan": "stacked"}, "'stacked' is not possible: micro batches exist in the loop only"),
-        ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: .* bf16 needs autocast"),
+        ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: bf16 needs autocast"),
         ({"graphs": True}, "graphs: CUDA graphs need a GPU"),
     ],
 )
@@ -152,7 +152,7 @@ def test_what_cannot_be_is_refused(execution, why):
 
 
 def test_own_objectives_are_not_taken_in_pieces():
-    with pytest.raises(ConfigError, match="micro_batch: not possible: .* objective of its own"):
+    with pytest.raises(ConfigError, match="micro_batch: not possible: .* has its own work"):
         fl.run(
             CONFIG | {"strategy": "moon", "client": {"batch": 8}, "execution": {"executor": "serial", "micro_batch": 4}}
         )

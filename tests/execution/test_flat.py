@@ -22,7 +22,7 @@ from fl.method.optimiser import Adam
 from fl.models.adapters.lora import LoRA, RsLoRA, VeRA
 from fl.models.architectures.transformer import Transformer
 from fl.models.binding import Initial, module_params
-from fl.models.nn import Dropout, addressed
+from fl.models.dropout import Dropout, with_addressed_dropout
 from fl.tasks.language import LanguageModelling
 from fl.tasks.supervised import Classification
 from tests.execution.test_loop_batched import SIZES, assert_engines_agree, like, make, normal
@@ -157,7 +157,7 @@ ADAPTERS = {
 def adapted(name, **settings):
     torch.manual_seed(2)
     made = Transformer(vocabulary=9, width=8, heads=2, forward=12, layers=1, **settings).build((6,), 4)
-    return addressed(ADAPTERS[name].wrap(made))
+    return with_addressed_dropout(ADAPTERS[name].wrap(made))
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimiser": Adam(eps=0.1), "clip": 1.0}], ids=["sgd", "adam"])

@@ -28,7 +28,7 @@ from fl.execution.training.vmap import Vmap
 from fl.method.client import ClientContext, Phase, TrainingInputs, View
 from fl.method.optimiser import SGD, Adam, LRSchedule
 from fl.models.binding import Initial, module_params
-from fl.models.nn import Dropout, addressed
+from fl.models.dropout import Dropout, with_addressed_dropout
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 from fl.tensors.params import Params
@@ -382,7 +382,9 @@ def test_an_activation_used_twice(backend):
 
 def test_addressed_replaces_every_use_of_a_dropout_layer():
     drop = nn.Dropout(0.3)
-    module = addressed(nn.Sequential(nn.Flatten(), nn.Linear(12, 9), drop, nn.Linear(9, 9), drop, nn.Linear(9, 4)))
+    module = with_addressed_dropout(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 9), drop, nn.Linear(9, 9), drop, nn.Linear(9, 4))
+    )
     assert type(module[2]) is type(module[4]) is Dropout and module[2] is not module[4]
     for backend in BACKENDS:
         assert_engines_agree(clients.sgd.LocalSGD(batch=BATCH), *make(module), backend)

@@ -73,7 +73,7 @@ def test_an_error_leaves_no_hooks():
     "changes, why",
     [
         ({"model": {"name": "mlp", "hidden": [4]}}, "no convolution is followed by"),
-        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "of its own"),
+        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "has its own work"),
     ],
 )
 def test_impossible_blocking_is_refused(changes, why):

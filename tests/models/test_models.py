@@ -9,7 +9,7 @@ import fl
 from fl.models.architectures.cnn import CNNFedAvg, CNNLeaf, CNNPfl, CNNPFLlib, CNNSmall, CNNTiny
 from fl.models.architectures.linear import MLP, Softmax
 from fl.models.architectures.resnet import ResNet8, ResNet18
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.registry import lookup, names
 
 

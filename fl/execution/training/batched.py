@@ -23,8 +23,9 @@ from torch import Tensor
 
 from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
 from fl.execution.training.chunk import Chunk, Gradients, TakesSGDSteps, TrainsWholePhases
-from fl.execution.training.loop import GRADIENT_BATCH, descends_plainly, overrides
-from fl.execution.training.steps import workspace
+from fl.execution.training.customised import overrides, takes_plain_steps
+from fl.execution.training.loop import GRADIENT_BATCH
+from fl.execution.training.steps import gradient_buffer
 from fl.execution.workers.process import pooled_buffer
 from fl.method.client import LocalTraining, Phase, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
@@ -185,7 +186,7 @@ def _run_phase(
     """Train theta (C,) in place by `counts` (C,) steps; add to the sums of losses and the numbers of samples, (C,)."""
     phase = at.phase
     stepper: _SGDSteps | _OptimiserSteps
-    if isinstance(gradients, TakesSGDSteps) and descends_plainly(algorithm, phase):
+    if isinstance(gradients, TakesSGDSteps) and takes_plain_steps(algorithm, phase):
         stepper = _SGDSteps(gradients, theta, phase)
     else:
         stepper = _OptimiserSteps(algorithm, gradients, theta, at)
@@ -224,7 +225,7 @@ class _OptimiserSteps:
     def __init__(self, algorithm: LocalTraining, gradients: Gradients, theta: Params, at: StepContext):
         self.algorithm, self.gradients, self.at, self.theta = algorithm, gradients, at, theta
         self.hooked = overrides(algorithm, "gradient")
-        self.grad: Params = workspace(theta)
+        self.grad: Params = gradient_buffer(theta)
         self.memory: dict[str, Any] = at.phase.optimiser.state(theta)
         self.active = 0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fl.data.augment import Augment
 from fl.method.client import LocalTraining, Phase, StepContext
 from fl.models.binding import Initial
-from fl.models.nn import DropoutMasks
+from fl.models.dropout import DropoutMasks
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import Params

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk
+from fl.execution.training.customised import takes_plain_steps
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.loop import descends_plainly
 from fl.execution.workers.process import release_lock
 from fl.method.client import LocalTraining, Phase
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import Layout, Params
@@ -138,7 +138,7 @@ def load() -> ModuleType:
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:
     """Why these phases of a stack of linear layers cannot be compiled, or `None`."""
-    if not all(descends_plainly(algorithm, phase) for phase in phases):
+    if not all(takes_plain_steps(algorithm, phase) for phase in phases):
         return f"{type(algorithm).__name__} takes steps other than w <- w - lr g"
     return _module_obstacle(module)
 

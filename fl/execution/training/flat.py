@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
-from fl.execution.training.loop import overrides
+from fl.execution.training.customised import overrides
 from fl.execution.training.stacked_module import StackedModule, Unstackable
 from fl.method.client import LocalTraining, StepContext
 from fl.models.binding import bind, module_params

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
-from fl.execution.training.loop import overrides
+from fl.execution.training.customised import overrides
 from fl.method.client import LocalTraining, StepContext
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 

@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fl.execution.training.customised import custom_training
 from fl.execution.training.device import Kind
-from fl.execution.training.loop import beyond_gradients
 from fl.method.client import ClientAlgorithm
 
 # Weights of convolutions from which blocking pays: cnn_tiny has 4,752 and loses 15 %, cnn_pfl has 19,296 and gains 14 %
@@ -65,7 +65,7 @@ def blocked_obstacle(module: nn.Module, algorithm: ClientAlgorithm, device: Kind
         return "it is oneDNN's format, for CPUs only"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
-    if reason := beyond_gradients(algorithm):
+    if reason := custom_training(algorithm):
         return reason
     if not blocked_runs(module):
         return "no convolution is followed by a ReLU, a max-pool or another convolution in an nn.Sequential"

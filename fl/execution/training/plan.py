@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fl.execution.section import Execution
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.flat import Flat, saved_activations
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.loop import beyond_gradients, overrides
 from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
 from fl.method.client import ClientAlgorithm, LocalTraining
 from fl.tasks.task import Task
@@ -304,7 +304,7 @@ def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
 def _pieces_obstacle(setting: Setting) -> str | None:
     """Why the loop cannot split a batch's gradient into micro batches or record it as a CUDA graph, or `None`."""
     algorithm = setting.algorithm
-    if reason := beyond_gradients(algorithm):
+    if reason := custom_training(algorithm):
         return reason
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in setting.module.modules()):
         return "BatchNorm takes statistics over the whole batch"
