@@ -12,18 +12,19 @@ from fl.checks import at_least
 class Execution:
     """Who computes, and how.
 
-    `plan`, `chunk`, `memory_format`, `micro_batch`, `device`, `precision` and `deterministic` change the last bits of results.
-    The resolved configuration has explicit values for the first three, chosen from the model's structure and the device.
+    `plan`, `chunk`, `memory_format`, `micro_batch`, `device`, `precision` and `deterministic` change the last bits of
+    results. The resolved configuration has explicit values for the first three, chosen from the model's structure and
+    the device.
 
     Args:
-        executor: ray (workers on this machine or on the cluster at `address`) or serial (this process; compiled training
-            uses `workers` threads).
+        executor: ray (workers on this machine or on the cluster at `address`) or serial (this process; compiled
+            training uses `workers` threads).
         workers: number of workers. Default: one per core, or one per GPU.
         address: address of a Ray cluster, or "auto". Default: this machine.
         plan: how clients are trained: loop, compiled, stacked, flat, vmap, or auto (the fastest of them as a rule).
         chunk: clients trained together, a power of two. Default: chosen from the sizes of model and cohort.
-        memory_format: how images are stored in the loop: contiguous, channels_last or blocked. Default: the fastest as a
-            rule, see fl/execution/training/memory_format.py.
+        memory_format: how images are stored in the loop: contiguous, channels_last or blocked. Default: the fastest as
+            a rule, see fl/execution/training/memory_format.py.
         micro_batch: samples that pass through the model at once in the loop; the gradients of larger batches are sums.
             Default: all samples of a batch.
         device: cpu, or cuda (workers share the GPUs).

@@ -2,9 +2,9 @@
 
     W x  ->  W x + s B (A x)          A (rank, in) random, B (out, rank) zero, s = alpha / rank
 
-An `Adapter` is a frozen dataclass registered under "adapter", used as `model: {name: ..., adapter: {name: lora, rank: 8}}`.
-The names of its tensors show their role: `first(names)` are the factors next to the inputs (A), `second(names)` the others
-(B), and `head(names)` are all other trained tensors.
+An `Adapter` is a frozen dataclass registered under "adapter": `model: {name: ..., adapter: {name: lora, rank: 8}}`. The
+names of its tensors show their role: `first(names)` are the factors next to the inputs (A), `second(names)`
+the others (B), and `head(names)` are all other trained tensors.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Initial:
 def bind(
     module: torch.nn.Module, params: Params, initial: Initial, trained: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Make each tensor of the module a view: of `trained` (with gradients), else of `params`, else of the initial tensors."""
+    """Make the module's tensors views: of `trained` (with gradients), else of `params`, else of the initial tensors."""
     trained = NOTHING if trained is None else trained
     sources = (trained, params, initial.trained, initial.frozen)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

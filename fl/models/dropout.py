@@ -58,7 +58,8 @@ class DropoutMasks:
 
     Attributes:
         layers: the Dropout layers with p > 0.
-        shapes: the shape of each layer's inputs without the sample axis, in the order in which the model calls the layers.
+        shapes: the shape of each layer's inputs without the sample axis, in the order in which the model calls the
+            layers.
     """
 
     def __init__(self, module: nn.Module, sample: Callable[[], Tensor]):

@@ -1,6 +1,7 @@
 """The `model` section: a part that builds a module, and the changes to the module before training.
 
-build -> batch_norm: whose statistics (batch_norm.py) -> init: weights from a file -> freeze: parameters that are not trained
+build -> batch_norm: whose statistics (batch_norm.py) -> init: weights from a file -> freeze: parameters that are not
+trained
 -> adapter: LoRA and its variants (adapter.py)
 """
 
@@ -92,7 +93,7 @@ class Factory:
 
 
 def model_part(maker: Any, arguments: Mapping[str, Any]) -> Any:
-    """A part from the object that a user's reference names: an object with build(), a function or an nn.Module class."""
+    """A part from the object that a reference names: an object with build(), a function or an nn.Module class."""
     if not isinstance(maker, type) and hasattr(maker, "build"):
         return Factory(lambda: maker, arguments)
     if (
@@ -109,7 +110,7 @@ MODEL_KEYS = {"batch_norm", "init", "freeze", "adapter"}
 
 
 def stored(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of the final model in a run directory. `key`: the argument's name, for errors."""
+    """The tensors of a safetensors file, or of the final model of a run directory. `key`: name of the argument."""
     from safetensors.torch import load_file
 
     file = path / "model.safetensors" if path.is_dir() else path

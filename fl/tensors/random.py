@@ -3,8 +3,8 @@
     word = hash64(seed, client, participation, "shuffle", position)
 
 An address is a sequence of integers and purpose names; arrays broadcast, so the draws of many clients are computed at
-once and equal those computed singly. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over the
-parts of the address; the number of parts enters, so that (1,) and (1, 0) are different streams.
+once and equal those computed singly. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over
+the parts of the address; the number of parts enters, so that (1,) and (1, 0) are different streams.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def chained(word: Any, part: Any) -> Any:
 
 
 def mix(x: Any) -> Any:
-    """Finaliser of SplitMix64, for a uint64 or an array of them. Compiled training compiles this function, too: see native/shuffle.py."""
+    """Finaliser of SplitMix64, for a uint64 or an array. Compiled training compiles it, too (native/shuffle.py)."""
     x = (x ^ (x >> _30)) * MIX_1
     x = (x ^ (x >> _27)) * MIX_2
     return x ^ (x >> _31)

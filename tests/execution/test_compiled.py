@@ -1,4 +1,4 @@
-"""Training in machine code: plain torch training, `random`'s shuffles, the same bits in any company and any number of threads."""
+"""Compiled training equals plain torch training with `random`'s shuffles; chunks and threads do not change bits."""
 
 import copy
 import itertools
@@ -94,7 +94,7 @@ def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, 
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
 
-# widths that fill vectors and that do not, more and fewer outputs than a batch has samples, lines of more than `products.COLUMNS`
+# widths that fill vectors and that do not; more and fewer outputs than samples; rows above `products.COLUMNS`
 NETS = {
     "softmax": net(60, 10),
     "one input, two classes": net(1, 2),
@@ -188,11 +188,12 @@ native, draw = load(), np.random.default_rng(0)
 bits = []
 for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
-    theta, x, labels = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32), draw.integers(0, 3, 200)
+    theta, x = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32)
+    labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)
     sizes, memory = np.full(8, 25), np.zeros(native.memory.memory_length(shapes, 10, 0), np.float32)
     native.train_clients(
         native.Start(start, layers),
-        native.Samples(x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32), np.arange(200), sizes * np.arange(8), sizes),
+        native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
         native.Steps(np.full(8, 9), np.full(9, 0.1, np.float32), 10),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),

@@ -1,4 +1,4 @@
-"""Clients laid flat: each kind of layer with tensors of each client's own trains as in the loop, and what cannot be laid flat is told.
+"""Flat training: each kind of layer with own tensors per client trains as in the loop; impossible modules are refused.
 
 The loop runs the module as it is, one client at a time; test_loop_batched.py holds both beside plain torch.
 """
@@ -47,7 +47,7 @@ def assert_lies_flat(algorithm, module, x, **fields):
 
 
 class Places(nn.Module):
-    """A class token and a table of positions, owned by the container; then whatever `then` is, and the token's output."""
+    """A class token and a table of positions of the container, then the module `then`, and the token's output."""
 
     def __init__(self, then, squeezed):
         super().__init__()

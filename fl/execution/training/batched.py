@@ -1,8 +1,8 @@
 """Local training of many clients at once, from the same client definition as the loop.
 
-Parameters are stacked (C, P). Clients are sorted by their number of steps, so that the clients that still train are a prefix
-that shrinks. In each step the batches of these A clients are one array (A, B, ...); short batches are padded with samples of
-weight zero. Gradients come from a backend:
+Parameters are stacked (C, P). Clients are sorted by their number of steps, so that the clients that still train are a
+prefix that shrinks. In each step the batches of these A clients are one array (A, B, ...); short batches are padded
+with samples of weight zero. Gradients come from a backend:
 
     kernels.LinearStack   explicit forward and backward passes of linear layers by batched matrix products
     flat.Flat             one pass of the module over all samples, with each client's own tensors
@@ -57,7 +57,8 @@ def train(
 ) -> tuple[Update, Tree]:
     """Train C clients in all phases; returns (stacked update, stacked states or None).
 
-    With `factors` (C,), a backend that can do so returns the sum of updates times factors: the group "model" has no client axis.
+    With `factors` (C,), a backend that can do so returns the sum of updates times factors: the group "model" has no
+    client axis.
     """
     inputs = _inputs(algorithm, chunk)
     phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
@@ -268,7 +269,7 @@ def _mean_gradient(
 
 
 def _tensor(array: np.ndarray, like: Params) -> Tensor:
-    """A tensor on the device of `like`. `torch.as_tensor` takes 10 microseconds to look up the default device, this takes 0.5."""
+    """A tensor on the device of `like`, in 0.5 microseconds; `torch.as_tensor` takes 10 for the default device."""
     return torch.from_numpy(array).to(like.device)
 
 

@@ -37,7 +37,7 @@ class Block:
     padded: bool
 
     def steps(self, record: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, np.ndarray]]:
-        """(rows, weights, part of `record` (T, C, B), lengths) of each step, without inactive clients: (A, B) and (A,)."""
+        """(rows, weights, part of `record` (T, C, B), lengths) of each step for the active clients: (A, B) and (A,)."""
         whole = self.rows.shape[1:]
         parts = zip(self.rows.unbind(), self.weights.unbind(), record.unbind(), self.active, self.widths, self.lengths)
         for rows, weights, losses, a, b, lengths in parts:

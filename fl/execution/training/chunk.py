@@ -74,7 +74,7 @@ class ChunkMasks:
             self.sources = [random.torch_generator(chunk.seed, int(c), *address) for c in chunk.clients]
 
     def draw(self, lengths: np.ndarray) -> list[Tensor]:
-        """Draw masks for the next step of the first A clients with batches of `lengths` (A,); a tensor (A, B, ...) per layer."""
+        """Draw masks (A, B, ...), one per layer, for a step of the first A clients with batches of `lengths` (A,)."""
         if not self.sources:
             return []
         return self.layers.draw(self.sources[: len(lengths)], lengths.tolist())
@@ -108,7 +108,8 @@ class Gradients(Protocol):
     ) -> Tensor:
         """Write the gradients into `grad`; return the losses of all samples, (A, B).
 
-        params, grad: batched (A,). batch: name -> (A, B, ...). weights: (A, B), each sample's weight in its client's mean.
+        params, grad: batched (A,). batch: name -> (A, B, ...). weights: (A, B), each sample's weight in its client's
+            mean.
         """
 
 
@@ -141,5 +142,6 @@ class TrainsWholePhases(Protocol):
         """Train from `start`, batched (C,) or one for all clients; return (steps, sums of losses, samples), each (C,).
 
         Without `factors`, writes the trained parameters, minus their start if `minus_start`, into `out`, batched (C,).
-        With `factors` (C,), writes the sum of updates times factors into `out`, not batched, in the order of `Fold.stacked`.
+        With `factors` (C,), writes the sum of updates times factors into `out`, not batched, in the order of
+        `Fold.stacked`.
         """

@@ -1,4 +1,4 @@
-"""Compiled local training of stacks of linear layers: fl/execution/training/native behind the interface of `LinearStack`.
+"""Compiled local training of stacks of linear layers: the folder native/ behind the interface of `LinearStack`.
 
 It covers plain gradient descent on a client's own samples. With hooks, momentum, clipping, Dropout or augmentation,
 `LinearStack` trains.
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,8 @@ def load() -> ModuleType:
         # user's processes, into the temporary folder. Code that another user put there is not run.
         folder = Path(tempfile.gettempdir()) / f"fl-machine-code-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        numba.config.CACHE_DIR = str(folder) if folder.lstat().st_uid == os.getuid() else tempfile.mkdtemp()
+        settings: Any = numba.config
+        settings.CACHE_DIR = str(folder) if folder.lstat().st_uid == os.getuid() else tempfile.mkdtemp()
         from fl.execution.training.native import clients
     return clients
 

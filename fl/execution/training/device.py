@@ -1,12 +1,12 @@
 """The device on which clients train and are evaluated: CPU cores, or GPUs that workers share.
 
-    data, module, first tensors      moved once, when a worker starts (data that do not fit stay on the CPU; samples are moved)
+    data, module, first tensors      moved once, when a worker starts (if data do not fit, samples are moved)
     broadcast, client states         moved as they come
-    updates                          lifted and added on the device, unless a codec or a transform needs them on the CPU;
+    updates                          lifted and added on the device, unless a codec or transform needs them on the CPU;
                                      O(log n) nodes of their reduction tree come back
 
-Within `Device.computing` new tensors are made on the device, so that methods need not know it. Random draws (shuffles, masks,
-noise) are made on the CPU and are the same for every device. The server, states on disk and codecs use the CPU.
+Within `Device.computing` new tensors are made on the device, so that methods need not know it. Random draws (shuffles,
+masks, noise) are made on the CPU and are the same for every device. The server, states on disk and codecs use the CPU.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     (A, B, ...) -> (A B, ...) -> stacked module -> (A B, K) -> losses (A, B) -> sum of weighted means -> autograd
 
-In the stacked module only the layers with tensors that differ between clients work client by client. Everything else is the
-module's own, so that a frozen model is one large product for all clients.
+In the stacked module only the layers with tensors that differ between clients work client by client. Everything else is
+the module's own, so that a frozen model is one large product for all clients.
 
-`Flat.covers` runs the module and the stacked module on samples of two clients and compares the outputs. This finds weights
-that are used outside their layer, and samples of one batch that influence each other.
+`Flat.covers` runs the module and the stacked module on samples of two clients and compares the outputs. This finds
+weights that are used outside their layer, and samples of one batch that influence each other.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 def _probe(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs (A B, ...) for the same samples x (B, ...) of A clients with different tensors: stacked, and one by one."""
+    """Outputs (A B, ...) for the samples x (B, ...) of A clients with different tensors: stacked, and one by one."""
     model = module_params(module)
     different = model.layout.empty(PROBE)
     for name, tensor in model.items():

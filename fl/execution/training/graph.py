@@ -1,6 +1,6 @@
 """The loop's gradient as a CUDA graph: recorded once for each shape of batch, then replayed with a single launch.
 
-    parameters of a client -> fixed memory      batch, masks -> fixed memory -> replay -> losses, gradients in fixed memory
+    a client's parameters -> fixed memory     batch, masks -> fixed memory -> replay -> losses, gradients (fixed memory)
 
 Shuffles, gathering, hooks, clipping and the optimiser's step cannot be recorded and stay outside.
 """
@@ -65,6 +65,7 @@ class Recording:
             self.losses, self.gradients = compute(self.batch, self.masks)
 
     def __call__(self, batch: Mapping[str, Tensor], masks: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Replay the graph; the results are overwritten by the next call."""
         for name, array in batch.items():
             self.batch[name].copy_(array)
         for fixed, mask in zip(self.masks, masks):

@@ -1,6 +1,6 @@
 """Hand-written gradients of a stack of linear layers for many clients at once.
 
-    z_l = h_{l-1} W_l^T + b_l,  h_l = phi(z_l) * mask        G = dL/dz_L  (softmax - onehot, or output - y), weighted per sample
+    z_l = h_{l-1} W_l^T + b_l,  h_l = phi(z_l) * mask    G = dL/dz_L (softmax - onehot, or output - y), weighted
     dW_l = G_l^T h_{l-1},  db_l = sum_B G_l,  G_{l-1} = (G_l W_l) * mask * phi'(z_{l-1})
 
 Two batched matrix products per layer replace a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
@@ -65,7 +65,7 @@ class LinearStack:
         for name, child in chunk.module._modules.items():  # named_children() skips a module's second use
             if isinstance(child, nn.Linear):
                 layers.append((f"{name}.weight", f"{name}.bias" if child.bias is not None else None, []))
-            elif layers:
+            elif layers and child is not None:
                 layers[-1][2].append(child)
         self.layers = [_Names(w, b, tuple(after)) for w, b, after in layers]
         self.kernel = chunk.task.kernel
@@ -95,10 +95,10 @@ class LinearStack:
         self.sgd_params = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self._views(theta)]
 
     def end_sgd(self, theta: Params) -> None:
-        for theirs, ours in zip(self._views(theta), self.sgd_params):
-            for there, here in zip(theirs, ours):
-                if here is not None:
-                    there.copy_(here)
+        for (weight, bias), (trained_weight, trained_bias) in zip(self._views(theta), self.sgd_params):
+            weight.copy_(trained_weight)
+            if bias is not None and trained_bias is not None:
+                bias.copy_(trained_bias)
 
     def sgd_step(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor], lr: float) -> Tensor:
         # g is never stored: a third less memory traffic

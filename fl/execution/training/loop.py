@@ -63,7 +63,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
 
 
 def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
-    """The parameters that take gradient steps in a phase. Averaged running statistics do not: the module updates them itself."""
+    """The parameters that take gradient steps in a phase; the module updates averaged running statistics itself."""
     averaged = set(statistics_names(module, "averaged"))
     if not averaged:
         return local.select(phase.trains)

@@ -1,12 +1,12 @@
-"""How images are stored in memory while a module runs in the loop. It changes the speed and the last bits, nothing else.
+"""How images are stored in memory while a module runs in the loop. It changes only the speed and the last bits.
 
     contiguous       channel by channel, as they come
     channels_last    pixel by pixel
-    blocked          oneDNN's own format: eight or sixteen channels of a pixel together. Convolutions, ReLUs and max-pools that
-                     follow one another in an nn.Sequential pass blocked images on, without reordering between them
+    blocked          oneDNN's own format: eight or sixteen channels of a pixel together. Convolutions, ReLUs and
+                     max-pools in a row in an nn.Sequential pass blocked images on, without reordering between them
 
-On a CPU, convolutions compute in blocked images, whatever format they are given. `python -m experiments.benchmarks.layouts`
-measures the formats.
+On a CPU, convolutions compute in blocked images, whatever format they are given. `python -m
+experiments.benchmarks.layouts` measures the formats.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _blockable(layer: nn.Module | None) -> bool:
 
 
 def _corrupts(convolution: nn.Conv2d) -> bool:
-    """Whether oneDNN's backward pass writes outside its memory with channels last: a strided 1 x 1 convolution of few channels.
+    """Whether oneDNN's backward pass corrupts memory with channels last: a strided 1 x 1 convolution of few channels.
 
     Issue 6035 of uxlfoundation/oneDNN, seen with torch 2.13 on a CPU.
     """

@@ -1,10 +1,11 @@
 """How the clients of a run are trained: one at a time in the loop, or many together.
 
 The plan depends on the client algorithm, the model's structure and sizes, and the kind of device. It changes the last
-bits of the results, so it is part of the resolved configuration: the same for every executor, number of machines and load.
+bits of the results, so it is part of the resolved configuration: the same for every executor, number of machines and
+load.
 
-`CANDIDATES` lists the kinds of training in order of preference. `auto` takes the first one that is possible and not slower
-than the loop; a kind that the configuration names only has to be possible.
+`CANDIDATES` lists the kinds of training in order of preference. `auto` takes the first one that is possible and not
+slower than the loop; a kind that the configuration names only has to be possible.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from fl.tensors.params import Params
 
 Kind = Literal["loop", "compiled", "stacked", "flat", "vmap"]
 
-# Parameters that are trained together: with more of them, calls cost less per client; with fewer, they stay in the cache.
-# `fl bench` on 2 cores, MLP of 209,662 parameters, compared with bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4. Softmax
-# regression of 610 parameters, thousands of clients per second and core in chunks of 64, 128, ..., 1024: 33, 52, 79, 109, 129
-# (experiments/benchmarks/README.md)
+# Parameters that are trained together: with more of them, calls cost less per client; with fewer, they stay in the
+# cache. `fl bench` on 2 cores, MLP of 209,662 parameters, compared with bare loops: chunks of 2, 4, 8 gave 0.9, 1.2,
+# 1.4. Softmax regression of 610 parameters, thousands of clients per second and core in chunks of 64, 128, ..., 1024:
+# 33, 52, 79, 109, 129 (experiments/benchmarks/README.md)
 CHUNK_ELEMENTS = 1 << 21
 MAX_CHUNK = 1024
 # The largest part of a cohort that one worker takes at once, see `_share`
@@ -39,9 +40,9 @@ SHARES = 16
 AMORTISED_ELEMENTS, AMORTISED_CLIENTS = 1 << 19, 8
 WHOLE_ELEMENTS = 1 << 18
 
-# In flat training most of the memory holds activations for the backward pass. Chunks above about 30 MB of them gain nothing.
-# Convolutions with many activations are limited by their products, which are not faster in groups. Both numbers come from
-# the table of `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
+# In flat training most of the memory holds activations for the backward pass. Chunks above about 30 MB of them gain
+# nothing. Convolutions with many activations are limited by their products, which are not faster in groups. Both
+# numbers come from the table of `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
 ACTIVATION_ELEMENTS = 1 << 23
 MAX_FLAT_CHUNK = 16
 CONVOLUTION_ACTIVATIONS = 1 << 14  # elements per sample
@@ -317,9 +318,9 @@ def _pieces_obstacle(setting: Setting) -> str | None:
 def _share(model: Params, cohort: int, gpu: bool = False) -> int:
     """The largest part of a cohort that one worker takes at once, whatever the number of workers.
 
-    At most half of the cohort, so that a second worker has something to do. On a CPU, chunks that are large enough to make
-    calls cheap may be as small as a sixteenth of the cohort, so that sixteen workers have something to do. A cohort that
-    is trained faster than it is distributed stays together.
+    At most half of the cohort, so that a second worker has something to do. On a CPU, chunks that are large enough to
+    make calls cheap may be as small as a sixteenth of the cohort, so that sixteen workers have something to do. A
+    cohort that is trained faster than it is distributed stays together.
     """
     half, sixteenth = (1 << (-(-cohort // n) - 1).bit_length() for n in (2, SHARES))  # rounded up
     amortised = max(AMORTISED_CLIENTS, _power_of_two(AMORTISED_ELEMENTS // model.numel))

@@ -48,17 +48,17 @@ class StackedLayer:
 class _Linear(StackedLayer):
     def __call__(self, x: Tensor) -> Tensor:
         if "weight" not in self.own:
-            bias = self.own["bias"].unsqueeze(1)
-            return (self.by_client(F.linear(x, self.layer.weight)) + bias).view(*x.shape[:-1], -1)
+            shared = self.by_client(F.linear(x, self.layer.weight))
+            return (shared + self.own["bias"].unsqueeze(1)).view(*x.shape[:-1], -1)
         bias, weight, x_A = self.tensor("bias"), self.own["weight"].mT, self.by_client(x)
         return (torch.bmm(x_A, weight) if bias is None else torch.baddbmm(bias, x_A, weight)).view(*x.shape[:-1], -1)
 
 
 class _Adapted(torch.autograd.Function):
-    """y = W x + b for all clients,  y_a += s (z_a A_a^T) B_a^T,  where z is x after dropout; A (A, r, in), B (A, out, r).
+    """y = W x + b of all,  y_a += s (z_a A_a^T) B_a^T,  where z is x after dropout; A (A, r, in), B (A, out, r).
 
-    Intermediate results have the order (A, r, M), with few rows: on a CPU these thin products then take a half to a fifth of
-    the time of the other order, and both additions to large arrays happen in place.
+    Intermediate results have the order (A, r, M), with few rows: on a CPU these thin products then take a half to a
+    fifth of the time of the other order, and both additions to large arrays happen in place.
     """
 
     @staticmethod

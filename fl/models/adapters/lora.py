@@ -82,7 +82,8 @@ class LoRA(_Peft):
     def _config(self, targets: list[str]) -> Any:
         from peft import LoraConfig
 
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        alpha: Any = self.alpha  # peft takes floats, but declares an int
+        return LoraConfig(r=self.rank, lora_alpha=alpha, lora_dropout=self.dropout, target_modules=targets)
 
 
 @register("adapter", "rslora")

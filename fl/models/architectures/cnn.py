@@ -1,4 +1,4 @@
-"""Convolutional networks without normalisation layers, as plain `nn.Sequential`s: two of ours, four from the literature.
+"""Convolutional networks without normalisation layers, as `nn.Sequential`s: two of ours, four from the literature.
 
     cnn_small    conv 32, conv 32, pool, conv 64, conv 64, pool, dense 128, dense outputs      3 x 3, no padding
     cnn_tiny     conv 16, pool, conv 32, pool, dense outputs                                   3 x 3, padding 1
@@ -8,13 +8,14 @@
     cnn_pfl      conv 32, conv 64, pool, dropout 1/4, dense 128, dropout 1/2, dense outputs    3 x 3, no padding
 
 A ReLU follows every layer except the last; pools are maxima over 2 x 2. Numbers of parameters: cnn_small 271,786 on
-3 x 32 x 32 with 10 outputs, cnn_tiny 6,090 on 1 x 8 x 8 with 10, cnn_fedavg 1,663,370 and cnn_pfllib 582,026 on 1 x 28 x 28
-with 10, cnn_leaf 6,603,710 on 1 x 28 x 28 with 62, cnn_pfl 1,626,442 on 3 x 32 x 32 with 10.
+3 x 32 x 32 with 10 outputs, cnn_tiny 6,090 on 1 x 8 x 8 with 10, cnn_fedavg 1,663,370 and cnn_pfllib 582,026 on
+1 x 28 x 28 with 10, cnn_leaf 6,603,710 on 1 x 28 x 28 with 62, cnn_pfl 1,626,442 on 3 x 32 x 32 with 10.
 
-cnn_fedavg is the MNIST network of McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629. cnn_leaf is the
-network of LEAF's FEMNIST program (Caldas et al. 2018, arXiv:1812.01097). cnn_pfllib is the FedAvgCNN of PFLlib (Zhang et al.
-2023, arXiv:2312.04992). cnn_pfl is the simple_cnn of pfl-research (Granqvist et al. 2024, arXiv:2404.06430), with its Glorot
-uniform initial weights. The others have torch's initial weights, which differ from those of the TensorFlow originals.
+cnn_fedavg is the MNIST network of McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629. cnn_leaf is
+the network of LEAF's FEMNIST program (Caldas et al. 2018, arXiv:1812.01097). cnn_pfllib is the FedAvgCNN of PFLlib
+(Zhang et al. 2023, arXiv:2312.04992). cnn_pfl is the simple_cnn of pfl-research (Granqvist et al. 2024,
+arXiv:2404.06430), with its Glorot uniform initial weights. The others have torch's initial weights, which differ from
+those of the TensorFlow originals.
 """
 
 from __future__ import annotations

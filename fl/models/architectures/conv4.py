@@ -1,9 +1,10 @@
-"""Conv4, the encoder of few-shot learning: four blocks of (convolution 3 x 3, normalisation, ReLU, 2 x 2 maximum), flattened.
+"""Conv4, the encoder of few-shot learning: four blocks of convolution, normalisation, ReLU and pooling.
 
     C x H x W  ->  D = width * (H // 16) * (W // 16)            28 x 28 -> 64, 84 x 84 -> 1600 at width 64
 
-Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra 2016, arXiv:1606.04080; Snell, Swersky, Zemel 2017, arXiv:1703.05175. At
-width 64 it has 111,936 parameters for one channel and 113,088 for three, and 512 running statistics.
+Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra 2016, arXiv:1606.04080; Snell, Swersky, Zemel 2017,
+arXiv:1703.05175. At width 64 it has 111,936 parameters for one channel and 113,088 for three, and 512 running
+statistics.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Conv4:
         norm: batch (running statistics), group (8 groups) or none.
         head: whether a linear classifier follows the embedding.
         encoder: safetensors file of a trained conv4 without head, or the directory of the run that made it. With
-            `norm: none`, its batch normalisation is folded into the convolutions; `model.freeze: [block*]` then trains the
-            head only.
+            `norm: none`, its batch normalisation is folded into the convolutions; `model.freeze: [block*]` then trains
+            the head only.
     """
 
     width: int = 64

@@ -1,13 +1,13 @@
 """Recurrent networks over characters or other ids.
 
-    ids (B, L) -> embedding (V x d) -> layers of LSTM or GRU (h) -> W h + b,  at the last position (B, K) or at all (B, L, K)
+    ids (B, L) -> embedding (V x d) -> layers of LSTM or GRU (h) -> W h + b: last position (B, K) or all (B, L, K)
 
 The usual model for the next character of Shakespeare: d = 8, two LSTM layers of h = 256 (McMahan et al. 2017,
 arXiv:1602.05629; Caldas et al. 2018, LEAF, arXiv:1812.01097). With V = K = 80 and one bias per gate it has 80 * 8 +
-4 * 256 * (8 + 256 + 1) + 4 * 256 * (2 * 256 + 1) + 256 * 80 + 80 = 817,872 parameters (V = 82: 818,402; V = 90: 820,522).
-Here V = K = 80 gives 819,920, because PyTorch's layers have two biases per gate, which are added: 2 * 4 * 256 more. Initial
-weights are uniform in +-1 / sqrt(h). The layers are PyTorch's fused ones and train client by client in the loop; on a CPU
-this is faster than cells of plain products under vmap.
+4 * 256 * (8 + 256 + 1) + 4 * 256 * (2 * 256 + 1) + 256 * 80 + 80 = 817,872 parameters (V = 82: 818,402; V = 90:
+820,522). Here V = K = 80 gives 819,920, because PyTorch's layers have two biases per gate, which are added: 2 * 4 * 256
+more. Initial weights are uniform in +-1 / sqrt(h). The layers are PyTorch's fused ones and train client by client in
+the loop; on a CPU this is faster than cells of plain products under vmap.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Residual networks for small images: a stem 3 x 3 without pooling, stages of basic blocks, the mean over positions, a linear head.
+"""Residual networks for small images: a 3 x 3 stem without pooling, stages of basic blocks, mean pooling, linear head.
 
-    block    x -> relu(n2(conv2(relu(n1(conv1 x)))) + s(x))      3 x 3; s the identity, or n(conv 1 x 1) where the shape changes
-    resnet8  stem w, one block each of w, 2w, 4w channels        w = 16:  78,042 parameters on 3 x 32 x 32 with 10 outputs
+    block    x -> relu(n2(conv2(relu(n1(conv1 x)))) + s(x)),  3 x 3; s: identity, or n(conv 1 x 1) if the shape changes
+    resnet8  stem w, one block each of w, 2w, 4w channels        w = 16:  78,042 parameters (3 x 32 x 32, 10 outputs)
     resnet18 stem w, two blocks each of w, 2w, 4w, 8w channels   w = 64:  11,173,962
 
-Each stage except the first halves the sides. He, Zhang, Ren, Sun 2016, arXiv:1512.03385: resnet8 is their CIFAR network of
-depth 6n + 2 with n = 1, in the form of FedDF's program (Lin, Kong, Stich, Jaggi 2020, arXiv:2006.07242): its shortcuts are
-convolutions, the paper pads with zeros. The wider ResNet-8 with 64, 128, 256 channels is `width: 64`. resnet18 is the
-ImageNet network with a stem for 32 x 32. Convolutions have no biases; their initial weights are normal with variance
-2 / (positions of the kernel * output channels). The head has torch's initial weights.
+Each stage except the first halves the sides. He, Zhang, Ren, Sun 2016, arXiv:1512.03385: resnet8 is their CIFAR network
+of depth 6n + 2 with n = 1, in the form of FedDF's program (Lin, Kong, Stich, Jaggi 2020, arXiv:2006.07242): its
+shortcuts are convolutions, the paper pads with zeros. The wider ResNet-8 with 64, 128, 256 channels is `width: 64`.
+resnet18 is the ImageNet network with a stem for 32 x 32. Convolutions have no biases; their initial weights are normal
+with variance 2 / (positions of the kernel * output channels). The head has torch's initial weights.
 
 Running statistics of batch normalisation are not part of a gradient step, so federated learning uses GroupNorm instead
 (Hsieh, Phanishayee, Mutlu, Gibbons 2020, arXiv:1910.00189), with two groups (Reddi et al. 2021, arXiv:2003.00295, on
@@ -43,8 +43,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.relu(self.norm1(self.conv1(x)))
-        # positions are skipped here, not by the convolution: oneDNN's backward pass of a strided 1 x 1 convolution corrupts
-        # memory in channels-last format with fewer than 16 channels (uxlfoundation/oneDNN issue 6035)
+        # positions are skipped here, not by the convolution: oneDNN's backward pass of a strided 1 x 1 convolution
+        # corrupts memory in channels-last format with fewer than 16 channels (uxlfoundation/oneDNN issue 6035)
         kept = x[..., :: self.stride, :: self.stride]
         return self.relu(self.norm2(self.conv2(inner)) + self.shortcut(kept))
 

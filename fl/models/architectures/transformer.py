@@ -3,8 +3,8 @@
     h = E[ids] + P;   n times:  h <- h + drop(attend(norm(h))),  h <- h + drop(W_2 gelu(W_1 norm(h)));   W norm(h) + b
 
 Vaswani et al. 2017, arXiv:1706.03762, with norms before attention and feed-forward parts (Xiong et al. 2020,
-arXiv:2002.04745), learned positions and GELU. Parameters: V d + L d + n (4 d^2 + 2 d f + 9 d + f) + 2 d + (d + 1) K, for
-V ids, L positions, width d, n layers, feed-forward width f, K outputs.
+arXiv:2002.04745), learned positions and GELU. Parameters: V d + L d + n (4 d^2 + 2 d f + 9 d + f) + 2 d + (d + 1) K,
+for V ids, L positions, width d, n layers, feed-forward width f, K outputs.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Transformer:
         heads: attention heads of each layer.
         forward: width of the feed-forward parts.
         dropout: probability of Dropout after attention and feed-forward parts, in [0, 1).
-        predicts: mean (one answer from the mean over positions, for classification) or all (an answer at each position, for
-            language_modelling).
+        predicts: mean (one answer from the mean over positions, for classification) or all (an answer at each position,
+            for language_modelling).
         causal: whether a position attends to earlier positions only. Default: yes if `predicts` is all.
         padding: the id that fills short texts; it is neither attended to nor part of the mean. Default: none.
     """

@@ -3,11 +3,13 @@
     weights (O, I)    O rounded up to a multiple of ROWS, I rounded up to a multiple of PAD, row by row; then the bias
     batch (B, I)      I rounded up to a multiple of PAD
 
-Pads hold zeros, and the products add zeros to them. Only numbers that overflow change pads; each client starts with new ones.
+Pads hold zeros, and the products add zeros to them. Only numbers that overflow change pads; each client starts with new
+ones.
 
 A row of `layers` (L, 6) describes one layer:
 
-    inputs, outputs, offset of the weights in a row of `Params`, offset of the bias (-1: none), activation, padded offset
+    inputs, outputs, offset of the weights in a row of `Params`, offset of the bias (-1: none), activation, padded
+    offset
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
 
 
 def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, totals: int) -> int:
-    """Elements of memory that `train_clients` needs for batches of at most `longest` samples and `totals` partial sums."""
+    """Elements of memory that `train_clients` needs for batches of `longest` samples and `totals` partial sums."""
     widest = max(padded.py_func(width) for layer in layers for width in layer[:2])
     return int((2 + totals) * client_length(layers) + (len(layers) + 3) * (longest + 1) * widest)
 
@@ -94,7 +96,7 @@ def gather(x: np.ndarray, rows: np.ndarray, width: int, h: np.ndarray) -> None:
 
 @inlined
 def prefetch_samples(x: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
-    """Ask memory for the next client's samples. They are scattered, so that loading them later would wait for memory."""
+    """Ask memory for the next client's samples: they are scattered, and loading them later would wait for memory."""
     flat, width = x.reshape(-1), x.shape[1]
     for b in range(len(rows)):
         for i in range(rows[b] * width, (rows[b] + 1) * width + PAD - 1, PAD):
@@ -108,7 +110,7 @@ def prefetch_samples(x: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Non
 def add_update(
     client: np.ndarray, start: np.ndarray, factor: float, totals: np.ndarray, depth: int, merges: int
 ) -> None:
-    """Add (client - start) factor and the last `merges` of `depth` totals, nearest first, into totals[depth - merges]."""
+    """totals[depth - merges] <- (client - start) factor + the last `merges` of `depth` totals, the last one first."""
     weight, length = splat(factor), len(client)
     for i in range(0, length, WIDTH):
         v = (load(client, i) - load(start, i)) * weight
