@@ -33,7 +33,7 @@ BAD = {
                          ["path/to/file.py:Name", "Did you mean 'fedavg'?"]),
     "no rounds": (["rounds=0"], "rounds: 0 is not at least 1", []),
     "impossible plan": (["model=cnn_tiny", "execution.plan=stacked"], "execution.plan: 'stacked' is not possible: ",
-                        ["Conv2d", "Use 'flat', 'vmap', 'loop' or 'auto'"]),
+                        ["Conv2d", "Use 'flat', 'loop', 'vmap' or 'auto'"]),
     "codec": (["codec.up={name: top_k, ratio: 0}"], "codec.up[0].ratio: 0.0 is not in (0, 1]", []),
     "data of another shape": (["model=cnn_tiny", "data=synthetic"], "model: cnn_tiny takes images", ["a sample is (60,)"]),
     "not key=value": (["cohort.size"], "cohort.size: not key=value", ["rounds=100"]),

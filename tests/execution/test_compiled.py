@@ -26,7 +26,7 @@ from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.native import clients as native
-from fl.execution.training.native.shuffle import COUNTED, write_order
+from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
 from fl.method.optimiser import SGD
 from fl.method.reduction import Fold, Sum
@@ -143,8 +143,8 @@ def test_a_sum_has_the_bits_of_the_tree(count):
     )
 
 
-def test_what_a_chunk_leaves_behind_is_not_seen_by_the_next():
-    """Numbers that are not finite stay in the thread's memory; other shapes lie elsewhere in it."""
+def test_memory_left_by_a_chunk_does_not_change_the_next():
+    """Non-finite numbers stay in the thread's memory; other shapes use other parts of it."""
     algorithm, module = clients.sgd.LocalSGD(lr=LR, batch=20), net(33, 9, 4)
     before, _ = batched.train(algorithm, chunk(module), Compiled)
     batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
@@ -152,7 +152,7 @@ def test_what_a_chunk_leaves_behind_is_not_seen_by_the_next():
     assert torch.equal(before.groups["model"].buffers[0], after.groups["model"].buffers[0])
 
 
-def test_what_pads_an_update_is_zero():
+def test_pads_of_an_update_are_zero():
     module = net(33, 65, 9)
     update, _ = batched.train(clients.sgd.LocalSGD(lr=LR), chunk(module), Compiled)
     model = update.groups["model"]
@@ -170,9 +170,25 @@ def test_shuffles_are_those_of_random(n):
     assert_array_equal(order[:n], np.arange(n))
 
 
+def test_the_compiled_hash_is_that_of_random():
+    words = random.hash64(SEED, "words", np.arange(100))
+    with np.errstate(over="ignore"):
+        expected = random.chained(words, random.as_word(np.arange(100)))
+    assert [int(chained(word, number)) for number, word in enumerate(words)] == expected.tolist()
+
+
+def test_machine_code_is_compiled_again_when_one_of_its_files_changes(tmp_path, monkeypatch):
+    """numba's cache key holds what the function's closure holds: a number made from all files."""
+    (closure,) = native._compiled.py_func.__closure__
+    assert closure.cell_contents == native._version()
+    (tmp_path / "vector.py").write_text(Path(native.vector.__file__).read_text() + "#")
+    monkeypatch.setattr(native.vector, "__file__", str(tmp_path / "vector.py"))
+    assert closure.cell_contents != native._version()
+
+
 @pytest.mark.parametrize("name", ["softmax", "wide"])
-def test_company_changes_no_bits(name):
-    """Of a client's update, whoever trains in its chunk."""
+def test_other_clients_of_the_chunk_change_no_bits(name):
+    """A client's update has the same bits, alone and in a chunk."""
     algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
     together, _ = batched.train(algorithm, chunk(NETS[name]), Compiled)
     for c, client in enumerate(CLIENTS):
@@ -227,14 +243,14 @@ def test_every_process_computes_the_same(tmp_path):
     assert told(2, **nowhere) == told(3, PYTHONPATH=str(Path(fl.__file__).parents[1])) == compiled
 
 
-def test_a_label_that_is_no_class():
+def test_an_invalid_label_is_an_error():
     given = chunk(net(60, 10))
     given.arrays["y"][int(given.rows[given.starts[4] + 2])] = 10
     with pytest.raises(IndexError, match="label 10 of sample .* is not one of the model's 10 classes"):
         batched.train(clients.sgd.LocalSGD(lr=LR), given, Compiled)
 
 
-def test_what_overflows_is_not_finite():
+def test_overflow_is_not_finite():
     update, _ = batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
     finite = torch.isfinite(update.groups["model"].buffers[0]).all(1)
     assert finite.tolist() == (SIZES == 0).tolist()
@@ -320,7 +336,7 @@ def test_threads_take_part(tmp_path, monkeypatch):
     assert len(seen) == 2
 
 
-def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch):
+def test_an_error_in_a_thread_stops_the_others(tmp_path, monkeypatch):
     begun = []
 
     def fails(*arguments):
@@ -340,7 +356,7 @@ def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch)
         ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps other than w <- w - lr g"),
     ],
 )
-def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):
+def test_steps_that_are_not_plain_are_stacked(tmp_path, change, why):
     assert plan(run(tmp_path, **change, rounds=1)) == "stacked"
     with pytest.raises(ConfigError, match=f"plan: 'compiled' is not possible: {why}. Use 'stacked'"):
         run(tmp_path, **change, **{"execution.plan": "compiled"})

@@ -231,7 +231,7 @@ def test_a_rate_by_step_is_torchs(name, optimiser):
             assert_close(received + row(update.groups["model"], c), expected, expected)
 
 
-def test_the_way_travelled_is_the_sum_of_the_rates():
+def test_lr_sum_is_the_sum_of_the_rates():
     # 0.1 (1 + 1 + .5 + .5 + .25) after 5 steps; SCAFFOLD divides by it
     phase = clients.sgd.LocalSGD(lr=SCHEDULES["step"][0]).phases(0, 1)[0]
     assert phase.lr_sum(5) == pytest.approx(0.325)
@@ -284,7 +284,7 @@ def test_batched_is_the_loop(method, dropout, setting, backend):
 
 @pytest.mark.parametrize("backend", GENERAL)
 @pytest.mark.parametrize("method", METHODS)
-def test_batched_is_the_loop_where_some_parameters_are_frozen(method, backend):
+def test_batched_is_the_loop_if_some_parameters_are_frozen(method, backend):
     assert_method_agrees(METHODS[method](batch=BATCH, epochs=2, trains=("1.weight", "6.*")), mlp(), backend)
 
 
@@ -348,7 +348,7 @@ def test_phases_that_train_some_parameters():
     assert [name for name in delta if not delta[name].any()] == ["4.weight", "4.bias"]
 
 
-def test_who_trains_beside_a_client_changes_nothing_but_rounding():
+def test_other_clients_of_the_chunk_change_only_rounding():
     module = mlp()
     algorithm = clients.sgd.LocalSGD(batch=BATCH)
     chunk, _ = make(module)
