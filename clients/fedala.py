@@ -23,7 +23,7 @@ from clients.personal import Personal
 from fl.data.views import Batch
 from fl.execution.training.steps import LocalSteps
 from fl.method.client import ClientContext, Reply
-from fl.models.nn import head_names
+from fl.models.layers import head_names
 from fl.registry import register
 from fl.tensors import random
 from fl.tensors.params import Params, elementwise, match

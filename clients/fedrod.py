@@ -26,7 +26,7 @@ from fl.data.views import Batch
 from fl.execution.training.steps import Descent, LocalSteps
 from fl.method.client import ClientContext, Reply, StepContext
 from fl.method.messages import Update
-from fl.models.nn import head_names
+from fl.models.layers import head_names
 from fl.registry import register
 from fl.tasks.task import Task
 from fl.tensors.params import Params

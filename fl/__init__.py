@@ -39,7 +39,7 @@ _HOMES = {
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter",
         "fl.models.adapter": "product",
-        "fl.models.nn": "head_names norm_names",
+        "fl.models.layers": "head_names norm_names",
         "fl.communication.codecs.top_k": "TopK keep_largest",
     }.items()
     for name in names.split()
@@ -89,7 +89,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.models import adapter as adapter
     from fl.models.adapter import product as product
-    from fl.models.nn import head_names as head_names, norm_names as norm_names
+    from fl.models.layers import head_names as head_names, norm_names as norm_names
     from fl.registry import register as register
     from fl.simulation.result import Result as Result
     from fl.simulation.run import resume as resume, run as run

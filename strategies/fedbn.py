@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.models.nn import norm_names
+from fl.models.layers import norm_names
 from fl.registry import register
 from strategies.partial import Partial
 

@@ -47,7 +47,7 @@ BAD = {
     "impossible plan": (
         ["model=cnn_tiny", "execution.plan=stacked"],
         "execution.plan: 'stacked' is not possible: ",
-        ["Conv2d", "Use 'flat', 'vmap', 'loop' or 'auto'"],
+        ["Conv2d", "Use 'flat', 'loop', 'vmap' or 'auto'"],
     ),
     "codec": (["codec.up={name: top_k, ratio: 0}"], "codec.up[0].ratio: 0.0 is not in (0, 1]", []),
     "data of another shape": (

@@ -74,7 +74,7 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
     told = json.loads(done.stdout)
     written = yaml.safe_load(out.read_text())
     assert written["extends"] == "configs/base.yaml"
-    assert written["execution"].keys() == {"executor", "plan", "chunk", "layout"}
+    assert written["execution"].keys() == {"executor", "plan", "chunk", "memory_format"}
     assert written["execution"]["executor"] == "serial" and told["kept"] == {"executor": "serial"}
     assert "cores" in out.read_text().splitlines()[1] and "clients/s" in out.read_text().splitlines()[2]
     result = fl.run(out, out=tmp_path / "run")
@@ -92,11 +92,11 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
 def test_the_faster_plan_wins(tmp_path):
     """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
     config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}
-    config["execution"] = {"executor": "serial", "plan": "auto", "layout": "contiguous"}
+    config["execution"] = {"executor": "serial", "plan": "auto", "memory_format": "contiguous"}
     told, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
     assert told.rows[0]["plan"] == "loop" and told.execution["plan"] == "vmap" and "vmap by" in told.verdicts[0]
     assert told.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
-    assert told.kept == {"executor": "serial", "layout": "contiguous"}
+    assert told.kept == {"executor": "serial", "memory_format": "contiguous"}
     whole = yaml.safe_load(out.read_text())  # with overrides, all of it
     assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3
     assert resolve(read(out)).to_dict()["evaluation"]["every"] == 1

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fl.check.finding import Broken, Law
-from fl.models import nn
+from fl.models.batch_norm import depends_on_batch
+from fl.models.dropout import with_addressed_dropout
 from fl.tensors import random
 
 OUTPUTS = 7
@@ -51,7 +52,7 @@ def _built(model: ModelPart) -> Iterator[tuple[str, torch.nn.Module, Tensor]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                module = nn.addressed(model.build(tuple(x.shape[1:]), OUTPUTS))
+                module = with_addressed_dropout(model.build(tuple(x.shape[1:]), OUTPUTS))
             except ValueError as error:
                 refusals[kind] = str(error)
                 continue
@@ -85,7 +86,7 @@ def the_seed_determines_the_first_weights(model: ModelPart) -> None:
 def evaluation_treats_each_sample_alone(model: ModelPart) -> None:
     """In evaluation mode, the output of a sample does not depend on the other samples of its batch."""
     for kind, module, x in _built(model):
-        if nn.looks_at_batch(module):
+        if depends_on_batch(module):
             continue
         with torch.inference_mode():
             together, alone = module(x), torch.cat([module(x[i : i + 1]) for i in range(len(x))])

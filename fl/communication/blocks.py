@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.tensors import random
+
 BLOCK = 5 << 14  # whole bytes of numbers of any width, of five trits and of buckets up to 2^14
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def rows_of(values: Tensor, codec: object) -> np.ndarray:
@@ -82,16 +81,9 @@ def words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
     """64 random bits for positions first..last-1 of each key: (C,) -> uint64 (C, last - first)."""
     with np.errstate(over="ignore"):
         word = np.arange(first + 1, last + 1, dtype=np.uint64)
-        word *= _GOLDEN
+        word *= random.GOLDEN
         word = keys[:, None] + word
-        spare = word >> _30
-        word ^= spare
-        word *= _MIX_1
-        np.right_shift(word, _27, out=spare)
-        word ^= spare
-        word *= _MIX_2
-        np.right_shift(word, _31, out=spare)
-        word ^= spare
+        random.mix_in_place(word)
     return word
 
 

@@ -14,10 +14,12 @@ from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.stages import during, stage_of
 from fl.execution.training import batched
+from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.layout import laid_out
+from fl.execution.training.memory_format import use_memory_format
+from fl.execution.training.vmap import Vmap
 from fl.execution.uploads import Uploads
 from fl.method.client import ClientContext
 from fl.tensors.trees import Tree, row
@@ -30,7 +32,7 @@ BACKENDS: Mapping[str, type] = {  # of plans that train many clients at a time
     "compiled": Compiled,
     "stacked": LinearStack,
     "flat": Flat,
-    "vmap": batched.Vmap,
+    "vmap": Vmap,
 }
 
 
@@ -85,7 +87,7 @@ class LoopWork(ClientWork):
         with (
             span("compute", d.work, client),
             during(d.work),
-            laid_out(self.module, d.plan.layout),
+            use_memory_format(self.module, d.plan.memory_format),
             self.device.computing(),
         ):
             carry = self.device.put(worker.scratch.read(d.carries[at[0]]))
@@ -144,7 +146,7 @@ class BatchedWork(ClientWork):
             if uploaded:
                 break
 
-    def _chunk(self, positions: np.ndarray) -> tuple[batched.Chunk, Sequence[Tree]]:
+    def _chunk(self, positions: np.ndarray) -> tuple[Chunk, Sequence[Tree]]:
         """Return the chunk at some positions, and what is kept of its clients."""
         d, job, clients = self.dispatch, self.job, self.dispatch.cohort[positions]
         starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
@@ -157,7 +159,7 @@ class BatchedWork(ClientWork):
                 if stacked is None:
                     records = [self.worker.states.read(location) for location in d.states[positions]]
                     states = [method_state(job, record) for record in records]
-        chunk = batched.Chunk(
+        chunk = Chunk(
             clients,
             job.seed,
             d.round,

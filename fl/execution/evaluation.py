@@ -13,11 +13,11 @@ from torch import Tensor
 from fl.data.views import View
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
-from fl.execution.training.layout import laid_out
-from fl.execution.training.loop import overrides
+from fl.execution.training.customised import overrides
+from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining
 from fl.method.reduction import Product
-from fl.models.nn import looks_at_batch
+from fl.models.batch_norm import depends_on_batch
 from fl.tensors.trees import row
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ClientEvaluation(Evaluation):
             and dispatch.work == "received"
             and dispatch.broadcast.uniform
             and predicts_with_received_model(self.job.algorithm)
-            and not (looks_at_batch(self.job.module) or self.job.statistics)
+            and not (depends_on_batch(self.job.module) or self.job.statistics)
         )
 
     def chunk(self, positions: np.ndarray) -> None:
@@ -126,7 +126,7 @@ class ClientEvaluation(Evaluation):
             algorithm = self.job.adapt
             ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
         if self.dispatch.work != "received":
-            with laid_out(self.module, self.dispatch.plan.layout), self.device.computing():
+            with use_memory_format(self.module, self.dispatch.plan.memory_format), self.device.computing():
                 reply = algorithm.work("train", ctx, None)
             ctx = algorithm.context_after_training(ctx, reply)
         with self.device.computing():

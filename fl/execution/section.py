@@ -12,8 +12,8 @@ from fl.checks import at_least
 class Execution:
     """Where and how client work is computed.
 
-    `plan`, `chunk`, `layout`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the last
-    bits of results. The run directory holds the values of `plan`, `chunk` and `layout` that were chosen.
+    `plan`, `chunk`, `memory_format`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the last
+    bits of results. The run directory holds the values of `plan`, `chunk` and `memory_format` that were chosen.
 
     Args:
         executor: "ray": worker processes; "serial": this process.
@@ -23,7 +23,7 @@ class Execution:
         plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several
             together; "auto" the fastest that fits the model.
         chunk: number of clients that are trained together, a power of two; None: chosen.
-        layout: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen.
+        memory_format: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen.
         micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of
             a larger batch are added up. None: the whole batch.
         device: "cpu", or "cuda": workers share the GPUs.
@@ -38,7 +38,7 @@ class Execution:
     address: str | None = None
     plan: Literal["auto", "loop", "compiled", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
-    layout: Literal["contiguous", "channels_last", "blocked"] | None = None
+    memory_format: Literal["contiguous", "channels_last", "blocked"] | None = None
     micro_batch: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "tf32", "bf16"] = "float32"

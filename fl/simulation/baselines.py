@@ -58,7 +58,7 @@ def compared(config: Config, rounds: int, strategy: Strategy, client: ClientAlgo
         cohort=Uniform(fraction=1.0),
         transforms=(),
         evaluation=evaluation,
-        execution=replace(config.execution, plan="auto", chunk=None, layout=None),
+        execution=replace(config.execution, plan="auto", chunk=None, memory_format=None),
         stop=Stop(),
         baselines=(),
     )

@@ -14,10 +14,11 @@ from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.data.stream import Stage, split_rows
 from fl.errors import ConfigError, located
-from fl.execution.training.loop import overrides
+from fl.execution.training.customised import overrides
 from fl.method.client import LocalTraining
+from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
-from fl.models.nn import addressed, statistics
+from fl.models.dropout import with_addressed_dropout
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
 
@@ -42,7 +43,7 @@ def set_up_run(config: Config) -> RunSetup:
     module = build_model(config, dataset)
     initial = Initial.of(module)
     plan = _located("execution", lambda: choose_plan(config, dataset, stages, module, initial.trained))
-    execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
+    execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
     system = config.system
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
     return RunSetup(replace(config, execution=execution), dataset, stages, module, initial, plan, drawn)
@@ -91,14 +92,16 @@ def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
     outputs = _located("task", lambda: max(config.task.num_outputs(part) for part in parts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
-        module = addressed(_located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs)))
+        module = with_addressed_dropout(
+            _located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs))
+        )
     _check_statistics(config, dataset, module)
     return module
 
 
 def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module) -> None:
     """Check that every buffer that training changes has an owner: the client, or the average."""
-    known = {*module.state_dict()} - {*statistics(module, "local"), *statistics(module, "averaged")}
+    known = {*module.state_dict()} - {*statistics_names(module, "local"), *statistics_names(module, "averaged")}
     floats = [name for name, b in module.named_buffers() if b.is_floating_point() and name in known]
     if floats and isinstance(config.client, LocalTraining):
         raise ConfigError(
@@ -106,13 +109,13 @@ def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module)
             f"has buffers that training changes ({floats[0]}, ...): running statistics would leak between clients. "
             "Use GroupNorm or LayerNorm, or set model.batch_norm: batch, local or averaged",
         )
-    if statistics(module, "local") and config.evaluation.server and dataset.test is not None:
+    if statistics_names(module, "local") and config.evaluation.server and dataset.test is not None:
         raise ConfigError(
             "evaluation.server",
             "with model.batch_norm: local the server has no running statistics to predict with; set it to false, "
             "or use batch_norm: averaged or batch",
         )
-    if statistics(module, "averaged"):
+    if statistics_names(module, "averaged"):
         strategy, client = config.strategy, config.client
         if not strategy.averages():
             raise ConfigError(

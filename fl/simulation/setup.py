@@ -20,8 +20,8 @@ from fl.execution.training import compiled
 from fl.execution.training.device import Device
 from fl.execution.training.plan import Plan, make_plan
 from fl.method.strategy import ServerContext
+from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
-from fl.models.nn import statistics
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
 from fl.tensors.params import Params
@@ -139,7 +139,7 @@ class RunSetup:
         return {}
 
     def _replanned(self, plan: Plan) -> RunSetup:
-        execution = replace(self.config.execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
+        execution = replace(self.config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
         return replace(self, config=replace(self.config, execution=execution), plan=plan)
 
     def job(self, folder: Path, scratch: Path) -> Job:
@@ -158,7 +158,7 @@ class RunSetup:
             down=config.down,
             transforms=config.transforms,
             augment=config.data.augment,
-            statistics=tuple(statistics(self.module, "local")),
+            statistics=tuple(statistics_names(self.module, "local")),
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
@@ -174,7 +174,7 @@ class RunSetup:
         """Return one line that tells what runs."""
         parts = (self.config.strategy, self.config.client)
         strategy, client = (getattr(type(part), "registered_as", type(part).__name__) for part in parts)
-        compiles = self.plan.kind == "compiled" and not compiled.before()
+        compiles = self.plan.kind == "compiled" and not compiled.is_cached()
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
             f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"

@@ -51,8 +51,8 @@ def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return tree
 
 
-def row(tree: Tree, index: int | slice) -> Tree:
-    """Client `index` (or a slice of clients) of a tree whose leaves have a leading client axis."""
+def row(tree: Tree, index: int | slice | Tensor) -> Tree:
+    """Client `index`, or several clients by a slice or an index tensor, of a tree whose leaves have a client axis."""
     return tree_map(lambda leaf: leaf.row(index) if isinstance(leaf, Params) else leaf[index], tree)
 
 

@@ -24,7 +24,8 @@ from fl.execution.training.steps import LocalSteps
 from fl.method.client import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
-from fl.models.nn import Dropout, head_names, norm_names
+from fl.models.dropout import Dropout
+from fl.models.layers import head_names, norm_names
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
 from strategies.fedbn import FedBN

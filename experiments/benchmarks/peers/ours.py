@@ -154,7 +154,7 @@ def variants(work: Workload) -> dict[str, Ours]:
     auto, asked = set_up_run(config).plan.kind, config.execution.plan
     found = {}
     for kind in get_args(Kind) if asked == "auto" else [asked]:  # the one that the workload names, or all
-        execution = replace(config.execution, plan=kind, chunk=None, layout=None)
+        execution = replace(config.execution, plan=kind, chunk=None, memory_format=None)
         with contextlib.suppress(ConfigError):
             resolved = set_up_run(replace(config, execution=execution)).config
             ways = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]

@@ -36,7 +36,7 @@ from fl.tools.tune.timing import RoundTimer
 TURN_SECONDS = 0.5  # length of a turn, unless one round takes longer
 TURN_SHARE = 0.01  # of all seconds: longest turn where time is short
 NO_EVALUATION = {"evaluation": {"every": 10**9, "server": False, "clients": 0}}
-EXECUTION_KEYS = ("executor", "workers", "plan", "chunk", "layout")
+EXECUTION_KEYS = ("executor", "workers", "plan", "chunk", "memory_format")
 
 Say = Callable[[str], None]
 
@@ -65,7 +65,7 @@ class Tuned:
     def execution(self) -> dict[str, Any]:
         """The `execution` section to write."""
         execution = self.config.execution
-        names = ("executor", *(("workers",) if execution.executor == "ray" else ()), "plan", "chunk", "layout")
+        names = ("executor", *(("workers",) if execution.executor == "ray" else ()), "plan", "chunk", "memory_format")
         return {name: getattr(execution, name) for name in names}
 
 
@@ -141,7 +141,7 @@ def _measure(config: Config, measured: Config, kept: Mapping[str, Any], seconds:
         workers=best.workers or None,
         plan=best.plan.kind,
         chunk=best.plan.chunk,
-        layout=best.plan.layout,
+        memory_format=best.plan.memory_format,
     )
     return Tuned(
         config=replace(config, execution=execution),

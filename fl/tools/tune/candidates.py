@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from fl.execution.section import Execution
-from fl.execution.training.layout import MemoryFormat
+from fl.execution.training.memory_format import MemoryFormat
 from fl.execution.training.plan import Kind, Plan
 from fl.simulation.setup import RunSetup, choose_plan
 
@@ -28,8 +28,8 @@ class Candidate:
     plan: Plan
 
     def __str__(self) -> str:
-        layout = "" if self.plan.layout == "contiguous" else self.plan.layout
-        return ", ".join(filter(None, [f"{self.plan.kind} by {self.plan.chunk}", layout, self.executor]))
+        memory_format = "" if self.plan.memory_format == "contiguous" else self.plan.memory_format
+        return ", ".join(filter(None, [f"{self.plan.kind} by {self.plan.chunk}", memory_format, self.executor]))
 
     @property
     def executor(self) -> str:
@@ -40,7 +40,12 @@ class Candidate:
     def cells(self) -> dict[str, Any]:
         """Columns of the table."""
         plan = self.plan
-        return {"executor": self.executor, "plan": plan.kind, "chunk": str(plan.chunk), "layout": plan.layout}
+        return {
+            "executor": self.executor,
+            "plan": plan.kind,
+            "chunk": str(plan.chunk),
+            "memory_format": plan.memory_format,
+        }
 
 
 def worker_counts(execution: Execution, kept: Mapping[str, Any], cores: int) -> list[int]:
@@ -69,20 +74,24 @@ def possible_plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) ->
     """
     config, found, impossible = run_setup.config, [run_setup.plan], {}
 
-    def make(kind: Kind, chunk: int | None = None, layout: MemoryFormat | None = None) -> Plan:
-        execution = replace(config.execution, plan=kind, chunk=chunk, layout=layout)
+    def make(kind: Kind, chunk: int | None = None, memory_format: MemoryFormat | None = None) -> Plan:
+        execution = replace(config.execution, plan=kind, chunk=chunk, memory_format=memory_format)
         asked = replace(config, execution=execution)
         return choose_plan(asked, run_setup.dataset, run_setup.stages, run_setup.module, run_setup.model)
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):
         try:
-            base = make(kind, kept.get("chunk"), kept.get("layout"))
+            base = make(kind, kept.get("chunk"), kept.get("memory_format"))
         except ValueError as error:
             impossible[kind] = str(error).partition("is not possible: ")[2].partition(". Use ")[0] or str(error)
             continue
         found.append(base)
-        if base.layout != "contiguous" and "layout" not in kept:
-            found += [replace(base, layout=layout) for layout in get_args(MemoryFormat) if layout != base.layout]
+        if base.memory_format != "contiguous" and "memory_format" not in kept:
+            found += [
+                replace(base, memory_format=memory_format)
+                for memory_format in get_args(MemoryFormat)
+                if memory_format != base.memory_format
+            ]
         if base.chunk > 1 and "chunk" not in kept:
             most = 1 << max(0, cohort - 1).bit_length()  # a larger chunk holds the whole cohort too
             chunks = [int(min(base.chunk, most) * factor) for factor in CHUNK_FACTORS]

@@ -1,4 +1,4 @@
-"""Layouts of images: the same gradients, and modules left as they were."""
+"""Memory formats of images: the same gradients, and modules unchanged afterwards."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 import fl
 from fl.errors import ConfigError
-from fl.execution.training.layout import laid_out, runs
+from fl.execution.training.memory_format import blocked_runs, use_memory_format
 from fl.models.architectures.cnn import CNNPfl, CNNSmall
 
 
@@ -22,31 +22,31 @@ def images():
     return torch.randn(6, 3, 32, 32, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "blocked"])
+@pytest.mark.parametrize("memory_format", ["channels_last", "blocked"])
 @pytest.mark.parametrize("model", [CNNSmall(), CNNPfl()])
-def test_gradients_are_those_of_plain_torch(model, layout, images):
+def test_gradients_are_those_of_plain_torch(model, memory_format, images):
     torch.manual_seed(0)
     module = model.build((3, 32, 32), 10)
     plain = gradients(module, *images)
     seen = []
     module[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with laid_out(module, layout):
+    with use_memory_format(module, memory_format):
         ours = gradients(module, *images)
-    assert seen[0].is_mkldnn == (layout == "blocked")
+    assert seen[0].is_mkldnn == (memory_format == "blocked")
     assert seen[0].is_mkldnn or seen[0].is_contiguous(memory_format=torch.channels_last)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # nothing is left behind
+    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # no hook is left
         assert torch.equal(mine, theirs)
 
 
-def test_runs_begin_with_a_convolution_and_end_before_what_does_not_know_blocks():
+def test_blocked_runs_start_with_a_convolution_and_end_before_other_layers():
     relu = nn.ReLU()
     module = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3), relu, nn.Dropout(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8))
-    assert runs(module) == [(module[1], relu)]
-    assert runs(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, dilation=2), nn.ReLU())) == []
+    assert blocked_runs(module) == [(module[1], relu)]
+    assert blocked_runs(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, dilation=2), nn.ReLU())) == []
     inside = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2))})
-    assert runs(inside) == [(inside["features"][0], inside["features"][1])]
+    assert blocked_runs(inside) == [(inside["features"][0], inside["features"][1])]
 
 
 def test_a_layer_used_in_two_places(images):
@@ -56,15 +56,15 @@ def test_a_layer_used_in_two_places(images):
         *(nn.Flatten(), nn.Linear(8 * 14 * 14, 10), relu),
     )
     plain = gradients(module, *images)
-    with laid_out(module, "blocked"):
+    with use_memory_format(module, "blocked"):
         ours = gradients(module, *images)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_the_module_is_as_it_was_after_an_error():
+def test_an_error_leaves_no_hooks():
     module = CNNSmall().build((3, 32, 32), 10)
-    with pytest.raises(RuntimeError), laid_out(module, "blocked"):
+    with pytest.raises(RuntimeError), use_memory_format(module, "blocked"):
         module(torch.zeros(1, 5, 32, 32))
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 
@@ -73,16 +73,16 @@ def test_the_module_is_as_it_was_after_an_error():
     "changes, why",
     [
         ({"model": {"name": "mlp", "hidden": [4]}}, "no convolution is followed by"),
-        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "of its own"),
+        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "has its own work"),
     ],
 )
-def test_blocked_where_it_cannot_be_is_refused(changes, why):
+def test_impossible_blocking_is_refused(changes, why):
     config = {
         "rounds": 1,
         "data": "digits",
         "partition": {"name": "iid", "clients": 4},
         "cohort": {"size": 2},
-        "execution": {"executor": "serial", "layout": "blocked"},
+        "execution": {"executor": "serial", "memory_format": "blocked"},
     }
-    with pytest.raises(ConfigError, match=rf"layout: 'blocked' is not possible: .*{why}"):
+    with pytest.raises(ConfigError, match=rf"memory_format: 'blocked' is not possible: .*{why}"):
         fl.run(config | {"strategy": "fedavg"} | changes)
