@@ -27,6 +27,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import ServerApp
 from threadpoolctl import threadpool_limits
 
+from fl.communication.ledger import Ledger
 from fl.errors import ConfigError
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
@@ -113,7 +114,7 @@ def simulate(
     if not resume and (directory / "metrics.jsonl").exists():
         raise ConfigError("out", f"{directory} holds a run already; name another, or resume it if it has a journal")
     configure_process()
-    folder = RunDirectory(directory, record and record["lengths"])
+    folder = RunDirectory(directory, Ledger, record and record["lengths"])
     states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; nobody is 0
     if record:
         states.restore(record["clients"])

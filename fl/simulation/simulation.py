@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl.communication.ledger import Ledger
 from fl.config.config import Config, located, read, resolve
 from fl.data.dataset import tensors
 from fl.errors import ConfigError
@@ -188,7 +189,7 @@ class Simulation:
         self._check_groups()
         self.states = ClientStates(directory / "clients", self.run_setup.population)
         record = checkpoint.load(directory / "checkpoints", "last") if resumed else None
-        self.folder = RunDirectory(directory, record and record["lengths"])
+        self.folder = RunDirectory(directory, Ledger, record and record["lengths"])
         kind = AsynchronousRunner if isinstance(config.server, Asynchronous) else ExchangeRunner
         self.exchanges = kind(self.run_setup, self.executor, self.states, self.folder)
         if record:
