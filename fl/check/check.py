@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from fl import registry
-from fl.communication.codec import Codec, Key, decode, encode
+from fl.communication.codec import Codec, decode, encode
+from fl.communication.keys import Key
 from fl.config.config import Config, read, resolve
 from fl.data.augment import Augment
 from fl.data.dataset import Dataset, as_dataset

@@ -25,7 +25,8 @@ import pydantic
 import yaml
 
 from fl import registry
-from fl.communication.codec import Chain, Codec
+from fl.communication.chain import Chain
+from fl.communication.codec import Codec
 from fl.communication.section import Codecs
 from fl.config.sections import Evaluation, Stop
 from fl.data.augment import Augment

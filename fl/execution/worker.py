@@ -22,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Codec, Identity, Key, Sizes, down_key, find_wrapper, transmit, up_key
-from fl.communication.codecs.delta import Delta, alike, minus, plus
-from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stacked_memories
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Codec, Identity
+from fl.communication.codecs.delta import Delta, add_dense, same_dense_shapes, subtract_dense
+from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stack_residuals
+from fl.communication.keys import Key, down_key, up_key
+from fl.communication.transmit import Sizes, transmit
 from fl.data.augment import Augment
 from fl.data.stream import Stage
 from fl.errors import ClientError
@@ -577,9 +580,9 @@ class ExchangeWorker:
         had = (state or {}).get("had", {}) if self.differences else {}
         for name in self.differences:
             tree, old = self.device.fetch(received[name]), had.get(name)
-            if old is not None and alike(tree, old):
-                arrived, sizes = transmit(self.job.down, minus(tree, old), None, self.own_key(client, name))
-                received[name] = self.device.put(plus(arrived, old))
+            if old is not None and same_dense_shapes(tree, old):
+                arrived, sizes = transmit(self.job.down, subtract_dense(tree, old), None, self.own_key(client, name))
+                received[name] = self.device.put(add_dense(arrived, old))
             else:
                 sizes = transmit(Identity(), tree)[1]
             if at is not None:
@@ -649,23 +652,23 @@ class ExchangeWorker:
     def outgoing(self, name: str, tree: Tree, received: Mapping[str, Tree], before: list[Tree], stacked: bool) -> Tree:
         """A group as it goes into the codec: as a difference, with what was lost before."""
         base = self._base(name, tree, received, stacked)
-        tree = tree if base is None else minus(tree, base)
+        tree = tree if base is None else subtract_dense(tree, base)
         if self.feedback is None:
             return tree
         memories = [None if b is None else b.get("memory", {}).get(self.memory_name(name)) for b in before]
-        return self.feedback.fed(tree, stacked_memories(memories, tree) if stacked else memories[0])
+        return self.feedback.add_residuals(tree, stack_residuals(memories, tree) if stacked else memories[0])
 
     def incoming(self, name: str, decoded: Tree, received: Mapping[str, Tree], stacked: bool) -> Tree:
         """The group that a decoded one stands for."""
         base = self._base(name, decoded, received, stacked)
-        return decoded if base is None else plus(decoded, base)
+        return decoded if base is None else add_dense(decoded, base)
 
     def _base(self, name: str, tree: Tree, received: Mapping[str, Tree], stacked: bool) -> Tree:
         """What the group is sent as a difference to, or `None`."""
         base = received.get(self.job.algorithm.like.get(name, name))
         if self.delta is None or name == "model" or base is None or not self.delta.covers(name):
             return None
-        return base if alike(tree, base, stacked) else None
+        return base if same_dense_shapes(tree, base, stacked) else None
 
     def leave(self, positions: np.ndarray, update: Update, stacked: bool) -> Mapping[str, Tree]:
         """The groups as their clients hand them to the codec."""

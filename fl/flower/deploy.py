@@ -31,9 +31,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl.communication.codec import Identity, Sizes, down_key, find_wrapper, transmit
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Identity
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import compression_error
+from fl.communication.keys import down_key
+from fl.communication.transmit import Sizes, transmit
 from fl.config.config import Config, parse, read, resolve
 from fl.errors import ClientError, ConfigError
 from fl.execution.training.plan import Plan

@@ -17,8 +17,10 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fl.communication.codec import Codec, Encoded, Key, Link, Sizes, decode, encode
+from fl.communication.codec import Codec, Encoded, Link, decode, encode
+from fl.communication.keys import Key
 from fl.communication.positions import pack_positions, unpack_positions
+from fl.communication.transmit import Sizes
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree, flatten, shapes, unflatten
 

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from fl.communication.codec import Codec, Sizes, down_key, find_wrapper, forecast, transmit
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Codec
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
+from fl.communication.keys import down_key
+from fl.communication.transmit import Sizes, expected_bytes, transmit
 from fl.communication.wire import wire_bytes
 from fl.config.config import Config
 from fl.errors import ConfigError
@@ -199,7 +202,7 @@ class ExchangeRunner:
             if name in broadcast.hidden or self._difference(name):
                 continue
             if self.feedback:
-                encoded[name] = self.feedback.fed(tree, self.memory.get(f"{work}/{name}"))
+                encoded[name] = self.feedback.add_residuals(tree, self.memory.get(f"{work}/{name}"))
             shared[name], sizes = transmit(config.down, encoded[name], key=down_key(config.seed, number, name))
             if self.feedback:
                 self.memory[f"{work}/{name}"] = compression_error(encoded[name], shared[name])
@@ -345,7 +348,7 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
     known = {**broadcast.shared, **{name: static.value for name, static in broadcast.static.items()}}
     for name in by_group(exchange.reduction):
         received = known.get(config.client.like.get(name, name))
-        size = None if received is None else forecast(config.up, received)
+        size = None if received is None else expected_bytes(config.up, received)
         if size is None:
             raise ConfigError(
                 "system.up_bytes",

@@ -35,10 +35,27 @@ def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
     return word
 
 
-def _mix(x):
-    x = (x ^ (x >> _30)) * MIX_1
-    x = (x ^ (x >> _27)) * MIX_2
-    return x ^ (x >> _31)
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64. It overwrites an array; fl/execution/training/native.py has it as machine code."""
+    x ^= x >> _30
+    x *= MIX_1
+    x ^= x >> _27
+    x *= MIX_2
+    x ^= x >> _31
+    return x
+
+
+def random_words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Words `first` .. `last - 1` of the SplitMix64 stream of each key: uint64 (C,) -> uint64 (C, last - first).
+
+    The state of SplitMix64 is a counter, so a part of a stream costs no more than its length. This is the generator for
+    bulk draws; `hash64` takes longer addresses.
+
+    >>> random_words(np.array([1234567], np.uint64), 0, 2).tolist()  # the published test vector
+    [[6457827717110365317, 3203168211198807973]]
+    """
+    with np.errstate(over="ignore"):
+        return _mix(keys[:, None] + np.arange(first + 1, last + 1, dtype=np.uint64) * GOLDEN)
 
 
 def as_word(part: int | str | np.ndarray):

@@ -17,13 +17,15 @@ from flwr.app import ArrayRecord, RecordDict  # noqa: E402
 import fl  # noqa: E402
 from fl import registry  # noqa: E402
 from fl.check.check import CLIENTS, FEDERATION, Bench  # noqa: E402
-from fl.communication.codec import Chain, Identity, transmit  # noqa: E402
+from fl.communication.chain import Chain  # noqa: E402
+from fl.communication.codec import Identity  # noqa: E402
 from fl.communication.codecs.cast import FP16  # noqa: E402
 from fl.communication.codecs.quantise import Quantise  # noqa: E402
 from fl.communication.codecs.random_k import RandomK  # noqa: E402
 from fl.communication.codecs.threshold import Threshold  # noqa: E402
 from fl.communication.codecs.top_k import TopK  # noqa: E402
 from fl.communication.codecs.zstd import Zstd  # noqa: E402
+from fl.communication.transmit import transmit  # noqa: E402
 from fl.config.config import read, resolve  # noqa: E402
 from fl.errors import ConfigError  # noqa: E402
 from fl.flower import groups as records  # noqa: E402
