@@ -96,8 +96,7 @@ class Ledger:
         self._totals_of(round_)["downlink_multicast_bytes"] += encoded
 
     def totals(self, round_: int) -> dict[str, int]:
-        """Sum the rows of a round and its multicast bytes. Only the latest recorded round is kept; others give
-        zeros."""
+        """Return the sums over a round's rows, and its multicast bytes; zeros for all but the latest recorded round."""
         return dict(self._totals.get(round_) or dict.fromkeys(TOTALS, 0))
 
     def _totals_of(self, round_: int) -> dict[str, int]:
