@@ -609,7 +609,7 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     one, two = (read_metrics(tmp_path / name) for name in ("whole", "run"))
     assert without_time(one) == without_time(two) and len(two) == 40
     done = subprocess.run([*words, "rounds=50"], capture_output=True, text=True)
-    assert done.returncode == 2 and "rounds: cannot change when the run of an app goes on" in done.stderr
+    assert done.returncode == 2 and "rounds: cannot change in a resumed run" in done.stderr
 
 
 def test_the_guides_snippet_runs(tmp_path):
