@@ -55,7 +55,8 @@ class ExchangeRunner:
         self.seen: dict[str, np.ndarray] = {}  # static groups: the version each client last saw, -1 for none
         self.now = 0.0  # virtual time
         self.memory: dict[str, Residuals] = {}  # what the codec lost of shared groups, for error feedback
-        self.feedback, self.delta = (find_wrapper(run_setup.config.down, kind) for kind in (ErrorFeedback, Delta))
+        self.feedback = find_wrapper(run_setup.config.down, ErrorFeedback)
+        self.delta = find_wrapper(run_setup.config.down, Delta)
         self.begin(0, 0, np.empty(0, np.int64))
 
     def begin(self, round_: int, booked: int, cohort: np.ndarray) -> None:
