@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import fl
 from fl.cli import options
 from fl.cli.app import app
-from fl.communication.ledger import Ledger, to_parquet
+from fl.communication.ledger import Ledger
 from fl.report.compare import find_target, table
 from fl.report.costs import COSTS
 from fl.report.ledger import by_client, by_direction, by_group, by_round, tabulate
@@ -156,7 +156,7 @@ def book(directory, parquet=True):
     ledger.close()
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if parquet:
-        to_parquet(directory / "streams" / "ledger.arrow", directory / "ledger.parquet")
+        ledger.to_parquet(directory / "ledger.parquet")
     return directory
 
 
@@ -207,7 +207,7 @@ def test_bytes_by_client(booked):
 def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path):
     directory = book(tmp_path / "run")
     stream = directory / "streams" / "ledger.arrow"
-    ledger = Ledger.open(stream, stream.stat().st_size)
+    ledger = Ledger(stream, stream.stat().st_size)
     ledger.record(2, 0, "up", "model", np.array([3]), 40, 40, 60)
     ledger.commit()
     ledger.close()

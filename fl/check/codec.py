@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fl.check.finding import Broken, Law, require_equal
-from fl.communication.codec import Codec, Key, decode, encode
+from fl.communication.codec import Codec, decode, encode
+from fl.communication.keys import Key
 from fl.tensors import random
 
 EXAMPLES = {"ratio": 0.25, "value": 0.5}

@@ -57,7 +57,7 @@ def export(
 ) -> None:
     """Write a Flower project that runs a configuration on SuperNodes."""
     with report_errors(traceback):
-        from fl.config.config import read
+        from fl.config.reading import read
         from fl.flower.export import export
 
         export(read(config, parse_overrides(overrides)), folder)

@@ -32,7 +32,7 @@ def parse_overrides(arguments: Sequence[str] | None) -> dict[str, Any]:
 def _parse_value(key: str, value: str) -> Any:
     import yaml
 
-    from fl.config.config import parse
+    from fl.config.yaml import parse
 
     try:
         return parse(value)

@@ -153,7 +153,8 @@ def partition(
     """Show how a configuration divides its data: sizes, labels per client, distance from the whole. Trains nothing."""
     with report_errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.data.partition_stats import statistics
         from fl.simulation.build import load_data
 

@@ -28,7 +28,8 @@ def run(
     """Run a configuration. seed=0..4 makes five runs, one after the other."""
     with report_errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read, resolve
+        from fl.config.config import resolve
+        from fl.config.reading import read
         from fl.simulation import simulation
 
         log_to_stderr()
@@ -53,7 +54,7 @@ def resume(
     """Resume a run from its last committed round, or a Flower app run with --journal. rounds=+100 adds rounds."""
     with report_errors(traceback):
         changes = parse_overrides(overrides)
-        from fl.config.config import read
+        from fl.config.reading import read
         from fl.simulation import simulation
 
         log_to_stderr()
@@ -80,7 +81,8 @@ def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
 
             print(trees.digest(Params.of(load_file(file))))
         else:  # the run has not ended, or was resumed after that file was written
-            from fl.config.config import read, resolve
+            from fl.config.config import resolve
+            from fl.config.reading import read
             from fl.storage import checkpoint
 
             strategy = resolve(read(directory / "config.yaml")).strategy

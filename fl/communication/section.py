@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.communication.codec import Codec, Identity, first_invalid
+from fl.communication.chain import first_invalid
+from fl.communication.codec import Codec, Identity
 from fl.errors import ConfigError
 from fl.registry import name_of
 

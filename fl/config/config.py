@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fl.checks import at_least, not_negative
-from fl.communication.codec import Chain, Codec
+from fl.communication.chain import Chain
+from fl.communication.codec import Codec
 from fl.communication.section import Codecs
 from fl.config.building import Builder
 from fl.config.dumping import to_plain

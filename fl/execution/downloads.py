@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fl.communication.codec import Identity, Key, Sizes, down_key, find_wrapper, transmit
-from fl.communication.codecs.delta import Delta, alike, minus, plus
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Identity
+from fl.communication.codecs.delta import Delta, add_dense, same_dense_shapes, subtract_dense
+from fl.communication.keys import Key, down_key
+from fl.communication.transmit import Sizes, transmit
 from fl.execution.dispatch import ExchangeDispatch
 from fl.tensors.trees import Tree
 
@@ -44,9 +47,11 @@ class Downloads:
             received[name] = self.job.device.put(arrived)
         for name in self.differences:
             tree, old = self.job.device.fetch(received[name]), last_received.get(name)
-            if old is not None and alike(tree, old):
-                arrived, sizes[name] = transmit(self.job.down, minus(tree, old), None, self.own_key(client, name))
-                received[name] = self.job.device.put(plus(arrived, old))
+            if old is not None and same_dense_shapes(tree, old):
+                arrived, sizes[name] = transmit(
+                    self.job.down, subtract_dense(tree, old), None, self.own_key(client, name)
+                )
+                received[name] = self.job.device.put(add_dense(arrived, old))
             else:
                 sizes[name] = transmit(Identity(), tree)[1]
         return received, config, sizes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl.communication.codec import Sizes
+from fl.communication.transmit import Sizes
 from fl.data.views import View
 from fl.errors import ClientError
 from fl.execution.client_state import method_state

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Codec, find_wrapper
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Codec
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.data.augment import Augment

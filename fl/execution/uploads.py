@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Identity, Key, Sizes, find_wrapper, transmit, up_key
-from fl.communication.codecs.delta import Delta, alike, minus, plus
-from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stacked_memories
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Identity
+from fl.communication.codecs.delta import Delta, add_dense, same_dense_shapes, subtract_dense
+from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stack_residuals
+from fl.communication.keys import Key, up_key
+from fl.communication.transmit import Sizes, transmit
 from fl.execution.client_state import residuals_of
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.stages import during
@@ -97,11 +100,11 @@ class Uploads:
     ) -> Tree:
         """Return a group as it goes into the codec: as a difference, plus what was lost before."""
         reference = self._reference(name, tree, received, stacked)
-        tree = tree if reference is None else minus(tree, reference)
+        tree = tree if reference is None else subtract_dense(tree, reference)
         if self.feedback is None:
             return tree
         residuals = [residuals_of(record, self.residual_name(name)) for record in records]
-        return self.feedback.fed(tree, stacked_memories(residuals, tree) if stacked else residuals[0])
+        return self.feedback.add_residuals(tree, stack_residuals(residuals, tree) if stacked else residuals[0])
 
     def residual_name(self, group: str) -> str:
         """Return the name under which residuals of a group are kept."""
@@ -118,13 +121,13 @@ class Uploads:
         reference = received.get(self.job.algorithm.delta_reference.get(name, name))
         if self.delta is None or name == "model" or reference is None or not self.delta.covers(name):
             return None
-        return reference if alike(tree, reference, stacked) else None
+        return reference if same_dense_shapes(tree, reference, stacked) else None
 
     # -- the server's side ----------------------------------------------------------------------------------------
     def incoming(self, name: str, decoded: Tree, received: Mapping[str, Tree], stacked: bool) -> Tree:
         """Return the group that a decoded one stands for."""
         reference = self._reference(name, decoded, received, stacked)
-        return decoded if reference is None else plus(decoded, reference)
+        return decoded if reference is None else add_dense(decoded, reference)
 
     def server_side(
         self, positions: np.ndarray, update: Update, sizes: Mapping[str, Sizes], stacked: bool, careful: bool

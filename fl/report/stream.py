@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl.config.config import parse
+from fl.config.yaml import parse
 from fl.storage.run import read_metrics
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fl.config.config import parse
+from fl.config.yaml import parse
 from fl.report.client_metrics import clients
 from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
 from fl.report.render import Mean, Reached

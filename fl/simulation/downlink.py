@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from fl.communication.codec import Sizes, down_key, find_wrapper, transmit
+from fl.communication.chain import find_wrapper
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
+from fl.communication.keys import down_key
 from fl.communication.ledger import Ledger
+from fl.communication.transmit import Sizes, transmit
 from fl.communication.wire import wire_bytes
 from fl.method.messages import Broadcast
 from fl.simulation.expected_bytes import encoded_size
@@ -92,7 +94,7 @@ class Downlink:
             if name not in common:
                 continue
             if self.feedback:
-                encoded[name] = self.feedback.fed(tree, self.residuals.get(f"{work}/{name}"))
+                encoded[name] = self.feedback.add_residuals(tree, self.residuals.get(f"{work}/{name}"))
             shared[name], sizes = transmit(config.down, encoded[name], key=down_key(config.seed, place.number, name))
             if self.feedback:
                 self.residuals[f"{work}/{name}"] = compression_error(encoded[name], shared[name])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.communication.codec import transmit
+from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl.communication.codec import Codec, Sizes, forecast, transmit
+from fl.communication.codec import Codec
+from fl.communication.transmit import Sizes, expected_bytes, transmit
 from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
@@ -32,7 +33,7 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
     known = {**broadcast.shared, **{name: static.value for name, static in broadcast.static.items()}}
     for name in exchange.reductions:
         received = known.get(config.client.delta_reference.get(name, name))
-        size = None if received is None else forecast(config.up, received)
+        size = None if received is None else expected_bytes(config.up, received)
         if size is None:
             raise ConfigError(
                 "system.up_bytes",

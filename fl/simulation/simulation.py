@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.job import Job
@@ -220,7 +221,7 @@ class Simulation:
             check_groups(config, self._first_request())
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
-        self.folder = RunDirectory(self.directory, record and record["lengths"])
+        self.folder = RunDirectory(self.directory, Ledger, record and record["lengths"])
         self.exchanges = self._new_runner(self.run_setup)
         if record:
             self._restore(record)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fl.communication.codec import transmit
+from fl.communication.transmit import transmit
 from fl.execution.dispatch import DispatchResult
 from fl.method.messages import Broadcast
 from fl.method.strategy import Exchange

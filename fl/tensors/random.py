@@ -53,6 +53,21 @@ def mix(x: Any) -> Any:
     return x ^ (x >> _31)
 
 
+def random_words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Words `first` .. `last - 1` of the SplitMix64 stream of each key: uint64 (C,) -> uint64 (C, last - first).
+
+    The state of SplitMix64 is a counter, so a part of a stream costs no more than its length. This is the generator for
+    bulk draws; `hash64` takes longer addresses.
+
+    >>> random_words(np.array([1234567], np.uint64), 0, 2).tolist()  # the published test vector
+    [[6457827717110365317, 3203168211198807973]]
+    """
+    with np.errstate(over="ignore"):
+        words = keys[:, None] + np.arange(first + 1, last + 1, dtype=np.uint64) * GOLDEN
+        mix_in_place(words)
+    return words
+
+
 def mix_in_place(words: np.ndarray) -> None:
     """`mix` that overwrites a uint64 array and needs one more array of its size."""
     spare = words >> _30

@@ -8,7 +8,8 @@ CODECS = '''
 from dataclasses import dataclass
 import numpy as np
 import torch
-from fl.communication.codec import Codec, Encoded, keys_of
+from fl.communication.codec import Codec, Encoded
+from fl.communication.keys import keys_of
 
 @dataclass(frozen=True)
 class Plain(Codec):

@@ -1,4 +1,4 @@
-"""Error feedback and differences: sums on paper, what clients and server keep, the same bits however a run is carried out."""
+"""Error feedback and differences: sums on paper, the stored residuals, and the same bits for every executor."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from numpy.testing import assert_allclose
 
 import fl
 from fl.check import bench, runs
-from fl.communication.codec import Chain, transmit
+from fl.communication.chain import Chain
 from fl.communication.codecs.error_feedback import ErrorFeedback, compression_error
 from fl.communication.codecs.top_k import TopK
+from fl.communication.transmit import transmit
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table
 from tests.test_seams import ALL, BASE, column, kept, moved, play, rows, toy, weighted  # noqa: F401
@@ -28,7 +29,7 @@ def test_nothing_is_lost_only_late():
     memory, sent, wanted = None, torch.zeros(40), torch.zeros(40)
     for round_ in range(6):
         u = normal(40, round_)
-        fed = feedback.fed({"model": u}, memory)
+        fed = feedback.add_residuals({"model": u}, memory)
         arrived, sizes = transmit(codec, fed)
         memory = compression_error(fed, arrived)
         sent, wanted = sent + arrived["model"], wanted + u
@@ -37,7 +38,7 @@ def test_nothing_is_lost_only_late():
 
 
 def test_decay_by_hand():
-    fed = ErrorFeedback(decay=0.5).fed(torch.tensor([1.0, 1.0]), [torch.tensor([4.0, -2.0])])
+    fed = ErrorFeedback(decay=0.5).add_residuals(torch.tensor([1.0, 1.0]), [torch.tensor([4.0, -2.0])])
     assert fed.tolist() == [3.0, 0.0]
 
 
@@ -46,15 +47,15 @@ def test_what_has_positions_passes_by():
     tree = {"t": table, "w": Params.of({"a": torch.ones(3), "n": torch.arange(2)}), "x": torch.tensor(2.0)}
     memory = compression_error(tree, tree)
     assert [m.shape for m in memory] == [tree["w"].buffers[0].shape, torch.Size([])]
-    fed = ErrorFeedback().fed(tree, [m + 1 for m in memory])
+    fed = ErrorFeedback().add_residuals(tree, [m + 1 for m in memory])
     assert fed["t"] is table and float(fed["x"]) == 3 and fed["w"]["a"].tolist() == [2, 2, 2]
     assert fed["w"]["n"].tolist() == [0, 1]
-    assert ErrorFeedback().fed(tree, [torch.ones(2)]) is tree  # of other shapes
+    assert ErrorFeedback().add_residuals(tree, [torch.ones(2)]) is tree  # of other shapes
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
 def late(rounds, n=21, k=5):
-    """By numpy: the sum of what arrives of ones sent `rounds` times through top-k with error feedback, and the last error."""
+    """Send ones `rounds` times through top-k with error feedback, in numpy: (sum of what arrives, last error)."""
     error, arrived = np.zeros(n), np.zeros(n)
     for _ in range(rounds):
         fed = 1 + error
@@ -106,7 +107,7 @@ def test_clients_that_train_together_keep_what_they_would_alone(play):  # noqa: 
 
 
 def test_the_server_keeps_what_it_lost(play):  # noqa: F811
-    """A model of ones, sent three times through top-k with the server's memory: clients that answer with it make it known."""
+    """The server sends a constant model three times through top-k and keeps what was lost."""
     run = play(strategy="fedavg", client="sgd", rounds=3, **{"client.lr": 0.0, "codec.down": ["error_feedback", *FIVE]})
     model = run.first.compact().double().numpy()
     error = np.zeros(21)

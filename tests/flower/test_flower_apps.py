@@ -449,12 +449,12 @@ def test_records_survive_the_disk(tmp_path):
     )
     segments = Segments(tmp_path)
     segments.write_to(0)
-    location = segments.append(records.tree(content))
-    back = records.content(segments.read(location))
+    location = segments.append(records.content_to_tree(content))
+    back = records.tree_to_content(segments.read(location))
     segments.close()
     assert back == content and list(back) == ["a", "c", "m"]
     assert type(back["c"]["t"]) is bool and type(back["m"]["i"]) is int
-    assert records.copied(content) == content
+    assert records.copy_content(content) == content
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------
@@ -534,7 +534,7 @@ def test_only_the_same_run_goes_on(tmp_path):
     with pytest.raises(ConfigError, match=r"seed: 1 is not 0, which the run in .* has"):
         run(killed_in(None), counting([]), tmp_path / "run", seed=1, resume=True)
     other = of_main(lambda grid, context: grid.send_and_receive([Message(RecordDict(), 1, "query")]))
-    with pytest.raises(RuntimeError, match="batch 0 of messages is another than in the run that is resumed"):
+    with pytest.raises(RuntimeError, match="batch 0 of messages differs from the run that is resumed"):
         run(other, counting([]), tmp_path / "run", resume=True)
 
 
@@ -610,7 +610,7 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     one, two = (read_metrics(tmp_path / name) for name in ("whole", "run"))
     assert without_time(one) == without_time(two) and len(two) == 40
     done = subprocess.run([*words, "rounds=50"], capture_output=True, text=True)
-    assert done.returncode == 2 and "rounds: cannot change when the run of an app goes on" in done.stderr
+    assert done.returncode == 2 and "rounds: cannot change in a resumed run" in done.stderr
 
 
 def test_the_guides_snippet_runs(tmp_path):

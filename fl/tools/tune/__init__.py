@@ -26,7 +26,8 @@ from typing import Any
 import torch
 import yaml
 
-from fl.config.config import Config, read, resolve
+from fl.config.config import Config, resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.system.events import Asynchronous
 from fl.tools.tune.candidates import Candidate, possible_plans, worker_counts
