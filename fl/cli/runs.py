@@ -30,7 +30,7 @@ def run(
         changes = parse_overrides(overrides)
         from fl.config.config import resolve
         from fl.config.reading import read
-        from fl.simulation import simulation
+        from fl.simulation import run as simulation
 
         log_to_stderr()
         seeds = parse_seed_range(changes.get("seed"))
@@ -55,7 +55,7 @@ def resume(
     with report_errors(traceback):
         changes = parse_overrides(overrides)
         from fl.config.reading import read
-        from fl.simulation import simulation
+        from fl.simulation import run as simulation
 
         log_to_stderr()
         if "flower" in read(directory / "config.yaml"):
