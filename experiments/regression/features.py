@@ -512,6 +512,7 @@ def _executions() -> Iterator[Case]:
         "partition": {"name": "iid", "clients": 3},
         "cohort": {"fraction": 1.0},
         "strategy": {"name": "scaffold"},
+        "execution": {**DIGITS["execution"], "plan": "loop"},  # as Flower's nodes train
     }
     yield Case("executor/flower", three, how="flower", packages=("flwr",))
     yield Case("executor/flower_serial", three)

@@ -21,7 +21,7 @@ from fl.flower.records import get_config, get_text
 CALL = "fl.call"  # a Call, a ClientReply or a Failure
 METRICS = "metrics"
 ROWS = "fl.rows"  # rows of the server's data to evaluate on
-SETTINGS = "fl.config.config"  # tensors of the client's settings
+SETTINGS = "fl.config"  # tensors of the client's settings
 SUMS = "fl.merge"  # metric sums of an evaluation
 Coding = Literal["", "shared", "own", "static"]  # how a group was encoded; "" is without a codec
 

@@ -80,7 +80,7 @@ class RunSetup:
             return math.nan
         client = int(np.flatnonzero(np.diff(stage.partition.offsets) > 0)[0])
         batch = View(tensors(self.dataset.train), stage.partition.view_rows(client, "train")[:32]).take()
-        bind(self.module, self.initial.trained, self.initial)
+        bind(self.module, self.initial.trained, self.initial, self.initial.trained)
         return flops_per_sample(self.module, batch["x"], lambda outputs: stage.task.loss(outputs, batch).sum())
 
     @cached_property

@@ -243,6 +243,16 @@ class Simulation:
         return request
 
     @property
+    def rounds(self) -> int:
+        """Rounds planned."""
+        return self.config.rounds
+
+    @property
+    def every(self) -> int:
+        """Rounds from one evaluation to the next."""
+        return self.config.evaluation.every
+
+    @property
     def job(self) -> Job:
         """What workers need for the whole run."""
         return self.run_setup.job(self.directory / "clients", self.directory / "scratch")
