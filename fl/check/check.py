@@ -47,8 +47,9 @@ from fl.storage.segments import Segments
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import Params, difference
+from fl.tensors.serialise import digest, flatten, raw_bytes, unflatten
 from fl.tensors.sparse import Sparse
-from fl.tensors.trees import Tree, digest, flatten, raw_bytes, row, tree_map, unflatten
+from fl.tensors.trees import Tree, row, tree_map
 
 CLIENTS = 8
 DATA = RandomData(shape=(6,), classes=4, clients=CLIENTS, samples=LogNormal(lognormal=0.7, mean=20, low=5, high=60))

@@ -295,7 +295,7 @@ def digest(directory: Path) -> None:
         from fl.config.config import read, resolve
         from fl.errors import ConfigError
         from fl.storage import checkpoint
-        from fl.tensors import trees
+        from fl.tensors import serialise
 
         file, last = directory / "model.safetensors", directory / "checkpoints" / "last.json"
         if not (file.is_file() or last.is_file()):
@@ -304,10 +304,10 @@ def digest(directory: Path) -> None:
             with safe_open(file, "pt") as opened:
                 written = (opened.metadata() or {}).get("round")
         if not last.is_file() or (file.is_file() and written == str(json.loads(last.read_text())["round"])):
-            print(trees.digest(load_file(file)))
+            print(serialise.digest(load_file(file)))
         else:  # the run is not at its end, or went on since that file was written
             strategy = resolve(read(directory / "config.yaml")).strategy
-            print(trees.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
+            print(serialise.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
 
 
 # -- measuring and checking -------------------------------------------------------------------------------------------

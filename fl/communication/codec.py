@@ -26,8 +26,9 @@ from fl.communication.positions import pack_positions
 from fl.registry import register
 from fl.tensors.params import Layout, Params
 from fl.tensors.random import hash64
+from fl.tensors.serialise import raw_bytes
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import Tree, raw_bytes
+from fl.tensors.trees import Tree
 
 Key = int | np.ndarray  # 64 bits, or uint64 (C,): one for each client
 Shapes = tuple[tuple[int, ...], ...]

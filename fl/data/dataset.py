@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.tensors.trees import map_tensor
+from fl.tensors.pickling import map_tensor
 
 Arrays = dict[str, np.ndarray]
 BLOCK = 1 << 24  # bytes that a digest reads at a time

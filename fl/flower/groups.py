@@ -3,7 +3,7 @@
     tree  -- write(codec) -->  ArrayRecord + form        ArrayRecord + form  -- read(codec) -->  tree, Sizes
 
 `Params` that go as they are need no form: their arrays are the tensors by name, as any Flower app would have them. Of every
-other group the form is the text of its structure (`fl.tensors.trees.flatten`), and the arrays are numbered by leaf: "2/values". What the
+other group the form is the text of its structure (`fl.tensors.serialise.flatten`), and the arrays are numbered by leaf: "2/values". What the
 codec encoded travels as its parts. Nothing is pickled. `store` and `restore` do the same for trees without a codec.
 """
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from fl.communication.codec import Codec, Encoded, Key, Link, Sizes, decode, encode
 from fl.communication.positions import pack_positions, unpack_positions
 from fl.tensors.params import Params
-from fl.tensors.trees import Tree, flatten, shapes, unflatten
+from fl.tensors.serialise import flatten, shapes, unflatten
+from fl.tensors.trees import Tree
 
 _BITS = {1: torch.uint8, 2: torch.int16}  # by width: how numbers travel that numpy does not know
 

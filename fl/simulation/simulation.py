@@ -40,7 +40,7 @@ from fl.storage.run import RunDirectory, claimed, read_metrics
 from fl.system.events import Asynchronous, Buffered
 from fl.tasks.task import SELECT, minimised
 from fl.tensors.params import Params
-from fl.tensors.trees import digest
+from fl.tensors.serialise import digest
 from fl.tracking.profile import span
 
 NOBODY = np.empty(0, np.int64)  # the cohort of what happens outside rounds

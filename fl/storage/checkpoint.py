@@ -13,7 +13,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from fl.tensors.trees import Tree, flatten, unflatten
+from fl.tensors.serialise import flatten, unflatten
+from fl.tensors.trees import Tree
 
 
 def save(folder: Path, name: str, tree: Tree, round_: int) -> None:

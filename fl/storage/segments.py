@@ -3,7 +3,7 @@
     record   | skeleton length | skeleton text | pad to 64 | buffers of the tree, each on a 64-byte boundary |
 
 A segment has one writer and is never changed; which records count is decided by whoever keeps their locations. A record
-is a tree (`fl.tensors.trees.flatten`), so that states of clients are text and numbers, never pickle.
+is a tree (`fl.tensors.serialise.flatten`), so that states of clients are text and numbers, never pickle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fl.tensors.params import ALIGNMENT
-from fl.tensors.trees import Tree, aligned, flatten, raw_bytes, row, shapes, unflatten
+from fl.tensors.serialise import aligned_offsets, flatten, raw_bytes, shapes, unflatten
+from fl.tensors.trees import Tree, row
 
 NOWHERE = (-1, 0, 0)
 _LENGTH = struct.Struct("<Q")
@@ -76,7 +77,7 @@ class Segments:
         header = np.frombuffer(_header(flatten(row(tree, 0))[0]), np.uint8)
         tensors = flatten(tree)[1]
         sizes = [len(header), *(t[0].numel() * t.element_size() for t in tensors)]
-        offsets, length = aligned(sizes)
+        offsets, length = aligned_offsets(sizes)
         block = np.zeros((count, length), np.uint8)
         block[:, : len(header)] = header
         for tensor, offset, size in zip(tensors, offsets[1:], sizes[1:]):
@@ -96,7 +97,7 @@ class Segments:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = os.open(self.path(self.own), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
             self.end = os.fstat(self.file).st_size
-        offsets, length = aligned([len(p) for p in parts])
+        offsets, length = aligned_offsets([len(p) for p in parts])
         start = self.end
         for part, offset, next_ in zip(parts, offsets, [*offsets[1:], length]):
             pieces = [part, b"\0" * (next_ - offset - len(part))]
@@ -165,7 +166,7 @@ def _header(skeleton: str) -> bytes:
 def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
     """Rebuild a tree whose buffers lie in `memory` (..., bytes) behind the header."""
     specs = [(dtype, shape, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes(skeleton)]
-    offsets, _ = aligned([start, *(size for _, _, size in specs)])
+    offsets, _ = aligned_offsets([start, *(size for _, _, size in specs)])
     many = memory.shape[:-1]
     return unflatten(
         skeleton,

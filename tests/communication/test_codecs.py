@@ -15,8 +15,9 @@ from fl.communication.codecs.cast import BF16, FP16
 from fl.communication.codecs.top_k import TopK
 from fl.registry import lookup
 from fl.tensors.params import Params
+from fl.tensors.serialise import raw_bytes
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import raw_bytes, stack
+from fl.tensors.trees import stack
 
 CODECS = [
     Identity(),

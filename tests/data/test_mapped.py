@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 import fl
 from fl.data.dataset import Dataset, tensors
 from fl.data.sets.mapped import Mapped
-from fl.tensors.trees import pack, unpack
+from fl.tensors.pickling import pack, unpack
 
 MB = 1 << 20
 

@@ -159,7 +159,7 @@ def test_what_pads_an_update_is_zero():
 
 @pytest.mark.parametrize("n", [1, 2, native.FEW, native.FEW + 1, 500])
 def test_shuffles_are_those_of_random(n):
-    word = random.unfinished(1, SEED, 7, "shuffle")
+    word = random.hash64_prefix(1, SEED, 7, "shuffle")
     order, keys = np.empty(n + 3, np.int64), np.empty(n + 3, np.uint64)
     native._order(word, n, True, keys, order)
     assert_array_equal(order[:n], random.permutation(n, SEED, 7, "shuffle"))

@@ -19,7 +19,8 @@ from fl.method.optimiser import SGD
 from fl.models.binding import Initial
 from fl.simulation.setup import set_up_run
 from fl.tensors.params import norm
-from fl.tensors.trees import digest, moved
+from fl.tensors.serialise import digest
+from fl.tensors.trees import to_device
 
 CONFIG = {
     "seed": 3,
@@ -46,7 +47,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_work_starts(tmp_path):
 
 def on_meta(tree):
     """Tensors without values: an operation of one of them with one of the CPU's is an error, as with a GPU's."""
-    return moved(tree, "meta")
+    return to_device(tree, "meta")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from fl.models.binding import Initial, module_params
 from fl.storage.segments import NOWHERE
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
-from fl.tensors.trees import digest
+from fl.tensors.serialise import digest
 from partitions.natural import natural
 
 CLIENTS = 11

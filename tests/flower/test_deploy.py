@@ -31,8 +31,8 @@ from fl.flower import simulate  # noqa: E402
 from fl.flower.deploy import _Kept, _overridden, _text, client_app, drive, server_app  # noqa: E402
 from fl.flower.export import export  # noqa: E402
 from fl.tensors.params import Params  # noqa: E402
+from fl.tensors.serialise import flatten  # noqa: E402
 from fl.tensors.sparse import Sparse, Table  # noqa: E402
-from fl.tensors.trees import flatten  # noqa: E402
 
 torch.manual_seed(0)
 MODEL = Params.of({"w": torch.randn(7, 5), "b": torch.randn(5), "n": torch.arange(3)})

@@ -17,7 +17,7 @@ from fl.system.metrics import histogram, participations
 from fl.system.rounds import ServerMode
 from fl.system.section import System
 from fl.system.simulated_system import SimulatedSystem, Times
-from fl.tensors.trees import flatten, unflatten
+from fl.tensors.serialise import flatten, unflatten
 
 DOCS = (Path(fl.__file__).parent.parent / "docs/system.md").read_text()
 

@@ -32,7 +32,7 @@ from fl.models.nn import DropoutMasks
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import NOTHING, Params, clipped, zeros_like
-from fl.tensors.trees import Tree, leaves, rebuilt, row, stack
+from fl.tensors.trees import Tree, leaves, replace_leaves, row, stack
 from fl.tracking.profile import timed
 
 BLOCK = 16  # steps whose batches are laid out at once
@@ -161,7 +161,7 @@ def _given(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
 
 def _with_first(first: Tree, there: Tensor, known: Tree) -> Tree:
     """States of all: `known` of those who are `there`, `first` of the others."""
-    of_all = rebuilt(stack([first]), [leaf.expand(len(there), *leaf.shape).clone() for leaf in leaves(first)])
+    of_all = replace_leaves(stack([first]), [leaf.expand(len(there), *leaf.shape).clone() for leaf in leaves(first)])
     for all_, some in zip(leaves(of_all), leaves(known)):
         all_[there] = some
     return of_all
@@ -329,7 +329,7 @@ class Vmap:
             def net(x):
                 return torch.func.functional_call(self.module, {**frozen, **tensors}, (x,))
 
-            state, start = rebuilt(own, own_leaves)
+            state, start = replace_leaves(own, own_leaves)
             here = replace(at, state=state, start=at.start if start is None else start)
             losses = self.algorithm.objective(net, batch, here, self.task)
             return (losses * weights).sum(), losses.detach()

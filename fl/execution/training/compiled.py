@@ -62,7 +62,7 @@ class Compiled(LinearStack):
         labelled, outputs, answers = chunk.task.kernel == "cross_entropy", layers[-1, 1], y.numpy()
         answers = (answers, NONE.reshape(0, outputs)) if labelled else (LABELS, answers.reshape(-1, outputs))
         address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
-        shuffles = random.unfinished(1 + len(address) + 2, chunk.seed), chunk.clients, address, SHUFFLED
+        shuffles = random.hash64_prefix(1 + len(address) + 2, chunk.seed), chunk.clients, address, SHUFFLED
         first, last = (p.buffers[0].reshape(-1, p.layout.lengths[0]).numpy() for p in (start, theta))
         weights, longest = NONE if factors is None else factors.float().numpy(), int(sizes.max(initial=1))
         memory = scratch(native.room(layers, min(batch or longest, longest), len(weights).bit_length()))

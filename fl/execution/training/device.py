@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fl.tensors.trees import Tree, moved
+from fl.tensors.trees import Tree, to_device
 
 Kind = Literal["cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -68,7 +68,7 @@ class Device:
 
     def put(self, tree: Tree) -> Tree:
         """The tree on the device."""
-        return tree if self.kind == "cpu" else moved(tree, self.kind)
+        return tree if self.kind == "cpu" else to_device(tree, self.kind)
 
     def put_module(self, module: nn.Module) -> nn.Module:
         """The module on the device, a copy unless that is the CPU."""
@@ -76,7 +76,7 @@ class Device:
 
     def fetch(self, tree: Tree) -> Tree:
         """The tree in the CPU's memory."""
-        return tree if self.kind == "cpu" else moved(tree, "cpu")
+        return tree if self.kind == "cpu" else to_device(tree, "cpu")
 
     def resident(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The arrays on the device if they fit, else as they are."""

@@ -355,7 +355,7 @@ def descend(
     batch       samples of a batch; 0: all that a client has
     rows        int64: client c's samples are rows[starts[c] : starts[c] + sizes[c]]
     starts, sizes, steps    int64 (C,): see rows; steps to take
-    word        of the shuffles, `random.unfinished` but for the client, the
+    word        of the shuffles, `random.hash64_prefix` but for the client, the
     address     uint64: what comes behind it, and epoch and position
     clients     int64 (C,)
     memory      float32 (>= room(...),)
