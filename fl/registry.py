@@ -33,9 +33,9 @@ PACKAGES = {
     "transform": ("fl.privacy",),
     "sampler": ("fl.method.sampler",),
     "optimiser": ("fl.method.optimiser",),
-    "devices": ("fl.system.devices",),
-    "availability": ("fl.system.availability",),
-    "server": ("fl.system.rounds", "fl.system.events"),
+    "devices": ("fl.system.devices", "fl.system.device_trace"),
+    "availability": ("fl.system.availability", "fl.system.availability_trace"),
+    "server": ("fl.system.synchronous", "fl.system.asynchronous"),
 }
 
 _parts: dict[tuple[str, str], Any] = {}

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fl.system.devices import located
+from fl.system.trace_file import located
 from fl.tensors import random
 
 NAMES = ("ring", "torus", "complete", "random_regular")

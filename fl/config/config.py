@@ -43,11 +43,12 @@ from fl.method.transform import Transform
 from fl.models.adapter import Adapter
 from fl.models.section import MODEL_KEYS, Model, model_part
 from fl.storage.section import Checkpoint
+from fl.system.asynchronous import Asynchronous
 from fl.system.availability import Availability
 from fl.system.devices import DeviceModel
-from fl.system.events import Asynchronous
-from fl.system.rounds import ServerMode, Synchronous
 from fl.system.section import System
+from fl.system.server_mode import ServerMode
+from fl.system.synchronous import Synchronous
 from fl.tasks.task import Task
 
 

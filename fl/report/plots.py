@@ -18,7 +18,7 @@ from fl.data.partition_stats import held
 from fl.report.compare import COSTS, WENT, Variant
 from fl.report.participation import Found, mean_histogram
 from fl.report.render import number
-from fl.system.rounds import OUTCOMES
+from fl.system.synchronous import OUTCOMES
 from fl.tasks.task import minimised
 
 LABELS = {cost: f"{what}, all clients" if "MB" in what else what for cost, (what, *_) in COSTS.items()}

@@ -27,7 +27,8 @@ from fl.method.messages import Broadcast
 from fl.method.reduction import Fold, Meta, Product, Reduction, Stack
 from fl.method.strategy import Exchange, ExchangeResult
 from fl.simulation.exchange import ExchangeRunner, by_group, expected_upload_bytes, sent_bytes, weighted_mean
-from fl.system.events import Clock, ServerStep, State
+from fl.system.clock import Clock
+from fl.system.clock_state import ClockState, ServerStep
 from fl.tensors.trees import Tree
 
 
@@ -63,7 +64,7 @@ class AsynchronousRunner(ExchangeRunner):
         if self.executor.remote:
             raise ConfigError("server", "an asynchronous server runs in virtual time, which a deployment has not")
         self.clock: Clock | None = None
-        self.state: State | None = None
+        self.state: ClockState | None = None
         self.act: ServerStep | None = None  # the step at hand, until it is used
         self.nbytes: tuple[int, int] | None = None  # down and up, of a client
         self.waiting: list[Group] = []  # have set out, and not trained

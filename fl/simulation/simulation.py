@@ -37,7 +37,7 @@ from fl.simulation.setup import set_up_run
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, claimed, read_metrics
-from fl.system.events import Asynchronous, Buffered
+from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tasks.task import SELECT, minimised
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest

@@ -38,7 +38,7 @@ from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.ray import Ray
 from fl.simulation.setup import RunSetup, cohort_size, inputs
 from fl.simulation.simulation import Simulation
-from fl.system.events import Asynchronous
+from fl.system.asynchronous import Asynchronous
 
 CLEAR = 1.03
 ENOUGH = 3  # passes to be sure of anything

@@ -8,7 +8,7 @@ import pytest
 
 import fl
 from fl.errors import ConfigError
-from fl.system.rounds import OUTCOMES
+from fl.system.synchronous import OUTCOMES
 
 PLAIN = {
     "rounds": 2,

@@ -9,13 +9,16 @@ from numpy.testing import assert_array_equal
 
 import fl
 from fl.config.config import _by_mode, _part, _value, parse
+from fl.system.asynchronous import Buffered, Tiered
 from fl.system.availability import Bernoulli, Diurnal, Presence
-from fl.system.availability import Trace as Windows
+from fl.system.availability_trace import AvailabilityTrace as Windows
+from fl.system.clock import Clock
 from fl.system.devices import Identical, Lognormal
-from fl.system.events import BLOCK, Buffered, Clock, Tiered, _free
+from fl.system.dispatch_draws import BLOCK
+from fl.system.event_loop import free_rank
 from fl.system.metrics import histogram, participations
-from fl.system.rounds import ServerMode
 from fl.system.section import System
+from fl.system.server_mode import ServerMode
 from fl.system.simulated_system import SimulatedSystem, Times
 from fl.tensors.serialise import flatten, unflatten
 
@@ -114,8 +117,8 @@ def test_clients_are_drawn_uniformly():
 
 def test_the_free_places():
     busy = [0, 2, 3, 7]
-    assert [_free(busy, rank) for rank in range(6)] == [1, 4, 5, 6, 8, 9]
-    assert _free([], 3) == 3
+    assert [free_rank(busy, rank) for rank in range(6)] == [1, 4, 5, 6, 8, 9]
+    assert free_rank([], 3) == 3
 
 
 HARD = {"dropout": 0.2, "jitter": 0.4}
@@ -222,8 +225,8 @@ def test_draws_go_on_over_their_blocks():
         (lambda: Buffered(concurrency=2, buffer=0), "buffer: 0 is not at least 1"),
         (lambda: Buffered(concurrency=2, max_staleness=-1), "max_staleness: -1 is negative"),
         (lambda: Tiered(tiers=0, clients=1), "tiers: 0 is not at least 1"),
-        (lambda: clock(Buffered(concurrency=51)), "concurrency: 51 clients of a population of 50"),
-        (lambda: clock(Tiered(tiers=51, clients=1)), "tiers: 51 of a population of 50"),
+        (lambda: clock(Buffered(concurrency=51)), "concurrency: 51 is more than the population of 50"),
+        (lambda: clock(Tiered(tiers=51, clients=1)), "tiers: 51 is more than the population of 50"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
