@@ -26,7 +26,7 @@ class Asynchronous(ServerMode):
         not_negative(max_staleness=self.max_staleness)
 
     def tiers_of(self, seconds: np.ndarray) -> list[np.ndarray]:
-        """Return the ids of each tier's clients, ascending. `seconds` (N,) is the duration of each client's round trip."""
+        """Return the ids of each tier's clients, ascending. `seconds` (N,): duration of each client's round trip."""
         raise NotImplementedError
 
     def slots(self, sizes: Sequence[int]) -> list[int]:
@@ -79,8 +79,8 @@ class Buffered(Asynchronous):
 class Tiered(Asynchronous):
     """Tiers of clients with similar speed; each tier has its own synchronous rounds and does not wait for other tiers.
 
-    FedAT: Chai et al. 2021, arXiv:2010.05958. The server steps when a tier's round ends with at least one arrival. Tiers
-    have equal size and are formed by the duration of a round trip without jitter, fastest first, ties by id.
+    FedAT: Chai et al. 2021, arXiv:2010.05958. The server steps when a tier's round ends with at least one arrival.
+    Tiers have equal size and are formed by the duration of a round trip without jitter, fastest first, ties by id.
 
     Args:
         tiers: Number of tiers; at least 1.

@@ -60,7 +60,9 @@ class Always(Availability):
 @register("availability", "bernoulli")
 @dataclass(frozen=True, kw_only=True)
 class Bernoulli(Availability):
-    """In each period a client is present with probability p, independently of other periods.    Neutral: p=1 is `always`.
+    """In each period a client is present with probability p, independently of other periods.
+
+    Neutral: p=1 is `always`.
 
     Args:
         p: Probability of being present, in (0, 1].

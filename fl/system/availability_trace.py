@@ -118,7 +118,8 @@ def _changes(path: str, key: str, entry: object) -> tuple[np.ndarray, bool, floa
     active, inactive, finish = entry["active"], entry["inactive"], entry["finish_time"]
     if len(active) != len(inactive) or not active:
         raise ValueError(
-            f"{where} {len(active)} active and {len(inactive)} inactive times; their numbers must be equal and at least 1"
+            f"{where} {len(active)} active and {len(inactive)} inactive times; "
+            "their numbers must be equal and at least 1"
         )
     for i, (come, go) in enumerate(zip(active, inactive)):
         if come >= go:

@@ -6,9 +6,9 @@
     state, steps = clock.run(state, count)         advance by several steps at once
 
 A state is a value: continuing from a stored state gives the same events. Events are ordered by virtual time, ties by
-dispatch number. After all events of one time, each free slot takes a client drawn uniformly among those that are idle and
-present, with the address (seed, "start", dispatch). A client that drops out, or leaves before it is done, never arrives
-and frees its slot at that time. If no client is present, a slot stays free until one comes back.
+dispatch number. After all events of one time, each free slot takes a client drawn uniformly among those that are idle
+and present, with the address (seed, "start", dispatch). A client that drops out, or leaves before it is done, never
+arrives and frees its slot at that time. If no client is present, a slot stays free until one comes back.
 """
 
 from __future__ import annotations

@@ -140,13 +140,13 @@ class Identical(Figures, DeviceModel):
 @register("devices", "lognormal")
 @dataclass(frozen=True, kw_only=True)
 class Lognormal(Figures, DeviceModel):
-    """Log-normal devices; the figures are medians.    x_c = x exp(sigma z_c), z_c standard normal, independent per column
+    """Log-normal devices; the figures are medians.    x_c = x exp(sigma z_c), z_c standard normal per column
 
     Neutral: sigma=0 is `identical`. The other hyper-parameters are those of `Figures`.
 
     Args:
-        sigma: Standard deviation of the logarithm, at least 0: a number for all speeds that are set (ms_per_sample, gflops,
-            up_mbps, down_mbps, latency_ms), or a number per figure by name.
+        sigma: Standard deviation of the logarithm, at least 0: a number for all speeds that are set (ms_per_sample,
+            gflops, up_mbps, down_mbps, latency_ms), or a number per figure by name.
     """
 
     sigma: float | dict[str, float] = 0.5
@@ -158,7 +158,8 @@ class Lognormal(Figures, DeviceModel):
                 raise ValueError(f"sigma: {sigma} for {name} is not a number from 0")
 
     def draw(self, seed: int, clients: int) -> Devices:
-        ids, figures = np.arange(clients), self.given()
+        ids = np.arange(clients)
+        figures: dict[str, Any] = dict(self.given())
         for name, sigma in _by_name("sigma", self.sigma, self).items():
             figures[name] = figures[name] * lognormal_factors(sigma, seed, "devices", name, ids)
         return devices(figures, clients)
@@ -167,11 +168,11 @@ class Lognormal(Figures, DeviceModel):
 @register("devices", "pareto")
 @dataclass(frozen=True, kw_only=True)
 class Pareto(Figures, DeviceModel):
-    """Heavy-tailed devices; the figures describe the best device. Client c is s_c >= 1 times slower, P(s_c > s) = s^-alpha.
+    """Heavy-tailed devices; the figures describe the best device. Client c is s_c >= 1 times slower.
 
         ms_per_sample, latency_ms: x_c = x s_c            gflops, up_mbps, down_mbps, memory_mb, watts: x_c = x / s_c
 
-    s_c is drawn independently per column. It has a mean for alpha > 1 only and a variance for alpha > 2 only. A large
+    P(s_c > s) = s^-alpha, drawn independently per column. s_c has a mean for alpha > 1 only and a variance for alpha > 2 only. A large
     alpha approaches `identical`. The other hyper-parameters are those of `Figures`.
 
     Args:
@@ -187,7 +188,8 @@ class Pareto(Figures, DeviceModel):
                 raise ValueError(f"alpha: {alpha} for {name} is not positive")
 
     def draw(self, seed: int, clients: int) -> Devices:
-        ids, figures = np.arange(clients), self.given()
+        ids = np.arange(clients)
+        figures: dict[str, Any] = dict(self.given())
         for name, alpha in _by_name("alpha", self.alpha, self).items():
             slower = pareto_factors(alpha, seed, "devices", name, ids)
             figures[name] = figures[name] * slower if name in DURATIONS else figures[name] / slower
@@ -238,7 +240,7 @@ class Classes(DeviceModel):
 
 def is_valid_figure(name: str, values: np.ndarray | np.float64) -> np.ndarray:
     """Return for each of `values` whether figure `name` may have it."""
-    return ((values >= 0) if name in MAY_BE_ZERO else (values > 0)) & (values < math.inf)
+    return np.asarray(((values >= 0) if name in MAY_BE_ZERO else (values > 0)) & (values < math.inf))
 
 
 def valid_figures(name: str) -> str:

@@ -24,7 +24,7 @@ class DispatchDraws:
         return self.start_draws[attempt][dispatch % BLOCK]
 
     def round_trip(self, dispatch: int) -> tuple[float, ...]:
-        """Return the share of the round trip before the client drops out (1: it does not), then the legs' jitter factors."""
+        """Return the share of the round trip before a drop-out (1: none), then the jitter factors of the legs."""
         self._draw(dispatch // BLOCK)
         return self.round_trips[dispatch % BLOCK]
 

@@ -109,7 +109,7 @@ class EventLoop:
         return len(arrived) >= (self.mode.enough or 1)
 
     def fill(self, starts: list[Start]) -> float:
-        """Fill free slots with clients that are present; return the next time at which a remaining slot may be filled."""
+        """Fill free slots with present clients; return the next time at which a remaining slot may be filled."""
         wake = math.inf
         for tier, vacant in enumerate(self.vacant):
             if not vacant:

@@ -65,7 +65,7 @@ class RoundTrip:
         return self.timing.metrics() | energy
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return columns for the table of clients: seconds of the legs, fate (index into OUTCOMES), local steps, joules."""
+        """Return columns for the table of clients: seconds of the legs, fate (in OUTCOMES), local steps, joules."""
         numbers = {f"{leg}_seconds": getattr(self.timing.times, leg) for leg in LEGS}
         numbers |= {"fate": self.timing.outcome, "local_steps": self.timing.steps, "joules": self._joules()}
         return {name: np.asarray(column, float) for name, column in numbers.items()}

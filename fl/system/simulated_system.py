@@ -4,8 +4,8 @@
     compute  = samples * seconds_per_sample            or samples * flops_per_sample / flops_per_second
     upload   = latency + up_bytes / up_rate            jitter multiplies each leg by exp(jitter z), z standard normal
 
-Draws have the address (seed, purpose, client, dispatch), where dispatch is the round. Draws of an asynchronous server have
-the address (seed, purpose, dispatch), where dispatch counts the starts of clients; see `fl.system.dispatch_draws`.
+Draws have the address (seed, purpose, client, dispatch), where dispatch is the round. Draws of an asynchronous server
+have the address (seed, purpose, dispatch), where dispatch counts the starts of clients (`fl.system.dispatch_draws`).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class SimulatedSystem:
         )
 
     def completes(self, clients: np.ndarray, dispatch: int | np.ndarray = 0) -> np.ndarray:
-        """Return (n,): the share of its round trip after which each client drops out, uniform in [0, 1); 1: it does not."""
+        """Return (n,): the share of the round trip before a drop-out, uniform in [0, 1); 1: no drop-out."""
         clients = np.asarray(clients)
         if not self.dropout:
             return np.ones(len(clients))

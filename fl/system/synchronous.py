@@ -1,11 +1,11 @@
 """Synchronous rounds on the virtual clock: which updates are used, and how the time is spent.
 
-A client begins when the round begins, or when it comes back. It arrives when download, compute and upload are done. The
-round ends with the `needed`-th arrival, at the deadline, or when no more clients can arrive (the server notices a broken
-connection at once). All of this is known before any client trains: durations follow from sizes, drop-outs from addresses.
-Ties go to the smaller id.
+A client begins when the round begins, or when it comes back. It arrives when download, compute and upload are done.
+The round ends with the `needed`-th arrival, at the deadline, or when no more clients can arrive (the server notices a
+broken connection at once). All of this is known before any client trains: durations follow from sizes, drop-outs from
+addresses. Ties go to the smaller id.
 
-    seconds = download + compute + upload of the last client used + waiting    (for its return, for others, for the deadline)
+    seconds = download + compute + upload of the last client used + waiting    (for it, for others, for the deadline)
 """
 
 from __future__ import annotations

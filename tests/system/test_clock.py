@@ -187,7 +187,7 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
 
 def test_who_starts_is_there_and_who_goes_away_fails():
     c = clock(CASES["away"][0], **CASES["away"][1])
-    presence = c.world.presence
+    presence = c.system.presence
     state, acts = c.run(c.begin(), 300)
     starts = {s.dispatch: s for act in acts for s in act.starts}
     assert all(presence.at(np.array([s.client]), s.time)[0] for s in starts.values())
