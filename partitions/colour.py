@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, owners, shifted
+from fl.data.partition import Partition, owners
+from fl.data.shift import map_features
 from fl.registry import register
 from fl.tensors import random
 
@@ -53,4 +54,4 @@ class Colour:
             mean = x.mean((1, 2, 3), keepdims=True)
             return gain[whose[at], :, None, None] * (mean + contrast[whose[at], :, None, None] * (x - mean))
 
-        return shifted(dataset, partition, seen)
+        return map_features(dataset, partition, seen)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash, coded, grouped
+from fl.data.grouping import class_codes, group_by, hash_order
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 from partitions.inner_dirichlet import inner_dirichlet
@@ -44,16 +45,16 @@ def dirichlet(
         return inner_dirichlet(labels, np.diff(np.arange(clients + 1) * rows // clients), alpha, seed)
     owners = class_owners(labels, clients, alpha, seed)
     # a second shuffle: within a client rows must not lie class by class, for repair gives away the last ones
-    mixed = by_hash(random.hash64(seed, "dirichlet/order", np.arange(rows)))
-    order, offsets = repaired(*grouped(owners[mixed], clients), min_size)
+    mixed = hash_order(random.hash64(seed, "dirichlet/order", np.arange(rows)))
+    order, offsets = repaired(*group_by(owners[mixed], clients), min_size)
     return mixed[order], offsets
 
 
 def class_owners(labels: np.ndarray, clients: int, alpha: float, seed: int) -> np.ndarray:
     """(R,) who is given each row: of every class, consecutive stretches of its shuffled rows."""
-    classes, codes = coded(labels)
-    shuffled = by_hash(random.hash64(seed, "dirichlet", np.arange(len(labels))))
-    by_class, ends = grouped(codes[shuffled], len(classes))
+    classes, codes = class_codes(labels)
+    shuffled = hash_order(random.hash64(seed, "dirichlet", np.arange(len(labels))))
+    by_class, ends = group_by(codes[shuffled], len(classes))
     owners = np.empty(len(labels), np.int64)
     for k, label in enumerate(classes):
         members = shuffled[by_class[ends[k] : ends[k + 1]]]
@@ -87,7 +88,7 @@ def repaired(order: np.ndarray, offsets: np.ndarray, min_size: int) -> tuple[np.
     owners = np.repeat(np.arange(len(sizes)), sizes)
     given = np.arange(len(order)) - offsets[owners] >= kept[owners]
     owners[given] = np.repeat(np.arange(len(sizes)), np.maximum(min_size - sizes, 0))
-    regrouped, offsets = grouped(owners, len(sizes))
+    regrouped, offsets = group_by(owners, len(sizes))
     return order[regrouped], offsets
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash, coded, dealt
+from fl.data.grouping import class_codes, deal_classes, hash_order
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 from partitions.dirichlet import proportions
@@ -26,7 +27,7 @@ def extended_dirichlet(
     labels: np.ndarray, clients: int, classes: int, alpha: float, min_size: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """(indices, offsets); all rows are given, each client has exactly `classes` classes and at least `min_size` rows."""
-    names, codes = coded(labels)
+    names, codes = class_codes(labels)
     if not 1 <= clients <= len(labels):
         raise ValueError(f"clients: {clients} is not in 1..{len(labels)}, the number of rows")
     if not 1 <= classes <= len(names):
@@ -58,13 +59,13 @@ def extended_dirichlet(
         free = n - least * len(holders)
         cuts = (free * np.cumsum(shares[:-1])).astype(np.int64)
         counts[holders, k] = least + np.diff(cuts, prepend=0, append=free)
-    return dealt(codes, counts, seed, "extended_dirichlet")
+    return deal_classes(codes, counts, seed, "extended_dirichlet")
 
 
 def covering(clients: int, classes: int, k: int, seed: int = 0) -> np.ndarray:
     """(N, K) bool: k classes for each client, every class someone's."""
     words = random.hash64(seed, "extended_dirichlet", np.arange(clients)[:, None], np.arange(classes))
-    first = by_hash(random.hash64(seed, "extended_dirichlet/first", np.arange(clients)))[: -(-classes // k)]
+    first = hash_order(random.hash64(seed, "extended_dirichlet/first", np.arange(clients)))[: -(-classes // k)]
     turn = random.permutation(classes, seed, "extended_dirichlet/turn")
     words[np.repeat(first, k)[:classes], turn] = 0
     held = np.zeros((clients, classes), bool)

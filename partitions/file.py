@@ -22,7 +22,8 @@ import numpy as np
 
 from fl.data.dataset import Dataset
 from fl.data.folder import data_folder
-from fl.data.partition import Partition, grouped
+from fl.data.grouping import group_by
+from fl.data.partition import Partition
 from fl.registry import register
 
 FORMS = "client [is_test], indices and offsets [test], or train [test]"
@@ -51,7 +52,7 @@ def from_owners(client: np.ndarray, is_test: np.ndarray | None = None) -> Partit
     if client.shape != is_test.shape or client.ndim != 1:
         raise ValueError(f"is_test: {is_test.shape} beside client {client.shape}; one for each row")
     rows = np.flatnonzero(client >= 0)
-    order, ends = grouped(2 * client[rows] + is_test[rows], 2 * clients)
+    order, ends = group_by(2 * client[rows] + is_test[rows], 2 * clients)
     return Partition(rows[order], ends[::2], test=np.diff(ends)[1::2])
 
 

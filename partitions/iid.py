@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash
+from fl.data.grouping import hash_order
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 
@@ -18,7 +19,7 @@ def iid(rows: int, clients: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
         raise ValueError(f"clients: {clients} is not positive")
     if clients > rows:
         raise ValueError(f"clients: {clients} is more than the dataset's {rows} rows, and each needs one")
-    return by_hash(random.hash64(seed, "iid", np.arange(rows))), np.arange(clients + 1) * rows // clients
+    return hash_order(random.hash64(seed, "iid", np.arange(rows))), np.arange(clients + 1) * rows // clients
 
 
 @register("partition", "iid")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash, coded, dealt
+from fl.data.grouping import class_codes, deal_classes, hash_order
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 
@@ -36,11 +37,11 @@ def inner_dirichlet(
         )
     if sizes.sum() > len(labels):
         raise ValueError(f"sizes: {sizes.sum()} rows in all, of {len(labels)} that there are; make them smaller")
-    classes, codes = coded(labels)
+    classes, codes = class_codes(labels)
     supply = np.bincount(codes, minlength=len(classes))
     generator = random.numpy_generator(seed, "inner_dirichlet")
     logs = log_mixtures(generator, len(sizes), alpha * len(classes) * supply / supply.sum())
-    return dealt(codes, served(generator, sizes, supply, logs, seed), seed, "inner_dirichlet")
+    return deal_classes(codes, served(generator, sizes, supply, logs, seed), seed, "inner_dirichlet")
 
 
 def log_mixtures(generator: np.random.Generator, clients: int, parameters: np.ndarray) -> np.ndarray:
@@ -62,7 +63,9 @@ def served(
         mixtures /= mixtures.sum(1, keepdims=True)
         asked = generator.multinomial(sizes[wanting] - counts[wanting].sum(1), mixtures)
         for j in np.flatnonzero(asked.sum(0) > left[open_]):
-            order = by_hash(random.hash64(seed, "inner_dirichlet/queue", turn, int(open_[j]), np.arange(len(wanting))))
+            order = hash_order(
+                random.hash64(seed, "inner_dirichlet/queue", turn, int(open_[j]), np.arange(len(wanting)))
+            )
             before = np.cumsum(asked[order, j]) - asked[order, j]
             asked[order, j] = np.clip(left[open_[j]] - before, 0, asked[order, j])
         counts[np.ix_(wanting, open_)] += asked

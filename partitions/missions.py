@@ -18,7 +18,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.data.partition import Partition, by_hash, grouped
+from fl.data.grouping import group_by, hash_order
+from fl.data.partition import Partition
 from fl.data.stream import Scenario, Stage, Stream
 from fl.registry import register
 from fl.tensors import random
@@ -26,7 +27,7 @@ from fl.tensors import random
 
 def pool(y: np.ndarray, samples: int, seed: int) -> list[np.ndarray]:
     """Rows of y (n,) in batches of one class and up to `samples` rows, the batches in random order."""
-    shuffled = by_hash(random.hash64(seed, "missions", "rows", np.arange(len(y))))
+    shuffled = hash_order(random.hash64(seed, "missions", "rows", np.arange(len(y))))
     batches = []
     for label in np.unique(y):
         own = shuffled[y[shuffled] == label]
@@ -98,5 +99,5 @@ def _partition(held: list[list[np.ndarray]]) -> Partition:
     """Of batches of rows by client."""
     rows = [np.concatenate([np.empty(0, np.int64), *own]) for own in held]
     owners = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
-    order, offsets = grouped(owners, len(rows))
+    order, offsets = group_by(owners, len(rows))
     return Partition(np.concatenate(rows)[order], offsets)

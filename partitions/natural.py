@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, grouped, owners
+from fl.data.grouping import group_by
+from fl.data.partition import Partition, owners
 from fl.registry import register
 
 
@@ -20,14 +21,14 @@ def natural(ids: np.ndarray, clients: int | None = None) -> tuple[np.ndarray, np
     """(indices, offsets) from the id of each row; rows of a client ascend."""
     distinct, owners = np.unique(ids, return_inverse=True)
     if clients is None:
-        return grouped(owners, len(distinct))
+        return group_by(owners, len(distinct))
     if clients < 1:
         raise ValueError(f"clients: {clients} is not positive")
     if clients > len(distinct):
         raise ValueError(
             f"clients: {clients} is more than the {len(distinct)} that the data have; leave it out to take all"
         )
-    order, offsets = grouped(owners, len(distinct))
+    order, offsets = group_by(owners, len(distinct))
     return order[: offsets[clients]], offsets[: clients + 1]
 
 
@@ -46,5 +47,5 @@ class Natural:
         if dataset.held is None:
             return partition
         held, owner, count = dataset.held[partition.indices], owners(partition), partition.num_clients
-        order, _ = grouped(2 * owner + held, 2 * count)
+        order, _ = group_by(2 * owner + held, 2 * count)
         return Partition(partition.indices[order], partition.offsets, test=np.bincount(owner[held], minlength=count))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, owners, shifted
+from fl.data.partition import Partition, owners
+from fl.data.shift import map_features
 from fl.registry import register
 from fl.tensors import random
 
@@ -47,4 +48,4 @@ class FeatureNoise:
             scale = sigma[at].astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
             return mine + scale * every[partition.indices[at]]
 
-        return shifted(dataset, partition, add)
+        return map_features(dataset, partition, add)

@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, coded, dealt
+from fl.data.grouping import class_codes, deal_classes
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 
@@ -34,7 +35,7 @@ def pathological(
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(indices, offsets); every client has rows of exactly `num_classes_per_partition` classes, in random order."""
-    classes, codes = coded(labels)
+    classes, codes = class_codes(labels)
     if not 1 <= clients <= len(labels):
         raise ValueError(f"clients: {clients} is not in 1..{len(labels)}, the number of rows")
     if not 1 <= num_classes_per_partition <= len(classes):
@@ -42,7 +43,7 @@ def pathological(
             f"num_classes_per_partition: {num_classes_per_partition} is not in 1..{len(classes)}, the number of classes"
         )
     held = holdings(clients, len(classes), num_classes_per_partition, class_assignment_mode, seed)
-    return dealt(codes, equal_shares(held, np.bincount(codes, minlength=len(classes))), seed, "pathological")
+    return deal_classes(codes, equal_shares(held, np.bincount(codes, minlength=len(classes))), seed, "pathological")
 
 
 def holdings(clients: int, classes: int, k: int, mode: str = "random", seed: int = 0) -> np.ndarray:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, coded
+from fl.data.grouping import class_codes
+from fl.data.partition import Partition
 from fl.registry import register
 
 TRAIN, BATCH = 0.75, 10
@@ -37,7 +38,7 @@ def pfllib(
         )
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha: {alpha} is not a positive number")
-    classes, codes = coded(labels)
+    classes, codes = class_codes(labels)
     least, generator = int(min(BATCH / (1 - TRAIN), rows / clients / 2)), np.random.RandomState(seed)
     for _ in range(tries):
         owners = _drawn(generator, codes, len(classes), clients, alpha)

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, apportioned, by_hash
+from fl.data.grouping import apportion, hash_order
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 from partitions.dirichlet import repaired
@@ -40,8 +41,8 @@ def quantity(
         raise ValueError(
             f"min_size: {min_size} for each of {clients} clients is {clients * min_size} of {rows} rows; at most {rows // clients}"
         )
-    offsets = np.concatenate([[0], np.cumsum(apportioned(weights(clients, law, skew, seed), rows))])
-    return repaired(by_hash(random.hash64(seed, "quantity", np.arange(rows))), offsets, min_size)
+    offsets = np.concatenate([[0], np.cumsum(apportion(weights(clients, law, skew, seed), rows))])
+    return repaired(hash_order(random.hash64(seed, "quantity", np.arange(rows))), offsets, min_size)
 
 
 def weights(clients: int, law: str, skew: float, seed: int = 0) -> np.ndarray:

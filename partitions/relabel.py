@@ -44,6 +44,6 @@ class Relabel:
         y = dataset.labels
         names = relabelling(partition.num_clients, int(y.max()) + 1, self.classes, self.seed)
         owner = owners(partition)
-        shifted = y.copy()
-        shifted[partition.indices] = names[owner, y[partition.indices]]
-        return replace(dataset, train={**dataset.train, "y": shifted})
+        relabelled = y.copy()
+        relabelled[partition.indices] = names[owner, y[partition.indices]]
+        return replace(dataset, train={**dataset.train, "y": relabelled})

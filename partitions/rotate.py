@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, owners, shifted
+from fl.data.partition import Partition, owners
+from fl.data.shift import map_features
 from fl.registry import register
 from fl.tensors import random
 
@@ -63,4 +64,4 @@ class Rotate:
         def turn(x: np.ndarray, at: slice) -> np.ndarray:
             return rotated(x[:, None] if x.ndim == 3 else x, theta[at]).reshape(x.shape)
 
-        return shifted(dataset, partition, turn)
+        return map_features(dataset, partition, turn)

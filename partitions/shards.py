@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, coded, shuffled_groups
+from fl.data.grouping import class_codes, shuffled_groups
+from fl.data.partition import Partition
 from fl.registry import register
 from fl.tensors import random
 
@@ -30,7 +31,7 @@ def shards(
     rows, total = len(labels), clients * num_shards_per_partition
     if total > rows:
         raise ValueError(f"clients: {clients} of {num_shards_per_partition} shards each need more than the {rows} rows")
-    classes, codes = coded(labels)
+    classes, codes = class_codes(labels)
     by_label = shuffled_groups(codes, len(classes), seed, "shards/sort")[0]
     holder = np.empty(total, np.int64)
     holder[random.permutation(total, seed, "shards")] = np.arange(total) // num_shards_per_partition

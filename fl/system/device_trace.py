@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from fl.checks import within
+from fl.data.folder import locate
 from fl.registry import register
 from fl.system.devices import COLUMNS, DeviceModel, Devices, devices, is_valid_figure, valid_figures
-from fl.system.trace_file import entry_of_client, located, read_json, sorted_by_id
+from fl.system.trace_file import entry_of_client, read_json, sorted_by_id
 
 
 @register("devices", "trace")
@@ -66,7 +67,7 @@ def read_devices(path: str, training_factor: float = 3.0) -> dict[str, np.ndarra
 
 def _columns(path: str, training_factor: float) -> dict[str, list[Any]]:
     """Return the columns of a trace, all of one length. Missing values are None."""
-    found = located(path)
+    found = locate(path)
     if found.suffix in (".csv", ".parquet"):
         import pyarrow as pa
         import pyarrow.csv

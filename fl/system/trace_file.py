@@ -1,23 +1,14 @@
-"""Trace files: find them, read them, and assign their entries to clients."""
+"""Trace files: read them, and assign their entries to clients."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fl.data.folder import data_folder
-
-
-def located(path: str) -> Path:
-    """Find a file relative to the current directory, or else to the data folder."""
-    found = next((p for p in (Path(path), data_folder() / path) if p.is_file()), None)
-    if found is None:
-        raise ValueError(f"path: {path} is neither in {Path.cwd()} nor in the data folder {data_folder()}")
-    return found
+from fl.data.folder import locate
 
 
 def entry_of_client(entries: int, clients: int, path: str, repeat: bool) -> np.ndarray:
@@ -44,7 +35,7 @@ def read_json(path: str) -> Any:
         return found
 
     try:
-        return json.loads(located(path).read_text(), object_pairs_hook=unique_keys)
+        return json.loads(locate(path).read_text(), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"path: {path} is not JSON: {error}") from None
 

@@ -48,7 +48,7 @@ def test_forms_of_arrays():
         ({"train": {"x": X, "y": Y}, "tset": {"x": X, "y": Y}}, r"data: a dict of \['train', 'tset'\] is not"),
         ({"train": (X, Y)}, "data: train is tuple, not a dict of arrays"),
         ({"x": X, "y": ["a", "b", "c", "a", "b", "c"]}, r"data: train.y is <U1 \(6,\), not an array of numbers"),
-        ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is no array"),
+        ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is not an array"),
         ({"x": X, "y": 3}, r"data: train.y is int64 \(\), not an array"),
         ({"x": X, "y": Y[:5]}, "train: arrays differ in length"),
     ],
@@ -168,7 +168,7 @@ def test_parquet_of_columns_and_of_lists(tmp_path):
         ({"a": [1.0, None], "y": [0, 1]}, {}, "features: column 'a' lacks 1 values"),
         ({"a": [1.0, 2.0], "y": [0, None]}, {}, "target: column 'y' lacks 1 values"),
         ({"a": [[1.0], [1.0, 2.0]], "y": [0, 1]}, {}, r"features: the lists of column 'a' differ in length, \[1, 2\]"),
-        ({"y": [0]}, {}, r"features: there is none beside \['y'\]"),
+        ({"y": [0]}, {}, r"features: there are no columns left \['y'\]"),
     ],
 )
 def test_parquet_that_is_refused(tmp_path, columns, arguments, message):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from fl.data.folder import data_folder
-from fl.data.partition import Partition, apportioned, coded, dealt, shuffled_groups
+from fl.data.grouping import apportion, class_codes, deal_classes, shuffled_groups
+from fl.data.partition import Partition
 from partitions.dirichlet import dirichlet
 from partitions.extended_dirichlet import extended_dirichlet
 from partitions.inner_dirichlet import inner_dirichlet, log_mixtures, served
@@ -28,11 +29,11 @@ def counts_of(labels, indices, offsets) -> np.ndarray:
 # -- tools ----------------------------------------------------------------------------------------------------------------
 def test_coded_by_hand():
     for labels in ([7, -2, 7, 4], [7, -2, 7, 4 * 10**6]):
-        classes, codes = coded(np.array(labels))
+        classes, codes = class_codes(np.array(labels))
         assert_array_equal(classes, sorted(set(labels)))
         assert_array_equal(classes[codes], labels)
     with pytest.raises(ValueError, match="labels: float64"):
-        coded(np.zeros(3))
+        class_codes(np.zeros(3))
 
 
 @given(st.lists(st.integers(0, 6), max_size=60).map(lambda x: np.array(x, np.int64)), st.integers(0, 9))
@@ -51,16 +52,16 @@ def test_groups_are_shuffled_uniformly():
 def test_dealt_gives_what_is_counted():
     codes = np.array([0, 1, 0, 1, 1, 0, 0])
     counts = np.array([[1, 2], [0, 0], [2, 1]])
-    indices, offsets = dealt(codes, counts, 3)
+    indices, offsets = deal_classes(codes, counts, 3)
     assert_array_equal(counts_of(codes, indices, offsets), counts)
     assert len(set(indices)) == 6  # one row of class 0 is nobody's
-    with pytest.raises(ValueError, match="of class 1 there are 1 rows too few"):
-        dealt(codes, counts + np.array([[0, 1], [0, 0], [0, 0]]), 3)
+    with pytest.raises(ValueError, match="class 1 has 1 rows too few"):
+        deal_classes(codes, counts + np.array([[0, 1], [0, 0], [0, 0]]), 3)
 
 
 def test_apportioned_by_hand():
     """Of 10 in proportions 1 : 1 : 4.5: 1.54, 1.54, 6.92; two are left, for the remainders .92 and the first .54."""
-    assert_array_equal(apportioned(np.array([1, 1, 4.5]), 10), [2, 1, 7])
+    assert_array_equal(apportion(np.array([1, 1, 4.5]), 10), [2, 1, 7])
 
 
 # -- inner dirichlet ------------------------------------------------------------------------------------------------------
