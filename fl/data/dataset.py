@@ -4,7 +4,7 @@
     test    the same names, or None            rows on which the server evaluates
     clients (N,) or None                       natural owner of each training row (a writer, a speaker, a device)
     server  {"x": ..., "y": ..., ...} or None  rows on which the server may train (public data, base classes)
-    held    (N,) bool or None                  training rows that their natural owner uses for testing only. The partition
+    held    (N,) bool or None                  training rows that their natural owner only tests on. The partition
                                                `natural` keeps them as test rows; other partitions leave them out.
 
 Loaders are frozen dataclasses, registered under "data", with a method `load() -> Dataset`.
@@ -31,7 +31,8 @@ BLOCK = 1 << 24  # bytes that a digest reads at once
 class Dataset:
     """Arrays by name; see the module.
 
-    Arrays are stored contiguously, floating-point ones as float32, integer labels `y` as int64. Mapped files stay mapped.
+    Arrays are stored contiguously, floating-point ones as float32, integer labels `y` as int64. Mapped files stay
+    mapped.
 
     Args:
         train: Training rows by name; `x` is required.
@@ -62,13 +63,14 @@ class Dataset:
             object.__setattr__(self, "clients", np.ascontiguousarray(self.clients))
             if self.clients.shape != (len(self),) or self.clients.dtype.kind not in "iu":
                 raise ValueError(
-                    f"clients: {self.clients.dtype} {self.clients.shape} is not one integer for each of the {len(self)} rows"
+                    f"clients: {self.clients.dtype} {self.clients.shape} "
+                    f"is not one integer for each of {len(self)} rows"
                 )
         if self.held is not None:
             object.__setattr__(self, "held", np.ascontiguousarray(self.held))
             if self.held.shape != (len(self),) or self.held.dtype != bool:
                 raise ValueError(
-                    f"held: {self.held.dtype} {self.held.shape} is not one bool for each of the {len(self)} rows"
+                    f"held: {self.held.dtype} {self.held.shape} is not one bool for each of {len(self)} rows"
                 )
 
     def __len__(self) -> int:
@@ -109,13 +111,15 @@ class Loader:
 
 
 FORMS = (
-    'a Dataset, {"x": ..., "y": ...}, {"train": {"x": ..., "y": ...}, "test": ..., "clients": ..., "server": ...}, (x, y), '
-    "or (x_train, y_train, x_test, y_test)"
+    'a Dataset, {"x": ..., "y": ...}, {"train": {"x": ..., "y": ...}, "test": ..., "clients": ..., "server": ...}, '
+    "(x, y), or (x_train, y_train, x_test, y_test)"
 )
 
 
 def as_dataset(value: Any) -> Dataset:
-    """Convert the result of a user's function, in any of the `FORMS`, to a `Dataset`. Arrays may be anything numpy accepts.
+    """Convert the result of a user's function, in any of the `FORMS`, to a `Dataset`.
+
+    An array may be anything that numpy converts to one.
 
     >>> len(as_dataset(([[1.0], [2.0]], [0, 1])))
     2
@@ -125,8 +129,8 @@ def as_dataset(value: Any) -> Dataset:
     if isinstance(value, tuple):
         if len(value) not in (2, 4):
             raise ValueError(f"data: a tuple of {len(value)} is not {FORMS}")
-        parts = [dict(zip("xy", value[i : i + 2])) for i in range(0, len(value), 2)]
-        return as_dataset(dict(zip(("train", "test"), parts)))
+        pairs = [dict(zip("xy", value[i : i + 2])) for i in range(0, len(value), 2)]
+        return as_dataset(dict(zip(("train", "test"), pairs)))
     if not isinstance(value, Mapping):
         raise ValueError(f"data: {type(value).__name__} is not {FORMS}")
     if "x" in value:
@@ -136,7 +140,7 @@ def as_dataset(value: Any) -> Dataset:
         raise ValueError(f"data: a dict of {sorted(map(str, value))} is not {FORMS}")
     parts = {part: _arrays(part, value[part]) for part in ("train", "test", "server") if value.get(part) is not None}
     rows = {name: _array(name, value[name]) for name in ("clients", "held") if value.get(name) is not None}
-    return Dataset(**parts, **rows)
+    return Dataset(parts["train"], parts.get("test"), rows.get("clients"), parts.get("server"), rows.get("held"))
 
 
 def _arrays(part: str, arrays: Any) -> Arrays:

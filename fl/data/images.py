@@ -1,6 +1,6 @@
 """Readers of image files, resizing, and selection of rows.
 
-    idx      two zero bytes, a byte for the type, a byte for the number of axes; each length as 4 bytes, big-endian; values
+    idx      two zero bytes, type (1 byte), number of axes (1 byte), each length (4 bytes, big-endian), values
     CIFAR    records: label bytes (one, or coarse and fine), then 32 x 32 red, green and blue values row by row
 
 http://yann.lecun.com/exdb/mnist, https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -24,7 +24,8 @@ def read_idx(path: Path) -> np.ndarray:
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(
-            f"data: {path} is not an idx file: it begins with {raw[:4].hex(' ')!r} instead of 00 00, a type and a number of axes"
+            f"data: {path} is not an idx file: it begins with {raw[:4].hex(' ')!r} "
+            "instead of 00 00, a type and a number of axes"
         )
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
     dtype, start = np.dtype(IDX_TYPES[raw[2]]), 4 + 4 * raw[3]

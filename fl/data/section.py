@@ -71,9 +71,10 @@ DATA_KEYS = {"long_tail", "normalise", "augment"}
 
 
 def long_tailed(labels: np.ndarray, factor: float) -> np.ndarray:
-    """Return rows, ascending, in which class k of K has floor(n factor^(-k / (K - 1))) rows; n: size of the smallest class.
+    """Return rows, ascending, in which class k of K has floor(n factor^(-k / (K - 1))) rows.
 
-    The random choice is always the same. Cui, Jia, Lin, Song, Belongie 2019, arXiv:1901.05555 (n = 5,000 for CIFAR-10).
+    n is the size of the smallest class. The random choice is always the same. Cui, Jia, Lin, Song, Belongie 2019,
+    arXiv:1901.05555 (n = 5,000 for CIFAR-10).
 
     >>> labels = np.repeat([0, 1, 2], 100)
     >>> np.bincount(labels[long_tailed(labels, 100.0)]).tolist()
@@ -109,8 +110,8 @@ def normalised(dataset: Dataset, standard: Standard | None = None) -> Dataset:
     def normalise(part: Arrays | None) -> Arrays | None:
         return None if part is None else {**part, "x": (part["x"] - shift) * scale}
 
-    parts = {name: normalise(getattr(dataset, name)) for name in ("train", "test", "server")}
-    return replace(dataset, **parts)
+    train = normalise(dataset.train)
+    return replace(dataset, train=train, test=normalise(dataset.test), server=normalise(dataset.server))
 
 
 def _each(values: Sequence[float], channels: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Streams: the learning problem changes from stage to stage, and earlier stages are tested again later.
 
-    stage 0 (rounds 0..r-1) -> stage 1 (rounds r..2r-1) -> ...       each with its own rows, partition, test rows and task
+    stage 0 (rounds 0..r-1) -> stage 1 (rounds r..2r-1) -> ...    each has its rows, partition, test rows and task
 
-A run without a stream has one stage. A stream is a frozen dataclass registered under "stream" with the fields `tasks` and
-`rounds` (per task) and a method `stages(dataset, split, task) -> (dataset, stages)`. It may generate rows (permuted pixels)
-and distributes them with `split`, the partition of the run.
+A run without a stream has one stage. A stream is a frozen dataclass registered under "stream" with the fields `tasks`
+and `rounds` (per task) and a method `stages(dataset, split, task) -> (dataset, stages)`. It may generate rows
+(permuted pixels) and distributes them with `split`, the partition of the run.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def test_noise_sizes_are_log_normal_within_bounds():
         (Synthetic(alpha=-1.0), "alpha: -1.0 is negative"),
         (RandomData(classes=0), "classes: 0 is not positive"),
         (RandomData(samples=0), "samples: 0 leaves nothing"),
-        (RandomData(samples=LogNormal(lognormal=1, mean=0)), "mean: 0 not positive"),
+        (RandomData(samples=LogNormal(lognormal=1, mean=0)), "mean: 0 is not positive"),
     ],
 )
 def test_loaders_refuse(loader, message):

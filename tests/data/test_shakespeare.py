@@ -94,7 +94,7 @@ def test_held_rows():
     assert views == [[2, 5], [3], [1, 4], [0]]
     partition.check(6)
     assert [partition.hold_out(0.5, 0, 0).view_rows(c, "test").tolist() for c in (0, 1)] == [[3], [0]]
-    with pytest.raises(ValueError, match="brings its own test rows"):
+    with pytest.raises(ValueError, match="has its own test rows"):
         partition.hold_out(0, 0.2, 0)
     one = Natural(clients=1).split(data)
     assert one.indices.tolist() == [2, 5, 3] and one.test.tolist() == [1]
