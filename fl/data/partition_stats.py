@@ -1,9 +1,8 @@
 """Statistics of a partition: sizes, labels, and the heterogeneity of the clients.
 
-    emd      1/2 sum_k |p_ck - p_k|       earth mover's distance between distributions over classes, which have distance 1
-                                          from each other (total variation). Zhao et al. 2018, arXiv:1806.00582, omit
-                                          1/2.
-    entropy  - sum_k p_ck ln p_ck         nats; 0 for a single class, ln K for equal shares
+    emd      1/2 sum_k |p_ck - p_k|    earth mover's distance between distributions over classes, which have distance 1
+                                       (total variation); Zhao et al. 2018, arXiv:1806.00582, omit the 1/2
+    entropy  - sum_k p_ck ln p_ck      nats; 0 for a single class, ln K for equal shares
 
 p_c is the distribution of the labels of client c, p that of all clients together. There is no loop over clients and no
 clients x classes matrix.

@@ -65,16 +65,16 @@ def test_the_published_partition_of_pooled_mnist():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: File(), "path: give either path"),
-        (lambda: File(path="a.npz", lists=((1,),)), "path: give either path"),
-        (lambda: File(lists=((1, 8),)).split(DATA), "lists: row 8 is beyond the 8"),
+        (lambda: File(), "path: give either `path`"),
+        (lambda: File(path="a.npz", lists=((1,),)), "path: give either `path`"),
+        (lambda: File(lists=((1, 8),)).split(DATA), "lists: row 8 exceeds the 8 rows"),
         (lambda: File(lists=((1, 2), (2, 3))).split(DATA), "row 2 is given 2 times"),
         (lambda: File(lists=((1, -2),)).split(DATA), "indices: -2..1 exceed"),
-        (lambda: File(lists=()).split(DATA), "lists: there is none"),
-        (lambda: from_lists([[1]], [[2], [3]]), "test: 2 lists beside 1 of train"),
+        (lambda: File(lists=()).split(DATA), "lists: there are none"),
+        (lambda: from_lists([[1]], [[2], [3]]), "test: 2 lists, but 1 lists of train"),
         (lambda: from_lists([[0.5]]), "lists: .* are not row numbers"),
         (lambda: from_owners(np.zeros(3), np.zeros(2)), "is_test: "),
-        (lambda: read(__file__), "is neither .npz nor .json"),
+        (lambda: read(__file__), "must end in .npz or .json"),
     ],
 )
 def test_what_is_no_partition_is_refused(call, message):
@@ -84,7 +84,7 @@ def test_what_is_no_partition_is_refused(call, message):
 
 def test_a_client_with_test_rows_only_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", client=[0, 1, 1], is_test=[1, 0, 1])
-    with pytest.raises(ValueError, match="test: client 0 has test rows and none to train on"):
+    with pytest.raises(ValueError, match="test: client 0 has test rows but no training rows"):
         File(path=str(tmp_path / "a.npz")).split(DATA)
 
 
