@@ -50,7 +50,9 @@ def as_flwr(partition: Any, dataset: Any = None, *, labels: str = "label", clien
         clients: Name of its column of natural owners.
     """
 
-    class Ours(_hub("flwr_datasets.partitioner").Partitioner):
+    base: Any = _hub("flwr_datasets.partitioner").Partitioner
+
+    class Ours(base):
         made: Partition | None = None
 
         def _partition(self) -> Partition:

@@ -1,8 +1,8 @@
 """PFLlib's partition, draw for draw: the same seed gives the same rows as PFLlib's generator.
 
     m = int(min(10 / (1 - 0.75), R / N / 2)),  RandomState(seed);   repeat until the smallest client has m rows:
-      for each class k, ascending: shuffle its rows;  p ~ Dir(alpha) over N,  p_c <- 0 if c has >= R / N rows,  p <- p
-      / sum p
+      for each class k, ascending: shuffle its rows;  p ~ Dir(alpha) over N
+        p_c <- 0 if c has >= R / N rows;  p <- p / sum p
         cut the rows at floor(n_k cumsum p), without the last cut, and append
     then for each client scikit-learn's train_test_split(train_size=0.75, shuffle=True) with the same generator
 

@@ -26,7 +26,7 @@ from fl.execution.worker import ExchangeDispatch
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product, WeightedMean
 from fl.simulation.setup import RunSetup, inputs, set_up_run
-from fl.storage.segments import NOWHERE
+from fl.storage.segments import NO_RECORD
 
 CLIENTS, TURNS, CHUNKS = 16, 3, (2, 4, 8, 16)
 IDS = {"name": "noise", "shape": [32], "vocabulary": 80, "classes": 10, "clients": CLIENTS, "samples": 32}
@@ -85,7 +85,7 @@ def plans(run_setup: RunSetup) -> Iterator[Plan]:
 
 
 def exchange(run_setup: RunSetup, plan: Plan) -> ExchangeDispatch:
-    nowhere = np.tile(np.array(NOWHERE), (CLIENTS, 1))
+    nowhere = np.tile(np.array(NO_RECORD), (CLIENTS, 1))
     return ExchangeDispatch(
         kind="work",
         work="train",

@@ -107,11 +107,11 @@ def normalised(dataset: Dataset, standard: Standard | None = None) -> Dataset:
         mean, std = (_each(values, x.shape[1]) for values in (standard.mean, standard.std))
     shift, scale = (values.astype(np.float32).reshape(shape) for values in (mean, 1 / std))
 
-    def normalise(part: Arrays | None) -> Arrays | None:
-        return None if part is None else {**part, "x": (part["x"] - shift) * scale}
+    def normalise(part: Arrays) -> Arrays:
+        return {**part, "x": (part["x"] - shift) * scale}
 
-    train = normalise(dataset.train)
-    return replace(dataset, train=train, test=normalise(dataset.test), server=normalise(dataset.server))
+    others = {name: part and normalise(part) for name, part in (("test", dataset.test), ("server", dataset.server))}
+    return replace(dataset, train=normalise(dataset.train), test=others["test"], server=others["server"])
 
 
 def _each(values: Sequence[float], channels: int) -> np.ndarray:

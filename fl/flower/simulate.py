@@ -37,7 +37,7 @@ from fl.flower.records import RecordSizes
 from fl.flower.worker import AppResult, Job, frozen, seeded
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, claimed, read_metrics
+from fl.storage.run import RunDirectory, create_run_directory, read_metrics
 from fl.tensors.random import hash64
 
 try:
@@ -106,7 +106,7 @@ def simulate(
         raise ConfigError("executor", f"{executor!r} is not one of {list(EXECUTORS)}")
     if resume and not out:
         raise ConfigError("out", "resume goes on with a run: name its directory")
-    directory = Path(out) if out else claimed(name, seed)
+    directory = Path(out) if out else create_run_directory(name, seed)
     run_id, run_config = int(hash64(seed, "run")) >> 1, dict(run_config or {})
     app = {"name": name, "source": source, "nodes": num_nodes, "config": run_config, "journal": journal or resume}
     record = _committed(directory, seed, app) if resume else None

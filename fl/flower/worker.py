@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from fl.execution.workers.process import configure_process
 from fl.flower import records
-from fl.storage.segments import NOWHERE, Segments
+from fl.storage.segments import NO_RECORD, Segments
 from fl.tensors.random import hash64
 
 
@@ -75,7 +75,7 @@ class AppResult(NamedTuple):
     """What came of it."""
 
     reply: Message
-    state: tuple[int, int, int]  # where the new state is; NOWHERE if there is none to write
+    state: tuple[int, int, int]  # where the new state is; NO_RECORD if there is none to write
     sizes: records.RecordSizes  # of the reply
     trouble: str | None  # the traceback
 
@@ -147,7 +147,7 @@ class Worker:
 
     def one(self, content: bytes, work: Work) -> AppResult:
         message = Message(pickle.loads(content), metadata=work.metadata)
-        node, state, trouble = work.metadata.dst_node_id, NOWHERE, None
+        node, state, trouble = work.metadata.dst_node_id, NO_RECORD, None
         context = Context(
             run_id=self.job.run_id,
             node_id=node,

@@ -30,7 +30,7 @@ from fl.method.strategy import Exchange, ExchangeResult, Transfer
 from fl.simulation.setup import RunSetup
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
-from fl.storage.segments import NOWHERE
+from fl.storage.segments import NO_RECORD
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tracking.profile import span
@@ -107,9 +107,9 @@ class ExchangeRunner:
         plan = self._plan(exchange, broadcast)
         if limits is not None:
             plan = Plan("loop", 1, "some do part of their work")
-        carries = np.tile(np.array(NOWHERE), (len(taken), 1))
+        carries = np.tile(np.array(NO_RECORD), (len(taken), 1))
         if self.carries:
-            carries[:] = [self.carries.get(int(c), NOWHERE) for c in taken]
+            carries[:] = [self.carries.get(int(c), NO_RECORD) for c in taken]
         done = self.dispatch(
             kind="work",
             work=exchange.work,
@@ -237,7 +237,7 @@ class ExchangeRunner:
 
     def _dispatch(self, **fields: Any) -> ExchangeDispatch:
         cohort = fields["cohort"]
-        nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
+        nowhere = np.tile(np.array(NO_RECORD), (len(cohort), 1))
         server = fields["kind"] == "evaluate_server"
         place = self.index
         if fields["kind"] != "work":
@@ -258,7 +258,7 @@ class ExchangeRunner:
         self._stage(cohort, columns, dropped)
         carries = columns.column("carry", n, -1)
         if carries.ndim == 2:
-            carries[dropped] = NOWHERE
+            carries[dropped] = NO_RECORD
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
         broadcast = Broadcast.of(exchange.broadcast)
         common = [name for name in broadcast.shared if name not in broadcast.hidden and not self._difference(name)]
@@ -296,7 +296,7 @@ class ExchangeRunner:
         """What clients keep; a dropped one keeps what it had."""
         states = columns.column("state", len(cohort), -1)
         if states.ndim == 2:
-            states[dropped] = NOWHERE
+            states[dropped] = NO_RECORD
             self.states.stage(cohort, states)
 
 

@@ -36,7 +36,7 @@ from fl.simulation.exchange import ExchangeRunner, Row, by_group, expected_uploa
 from fl.simulation.setup import set_up_run
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, claimed, read_metrics
+from fl.storage.run import RunDirectory, create_run_directory, read_metrics
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tasks.task import SELECT, minimised
 from fl.tensors.params import Params
@@ -470,4 +470,4 @@ class Simulation:
 
 def new_directory(config: Config) -> Path:
     name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
-    return claimed(name, config.seed)
+    return create_run_directory(name, config.seed)

@@ -1,18 +1,25 @@
-"""The `checkpoint` section of a configuration: when a run is written to disk."""
+"""The section `checkpoint:` of a configuration: when a run is written to disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fl.checks import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """every: rounds between commits, what kill -9 can lose (default: 1; of an asynchronous server, as many of its steps as clients
-    under way amount to: those who have begun train together, and a commit waits for them).  best: keep the best model by evaluation.select, committed as it is found."""
+    """When a run is written to disk.
+
+    Args:
+        every: Rounds between commits; a crash loses at most this many. At least 1. Default: 1. With an asynchronous
+            server the default is the number of server steps made by the clients at work, because a commit waits for
+            them.
+        best: Keep the best model by evaluation.select. It is committed when it is found.
+    """
 
     every: int | None = None
     best: bool = True
 
-    def __post_init__(self):
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every: {self.every} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, every=self.every)

@@ -172,8 +172,8 @@ class Pareto(Figures, DeviceModel):
 
         ms_per_sample, latency_ms: x_c = x s_c            gflops, up_mbps, down_mbps, memory_mb, watts: x_c = x / s_c
 
-    P(s_c > s) = s^-alpha, drawn independently per column. s_c has a mean for alpha > 1 only and a variance for alpha > 2
-    only. A large alpha approaches `identical`. The other hyper-parameters are those of `Figures`.
+    P(s_c > s) = s^-alpha, drawn independently per column. s_c has a mean for alpha > 1 only and a variance for alpha >
+    2 only. A large alpha approaches `identical`. The other hyper-parameters are those of `Figures`.
 
     Args:
         alpha: Tail exponent, positive: a number for all speeds that are set, or a number per figure by name.

@@ -1,1 +1,1 @@
-"""Tasks: objective, outputs and metrics."""
+"""Tasks: loss, outputs and metrics."""

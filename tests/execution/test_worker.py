@@ -28,7 +28,7 @@ from fl.method.client import ClientAlgorithm, ClientContext, Reply, View
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Collect, Fold, Product, Stack, Sum, WeightedMean
 from fl.models.binding import Initial, module_params
-from fl.storage.segments import NOWHERE
+from fl.storage.segments import NO_RECORD
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest
@@ -76,7 +76,7 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
 
 def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
     cohort = np.asarray(cohort)
-    nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
+    nowhere = np.tile(np.array(NO_RECORD), (len(cohort), 1))
     settings = {
         "kind": "work",
         "work": "train",

@@ -138,8 +138,11 @@ class File(Loader):
         if self.scale is None:
             return data
         scale = np.float32(self.scale)
-        train, test = (part and part | {"x": part["x"].astype(np.float32) / scale} for part in (data.train, data.test))
-        return replace(data, train=train, test=test)
+
+        def scaled(part: Arrays) -> Arrays:
+            return part | {"x": part["x"].astype(np.float32) / scale}
+
+        return replace(data, train=scaled(data.train), test=data.test and scaled(data.test))
 
     def _tables(self) -> Dataset:
         import pyarrow.parquet as parquet
