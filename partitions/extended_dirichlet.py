@@ -1,6 +1,6 @@
 """A few classes per client: k classes each, and each class is distributed in Dirichlet shares among its holders.
 
-    client c holds S_c, |S_c| = k    p_k ~ Dir(alpha, ..., alpha) over the holders of class k; c gets about p_kc n_k rows
+    client c holds S_c, |S_c| = k   p_k ~ Dir(alpha, ..., alpha) over the holders of class k; c gets about p_kc n_k
 
 Li, Lyu 2023, arXiv:2311.03154 (Extended Dirichlet, ExDir(C, alpha)). k = K is the Dirichlet partition over classes;
 alpha -> inf is the pathological one. Each class has a holder (N k >= K): the first ceil(K / k) clients of a random

@@ -215,7 +215,7 @@ def test_a_run_with_language_modelling(settings, tmp_path):
     assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]))
     with pytest.raises(ConfigError, match="are not one class per row; use 'iid' or 'natural'"):
         fl.run(settings | {"partition": {"name": "dirichlet", "clients": 3, "alpha": 1.0}}, out=tmp_path / "b")
-    with pytest.raises(ConfigError, match="task: 'y' .* is not one class for each row"):
+    with pytest.raises(ConfigError, match="task: 'y' .* is not one class per row"):
         fl.run(settings | {"task": "classification"}, out=tmp_path / "c")
 
 
