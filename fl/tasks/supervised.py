@@ -63,7 +63,7 @@ class Classification(Task):
 @register("task", "regression")
 @dataclass(frozen=True, kw_only=True)
 class Regression(Task):
-    """Real targets y (B, K) or (B,); loss 1/2 |output - y|^2 summed over K. Metrics loss and mse, |output - y|^2 / K."""
+    """Real targets y (B, K) or (B,); loss 1/2 |output - y|^2, a sum over K. Metrics loss, mse = |output - y|^2 / K."""
 
     kernel: ClassVar[str] = "squared_error"
 
