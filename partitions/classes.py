@@ -7,7 +7,7 @@
 Zenke, Poole, Ganguli 2017, arXiv:1703.04200; the three scenarios: van de Ven, Tolias 2019, arXiv:1904.07734. The K
 classes are split into `tasks` groups of c = K / tasks, in the order of their labels or in a random order, and
 renumbered in that order. The samples are distributed once, all classes together. A client uses its samples of the
-present task, so it may have no rows in a stage.
+present task, so it may have no rows in a period.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from fl.checks import one_of
 from fl.data.dataset import Arrays, Dataset
 from fl.data.partition import Partition, owners
-from fl.data.stream import Scenario, Split, Stage, Stream
+from fl.data.stream import Period, Scenario, Split, Stream
 from fl.registry import register
 from fl.tasks.task import Batch, Metric, Task
 from fl.tensors import random
@@ -119,7 +119,7 @@ class Classes(Stream):
         one_of(("per_task", "shared", "joint"), head=self.head)
         one_of(("label", "seeded"), order=self.order)
 
-    def stages(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Stage]]:
+    def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
         classes = int(dataset.labels.max()) + 1
         if classes % self.tasks:
             raise ValueError(f"tasks: {self.tasks} does not divide the {classes} classes; use a number that does")
@@ -130,7 +130,7 @@ class Classes(Stream):
         partition, place = split(dataset), places[dataset.labels]
         test_place = None if dataset.test is None else places[dataset.test["y"]]
         return relabelled, [
-            Stage(
+            Period(
                 self.rounds,
                 restricted(partition, place // size == t),
                 Slice(task, t * size, (t + 1) * size) if self.head == "per_task" else task,

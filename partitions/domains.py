@@ -4,7 +4,7 @@
 
 `by` is an integer array of the data set with one number per row (MNIST's hsf, a hospital, a year). The test rows of a
 task are those of its domain. The array is then removed from the samples. The samples are distributed once, all domains
-together, so a client may have no rows in a stage.
+together, so a client may have no rows in a period.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fl.data.dataset import Arrays, Dataset
-from fl.data.stream import Split, Stage, Stream
+from fl.data.stream import Period, Split, Stream
 from fl.registry import register
 from fl.tasks.task import Task
 from partitions.classes import restricted
@@ -34,7 +34,7 @@ class Domains(Stream):
 
     by: str
 
-    def stages(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Stage]]:
+    def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
         values = np.unique(_domain(dataset.train, self.by))
         if len(values) != self.tasks:
             shown = values[:10].tolist() + ["..."] * (len(values) > 10)
@@ -44,7 +44,7 @@ class Domains(Stream):
         test = None if dataset.test is None else {n: a for n, a in dataset.test.items() if n != self.by}
         without_domain = replace(dataset, train={n: a for n, a in dataset.train.items() if n != self.by}, test=test)
         return without_domain, [
-            Stage(
+            Period(
                 self.rounds,
                 restricted(partition, dataset.train[self.by] == value),
                 task,

@@ -23,7 +23,7 @@ from fl.checks import at_least
 from fl.data.dataset import Dataset
 from fl.data.grouping import group_by, hash_order
 from fl.data.partition import Partition
-from fl.data.stream import Scenario, Split, Stage, Stream
+from fl.data.stream import Period, Scenario, Split, Stream
 from fl.registry import register
 from fl.tasks.task import Task
 from fl.tensors import random
@@ -93,14 +93,14 @@ class Missions(Stream):
         super().__post_init__()
         at_least(1, clients=self.clients, classes=self.classes, samples=self.samples)
 
-    def stages(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Stage]]:
+    def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
         y = dataset.labels
         batches = pool(y, self.samples, self.seed)
         dealt = deal(np.array([y[batch[0]] for batch in batches]), self.clients, self.classes, self.tasks)
         full = sum(any(mission) for mission in dealt)
         if full < self.tasks:
             raise ValueError(f"tasks: {self.tasks}, but the {len(batches)} batches last for {full} missions only")
-        stages: list[Stage] = []
+        periods: list[Period] = []
         held: list[list[np.ndarray]] = [[] for _ in range(self.clients)]
         for mission in dealt:
             met = [[batches[b] for b in taken] for taken in mission]
@@ -110,8 +110,8 @@ class Missions(Stream):
                 met = [[batch[c :: self.clients] for batch in everything] for c in range(self.clients)]
             held = [old + new for old, new in zip(held, met)] if self.keep else met
             test = None if dataset.test is None else np.flatnonzero(np.isin(dataset.test["y"], labels))
-            stages.append(Stage(self.rounds, _partition(held), task, test))
-        return dataset, stages
+            periods.append(Period(self.rounds, _partition(held), task, test))
+        return dataset, periods
 
 
 def _partition(held: list[list[np.ndarray]]) -> Partition:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.data.dataset import Arrays, Dataset
-from fl.data.stream import Split, Stage, Stream, split_rows
+from fl.data.stream import Period, Split, Stream, split_rows
 from fl.registry import register
 from fl.tasks.task import Task
 from fl.tensors import random
@@ -39,7 +39,7 @@ class Permuted(Stream):
 
     seed: int = 0
 
-    def stages(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Stage]]:
+    def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
         orders = pixel_orders(dataset.train["x"][0].size, self.tasks, self.seed)
         clients = None if dataset.clients is None else np.tile(dataset.clients, self.tasks)
         test = None if dataset.test is None else _permuted(dataset.test, orders)
@@ -47,7 +47,7 @@ class Permuted(Stream):
         repeated = Dataset(_permuted(dataset.train, orders), test, clients, dataset.server, held)
         n, m = len(dataset), 0 if dataset.test is None else len(dataset.test["x"])
         return repeated, [
-            Stage(
+            Period(
                 self.rounds, split_rows(repeated, np.arange(t * n, t * n + n), split), task, np.arange(t * m, t * m + m)
             )
             for t in range(self.tasks)

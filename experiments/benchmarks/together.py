@@ -90,7 +90,7 @@ def exchange(run_setup: RunSetup, plan: Plan) -> ExchangeDispatch:
         kind="work",
         work="train",
         round=0,
-        stage=0,
+        period=0,
         number=0,
         cohort=np.arange(CLIENTS),
         broadcast=Broadcast.of(run_setup.model),

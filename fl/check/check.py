@@ -460,7 +460,7 @@ def cohort_of_one(bench: Bench) -> str | None:
     if set(config.client.receives) != {"model"} or "model" not in config.client.sends:
         return "its messages are not a model down and its update up"
     with bench.simulation(config) as simulation:
-        start, partition = simulation.run_setup.model.clone(), simulation.run_setup.stages[0].partition
+        start, partition = simulation.run_setup.model.clone(), simulation.run_setup.periods[0].partition
         arrays = {name: torch.from_numpy(array) for name, array in simulation.run_setup.dataset.train.items()}
         views = {split: View(arrays, partition.view_rows(3, split)) for split in ("train", "val", "test")}
         ctx = ClientContext(

@@ -492,19 +492,19 @@ def partition(
 
         log_to_stderr()
         resolved = resolve(read(config, changes))
-        dataset, stages = load_data(resolved)
+        dataset, periods = load_data(resolved)
         labels = dataset.train.get("y")
-        found = [statistics(stage.partition, labels) for stage in stages]
+        found = [statistics(period.partition, labels) for period in periods]
         given = sum(one["rows"] for one in found)
         if as_json:
-            print(json.dumps({"rows": len(dataset), "nobodys": len(dataset) - given, "stages": found}))
+            print(json.dumps({"rows": len(dataset), "nobodys": len(dataset) - given, "periods": found}))
         else:
             rest = f"of {len(dataset)} rows {len(dataset) - given} are nobody's"
             print("\n\n".join([*map(_holdings, found), rest] if given < len(dataset) else map(_holdings, found)))
         if plot:
             from fl.report.plots import holdings
 
-            holdings(stages[0].partition, labels, plot)
+            holdings(periods[0].partition, labels, plot)
 
 
 def _holdings(found: dict[str, Any]) -> str:

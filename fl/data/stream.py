@@ -1,9 +1,9 @@
-"""Streams: the learning problem changes from stage to stage, and earlier stages are tested again later.
+"""Streams: the learning problem changes from period to period, and earlier periods are tested again later.
 
-    stage 0 (rounds 0..r-1) -> stage 1 (rounds r..2r-1) -> ...    each has its rows, partition, test rows and task
+    period 0 (rounds 0..r-1) -> period 1 (rounds r..2r-1) -> ...    each has its rows, partition, test rows and task
 
-A run without a stream has one stage. A stream is a frozen dataclass registered under "stream" with the fields `tasks`
-and `rounds` (per task) and a method `stages(dataset, split, task) -> (dataset, stages)`. It may generate rows
+A run without a stream has one period. A stream is a frozen dataclass registered under "stream" with the fields `tasks`
+and `rounds` (per task) and a method `periods(dataset, split, task) -> (dataset, periods)`. It may generate rows
 (permuted pixels) and distributes them with `split`, the partition of the run.
 """
 
@@ -27,14 +27,14 @@ Split = Callable[[Dataset], Partition]
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class Period:
     """One learning problem, learnt for a number of consecutive rounds.
 
     Args:
         rounds: Number of rounds.
         partition: The rows of each client, as rows of the whole training set.
         task: Loss, outputs and metrics.
-        test: (M,) rows of the server's test set that belong to this stage. Default: all.
+        test: (M,) rows of the server's test set that belong to this period. Default: all.
         name: Name in reports.
     """
 
@@ -70,8 +70,8 @@ class Stream:
         """Rounds of all tasks together."""
         return self.tasks * self.rounds
 
-    def stages(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Stage]]:
-        """Return the data set, possibly with new rows, and the stages."""
+    def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
+        """Return the data set, possibly with new rows, and the periods."""
         raise NotImplementedError
 
 

@@ -26,7 +26,7 @@ from fl.communication.codec import Codec, Identity, Key, Sizes, down_key, find_w
 from fl.communication.codecs.delta import Delta, alike, minus, plus
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stacked_memories
 from fl.data.augment import Augment
-from fl.data.stream import Stage
+from fl.data.stream import Period
 from fl.errors import ClientError
 from fl.execution.training import batched, compiled
 from fl.execution.training.compiled import Compiled
@@ -68,7 +68,7 @@ class Job:
     initial: Initial  # its tensors as the run began
     arrays: Mapping[str, Tensor]
     server_arrays: Mapping[str, Tensor]
-    stages: tuple[Stage, ...]
+    periods: tuple[Period, ...]
     seed: int
     rounds: int
     up: Codec
@@ -116,7 +116,7 @@ class ExchangeDispatch:
     kind: Literal["work", "evaluate", "evaluate_server"]
     work: str  # what clients do; for evaluations the model's stage: received, trained or adapted
     round: int
-    stage: int  # of the stream, the present one or, for evaluations, the one asked about
+    period: int  # of the stream, the present one or, for evaluations, the one asked about
     number: int  # of this dispatch in the run: the participation in addresses of randomness
     cohort: np.ndarray  # client ids, the one with most work first; for the server's data, block numbers
     broadcast: Broadcast  # shared and static groups decoded
@@ -317,7 +317,7 @@ class Worker:
         if job.compiled:
             compiled.load()
         self.job, self.writer = job.placed(), writer
-        self.slices = [stage.partition.train_slices() for stage in job.stages]
+        self.slices = [period.partition.train_slices() for period in job.periods]
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
@@ -364,8 +364,8 @@ class ExchangeWorker:
         self.mean = alone if isinstance(alone, WeightedMean) else None
         self.device = self.job.device
         self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
-        stage = self.job.stages[dispatch.stage]
-        self.partition, self.task = stage.partition, stage.task
+        period = self.job.periods[dispatch.period]
+        self.partition, self.task = period.partition, period.task
         broadcast = dispatch.broadcast
         visible = {name: tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden}
         static = {name: static.value for name, static in broadcast.static.items()}
@@ -456,7 +456,7 @@ class ExchangeWorker:
     def _many(self, positions: np.ndarray) -> None:
         """Client work for the clients at consecutive positions, trained together."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
-        starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
+        starts, sizes = (column[clients] for column in self.worker.slices[d.period])
         before = own = [None] * len(clients)
         known, stacked = d.states[positions, 0] >= 0, None
         if known.any():

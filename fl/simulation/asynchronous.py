@@ -39,7 +39,7 @@ class Group:
     work: str
     number: int  # of the dispatch
     version: int
-    stage: int
+    period: int
     broadcast: Broadcast
     plan: Plan
     clients: np.ndarray  # (n,) in the order in which they train
@@ -154,7 +154,9 @@ class AsynchronousRunner(ExchangeRunner):
             plan = self._plan(exchange, broadcast) if len(members) > 1 else Plan("loop", 1, "alone with its version")
             clients, numbers = (np.array(column, np.int64) for column in list(zip(*members))[:2])
             number = self._number(time)
-            self.waiting.append(Group(exchange.work, number, self.round, self.stage, broadcast, plan, clients, numbers))
+            self.waiting.append(
+                Group(exchange.work, number, self.round, self.period, broadcast, plan, clients, numbers)
+            )
 
     # -- training -------------------------------------------------------------------------------------------------
     def _train(self) -> None:
@@ -179,7 +181,7 @@ class AsynchronousRunner(ExchangeRunner):
             work=group.work,
             round=group.version,
             number=group.number,
-            stage=group.stage,
+            period=group.period,
             cohort=group.clients,
             broadcast=group.broadcast,
             reduction=Stack(),

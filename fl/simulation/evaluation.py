@@ -26,12 +26,12 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
     """All metrics that the run's configuration asks for; `broadcast` holds the model, and what clients receive with it."""
     run_setup, row = exchanges.run_setup, {}
     if run_setup.config.evaluation.server and run_setup.dataset.test is not None:
-        tasks = [_on_server(exchanges, broadcast, stage) for stage in range(exchanges.stage + 1)]
+        tasks = [_on_server(exchanges, broadcast, period) for period in range(exchanges.period + 1)]
         row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}
-        if len(run_setup.stages) > 1:
+        if len(run_setup.periods) > 1:
             row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
-    stage, plan = run_setup.stages[exchanges.stage], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
-    for split, held in (("val", stage.partition.val), ("test", stage.partition.test)):
+    period, plan = run_setup.periods[exchanges.period], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
+    for split, held in (("val", period.partition.val), ("test", period.partition.test)):
         clients = _evaluated(exchanges, held)
         if not len(clients):
             continue
@@ -40,7 +40,7 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
             work=run_setup.config.evaluation.stage,
             cohort=clients,
             broadcast=broadcast,
-            reduction=Product(stage.task.metrics()),
+            reduction=Product(period.task.metrics()),
             plan=plan,
             split=split,
         )
@@ -58,7 +58,7 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
     """What a strategy asks for in the middle of a round: set of rows -> metric -> value."""
     broadcast = Broadcast.of(request.broadcast)
     if request.cohort is None:
-        return {name: _on_server(exchanges, broadcast, exchanges.stage, rows) for name, rows in request.rows.items()}
+        return {name: _on_server(exchanges, broadcast, exchanges.period, rows) for name, rows in request.rows.items()}
     cohort, answer = np.unique(np.asarray(request.cohort, np.int64)), {}
     for name, rows in request.rows.items():
         done = exchanges.dispatch(
@@ -66,7 +66,7 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
             work=request.stage,
             cohort=cohort,
             broadcast=broadcast,
-            reduction=Product(exchanges.run_setup.stages[exchanges.stage].task.metrics()),
+            reduction=Product(exchanges.run_setup.periods[exchanges.period].task.metrics()),
             plan=Plan("loop", 1, "each client's own"),
             rows=np.asarray(rows, np.int64),
         )
@@ -74,15 +74,15 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
     return answer
 
 
-def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, stage: int, rows: np.ndarray | None = None) -> Row:
-    """Metrics on rows of the server's test set; by default those that a stage asks for."""
-    part = exchanges.run_setup.stages[stage]
+def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, period: int, rows: np.ndarray | None = None) -> Row:
+    """Metrics on rows of the server's test set; by default those that a period asks for."""
+    part = exchanges.run_setup.periods[period]
     if rows is None:
         rows = np.arange(len(exchanges.run_setup.dataset.test["x"])) if part.test is None else part.test
     done = exchanges.dispatch(
         kind="evaluate_server",
         work="received",
-        stage=stage,
+        period=period,
         cohort=np.arange(-(-len(rows) // EVALUATION_BLOCK)),
         broadcast=broadcast,
         reduction=Product(part.task.metrics()),

@@ -59,8 +59,8 @@ class ExchangeRunner:
         """A round of `cohort`; bytes and clients' metrics are booked under `booked`."""
         self.round, self.booked, self.cohort = round_, booked, cohort
         self.index, self.evaluations, self.carries, self.tally = 0, 0, {}, RoundTotals()
-        self.stage = self.run_setup.stage_at(round_)
-        self.sizes = self.run_setup.sizes(self.stage)
+        self.period = self.run_setup.period_at(round_)
+        self.sizes = self.run_setup.sizes(self.period)
 
     # -- lasting --------------------------------------------------------------------------------------------------
     def record(self) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class ExchangeRunner:
         place = self.index
         if fields["kind"] != "work":
             place, self.evaluations = EVALUATIONS + self.evaluations, self.evaluations + 1
-        given = {"round": self.round, "number": self._number(place), "stage": self.stage, "carries": nowhere}
+        given = {"round": self.round, "number": self._number(place), "period": self.period, "carries": nowhere}
         return ExchangeDispatch(
             states=nowhere if server else self.states.locations(cohort),
             cost=np.ones(len(cohort)) if server else self.sizes[cohort] + 1.0,

@@ -14,7 +14,7 @@ import torch
 from fl.config.config import Config, located
 from fl.data.dataset import Dataset, tensors
 from fl.data.partition import Partition
-from fl.data.stream import Stage, split_rows
+from fl.data.stream import Period, split_rows
 from fl.errors import ConfigError
 from fl.execution.training.device import Device
 from fl.execution.training.loop import overrides
@@ -35,19 +35,19 @@ class RunSetup:
 
     config: Config
     dataset: Dataset
-    stages: tuple[Stage, ...]  # of the task stream; one, if there is none
+    periods: tuple[Period, ...]  # of the task stream; one, if there is none
     module: torch.nn.Module
     initial: Initial  # its tensors
     plan: Plan
     world: SimulatedSystem | None  # devices and presence of those who may train, if there is a system model
 
-    def sizes(self, stage: int) -> np.ndarray:
-        """(N,): training samples of each client in a stage."""
-        return self._sizes[stage]
+    def sizes(self, period: int) -> np.ndarray:
+        """(N,): training samples of each client in a period."""
+        return self._sizes[period]
 
     @cached_property
     def _sizes(self) -> list[np.ndarray]:
-        return [stage.partition.train_slices()[1] for stage in self.stages]
+        return [period.partition.train_slices()[1] for period in self.periods]
 
     @property
     def model(self) -> Params:
@@ -57,7 +57,7 @@ class RunSetup:
     @property
     def population(self) -> int:
         """Clients, those that are held out from training included: they are the last."""
-        return self.stages[0].partition.num_clients
+        return self.periods[0].partition.num_clients
 
     @property
     def trainable(self) -> int:
@@ -66,30 +66,30 @@ class RunSetup:
     @cached_property
     def flops_per_sample(self) -> float:
         """To train on one sample; NaN where nobody asks."""
-        system, stage = self.config.system, self.stages[0]
+        system, period = self.config.system, self.periods[0]
         if system is None or system.compute != "flops":
             return math.nan
-        rows = np.flatnonzero(np.diff(stage.partition.offsets) > 0)[:1]
+        rows = np.flatnonzero(np.diff(period.partition.offsets) > 0)[:1]
         batch = View(
             tensors(self.dataset.train),
-            stage.partition.view_rows(int(rows[0]), "train")[:32],
+            period.partition.view_rows(int(rows[0]), "train")[:32],
         ).take(slice(None))
         bind(self.module, self.initial.trained, self.initial)
-        return flops_per_sample(self.module, batch["x"], lambda outputs: stage.task.loss(outputs, batch).sum())
+        return flops_per_sample(self.module, batch["x"], lambda outputs: period.task.loss(outputs, batch).sum())
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """(S,): the rounds that stages end before."""
-        return np.cumsum([stage.rounds for stage in self.stages])
+        """(S,): the rounds that periods end before."""
+        return np.cumsum([period.rounds for period in self.periods])
 
-    def stage_at(self, round_: int) -> int:
-        """The stage of a round; of what comes after all rounds, the last."""
-        return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.stages) - 1)
+    def period_at(self, round_: int) -> int:
+        """The period of a round; of what comes after all rounds, the last."""
+        return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.periods) - 1)
 
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """The plan for training another module than the run's."""
         config, execution = self.config, replace(self.config.execution, chunk=None)
-        given = self.stages[0].task, inputs(self.dataset), execution, cohort_size(config), bool(config.data.augment)
+        given = self.periods[0].task, inputs(self.dataset), execution, cohort_size(config), bool(config.data.augment)
         return make_plan(config.client, module, module_params(module), *given)
 
     def job(self, folder: Any, scratch: Any) -> Job:
@@ -101,7 +101,7 @@ class RunSetup:
             initial=self.initial,
             arrays=tensors(self.dataset.train),
             server_arrays=tensors(self.dataset.test),
-            stages=self.stages,
+            periods=self.periods,
             seed=config.seed,
             rounds=config.rounds,
             up=config.up,
@@ -124,20 +124,20 @@ class RunSetup:
 def set_up_run(config: Config) -> RunSetup:
     """Load, partition, build and plan; whatever does not fit is a `ConfigError`."""
     _guard("execution", device(config).check)
-    dataset, stages = load_data(config)
-    population = stages[0].partition.num_clients
+    dataset, periods = load_data(config)
+    population = periods[0].partition.num_clients
     if config.splits.clients >= population:
         raise ConfigError("splits.clients", f"{config.splits.clients} held out of {population} leave nobody to train")
     _guard("cohort", lambda: config.cohort.check(population - config.splits.clients))
     module = build_model(config, dataset)
     initial = Initial.of(module)
-    execution, task, augmented = config.execution, stages[0].task, bool(config.data.augment)
+    execution, task, augmented = config.execution, periods[0].task, bool(config.data.augment)
     given = inputs(dataset), execution, cohort_size(config), augmented
     plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, task, *given))
     execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
     system, trainable = config.system, population - config.splits.clients
     world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
-    return RunSetup(replace(config, execution=execution), dataset, stages, module, initial, plan, world)
+    return RunSetup(replace(config, execution=execution), dataset, periods, module, initial, plan, world)
 
 
 def device(config: Config) -> Device:
@@ -146,8 +146,8 @@ def device(config: Config) -> Device:
     return Device(execution.device, execution.precision, execution.deterministic)
 
 
-def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
-    """The data and, for each stage of the run, who holds which rows of them."""
+def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
+    """The data and, for each period of the run, who holds which rows of them."""
     dataset = _guard("data", config.data.load)
 
     def split(part: Dataset) -> Partition:
@@ -156,12 +156,12 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
         return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
 
     if config.stream is None:
-        stages = [Stage(config.rounds, split(dataset), config.task)]
+        periods = [Period(config.rounds, split(dataset), config.task)]
     else:
-        dataset, stages = _guard("stream", lambda: config.stream.stages(dataset, split, config.task))
+        dataset, periods = _guard("stream", lambda: config.stream.periods(dataset, split, config.task))
     if config.shift is not None:
-        dataset = _guard("shift", lambda: config.shift.apply(dataset, stages[0].partition))
-    holders = sum(np.diff(stage.partition.offsets) for stage in stages)
+        dataset = _guard("shift", lambda: config.shift.apply(dataset, periods[0].partition))
+    holders = sum(np.diff(period.partition.offsets) for period in periods)
     empty = np.flatnonzero(holders == 0)
     if len(empty):
         raise ConfigError(
@@ -169,8 +169,8 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
             f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
-    held = [_guard("splits", lambda stage=stage: _split(stage.partition, dataset, config)) for stage in stages]
-    return dataset, tuple(replace(stage, partition=partition) for stage, partition in zip(stages, held))
+    held = [_guard("splits", lambda period=period: _split(period.partition, dataset, config)) for period in periods]
+    return dataset, tuple(replace(period, partition=partition) for period, partition in zip(periods, held))
 
 
 def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:

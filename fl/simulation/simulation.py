@@ -316,19 +316,19 @@ class Simulation:
         """Round `self.round`, not judged and not committed."""
         start = time.perf_counter()
         config = self.config
-        sizes = self.run_setup.sizes(self.run_setup.stage_at(self.round))[: self.run_setup.trainable]
+        sizes = self.run_setup.sizes(self.run_setup.period_at(self.round))[: self.run_setup.trainable]
         with span("server", "sample"):
             self.sampler, cohort, sets_out = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
         self.exchanges.begin(self.round, self.round, cohort)
         self.exchanges.wait(sets_out)
         metrics = self._run_generator(config.strategy.round(self.state, self._context(cohort)))
         row = {"round": self.round, **self.exchanges.tally.summary(), "cohort_size": len(cohort), **metrics}
-        stage_ends = self.round + 1 in self.run_setup.ends
-        if (self.round + 1) % config.evaluation.every == 0 or stage_ends:
+        period_ends = self.round + 1 in self.run_setup.ends
+        if (self.round + 1) % config.evaluation.every == 0 or period_ends:
             with span("evaluate", "evaluation"):
                 row |= evaluate(self.exchanges, self._evaluated(cohort))
-        if stage_ends and len(self.run_setup.stages) > 1 and "task0/accuracy" in row:
-            seen = range(self.exchanges.stage + 1)
+        if period_ends and len(self.run_setup.periods) > 1 and "task0/accuracy" in row:
+            seen = range(self.exchanges.period + 1)
             self.progress["matrix"].append([row[f"task{s}/accuracy"] for s in seen])
             row |= {f"stream/{name}": value for name, value in forgetting(self.progress["matrix"]).items()}
         row |= self.folder.ledger.totals(self.round)
@@ -442,19 +442,19 @@ class Simulation:
 
     def _context(self, cohort: np.ndarray) -> ServerContext:
         config, run_setup, here = self.config, self.run_setup, self.round
-        stage = run_setup.stage_at(here)
+        period = run_setup.period_at(here)
         return ServerContext(
             seed=config.seed,
             round=here,
             rounds=config.rounds,
             population=run_setup.trainable,
             cohort=cohort,
-            task=run_setup.stages[stage].task,
+            task=run_setup.periods[period].task,
             module=run_setup.module,
             frozen=run_setup.initial.frozen,
-            stage=stage,
-            stage_begins=here == 0 or here in run_setup.ends,
-            stage_ends=here + 1 in run_setup.ends,
+            period=period,
+            period_begins=here == 0 or here in run_setup.ends,
+            period_ends=here + 1 in run_setup.ends,
             server=self.server,
             test=self.test,
             tiers=getattr(config.server, "tiers", 1),

@@ -126,7 +126,7 @@ class Segments:
         memory = torch.empty(length, dtype=torch.uint8, device="cpu")
         raw_bytes(memory)[:] = self.window(segment, offset, length)
         text = memory.numpy()
-        (size,) = _LENGTH.unpack_from(text)
+        (size,) = _LENGTH.unpack_from(text.data)
         return _tree(bytes(text[_LENGTH.size : _LENGTH.size + size]).decode(), memory, _LENGTH.size + size)
 
     def read_rows(self, locations: np.ndarray) -> Tree:

@@ -146,7 +146,7 @@ def plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) -> tuple[li
 
     def make(kind: Kind, chunk: int | None = None, layout: MemoryFormat | None = None) -> Plan:
         execution = replace(config.execution, plan=kind, chunk=chunk, layout=layout)
-        given = run_setup.module, run_setup.model, run_setup.stages[0].task, inputs(run_setup.dataset)
+        given = run_setup.module, run_setup.model, run_setup.periods[0].task, inputs(run_setup.dataset)
         return make_plan(config.client, *given, execution, cohort_size(config), bool(config.data.augment))
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):

@@ -101,8 +101,8 @@ def test_held_rows():
     assert data.digest() != Dataset(data.train, clients=data.clients).digest()
     with pytest.raises(ValueError, match="held: bool .5,. is not one bool for each of 6 rows"):
         Dataset({"x": rows}, held=held[:5])
-    _, stages = Permuted(tasks=2, rounds=1).stages(data, Natural().split, None)
-    assert [stage.partition.view_rows(0, "test").tolist() for stage in stages] == [[3], [9]]
+    _, periods = Permuted(tasks=2, rounds=1).periods(data, Natural().split, None)
+    assert [period.partition.view_rows(0, "test").tolist() for period in periods] == [[3], [9]]
 
 
 # -- the real text --------------------------------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ def placed(job):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
     initial, arrays, module = placed(job)
-    stage, clients = job.stages[0], np.arange(4)
-    starts, sizes = (column[clients] for column in stage.partition.train_slices())
+    period, clients = job.periods[0], np.arange(4)
+    starts, sizes = (column[clients] for column in period.partition.train_slices())
     chunk = batched.Chunk(
         *(
             clients,
@@ -78,11 +78,11 @@ def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
             {},
             [None] * 4,
             arrays,
-            stage.partition.indices,
+            period.partition.indices,
             starts,
             sizes,
         ),
-        *(initial, module, stage.task),
+        *(initial, module, period.task),
     )
     algorithm = replace(job.algorithm, optimiser=SGD(momentum=momentum))
     with torch.device("meta"):
@@ -94,14 +94,14 @@ def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_loop_makes_nothing_elsewhere(job, momentum):
     initial, arrays, module = placed(job)
-    stage, algorithm = job.stages[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
-    views = {split: View(arrays, stage.partition.view_rows(0, split)) for split in ("train", "val", "test")}
+    period, algorithm = job.periods[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
+    views = {split: View(arrays, period.partition.view_rows(0, split)) for split in ("train", "val", "test")}
     ctx = ClientContext(
         *(0, 0, 0, 1, 0, {"model": initial.trained}, {}, None),
         **views,
         initial=initial,
         module=module.train(),
-        task=stage.task,
+        task=period.task,
     )
     with torch.device("meta"):
         theta = initial.trained.clone()

@@ -19,7 +19,7 @@ from clients.sgd import LocalSGD
 from fl.communication.codec import Identity
 from fl.data.partition import Partition
 from fl.data.sets.noise import LogNormal, RandomData
-from fl.data.stream import Stage
+from fl.data.stream import Period
 from fl.errors import ClientError
 from fl.execution.training.loop import train
 from fl.execution.training.plan import Plan
@@ -55,7 +55,7 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
         initial=Initial.of(MODULE),
         arrays=ARRAYS,
         server_arrays={},
-        stages=(Stage(1, PARTITION, Classification()),),
+        periods=(Period(1, PARTITION, Classification()),),
         seed=5,
         rounds=1,
         up=Identity(),
@@ -82,7 +82,7 @@ def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
         "work": "train",
         "round": 0,
         "number": 4,
-        "stage": 0,
+        "period": 0,
         "broadcast": Broadcast.of(MODEL),
         "reduction": Product({"model": WeightedMean()}),
         "states": nowhere,

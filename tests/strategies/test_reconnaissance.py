@@ -175,7 +175,7 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     w = result.model
     x = torch.from_numpy(run_setup.dataset.train["x"]).flatten(1)
     z = (torch.relu(x @ w["1.weight"].T + w["1.bias"]) @ w["3.weight"].T + w["3.bias"]).numpy()
-    seen = np.concatenate([stage.partition.indices for stage in run_setup.stages])
+    seen = np.concatenate([period.partition.indices for period in run_setup.periods])
     y = run_setup.dataset.train["y"]
     for key, total, count in zip(table.keys.tolist(), table.values, table.counts):
         rows = seen[y[seen] == key]
@@ -185,7 +185,7 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes down once
     ledger = result.ledger.to_pylist()
     for row in (r for r in ledger if r["direction"] == "up"):
-        partition = run_setup.stages[row["round"]].partition
+        partition = run_setup.periods[row["round"]].partition
         touched = len(np.unique(y[partition.view_rows(row["client"], "train")]))
         assert row["group"] == "table" and row["encoded_bytes"] == touched * (10 * 4 + 8 + 4)
     encoder = [r["round"] for r in ledger if r["group"] == "encoder"]
