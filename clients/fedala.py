@@ -20,11 +20,11 @@ import numpy as np
 from torch import Tensor
 
 from clients.personal import Personal
+from fl.data.views import Batch
 from fl.execution.training.steps import LocalSteps
 from fl.method.client import ClientContext, Reply
-from fl.models.nn import head_names
+from fl.models.layers import head_names
 from fl.registry import register
-from fl.tasks.task import Batch
 from fl.tensors import random
 from fl.tensors.params import Params, elementwise, match
 from fl.tensors.trees import Tree
@@ -89,7 +89,7 @@ class FedALA(Personal):
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         return ctx.net(self.begun(ctx)[0])
 
-    def after(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         own = reply.state["own"]
         return replace(ctx, received={**ctx.received, "model": own}, state=None)
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl.method.client import LocalTraining, View
+from fl.data.views import View
+from fl.method.client import LocalTraining
 from fl.registry import register
 
 BLOCK = 256  # samples per forward pass of the teacher

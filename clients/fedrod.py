@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.personal import Personal
+from fl.data.views import Batch
 from fl.execution.training.steps import Descent, LocalSteps
 from fl.method.client import ClientContext, Reply, StepContext
 from fl.method.messages import Update
-from fl.models.nn import head_names
+from fl.models.layers import head_names
 from fl.registry import register
-from fl.tasks.task import Batch, Task
+from fl.tasks.task import Task
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fl.data.views import Batch
 from fl.method.client import ClientContext
-from fl.tasks.task import Batch
 from fl.tensors.params import Params
 
 BLOCK = 1024  # samples per forward pass

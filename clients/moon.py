@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.measure import representations, tapped
-from fl.method.client import LocalTraining, View
+from fl.data.views import View
+from fl.method.client import LocalTraining
 from fl.registry import register
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fl.method.client import ClientContext, LocalTraining, Reply, View
+from fl.data.views import View
+from fl.method.client import ClientContext, LocalTraining, Reply
 from fl.registry import register
 from fl.tensors import random
 

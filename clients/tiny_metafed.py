@@ -19,7 +19,8 @@ import numpy as np
 from clients.sgd import LocalSGD
 from clients.tiny_reptile import TinyReptile
 from fl.communication.codecs.top_k import keep_largest
-from fl.method.client import ClientContext, Reply, View
+from fl.data.views import View
+from fl.method.client import ClientContext, Reply
 from fl.method.messages import Update
 from fl.registry import register
 from fl.tensors import random
@@ -93,7 +94,7 @@ class TinyMetaFed(TinyReptile):
     def predictor(self, ctx):
         return ctx.net(self.rebuilt(ctx))
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         """With what was sent added to the global part."""
         learnt = self.start(self.given(ctx)).select(ctx.config["learnt"])
         sent = Params.expand(learnt.layout, reply.update.groups["model"].dense())

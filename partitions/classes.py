@@ -23,8 +23,9 @@ from fl.checks import one_of
 from fl.data.dataset import Arrays, Dataset
 from fl.data.partition import Partition, owners
 from fl.data.stream import Period, Scenario, Split, Stream
+from fl.data.views import Batch
 from fl.registry import register
-from fl.tasks.task import Batch, Metric, Task
+from fl.tasks.task import Metric, Task
 from fl.tensors import random
 
 

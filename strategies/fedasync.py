@@ -3,7 +3,7 @@
     model <- (1 - alpha_t) model + alpha_t w_new,        alpha_t = alpha s(staleness)
 
 Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1; s is `strategies/staleness.py`'s.  The paper's server is
-`server: {mode: async}`, a step for each arrival: models are mixed in the order in which they come on the virtual clock, ties by
+`server: {name: async}`, a step for each arrival: models are mixed in the order in which they come on the virtual clock, ties by
 dispatch number.  Several in a step (`buffered`, or a synchronous server, where all have staleness 0) are mixed one after
 another in the order of the cohort: most training samples first, then by id; it depends on nobody's speed.  As
 x -> (1 - a) x + a w are maps x -> c x + v, they are put together in the tree of reductions: one model in memory.

@@ -6,7 +6,7 @@
 Chai, Chen, Zhao, Cheng, Rangwala 2021, arXiv:2010.05958, Algorithm 1 and the equation of its weighted aggregation: a tier has
 the weight of the count of its mirror image.  The tier's mean is weighted by `num_examples`.  A tier that has not reported yet
 stands with the run's first model, and until the slowest has, the quickest has no weight: as the equation has it.
-M is the server's: `server: {mode: tiered, tiers: M, clients: ...}`; any other server is one tier.
+M is the server's: `server: {name: tiered, tiers: M, clients: ...}`; any other server is one tier.
 The clients' proximal term is `client: {mu: ...}` (the paper's lambda); its polyline compression is a codec's affair.
 Neutral: one tier and the client's mu=0 is FedAvg, to 1e-6 (whole models are averaged here, differences there).
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.models.nn import norm_names
+from fl.models.layers import norm_names
 from fl.registry import register
 from strategies.partial import Partial
 
@@ -20,7 +20,7 @@ from strategies.partial import Partial
 @register("strategy", "fedbn")
 @dataclass(frozen=True, kw_only=True)
 class FedBN(Partial):
-    bench: ClassVar[dict[str, Any]] = {"strategy.own": ["1.*"]}  # the bench's model has no normalisation
+    example_config: ClassVar[dict[str, Any]] = {"strategy.own": ["1.*"]}  # the example's model has no normalisation
 
     def default_own(self, model, module):
         names = norm_names(module, model)

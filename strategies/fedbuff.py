@@ -3,7 +3,7 @@
     velocity <- beta velocity + (1/K) sum_i s(tau_i) delta_i;    model <- model + lr velocity          s(tau) = (1 + tau)^-a
 
 Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, arXiv:2106.06639, Algorithm 1; a=0.5 is its 1/sqrt(1 + tau), beta
-the momentum its server has in the experiments.  K is the server's: `server: {mode: buffered, buffer: K, concurrency: ...}`;
+the momentum its server has in the experiments.  K is the server's: `server: {name: buffered, buffer: K, concurrency: ...}`;
 with a synchronous server it is the cohort, and nobody is late.  The sum is divided by K, not by the sum of the s: a
 buffer of late updates makes a shorter step.  `weights: examples` takes the mean by training samples instead.
 Differs from the paper: beta=0 by default.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fl.method.strategy import FedAvgEquivalent
-from fl.models.nn import head_names
+from fl.models.layers import head_names
 from fl.registry import register
 from fl.tensors.params import match
 from strategies.partial import Partial, shared_names

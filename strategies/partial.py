@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from fl.method.messages import Broadcast
 from fl.method.reduction import WeightedMean
 from fl.method.strategy import Strategy
-from fl.models.nn import head_names
+from fl.models.layers import head_names
 from fl.tensors.params import match
 
 

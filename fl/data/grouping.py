@@ -61,7 +61,9 @@ def class_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ([3, 7], [1, 0, 1])
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise ValueError(f"labels: {labels.dtype} {labels.shape} are not one class per row; use 'iid' or 'natural'")
+        raise ValueError(
+            f"labels: {labels.dtype} {labels.shape} are not one class per row; use a partition without labels"
+        )
     low, high = int(labels.min()), int(labels.max())
     if high - low > len(labels):
         return np.unique(labels, return_inverse=True)

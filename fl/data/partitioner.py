@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 
 
-class Partitioner:
-    """Base of partitioners: frozen dataclasses registered under "partition"."""
+class Partitioner(Protocol):
+    """A rule that distributes rows: a frozen dataclass registered under "partition"."""
 
     def split(self, dataset: Dataset) -> Partition:
         """Distribute the training rows among the clients."""

@@ -67,9 +67,6 @@ class Data:
         return dataset
 
 
-DATA_KEYS = {"long_tail", "normalise", "augment"}
-
-
 def long_tailed(labels: np.ndarray, factor: float) -> np.ndarray:
     """Return rows, ascending, in which class k of K has floor(n factor^(-k / (K - 1))) rows.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 
 
-class Shift:
-    """Base of shifts: frozen dataclasses registered under "shift". `changes` names the arrays that they change."""
+class Shift(Protocol):
+    """A change of clients' rows: a frozen dataclass registered under "shift". `changes` names the changed arrays."""
 
     changes: ClassVar[tuple[str, ...]] = ("x",)
 

@@ -21,20 +21,21 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import fl
 from fl import registry
-from fl.communication import ledger as ledgers
-from fl.communication.ledger import Ledger
 from fl.storage import checkpoint
 from fl.storage.metrics import ClientMetrics
 from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.communication.ledger import Ledger
 
 PACKAGES = ("torch", "numpy", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
 
@@ -43,11 +44,15 @@ class RunDirectory:
     """Writer of a run directory.
 
     Args:
-        path: The directory; created if it is missing.
-        lengths: The lengths of the growing files in a commit, to continue from. Default: a new run.
+        path: The directory; it is created if needed.
+        open_ledger: Opens the ledger at a path, cut to a committed length in bytes. The caller passes it, because
+            the storage of a run does not know what a ledger counts.
+        lengths: Committed lengths of all growing files, as `flush` returned them; None starts a new run.
     """
 
-    def __init__(self, path: Path, lengths: Mapping[str, Any] | None = None):
+    def __init__(
+        self, path: Path, open_ledger: Callable[[Path, int], Ledger], lengths: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         for name in ("checkpoints", "clients", "streams", "scratch"):
             (path / name).mkdir(parents=True, exist_ok=True)
@@ -57,7 +62,7 @@ class RunDirectory:
         self.metrics = open(path / "metrics.jsonl", "r+b" if lengths["metrics"] else "wb", buffering=0)
         self.metrics.truncate(lengths["metrics"])
         self.metrics.seek(lengths["metrics"])
-        self.ledger = Ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
+        self.ledger = open_ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
         self.clients = ClientMetrics(path / "streams", lengths["clients"])
 
     def configure(self, config: dict[str, Any]) -> None:
@@ -99,7 +104,7 @@ class RunDirectory:
 
     def export(self) -> None:
         """Write the tables as .parquet."""
-        ledgers.to_parquet(self.path / "streams" / "ledger.arrow", self.path / "ledger.parquet")
+        self.ledger.to_parquet(self.path / "ledger.parquet")
         self.clients.to_parquet(self.path / "clients.parquet")
 
     def close(self) -> None:

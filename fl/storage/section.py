@@ -12,10 +12,10 @@ class Checkpoint:
     """When a run is written to disk.
 
     Args:
-        every: Rounds between commits; a crash loses at most this many. At least 1. Default: 1. With an asynchronous
-            server the default is the number of server steps made by the clients at work, because a commit waits for
-            them.
-        best: Keep the best model by evaluation.select. It is committed when it is found.
+        every: rounds between checkpoints, 1 or more; a crash loses at most this many rounds. Default: 1. With an
+            asynchronous server: steps of the server; default: the number of clients that train at the same time,
+            because a checkpoint waits for all of them.
+        best: keep the best model by `evaluation.select`; it is written in the round in which it is found.
     """
 
     every: int | None = None

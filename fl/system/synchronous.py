@@ -20,6 +20,7 @@ from fl.registry import register
 from fl.system.server_mode import ServerMode
 from fl.system.simulated_system import LEGS, SimulatedSystem, Times
 
+DEFAULTS = {"server": "sync"}  # kind -> part of a configuration that names none
 # in: used; surplus: enough others arrived first; late: after the deadline; dropped: broke off; away: left or never came
 OUTCOMES = ("in", "surplus", "late", "dropped", "away")
 

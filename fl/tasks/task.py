@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.data.views import Batch
 from fl.method.reduction import Meta, Reduction
 from fl.tensors.trees import row
-
-Batch = Mapping[str, Tensor]  # "x", "y" if labelled, and other arrays of the data set; the first axis is the sample
-
 
 # the best round is selected by the first of these metrics that is measured; never by test rows
 SELECT = ("val/accuracy", "val/loss", "train/loss")

@@ -161,8 +161,8 @@ class Params(Mapping[str, Tensor]):
         """Size of the tensors of one client in bytes, without padding."""
         return self.layout.nbytes
 
-    def row(self, index: int | slice) -> Params:
-        """Return client `index`, or a slice of clients, of batched parameters. The result is a view."""
+    def row(self, index: int | slice | Tensor) -> Params:
+        """Return client `index`, or clients by a slice or an index tensor. A view, except for an index tensor."""
         return Params(self.layout, tuple(b[index] for b in self.buffers))
 
     def to(self, device: torch.device | str) -> Params:

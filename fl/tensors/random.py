@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
-
-Words = np.uint64 | np.ndarray  # one word or an array of them
 
 
 def hash64(*address: int | str | np.ndarray) -> np.ndarray:
@@ -35,22 +34,59 @@ def hash64(*address: int | str | np.ndarray) -> np.ndarray:
 
 
 def hash64_prefix(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
-    """Return the state of `hash64` before the last `missing` parts of an address, which a compiled kernel adds."""
+    """Return the state of `hash64` before the last `missing` parts of an address. Add each of them with `chained`.
+
+    >>> with np.errstate(over="ignore"):
+    ...     bool(chained(hash64_prefix(1, 7, "shuffle"), np.uint64(3)) == hash64(7, "shuffle", 3))
+    True
+    """
     with np.errstate(over="ignore"):
-        word = _mix(np.uint64(len(address) + missing) * GOLDEN)
+        word = mix(np.uint64(len(address) + missing) * GOLDEN)
         for part in address:
-            word = _mix((word ^ _mix(as_word(part))) + GOLDEN)
-    return word  # type: ignore[return-value]  # a np.uint64 acts as an array of shape ()
+            word = chained(word, as_word(part))
+    return word
 
 
-def _mix(x: Words) -> Words:
-    """Apply the finaliser of SplitMix64."""
+def chained(word: Any, part: Any) -> Any:
+    """Extend a hash by one more part of the address, a uint64 or an array."""
+    return mix((word ^ mix(part)) + GOLDEN)
+
+
+def mix(x: Any) -> Any:
+    """Apply the finaliser of SplitMix64 to a uint64 or an array. Compiled training compiles this function, too."""
     x = (x ^ (x >> _30)) * MIX_1
     x = (x ^ (x >> _27)) * MIX_2
     return x ^ (x >> _31)
 
 
-def as_word(part: int | str | np.ndarray) -> Words:
+def random_words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Return words `first` .. `last - 1` of the SplitMix64 stream of each key: uint64 (C,) -> uint64 (C, last - first).
+
+    The state of SplitMix64 is a counter, so a part of a stream costs no more than its length. Use it for bulk draws;
+    `hash64` takes longer addresses.
+
+    >>> random_words(np.array([1234567], np.uint64), 0, 2).tolist()  # the published test vector
+    [[6457827717110365317, 3203168211198807973]]
+    """
+    with np.errstate(over="ignore"):
+        words = keys[:, None] + np.arange(first + 1, last + 1, dtype=np.uint64) * GOLDEN
+        mix_in_place(words)
+    return words
+
+
+def mix_in_place(words: np.ndarray) -> None:
+    """Apply `mix` to a uint64 array in place. It needs one more array of the same size."""
+    spare = words >> _30
+    words ^= spare
+    words *= MIX_1
+    np.right_shift(words, _27, out=spare)
+    words ^= spare
+    words *= MIX_2
+    np.right_shift(words, _31, out=spare)
+    words ^= spare
+
+
+def as_word(part: int | str | np.ndarray) -> Any:
     """Convert one part of an address to uint64. A name becomes the first 8 bytes of its SHA-256 digest."""
     if isinstance(part, str):
         return _purpose(part)

@@ -42,21 +42,25 @@ def map_children(fn: Callable[..., Any], node: Tree, *rest: Tree) -> Tree:
     raise TypeError(f"{type(node)} is not a dict, list, tuple or dataclass")
 
 
-def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Apply `fn` to the leaves (`Params` and tensors) of trees of one shape. Plain values are kept.
+def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf: Callable[[Tree], bool] | None = None) -> Tree:
+    """Apply `fn` to the leaves of trees of one shape. Plain values are kept.
+
+    Leaves are `Params`, tensors and the nodes for which `is_leaf` is true.
 
     >>> tree_map(lambda a, b: a + b, [torch.ones(1), "x"], [torch.ones(1), "x"])
     [tensor([2.]), 'x']
+    >>> tree_map(lambda leaf: 2 * leaf, {"a": 1, "b": (2, "x")}, is_leaf=lambda node: isinstance(node, int))
+    {'a': 2, 'b': (4, 'x')}
     """
-    if isinstance(tree, (Params, Tensor)):
+    if isinstance(tree, (Params, Tensor)) or (is_leaf is not None and is_leaf(tree)):
         return fn(tree, *rest)
     if not is_container(tree):
         return tree
-    return map_children(lambda *nodes: tree_map(fn, *nodes), tree, *rest)
+    return map_children(lambda *nodes: tree_map(fn, *nodes, is_leaf=is_leaf), tree, *rest)
 
 
-def row(tree: Tree, index: int | slice) -> Tree:
-    """Return client `index`, or a slice of clients, of a tree whose leaves have a leading client axis. A view."""
+def row(tree: Tree, index: int | slice | Tensor) -> Tree:
+    """Return client `index`, or clients by a slice or an index tensor, of a tree with a leading client axis."""
     return tree_map(lambda leaf: leaf.row(index) if isinstance(leaf, Params) else leaf[index], tree)
 
 
