@@ -108,8 +108,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         zeros_like as zeros_like,
     )
     from fl.tensors.prototypes import (
-        embed as embed,
         class_means as class_means,
+        embed as embed,
         merge_means as merge_means,
         nearest as nearest,
         prototypes as prototypes,

@@ -58,7 +58,7 @@ def test_the_published_partition_of_pooled_mnist():
     pooled = Dataset({"x": np.zeros((70000, 1)), "y": np.zeros(70000)})
     partition = File(path="mnist/pfllib_dir0.1_20clients.npz").split(pooled)
     assert (partition.num_clients, partition.test.sum(), partition.covers(70000)) == (20, 17508, True)
-    with pytest.raises(ValueError, match="path: row 69999 is beyond the 60000 of the training set; .* pool"):
+    with pytest.raises(ValueError, match="path: row 69999 exceeds the 60000 rows of the training set; .* pool"):
         File(path=str(path)).split(Dataset({"x": np.zeros((60000, 1))}))
 
 
