@@ -232,7 +232,7 @@ def test_what_is_kept_grows():
 
 
 def test_missions_that_there_is_nothing_left_for():
-    with pytest.raises(ValueError, match="tasks: 5, but the 12 batches are used up after 4 missions"):
+    with pytest.raises(ValueError, match="tasks: 5, but the 12 batches last for 4 missions"):
         staged(5, clients=3, classes=1, samples=4)
     with pytest.raises(ValueError, match="samples: 0 is not at least 1"):
         Missions(tasks=1, samples=0)
