@@ -16,7 +16,7 @@ from typing import ClassVar
 from fl.method.client import ClientAlgorithm, Reply
 from fl.method.messages import Update
 from fl.registry import register
-from fl.tensors.prototypes import embed, merge, nearest, prototypes
+from fl.tensors.prototypes import embed, merge_means, nearest, prototypes
 
 
 @register("client", "reconnaissance")
@@ -45,5 +45,5 @@ class Reconnaissance(ClientAlgorithm):
         return lambda x: nearest(net(x), table, outputs)
 
     def context_after_training(self, ctx, reply):
-        table = merge(ctx.received["table"], reply.update.groups["table"])
+        table = merge_means(ctx.received["table"], reply.update.groups["table"])
         return replace(ctx, received={**ctx.received, "table": table})

@@ -34,7 +34,7 @@ _HOMES = {
         "fl.tasks.task": "Metric Task",
         "fl.tensors": "random subspace",
         "fl.tensors.params": "Layout Params dot elementwise join match sign sqrt zeros_like",
-        "fl.tensors.prototypes": "embed merge nearest prototypes squared_distances",
+        "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter",
@@ -108,8 +108,9 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         zeros_like as zeros_like,
     )
     from fl.tensors.prototypes import (
+        class_means as class_means,
         embed as embed,
-        merge as merge,
+        merge_means as merge_means,
         nearest as nearest,
         prototypes as prototypes,
         squared_distances as squared_distances,

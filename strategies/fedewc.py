@@ -73,7 +73,7 @@ class FedEWC(Strategy):
         if outcome.value is None:
             return state, {}
         state = State(state.model + self.lr * outcome.value, state.fisher, state.pull, state.tasks)
-        if not ctx.stage_ends or not self.lam:
+        if not ctx.period_ends or not self.lam:
             return state, {}
         asked = yield Exchange(state.model, {"fisher": WeightedMean()}, work="fisher", cohort=outcome.clients)
         if asked.value is None:

@@ -30,7 +30,7 @@ class FedGPM(FOT):
 
     def broadcast(self, state, ctx):
         plain = super().broadcast(state, ctx)
-        static = {"basis": Static(ctx.stage, state.bases)} if state.bases else {}
+        static = {"basis": Static(ctx.period, state.bases)} if state.bases else {}
         return Broadcast(shared=plain.shared, config=plain.config, static=static)
 
     def kept(self, step: Params, state: State, ctx) -> Params:

@@ -22,7 +22,7 @@ from fl.tensors.params import Params
 @dataclass(frozen=True)
 class State:
     model: Params
-    teacher: Params  # the model at the end of the stage before; the first model in the first
+    teacher: Params  # the model at the end of the period before; the first model in the first
 
 
 @register("strategy", "fedlwf")
@@ -46,7 +46,7 @@ class FedLwF(Strategy):
         return State(model, model)
 
     def broadcast(self, state, ctx):
-        static = {"teacher": Static(ctx.stage, state.teacher)} if ctx.stage else {}
+        static = {"teacher": Static(ctx.period, state.teacher)} if ctx.period else {}
         config = {"weight": self.weight, "temperature": self.temperature}
         return Broadcast(shared={"model": state.model}, static=static, config=config)
 
@@ -54,7 +54,7 @@ class FedLwF(Strategy):
         return WeightedMean(self.weights)
 
     def round(self, state, ctx):
-        if ctx.stage_begins:
+        if ctx.period_begins:
             state = State(state.model, state.model)
         return (yield from super().round(state, ctx))
 

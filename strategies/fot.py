@@ -94,7 +94,7 @@ class FOT(Strategy):
 
     # -- an ordinary round -------------------------------------------------------------------------------------------
     def broadcast(self, state, ctx):
-        carry = ctx.stage_ends and self.gpse_model == "local"
+        carry = ctx.period_ends and self.gpse_model == "local"
         return Broadcast(shared={"model": state.model}, config={"carry": True} if carry else {})
 
     def reduction(self, state, ctx):
@@ -105,9 +105,9 @@ class FOT(Strategy):
         if outcome.value is None:
             return state, {}
         state, metrics = self.step(state, outcome.value, ctx)
-        if not ctx.stage_ends:
+        if not ctx.period_ends:
             return state, metrics
-        extended = yield from self.boundary(state, outcome.clients, ctx.stage)
+        extended = yield from self.boundary(state, outcome.clients, ctx.period)
         return extended, {**metrics, **occupancy(extended)}
 
     def step(self, state, reduced, ctx):
@@ -131,7 +131,7 @@ class FOT(Strategy):
         return self.biases_kept(step.replace(new) if new else step, ctx)
 
     def biases_kept(self, step: Params, ctx) -> Params:
-        if self.bias == "train" or not ctx.stage:
+        if self.bias == "train" or not ctx.period:
             return step
         return step.replace({n: 0 * step[n] for n in self.frozen(step)})
 
@@ -141,10 +141,10 @@ class FOT(Strategy):
         return [n for n in model if model[n].ndim == 1 and not (heads and n.startswith(heads))]
 
     # -- the end of a task -------------------------------------------------------------------------------------------
-    def boundary(self, state: State, clients, stage: int):
+    def boundary(self, state: State, clients, period: int):
         """Ask the clients what their inputs span, and take up what is due; returns the new state."""
         shared = {"model": state.model} if self.gpse_model == "global" else {}
-        static = {"basis": Static(stage, state.bases)} if state.bases else {}
+        static = {"basis": Static(period, state.bases)} if state.bases else {}
         factor = self.sketch if self.gpse == "sketch" else 0.0
         config = {"sizes": state.sizes, "factor": factor, "ratio": self.residual_ratio}
         outcome = yield Exchange(

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fl.system.devices import located
+from fl.data.folder import locate
 from fl.tensors import random
 
 NAMES = ("ring", "torus", "complete", "random_regular")
@@ -135,7 +135,7 @@ def _read(path: str) -> list[tuple[int, int]]:
     pairs = []
     if "." not in path and "/" not in path:
         raise ValueError(f"graph: {path!r} is not one of {list(NAMES)}, nor a file of pairs, nor a list of them")
-    for number, line in enumerate(located(path).read_text().splitlines()):
+    for number, line in enumerate(locate(path).read_text().splitlines()):
         ids = line.replace(",", " ").split()
         if ids and (len(ids) != 2 or not all(i.isdigit() for i in ids)):
             raise ValueError(f"graph: {path}: line {number + 1}: {line!r} is not two clients' ids")

@@ -27,7 +27,7 @@ BAD = {
         ["Did you mean 'stacked'?"],
     ),
     "cohort beyond population": (["cohort.size=200"], "cohort.size: 200 ", ["20"]),
-    "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not positive", []),
+    "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not in (0, inf)", []),
     "empty clients": (
         ["partition.alpha=0.01", "partition.min_size=0"],
         "partition: ",

@@ -159,12 +159,12 @@ def partition(
         from fl.simulation.build import load_data
 
         log_to_stderr()
-        dataset, stages = load_data(resolve(read(config, changes)))
+        dataset, periods = load_data(resolve(read(config, changes)))
         labels = dataset.train.get("y")
-        stats = [statistics(stage.partition, labels) for stage in stages]
+        stats = [statistics(period.partition, labels) for period in periods]
         unassigned = len(dataset) - sum(one["rows"] for one in stats)
         if as_json:
-            print(json.dumps({"rows": len(dataset), "unassigned": unassigned, "stages": stats}))
+            print(json.dumps({"rows": len(dataset), "unassigned": unassigned, "periods": stats}))
         else:
             texts = [format_partition_stats(one) for one in stats]
             if unassigned:
@@ -173,4 +173,4 @@ def partition(
         if plot:
             from fl.report.plots.partition import plot_partition
 
-            plot_partition(stages[0].partition, labels, plot)
+            plot_partition(periods[0].partition, labels, plot)

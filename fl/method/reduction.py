@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl.tensors.params import Params
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import Tree, leaves, rebuilt, row, tree_map
+from fl.tensors.trees import Tree, leaves, replace_leaves, row, tree_map
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Fold:
                     even[:pairs].add_(tensor[1::2])
                 tensors = evens  # the last as it is, if it is without a sibling
         # a view would keep the memory of all the leaves
-        return rebuilt(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
+        return replace_leaves(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
 
     @staticmethod
     def summed(values: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ class ServerContext:
     task: Task
     module: torch.nn.Module  # the model's structure; its weights mean nothing
     frozen: Params = field(default_factory=lambda: NOTHING)  # the tensors of the model that are not trained
-    stage: int = 0  # of the task stream: which, whether its first round, whether its last
-    stage_begins: bool = False
-    stage_ends: bool = False
+    period: int = 0  # period of the stream
+    period_begins: bool = False  # whether this is its first round
+    period_ends: bool = False  # whether this is its last round
     server: Mapping[str, Tensor] = field(default_factory=dict)  # the server's own training data
     test: Mapping[str, Tensor] = field(default_factory=dict)  # the server's test set, for evaluations
     tiers: int = 1  # of a tiered server

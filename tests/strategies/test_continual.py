@@ -150,7 +150,7 @@ def test_a_heavy_teacher_keeps_the_outputs(tmp_path):
         seen, _ = states(tmp_path / str(weight), {"name": "fedlwf", "weight": weight}, **{"client.lr": 0.02})
         with Simulation(resolve(read(RUN, {"strategy": "fedavg"})), tmp_path / f"x{weight}") as simulation:
             x, module = torch.from_numpy(simulation.run_setup.dataset.train["x"]), simulation.run_setup.module
-            x = x[simulation.run_setup.stages[1].partition.indices]
+            x = x[simulation.run_setup.periods[1].partition.indices]
         old, new = (torch.func.functional_call(module, dict(s.model), (x,)) for s in (seen[2], seen[4]))
         apart.append(float(distillation(new, old, 2.0).mean()))
     assert apart[0] > apart[1] > apart[2]

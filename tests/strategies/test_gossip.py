@@ -268,5 +268,5 @@ def test_clients_predict_with_their_own_model_and_the_server_with_the_mean(tmp_p
     found = pq.read_table(result.directory / "clients.parquet").to_pylist()
     own = {row["client"]: row["loss"] for row in found if row["split"] == "test" and row["round"] == 1}
     for client in range(6):
-        rows = run_setup.stages[0].partition.view_rows(client, "test")
+        rows = run_setup.periods[0].partition.view_rows(client, "test")
         assert own[client] == pytest.approx(loss(models[client], dataset.train, rows), abs=1e-5)
