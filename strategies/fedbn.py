@@ -20,7 +20,7 @@ from strategies.partial import Partial
 @register("strategy", "fedbn")
 @dataclass(frozen=True, kw_only=True)
 class FedBN(Partial):
-    bench: ClassVar[dict[str, Any]] = {"strategy.own": ["1.*"]}  # the bench's model has no normalisation
+    example_config: ClassVar[dict[str, Any]] = {"strategy.own": ["1.*"]}  # the example's model has no normalisation
 
     def default_own(self, model, module):
         names = norm_names(module, model)

@@ -35,7 +35,7 @@ class FedExLoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "fedex_lora"
-    bench: ClassVar[dict[str, Any]] = {
+    example_config: ClassVar[dict[str, Any]] = {
         "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
     }
 

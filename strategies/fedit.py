@@ -24,7 +24,7 @@ class FedIT(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "lora"
-    bench: ClassVar[dict[str, Any]] = {
+    example_config: ClassVar[dict[str, Any]] = {
         "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
     }
 

@@ -29,7 +29,7 @@ class FedSALoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "fedsa_lora"
-    bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2}}
+    example_config: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 2}}
 
     def __post_init__(self):
         lora.check_weights(self.weights)

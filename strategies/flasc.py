@@ -49,7 +49,7 @@ class FLASC(Strategy):
     optimiser: Optimiser = field(default_factory=Adam)
 
     client: ClassVar[str] = "flasc"
-    bench: ClassVar[dict[str, Any]] = {}
+    example_config: ClassVar[dict[str, Any]] = {}
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
         strategy={"down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": SGD()}, fedavg={"weights": "uniform"}
     )

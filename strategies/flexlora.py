@@ -29,7 +29,7 @@ class FlexLoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "lora"
-    bench: ClassVar[dict[str, Any]] = {
+    example_config: ClassVar[dict[str, Any]] = {
         "model.adapter": {"name": "lora", "rank": 3, "targets": ["1"], "trains": ["3.*"]},
         "strategy.ranks": [1, 3],
     }

@@ -49,7 +49,7 @@ class FLoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "flora"
-    bench: ClassVar[dict[str, Any]] = {
+    example_config: ClassVar[dict[str, Any]] = {
         "model.adapter": {"name": "lora", "rank": 3, "targets": ["1"], "trains": ["3.*"]},
         "strategy.ranks": [1, 3],
     }

@@ -65,7 +65,7 @@ class Gossip(Strategy):
     fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
         strategy={"graph": "complete"}, client={"order": "mix_train"}, fedavg={"weights": "uniform"}, bits=False
     )
-    bench: ClassVar[dict[str, Any]] = {"cohort": {"name": "uniform", "size": 8}}  # everybody
+    example_config: ClassVar[dict[str, Any]] = {"cohort": {"name": "uniform", "size": 8}}  # everybody
 
     def averages(self):
         return True

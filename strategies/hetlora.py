@@ -76,7 +76,7 @@ class HetLoRA(Strategy):
     lam: float = 0.001
 
     client: ClassVar[str] = "hetlora"
-    bench: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 3}, "strategy.ranks": [1, 3]}
+    example_config: ClassVar[dict[str, Any]] = {"model.adapter": {"name": "lora", "rank": 3}, "strategy.ranks": [1, 3]}
 
     def __post_init__(self):
         lora.check_ranks(self.ranks)

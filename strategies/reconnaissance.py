@@ -79,7 +79,7 @@ class Reconnaissance(Strategy):
     before: bool = False
 
     client: ClassVar[str] = "reconnaissance"
-    bench: ClassVar[dict[str, Any]] = {"strategy.episodes": 0}
+    example_config: ClassVar[dict[str, Any]] = {"strategy.episodes": 0}
 
     def __post_init__(self):
         for name, least in (("episodes", 0), ("ways", 2), ("shots", 1), ("queries", 1)):

@@ -38,7 +38,7 @@ class RoLoRA(Strategy):
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "rolora"
-    bench: ClassVar[dict[str, Any]] = {
+    example_config: ClassVar[dict[str, Any]] = {
         "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
     }
 

@@ -28,7 +28,7 @@ class TinyMetaFed(TinyReptile):
     share: float = 0.5
 
     client: ClassVar[str] = "tiny_metafed"
-    bench: ClassVar[dict[str, Any]] = {**TinyReptile.bench, "strategy.local": ["3.*"]}
+    example_config: ClassVar[dict[str, Any]] = {**TinyReptile.example_config, "strategy.local": ["3.*"]}
 
     def __post_init__(self):
         super().__post_init__()

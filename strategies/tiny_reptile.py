@@ -22,5 +22,5 @@ from strategies.reptile import Reptile
 @dataclass(frozen=True, kw_only=True)
 class TinyReptile(Reptile):
     client: ClassVar[str] = "tiny_reptile"
-    bench: ClassVar[dict[str, Any]] = {"client.batch": 1, "client.epochs": 1}
+    example_config: ClassVar[dict[str, Any]] = {"client.batch": 1, "client.epochs": 1}
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None

@@ -212,7 +212,7 @@ class Bench:
 
     def config(self, **overrides: Any) -> Config:
         parts = {"strategy": self.strategy, "client": self.client}
-        needs = registry.lookup("strategy", self.strategy["name"]).bench
+        needs = registry.lookup("strategy", self.strategy["name"]).example_config
         return resolve(read(copy.deepcopy(FEDERATION | parts), {**needs, **overrides}))
 
     def simulation(self, config: Config | None = None, **overrides: Any) -> Simulation:
@@ -415,7 +415,7 @@ def fedavg_equivalent(bench: Bench) -> str | None:
         return "no setting of it is FedAvg"
     declared = config.strategy.fedavg_equivalent
     own = ("strategy", "client")
-    needs = {key: value for key, value in config.strategy.bench.items() if key.split(".")[0] not in own}
+    needs = {key: value for key, value in config.strategy.example_config.items() if key.split(".")[0] not in own}
     fedavg = Bench({"name": "fedavg", **declared.fedavg}, {"name": "sgd", **TRAINING}, bench.folder / "fedavg").run(
         **needs
     )

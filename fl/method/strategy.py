@@ -143,9 +143,8 @@ class Strategy:
 
     client: ClassVar[str] = "sgd"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None  # `None`: no setting of this method is FedAvg
-    bench: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # what of a configuration it needs beside itself (dotted paths), for `fl check`
+    example_config: ClassVar[Mapping[str, Any]] = {}
+    """Settings (dotted paths) that a small example run of this strategy needs; `fl check` runs with them."""
 
     def averages(self) -> bool:
         """Whether the next model lies between the last one and the clients', as averaged statistics of BatchNorm have to."""
