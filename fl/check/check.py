@@ -433,7 +433,7 @@ def neutral_with_dropout(bench: Bench) -> str | None:
         return "no setting of it is FedAvg"
     declared = config.strategy.fedavg_equivalent
     own = ("strategy", "client")
-    needs = {key: value for key, value in config.strategy.bench.items() if key.split(".")[0] not in own}
+    needs = {key: value for key, value in config.strategy.example_config.items() if key.split(".")[0] not in own}
     fedavg = _fedavg_with_dropout(json.dumps([dict(declared.fedavg), {**needs, **WITH_DROPOUT}]))
     ours = bench.run(bench.fedavg_equivalent(**WITH_DROPOUT)).model
     _close(ours, fedavg, 1e-6, "neutral setting and FedAvg, with Dropout")
