@@ -89,7 +89,7 @@ class FedALA(Personal):
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         return ctx.net(self.begun(ctx)[0])
 
-    def after(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         own = reply.state["own"]
         return replace(ctx, received={**ctx.received, "model": own}, state=None)
 

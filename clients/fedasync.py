@@ -23,7 +23,7 @@ class FedAsync(LocalTraining):
     mu: float = 0.0
 
     sends: ClassVar[tuple[str, ...]] = ("trained",)
-    like: ClassVar[Mapping[str, str]] = {"trained": "model"}
+    delta_reference: ClassVar[Mapping[str, str]] = {"trained": "model"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,5 +36,5 @@ class FedAsync(LocalTraining):
     def finish(self, end):
         return {"trained": end.params}, None
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         return replace(ctx, received={**ctx.received, "model": reply.update.groups["trained"]})

@@ -40,7 +40,7 @@ class FedBABU(LocalTraining):
         (phase,) = super().phases(round_, rounds)
         return (replace(phase, trains=self.trains or ("*",)),)  # of the body: the head is not among the parameters
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         received, change = ctx.received["model"], reply.update.groups["model"]
         moved = received.added(change)
         return replace(ctx, received={**ctx.received, "model": moved})
@@ -55,4 +55,4 @@ class FedBABU(LocalTraining):
         tuner = LocalSGD(epochs=self.tune_epochs, lr=lr, trains=trains, **same)
         whole = ctx.initial.trained.replace(ctx.received["model"].select(body))
         begun = replace(ctx, received={"model": whole}, state=None)
-        return tuner.predictor(tuner.after(begun, tuner.work("train", begun, None)))
+        return tuner.predictor(tuner.context_after_training(begun, tuner.work("train", begun, None)))

@@ -56,7 +56,9 @@ class FedNova(FedProx):
         own = torch.tensor(ways, dtype=torch.float64)[steps].float()
         return {"model": end.delta / own.clamp(min=1.0), "steps": own}, None
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         groups = reply.update.groups
         moved = groups["model"] * groups["steps"]
-        return super().after(ctx, replace(reply, update=replace(reply.update, groups={"model": moved})))
+        return super().context_after_training(
+            ctx, replace(reply, update=replace(reply.update, groups={"model": moved}))
+        )

@@ -36,7 +36,7 @@ class FLASC(LocalTraining):
         share = end.config.get("up", 1.0)
         return {"model": end.delta if share == 1 else keep_largest(end.delta.compact(), share)}, None
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         """With what was sent added: the rest of the change is lost."""
         start = self.start(self.given(ctx))
         sent = whole(reply.update.groups["model"], start.layout)

@@ -35,5 +35,5 @@ class FLoRA(FedExLoRA):
         pairs = adapter.at_rank(pairs, end.config["rank"]) if "rank" in end.config else pairs
         return {"model": pairs} | ({"head": end.delta.select(head)} if head else {}), None
 
-    def after(self, ctx, reply):
-        return replace(super().after(ctx, reply), config={})
+    def context_after_training(self, ctx, reply):
+        return replace(super().context_after_training(ctx, reply), config={})

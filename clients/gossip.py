@@ -56,5 +56,5 @@ class Gossip(LocalTraining):
     def predictor(self, ctx):
         return ctx.net(ctx.received["model"] if ctx.state is None else ctx.state)
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         return replace(ctx, state=reply.state)

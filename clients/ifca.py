@@ -40,7 +40,7 @@ class IFCA(LocalTraining):
     def predictor(self, ctx):
         return ctx.net(ctx.received["models"][self.choice(ctx)])
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         models, own = list(ctx.received["models"]), reply.update.groups["clusters"]
         j = int(own.keys[0])
         models[j] = models[j] + Params.expand(models[j].layout, own.values[0])

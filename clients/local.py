@@ -27,5 +27,5 @@ class Local(LocalTraining):
     def finish(self, end):
         return {}, end.params
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         return replace(ctx, state=reply.state)

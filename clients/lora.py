@@ -43,7 +43,7 @@ class LoRA(LocalTraining):
             if name in self.sends
         }
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         begun = self.start(self.given(ctx))
         for delta in reply.update.groups.values():
             begun = begun.replace(begun.select(delta) + adapter.resized(delta, adapter.shapes(begun)))

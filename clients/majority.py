@@ -29,7 +29,7 @@ class Majority(ClientAlgorithm):
         counts = torch.zeros(self.classes(ctx)) if ctx.state is None else ctx.state
         return lambda x: torch.log1p(counts).expand(len(x), -1)
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         return replace(ctx, state=reply.state)
 
     def classes(self, ctx):

@@ -30,7 +30,7 @@ class Partial(LocalTraining):
             return {"model": end.delta}, None
         return {"model": end.delta.select(shared(end))}, end.params.select(end.state)
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         received, change = ctx.received["model"], reply.update.groups["model"]
         return replace(ctx, received={**ctx.received, "model": received.added(change)}, state=reply.state)
 

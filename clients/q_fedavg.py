@@ -56,7 +56,9 @@ class QFedAvg(LocalTraining):
         groups = {"model": weight(loss, self.q) * delta, "h": torch.tensor(h)}
         return Reply(replace(update, groups=groups, metrics={**update.metrics, "received_loss": loss}, owned=False))
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         factor = weight(reply.update.metrics["received_loss"], self.q)
         delta = reply.update.groups["model"] / factor
-        return super().after(ctx, replace(reply, update=replace(reply.update, groups={"model": delta})))
+        return super().context_after_training(
+            ctx, replace(reply, update=replace(reply.update, groups={"model": delta}))
+        )

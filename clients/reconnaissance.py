@@ -44,6 +44,6 @@ class Reconnaissance(ClientAlgorithm):
         outputs = max(ctx.task.num_outputs(ctx.train.arrays), known)
         return lambda x: nearest(net(x), table, outputs)
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         table = merge(ctx.received["table"], reply.update.groups["table"])
         return replace(ctx, received={**ctx.received, "table": table})

@@ -34,7 +34,7 @@ class RoLoRA(LoRA):
         turn = end.received[HALVES[end.config["turn"]]]
         return self.sent(end.delta, {name: tree for name, tree in {**end.received, "model": turn}.items()}), None
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         turn = HALVES[ctx.config["turn"]]
         deltas = {turn: reply.update.groups["model"], "head": reply.update.groups.get("head")}
         moved = {name: ctx.received[name] + delta for name, delta in deltas.items() if delta is not None}

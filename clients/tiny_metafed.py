@@ -93,7 +93,7 @@ class TinyMetaFed(TinyReptile):
     def predictor(self, ctx):
         return ctx.net(self.rebuilt(ctx))
 
-    def after(self, ctx, reply):
+    def context_after_training(self, ctx, reply):
         """With what was sent added to the global part."""
         learnt = self.start(self.given(ctx)).select(ctx.config["learnt"])
         sent = Params.expand(learnt.layout, reply.update.groups["model"].dense())

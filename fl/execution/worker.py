@@ -662,7 +662,7 @@ class ExchangeWorker:
 
     def _base(self, name: str, tree: Tree, received: Mapping[str, Tree], stacked: bool) -> Tree:
         """What the group is sent as a difference to, or `None`."""
-        base = received.get(self.job.algorithm.like.get(name, name))
+        base = received.get(self.job.algorithm.delta_reference.get(name, name))
         if self.delta is None or name == "model" or base is None or not self.delta.covers(name):
             return None
         return base if alike(tree, base, stacked) else None
@@ -794,7 +794,7 @@ class ExchangeWorker:
             algorithm = self.job.adapt
             ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
         if self.dispatch.work != "received":
-            ctx = algorithm.after(ctx, self._work(algorithm, "train", ctx, None))
+            ctx = algorithm.context_after_training(ctx, self._work(algorithm, "train", ctx, None))
         with self.device.computing():
             return algorithm.predictor(ctx)
 

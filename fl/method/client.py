@@ -113,7 +113,7 @@ class ClientAlgorithm:
     optional: ClassVar[tuple[str, ...]] = ()  # those of `sends` that some settings leave out
     receives: ClassVar[tuple[str, ...]] = ("model",)
     # of groups of the update, the group received that they are like: as large, and what `delta` sends the difference to
-    like: ClassVar[Mapping[str, str]] = {}
+    delta_reference: ClassVar[Mapping[str, str]] = {}
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         raise NotImplementedError
@@ -138,7 +138,7 @@ class ClientAlgorithm:
         The server's evaluation asks a client without data and state."""
         return ctx.net(ctx.received["model"])
 
-    def after(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         """The context as the client's own work leaves it, to predict with before anything is merged."""
         model = ctx.received["model"] + reply.update.groups["model"]
         state = ctx.state if reply.state is None else reply.state

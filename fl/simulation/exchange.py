@@ -344,7 +344,7 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
     broadcast, total = Broadcast.of(exchange.broadcast), 0
     known = {**broadcast.shared, **{name: static.value for name, static in broadcast.static.items()}}
     for name in by_group(exchange.reduction):
-        received = known.get(config.client.like.get(name, name))
+        received = known.get(config.client.delta_reference.get(name, name))
         size = None if received is None else forecast(config.up, received)
         if size is None:
             raise ConfigError(

@@ -219,7 +219,7 @@ def test_fednova_with_equal_steps_is_fedavg(more):
     plain = FedNovaClient(**settings)
 
     def moved_by(ctx):
-        return plain.after(ctx, plain.work("train", ctx, None)).received["model"]["weight"].item() - 0.7
+        return plain.context_after_training(ctx, plain.work("train", ctx, None)).received["model"]["weight"].item() - 0.7
 
     moved = [moved_by(at(arrays, 0.7)) for arrays in clients]
     answers = [sent(plain, at(arrays, 0.7)) for arrays in clients]
@@ -230,7 +230,7 @@ def test_fednova_with_equal_steps_is_fedavg(more):
 def test_fednova_after_is_the_trained_model():
     ctx, settings = at(line(2.0, 1.0), 0.0), {"steps": 5, "lr": 0.1, "batch": "full"}
     algorithm = FedNovaClient(**settings)
-    after = algorithm.after(ctx, algorithm.work("train", ctx, None)).received["model"]["weight"].item()
+    after = algorithm.context_after_training(ctx, algorithm.work("train", ctx, None)).received["model"]["weight"].item()
     assert after == pytest.approx(1 - 0.8**5, abs=1e-6)
 
 
@@ -259,7 +259,7 @@ def test_q_fedavg_leaves_the_client_with_its_trained_model():
     ctx, algorithm = at(line(2.0, 1.0), 0.0), QFedAvgClient(q=2.0, steps=5, batch="full", lr=0.1)
     reply = algorithm.work("train", ctx, None)
     assert reply.update.metrics["received_loss"] == pytest.approx(1.0)
-    assert algorithm.after(ctx, reply).received["model"]["weight"].item() == pytest.approx(1 - 0.8**5, abs=1e-6)
+    assert algorithm.context_after_training(ctx, reply).received["model"]["weight"].item() == pytest.approx(1 - 0.8**5, abs=1e-6)
 
 
 def test_q_fedavg_does_not_ask_a_client_without_data():
@@ -430,7 +430,7 @@ def test_ifca_after_moves_the_model_that_was_trained():
         replace(at(line(1.0, -2.0), 0.0), received={"models": models}),
         IFCAClient(steps=1, batch="full", lr=0.5),
     )
-    after = algorithm.after(ctx, algorithm.work("train", ctx, None)).received["models"]
+    after = algorithm.context_after_training(ctx, algorithm.work("train", ctx, None)).received["models"]
     assert [m["weight"].item() for m in after] == [3.0, -1.5]
 
 
