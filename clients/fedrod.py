@@ -1,12 +1,13 @@
-"""FedROD: a shared model trained for all classes alike, and on its features a head of the client's own.    per mini-batch
+"""FedROD: a shared model trained with a balanced loss, and a personal head on its features.    per mini-batch
 
     (u, v) <- steps on  softmax cross-entropy of  g(x) + balance log n_y;    p_i <- steps on that of  g(x) + p_i(h(x)),  g and h fixed
 
-g = v(h(x)) are the shared outputs, h the inputs of the last linear layer, n_y how often the client's training data have class y. Sends the change of
-(u, v), keeps p_i, predicts with g + p_i; the server and a client without p_i with g.
-Chen, Chao 2022, arXiv:2107.00778. Differs from the paper: p_i is linear and begins at zero; no hypernetwork.
-balance=0 trains the shared model as FedAvg does, to the bit in a loop. Virtual time counts one gradient a step: p_i's
-needs no pass through the model.
+g = v(h(x)) are the shared outputs, h the inputs of the last linear layer, n_y the number of the client's training samples of
+class y.  Sends the change of (u, v), keeps p_i, predicts with g + p_i; the server and a client without p_i predict with g.
+Virtual time counts one gradient a step: p_i's gradient needs no pass through the model.
+Chen, Chao 2022, arXiv:2107.00778.
+Differs from the paper: p_i is linear and starts at zero; no hypernetwork.
+Equals FedAvg: balance=0 trains the shared model as FedAvg does, equal bits in the loop.
 """
 
 from __future__ import annotations
@@ -19,27 +20,39 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.personal import Personal
-from fl.execution.training.steps import Descent, LocalSteps
-from fl.method.client import ClientContext, Reply, StepContext
-from fl.method.messages import Update
+from fl import (
+    Batch,
+    ClientContext,
+    Descent,
+    LocalSteps,
+    Params,
+    Reply,
+    StepContext,
+    Task,
+    Tree,
+    Update,
+    checks,
+    register,
+)
 from fl.models.nn import head_names
-from fl.registry import register
-from fl.tasks.task import Batch, Task
-from fl.tensors.params import Params
-from fl.tensors.trees import Tree
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:
-    """outputs (B, K) + balance log counts (K,), whose softmax cross-entropy is the balanced softmax loss; balance > 0, and
-    classes that the client lacks are left out."""
+    """Return outputs (B, K) + balance log counts (K,); its softmax cross-entropy is the balanced softmax loss.
+
+    balance is positive. Classes that the client lacks are left out.
+    """
     return outputs + balance * counts.log()
 
 
 def head_gradient(head: Params, features: Tensor, shared: Tensor, y: Tensor) -> Params:
-    """Gradient in (weight (K, d), bias (K,)) of the mean cross-entropy of shared (B, K) + features (B, d) weight^T + bias."""
+    """Return the gradient of the mean cross-entropy of shared (B, K) + features (B, d) weight^T + bias.
+
+    It is the gradient in (weight (K, d), bias (K,)).
+    """
     error = (shared + F.linear(features, head["weight"], head["bias"])).softmax(-1)
     error[torch.arange(len(y)), y] -= 1.0
     error = error / len(y)
@@ -49,7 +62,7 @@ def head_gradient(head: Params, features: Tensor, shared: Tensor, y: Tensor) -> 
 @register("client", "fedrod")
 @dataclass(frozen=True, kw_only=True)
 class FedROD(Personal):
-    """A shared model trained with the balanced loss, and a linear head of the client's own on its features.
+    """A shared model trained with the balanced loss, and a personal linear head on its features.
 
     Args:
         balance: weight of the logarithms of the class counts in the shared loss, at least 0. 0 is the plain loss.
@@ -59,8 +72,7 @@ class FedROD(Personal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.balance < 0:
-            raise ValueError(f"balance: {self.balance} is negative; 0 is the plain loss")
+        checks.not_negative(balance=self.balance, hint="0 is the plain loss")
         if self.balance == 0:
             logging.getLogger(__name__).warning("client: fedrod with balance=0 trains the shared model as FedAvg does")
 
@@ -71,11 +83,11 @@ class FedROD(Personal):
         counts = torch.bincount(ctx.train.take()["y"], minlength=layer.out_features).float()
         steps = LocalSteps(self, replace(ctx, config={**ctx.config, "counts": counts}))
         w, head = received.clone(), self.first_head(layer) if ctx.state is None else ctx.state.clone()
-        shared, own = Descent(steps.phase, w), Descent(steps.phase, head)
-        with watched(ctx.module, layer) as seen:
+        shared, personal = Descent(steps.phase, w), Descent(steps.phase, head)
+        with recorded_pass(ctx.module, layer) as last:
             for batch in steps:
                 gradient = steps.gradient(w)
-                own.step(head_gradient(head, seen["features"], seen["outputs"], batch["y"]))
+                personal.step(head_gradient(head, last["features"], last["outputs"], batch["y"]))
                 shared.step(gradient)
         return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss}), head)
 
@@ -89,33 +101,37 @@ class FedROD(Personal):
             return net
 
         def both(x: Tensor) -> Tensor:
-            with watched(ctx.module, layer) as seen:
+            with recorded_pass(ctx.module, layer) as last:
                 shared = net(x)
-            return shared + F.linear(seen["features"], ctx.state["weight"], ctx.state["bias"])
+            return shared + F.linear(last["features"], ctx.state["weight"], ctx.state["bias"])
 
         return both
 
     @staticmethod
-    def layer(ctx: ClientContext) -> torch.nn.Linear:
-        """The shared head in the module."""
+    def layer(ctx: ClientContext) -> nn.Linear:
+        """Return the shared head in the module."""
         name = head_names(ctx.module, ctx.received["model"])[0].rpartition(".")[0]
-        return cast(torch.nn.Linear, ctx.module.get_submodule(name))
+        return cast(nn.Linear, ctx.module.get_submodule(name))
 
     @staticmethod
-    def first_head(layer: torch.nn.Linear) -> Params:
+    def first_head(layer: nn.Linear) -> Params:
+        """Return a personal head of zeros."""
         return Params.of({"weight": torch.zeros(layer.weight.shape), "bias": torch.zeros(layer.out_features)})
 
 
 @contextmanager
-def watched(module: torch.nn.Module, layer: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Of the last forward pass, without gradient: the inputs of `layer` ("features"), the module's "outputs"."""
-    seen: dict[str, Tensor] = {}
+def recorded_pass(module: nn.Module, layer: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within the context, the dict holds the last forward pass, without gradient.
+
+    "features" are the inputs of `layer`, "outputs" the module's.
+    """
+    last: dict[str, Tensor] = {}
     hooks = [
-        layer.register_forward_pre_hook(lambda _, x: seen.update(features=x[0].detach())),
-        module.register_forward_hook(lambda _, __, outputs: seen.update(outputs=outputs.detach())),
+        layer.register_forward_pre_hook(lambda _, x: last.update(features=x[0].detach())),
+        module.register_forward_hook(lambda _, __, outputs: last.update(outputs=outputs.detach())),
     ]
     try:
-        yield seen
+        yield last
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""What a client measures on its own data: the mean loss of a model, and representations, the outputs of a layer inside."""
+"""Measurements of a client on its own data: the mean loss of a model, and representations inside it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fl.method.client import ClientContext
-from fl.tasks.task import Batch
-from fl.tensors.params import Params
+from fl import Batch, ClientContext, Params
 
 BLOCK = 1024  # samples per forward pass
 
 
 def blocks(ctx: ClientContext) -> Iterator[Batch]:
-    """The client's training data, in order; at least one, empty without data."""
+    """Yield the client's training data in order, in blocks; at least one block, which is empty without data."""
     for a in range(0, max(len(ctx.train), 1), BLOCK):
         yield ctx.train.take(slice(a, a + BLOCK))
 
 
 def mean_loss(ctx: ClientContext, params: Params) -> float:
-    """The task's mean loss over the client's training data; 0 without data."""
+    """Return the task's mean loss over the client's training data; 0 without data."""
     if not len(ctx.train):
         return 0.0
     net = ctx.net(params)
@@ -32,28 +30,30 @@ def mean_loss(ctx: ClientContext, params: Params) -> float:
 
 
 @contextmanager
-def tapped(module: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
-    """While the context lasts, the representations (B, D) of each forward pass are appended to the list: the output of
-    `layer`, or without one what goes into the last layer that has parameters."""
-    heard: list[Tensor] = []
+def features_of(module: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
+    """Within the context, each forward pass appends its representations (B, D) to the list.
+
+    They are the outputs of `layer`; without a name, the inputs of the last layer that has parameters.
+    """
+    recorded: list[Tensor] = []
     if layer is None:
         last = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None][-1]
-        handle = last.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0].flatten(1)))
+        handle = last.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0].flatten(1)))
     else:
         known = dict(module.named_modules())
         if layer not in known:
-            raise ValueError(f"features: {layer!r} is not a layer of the model; there are {[n for n in known if n]}")
-        handle = known[layer].register_forward_hook(lambda _, __, output: heard.append(output.flatten(1)))
+            raise ValueError(f"features: {layer!r} is not a layer of the model; it has {[n for n in known if n]}")
+        handle = known[layer].register_forward_hook(lambda _, __, output: recorded.append(output.flatten(1)))
     try:
-        yield heard
+        yield recorded
     finally:
         handle.remove()
 
 
 def representations(ctx: ClientContext, params: Params, layer: str | None) -> Tensor:
-    """(n, D): those of the client's training samples under `params`, without noise."""
+    """Return the representations (n, D) of the client's training samples under `params`, without dropout."""
     net = ctx.net(params)
-    with torch.no_grad(), tapped(ctx.module, layer) as heard:
+    with torch.no_grad(), features_of(ctx.module, layer) as recorded:
         for batch in blocks(ctx):
             net(batch["x"])
-    return torch.cat(heard)
+    return torch.cat(recorded)

@@ -33,6 +33,7 @@ PACKAGES = {
     "transform": ("fl.privacy",),
     "sampler": ("fl.method.sampler",),
     "optimiser": ("fl.method.optimiser",),
+    "server_optimiser": ("fl.method.server_optimiser",),
     "devices": ("fl.system.devices",),
     "availability": ("fl.system.availability",),
     "server": ("fl.system.rounds", "fl.system.events"),

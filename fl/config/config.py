@@ -38,6 +38,7 @@ from fl.execution.section import Execution
 from fl.method.client import ClientAlgorithm
 from fl.method.optimiser import Optimiser
 from fl.method.sampler import Sampler
+from fl.method.server_optimiser import ServerOptimiser
 from fl.method.strategy import Strategy
 from fl.method.transform import Transform
 from fl.models.adapter import Adapter
@@ -108,6 +109,7 @@ _KINDS = {
     Sampler: "sampler",
     Codec: "codec",
     Optimiser: "optimiser",
+    ServerOptimiser: "server_optimiser",
     Transform: "transform",
     Adapter: "adapter",
     Augment: "augment",
