@@ -143,7 +143,7 @@ def test_fedbuff_weights_from_a_schedule(tmp_path, beta):
         (((0, 2), 1), ((1, 3), 0)),  # 4.0 4.8
         (((0, 3), 1), ((2, 2), 2)),  # 5.0 5.4
     )
-    strategy = {"name": "fedbuff", "lr": 0.7, "beta": beta}
+    strategy = {"name": "fedbuff", "lr": 0.7, "server_optimiser": {"name": "momentum", "beta": beta}}
     server = {"mode": "buffered", "concurrency": 3, "buffer": 2}
     first, last, result = followed(tmp_path, strategy=strategy, server=server, rounds=5)
     versions, velocity = [first], np.zeros_like(first)

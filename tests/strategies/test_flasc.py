@@ -14,8 +14,9 @@ from fl.communication.codecs.top_k import keep_largest
 from fl.errors import ConfigError
 from fl.execution.training.loop import train
 from fl.method.client import ClientContext, View
-from fl.method.optimiser import SGD, Adam
+from fl.method.optimiser import Adam
 from fl.method.reduction import Meta, SparseMean
+from fl.method.server_optimiser import Plain, PseudoGradient
 from fl.method.strategy import ExchangeResult, ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
@@ -93,8 +94,8 @@ def test_the_mean_of_sparse_vectors_is_uniform_and_as_dense_ones():
     assert torch.count_nonzero(mean) <= 3 * 5
 
 
-def test_sgd_of_lr_one_adds_the_mean_and_leaves_the_rest():
-    rule = FLASC(down=0.5, up=0.25, lr=1.0, optimiser=SGD())
+def test_a_plain_server_of_lr_one_adds_the_mean_and_leaves_the_rest():
+    rule = FLASC(down=0.5, up=0.25, lr=1.0, server_optimiser=Plain())
     state = rule.init(params(0.5, 1.0, -3.0, 2.0), None)
     after, _ = rule.step(state, torch.tensor([0.0, 0.25, 0.0, -1.0]), context())
     assert after.w.compact().tolist() == [0.5, 1.25, -3.0, 1.0]  # entry 0, outside the mask and sent by nobody, stays
@@ -102,7 +103,10 @@ def test_sgd_of_lr_one_adds_the_mean_and_leaves_the_rest():
 
 
 def test_adam_is_torchs():
-    rule, grads = FLASC(lr=0.1, optimiser=Adam()), [[1.0, -2.0, 0.0, 0.5], [0.0, 1.0, 0.0, -0.5]]
+    rule, grads = (
+        FLASC(lr=0.1, server_optimiser=PseudoGradient(optimiser=Adam())),
+        [[1.0, -2.0, 0.0, 0.5], [0.0, 1.0, 0.0, -0.5]],
+    )
     state, weights = rule.init(params(1.0, 2.0, 3.0, 4.0), None), torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
     theirs = torch.optim.Adam([weights], lr=0.1)
     for grad in grads:
@@ -142,7 +146,7 @@ def test_the_change_is_against_the_masked_start():
 
 
 def test_in_round_0_b_is_zero_and_can_come_up_all_the_same(tmp_path):
-    config = {"strategy": {"name": "flasc", "down": 0.25, "lr": 1.0, "optimiser": "sgd"}, "rounds": 1}
+    config = {"strategy": {"name": "flasc", "down": 0.25, "lr": 1.0, "server_optimiser": "plain"}, "rounds": 1}
     result = play(tmp_path, "a", **config, **{"client.lr": 0.0})
     assert all(not result.model[n].any() for n in result.model if "lora_B" in n)  # M has entries of A alone
     moved = play(tmp_path, "b", **config, **{"strategy.down": 1.0})
@@ -152,7 +156,7 @@ def test_in_round_0_b_is_zero_and_can_come_up_all_the_same(tmp_path):
 # -- 1: density 1 -----------------------------------------------------------------------------------------------------
 def test_density_1_is_fedavg_to_the_bit(tmp_path):
     plain = play(tmp_path, "fedavg", **{"strategy.weights": "uniform"})
-    ours = {"name": "flasc", "down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": "sgd"}
+    ours = {"name": "flasc", "down": 1.0, "up": 1.0, "lr": 1.0, "server_optimiser": "plain"}
     dense = play(tmp_path, "flasc", strategy=ours)
     assert dense.digest == plain.digest
     assert dense.ledger.select(["encoded_bytes"]).equals(plain.ledger.select(["encoded_bytes"]))
@@ -191,7 +195,7 @@ def test_a_fixed_mask_stays_what_the_dense_round_left(tmp_path):
 
 
 def test_a_fixed_mask_by_hand():
-    rule = FLASCFixed(down=0.5, lr=1.0, optimiser=SGD())
+    rule = FLASCFixed(down=0.5, lr=1.0, server_optimiser=Plain())
     state, first = rule.init(params(1.0, 2.0, 3.0, 4.0), None), torch.tensor([5.0, 0.0, -2.0, 0.0])
     rounds = rule.round(state, context(n=1))
     assert isinstance(next(rounds).broadcast.shared["model"], Params)
@@ -203,7 +207,13 @@ def test_a_fixed_mask_by_hand():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("down", 0), ("up", 1.5), ("decay", 0), ("optimiser", {"name": "torch", "cls": "SGD"})]
+    "field, value",
+    [
+        ("down", 0),
+        ("up", 1.5),
+        ("decay", 0),
+        ("server_optimiser", {"name": "pseudo_gradient", "optimiser": {"name": "torch", "cls": "SGD"}}),
+    ],
 )
 def test_refusals(tmp_path, field, value):
     with pytest.raises(ConfigError, match=f"strategy.{field}"):

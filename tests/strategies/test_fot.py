@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from clients.fot import norms, principal
+from clients.fot import input_statistics
 from fl.method.client import ClientContext, View
 from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation
 from fl.tasks.task import Task
 from fl.tensors import subspace
 from strategies.fot import FOT
+from strategies.fot_parts import RATIOS
 
 RUN = {
     "data": {"name": "digits", "test": 0.6},
@@ -159,9 +160,9 @@ def test_with_eps_1_what_was_seen_never_changes(kind):
 def test_residual_ratios_by_hand():
     """Two clients with ||R||^2, ||X||^2 = 9, 36 (n = 10) and 16, 64 (n = 30, ratio also 1/2), then 0 without rows."""
     a, b = torch.tensor([9.0, 36.0]), torch.tensor([16.0, 1600.0])
-    total = norms(a, 10, "norm") + norms(b, 30, "norm") + norms(torch.zeros(2), 0, "norm")
+    total = sum(RATIOS["norm"].terms(*client) for client in ((a, 10), (b, 30), (torch.zeros(2), 0)))
     assert float(total[0] / total[1]) == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
-    total = norms(a, 10, "energy") + norms(b, 30, "energy")
+    total = sum(RATIOS["energy"].terms(*client) for client in ((a, 10), (b, 30)))
     assert float(total[0] / total[1]) == pytest.approx(25 / 1636)
 
 
@@ -195,7 +196,7 @@ def net():
 def test_the_inputs_of_layers_are_those_they_multiply():
     module = net()
     ctx = context(module, range(30))
-    sent = principal(ctx, module_params(module))
+    sent = input_statistics(ctx, module_params(module))
     x = ctx.train.take()["x"]
     hidden = torch.relu(module[0](x)).detach()
     torch.testing.assert_close(sent["0.weight"]["y"], subspace.packed(x.T @ x))
@@ -207,9 +208,10 @@ def test_statistics_are_sums_over_clients():
     """One client's rows shared out between two: the Gram matrices and norms add up to its own."""
     module, u = net(), {"0.weight": basis(6, 2, dtype=torch.float32)}
     model = module_params(module)
-    one = principal(context(module, range(30), basis=u), model)
+    one = input_statistics(context(module, range(30), basis=u), model)
     a, b = (
-        principal(context(module, rows, client, u), model) for client, rows in enumerate((range(11), range(11, 30)))
+        input_statistics(context(module, rows, client, u), model)
+        for client, rows in enumerate((range(11), range(11, 30)))
     )
     for name in one:
         for part in ("y", "norms"):
@@ -222,7 +224,7 @@ def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span(
     module = net()
     model = module_params(module)
     again, same, other = (
-        principal(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
+        input_statistics(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
     )
     assert torch.equal(again, same) and not torch.equal(again, other) and again.shape == (6, 12)
     span = torch.linalg.qr(context(module, range(4)).train.take()["x"].T)[0]
@@ -231,7 +233,7 @@ def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span(
 
 def test_a_client_without_rows_sends_zeros():
     module = net()
-    sent = principal(context(module, [], factor=1.0, ratio="norm"), module_params(module))
+    sent = input_statistics(context(module, [], factor=1.0, ratio="norm"), module_params(module))
     assert all(not t.any() for parts in sent.values() for t in parts.values())
 
 
@@ -251,8 +253,8 @@ SERVERS = [
     {},
     {"strategy.weights": "uniform"},
     {"cohort": {"name": "fixed", "clients": [0, 2]}},
-    {"strategy.optimiser": "momentum", "strategy.lr": 0.5},
-    {"strategy.optimiser": "adam", "strategy.lr": 0.03},
+    {"strategy.server_optimiser": "momentum", "strategy.lr": 0.5},
+    {"strategy.server_optimiser": {"name": "adam", "lr": 0.03}},
     {"client.optimiser": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}},
     {"strategy.gpse": "gram", "strategy.residual_ratio": "energy", "strategy.gpse_model": "global"},
     {"model": "cnn_tiny", "stream.tasks": 2},

@@ -19,7 +19,7 @@ from fl.simulation.simulation import Simulation
 from fl.tensors.prototypes import merge, nearest, prototypes
 from fl.tensors.sparse import Table
 from partitions.missions import deal, pool
-from strategies.reconnaissance import episode, episode_loss
+from strategies.episodes import episode, episode_loss
 
 needs_omniglot = pytest.mark.skipif(
     not (data_folder() / "omniglot").is_dir(), reason="FL_DATA names no folder with omniglot"

@@ -16,7 +16,8 @@ from fl.simulation.simulation import Simulation
 from fl.tensors.params import join
 from fl.tensors.sparse import Table
 from partitions.missions import Missions
-from strategies.reconnaissance import Reconnaissance, episode_loss, meta_train
+from strategies.episodes import episode_loss, meta_train
+from strategies.reconnaissance import Reconnaissance
 
 BASE, FIELD = 4, 6
 
