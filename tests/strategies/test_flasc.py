@@ -1,6 +1,7 @@
 """FLASC: masks, traffic and the server's rule on paper; its neutral setting is FedAvg."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_densities_decay_geometrically():
     state = FLASC(down=0.8, up=0.4, decay=0.5).init(params(4, 3, 2, 1), None)
     rule, counts = FLASC(down=1, up=0.5, decay=0.5), []
     for r in range(4):
-        broadcast = rule.broadcast(type(state)(state.w, {}, r), context())
+        broadcast = rule.broadcast(replace(state, optimiser=replace(state.optimiser, steps=r)), context())
         model = broadcast.shared["model"]
         counts.append((model.numel if isinstance(model, Params) else len(model.positions), broadcast.config["up"]))
     assert counts == [(4, 0.5), (2, 0.25), (1, 0.125), (1, 0.0625)]

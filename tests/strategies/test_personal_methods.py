@@ -121,7 +121,8 @@ def test_heads_and_normalisations_are_found():
     assert norm_names(net, names) == ["0.1.weight", "0.1.bias", "0.3.weight", "0.3.bias"]
     model = Initial.of(net).trained
     ctx = ServerContext(0, 0, 1, 1, np.arange(1), Classification(), net)
-    assert set(FedBN().broadcast(model, ctx).shared["model"]) == set(names) - set(norm_names(net, names))
+    state = FedBN().init(model, ctx)
+    assert set(FedBN().broadcast(state, ctx).shared["model"]) == set(names) - set(norm_names(net, names))
     with pytest.raises(ValueError, match="no normalisation layer"):
         FedBN().init(model, replace(ctx, module=nn.Sequential(nn.Linear(2, 2))))
 

@@ -361,7 +361,7 @@ def test_representations_are_what_goes_into_the_last_layer_or_comes_out_of_the_o
     inside = X @ weights["0.weight"].T + weights["0.bias"]
     torch.testing.assert_close(representations(ctx, weights, None), inside.tanh())
     torch.testing.assert_close(representations(ctx, weights, "0"), inside)
-    with pytest.raises(ValueError, match="features: 'head' is not a layer of the model; there are .*'0', '1', '2'"):
+    with pytest.raises(ValueError, match="features: 'head' is not a layer of the model; it has .*'0', '1', '2'"):
         representations(ctx, weights, "head")
 
 
