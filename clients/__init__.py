@@ -1,1 +1,3 @@
 """Client algorithms, one per file."""
+
+DEFAULTS = {"client": "sgd"}  # kind -> part of a configuration that names none

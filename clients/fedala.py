@@ -22,9 +22,20 @@ import numpy as np
 from torch import Tensor
 
 from clients.personal import Personal
-from fl import Batch, ClientContext, LocalSteps, Params, Reply, Tree, checks, elementwise, match, register
-from fl.models.nn import head_names
-from fl.tensors import random
+from fl import (
+    Batch,
+    ClientContext,
+    LocalSteps,
+    Params,
+    Reply,
+    Tree,
+    checks,
+    elementwise,
+    head_names,
+    match,
+    random,
+    register,
+)
 
 
 def towards(old: Params, received: Params, weights: Params) -> Params:

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from clients.lora import LoRA
-from fl import ClientContext, Params, Reply, Tree, checks, join, register
-from fl.models import adapter
+from fl import ClientContext, Params, Reply, Tree, adapter, checks, join, register
 
 
 @register("client", "feddpa_lora")

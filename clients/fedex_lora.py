@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from clients.lora import LoRA
-from fl import ClientContext, Params, Reply, TrainingInputs, Tree, register
-from fl.models import adapter
+from fl import ClientContext, Params, Reply, TrainingInputs, Tree, adapter, register
 
 
 @register("client", "fedex_lora")

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.fot import FOT
-from fl import Params, StepContext, register
-from fl.tensors import subspace
+from fl import Params, StepContext, register, subspace
 
 
 @register("client", "fedgpm")

@@ -35,9 +35,9 @@ from fl import (
     Tree,
     Update,
     checks,
+    head_names,
     register,
 )
-from fl.models.nn import head_names
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.lora import LoRA
-from fl import Params, TrainingInputs, register
-from fl.models import adapter
+from fl import Params, TrainingInputs, adapter, register
 
 
 @register("client", "ffa_lora")

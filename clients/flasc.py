@@ -14,9 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl import ClientContext, LocalTraining, Params, Reply, Sparse, TrainingInputs, TrainingResult, Tree, register
-from fl.communication.codecs.top_k import keep_largest
-from fl.tensors.params import Layout
+from fl import (
+    ClientContext,
+    Layout,
+    LocalTraining,
+    Params,
+    Reply,
+    Sparse,
+    TrainingInputs,
+    TrainingResult,
+    Tree,
+    keep_largest,
+    register,
+)
 
 
 def dense(value: Sparse | Params, layout: Layout) -> Params:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.fedex_lora import FedExLoRA
-from fl import ClientContext, Params, Reply, TrainingInputs, TrainingResult, Tree, register
-from fl.models import adapter
+from fl import ClientContext, Params, Reply, TrainingInputs, TrainingResult, Tree, adapter, register
 
 
 @register("client", "flora")

@@ -5,7 +5,7 @@
 
 X (d, n) are the inputs of the layer over the client's training data, U the received basis (none in the first task), G (n, m)
 Gaussian from the client's own stream, which no other party knows.  The two numbers give the residual ratio over all clients
-(`strategies/fot_parts.py`).
+(`fl/tensors/input_statistics.py`).
 
 Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  The model is in evaluation mode, and X are the layers' true
 inputs.  The strategy chooses the layers and the statistic (`strategies/fot.py`); a client without rows sends zeros.
@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl import ClientContext, LocalTraining, Params, Reply, Tree, Update, register
-from fl.tensors import subspace
-from strategies.fot_parts import RATIOS, statistic_of
+from fl import ClientContext, LocalTraining, Params, Reply, Tree, Update, register, subspace
+from fl.tensors.input_statistics import RATIOS, statistic_of
 
 BLOCK = 128  # samples whose inputs are held at once
 

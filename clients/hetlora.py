@@ -17,8 +17,7 @@ from typing import ClassVar
 import torch
 
 from clients.lora import LoRA
-from fl import Params, StepContext, TrainingInputs, TrainingResult, Tree, register
-from fl.models import adapter
+from fl import Params, StepContext, TrainingInputs, TrainingResult, Tree, adapter, register
 
 
 def tails(params: Params, rank: int, kept: int) -> torch.Tensor:

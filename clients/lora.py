@@ -13,8 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl import ClientContext, LocalTraining, Params, Reply, TrainingInputs, TrainingResult, Tree, join, register
-from fl.models import adapter
+from fl import (
+    ClientContext,
+    LocalTraining,
+    Params,
+    Reply,
+    TrainingInputs,
+    TrainingResult,
+    Tree,
+    adapter,
+    join,
+    register,
+)
 
 
 @register("client", "lora")

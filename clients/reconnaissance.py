@@ -17,8 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl import ClientAlgorithm, ClientContext, Reply, Tree, Update, checks, register
-from fl.tensors.prototypes import embed, merge, nearest, prototypes
+from fl import ClientAlgorithm, ClientContext, Reply, Tree, Update, checks, embed, merge, nearest, prototypes, register
 
 
 @register("client", "reconnaissance")

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fl import ClientContext, LocalTraining, Reply, Tree, View, checks, register
-from fl.tensors import random
+from fl import ClientContext, LocalTraining, Reply, Tree, View, checks, random, register
 
 
 @register("client", "reptile")

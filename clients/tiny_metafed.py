@@ -20,9 +20,20 @@ from torch import Tensor
 
 from clients.sgd import LocalSGD
 from clients.tiny_reptile import TinyReptile
-from fl import ClientContext, Params, Reply, TrainingInputs, Tree, Update, View, checks, join, register
-from fl.communication.codecs.top_k import keep_largest
-from fl.tensors import random
+from fl import (
+    ClientContext,
+    Params,
+    Reply,
+    TrainingInputs,
+    Tree,
+    Update,
+    View,
+    checks,
+    join,
+    keep_largest,
+    random,
+    register,
+)
 
 
 @register("client", "tiny_metafed")

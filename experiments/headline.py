@@ -11,7 +11,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl.report.compare import markdown, matrix, table
+from fl.report.compare import table
+from fl.report.render import markdown
+from fl.report.stream import accuracy_matrix
 from fl.tools.sweep import Sweep
 
 HERE = Path(__file__).parent
@@ -87,12 +89,13 @@ Made by `python -m experiments.headline OUT` from run directories; each experime
 
 def section(part: PartialResult, out: Path, jobs: int) -> str:
     """The part's table and plots, from its runs."""
-    from fl.report.plots import curves, heatmap
+    from fl.report.plots.curves import plot_curves
+    from fl.report.plots.heatmap import plot_accuracy_matrices
 
     sweep = Sweep.load(HERE / part.sweep)
     chosen = sweep.run(out / part.name, jobs=jobs)
     plots = HERE / "headline"
-    curves(chosen, "eval/accuracy" if part.matrices else part.metric, "up", plots / f"{part.name}.png")
+    plot_curves(chosen, "eval/accuracy" if part.matrices else part.metric, "up", plots / f"{part.name}.png")
     command = f"fl sweep experiments/{part.sweep} --out OUT/{part.name}"
     lines = [f"## {part.title}", f"{part.says} `{command}`"]
     lines += [markdown(table(chosen, sweep.metrics or [part.metric])).rstrip()]
@@ -100,8 +103,9 @@ def section(part: PartialResult, out: Path, jobs: int) -> str:
     if part.matrices:
         runs = {path.name: path for path in (out / part.name).iterdir() if path.is_dir()}
         shown = [(name, next(p for n, p in runs.items() if n.split(",")[0] == name)) for name in part.matrices]
-        heatmap(
-            [(name, matrix(path / f"s{sweep.numbers[0]}")) for name, path in shown], plots / f"{part.name}-matrix.png"
+        plot_accuracy_matrices(
+            [(name, accuracy_matrix(path / f"s{sweep.seed_list[0]}")) for name, path in shown],
+            plots / f"{part.name}-matrix.png",
         )
         lines += [f"![accuracy on every task after every task](headline/{part.name}-matrix.png)"]
     return "\n\n".join(lines) + "\n"

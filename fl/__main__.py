@@ -1,4 +1,4 @@
-"""`python -m fl` is the command `fl`."""
+"""Entry point of `python -m fl`: the same command as `fl`."""
 
 from fl.cli.app import main
 

@@ -1,6 +1,6 @@
-"""Checks of constructor arguments. Each takes arguments by name and skips those that are None.
+"""Checks of constructor arguments. Each takes arguments by name and skips arguments that are None.
 
-A failed check is a ValueError `name: value is not ...; hint`. The configuration puts the section's path in front of it.
+A failed check raises a ValueError `name: value is not ...; hint`. The configuration puts the section's path in front.
 
     positive(epochs=self.epochs, steps=self.steps)
     within("[0, 1)", beta=self.beta, hint="at 1 the velocity never decays")
@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 
 def positive(*, hint: str = "", **values: float | str | None) -> None:
-    """Require numbers above 0. Strings such as "full" are left to the type check.
+    """Require numbers above 0. Strings such as "full" are not checked here; the type check of the field does that.
 
     >>> positive(rank=0)
     Traceback (most recent call last):
@@ -48,7 +48,7 @@ def at_least(least: float, *, hint: str = "", **values: float | None) -> None:
 
 
 def within(interval: str, *, hint: str = "", **values: float | None) -> None:
-    """Require numbers in an interval, written as in mathematics: "[0, 1)" has 0 and not 1.
+    """Require numbers in an interval, written as in mathematics: "[0, 1)" contains 0 and not 1.
 
     >>> within("[0, 1)", beta=1.0)
     Traceback (most recent call last):
@@ -65,7 +65,7 @@ def within(interval: str, *, hint: str = "", **values: float | None) -> None:
 
 
 def one_of(allowed: Collection[object], *, hint: str = "", **values: object) -> None:
-    """Require values out of `allowed`.
+    """Require values that are in `allowed`.
 
     >>> one_of(("examples", "uniform"), weights="sizes")
     Traceback (most recent call last):

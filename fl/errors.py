@@ -2,16 +2,18 @@
 
 ValueError
   ConfigError      a mistake in a configuration or a command: exit code 2
-    UnknownName    a name that no registered part has
+  UnknownName      no registered part has this name
 RuntimeError
   ClientError      a client's work failed: which client, round and stage
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # numpy takes a tenth of a second, and `fl --help` needs this module
+if TYPE_CHECKING:  # importing numpy takes 0.1 s, and `fl --help` needs this module
     import numpy as np
 
 
@@ -19,8 +21,8 @@ class ConfigError(ValueError):
     """A mistake in a configuration.
 
     Args:
-        path: dotted path of the key, "" if it is about the whole.
-        message: what is wrong, what is allowed, and the way out.
+        path: dotted path of the key; "" if the error concerns the whole configuration.
+        message: what is wrong, which values are allowed, and how to repair it.
     """
 
     def __init__(self, path: str, message: str):
@@ -29,7 +31,7 @@ class ConfigError(ValueError):
 
 
 class UnknownName(ValueError):
-    """A name that no registered part has."""
+    """No registered part has this name."""
 
 
 class ClientError(RuntimeError):
@@ -37,8 +39,8 @@ class ClientError(RuntimeError):
 
     Args:
         clients: ids of the clients that were handled together, (n,), or in words which data was evaluated.
-        round_: the round, from 0.
-        stage: what they were doing: broadcast, train, encode, reduce, evaluate, ...
+        round_: the round, counted from 0.
+        stage: the step that failed: broadcast, train, encode, reduce, evaluate, ...
         detail: the original error and its traceback.
     """
 
@@ -52,3 +54,34 @@ class ClientError(RuntimeError):
 
     def __reduce__(self) -> tuple[type[ClientError], tuple[np.ndarray | str, int, str, str]]:
         return ClientError, self.arguments
+
+
+def dotted(path: str, key: object) -> str:
+    """The path of a key below `path`.
+
+    >>> dotted("client", "lr"), dotted("", "rounds")
+    ('client.lr', 'rounds')
+    """
+    return f"{path}.{key}" if path else str(key)
+
+
+def located(path: str, error: Exception) -> ConfigError:
+    """A part's error as a `ConfigError` at `path`. An error that reads `key: message` concerns the key `path.key`.
+
+    >>> str(located("client", ValueError("lr: -1 is negative")))
+    'client.lr: -1 is negative'
+    """
+    key, colon, rest = str(error).partition(": ")
+    if not colon or not key.isidentifier():
+        return ConfigError(path, str(error))
+    return ConfigError(path if key == path else dotted(path, key), rest)
+
+
+def did_you_mean(value: object, allowed: Iterable[object]) -> str:
+    """A sentence that suggests the allowed string closest to `value`; "" if none is close.
+
+    >>> did_you_mean("epoch", ["epochs", "lr"])
+    " Did you mean 'epochs'?"
+    """
+    close = difflib.get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
+    return f" Did you mean {close[0]!r}?" if close else ""

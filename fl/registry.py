@@ -1,51 +1,39 @@
-"""Parts by name: `@register("strategy", "fedavg")` on a class makes `strategy: fedavg` mean it.
+"""Parts by name: after `@register("strategy", "fedavg")`, `strategy: fedavg` in a configuration means this class.
 
-A name is looked up in the packages of its kind (a file is imported when its name is asked for); a part of the user's own is
-`path/to/file.py:Name` or `module:Name`. User files travel to workers by value.
+A name is looked up in the packages of its kind (see fl/kinds.py); a module is imported when its name is asked for. A
+part of the user's own is written `path/to/file.py:Name` or `module:Name`. User files travel to workers as text.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import linecache
 import pkgutil
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
-from fl.errors import UnknownName
+from fl.errors import UnknownName, did_you_mean
+from fl.kinds import KINDS
 
-PACKAGES = {
-    "strategy": ("strategies",),
-    "client": ("clients",),
-    "partition": ("partitions",),
-    "stream": ("partitions",),
-    "shift": ("partitions",),
-    "adapter": ("fl.models.adapters",),
-    "data": ("fl.data.sets",),
-    "augment": ("fl.data.augment",),
-    "model": ("fl.models.architectures",),
-    "task": ("fl.tasks",),
-    "codec": ("fl.communication.codecs",),
-    "transform": ("fl.privacy",),
-    "sampler": ("fl.method.sampler",),
-    "optimiser": ("fl.method.optimiser",),
-    "server_optimiser": ("fl.method.server_optimiser",),
-    "devices": ("fl.system.devices",),
-    "availability": ("fl.system.availability",),
-    "server": ("fl.system.rounds", "fl.system.events"),
-}
+Part = TypeVar("Part")
 
 _parts: dict[tuple[str, str], Any] = {}
 
 
-def register(kind: str, *names: str):
-    """Class decorator: the first name is the part's own (`part.registered_as`), the rest are aliases."""
+def register(kind: str, *names: str) -> Callable[[Part], Part]:
+    """Register a class (or function) under a kind and names. The first name is the part's own; the others are aliases.
 
-    def mark(part):
+    Args:
+        kind: a kind of fl/kinds.py, such as "strategy".
+        names: names for configurations. The first one becomes the attribute `registered_as` of the part.
+    """
+
+    def mark(part: Any) -> Any:
         for name in names:
             other = _parts.get((kind, name))
             if other is not None and (other.__module__, other.__qualname__) != (part.__module__, part.__qualname__):
@@ -58,7 +46,7 @@ def register(kind: str, *names: str):
 
 
 def lookup(kind: str, name: str) -> Any:
-    """The part called `name`; `UnknownName` says what there is and what may have been meant."""
+    """The part with this name. `UnknownName` lists the known names and the closest one."""
     if ":" in name:
         return _load(name)
     if (kind, name) not in _parts:
@@ -67,26 +55,40 @@ def lookup(kind: str, name: str) -> Any:
         known = names(kind)
         if (kind, name) in _parts:
             return _parts[kind, name]
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownName(f"{name!r} is not one of {known} (nor a path/to/file.py:Name or module:Name).{hint}")
+        raise UnknownName(
+            f"{name!r} is not one of {known} (nor a path/to/file.py:Name or module:Name).{did_you_mean(name, known)}"
+        )
     return _parts[kind, name]
 
 
-def names(kind: str) -> list[str]:
-    """All registered names of a kind, aliases left out."""
+def is_registered(kind: str, name: str) -> bool:
+    """Whether `lookup` finds a part of this kind and name."""
+    try:
+        lookup(kind, name)
+    except UnknownName:
+        return False
+    return True
+
+
+def names(kind: str, aliases: bool = False) -> list[str]:
+    """All registered names of a kind, sorted."""
     _import(kind, None)
-    return sorted(n for (k, n), part in _parts.items() if k == kind and part.registered_as == n)
+    return sorted(n for (k, n), part in _parts.items() if k == kind and (aliases or part.registered_as == n))
+
+
+def name_of(part: Any) -> str:
+    """The name under which an object's class is registered, or the name of its class."""
+    return getattr(type(part), "registered_as", type(part).__name__)
 
 
 def parts() -> set[Any]:
-    """All parts registered so far."""
+    """All parts that have been registered so far."""
     return set(_parts.values())
 
 
 def _import(kind: str, name: str | None) -> None:
-    """Import the file of that name in the kind's packages, or all of them."""
-    for package in PACKAGES[kind]:
+    """Import the module `name` of each package of a kind, or all modules."""
+    for package in KINDS[kind].packages:
         module = importlib.import_module(package)
         for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
             if name is None or found.name == name:
@@ -94,7 +96,7 @@ def _import(kind: str, name: str | None) -> None:
 
 
 def _load(reference: str) -> Any:
-    """`path/to/file.py:Name` or `module:Name`."""
+    """The object that `path/to/file.py:Name` or `module:Name` refers to."""
     where, _, attribute = reference.rpartition(":")
     if where.endswith(".py"):
         module = _load_file(Path(where))
@@ -109,11 +111,11 @@ def _load(reference: str) -> Any:
     return getattr(module, attribute)
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UnknownName(f"{path} does not exist")
-    # one module per file, under a name that a resumed run finds again
+    # one module per file, with a name that depends on the path alone: a resumed run finds it again
     name = f"fl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     adopt({name: (str(path), path.read_text())})
     return sys.modules[name]
@@ -123,16 +125,18 @@ _sources: dict[str, tuple[str, str]] = {}
 
 
 def sources() -> dict[str, tuple[str, str]]:
-    """The user files loaded so far, module name -> (path, text): what a worker must `adopt` before it unpickles."""
+    """The user files that were loaded, module name -> (path, text). A worker must `adopt` them before it unpickles."""
     return dict(_sources)
 
 
 def adopt(files: dict[str, tuple[str, str]]) -> None:
-    """Make modules of user files by their text, so that no worker needs to see the user's disk; those that are made already,
-    of the same text, stay."""
+    """Make modules from the text of user files, so that workers do not need the user's disk.
+
+    A module that exists already with the same text is kept.
+    """
     for name, (path, text) in files.items():
-        before = sys.modules.get(name)
-        if before is not None and _sources.get(name) == (path, text):
+        previous = sys.modules.get(name)
+        if previous is not None and _sources.get(name) == (path, text):
             continue
         module = types.ModuleType(name)
         module.__file__ = path
@@ -142,7 +146,7 @@ def adopt(files: dict[str, tuple[str, str]]) -> None:
             exec(compile(text, path, "exec"), vars(module))
         except BaseException:
             del sys.modules[name]
-            if before is not None:
-                sys.modules[name] = before
+            if previous is not None:
+                sys.modules[name] = previous
             raise
         _sources[name] = (path, text)

@@ -22,8 +22,9 @@ from torch import Tensor
 from fl.data.dataset import Arrays
 from fl.data.partition import Partition, owners
 from fl.data.stream import Scenario, Stage, Stream
+from fl.data.views import Batch
 from fl.registry import register
-from fl.tasks.task import Batch, Metric, Task
+from fl.tasks.task import Metric, Task
 from fl.tensors import random
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -91,6 +91,8 @@ class File:
 
     path: str | None = None
     lists: tuple[tuple[int, ...], ...] | None = None
+
+    example_config: ClassVar[dict[str, Any]] = {"partition.lists": ((5, 0, 3), (4, 9))}
 
     def __post_init__(self):
         if (self.path is None) == (self.lists is None):

@@ -86,6 +86,10 @@ class Flwr:
     arguments: dict[str, Any]
 
     requires: ClassVar[tuple[str, ...]] = ("flwr_datasets", "datasets")
+    example_config: ClassVar[dict[str, Any]] = {
+        "partition.partitioner": "flwr_datasets.partitioner:IidPartitioner",
+        "partition.arguments": {"num_partitions": 8},
+    }
 
     def split(self, dataset: Dataset) -> Partition:
         where, colon, _ = self.partitioner.rpartition(":")

@@ -14,7 +14,7 @@ A class without a holder is nobody's, as there. Differs: rows are shuffled befor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class Pathological:
     num_classes_per_partition: int
     class_assignment_mode: Literal["random", "deterministic", "first-deterministic"] = "random"
     seed: int = 0
+
+    example_config: ClassVar[dict[str, int]] = {"partition.num_classes_per_partition": 2}
 
     def split(self, dataset: Dataset) -> Partition:
         arguments = (self.clients, self.num_classes_per_partition, self.class_assignment_mode, self.seed)

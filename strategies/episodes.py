@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl import Params, Table
-from fl.tensors import random
-from fl.tensors.prototypes import embed, prototypes, squared_distances
+from fl import Params, Table, embed, prototypes, random, squared_distances
 
 BATCH = 256  # images in a forward pass on the server
 

@@ -2,7 +2,7 @@
 
     model <- (1 - alpha_t) model + alpha_t w_new,        alpha_t = alpha s(staleness)        s: `strategies/staleness.py`
 
-Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1.  The paper's server is `server: {mode: async}`, with a step for
+Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1.  The paper's server is `server: {name: async}`, with a step for
 each arrival: models are mixed in the order in which they arrive on the virtual clock, ties by dispatch number.
 Several models in one step (`buffered`, or a synchronous server, where all have staleness 0) are mixed one after another
 in the order of the cohort: most training samples first, then by id. This order does not depend on the clients' speed.

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fl import Params, register
-from fl.models.nn import norm_names
+from fl import Params, norm_names, register
 from strategies.partial import Partial
 
 

@@ -4,7 +4,7 @@
 
 Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, arXiv:2106.06639, Algorithm 1; a=0.5 is its 1/sqrt(1 + tau).
 The paper's experiments have server momentum: `server_optimiser: {name: momentum, beta: 0.3}`.
-K is set at the server: `server: {mode: buffered, buffer: K, concurrency: ...}`. With a synchronous server it is the
+K is set at the server: `server: {name: buffered, buffer: K, concurrency: ...}`. With a synchronous server it is the
 cohort, and no update is late. The sum is divided by K, not by the sum of the s, so a buffer of late updates makes a
 shorter step.
 Differs from the paper: no momentum by default.

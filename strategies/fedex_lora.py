@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, register
-from fl.models import adapter
+from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, adapter, register
 from strategies import lora_math as lora
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fl import Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, checks, register
-from fl.models import adapter
+from fl import Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, adapter, checks, register
 from strategies import lora_math as lora
 
 

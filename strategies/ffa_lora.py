@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import Params, ServerContext, register
-from fl.models import adapter
+from fl import Params, ServerContext, adapter, register
 from strategies import lora_math as lora
 from strategies.fedit import FedIT
 

@@ -36,10 +36,11 @@ from fl import (
     Sparse,
     SparseMean,
     Strategy,
+    TopK,
     checks,
+    keep_largest,
     register,
 )
-from fl.communication.codecs.top_k import TopK, keep_largest
 from fl.method.server_optimiser import PseudoGradient
 
 

@@ -11,7 +11,7 @@ sum_l d_l k_l down, and P more down for gpse_model global.
 
 A sketch with m = d flattens the singular values, so k comes out too small if they decay slowly; the Gram matrix is exact.
 The norm ratio is the authors' program's and always adds at least one vector; the criterion "keep eps of the energy of all
-inputs" needs the energy ratio, with which tau <= 0 adds nothing (`strategies/fot_parts.py`).
+inputs" needs the energy ratio, with which tau <= 0 adds nothing (`fl/tensors/input_statistics.py`).
 
 Differs from the program: the weighted mean (weights=uniform is the program's), Gaussian G in every model, evaluation mode;
 the basis goes down only in the last round of a task; server optimisers, whose final step is projected, because their
@@ -46,9 +46,9 @@ from fl import (
     checks,
     match,
     register,
+    subspace,
 )
-from fl.tensors import subspace
-from strategies.fot_parts import RATIOS, statistic_of
+from fl.tensors.input_statistics import RATIOS, statistic_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fl import Broadcast, Meta, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, checks, register
-from fl.models import adapter
+from fl import (
+    Broadcast,
+    Meta,
+    Metrics,
+    Params,
+    Reduction,
+    ServerContext,
+    Strategy,
+    WeightedMean,
+    adapter,
+    checks,
+    register,
+)
 from strategies import lora_math as lora
 
 Padding = tuple[Params, Params, float, int, dict[int, int]]  # weighted sum, sum, norms, count, client -> rank

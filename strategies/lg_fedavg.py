@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl import FedAvgEquivalent, Params, Plain, ServerContext, ServerOptimiser, match, register
-from fl.models.nn import head_names
+from fl import FedAvgEquivalent, Params, Plain, ServerContext, ServerOptimiser, head_names, match, register
 from strategies.partial import Partial, without
 
 

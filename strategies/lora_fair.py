@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fl import Metrics, Params, Reduction, ServerContext, WeightedMean, checks, register
-from fl.models import adapter
+from fl import Metrics, Params, Reduction, ServerContext, WeightedMean, adapter, checks, register
 from strategies import lora_math as lora
 from strategies.fedit import FedIT
 

@@ -19,9 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fl import Meta, Params, Reduction, Static, checks, join
-from fl.models import adapter
-from fl.models.adapter import product
+from fl import Meta, Params, Reduction, Static, adapter, checks, join, product
 
 Weights = Literal["examples", "uniform"]
 Piece = Tensor | tuple[Tensor, Tensor]  # (out, in), or (A (k, in), B (out, k))

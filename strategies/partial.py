@@ -14,8 +14,19 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from fl import Broadcast, Metrics, Params, Plain, ServerContext, ServerOptimiser, Strategy, WeightedMean, checks, match
-from fl.models.nn import head_names
+from fl import (
+    Broadcast,
+    Metrics,
+    Params,
+    Plain,
+    ServerContext,
+    ServerOptimiser,
+    Strategy,
+    WeightedMean,
+    checks,
+    head_names,
+    match,
+)
 from strategies.fedavg import State
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Static, Strategy, WeightedMean, register
-from fl.models import adapter
+from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Static, Strategy, WeightedMean, adapter, register
 from strategies import lora_math as lora
 
 KNOWN = -1  # the version that clients have without having received any

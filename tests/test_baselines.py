@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fl
-from fl.config.config import read
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.errors import ConfigError
 from fl.simulation.simulation import Simulation
@@ -74,7 +74,7 @@ def test_the_same_splits(result):
 
 def test_majority_is_what_counting_says(result):
     from fl.config.config import resolve
-    from fl.simulation.setup import load_data
+    from fl.simulation.build import load_data
 
     dataset, (stage,) = load_data(resolve(CONFIG))
     right = total = 0
@@ -133,7 +133,10 @@ def test_stopped_in_a_baseline_and_gone_on_with(tmp_path):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        ({"baselines": ["best"]}, "baselines.*'best' is not 'local', 'centralised', 'finetune' or 'majority'"),
+        (
+            {"baselines": ["best"]},
+            r"baselines\[0\]: 'best' is not one of \['centralised', 'finetune', 'local', 'majority'\]",
+        ),
         ({"evaluation.clients": "held_out", "splits.clients": 2}, "baselines: they are for runs of one task"),
         (
             {"model": {"name": "softmax", "freeze": ["1.bias"]}},

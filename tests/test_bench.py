@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.tools import bench
-from fl.tools.bench import contest, report
+from fl.tools.bench import comparison, processes, programs, report
 from fl.tools.bench.workload import OVERRIDES, Workload, find, layers
 
 MICRO = """
@@ -38,7 +39,7 @@ def micro(tmp_path) -> Path:
 @pytest.fixture
 def peers(monkeypatch):
     """Modules that contestants import from beside them."""
-    monkeypatch.syspath_prepend(contest.PEERS)
+    monkeypatch.syspath_prepend(processes.PEERS)
     yield importlib.import_module
     for name in ("protocol", "torch_layers", "bare"):
         sys.modules.pop(name, None)
@@ -47,7 +48,7 @@ def peers(monkeypatch):
 @pytest.mark.slow
 def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     out, picture = micro.with_suffix(".json"), micro.with_suffix(".png")
-    monkeypatch.setattr(contest, "TURNS", 2)
+    monkeypatch.setattr(comparison, "TURNS", 2)
     assert bench.main([str(micro)], 0.1, only=["ours"], out=out, picture=picture) == 0
     assert "micro" in capsys.readouterr().out and picture.stat().st_size > 1000
     (result,) = json.loads(out.read_text())
@@ -58,7 +59,7 @@ def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     assert {"peak", "bare x1", "bare x2"} | plans <= set(entries) and result["missing"] == {}
     assert entries["bare x2"]["distance"] == 0  # of the same weights, the same order
     for name, entry in entries.items():
-        assert len(entry["turns"]) == contest.TURNS and min(t for t in entry["turns"] if t is not None) > 0, name
+        assert len(entry["turns"]) == comparison.TURNS and min(t for t in entry["turns"] if t is not None) > 0, name
     assert result["best"] in plans and entries[result["best"]]["ratio"] == 1
     assert result["machine"]["cores"] >= 1 and result["machine"]["packages"]["torch"]
 
@@ -78,34 +79,34 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("faster", "distance"), [(1.0, 0.0), (0.5, 0.5)])
 def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
-    for file in contest.PEERS.glob("*.py"):
+    for file in processes.PEERS.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
     (tmp_path / "cheat.py").write_text(CHEAT.format(faster=faster))
-    monkeypatch.setattr(contest, "PEERS", tmp_path)
-    monkeypatch.setattr(contest, "TURNS", 1)
-    monkeypatch.setattr(contest, "ENTRIES", [contest.Entry(n, n, None) for n in ("bare", "cheat")])
-    held = contest.Contest(Workload.of(micro, None, "cpu"), [], (), 0.01, lambda _: None).held()
-    cheat = held["contestants"]["cheat"]
+    monkeypatch.setattr(processes, "PEERS", tmp_path)
+    monkeypatch.setattr(comparison, "TURNS", 1)
+    monkeypatch.setattr(comparison, "PROGRAMS", [programs.Program(n, n, None) for n in ("bare", "cheat")])
+    result = comparison.Comparison(Workload.load(micro, None, "cpu"), [], (), 0.01, lambda _: None).run()
+    cheat = result["contestants"]["cheat"]
     assert cheat["distance"] == pytest.approx(distance, abs=0.02)  # half the rate goes about half the way
     assert ("clients_per_second" in cheat) == (distance == 0)
-    assert ("differs from the bare loop's" in cheat.get("lost", "")) == (distance > 0)
+    assert ("differs from the bare loop's" in cheat.get("failed", "")) == (distance > 0)
 
 
 def test_who_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
-    (tmp_path / "protocol.py").write_text((contest.PEERS / "protocol.py").read_text())
+    (tmp_path / "protocol.py").write_text((processes.PEERS / "protocol.py").read_text())
     (tmp_path / "lacks.py").write_text(
         "from protocol import serve\ndef start(work): import no_such_module\nserve(start)"
     )
     (tmp_path / "dies.py").write_text("raise SystemExit('no memory left')")
-    entries = [contest.Entry("lacks", "lacks", None), contest.Entry("dies", "dies", None)]
-    entries += [contest.Entry("absent", "absent", "no_such_package")]
-    monkeypatch.setattr(contest, "PEERS", tmp_path)
-    monkeypatch.setattr(contest, "ENTRIES", entries)
-    held = contest.Contest(Workload.of(micro, None, "cpu"), [], (), 0.01, lambda _: None).held()
-    assert held["contestants"] == {}
-    assert "no_such_module" in held["missing"]["lacks x1"]
-    assert held["missing"]["dies x1"] == "no memory left"
-    assert held["missing"]["absent"] == "no_such_package is in no side environment"
+    entries = [programs.Program("lacks", "lacks", None), programs.Program("dies", "dies", None)]
+    entries += [programs.Program("absent", "absent", "no_such_package")]
+    monkeypatch.setattr(processes, "PEERS", tmp_path)
+    monkeypatch.setattr(comparison, "PROGRAMS", entries)
+    result = comparison.Comparison(Workload.load(micro, None, "cpu"), [], (), 0.01, lambda _: None).run()
+    assert result["contestants"] == {}
+    assert "no_such_module" in result["missing"]["lacks x1"]
+    assert result["missing"]["dies x1"] == "no memory left"
+    assert result["missing"]["absent"] == "no_such_package is in no side environment"
 
 
 def test_the_bare_loop_is_federated_averaging(peers):
@@ -121,7 +122,7 @@ def test_the_bare_loop_is_federated_averaging(peers):
 
 
 def test_contestants_get_the_samples_cohorts_and_model_of_ours(micro, peers, tmp_path):
-    of = Workload.of(micro, None, "cpu")
+    of = Workload.load(micro, None, "cpu")
     of.write(tmp_path)
     work = peers("protocol").Workload.read(tmp_path, 0, 1, 0)
     config, partition = of.run_setup.config, of.run_setup.stages[0].partition
@@ -167,7 +168,7 @@ def test_ratios_and_bars():
 
     entries = {"ours stacked x2": entry(40.0, 60.0, 60.0), "ours loop x1": entry(4.0, 5.0, 6.0)}
     entries |= {"bare x2": entry(10.0, 20.0, 30.0), "pfl x2": entry(None, 50.0, None), "peak": entry(3e3, 3e3, 3e3)}
-    held = {
+    result = {
         "workload": "femnist_mlp",
         "device": "cpu",
         "workers": 2,
@@ -175,7 +176,7 @@ def test_ratios_and_bars():
         "samples": 5.0,
         "contestants": entries,
     }
-    found = report.summary(held)
+    found = report.summary(result)
     assert found["best"] == "ours stacked x2" and found["peak_flops_per_second"] == 15e3
     assert entries["bare x2"]["ratio"] == 3 and entries["pfl x2"]["ratio"] == 60 / 50
     assert entries["ours stacked x2"]["share_of_peak"] == 60 * 5 * 10 / 15e3  # clients x samples x FLOP

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fl.tracking.progress import clock, first_metric, megabytes
+from fl.cli.docstring import argument_descriptions, split_args
+from fl.tracking.progress import first_metric, format_seconds, megabytes
 
 FL = [sys.executable, "-m", "fl"]
 CONFIG = {
@@ -224,7 +225,7 @@ def test_a_second_ctrl_c_aborts(config, tmp_path):
     arguments = ["run", config, f"strategy={tmp_path}/slow.py:Stuck", "--out", tmp_path / "a"]
     done = interrupted(arguments, ("stuck", signal.SIGINT), ("stopping after this round", signal.SIGINT))
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.endswith(f"aborted; go on with: fl resume {tmp_path / 'a'}\n")
+    assert done.stderr.endswith(f"aborted; resume with: fl resume {tmp_path / 'a'}\n")
 
 
 @pytest.mark.slow
@@ -238,7 +239,7 @@ def test_before_the_first_round_ctrl_c_stops_at_once(config, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
-    """A terminal sends Ctrl-C to every process of the group, Ray's daemons and workers too: the round must still finish."""
+    """A terminal sends Ctrl-C to all processes of the group, also Ray's, and the round must still finish."""
     arguments = ["run", config, "rounds=60", "execution.executor=ray", "execution.workers=2", "--out", tmp_path / "a"]
     done = interrupted(arguments, ("2/60", signal.SIGINT))
     assert done.returncode == 130 and "died" not in done.stderr
@@ -274,13 +275,83 @@ def test_unknown_commands_and_kinds_are_usage_errors():
 @pytest.mark.slow
 def test_list_and_show():
     listed = fl("list").stdout
-    assert {"strategy", "client", "codec", "sampler"} <= set(listed.splitlines())
+    assert {"strategy", "client", "codec", "cohort"} <= set(listed.splitlines())
     assert "  top_k" in listed and "  uniform" in listed
     shown = fl("show", "strategy", "scaffold").stdout
-    assert "arXiv:1910.06378" in shown and "client it brings: scaffold" in shown
+    assert "arXiv:1910.06378" in shown and "client algorithm: scaffold" in shown
     assert "lr       float = 1.0\n" in shown
-    shown = fl("show", "sampler", "weighted").stdout
+    shown = fl("show", "cohort", "weighted").stdout
     assert "Efraimidis" in shown and "size  int = required" in shown
+
+
+TOY = '''"""A toy rule.    model <- model + lr * mean
+
+Nobody 2026, arXiv:0000.00000.
+"""
+
+from dataclasses import dataclass
+
+from fl import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Strategy):
+    """A base.
+
+    Args:
+        lr: server learning rate;
+            1 takes the whole mean.
+    """
+
+    lr: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Base):
+    """Steps with a floor.
+
+    Args:
+        floor (float): smallest step, 0 or more: see below.
+        names: names of tensors.
+
+    Neutral: floor=0.
+    """
+
+    floor: float
+    names: tuple[str, ...] = ()
+'''
+
+
+def test_show_prints_what_each_hyper_parameter_does(tmp_path):
+    (tmp_path / "toy.py").write_text(TOY)
+    shown = fl("show", "strategy", f"{tmp_path}/toy.py:Toy").stdout
+    assert shown == (
+        "A toy rule.    model <- model + lr * mean\n\nNobody 2026, arXiv:0000.00000.\n\n"
+        "Steps with a floor.\n\nNeutral: floor=0.\n\n"
+        "lr     float = 1.0\n         server learning rate; 1 takes the whole mean.\n"
+        "floor  float = required\n         smallest step, 0 or more: see below.\n"
+        "names  tuple[str, ...] = ()\n         names of tensors.\n\n"
+        "client algorithm: sgd\n"
+    )
+
+
+def test_a_docstring_is_split_into_text_and_arguments():
+    class Toy:
+        """Text before.
+
+        Args:
+            one: first line
+                of two.
+
+            two (int): 0: off.
+
+        Text after.
+        """
+
+    text, args = split_args(Toy.__doc__)
+    assert text == "Text before.\n\nText after."
+    assert args == {"one": "first line of two.", "two": "0: off."} == argument_descriptions(Toy)
+    assert split_args("No section.") == ("No section.", {}) and split_args("") == ("", {})
 
 
 def test_check_tells_law_by_law():
@@ -290,7 +361,7 @@ def test_check_tells_law_by_law():
 
 # -- small parts ------------------------------------------------------------------------------------------------------
 def test_numbers_for_people():
-    assert [clock(s) for s in (0.04, 9.9, 9.97, 185, 3720)] == ["0.0s", "9.9s", "10s", "3m05s", "1h02m"]
+    assert [format_seconds(s) for s in (0.04, 9.9, 9.97, 185, 3720)] == ["0.0s", "9.9s", "10s", "3m05s", "1h02m"]
     assert [megabytes(n) for n in (31_200, 12_345_678, 1_234_567_890)] == ["0.0312", "12.35", "1235"]
 
 

@@ -1,4 +1,4 @@
-"""Imports point one way (experiments -> strategies, clients, partitions -> fl), cost little, and cannot be hidden unseen."""
+"""Imports point one way (experiments -> strategies, clients, partitions -> fl) and cost little."""
 
 import ast
 import configparser
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import fl
+from fl.kinds import KINDS
+from fl.registry import names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -34,7 +36,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(package: str) -> list[tuple[str, str]]:
-    """(file:line, top-level module) of every import in a package; contestants of `fl bench` run in environments of their own."""
+    """(file:line, top-level module) of every import in a package; the peers of `fl bench` have their own environments."""
     peers = ROOT / "experiments" / "benchmarks" / "peers"
     files = sorted(p for p in (ROOT / package).rglob("*.py") if p.parent != peers)
     return [(f"{p.relative_to(ROOT)}:{line}", m.partition(".")[0]) for p in files for line, m in imports(p)]
@@ -91,6 +93,78 @@ def test_import_fl_loads_nothing_heavy():
         "import fl, sys; print(sorted({'torch', 'ray', 'flwr', 'numpy', 'sklearn', 'pydantic'} & set(sys.modules)))"
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+# words that name a part outside fl/, and have another meaning that fl/ needs
+GENERIC = {
+    "flwr": "the package of Flower; partition",
+    "local": "local training, this machine, statistics of batch normalisation; strategy, client",
+    "median": "the statistic; strategy",
+    "partial": "functools.partial, partial work of late clients; client",
+}
+
+
+# FedAvg is the method that the laws compare others with: `FedAvgEquivalent.fedavg` holds its settings
+REFERENCE = ("fl/method/strategy.py", "fedavg")
+
+
+def names_outside() -> set[str]:
+    """Registered names and aliases of parts outside fl/, without those of parts inside fl/ (`sgd`, `lora`)."""
+    inside = {name for kind in KINDS.values() if kind.packages[0].startswith("fl.") for name in names(kind.name, True)}
+    outside = {"strategy", "client", "partition"}
+    return {name for kind in outside for name in names(kind, True)} - inside
+
+
+def words(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, word) of every identifier of a file, and of every word in its strings except docstrings."""
+    tree = ast.parse(path.read_text(), str(path))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield from ((node.lineno, word) for word in re.findall(r"\w+", node.value))
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield getattr(node, "lineno", 0), word.rpartition(".")[2]
+
+
+def test_words_are_seen_in_strings_and_identifiers(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text(
+        '"""fedavg"""\nfrom strategies import fedprox\nx = f"use fedbn, {y.scaffold}"\n\ndef moon(ditto): ...\n'
+    )
+    assert {word for _, word in words(file)} >= {"fedprox", "fedbn", "scaffold", "moon", "ditto"}
+    assert "fedavg" not in {word for _, word in words(file)}
+
+
+def test_fl_knows_no_strategy_client_or_partition_by_name():
+    forbidden = names_outside() - GENERIC.keys()
+    assert {"fedavg", "scaffold", "iid", "majority"} <= forbidden
+    # fl/check/ still names the strategy that methods are compared with
+    files = sorted(p for p in (ROOT / "fl").rglob("*.py") if p.parent != ROOT / "fl" / "check")
+    found = [(str(p.relative_to(ROOT)), line, word) for p in files for line, word in words(p) if word in forbidden]
+    assert [(file, line, word) for file, line, word in found if (file, word) != REFERENCE] == []
+
+
+def test_each_generic_word_is_a_registered_name():
+    assert GENERIC.keys() <= names_outside()
+
+
+def test_type_checkers_see_the_offered_names():
+    """The imports under TYPE_CHECKING are the names that are imported when they are first used."""
+    tree = ast.parse(Path(fl.__file__).read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    seen = {alias.name: n.module for n in block.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert seen == fl._HOMES
+
+
+def test_one_import_is_enough_to_write_a_method():
+    """Method files import nothing from fl that `from fl import ...` does not offer."""
+    helpers = {"located"}  # a path in the data folder, for files of graphs
+    files = [p for folder in ("strategies", "clients") for p in (ROOT / folder).glob("*.py")]
+    nodes = [node for p in files for node in ast.walk(ast.parse(p.read_text())) if isinstance(node, ast.ImportFrom)]
+    used = {alias.name for n in nodes if (n.module or "").partition(".")[0] == "fl" for alias in n.names}
+    assert used - {*fl.__all__} - helpers == set()
 
 
 @pytest.mark.parametrize("name", fl.__all__)

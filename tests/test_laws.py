@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import pytest
 
 from fl import registry
-from fl.check import check as checker
-from fl.check.check import LAWS, Bench, Broken, check, find
+from fl.check.bench import Bench
+from fl.check.check import LAWS, check, find
+from fl.check.finding import Broken
+from fl.check.ledger import the_ledger_counts_every_byte
+from fl.check.runs import an_asynchronous_server_without_delays_is_a_synchronous_one as asynchronous_is_synchronous
 
 TARGETS = [f"{kind}:{name}" for kind in LAWS for name in registry.names(kind)]
 
@@ -45,8 +48,8 @@ from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.tensors.params import Params
 from fl.method.reduction import Sum
-from fl.method.sampler import Sampler
-from fl.method.strategy import Exchange, Neutral, Strategy
+from fl.method.sampler import CohortSampler
+from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
 from fl.tasks.supervised import Loss, Regression
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Grouping(Strategy):
 
 @dataclass(frozen=True)
 class SaysItIsFedAvg(Strategy):
-    neutral: ClassVar[Neutral] = Neutral()
+    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent()
     def step(self, state, mean, ctx):
         return state + 0.999 * mean, {}
 
@@ -242,7 +245,7 @@ class ByPlace(Louder):
         return replace(dataset, train={**dataset.train, "x": x})
 
 @dataclass(frozen=True)
-class First(Sampler):
+class First(CohortSampler):
     size: int = 3
     def sample(self, state, round_, seed, sizes):
         return state, np.arange(self.size)
@@ -320,52 +323,65 @@ class Rolled(Augment):
 '''
 BROKEN = {
     "Good": set(),
-    "Mutates": {"pure"},
-    "Dice": {"repeats", "resumes", "pure"},
-    "NotATree": {"state"},
-    "Explodes": {"runs"},
-    "Remembers": {"resumes", "pure"},
-    "Grouping": {"regrouping"},
-    "SaysItIsFedAvg": {"neutral", "cohort_of_one"},
-    "NeedsSomebody": {"nobody"},
-    "Gossip": {"repeats", "placement", "client_states", "work_is_pure"},
-    "Scribbles": {"work_is_pure"},
-    "Withholds": {"sends"},
-    "TwoMethods": {"loop_and_batched"},
+    "Mutates": {"a_round_is_a_pure_function"},
+    "Dice": {
+        "the_same_configuration_gives_the_same_bits",
+        "a_resumed_run_gives_the_same_bits",
+        "a_round_is_a_pure_function",
+    },
+    "NotATree": {"the_server_state_can_be_saved_and_restored"},
+    "Explodes": {"three_rounds_run_and_stay_finite"},
+    "Remembers": {"a_resumed_run_gives_the_same_bits", "a_round_is_a_pure_function"},
+    "Grouping": {"order_of_summation_changes_at_most_1e_6"},
+    "SaysItIsFedAvg": {"the_fedavg_setting_is_fedavg", "a_cohort_of_one_is_that_client"},
+    "NeedsSomebody": {"an_empty_round_changes_nothing"},
+    "Gossip": {
+        "the_same_configuration_gives_the_same_bits",
+        "worker_and_order_of_tasks_do_not_matter",
+        "client_states_do_not_leak",
+        "client_work_is_a_pure_function",
+    },
+    "Scribbles": {"client_work_is_a_pure_function"},
+    "Withholds": {"clients_send_the_groups_they_declare"},
+    "TwoMethods": {"loop_and_batched_training_agree"},
     "Plain": set(),
-    "Short": {"shape_and_dtype"},
-    "Announces": {"real_bytes"},
-    "Centres": {"batches"},
-    "Noisy": {"deterministic"},
-    "Shares": {"disjoint", "min_size", "refusals"},
-    "Overlaps": {"disjoint", "same_seed"},
-    "Unseeded": {"same_seed"},
+    "Short": {"decoded_values_have_the_shape_and_type_of_the_input"},
+    "Announces": {"counted_bytes_are_the_bytes_sent"},
+    "Centres": {"a_batch_is_encoded_like_its_rows"},
+    "Noisy": {"encoding_is_deterministic"},
+    "Shares": {
+        "a_row_has_at_most_one_client",
+        "each_client_has_at_least_min_size_rows",
+        "impossible_arguments_are_refused",
+    },
+    "Overlaps": {"a_row_has_at_most_one_client", "the_seed_determines_the_partition"},
+    "Unseeded": {"the_seed_determines_the_partition"},
     "Louder": set(),
-    "Rolls": {"same_shift", "own_rows"},
-    "Fixed": {"same_shift"},
-    "Writes": {"input_kept"},
-    "Sorts": {"input_kept"},
-    "Everyone": {"only_what_it_says", "same_shift"},
-    "Renames": {"only_what_it_says"},
+    "Rolls": {"the_seed_determines_the_shift", "rows_of_other_clients_do_not_matter"},
+    "Fixed": {"the_seed_determines_the_shift"},
+    "Writes": {"the_input_is_not_changed"},
+    "Sorts": {"the_input_is_not_changed"},
+    "Everyone": {"only_declared_arrays_change", "the_seed_determines_the_shift"},
+    "Renames": {"only_declared_arrays_change"},
     "SaysIt": set(),
-    "Tests": {"only_what_it_says"},
-    "Nothing": {"only_what_it_says", "same_shift"},
-    "Relative": {"own_rows"},
-    "ByPlace": {"own_rows", "same_shift"},
-    "First": {"too_many"},
-    "Descends": {"ascending"},
-    "Forgets": {"addressed"},
-    "Mixed": {"each_alone", "changes"},
-    "Rolled": {"changes"},
+    "Tests": {"only_declared_arrays_change"},
+    "Nothing": {"only_declared_arrays_change", "the_seed_determines_the_shift"},
+    "Relative": {"rows_of_other_clients_do_not_matter"},
+    "ByPlace": {"rows_of_other_clients_do_not_matter", "the_seed_determines_the_shift"},
+    "First": {"impossible_cohort_sizes_are_refused"},
+    "Descends": {"cohorts_are_ascending_distinct_ids"},
+    "Forgets": {"a_draw_depends_on_state_round_and_seed_only"},
+    "Mixed": {"a_sample_changes_by_its_own_word_alone", "the_words_decide_the_change"},
+    "Rolled": {"the_words_decide_the_change"},
     "Linear": set(),
-    "Unlucky": {"same_weights"},
-    "Narrow": {"builds"},
-    "Together": {"outputs_alone"},
+    "Unlucky": {"the_seed_determines_the_first_weights"},
+    "Narrow": {"outputs_are_finite_and_have_the_requested_size"},
+    "Together": {"evaluation_treats_each_sample_alone"},
     "Squared": set(),
-    "Halves": {"pools"},
-    "BesideTheMean": {"loss_by_sample"},
+    "Halves": {"merged_metrics_are_those_of_the_whole"},
+    "BesideTheMean": {"each_sample_has_its_own_loss"},
     "Rows": set(),
-    "Thrown": {"loads_alike"},
+    "Thrown": {"loading_twice_gives_the_same_finite_data"},
 }
 
 
@@ -393,7 +409,7 @@ class Halved(Bench):
 
 def test_bytes_that_are_not_those_sent_are_found_out(tmp_path):
     with pytest.raises(Broken, match="rows of bytes that nobody sent"):
-        checker.ledger(Halved({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path))
+        the_ledger_counts_every_byte(Halved({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path))
 
 
 @dataclass
@@ -407,9 +423,11 @@ class Late(Bench):
 
 
 def test_somebody_late_is_found_out(tmp_path):
-    with pytest.raises(Broken, match="with nobody late and a synchronous one: models differ"):
-        checker.nobody_late(Late({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path))
-    assert checker.nobody_late(Bench({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path / "whole")) is None
+    with pytest.raises(Broken, match="both servers: the models differ"):
+        asynchronous_is_synchronous(Late({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path))
+    assert (
+        asynchronous_is_synchronous(Bench({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path / "whole")) is None
+    )
 
 
 # -- targets ----------------------------------------------------------------------------------------------------------
@@ -417,7 +435,7 @@ def test_targets(tmp_path):
     (tmp_path / "mine.py").write_text(USER_FILE + "\nANSWER = 42\n")
     assert find("fedavg") == find("strategy:fedavg") == ("strategy", "fedavg")
     assert find("fedprox") == ("strategy", "fedprox") and find("client:fedprox") == ("client", "fedprox")
-    for kind, name in (("codec", "top_k"), ("partition", "iid"), ("shift", "rotate"), ("sampler", "cyclic")):
+    for kind, name in (("codec", "top_k"), ("partition", "iid"), ("shift", "rotate"), ("cohort", "cyclic")):
         assert find(name) == (kind, name)
     assert find(f"{tmp_path}/mine.py:Unseeded")[0] == "partition"
     assert find(f"{tmp_path}/mine.py:Louder")[0] == find("partitions.colour:Colour")[0] == "shift"

@@ -14,10 +14,14 @@ from typer.testing import CliRunner
 
 from fl.cli.app import app
 from fl.report import clients
-from fl.report.compare import Target, Variant, default_metric, markdown, matrix, megabytes, of_clients, table, variants
-from fl.report.plots import clients as plot_clients
-from fl.report.plots import curves, heatmap
-from fl.report.render import as_csv, latex, plain
+from fl.report.client_metrics import client_metric_name
+from fl.report.compare import default_metric, table
+from fl.report.costs import cumulative_cost
+from fl.report.plots.curves import plot_client_metric, plot_curves
+from fl.report.plots.heatmap import plot_accuracy_matrices
+from fl.report.render import as_csv, latex, markdown, plain
+from fl.report.stream import accuracy_matrix
+from fl.report.variants import Target, Variant, read_variants
 
 
 def write(directory, accuracies, up, **more):
@@ -43,17 +47,17 @@ def test_baselines_stand_beside_their_run(tmp_path):
     ours = write(tmp_path / "ours" / "seed-0", [0.5], 10)
     write(ours / "baselines" / "local", [0.4], 10)
     write(ours / "baselines" / "finetune", [], 10)  # has not finished a round
-    assert [variant.name for variant in variants([tmp_path / "ours"])] == ["ours", "local"]
+    assert [variant.name for variant in read_variants([tmp_path / "ours"])] == ["ours", "local"]
     other = write(tmp_path / "other-s0", [0.6], 10)
     write(other / "baselines" / "local", [0.3], 10)
-    names = [variant.name for variant in variants([tmp_path / "ours", other])]
+    names = [variant.name for variant in read_variants([tmp_path / "ours", other])]
     assert names == ["ours", "other", "ours: local", "other: local"]
 
 
 def test_equal_numbers_measured_once_are_drawn(tmp_path):
     value = 0.8132702392002724  # three times it, by three, is another number
     assert np.mean([value] * 3) != value
-    curves(
+    plot_curves(
         [Variant("same", [[{"round": 0, "acc": value, "uplink_bytes": 0, "downlink_bytes": 0}]] * 3)],
         "acc",
         "round",
@@ -64,11 +68,11 @@ def test_equal_numbers_measured_once_are_drawn(tmp_path):
 
 def test_a_run_without_a_round_is_said(tmp_path):
     with pytest.raises(ValueError, match="ours has no finished round yet; .* fl resume"):
-        variants([write(tmp_path / "ours", [], 10)])
+        read_variants([write(tmp_path / "ours", [], 10)])
 
 
 def test_seeds_of_a_variant_come_together(runs, tmp_path):
-    chosen = variants([runs[0], runs[1], tmp_path / "quick"])
+    chosen = read_variants([runs[0], runs[1], tmp_path / "quick"])
     assert [(v.name, len(v.runs)) for v in chosen] == [("slow", 2), ("quick", 1)]
     assert default_metric(chosen) == "eval/accuracy"
     assert table(chosen, ["eval/accuracy@2"])[0]["eval/accuracy@2"] == (0.1, 0.0)
@@ -81,11 +85,11 @@ def test_seeds_of_a_variant_come_together(runs, tmp_path):
 
 
 def test_a_curve_has_the_points_that_were_measured(runs):
-    (slow,) = variants(runs[:2])
+    (slow,) = read_variants(runs[:2])
     (x, y), _ = slow.curves("eval/accuracy", "up")
     assert x.tolist() == [1.0, 3.0] and y.tolist() == [0.1, 0.4]
     assert slow.curves("eval/accuracy", "round")[1][0].tolist() == [1, 3]
-    assert megabytes(slow.runs[0], "down").tolist() == [2.0, 4.0, 6.0]
+    assert cumulative_cost(slow.runs[0], "down").tolist() == [2.0, 4.0, 6.0]
 
 
 # -- targets ----------------------------------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def to(text, *runs):
         ]
         rows.append(first + rest)
     target = Target.parse(text)
-    return [Variant("v", rows).to(target, cost) for cost in ("round", "up", "down")]
+    return [Variant("v", rows).cost_to_reach(target, cost) for cost in ("round", "up", "down")]
 
 
 def test_rounds_and_bytes_to_a_target_are_means_over_the_seeds():
@@ -142,7 +146,7 @@ def best_of(directory, evaluation, **columns):
         for r, values in enumerate(zip(*columns.values()))
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return variants([directory])[0].values("eval/accuracy@best").item()
+    return read_variants([directory])[0].values("eval/accuracy@best").item()
 
 
 def test_at_best_is_the_first_round_best_by_what_the_run_selects_by(tmp_path):
@@ -163,7 +167,7 @@ def seeded(folder, values):
     for seed, value in values.items():
         write(folder / f"run{9 - seed}", [value], 1)
         (folder / f"run{9 - seed}" / "config.yaml").write_text(f"seed: {seed}\n")
-    return variants([folder])[0]
+    return read_variants([folder])[0]
 
 
 def test_differences_are_paired_by_seed(tmp_path):
@@ -185,7 +189,7 @@ def test_a_pair_needs_a_seed_of_its_own(tmp_path):
         table([one, other], ["eval/accuracy"], versus="one")
     with pytest.raises(ValueError, match="'none' is not one of"):
         table([one, other], ["eval/accuracy"], versus="none")
-    unknown = variants([write(tmp_path / "unknown", [0.5], 1)])[0]
+    unknown = read_variants([write(tmp_path / "unknown", [0.5], 1)])[0]
     with pytest.raises(ValueError, match="seeds \\[None\\]; pairs need"):
         table([unknown, other], ["eval/accuracy"], versus="other")
 
@@ -193,7 +197,7 @@ def test_a_pair_needs_a_seed_of_its_own(tmp_path):
 # -- formats ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def rows(runs, tmp_path):
-    return table(variants([*runs[:2], tmp_path / "quick"]), ["eval/accuracy"], [Target.parse("eval/accuracy=0.5")])
+    return table(read_variants([*runs[:2], tmp_path / "quick"]), ["eval/accuracy"], [Target.parse("eval/accuracy=0.5")])
 
 
 def test_markdown_cells(rows):
@@ -246,21 +250,21 @@ def test_clients_are_those_of_the_last_evaluation(measured):
     found = {name: column.tolist() for name, column in clients(measured).items()}
     assert found == {"client": [2, 4], "num_examples": [30, 10], "accuracy": [0.3, 0.7]}
     assert clients(measured, "val")["accuracy"].tolist() == [0.9]
-    assert variants([measured])[0].clients("accuracy")[0].tolist() == [0.3, 0.7]
+    assert read_variants([measured])[0].client_values("accuracy")[0].tolist() == [0.3, 0.7]
     with pytest.raises(ValueError, match="'f1' of clients is not in .*measured, which has"):
-        variants([measured])[0].clients("f1")
+        read_variants([measured])[0].client_values("f1")
 
 
 def test_which_metric_of_clients_a_name_tells_of():
-    assert of_clients(["eval/accuracy"]) == "accuracy"
-    assert of_clients(["eval/accuracy", "clients/loss_worst10@best", "clients/mse_mean"]) == "loss"
+    assert client_metric_name(["eval/accuracy"]) == "accuracy"
+    assert client_metric_name(["eval/accuracy", "clients/loss_worst10@best", "clients/mse_mean"]) == "loss"
 
 
 def test_who_loses_is_drawn(measured, runs, tmp_path):
-    plot_clients(variants([measured]), "accuracy", tmp_path / "clients.png")
+    plot_client_metric(read_variants([measured]), "accuracy", tmp_path / "clients.png")
     assert colours(tmp_path / "clients.png") > 20
     with pytest.raises(ValueError, match="has no clients.parquet"):
-        plot_clients(variants(runs), "accuracy", tmp_path / "none.png")
+        plot_client_metric(read_variants(runs), "accuracy", tmp_path / "none.png")
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------
@@ -276,10 +280,10 @@ def stream(tmp_path):
 
 
 def test_the_matrix_of_a_stream(stream, runs):
-    np.testing.assert_array_equal(matrix(stream), [[0.9, np.nan, np.nan], [0.5, 0.8, np.nan]])
+    np.testing.assert_array_equal(accuracy_matrix(stream), [[0.9, np.nan, np.nan], [0.5, 0.8, np.nan]])
     (runs[0] / "config.yaml").write_text("stream: null\n")
     with pytest.raises(ValueError, match="is not a run of a task stream"):
-        matrix(runs[0])
+        accuracy_matrix(runs[0])
 
 
 def colours(file) -> int:
@@ -288,8 +292,8 @@ def colours(file) -> int:
 
 
 def test_plots_show_something(runs, stream, tmp_path):
-    curves(variants(runs), "eval/accuracy", "up", tmp_path / "deep" / "curves.png")
-    heatmap([("a", matrix(stream)), ("b", matrix(stream))], tmp_path / "matrix.png")
+    plot_curves(read_variants(runs), "eval/accuracy", "up", tmp_path / "deep" / "curves.png")
+    plot_accuracy_matrices([("a", accuracy_matrix(stream)), ("b", accuracy_matrix(stream))], tmp_path / "matrix.png")
     assert colours(tmp_path / "deep" / "curves.png") > 20 and colours(tmp_path / "matrix.png") > 20
 
 

@@ -13,12 +13,17 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import fl
-from fl.cli import app as cli
-from fl.communication.ledger import Ledger, to_parquet
-from fl.report.compare import COSTS, Variant, find_target, table, variants
+from fl.cli import options
+from fl.cli.app import app
+from fl.communication.ledger import Ledger
+from fl.report.compare import find_target, table
+from fl.report.costs import COSTS
 from fl.report.ledger import by_client, by_direction, by_group, by_round, tabulate
-from fl.report.participation import Participation, by_staleness, by_times, by_variant, read
-from fl.report.plots import curves, participation, time
+from fl.report.participation import Participation, by_staleness, by_times, by_variant, read_participation
+from fl.report.plots.bars import plot_simulated_time
+from fl.report.plots.curves import plot_curves
+from fl.report.plots.participation import plot_participation
+from fl.report.variants import OVERLAPPING, Variant, read_variants
 
 TOYS = Path(__file__).with_name("toys.py")
 
@@ -31,7 +36,7 @@ def write(directory, metrics):
 
 
 def rounds(accuracies, **each):
-    """Every round: 1 MB up, 2 MB down, .1 MB if sent once, 1800 simulated seconds, three clients; and what `each` says."""
+    """Rows of 1 MB up, 2 MB down, 0.1 MB if sent once, 1800 simulated seconds and three clients; `each` adds columns."""
     sent = {"uplink_bytes": 1e6, "downlink_bytes": 2e6, "downlink_multicast_bytes": 1e5, "cohort_size": 3}
     return [{"val/accuracy": a, **sent, "simulated_seconds": 1800.0, **each} for a in accuracies]
 
@@ -51,7 +56,7 @@ def runs(tmp_path):
 
 
 def test_what_a_target_cost(runs):
-    chosen = variants([runs])
+    chosen = read_variants([runs])
     (row,) = table(chosen, ["val/accuracy"], [find_target("val/accuracy=0.9", chosen)])
     to = {name.removesuffix(" to val/accuracy>=0.9"): cell[:2] for name, cell in row.items() if ">=" in name}
     # of {2, 4} rounds the mean is 3 and the deviation sqrt(2); half an hour, 30 joules and so on in each
@@ -63,7 +68,7 @@ def test_what_a_target_cost(runs):
 
 
 def test_a_target_that_is_not_reached_costs_more_than_was_spent(runs):
-    (row,) = table(variants([runs]), ["val/accuracy"], [find_target("accuracy=0.99", variants([runs]))])
+    (row,) = table(read_variants([runs]), ["val/accuracy"], [find_target("accuracy=0.99", read_variants([runs]))])
     cells = [str(cell) for name, cell in row.items() if ">=" in name]
     assert cells == ["> 4", "> 4", "> 8", "> 2", "> 40", "> 12"]
 
@@ -71,7 +76,7 @@ def test_a_target_that_is_not_reached_costs_more_than_was_spent(runs):
 def test_what_was_not_counted_is_left_open(runs, tmp_path):
     plain = [{k: v for k, v in row.items() if "simulated" not in k} for row in rounds([0.95])]
     write(tmp_path / "plain", plain)
-    chosen = variants([tmp_path / "plain", runs])
+    chosen = read_variants([tmp_path / "plain", runs])
     first, second = table(chosen, ["val/accuracy"], [find_target("accuracy=0.9", chosen)])
     assert first["simulated hours to val/accuracy>=0.9"] is first["joules"] is None and list(first) == list(second)
     assert "simulated hours" not in table(chosen[:1], ["val/accuracy"])[0]
@@ -81,9 +86,9 @@ def test_what_was_not_counted_is_left_open(runs, tmp_path):
 
 def test_energy_that_is_not_known_of_all_rounds_is_not_known():
     rows = [{"round": r, **row} for r, row in enumerate(rounds([0.1, 0.2], clients_in=3, simulated_joules=1.0))]
-    assert Variant("a", [rows]).knows("joules")
+    assert Variant("a", [rows]).has_cost("joules")
     rows[1].pop("simulated_joules")
-    assert not Variant("a", [rows]).knows("joules") and Variant("a", [rows]).knows("hours")
+    assert not Variant("a", [rows]).has_cost("joules") and Variant("a", [rows]).has_cost("hours")
 
 
 def test_a_metric_without_its_prefix():
@@ -95,9 +100,9 @@ def test_a_metric_without_its_prefix():
     assert asked("accuracy_mean=0.9", every) == "clients/accuracy_mean"
     assert asked("eval/accuracy=0.9", every) == "eval/accuracy" and asked("staleness=1", every) == "staleness"
     assert asked("accuracy=0.9", every, ("eval/accuracy", "eval/loss")) == "eval/accuracy"  # that all have
-    with pytest.raises(ValueError, match=r"'accuracy' may be any of \['eval/accuracy', 'task0/accuracy'\]"):
+    with pytest.raises(ValueError, match=r"'accuracy' may mean any of \['eval/accuracy', 'task0/accuracy'\]"):
         asked("accuracy=0.9", every[1:])
-    with pytest.raises(ValueError, match=r"'f1' is in no name of \['clients/accuracy_mean', 'eval/accuracy', "):
+    with pytest.raises(ValueError, match=r"'f1' is part of none of \['clients/accuracy_mean', 'eval/accuracy', "):
         asked("f1=0.9", every)
 
 
@@ -108,27 +113,33 @@ def test_where_time_went(tmp_path):
     }
     first = write(tmp_path / "a" / "s0", rounds([0.1, 0.2], **legs, simulated_waiting_seconds=540))
     write(tmp_path / "a" / "s1", rounds([0.1], **legs, simulated_waiting_seconds=540))
-    (both,) = variants([first.parent])
+    (both,) = read_variants([first.parent])
     # over two rounds and one: 1.5 times 180, 720, 360, 540 of 3600 seconds
-    expected = {"download": 0.075, "compute": 0.3, "upload": 0.15, "waiting": 0.225, "": 0.0}
-    assert both.went() == pytest.approx(expected)
-    (overlapping,) = variants([write(tmp_path / "async", rounds([0.1, 0.2]))])
-    assert overlapping.went() == dict.fromkeys(("download", "compute", "upload", "waiting"), 0.0) | {"": 1.0}
-    time([both, overlapping], tmp_path / "time.png", "title")
+    expected = {"download": 0.075, "compute": 0.3, "upload": 0.15, "waiting": 0.225, OVERLAPPING: 0.0}
+    assert both.simulated_hours() == pytest.approx(expected)
+    (overlapping,) = read_variants([write(tmp_path / "async", rounds([0.1, 0.2]))])
+    assert overlapping.simulated_hours() == dict.fromkeys(("download", "compute", "upload", "waiting"), 0.0) | {
+        OVERLAPPING: 1.0
+    }
+    plot_simulated_time([both, overlapping], tmp_path / "time.png", "title")
     assert shown(tmp_path / "time.png") > 20
 
 
 def test_the_axis_is_logarithmic_if_asked(runs, tmp_path):
-    chosen, files = variants([runs]), [tmp_path / f"{log}.png" for log in (True, False, None)]
+    chosen, files = read_variants([runs]), [tmp_path / f"{log}.png" for log in (True, False, None)]
     for file, log in zip(files, (True, False, None)):
-        curves(chosen, "val/accuracy", "hours", file, log=log)
+        plot_curves(chosen, "val/accuracy", "hours", file, log=log)
     logarithmic, linear, either = (file.read_bytes() for file in files)
     assert logarithmic != linear == either  # costs that lie near each other
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
 def book(directory, parquet=True):
-    """Round 0: clients 3 and 5 are sent 100 bytes as 50 and answer with 40 as 10 and 20; round 1: client 3 again, as 30, and a mask."""
+    """Write a ledger of two rounds.
+
+    Round 0: clients 3 and 5 receive 100 bytes encoded as 50, and send 40 encoded as 10 and 20.
+    Round 1: client 3 receives the same, and sends 40 encoded as 30, and a mask.
+    """
     (directory / "streams").mkdir(parents=True)
     ledger = Ledger(directory / "streams" / "ledger.arrow")
     ledger.record(0, 0, "down", "model", np.array([3, 5]), 100, 50, 60)
@@ -145,7 +156,7 @@ def book(directory, parquet=True):
     ledger.close()
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if parquet:
-        to_parquet(directory / "streams" / "ledger.arrow", directory / "ledger.parquet")
+        ledger.to_parquet(directory / "ledger.parquet")
     return directory
 
 
@@ -196,7 +207,7 @@ def test_bytes_by_client(booked):
 def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path):
     directory = book(tmp_path / "run")
     stream = directory / "streams" / "ledger.arrow"
-    ledger = Ledger.open(stream, stream.stat().st_size)
+    ledger = Ledger(stream, stream.stat().st_size)
     ledger.record(2, 0, "up", "model", np.array([3]), 40, 40, 60)
     ledger.commit()
     ledger.close()
@@ -240,7 +251,7 @@ def test_evenness_by_hand(tmp_path):
     # client 0 three times (in round 1 in two exchanges), client 1 once, of four
     run = took_part(tmp_path / "run", [(0, 0), (1, 0), (1, 0), (2, 0), (2, 1)], 4)
     assert Participation.read(run).times.tolist() == [3, 1, 0, 0]
-    found = read(variants([run]))
+    found = read_participation(read_variants([run]))
     (row,) = by_variant(found)
     assert [row[name] for name in ("clients", "took part", "min", "median", "mean", "max")] == [4, 2, 0, 0.5, 1, 3]
     assert row["Jain"] == (16 / (4 * 10), None)
@@ -254,7 +265,7 @@ def test_evenness_by_hand(tmp_path):
 def test_seeds_are_averaged(tmp_path):
     took_part(tmp_path / "a" / "s0", [(0, 0), (0, 1)], 2)  # Jain 1
     took_part(tmp_path / "a" / "s1", [(0, 0), (1, 0)], 2)  # Jain 1/2
-    found = read(variants([tmp_path / "a"]))
+    found = read_participation(read_variants([tmp_path / "a"]))
     (row,) = by_variant(found)
     assert row["Jain"] == pytest.approx((0.75, np.sqrt(0.125))) and row["took part"] == 1.5
     assert by_times(found) == [{"times": 0, "a": 0.5}, {"times": 1, "a": 1.0}, {"times": 2, "a": 0.5}]
@@ -266,14 +277,14 @@ def test_staleness_counts_every_arrival(tmp_path):
     pairs = [(0, 1), (0, 1), (1, 2)]
     run = took_part(tmp_path / "async", pairs, 3, staleness=[0, 2, 2], metrics=late)
     of = Participation.read(run)
-    assert of.times.tolist() == [0, 2, 1] and of.fates == {"in": 3, "dropped": 1, "discarded": 2}
-    found = read(variants([run, took_part(tmp_path / "sync", pairs, 3)]))
+    assert of.times.tolist() == [0, 2, 1] and of.outcomes == {"in": 3, "dropped": 1, "discarded": 2}
+    found = read_participation(read_variants([run, took_part(tmp_path / "sync", pairs, 3)]))
     assert by_staleness(found) == [{"staleness": 0, "async": 1.0}, {"staleness": 2, "async": 2.0}]
     first, second = by_variant(found)
     assert (first["mean staleness"], first["max staleness"]) == pytest.approx((4 / 3, 2))
     assert second["mean staleness"] is second["in"] is None
-    participation(found, tmp_path / "who.png", "title")
-    participation(found[1:], tmp_path / "one.png")
+    plot_participation(found, tmp_path / "who.png", "title")
+    plot_participation(found[1:], tmp_path / "one.png")
     assert min(shown(tmp_path / "who.png"), shown(tmp_path / "one.png")) > 20
     assert imread(tmp_path / "who.png").shape[1] > 2 * imread(tmp_path / "one.png").shape[1]  # three panels beside one
 
@@ -281,7 +292,7 @@ def test_staleness_counts_every_arrival(tmp_path):
 def test_fates_add_up_over_rounds(tmp_path):
     fates = {"clients_in": 3, "clients_surplus": 1, "clients_late": 0, "clients_dropped": 2, "clients_away": 0}
     run = took_part(tmp_path / "run", [(0, 0)], 2, metrics=[fates, fates])
-    (row,) = by_variant(read(variants([run])))
+    (row,) = by_variant(read_participation(read_variants([run])))
     assert [row[name] for name in ("in", "surplus", "late", "dropped", "away")] == [6, 2, 0, 4, 0]
 
 
@@ -314,11 +325,11 @@ def test_a_synchronous_run(tmp_path):
     arrived = sum(row["clients_in"] for row in result.metrics)
     assert 0 < arrived < 24 and rows["up", "model"]["messages"] == arrived and rows["down", "model"]["messages"] == 24
     assert figures([rows["up", "model"]], "payload MB", "encoded MB") == [(arrived * MESSAGE,) * 2]
-    (row,) = by_variant(read(variants([tmp_path / "run"])))
+    (row,) = by_variant(read_participation(read_variants([tmp_path / "run"])))
     assert row["mean"] * 8 == row["in"] == arrived and row["in"] + row["dropped"] == 24
-    (variant,) = variants([tmp_path / "run"])
-    assert sum(variant.went().values()) == pytest.approx(variant.spent("hours"))
-    assert variant.spent("joules") == pytest.approx(sum(row["simulated_joules"] for row in result.metrics))
+    (variant,) = read_variants([tmp_path / "run"])
+    assert sum(variant.simulated_hours().values()) == pytest.approx(variant.total_cost("hours"))
+    assert variant.total_cost("joules") == pytest.approx(sum(row["simulated_joules"] for row in result.metrics))
 
 
 def test_an_asynchronous_run(tmp_path):
@@ -329,13 +340,16 @@ def test_an_asynchronous_run(tmp_path):
     result = fl.run(TINY | settings | equal, out=tmp_path / "run")
     sent = [(row["downlink_bytes"], row["downlink_multicast_bytes"]) for row in result.metrics]
     assert sent == [(4 * MESSAGE, MESSAGE), (0, 0), (0, 0), (0, 0)]
-    found = read(variants([tmp_path / "run"]))
+    found = read_participation(read_variants([tmp_path / "run"]))
     assert by_staleness(found) == [{"staleness": k, "run": 1.0} for k in range(4)]
     assert by_times(found) == [{"times": k, "run": 4.0} for k in (0, 1)]
 
 
 def test_what_each_client_has_of_its_own_is_multicast_to_nobody_else(tmp_path):
-    """Sent once to all: two numbers, and five more in rounds 0 and 2; to each of six clients two and a third of 21 parameters."""
+    """Two numbers go once to all, and five more in rounds 0 and 2.
+
+    Each of six clients gets two numbers of its own, and a third of 21 parameters.
+    """
     config = {
         "rounds": 4,
         "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 6},
@@ -358,11 +372,11 @@ def test_what_each_client_has_of_its_own_is_multicast_to_nobody_else(tmp_path):
 
 # -- the command ------------------------------------------------------------------------------------------------------
 def test_the_commands_costs_are_those_of_the_report():
-    assert cli.COSTS == tuple(COSTS)
+    assert options.COSTS == tuple(COSTS)
 
 
 def test_commands(runs, tmp_path):
-    invoke = lambda *arguments: CliRunner().invoke(cli.app, [str(a) for a in arguments])  # noqa: E731
+    invoke = lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])  # noqa: E731
     done = invoke("compare", runs, "--target", "accuracy=.9", "--multicast", "--format", "csv", "--cost", "hours")
     (row,) = csv.DictReader(done.stdout.splitlines())
     assert float(row["simulated hours to val/accuracy>=0.9 mean"]) == 1.5 and float(row["MB down (multicast)"]) == 0.4
@@ -391,7 +405,7 @@ def test_commands(runs, tmp_path):
     [
         (
             ["compare", "{0}", "--target", "f1=0.9"],
-            "target: 'f1' is in no name of ['val/accuracy']; name one of them whole",
+            "target: 'f1' is part of none of ['val/accuracy']; give the full name of one",
         ),
         (["compare", "{0}", "--cost", "euros"], "--cost: 'euros' is not one of"),
         (["ledger", "{0}"], "has no ledger"),
@@ -402,5 +416,5 @@ def test_commands(runs, tmp_path):
     ],
 )
 def test_mistakes_are_named(runs, arguments, said):
-    done = CliRunner().invoke(cli.app, [a.format(runs) for a in arguments])
+    done = CliRunner().invoke(app, [a.format(runs) for a in arguments])
     assert done.exit_code == 2 and said in done.stderr

@@ -40,7 +40,7 @@ def test_seed_and_round_are_the_address(sampler):
 
 
 def test_all_are_registered():
-    assert {"uniform", "poisson", "weighted", "cyclic", "fixed"} <= set(names("sampler"))
+    assert {"uniform", "poisson", "weighted", "cyclic", "fixed"} <= set(names("cohort"))
 
 
 def test_uniform_takes_everyone_equally_often():

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ClientError, ConfigError
 from fl.simulation.simulation import Simulation

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.digits import Digits
 from fl.errors import ConfigError
 from fl.simulation.evaluation import forgetting
@@ -165,5 +166,5 @@ def test_clients_held_out_never_train_and_adapt_to_their_first_samples(tmp_path)
 def test_adapting_needs_an_algorithm_and_somebody_to_train():
     with pytest.raises(ConfigError, match="evaluation.adapt"):
         resolve(read(ADAPTING, {"evaluation.adapt": None}))
-    with pytest.raises(ConfigError, match="splits.clients: 6 held out of 6"):
+    with pytest.raises(ConfigError, match="splits.clients: 6 of 6 clients are held out"):
         fl.run(ADAPTING, **{"splits.clients": 6})

@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.section import Execution
 from fl.method.client import LocalTraining
 from fl.tools import tune
-from fl.tools.tune import clear, quartiles, worker_counts
+from fl.tools.tune.candidates import worker_counts
+from fl.tools.tune.race import is_clearly_faster, quartiles
 
 WORKERS_STAY = False
 CONFIG = {
@@ -32,7 +34,7 @@ CONFIG = {
 
 @dataclass(frozen=True, kw_only=True)
 class Naps(LocalTraining):
-    """Clients that train together nap together, in the loop each does; its own objective is nothing for the plan `stacked`."""
+    """Clients that train together nap once, in the loop each naps; `stacked` cannot train its own objective."""
 
     def objective(self, net, batch, at, task):
         return super().objective(net, batch, at, task)
@@ -72,7 +74,7 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
     told = json.loads(done.stdout)
     written = yaml.safe_load(out.read_text())
     assert written["extends"] == "configs/base.yaml"
-    assert written["execution"].keys() == {"executor", "plan", "chunk", "layout"}
+    assert written["execution"].keys() == {"executor", "plan", "chunk", "memory_format"}
     assert written["execution"]["executor"] == "serial" and told["kept"] == {"executor": "serial"}
     assert "cores" in out.read_text().splitlines()[1] and "clients/s" in out.read_text().splitlines()[2]
     result = fl.run(out, out=tmp_path / "run")
@@ -90,11 +92,11 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
 def test_the_faster_plan_wins(tmp_path):
     """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
     config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}
-    config["execution"] = {"executor": "serial", "plan": "auto", "layout": "contiguous"}
+    config["execution"] = {"executor": "serial", "plan": "auto", "memory_format": "contiguous"}
     told, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
     assert told.rows[0]["plan"] == "loop" and told.execution["plan"] == "vmap" and "vmap by" in told.verdicts[0]
     assert told.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
-    assert told.kept == {"executor": "serial", "layout": "contiguous"}
+    assert told.kept == {"executor": "serial", "memory_format": "contiguous"}
     whole = yaml.safe_load(out.read_text())  # with overrides, all of it
     assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3
     assert resolve(read(out)).to_dict()["evaluation"]["every"] == 1
@@ -104,7 +106,7 @@ def test_plans_that_fail_are_told(tmp_path):
     config = {**CONFIG, "execution": {"executor": "serial"}}
     config["client"] = {**CONFIG["client"], "name": f"{__file__}:Fails"}
     told, _ = tuned(tmp_path, config, {}, 1)
-    said = [row[""] for row in told.rows if row["plan"] == "vmap"]
+    said = [row["note"] for row in told.rows if row["plan"] == "vmap"]
     assert "OverflowError: too much" in said[0] and told.execution["plan"] == "loop"
 
 
@@ -132,12 +134,12 @@ def test_who_may_work():
 
 
 def test_what_is_clear():
-    """Ratios 1.0, 1.1, 1.2: quartiles 1.05, 1.1, 1.15. Two passes are too few, 2 % too little, half of the passes too unsure."""
+    """Ratios 1.0, 1.1, 1.2 have quartiles 1.05, 1.1, 1.15. Not clear: two passes, 2 %, half of the passes."""
     assert quartiles([(2.0, 2.0), (2.2, 2.0), (2.4, 2.0)]) == pytest.approx((1.05, 1.1, 1.15))
-    assert clear([(1.05, 1.0), (1.1, 1.0), (1.2, 1.0)])
-    assert not clear([(2.0, 1.0), (2.0, 1.0)])
-    assert not clear([(1.02, 1.0)] * 5)
-    assert not clear([(0.5, 1.0), (0.6, 1.0), (1.2, 1.0), (1.3, 1.0), (1.4, 1.0)])
+    assert is_clearly_faster([(1.05, 1.0), (1.1, 1.0), (1.2, 1.0)])
+    assert not is_clearly_faster([(2.0, 1.0), (2.0, 1.0)])
+    assert not is_clearly_faster([(1.02, 1.0)] * 5)
+    assert not is_clearly_faster([(0.5, 1.0), (0.6, 1.0), (1.2, 1.0), (1.3, 1.0), (1.4, 1.0)])
 
 
 @pytest.mark.parametrize(

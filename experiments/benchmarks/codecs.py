@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Chain, Codec, decode, encode
+from fl.communication.chain import Chain
+from fl.communication.codec import Codec, decode, encode
 from fl.execution.workers.process import configure_process
 from fl.registry import lookup
 from fl.tensors.random import hash64

@@ -1,4 +1,4 @@
-"""Milliseconds of a gradient step by layout of the images (fl/execution/training/layout.py), one thread, layouts in turns.
+"""Milliseconds of a gradient step by memory format of the images (fl/execution/training/memory_format.py), one thread, formats in turns.
 
 python -m experiments.benchmarks.layouts        prints the table of the README beside this file
 """
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from fl import registry
-from fl.execution.training.layout import laid_out
+from fl.execution.training.memory_format import use_memory_format
 from fl.execution.workers.process import configure_process
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 
 LAYOUTS = ("contiguous", "channels_last", "blocked")
 MODELS = {
@@ -39,7 +39,7 @@ def measure(name: str, batch: int) -> dict[str, float]:
     spent: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
     for turn in range(TURNS + 2):
         for layout in LAYOUTS:
-            with laid_out(module, layout):
+            with use_memory_format(module, layout):
                 start = time.thread_time()
                 gradients = torch.autograd.grad(F.cross_entropy(module(x), y), weights)
                 torch._foreach_add_([w.data for w in weights], gradients, alpha=-1e-6)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fl import registry
-from fl.check.check import Bench
+from fl.check.bench import Bench
 from fl.config.config import Config
 from fl.errors import ConfigError
-from fl.simulation.setup import set_up_run
+from fl.simulation.build import set_up_run
 
 Together = Literal["compiled", "stacked", "flat", "vmap"]
 PLANS: tuple[Together, ...] = get_args(Together)

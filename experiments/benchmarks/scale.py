@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
-from fl.method.sampler import Sampler, Uniform
-from fl.simulation.simulation import run
+from fl.method.sampler import CohortSampler, Uniform
+from fl.simulation.run import run
 
 SAMPLES, ROWS = 20, 1_000_000
 MB = 1 << 20
@@ -46,7 +47,7 @@ class Overlapping:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turns(Sampler):
+class Turns(CohortSampler):
     """Uniform cohorts whose sizes take turns, round by round."""
 
     sizes: tuple[int, ...]

@@ -28,7 +28,8 @@ def once(config, out):
 
 if __name__ == "__main__":
     import fl
-    from fl.config.config import read, resolve
+    from fl.config.config import resolve
+    from fl.config.reading import read
     from fl.execution.workers.ray_pool import kept
     config = resolve(read(json.loads(sys.argv[1])))
     imports = time.perf_counter() - start

@@ -19,13 +19,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
+from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.section import Execution
 from fl.execution.training.plan import Kind, Plan, make_plan
-from fl.execution.worker import ExchangeDispatch
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product, WeightedMean
-from fl.simulation.setup import RunSetup, inputs, set_up_run
+from fl.simulation.build import set_up_run
+from fl.simulation.setup import RunSetup, sample_inputs
 from fl.storage.segments import NOWHERE
 
 CLIENTS, TURNS, CHUNKS = 16, 3, (2, 4, 8, 16)
@@ -78,7 +80,7 @@ def plans(run_setup: RunSetup) -> Iterator[Plan]:
     for kind in get_args(Kind):
         try:
             for chunk in (1,) if kind == "loop" else CHUNKS:
-                given = run_setup.module, run_setup.model, run_setup.config.task, inputs(run_setup.dataset)
+                given = run_setup.module, run_setup.model, run_setup.config.task, sample_inputs(run_setup.dataset)
                 yield make_plan(run_setup.config.client, *given, Execution(plan=kind, chunk=chunk))
         except ValueError:
             continue

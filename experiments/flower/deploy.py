@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import fl
-from fl.config.config import read
+from fl.config.reading import read
 
 HERE, NODES = Path(__file__).parent, 3
 ROOT = HERE.parent.parent

@@ -60,14 +60,14 @@ def _variants(group: str, config: dict[str, Any], variants: dict[str, dict[str, 
 def _servers() -> Iterator[Case]:
     """Synchronous and other servers, with the strategies that go with them."""
     servers: dict[str, dict[str, Any]] = {
-        "sync": {"mode": "sync"},
-        "deadline": {"mode": "sync", "deadline_seconds": 0.8},
-        "needed": {"mode": "sync", "needed": 3},
-        "partial": {"mode": "sync", "deadline_seconds": 0.8, "partial": True},
-        "async": {"mode": "async", "concurrency": 4},
-        "buffered": {"mode": "buffered", "concurrency": 6, "buffer": 3},
-        "stale": {"mode": "buffered", "concurrency": 6, "buffer": 2, "max_staleness": 1},
-        "tiered": {"mode": "tiered", "tiers": 2, "clients": 2},
+        "sync": {"name": "sync"},
+        "deadline": {"name": "sync", "deadline_seconds": 0.8},
+        "needed": {"name": "sync", "needed": 3},
+        "partial": {"name": "sync", "deadline_seconds": 0.8, "partial": True},
+        "async": {"name": "async", "concurrency": 4},
+        "buffered": {"name": "buffered", "concurrency": 6, "buffer": 3},
+        "stale": {"name": "buffered", "concurrency": 6, "buffer": 2, "max_staleness": 1},
+        "tiered": {"name": "tiered", "tiers": 2, "clients": 2},
     }
     system = {"system": {"devices": LOGNORMAL, "jitter": 0.2}}
     for strategy in ("fedavg", "fedasync", "fedbuff", "fedat", "scaffold", "fedadam", "ditto"):
@@ -203,7 +203,7 @@ def _partitions() -> Iterator[Case]:
         "uniform": {"size": 4},
         "weighted": {"size": 4},
     }
-    for name in fl_names.names("sampler"):
+    for name in fl_names.names("cohort"):
         yield Case(f"sampler/{name}", _without("cohort"), {"cohort": {"name": name, **samplers.get(name, {})}})
     yield Case("sampler/fraction", _without("cohort"), {"cohort": {"fraction": 0.5}})
     shifts = {"relabel": {"classes": 3}, "noise": {"random_order": True}, "rotate": {"degrees": 30}}
@@ -490,7 +490,7 @@ def _executions() -> Iterator[Case]:
             yield Case(f"execution/chunk_{chunk}/{plan}", DIGITS, {"execution.plan": plan, "execution.chunk": chunk})
     image = {"model": {"name": "cnn_tiny"}, "execution.plan": "loop"}
     details: dict[str, dict[str, Any]] = {
-        **{f"layout_{layout}": {"execution.layout": layout} for layout in ("contiguous", "channels_last", "blocked")},
+        **{f"layout_{kind}": {"execution.memory_format": kind} for kind in ("contiguous", "channels_last", "blocked")},
         "micro_batch": {"execution.micro_batch": 3},
         "bf16": {"execution.precision": "bf16"},
     }
@@ -512,6 +512,7 @@ def _executions() -> Iterator[Case]:
         "partition": {"name": "iid", "clients": 3},
         "cohort": {"fraction": 1.0},
         "strategy": {"name": "scaffold"},
+        "execution": {**DIGITS["execution"], "plan": "loop"},  # as Flower's nodes train
     }
     yield Case("executor/flower", three, how="flower", packages=("flwr",))
     yield Case("executor/flower_serial", three)

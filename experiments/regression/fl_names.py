@@ -17,7 +17,7 @@ def names(kind: str) -> list[str]:
 
 def bench_of(strategy: str) -> dict[str, Any]:
     """What the strategy needs beside a usual configuration, as overrides by dotted path."""
-    return dict(registry.lookup("strategy", strategy).bench)
+    return dict(registry.lookup("strategy", strategy).example_config)
 
 
 def client_fields(strategy: str) -> set[str]:
@@ -27,9 +27,12 @@ def client_fields(strategy: str) -> set[str]:
 
 
 def plan_of(directory: Path) -> dict[str, Any] | None:
-    """How the clients of a finished run were trained: kind, chunk, layout, and why."""
+    """How the clients of a finished run were trained: kind, chunk, memory format ("layout" in all records), and why."""
     file = directory / "environment.json"
-    return json.loads(file.read_text()).get("plan") if file.is_file() else None
+    plan = json.loads(file.read_text()).get("plan") if file.is_file() else None
+    if plan is not None:
+        plan["layout"] = plan.pop("memory_format")
+    return plan
 
 
 def is_refusal(error: Exception) -> bool:

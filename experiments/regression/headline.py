@@ -129,18 +129,18 @@ def _others() -> Iterator[Case]:
     yield _case("codecs/vote", "codecs/vote.yaml", little, "mnist")
     late: dict[str, dict[str, Any]] = {
         "all": {},
-        "needed": {"server": {"mode": "sync", "needed": 6}},
-        "fedbuff": {"strategy": {"name": "fedbuff"}, "server": {"mode": "buffered", "concurrency": 8, "buffer": 3}},
+        "needed": {"server": {"name": "sync", "needed": 6}},
+        "fedbuff": {"strategy": {"name": "fedbuff"}, "server": {"name": "buffered", "concurrency": 8, "buffer": 3}},
     }
     some = little | {"rounds": 3, "partition.clients": 30, "partition.min_size": 5, "cohort.size": 8}
     for name, change in late.items():
         yield _case(f"asynchronous/mnist/{name}", "asynchronous/mnist.yaml", some | change, "mnist")
     stragglers: dict[str, dict[str, Any]] = {
         "waits": {},
-        "deadline": {"server": {"mode": "sync", "deadline_seconds": 0.3}},
-        "partial": {"server": {"mode": "sync", "deadline_seconds": 0.3, "partial": True}},
+        "deadline": {"server": {"name": "sync", "deadline_seconds": 0.3}},
+        "partial": {"server": {"name": "sync", "deadline_seconds": 0.3, "partial": True}},
         "fedprox": {
-            "server": {"mode": "sync", "deadline_seconds": 0.3, "partial": True},
+            "server": {"name": "sync", "deadline_seconds": 0.3, "partial": True},
             "strategy": {"name": "fedprox"},
             "client.mu": 0.1,
         },

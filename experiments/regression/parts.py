@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,16 @@ def normalised(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 def dropping(shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A perceptron with a dropout layer; its parameters have the names of those of `mlp`."""
-    hidden = nn.Sequential(nn.ReLU(), nn.Dropout(0.3))
+    hidden = nn.Sequential(OrderedDict(relu=nn.ReLU(), dropout=nn.Dropout(0.3)))
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), hidden, nn.Linear(5, outputs))
+
+
+def convolving(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A convolution before a perceptron whose parameters have the names of those of `mlp`."""
+    channels, height, width = shape
+    first = nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, 2, 3), relu=nn.ReLU(), flat=nn.Flatten()))
+    features = 2 * (height - 2) * (width - 2)
+    return nn.Sequential(first, nn.Linear(features, 5), nn.ReLU(), nn.Linear(5, outputs))
 
 
 # -- files, written into the temporary folder of a run ----------------------------------------------------------------

@@ -51,17 +51,25 @@ def all_cases() -> dict[str, Case]:
 
 
 def record(file: Path, only: str = "*", jobs: int = 1) -> dict[str, Run]:
-    """Perform all runs whose names match the pattern `only`, and write the record and the models."""
+    """Perform all runs whose names match the pattern `only`, and write the record and the models.
+
+    The other runs of a record that is there already stay in it."""
     names = [name for name in all_cases() if fnmatch.fnmatchcase(name, only)]
-    models = models_of(file)
-    shutil.rmtree(models, ignore_errors=True)
-    models.mkdir(parents=True)
-    runs: dict[str, Run] = {}
+    models, runs = models_of(file), _kept(file, only)
+    if not runs:
+        shutil.rmtree(models, ignore_errors=True)
+    models.mkdir(parents=True, exist_ok=True)
     for number, (name, found, seconds) in enumerate(_performed(names, models, jobs), 1):
         runs |= found
         print(f"[{number}/{len(names)}] {seconds:5.1f} s  {found[name]['status']:8}{name}", file=sys.stderr)
     write(file, runs)
     return runs
+
+
+def _kept(file: Path, only: str) -> dict[str, Run]:
+    """The runs of an existing record that are not made anew."""
+    before = read(file) if file.is_file() else {}
+    return {name: run for name, run in before.items() if not fnmatch.fnmatchcase(name.partition("[")[0], only)}
 
 
 def models_of(file: Path) -> Path:

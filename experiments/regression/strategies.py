@@ -30,7 +30,7 @@ PLANS = ("auto", "loop", *BATCHED)
 
 MOMENTUM = {"client.optimiser": {"name": "sgd", "momentum": 0.9}, "client.clip": 0.5}
 DROPOUT = {"model": {"name": "experiments.regression.parts:dropping"}}
-IMAGES = {"data.shape": [1, 8, 8], "model": {"name": "cnn_tiny"}}
+IMAGES = {"data.shape": [1, 8, 8], "model": {"name": "experiments.regression.parts:convolving"}}
 DEVICES = {"name": "lognormal", "ms_per_sample": 10, "up_mbps": 0.1, "down_mbps": 0.5, "latency_ms": 20, "sigma": 1.0}
 NORMALISED = {"model": {"name": "experiments.regression.parts:normalised"}}
 
@@ -54,11 +54,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "availability": {"name": "bernoulli", "p": 0.8},
             "up_bytes": 300,
         },
-        "server": {"mode": "sync", "deadline_seconds": 0.5, "partial": True},
+        "server": {"name": "sync", "deadline_seconds": 0.5, "partial": True},
     },
     "buffered": {
         "system": {"devices": DEVICES, "up_bytes": 300},
-        "server": {"mode": "buffered", "concurrency": 4, "buffer": 2},
+        "server": {"name": "buffered", "concurrency": 4, "buffer": 2},
     },
     "empty_rounds": {"cohort": {"name": "poisson", "rate": 0.15}},
     "trained": {"evaluation": {"stage": "trained"}},

@@ -1,1 +1,1 @@
-"""What passes between server and clients: codecs, sizes on a real wire, the ledger."""
+"""Messages between server and clients: codecs, the encoding of groups, sizes on the wire, and the ledger."""

@@ -1,38 +1,36 @@
-"""The dense floating leaves of a group, which errors and differences are of: buffers of `Params`, and tensors that stand alone.
-Tables and sparse vectors, whose values belong to positions, are not among them."""
+"""The dense floating leaves of a group: the leaves that error feedback and differences apply to.
+
+They are the floating buffers of `Params` and floating tensors that stand alone. Tables and sparse vectors are left out,
+because their values belong to positions.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from torch import Tensor
 
 from fl.tensors.params import Params
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, tree_map
 
 
 def map_dense(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The tree with fn(leaf) in the place of its dense floating leaves, in order."""
-    if isinstance(tree, Params):
-        return Params(tree.layout, tuple(fn(b) if b.is_floating_point() else b for b in tree.buffers))
-    if isinstance(tree, Tensor):
-        return fn(tree) if tree.is_floating_point() else tree
-    if isinstance(tree, (Table, Sparse)):
-        return tree
-    if isinstance(tree, dict):
-        return {k: map_dense(fn, v) for k, v in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_dense(fn, v) for v in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_dense(fn, v) for v in tree)
-    if dataclasses.is_dataclass(tree):
-        return type(tree)(**{f.name: map_dense(fn, getattr(tree, f.name)) for f in dataclasses.fields(tree)})
-    return tree
+    """Replace each dense floating leaf by fn(leaf), in order."""
+
+    def dense_or_same(tensor: Tensor) -> Tensor:
+        return fn(tensor) if tensor.is_floating_point() else tensor
+
+    def leaf(node: Params | Tensor | Table | Sparse) -> Tree:
+        if isinstance(node, Params):
+            return Params(node.layout, tuple(dense_or_same(buffer) for buffer in node.buffers))
+        return dense_or_same(node) if isinstance(node, Tensor) else node
+
+    return tree_map(leaf, tree, is_leaf=lambda node: isinstance(node, (Table, Sparse)))
 
 
-def dense(tree: Tree) -> list[Tensor]:
+def dense_leaves(tree: Tree) -> list[Tensor]:
+    """List the dense floating leaves, in order."""
     found: list[Tensor] = []
 
     def leaf(tensor: Tensor) -> Tensor:

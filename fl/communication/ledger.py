@@ -1,15 +1,19 @@
-"""The ledger: measured bytes per round, exchange, client, direction and group, one row each.
+"""The ledger: measured bytes of a run, one row per round, exchange, client, direction and group.
 
-    payload_bytes   raw tensors, of sparse ones the values     encoded_bytes   after the codec     wire_bytes   as a Flower message
+    payload_bytes   the raw tensors; for sparse groups their values only
+    encoded_bytes   after the codec
+    wire_bytes      as a Flower message, see `fl.communication.wire`
 
-    ledger.record(...) as often as needed;   ledger.commit() -> the file's length, kept with the round's commit
-    ledger.totals(round_) -> uplink_bytes, ... for the round's metrics
+    ledger.record(...)   any number of times
+    ledger.commit()      returns the length of the file, which is stored with the round's commit
+    ledger.totals(round_)   uplink_bytes, downlink_bytes, ... for the metrics of the round
 
-Clients' messages are of the tier "client". Servers among themselves have others ("edge": between edges and a cloud); `client` then
-is the lower server's number, and totals are apart: edge_uplink_bytes, edge_downlink_bytes.
+Messages between clients and the server have the tier "client". Messages between servers have another tier, for example
+"edge" between edge servers and a cloud. Their `client` column holds the number of the lower server, and their totals
+are separate: edge_uplink_bytes, edge_downlink_bytes.
 
-A broadcast's shared groups have a row for every receiving client; what they would take if sent once to all, beside each client's
-own, is in no row, but in the round's total `downlink_multicast_bytes` (`multicast`).
+A shared group of a broadcast has one row per receiving client. The cost with multicast (a shared group counts once, and
+each client's own groups count as usual) has no row. It is the total `downlink_multicast_bytes` of the round.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fl.checks import one_of
 from fl.storage.stream import ArrowStream, column, repeated
 
 SCHEMA = pa.schema(
@@ -27,7 +32,7 @@ SCHEMA = pa.schema(
         "round": pa.int32(),
         "exchange": pa.int16(),
         "client": pa.int64(),
-        "direction": pa.string(),  # "up" or "down"; strings, as Arrow would need a batch of its own for a dictionary
+        "direction": pa.string(),  # "up" or "down"; a dictionary column would cost an extra Arrow batch
         "group": pa.string(),
         "payload_bytes": pa.int64(),
         "encoded_bytes": pa.int64(),
@@ -39,17 +44,18 @@ TOTALS = ("uplink_bytes", "downlink_bytes", "uplink_wire_bytes", "downlink_wire_
 
 
 class Ledger:
-    """The ledger of a run, begun anew at `path`, or gone on with at a committed length (`Ledger.open`)."""
+    """The ledger of one run, written to an Arrow stream.
 
-    def __init__(self, path: str | Path, length: int = 0):
+    Args:
+        path: The file.
+        length: Committed length in bytes. The file is cut back to it; 0 starts a new ledger.
+    """
+
+    def __init__(self, path: str | Path, length: int = 0) -> None:
+        self.path = Path(path)
         self._stream = ArrowStream(path, SCHEMA, length)
-        self._pending: list[tuple] = []  # (constant columns, arrays)
+        self._pending: list[tuple[tuple, list[np.ndarray]]] = []  # (constant columns, columns of one value per row)
         self._totals: dict[int, dict[str, int]] = {}  # of the latest round only
-
-    @classmethod
-    def open(cls, path: str | Path, length: int) -> Ledger:
-        """The ledger at `path`, cut back to a committed length."""
-        return cls(path, length)
 
     def record(
         self,
@@ -63,57 +69,68 @@ class Ledger:
         wire: int | np.ndarray,
         tier: str = "client",
     ) -> None:
-        """One row per client; the bytes are numbers or arrays (C,)."""
-        if direction not in ("up", "down"):
-            raise ValueError(f"direction: {direction!r} is not one of ['down', 'up']")
-        figures = [np.broadcast_to(np.asarray(x, np.int64), len(clients)) for x in (payload, encoded, wire)]
-        self._pending.append(((round_, exchange, direction, group, tier), [np.asarray(clients, np.int64), *figures]))
-        totals = self._of(round_)
-        of_tier = "" if tier == "client" else f"{tier}_"
-        for name, figure in (("bytes", figures[1]), ("wire_bytes", figures[2])):
-            name = f"{of_tier}{direction}link_{name}"
-            totals[name] = totals.get(name, 0) + int(figure.sum())
+        """Add one row per client.
+
+        Args:
+            round_: Round, counted from 0.
+            exchange: Exchange within the round, counted from 0.
+            direction: "up" or "down".
+            group: Name of the group of tensors.
+            clients: Client ids, shape (C,).
+            payload: Bytes of the raw tensors, a number or one per client.
+            encoded: Bytes after the codec, a number or one per client.
+            wire: Bytes as a Flower message, a number or one per client.
+            tier: "client", or the name of a tier of servers.
+        """
+        one_of(("down", "up"), direction=direction)
+        bytes_ = [np.broadcast_to(np.asarray(x, np.int64), len(clients)) for x in (payload, encoded, wire)]
+        self._pending.append(((round_, exchange, direction, group, tier), [np.asarray(clients, np.int64), *bytes_]))
+        totals = self._totals_of(round_)
+        prefix = "" if tier == "client" else f"{tier}_"
+        for kind, counts in (("bytes", bytes_[1]), ("wire_bytes", bytes_[2])):
+            name = f"{prefix}{direction}link_{kind}"
+            totals[name] = totals.get(name, 0) + int(counts.sum())
 
     def multicast(self, round_: int, encoded: int) -> None:
-        """`encoded` bytes that multicast takes: a shared group once for all who receive it, and what each client has of its own."""
-        self._of(round_)["downlink_multicast_bytes"] += encoded
+        """Add `encoded` bytes to the round's total with multicast: a shared group once, each client's own groups."""
+        self._totals_of(round_)["downlink_multicast_bytes"] += encoded
 
     def totals(self, round_: int) -> dict[str, int]:
-        """Sums over the rows of a round (the latest recorded; others give zeros) and its multicast bytes."""
+        """Return the sums over a round's rows, and its multicast bytes; zeros for all but the latest recorded round."""
         return dict(self._totals.get(round_) or dict.fromkeys(TOTALS, 0))
 
-    def _of(self, round_: int) -> dict[str, int]:
+    def _totals_of(self, round_: int) -> dict[str, int]:
         if round_ not in self._totals:
             self._totals = {round_: dict.fromkeys(TOTALS, 0)}
         return self._totals[round_]
 
     def commit(self) -> int:
-        """Write what was recorded since the last commit, as one batch; returns the file's length."""
+        """Write all rows since the last commit as one batch. Returns the length of the file in bytes."""
         if self._pending:
             constants, arrays = zip(*self._pending)
             round_, exchange, *texts = zip(*constants)
             counts = [len(clients) for clients, *_ in arrays]
             numbers = [column(np.repeat(np.array(v, k), counts)) for v, k in ((round_, np.int32), (exchange, np.int16))]
             direction, group, tier = (pa.concat_arrays(list(map(repeated, of, counts))) for of in texts)
-            clients, *figures = (column(np.concatenate(pieces)) for pieces in zip(*arrays))
-            columns = [*numbers, clients, direction, group, *figures, tier]
+            clients, *bytes_ = (column(np.concatenate(pieces)) for pieces in zip(*arrays))
+            columns = [*numbers, clients, direction, group, *bytes_, tier]
             self._stream.append(pa.record_batch(columns, schema=SCHEMA))
             self._pending = []
         return self._stream.length
 
     def forget(self) -> None:
-        """Drop what was recorded since the last commit."""
+        """Drop all rows since the last commit."""
         self._pending, self._totals = [], {}
 
+    def to_parquet(self, out: str | Path) -> None:
+        """Write all committed rows as a Parquet file. It is small, because most columns repeat their values."""
+        pq.write_table(read(self.path), out, compression="zstd")
+
     def close(self) -> None:
+        """Close the file. Rows that were not committed are lost."""
         self._stream.close()
 
 
 def read(path: str | Path) -> pa.Table:
-    """All committed rows of the ledger at `path`; a torn tail is left out."""
+    """Read all committed rows of the ledger at `path`. An incomplete batch at its end is left out."""
     return ArrowStream.read(path, SCHEMA)
-
-
-def to_parquet(path: str | Path, out: str | Path) -> None:
-    """The ledger at `path` as a parquet file (small: nearly all columns repeat)."""
-    pq.write_table(read(path), out, compression="zstd")

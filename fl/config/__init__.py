@@ -1,0 +1,1 @@
+"""Read, build, check and write configurations."""

@@ -5,18 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fl.checks import at_least, not_negative, positive
 from fl.method.client import ClientAlgorithm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """When and on whom: every `every` rounds and after the last, on the server's test set (`server`) and on `clients`
-    ("all" that train, a number of them drawn once, 0, or those `held_out` by splits.clients): val/* on their val split,
-    clients/* on their test split.
+    """When, and on which clients, the model is evaluated.
 
-    stage: the model as `received`, as `trained` locally, or as `adapted` by the client algorithm `adapt` to the first `shots`
-    training samples (default: all of them). select: the metric that the best checkpoint has best
-    (default: val/accuracy or val/loss where there is a val split, else train/loss); names ending in loss are minimised.
+    Metrics: eval/* on the server's test set, val/* on clients' validation rows, clients/* on clients' test rows.
+
+    Args:
+        every: rounds between evaluations, 1 or more. The last round is always evaluated.
+        server: evaluate on the server's test set.
+        clients: "all" clients that train; a number of them, 0 or more, drawn once; or the clients that are "held_out"
+            by `splits.clients`.
+        stage: which model clients evaluate: "received" from the server, "trained" locally, or "adapted" by `adapt`.
+        adapt: client algorithm of the stage "adapted".
+        shots: number of training samples that `adapt` uses, the first ones, 1 or more; None: all.
+        select: metric by which the best model is chosen. Default: val/accuracy or val/loss if there are
+            validation rows, else train/loss. Metrics that end in "loss" are minimised.
     """
 
     every: int = 1
@@ -27,26 +35,28 @@ class Evaluation:
     shots: int | None = None
     select: str | None = None
 
-    def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"every: {self.every} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, every=self.every, shots=self.shots)
         if (self.stage == "adapted") != (self.adapt is not None):
-            raise ValueError(f"adapt: {self.adapt} with stage {self.stage!r}; a client algorithm goes with 'adapted'")
-        if self.shots is not None and self.shots < 1:
-            raise ValueError(f"shots: {self.shots} is not at least 1")
-        if isinstance(self.clients, int) and self.clients < 0:
-            raise ValueError(f"clients: {self.clients} is negative")
+            raise ValueError(f"adapt: {self.adapt} with stage {self.stage!r}; stage 'adapted' needs a client algorithm")
+        if isinstance(self.clients, int):
+            not_negative(clients=self.clients)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """target: metric -> value that ends the run once reached.  patience: evaluations without a better evaluation.select.
-    simulated_seconds: of virtual time, after which the run ends with the round at hand."""
+    """Conditions that end a run before its last round.
+
+    Args:
+        target: metric -> value; the run ends once one of them is reached.
+        patience: number of evaluations, 1 or more, without a better `evaluation.select`; None: no limit.
+        simulated_seconds: virtual time, positive; the run ends with the round in which it has passed. None: no limit.
+    """
 
     target: dict[str, float] = field(default_factory=dict)
     patience: int | None = None
     simulated_seconds: float | None = None
 
-    def __post_init__(self):
-        if self.simulated_seconds is not None and not self.simulated_seconds > 0:
-            raise ValueError(f"simulated_seconds: {self.simulated_seconds} is not positive")
+    def __post_init__(self) -> None:
+        at_least(1, patience=self.patience)
+        positive(simulated_seconds=self.simulated_seconds)

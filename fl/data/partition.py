@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -127,6 +127,20 @@ class Partition:
             )
 
 
+class Partitioner(Protocol):
+    """A part that gives rows to clients, registered under "partition"."""
+
+    def split(self, dataset: Dataset) -> Partition:
+        """Return the partition of the dataset's training rows."""
+
+
+class Shift(Protocol):
+    """A part that changes each client's samples in its own way, registered under "shift"."""
+
+    def apply(self, dataset: Dataset, partition: Partition) -> Dataset:
+        """Return the dataset with the changed samples."""
+
+
 # Both sort distinct words that carry the position in their low bits: several times faster than a stable argsort.
 
 
@@ -162,7 +176,9 @@ def shuffled_groups(owners: np.ndarray, count: int, *address: int | str) -> tupl
 def coded(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(classes (K,), codes (R,)): the distinct labels, ascending, and which of them each row has."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise ValueError(f"labels: {labels.dtype} {labels.shape} are not one class per row; take 'iid' or 'natural'")
+        raise ValueError(
+            f"labels: {labels.dtype} {labels.shape} are not one class per row; take a partition without labels"
+        )
     low, high = int(labels.min()), int(labels.max())
     if high - low > len(labels):
         return np.unique(labels, return_inverse=True)

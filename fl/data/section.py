@@ -58,9 +58,6 @@ class Data:
         return dataset
 
 
-DATA_KEYS = {"long_tail", "normalise", "augment"}
-
-
 def long_tailed(labels: np.ndarray, factor: float) -> np.ndarray:
     """Rows (ascending) of which class k of K keeps floor(n factor^(-k / (K - 1))), n the smallest class's number: a random choice
     that is always the same. Cui, Jia, Lin, Song, Belongie 2019, arXiv:1901.05555 (there with n = 5,000 for CIFAR-10)."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
-from fl.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
 
 Scenario = Literal["task", "domain", "class"]
 Split = Callable[[Dataset], Partition]

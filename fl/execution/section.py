@@ -1,25 +1,36 @@
-"""The `execution` section of a configuration: who computes, and how."""
+"""The `execution` section of a configuration: where and how client work is computed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from fl.checks import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Who computes. Of these `plan`, `chunk`, `layout`, `micro_batch`, `device`, `precision` and `deterministic` touch last bits: the
-    first three are resolved to explicit values from the model's structure and the device.
+    """Where and how client work is computed.
 
-    executor: ray with `workers` (default: one per core, or per GPU) on this machine or the cluster at `address` ("auto"), or serial: this
-    process; what is compiled is shared by as many threads.
-    plan: loop | compiled | stacked | flat | vmap | auto.   chunk: clients trained together (a power of two).
-    layout: how images lie in memory in the loop: contiguous | channels_last | blocked (default: as fl/execution/training/layout.py has it).
-    micro_batch: samples that pass through the model at once in the loop; larger batches add up their gradients (default: all).
-    device: cpu, or cuda: workers share the GPUs.   precision: float32, tf32 (of GPUs) or bf16 (autocast).
-    graphs: on a GPU, the loop's gradients are CUDA graphs.
-    deterministic: on a GPU, only algorithms that give the same bits each time.
-    on_client_error: raise, or drop the client from the round.
+    `plan`, `chunk`, `memory_format`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the last
+    bits of results. The run directory holds the values of `plan`, `chunk` and `memory_format` that were chosen.
+
+    Args:
+        executor: "ray": worker processes; "serial": this process.
+        workers: number of worker processes, 1 or more (serial: threads of compiled training). Default: one per CPU
+            core, or per GPU.
+        address: address of a Ray cluster, "auto" for the running one; None: this machine.
+        plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several
+            together; "auto" the fastest that fits the model.
+        chunk: number of clients that are trained together, a power of two; None: chosen.
+        memory_format: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen.
+        micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of
+            a larger batch are added up. None: the whole batch.
+        device: "cpu", or "cuda": workers share the GPUs.
+        precision: "float32", "tf32" (GPUs only) or "bf16" (autocast).
+        graphs: on a GPU, run the gradients of the loop as CUDA graphs.
+        deterministic: on a GPU, use only algorithms that give the same bits each time.
+        on_client_error: "raise" ends the run; "drop" leaves the client out of the round.
     """
 
     executor: Literal["serial", "ray"] = "ray"
@@ -27,7 +38,7 @@ class Execution:
     address: str | None = None
     plan: Literal["auto", "loop", "compiled", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
-    layout: Literal["contiguous", "channels_last", "blocked"] | None = None
+    memory_format: Literal["contiguous", "channels_last", "blocked"] | None = None
     micro_batch: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
@@ -35,10 +46,7 @@ class Execution:
     deterministic: bool = False
     on_client_error: Literal["raise", "drop"] = "raise"
 
-    def __post_init__(self):
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch: {self.micro_batch} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, workers=self.workers, micro_batch=self.micro_batch)
         if self.graphs and self.device == "cpu":
-            raise ValueError("graphs: they are of GPUs; set device: cuda, or leave them out")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers: {self.workers} is not at least 1")
+            raise ValueError("graphs: CUDA graphs need a GPU; set device: cuda, or leave graphs out")

@@ -1,7 +1,7 @@
-"""A Flower app's directory: what its pyproject.toml says, and its two halves.
+"""The folder of a Flower app: its pyproject.toml, its ServerApp and its ClientApp.
 
 [tool.flwr.app.components]   serverapp = "module:name"   clientapp = "module:name"
-[tool.flwr.app.config]       what both find in context.run_config; nested tables as dotted keys
+[tool.flwr.app.config]       the run config that both find in context.run_config; nested tables have dotted keys
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import yaml
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fl.config.config import parse
+from fl.config.yaml import parse
 from fl.errors import ConfigError
 
-FREE = ("execution.executor", "execution.workers")
-NODES = 10  # where neither the command nor the app says how many
+CHANGEABLE = ("execution.executor", "execution.workers")  # keys that may change when a run continues
+NODES = 10  # if neither the command nor the app gives a number
 
 
 @dataclass(frozen=True)
 class App:
+    """A Flower app: its two halves, its config and its default number of nodes."""
+
     name: str
     server: ServerApp
     client: ClientApp
@@ -35,23 +37,21 @@ class App:
     folder: Path
 
     def arguments(self, nodes: int | None = None) -> dict[str, Any]:
-        """For `fl.flower.simulate`."""
+        """Return the arguments for `fl.flower.simulate`; `nodes` replaces the app's own number."""
         parts = {"server_app": self.server, "client_app": self.client, "num_nodes": nodes or self.nodes}
         return {**parts, "run_config": self.config, "name": self.name, "source": str(self.folder)}
 
 
 def resumed(directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with which `fl.flower.simulate` goes on with an app's run; changes by dotted path."""
+    """Return the arguments with which `fl.flower.simulate` continues an app's run, with changes by dotted key."""
     for key in changes:
-        if key not in FREE:
-            raise ConfigError(
-                key, f"cannot change when the run of an app goes on; {list(FREE)} can. Start a new run instead"
-            )
+        if key not in CHANGEABLE:
+            raise ConfigError(key, f"cannot change in a resumed run; only {list(CHANGEABLE)} can. Start a new run")
     then = yaml.safe_load((directory / "config.yaml").read_text())
     app = then["flower"]
     if app["source"] is None:
         raise ConfigError(
-            "", f"the app of {directory} has no folder; simulate(..., out={str(directory)!r}, resume=True) goes on"
+            "", f"the app of {directory} has no folder; use simulate(..., out={str(directory)!r}, resume=True)"
         )
     found = replace(load(Path(app["source"])), config=app["config"])
     execution = then["execution"] | {key.partition(".")[2]: value for key, value in changes.items()}
@@ -59,11 +59,11 @@ def resumed(directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(folder: Path, overrides: Mapping[str, str] | None = None) -> App:
-    """The app in `folder`; overrides are texts by key of its config. Its modules become importable."""
+    """Load the app in a folder, which goes onto sys.path. `overrides` are texts by key of the app's config."""
     folder = folder.resolve()
     file = folder / "pyproject.toml"
     if not file.is_file():
-        raise ConfigError("app", f"there is no {file}; name the folder of a Flower app")
+        raise ConfigError("app", f"there is no {file}; give the folder of a Flower app")
     try:
         project = tomllib.loads(file.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -88,6 +88,7 @@ def load(folder: Path, overrides: Mapping[str, str] | None = None) -> App:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -95,7 +96,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _value(key: str, text: str, config: Mapping[str, Any]) -> Any:
-    """A text as the kind of value that it overrides."""
+    """Convert a text to the type of the value that it overrides."""
     if key not in config:
         raise ConfigError(key, f"not in [tool.flwr.app.config], which has {sorted(config)}")
     if isinstance(config[key], str):
@@ -104,11 +105,12 @@ def _value(key: str, text: str, config: Mapping[str, Any]) -> Any:
     if type(config[key]) is float and type(value) is int:
         value = float(value)
     if type(value) is not type(config[key]):
-        raise ConfigError(key, f"{text!r} is not {type(config[key]).__name__} as {config[key]!r} is")
+        raise ConfigError(key, f"{text!r} is not {type(config[key]).__name__}, the type of {config[key]!r}")
     return value
 
 
 def _part(folder: Path, reference: str, kind: type) -> Any:
+    """Import "module:name" from the folder and check its type."""
     where, _, attribute = reference.partition(":")
     module = importlib.import_module(where)
     if folder not in Path(module.__file__ or "").resolve().parents:

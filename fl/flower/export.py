@@ -1,9 +1,9 @@
-"""A configuration as a Flower project, ready for `flwr run`:
+"""Write a configuration as a Flower project, ready for `flwr run`.
 
-    DIR/pyproject.toml   [tool.flwr.app]: the two apps, and what `flwr run -c` may change
-    DIR/server_app.py    DIR/client_app.py    DIR/config.yaml, resolved    DIR/code/: the user's own files that it names
+    DIR/pyproject.toml   [tool.flwr.app]: the two apps, and the keys that `flwr run -c` may change
+    DIR/server_app.py    DIR/client_app.py    DIR/config.yaml, resolved    DIR/code/: the user's files that it names
 
-fl itself has to be installed where the project runs, as torch has.
+fl itself must be installed where the project runs, like torch.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from typing import Any
 import yaml
 
 from fl import registry
-from fl.config.config import read, resolve
-from fl.flower.deploy import Source
+from fl.config.config import Config, resolve
+from fl.config.reading import read
+from fl.flower.configuration import Source
 
 PROJECT = """\
 [build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
 
-[project]
-name = "{name}"
-version = "1.0.0"
-description = "{strategy} of fl as a Flower app"
-license = "Apache-2.0"
-dependencies = ["flwr>=1.22,<2"] # and fl, installed by hand: start the SuperLink with --disable-runtime-dependency-installation
+[project] name = "{name}" version = "1.0.0" description = "{strategy} of fl as a Flower app" license = "Apache-2.0"
+dependencies = ["flwr>=1.22,<2"] # and fl, installed by hand: start the SuperLink with
+--disable-runtime-dependency-installation
 
 [tool.flwr.app]
 publisher = "local"
@@ -42,11 +40,11 @@ clientapp = "client_app:app"
 [tool.flwr.app.config]
 rounds = {rounds}
 seed = {seed}
-out = "" # the run directory; empty: a new one under runs/
-timeout = 0 # seconds for a client's answer; 0: as long as it takes
+out = "" # the run directory; empty means a new one under runs/
+timeout = 0 # seconds to wait for a client's reply; 0 means no limit
 {parts}"""
 MODULE = '''\
-"""{title} of {strategy}; everything is in config.yaml."""
+"""{title} of {strategy}; its settings are in config.yaml."""
 
 from pathlib import Path
 
@@ -57,11 +55,11 @@ app = {factory}(Path(__file__).with_name("config.yaml"))
 
 
 def export(config: Source, directory: str | Path) -> Path:
-    """Write the project of a configuration; its directory."""
+    """Write a configuration as a Flower project to a new directory; returns the directory."""
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty; export to a new directory")
-    resolved = resolve(read(config))
+    resolved = config if isinstance(config, Config) else resolve(read(config))
     strategy = getattr(type(resolved.strategy), "registered_as", type(resolved.strategy).__name__)
     text = yaml.safe_dump(resolved.to_dict(), sort_keys=False)
     directory.mkdir(parents=True, exist_ok=True)
@@ -81,7 +79,7 @@ def export(config: Source, directory: str | Path) -> Path:
 
 
 def _table(part: str, arguments: Any) -> str:
-    """Its plain arguments as TOML: `flwr run -c` changes only what the project names."""
+    """Write the plain arguments of a part as TOML. `flwr run -c` can only change keys that the project names."""
     plain = {k: v for k, v in arguments.items() if k != "name" and isinstance(v, (bool, int, float, str))}
     rows = [
         f"{key} = {json.dumps(value)}"

@@ -1,11 +1,11 @@
-"""Flower's Grid over nodes 1, 2, ..., N whose messages run on our workers (or come from the journal of a run that goes on).
+"""Flower's Grid over nodes 1, 2, ..., N whose messages run on our workers, or come from the journal of a resumed run.
 
     push_messages -> ids                    nothing runs yet
-    pull_messages(ids) -> [replies]         what is pending runs as one batch; the replies in the order of the ids
-    send_and_receive = push, then pull      a list, in the order of the messages, however many workers there are
+    pull_messages(ids) -> [replies]         all pending messages run as one batch; replies are in the order of the ids
+    send_and_receive = push, then pull      replies are in the order of the messages, for any number of workers
 
-Two messages to one node run one after the other. Timeouts are of the wall clock and would let the machine's load decide who
-answers: they are not applied. Idle nodes are numbers; what a node's Context keeps is on disk from one message to the next.
+Two messages to one node run one after the other. Timeouts are not applied: they depend on the wall clock, so the load
+of the machine would decide who answers. An idle node is only a number. A node's Context is on disk between messages.
 """
 
 from __future__ import annotations
@@ -23,65 +23,79 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from fl.execution.workers.executor import Executor
-from fl.flower import journal as journals
-from fl.flower import records
-from fl.flower.journal import Journal
-from fl.flower.records import RecordSizes
-from fl.flower.worker import AppResult, Batch, Work, seeded
+from fl.flower.journal import Journal, batch_key
+from fl.flower.records import RecordSizes, record_sizes
+from fl.flower.seeding import seeded
+from fl.flower.worker import AppBatch, AppResult, AppTask
 from fl.storage.clients import ClientStates
 
 try:
     from flwr.supercore.run import Run
-except ImportError:  # before 1.3x
-    from flwr.common.typing import Run
+except ImportError:  # older versions of Flower
+    from flwr.common.typing import Run  # type: ignore[no-redef,attr-defined]  # the type checker sees one version only
 
 log = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """Told of every batch of messages that clients work on, before and after."""
+class BatchObserver(Protocol):
+    """Is told of every batch of messages that clients work on."""
 
-    def begins(self, messages: Sequence[Message]) -> None: ...
+    def batch_started(self, messages: Sequence[Message]) -> None:
+        """Called before clients work."""
 
-    def ended(
-        self, messages: Sequence[Message], sent: Sequence[RecordSizes], outcomes: Sequence[AppResult]
-    ) -> None: ...
+    def batch_finished(
+        self, messages: Sequence[Message], sent: Sequence[RecordSizes], results: Sequence[AppResult]
+    ) -> None:
+        """Called after clients have worked; `sent` are the sizes of the messages."""
 
 
 class LocalGrid(Grid):
-    """`executor` has been started with a `Job` of the app."""
+    """A Grid whose nodes run on an executor.
+
+    Args:
+        executor: An executor that has been started with the app's `AppJob`.
+        states: States of the nodes, by node id.
+        run_id: Flower's id of the run.
+        observer: Is told of every batch.
+        journal: Journal of replies, or None.
+    """
 
     def __init__(
         self,
         executor: Executor,
         states: ClientStates,
         run_id: int,
-        observer: Observer,
+        observer: BatchObserver,
         journal: Journal | None = None,
-    ):
+    ) -> None:
         self.executor, self.states, self.observer, self.journal = executor, states, observer, journal
         self._run = Run.create_empty(run_id)
-        self.numbers: dict[int, int] = {}  # messages per node, of those that had one
+        self.num_messages: dict[int, int] = {}  # per node that had one
         self.ids, self.lock = count(1), threading.RLock()
         self.pending: dict[str, Message] = {}
         self.replies: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to."""
         self._run = run
 
     @property
     def run(self) -> Run:
+        """The run that messages belong to."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
+        """Make a message (the older API of Flower)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """Return 1, 2, ..., N."""
         return range(1, self.states.population)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; returns their ids."""
         with self.lock:
             return [self._push(message) for message in messages]
 
@@ -94,12 +108,13 @@ class LocalGrid(Grid):
         if not message.has_content():
             raise ValueError(f"message to node {node}: it has no content")
         name = f"{next(self.ids):064x}"
-        # Flower's own grids set these so; older versions leave all three to the grid
+        # Flower's own grids set these fields in the same way; older versions leave all three to the grid
         vars(message.metadata).update(_message_id=name, _run_id=self._run.run_id, _src_node_id=SUPERLINK_NODE_ID)
         self.pending[name] = message
         return name
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run pending messages if needed; returns the replies to these ids that were not pulled before."""
         with self.lock:
             wanted = list(dict.fromkeys(message_ids))
             if any(name in self.pending for name in wanted):
@@ -107,22 +122,23 @@ class LocalGrid(Grid):
             return [self.replies.pop(name) for name in wanted if name in self.replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return their replies, in order. `timeout` is not applied."""
         with self.lock:
             return self.pull_messages(self.push_messages(messages))
 
     def _run_pending(self) -> None:
         pending, self.pending = self.pending, {}
         messages = list(pending.values())
-        known, key = None, ""
+        recorded, key = None, ""
         if self.journal is not None:
-            key = journals.key(messages)
-            known = self.journal.take(key, messages)
-        if known is None:
+            key = batch_key(messages)
+            recorded = self.journal.take(key, messages)
+        if recorded is None:
             replies = self._work(pending)
             if self.journal is not None:
                 self.journal.add(key, replies)
         else:
-            replies = known
+            replies = recorded
             for message in messages:
                 self._count(message.metadata.dst_node_id)
         for name, reply in zip(pending, replies):
@@ -130,41 +146,41 @@ class LocalGrid(Grid):
             self.replies[name] = reply
 
     def _work(self, pending: dict[str, Message]) -> list[Message]:
-        """The replies of clients that work on these messages, by the ids they came under."""
+        """Let clients work on messages by id; returns the replies in their order."""
         messages = list(pending.values())
-        self.observer.begins(messages)
-        contents = {id(message.content): message.content for message in messages}  # a round's messages share theirs
+        self.observer.batch_started(messages)
+        contents = {id(message.content): message.content for message in messages}  # the messages of a round share one
         places = {key: place for place, key in enumerate(contents)}
         pickled = [pickle.dumps(content, 5) for content in contents.values()]
-        outcomes: dict[str, AppResult] = {}
+        results: dict[str, AppResult] = {}
         for wave in _waves(pending):
-            outcomes |= zip(wave, self._run_wave(pickled, places, [pending[name] for name in wave]))
-        done = [outcomes[name] for name in pending]
-        sizes = {key: records.sizes(content) for key, content in contents.items()}
-        self.observer.ended(messages, [sizes[id(message.content)] for message in messages], done)
-        return [outcome.reply for outcome in done]
+            results |= zip(wave, self._run_wave(pickled, places, [pending[name] for name in wave]))
+        done = [results[name] for name in pending]
+        sizes = {key: record_sizes(content) for key, content in contents.items()}
+        self.observer.batch_finished(messages, [sizes[id(message.content)] for message in messages], done)
+        return [result.reply for result in done]
 
     def _run_wave(self, contents: list[bytes], places: dict[int, int], messages: list[Message]) -> list[AppResult]:
         nodes = np.array([message.metadata.dst_node_id for message in messages])
-        works = [
-            Work(places[id(message.content)], message.metadata, self.numbers.get(node, 0), tuple(state))
+        tasks = [
+            AppTask(places[id(message.content)], message.metadata, self.num_messages.get(node, 0), tuple(state))
             for message, node, state in zip(messages, nodes.tolist(), self.states.locations(nodes).tolist())
         ]
-        with seeded():  # the server's draws are its own
-            outcomes = self.executor.run(Batch(contents, works))
-        self.states.stage(nodes, np.array([outcome.state for outcome in outcomes]))
-        for work, outcome in zip(works, outcomes):
-            self._count(work.metadata.dst_node_id)
-            if outcome.trouble:
-                log.error("node %d, %s: %s", work.metadata.dst_node_id, work.metadata.message_type, outcome.trouble)
-        return outcomes
+        with seeded():  # the executor may draw, and the server's generators must not notice
+            results = self.executor.run(AppBatch(contents, tasks))
+        self.states.stage(nodes, np.array([result.state for result in results]))
+        for task, result in zip(tasks, results):
+            self._count(task.metadata.dst_node_id)
+            if result.trouble:
+                log.error("node %d, %s: %s", task.metadata.dst_node_id, task.metadata.message_type, result.trouble)
+        return results
 
     def _count(self, node: int) -> None:
-        self.numbers[node] = self.numbers.get(node, 0) + 1
+        self.num_messages[node] = self.num_messages.get(node, 0) + 1
 
 
 def _waves(messages: dict[str, Message]) -> list[list[str]]:
-    """The ids in as few parts as let no node have two messages in one."""
+    """Split the ids into as few waves as possible, so that no node has two messages in one wave."""
     waves: list[list[str]] = []
     seen: dict[int, int] = {}
     for name, message in messages.items():

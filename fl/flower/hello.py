@@ -1,12 +1,14 @@
-"""Who is who on a Grid, ours or Flower's: a node's id is Flower's own, its partition-id the user's.
+"""Which node is which client, on any Grid (ours or Flower's).
 
-answers(app, **more)           the ClientApp replies to `query.hello`: its partition-id, and `more`
-partitions(grid, timeout)      {partition-id: node id} of all nodes that there are; every one is asked
+Flower draws node ids at random. Users number clients by `partition-id`, and only the node itself knows its own.
+
+    answer_hello(app, **facts)          the ClientApp answers `query.hello` with its partition-id and the facts
+    nodes_by_partition(grid, timeout)   {partition-id: node id}; it asks every node
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -16,20 +18,32 @@ from flwr.serverapp import Grid
 HELLO = "hello"
 
 
-def answers(app: ClientApp, **more: Any) -> ClientApp:
-    """The app, which then answers. What is callable in `more` is called with the node's Context."""
+def answer_hello(app: ClientApp, **facts: Any) -> ClientApp:
+    """Make an app answer hello messages.
+
+    Args:
+        app: The app; it is changed and returned.
+        facts: What the answer holds besides the partition-id. A callable is called with the node's Context.
+    """
 
     @app.query(HELLO)
     def hello(message: Message, context: Context) -> Message:
-        told = {name: value(context) if callable(value) else value for name, value in more.items()}
-        told["partition-id"] = int(context.node_config["partition-id"])
-        return Message(RecordDict({HELLO: ConfigRecord(told)}), reply_to=message)
+        answer = {name: value(context) if callable(value) else value for name, value in facts.items()}
+        answer["partition-id"] = partition_id(context.node_config)
+        return Message(RecordDict({HELLO: ConfigRecord(answer)}), reply_to=message)
 
     return app
 
 
-def ask(grid: Grid, nodes: Iterable[int], timeout: float | None = None) -> Iterator[tuple[int, ConfigRecord]]:
-    """(node, what it told) of those that answered."""
+def partition_id(facts: Mapping[str, Any]) -> int:
+    """Return the partition-id in a node config or in an answer."""
+    return int(facts["partition-id"])
+
+
+def ask_hello(
+    grid: Grid, nodes: Iterable[int], timeout: float | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Ask nodes; yields (node, answer) for those that answered within `timeout` seconds."""
     hellos = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{HELLO}") for node in nodes]
     for reply in grid.send_and_receive(hellos, timeout=timeout) if hellos else ():
         if reply.has_error():
@@ -37,13 +51,15 @@ def ask(grid: Grid, nodes: Iterable[int], timeout: float | None = None) -> Itera
         yield reply.metadata.src_node_id, reply.content[HELLO]
 
 
-def partitions(grid: Grid, timeout: float | None = 60.0) -> dict[int, int]:
-    """{partition-id: node id}, in the order of the partitions."""
-    nodes, found = list(grid.get_node_ids()), {}
-    for node, told in ask(grid, nodes, timeout):
-        other = found.setdefault(told["partition-id"], node)
+def nodes_by_partition(grid: Grid, timeout: float | None = 60.0) -> dict[int, int]:
+    """Return {partition-id: node id} in the order of partitions; a TimeoutError if a node does not answer in time."""
+    nodes = list(grid.get_node_ids())
+    found: dict[int, int] = {}
+    for node, answer in ask_hello(grid, nodes, timeout):
+        partition = partition_id(answer)
+        other = found.setdefault(partition, node)
         if other != node:
-            raise ValueError(f"nodes {other} and {node} are both partition {told['partition-id']}; give each its own")
+            raise ValueError(f"nodes {other} and {node} are both partition {partition}; give each its own")
     if silent := sorted(set(nodes) - set(found.values())):
         raise TimeoutError(f"{len(silent)} of {len(nodes)} nodes did not answer in {timeout} s, the first {silent[:5]}")
     return dict(sorted(found.items()))

@@ -1,210 +1,220 @@
-"""What a worker does for a message: the node's Context, the seeds of its address, the ClientApp, the reply.
+"""The worker of Flower apps: for each message it restores the node's Context, seeds, runs the ClientApp and keeps the
+reply.
 
-    Batch of messages -- an executor of fl/execution, serial or Ray --> Outcomes, in the order of the messages
+    AppBatch  -- an executor of fl/execution, serial or Ray -->  AppResults, in the order of the messages
 
-Every client gets its own copy of what was sent: contents come pickled, which is also the quickest way to copy them. An error
-becomes a reply that says so, as in Flower, and the node's Context stays what it was.
+Each client gets its own copy of the content: contents arrive pickled, which is also the fastest way to copy them. An
+error becomes an error reply, as in Flower, and the node's Context stays unchanged.
 """
 
 from __future__ import annotations
 
 import gc
 import pickle
-import random
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 import numpy as np
-import torch
-from flwr.app import Context, Error, Message, Metadata
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from threadpoolctl import threadpool_limits
 
 from fl.execution.workers.process import configure_process
-from fl.flower import records
+from fl.flower.records import RecordSizes, content_to_tree, copy_content, record_sizes, tree_to_content
+from fl.flower.seeding import seed_all
 from fl.storage.segments import NOWHERE, Segments
-from fl.tensors.random import hash64
+
+Location = tuple[int, int, int]
+Reduced = tuple[Callable[..., Any], tuple[Any, ...]]  # what `__reduce__` returns
 
 
-# -- what travels to workers and back: as one array, which lies in shared memory -----------------------------------------
-def _array(value: Any, dumps=pickle.dumps) -> np.ndarray:
+# -- messages to workers and back: each is pickled as one array, which lies in shared memory --------------------------
+def _to_array(value: Any, dumps: Callable[[Any, int], bytes] = pickle.dumps) -> np.ndarray:
     return np.frombuffer(dumps(value, 5), np.uint8)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker keeps for a run. What the driver can import, a worker can."""
+class AppJob:
+    """What a worker needs for a whole run. Workers import the same modules as the driver.
+
+    Args:
+        app: The ClientApp.
+        seed: Seed of the run.
+        run_id: Flower's id of the run.
+        nodes: Number of nodes.
+        run_config: Flower's run config.
+        states: Folder of the nodes' states.
+    """
 
     app: ClientApp
     seed: int
     run_id: int
     nodes: int
     run_config: Mapping[str, Any]
-    states: Path  # the folder of the nodes' states
+    states: Path
 
-    def worker(self, writer: int) -> Worker:
-        return Worker(self)
+    def worker(self, writer: int) -> AppWorker:
+        """Make a worker."""
+        return AppWorker(self)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Reduced:
         fields = self.app, self.seed, self.run_id, self.nodes, self.run_config, self.states
-        return _job, (list(sys.path), _array(fields, cloudpickle.dumps))
+        return _job, (list(sys.path), _to_array(fields, cloudpickle.dumps))
 
 
-def _job(path: list[str], fields: np.ndarray) -> Job:
+def _job(path: list[str], fields: np.ndarray) -> AppJob:
     sys.path += [place for place in path if place not in sys.path]
-    return Job(*pickle.loads(fields))
+    return AppJob(*pickle.loads(fields.data))
 
 
-class Work(NamedTuple):
+class AppTask(NamedTuple):
     """A message to a node."""
 
-    content: int  # which of the batch's contents
+    content: int  # index into the batch's contents
     metadata: Metadata
-    number: int  # how many messages the node has had before
-    state: tuple[int, int, int]  # where the node's state is
+    number: int  # earlier messages to the node
+    state: Location  # of the node's state
 
 
 class AppResult(NamedTuple):
-    """What came of it."""
+    """The reply to a message."""
 
     reply: Message
-    state: tuple[int, int, int]  # where the new state is; NOWHERE if there is none to write
-    sizes: records.RecordSizes  # of the reply
-    trouble: str | None  # the traceback
+    state: Location  # of the new state; NOWHERE if there is none to write
+    sizes: RecordSizes  # of the reply
+    trouble: str | None  # the traceback of an error
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Messages to different nodes, a task each; an `Order` for fl/execution."""
+class AppBatch:
+    """Messages to different nodes, one task each; a `Dispatch` for fl/execution.
 
-    contents: list[bytes]  # RecordDicts, pickled
-    works: list[Work]
-    pin = False
-    free = False  # apps are anything
+    `contents` are pickled RecordDicts, which messages share.
+    """
+
+    contents: list[bytes]
+    messages: list[AppTask]
+    pin: ClassVar[bool] = False
+    threaded: ClassVar[bool] = False  # an app may do anything, so workers are processes and not threads
 
     @property
     def tasks(self) -> int:
-        return len(self.works)
+        """Number of tasks."""
+        return len(self.messages)
 
     def costs(self) -> np.ndarray:
-        return np.ones(len(self.works))
+        """Return the expected work per task: equal, because an app tells nothing about it."""
+        return np.ones(len(self.messages))
 
-    def missing(self, parts: Iterable[PartialResult]) -> np.ndarray:
-        done = {at for part in parts for at in part.outcomes}
-        return np.array([at for at in range(len(self.works)) if at not in done], np.int64)
+    def missing(self, parts: Iterable[AppPartialResult]) -> np.ndarray:
+        """Return the tasks without a result."""
+        done = {at for part in parts for at in part.results}
+        return np.array([at for at in range(len(self.messages)) if at not in done], np.int64)
 
-    def gather(self, parts: Iterable[PartialResult], retried: int = 0) -> list[AppResult]:
-        found = {at: outcome for part in parts for at, outcome in part.outcomes.items()}
-        return [found[at] for at in range(len(self.works))]
+    def gather(self, parts: Iterable[AppPartialResult], retried: int = 0) -> list[AppResult]:
+        """Return the results of all workers, in the order of the messages."""
+        found = {at: result for part in parts for at, result in part.results.items()}
+        return [found[at] for at in range(len(self.messages))]
 
     def where(self, task: int) -> str:
-        metadata = self.works[task].metadata
+        """Describe a task, for error messages."""
+        metadata = self.messages[task].metadata
         return f"{metadata.message_type!r} at or near node {metadata.dst_node_id}"
 
-    def __reduce__(self):
-        return _batch, (_array((self.contents, self.works)),)
+    def __reduce__(self) -> Reduced:
+        return _batch, (_to_array((self.contents, self.messages)),)
 
 
-def _batch(fields: np.ndarray) -> Batch:
-    return Batch(*pickle.loads(fields))
+def _batch(fields: np.ndarray) -> AppBatch:
+    return AppBatch(*pickle.loads(fields.data))
 
 
 @dataclass(frozen=True)
-class PartialResult:
-    """What one worker made of a batch, by place in it."""
+class AppPartialResult:
+    """The results of one worker, by place in the batch."""
 
-    outcomes: dict[int, AppResult]
+    results: dict[int, AppResult]
 
-    def __reduce__(self):
-        return _part, (_array(self.outcomes),)
+    def __reduce__(self) -> Reduced:
+        return _partial_result, (_to_array(self.results),)
 
 
-def _part(outcomes: np.ndarray) -> PartialResult:
-    return PartialResult(pickle.loads(outcomes))
+def _partial_result(results: np.ndarray) -> AppPartialResult:
+    return AppPartialResult(pickle.loads(results.data))
 
 
 # -- the work ---------------------------------------------------------------------------------------------------------
-class Worker:
-    """One message at a time, wherever it comes from."""
+class AppWorker:
+    """Runs one message at a time, for any node."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: AppJob) -> None:
         configure_process()
         threadpool_limits(1)
-        gc.freeze()  # see `frozen`
+        gc.freeze()  # see `gc_frozen`
         self.job, self.states = job, Segments(job.states)
 
-    def run(self, batch: Batch, tasks: Iterable[tuple[int, int]], segment: int) -> PartialResult:
+    def run(self, batch: AppBatch, tasks: Iterable[tuple[int, int]], segment: int) -> AppPartialResult:
+        """Run the tasks of ranges [first, last)."""
         self.states.write_to(segment)
         places = (at for first, last in tasks for at in range(first, last))
-        return PartialResult({at: self.one(batch.contents[batch.works[at].content], batch.works[at]) for at in places})
+        results = {}
+        for at in places:
+            task = batch.messages[at]
+            results[at] = self._run_one(batch.contents[task.content], task)
+        return AppPartialResult(results)
 
-    def one(self, content: bytes, work: Work) -> AppResult:
-        message = Message(pickle.loads(content), metadata=work.metadata)
-        node, state, trouble = work.metadata.dst_node_id, NOWHERE, None
+    def _run_one(self, content: bytes, task: AppTask) -> AppResult:
+        message = make_message(pickle.loads(content), task.metadata)
+        node = task.metadata.dst_node_id
         context = Context(
             run_id=self.job.run_id,
             node_id=node,
             node_config={"partition-id": node - 1, "num-partitions": self.job.nodes},
-            state=records.content(self.states.read(work.state)),
+            state=tree_to_content(self.states.read(task.state)),
             run_config=dict(self.job.run_config),
         )
-        seed_all(self.job.seed, "client", node, work.number)
+        seed_all(self.job.seed, "client", node, task.number)
         try:
             reply = self.job.app(message, context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp answered {reply!r}, not a Message")
         except Exception as error:
-            trouble = traceback.format_exc()
             code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"
-            return AppResult(Message(Error(code=code, reason=reason), reply_to=message), state, [], trouble)
-        if len(context.state) or work.state[0] >= 0:
-            state = self.states.append(records.tree(context.state))
-        sizes: records.RecordSizes = []
+            failed = Message(Error(code=code, reason=reason), reply_to=message)
+            return AppResult(failed, NOWHERE, [], traceback.format_exc())
+        state = NOWHERE
+        if len(context.state) or task.state[0] >= 0:
+            state = self.states.append(content_to_tree(context.state))
+        sizes: RecordSizes = []
         if reply.has_content():
-            reply.content = records.copied(reply.content)  # the client cannot change it any more
-            sizes = records.sizes(reply.content)
-        return AppResult(reply, state, sizes, trouble)
+            reply.content = copy_content(reply.content)  # so that the client cannot change it later
+            sizes = record_sizes(reply.content)
+        return AppResult(reply, state, sizes, None)
 
     def close(self) -> None:
+        """Close the state files."""
         self.states.close()
 
 
-def seed_all(*address: int | str) -> None:
-    """Seed `random`, numpy's and torch's global generators by an address."""
-    word = int(hash64(*address))
-    random.seed(word)
-    np.random.seed(word & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(
-        word >> 1
-    )  # torch.manual_seed also formats a stack for a GPU that nobody has used
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(word >> 1)
+def make_message(content: RecordDict, metadata: Metadata) -> Message:
+    """Make a message with given metadata, as Flower does when it receives one."""
+    return Message(content, metadata=metadata)  # type: ignore[call-overload]  # flwr declares only the senders' forms
 
 
 @contextmanager
-def seeded(*address: int | str):
-    """The global generators, seeded by an address if there is one, and given back as they were."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    if address:
-        seed_all(*address)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+def gc_frozen() -> Iterator[None]:
+    """Hide existing objects from the garbage collector.
 
-
-@contextmanager
-def frozen():
-    """Flower collects garbage by hand after conversions: spare it what was there before the app, 0.2 s a time with torch loaded."""
+    Flower collects garbage by hand after conversions. With torch loaded that takes 0.2 s each time if nothing is
+    hidden.
+    """
     before = gc.get_freeze_count()
     gc.freeze()
     try:

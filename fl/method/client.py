@@ -19,44 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl.data.augment import Augment
+from fl.data.views import Batch, View
 from fl.method.messages import Update
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.models.binding import Initial, bind
-from fl.tasks.task import Batch, Task
 from fl.tensors import random
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 
-
-@dataclass(frozen=True)
-class View:
-    """Some rows of a dataset: `arrays` (N, ...) by name, `rows` (n,) int64 into them."""
-
-    arrays: Mapping[str, Tensor]
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, positions: np.ndarray | slice = slice(None)) -> Batch:
-        """The samples at `positions` of this view, gathered."""
-        return gathered(self.arrays, torch.as_tensor(np.ascontiguousarray(self.rows[positions])))
-
-    def without(self, *names: str) -> View:
-        """The view without some arrays: `without("y")` is unlabelled."""
-        return View({n: a for n, a in self.arrays.items() if n not in names}, self.rows)
-
-
-def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The samples at `rows` (n,), on the device of `rows`, wherever the arrays are."""
-    return {name: array.index_select(0, rows.to(array.device)).to(rows.device) for name, array in arrays.items()}
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
 
 
 @dataclass(frozen=True)

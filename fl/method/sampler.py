@@ -17,8 +17,10 @@ from fl.registry import register
 from fl.tensors import random
 from fl.tensors.trees import Tree
 
+DEFAULTS = {"cohort": "uniform"}  # kind -> part of a configuration that names none
 
-class Sampler:
+
+class CohortSampler:
     """Base of samplers: frozen dataclasses of their parameters.
 
     among_present: it draws from the clients who are there, where a system model says that some are not; else it names clients, and
@@ -43,9 +45,9 @@ class Sampler:
         raise NotImplementedError
 
 
-@register("sampler", "uniform")
+@register("cohort", "uniform")
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Sampler):
+class Uniform(CohortSampler):
     """`size` clients, or the `fraction` of the population (rounded, at least one), each set equally likely."""
 
     size: int | None = None
@@ -73,9 +75,9 @@ class Uniform(Sampler):
         return max(1, round(self.fraction * population))
 
 
-@register("sampler", "poisson")
+@register("cohort", "poisson")
 @dataclass(frozen=True, kw_only=True)
-class Poisson(Sampler):
+class Poisson(CohortSampler):
     """Each client by itself with probability `rate`; a cohort may be empty. The sampling that privacy accounting assumes.
 
     Drawn as a binomial number of clients, then a uniform set of that many: the same distribution, in O(cohort).
@@ -92,9 +94,9 @@ class Poisson(Sampler):
         return state, _subset(generator, len(sizes), int(generator.binomial(len(sizes), self.rate)))
 
 
-@register("sampler", "weighted")
+@register("cohort", "weighted")
 @dataclass(frozen=True, kw_only=True)
-class Weighted(Sampler):
+class Weighted(CohortSampler):
     """`size` clients one after another without replacement, each time with probability proportional to training samples.
 
     The clients of the `size` smallest keys -log(u_c) / n_c, u_c uniform (Efraimidis, Spirakis 2006).
@@ -116,9 +118,9 @@ class Weighted(Sampler):
         return state, np.sort(clients[np.argpartition(keys, self.size - 1)[: self.size]])
 
 
-@register("sampler", "cyclic")
+@register("cohort", "cyclic")
 @dataclass(frozen=True, kw_only=True)
-class Cyclic(Sampler):
+class Cyclic(CohortSampler):
     """`size` clients after another `size`, in the order of their ids, round and round."""
 
     size: int
@@ -131,9 +133,9 @@ class Cyclic(Sampler):
         return state, np.sort((round_ * self.size + np.arange(self.size)) % len(sizes))
 
 
-@register("sampler", "fixed")
+@register("cohort", "fixed")
 @dataclass(frozen=True, kw_only=True)
-class Fixed(Sampler):
+class Fixed(CohortSampler):
     """The same `clients` in every round."""
 
     clients: tuple[int, ...]

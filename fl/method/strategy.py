@@ -16,17 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fl.kinds import KINDS
 from fl.method.messages import Broadcast
 from fl.method.reduction import Reduction, WeightedMean
-from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import NOTHING, Params
+
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
 
 State = Any
 Metrics = Mapping[str, Any]
@@ -76,6 +79,15 @@ class Exchange:
     cohort: Sequence[int] | np.ndarray | None = None
     skeleton: torch.nn.Module | None = None
     pin: bool = False
+
+    @property
+    def reductions(self) -> dict[str, Reduction]:
+        """One reduction per group of the update."""
+        return {"model": self.reduction} if isinstance(self.reduction, Reduction) else dict(self.reduction)
+
+    def reduced(self, values: Mapping[str, Any] | None) -> Any:
+        """Return reduced groups in the form of `reduction`: a mapping by group, or the value of "model" alone."""
+        return values["model"] if values and isinstance(self.reduction, Reduction) else values
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class FedAvgEquivalent:
 class Strategy:
     """Base of server rules; see the module. `client` names the client algorithm a strategy brings by default."""
 
-    client: ClassVar[str] = "sgd"
+    client: ClassVar[str] = KINDS["client"].default()
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None  # `None`: no setting of this method is FedAvg
     example_config: ClassVar[Mapping[str, Any]] = {}
     """Settings (dotted paths) that a small example run of this strategy needs; `fl check` runs with them."""

@@ -1,1 +1,1 @@
-"""Models by name: `build(shape of one sample, outputs)` gives an `nn.Module`."""
+"""Models: the `model` section, architectures, adapters, pretrained weights, and how modules hold their tensors."""

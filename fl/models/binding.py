@@ -1,6 +1,6 @@
 """A module's tensors as named `Params`, and a module that runs on them.
 
-initial = Initial.of(module)        its tensors as the run began: trained and frozen
+initial = Initial.of(module)        its tensors at the start of the run: trained and frozen
 bind(module, params, initial)       the module's tensors become views of `params`
 """
 
@@ -12,27 +12,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.models.nn import statistics
+from fl.models.batch_norm import statistics_names
 from fl.tensors.params import NOTHING, Params
 
 
 def module_params(module: torch.nn.Module) -> Params:
-    """The tensors of a module that training may change, packed (a copy): parameters, and statistics that are averaged."""
-    averaged, buffers = statistics(module, "averaged"), dict(module.named_buffers())
+    """The tensors that training may change, packed into a copy: trained parameters and averaged statistics."""
+    averaged, buffers = statistics_names(module, "averaged"), dict(module.named_buffers())
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return Params.of(trained | {name: buffers[name] for name in averaged})
 
 
 @dataclass(frozen=True)
 class Initial:
-    """All tensors of a module as the run began, made by the seed or by a file that everybody has: those that may be trained,
-    and the rest, floating-point buffers among them."""
+    """All tensors of a module at the start of the run, from the seed or from a file that every worker has.
+
+    trained: the tensors that training may change.
+    frozen: the others, with floating-point buffers.
+    """
 
     trained: Params
     frozen: Params
 
     @staticmethod
     def of(module: torch.nn.Module) -> Initial:
+        """Copy the tensors of a module."""
         trained = module_params(module)
         frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point() and name not in trained}
@@ -42,7 +46,7 @@ class Initial:
 def bind(
     module: torch.nn.Module, params: Params, initial: Initial, trained: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Make the module's tensors views: of `trained` (requiring gradients), else of `params`, else of the initial ones."""
+    """Make the module's tensors views: of `trained` (with gradients), else of `params`, else of the initial tensors."""
     trained = NOTHING if trained is None else trained
     sources = (trained, params, initial.trained, initial.frozen)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

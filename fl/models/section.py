@@ -1,7 +1,8 @@
-"""The model of a run: a part that builds a module, and what is done to the module before anything learns.
+"""The `model` section: a part that builds a module, and the changes to the module before training.
 
-build -> batch_norm: whose statistics (fl/models/nn.py) -> init: weights from a file -> freeze: patterns of parameters that nobody trains
--> adapter: LoRA and its kin
+build -> batch_norm: whose statistics (batch_norm.py) -> init: weights from a file -> freeze: parameters that are not
+trained
+-> adapter: LoRA and its variants (adapter.py)
 """
 
 from __future__ import annotations
@@ -10,19 +11,33 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from fl.models.adapter import Adapter
-from fl.models.nn import Statistics, statistics, with_statistics
+from fl.models.batch_norm import Statistics, statistics_names, with_statistics
 from fl.tensors.params import match
+
+
+class Architecture(Protocol):
+    """A part that builds a module, registered under "model"."""
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the module for samples of this shape (without the batch's axis)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """`part` has build(shape of a sample, outputs), or is a `Factory`. `init`: a safetensors file with tensors of the same names, or the directory
-    of a run; `freeze`: glob patterns; `adapter`: all that the part built is frozen but what the adapter adds or lets train."""
+    """The model of a run.
+
+    Args:
+        part: builds the module: an object with build(shape of a sample, outputs), such as a `Factory`.
+        batch_norm: whose running statistics BatchNorm layers use: batch, local or averaged.
+        init: safetensors file with tensors of the same names, or the directory of a run, whose final model is used.
+        freeze: glob patterns of parameters that keep their initial values and are never sent.
+        adapter: freezes the module and adds small trainable tensors.
+    """
 
     part: Any
     batch_norm: Statistics | None = None
@@ -31,12 +46,13 @@ class Model:
     adapter: Adapter | None = None
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Build the module for samples of `shape`, with all changes of the section applied."""
         module = self.part.build(shape, outputs)
         if self.batch_norm:
             module = with_statistics(module, self.batch_norm)
         if self.init:
             tensors, buffers = stored(Path(self.init), "init"), dict(module.named_buffers())
-            own = {**dict(module.named_parameters()), **{n: buffers[n] for n in statistics(module, "averaged")}}
+            own = {**dict(module.named_parameters()), **{n: buffers[n] for n in statistics_names(module, "averaged")}}
             fill(own, tensors, f"init: {self.init}", "they need the same names and shapes")
         named = dict(module.named_parameters())
         for name in match(named, self.freeze):
@@ -49,8 +65,14 @@ class Model:
 
 
 class Factory:
-    """A part made of a user's function or nn.Module class: called with `arguments`, and with `shape` and `outputs` where it has
-    parameters of these names, it gives the module."""
+    """A part made from a user's function or nn.Module class.
+
+    The function is called with `arguments`, and with `shape` and `outputs` if it has parameters of these names.
+
+    Args:
+        make: the function or class; it returns a module, or an object with build(shape, outputs).
+        arguments: arguments from the configuration; ValueError if `make` does not have them or needs others.
+    """
 
     def __init__(self, make: Callable[..., Any], arguments: Mapping[str, Any]):
         name = getattr(make, "__name__", type(make).__name__)
@@ -64,20 +86,21 @@ class Factory:
         needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
         missing = needed - set(arguments) - set(self.given)
         if missing:
-            raise ValueError(f"{min(missing)}: missing; {name} needs it (shape and outputs it is given)")
+            raise ValueError(f"{min(missing)}: missing; {name} needs it (only shape and outputs are given to it)")
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Call the function; ValueError if the result is not a module."""
         known = {"shape": tuple(shape), "outputs": outputs}
         made = self.make(**self.arguments, **{name: known[name] for name in self.given})
         if hasattr(made, "build"):
             made = made.build(tuple(shape), outputs)
         if not isinstance(made, nn.Module):
-            raise ValueError(f"model: {self.name} gives {type(made).__name__}, not an nn.Module")
+            raise ValueError(f"model: {self.name} returns {type(made).__name__}, not an nn.Module")
         return made
 
 
 def model_part(maker: Any, arguments: Mapping[str, Any]) -> Any:
-    """A part of what a user's reference means: an object with build(), a function or an nn.Module class."""
+    """A part from the object that a reference names: an object with build(), a function or an nn.Module class."""
     if not isinstance(maker, type) and hasattr(maker, "build"):
         return Factory(lambda: maker, arguments)
     if (
@@ -86,25 +109,25 @@ def model_part(maker: Any, arguments: Mapping[str, Any]) -> Any:
         or (isinstance(maker, type) and not issubclass(maker, nn.Module))
     ):
         name = maker.__name__ if isinstance(maker, type) else f"an instance of {type(maker).__name__}"
-        raise ValueError(f"model: {name} has no build(shape, outputs), nor is it a function or an nn.Module class")
+        raise ValueError(f"model: {name} has no build(shape, outputs) and is not a function or an nn.Module class")
     return Factory(maker, arguments)
 
 
-MODEL_KEYS = {"batch_norm", "init", "freeze", "adapter"}
-
-
 def stored(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of the final model of a run's directory; `key` is what asked for it."""
+    """The tensors of a safetensors file, or of the final model of a run directory. `key`: name of the argument."""
     from safetensors.torch import load_file
 
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{key}: there is no file {file}; run what makes it first")
+        raise ValueError(f"{key}: there is no file {file}; make it first")
     return load_file(file)
 
 
 def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, hint: str) -> None:
-    """Copy tensors into a module's own of the same names and shapes; `source` (key: where from) and `hint` are for who errs."""
+    """Copy `tensors` into the tensors `own` of a module, with the same names and shapes.
+
+    `source` ("key: path") and `hint` are parts of the error message.
+    """
     apart = [n for n in {**own, **tensors} if n not in own or n not in tensors or own[n].shape != tensors[n].shape]
     if apart:
         raise ValueError(f"{source} and the model differ in {apart[:5]}; {hint}")

@@ -1,1 +1,1 @@
-"""Update transforms for privacy and robustness."""
+"""Transforms of updates for privacy and robustness."""

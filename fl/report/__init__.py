@@ -1,3 +1,9 @@
-"""What runs came to: tables and plots from their directories."""
+"""Reports from run directories: tables and plots of metrics, costs, participation and communication.
 
-from fl.report.compare import clients as clients
+variants.py        runs that differ only in their seed       costs.py      what a cost counts
+compare.py         table of variants side by side            ledger.py     bytes by group, direction, round, client
+client_metrics.py  metrics of each client                    stream.py     accuracy matrix of a task stream
+participation.py   how often clients took part               render.py     Markdown, LaTeX, CSV;   plots/  figures
+"""
+
+from fl.report.client_metrics import clients as clients

@@ -1,9 +1,10 @@
-"""What runs sent, as their ledgers say: a row per direction, group, round, or client.
+"""Communication volume of runs from their ledgers: a row per direction, group, round, or client statistic.
 
-    payload   raw tensors, of sparse ones the values     encoded   after the codec, positions and headers with it
-    wire      as Flower messages                         each the sum over all clients, in MB of 10^6 bytes
+    payload   raw tensors; of sparse groups the values alone
+    encoded   after the codec, with positions and headers
+    wire      as Flower messages                     all three summed over clients, in MB of 10^6 bytes
 
-Arrow adds up; nothing goes over the rows of a ledger one by one (measured in docs/costs.md).
+Arrow does the sums, without a Python loop over rows (measured in docs/costs.md).
 """
 
 from __future__ import annotations
@@ -17,31 +18,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fl.communication import ledger
-from fl.report.compare import runs_in
+from fl.report.variants import run_directories
 from fl.storage.run import read_metrics
 
 Row = dict[str, Any]
 DIRECTIONS = ("up", "down")
 SIZES = ("payload", "encoded", "wire")
-TOP = 5  # clients that are named
+LARGEST_CLIENTS = 5  # clients that `by_client` lists
+STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
+    "min": np.min,
+    "median": np.median,
+    "mean": np.mean,
+    "max": np.max,
+}
 
 
 def read(directory: Path, columns: Iterable[str]) -> pa.Table:
-    """Columns of a run's ledger, of the file that is newer: the parquet of its end or the stream that it grows by."""
+    """Columns of a run's ledger: of the Parquet file that a finished run has, or of the stream if that is newer."""
+    columns = list(columns)
     done, growing = directory / "ledger.parquet", directory / "streams" / "ledger.arrow"
     if done.is_file() and not (growing.is_file() and growing.stat().st_mtime > done.stat().st_mtime):
         words = [name for name in ("direction", "group") if name in columns]
-        return pq.read_table(done, columns=list(columns), read_dictionary=words).unify_dictionaries()
+        return pq.read_table(done, columns=columns, read_dictionary=words).unify_dictionaries()
     if not growing.is_file():
         raise ValueError(f"{directory} has no ledger: neither ledger.parquet nor streams/ledger.arrow")
-    return ledger.read(growing).select(list(columns))
+    return ledger.read(growing).select(columns)
 
 
-def sums(directory: Path, *keys: str) -> dict[str, np.ndarray]:
-    """Column -> (n,): the keys, each combination once, in order; how many `messages`, and the MB of each of SIZES."""
+def totals(directory: Path, *keys: str) -> dict[str, np.ndarray]:
+    """Sums over the messages with equal `keys`: column -> (n,), sorted by keys.
+
+    Columns are the keys, the number of `messages`, and the MB of each of `SIZES`.
+    """
     table = read(directory, [*keys, *(f"{size}_bytes" for size in SIZES)])
-    figures = [(f"{size}_bytes", "sum") for size in SIZES]
-    found = table.group_by(list(keys)).aggregate([*figures, ([], "count_all")])
+    sums = [(f"{size}_bytes", "sum") for size in SIZES]
+    found = table.group_by(list(keys)).aggregate([*sums, ([], "count_all")])
     for i, key in enumerate(found.column_names):
         if pa.types.is_dictionary(found[key].type):
             found = found.set_column(i, key, found[key].cast(pa.string()))
@@ -51,20 +62,20 @@ def sums(directory: Path, *keys: str) -> dict[str, np.ndarray]:
 
 
 def by_group(directory: Path) -> list[Row]:
-    """Both directions of each group; `ratio`: how many times less than the payload was sent, encoded."""
-    return _messages(sums(directory, "direction", "group"), "direction", "group")
+    """A row per direction and group; `ratio` is payload / encoded."""
+    return _message_rows(totals(directory, "direction", "group"), "direction", "group")
 
 
 def by_direction(directory: Path) -> list[Row]:
-    """Up, down, and down if what all receive is sent once."""
-    rows = _messages(sums(directory, "direction"), "direction")
+    """A row for up, for down, and for down if what all clients receive is sent once (multicast)."""
+    rows = _message_rows(totals(directory, "direction"), "direction")
     once = [row["downlink_multicast_bytes"] for row in read_metrics(directory) if "downlink_multicast_bytes" in row]
     if rows and once:
         rows.append(dict.fromkeys(rows[0]) | {"direction": "down (multicast)", "encoded MB": sum(once) / 1e6})
     return rows
 
 
-def _messages(found: dict[str, np.ndarray], *keys: str) -> list[Row]:
+def _message_rows(found: dict[str, np.ndarray], *keys: str) -> list[Row]:
     rows = []
     for i in range(len(found["messages"])):
         row: Row = {key: str(found[key][i]) for key in keys} | {"messages": int(found["messages"][i])}
@@ -75,49 +86,48 @@ def _messages(found: dict[str, np.ndarray], *keys: str) -> list[Row]:
 
 
 def by_round(directory: Path) -> list[Row]:
-    """A row per round, -1 for what came before the first, with the MB up to and with it; `multicast`: see `by_direction`."""
-    found = sums(directory, "round", "direction")
-    rounds, place = np.unique(found["round"], return_inverse=True)
-    columns = _sides(found, place, len(rounds))
+    """A row per round, with cumulative MB per direction; round -1 is the set-up. Multicast as in `by_direction`."""
+    found = totals(directory, "round", "direction")
+    rounds, index = np.unique(found["round"], return_inverse=True)
+    columns = _by_direction_and_size(found, index, len(rounds))
     once = {
         row["round"]: row["downlink_multicast_bytes"]
         for row in read_metrics(directory)
         if "downlink_multicast_bytes" in row
     }
-    rows, so_far = [], {way: np.cumsum(columns[f"{way} encoded MB"]) for way in DIRECTIONS}
+    cumulative = {direction: np.cumsum(columns[f"{direction} encoded MB"]) for direction in DIRECTIONS}
+    rows = []
     for i, number in enumerate(rounds.tolist()):
         row: Row = {"round": number} | {name: float(column[i]) for name, column in columns.items()}
         row["multicast MB"] = once[number] / 1e6 if number in once else None
-        rows.append(row | {f"{way} so far": float(so_far[way][i]) for way in DIRECTIONS})
+        rows.append(row | {f"{direction} so far": float(cumulative[direction][i]) for direction in DIRECTIONS})
     return rows
 
 
 def by_client(directory: Path) -> list[Row]:
-    """Over the clients that anything was sent to or from, each column for itself; then those who sent and received most."""
-    found = sums(directory, "client", "direction")
-    clients, place = np.unique(found["client"], return_inverse=True)
-    columns = _sides(found, place, len(clients))
+    """Rows min, median, mean and max over the clients with any message, then the clients with the most MB."""
+    found = totals(directory, "client", "direction")
+    clients, index = np.unique(found["client"], return_inverse=True)
+    columns = _by_direction_and_size(found, index, len(clients))
     if not len(clients):
         return []
-    kinds: dict[str, Callable[[np.ndarray], float]] = {
-        "min": np.min,
-        "median": np.median,
-        "mean": np.mean,
-        "max": np.max,
-    }
-    rows = [{"name": name} | {key: float(of(x)) for key, x in columns.items()} for name, of in kinds.items()]
-    most = np.argsort(-(columns["up encoded MB"] + columns["down encoded MB"]), kind="stable")[:TOP]
-    return rows + [{"name": f"client {clients[i]}"} | {key: float(x[i]) for key, x in columns.items()} for i in most]
+    rows = [
+        {"name": name} | {key: float(statistic(x)) for key, x in columns.items()}
+        for name, statistic in STATISTICS.items()
+    ]
+    volume = columns["up encoded MB"] + columns["down encoded MB"]
+    largest = np.argsort(-volume, kind="stable")[:LARGEST_CLIENTS]
+    return rows + [{"name": f"client {clients[i]}"} | {key: float(x[i]) for key, x in columns.items()} for i in largest]
 
 
-def _sides(found: dict[str, np.ndarray], place: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    """Column "up encoded MB" -> (n,): sums by direction, put where `place` says, 0 where nothing was sent."""
+def _by_direction_and_size(found: dict[str, np.ndarray], index: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """Column such as "up encoded MB" -> (n,): totals placed at `index`, 0 without a message."""
     columns = {}
-    for way in DIRECTIONS:
-        of = found["direction"] == way
+    for direction in DIRECTIONS:
+        selected = found["direction"] == direction
         for size in SIZES:
-            columns[f"{way} {size} MB"] = column = np.zeros(n)
-            column[place[of]] = found[size][of]
+            columns[f"{direction} {size} MB"] = column = np.zeros(n)
+            column[index[selected]] = found[size][selected]
     return columns
 
 
@@ -125,8 +135,13 @@ BY = {"group": by_group, "direction": by_direction, "round": by_round, "client":
 
 
 def tabulate(directories: Iterable[Path], by: str) -> list[Row]:
-    """One table of all runs in the directories; of more than one run, the first column says which."""
-    runs = [run for directory in directories for run in runs_in(directory)]
+    """One table of all runs in the directories. With several runs, the first column names the run.
+
+    Args:
+        directories: run directories, or folders of run directories.
+        by: a key of `BY`.
+    """
+    runs = [run for directory in directories for run in run_directories(directory)]
     tables = [(run, BY[by](run)) for run in runs]
     for run, rows in tables:
         if not rows:

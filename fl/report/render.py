@@ -1,6 +1,6 @@
 """Tables as Markdown, LaTeX (booktabs) and CSV, from one list of rows whose cells are text, numbers or measurements.
 
-              Markdown, LaTeX                                CSV, a column of its own for each
+              Markdown, LaTeX                                CSV columns
 Mean          0.500 ± 0.141                                  mean, sd
 Reached       12.0 ± 1.4, 12.0 (1/3 reached), > 100          mean, sd, reached, beyond
 Difference    +0.020 [-0.010, 0.050], n=5                    mean, low, high, seeds
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,21 +19,34 @@ Row = Mapping[str, Any]
 
 
 class Mean(NamedTuple):
-    """A mean over seeds and their standard deviation (ddof 1; None for one seed)."""
+    """Mean and standard deviation over seeds (ddof 1; None for one seed)."""
 
     mean: float
     sd: float | None
 
     @classmethod
     def of(cls, values: np.ndarray) -> Mean:
+        """Of values, (seeds,).
+
+        >>> str(Mean.of(np.array([0.4, 0.6])))
+        '0.500 ± 0.141'
+        """
         return cls(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
     def __str__(self) -> str:
-        return _around(self.mean, self.sd, ".3f")
+        return _with_deviation(self.mean, self.sd, ".3f")
 
 
 class Reached(NamedTuple):
-    """What a target cost the `reached` of `runs` runs that reached it; the others each spent at least `beyond` in vain."""
+    """Cost to reach a target.
+
+    Args:
+        mean: mean over the runs that reached it; None if no run did.
+        sd: standard deviation over them; None for fewer than two.
+        reached: number of runs that reached it.
+        runs: number of runs.
+        beyond: smallest cost of a run that did not reach it; None if all did.
+    """
 
     mean: float | None
     sd: float | None
@@ -43,13 +56,13 @@ class Reached(NamedTuple):
 
     def __str__(self) -> str:
         if self.mean is None:
-            return f"> {number(self.beyond or 0.0)}"
-        text = _around(self.mean, self.sd, ".1f" if self.mean >= 10 else ".3g")
+            return f"> {format_number(self.beyond or 0.0)}"
+        text = _with_deviation(self.mean, self.sd, ".1f" if self.mean >= 10 else ".3g")
         return text if self.reached == self.runs else f"{text} ({self.reached}/{self.runs} reached)"
 
 
 class Difference(NamedTuple):
-    """A mean difference over `seeds` pairs, and its 95 % interval (None for one pair)."""
+    """Mean difference over `seeds` pairs, and its 95 % interval [low, high] (None for one pair)."""
 
     mean: float
     low: float | None
@@ -61,15 +74,15 @@ class Difference(NamedTuple):
 
 
 def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table; columns of numbers are aligned to the right."""
     header = list(rows[0])
-    words = _words(rows)
+    words = _text_columns(rows)
     lines = [header, ["---" if name in words else "---:" for name in header]]
     lines += [[_cell(row[name]) for name in header] for row in rows]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
-def _words(rows: Sequence[Row]) -> set[str]:
-    """The columns that hold names."""
+def _text_columns(rows: Sequence[Row]) -> set[str]:
     return {name for name in rows[0] if all(isinstance(row[name], str) for row in rows)}
 
 
@@ -82,9 +95,12 @@ _LATEX |= {"±": r"$\pm$", ">=": r"$\geq$", "<=": r"$\leq$", ">": "$>$", "<": "$
 
 
 def latex(rows: Sequence[Row]) -> str:
-    r"""For \usepackage{booktabs}."""
-    header, words = list(rows[0]), _words(rows)
-    line = lambda cells: " & ".join(cells) + r" \\"  # noqa: E731
+    r"""A LaTeX table for \usepackage{booktabs}."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    header, words = list(rows[0]), _text_columns(rows)
     body = [line([_escaped(_cell(row[name]), number=name not in words) for name in header]) for row in rows]
     columns = "".join("l" if name in words else "r" for name in header)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(map(_escaped, header)), r"\midrule", *body]
@@ -109,7 +125,7 @@ _PARTS = {
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A measurement takes a column for each of its parts; numbers in full, nothing where there is none."""
+    """A CSV table in full precision; each part of a measurement has its own column, and missing values are empty."""
     kinds = {name: next((type(row[name]) for row in rows if row[name] is not None), str) for name in rows[0]}
     wide = []
     for row in rows:
@@ -130,22 +146,27 @@ FORMATS = {"md": markdown, "latex": latex, "csv": as_csv}
 
 
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For JSON: a mean as [mean, sd], the rest by name."""
-    named = (Reached, Difference)
+    """Rows for JSON: `Mean` as a list [mean, sd], other measurements as objects."""
     return [
-        {name: value._asdict() if isinstance(value, named) else value for name, value in row.items()} for row in rows
+        {name: value._asdict() if isinstance(value, (Reached, Difference)) else value for name, value in row.items()}
+        for row in rows
     ]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     return "" if value is None else str(value)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Three significant digits, or all digits before the point of a large number.
+
+    >>> format_number(0.12345), format_number(1234567.8)
+    ('0.123', '1,234,568')
+    """
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
-def _around(mean: float, deviation: float | None, form: str) -> str:
+def _with_deviation(mean: float, deviation: float | None, form: str) -> str:
     return f"{mean:{form}}" if deviation is None else f"{mean:{form}} ± {deviation:{form}}"

@@ -1,17 +1,17 @@
-"""Asynchronous servers: exchanges whose updates come from clients that began at different times.
+"""Asynchronous servers: exchanges whose updates come from clients that started at different times.
 
-clock's next step -> who set out: broadcast, ledger -> ... -> who arrived: their updates, reduced -> the strategy's step
+    clock's next step -> who starts: broadcast, ledger -> ... -> who arrives: their updates, reduced -> the strategy's step
 
-A round is a step of the server. Who arrives when does not depend on what anybody learns: sizes are known beforehand, so the
-clock (fl/system/events.py) goes ahead alone, and clients train when the first of them is needed, all that are under way at
-once on all workers. Those who set out with the same version of the model train together, whenever that is: worker count,
-commits and resumption change no bits. What has been trained and not yet used is part of the commit.
+A round is one step of the server. Arrival times do not depend on what is learnt, because sizes are known beforehand. So the
+clock (fl/system/events.py) runs ahead, and clients train when the first of them is needed: all that are in flight at once,
+on all workers. Clients that start with the same version of the model train together, whenever that is; worker count,
+commits and resumption change no bits. Results that are trained and not yet used are part of the commit.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,19 +21,29 @@ from torch import Tensor
 
 from fl.communication.wire import wire_bytes
 from fl.errors import ConfigError
+from fl.execution.dispatch import DispatchGroup, DispatchResult, ExchangeDispatch
 from fl.execution.training.plan import Plan
-from fl.execution.worker import DispatchGroup, DispatchResult, ExchangeDispatch
+from fl.execution.workers.executor import Executor
 from fl.method.messages import Broadcast
-from fl.method.reduction import Fold, Meta, Product, Reduction, Stack
+from fl.method.reduction import Fold, Meta, Product, Stack
 from fl.method.strategy import Exchange, ExchangeResult
-from fl.simulation.exchange import ExchangeRunner, by_group, expected_upload_bytes, sent_bytes, weighted_mean
-from fl.system.events import Clock, ServerStep, State
+from fl.simulation.downlink import Place
+from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.expected_bytes import expected_download_bytes, expected_upload_bytes
+from fl.simulation.setup import RunSetup
+from fl.simulation.totals import weighted_mean
+from fl.storage.clients import ClientStates
+from fl.storage.run import RunDirectory
+from fl.system.events import Arrival, Clock, ServerStep, State
 from fl.tensors.trees import Tree
 
 
 @dataclass(frozen=True)
 class Group:
-    """Who sets out with the same version, each client once: they train as one dispatch."""
+    """Clients that start with the same version of the model, each once. They train as one dispatch.
+
+    clients and starts are (n,), in the order of training; starts are the clock's dispatch numbers.
+    """
 
     work: str
     number: int  # of the dispatch
@@ -41,139 +51,147 @@ class Group:
     stage: int
     broadcast: Broadcast
     plan: Plan
-    clients: np.ndarray  # (n,) in the order in which they train
-    starts: np.ndarray  # (n,) the clock's dispatch numbers
+    clients: np.ndarray
+    starts: np.ndarray
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client has made of its work; `groups` is empty if it failed."""
+    """The update of one client; `groups` is empty if the client failed.
+
+    sizes: group -> [payload bytes, encoded bytes, arrays].
+    """
 
     groups: Mapping[str, Tree]
     num_examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    sizes: Mapping[str, list[int]] = field(default_factory=dict)  # group -> payload bytes, encoded bytes, arrays
+    sizes: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 class AsynchronousRunner(ExchangeRunner):
-    """One exchange in a round, of all clients that the strategy has; the clock says who takes part."""
+    """Carries out one exchange per round, with all clients of the strategy; the clock decides who takes part."""
 
-    def __init__(self, *parts: Any):
-        super().__init__(*parts)
-        if self.executor.remote:
-            raise ConfigError("server", "an asynchronous server runs in virtual time, which a deployment has not")
+    def __init__(self, run_setup: RunSetup, executor: Executor, states: ClientStates, folder: RunDirectory):
+        super().__init__(run_setup, executor, states, folder)
+        if executor.remote:
+            raise ConfigError("server", "an asynchronous server needs virtual time, and a deployment has none")
         self.clock: Clock | None = None
-        self.state: State | None = None
-        self.act: ServerStep | None = None  # the step at hand, until it is used
-        self.nbytes: tuple[int, int] | None = None  # down and up, of a client
-        self.waiting: list[Group] = []  # have set out, and not trained
-        self.brought: dict[int, ClientResult] = {}  # trained and not used, by the clock's dispatch number
+        self.clock_state: State | None = None
+        self.step: ServerStep | None = None  # the step at hand, until an exchange uses it
+        self.nbytes: tuple[int, int] | None = None  # encoded bytes down and up, per client
+        self.untrained: list[Group] = []  # in flight, not trained yet
+        self.results: dict[int, ClientResult] = {}  # trained, not used yet; by the clock's dispatch number
 
-    # -- lasting --------------------------------------------------------------------------------------------------
+    # -- record and restore ---------------------------------------------------------------------------------------
     def record(self) -> dict[str, Any]:
+        """Train everybody in flight, and return what a resumed run needs."""
         self._train()
-        brought = {str(start): vars(what) for start, what in self.brought.items()}
-        return {**super().record(), "clock": self.state, "nbytes": self.nbytes, "brought": brought}
+        results = {str(start): vars(result) for start, result in self.results.items()}
+        return {**super().record(), "clock": self.clock_state, "nbytes": self.nbytes, "results": results}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         super().restore(record)
-        self.state, self.nbytes = record["clock"], record["nbytes"]
-        self.brought = {int(start): ClientResult(**what) for start, what in record["brought"].items()}
+        self.clock_state, self.nbytes = record["clock"], record["nbytes"]
+        self.results = {int(start): ClientResult(**result) for start, result in record["results"].items()}
 
     # -- who takes part -------------------------------------------------------------------------------------------
-    def sample(self, state: Any, request: Any, round_: int, sizes: np.ndarray) -> tuple[Any, np.ndarray, float]:
+    def sample(
+        self, state: Tree, first_request: Callable[[], Any], round_: int, sizes: np.ndarray
+    ) -> tuple[Tree, np.ndarray, float]:
+        """Take the clock's next step; the cohort is who arrives in it."""
         if self.clock is None:
-            self._wind(request(), round_, sizes)
-        self.state, self.act = self.clock.step(self.state)
-        return state, np.unique([arrival.client for arrival in self.act.arrivals]), self.now
+            self.clock = self._new_clock(first_request(), round_, sizes)
+            self.clock_state = self.clock.begin() if self.clock_state is None else self.clock_state
+        self.clock_state, self.step = self.clock.step(self.clock_state)
+        return state, np.unique([arrival.client for arrival in self.step.arrivals]), self.time.now
 
-    def _wind(self, request: Any, round_: int, sizes: np.ndarray) -> None:
-        """Make the clock, of what everybody's trip takes."""
-        config, world = self.run_setup.config, self.world
+    def _new_clock(self, request: Any, round_: int, sizes: np.ndarray) -> Clock:
+        """Make the clock from the time that each client's round trip takes."""
+        config, system = self.run_setup.config, self.run_setup.system
         if not isinstance(request, Exchange):
             raise ConfigError(
                 "server",
                 f"an asynchronous server takes strategies that begin a round with an exchange, not {request!r}",
             )
         if self.nbytes is None:
-            self.nbytes = (
-                sent_bytes(config.down, Broadcast.of(request.broadcast)),
-                expected_upload_bytes(config, request),
-            )
+            down = expected_download_bytes(config.down, Broadcast.of(request.broadcast))
+            self.nbytes = (down, expected_upload_bytes(config, request))
         clients = np.arange(self.run_setup.trainable)
         _, samples = config.client.workload(sizes, round_, config.rounds, request.work)
-        times = replace(world, jitter=0.0).times(
-            clients, samples, *self.nbytes, flops_per_sample=self.run_setup.flops_per_sample
-        )
+        flops = self.run_setup.flops_per_sample
+        times = replace(system, jitter=0.0).times(clients, samples, *self.nbytes, flops_per_sample=flops)
         try:
-            self.clock = Clock(config.server, world, times)
+            return Clock(config.server, system, times)
         except ValueError as error:
             raise ConfigError("server", str(error)) from error
-        self.state = self.clock.begin() if self.state is None else self.state
 
     # -- an exchange ----------------------------------------------------------------------------------------------
     def run(self, exchange: Exchange) -> ExchangeResult:
-        act, self.act = self.act, None
-        if act is None or exchange.cohort is not None or exchange.skeleton is not None or exchange.pin:
-            raise ValueError("an asynchronous server takes strategies of one exchange a round, with all clients alike")
-        self._set_out(exchange, act)
-        arrivals = sorted(act.arrivals, key=lambda a: (-self.sizes[a.client], a.client, a.dispatch))
-        if any(a.dispatch not in self.brought for a in (*arrivals, *act.discarded)):
+        """Send the present version to who starts, and reduce the updates of who arrives."""
+        step, self.step = self.step, None
+        if step is None or exchange.cohort is not None or exchange.skeleton is not None or exchange.pin:
+            raise ValueError(
+                "an asynchronous server takes strategies with one exchange per round, in which all clients do the same"
+            )
+        self._start(exchange, step)
+        arrivals = sorted(step.arrivals, key=lambda a: (-self.sizes[a.client], a.client, a.dispatch))
+        if any(a.dispatch not in self.results for a in (*arrivals, *step.discarded)):
             self._train()
-        outcome = self._used(exchange, act, arrivals)
-        seconds, self.now = act.time - self.now, act.time
+        outcome = self._reduce(exchange, step, arrivals)
+        seconds, self.time.now = step.time - self.time.now, step.time
         staleness = np.array([a.staleness for a in arrivals])
-        self.tally.simulate(
+        self.totals.add_simulated(
             {
                 "simulated_seconds": seconds,
                 "staleness": float(staleness.mean()),
                 "max_staleness": int(staleness.max()),
-                "discarded": len(act.discarded),
-                "clients_dropped": len(act.failed),
+                "discarded": len(step.discarded),
+                "clients_dropped": len(step.failed),
             }
         )
         self.index += 1
         return outcome
 
-    def _set_out(self, exchange: Exchange, act: ServerStep) -> None:
-        """Send the present version to those who set out since the last step."""
-        starts = sorted(act.starts, key=lambda s: (-self.sizes[s.client], s.client, s.dispatch))
+    def _start(self, exchange: Exchange, step: ServerStep) -> None:
+        """Send the present version to the clients that have started since the last step."""
+        starts = sorted(step.starts, key=lambda s: (-self.sizes[s.client], s.client, s.dispatch))
         clients = np.array([start.client for start in starts], np.int64)
-        broadcast, _, _ = self._sent(exchange.work, Broadcast.of(exchange.broadcast), clients)
+        broadcast = self.downlink.send(exchange.work, Broadcast.of(exchange.broadcast), clients, self.place).decoded
         if not broadcast.uniform:
             raise ValueError("an asynchronous server takes strategies that send the same to all clients")
-        failing = {int(row[0]) for row in self.state.in_flight if row[4]} | set(act.failed)
-        again: dict[int, int] = defaultdict(int)  # a quick client may set out twice with one version
+        failing = {int(row[0]) for row in self.clock_state.in_flight if row[4]} | set(step.failed)
+        repeats: dict[int, int] = defaultdict(int)  # a quick client may start twice with one version
         groups: dict[int, list] = defaultdict(list)
         for start in starts:
             if start.dispatch not in failing:
-                groups[again[start.client]].append(start)
-            again[start.client] += 1
-        for time, members in groups.items():
-            plan = self._plan(exchange, broadcast) if len(members) > 1 else Plan("loop", 1, "alone with its version")
+                groups[repeats[start.client]].append(start)
+            repeats[start.client] += 1
+        for repeat, members in groups.items():
+            plan = self.plan(exchange, broadcast) if len(members) > 1 else Plan("loop", 1, "alone with its version")
             clients, numbers = (np.array(column, np.int64) for column in list(zip(*members))[:2])
-            number = self._number(time)
-            self.waiting.append(Group(exchange.work, number, self.round, self.stage, broadcast, plan, clients, numbers))
+            number = Place(self.ledger_round, repeat).number
+            group = Group(exchange.work, number, self.round, self.stage, broadcast, plan, clients, numbers)
+            self.untrained.append(group)
 
     # -- training -------------------------------------------------------------------------------------------------
     def _train(self) -> None:
-        """All who have set out; a client that did so twice goes on from what it kept the first time."""
+        """Train all clients in flight. A client that started twice continues from the state of its first time."""
         waves: list[list[Group]] = []
-        latest: dict[int, int] = defaultdict(int)  # the wave after that of each client
-        for group in self.waiting:
-            wave = max(latest[int(client)] for client in group.clients)
-            latest |= dict.fromkeys(group.clients.tolist(), wave + 1)
+        next_wave: dict[int, int] = defaultdict(int)  # of each client
+        for group in self.untrained:
+            wave = max(next_wave[int(client)] for client in group.clients)
+            next_wave |= dict.fromkeys(group.clients.tolist(), wave + 1)
             waves += [[]] if wave == len(waves) else []
             waves[wave].append(group)
-        for wave in waves:
-            several = DispatchGroup(tuple(self._of(group) for group in wave))
-            for group, done in zip(wave, self.executor.run(several)):
-                self.tally.worked(done)
-                self._brought(group, done)
-        self.waiting = []
+        for groups in waves:
+            dispatches = DispatchGroup(tuple(self._dispatch_of(group) for group in groups))
+            for group, result in zip(groups, self.executor.run(dispatches)):
+                self.totals.add_work(result)
+                self._keep_results(group, result)
+        self.untrained = []
 
-    def _of(self, group: Group) -> ExchangeDispatch:
-        return self._dispatch(
+    def _dispatch_of(self, group: Group) -> ExchangeDispatch:
+        return self.new_dispatch(
             kind="work",
             work=group.work,
             round=group.version,
@@ -185,63 +203,62 @@ class AsynchronousRunner(ExchangeRunner):
             plan=group.plan,
         )
 
-    def _brought(self, group: Group, done: DispatchResult) -> None:
-        n, columns = len(group.clients), done.columns
+    def _keep_results(self, group: Group, result: DispatchResult) -> None:
+        n, columns = len(group.clients), result.columns
         dropped = columns.column("dropped", n, False)
-        self._stage(group.clients, columns, dropped)
-        groups = {meta.client: value for value, meta in done.value or ()}
+        self.stage_states(group.clients, columns, dropped)
+        groups = {meta.client: value for value, meta in result.value or ()}
         examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
         sizes = {name[3:]: columns.column(name, n, 0) for name in columns.pieces if name.startswith("up/")}
         for i, (client, start) in enumerate(zip(group.clients.tolist(), group.starts.tolist())):
             if dropped[i]:
-                self.brought[start] = ClientResult({})
+                self.results[start] = ClientResult({})
                 continue
             numbers = {name: float(values[i]) for name, values in metrics.items()}
             took = {name: [int(x) for x in rows[i]] for name, rows in sizes.items()}
-            self.brought[start] = ClientResult(groups[client], int(examples[i]), numbers, took)
+            self.results[start] = ClientResult(groups[client], int(examples[i]), numbers, took)
 
     # -- up -------------------------------------------------------------------------------------------------------
-    def _used(self, exchange: Exchange, act: ServerStep, arrivals: Sequence[Any]) -> ExchangeResult:
-        """Reduce what arrived, and book it."""
-        reduction = Product(by_group(exchange.reduction))
-        came = [(arrival, self.brought.pop(arrival.dispatch)) for arrival in arrivals]
-        late = [(arrival, self.brought.pop(arrival.dispatch)) for arrival in act.discarded]
-        self._count([(arrival.client, what) for arrival, what in (*came, *late)])
-        fold, good = Fold(reduction, len(came)), []
-        for position, (arrival, what) in enumerate(came):
+    def _reduce(self, exchange: Exchange, step: ServerStep, arrivals: Sequence[Arrival]) -> ExchangeResult:
+        """Reduce the updates that arrived, and book them."""
+        reduction = Product(exchange.reductions)
+        arrived = [(arrival, self.results.pop(arrival.dispatch)) for arrival in arrivals]
+        discarded = [(arrival, self.results.pop(arrival.dispatch)) for arrival in step.discarded]
+        self._book_uploads([(arrival.client, result) for arrival, result in (*arrived, *discarded)])
+        fold, good = Fold(reduction, len(arrived)), []
+        for position, (arrival, result) in enumerate(arrived):
             acc = None
-            if what.groups:
-                meta = Meta(arrival.client, what.num_examples, arrival.staleness, owned=True, spill=_Held)
-                acc = reduction.lift(what.groups, meta)
-                good.append((arrival, what))
+            if result.groups:
+                meta = Meta(arrival.client, result.num_examples, arrival.staleness, owned=True, spill=_InMemory)
+                acc = reduction.lift(result.groups, meta)
+                good.append((arrival, result))
             fold.add(0, position, acc)
-        value = fold.finish()
-        value = value["model"] if value and isinstance(exchange.reduction, Reduction) else value
         clients = np.array([arrival.client for arrival, _ in good], np.int64)
-        examples = np.array([what.num_examples for _, what in good], np.int64)
-        names = dict.fromkeys(name for _, what in good for name in what.metrics)
-        metrics = {name: np.array([what.metrics.get(name, np.nan) for _, what in good]) for name in names}
+        examples = np.array([result.num_examples for _, result in good], np.int64)
+        names = dict.fromkeys(name for _, result in good for name in result.metrics)
+        metrics = {name: np.array([result.metrics.get(name, np.nan) for _, result in good]) for name in names}
         pooled = {name: weighted_mean(values, examples) for name, values in metrics.items()}
         columns = {**metrics, "staleness": np.array([float(arrival.staleness) for arrival, _ in good])}
-        self.folder.clients.add(self.booked, "train", clients, examples, columns)
-        self.tally.add(pooled, float(examples.sum()))
-        self.tally.dropped += len(arrivals) - len(good)
-        return ExchangeResult(value, clients, examples, pooled, act.tier)
+        self.folder.clients.add(self.ledger_round, "train", clients, examples, columns)
+        self.totals.add_metrics(pooled, float(examples.sum()))
+        self.totals.dropped += len(arrivals) - len(good)
+        return ExchangeResult(exchange.reduced(fold.finish()), clients, examples, pooled, step.tier)
 
-    def _count(self, came: list[tuple[int, ClientResult]]) -> None:
-        """The bytes of updates."""
-        came.sort(key=lambda pair: pair[0])
-        groups = sorted({group for _, what in came for group in what.sizes})
+    def _book_uploads(self, arrived: list[tuple[int, ClientResult]]) -> None:
+        """Enter the bytes of updates into the ledger."""
+        arrived.sort(key=lambda pair: pair[0])
+        groups = sorted({group for _, result in arrived for group in result.sizes})
         for group in groups:
-            clients = np.array([client for client, what in came if group in what.sizes], np.int64)
-            payload, encoded, arrays = np.array([what.sizes[group] for _, what in came if group in what.sizes]).T
+            clients = np.array([client for client, result in arrived if group in result.sizes], np.int64)
+            sizes = np.array([result.sizes[group] for _, result in arrived if group in result.sizes])
+            payload, encoded, arrays = sizes.T
             wire = wire_bytes(encoded, arrays, message=group == groups[0])
-            self.folder.ledger.record(self.booked, 0, "up", group, clients, payload, encoded, wire)
+            self.folder.ledger.record(self.ledger_round, 0, "up", group, clients, payload, encoded, wire)
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A vector in memory, where a `Collect` expects one on disk: the server holds these updates anyway."""
+class _InMemory:
+    """A vector in memory where `Collect` expects one on disk: the server holds these updates anyway."""
 
     vector: Tensor
 

@@ -1,8 +1,9 @@
 """Evaluation: metrics of a model on the server's test set and on clients' own data, computed by the workers.
 
-eval/*      the server's test set           val/*   clients' validation rows, pooled
+eval/*      the server's test set
+val/*       clients' validation rows, pooled
 clients/*   how a metric is spread over the clients, on their own test rows
-taskN/*     of a stream, the test rows of each task met so far; eval/* then is their unweighted mean
+taskN/*     in a stream: the test rows of each task so far; eval/* is then their unweighted mean
 """
 
 from __future__ import annotations
@@ -12,74 +13,82 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fl.execution.evaluation import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.execution.training.plan import Plan
-from fl.execution.worker import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.strategy import Evaluate
-from fl.simulation.exchange import ExchangeRunner, Row, weighted_mean
+from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised
 from fl.tensors import random
 
 
 def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
-    """All metrics that the run's configuration asks for; `broadcast` holds the model, and what clients receive with it."""
-    run_setup, row = exchanges.run_setup, {}
-    if run_setup.config.evaluation.server and run_setup.dataset.test is not None:
+    """Return all metrics that the configuration asks for.
+
+    Args:
+        exchanges: carries out the evaluations.
+        broadcast: the model, and the groups that clients receive with it.
+    """
+    setup, row = exchanges.run_setup, {}
+    if setup.config.evaluation.server and setup.dataset.test is not None:
         tasks = [_on_server(exchanges, broadcast, stage) for stage in range(exchanges.stage + 1)]
         row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}
-        if len(run_setup.stages) > 1:
+        if len(setup.stages) > 1:
             row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
-    stage, plan = run_setup.stages[exchanges.stage], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
-    for split, held in (("val", stage.partition.val), ("test", stage.partition.test)):
-        clients = _evaluated(exchanges, held)
+    stage, plan = setup.stages[exchanges.stage], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
+    for split, counts in (("val", stage.partition.val), ("test", stage.partition.test)):
+        clients = _evaluated(exchanges, counts)
         if not len(clients):
             continue
-        done = exchanges.dispatch(
+        result = exchanges.dispatch(
             kind="evaluate",
-            work=run_setup.config.evaluation.stage,
+            work=setup.config.evaluation.stage,
             cohort=clients,
             broadcast=broadcast,
             reduction=Product(stage.task.metrics()),
             plan=plan,
             split=split,
         )
-        own = done.columns.metrics(len(clients))
-        exchanges.folder.clients.add(exchanges.booked, split, clients, held[clients], own)
+        each = result.columns.metrics(len(clients))
+        exchanges.folder.clients.add(exchanges.ledger_round, split, clients, counts[clients], each)
         if split == "val":
-            row |= {f"val/{name}": value for name, value in done.value.items()}
+            row |= {f"val/{name}": value for name, value in result.value.items()}
             continue
-        for name, values in own.items():
-            row |= {f"clients/{name}_{key}": x for key, x in spread(values, held[clients], minimised(name)).items()}
+        for name, values in each.items():
+            figures = spread(values, counts[clients], minimised(name))
+            row |= {f"clients/{name}_{key}": figure for key, figure in figures.items()}
     return row
 
 
 def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
-    """What a strategy asks for in the middle of a round: set of rows -> metric -> value."""
+    """Carry out an evaluation that a strategy asks for during a round; return set of rows -> metric -> value."""
     broadcast = Broadcast.of(request.broadcast)
     if request.cohort is None:
         return {name: _on_server(exchanges, broadcast, exchanges.stage, rows) for name, rows in request.rows.items()}
     cohort, answer = np.unique(np.asarray(request.cohort, np.int64)), {}
     for name, rows in request.rows.items():
-        done = exchanges.dispatch(
+        result = exchanges.dispatch(
             kind="evaluate",
             work=request.stage,
             cohort=cohort,
             broadcast=broadcast,
             reduction=Product(exchanges.run_setup.stages[exchanges.stage].task.metrics()),
-            plan=Plan("loop", 1, "each client's own"),
+            plan=Plan("loop", 1, "each client has its own model"),
             rows=np.asarray(rows, np.int64),
         )
-        answer[name] = done.value
+        answer[name] = result.value
     return answer
 
 
 def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, stage: int, rows: np.ndarray | None = None) -> Row:
-    """Metrics on rows of the server's test set; by default those that a stage asks for."""
-    part = exchanges.run_setup.stages[stage]
+    """Return metrics on rows of the server's test set; by default the rows of a stage."""
+    part, test = exchanges.run_setup.stages[stage], exchanges.run_setup.dataset.test
     if rows is None:
-        rows = np.arange(len(exchanges.run_setup.dataset.test["x"])) if part.test is None else part.test
-    done = exchanges.dispatch(
+        assert test is not None
+        rows = np.arange(len(test["x"])) if part.test is None else part.test
+    result = exchanges.dispatch(
         kind="evaluate_server",
         work="received",
         stage=stage,
@@ -89,13 +98,18 @@ def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, stage: int, rows
         plan=Plan("loop", 1, "blocks of the server's data"),
         rows=np.asarray(rows, np.int64),
     )
-    return done.value
+    return result.value
 
 
 def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
-    """Of a[t][s], the accuracy on task s after task t (s <= t, T the last t):
+    """Return accuracy, forgetting and backward transfer of a stream, from a[t][s], the accuracy on task s after task t.
+
+    With s <= t and T the last t:
 
     acc = mean_s a[T][s]    fgt = mean_{s<T} (max_{s<=t<T} a[t][s] - a[T][s])    bwt = mean_{s<T} (a[T][s] - a[s][s])
+
+    >>> forgetting([[0.9], [0.5, 0.75]])
+    {'acc': 0.625, 'fgt': 0.4, 'bwt': -0.4}
 
     Chaudhry, Dokania, Ajanthan, Torr 2018, arXiv:1801.10112 (forgetting); Lopez-Paz, Ranzato 2017, arXiv:1706.08840.
     """
@@ -108,10 +122,10 @@ def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
     return row
 
 
-def _evaluated(exchanges: ExchangeRunner, held: np.ndarray) -> np.ndarray:
-    """The clients that evaluations are made on: those with rows for it, or as many of them as asked for, drawn once."""
+def _evaluated(exchanges: ExchangeRunner, counts: np.ndarray) -> np.ndarray:
+    """Return the clients to evaluate: those with rows, or a fixed random sample of them."""
     config, trainable = exchanges.run_setup.config, exchanges.run_setup.trainable
-    clients, wanted = np.flatnonzero(held), config.evaluation.clients
+    clients, wanted = np.flatnonzero(counts), config.evaluation.clients
     if wanted == "held_out":
         return clients[clients >= trainable]
     clients = clients[clients < trainable]
@@ -120,15 +134,15 @@ def _evaluated(exchanges: ExchangeRunner, held: np.ndarray) -> np.ndarray:
     return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])
 
 
-ENOUGH = 10  # test samples of a client that counts among the worst: of fewer, one mistake is a low accuracy
+ENOUGH = 10  # test samples of a client that counts for worst10: with fewer, one mistake means a low accuracy
 
 
 def spread(values: np.ndarray, num_examples: np.ndarray, low_is_good: bool = False) -> Row:
-    """How a metric x (N,) is spread over clients, those without a value (NaN) left out:
+    """Return how a metric x (N,) is spread over clients. Clients without a value (NaN) are left out.
 
     mean    weighted (by samples)    std = sqrt(mean (x - mean)^2)
-    worst10: the mean of the worst ceil(n / 10) of the n clients with `ENOUGH` samples; of all, if none has
-    gini = sum_ij |x_i - x_j| / (2 N^2 mean), 0 where all are equal; not there if a value is negative
+    worst10: mean of the worst ceil(n / 10) of the n clients with `ENOUGH` samples; of all clients if none has enough
+    gini = sum_ij |x_i - x_j| / (2 N^2 mean), 0 if all are equal; missing if a value is negative
     """
     known = ~np.isnan(values)
     if known.any():
@@ -147,6 +161,12 @@ def spread(values: np.ndarray, num_examples: np.ndarray, low_is_good: bool = Fal
 
 
 def gini(values: np.ndarray) -> float:
-    """sum_ij |x_i - x_j| / (2 N^2 mean) of x (N,) >= 0, by the ranks of x: sum_i (2 i - N - 1) x_(i) / (N sum x)."""
+    """Return the Gini coefficient of x (N,) >= 0, sum_ij |x_i - x_j| / (2 N^2 mean).
+
+    Computed from the ranks: sum_i (2 i - N - 1) x_(i) / (N sum x).
+
+    >>> gini(np.array([0.0, 0.0, 0.0, 1.0]))
+    0.75
+    """
     n, total = len(values), values.sum()
     return float((2 * np.arange(1, n + 1) - n - 1) @ np.sort(values) / (n * total)) if total > 0 else 0.0

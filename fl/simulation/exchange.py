@@ -1,379 +1,238 @@
-"""An exchange, driver's side: the broadcast is encoded and counted, workers do the rest, and what came up is booked.
+"""An exchange on the driver's side: encode, have the clients work, reduce, keep the books.
 
-Exchange -> order the cohort -> encode, ledger -> Dispatch ~~> executor ~~> Done -> states, ledger, metrics -> Outcome
+    Exchange -> downlink: codec, ledger -> ExchangeDispatch ~~> executor ~~> DispatchResult -> ledger, metrics -> ExchangeResult
 
-In a system model (`system:`) virtual time passes: who is in the sum is decided before anybody trains, by sizes known
-beforehand; where nobody waits for a deadline or for the first to come, seconds are those of the bytes that were measured.
+With a system model (`system:`) virtual time passes. Sizes of messages are known beforehand, so the server knows before any
+training who will be in the sum. Without a deadline or over-selection, seconds follow from the bytes that were measured.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from fl.communication.codec import Codec, Sizes, down_key, find_wrapper, forecast, transmit
-from fl.communication.codecs.delta import Delta
-from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
+from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
-from fl.config.config import Config
-from fl.errors import ConfigError
+from fl.execution.columns import Columns
+from fl.execution.dispatch import DispatchResult, ExchangeDispatch
 from fl.execution.training.plan import Plan
-from fl.execution.worker import Columns, DispatchResult, ExchangeDispatch
 from fl.execution.workers.executor import Executor
 from fl.method.messages import Broadcast
-from fl.method.reduction import Product, Reduction
+from fl.method.reduction import Product
 from fl.method.strategy import Exchange, ExchangeResult, Transfer
+from fl.simulation.downlink import Downlink, Place
+from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup
+from fl.simulation.totals import RoundTotals, weighted_mean
+from fl.simulation.virtual_time import VirtualTime
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
 from fl.storage.segments import NOWHERE
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
-from fl.tracking.profile import span
+from fl.tensors.trees import Tree
+from fl.tracking.spans import span
 
-Row = dict[str, Any]
-EVALUATIONS = 1 << 15  # where the numbers of a round's evaluations begin
+EMPTY_COHORT = np.empty(0, np.int64)  # for exchanges outside any round
+EVALUATIONS = 1 << 15  # first number of a round's evaluations
 
 
 class ExchangeRunner:
-    """Carries out the exchanges of a run. Lasting from round to round: `seen`, `memory` and `now` (`record`); the rest is `begin`'s.
+    """Carries out the exchanges of a run.
 
-    Dispatches are numbered by round and by their place in it, evaluations apart from work: so that neither an evaluation nor
-    a further exchange changes what later clients draw.
+    The downlink's memory and virtual time last from round to round (`record`); the rest belongs to one round (`begin`).
+    Dispatches are numbered by round and by their place in it, evaluations apart from work, so that neither an evaluation
+    nor a further exchange changes what later clients draw.
     """
 
     def __init__(self, run_setup: RunSetup, executor: Executor, states: ClientStates, folder: RunDirectory):
         self.run_setup, self.executor, self.states, self.folder = run_setup, executor, states, folder
-        self.world = run_setup.world
-        self.seen: dict[str, np.ndarray] = {}  # static groups: the version each client last saw, -1 for none
-        self.now = 0.0  # virtual time
-        self.memory: dict[str, Residuals] = {}  # what the codec lost of shared groups, for error feedback
-        self.feedback, self.delta = (find_wrapper(run_setup.config.down, kind) for kind in (ErrorFeedback, Delta))
-        self.begin(0, 0, np.empty(0, np.int64))
+        self.downlink = Downlink(run_setup, folder.ledger)
+        self.time = VirtualTime(run_setup)
+        self.begin(0, 0, EMPTY_COHORT)
 
-    def begin(self, round_: int, booked: int, cohort: np.ndarray) -> None:
-        """A round of `cohort`; bytes and clients' metrics are booked under `booked`."""
-        self.round, self.booked, self.cohort = round_, booked, cohort
-        self.index, self.evaluations, self.carries, self.tally = 0, 0, {}, RoundTotals()
+    def begin(self, round_: int, ledger_round: int, cohort: np.ndarray) -> None:
+        """Begin a round of `cohort`. Bytes and clients' metrics are booked under `ledger_round`."""
+        self.round, self.ledger_round, self.cohort = round_, ledger_round, cohort
+        self.index, self.evaluations, self.totals = 0, 0, RoundTotals()
+        self.carries: dict[int, tuple[int, ...]] = {}  # client -> where its carry to the next exchange lies
         self.stage = self.run_setup.stage_at(round_)
         self.sizes = self.run_setup.sizes(self.stage)
 
-    # -- lasting --------------------------------------------------------------------------------------------------
+    @property
+    def place(self) -> Place:
+        """The place of the exchange at hand."""
+        return Place(self.ledger_round, self.index)
+
     def record(self) -> dict[str, Any]:
-        """What to go on from; to be asked for when everything else of the round has been done."""
-        return {"seen": self.seen, "memory": self.memory, "now": self.now}
+        """Return what a resumed run needs. Call it when everything else of the round is done."""
+        return {**self.downlink.record(), "now": self.time.now}
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        self.seen, self.memory, self.now = record["seen"], record["memory"], record["now"]
+        """Take over a `record`."""
+        self.downlink.restore(record)
+        self.time.now = record["now"]
 
-    # -- who takes part -------------------------------------------------------------------------------------------
     def sample(
-        self, state: Any, request: Callable[[], Any], round_: int, sizes: np.ndarray
-    ) -> tuple[Any, np.ndarray, float]:
-        """(sampler's state, cohort, virtual time at which it sets out) of a round: of clients who are there, as soon as there are
-        enough. `request`: what the strategy is going to ask for first, of some cohort."""
-        sampler, seed = self.run_setup.config.cohort, self.run_setup.config.seed
-        if self.world is None or self.world.always or not sampler.among_present:
-            return *sampler.sample(state, round_, seed, sizes), self.now
-        opens = self.world.opens(sampler.least(len(sizes)), self.now)
-        if opens == math.inf:
-            raise ValueError(
-                f"availability: there are never {sampler.least(len(sizes))} clients at once, after {self.now} s"
-            )
-        there = self.world.available(opens)
-        state, chosen = sampler.sample(state, round_, seed, sizes[there])
-        return state, there[chosen], opens
+        self, state: Tree, first_request: Callable[[], Any], round_: int, sizes: np.ndarray
+    ) -> tuple[Tree, np.ndarray, float]:
+        """Draw the cohort of a round: (sampler's state, cohort, virtual time at which it starts).
+
+        `first_request` returns what the strategy will yield first. An asynchronous server needs it for its clock.
+        """
+        return self.time.sample(state, round_, sizes)
 
     def wait(self, until: float) -> None:
-        """Virtual time goes on without anybody working."""
-        if until > self.now:
-            self.tally.simulate({name: until - self.now for name in ("simulated_seconds", "simulated_waiting_seconds")})
-            self.now = until
+        """Advance virtual time without work."""
+        self.totals.add_simulated(self.time.wait(until))
 
-    # -- an exchange ----------------------------------------------------------------------------------------------
     def run(self, exchange: Exchange) -> ExchangeResult:
-        """Broadcast, client work, reduction: all of one exchange, with its bytes and metrics booked."""
-        cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
-        cohort = self._ordered(cohort)
-        original = Broadcast.of(exchange.broadcast)
+        """Broadcast, train, reduce: carry out one exchange and book its bytes and metrics."""
+        cohort = self._largest_first(exchange)
+        broadcast = Broadcast.of(exchange.broadcast)
         with span("encode", "broadcast"):
-            broadcast, original, down = self._sent(exchange.work, original, cohort)
-        trip = None if self.world is None else self._trip(exchange, original, cohort, down)
-        taken, limits = (cohort, None) if trip is None else trip.takes()
-        plan = self._plan(exchange, broadcast)
-        if limits is not None:
-            plan = Plan("loop", 1, "some do part of their work")
-        carries = np.tile(np.array(NOWHERE), (len(taken), 1))
-        if self.carries:
-            carries[:] = [self.carries.get(int(c), NOWHERE) for c in taken]
-        done = self.dispatch(
+            sent = self.downlink.send(exchange.work, broadcast, cohort, self.place)
+        trip = self.time.plan(
+            exchange,
+            broadcast,
+            cohort,
+            round_=self.round,
+            number=self.place.number,
+            down=sent.nbytes,
+            downlink=self.downlink,
+            sizes=self.sizes[cohort],
+        )
+        participants, limits = (cohort, None) if trip is None else trip.takes()
+        dispatch = self.new_dispatch(
             kind="work",
             work=exchange.work,
-            cohort=taken,
-            broadcast=broadcast,
-            reduction=Product(by_group(exchange.reduction)),
-            plan=plan,
-            carries=carries,
+            cohort=participants,
+            broadcast=sent.decoded,
+            reduction=Product(exchange.reductions),
+            plan=self.plan(exchange, sent.decoded) if limits is None else Plan("loop", 1, "some do part of their work"),
+            carries=self._carries(participants),
             skeleton=exchange.skeleton,
             pin=exchange.pin,
             limits=limits,
-            original=original if self.executor.remote else None,
+            original=sent.encoded if self.executor.remote else None,
         )
+        result = self.executor.run(dispatch)
         with span("server", "books"):
-            outcome = self._arrived(exchange, taken, done)
+            outcome = self._book(exchange, participants, result)
         if trip is not None:
-            self._passed(trip, taken, done)
+            self._book_time(self.time.finish(trip, participants, result))
         return outcome
 
-    def _ordered(self, cohort: np.ndarray) -> np.ndarray:
-        """Like sizes train together, and the long ones begin."""
-        return cohort[np.argsort(-self.sizes[cohort], kind="stable")]
-
-    def _plan(self, exchange: Exchange, broadcast: Broadcast) -> Plan:
-        if not broadcast.uniform or exchange.work != "train" or any(map(self._difference, broadcast.shared)):
-            return Plan("loop", 1, "not alike for all clients")
-        return self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
-
-    def transfer(self, request: Transfer) -> dict[int, Any]:
-        """What arrives of messages between servers; their bytes are booked."""
-        config, arrived, sent = self.run_setup.config, {}, None
+    def transfer(self, request: Transfer) -> dict[int, Tree]:
+        """Encode messages between servers, book their bytes, and return what arrives by node."""
+        config, arrived, last = self.run_setup.config, {}, None
         codec = {"up": config.up, "down": config.down}[request.direction]
         for node, tree in request.trees.items():
-            if sent is None or tree is not sent:
-                key = hash64(
-                    config.seed, self._number(self.index), node, "codec", request.tier, request.direction, request.group
-                )
-                (received, sizes), sent = transmit(codec, tree, key=key), tree
-            arrived[node], encoded = received, _most(sizes.encoded_bytes)
+            if last is None or tree is not last:
+                address = (self.place.number, node, "codec", request.tier, request.direction, request.group)
+                (received, sizes), last = transmit(codec, tree, key=hash64(config.seed, *address)), tree
+            arrived[node], encoded = received, encoded_size(sizes)
             rows = (np.array([node]), sizes.payload_bytes, encoded, wire_bytes(encoded, sizes.arrays, True))
-            self.folder.ledger.record(self.booked, self.index, request.direction, request.group, *rows, request.tier)
+            self.folder.ledger.record(
+                self.ledger_round, self.index, request.direction, request.group, *rows, request.tier
+            )
         return arrived
 
-    # -- virtual time ---------------------------------------------------------------------------------------------
-    def _trip(self, exchange: Exchange, broadcast: Broadcast, cohort: np.ndarray, down: np.ndarray) -> RoundTrip:
-        """What the cohort is about to do, and who of it comes in time."""
-        run_setup, config = self.run_setup, self.run_setup.config
-        for position, client in enumerate(cohort) if not broadcast.uniform else ():
-            own = broadcast.own(int(client))
-            down[position] += sum(_most(transmit(config.down, tree)[1].encoded_bytes) for tree in own.values())
-        for name in filter(self._difference, broadcast.shared):
-            down += _most(transmit(config.down, broadcast.shared[name])[1].encoded_bytes)
-        about = self.sizes[cohort], self.round, config.rounds, exchange.work
-        (steps, samples), extra = config.client.workload(*about), config.client.extra_samples(*about)
-        up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
-        number, flops = self._number(self.index), run_setup.flops_per_sample
-        trip = RoundTrip(config.server, self.world, self.now, number, cohort, steps, samples, down, flops, extra)
-        return trip.uploading(np.full(len(cohort), up))
-
-    def _passed(self, trip: RoundTrip, taken: np.ndarray, done: DispatchResult) -> None:
-        """Virtual time goes on to the end of the exchange."""
-        if not trip.schedule.chooses:
-            up = np.zeros(len(trip.cohort))
-            place = {int(client): i for i, client in enumerate(trip.cohort)}
-            at = [place[int(client)] for client in taken]
-            for name in done.columns.pieces:
-                if name.startswith("up/"):
-                    up[at] += done.columns.column(name, len(taken), 0)[:, 1]
-            trip = trip.uploading(up)
-        self.now += trip.round.seconds
-        self.tally.simulate(trip.metrics())
-        self.folder.clients.add(self.booked, "system", trip.cohort, trip.samples, trip.columns())
-
-    # -- down -----------------------------------------------------------------------------------------------------
-    def _difference(self, group: str) -> bool:
-        """Whether each client is sent its own difference of a shared group; workers then encode it."""
-        return self.delta is not None and self.delta.covers(group)
-
-    def _sent(self, work: str, broadcast: Broadcast, cohort: np.ndarray) -> tuple[Broadcast, Broadcast, np.ndarray]:
-        """(the broadcast as clients see it, decoded; as it went into the codec; the bytes (n,) that each client got of it). Bytes go
-        into the ledger."""
-        config, number = self.run_setup.config, self._number(self.index)
-        shared, encoded, static, first = {}, {}, {}, True
-        down = np.zeros(len(cohort), np.int64)
-        for name, tree in broadcast.shared.items():
-            shared[name] = encoded[name] = tree
-            if name in broadcast.hidden or self._difference(name):
-                continue
-            if self.feedback:
-                encoded[name] = self.feedback.fed(tree, self.memory.get(f"{work}/{name}"))
-            shared[name], sizes = transmit(config.down, encoded[name], key=down_key(config.seed, number, name))
-            if self.feedback:
-                self.memory[f"{work}/{name}"] = compression_error(encoded[name], shared[name])
-            self._record_down(name, cohort, sizes, first)
-            down += _most(sizes.encoded_bytes)
-            first = False
-        for name, value in broadcast.static.items():
-            key = down_key(config.seed, number, name, version=value.version)
-            decoded, sizes = transmit(config.down, value.value, key=key)
-            static[name] = replace(value, value=decoded)
-            seen = self.seen.setdefault(name, np.full(self.run_setup.population, -1))
-            new = seen[cohort] != value.version
-            if new.any():
-                self._record_down(name, cohort[new], sizes, first)
-                down[new] += _most(sizes.encoded_bytes)
-                first = False
-            seen[cohort] = value.version
-        return replace(broadcast, shared=shared, static=static), replace(broadcast, shared=encoded), down
-
-    def _record_down(self, group: str, clients: np.ndarray, sizes: Sizes, message: bool) -> None:
-        ledger = self.folder.ledger
-        wire = wire_bytes(sizes.encoded_bytes, sizes.arrays, message)
-        ledger.record(self.booked, self.index, "down", group, clients, sizes.payload_bytes, sizes.encoded_bytes, wire)
-        if len(clients):
-            ledger.multicast(self.booked, sizes.encoded_bytes)
-
-    def _number(self, place: int) -> int:
-        return self.booked << 16 | place
-
     def dispatch(self, **fields: Any) -> DispatchResult:
-        """Number an exchange or evaluation and have it run."""
-        done = self.executor.run(self._dispatch(**fields))
-        self.tally.worked(done)
-        return done
+        """Have an evaluation run; see `new_dispatch`."""
+        result = self.executor.run(self.new_dispatch(**fields))
+        self.totals.add_work(result)
+        return result
 
-    def _dispatch(self, **fields: Any) -> ExchangeDispatch:
+    def new_dispatch(self, **fields: Any) -> ExchangeDispatch:
+        """Number an exchange or evaluation of the round at hand; `fields` are those of `ExchangeDispatch`."""
         cohort = fields["cohort"]
-        nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
-        server = fields["kind"] == "evaluate_server"
-        place = self.index
+        on_server = fields["kind"] == "evaluate_server"
+        place = self.place
         if fields["kind"] != "work":
-            place, self.evaluations = EVALUATIONS + self.evaluations, self.evaluations + 1
-        given = {"round": self.round, "number": self._number(place), "stage": self.stage, "carries": nowhere}
+            place = Place(self.ledger_round, EVALUATIONS + self.evaluations)
+            self.evaluations += 1
+        defaults = {"round": self.round, "number": place.number, "stage": self.stage, "carries": _nowhere(len(cohort))}
         return ExchangeDispatch(
-            states=nowhere if server else self.states.locations(cohort),
-            cost=np.ones(len(cohort)) if server else self.sizes[cohort] + 1.0,
-            **(given | fields),
+            states=_nowhere(len(cohort)) if on_server else self.states.locations(cohort),
+            cost=np.ones(len(cohort)) if on_server else self.sizes[cohort] + 1.0,
+            **(defaults | fields),
         )
 
-    # -- up -------------------------------------------------------------------------------------------------------
-    def _arrived(self, exchange: Exchange, cohort: np.ndarray, done: DispatchResult) -> ExchangeResult:
-        """Book what came up: states, carries, bytes, metrics."""
-        n, columns = len(cohort), done.columns.reordered(np.argsort(cohort))
+    def plan(self, exchange: Exchange, broadcast: Broadcast) -> Plan:
+        """Return the plan for training in `exchange`."""
+        per_client = any(map(self.downlink.per_client, broadcast.shared))
+        if exchange.work != "train" or not broadcast.uniform or per_client:
+            return Plan("loop", 1, "clients receive different messages, or do not train")
+        return self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
+
+    def _largest_first(self, exchange: Exchange) -> np.ndarray:
+        """Return the cohort, largest clients first: clients of similar size then share a chunk, and long work starts early."""
+        cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
+        return cohort[np.argsort(-self.sizes[cohort], kind="stable")]
+
+    def _carries(self, cohort: np.ndarray) -> np.ndarray:
+        """Return where the carries of the round's earlier exchanges lie, (n, 3)."""
+        carries = _nowhere(len(cohort))
+        if self.carries:
+            carries[:] = [self.carries.get(int(c), NOWHERE) for c in cohort]
+        return carries
+
+    # -- the books ------------------------------------------------------------------------------------------------
+    def _book(self, exchange: Exchange, cohort: np.ndarray, result: DispatchResult) -> ExchangeResult:
+        """Enter what clients sent: states, carries, bytes, metrics."""
+        self.totals.add_work(result)
+        n, columns = len(cohort), result.columns.reordered(np.argsort(cohort))
         cohort = np.sort(cohort)
         dropped = columns.column("dropped", n, False)
-        self._stage(cohort, columns, dropped)
+        self.stage_states(cohort, columns, dropped)
         carries = columns.column("carry", n, -1)
         if carries.ndim == 2:
             carries[dropped] = NOWHERE
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
-        broadcast = Broadcast.of(exchange.broadcast)
-        common = [name for name in broadcast.shared if name not in broadcast.hidden and not self._difference(name)]
-        message = {"up": True, "down": not (common or broadcast.static)}
-        for name in sorted(columns.pieces):
-            direction, _, group = name.partition("/")
-            if direction in message:
-                payload, encoded, arrays = columns.column(name, n, 0).T
-                sent = arrays > 0
-                wire = wire_bytes(encoded, arrays, message[direction])
-                self.folder.ledger.record(
-                    self.booked, self.index, direction, group, cohort[sent], payload[sent], encoded[sent], wire[sent]
-                )
-                if direction == "down":  # each client's own
-                    self.folder.ledger.multicast(self.booked, int(encoded.sum()))
-                message[direction] = False
-        examples = columns.column("num_examples", n, 0)
-        metrics = columns.metrics(n)
+        self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)
+        examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
         if "loss" in metrics:
-            self.folder.clients.add(
-                self.booked,
-                "train",
-                cohort[~dropped],
-                examples[~dropped],
-                {name: values[~dropped] for name, values in metrics.items()},
-            )
+            answered = {name: values[~dropped] for name, values in metrics.items()}
+            self.folder.clients.add(self.ledger_round, "train", cohort[~dropped], examples[~dropped], answered)
         pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in metrics.items()}
-        self.tally.add(pooled, float(examples[~dropped].sum()))
-        self.tally.dropped += int(dropped.sum())
+        self.totals.add_metrics(pooled, float(examples[~dropped].sum()))
+        self.totals.dropped += int(dropped.sum())
         self.index += 1
-        value = done.value["model"] if done.value and isinstance(exchange.reduction, Reduction) else done.value
-        return ExchangeResult(value, cohort[~dropped], examples[~dropped], pooled)
+        return ExchangeResult(exchange.reduced(result.value), cohort[~dropped], examples[~dropped], pooled)
 
-    def _stage(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
-        """What clients keep; a dropped one keeps what it had."""
+    def stage_states(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
+        """Take over the clients' new states; a dropped client keeps the state it had."""
         states = columns.column("state", len(cohort), -1)
         if states.ndim == 2:
             states[dropped] = NOWHERE
             self.states.stage(cohort, states)
 
+    def _book_bytes(self, broadcast: Broadcast, cohort: np.ndarray, columns: Columns) -> None:
+        """Enter the bytes that the workers counted: updates, and what each client alone received."""
+        down_is_open = bool(self.downlink.common_groups(broadcast) or broadcast.static)
+        first = {"up": True, "down": not down_is_open}  # whether the next group opens a message
+        for name in sorted(columns.pieces):
+            direction, _, group = name.partition("/")
+            if direction not in first:
+                continue
+            payload, encoded, arrays = columns.column(name, len(cohort), 0).T
+            sent = arrays > 0
+            wire = wire_bytes(encoded, arrays, first[direction])
+            rows = (cohort[sent], payload[sent], encoded[sent], wire[sent])
+            self.folder.ledger.record(self.ledger_round, self.index, direction, group, *rows)
+            if direction == "down":
+                self.folder.ledger.multicast(self.ledger_round, int(encoded.sum()))
+            first[direction] = False
 
-class RoundTotals:
-    """What adds up over the exchanges of a round."""
-
-    def __init__(self):
-        self.pooled: dict[str, list[tuple[float, float]]] = {}  # (value, samples) of each exchange
-        self.simulated: dict[str, float] = {}
-        self.errors: list[str] = []
-        self.dropped = self.retried = 0
-        self.busy_seconds = self.server_seconds = 0.0
-
-    def add(self, metrics: Row, samples: float) -> None:
-        for name, value in metrics.items():
-            self.pooled.setdefault(name, []).append((value, samples))
-
-    def worked(self, done: DispatchResult) -> None:
-        self.busy_seconds += done.busy_seconds
-        self.retried += done.retried
-        self.errors += done.errors
-
-    def simulate(self, figures: Mapping[str, float]) -> None:
-        """Virtual seconds and what became of clients."""
-        for name, value in figures.items():
-            self.simulated[name] = self.simulated.get(name, 0) + value
-
-    def summary(self) -> Row:
-        row: Row = {}
-        for name, pieces in self.pooled.items():  # the only one as it is, to the bit
-            row[f"train/{name}"] = pieces[0][0] if len(pieces) == 1 else weighted_mean(*np.array(pieces).T)
-        row |= {"dropped": self.dropped, "busy_seconds": self.busy_seconds}
-        if self.server_seconds:
-            row["server_seconds"] = self.server_seconds
-        if self.errors:
-            row["errors"] = self.errors
-        return row | self.simulated
+    def _book_time(self, trip: RoundTrip) -> None:
+        """Enter virtual seconds and client outcomes."""
+        self.totals.add_simulated(trip.metrics())
+        self.folder.clients.add(self.ledger_round, "system", trip.cohort, trip.samples, trip.columns())
 
 
-def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
-    """The bytes that a client is going to send: of groups that come up as they went down; else as declared."""
-    assert config.system is not None
-    if config.system.up_bytes is not None:
-        return config.system.up_bytes
-    broadcast, total = Broadcast.of(exchange.broadcast), 0
-    known = {**broadcast.shared, **{name: static.value for name, static in broadcast.static.items()}}
-    for name in by_group(exchange.reduction):
-        received = known.get(config.client.delta_reference.get(name, name))
-        size = None if received is None else forecast(config.up, received)
-        if size is None:
-            raise ConfigError(
-                "system.up_bytes",
-                f"missing: how much clients send of {name!r} is not known before they have trained, and `server` has to know "
-                "who comes in time; declare it in bytes",
-            )
-        total += size
-    return total
-
-
-def sent_bytes(codec: Codec, broadcast: Broadcast) -> int:
-    """What of a broadcast goes to a client that has seen nothing yet, without what is its alone."""
-    shared = [tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden]
-    trees = [*shared, *(static.value for static in broadcast.static.values())]
-    return sum(_most(transmit(codec, tree)[1].encoded_bytes) for tree in trees)
-
-
-def _most(nbytes: int | np.ndarray) -> int:
-    """Of one tree, whose size may come as an array of one."""
-    return int(np.max(nbytes))
-
-
-def by_group(reduction: Reduction | Mapping[str, Reduction]) -> dict[str, Reduction]:
-    """A bare reduction is that of the group "model"."""
-    return {"model": reduction} if isinstance(reduction, Reduction) else dict(reduction)
-
-
-def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """NaN if nobody has weight; values without weight do not count, whatever they are."""
-    total = weights.sum()
-    return float((np.where(weights > 0, values, 0.0) * weights).sum() / total) if total else float("nan")
+def _nowhere(count: int) -> np.ndarray:
+    """Return locations of nothing, (count, 3)."""
+    return np.tile(np.array(NOWHERE), (count, 1))

@@ -1,48 +1,56 @@
-"""The things that a run works on, put together from its configuration: data, partition, model, plan."""
+"""Everything that a run works on, set up from its configuration: data, partition, model, plan, simulated system."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fl.config.config import Config, located
+from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
-from fl.data.partition import Partition
-from fl.data.stream import Stage, split_rows
-from fl.errors import ConfigError
+from fl.data.stream import Stage
+from fl.data.views import View
+from fl.execution.job import Job
+from fl.execution.training import compiled
 from fl.execution.training.device import Device
-from fl.execution.training.loop import overrides
 from fl.execution.training.plan import Plan, make_plan
-from fl.execution.worker import Job
-from fl.method.client import LocalTraining, View
+from fl.method.strategy import ServerContext
+from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
-from fl.models.nn import addressed, statistics
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
-from fl.tensors import random
 from fl.tensors.params import Params
 
 
 @dataclass(frozen=True, eq=False)
 class RunSetup:
-    """A configuration with its explicit plan, and what it describes."""
+    """A configuration with its explicit plan, and the parts that it describes.
+
+    Attributes:
+        config: the configuration; `execution` holds the plan that was chosen.
+        dataset: all data.
+        stages: the learning problems of the stream; one without a stream.
+        module: the model's structure.
+        initial: the module's first tensors.
+        plan: how clients train.
+        system: devices and presence of the clients that may train, `None` without a system model.
+    """
 
     config: Config
     dataset: Dataset
-    stages: tuple[Stage, ...]  # of the task stream; one, if there is none
+    stages: tuple[Stage, ...]
     module: torch.nn.Module
-    initial: Initial  # its tensors
+    initial: Initial
     plan: Plan
-    world: SimulatedSystem | None  # devices and presence of those who may train, if there is a system model
+    system: SimulatedSystem | None
 
     def sizes(self, stage: int) -> np.ndarray:
-        """(N,): training samples of each client in a stage."""
+        """Return the number of training samples of each client in a stage, (N,)."""
         return self._sizes[stage]
 
     @cached_property
@@ -51,56 +59,98 @@ class RunSetup:
 
     @property
     def model(self) -> Params:
-        """The first model: what may be trained."""
+        """The first model: all tensors that may be trained."""
         return self.initial.trained
 
     @property
     def population(self) -> int:
-        """Clients, those that are held out from training included: they are the last."""
+        """Number of clients; the last ones may be held out from training."""
         return self.stages[0].partition.num_clients
 
     @property
     def trainable(self) -> int:
+        """Number of clients that may train."""
         return self.population - self.config.splits.clients
 
     @cached_property
     def flops_per_sample(self) -> float:
-        """To train on one sample; NaN where nobody asks."""
+        """Floating-point operations of training on one sample; NaN unless `system.compute` is "flops"."""
         system, stage = self.config.system, self.stages[0]
         if system is None or system.compute != "flops":
             return math.nan
-        rows = np.flatnonzero(np.diff(stage.partition.offsets) > 0)[:1]
-        batch = View(
-            tensors(self.dataset.train),
-            stage.partition.view_rows(int(rows[0]), "train")[:32],
-        ).take(slice(None))
-        bind(self.module, self.initial.trained, self.initial)
+        client = int(np.flatnonzero(np.diff(stage.partition.offsets) > 0)[0])
+        batch = View(tensors(self.dataset.train), stage.partition.view_rows(client, "train")[:32]).take()
+        bind(self.module, self.initial.trained, self.initial, self.initial.trained)
         return flops_per_sample(self.module, batch["x"], lambda outputs: stage.task.loss(outputs, batch).sum())
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """(S,): the rounds that stages end before."""
+        """The round after the last of each stage, (S,)."""
         return np.cumsum([stage.rounds for stage in self.stages])
 
     def stage_at(self, round_: int) -> int:
-        """The stage of a round; of what comes after all rounds, the last."""
+        """Return the stage of a round; the last stage for rounds after all stages."""
         return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.stages) - 1)
 
-    def plan_for(self, module: torch.nn.Module) -> Plan:
-        """The plan for training another module than the run's."""
-        config, execution = self.config, replace(self.config.execution, chunk=None)
-        given = self.stages[0].task, inputs(self.dataset), execution, cohort_size(config), bool(config.data.augment)
-        return make_plan(config.client, module, module_params(module), *given)
+    @cached_property
+    def server_data(self) -> dict[str, Tensor]:
+        """The server's own training data, by name."""
+        return tensors(self.dataset.server)
 
-    def job(self, folder: Any, scratch: Any) -> Job:
-        """What workers need of it."""
+    @cached_property
+    def test_data(self) -> dict[str, Tensor]:
+        """The server's test set, by name."""
+        return tensors(self.dataset.test)
+
+    def server_context(self, round_: int, cohort: np.ndarray) -> ServerContext:
+        """Return what the strategy may know in a round."""
+        stage = self.stage_at(round_)
+        return ServerContext(
+            seed=self.config.seed,
+            round=round_,
+            rounds=self.config.rounds,
+            population=self.trainable,
+            cohort=cohort,
+            task=self.stages[stage].task,
+            module=self.module,
+            frozen=self.initial.frozen,
+            stage=stage,
+            stage_begins=round_ == 0 or round_ in self.ends,
+            stage_ends=round_ + 1 in self.ends,
+            server=self.server_data,
+            test=self.test_data,
+            tiers=getattr(self.config.server, "tiers", 1),
+        )
+
+    # -- plans ----------------------------------------------------------------------------------------------------
+    def plan_for(self, module: torch.nn.Module) -> Plan:
+        """Return the plan for training another module than the run's."""
+        config = replace(self.config, execution=replace(self.config.execution, chunk=None))
+        return choose_plan(config, self.dataset, self.stages, module, module_params(module))
+
+    def with_plan(self, plan: Plan) -> RunSetup:
+        """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
+        if plan not in self._by_plan:
+            self._by_plan[plan] = self._replanned(plan)
+        return self._by_plan[plan]
+
+    @cached_property
+    def _by_plan(self) -> dict[Plan, RunSetup]:
+        return {}
+
+    def _replanned(self, plan: Plan) -> RunSetup:
+        execution = replace(self.config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
+        return replace(self, config=replace(self.config, execution=execution), plan=plan)
+
+    def job(self, folder: Path, scratch: Path) -> Job:
+        """Return what workers need; they write client states to `folder` and files of one round to `scratch`."""
         config = self.config
         return Job(
             algorithm=config.client,
             module=self.module,
             initial=self.initial,
             arrays=tensors(self.dataset.train),
-            server_arrays=tensors(self.dataset.test),
+            server_arrays=self.test_data,
             stages=self.stages,
             seed=config.seed,
             rounds=config.rounds,
@@ -108,7 +158,7 @@ class RunSetup:
             down=config.down,
             transforms=config.transforms,
             augment=config.data.augment,
-            statistics=tuple(statistics(self.module, "local")),
+            statistics=tuple(statistics_names(self.module, "local")),
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
@@ -120,125 +170,41 @@ class RunSetup:
             shots=config.evaluation.shots,
         )
 
+    def headline(self, directory: Path) -> str:
+        """Return one line that tells what runs."""
+        parts = (self.config.strategy, self.config.client)
+        strategy, client = (getattr(type(part), "registered_as", type(part).__name__) for part in parts)
+        compiles = self.plan.kind == "compiled" and not compiled.is_cached()
+        return (
+            f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
+            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"
+        )
 
-def set_up_run(config: Config) -> RunSetup:
-    """Load, partition, build and plan; whatever does not fit is a `ConfigError`."""
-    _guard("execution", device(config).check)
-    dataset, stages = load_data(config)
-    population = stages[0].partition.num_clients
-    if config.splits.clients >= population:
-        raise ConfigError("splits.clients", f"{config.splits.clients} held out of {population} leave nobody to train")
-    _guard("cohort", lambda: config.cohort.check(population - config.splits.clients))
-    module = build_model(config, dataset)
-    initial = Initial.of(module)
-    execution, task, augmented = config.execution, stages[0].task, bool(config.data.augment)
-    given = inputs(dataset), execution, cohort_size(config), augmented
-    plan = _guard("execution", lambda: make_plan(config.client, module, initial.trained, task, *given))
-    execution = replace(execution, plan=plan.kind, chunk=plan.chunk, layout=plan.layout)
-    system, trainable = config.system, population - config.splits.clients
-    world = None if system is None else _guard("system", lambda: system.draw(config.seed, trainable))
-    return RunSetup(replace(config, execution=execution), dataset, stages, module, initial, plan, world)
+
+def choose_plan(
+    config: Config, dataset: Dataset, stages: tuple[Stage, ...], module: torch.nn.Module, model: Params
+) -> Plan:
+    """Return the plan for training `module`, whose trained tensors are `model`.
+
+    Raises:
+        ValueError: `config.execution` asks for a plan that is not possible.
+    """
+    cohort, augmented = cohort_size(config), bool(config.data.augment)
+    inputs = sample_inputs(dataset)
+    return make_plan(config.client, module, model, stages[0].task, inputs, config.execution, cohort, augmented)
 
 
 def device(config: Config) -> Device:
-    """Where clients train."""
+    """Return the device that clients train on."""
     execution = config.execution
     return Device(execution.device, execution.precision, execution.deterministic)
 
 
-def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
-    """The data and, for each stage of the run, who holds which rows of them."""
-    dataset = _guard("data", config.data.load)
-
-    def split(part: Dataset) -> Partition:
-        if part.held is None or getattr(config.partition, "keeps_held", False):
-            return _guard("partition", lambda: config.partition.split(part))
-        return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
-
-    if config.stream is None:
-        stages = [Stage(config.rounds, split(dataset), config.task)]
-    else:
-        dataset, stages = _guard("stream", lambda: config.stream.stages(dataset, split, config.task))
-    if config.shift is not None:
-        dataset = _guard("shift", lambda: config.shift.apply(dataset, stages[0].partition))
-    holders = sum(np.diff(stage.partition.offsets) for stage in stages)
-    empty = np.flatnonzero(holders == 0)
-    if len(empty):
-        raise ConfigError(
-            "partition",
-            f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
-            "Set partition.min_size, fewer clients, or a larger alpha",
-        )
-    held = [_guard("splits", lambda stage=stage: _split(stage.partition, dataset, config)) for stage in stages]
-    return dataset, tuple(replace(stage, partition=partition) for stage, partition in zip(stages, held))
-
-
-def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
-    """With each client's rows in train, val and test."""
-    splits = config.splits
-    partition = partition.hold_out(splits.val, splits.test, getattr(config.partition, "seed", 0))
-    if splits.per_class is not None:
-        partition = partition.capped(dataset.labels, splits.per_class)
-    return partition.pooled() if splits.pooled else partition
-
-
 def cohort_size(config: Config) -> int | None:
-    """How many clients take part in a round, where that is the same in all."""
+    """Return the number of clients in a round, `None` if it varies."""
     return getattr(config.cohort, "size", None)
 
 
-def inputs(dataset: Dataset) -> torch.Tensor:
-    """A few samples, as the model takes them."""
+def sample_inputs(dataset: Dataset) -> Tensor:
+    """Return the first four inputs, as the model takes them."""
     return torch.tensor(dataset.train["x"][:4])
-
-
-def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
-    """The module with its first weights, drawn from the seed alone or as a file has them."""
-    parts = [part for part in (dataset.train, dataset.test) if part]
-    outputs = _guard("task", lambda: max(config.task.num_outputs(part) for part in parts))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
-        module = addressed(_guard("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs)))
-    _check_statistics(config, dataset, module)
-    return module
-
-
-def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module) -> None:
-    """What training changes besides parameters has to be somebody's."""
-    known = {*module.state_dict()} - {*statistics(module, "local"), *statistics(module, "averaged")}
-    floats = [name for name, b in module.named_buffers() if b.is_floating_point() and name in known]
-    if floats and isinstance(config.client, LocalTraining):
-        raise ConfigError(
-            "model",
-            f"has buffers that training changes ({floats[0]}, ...): running statistics would leak between clients. "
-            "Use GroupNorm or LayerNorm, or say whose they are: model.batch_norm: batch, local or averaged",
-        )
-    if statistics(module, "local") and config.evaluation.server and dataset.test is not None:
-        raise ConfigError(
-            "evaluation.server",
-            "with model.batch_norm: local the server has no running statistics to predict with; set it to false, "
-            "or take batch_norm: averaged or batch",
-        )
-    if statistics(module, "averaged"):
-        strategy, client = config.strategy, config.client
-        if not strategy.averages():
-            raise ConfigError(
-                "model.batch_norm",
-                f"'averaged' goes with strategies whose model is an average (fedavg with lr <= 1, fedprox, fedper, fedbn, ...); "
-                f"{type(strategy).__name__} may step to negative variances. Use batch or local",
-            )
-        if not isinstance(client, LocalTraining) or overrides(client, "work"):
-            raise ConfigError(
-                "model.batch_norm",
-                f"'averaged' goes with gradient steps alone; {type(client).__name__} has work of its own",
-            )
-
-
-def _guard(path: str, make: Callable[[], Any]) -> Any:
-    """A part's complaint as a ConfigError with its place."""
-    try:
-        return make()
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise located(path, error) from error

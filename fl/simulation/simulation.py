@@ -1,360 +1,164 @@
-"""The simulation: rounds of exchanges, each committed as a whole.
+"""One run: rounds of exchanges, each committed as a whole.
 
-sample a cohort -> drive the strategy's round (each Exchange: broadcast, train, reduce) -> evaluate -> commit
+sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce; then step) -> evaluate -> commit
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import re
-import shutil
+import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fl.config.config import Config, located, read, resolve
-from fl.data.dataset import tensors
-from fl.errors import ConfigError
-from fl.execution.training import compiled
-from fl.execution.worker import Job
-from fl.execution.workers.executor import Executor, Serial
+from fl.communication.ledger import Ledger
+from fl.config.config import Config
+from fl.errors import ConfigError, located
+from fl.execution.job import Job
+from fl.execution.training.plan import Plan
+from fl.execution.workers.choose import new_executor
+from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
-from fl.execution.workers.ray import Ray
-from fl.execution.workers.ray_pool import keep_workers
 from fl.method.messages import Broadcast
 from fl.method.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy, Transfer
-from fl.simulation import baselines
+from fl.simulation.agreement import check_groups
 from fl.simulation.asynchronous import AsynchronousRunner
+from fl.simulation.build import set_up_run
 from fl.simulation.evaluation import assess, evaluate, forgetting
-from fl.simulation.exchange import ExchangeRunner, Row, by_group, expected_upload_bytes
-from fl.simulation.setup import set_up_run
+from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
+from fl.simulation.result import Result
+from fl.simulation.setup import RunSetup
+from fl.simulation.stopping import Stopping
+from fl.simulation.totals import Row
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, claimed, read_metrics
+from fl.storage.run import RunDirectory, read_metrics
 from fl.system.events import Asynchronous, Buffered
-from fl.tasks.task import SELECT, minimised
 from fl.tensors.params import Params
-from fl.tensors.trees import digest
-from fl.tracking.profile import span
+from fl.tracking.spans import span
 
-NOBODY = np.empty(0, np.int64)  # the cohort of what happens outside rounds
-SETUP = -1  # the round that what comes before round 0 is booked under
-Watcher = Callable[[str, Any], None]  # called with ("start", Simulation), ("ready", Simulation), ("round", Row)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished (or stopped) run."""
-
-    metrics: list[Row]
-    model: Params
-    directory: Path
-    reason: str  # why it ended
-    baselines: Mapping[str, Result] = field(default_factory=dict)  # what `baselines` asked for
-
-    @property
-    def digest(self) -> str:
-        return digest(self.model)
-
-    @property
-    def ledger(self):
-        """The ledger, a pyarrow Table."""
-        import pyarrow.parquet as pq
-
-        return pq.read_table(self.directory / "ledger.parquet")
-
-    @property
-    def summary(self) -> Row:
-        last = self.metrics[-1] if self.metrics else {}
-        totals = {
-            f"total_{k}": sum(r[k] for r in self.metrics) for k in ("uplink_bytes", "downlink_bytes", "wall_seconds")
-        }
-        ended = {
-            "directory": str(self.directory),
-            "reason": self.reason,
-            "digest": self.digest,
-            "final": last,
-            **totals,
-        }
-        beside = {name: result.summary for name, result in self.baselines.items()}
-        return {**ended, "baselines": beside} if beside else ended
-
-
-def run(
-    config: str | Path | Mapping[str, Any] | Config,
-    *,
-    out: str | Path | None = None,
-    watch: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    **overrides: Any,
-) -> Result:
-    """Run a configuration: a YAML file, a dict or a `Config`. Overrides by dotted path: run("a.yaml", **{"cohort.size": 20})."""
-    if not isinstance(config, Config):
-        config = resolve(read(config, overrides))
-    elif overrides:
-        raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
-    directory = Path(out) if out else new_directory(config)
-    try:
-        return _whole(config, directory, False, watch, stop)
-    except BaseException:
-        if out is None:  # what was claimed and not used
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-                directory.parent.rmdir()
-        raise
-
-
-def resume(
-    directory: str | Path, *, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False, **overrides: Any
-) -> Result:
-    """Go on with a run from its last committed round, to the same bits as if it had not been interrupted.
-
-    `rounds` may be raised (rounds="+100" adds), execution.executor, execution.workers and execution.address changed.
-    """
-    directory = Path(directory)
-    raw = read(directory / "config.yaml")
-    rounds = overrides.pop("rounds", None)
-    if rounds is not None:
-        number = re.fullmatch(r"(\+?)(\d+)", str(rounds))
-        if number is None:
-            raise ConfigError("rounds", f"{rounds!r} is neither a number of rounds nor +number, as in rounds=+100")
-        raw["rounds"] = int(number[2]) + (raw["rounds"] if number[1] else 0)
-    free = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}
-    for key in overrides:
-        if key not in free:
-            raise ConfigError(
-                key, f"cannot change when a run is resumed; rounds and {sorted(free)} can. Start a new run instead"
-            )
-    return _whole(resolve(read(raw, overrides)), directory, True, watch, stop)
-
-
-def _whole(config: Config, directory: Path, resumed: bool, watch: Watcher | None, stop: Callable[[], bool]) -> Result:
-    """A run, then its baselines; those of a run that has gone on since are made anew."""
-    with keep_workers():
-        with Simulation(config, directory, resumed) as simulation:
-            others = baselines.beside(simulation.run_setup, directory)
-            begun = simulation.round
-            result = simulation.run(watch, stop)
-            gone_on = simulation.round > begun
-        if gone_on and others:
-            shutil.rmtree(directory / "baselines", ignore_errors=True)
-        done: dict[str, Result] = {}
-        for name, other in others.items():
-            if any(r.reason == "interrupted" for r in (result, *done.values())):
-                break
-            home = directory / "baselines" / name
-            there = (home / "checkpoints" / "last.json").is_file()
-            done[name] = _whole(other, home, there, watch, stop)
-        return replace(result, baselines=done)
+SETUP = -1  # the ledger's round for work before round 0
+Watcher = Callable[[str, Any], None]
 
 
 class Simulation:
-    """A run in progress. The state to go on from is `_record()`; nothing else lasts from round to round."""
+    """A run in progress. `record()` is all that lasts from round to round.
+
+    Args:
+        config: the resolved configuration.
+        directory: the run directory.
+        resumed: continue from the last commit in `directory`.
+        executor: runs the clients' work, in place of the one that the configuration asks for.
+
+    Raises:
+        ConfigError: the parts do not fit together, or `directory` holds a run and `resumed` is False.
+    """
 
     def __init__(self, config: Config, directory: Path, resumed: bool = False, executor: Executor | None = None):
-        """`executor`: in place of the one that the configuration asks for."""
         self.config, self.directory = config, directory
         if not resumed and (directory / "checkpoints" / "last.json").exists():
-            raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` goes on with it")
+            raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` continues it")
         configure_process()
-        self.executor: Executor = self._executor() if executor is None else executor
+        self.executor: Executor = new_executor(config.execution) if executor is None else executor
         try:
             self.executor.prepare()
-            self._make_ready(resumed)
+            self._set_up(resumed)
         except BaseException:
             self.executor.close()
             raise
 
-    def _make_ready(self, resumed: bool) -> None:
-        directory = self.directory
-        self.run_setup = set_up_run(self.config)
-        self.config = config = self.run_setup.config
-        self.server, self.test = (
-            tensors(part) for part in (self.run_setup.dataset.server, self.run_setup.dataset.test)
-        )
-        self.round = 0
-        self.progress: dict[str, Any] = {"best": None, "waited": 0, "reason": "", "setup": False, "matrix": []}
-        self.sampler = config.cohort.init(self.run_setup.trainable)
-        try:
-            self.state = config.strategy.init(self.run_setup.model, self._context(NOBODY))
-        except ValueError as error:
-            raise located("strategy", error) from error
-        self._check_groups()
-        self.states = ClientStates(directory / "clients", self.run_setup.population)
-        record = checkpoint.load(directory / "checkpoints", "last") if resumed else None
-        self.folder = RunDirectory(directory, record and record["lengths"])
-        kind = AsynchronousRunner if isinstance(config.server, Asynchronous) else ExchangeRunner
-        self.exchanges = kind(self.run_setup, self.executor, self.states, self.folder)
-        if record:
-            self._restore(record)
-        else:
-            facts = {"clients": self.run_setup.trainable, "plan": asdict(self.run_setup.plan)}
-            self.folder.describe(facts | {"data_sha256": self.run_setup.dataset.digest()})
-        self.folder.configure(config.to_dict())  # a resumed run may have been given more rounds
-        self.pending: list[Row] = []
-        self.best_pending = False
-
-    # -- what watchers show -------------------------------------------------------------------------------------------
-    @property
-    def headline(self) -> str:
-        """One line on what runs."""
-        config, run_setup = self.config, self.run_setup
-        strategy, client = (
-            getattr(type(p), "registered_as", type(p).__name__) for p in (config.strategy, config.client)
-        )
-        first = run_setup.plan.kind == "compiled" and not compiled.before()
-        return (
-            f"{strategy} with client {client}, {run_setup.population} clients, {run_setup.model.numel} parameters, "
-            f"training {run_setup.plan.kind}{' (half a minute, the first time)' if first else ''}, in {self.directory}"
-        )
-
-    @property
-    def rounds(self) -> int:
-        return self.config.rounds
-
-    @property
-    def every(self) -> int:
-        return self.config.evaluation.every
-
-    # -- making ready -------------------------------------------------------------------------------------------------
-    def _executor(self) -> Executor:
-        execution = self.config.execution
-        if execution.executor == "serial":
-            return Serial(execution.workers)
-        gpus = execution.device == "cuda"
-        default = torch.cuda.device_count() if gpus else torch.multiprocessing.cpu_count()
-        return Ray(execution.workers or max(1, default), execution.address, gpus)
-
-    def _first_request(self) -> Any:
-        """What the strategy asks for first in the present round, of some cohort."""
-        cohort = np.arange(min(self.run_setup.trainable, 2))
-        generator = self.config.strategy.round(self.state, self._context(cohort))
-        request = next(generator, None)
-        generator.close()
-        return request
-
-    def _check_groups(self) -> None:
-        """Strategy and client must speak of the same groups: asked of the first exchange of a round, before any work."""
-        strategy, client = self.config.strategy, self.config.client
-        if type(strategy).setup is not Strategy.setup:  # its rounds begin from a state that is not there yet
-            return
-        request = self._first_request()
-        if not isinstance(request, Exchange) or request.work != "train":
-            return
-        if self.config.server.chooses:
-            expected_upload_bytes(self.config, request)
-        broadcast = Broadcast.of(request.broadcast)
-        for verb, lacking in (
-            ("send", set(by_group(request.reduction)) - set(client.sends)),
-            ("receive", set(client.receives) - broadcast.names if not callable(broadcast.config) else ()),
-        ):
-            if lacking:
-                names = [getattr(type(part), "registered_as", type(part).__name__) for part in (client, strategy)]
-                raise ConfigError(
-                    "client.name",
-                    f"with strategy {names[1]!r}, client {names[0]!r} does not {verb} {sorted(lacking)}; "
-                    f"the strategy's own client is {strategy.client!r}",
-                )
-
     # -- the run --------------------------------------------------------------------------------------------------
     def run(self, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> Result:
+        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `stop`."""
         watch = watch or (lambda event, value: None)
         watch("start", self)
-        self.begin()
+        self.start_workers()
         watch("ready", self)
-        if not self.progress["setup"]:
-            with span("server", "setup"):
-                self.setup()
-        while self.round < self.config.rounds and not self.progress["reason"]:
+        self.before_rounds()
+        interrupted = False
+        while not (self.finished or interrupted):
             with span("server", "round", self.round):
                 row = self.one_round()
-                self._check_stopping(row)
-                ended = self.round == self.config.rounds or self.progress["reason"]
-                stopping = stop()  # asked once: what ends the loop must have been committed
-                if ended or self.round % self._commits_every == 0 or stopping or self.best_pending:
-                    with span("server", "commit"):
-                        self._commit()
+                interrupted = stop()
+                if self.finished or interrupted or self.best_pending or self.round % self._rounds_per_commit == 0:
+                    self.commit()
             watch("round", row)
-            if stopping and not ended:
-                return self._result("interrupted", self.config.strategy.model(self.state))
-        with span("server", "final"):
-            model = self._final()
-        return self._result(self.progress["reason"] or "all rounds done", model)
-
-    def begin(self) -> None:
-        """Workers have what they need."""
-        with span("server", "workers start"):
-            self.executor.start(self.job, self.states)
-
-    @property
-    def job(self) -> Job:
-        return self.run_setup.job(self.directory / "clients", self.directory / "scratch")
-
-    @property
-    def _commits_every(self) -> int:
-        server = self.config.server
-        under_way = server.concurrency // server.buffer if isinstance(server, Buffered) else 1
-        return self.config.checkpoint.every or max(1, under_way)
-
-    def setup(self) -> None:
-        """What the strategy does before round 0; booked as round -1 if it did anything."""
-        start = time.perf_counter()
-        self.exchanges.begin(self.round, SETUP, NOBODY)
-        metrics = self._run_generator(self.config.strategy.setup(self.state, self._context(NOBODY)))
-        if self.exchanges.index or metrics:
-            row = {"round": SETUP, **self.exchanges.tally.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
-            self.pending.append({**row, "wall_seconds": time.perf_counter() - start})
-        self.progress["setup"] = True
+        if interrupted and not self.finished:
+            return self._result("interrupted", self.config.strategy.model(self.state))
+        return self._result(self.stopping.reason or "all rounds done", self._after_rounds())
 
     def one_round(self) -> Row:
-        """Round `self.round`, not judged and not committed."""
-        start = time.perf_counter()
-        config = self.config
-        sizes = self.run_setup.sizes(self.run_setup.stage_at(self.round))[: self.run_setup.trainable]
-        with span("server", "sample"):
-            self.sampler, cohort, sets_out = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
-        self.exchanges.begin(self.round, self.round, cohort)
-        self.exchanges.wait(sets_out)
-        metrics = self._run_generator(config.strategy.round(self.state, self._context(cohort)))
-        row = {"round": self.round, **self.exchanges.tally.summary(), "cohort_size": len(cohort), **metrics}
-        stage_ends = self.round + 1 in self.run_setup.ends
-        if (self.round + 1) % config.evaluation.every == 0 or stage_ends:
-            with span("evaluate", "evaluation"):
-                row |= evaluate(self.exchanges, self._evaluated(cohort))
-        if stage_ends and len(self.run_setup.stages) > 1 and "task0/accuracy" in row:
-            seen = range(self.exchanges.stage + 1)
-            self.progress["matrix"].append([row[f"task{s}/accuracy"] for s in seen])
-            row |= {f"stream/{name}": value for name, value in forgetting(self.progress["matrix"]).items()}
+        """Sample a cohort, let the strategy broadcast, train, reduce and step, and evaluate; return the round's metrics."""
+        start, strategy = time.perf_counter(), self.config.strategy
+        cohort = self._sample()
+        metrics = self._run_generator(strategy.round(self.state, self._context(cohort)))
+        row = {"round": self.round, **self.exchanges.totals.summary(), "cohort_size": len(cohort), **metrics}
+        evaluated = (self.round + 1) % self.config.evaluation.every == 0 or self.round + 1 in self.run_setup.ends
+        if evaluated:
+            row |= self._evaluate(cohort)
         row |= self.folder.ledger.totals(self.round)
+        self.best_pending |= (
+            self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
+        )
         row["wall_seconds"] = time.perf_counter() - start
         self.round += 1
         self.pending.append(row)
         return row
 
-    def _evaluated(self, cohort: np.ndarray) -> Broadcast:
-        """What an evaluation sends: the strategy's broadcast with the model in it, hidden or not."""
-        strategy = self.config.strategy
-        broadcast = Broadcast.of(strategy.broadcast(self.state, self._context(cohort)))
-        shared = {**broadcast.shared, "model": strategy.model(self.state)}
-        return replace(broadcast, shared=shared, hidden=tuple(n for n in broadcast.hidden if n != "model"))
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are done, or a target, the patience or the virtual time has ended the run."""
+        return self.round >= self.config.rounds or bool(self.stopping.reason)
 
-    def _final(self) -> Params:
-        """The model after the strategy's last stage. No round commits it: a run that goes on from here has not seen it."""
-        state = self.state
-        self.exchanges.begin(self.round, self.round, NOBODY)
-        self._run_generator(self.config.strategy.final(state, self._context(NOBODY)))
-        model, self.state = self.config.strategy.model(self.state), state
-        self.folder.flush()
-        return model
+    def start_workers(self) -> None:
+        """Give the workers what they need."""
+        with span("server", "workers start"):
+            self.executor.start(self.job, self.states)
 
-    def _run_generator(self, generator: Iterable) -> Row:
-        """Run a strategy's generator to its end; takes over its state and returns its metrics."""
+    def before_rounds(self) -> None:
+        """Let the strategy do its work before round 0, once; booked as round -1 if there is any."""
+        if self.setup_done:
+            return
+        with span("server", "setup"):
+            start = time.perf_counter()
+            self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
+            metrics = self._run_generator(self.config.strategy.setup(self.state, self._context(EMPTY_COHORT)))
+            if self.exchanges.index or metrics:
+                totals = {**self.exchanges.totals.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
+                self.pending.append({"round": SETUP, **totals, "wall_seconds": time.perf_counter() - start})
+            self.setup_done = True
+
+    def rehearse(self, rounds: Iterable[int], plan: Plan) -> list[Row]:
+        """Run rounds from the present state with another plan, and return their metrics; only client states change."""
+        trial = copy.copy(self)
+        trial.run_setup = self.run_setup.with_plan(plan)
+        trial.config = trial.run_setup.config
+        trial.exchanges = self._new_runner(trial.run_setup)
+        trial.exchanges.restore(copy.deepcopy(self.exchanges.record()))
+        trial.stopping, trial.pending, trial.accuracy_matrix = Stopping(trial.config), [], []
+        for trial.round in rounds:
+            trial.one_round()
+        self.folder.forget()
+        self.states.commit()  # frees what many rehearsals would leave on disk
+        self.states.sweep()
+        return trial.pending
+
+    # -- parts of a round -----------------------------------------------------------------------------------------
+    def _sample(self) -> np.ndarray:
+        """Draw the cohort, and begin the round at the virtual time at which it starts."""
+        sizes = self.run_setup.sizes(self.run_setup.stage_at(self.round))[: self.run_setup.trainable]
+        with span("server", "sample"):
+            self.sampler, cohort, starts = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
+        self.exchanges.begin(self.round, self.round, cohort)
+        self.exchanges.wait(starts)
+        return cohort
+
+    def _run_generator(self, generator: Generator[Any, Any, Any]) -> Row:
+        """Carry out what a strategy's generator yields, take over its state, and return its metrics."""
         answer = None
         while True:
             try:
@@ -363,111 +167,166 @@ class Simulation:
             except StopIteration as end:
                 self.state, metrics = end.value
                 return {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
-            if isinstance(request, Exchange):
-                answer = self.exchanges.run(request)
-            elif isinstance(request, ServerWork):
-                begun = time.perf_counter()
-                with span("server", "work"):
-                    answer = self.executor.call(request.fn, *request.args)
-                self.exchanges.tally.server_seconds += time.perf_counter() - begun
-            elif isinstance(request, Transfer):
-                answer = self.exchanges.transfer(request)
-            elif isinstance(request, Evaluate):
-                answer = assess(self.exchanges, request)
-            else:
-                raise TypeError(
-                    f"{type(self.config.strategy).__name__} yielded {request!r}, not an Exchange, ServerWork, Transfer or Evaluate"
-                )
+            match request:
+                case Exchange():
+                    answer = self.exchanges.run(request)
+                case ServerWork():
+                    answer = self._server_work(request)
+                case Transfer():
+                    answer = self.exchanges.transfer(request)
+                case Evaluate():
+                    answer = assess(self.exchanges, request)
+                case _:
+                    name = type(self.config.strategy).__name__
+                    raise TypeError(f"{name} yielded {request!r}, not an Exchange, ServerWork, Transfer or Evaluate")
 
-    def _check_stopping(self, row: Row) -> None:
-        """Best so far, targets, patience."""
-        evaluation = self.config.evaluation
-        select = evaluation.select or next((m for m in SELECT if m in row), None)
-        evaluated = self.round % evaluation.every == 0 or self.round in self.run_setup.ends
-        if evaluated and select in row and not math.isnan(row[select]):
-            sign, best = (-1 if minimised(select) else 1), self.progress["best"]
-            if best is None or sign * row[select] > sign * best:
-                self.progress |= {"best": row[select], "waited": 0}
-                self.best_pending |= self.config.checkpoint.best
-            else:
-                self.progress["waited"] += 1
-        stop = self.config.stop
-        reached = [m for m, v in stop.target.items() if m in row and (row[m] <= v if minimised(m) else row[m] >= v)]
-        if stop.target and len(reached) == len(stop.target):
-            self.progress["reason"] = f"target reached: {stop.target}"
-        elif stop.patience is not None and self.progress["waited"] >= stop.patience:
-            self.progress["reason"] = f"no better {select} in {stop.patience} evaluations"
-        elif stop.simulated_seconds is not None and self.exchanges.now >= stop.simulated_seconds:
-            self.progress["reason"] = f"{self.exchanges.now:.0f} simulated seconds"
+    def _server_work(self, request: ServerWork) -> Any:
+        start = time.perf_counter()
+        with span("server", "work"):
+            answer = self.executor.call(request.fn, *request.args)
+        self.exchanges.totals.server_seconds += time.perf_counter() - start
+        return answer
 
-    # -- lasting --------------------------------------------------------------------------------------------------
-    def _record(self) -> dict[str, Any]:
+    def _evaluate(self, cohort: np.ndarray) -> Row:
+        """Evaluate the strategy's model, with whatever else clients receive beside it."""
+        strategy, last_of_stage = self.config.strategy, self.round + 1 in self.run_setup.ends
+        broadcast = Broadcast.of(strategy.broadcast(self.state, self._context(cohort)))
+        shared = {**broadcast.shared, "model": strategy.model(self.state)}
+        hidden = tuple(name for name in broadcast.hidden if name != "model")
+        with span("evaluate", "evaluation"):
+            row = evaluate(self.exchanges, replace(broadcast, shared=shared, hidden=hidden))
+        if last_of_stage and len(self.run_setup.stages) > 1 and "task0/accuracy" in row:
+            self.accuracy_matrix.append([row[f"task{s}/accuracy"] for s in range(self.exchanges.stage + 1)])
+            row |= {f"stream/{name}": value for name, value in forgetting(self.accuracy_matrix).items()}
+        return row
+
+    def _context(self, cohort: np.ndarray) -> ServerContext:
+        return self.run_setup.server_context(self.round, cohort)
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+    def _set_up(self, resumed: bool) -> None:
+        """Build the parts of the run, and take over the last commit of a resumed one."""
+        self.run_setup = set_up_run(self.config)
+        self.config = config = self.run_setup.config
+        self.round, self.setup_done, self.best_pending = 0, False, False
+        self.stopping = Stopping(config)
+        self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
+        self.pending: list[Row] = []  # rounds that are not committed yet
+        self.sampler = config.cohort.init(self.run_setup.trainable)
+        try:
+            self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
+        except ValueError as error:
+            raise located("strategy", error) from error
+        if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
+            check_groups(config, self._first_request())
+        self.states = ClientStates(self.directory / "clients", self.run_setup.population)
+        record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
+        self.folder = RunDirectory(self.directory, Ledger, record and record["lengths"])
+        self.exchanges = self._new_runner(self.run_setup)
+        if record:
+            self._restore(record)
+        else:
+            facts = {"clients": self.run_setup.trainable, "plan": asdict(self.run_setup.plan)}
+            self.folder.describe(facts | {"data_sha256": self.run_setup.dataset.digest()})
+        self.folder.configure(config.to_dict())  # a resumed run may have more rounds
+
+    def _new_runner(self, run_setup: RunSetup) -> ExchangeRunner:
+        kind = AsynchronousRunner if isinstance(self.config.server, Asynchronous) else ExchangeRunner
+        return kind(run_setup, self.executor, self.states, self.folder)
+
+    def _first_request(self) -> Any:
+        """Return what the strategy yields first in the present round, for some cohort."""
+        cohort = np.arange(min(self.run_setup.trainable, 2))
+        generator = self.config.strategy.round(self.state, self._context(cohort))
+        request = next(generator, None)
+        generator.close()
+        return request
+
+    @property
+    def rounds(self) -> int:
+        """Rounds planned."""
+        return self.config.rounds
+
+    @property
+    def every(self) -> int:
+        """Rounds from one evaluation to the next."""
+        return self.config.evaluation.every
+
+    @property
+    def job(self) -> Job:
+        """What workers need for the whole run."""
+        return self.run_setup.job(self.directory / "clients", self.directory / "scratch")
+
+    @property
+    def headline(self) -> str:
+        """One line that tells what runs."""
+        return self.run_setup.headline(self.directory)
+
+    # -- commits --------------------------------------------------------------------------------------------------
+    def record(self) -> Mapping[str, Any]:
+        """Return what a resumed run needs."""
         return {
             "round": self.round,
             "rounds": self.config.rounds,
             "state": self.state,
             "sampler": self.sampler,
-            "exchanges": self.exchanges.record(),  # before the states of clients: it may have some train
-            "progress": self.progress,
+            "exchanges": self.exchanges.record(),  # before the client states: it may have clients train
+            "stopping": self.stopping.record(),
+            "setup_done": self.setup_done,
+            "accuracy_matrix": self.accuracy_matrix,
             "clients": self.states.commit(),
         }
 
     def _restore(self, record: Mapping[str, Any]) -> None:
         self.round, self.state, self.sampler = record["round"], record["state"], record["sampler"]
+        self.setup_done, self.accuracy_matrix = record["setup_done"], record["accuracy_matrix"]
         self.exchanges.restore(record["exchanges"])
-        self.progress = record["progress"]
+        self.stopping.restore(record["stopping"])
         self.states.restore(record["clients"])
         if self.config.rounds < self.round:
             raise ConfigError(
-                "rounds", f"{self.config.rounds} is fewer than the {self.round} that are done; rounds=+10 adds"
+                "rounds", f"{self.config.rounds} is less than the {self.round} rounds done; rounds=+10 adds"
             )
-        if self.config.rounds > record["rounds"]:  # asked to go on, whatever ended it
-            self.progress["reason"] = ""
+        if self.config.rounds > record["rounds"]:  # more rounds are asked for, whatever ended the run before
+            self.stopping.reason = ""
 
-    def _commit(self) -> None:
-        record = self._record()
-        if self.best_pending:
-            self.states.pin("best")
-        self.folder.commit(self.round, self.pending, record, self.best_pending)
-        self.states.sweep()
-        self.pending, self.best_pending = [], False
+    def commit(self) -> None:
+        """Write everything up to the present round to disk, in one step."""
+        with span("server", "commit"):
+            record = self.record()
+            if self.best_pending:
+                self.states.pin("best")
+            self.folder.commit(self.round, self.pending, record, self.best_pending)
+            self.states.sweep()
+            self.pending, self.best_pending = [], False
+
+    @property
+    def _rounds_per_commit(self) -> int:
+        server = self.config.server
+        in_flight = server.concurrency // server.buffer if isinstance(server, Buffered) else 1
+        return self.config.checkpoint.every or max(1, in_flight)
+
+    def _after_rounds(self) -> Params:
+        """Let the strategy do its work after the last round; return the model. No commit contains this work."""
+        with span("server", "final"):
+            state = self.state
+            self.exchanges.begin(self.round, self.round, EMPTY_COHORT)
+            self._run_generator(self.config.strategy.final(state, self._context(EMPTY_COHORT)))
+            model, self.state = self.config.strategy.model(self.state), state
+            self.folder.flush()
+            return model
 
     def _result(self, reason: str, model: Params) -> Result:
         from safetensors.torch import save_file
 
-        tensors = {name: tensor.clone() for name, tensor in model.items()}
-        save_file(tensors, self.directory / "model.safetensors", {"round": str(self.round)})
+        tensors_ = {name: tensor.clone() for name, tensor in model.items()}
+        save_file(tensors_, self.directory / "model.safetensors", {"round": str(self.round)})
         self.folder.export()
         return Result(read_metrics(self.directory), model, self.directory, reason)
-
-    def _context(self, cohort: np.ndarray) -> ServerContext:
-        config, run_setup, here = self.config, self.run_setup, self.round
-        stage = run_setup.stage_at(here)
-        return ServerContext(
-            seed=config.seed,
-            round=here,
-            rounds=config.rounds,
-            population=run_setup.trainable,
-            cohort=cohort,
-            task=run_setup.stages[stage].task,
-            module=run_setup.module,
-            frozen=run_setup.initial.frozen,
-            stage=stage,
-            stage_begins=here == 0 or here in run_setup.ends,
-            stage_ends=here + 1 in run_setup.ends,
-            server=self.server,
-            test=self.test,
-            tiers=getattr(config.server, "tiers", 1),
-        )
 
     def __enter__(self) -> Simulation:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.executor.close()
         self.folder.close()
-
-
-def new_directory(config: Config) -> Path:
-    name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
-    return claimed(name, config.seed)

@@ -20,28 +20,38 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import fl
 from fl import registry
-from fl.communication import ledger as ledgers
-from fl.communication.ledger import Ledger
 from fl.storage import checkpoint
 from fl.storage.metrics import ClientMetrics
 from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.communication.ledger import Ledger
 
 PACKAGES = ("torch", "numpy", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
 
 
 class RunDirectory:
-    """The directory of one run, being written. `lengths`: what a commit said of the streams, to go on from."""
+    """The directory of one run, open for writing.
 
-    def __init__(self, path: Path, lengths: Mapping[str, Any] | None = None):
+    Args:
+        path: The directory; it is created if needed.
+        open_ledger: Opens the ledger at a path, cut to a committed length in bytes. The caller passes it, because
+            the storage of a run does not know what a ledger counts.
+        lengths: Committed lengths of all growing files, as `flush` returned them; None starts a new run.
+    """
+
+    def __init__(
+        self, path: Path, open_ledger: Callable[[Path, int], Ledger], lengths: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         for name in ("checkpoints", "clients", "streams", "scratch"):
             (path / name).mkdir(parents=True, exist_ok=True)
@@ -51,7 +61,7 @@ class RunDirectory:
         self.metrics = open(path / "metrics.jsonl", "r+b" if lengths["metrics"] else "wb", buffering=0)
         self.metrics.truncate(lengths["metrics"])
         self.metrics.seek(lengths["metrics"])
-        self.ledger = Ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
+        self.ledger = open_ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
         self.clients = ClientMetrics(path / "streams", lengths["clients"])
 
     def configure(self, config: dict[str, Any]) -> None:
@@ -85,7 +95,7 @@ class RunDirectory:
 
     def export(self) -> None:
         """The tables in their final form."""
-        ledgers.to_parquet(self.path / "streams" / "ledger.arrow", self.path / "ledger.parquet")
+        self.ledger.to_parquet(self.path / "ledger.parquet")
         self.clients.to_parquet(self.path / "clients.parquet")
 
     def close(self) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fl.checks import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """every: rounds between commits, what kill -9 can lose (default: 1; of an asynchronous server, as many of its steps as clients
-    under way amount to: those who have begun train together, and a commit waits for them).  best: keep the best model by evaluation.select, committed as it is found."""
+    """When a run is written to disk.
+
+    Args:
+        every: rounds between checkpoints, 1 or more; a crash loses at most this many rounds. Default: 1. With an
+            asynchronous server: steps of the server; default: the number of clients that train at the same time,
+            because a checkpoint waits for all of them.
+        best: keep the best model by `evaluation.select`; it is written in the round in which it is found.
+    """
 
     every: int | None = None
     best: bool = True
 
-    def __post_init__(self):
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every: {self.every} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, every=self.every)

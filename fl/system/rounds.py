@@ -17,6 +17,7 @@ import numpy as np
 from fl.registry import register
 from fl.system.simulated_system import LEGS, SimulatedSystem, Times
 
+DEFAULTS = {"server": "sync"}  # kind -> part of a configuration that names none
 OUTCOMES = ("in", "surplus", "late", "dropped", "away")
 
 

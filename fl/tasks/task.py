@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.data.views import Batch
 from fl.method.reduction import Meta, Reduction
 from fl.tensors.trees import row
-
-Batch = Mapping[str, Tensor]  # "x", "y" where labelled, and what else the dataset holds; first axis is the sample
-
 
 # what tells the best round: the first that is measured, never test rows
 SELECT = ("val/accuracy", "val/loss", "train/loss")

@@ -149,8 +149,8 @@ class Params(Mapping[str, Tensor]):
         """Bytes of the tensors of one client, pads not counted."""
         return self.layout.nbytes
 
-    def row(self, index: int | slice) -> Params:
-        """Client `index` (or a slice of clients) of batched parameters, as a view."""
+    def row(self, index: int | slice | Tensor) -> Params:
+        """Client `index` of batched parameters, or several clients by a slice or an index tensor; views, except for tensors."""
         return Params(self.layout, tuple(b[index] for b in self.buffers))
 
     def to(self, device: torch.device | str) -> Params:

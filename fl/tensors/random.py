@@ -3,14 +3,15 @@
     word = hash64(seed, client, participation, "shuffle", position)
 
 An address is a sequence of integers and purpose names; arrays broadcast, so the draws of many clients are computed at
-once and equal those computed singly. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over the
-parts of the address; the number of parts enters, so that (1,) and (1, 0) are different streams.
+once and equal those computed singly. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over
+the parts of the address; the number of parts enters, so that (1,) and (1, 0) are different streams.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,22 +28,60 @@ def hash64(*address: int | str | np.ndarray) -> np.ndarray:
 
 
 def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
-    """What `hash64` has made of an address whose last parts are missing, for who adds them elsewhere (fl/execution/training/native.py)."""
+    """Hash of an address whose last `missing` parts are not known yet. The caller adds each of them with `chained`.
+
+    >>> with np.errstate(over="ignore"):
+    ...     bool(chained(unfinished(1, 7, "shuffle"), np.uint64(3)) == hash64(7, "shuffle", 3))
+    True
+    """
     with np.errstate(over="ignore"):
-        word = _mix(np.uint64(len(address) + missing) * GOLDEN)
+        word = mix(np.uint64(len(address) + missing) * GOLDEN)
         for part in address:
-            word = _mix((word ^ _mix(as_word(part))) + GOLDEN)
+            word = chained(word, as_word(part))
     return word
 
 
-def _mix(x):
+def chained(word: Any, part: Any) -> Any:
+    """Extend a hash by one more part of the address, a uint64."""
+    return mix((word ^ mix(part)) + GOLDEN)
+
+
+def mix(x: Any) -> Any:
+    """Finaliser of SplitMix64, for a uint64 or an array. Compiled training compiles it, too (native/shuffle.py)."""
     x = (x ^ (x >> _30)) * MIX_1
     x = (x ^ (x >> _27)) * MIX_2
     return x ^ (x >> _31)
 
 
-def as_word(part: int | str | np.ndarray):
-    """A part of an address as uint64."""
+def random_words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Words `first` .. `last - 1` of the SplitMix64 stream of each key: uint64 (C,) -> uint64 (C, last - first).
+
+    The state of SplitMix64 is a counter, so a part of a stream costs no more than its length. This is the generator for
+    bulk draws; `hash64` takes longer addresses.
+
+    >>> random_words(np.array([1234567], np.uint64), 0, 2).tolist()  # the published test vector
+    [[6457827717110365317, 3203168211198807973]]
+    """
+    with np.errstate(over="ignore"):
+        words = keys[:, None] + np.arange(first + 1, last + 1, dtype=np.uint64) * GOLDEN
+        mix_in_place(words)
+    return words
+
+
+def mix_in_place(words: np.ndarray) -> None:
+    """`mix` that overwrites a uint64 array and needs one more array of its size."""
+    spare = words >> _30
+    words ^= spare
+    words *= MIX_1
+    np.right_shift(words, _27, out=spare)
+    words ^= spare
+    words *= MIX_2
+    np.right_shift(words, _31, out=spare)
+    words ^= spare
+
+
+def as_word(part: int | str | np.ndarray) -> Any:
+    """Part of an address as uint64."""
     if isinstance(part, str):
         return _purpose(part)
     if isinstance(part, int):

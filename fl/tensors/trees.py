@@ -35,24 +35,31 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 # -- structure --------------------------------------------------------------------------------------------------------
-def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """fn over the leaves (Params and tensors) of trees of one shape; plain values are kept."""
-    if isinstance(tree, (Params, Tensor)):
+def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf: Callable[[Tree], bool] | None = None) -> Tree:
+    """Apply fn to the leaves of trees of one shape; plain values are kept.
+
+    Leaves are Params, tensors and the nodes for which `is_leaf` is true.
+
+    >>> tree_map(lambda leaf: 2 * leaf, {"a": 1, "b": (2, "x")}, is_leaf=lambda node: isinstance(node, int))
+    {'a': 2, 'b': (4, 'x')}
+    """
+    if isinstance(tree, (Params, Tensor)) or (is_leaf is not None and is_leaf(tree)):
         return fn(tree, *rest)
     if isinstance(tree, dict):
-        return {k: tree_map(fn, v, *(r[k] for r in rest)) for k, v in tree.items()}
+        return {k: tree_map(fn, v, *(r[k] for r in rest), is_leaf=is_leaf) for k, v in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(tree_map(fn, *vs) for vs in zip(tree, *rest)))
+        return type(tree)(*(tree_map(fn, *vs, is_leaf=is_leaf) for vs in zip(tree, *rest)))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(tree_map(fn, *vs) for vs in zip(tree, *rest))
+        return type(tree)(tree_map(fn, *vs, is_leaf=is_leaf) for vs in zip(tree, *rest))
     if dataclasses.is_dataclass(tree):
         names = [f.name for f in dataclasses.fields(tree)]
-        return type(tree)(**{n: tree_map(fn, getattr(tree, n), *(getattr(r, n) for r in rest)) for n in names})
+        fields = {n: (getattr(tree, n), *(getattr(r, n) for r in rest)) for n in names}
+        return type(tree)(**{n: tree_map(fn, *vs, is_leaf=is_leaf) for n, vs in fields.items()})
     return tree
 
 
-def row(tree: Tree, index: int | slice) -> Tree:
-    """Client `index` (or a slice of clients) of a tree whose leaves have a leading client axis."""
+def row(tree: Tree, index: int | slice | Tensor) -> Tree:
+    """Client `index`, or several clients by a slice or an index tensor, of a tree whose leaves have a client axis."""
     return tree_map(lambda leaf: leaf.row(index) if isinstance(leaf, Params) else leaf[index], tree)
 
 

@@ -1,19 +1,19 @@
-"""Sweeps: variants of one configuration, each tuned on one seed and run on several, what is there already left alone.
+"""Sweeps: variants of one configuration, each tuned on one seed and run on several. Finished runs are reused.
 
-    config: digits.yaml                          # beside the sweep's own file
-    seeds: 5                                     # or a list
-    seeded: [partition.seed, shift.seed]         # what takes the seed's number besides `seed`
-    tune: {client.lr: [0.03, 0.1, 0.3]}          # per variant, on the first seed, by the metric `by`
+    config: digits.yaml                          # relative to the sweep's file
+    seeds: 5                                     # number of seeds, or a list
+    seeded: [partition.seed, shift.seed]         # keys that take the seed's number, besides `seed`
+    tune: {client.lr: [0.03, 0.1, 0.3]}          # settings to choose from, on the first seed, by the metric `by`
     by: val/accuracy
-    metrics: [clients/accuracy_weighted]         # what the table shows
+    metrics: [clients/accuracy_weighted]         # columns of the table
     variants:
       FedAvg: {}
-      SCAFFOLD: {strategy: scaffold}             # overrides; config, tune or by of its own replaces the sweep's
-      Head: {model.init: "{out}/FedAvg/s{seed}"} # what refers to {out} is run after the rest
+      SCAFFOLD: {strategy: scaffold}             # overrides; its own config, tune or by replaces the sweep's
+      Head: {model.init: "{out}/FedAvg/s{seed}"} # variants that mention {out} run after the others
 
-OUT/VARIANT/s0, s1, ... are the run directories; of a variant that is tuned OUT/VARIANT,lr=0.1/s0, with what it was tried with (the
-last part of the keys, where these tell them apart),
-and the chosen one has the other seeds too. OUT/chosen.json says which that is.
+OUT/VARIANT/s0, s1, ... are the run directories. A tuned variant has OUT/VARIANT,lr=0.1/s0 for each setting that was
+tried (the last part of a key, where that is unambiguous), and all seeds of the chosen setting. OUT/chosen.json holds
+the chosen settings.
 """
 
 from __future__ import annotations
@@ -29,21 +29,36 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from fl.config.config import anchor, parse, read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
+from fl.config.references import anchor
+from fl.config.yaml import parse
 from fl.errors import ConfigError
 from fl.execution.workers.ray_pool import keep_workers
-from fl.report.compare import Variant
+from fl.report.variants import Variant
 from fl.storage.run import read_metrics
 from fl.tasks.task import minimised
 
 Overrides = Mapping[str, Any]
-FAILED = "failed.txt"  # in the directory of a candidate that did: what it said
+Say = Callable[[str], None]
+FAILED = "failed.txt"  # holds the error message, in the directory of a trial that failed
 _VARIANT_KEYS = ("config", "tune", "by")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as its file says it; `folder` is where the file lies."""
+    """A sweep file.
+
+    Args:
+        folder: folder of the file.
+        config: configuration file, relative to `folder`.
+        variants: name -> overrides.
+        seeds: number of seeds (0, 1, ...), or the seeds themselves.
+        seeded: keys that take the seed's number, besides `seed`.
+        tune: key -> values to choose from; all combinations are tried.
+        by: metric that chooses, at the end of a run.
+        metrics: columns of the table; empty for the default metric.
+    """
 
     folder: Path
     config: str
@@ -56,6 +71,7 @@ class Sweep:
 
     @staticmethod
     def load(path: Path) -> Sweep:
+        """Read a sweep file; a mistake in it is a `ConfigError`."""
         if not path.is_file():
             raise ConfigError("", f"{path} does not exist")
         raw = parse(path.read_text())
@@ -68,117 +84,113 @@ class Sweep:
                 raise ConfigError(key, "missing; a sweep needs a config and variants")
         for name in raw["variants"]:
             if not re.fullmatch(r"[^/,]+", str(name)):
-                raise ConfigError("variants", f"{name!r} names folders: no slashes and commas, please")
+                raise ConfigError("variants", f"{name!r} names folders, and cannot hold slashes or commas")
         anchor(raw["variants"], path.parent)
         return Sweep(path.parent, **raw)
 
     @property
-    def numbers(self) -> list[int]:
+    def seed_list(self) -> list[int]:
+        """The seeds to run."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
     def config_of(self, variant: str) -> Path:
+        """The configuration file of a variant."""
         return self.folder / (self.variants[variant] or {}).get("config", self.config)
 
-    def overrides(self, variant: str, seed: int, tuned: Overrides, out: Path) -> dict[str, Any]:
+    def overrides(self, variant: str, seed: int, setting: Overrides, out: Path) -> dict[str, Any]:
+        """Overrides of one run: the variant's own, the seed, and the tuned `setting`."""
         own = {k: v for k, v in (self.variants[variant] or {}).items() if k not in _VARIANT_KEYS}
-        own = {k: _filled(v, out, seed) for k, v in own.items()}
-        return {**own, "seed": seed, **{key: seed for key in self.seeded}, **tuned}
+        own = {k: _fill_in(v, out, seed) for k, v in own.items()}
+        return {**own, "seed": seed, **{key: seed for key in self.seeded}, **setting}
 
-    def candidates(self, variant: str) -> list[dict[str, Any]]:
-        """The settings to choose from; one, if there is nothing to tune."""
+    def settings(self, variant: str) -> list[dict[str, Any]]:
+        """Settings to choose from, all combinations of `tune`; only {} without anything to tune."""
         grid = (self.variants[variant] or {}).get("tune", self.tune)
         return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
 
-    def run(
-        self, out: Path, only: Sequence[str] = (), jobs: int = 1, say: Callable[[str], None] = print
-    ) -> list[Variant]:
-        """Run what is missing, and read the rest; every configuration is checked before the first run."""
+    def run(self, out: Path, only: Sequence[str] = (), jobs: int = 1, say: Say = print) -> list[Variant]:
+        """Run what is missing, and read all runs. Every configuration is checked before the first run.
+
+        Args:
+            out: folder of the run directories.
+            only: variants to run; empty for all.
+            jobs: number of runs at a time, each in its own process.
+            say: prints a line after each run.
+        """
         for name in only:
             if name not in self.variants:
                 raise ConfigError("only", f"{name!r} is not one of {list(self.variants)}")
         names = list(only or self.variants)
         for name in names:
-            for tried in self.candidates(name):
-                resolve(read(self.config_of(name), self.overrides(name, self.numbers[0], tried, out)))
+            for setting in self.settings(name):
+                resolve(read(self.config_of(name), self.overrides(name, self.seed_list[0], setting, out)))
         later = [name for name in names if "{out}" in str(self.variants[name])]
         found: dict[str, Variant] = {}
-        for wave in ([name for name in names if name not in later], later):
-            found |= {variant.name: variant for variant in self._wave(wave, out, jobs, say)}
+        for group in ([name for name in names if name not in later], later):
+            found |= {variant.name: variant for variant in self._run_group(group, out, jobs, say)}
         return [found[name] for name in names]
 
-    def _wave(self, names: Sequence[str], out: Path, jobs: int, say: Callable[[str], None]) -> list[Variant]:
-        """Tune and run variants that do not need each other."""
-        tuned = [name for name in names if len(self.candidates(name)) > 1]
-        first = self.numbers[0]
-        trials = [self._run_of(out, name, first, tried) for name in tuned for tried in self.candidates(name)]
-        self._all([replace(trial, may_fail=True) for trial in trials], jobs, say)
-        chosen = {name: self._best(out, name) for name in names}
+    def _run_group(self, names: Sequence[str], out: Path, jobs: int, say: Say) -> list[Variant]:
+        """Tune and run variants that do not depend on each other."""
+        tuned = [name for name in names if len(self.settings(name)) > 1]
+        first = self.seed_list[0]
+        trials = [self._plan_run(out, name, first, setting) for name in tuned for setting in self.settings(name)]
+        _run_missing([replace(trial, may_fail=True) for trial in trials], jobs, say)
+        chosen = {name: self._best_setting(out, name) for name in names}
         if tuned:
             record = out / "chosen.json"
             known = json.loads(record.read_text()) if record.is_file() else {}
             record.write_text(json.dumps({**known, **chosen}, indent=2) + "\n")
-        runs = {name: [self._run_of(out, name, seed, chosen[name]) for seed in self.numbers] for name in names}
-        self._all([run for of_variant in runs.values() for run in of_variant], jobs, say)
+        runs = {name: [self._plan_run(out, name, seed, chosen[name]) for seed in self.seed_list] for name in names}
+        _run_missing([run for of_variant in runs.values() for run in of_variant], jobs, say)
         return [Variant.read(name, [run.out for run in of_variant]) for name, of_variant in runs.items()]
 
-    def _run_of(self, out: Path, name: str, seed: int, tuned: Overrides) -> _Run:
-        last = [key.rpartition(".")[2] for key in tuned]
-        keys = [key if last.count(short) > 1 else short for key, short in zip(tuned, last)]
-        label = [name] + [f"{k}={v}" for k, v in zip(keys, tuned.values()) if len(self.candidates(name)) > 1]
-        return _Run(self.config_of(name), out / ",".join(label) / f"s{seed}", self.overrides(name, seed, tuned, out))
+    def _plan_run(self, out: Path, name: str, seed: int, setting: Overrides) -> _Run:
+        last = [key.rpartition(".")[2] for key in setting]
+        keys = [key if last.count(short) > 1 else short for key, short in zip(setting, last)]
+        label = [name] + [f"{k}={v}" for k, v in zip(keys, setting.values()) if len(self.settings(name)) > 1]
+        return _Run(self.config_of(name), out / ",".join(label) / f"s{seed}", self.overrides(name, seed, setting, out))
 
-    def _best(self, out: Path, name: str) -> dict[str, Any]:
-        """The candidate whose metric is best at the end of its run; of equals the first."""
-        candidates = self.candidates(name)
-        if len(candidates) == 1:
-            return candidates[0]
+    def _best_setting(self, out: Path, name: str) -> dict[str, Any]:
+        """The setting whose metric is best at the end of its run; the first of equally good ones."""
+        settings = self.settings(name)
+        if len(settings) == 1:
+            return settings[0]
         by = (self.variants[name] or {}).get("by", self.by)
         sign = -1 if minimised(by) else 1
         scores = []
-        for tried in candidates:
-            trial = self._run_of(out, name, self.numbers[0], tried).out
+        for setting in settings:
+            trial = self._plan_run(out, name, self.seed_list[0], setting).out
             measured = [row[by] for row in read_metrics(trial) if by in row]
             if (trial / FAILED).exists():
                 measured = [None]
             if not measured:
                 raise ConfigError("by", f"{by!r} was not measured by {name}; splits.val and evaluation say what is")
             scores.append(float("-inf") if measured[-1] is None else sign * measured[-1])
-        return candidates[scores.index(max(scores))]
-
-    def _all(self, runs: Sequence[_Run], jobs: int, say: Callable[[str], None]) -> None:
-        missing = [run for run in runs if not any((run.out / file).is_file() for file in ("model.safetensors", FAILED))]
-        if jobs == 1:
-            with keep_workers():
-                for run in missing:
-                    say(run())
-        elif missing:
-            with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _keep) as pool:
-                for line in pool.map(_Run.__call__, missing):
-                    say(line)
-
-
-def _keep() -> None:
-    """The runs of this process share their workers, until it ends."""
-    keeping = keep_workers()
-    keeping.__enter__()
-    Finalize(None, keeping.__exit__, (None, None, None), exitpriority=0)
+        return settings[scores.index(max(scores))]
 
 
 @dataclass(frozen=True)
 class _Run:
+    """One run of a sweep. `may_fail`: a trial whose training diverges is not chosen, and does not stop the sweep."""
+
     config: Path
     out: Path
     overrides: Overrides
-    may_fail: bool = False  # a candidate whose training diverges is one that is not chosen
+    may_fail: bool = False
 
-    def __call__(self) -> str:
-        """Run it; if it was killed, go on with it."""
+    @property
+    def finished(self) -> bool:
+        return any((self.out / file).is_file() for file in ("model.safetensors", FAILED))
+
+    def execute(self) -> str:
+        """Run it, or resume it if it was killed; returns a line for the screen."""
         from fl.errors import ClientError
-        from fl.simulation.simulation import resume, run
+        from fl.simulation.run import resume, run
 
-        begun = (self.out / "checkpoints" / "last.json").is_file()
+        started = (self.out / "checkpoints" / "last.json").is_file()
         try:
-            result = resume(self.out) if begun else run(self.config, out=self.out, **self.overrides)
+            result = resume(self.out) if started else run(self.config, out=self.out, **self.overrides)
         except ClientError as error:
             if not self.may_fail:
                 raise
@@ -187,10 +199,30 @@ class _Run:
         return f"{self.out}: {result.reason}"
 
 
-def _filled(value: Any, out: Path, seed: int) -> Any:
-    """Strings with {out} and {seed} put in."""
+def _run_missing(runs: Sequence[_Run], jobs: int, say: Say) -> None:
+    """Execute the runs that are not finished, `jobs` at a time."""
+    missing = [run for run in runs if not run.finished]
+    if jobs == 1:
+        with keep_workers():
+            for run in missing:
+                say(run.execute())
+    elif missing:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _keep_workers_of_process) as pool:
+            for line in pool.map(_Run.execute, missing):
+                say(line)
+
+
+def _keep_workers_of_process() -> None:
+    """Let all runs of this process share their workers, until the process ends."""
+    keeping = keep_workers()
+    keeping.__enter__()
+    Finalize(None, keeping.__exit__, (None, None, None), exitpriority=0)
+
+
+def _fill_in(value: Any, out: Path, seed: int) -> Any:
+    """Replace {out} and {seed} in all strings of a value."""
     if isinstance(value, str):
         return value.replace("{out}", str(out)).replace("{seed}", str(seed))
     if isinstance(value, Mapping):
-        return {k: _filled(v, out, seed) for k, v in value.items()}
-    return [_filled(v, out, seed) for v in value] if isinstance(value, list) else value
+        return {k: _fill_in(v, out, seed) for k, v in value.items()}
+    return [_fill_in(v, out, seed) for v in value] if isinstance(value, list) else value

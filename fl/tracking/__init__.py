@@ -1,1 +1,6 @@
-"""What is seen of a run while it goes on."""
+"""Progress and profile of a run.
+
+progress.py   the table on the terminal
+spans.py      timed sections in every process
+profile.py    seconds by category and a trace, from the spans
+"""

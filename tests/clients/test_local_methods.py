@@ -12,8 +12,9 @@ from clients.feddyn import FedDyn
 from clients.fedprox import FedProx
 from clients.scaffold import Scaffold
 from clients.sgd import LocalSGD
+from fl.data.views import View
 from fl.execution.training import loop
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.models.binding import Initial
 from fl.tasks.supervised import Regression
 from fl.tensors.params import NOTHING, Params

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.simulation.simulation import Simulation
 
 CONFIG = {

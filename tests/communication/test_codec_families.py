@@ -1,5 +1,8 @@
-"""Families of codecs: bits by hand, errors by closed forms and the papers' figures. What holds for all of them (real bytes, batches,
-bias, bounds, numbers that are not finite) is in the laws of `fl.check.check`, here for settings that are no default."""
+"""Families of codecs: bits computed by hand, errors from closed forms and from the papers.
+
+The laws of `fl.check.check` test what holds for every codec (real bytes, batches, bias, bounds, numbers that are not
+finite). Here they run for settings that are not the default.
+"""
 
 import math
 import tracemalloc
@@ -13,21 +16,23 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fl.check.check import check
-from fl.communication.blocks import pack_bits, unpack_bits
-from fl.communication.codec import Chain, Ragged, decode, encode, transmit
+from fl.communication.bits import pack_bits, unpack_bits
+from fl.communication.chain import Chain
+from fl.communication.codec import RaggedTensor, decode, encode
 from fl.communication.codecs.block_float import BlockFloat
 from fl.communication.codecs.cast import FP16
 from fl.communication.codecs.count_sketch import CountSketch
 from fl.communication.codecs.eden import Eden, centroids
-from fl.communication.codecs.hadamard import Hadamard, transform
+from fl.communication.codecs.hadamard import Hadamard, hadamard_transform
 from fl.communication.codecs.low_rank import LowRank
 from fl.communication.codecs.quantise import Quantise
 from fl.communication.codecs.random_k import RandomK
 from fl.communication.codecs.sign import Sign
 from fl.communication.codecs.ternary import Ternary
 from fl.communication.codecs.threshold import Threshold
-from fl.communication.codecs.top_k import TopK, largest
+from fl.communication.codecs.top_k import TopK, largest_positions
 from fl.communication.codecs.zstd import Zstd
+from fl.communication.transmit import transmit
 from fl.tensors.params import Params
 from fl.tensors.random import hash64
 from fl.tensors.trees import stack
@@ -102,7 +107,10 @@ def test_quantise_rounds_up_as_often_as_it_must():
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_qsgd_has_the_papers_variance(bits):
-    """E|error|^2 = |v|^2 / s^2 sum_i f_i (1 - f_i), f the fractions of levels; below min(n / s^2, sqrt(n) / s) |v|^2 (Lemma 3.1)."""
+    """E|error|^2 = |v|^2 / s^2 sum_i f_i (1 - f_i), f the fractions of levels.
+
+    It is below min(n / s^2, sqrt(n) / s) |v|^2 (Lemma 3.1).
+    """
     values, s = normal(500), 2 ** (bits - 1) - 1
     square = float(values.double().square().sum())
     fraction = (values.double().abs() / math.sqrt(square) * s) % 1
@@ -143,7 +151,10 @@ def test_ternary_by_hand():
 
 
 def test_sparse_ternary_compression_as_in_the_paper():
-    """Algorithm 1: the mean magnitude of the top k, with their signs. Entropy: k (b* + 1 / (1 - (1-p)^(2^b*)) + 1) bits."""
+    """Algorithm 1: the mean magnitude of the top k, with their signs.
+
+    Entropy: k (b* + 1 / (1 - (1-p)^(2^b*)) + 1) bits.
+    """
     values, p = normal(400_000), Decimal("0.0025")
     k = int(p * 400_000)
     v = values.numpy().astype(np.float64)
@@ -180,7 +191,7 @@ def test_block_float_by_hand():
 def test_the_transform_is_the_hadamard_matrix(m):
     x = np.random.default_rng(m).standard_normal((3, m)).astype(np.float32)
     expected = x.astype(np.float64) @ scipy.linalg.hadamard(m) / math.sqrt(m)
-    transform(x)
+    hadamard_transform(x)
     assert_allclose(x, expected, atol=2e-5)
 
 
@@ -259,7 +270,7 @@ def test_top_k_of_long_vectors_is_what_sorting_gives(kind):
     }[kind]()
     for k in (1, 2000, 60_000, n):
         expected = np.sort(np.argsort(-np.abs(v), kind="stable")[:k])
-        assert_array_equal(largest(torch.from_numpy(np.asarray(v)), k), expected)
+        assert_array_equal(largest_positions(torch.from_numpy(np.asarray(v)), k), expected)
 
 
 # -- sketches, low rank, zstd -----------------------------------------------------------------------------------------
@@ -330,7 +341,7 @@ def test_what_is_long_as_it_must_be_is_counted_per_client():
     rows = torch.zeros(2, 100)
     rows[1] = normal(100)
     encoded = encode(CHAINS[0], rows)
-    assert isinstance(encoded.parts["0.positions"], Ragged)
+    assert isinstance(encoded.parts["0.positions"], RaggedTensor)
     assert encoded.nbytes.tolist() == [len(bytes(encoded.row(c))) for c in range(2)]
     assert encoded.nbytes[0] != encoded.nbytes[1]
 

@@ -8,7 +8,8 @@ CODECS = '''
 from dataclasses import dataclass
 import numpy as np
 import torch
-from fl.communication.codec import Codec, Encoded, keys_of
+from fl.communication.codec import Codec, Encoded
+from fl.communication.keys import keys_of
 
 @dataclass(frozen=True)
 class Plain(Codec):
@@ -52,11 +53,11 @@ class Draws(Plain):
 '''
 BROKEN = {
     "Plain": set(),
-    "SaysItIsUnbiased": {"mean_over_keys"},
-    "BiasedDraws": {"mean_over_keys"},
-    "SaysItIsExact": {"error_bound"},
-    "Hides": {"not_finite"},
-    "Draws": {"deterministic", "batches"},
+    "SaysItIsUnbiased": {"an_unbiased_codec_has_the_right_mean"},
+    "BiasedDraws": {"an_unbiased_codec_has_the_right_mean"},
+    "SaysItIsExact": {"errors_stay_within_the_bound"},
+    "Hides": {"non_finite_numbers_are_not_hidden"},
+    "Draws": {"encoding_is_deterministic", "a_batch_is_encoded_like_its_rows"},
 }
 
 

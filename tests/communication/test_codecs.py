@@ -1,4 +1,4 @@
-"""Codecs: what arrives is within the stated bound, what is counted is what was packed, many at once equal one by one."""
+"""Codecs: errors are within the stated bounds, counted bytes are packed bytes, batches have the bits of single rows."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
-from fl.communication.codec import Chain, Codec, Encoded, Identity, Sizes, transmit
+from fl.communication.chain import Chain
+from fl.communication.codec import Codec, Encoded, Identity
 from fl.communication.codecs.cast import BF16, FP16
 from fl.communication.codecs.top_k import TopK
+from fl.communication.transmit import Sizes, transmit
 from fl.registry import lookup
 from fl.tensors.params import Params
 from fl.tensors.sparse import Sparse, Table
@@ -238,8 +240,9 @@ def group(seed):
     }
 
 
-# by hand: model 22 floats, 2 doubles, 3 int64 = 128; dense 6 floats, 4 int64 = 56; table 2 int64, 6 floats, 2 int64 = 56;
-# sparse 2 floats = 8, beside its positions, which are no payload and sent in 1 byte: two indices of 4 bits below 10
+# by hand: model 22 floats, 2 doubles, 3 int64 = 128; dense 6 floats, 4 int64 = 56;
+# table 2 int64, 6 floats, 2 int64 = 56; sparse 2 floats = 8. Its positions are not payload and take 1 byte:
+# two indices of 4 bits below 10
 PAYLOAD, ARRAYS = 128 + 56 + 56 + 8, 4 + 2 + 3 + 2
 POSITIONS = 1
 
@@ -269,8 +272,8 @@ def test_cast_of_a_group(count):
 def test_top_k_of_a_group():
     tree = group(0)
     arrived, sizes = transmit(TopK(ratio=0.25), tree)
-    # float32 of the model: 5 of 22, bitmap of 3 bytes (25 bits of indices); doubles: 1 of 2, 1 bit; dense: 1 of 6, 3 bits;
-    # the values of table and sparse are sent as they are
+    # float32 of the model: 5 of 22, bitmap of 3 bytes (25 bits of indices); doubles: 1 of 2, 1 bit;
+    # dense: 1 of 6, 3 bits; the values of table and sparse are sent unchanged
     assert sizes == Sizes(PAYLOAD, (3 + 20) + (1 + 8) + 24 + (1 + 4) + 32 + 56 + 8 + POSITIONS, ARRAYS)
     flat = np.concatenate([tree["model"]["w"].numpy().ravel(), tree["model"]["b"].numpy()])  # w and b are one vector
     flat[np.argsort(-np.abs(flat), kind="stable")[5:]] = 0

@@ -10,7 +10,8 @@ import yaml
 import fl
 from fl.check.check import check
 from fl.communication.codec import encode
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 
 TEXT = (Path(fl.__file__).parent.parent / "docs/communication.md").read_text()
 BASE = {

@@ -1,4 +1,4 @@
-"""Error feedback and differences: sums on paper, what clients and server keep, the same bits however a run is carried out."""
+"""Error feedback and differences: sums on paper, the stored residuals, and the same bits for every executor."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ import torch
 from numpy.testing import assert_allclose
 
 import fl
-from fl.check import check
-from fl.communication.codec import Chain, transmit
+from fl.check import bench, runs
+from fl.communication.chain import Chain
 from fl.communication.codecs.error_feedback import ErrorFeedback, compression_error
 from fl.communication.codecs.top_k import TopK
+from fl.communication.transmit import transmit
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table
 from tests.test_seams import ALL, BASE, column, kept, moved, play, rows, toy, weighted  # noqa: F401
@@ -28,7 +29,7 @@ def test_nothing_is_lost_only_late():
     memory, sent, wanted = None, torch.zeros(40), torch.zeros(40)
     for round_ in range(6):
         u = normal(40, round_)
-        fed = feedback.fed({"model": u}, memory)
+        fed = feedback.add_residuals({"model": u}, memory)
         arrived, sizes = transmit(codec, fed)
         memory = compression_error(fed, arrived)
         sent, wanted = sent + arrived["model"], wanted + u
@@ -37,7 +38,7 @@ def test_nothing_is_lost_only_late():
 
 
 def test_decay_by_hand():
-    fed = ErrorFeedback(decay=0.5).fed(torch.tensor([1.0, 1.0]), [torch.tensor([4.0, -2.0])])
+    fed = ErrorFeedback(decay=0.5).add_residuals(torch.tensor([1.0, 1.0]), [torch.tensor([4.0, -2.0])])
     assert fed.tolist() == [3.0, 0.0]
 
 
@@ -46,15 +47,15 @@ def test_what_has_positions_passes_by():
     tree = {"t": table, "w": Params.of({"a": torch.ones(3), "n": torch.arange(2)}), "x": torch.tensor(2.0)}
     memory = compression_error(tree, tree)
     assert [m.shape for m in memory] == [tree["w"].buffers[0].shape, torch.Size([])]
-    fed = ErrorFeedback().fed(tree, [m + 1 for m in memory])
+    fed = ErrorFeedback().add_residuals(tree, [m + 1 for m in memory])
     assert fed["t"] is table and float(fed["x"]) == 3 and fed["w"]["a"].tolist() == [2, 2, 2]
     assert fed["w"]["n"].tolist() == [0, 1]
-    assert ErrorFeedback().fed(tree, [torch.ones(2)]) is tree  # of other shapes
+    assert ErrorFeedback().add_residuals(tree, [torch.ones(2)]) is tree  # of other shapes
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
 def late(rounds, n=21, k=5):
-    """By numpy: the sum of what arrives of ones sent `rounds` times through top-k with error feedback, and the last error."""
+    """Send ones `rounds` times through top-k with error feedback, in numpy: (sum of what arrives, last error)."""
     error, arrived = np.zeros(n), np.zeros(n)
     for _ in range(rounds):
         fed = 1 + error
@@ -75,9 +76,9 @@ def test_clients_make_up_for_what_was_left_out(play):  # noqa: F811
     assert_allclose(moved(run), weighted(ALL + 1) * arrived, rtol=1e-5)
     for client in ALL:
         state = kept(run, client)
-        assert state["own"] == {"visits": 3, "round": 2}
-        assert set(state["memory"]) == {"train/model", "train/extra"}
-        memory = Params(run.first.layout, (state["memory"]["train/model"][0],)).compact()
+        assert state["method"] == {"visits": 3, "round": 2}
+        assert set(state["residuals"]) == {"train/model", "train/extra"}
+        memory = Params(run.first.layout, (state["residuals"]["train/model"][0],)).compact()
         assert_allclose(memory, (client + 1) * error, rtol=1e-5)
     assert set(rows(run, "up", "model").values()) == {5 * 4 + 3}
 
@@ -90,7 +91,7 @@ def test_a_dropped_client_keeps_its_memory(play):  # noqa: F811
         )
         assert column(run, "dropped") == [0, 1]
         for client, rounds in ((3, 1), (2, 2)):
-            memory = Params(run.first.layout, (kept(run, client)["memory"]["train/model"][0],)).compact()
+            memory = Params(run.first.layout, (kept(run, client)["residuals"]["train/model"][0],)).compact()
             assert_allclose(memory, (client + 1) * late(rounds)[1], rtol=1e-5)
 
 
@@ -100,13 +101,13 @@ def test_clients_that_train_together_keep_what_they_would_alone(play):  # noqa: 
     loop, together = (play(**settings, **{"execution.plan": plan}) for plan in ("loop", "vmap"))
     assert_allclose(moved(together), moved(loop), rtol=1e-3, atol=1e-5)
     for client in ALL:
-        a, b = (kept(run, client)["memory"]["train/model"][0] for run in (loop, together))
+        a, b = (kept(run, client)["residuals"]["train/model"][0] for run in (loop, together))
         assert a.abs().max() > 0
         assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_the_server_keeps_what_it_lost(play):  # noqa: F811
-    """A model of ones, sent three times through top-k with the server's memory: clients that answer with it make it known."""
+    """The server sends a constant model three times through top-k and keeps what was lost."""
     run = play(strategy="fedavg", client="sgd", rounds=3, **{"client.lr": 0.0, "codec.down": ["error_feedback", *FIVE]})
     model = run.first.compact().double().numpy()
     error = np.zeros(21)
@@ -115,7 +116,7 @@ def test_the_server_keeps_what_it_lost(play):  # noqa: F811
         keep = np.argsort(-np.abs(fed), kind="stable")[:5]
         error = fed.copy()
         error[keep] = 0
-    (memory,) = run.exchanges.memory["train/model"]
+    (memory,) = run.exchanges.downlink.residuals["train/model"]
     assert_allclose(Params(run.first.layout, (memory,)).compact(), error, atol=1e-6)
     assert run.result.metrics[0]["downlink_multicast_bytes"] == 5 * 4 + 3
 
@@ -136,7 +137,7 @@ def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
     step = sum((c + 1) * len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
     step /= sum(len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
     two = play(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
-    had = kept(two, 0)["had"]["model"].compact() - two.first.compact()
+    had = kept(two, 0)["last_received"]["model"].compact() - two.first.compact()
     assert_allclose(had.sort().values, [0] * 16 + [step] * 5, rtol=1e-5, atol=1e-6)
     assert two.result.metrics[0]["downlink_multicast_bytes"] == 4 * whole  # each has a difference of its own
 
@@ -206,15 +207,15 @@ CODECS = {
     },
 }
 LAWS = (
-    check.runs,
-    check.repeats,
-    check.order,
-    check.nobody,
-    check.evaluating,
-    check.placement,
-    check.chunks,
-    check.resumes,
-    check.client_states,
+    runs.three_rounds_run_and_stay_finite,
+    runs.the_same_configuration_gives_the_same_bits,
+    runs.cohort_order_does_not_matter,
+    runs.an_empty_round_changes_nothing,
+    runs.evaluation_has_no_effect_on_training,
+    runs.worker_and_order_of_tasks_do_not_matter,
+    runs.chunk_size_does_not_matter,
+    runs.a_resumed_run_gives_the_same_bits,
+    runs.client_states_do_not_leak,
 )
 
 
@@ -222,12 +223,12 @@ LAWS = (
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_laws_hold_with_codecs(strategy, codec, law, tmp_path):
-    class Bench(check.Bench):
+    class Bench(bench.Bench):
         def config(self, **overrides):
             return super().config(**{"codec": CODECS[codec], **overrides})
 
     client = {"fedavg": "sgd"}.get(strategy, strategy)
-    law(Bench({"name": strategy}, {"name": client, **check.TRAINING}, tmp_path))
+    law(Bench({"name": strategy}, {"name": client, **bench.TRAINING}, tmp_path))
 
 
 @pytest.mark.slow

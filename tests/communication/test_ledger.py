@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.communication.ledger import SCHEMA, Ledger, read, to_parquet
+from fl.communication.ledger import SCHEMA, Ledger, read
 from fl.storage.stream import ArrowStream
 
 
@@ -125,7 +125,7 @@ def test_cut_back_and_gone_on_with_is_the_uninterrupted_file(tmp_path, opened):
     length = play(torn, 0)
     play(torn, 1, clients=range(50))  # never committed with a round
     torn.close()
-    torn = opened(Ledger.open(tmp_path / "torn.arrow", length))
+    torn = opened(Ledger(tmp_path / "torn.arrow", length))
     for round_ in (1, 2):
         play(torn, round_)
     assert (tmp_path / "torn.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
@@ -144,7 +144,7 @@ def test_a_file_shorter_than_its_commit_is_refused(tmp_path, opened):
     length = play(opened(Ledger(tmp_path / "ledger.arrow")), 0)
     (tmp_path / "ledger.arrow").write_bytes((tmp_path / "ledger.arrow").read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{length - 1} bytes of {length} committed"):
-        Ledger.open(tmp_path / "ledger.arrow", length)
+        Ledger(tmp_path / "ledger.arrow", length)
 
 
 def test_directions_are_up_and_down(tmp_path, opened):
@@ -157,7 +157,7 @@ def test_parquet_holds_the_same_rows(tmp_path, opened):
     ledger = opened(Ledger(tmp_path / "ledger.arrow"))
     for round_ in range(3):
         play(ledger, round_)
-    to_parquet(tmp_path / "ledger.arrow", tmp_path / "ledger.parquet")
+    ledger.to_parquet(tmp_path / "ledger.parquet")
     assert pq.read_table(tmp_path / "ledger.parquet").equals(read(tmp_path / "ledger.arrow"))
 
 

@@ -14,7 +14,8 @@ from numpy.testing import assert_array_equal
 
 import fl
 from fl import registry
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.dataset import Dataset, as_dataset
 from fl.data.sets.file import File, codes
 from fl.data.sets.hub import Hub

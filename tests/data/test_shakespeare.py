@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.chars import VOCABULARY, decode, encode, next_windows, sequence_windows
 from fl.data.dataset import Dataset
 from fl.data.folder import data_folder

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.folder import data_folder
 from fl.data.sets.tabular import Adult, CreditDefault, HeartDisease, Letter, one_hot, parties, standardised
 
@@ -88,7 +89,7 @@ def test_heart_disease_of_four_hospitals():
 
 @needs_data
 def test_held_rows_are_nobodys_in_other_partitions():
-    from fl.simulation.setup import load_data
+    from fl.simulation.build import load_data
 
     settings = {
         "data": "heart_disease",

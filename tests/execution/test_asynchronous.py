@@ -15,7 +15,7 @@ CLIENTS = 12
 METHODS = {"fedavg": {"strategy": "fedavg"}, "scaffold": {"strategy": "scaffold"}}
 HEAVY = {"devices": {"pareto": {"ms_per_sample": 10, "up_mbps": 1, "down_mbps": 5, "alpha": 1.1}}, "dropout": 0.1}
 ALIKE = {"devices": {"identical": {"ms_per_sample": 0, "latency_ms": 1000}}}
-BUFFERED = {"mode": "buffered", "concurrency": 6, "buffer": 3}
+BUFFERED = {"name": "buffered", "concurrency": 6, "buffer": 3}
 TIMES = ("wall_seconds", "busy_seconds", "retried")
 
 
@@ -46,7 +46,7 @@ def facts(result):
 @pytest.mark.parametrize("method", METHODS)
 def test_nobody_late_is_synchronous(method, tmp_path):
     """Devices all alike, all clients under way, all waited for: each step has everybody's work on the newest model."""
-    whole = {"mode": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
+    whole = {"name": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
     one = fl.run(config(method, system=ALIKE, server=whole), out=tmp_path / "buffered")
     two = fl.run(config(method, system=ALIKE, server="sync", cohort={"size": CLIENTS}), out=tmp_path / "sync")
     assert one.digest == two.digest and one.ledger == two.ledger
@@ -56,7 +56,7 @@ def test_nobody_late_is_synchronous(method, tmp_path):
 
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(
-    "server", [BUFFERED, {"mode": "async", "concurrency": 5}, {"mode": "tiered", "tiers": 3, "clients": 2}]
+    "server", [BUFFERED, {"name": "async", "concurrency": 5}, {"name": "tiered", "tiers": 3, "clients": 2}]
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_same_bits_on_ray_and_however_it_is_committed(method, server, tmp_path):
@@ -103,7 +103,7 @@ def test_staleness_by_hand(tmp_path):
         rounds=8,
         partition={"name": "iid", "clients": 2},
         system={"devices": {"name": "trace", "path": str(trace)}},
-        server={"mode": "async", "concurrency": 2},
+        server={"name": "async", "concurrency": 2},
     )
     result = fl.run(raw, out=tmp_path / "run")
     table = pq.read_table(result.directory / "clients.parquet").to_pylist()
@@ -114,11 +114,11 @@ def test_staleness_by_hand(tmp_path):
 
 
 def test_what_an_asynchronous_server_cannot_do_is_said(tmp_path):
-    with pytest.raises(ConfigError, match="system: missing; who comes when follows from system.devices"):
+    with pytest.raises(ConfigError, match="system: missing; `server` needs system.devices"):
         fl.run({k: v for k, v in config().items() if k != "system"}, out=tmp_path / "a")
     with pytest.raises(ConfigError, match="concurrency: 13 clients of a population of 12"):
-        fl.run(config(server={"mode": "async", "concurrency": 13}), out=tmp_path / "b")
-    with pytest.raises(ValueError, match="one exchange a round"):
+        fl.run(config(server={"name": "async", "concurrency": 13}), out=tmp_path / "b")
+    with pytest.raises(ValueError, match="one exchange per round"):
         fl.run(config(strategy=f"{TOYS}:ThreeExchanges", system=HEAVY | {"up_bytes": 100}), out=tmp_path / "c")
     with pytest.raises(ConfigError, match="system.up_bytes: missing: how much clients send of 'sum' is not known"):
         fl.run(config(strategy=f"{TOYS}:ThreeExchanges"), out=tmp_path / "d")

@@ -1,4 +1,4 @@
-"""Training in machine code: plain torch training, `random`'s shuffles, the same bits in any company and any number of threads."""
+"""Compiled training equals plain torch training with `random`'s shuffles; chunks and threads do not change bits."""
 
 import copy
 import itertools
@@ -20,15 +20,18 @@ from torch import nn
 
 import clients.sgd
 import fl
-from fl.config.config import read
+from fl.config.reading import read
 from fl.errors import ConfigError
-from fl.execution.training import batched, native
+from fl.execution.training import batched
+from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.native import clients as native
+from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
 from fl.method.optimiser import SGD
 from fl.method.reduction import Fold, Sum
 from fl.models.binding import Initial, module_params
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 
@@ -46,14 +49,14 @@ def net(*widths: int, activation=nn.ReLU, bias=True) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> batched.Chunk:
+def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> Chunk:
     """Clients with `sizes` samples of a few that all have; others' samples lie between theirs."""
     n, inputs, outputs = 2 * int(SIZES.sum()), module[1].in_features, module[-1].out_features
     draw = np.random.default_rng(SEED)
     x, y = draw.standard_normal((n, inputs), np.float32), draw.integers(0, outputs, n)
     targets = draw.standard_normal((n, outputs), np.float32)
     starts = dict(zip(CLIENTS, np.cumsum(2 * SIZES) - 2 * SIZES))
-    return batched.Chunk(
+    return Chunk(
         clients=clients,
         seed=SEED,
         round=ROUND,
@@ -91,7 +94,7 @@ def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, 
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
 
-# widths that fill vectors and that do not, more and fewer outputs than a batch has samples, lines of more than `native.COLUMNS`
+# widths that fill vectors and that do not; more and fewer outputs than samples; rows above `products.COLUMNS`
 NETS = {
     "softmax": net(60, 10),
     "one input, two classes": net(1, 2),
@@ -140,8 +143,8 @@ def test_a_sum_has_the_bits_of_the_tree(count):
     )
 
 
-def test_what_a_chunk_leaves_behind_is_not_seen_by_the_next():
-    """Numbers that are not finite stay in the thread's memory; other shapes lie elsewhere in it."""
+def test_memory_left_by_a_chunk_does_not_change_the_next():
+    """Non-finite numbers stay in the thread's memory; other shapes use other parts of it."""
     algorithm, module = clients.sgd.LocalSGD(lr=LR, batch=20), net(33, 9, 4)
     before, _ = batched.train(algorithm, chunk(module), Compiled)
     batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
@@ -149,7 +152,7 @@ def test_what_a_chunk_leaves_behind_is_not_seen_by_the_next():
     assert torch.equal(before.groups["model"].buffers[0], after.groups["model"].buffers[0])
 
 
-def test_what_pads_an_update_is_zero():
+def test_pads_of_an_update_are_zero():
     module = net(33, 65, 9)
     update, _ = batched.train(clients.sgd.LocalSGD(lr=LR), chunk(module), Compiled)
     model = update.groups["model"]
@@ -157,19 +160,35 @@ def test_what_pads_an_update_is_zero():
     assert gaps and all((model.buffers[0][:, a:b] == 0).all() for a, b in gaps)
 
 
-@pytest.mark.parametrize("n", [1, 2, native.FEW, native.FEW + 1, 500])
+@pytest.mark.parametrize("n", [1, 2, COUNTED, COUNTED + 1, 500])
 def test_shuffles_are_those_of_random(n):
     word = random.unfinished(1, SEED, 7, "shuffle")
     order, keys = np.empty(n + 3, np.int64), np.empty(n + 3, np.uint64)
-    native._order(word, n, True, keys, order)
+    write_order(word, n, True, keys, order)
     assert_array_equal(order[:n], random.permutation(n, SEED, 7, "shuffle"))
-    native._order(word, n, False, keys, order)
+    write_order(word, n, False, keys, order)
     assert_array_equal(order[:n], np.arange(n))
 
 
+def test_the_compiled_hash_is_that_of_random():
+    words = random.hash64(SEED, "words", np.arange(100))
+    with np.errstate(over="ignore"):
+        expected = random.chained(words, random.as_word(np.arange(100)))
+    assert [int(chained(word, number)) for number, word in enumerate(words)] == expected.tolist()
+
+
+def test_machine_code_is_compiled_again_when_one_of_its_files_changes(tmp_path, monkeypatch):
+    """numba's cache key holds what the function's closure holds: a number made from all files."""
+    (closure,) = native._compiled.py_func.__closure__
+    assert closure.cell_contents == native._version()
+    (tmp_path / "vector.py").write_text(Path(native.vector.__file__).read_text() + "#")
+    monkeypatch.setattr(native.vector, "__file__", str(tmp_path / "vector.py"))
+    assert closure.cell_contents != native._version()
+
+
 @pytest.mark.parametrize("name", ["softmax", "wide"])
-def test_company_changes_no_bits(name):
-    """Of a client's update, whoever trains in its chunk."""
+def test_other_clients_of_the_chunk_change_no_bits(name):
+    """A client's update has the same bits, alone and in a chunk."""
     algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
     together, _ = batched.train(algorithm, chunk(NETS[name]), Compiled)
     for c, client in enumerate(CLIENTS):
@@ -185,11 +204,16 @@ native, draw = load(), np.random.default_rng(0)
 bits = []
 for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
-    theta, x, labels = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32), draw.integers(0, 3, 200)
-    sizes, memory = np.full(8, 25), np.zeros(native.room(shapes, 10, 0), np.float32)
-    native.descend(theta, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64), start, True, x[:, : shapes[0][0]].copy(), labels, np.zeros((0, shapes[-1][1]), np.float32),
-        layers, np.full(9, 0.1, np.float32), 10, np.arange(200), sizes * np.arange(8), sizes, np.full(8, 9),
-        np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True, memory)
+    theta, x = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32)
+    labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)
+    sizes, memory = np.full(8, 25), np.zeros(native.memory.memory_length(shapes, 10, 0), np.float32)
+    native.train_clients(
+        native.Start(start, layers),
+        native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
+        native.Steps(np.full(8, 9), np.full(9, 0.1, np.float32), 10),
+        native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
+        native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
+        memory)
     bits.append(hashlib.sha256(theta.tobytes()).hexdigest())
 print(bits)
 """
@@ -215,18 +239,18 @@ def test_every_process_computes_the_same(tmp_path):
 
     nowhere = {"HOME": "/dev/null", "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(tmp_path)}
     compiled = told(1, **nowhere)
-    assert len([*(tmp_path / "tmp").glob(f"fl-machine-code-{os.getuid()}/**/native.descend*.nbc")]) == 1
+    assert len([*(tmp_path / "tmp").glob(f"fl-machine-code-{os.getuid()}/**/clients.*compiled*.nbc")]) == 1
     assert told(2, **nowhere) == told(3, PYTHONPATH=str(Path(fl.__file__).parents[1])) == compiled
 
 
-def test_a_label_that_is_no_class():
+def test_an_invalid_label_is_an_error():
     given = chunk(net(60, 10))
     given.arrays["y"][int(given.rows[given.starts[4] + 2])] = 10
-    with pytest.raises(IndexError, match="label 10 of sample .* is none of the model's 10 classes"):
+    with pytest.raises(IndexError, match="label 10 of sample .* is not one of the model's 10 classes"):
         batched.train(clients.sgd.LocalSGD(lr=LR), given, Compiled)
 
 
-def test_what_overflows_is_not_finite():
+def test_overflow_is_not_finite():
     update, _ = batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
     finite = torch.isfinite(update.groups["model"].buffers[0]).all(1)
     assert finite.tolist() == (SIZES == 0).tolist()
@@ -245,22 +269,22 @@ class Clipped(clients.sgd.LocalSGD):
         (
             clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)),
             net(4, 3),
-            "LocalSGD takes steps that are more than w - lr g",
+            "LocalSGD takes steps other than w <- w - lr g",
         ),
-        (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps that are more than w - lr g"),
-        (Clipped(), net(4, 3), "Clipped takes steps that are more than w - lr g"),
-        (clients.sgd.LocalSGD(), net(4, 3).double(), "its parameters are not float32"),
+        (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps other than w <- w - lr g"),
+        (Clipped(), net(4, 3), "Clipped takes steps other than w <- w - lr g"),
+        (clients.sgd.LocalSGD(), net(4, 3).double(), "the model's parameters are not float32"),
         (
             clients.sgd.LocalSGD(),
             nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Linear(4, 3)),
-            "it has a Dropout layer",
+            "the model has a Dropout layer",
         ),
         (
             clients.sgd.LocalSGD(),
             nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 3)),
-            "it has two activations in a row",
+            "the model has two activations in a row",
         ),
-        (clients.sgd.LocalSGD(), nn.Sequential(nn.Conv2d(1, 1, 3)), "it has a Conv2d layer"),
+        (clients.sgd.LocalSGD(), nn.Sequential(nn.Conv2d(1, 1, 3)), "the model has a Conv2d layer"),
     ],
 )
 def test_covers(algorithm, module, why):
@@ -298,28 +322,28 @@ def test_threads_change_no_bits(tmp_path, codec):
 
 
 def test_threads_take_part(tmp_path, monkeypatch):
-    seen, descend = set(), native.descend
+    seen, train_clients = set(), native.train_clients
     meet = threading.Barrier(2, timeout=60)
 
     def met(*arguments):
         if threading.get_ident() not in seen:
             seen.add(threading.get_ident())
             meet.wait()  # two are here at once
-        return descend(*arguments)
+        return train_clients(*arguments)
 
-    monkeypatch.setattr(native, "descend", met)
+    monkeypatch.setattr(native, "train_clients", met)
     run(tmp_path, **{"execution.workers": 2, "rounds": 1})
     assert len(seen) == 2
 
 
-def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch):
+def test_an_error_in_a_thread_stops_the_others(tmp_path, monkeypatch):
     begun = []
 
     def fails(*arguments):
         begun.append(arguments)
         raise MemoryError("no room")
 
-    monkeypatch.setattr(native, "descend", fails)
+    monkeypatch.setattr(native, "train_clients", fails)
     with pytest.raises(RuntimeError, match="round 0, stage 'train': MemoryError: no room"):
         run(tmp_path, **{"execution.workers": 2})
     assert len(begun) <= 2 + 2  # of eleven
@@ -329,10 +353,10 @@ def test_an_error_in_a_thread_is_told_and_the_others_stop(tmp_path, monkeypatch)
     "change, why",
     [
         ({"data": {"name": "digits", "augment": ["flip"]}}, "training batches are augmented"),
-        ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps that are more than w - lr g"),
+        ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps other than w <- w - lr g"),
     ],
 )
-def test_what_is_more_than_plain_is_stacked(tmp_path, change, why):
+def test_steps_that_are_not_plain_are_stacked(tmp_path, change, why):
     assert plan(run(tmp_path, **change, rounds=1)) == "stacked"
     with pytest.raises(ConfigError, match=f"plan: 'compiled' is not possible: {why}. Use 'stacked'"):
         run(tmp_path, **change, **{"execution.plan": "compiled"})

@@ -1,4 +1,4 @@
-"""Devices: training makes nothing elsewhere than on its device; a GPU, where there is one, gives what the CPU gives."""
+"""Devices: training makes tensors on its own device only; a GPU gives the results of the CPU."""
 
 import copy
 from dataclasses import replace
@@ -10,14 +10,16 @@ import torch
 
 import fl
 from fl.config.config import resolve
+from fl.data.views import View
 from fl.errors import ConfigError
+from fl.execution.client_work import BACKENDS
 from fl.execution.training import batched, loop
+from fl.execution.training.chunk import Chunk
 from fl.execution.training.steps import LocalSteps
-from fl.execution.worker import BACKENDS
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.optimiser import SGD
 from fl.models.binding import Initial
-from fl.simulation.setup import set_up_run
+from fl.simulation.build import set_up_run
 from fl.tensors.params import norm
 from fl.tensors.trees import digest, moved
 
@@ -36,11 +38,11 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_a_gpu_that_is_not_there_is_refused_before_work_starts(tmp_path):
+def test_a_missing_gpu_is_refused_before_the_run_starts(tmp_path):
     with pytest.raises(ConfigError, match="execution.device: 'cuda', but torch .* sees no GPU"):
         fl.run(CONFIG | {"execution": {"executor": "serial", "device": "cuda"}}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="execution.precision: 'tf32' is of GPUs"):
+    with pytest.raises(ConfigError, match="execution.precision: 'tf32' needs a GPU"):
         fl.run(CONFIG | {"execution": {"executor": "serial", "precision": "tf32"}})
 
 
@@ -62,11 +64,11 @@ def placed(job):
 
 @pytest.mark.parametrize("plan", ["compiled", "stacked", "flat", "vmap"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
+def test_batched_training_makes_tensors_on_its_device_only(job, plan, momentum):
     initial, arrays, module = placed(job)
     stage, clients = job.stages[0], np.arange(4)
     starts, sizes = (column[clients] for column in stage.partition.train_slices())
-    chunk = batched.Chunk(
+    chunk = Chunk(
         *(
             clients,
             0,
@@ -91,7 +93,7 @@ def test_training_together_makes_nothing_elsewhere(job, plan, momentum):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_loop_makes_nothing_elsewhere(job, momentum):
+def test_the_loop_makes_tensors_on_its_device_only(job, momentum):
     initial, arrays, module = placed(job)
     stage, algorithm = job.stages[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
     views = {split: View(arrays, stage.partition.view_rows(0, split)) for split in ("train", "val", "test")}
@@ -111,7 +113,7 @@ def test_the_loop_makes_nothing_elsewhere(job, momentum):
     assert (steps.samples, steps.taken) == (len(views["train"]), -(-len(views["train"]) // 8))
 
 
-def test_pieces_of_a_batch_add_up():
+def test_micro_batches_add_up():
     """Gradients are sums over samples: in pieces they are the same but for rounding, dropout's draws included."""
     whole, pieces = (
         fl.run(CONFIG | {"execution": {"executor": "serial", "plan": "loop", "micro_batch": size}}).model
@@ -140,18 +142,18 @@ def test_half_precision_is_near_and_not_equal(steps):
     "execution, why",
     [
         ({"micro_batch": 0}, "micro_batch: 0 is not at least 1"),
-        ({"micro_batch": 4, "plan": "stacked"}, "'stacked' is not possible: micro batches are of the loop"),
-        ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: .* bf16 comes by autocast"),
-        ({"graphs": True}, "graphs: they are of GPUs"),
+        ({"micro_batch": 4, "plan": "stacked"}, "'stacked' is not possible: micro batches exist in the loop only"),
+        ({"precision": "bf16", "plan": "stacked"}, "'stacked' is not possible: bf16 needs autocast"),
+        ({"graphs": True}, "graphs: CUDA graphs need a GPU"),
     ],
 )
-def test_what_cannot_be_is_refused(execution, why):
+def test_impossible_settings_are_refused(execution, why):
     with pytest.raises(ConfigError, match=why):
         fl.run(CONFIG | {"execution": {"executor": "serial"} | execution})
 
 
-def test_own_objectives_are_not_taken_in_pieces():
-    with pytest.raises(ConfigError, match="micro_batch: impossible: .* objective of its own"):
+def test_own_objectives_have_no_micro_batches():
+    with pytest.raises(ConfigError, match="micro_batch: not possible: .* has its own work"):
         fl.run(
             CONFIG | {"strategy": "moon", "client": {"batch": 8}, "execution": {"executor": "serial", "micro_batch": 4}}
         )

@@ -1,4 +1,4 @@
-"""Clients laid flat: each kind of layer with tensors of each client's own trains as in the loop, and what cannot be laid flat is told.
+"""Flat training: each kind of layer with own tensors per client trains as in the loop; impossible modules are refused.
 
 The loop runs the module as it is, one client at a time; test_loop_batched.py holds both beside plain torch.
 """
@@ -13,16 +13,17 @@ from torch import nn
 import clients.fedprox
 import clients.ffa_lora
 import clients.sgd
+from fl.data.views import View
 from fl.execution.section import Execution
 from fl.execution.training import batched
 from fl.execution.training.flat import Flat
 from fl.execution.training.plan import make_plan
-from fl.method.client import Phase, View
+from fl.method.client import Phase
 from fl.method.optimiser import Adam
 from fl.models.adapters.lora import LoRA, RsLoRA, VeRA
 from fl.models.architectures.transformer import Transformer
 from fl.models.binding import Initial, module_params
-from fl.models.nn import Dropout, addressed
+from fl.models.dropout import Dropout, with_addressed_dropout
 from fl.tasks.language import LanguageModelling
 from fl.tasks.supervised import Classification
 from tests.execution.test_loop_batched import SIZES, assert_engines_agree, like, make, normal
@@ -40,14 +41,14 @@ def case(module, x, task=Classification(), y=None, **fields):
     return replace(chunk, arrays=arrays), [replace(c, train=View(arrays, c.train.rows)) for c in contexts]
 
 
-def assert_lies_flat(algorithm, module, x, **fields):
+def assert_trains_flat(algorithm, module, x, **fields):
     task = fields.get("task", Classification())
     assert Flat.covers(algorithm, module, task, x) is None
     assert_engines_agree(algorithm, *case(module, x, **fields), Flat)
 
 
 class Places(nn.Module):
-    """A class token and a table of positions, owned by the container; then whatever `then` is, and the token's output."""
+    """A class token and a table of positions of the container, then the module `then`, and the token's output."""
 
     def __init__(self, then, squeezed):
         super().__init__()
@@ -112,27 +113,27 @@ def built(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
-    assert_lies_flat(TRAINING, *built(name))
+    assert_trains_flat(TRAINING, *built(name))
 
 
 # y = W x + b with one half of each layer frozen: in no message, or sent but not trained
 @pytest.mark.parametrize("half", ["weight", "bias"])
 @pytest.mark.parametrize("name", ["linear", "layer norm", "group norm", "convolutions"])
-def test_a_layer_of_which_half_is_trained(name, half):
+def test_a_layer_with_one_trained_tensor(name, half):
     module, x = built(name)
     patterns = tuple(n for n, _ in module.named_parameters() if n.endswith(half))
-    assert_lies_flat(replace(TRAINING, trains=patterns), module, x)
+    assert_trains_flat(replace(TRAINING, trains=patterns), module, x)
     for parameter_name, parameter in module.named_parameters():
         parameter.requires_grad_(parameter_name in patterns)
-    assert_lies_flat(TRAINING, module, x)
+    assert_trains_flat(TRAINING, module, x)
 
 
 def test_a_module_used_twice():
     linear, norm = nn.Linear(8, 8), nn.LayerNorm(8)
-    assert_lies_flat(TRAINING, texts(linear, norm, nn.GELU(), linear, norm), IDS)
+    assert_trains_flat(TRAINING, texts(linear, norm, nn.GELU(), linear, norm), IDS)
 
 
-def test_clients_who_differ_in_what_is_frozen():
+def test_frozen_tensors_that_differ_between_clients():
     """In the second phase the body is frozen, and no two clients have the same."""
 
     class BodyThenHead(clients.sgd.LocalSGD):
@@ -142,7 +143,7 @@ def test_clients_who_differ_in_what_is_frozen():
                 Phase(self.optimiser, 0.1, self.batch, trains=("3.*",), name="head"),
             )
 
-    assert_lies_flat(BodyThenHead(batch=20), texts(nn.Linear(8, 8)), IDS)
+    assert_trains_flat(BodyThenHead(batch=20), texts(nn.Linear(8, 8)), IDS)
 
 
 # -- adapters ---------------------------------------------------------------------------------------------------------
@@ -157,27 +158,27 @@ ADAPTERS = {
 def adapted(name, **settings):
     torch.manual_seed(2)
     made = Transformer(vocabulary=9, width=8, heads=2, forward=12, layers=1, **settings).build((6,), 4)
-    return addressed(ADAPTERS[name].wrap(made))
+    return with_addressed_dropout(ADAPTERS[name].wrap(made))
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimiser": Adam(eps=0.1), "clip": 1.0}], ids=["sgd", "adam"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters(name, settings):
-    assert_lies_flat(replace(TRAINING, lr=0.05, epochs=1, **settings), adapted(name, padding=3), IDS)
+    assert_trains_flat(replace(TRAINING, lr=0.05, epochs=1, **settings), adapted(name, padding=3), IDS)
 
 
-def test_adapters_of_which_one_factor_stays():
+def test_adapters_with_one_frozen_factor():
     module = adapted("lora")
     model = module_params(module)
     received = {"model": like(model.select(["*lora_B*"]), "second"), "head": model.select(["head.*"])}
-    assert_lies_flat(clients.ffa_lora.FFALoRA(lr=0.1, batch=20), module, IDS, received=received)
-    assert_lies_flat(replace(TRAINING, trains=("*lora_A*",)), module, IDS)
+    assert_trains_flat(clients.ffa_lora.FFALoRA(lr=0.1, batch=20), module, IDS, received=received)
+    assert_trains_flat(replace(TRAINING, trains=("*lora_A*",)), module, IDS)
 
 
-def test_a_transformer_that_trains_whole():
+def test_a_fully_trained_transformer():
     torch.manual_seed(3)
     module = Transformer(vocabulary=9, width=8, heads=2, forward=12, layers=2, dropout=0.2, padding=3).build((6,), 4)
-    assert_lies_flat(TRAINING, module, IDS)
+    assert_trains_flat(TRAINING, module, IDS)
 
 
 def test_language():
@@ -186,7 +187,7 @@ def test_language():
     y = torch.where(IDS % 4 == 0, -1, IDS.roll(-1, 1))
     y[::5] = -1  # samples without a known token
     for wrapped in (module, ADAPTERS["lora"].wrap(copy.deepcopy(module))):
-        assert_lies_flat(clients.fedprox.FedProx(batch=20, mu=0.2), wrapped, IDS, task=LanguageModelling(), y=y)
+        assert_trains_flat(clients.fedprox.FedProx(batch=20, mu=0.2), wrapped, IDS, task=LanguageModelling(), y=y)
 
 
 def test_the_gradient_of_one_step_by_hand():
@@ -210,7 +211,7 @@ def test_the_gradient_of_one_step_by_hand():
             torch.testing.assert_close(update.groups["model"][name][c], -g)
 
 
-# -- what cannot be laid flat -----------------------------------------------------------------------------------------
+# -- modules that cannot be stacked -----------------------------------------------------------------------------------------
 class Tied(nn.Module):
     """The embedding's table is used outside the embedding."""
 
@@ -246,10 +247,10 @@ class Centred(nn.Module):
         (Shares, "give other outputs"),
         (lambda: texts(Centred()), "give other outputs"),
         (lambda: texts(nn.Linear(8, 8), max_norm=1.0), "0 .Embedding. has max_norm"),
-        (lambda: texts(nn.Bilinear(8, 8, 8)), "end in TypeError: .*forward"),
+        (lambda: texts(nn.Bilinear(8, 8, 8)), "raise TypeError: .*forward"),
     ],
 )
-def test_what_cannot_be_laid_flat(module, said):
+def test_modules_that_cannot_be_stacked_are_refused(module, said):
     assert_refused(TRAINING, module(), said)
 
 
@@ -258,7 +259,7 @@ def assert_refused(algorithm, module, said):
         make_plan(algorithm, module, module_params(module), Classification(), IDS, Execution(plan="flat"))
 
 
-def test_an_objective_of_its_own():
+def test_an_own_objective_is_refused():
     class Own(clients.sgd.LocalSGD):
         def objective(self, net, batch, at, task):
             return 2 * super().objective(net, batch, at, task)

@@ -18,15 +18,18 @@ import clients.fednova
 import clients.fedprox
 import clients.scaffold
 import clients.sgd
+from fl.data.views import View
 from fl.execution.training import batched
+from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, Phase, TrainingInputs, View
+from fl.execution.training.vmap import Vmap
+from fl.method.client import ClientContext, Phase, TrainingInputs
 from fl.method.optimiser import SGD, Adam, LRSchedule
 from fl.models.binding import Initial, module_params
-from fl.models.nn import Dropout, addressed
+from fl.models.dropout import Dropout, with_addressed_dropout
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 from fl.tensors.params import Params
@@ -38,8 +41,8 @@ CLIENTS = np.array([4, 11, 12, 30, 77])
 SIZES = np.array([13, 41, 3, 64, 20])  # batches of 20: clients below one batch, of whole batches, with a short last one
 BATCH = 20
 TOLERANCE = 1e-5
-BACKENDS = [Compiled, LinearStack, Flat, batched.Vmap]
-GENERAL = [Flat, batched.Vmap]
+BACKENDS = [Compiled, LinearStack, Flat, Vmap]
+GENERAL = [Flat, Vmap]
 
 
 def normal(*shape, address, scale=1.0):
@@ -76,7 +79,7 @@ def make(module, sizes=SIZES, states=None, received=None, task=Classification(),
         arrays = {**arrays, "y": normal(len(arrays["x"]), 4, address="targets")}
     received = {"model": module_params(module)} if received is None else received
     states = [None] * len(sizes) if states is None else states
-    chunk = batched.Chunk(
+    chunk = Chunk(
         ids,
         SEED,
         ROUND,
@@ -229,7 +232,7 @@ def test_a_rate_by_step_is_torchs(name, optimiser):
             assert_close(received + row(update.groups["model"], c), expected, expected)
 
 
-def test_the_way_travelled_is_the_sum_of_the_rates():
+def test_lr_sum_is_the_sum_of_the_rates():
     # 0.1 (1 + 1 + .5 + .5 + .25) after 5 steps; SCAFFOLD divides by it
     phase = clients.sgd.LocalSGD(lr=SCHEDULES["step"][0]).phases(0, 1)[0]
     assert phase.lr_sum(5) == pytest.approx(0.325)
@@ -282,7 +285,7 @@ def test_batched_is_the_loop(method, dropout, setting, backend):
 
 @pytest.mark.parametrize("backend", GENERAL)
 @pytest.mark.parametrize("method", METHODS)
-def test_batched_is_the_loop_where_some_parameters_are_frozen(method, backend):
+def test_batched_is_the_loop_if_some_parameters_are_frozen(method, backend):
     assert_method_agrees(METHODS[method](batch=BATCH, epochs=2, trains=("1.weight", "6.*")), mlp(), backend)
 
 
@@ -341,17 +344,17 @@ def test_phases_that_train_some_parameters():
     module = mlp()
     algorithm = HeadThenAll(batch=BATCH)
     chunk, contexts = make(module)
-    assert_engines_agree(algorithm, chunk, contexts, batched.Vmap)
+    assert_engines_agree(algorithm, chunk, contexts, Vmap)
     delta = algorithm.work("train", contexts[0], None).update.groups["model"]
     assert [name for name in delta if not delta[name].any()] == ["4.weight", "4.bias"]
 
 
-def test_who_trains_beside_a_client_changes_nothing_but_rounding():
+def test_other_clients_of_the_chunk_change_only_rounding():
     module = mlp()
     algorithm = clients.sgd.LocalSGD(batch=BATCH)
     chunk, _ = make(module)
     order = np.array([3, 0, 4, 2, 1])
-    other = batched.Chunk(
+    other = Chunk(
         **{
             **vars(chunk),
             "clients": chunk.clients[order],
@@ -380,7 +383,9 @@ def test_an_activation_used_twice(backend):
 
 def test_addressed_replaces_every_use_of_a_dropout_layer():
     drop = nn.Dropout(0.3)
-    module = addressed(nn.Sequential(nn.Flatten(), nn.Linear(12, 9), drop, nn.Linear(9, 9), drop, nn.Linear(9, 4)))
+    module = with_addressed_dropout(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 9), drop, nn.Linear(9, 9), drop, nn.Linear(9, 4))
+    )
     assert type(module[2]) is type(module[4]) is Dropout and module[2] is not module[4]
     for backend in BACKENDS:
         assert_engines_agree(clients.sgd.LocalSGD(batch=BATCH), *make(module), backend)

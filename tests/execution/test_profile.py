@@ -16,8 +16,9 @@ from fl.method.client import LocalTraining
 from fl.method.reduction import WeightedMean
 from fl.method.strategy import Strategy
 from fl.method.transform import Transform
-from fl.tracking import profile
-from fl.tracking.profile import CATEGORIES, Arrived, Profile, Record, Span, Whole
+from fl.tracking import spans
+from fl.tracking.profile import Profile, seconds_of_round
+from fl.tracking.spans import CATEGORIES, OutermostSpan, Span, SpanRecord, WorkerRecord
 
 COHORT, ROUNDS, STEPS, NAP = 3, 2, 2, 0.01
 MANY = {"data": 4, "compute": 5, "encode": 2, "reduce": 3, "evaluate": 2, "server": 6}  # naps
@@ -146,19 +147,19 @@ def test_spans_nest_on_a_track_for_each_process(executor, request):
         "serial": ["driver"],
         "ray": ["driver", "worker", "worker"],
     }[executor]
-    spans = [event for event in trace if event["ph"] == "X"]
-    assert len(spans) + len(names) == len(trace)
-    for event in spans:
+    timed = [event for event in trace if event["ph"] == "X"]
+    assert len(timed) + len(names) == len(trace)
+    for event in timed:
         assert {"ph", "name", "cat", "ts", "dur", "pid", "tid"} <= event.keys()
         assert event["cat"] in CATEGORIES and event["ts"] >= 0 and event["dur"] >= 0
     for pid in names:
         open_ = []
-        for event in sorted((e for e in spans if e["pid"] == pid), key=lambda e: (e["ts"], -e["dur"])):
+        for event in sorted((e for e in timed if e["pid"] == pid), key=lambda e: (e["ts"], -e["dur"])):
             while open_ and open_[-1] <= event["ts"] + 1e-3:  # microseconds, to a nanosecond
                 open_.pop()
             assert not open_ or event["ts"] + event["dur"] <= open_[-1] + 1e-3
             open_.append(event["ts"] + event["dur"])
-    rounds = [event for event in spans if event["name"] == "round"]
+    rounds = [event for event in timed if event["name"] == "round"]
     assert [event["args"]["number"] for event in rounds] == list(range(ROUNDS))
     for event, row in zip(rounds, found["rounds"]):
         assert event["dur"] == pytest.approx(1e6 * row["wall_seconds"])
@@ -166,10 +167,10 @@ def test_spans_nest_on_a_track_for_each_process(executor, request):
 
 def test_of_a_round_little_is_outside_the_spans_within_it(serial):
     _, _, trace = serial
-    spans = [event for event in trace if event["ph"] == "X"]
-    for whole in (event for event in spans if event["name"] == "round"):
+    timed = [event for event in trace if event["ph"] == "X"]
+    for whole in (event for event in timed if event["name"] == "round"):
         end, covered = whole["ts"], 0.0
-        for event in sorted(spans, key=lambda e: e["ts"]):
+        for event in sorted(timed, key=lambda e: e["ts"]):
             if (
                 whole["ts"] <= event["ts"]
                 and event is not whole
@@ -182,7 +183,7 @@ def test_of_a_round_little_is_outside_the_spans_within_it(serial):
 
 def test_the_same_bits_with_and_without(serial, ray, tmp_path):
     plain = fl.run(config(executor="serial"), out=tmp_path)
-    assert not profile.recording() and not (tmp_path / "profile.json").exists()
+    assert not spans.recording() and not (tmp_path / "profile.json").exists()
     assert plain.digest == serial[0].digest == ray[0].digest
     assert plain.ledger.equals(serial[0].ledger) and plain.ledger.equals(ray[0].ledger)
 
@@ -193,12 +194,14 @@ def test_a_round_by_hand():
     driver: waits 3..7, transfer 7..9, server 0..3 and 9..10;   on the way back, 7..9, is transfer for both workers.
     a: 1..2 transfer, 2..5 compute, 7..9 transfer, rest idle;   b: 2..4 transfer, 4..7 compute, 7..9 transfer, rest idle
     """
-    whole = Whole(Span("server", "round", 0, 0.0, 10.0), {"server": 4.0, "waits": 6.0})
+    whole = OutermostSpan(Span("server", "round", 0, 0.0, 10.0), {"server": 4.0, "waits": 6.0})
     answers = [
-        Arrived(name, asked, Record([Whole(Span("compute", "call", None, begin, 3.0), {"compute": 3.0})], [], 0))
+        WorkerRecord(
+            name, asked, SpanRecord([OutermostSpan(Span("compute", "call", None, begin, 3.0), {"compute": 3.0})], [], 0)
+        )
         for name, asked, begin in (("a", 1.0, 2.0), ("b", 2.0, 4.0))
     ]
-    driver, workers = profile._booked(whole, [Span("waits", "workers", None, 3.0, 6.0)], answers)
+    driver, workers = seconds_of_round(whole, [Span("waits", "workers", None, 3.0, 6.0)], answers)
     assert driver == {"server": 4.0, "waits": 4.0, "transfer": 2.0}
     assert workers["a"] == {"transfer": 3.0, "compute": 3.0, "idle": 4.0}
     assert workers["b"] == {"transfer": 4.0, "compute": 3.0, "idle": 3.0}
@@ -215,11 +218,13 @@ def test_a_far_clock_is_compared_when_the_way_is_shortest():
         now[0] += back
         return read
 
-    assert profile.clock_shift(ask, lambda: now[0]) == -100
+    assert spans.clock_shift(ask, lambda: now[0]) == -100
 
 
 def test_what_is_not_recorded_is_as_it_was():
     items = [1, 2]
     assert (
-        profile.each("data", "x", items) is items and profile.timed("data", "x", len) is len and profile.taken() is None
+        spans.timed_items("data", "x", items) is items
+        and spans.timed_calls("data", "x", len) is len
+        and spans.take_record() is None
     )

@@ -90,7 +90,8 @@ def test_killed_workers_change_nothing(method, serial, ray, tmp_path):
 
 
 def _run_and_kill_workers(raw, out, kills):
-    from fl.config.config import read, resolve
+    from fl.config.config import resolve
+    from fl.config.reading import read
     from fl.simulation.simulation import Simulation
 
     done = []
@@ -123,7 +124,8 @@ cluster.wait_for_nodes()
 ray.init(cluster.address, include_dashboard=False, log_to_driver=False)
 import fl
 from test_same_bits import METHODS, config
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.simulation.simulation import Simulation
 digests = {{}}
 for method in METHODS:

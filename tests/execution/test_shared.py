@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.execution.workers.shared import QUEUE_BYTES, SMALL, Queue, Region, new_prefix, remove
+from fl.execution.workers.shared import QUEUE_BYTES, SMALL, Region, SharedQueue, new_prefix, remove
 from fl.tensors.params import ALIGNMENT, Params
 
 
@@ -44,7 +44,7 @@ RUNS = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(
 @given(runs=RUNS, order=st.lists(st.integers(0, 3), max_size=60), steal=st.booleans())
 def test_every_task_is_taken_once_whoever_comes_when(tmp_path_factory, runs, order, steal):
     path = tmp_path_factory.mktemp("queue") / "queue"
-    queues = [Queue(path) for _ in runs]
+    queues = [SharedQueue(path) for _ in runs]
     workers = [queue.tasks(1, runs, me, steal) for me, queue in enumerate(queues)]
     taken = [[] for _ in runs]
     for me in [who % len(runs) for who in order] + list(range(len(runs))) * 40:
@@ -58,7 +58,7 @@ def test_every_task_is_taken_once_whoever_comes_when(tmp_path_factory, runs, ord
 
 def test_who_comes_late_takes_nothing_of_what_is_next(tmp_path):
     """A worker that was given up for dead and lives."""
-    late, living = Queue(tmp_path / "queue"), Queue(tmp_path / "queue")
+    late, living = SharedQueue(tmp_path / "queue"), SharedQueue(tmp_path / "queue")
     tasks = late.tasks(1, [(0, 2), (2, 4)], 0)
     assert next(tasks) == (0, 1)
     assert list(living.tasks(2, [(0, 3)], 0)) == [(0, 1), (1, 2), (2, 3)]
@@ -67,12 +67,12 @@ def test_who_comes_late_takes_nothing_of_what_is_next(tmp_path):
 
 
 def test_half_of_the_longest_rest_is_taken_over(tmp_path):
-    queue = Queue(tmp_path / "queue")
+    queue = SharedQueue(tmp_path / "queue")
     idle = queue.tasks(1, [(0, 0), (0, 5), (5, 7)], 0)
     assert [next(idle), next(idle), next(idle)] == [(2, 3), (3, 4), (4, 5)]  # the later three of five
 
 
 def test_what_the_dead_left_may_be_in_many_pieces(tmp_path):
     runs = [(2 * k, 2 * k + 1) for k in range(5_000)]
-    queue = Queue(tmp_path / "queue")
+    queue = SharedQueue(tmp_path / "queue")
     assert sorted(queue.tasks(1, runs, 0)) == runs

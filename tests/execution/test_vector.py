@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 from numpy.testing import assert_array_equal
 
-from fl.execution.training.vector import exp, fma, load, prefetch, splat, store, sums
+from fl.execution.training.native.vector import exp, fma, load, prefetch, splat, store, sums
 
 DRAW = np.random.default_rng(0)
 A, B, C, D = (DRAW.standard_normal(20, np.float32) for _ in range(4))

@@ -61,7 +61,7 @@ def test_seconds_are_those_of_the_bytes_in_the_ledger(tmp_path):
 def test_the_first_to_come_are_the_sum(tmp_path):
     """Of four, clients 3 and 1 come first: the model is that of a cohort of these two."""
     system = devices(tmp_path, ms_per_sample=[40, 20, 30, 10])
-    result = run(tmp_path, system=system, server={"mode": "sync", "needed": 2})
+    result = run(tmp_path, system=system, server={"name": "sync", "needed": 2})
     two = run(tmp_path, "two", cohort={"name": "fixed", "clients": [1, 3]})
     assert result.digest == two.digest
     assert [row["simulated_seconds"] for row in result.metrics] == pytest.approx([0.02 * 50] * 2)
@@ -74,7 +74,7 @@ def test_the_first_to_come_are_the_sum(tmp_path):
 def test_part_of_the_work_before_the_deadline(tmp_path):
     """5 steps of 10 samples: at 10 ms a sample 3.4 of them fit into .34 s; the mean is of 3 steps of one and 5 of another."""
     system = devices(tmp_path, ms_per_sample=[10, 1, 1000, 1000])
-    late = {"mode": "sync", "deadline_seconds": 0.34}
+    late = {"name": "sync", "deadline_seconds": 0.34}
     parts = run(tmp_path, rounds=1, system=system, server=late | {"partial": True})
     none = run(tmp_path, "none", rounds=1, system=system, server=late)
     alone = {
@@ -128,7 +128,7 @@ def test_cohorts_are_of_clients_who_are_there_and_wait_for_them(tmp_path):
     starts = np.cumsum([0, *(row["simulated_seconds"] for row in result.metrics)])
     assert starts == pytest.approx([0, 6, 10, 16, 20])  # who sets out at 6 s is gone at 10 s, before it is done
     assert [row["clients_away"] for row in result.metrics] == [0, 2, 0, 2]
-    with pytest.raises(ValueError, match="there are never 3 clients at once"):
+    with pytest.raises(ValueError, match="fewer than 3 clients are ever present at once"):
         run(tmp_path, "never", system=system, cohort={"size": 3})
 
 
@@ -136,10 +136,10 @@ def test_who_has_too_little_memory_never_takes_part(tmp_path):
     system = devices(tmp_path, ms_per_sample=[1] * 4, memory_mb=[100, 300, 200, 50]) | {"memory_mb": 150}
     result = run(tmp_path, system=system, cohort={"size": 1}, rounds=8)
     assert {row["client"] for row in result.ledger.to_pylist()} == {1, 2}
-    late = run(tmp_path, "async", system=system, server={"mode": "async", "concurrency": 2}, rounds=8)
+    late = run(tmp_path, "async", system=system, server={"name": "async", "concurrency": 2}, rounds=8)
     assert {row["client"] for row in late.ledger.to_pylist()} == {1, 2}
     with pytest.raises(ConfigError, match="concurrency: 3 clients of a population of 2"):
-        run(tmp_path, "many", system=system, server={"mode": "async", "concurrency": 3})
+        run(tmp_path, "many", system=system, server={"name": "async", "concurrency": 3})
     with pytest.raises(ConfigError, match="memory_mb: 500 is more than any device has; the largest has 300"):
         run(tmp_path, "none", system=system | {"memory_mb": 500})
 
@@ -159,7 +159,7 @@ def test_same_bits_on_ray_and_resumed(tmp_path):
         "dropout": 0.2,
         "jitter": 0.3,
     }
-    server = {"mode": "sync", "deadline_seconds": 1.0, "partial": True}
+    server = {"name": "sync", "deadline_seconds": 1.0, "partial": True}
     settings = {"system": system, "server": server, "rounds": 6, "cohort": {"size": 3}}
     whole = run(tmp_path, "whole", **settings)
     ray = fl.run(PLAIN | settings, out=tmp_path / "ray", **{"execution.executor": "ray", "execution.workers": 2})
@@ -180,13 +180,17 @@ def test_same_bits_on_ray_and_resumed(tmp_path):
         ({"system": {"devices": {"identical": {"ms_per_sample": 1, "up_mbps": -3}}}}, r"system\.devices.*up_mbps: -3"),
         ({"system": {"devices": {"identical": {}}}}, r"system.*'samples' needs ms_per_sample of all devices"),
         ({"system": {"devices": "phones"}}, r"system\.devices.*phones"),
-        ({"server": {"mode": "sync", "needed": 3}}, "system: missing"),
-        ({"server": {"mode": "sometimes"}}, r"server.*sometimes.*buffered"),
-        ({"server": {"mode": "sync", "name": "async"}}, "server.mode: 'sync' beside name 'async'"),
+        ({"server": {"name": "sync", "needed": 3}}, "system: missing"),
+        ({"server": {"name": "sometimes"}}, r"server.*sometimes.*buffered"),
+        (
+            {"server": {"mode": "sync", "name": "async"}},
+            "server.mode: 'sync' is the name of a part; write server: {name: sync",
+        ),
+        ({"server": {"mode": "async", "concurrency": 3}}, "server.mode: 'async' is the name of a part"),
         (
             {
                 "system": {"devices": {"identical": {"ms_per_sample": 1}}},
-                "server": {"mode": "sync", "deadline_seconds": 3},
+                "server": {"name": "sync", "deadline_seconds": 3},
                 "codec": {"up": ["zstd"]},
             },
             "system.up_bytes: missing",

@@ -20,11 +20,15 @@ from fl.communication.codec import Identity
 from fl.data.partition import Partition
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.data.stream import Stage
+from fl.data.views import View
 from fl.errors import ClientError
+from fl.execution.columns import Columns
+from fl.execution.dispatch import ExchangeDispatch
+from fl.execution.job import Job
 from fl.execution.training.loop import train
 from fl.execution.training.plan import Plan
-from fl.execution.worker import Columns, ExchangeDispatch, Job, Worker
-from fl.method.client import ClientAlgorithm, ClientContext, Reply, View
+from fl.execution.worker import Worker
+from fl.method.client import ClientAlgorithm, ClientContext, Reply
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Collect, Fold, Product, Stack, Sum, WeightedMean
 from fl.models.binding import Initial, module_params

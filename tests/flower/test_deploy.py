@@ -1,4 +1,4 @@
-"""Our methods as Flower apps: records keep every bit, and a run on Flower's own simulation gives the simulator's model."""
+"""Our methods as Flower apps: records keep every bit, and a deployed run gives the simulator's model."""
 
 import json
 import runpy
@@ -16,20 +16,25 @@ from flwr.app import ArrayRecord, RecordDict  # noqa: E402
 
 import fl  # noqa: E402
 from fl import registry  # noqa: E402
-from fl.check.check import CLIENTS, FEDERATION, Bench  # noqa: E402
-from fl.communication.codec import Chain, Identity, transmit  # noqa: E402
+from fl.check.bench import CLIENTS, FEDERATION, Bench  # noqa: E402
+from fl.communication.chain import Chain  # noqa: E402
+from fl.communication.codec import Identity  # noqa: E402
 from fl.communication.codecs.cast import FP16  # noqa: E402
 from fl.communication.codecs.quantise import Quantise  # noqa: E402
 from fl.communication.codecs.random_k import RandomK  # noqa: E402
 from fl.communication.codecs.threshold import Threshold  # noqa: E402
 from fl.communication.codecs.top_k import TopK  # noqa: E402
 from fl.communication.codecs.zstd import Zstd  # noqa: E402
-from fl.config.config import read, resolve  # noqa: E402
+from fl.communication.transmit import transmit  # noqa: E402
+from fl.config.config import resolve  # noqa: E402
+from fl.config.reading import read  # noqa: E402
 from fl.errors import ConfigError  # noqa: E402
-from fl.flower import groups as records  # noqa: E402
 from fl.flower import simulate  # noqa: E402
-from fl.flower.deploy import _Kept, _overridden, _text, client_app, drive, server_app  # noqa: E402
+from fl.flower.client_worker import ContextStore  # noqa: E402
+from fl.flower.configuration import apply_run_config, config_text  # noqa: E402
+from fl.flower.deploy import client_app, run_server, server_app  # noqa: E402
 from fl.flower.export import export  # noqa: E402
+from fl.flower.group_records import read_group, write_group  # noqa: E402
 from fl.tensors.params import Params  # noqa: E402
 from fl.tensors.sparse import Sparse, Table  # noqa: E402
 from fl.tensors.trees import flatten  # noqa: E402
@@ -69,21 +74,21 @@ def same(a, b):
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_group_arrives_as_the_simulator_has_it(group, codec):
     expected, sizes = transmit(CODECS[codec], GROUPS[group], None, 17)
-    record, form, sent = records.write(CODECS[codec], GROUPS[group], 17)
+    record, form, sent = write_group(CODECS[codec], GROUPS[group], 17)
     inflated = ArrayRecord({name: array for name, array in record.items()})
-    arrived, counted = records.read(CODECS[codec], inflated, form, 17)
+    arrived, counted = read_group(CODECS[codec], inflated, form, 17)
     assert same(arrived, expected)
     assert sent == counted == sizes
 
 
 def test_params_as_they_are_are_what_any_flower_app_sends():
-    record, form, _ = records.write(Identity(), PLAIN)
+    record, form, _ = write_group(Identity(), PLAIN)
     assert form == "" and list(record) == ["w", "b"]
     assert (record["w"].numpy() == PLAIN["w"].numpy()).all() and record["b"].shape == (5,)
 
 
 def test_encoded_parts_travel_packed():
-    record, _, sizes = records.write(FP16(), PLAIN)
+    record, _, sizes = write_group(FP16(), PLAIN)
     (array,) = record.values()
     assert array.numpy().nbytes == sizes.encoded_bytes == 2 * (7 * 5 + 5)
 
@@ -91,23 +96,23 @@ def test_encoded_parts_travel_packed():
 def test_what_comes_from_outside_imports_nothing():
     form = json.dumps({"tree": {"class": "antigravity:Flight", "fields": []}, "tensors": []})
     with pytest.raises(ValueError, match="antigravity:Flight, of a module that nothing here has imported"):
-        records.read(Identity(), ArrayRecord(), form)
+        read_group(Identity(), ArrayRecord(), form)
 
 
 def test_a_client_keeps_the_committed_state_beside_the_new_one():
     """A refused update leaves the state before it; a lost one is an error and not a fresh start."""
     state = RecordDict()
-    first = _Kept("state", state, 1)
+    first = ContextStore("state", state, 1)
     assert first.read((-1, 0, 0)) is None and first.append({"a": torch.tensor([1.0])}) == (0, 1, 0)
-    refused = _Kept("state", state, 2)
+    refused = ContextStore("state", state, 2)
     assert refused.read((0, 1, 0))["a"] == 1.0
     refused.append({"a": torch.tensor([2.0])})
-    third = _Kept("state", state, 3)
+    third = ContextStore("state", state, 3)
     assert third.read((0, 1, 0))["a"] == 1.0  # the second is not what the server knows of
     third.append({"a": torch.tensor([3.0])})
     assert sorted(state) == ["fl.state/1", "fl.state/1.form", "fl.state/3", "fl.state/3.form"]
     with pytest.raises(LookupError, match="the client's state is not in its Context"):
-        _Kept("state", RecordDict(), 4).read((0, 3, 0))
+        ContextStore("state", RecordDict(), 4).read((0, 3, 0))
 
 
 UNRELIABLE = """
@@ -163,7 +168,7 @@ TOYS = Path(__file__).parents[1] / "toys.py"
 
 @pytest.mark.parametrize("name", ["ThreeExchanges", "Mixed", "ClassMeans", "Staged"])
 def test_whatever_a_strategy_may_do_goes_through(name, tmp_path, capsys):
-    """Several exchanges and what clients carry between them; rows, static groups, a client's own settings; keyed tables; stages."""
+    """Several exchanges with carried state, rows, static groups, settings per client, keyed tables, and stages."""
     small = {"data": FEDERATION["data"] | {"classes": 3}, "model": "softmax"}  # 21 parameters, as Mixed has it
     rule = {"strategy": f"{TOYS}:{name}", "execution": {"executor": "serial", "plan": "loop"}}
     same_run(resolve(read(FEDERATION | small | rule)), tmp_path)
@@ -190,7 +195,9 @@ def same_metrics(theirs, ours):
 
 def test_clients_of_another_module_are_refused(tmp_path, capsys):
     changes = {"strategy": f"{TOYS}:Narrow", "execution": {"executor": "serial", "plan": "loop"}}
-    with pytest.raises(ValueError, match="clients train another module than the run's, which no message can carry"):
+    with pytest.raises(
+        ValueError, match="clients train a module other than the run's, and no message can carry a module"
+    ):
         config = FEDERATION | changes
         simulate(server_app(config, out=tmp_path / "there"), client_app(config), CLIENTS, out=tmp_path / "grid")
 
@@ -211,7 +218,10 @@ def test_a_client_without_a_node_is_named(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch):
-    """On Flower's own simulation: states of clients and server, codecs that draw and that remember, a client that fails; ledger and metrics too."""
+    """A run on Flower's own simulation has the simulator's model, ledger and metrics.
+
+    Clients and server have states, codecs draw random numbers and keep residuals, and one client fails.
+    """
     run_simulation = pytest.importorskip("flwr.simulation").run_simulation
     (tmp_path / "mine.py").write_text(UNRELIABLE)
     config = CONFIG | {"client": {"name": f"{tmp_path}/mine.py:Unreliable", "lr": 0.1}}
@@ -241,19 +251,19 @@ def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch):
 
 
 def test_what_a_deployment_does_not_do_is_said():
-    with pytest.raises(ConfigError, match="are no part of a deployment; `fl run` makes them"):
-        drive(None, json.dumps(resolve(CONFIG | {"baselines": ["local"]}).to_dict()))
+    with pytest.raises(ConfigError, match="a deployment cannot run .*; run them with `fl run`"):
+        run_server(None, json.dumps(resolve(CONFIG | {"baselines": ["local"]}).to_dict()))
 
 
 def test_what_a_server_would_have_to_keep_for_every_client_is_refused():
     config = resolve(CONFIG | {"codec": {"down": ["delta", "fp16"]}})
-    with pytest.raises(ConfigError, match="codec.down: delta is no part of a deployment"):
-        drive(None, json.dumps(config.to_dict()))
+    with pytest.raises(ConfigError, match="codec.down: a deployment cannot use delta"):
+        run_server(None, json.dumps(config.to_dict()))
 
 
 def test_flowers_run_config_overrides_the_configuration():
     ours = {"out": "runs/a", "timeout": 0, "rounds": 5, "client.lr": 0.25}
-    changed = fl.config.config.parse(_overridden(_text(CONFIG), ours))
+    changed = fl.config.yaml.parse(apply_run_config(config_text(CONFIG), ours))
     assert (changed["rounds"], changed["client"]["lr"], changed["seed"]) == (5, 0.25, 0)
 
 

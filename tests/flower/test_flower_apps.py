@@ -25,7 +25,8 @@ import fl.flower  # noqa: E402
 from fl.errors import ConfigError  # noqa: E402
 from fl.flower import records, simulate  # noqa: E402
 from fl.flower.app import load  # noqa: E402
-from fl.report.compare import table, variants  # noqa: E402
+from fl.report.compare import table  # noqa: E402
+from fl.report.variants import read_variants  # noqa: E402
 from fl.storage.run import read_metrics  # noqa: E402
 from fl.storage.segments import Segments  # noqa: E402
 
@@ -430,7 +431,7 @@ def test_rows_are_rounds_and_means_are_weighted(tmp_path):
 def test_compare_reads_runs_of_apps(tmp_path):
     for seed in (0, 1):
         run(APP.server, APP.client, tmp_path / f"app-s{seed}", seed=seed)
-    chosen = variants([tmp_path])
+    chosen = read_variants([tmp_path])
     assert [variant.seeds for variant in chosen] == [[0, 1]]
     (row,) = table(chosen, ["evaluate/loss"])
     assert row["runs"] == 2 and row["rounds"] == 3 and row["MB up"] > 0
@@ -448,12 +449,12 @@ def test_records_survive_the_disk(tmp_path):
     )
     segments = Segments(tmp_path)
     segments.write_to(0)
-    location = segments.append(records.tree(content))
-    back = records.content(segments.read(location))
+    location = segments.append(records.content_to_tree(content))
+    back = records.tree_to_content(segments.read(location))
     segments.close()
     assert back == content and list(back) == ["a", "c", "m"]
     assert type(back["c"]["t"]) is bool and type(back["m"]["i"]) is int
-    assert records.copied(content) == content
+    assert records.copy_content(content) == content
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------
@@ -533,7 +534,7 @@ def test_only_the_same_run_goes_on(tmp_path):
     with pytest.raises(ConfigError, match=r"seed: 1 is not 0, which the run in .* has"):
         run(killed_in(None), counting([]), tmp_path / "run", seed=1, resume=True)
     other = of_main(lambda grid, context: grid.send_and_receive([Message(RecordDict(), 1, "query")]))
-    with pytest.raises(RuntimeError, match="batch 0 of messages is another than in the run that is resumed"):
+    with pytest.raises(RuntimeError, match="batch 0 of messages differs from the run that is resumed"):
         run(other, counting([]), tmp_path / "run", resume=True)
 
 
@@ -566,7 +567,7 @@ def test_an_apps_folder_runs_by_the_command(tmp_path):
     done = command("num-server-rounds=2", "learning-rate=0.05", "--nodes", "4", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("rounds") and "evaluate/loss" in done.stdout
-    (variant,) = variants([tmp_path / "run"])
+    (variant,) = read_variants([tmp_path / "run"])
     assert [row["messages/evaluate"] for row in variant.runs[0]] == [4, 4]
     assert variant.configs[0]["flower"] == {
         "name": "lines",
@@ -609,7 +610,7 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     one, two = (read_metrics(tmp_path / name) for name in ("whole", "run"))
     assert without_time(one) == without_time(two) and len(two) == 40
     done = subprocess.run([*words, "rounds=50"], capture_output=True, text=True)
-    assert done.returncode == 2 and "rounds: cannot change when the run of an app goes on" in done.stderr
+    assert done.returncode == 2 and "rounds: cannot change in a resumed run" in done.stderr
 
 
 def test_the_guides_snippet_runs(tmp_path):

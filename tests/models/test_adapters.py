@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.models import adapter
 from fl.models.binding import module_params
@@ -86,7 +87,7 @@ def test_a_model_begins_with_the_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     "model, said",
     [
-        ({"adapter": {"name": "lora", "targets": ["query"]}}, "model.*targets: 'query' is no layer"),
+        ({"adapter": {"name": "lora", "targets": ["query"]}}, "model.*targets: 'query' is not a layer"),
         ({"adapter": {"name": "lora", "rank": 0}}, "model.adapter.rank: 0 is not at least 1"),
         ({"freeze": ["9.*"]}, "pattern '9.\\*' matches no parameter"),
         ({"freeze": ["*"]}, "model.freeze: nothing is left to train"),

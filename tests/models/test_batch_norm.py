@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.errors import ConfigError
-from fl.simulation.setup import load_data
+from fl.simulation.build import load_data
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.segments import Segments

@@ -9,7 +9,7 @@ import fl
 from fl.models.architectures.cnn import CNNFedAvg, CNNLeaf, CNNPfl, CNNPFLlib, CNNSmall, CNNTiny
 from fl.models.architectures.linear import MLP, Softmax
 from fl.models.architectures.resnet import ResNet8, ResNet18
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.registry import lookup, names
 
 
@@ -203,10 +203,10 @@ TRAINED = {
         "cnn_pfllib",
     ],
 )
-def test_all_plans_and_layouts_agree(model):
+def test_all_plans_and_memory_formats_agree(model):
     config = TRAINED | {"model": model}
-    layouts = ["contiguous", "channels_last"] + ["blocked"] * (model in ("cnn_pfl", "cnn_pfllib"))
-    plans = [{"plan": "loop", "layout": layout} for layout in layouts] + [
+    memory_formats = ["contiguous", "channels_last"] + ["blocked"] * (model in ("cnn_pfl", "cnn_pfllib"))
+    plans = [{"plan": "loop", "memory_format": kind} for kind in memory_formats] + [
         {"plan": p, "chunk": 4} for p in ("flat", "vmap")
     ]
     loop, *others = (fl.run(config, **{f"execution.{k}": v for k, v in plan.items()}).model for plan in plans)

@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
 
 MINE = """
@@ -143,10 +144,10 @@ def test_on_ray_the_file_travels_by_value(mine):
 @pytest.mark.parametrize(
     "model, said",
     [
-        ({"name": "Other"}, r"model: Other has no build\(shape, outputs\), nor is it a function or an nn.Module class"),
+        ({"name": "Other"}, r"model: Other has no build\(shape, outputs\) and is not a function or an nn.Module class"),
         ({"name": "NUMBER"}, r"model: an instance of int has no build"),
         ({"name": "net"}, r"model: an instance of Net has no build"),
-        ({"name": "wrong"}, "model: wrong gives str, not an nn.Module"),
+        ({"name": "wrong"}, "model: wrong returns str, not an nn.Module"),
         ({"name": "build", "hiden": 5}, r"model.hiden: not an argument of build, which has \['hidden'\]"),
         ({"name": "Net", "width": 5}, r"model.width: not an argument of Net, which has \['hidden'\]"),
         ({"name": "ready", "hidden": 5}, "model.hidden: not an argument of"),

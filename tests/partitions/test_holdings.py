@@ -63,12 +63,12 @@ def invoke(tmp_path, *arguments):
 
 def test_the_command_says_who_holds_what(tmp_path):
     found = json.loads(invoke(tmp_path, "--json", "splits.val=0", "partition.clients=100").stdout)
-    assert (found["rows"], found["nobodys"], len(found["stages"])) == (1438, 0, 1)
+    assert (found["rows"], found["unassigned"], len(found["stages"])) == (1438, 0, 1)
     assert found["stages"][0]["clients"] == 100 and found["stages"][0]["train"] == 1438
     text = invoke(tmp_path).stdout
-    assert "labels per client" in text and "nobody" not in text
+    assert "labels per client" in text and "no client" not in text
     some = invoke(tmp_path, "partition={name: file, lists: [[0, 1], [5]]}").stdout
-    assert "of 1438 rows 1435 are nobody's" in some
+    assert "1435 of 1438 rows belong to no client" in some
 
 
 @pytest.mark.parametrize("overrides", [[], ["partition.clients=300"], ["partition.clients=12"]])
@@ -80,7 +80,7 @@ def test_the_command_draws(tmp_path, overrides):
 
 def test_a_stream_is_told_stage_by_stage(tmp_path):
     found = json.loads(invoke(tmp_path, "--json", "stream={name: permuted, tasks: 2, rounds: 1}").stdout)
-    assert [stage["rows"] for stage in found["stages"]] == [1438, 1438] and found["nobodys"] == 0
+    assert [stage["rows"] for stage in found["stages"]] == [1438, 1438] and found["unassigned"] == 0
 
 
 def test_a_mistake_is_told_with_its_place(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import RandomData
 from fl.errors import ConfigError
 from fl.simulation.simulation import Simulation
@@ -80,7 +81,7 @@ def test_refusals(wrong):
 # -- FedAsync ---------------------------------------------------------------------------------------------------------
 def test_fedasync_alone_is_a_chain(tmp_path):
     """alpha=1, one client under way: each trains on what the one before it left."""
-    settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"mode": "async", "concurrency": 1}}
+    settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"name": "async", "concurrency": 1}}
     model, last, result = followed(tmp_path, **settings)
     rows = pq.read_table(result.directory / "clients.parquet").to_pylist()
     chain = [row["client"] for row in rows if row["split"] == "train"]
@@ -99,7 +100,7 @@ STALENESS = (0, 1, 1, 3, 1, 3)
 def test_fedasync_mixes_in_order_of_arrival(tmp_path, kind, s):
     settings = {"strategy": {"name": "fedasync", "alpha": 0.6, "staleness": kind}, "client": {"mu": MU}}
     settings["client"] |= {"epochs": 1, "batch": "full", "lr": LR}
-    first, last, result = followed(tmp_path, server={"mode": "async", "concurrency": 3}, **settings)
+    first, last, result = followed(tmp_path, server={"name": "async", "concurrency": 3}, **settings)
     versions = [first]
     for (client, version), tau in zip(BEGAN, STALENESS):
         assert len(versions) - 1 - version == tau
@@ -122,7 +123,7 @@ def test_a_term_holds_clients_near(tmp_path):
     """Two steps: in the second the gradient of mu/2 |w - received|^2 is mu times the first step."""
     settings = {
         "strategy": {"name": "fedasync", "alpha": 1.0},
-        "server": {"mode": "async", "concurrency": 1},
+        "server": {"name": "async", "concurrency": 1},
         "rounds": 1,
     }
     client = {"steps": 2, "batch": "full", "lr": LR, "mu": MU}
@@ -144,7 +145,7 @@ def test_fedbuff_weights_from_a_schedule(tmp_path, beta):
         (((0, 3), 1), ((2, 2), 2)),  # 5.0 5.4
     )
     strategy = {"name": "fedbuff", "lr": 0.7, "server_optimiser": {"name": "momentum", "beta": beta}}
-    server = {"mode": "buffered", "concurrency": 3, "buffer": 2}
+    server = {"name": "buffered", "concurrency": 3, "buffer": 2}
     first, last, result = followed(tmp_path, strategy=strategy, server=server, rounds=5)
     versions, velocity = [first], np.zeros_like(first)
     for step in steps:
@@ -183,7 +184,7 @@ def test_fedat_weighs_tiers_by_the_counts_of_the_others(tmp_path):
         (1 / 5, 1 / 5, 3 / 5),
         (1 / 6, 2 / 6, 3 / 6),
     )
-    server = {"mode": "tiered", "tiers": 3, "clients": 1}
+    server = {"name": "tiered", "tiers": 3, "clients": 1}
     first, last, result = followed(tmp_path, strategy="fedat", server=server)
     versions, tiers = [first], [first] * 3
     for (client, version), row in zip(BEGAN, weights):
@@ -196,7 +197,7 @@ def test_fedat_weighs_tiers_by_the_counts_of_the_others(tmp_path):
 # -- bytes ------------------------------------------------------------------------------------------------------------
 def test_a_whole_model_is_as_large_as_a_difference(tmp_path):
     """The clock must know what clients send before they have: a model of 15 numbers."""
-    server = {"mode": "async", "concurrency": 1}
+    server = {"name": "async", "concurrency": 1}
     with begun(tmp_path, strategy="fedasync", server=server) as simulation:
         result = simulation.run()
         assert simulation.exchanges.nbytes == (60, 60)
@@ -205,7 +206,7 @@ def test_a_whole_model_is_as_large_as_a_difference(tmp_path):
 
 def test_delta_sends_what_a_model_differs_from_the_one_received(tmp_path):
     """fp16 of a model rounds it; of a difference that is 0 it is exact."""
-    settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"mode": "async", "concurrency": 2}}
+    settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"name": "async", "concurrency": 2}}
     settings["client"] = {"epochs": 1, "batch": "full", "lr": 0.0}
     for name, up, same in (("plain", ["fp16"], False), ("delta", ["delta", "fp16"], True)):
         (tmp_path / name).mkdir()
@@ -216,5 +217,5 @@ def test_delta_sends_what_a_model_differs_from_the_one_received(tmp_path):
 
 def test_a_group_of_unknown_size_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match="system.up_bytes: missing"):
-        with begun(tmp_path, strategy="ifca", server={"mode": "async", "concurrency": 1}) as run:
+        with begun(tmp_path, strategy="ifca", server={"name": "async", "concurrency": 1}) as run:
             run.run()

@@ -12,9 +12,12 @@ import fl
 from clients.fedewc import fisher, spring
 from clients.fedlwf import FedLwF as LwFClient
 from clients.fedlwf import distillation
-from fl.method.client import ClientContext, View
+from fl.config.config import resolve
+from fl.config.reading import read
+from fl.data.views import View
+from fl.method.client import ClientContext
 from fl.models.binding import Initial, module_params
-from fl.simulation.simulation import Simulation, read, resolve
+from fl.simulation.simulation import Simulation
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
 from partitions.classes import Slice

@@ -15,8 +15,9 @@ from clients.feddyn import FedDyn as FedDynClient
 from clients.fedprox import FedProx as FedProxClient
 from clients.scaffold import Scaffold as ScaffoldClient
 from clients.sgd import LocalSGD
+from fl.data.views import View
 from fl.execution.training import loop
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.messages import Broadcast
 from fl.method.reduction import Fold, Meta, Product, Reduction
 from fl.method.strategy import ExchangeResult, ServerContext

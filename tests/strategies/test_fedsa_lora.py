@@ -12,7 +12,8 @@ from torch import nn
 
 import fl
 from clients.fedsa_lora import FedSALoRA as FedSAClient
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.method.client import TrainingInputs
 from fl.models import adapter
 from fl.models.binding import Initial

@@ -10,11 +10,13 @@ from torch import nn
 
 import fl
 from clients.flasc import FLASC as FLASCClient
-from fl.communication.codec import Identity, transmit
+from fl.communication.codec import Identity
 from fl.communication.codecs.top_k import keep_largest
+from fl.communication.transmit import transmit
+from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.optimiser import Adam
 from fl.method.reduction import Meta, SparseMean
 from fl.method.server_optimiser import Plain, PseudoGradient

@@ -8,13 +8,16 @@ from torch import nn
 
 import fl
 from clients.fot import input_statistics
-from fl.method.client import ClientContext, View
+from fl.config.config import resolve
+from fl.config.reading import read
+from fl.data.views import View
+from fl.method.client import ClientContext
 from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation
 from fl.tasks.task import Task
 from fl.tensors import subspace
+from fl.tensors.input_statistics import RATIOS
 from strategies.fot import FOT
-from strategies.fot_parts import RATIOS
 
 RUN = {
     "data": {"name": "digits", "test": 0.6},
@@ -241,9 +244,7 @@ def test_a_client_without_rows_sends_zeros():
 def states(tmp_path, **overrides):
     """The strategy's state after each round, and the result."""
     seen = []
-    with Simulation(
-        fl.simulation.simulation.resolve(fl.simulation.simulation.read(RUN | STREAM, overrides)), tmp_path
-    ) as simulation:
+    with Simulation(resolve(read(RUN | STREAM, overrides)), tmp_path) as simulation:
         seen.append(simulation.state)
         result = simulation.run(watch=lambda event, _: seen.append(simulation.state) if event == "round" else None)
     return seen, result

@@ -7,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
-from fl.simulation.simulation import Simulation, resume
+from fl.simulation.run import resume
+from fl.simulation.simulation import Simulation
 from strategies.graphs import directed, edges_of, metropolis, random_regular, ring, torus
 
 CLIENTS, LR = 8, 0.5

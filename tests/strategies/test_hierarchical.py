@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
 from fl.method.grouped import ByClient, Grouped
 from fl.method.reduction import Fold, Meta, WeightedMean
-from fl.simulation.simulation import Simulation, resume
+from fl.simulation.run import resume
+from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params
 from strategies.hierarchical import edge_of_clients
 

@@ -14,8 +14,9 @@ import fl
 from clients.feddpa_lora import FedDPALoRA as FedDPAClient
 from clients.hetlora import HetLoRA as HetLoRAClient
 from clients.lora import LoRA as LoRAClient
+from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, TrainingInputs, View
+from fl.method.client import ClientContext, TrainingInputs
 from fl.method.messages import Broadcast
 from fl.method.reduction import Fold, Meta, Product
 from fl.method.strategy import ExchangeResult, ServerContext

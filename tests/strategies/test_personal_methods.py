@@ -18,12 +18,14 @@ from clients.local import Local
 from clients.per_fedavg import PerFedAvg
 from clients.sgd import LocalSGD
 from fl import registry
+from fl.data.views import View
 from fl.execution.training.loop import train
 from fl.execution.training.steps import LocalSteps
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
-from fl.models.nn import Dropout, head_names, norm_names
+from fl.models.dropout import Dropout
+from fl.models.layers import head_names, norm_names
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
 from strategies.fedbn import FedBN

@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.folder import data_folder
 from fl.data.sets.omniglot import Omniglot
 from fl.models.architectures.conv4 import Conv4, fold

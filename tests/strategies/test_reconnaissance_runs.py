@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.data.dataset import Dataset
 from fl.models.architectures.conv4 import Conv4
 from fl.models.binding import Initial

@@ -22,8 +22,9 @@ from clients.moon import Moon as MoonClient
 from clients.moon import contrast
 from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
+from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD, Adam
 from fl.method.reduction import Fold, Meta, Product, Reduction

@@ -11,8 +11,9 @@ import fl
 from clients.reptile import Reptile as ReptileClient
 from clients.tiny_metafed import TinyMetaFed as TinyMetaFedClient
 from clients.tiny_reptile import TinyReptile as TinyReptileClient
+from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, View
+from fl.method.client import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
@@ -160,8 +161,8 @@ def test_a_round_is_2p_floats(tmp_path):
 def test_held_out_devices_adapt_to_their_first_shots(tmp_path):
     """Full-batch steps on the first 3 training rows, then the error on the test rows: by autograd, beside the engine."""
     result = play(tmp_path, rounds=1)
-    config = fl.config.config.resolve(fl.config.config.read(tmp_path / "run" / "config.yaml"))
-    dataset, (stage,) = fl.simulation.setup.load_data(config)
+    config = fl.config.config.resolve(fl.config.reading.read(tmp_path / "run" / "config.yaml"))
+    dataset, (stage,) = fl.simulation.build.load_data(config)
     errors = []
     for client in (4, 5):
         rows = {split: stage.partition.view_rows(client, split) for split in ("train", "test")}

@@ -8,8 +8,10 @@ import scipy.stats
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fl.config.config import _part, _plain
+from fl.config.building import Builder
+from fl.config.dumping import to_plain
 from fl.errors import ConfigError
+from fl.kinds import KINDS
 from fl.registry import names
 from fl.system.devices import COLUMNS, Classes, DeviceClass, Identical, Lognormal, Pareto, Trace
 from fl.system.flops import flops_per_sample
@@ -105,12 +107,13 @@ def test_classes_from_a_configuration_and_back():
         "name": "classes",
         "classes": {"phone": {"share": 0.75, "ms_per_sample": 20}, "pc": {"share": 0.25, "gflops": 50}},
     }
-    part = _part("devices", written, "system.devices")
+    kind = KINDS["devices"]
+    part = Builder().part(kind, written, "system.devices")
     assert part.classes["pc"] == DeviceClass(share=0.25, gflops=50)
-    assert _part("devices", _plain(part), "system.devices") == part
+    assert Builder().part(kind, to_plain(part, "system.devices", {}), "system.devices") == part
     written["classes"]["pc"]["upmbps"] = 3
     with pytest.raises(ConfigError, match="system.devices.classes.pc.upmbps: not a key .* Did you mean 'up_mbps'"):
-        _part("devices", written, "system.devices")
+        Builder().part(kind, written, "system.devices")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fl
-from fl.config.config import _by_mode, _part, _value, parse
+from fl.config.building import Builder
+from fl.config.yaml import parse
 from fl.system.availability import Bernoulli, Diurnal, Presence
 from fl.system.availability import Trace as Windows
 from fl.system.devices import Identical, Lognormal
@@ -234,9 +235,9 @@ def test_bad_settings_are_refused(make, message):
 def test_what_the_docs_show_runs():
     exec(re.search(r"```python\n(.*?)```", DOCS, re.S)[1], {})
     written = parse(re.search(r"```yaml\n(.*?)```", DOCS, re.S)[1])
-    section, server = written["system"], _value(_by_mode(written["server"]), ServerMode, "server")
-    parts = {kind: _part(kind, section.pop(kind), kind) for kind in ("devices", "availability")}
-    world = System(**parts, **section).draw(0, 1000)
+    builder = Builder()
+    server = builder.value(written["server"], ServerMode, "server")
+    world = builder.value(written["system"], System, "system").draw(0, 1000)
     cohort = np.arange(100)
     done = server.round(world, cohort, world.times(cohort, 500, 1e6, 1e6), start=0.0)
     assert 0 < done.included.sum() <= 80

@@ -213,7 +213,7 @@ def test_a_run_with_language_modelling(settings, tmp_path):
     first, *_, last = fl.run(settings, out=tmp_path / "run").metrics
     assert last["val/accuracy"] > 0.95 > first["val/accuracy"]
     assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]))
-    with pytest.raises(ConfigError, match="are not one class per row; take 'iid' or 'natural'"):
+    with pytest.raises(ConfigError, match="are not one class per row; take a partition without labels"):
         fl.run(settings | {"partition": {"name": "dirichlet", "clients": 3, "alpha": 1.0}}, out=tmp_path / "b")
     with pytest.raises(ConfigError, match="task: 'y' .* is not one class for each row"):
         fl.run(settings | {"task": "classification"}, out=tmp_path / "c")

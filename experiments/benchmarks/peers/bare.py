@@ -8,7 +8,7 @@ from protocol import Contestant, Workload, serve
 from torch_layers import Descent, arrays, module, samples
 
 from fl.config.config import resolve
-from fl.simulation.setup import build_model
+from fl.simulation.build import build_model
 
 
 class Bare(Contestant):

@@ -28,9 +28,9 @@ from fl.data.section import Data
 from fl.errors import ConfigError
 from fl.execution.training import compiled
 from fl.execution.training.plan import Kind
-from fl.method.sampler import Sampler
+from fl.method.sampler import CohortSampler
 from fl.simulation import simulation
-from fl.simulation.setup import set_up_run
+from fl.simulation.build import set_up_run
 from fl.tensors import random
 
 WHOLE = {"softmax", "softmax_10k"}  # workloads whose rounds are also run with all that a real one has
@@ -40,7 +40,7 @@ class Over(Exception):
     """Nobody asks for more."""
 
 
-class TrainingInputs(Sampler):
+class TrainingInputs(CohortSampler):
     """Cohorts that are given."""
 
     def __init__(self, cohorts: list[np.ndarray]):
@@ -154,7 +154,7 @@ def variants(work: Workload) -> dict[str, Ours]:
     auto, asked = set_up_run(config).plan.kind, config.execution.plan
     found = {}
     for kind in get_args(Kind) if asked == "auto" else [asked]:  # the one that the workload names, or all
-        execution = replace(config.execution, plan=kind, chunk=None, layout=None)
+        execution = replace(config.execution, plan=kind, chunk=None, memory_format=None)
         with contextlib.suppress(ConfigError):
             resolved = set_up_run(replace(config, execution=execution)).config
             ways = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]

@@ -1,13 +1,14 @@
-"""Matrices of low rank (PowerSGD).
+"""Approximate matrices by matrices of low rank (PowerSGD).
 
     M (a, b) the tensor, its first axis by all others;   Q0 (b, rank) standard normal, drawn from the key
     P = orthonormal columns of M Q0,   Q = M^T P;   decode: P Q^T
 
-Biased: what arrives is M projected to the columns of P, |error| <= |M|, and as close as one power step from a random start
-gets to the best matrix of that rank.   Bytes: 4 rank (a + b) for each tensor that this makes smaller; the others as they are.
-Vogels, Karimireddy, Jaggi 2019, arXiv:1905.13727.   Differs: the paper begins with the Q of the round before, which clients that
-take turns do not have; Q0 is fresh, and error feedback is a codec of its own. A vector without tensors around it is laid out as a
-matrix as square as can be.   Neutral: rank at least that of every tensor, up to rounding.
+Biased: what arrives is M projected to the columns of P, |error| <= |M|. It is as close to the best matrix of that rank
+as one power step from a random start can be.   Bytes: 4 rank (a + b) per tensor that this makes smaller; other tensors
+are sent in full.
+Vogels, Karimireddy, Jaggi 2019, arXiv:1905.13727.   Differs: the paper starts from the Q of the last round, but clients
+that take turns have none, so Q0 is drawn in each round; error feedback is a separate codec. A vector of unknown shapes
+is laid out as a nearly square matrix.   Neutral: rank at least that of every tensor, up to rounding.
 """
 
 from __future__ import annotations
@@ -16,29 +17,37 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fl.communication.blocks import check_finite, normals, rows_of
-from fl.communication.codec import Encoded, OneByOne, Shapes
+from fl.checks import at_least
+from fl.communication.blocks import check_finite, float_rows
+from fl.communication.codec import Encoded, PerClientCodec, Shapes
+from fl.communication.draws import normals
 from fl.registry import register
 from fl.tensors.random import hash64
 
 
 @register("codec", "low_rank", "powersgd")
 @dataclass(frozen=True, kw_only=True)
-class LowRank(OneByOne):
+class LowRank(PerClientCodec):
+    """Send two thin factors instead of each matrix.
+
+    Args:
+        rank: Columns of each factor, at least 1.
+    """
+
     rank: int = 4
 
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank: {self.rank} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, rank=self.rank)
 
     def matrices(self, n: int) -> list[tuple[int, int]]:
-        """(a, b) of the matrices that n numbers are, one after another; the last may have a last row that is not full."""
+        """Return the shapes (a, b) of the matrices that n numbers form, in order; the last row may be incomplete."""
         a = max(1, math.isqrt(n))
         return [(a, -(-n // a))] if n else []
 
-    def pack(self, values, key):
-        check_finite(rows_of(values, self), self)
+    def encode_one(self, values: Tensor, key: int) -> Encoded:
+        check_finite(float_rows(values, self), self)
         flat, parts = torch.cat([values.float(), values.new_zeros(self._missing(len(values)), dtype=torch.float32)]), []
         for i, (a, b) in enumerate(self.matrices(len(values))):
             matrix, flat = flat[: a * b].clone().view(a, b), flat[a * b :]
@@ -50,8 +59,8 @@ class LowRank(OneByOne):
                 parts.append(matrix.reshape(-1))
         return Encoded({"values": torch.cat(parts) if parts else flat})
 
-    def unpack(self, encoded, n, key):
-        flat, parts = encoded.parts["values"].float(), []
+    def decode_one(self, encoded: Encoded, n: int, key: int) -> Tensor:
+        flat, parts = encoded.tensor("values").float(), []
         for a, b in self.matrices(n):
             if self._factored(a, b):
                 p, flat = flat[: a * self.rank].clone().view(a, self.rank), flat[a * self.rank :]
@@ -68,19 +77,19 @@ class LowRank(OneByOne):
     def _missing(self, n: int) -> int:
         return sum(a * b for a, b in self.matrices(n)) - n
 
-    def sizes(self, n, width=4):
+    def sizes(self, n: int, width: int = 4) -> tuple[int, int, int]:
         return 0, sum(self.rank * (a + b) if self._factored(a, b) else a * b for a, b in self.matrices(n)), 4
 
-    def bound(self, values):
+    def bound(self, values: Tensor) -> float:
         return float(values.double().norm()) * 1.00001
 
-    def fitted(self, shapes):
-        return Fitted(rank=self.rank, shapes=shapes)
+    def for_shapes(self, shapes: Shapes) -> LowRank:
+        return ShapedLowRank(rank=self.rank, shapes=shapes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted(LowRank):
-    """For tensors of these shapes, one after another."""
+class ShapedLowRank(LowRank):
+    """LowRank for vectors that hold tensors of known shapes, one after another."""
 
     shapes: Shapes
 

@@ -1,6 +1,7 @@
-"""Local training of a stack of linear layers, compiled: fl/execution/training/native.py behind the interface of `LinearStack`.
+"""Compiled local training of stacks of linear layers: the folder native/ behind the interface of `LinearStack`.
 
-What is more than plain gradient descent on a client's own samples (hooks, momentum, clipping, Dropout, augmentation) is `LinearStack`'s.
+It covers plain gradient descent on a client's own samples. With hooks, momentum, clipping, Dropout or augmentation,
+`LinearStack` trains.
 """
 
 from __future__ import annotations
@@ -12,87 +13,93 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.batched import Chunk
+from fl.execution.training.chunk import Chunk
+from fl.execution.training.customised import takes_plain_steps
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.loop import descends_plainly
 from fl.execution.workers.process import release_lock
 from fl.method.client import LocalTraining, Phase
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import Layout, Params
 
-SHUFFLED = True  # benchmarks that compare batches alike take them in order
-NONE, LABELS = np.empty(0, np.float32), np.empty(0, np.int64)
+SHUFFLED = True  # benchmarks that need the same batches in two programs take samples in order
 ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
+
+_NO_WEIGHTS, _NO_LABELS = np.empty(0, np.float32), np.empty(0, np.int64)
 
 
 class Compiled(LinearStack):
-    """Takes phases that are plain as a `whole`; see the module and `batched.Gradients`."""
+    """Trains whole phases of plain gradient descent, see `chunk.TrainsWholePhases`; other phases as `LinearStack`."""
 
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
-        """`None` if a client's training is compiled as a rule, else why not."""
-        if why := LinearStack.covers(algorithm, module, task, trains):
-            return why
+        if reason := LinearStack.covers(algorithm, module, task, trains):
+            return reason
         return _obstacle(algorithm, algorithm.phases(0, 1), module)
 
     @staticmethod
-    def takes_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
-        """Of what `covers`: a round's phases may differ from those of others."""
+    def trains_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
+        """Whether the phases of this round can be compiled. `covers` looks at those of round 0."""
         alone = len(phases) == 1 and phases[0].trains is None and not chunk.augment
         return alone and _obstacle(algorithm, phases, chunk.module) is None
 
     @staticmethod
-    def whole(
-        chunk: Chunk, phase: Phase, start: Params, theta: Params, change: bool, factors: Tensor | None
+    def train_whole(
+        chunk: Chunk, phase: Phase, start: Params, out: Params, minus_start: bool, factors: Tensor | None
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
-        """Trains from `start` (C,), or one for all, into theta (C,): what comes of it or, if `change`, that less its start; with
-        `factors` (C,) into theta, which has no axis, the sum of changes times them, as `Fold.stacked` adds. (steps taken, sum of
-        losses, samples seen), each (C,)."""
-        native, layers, (x, y) = load(), _layers(chunk.module, theta.layout), (chunk.arrays[name] for name in "xy")
+        native, layers = load(), _layers(chunk.module, out.layout)
+        x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
-        taken, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
-        rates = np.array([phase.rate(step) for step in range(int(taken.max()))], np.float32)
-        labelled, outputs, answers = chunk.task.kernel == "cross_entropy", layers[-1, 1], y.numpy()
-        answers = (answers, NONE.reshape(0, outputs)) if labelled else (LABELS, answers.reshape(-1, outputs))
+        steps, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
+        rates = np.array([phase.rate(step) for step in range(int(steps.max()))], np.float32)
+        labelled, outputs = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
+        labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
         address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
-        shuffles = random.unfinished(1 + len(address) + 2, chunk.seed), chunk.clients, address, SHUFFLED
-        first, last = (p.buffers[0].reshape(-1, p.layout.lengths[0]).numpy() for p in (start, theta))
-        weights, longest = NONE if factors is None else factors.float().numpy(), int(sizes.max(initial=1))
-        memory = scratch(native.room(layers, min(batch or longest, longest), len(weights).bit_length()))
+        word = random.unfinished(1 + len(address) + 2, chunk.seed)
+        start_rows, out_rows = (p.buffers[0].reshape(-1, p.layout.lengths[0]).numpy() for p in (start, out))
+        weights = _NO_WEIGHTS if factors is None else factors.float().numpy()
+        longest = int(sizes.max(initial=1))
+        totals = len(weights).bit_length()
+        memory = thread_memory(native.memory.memory_length(layers, min(batch or longest, longest), totals))
         with release_lock():
-            wrong = native.descend(
-                *(last, weights, loss, seen, first, change, x.flatten(1).numpy(), *answers, layers, rates, batch),
-                *(chunk.rows, chunk.starts, sizes, taken, *shuffles, memory),
+            wrong = native.train_clients(
+                native.Start(start_rows, layers),
+                native.Samples(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
+                native.Steps(steps, rates, batch),
+                native.Shuffles(word, chunk.clients, address, SHUFFLED),
+                native.Results(out_rows, minus_start, weights, loss, seen),
+                memory,
             )
         if wrong >= 0:
-            raise IndexError(f"label {y[wrong]} of sample {wrong} is none of the model's {outputs} classes")
-        return taken, torch.from_numpy(loss), seen
+            raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
+        return steps, torch.from_numpy(loss), seen
 
 
 @functools.lru_cache(maxsize=8)
 def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
-    """(L, 6), as `native.descend` has it."""
-    native, rows, entries = load(), [], layout.entries
+    """The layers as `native/memory.py` describes them, (L, 6)."""
+    native = load()
+    rows: list[list[int]] = []
     for name, child in module._modules.items():
         if isinstance(child, nn.Linear):
-            weight, bias = entries[f"{name}.weight"], entries.get(f"{name}.bias")
-            rows.append(
-                [*weight.shape[::-1], weight.offset, bias.offset if bias else -1, 0, native.size(rows) if rows else 0]
-            )
-        elif type(child) in ACTIVATIONS:
-            rows[-1][4] = getattr(native, ACTIVATIONS[type(child)])
+            weight, bias = layout.entries[f"{name}.weight"], layout.entries.get(f"{name}.bias")
+            n_out, n_in = weight.shape
+            offset = native.memory.client_length(rows) if rows else 0
+            rows.append([n_in, n_out, weight.offset, bias.offset if bias else -1, 0, offset])
+        elif child is not None and type(child) in ACTIVATIONS:
+            rows[-1][4] = getattr(native.products, ACTIVATIONS[type(child)])
     return np.array(rows, np.int64)
 
 
 class _Memory(threading.local):
-    """Of a thread. What the kernel took from the heap and gave back at every call would leave holes between what is kept."""
+    """Memory of one thread. Memory that each call took and freed would leave holes between what is kept."""
 
     tensor = torch.empty(0)
 
@@ -100,51 +107,52 @@ class _Memory(threading.local):
 _memory = _Memory()
 
 
-def scratch(elements: int) -> np.ndarray:
-    """float32, at least so many, aligned as tensors are; the same memory at every call of a thread."""
+def thread_memory(elements: int) -> np.ndarray:
+    """At least `elements` float32, aligned as tensors are; the same memory at every call of a thread."""
     if len(_memory.tensor) < elements:
         _memory.tensor = torch.empty(elements)
     return _memory.tensor.numpy()
 
 
-def before() -> bool:
-    """Whether it has been compiled before, as far as the usual place of it tells."""
-    return any((Path(__file__).parent / "__pycache__").glob("native.descend*.nbi"))
+def is_cached() -> bool:
+    """Whether machine code was compiled before, judging by numba's usual cache folder."""
+    return any((Path(__file__).parent / "native" / "__pycache__").glob("clients.*.nbi"))
 
 
 def load() -> ModuleType:
-    """The machine code: half a second, and the first time on a machine some twenty, for those who need it."""
+    """Load the machine code: half a second, or about 20 seconds when it has to be compiled first."""
     try:
-        from fl.execution.training import native
+        from fl.execution.training.native import clients
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
         import numba
 
-        # who may write neither beside the package nor at home compiles for all its processes until the machine is cleared; what
-        # somebody else put there is not run
+        # Neither the package's folder nor the home folder can be written: the code is compiled once for all of the
+        # user's processes, into the temporary folder. Code that another user put there is not run.
         folder = Path(tempfile.gettempdir()) / f"fl-machine-code-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        numba.config.CACHE_DIR = str(folder) if folder.lstat().st_uid == os.getuid() else tempfile.mkdtemp()
-        from fl.execution.training import native
-    return native
+        settings: Any = numba.config
+        settings.CACHE_DIR = str(folder) if folder.lstat().st_uid == os.getuid() else tempfile.mkdtemp()
+        from fl.execution.training.native import clients
+    return clients
 
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:
-    """Why these phases of a stack of linear layers are not compiled, or `None`."""
-    if not all(descends_plainly(algorithm, phase) for phase in phases):
-        return f"{type(algorithm).__name__} takes steps that are more than w - lr g"
-    return _unfit(module)
+    """Why these phases of a stack of linear layers cannot be compiled, or `None`."""
+    if not all(takes_plain_steps(algorithm, phase) for phase in phases):
+        return f"{type(algorithm).__name__} takes steps other than w <- w - lr g"
+    return _module_obstacle(module)
 
 
 @functools.lru_cache(maxsize=8)
-def _unfit(module: nn.Module) -> str | None:
+def _module_obstacle(module: nn.Module) -> str | None:
     layers = list(module._modules.values())
     if any(isinstance(layer, Dropout) and layer.p > 0 for layer in layers):
-        return "it has a Dropout layer"
+        return "the model has a Dropout layer"
     activations = [type(layer) in ACTIVATIONS for layer in layers if not isinstance(layer, Dropout)]
     if any(a and b for a, b in zip(activations, activations[1:])):
-        return "it has two activations in a row"
+        return "the model has two activations in a row"
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
-        return "its parameters are not float32"
+        return "the model's parameters are not float32"
     return None

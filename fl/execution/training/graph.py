@@ -1,8 +1,8 @@
-"""The loop's gradient as a CUDA graph: recorded once for each shape of batch, then replayed, its kernels launched as one.
+"""The loop's gradient as a CUDA graph: recorded once for each shape of batch, then replayed with a single launch.
 
-    client's parameters -> one fixed place        batch, masks -> fixed places -> replay -> losses, gradients in fixed places
+    a client's parameters -> fixed memory     batch, masks -> fixed memory -> replay -> losses, gradients (fixed memory)
 
-Only what a recording cannot hold stays outside: shuffles, gathering, hooks, clipping and the optimiser's step.
+Shuffles, gathering, hooks, clipping and the optimiser's step cannot be recorded and stay outside.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fl.tensors.params import Layout, Params
 
-WARM_UP = 3  # runs before a recording, in which libraries choose their algorithms and take their memory
+WARM_UP = 3  # runs before a recording, in which libraries choose their algorithms and allocate memory
 
 Compute = Callable[[Mapping[str, Tensor], list[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
-_recordings: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple, Recording]] = weakref.WeakKeyDictionary()
+_recordings: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[Any, ...], Recording]] = weakref.WeakKeyDictionary()
 
 
 def place(params: Params) -> Params:
-    """A copy at a place that all parameters of this layout share."""
+    """A copy in memory that all parameters of this layout share."""
     return _place(params.layout, params.device).copy_(params)
 
 
@@ -33,7 +34,7 @@ def _place(layout: Layout, device: torch.device) -> Params:
 
 
 def recorded(module: torch.nn.Module, compute: Compute) -> Compute:
-    """`compute` by recordings. It may depend on its arguments, the module and fixed memories alone."""
+    """`compute` by recordings. It must depend only on its arguments, the module and fixed memory."""
     known = _recordings.setdefault(module, {})
 
     def replay(batch: Mapping[str, Tensor], masks: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -46,27 +47,28 @@ def recorded(module: torch.nn.Module, compute: Compute) -> Compute:
 
 
 class Recording:
-    """One graph, with the places that it reads and writes."""
+    """One graph, with the memory that it reads and writes."""
 
     def __init__(self, compute: Compute, batch: Mapping[str, Tensor], masks: list[Tensor]):
         self.batch, self.masks = (
             {name: array.clone() for name, array in batch.items()},
             [mask.clone() for mask in masks],
         )
-        release_lock = torch.cuda.Stream()
-        release_lock.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(release_lock):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP):
                 compute(self.batch, self.masks)
-        torch.cuda.current_stream().wait_stream(release_lock)
+        torch.cuda.current_stream().wait_stream(side_stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.losses, self.gradients = compute(self.batch, self.masks)
 
     def __call__(self, batch: Mapping[str, Tensor], masks: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Replay the graph; the results are overwritten by the next call."""
         for name, array in batch.items():
             self.batch[name].copy_(array)
-        for mine, theirs in zip(self.masks, masks):
-            mine.copy_(theirs)
+        for fixed, mask in zip(self.masks, masks):
+            fixed.copy_(mask)
         self.graph.replay()
         return self.losses, self.gradients

@@ -1,78 +1,87 @@
-"""Explicit gradients of a stack of linear layers for many clients at once.
+"""Hand-written gradients of a stack of linear layers for many clients at once.
 
-    z_l = h_{l-1} W_l^T + b_l,  h_l = phi(z_l) * mask        G = dL/dz_L  (softmax - onehot, or output - y), weighted per sample
+    z_l = h_{l-1} W_l^T + b_l,  h_l = phi(z_l) * mask    G = dL/dz_L (softmax - onehot, or output - y), weighted
     dW_l = G_l^T h_{l-1},  db_l = sum_B G_l,  G_{l-1} = (G_l W_l) * mask * phi'(z_{l-1})
 
-Two batched matrix products per layer instead of a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
-Sigmoid and Dropout under cross-entropy or squared error; `LinearStack.covers` says whether a model is one.
+Two batched matrix products per layer replace a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
+Sigmoid and Dropout under cross-entropy or squared error; `LinearStack.covers` says whether it covers a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.batched import Chunk, Masks
-from fl.execution.training.loop import overrides
+from fl.execution.training.chunk import Chunk, ChunkMasks
+from fl.execution.training.customised import overrides
 from fl.method.client import LocalTraining, StepContext
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 
+Layer = tuple[Tensor, Tensor | None]  # weights (A, out, in), biases (A, out)
+Factor = tuple[Tensor, bool]
+
 
 @dataclass(frozen=True)
-class _Layer:
+class _Names:
+    """Names of a layer's tensors, and the activations and Dropout layers after it."""
+
     weight: str
     bias: str | None
-    after: tuple[nn.Module, ...]  # activations and dropout that follow
+    after: tuple[nn.Module, ...]
 
 
 class LinearStack:
-    """Gradients for the models that `covers` accepts; see the module."""
+    """Gradients for the models that `covers` accepts; see `chunk.Gradients`."""
 
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
-        """`None` if the kernel computes this gradient, else why not."""
+        """Why this backend cannot compute the gradients, or `None`. trains: patterns of the trained parameters."""
         if overrides(algorithm, "objective"):
             return f"{type(algorithm).__name__} has its own objective"
         if task.kernel is None:
-            return f"{type(task).__name__} has a loss of its own"
+            return f"{type(task).__name__} has a loss that is not hand-written"
         if trains is not None:
             return "some parameters are frozen"
         if not isinstance(module, nn.Sequential):
-            return f"{type(module).__name__} is not nn.Sequential"
+            return f"the model is a {type(module).__name__}, not an nn.Sequential"
         started = False
         for child in module:
             if isinstance(child, nn.Linear):
                 started = True
             elif isinstance(child, (nn.ReLU, nn.Tanh, nn.Sigmoid, Dropout)):
                 if not started:
-                    return f"{type(child).__name__} stands before the first Linear layer"
+                    return f"the model has a {type(child).__name__} before the first Linear layer"
             elif not isinstance(child, nn.Flatten) or started:
-                return f"it has a {type(child).__name__} layer"
-        return None if started and isinstance(module[-1], nn.Linear) else "it does not end in a Linear layer"
+                return f"the model has a {type(child).__name__} layer"
+        return None if started and isinstance(module[-1], nn.Linear) else "the model does not end in a Linear layer"
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         layers: list[tuple[str, str | None, list[nn.Module]]] = []
         for name, child in chunk.module._modules.items():  # named_children() skips a module's second use
             if isinstance(child, nn.Linear):
                 layers.append((f"{name}.weight", f"{name}.bias" if child.bias is not None else None, []))
-            elif layers:
+            elif layers and child is not None:
                 layers[-1][2].append(child)
-        self.layers = [_Layer(w, b, tuple(after)) for w, b, after in layers]
+        self.layers = [_Names(w, b, tuple(after)) for w, b, after in layers]
         self.kernel = chunk.task.kernel
-        self.masks = Masks(chunk, index)
-        self.views: dict[int, tuple[Params, list]] = {}
-        self.held: list[tuple[Tensor, Tensor | None]] = []
+        self.masks = ChunkMasks(chunk, index)
+        self.views: dict[int, tuple[Params, list[Layer]]] = {}
+        self.sgd_params: list[Layer] = []
 
     def __call__(
-        self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, masks, at: StepContext, grad: Params
+        self,
+        params: Params,
+        batch: Mapping[str, Tensor],
+        weights: Tensor,
+        masks: list[Tensor],
+        at: StepContext,
+        grad: Params,
     ) -> Tensor:
-        """Writes the gradients into `grad`; see `batched.Gradients`."""
-
         def write(k: int, g: Tensor, inputs: Tensor) -> None:
             weight, bias = self._views(grad)[k]
             weight.copy_(torch.bmm(g.mT, inputs))
@@ -81,23 +90,20 @@ class LinearStack:
 
         return self._backward(self._views(params), batch, weights, masks, write)
 
-    def hold(self, theta: Params) -> None:
-        """Take the parameters for `descend`: each layer's contiguous (C, ...), which batched products are made for (several
-        times faster than in place on rows of `Params` if layers are small)."""
-        self.held = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self._views(theta)]
+    def begin_sgd(self, theta: Params) -> None:
+        # contiguous (C, ...): for small layers, batched products are several times faster than on rows of `Params`
+        self.sgd_params = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self._views(theta)]
 
-    def release(self, theta: Params) -> None:
-        """Write back what was held."""
-        for theirs, ours in zip(self._views(theta), self.held):
-            for there, here in zip(theirs, ours):
-                if here is not None:
-                    there.copy_(here)
+    def end_sgd(self, theta: Params) -> None:
+        for (weight, bias), (trained_weight, trained_bias) in zip(self._views(theta), self.sgd_params):
+            weight.copy_(trained_weight)
+            if bias is not None and trained_bias is not None:
+                bias.copy_(trained_bias)
 
-    def descend(self, batch: Mapping[str, Tensor], weights: Tensor, masks, lr: float) -> Tensor:
-        """One step of plain gradient descent of the first A clients, w <- w - lr g, without ever storing g: a third less memory
-        traffic."""
+    def sgd_step(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor], lr: float) -> Tensor:
+        # g is never stored: a third less memory traffic
         active = weights.shape[0]
-        layers = [(w[:active], None if b is None else b[:active]) for w, b in self.held]
+        layers = [(w[:active], None if b is None else b[:active]) for w, b in self.sgd_params]
 
         def step(k: int, g: Tensor, inputs: Tensor) -> None:
             weight, bias = layers[k]
@@ -108,20 +114,25 @@ class LinearStack:
         return self._backward(layers, batch, weights, masks, step)
 
     def _backward(
-        self, layers: list[tuple[Tensor, Tensor | None]], batch: Mapping[str, Tensor], weights: Tensor, masks, use
+        self,
+        layers: list[Layer],
+        batch: Mapping[str, Tensor],
+        weights: Tensor,
+        masks: list[Tensor],
+        use: Callable[[int, Tensor, Tensor], None],
     ) -> Tensor:
-        """Forward, then from the last layer to the first use(layer, G, its inputs). Returns the losses (A, B)."""
-        masks = iter(masks)
+        """Forward pass; then, from the last layer to the first, use(layer, G, inputs). Returns the losses (A, B)."""
+        next_mask = iter(masks)
         h = batch["x"].flatten(2)
-        tape: list[tuple[Tensor, list]] = []
+        tape: list[tuple[Tensor, list[Factor]]] = []
         for layer, (weight, bias) in zip(self.layers, layers):
             tape.append((h, []))
             h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
             for module in layer.after:
-                h = self._forward(module, h, masks, tape[-1][1])
+                h = self._forward(module, h, next_mask, tape[-1][1])
         g, losses = self._loss(h, batch["y"], weights)
         for k in range(len(layers) - 1, -1, -1):
-            below = torch.bmm(g, layers[k][0]) if k else None  # before the weights may change
+            below = torch.bmm(g, layers[k][0]) if k else None  # before `use` changes the weights
             use(k, g, tape[k][0])
             if below is not None:
                 g = below
@@ -129,17 +140,17 @@ class LinearStack:
                     g = torch.ops.aten.threshold_backward(g, factor, 0) if positive else g.mul_(factor)
         return losses
 
-    def _views(self, params: Params) -> list[tuple[Tensor, Tensor | None]]:
-        """Weight and bias of each layer; kept while the same clients are active."""
+    def _views(self, params: Params) -> list[Layer]:
+        """Weight and bias of each layer, looked up once for each object."""
         views = self.views.get(id(params))
         if views is None or views[0] is not params:
-            views = (params, [(params[x.weight], x.bias and params[x.bias]) for x in self.layers])
+            views = (params, [(params[x.weight], params[x.bias] if x.bias else None) for x in self.layers])
             self.views[id(params)] = views
         return views[1]
 
     @staticmethod
-    def _forward(module: nn.Module, h: Tensor, masks, tape: list) -> Tensor:
-        """phi(h); writes onto the tape (what the gradient is multiplied with, whether only its sign counts)."""
+    def _forward(module: nn.Module, h: Tensor, masks: Iterator[Tensor], tape: list[Factor]) -> Tensor:
+        """phi(h). Records the factor of the gradient, and whether only the factor's sign counts."""
         if isinstance(module, nn.ReLU):
             h = h.relu_()
             tape.append((h, True))
@@ -149,7 +160,7 @@ class LinearStack:
         elif isinstance(module, nn.Sigmoid):
             h = h.sigmoid()  # not in place: a ReLU before it keeps h, and sigmoid would change its sign
             tape.append((h * (1 - h), False))
-        elif module.p > 0:
+        elif isinstance(module, Dropout) and module.p > 0:
             mask = next(masks, None)
             if mask is not None:
                 h = h * mask

@@ -2,44 +2,44 @@
 
     theta <- start;  repeat: gather a batch, gradient into one flat buffer, hook, clip, optimiser step in place
 
-No optimiser object, no `.item()`, no copy per step; module parameters are views of the flat buffer.
+There is no optimiser object, no `.item()` and no copy per step: the module's parameters are views of the flat buffer.
 """
 
 from __future__ import annotations
 
 import torch
 
+from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.graph import place
-from fl.execution.training.steps import Descent, LocalSteps, workspace
-from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Phase, Reply, StepContext, TrainingResult
+from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer
+from fl.method.client import ClientContext, LocalTraining, Phase, Reply, StepContext, TrainingResult
 from fl.method.messages import Update
-from fl.method.optimiser import SGD
+from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
-from fl.models.nn import statistics
 from fl.tensors.params import Params, match, zeros_like
 
-GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
+GRADIENT_BATCH = 256  # samples in each forward pass of a full gradient
 
 
 def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
-    """All phases of a client's local training, then what it sends and keeps."""
-    given = algorithm.given(ctx)
-    begun = algorithm.start(given)
-    local = place(begun) if ctx.graphs else begun.clone()
+    """Train one client in all phases; returns its update and its new state."""
+    inputs = algorithm.given(ctx)
+    start = algorithm.start(inputs)
+    local = place(start) if ctx.graphs else start.clone()
     loss, seen, steps, lr_sum = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
-    for index, phase in enumerate(algorithm.phases_of(given, ctx.round, ctx.rounds)):
+    for index, phase in enumerate(algorithm.phases_of(inputs, ctx.round, ctx.rounds)):
         theta = _trained(ctx.module, local, phase)
-        start = begun if theta is local and index == 0 else theta.clone()
-        at = StepContext(**vars(given), phase=phase, start=start)
+        phase_start = start if theta is local and index == 0 else theta.clone()
+        at = StepContext(**vars(inputs), phase=phase, start=phase_start)
         left = None if ctx.limit is None else ctx.limit - steps
-        taking = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
-        taking.bind(theta, local)
-        _run_phase(taking, theta)
+        phase_steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
+        phase_steps.bind(theta, local)
+        _run_phase(phase_steps, theta)
         if theta is not local:
             local.copy_(theta, names=theta)
-        loss, seen, steps = loss + taking.loss_sum, seen + taking.samples, steps + taking.taken
-        lr_sum += phase.lr_sum(taking.taken)
-    if ctx.graphs:  # the place is the next client's
+        loss, seen, steps = loss + phase_steps.loss_sum, seen + phase_steps.samples, steps + phase_steps.taken
+        lr_sum += phase.lr_sum(phase_steps.taken)
+    if ctx.graphs:  # the next client uses the same memory
         local = local.clone()
 
     def full_gradient(params: Params) -> Params:
@@ -48,10 +48,10 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     n = len(ctx.train)
     metrics = {"loss": float(loss) / max(seen, 1)}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
-        return Reply(Update({"model": local.sub_(begun)}, n, metrics, owned=True))
+        return Reply(Update({"model": local.sub_(start)}, n, metrics, owned=True))
     end = TrainingResult(
-        **vars(given),
-        start=begun,
+        **vars(inputs),
+        start=start,
         params=local,
         steps=steps,
         lr_sum=lr_sum,
@@ -63,22 +63,23 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
 
 
 def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
-    """What descends in a phase: running statistics that are averaged move by themselves, as the module runs."""
-    still = set(statistics(module, "averaged"))
-    if not still:
+    """The parameters that take gradient steps in a phase; the module updates averaged running statistics itself."""
+    averaged = set(statistics_names(module, "averaged"))
+    if not averaged:
         return local.select(phase.trains)
-    return local.select([name for name in (match(local, phase.trains) if phase.trains else local) if name not in still])
+    names = match(local, phase.trains) if phase.trains else local
+    return local.select([name for name in names if name not in averaged])
 
 
 def _run_phase(steps: LocalSteps, theta: Params) -> None:
     """Take all steps of a phase, in place on `theta`, which the module is bound to."""
     algorithm, phase = steps.algorithm, steps.phase
-    if descends_plainly(algorithm, phase):  # the same numbers as below, without gathering the gradient
+    if takes_plain_steps(algorithm, phase):  # the same numbers as below, without copying the gradient
         weights = [theta[name] for name in steps.names]
         for t, _ in enumerate(steps):
             torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
         return
-    grad, descent = workspace(theta), Descent(phase, theta)
+    grad, descent = gradient_buffer(theta), Descent(phase, theta)
     views, hooked = [grad[name] for name in steps.names], overrides(algorithm, "gradient")
     for _ in steps:
         torch._foreach_copy_(views, steps.bound_gradient())
@@ -86,7 +87,7 @@ def _run_phase(steps: LocalSteps, theta: Params) -> None:
 
 
 def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: StepContext) -> Params:
-    """Mean gradient of the objective over the client's training data at `params`, without noise."""
+    """Mean gradient of the objective over the client's training data at `params`, without Dropout."""
     bind(ctx.module, params, ctx.initial, params)
     ctx.module.eval()
     total = zeros_like(params)
@@ -97,24 +98,3 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
         torch._foreach_add_(views, torch.autograd.grad(losses.sum(), leaves))
     ctx.module.train()
     return total.mul_(1.0 / max(len(ctx.train), 1))
-
-
-def descends_plainly(algorithm: LocalTraining, phase: Phase) -> bool:
-    """Whether a step is w <- w - lr g and nothing else."""
-    return not overrides(algorithm, "gradient") and phase.clip is None and phase.optimiser == SGD()
-
-
-def beyond_gradients(algorithm: ClientAlgorithm) -> str | None:
-    """Why a client's work may be more than gradients of the task's own loss, or `None`."""
-    if (
-        isinstance(algorithm, LocalTraining)
-        and not overrides(algorithm, "work")
-        and not overrides(algorithm, "objective")
-    ):
-        return None
-    return f"{type(algorithm).__name__} has work or an objective of its own"
-
-
-def overrides(algorithm: LocalTraining, name: str) -> bool:
-    """Whether the method defines its own hook."""
-    return getattr(type(algorithm), name) is not getattr(LocalTraining, name)

@@ -1,59 +1,237 @@
-"""Loop or batched: how a client algorithm is trained, a pure function of the model's structure, sizes and the
-kind of device.
+"""How the clients of a run are trained: one at a time in the loop, or many together.
 
-The choice changes last bits, so it is part of the resolved config: the same on every executor, machine count and load.
+The plan depends on the client algorithm, the model's structure and sizes, and the kind of device. It changes the last
+bits of the results, so it is part of the resolved configuration: the same for every executor, number of machines and
+load.
+
+`CANDIDATES` lists the kinds of training in order of preference. `auto` takes the first one that is possible and not
+slower than the loop; a kind that the configuration names only has to be possible.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor, nn
 
 from fl.execution.section import Execution
-from fl.execution.training import layout as layouts
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.flat import Flat, saved_activations
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.layout import MemoryFormat
-from fl.execution.training.loop import beyond_gradients, overrides
+from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
 from fl.method.client import ClientAlgorithm, LocalTraining
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 
 Kind = Literal["loop", "compiled", "stacked", "flat", "vmap"]
 
-# Parameters that are trained together: more amortise calls, fewer stay in cache. `fl bench` on 2 cores, MLP of 209,662, beside
-# bare loops: chunks of 2, 4, 8 gave 0.9, 1.2, 1.4. Softmax regression of 610, thousands of clients per second and core in chunks of
-# 64, 128, ..., 1024: 33, 52, 79, 109, 129 (experiments/benchmarks/README.md)
+# Parameters that are trained together: with more of them, calls cost less per client; with fewer, they stay in the
+# cache. `fl bench` on 2 cores, MLP of 209,662 parameters, compared with bare loops: chunks of 2, 4, 8 gave 0.9, 1.2,
+# 1.4. Softmax regression of 610 parameters, thousands of clients per second and core in chunks of 64, 128, ..., 1024:
+# 33, 52, 79, 109, 129 (experiments/benchmarks/README.md)
 CHUNK_ELEMENTS = 1 << 21
 MAX_CHUNK = 1024
-# How much of a cohort one worker takes at once: see `_share`
+# The largest part of a cohort that one worker takes at once, see `_share`
 SHARES = 16
-PAID_ELEMENTS, PAID = 1 << 19, 8
+AMORTISED_ELEMENTS, AMORTISED_CLIENTS = 1 << 19, 8
 WHOLE_ELEMENTS = 1 << 18
 
-# Laid flat, what a forward pass keeps for the backward pass is the most of the memory, and larger chunks stop paying off at about
-# 30 MB of it. Convolutions that keep much are bound by their products, which are not quicker in groups. Both from the table of
-# `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
-KEPT_ELEMENTS = 1 << 23
-MAX_FLAT = 16
-KEPT_BY_CONVOLUTIONS = 1 << 14  # of a sample
-# A GPU has room for more, and wants it. Not measured yet: `fl bench --device cuda` and `fl tune` do
+# In flat training most of the memory holds activations for the backward pass. Chunks above about 30 MB of them gain
+# nothing. Convolutions with many activations are limited by their products, which are not faster in groups. Both
+# numbers come from the table of `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
+ACTIVATION_ELEMENTS = 1 << 23
+MAX_FLAT_CHUNK = 16
+CONVOLUTION_ACTIVATIONS = 1 << 14  # elements per sample
+# A GPU has more memory and needs larger chunks. Not measured yet: `fl bench --device cuda` and `fl tune` measure it
 GPU_CHUNK_ELEMENTS = 1 << 26
-GPU_KEPT_ELEMENTS = 1 << 29
-FULL_BATCH = 256  # samples that a batch of all data is taken for
+GPU_ACTIVATION_ELEMENTS = 1 << 29
+ASSUMED_FULL_BATCH = 256  # samples that a batch of all data is assumed to have
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`kind` of training, clients per `chunk` (a power of two), `why` this kind, how images lie in memory in the loop."""
+    """How clients are trained.
+
+    Args:
+        kind: loop, compiled, stacked, flat or vmap.
+        chunk: clients that a worker trains together, a power of two.
+        why: the reason for this kind.
+        memory_format: how images are stored in the loop.
+    """
 
     kind: Kind
     chunk: int
     why: str
-    layout: MemoryFormat = "contiguous"
+    memory_format: MemoryFormat = "contiguous"
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a plan depends on: everything that `make_plan` is given."""
+
+    algorithm: ClientAlgorithm
+    module: nn.Module
+    model: Params
+    task: Task
+    x: Tensor
+    execution: Execution
+    augmented: bool
+
+    @property
+    def gpu(self) -> bool:
+        """Whether clients train on a GPU."""
+        return self.execution.device == "cuda"
+
+    @cached_property
+    def together_obstacle(self) -> str | None:
+        """Why clients cannot be trained together, or `None`."""
+        algorithm, execution = self.algorithm, self.execution
+        if execution.micro_batch or execution.graphs:
+            return f"{'micro batches' if execution.micro_batch else 'CUDA graphs'} exist in the loop only"
+        if not isinstance(algorithm, LocalTraining):
+            return f"{type(algorithm).__name__} is not a LocalTraining"
+        if overrides(algorithm, "work"):
+            return f"{type(algorithm).__name__} has its own work()"
+        if not algorithm.optimiser.batched:
+            return f"optimiser {type(algorithm.optimiser).__name__} trains one client only"
+        for child in self.module.modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                return f"{type(child).__name__} takes statistics over a client's own batch"
+            if isinstance(child, nn.RNNBase):
+                return f"{type(child).__name__} is one fused kernel, which takes one set of weights"
+        return None
+
+    @property
+    def training(self) -> LocalTraining:
+        """The algorithm, once `together_obstacle` is known to be `None`."""
+        assert isinstance(self.algorithm, LocalTraining)
+        return self.algorithm
+
+    @property
+    def trains(self) -> tuple[str, ...] | None:
+        """Patterns of the parameters that the first round trains; () if its phases train different ones."""
+        phases = self.training.phases(0, 1)
+        return phases[0].trains if len(phases) == 1 else ()
+
+    @cached_property
+    def stacked_obstacle(self) -> str | None:
+        """Why clients cannot be trained as stacks of linear layers, or `None`."""
+        if self.together_obstacle:
+            return self.together_obstacle
+        if len(self.model) < sum(1 for _ in self.module.parameters()):
+            return "some parameters are frozen"
+        if obstacle := LinearStack.covers(self.training, self.module, self.task, self.trains):
+            return obstacle
+        if self.execution.precision == "bf16":
+            return "bf16 needs autocast, which does not apply to hand-written products"
+        return None
+
+    @cached_property
+    def compiled_obstacle(self) -> str | None:
+        """Why training cannot be compiled, or `None`."""
+        if obstacle := self.stacked_obstacle:
+            return obstacle
+        if obstacle := Compiled.covers(self.training, self.module, self.task, self.trains):
+            return obstacle
+        if self.gpu:
+            return "machine code runs on CPUs only"
+        return "training batches are augmented" if self.augmented else None
+
+    @cached_property
+    def flat_obstacle(self) -> str | None:
+        """Why clients cannot be trained flat, or `None`."""
+        return self.together_obstacle or Flat.covers(self.training, self.module, self.task, self.x)
+
+    @cached_property
+    def flat_drawback(self) -> str | None:
+        """Why the loop is faster than flat training, or `None`."""
+        if self.gpu:
+            return None
+        if self.flat_chunk() == 1:
+            return "the activations of two clients would not fit in the caches"
+        convolves = any(
+            isinstance(child, nn.modules.conv._ConvNd) and _trains(child) for child in self.module.modules()
+        )
+        if convolves and saved_activations(self.module, self.x) > CONVOLUTION_ACTIVATIONS:
+            return "its convolutions are faster one client at a time"
+        return None
+
+    def chunk(self) -> int:
+        """Clients whose parameters make a chunk."""
+        elements = GPU_CHUNK_ELEMENTS if self.gpu else CHUNK_ELEMENTS
+        return min(MAX_CHUNK, _power_of_two(elements // self.model.numel))
+
+    def flat_chunk(self) -> int:
+        """Clients whose parameters and activations make a chunk of flat training."""
+        phases = self.training.phases(0, 1)
+        batch = max(ASSUMED_FULL_BATCH if phase.batch == "full" else phase.batch for phase in phases)
+        elements = GPU_ACTIVATION_ELEMENTS if self.gpu else ACTIVATION_ELEMENTS
+        room = elements / (batch * max(saved_activations(self.module, self.x), 1))
+        return min(MAX_CHUNK if self.gpu else MAX_FLAT_CHUNK, self.chunk(), _power_of_two(int(room)))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kind of training.
+
+    obstacle: why it is impossible, or `None`.
+    drawback: why `auto` passes over it although it is possible, or `None`.
+    why: the reason that is printed when `auto` takes it, from the obstacle of the candidate before it.
+    chunk: the largest number of clients that train together.
+    """
+
+    kind: Kind
+    obstacle: Callable[[Setting], str | None]
+    drawback: Callable[[Setting], str | None]
+    why: Callable[[str], str]
+    chunk: Callable[[Setting], int]
+
+    def rejected(self, setting: Setting) -> str | None:
+        """Why `auto` does not take this kind, or `None`."""
+        return self.obstacle(setting) or self.drawback(setting)
+
+
+CANDIDATES = (  # in order of preference
+    Candidate(
+        "compiled",
+        obstacle=lambda setting: setting.compiled_obstacle,
+        drawback=lambda setting: None,
+        why=lambda before: "a stack of linear layers, and plain gradient steps",
+        chunk=Setting.chunk,
+    ),
+    Candidate(
+        "stacked",
+        obstacle=lambda setting: setting.stacked_obstacle,
+        drawback=lambda setting: None,
+        why=lambda before: f"a stack of linear layers, but {before}",
+        chunk=Setting.chunk,
+    ),
+    Candidate(
+        "flat",
+        obstacle=lambda setting: setting.flat_obstacle,
+        drawback=lambda setting: setting.flat_drawback,
+        why=lambda before: f"{before}, but its layers can be stacked",
+        chunk=Setting.flat_chunk,
+    ),
+    Candidate(
+        "loop",
+        obstacle=lambda setting: None,
+        drawback=lambda setting: None,
+        why=lambda before: before,
+        chunk=lambda setting: 1,
+    ),
+    Candidate(
+        "vmap",
+        obstacle=lambda setting: setting.together_obstacle,
+        drawback=lambda setting: "the loop is faster",
+        why=lambda before: before,
+        chunk=Setting.chunk,
+    ),
+)
 
 
 def make_plan(
@@ -66,86 +244,88 @@ def make_plan(
     cohort: int | None = None,
     augmented: bool = False,
 ) -> Plan:
-    """The plan for training `module` with `algorithm` on inputs like `x`, by cohorts of that size if it is known, on batches that are
-    augmented or not; what `execution` asks for and cannot be is an error."""
-    kind, chunk, layout, gpu = execution.plan, execution.chunk, execution.layout, execution.device == "cuda"
-    loop_only, no_kernel, not_compiled = _why_loop(algorithm, module, execution), None, None
-    if loop_only is None:
-        trains = algorithm.phases(0, 1)[0].trains if len(algorithm.phases(0, 1)) == 1 else ()
-        frozen = len(model) < sum(1 for _ in module.parameters())
-        no_kernel = "some parameters are frozen" if frozen else LinearStack.covers(algorithm, module, task, trains)
-        if execution.precision == "bf16":
-            no_kernel = no_kernel or "its products are explicit, and bf16 comes by autocast"
-        not_compiled = no_kernel or Compiled.covers(algorithm, module, task, trains)
-        not_compiled = not_compiled or (
-            "it is of CPUs" if gpu else "training batches are augmented" if augmented else None
-        )
-    if kind == "auto":
-        if loop_only is None and not_compiled is None:
-            kind, why = "compiled", "a stack of linear layers, and plain gradient steps"
-        elif loop_only is None and no_kernel is None:
-            kind, why = "stacked", f"a stack of linear layers, but {not_compiled}"
-        else:
-            obstacle = loop_only or Flat.covers(algorithm, module, task, x)
-            obstacle = obstacle or (None if gpu else _why_not_flat(algorithm, module, model, x))
-            kind, why = ("loop", obstacle) if obstacle else ("flat", f"{no_kernel}, but its layers can be laid flat")
-    elif kind != "loop" and loop_only:
-        raise ValueError(f"plan: {kind!r} is not possible: {loop_only}. Use 'loop' or 'auto'")
-    elif kind == "compiled" and not_compiled:
-        others = "'flat', 'vmap', 'loop' or 'auto'" if no_kernel else "'stacked', 'flat', 'vmap', 'loop' or 'auto'"
-        raise ValueError(f"plan: 'compiled' is not possible: {not_compiled}. Use {others}")
-    elif kind == "stacked" and no_kernel:
-        raise ValueError(f"plan: 'stacked' is not possible: {no_kernel}. Use 'flat', 'vmap', 'loop' or 'auto'")
-    elif kind == "flat" and (uncovered := Flat.covers(algorithm, module, task, x)):
-        raise ValueError(f"plan: 'flat' is not possible: {uncovered}. Use 'vmap', 'loop' or 'auto'")
-    else:
-        why = "asked for"
+    """The plan for training `module` with `algorithm`. Something impossible that `execution` asks for is a ValueError.
+
+    Args:
+        algorithm: the client algorithm.
+        module: the model.
+        model: its trained parameters.
+        task: the task; hand-written kernels know some losses.
+        x: some inputs, at least two samples.
+        execution: the section of the configuration.
+        cohort: clients of a round, if known; a cohort is divided among workers.
+        augmented: whether training batches are augmented.
+    """
+    setting = Setting(algorithm, module, model, task, x, execution, augmented)
+    candidate, why = _preferred(setting) if execution.plan == "auto" else _asked_for(setting, execution.plan)
+    chunk = execution.chunk
     if chunk is None:
-        most = _flat_chunk(algorithm, module, model, x, gpu) if kind == "flat" else _chunk(model, gpu)
-        chunk = 1 if kind == "loop" else min(most, _share(model, cohort, gpu) if cohort else most)
+        chunk = candidate.chunk(setting)
+        if candidate.kind != "loop" and cohort:
+            chunk = min(chunk, _share(model, cohort, setting.gpu))
     elif chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk: {chunk} is not a power of two")
-    obstacle = layouts.unblockable(module, algorithm, execution.device) if layout == "blocked" else None
-    if obstacle:
-        raise ValueError(f"layout: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
-    if layout is None:
-        layout = layouts.default(module, algorithm, execution.device) if kind == "loop" else "contiguous"
+    memory_format = _memory_format(setting, candidate.kind)
     asked = "micro_batch" if execution.micro_batch else "graphs" if execution.graphs else None
-    if asked and kind == "loop" and (obstacle := _why_whole(algorithm, module, execution)):
-        raise ValueError(f"{asked}: impossible: {obstacle}")
-    return Plan(kind, chunk, why, layout)
+    if asked and candidate.kind == "loop" and (obstacle := _pieces_obstacle(setting)):
+        raise ValueError(f"{asked}: not possible: {obstacle}")
+    return Plan(candidate.kind, chunk, why, memory_format)
 
 
-def _chunk(model: Params, gpu: bool = False) -> int:
-    """How many clients' parameters make a chunk."""
-    return min(MAX_CHUNK, _power_of_two((GPU_CHUNK_ELEMENTS if gpu else CHUNK_ELEMENTS) // model.numel))
+def _preferred(setting: Setting) -> tuple[Candidate, str]:
+    """The first candidate that nothing speaks against, and the reason for it."""
+    before = ""
+    for candidate in CANDIDATES:
+        reason = candidate.rejected(setting)
+        if reason is None:
+            return candidate, candidate.why(before)
+        before = reason
+    raise AssertionError("the loop is always possible")
+
+
+def _asked_for(setting: Setting, kind: str) -> tuple[Candidate, str]:
+    """The candidate of this kind; an error that lists the other kinds if it is impossible."""
+    candidate = next(candidate for candidate in CANDIDATES if candidate.kind == kind)
+    if obstacle := candidate.obstacle(setting):
+        others = [repr(other.kind) for other in CANDIDATES if other.obstacle(setting) is None]
+        raise ValueError(f"plan: {kind!r} is not possible: {obstacle}. Use {', '.join(others)} or 'auto'")
+    return candidate, "asked for"
+
+
+def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
+    """How images are stored: as asked for, else the fastest format in the loop."""
+    asked, device = setting.execution.memory_format, setting.execution.device
+    if asked == "blocked" and (obstacle := blocked_obstacle(setting.module, setting.algorithm, device)):
+        raise ValueError(f"memory_format: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
+    if asked is not None:
+        return asked
+    return fastest_format(setting.module, setting.algorithm, device) if kind == "loop" else "contiguous"
+
+
+def _pieces_obstacle(setting: Setting) -> str | None:
+    """Why the loop cannot split a batch's gradient into micro batches or record it as a CUDA graph, or `None`."""
+    algorithm = setting.algorithm
+    if reason := custom_training(algorithm):
+        return reason
+    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in setting.module.modules()):
+        return "BatchNorm takes statistics over the whole batch"
+    phases = setting.training.phases(0, 1)
+    if setting.execution.graphs and (len(phases) > 1 or phases[0].trains is not None):
+        return f"{type(algorithm).__name__} trains parts of the model one after another"
+    return None
 
 
 def _share(model: Params, cohort: int, gpu: bool = False) -> int:
-    """The most of a cohort that one worker should take at once, however many there are: half of it, so that a second has work; where
-    calls are paid for by fewer clients, as few as these or a sixteenth, so that sixteen have. What is done sooner than it is shared out
-    stays whole."""
+    """The largest part of a cohort that one worker takes at once, whatever the number of workers.
+
+    At most half of the cohort, so that a second worker has something to do. On a CPU, chunks that are large enough to
+    make calls cheap may be as small as a sixteenth of the cohort, so that sixteen workers have something to do. A
+    cohort that is trained faster than it is distributed stays together.
+    """
     half, sixteenth = (1 << (-(-cohort // n) - 1).bit_length() for n in (2, SHARES))  # rounded up
-    paid = max(PAID, _power_of_two(PAID_ELEMENTS // model.numel))
+    amortised = max(AMORTISED_CLIENTS, _power_of_two(AMORTISED_ELEMENTS // model.numel))
     whole = _power_of_two(WHOLE_ELEMENTS // model.numel)
-    return max(whole, half if gpu else min(half, max(sixteenth, paid)))
-
-
-def _flat_chunk(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor, gpu: bool = False) -> int:
-    """How many clients laid flat make a chunk, by parameters and by what is kept of their batches."""
-    batch = max(FULL_BATCH if phase.batch == "full" else phase.batch for phase in algorithm.phases(0, 1))
-    room = (GPU_KEPT_ELEMENTS if gpu else KEPT_ELEMENTS) / (batch * max(saved_activations(module, x), 1))
-    return min(MAX_CHUNK if gpu else MAX_FLAT, _chunk(model, gpu), _power_of_two(int(room)))
-
-
-def _why_not_flat(algorithm: LocalTraining, module: nn.Module, model: Params, x: Tensor) -> str | None:
-    """Why the loop is quicker than laying clients flat, or `None`."""
-    if _flat_chunk(algorithm, module, model, x) == 1:
-        return "two clients laid flat would take more memory than caches have"
-    convolves = any(isinstance(child, nn.modules.conv._ConvNd) and _trains(child) for child in module.modules())
-    if convolves and saved_activations(module, x) > KEPT_BY_CONVOLUTIONS:
-        return "its convolutions are quicker one client at a time"
-    return None
+    return max(whole, half if gpu else min(half, max(sixteenth, amortised)))
 
 
 def _trains(layer: nn.Module) -> bool:
@@ -153,35 +333,5 @@ def _trains(layer: nn.Module) -> bool:
 
 
 def _power_of_two(n: int) -> int:
-    """The largest that is not above n, at least 1."""
+    """The largest power of two that is at most n; at least 1."""
     return 1 << (max(n, 1).bit_length() - 1)
-
-
-def _why_whole(algorithm: ClientAlgorithm, module: nn.Module, execution: Execution) -> str | None:
-    """Why the loop's gradient cannot be taken in pieces, or recorded as a graph, if that is asked for; or `None`."""
-    if why := beyond_gradients(algorithm):
-        return why
-    if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
-        return "BatchNorm takes statistics over the whole batch"
-    phases = algorithm.phases(0, 1)
-    if execution.graphs and (len(phases) > 1 or phases[0].trains is not None):
-        return f"{type(algorithm).__name__} trains parts of the model at a time"
-    return None
-
-
-def _why_loop(algorithm: ClientAlgorithm, module: nn.Module, execution: Execution) -> str | None:
-    """Why clients cannot be trained together, or `None`."""
-    if execution.micro_batch or execution.graphs:
-        return f"{'micro batches' if execution.micro_batch else 'CUDA graphs'} are of the loop"
-    if not isinstance(algorithm, LocalTraining):
-        return f"{type(algorithm).__name__} is not a LocalTraining"
-    if overrides(algorithm, "work"):
-        return f"{type(algorithm).__name__} has work of its own"
-    if not algorithm.optimiser.batched:
-        return f"optimiser {type(algorithm.optimiser).__name__} works on one client"
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            return f"{type(child).__name__} takes statistics over a client's own batch"
-        if isinstance(child, nn.RNNBase):
-            return f"{type(child).__name__} is one fused kernel, which takes one set of weights"
-    return None

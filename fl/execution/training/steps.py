@@ -7,7 +7,7 @@
 
 A method may take several gradients at one batch, at any parameters. The masks of the Dropout layers are drawn once for
 each batch, and all gradients at that batch use them. `index` is the address of the shuffles, augmentations and masks
-within the round; index 0 is FedAvg's, so a method that takes FedAvg's steps has FedAvg's bits. A method that draws more
+within the round. Index 0 is FedAvg's, so a method that takes FedAvg's steps has FedAvg's bits; a method that draws more
 batches gives them other indices.
 """
 
@@ -25,33 +25,34 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import augmented
+from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
 from fl.method.client import ClientContext, LocalTraining, Phase, StepContext
+from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
-from fl.models.nn import DropoutMasks, statistics
-from fl.tasks.task import Batch
+from fl.models.dropout import DropoutMasks
 from fl.tensors import random
 from fl.tensors.params import Layout, Params, clipped, zeros_like
-from fl.tracking.profile import each
+from fl.tracking.spans import timed_items
 
 
 class LocalSteps:
     """The local steps of one client in one phase; iterating gives the batch of each step.
 
     Args:
-        algorithm: gives the objective.
-        ctx: the client. At most `ctx.limit` steps are taken.
+        algorithm: defines the objective.
+        ctx: the client.
         phase: optimiser, learning rate, batch size and budget. Default: the algorithm's first phase.
         index: address of the random draws within the round. 0 is FedAvg's.
-        at: what the objective is called with. Default: the algorithm's own, at the start of training.
+        at: context that the objective is called with. Default: the algorithm's own, at the start of training.
         limit: maximum number of steps. Default: `ctx.limit`.
-        batches: batches to use in place of the phase's.
-        training: False takes gradients in evaluation mode, without Dropout.
+        batches: batches to use instead of the phase's.
+        training: whether the module is in training mode; False computes gradients without Dropout.
 
     Attributes:
         batch: the batch of the current step.
         batch_loss: mean loss of the last gradient, a tensor ().
-        loss_sum: sum of the losses of all samples, of the first gradient at each batch, a tensor () in float64.
+        loss_sum: sum of the losses of all samples at the first gradient of each batch, a float64 tensor ().
         samples, taken: samples and steps so far.
     """
 
@@ -75,7 +76,7 @@ class LocalSteps:
         self.at = at
         self.limit = ctx.limit if limit is None else limit
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
-        self.statistics = statistics(ctx.module, "averaged")
+        self.statistics = statistics_names(ctx.module, "averaged")
         self.noise: DropoutMasks | None = None
         if training and len(ctx.train):
             self.noise = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
@@ -96,7 +97,7 @@ class LocalSteps:
         """Make the module's tensors views of `trained` and, where it lacks them, of `params`."""
         ctx = self.ctx
         descending: Mapping[str, Tensor] = trained
-        if any(name in trained for name in self.statistics):  # they move as the module runs, without a gradient
+        if any(name in trained for name in self.statistics):  # the module updates them itself, without gradients
             descending = {name: trained[name] for name in trained if name not in self.statistics}
         bind(ctx.module, trained if params is None else params, ctx.initial, descending)
         ctx.module.train(self.training)
@@ -123,6 +124,7 @@ class LocalSteps:
 
     @property
     def batch_loss(self) -> Tensor:
+        """Mean loss of the batch at the last gradient, a tensor ()."""
         return self.last / len(self.batch["x"])
 
     @property
@@ -144,6 +146,7 @@ class Descent:
         self.memory: dict[str, Any] = phase.optimiser.state(params)
 
     def step(self, gradient: Params) -> None:
+        """Take one step along the gradient."""
         phase = self.phase
         if phase.clip is not None:
             gradient = clipped(gradient, phase.clip)
@@ -160,7 +163,7 @@ def _gradients(
     batch: Mapping[str, Tensor],
     masks: list[Tensor],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(the sum of the losses, the gradient of their mean), `ctx.micro_batch` samples at a time."""
+    """(sum of the losses, gradient of their mean), computed from `ctx.micro_batch` samples at a time."""
     count = len(batch["x"])
     piece = ctx.micro_batch or count
     if piece >= count:
@@ -180,8 +183,8 @@ def _gradients(
 
 
 def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch]:
-    """The samples of each step, augmented."""
-    return each("data", "batch", _mini_batches(ctx, phase, index))
+    """The batch of each step, augmented."""
+    return timed_items("data", "batch", _mini_batches(ctx, phase, index))
 
 
 def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
@@ -194,7 +197,7 @@ def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict
 
 
 def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
-    """The positions of each step's batch: a fresh shuffle per epoch, the last batch of an epoch may be short."""
+    """Positions of each batch in a client's data. Each epoch has a new shuffle; its last batch may be short."""
     size = n if phase.batch == "full" else phase.batch
     steps = int(phase.num_steps(np.array(n)))
     per_epoch = -(-n // size) if n else 0
@@ -205,11 +208,11 @@ def batches(phase: Phase, n: int, seed: int, client: int, participation: int, in
         yield order[k * size : (k + 1) * size]
 
 
-def workspace(theta: Params) -> Params:
-    """Memory for gradients, the same at every call of a thread: each step writes all of it."""
-    return _workspace(theta.layout, theta.batch, theta.device, threading.get_ident())
+def gradient_buffer(theta: Params) -> Params:
+    """Memory for gradients, the same at every call of a thread; each step overwrites all of it."""
+    return _gradient_buffer(theta.layout, theta.batch, theta.device, threading.get_ident())
 
 
 @functools.lru_cache(maxsize=4)
-def _workspace(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int) -> Params:
+def _gradient_buffer(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int) -> Params:
     return layout.zeros(*batch).to(device)

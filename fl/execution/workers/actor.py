@@ -1,4 +1,4 @@
-"""What runs in a worker process of Ray. The module is light, so that whoever hires need not import torch; the process does."""
+"""The actor that runs in a worker process of Ray. Importing this module is cheap; torch is imported in the process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fl.execution.workers.shared import Handle
-    from fl.tracking import profile
+    from fl.tracking import spans
 
 
 class Actor:
-    """A worker process. Values come as handles; `memory` replaces the mapped file on nodes that do not see it."""
+    """A worker process. Values come as handles; on other nodes `memory` replaces the mapped file."""
 
     def where(self) -> tuple[str, int]:
-        """The node and the process this worker is; what every job needs has been imported."""
+        """Return node and process id, once everything that a job needs is imported."""
         import ray
 
         import fl.execution.worker  # noqa: F401
@@ -28,7 +28,7 @@ class Actor:
 
     def setup(
         self,
-        sources: dict,
+        sources: dict[str, tuple[str, str]],
         handle: Handle,
         recording: bool,
         memory: np.ndarray | None,
@@ -36,57 +36,59 @@ class Actor:
         prefix: str,
         local: str,
     ) -> None:
-        """Take the job."""
+        """Take a job; `memory` holds its bytes on other nodes than the driver's, `local`."""
         import ray
 
         from fl import registry
-        from fl.execution.workers.shared import Queue, Region, folder
-        from fl.tracking import profile
+        from fl.execution.workers.shared import Region, SharedQueue, shared_folder
+        from fl.tracking import spans
 
-        profile.record(recording)
+        spans.record_spans(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
-        self.near, self.prefix = self.node == local, prefix
-        self.region, self.queue = Region(prefix), Queue(folder() / f"{prefix}-{self.node[:8]}-queue")
+        self.is_local, self.prefix = self.node == local, prefix
+        self.region, self.queue = Region(prefix), SharedQueue(shared_folder() / f"{prefix}-{self.node[:8]}-queue")
         self.worker = self._open(handle, memory).worker(writer)
 
     def serve(self, path: str) -> None:
-        """Answer the driver on this machine by a socket, until it hangs up."""
+        """Answer a driver on this machine over a socket until it hangs up."""
         from fl.execution.workers.channel import serve
 
         serve(self, path)
 
     def clock(self) -> float:
+        """Return this process's clock, in seconds."""
         return time.perf_counter()
 
-    def run(self, order: bytes, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
-        """Work through a share of an order. One argument of bytes: Ray spends a tenth of a millisecond on each."""
-        from fl.tracking import profile
+    def run(self, request: bytes, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
+        """Work through a share of a dispatch. `request` is one argument of bytes: Ray spends 0.1 ms on each argument."""
+        from fl.tracking import spans
 
-        with profile.span("transfer", "call"):
-            handle, number, runs, steal, me, segment = pickle.loads(order)
-            tasks = self.queue.tasks(number, runs, me, steal)
+        with spans.span("transfer", "call"):
+            handle, number, runs, steal, index, segment = pickle.loads(request)
+            tasks = self.queue.tasks(number, runs, index, steal)
             answer = self._answer(self.worker.run(self._open(handle, memory), tasks, segment))
-        return answer, profile.taken(profile.SENT)
+        return answer, spans.take_record(spans.MAX_SENT)
 
-    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, profile.Record | None]:
-        from fl.tracking import profile
+    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
+        """Call a function of the server."""
+        from fl.tracking import spans
 
-        with profile.span("transfer", "call"):
+        with spans.span("transfer", "call"):
             fn, args = self._open(handle, memory)
-            with profile.span("server", "work"):
+            with spans.span("server", "work"):
                 value = fn(*args)
             answer = self._answer(value)
-        return answer, profile.taken(profile.SENT)
+        return answer, spans.take_record(spans.MAX_SENT)
 
     def retire(self) -> None:
-        """Put the job away; on another node than the driver's, remove its shared files."""
+        """Drop the job; on another node than the driver's, remove its shared files."""
         import gc
 
         from fl.execution.workers.process import trim
         from fl.execution.workers.shared import remove
 
-        if not self.near:
+        if not self.is_local:
             remove(self.prefix)
         self.worker.close()
         self.queue.close()
@@ -95,15 +97,21 @@ class Actor:
         trim()
 
     def _open(self, handle: Handle, memory: np.ndarray | None) -> Any:
-        return (handle if self.near else replace(handle, memory=memory)).open()
+        return (handle if self.is_local else replace(handle, memory=memory)).open()
 
     def _answer(self, value: Any) -> Handle:
         handle = self.region.write(value)
-        return handle if self.near else replace(handle, memory=self.region.copy(handle))
+        return handle if self.is_local else replace(handle, memory=self.region.copy(handle))
 
 
 def create_actors(count: int, gpu: float, prefix: str | None = None) -> list[Any]:
-    """New actors, which begin to import, each with that much of a GPU; with a `prefix` they have names, prefix-0, ..."""
+    """Create actors, which begin to import.
+
+    Args:
+        count: how many.
+        gpu: the share of a GPU that each gets.
+        prefix: names them prefix-0, prefix-1, ...
+    """
     import ray
 
     kind = ray.remote(num_cpus=1, num_gpus=gpu, max_restarts=0, scheduling_strategy="SPREAD")(Actor)

@@ -1,7 +1,7 @@
-"""How a driver talks to a worker: one question at a time, one answer.
+"""How a driver talks to a worker: one request at a time, one answer.
 
-Near   a socket of this machine: a tenth of a millisecond. One call of Ray, `Actor.serve`, lasts as long as the job
-Far    a call of Ray for each question: milliseconds
+LocalChannel    a socket of this machine: 0.1 ms per request. One call of Ray, `Actor.serve`, lasts as long as the job.
+RemoteChannel   one call of Ray per request: milliseconds.
 """
 
 from __future__ import annotations
@@ -15,31 +15,38 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-PATIENCE = 1.0  # seconds between looks whether a worker that is to call still lives
+LIVENESS_SECONDS = 1.0  # between looks whether a worker that has to connect is still alive
 
 
 class WorkerDied(Exception):
-    """The worker is."""
+    """The worker's process has ended."""
 
 
 class Channel(Protocol):
-    def ask(self, method: str, *args: Any) -> None:
+    """A channel to one worker."""
+
+    def send(self, method: str, *args: Any) -> None:
         """Have the worker call one of its methods."""
 
-    def answer(self) -> Any:
-        """What came of it; raises what it raised, or `WorkerDied`."""
+    def receive(self) -> Any:
+        """Return the method's value, or raise its error; `WorkerDied` if the worker is gone."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the channel."""
 
 
 class RemoteChannel:
+    """Calls of Ray to an actor on any node."""
+
     def __init__(self, actor: Any):
         self.actor, self.call = actor, None
 
-    def ask(self, method: str, *args: Any) -> None:
+    def send(self, method: str, *args: Any) -> None:
+        """Have the actor call one of its methods."""
         self.call = getattr(self.actor, method).remote(*args)
 
-    def answer(self) -> Any:
+    def receive(self) -> Any:
+        """Return the method's value, or raise its error."""
         import ray
 
         try:
@@ -50,34 +57,37 @@ class RemoteChannel:
             raise error.cause from None
 
     def close(self) -> None:
-        pass
+        """Nothing is open between calls."""
 
 
 class LocalChannel:
+    """A socket to an actor on this machine; `path` is a socket that does not exist yet."""
+
     def __init__(self, actor: Any, path: Path):
-        """path: of a socket that does not exist yet."""
         import ray
 
-        with socket.socket(socket.AF_UNIX) as door:
-            door.bind(str(path))
-            door.listen(1)
-            door.settimeout(PATIENCE)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            listener.settimeout(LIVENESS_SECONDS)
             serving = actor.serve.remote(str(path))
             while True:
                 with contextlib.suppress(TimeoutError):
-                    caller, _ = door.accept()
+                    accepted, _ = listener.accept()
                     break
                 if ray.wait([serving], timeout=0)[0]:
-                    ray.get(serving)  # raises why
+                    ray.get(serving)  # raises the worker's error
         path.unlink()
-        caller.settimeout(None)
-        self.connection = Connection(caller.detach())
+        accepted.settimeout(None)
+        self.connection = Connection(accepted.detach())
 
-    def ask(self, method: str, *args: Any) -> None:
-        with contextlib.suppress(OSError):  # the answer tells
+    def send(self, method: str, *args: Any) -> None:
+        """Have the worker call one of its methods."""
+        with contextlib.suppress(OSError):  # `receive` reports it
             self.connection.send_bytes(pickle.dumps((method, args)))
 
-    def answer(self) -> Any:
+    def receive(self) -> Any:
+        """Return the method's value, or raise its error."""
         try:
             good, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
@@ -87,11 +97,12 @@ class LocalChannel:
         return value
 
     def close(self) -> None:
+        """Hang up; the worker's `serve` then returns."""
         self.connection.close()
 
 
 def serve(worker: Any, path: str) -> None:
-    """A worker's end of `LocalChannel`: answers until the driver hangs up."""
+    """Answer requests at a worker's end of `LocalChannel` until the driver hangs up."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(path)
         connection = Connection(caller.detach())
@@ -106,12 +117,12 @@ def serve(worker: Any, path: str) -> None:
 
 
 def _packed(answer: tuple[bool, Any]) -> bytes:
-    """What was made of user code went into a handle; errors of it travel by value, and one that cannot says what it was."""
+    """Pickle an answer. Values of user code travel in handles; its errors travel by value, or else as their text."""
     if answer[0]:
         return pickle.dumps(answer)
     try:
         text = cloudpickle.dumps(answer)
-        pickle.loads(text)  # some can be written and not read
+        pickle.loads(text)  # some errors can be pickled and not unpickled
         return text
     except Exception:
         return pickle.dumps((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))

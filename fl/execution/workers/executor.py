@@ -1,10 +1,10 @@
-"""Executors map client work over a cohort. `Serial` is the specification; every other equals it to the bit.
+"""Executors map client work over a cohort. `Serial` is the specification; every other executor gives the same bits.
 
-prepare()   while the job is being made      start(job, states)   once
-run(order)  -> what came of it               call(fn, *args)      server work
+    prepare()   while the job is being made        start(job, states)   once
+    run(dispatch) -> its result                    call(fn, *args)      server work
 
-What is done is not theirs to know: a `Job` makes workers, an `Dispatch` is cut into tasks, and workers answer parts of it. The
-engine's are in fl/execution/worker.py, those of Flower apps in fl/flower/worker.py.
+Executors know nothing of the work: a `Job` makes workers, a `Dispatch` is split into tasks, and workers return partial
+results. The engine's are in fl/execution/job.py and dispatch.py, those of Flower apps in fl/flower/worker.py.
 """
 
 from __future__ import annotations
@@ -19,116 +19,145 @@ import torch
 from fl.execution.workers.process import exclusive
 from fl.execution.workers.task_queue import TaskQueue
 from fl.storage.clients import ClientStates
-from fl.tracking.profile import recording
+from fl.tracking.spans import recording
 
 
 class Worker(Protocol):
-    """Resident. `segment`: of the client states, where it writes."""
+    """A resident worker."""
 
-    def run(self, order: Any, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
-        """A part: what came of runs [a, b) of tasks."""
+    def run(self, dispatch: Any, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
+        """Work through runs [a, b) of task numbers; return a partial result. New client states go to `segment`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close files."""
 
 
 class Job(Protocol):
-    """What does not change in a run; it travels to the workers."""
+    """What does not change during a run; it travels to the workers."""
 
-    def worker(self, writer: int) -> Worker: ...
+    def worker(self, writer: int) -> Worker:
+        """Make a worker; `writer` numbers the segments that it writes."""
 
 
 class Dispatch(Protocol):
-    """Work for all of them. Parts and orders travel as pickles whose arrays lie in shared memory: a part is read before the
-    next order is given."""
+    """Work for all workers.
 
-    tasks: int  # how many
-    pin: bool  # whether tasks stay with the worker they were cut for
-    free: bool  # whether workers in threads can be at it at once: it touches nothing they share, and computes `release_lock`
+    Dispatches and partial results travel as pickles whose arrays lie in shared memory: a partial result is read before
+    the next dispatch is sent.
+
+    Attributes:
+        pin: whether tasks stay with the worker that they were assigned to.
+        threaded: whether threads may work at once: the work shares nothing, and computes inside `release_lock()`.
+    """
+
+    pin: bool
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+
+    @property
+    def threaded(self) -> bool:
+        """See above."""
 
     def costs(self) -> np.ndarray:
-        """(tasks,): the expected work, in any unit."""
+        """Return the expected work of each task in any unit, (tasks,)."""
 
     def missing(self, parts: Iterable[Any]) -> np.ndarray:
-        """The tasks that no part covers."""
+        """Return the tasks that no partial result covers."""
 
     def gather(self, parts: Iterable[Any], retried: int = 0) -> Any:
-        """What came of it; nothing refers to the parts any more."""
+        """Return the result. Nothing refers to the partial results afterwards."""
 
     def where(self, task: int) -> str:
-        """In words, for messages."""
+        """Describe a task in words, for messages."""
 
 
 class Executor(Protocol):
-    """One whose clients are on other machines says `remote = True`, and is given broadcasts as they were before the codec."""
+    """Runs dispatches. `remote`: clients are on other machines, and it encodes broadcasts itself."""
 
     workers: int
     remote: bool
 
     def prepare(self) -> None:
-        """Begin to come up; `start` waits for it, `close` does not."""
+        """Begin to start up; `start` waits until that is done, `close` does not."""
 
-    def start(self, job: Job, states: ClientStates) -> None: ...
+    def start(self, job: Job, states: ClientStates) -> None:
+        """Give the workers a job."""
 
-    def run(self, order: Any) -> Any: ...
+    def run(self, dispatch: Any) -> Any:
+        """Have the workers work, and return the dispatch's result."""
 
-    def call(self, fn: Callable[..., Any], *args: Any) -> Any: ...
+    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return fn(*args), computed by a worker."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let the workers go."""
 
 
 class Serial:
-    """A worker in this process, or, for work that is `free`, as many as `threads` (default: the cores)."""
+    """One worker in this process; threaded work is done by `threads` of them (default: one per core)."""
 
     workers = 1
     remote = False
 
     def __init__(self, threads: int | None = None):
         self.threads = threads or torch.multiprocessing.cpu_count()
-        self.pool = ThreadPoolExecutor(max(self.threads - 1, 1), "fl-worker")  # beside this one
-        self.crew: list[tuple[Worker, int]] = []  # each with its writer's number
+        self.pool = ThreadPoolExecutor(max(self.threads - 1, 1), "fl-worker")  # beside this thread
+        self.members: list[tuple[Worker, int]] = []  # each with its writer's number
 
     def prepare(self) -> None:
-        pass
+        """Nothing has to start up."""
 
     def start(self, job: Job, states: ClientStates) -> None:
+        """Make the first worker; threads get theirs when they are needed."""
         self.job, self.states = job, states
-        self._hire()
+        self.add_worker()
 
-    def run(self, order: Dispatch) -> Any:
-        free = order.free and not recording()  # what is recorded is one thing after another
-        several = min(order.tasks, self.threads) if free else 1
-        while len(self.crew) < several:
-            self._hire()
-        if several <= 1:
-            return order.gather([self._part(0, order, [(0, order.tasks)])])
-        runs = TaskQueue(order.costs(), several)
+    def run(self, dispatch: Dispatch) -> Any:
+        """Work through all tasks, in order or by several threads."""
+        threaded = dispatch.threaded and not recording()  # a profile records one thing after another
+        count = min(dispatch.tasks, self.threads) if threaded else 1
+        if count <= 1:
+            worker, writer = self.members[0]
+            return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
+        while len(self.members) < count:
+            self.add_worker()
+        return self._in_threads(dispatch, count)
 
-        def part(k: int) -> Any:
+    def _in_threads(self, dispatch: Dispatch, count: int) -> Any:
+        queue = TaskQueue(dispatch.costs(), count)
+
+        def work(k: int) -> Any:
             try:
                 with exclusive():
-                    return self._part(k, order, runs.tasks(k))
+                    return self.part(k, dispatch, queue.tasks(k))
             except BaseException:
-                runs.stop()  # the others take no more
+                queue.stop()
                 raise
 
-        others = [self.pool.submit(part, k) for k in range(1, several)]
+        others = [self.pool.submit(work, k) for k in range(1, count)]
         try:
-            return order.gather([part(0), *(other.result() for other in others)])
+            return dispatch.gather([work(0), *(other.result() for other in others)])
         finally:
             wait(others)
 
-    def _hire(self) -> None:
-        writer = self.states.new_writer()
-        self.crew.append((self.job.worker(writer), writer))
+    def part(self, k: int, dispatch: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
+        """Have worker k work through some tasks; return its partial result."""
+        worker, writer = self.members[k]
+        return worker.run(dispatch, tasks, self.states.segment(writer))
 
-    def _part(self, k: int, order: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
-        worker, writer = self.crew[k]
-        return worker.run(order, tasks, self.states.segment(writer))
+    def add_worker(self) -> None:
+        """Make one more worker."""
+        writer = self.states.new_writer()
+        self.members.append((self.job.worker(writer), writer))
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return fn(*args)."""
         return fn(*args)
 
     def close(self) -> None:
+        """Stop the threads, and close the workers' files."""
         self.pool.shutdown()
-        for worker, _ in self.crew:
+        for worker, _ in self.members:
             worker.close()

@@ -1,4 +1,4 @@
-"""How a process that computes for a run is set up."""
+"""Settings of a process that computes: threads, the allocator, a lock for threads, reusable buffers."""
 
 from __future__ import annotations
 
@@ -12,70 +12,75 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# glibc's mallopt: memory that training frees is kept, as the next batch wants it again. Otherwise large tensors go back to the
-# system after every step and come back page by page (CNN on 32x32x3 images: 6,000 page faults a client, 15 % of its time)
+# glibc's mallopt: keep the memory that training frees, because the next batch needs it again. Otherwise large tensors return
+# to the system after every step and come back page by page (CNN on 32x32x3 images: 6,000 page faults per client, 15 % of its time)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 _KEEP = 1 << 30
 _GROW = 64 << 20
 
 
 def configure_process() -> None:
-    """One thread, as thread counts change sums; and an allocator that keeps what it has."""
+    """Use one thread, because thread counts change sums, and an allocator that keeps freed memory."""
     torch.set_num_threads(1)
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _KEEP)
         mallopt(_TRIM_THRESHOLD, _KEEP)
         mallopt(_TOP_PAD, _GROW)
-        mallopt(_ARENA_MAX, 1)  # threads share one heap: what one of them frees, the others may have
+        mallopt(_ARENA_MAX, 1)  # threads share one heap: memory that one frees serves the others
 
 
-_turn, _thread = threading.Lock(), threading.local()
+_lock, _thread = threading.Lock(), threading.local()
 
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """One thread at a time, but for what it does `release_lock`. Threads that pass the interpreter's lock to each other at every call into torch
-    spend more on passing than on calls."""
-    with _turn:
-        _thread.has_it = True
+    """Hold a global lock, released inside `release_lock()` blocks.
+
+    Threads that hand over the interpreter's lock at every call into torch spend more time on that than on the calls.
+    """
+    with _lock:
+        _thread.holds_lock = True
         try:
             yield
         finally:
-            _thread.has_it = False
+            _thread.holds_lock = False
 
 
 @contextlib.contextmanager
 def release_lock() -> Iterator[None]:
-    """Within, others may have this thread's turn, if it has one."""
-    if not getattr(_thread, "has_it", False):
+    """Release the lock of `exclusive` inside the block, if this thread holds it."""
+    if not getattr(_thread, "holds_lock", False):
         yield
         return
-    _turn.release()
+    _lock.release()
     try:
         yield
     finally:
-        _turn.acquire()
+        _lock.acquire()
 
 
-_lent: dict[int, list[np.ndarray]] = {}
+_free_buffers: dict[int, list[np.ndarray]] = {}
 
 
 def pooled_buffer(elements: int) -> Tensor:
-    """float32, as `torch.empty`; when nobody refers to it any more, the next who wants as much has it. From the heap it would go back to
-    the heap, where what is small and kept takes a bit of it, and the next has to be taken from the system."""
-    free = _lent.setdefault(elements, [])
+    """Return an uninitialised float32 tensor of a reusable buffer; the buffer is free again when nothing refers to the tensor.
+
+    In the heap, small objects that are kept would take pieces of the freed memory, and the next buffer would be new memory
+    from the system.
+    """
+    free = _free_buffers.setdefault(elements, [])
     try:
         memory = free.pop()
     except IndexError:
         memory = torch.empty(elements).numpy()
-    lent = memory[:]
-    weakref.finalize(lent, free.append, memory).atexit = False
-    return torch.from_numpy(lent)
+    view = memory[:]
+    weakref.finalize(view, free.append, memory).atexit = False
+    return torch.from_numpy(view)
 
 
 def trim() -> None:
-    """Give memory that nothing uses back to the system."""
-    _lent.clear()
+    """Return unused memory to the system."""
+    _free_buffers.clear()
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,11 +1,11 @@
-"""Ray workers: the actors of a crew, one question to each and exchange, on one machine or on every node of a cluster.
+"""Ray workers: the actors of a pool, one request per dispatch, on one machine or on every node of a cluster.
 
-    driver                         node of the driver                      another node
-    Region: the order      ----->  mapped by every worker                  carried once by the object store
-    runs of tasks          ----->  Queue per node: own run, then steal     likewise
-    gather  <-----                 Region per worker: its part             carried by the return value
+    driver                                node of the driver                         another node
+    Region: the dispatch         ----->   mapped by every worker                     carried once by the object store
+    runs of tasks                ----->   SharedQueue per node: own run, then steal  likewise
+    gather              <-----            Region per worker: its partial result      carried by the return value
 
-A worker that dies takes its unreturned tasks with it: they are run again on the others, and the tree gives the same bits.
+If a worker dies, its unfinished tasks run again on the others, and the reduction tree gives the same bits.
 """
 
 from __future__ import annotations
@@ -25,117 +25,133 @@ from fl import registry
 from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, WorkerDied
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
-from fl.execution.workers.shared import Handle, Region, folder, new_prefix, remove
-from fl.execution.workers.task_queue import cut
+from fl.execution.workers.shared import Handle, Region, new_prefix, remove, shared_folder
+from fl.execution.workers.task_queue import split
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
-from fl.tracking import profile
+from fl.tracking import spans
 
-ATTEMPTS = 4  # at an exchange whose workers die, before the run is given up
+ATTEMPTS = 4  # at a dispatch whose workers die, before the run stops
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Member:
-    """A worker with its job, and the line to it; `actor` is `None` once it is dead."""
+    """A worker with a job, and the channel to it; `actor` is `None` once it is dead."""
 
     actor: Any
     writer: int
     node: str
     pid: int
-    line: Channel
-    shift: float = 0.0  # our clock less its, where spans are recorded
+    channel: Channel
+    clock_shift: float = 0.0  # our clock minus its clock, in seconds, where spans are recorded
 
 
 class Ray:
-    """`workers` actors of one core each, which share the GPUs if they want any; `address` joins a running cluster ("auto" finds it)."""
+    """Actors of one core each.
+
+    Args:
+        workers: number of actors.
+        address: join a running cluster ("auto" finds it); `None` starts Ray on this machine.
+        gpus: whether the actors share the GPUs.
+    """
 
     remote = False
 
     def __init__(self, workers: int, address: str | None = None, gpus: bool = False):
         self.workers, self.address, self.gpus = workers, address, gpus
-        self.at_work = workers  # of them, how many orders are shared out among
-        self.crew: RayPool | None = None
+        self.active = workers  # how many of them get tasks
+        self.pool: RayPool | None = None
         self.prefix: str | None = None  # of shared files
         self.members: list[_Member] = []
 
     def prepare(self) -> None:
-        self.crew = acquire_pool(self.workers, self.address, self.gpus)
+        """Begin to start Ray and its workers."""
+        self.pool = acquire_pool(self.workers, self.address, self.gpus)
 
     def start(self, job: Job, states: ClientStates) -> None:
-        if self.crew is None:
+        """Wait for the workers, and give them the job."""
+        if self.pool is None:
             self.prepare()
+        assert self.pool is not None
         self.states, self.prefix = states, new_prefix()
         self.job, self.region = Region(self.prefix), Region(self.prefix)
         self.job_handle, self.job_memory = self.job.write(job), None
-        handles = self.crew.take(self.workers)
+        handles = self.pool.acquire(self.workers)
         import ray
 
         self.ray, self.local = ray, ray.get_runtime_context().get_node_id()
         self.attempts = 0
-        self.members = self._employed(handles)
+        self.members = self._with_job(handles)
+
+    def use_workers(self, count: int) -> None:
+        """Divide the following dispatches among the first `count` workers."""
+        self.active = count
 
     # -- workers --------------------------------------------------------------------------------------------------
-    def _employed(self, handles: list[ActorHandle]) -> list[_Member]:
-        """Workers, given the job."""
-        members = [_Member(r.actor, self.states.new_writer(), r.node, r.pid, RemoteChannel(r.actor)) for r in handles]
+    def _with_job(self, handles: list[ActorHandle]) -> list[_Member]:
+        """Give actors the job, and open channels to them."""
+        members = [_Member(h.actor, self.states.new_writer(), h.node, h.pid, RemoteChannel(h.actor)) for h in handles]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
-        common = (registry.sources(), self.job_handle, profile.recording())
+        common = (registry.sources(), self.job_handle, spans.recording())
         self.ray.get(
             [
-                m.actor.setup.remote(*common, self._for(m, self.job_memory), m.writer, self.prefix, self.local)
+                m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, self.prefix, self.local)
                 for m in members
             ]
         )
         for m in members:
             if m.node == self.local:
-                m.line = LocalChannel(m.actor, folder() / f"{self.prefix}-line-{m.pid}")
-            elif profile.recording():
-                m.shift = profile.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
+                m.channel = LocalChannel(m.actor, shared_folder() / f"{self.prefix}-socket-{m.pid}")
+            elif spans.recording():
+                m.clock_shift = spans.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
         return members
 
     def _replace_dead(self) -> None:
-        """New workers for the dead; where the cluster has no room for them, the living go on alone."""
+        """Create workers in place of dead ones; if the cluster has no room for them, the others continue alone."""
         if all(m.actor is not None for m in self.members):
             return
+        assert self.pool is not None
         self.members = [m for m in self.members if m.actor is not None]
         try:
-            self.members += self._employed(self.crew.take(self.workers - len(self.members)))
+            self.members += self._with_job(self.pool.acquire(self.workers - len(self.members)))
         except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
-            log.warning("no room for new workers; going on with %d", len(self.members))
+            log.warning("no room for new workers; continuing with %d", len(self.members))
             if not self.members:
                 raise
 
-    def _for(self, member: _Member, memory: Any) -> Any:
-        """The value's bytes for a worker that does not see this node's memory."""
+    def _memory_for(self, member: _Member, memory: Any) -> Any:
+        """Return a value's bytes for a worker on another node, which does not see this node's memory."""
         return None if member.node == self.local else memory
 
-    # -- orders ---------------------------------------------------------------------------------------------------
-    def run(self, order: Dispatch) -> Any:
+    # -- dispatches -----------------------------------------------------------------------------------------------
+    def run(self, dispatch: Dispatch) -> Any:
+        """Have the workers work through all tasks; tasks of workers that die run again."""
         parts: list[Any] = []
-        missing, retried = np.arange(order.tasks), 0
+        missing, retried = np.arange(dispatch.tasks), 0
         for attempt in range(ATTEMPTS):
             self._replace_dead()
-            parts += self._attempt(order, missing, steal=not order.pin or attempt > 0)
-            missing = order.missing(parts)
+            parts += self._attempt(dispatch, missing, steal=not dispatch.pin or attempt > 0)
+            missing = dispatch.missing(parts)
             if not len(missing):
-                return order.gather(parts, retried)
+                return dispatch.gather(parts, retried)
             retried += len(missing)
-            parts = copy.deepcopy(parts)  # they are views of memory that the living are about to write again
+            parts = copy.deepcopy(parts)  # they are views of memory that the workers are about to write again
         raise RuntimeError(
-            f"{order.where(missing[0])}: workers died {ATTEMPTS} times. If they ran out of memory, use fewer "
+            f"{dispatch.where(missing[0])}: workers died {ATTEMPTS} times. If they ran out of memory, use fewer "
             "execution.workers or a smaller execution.chunk"
         )
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return fn(*args), computed by a worker."""
         for _ in range(ATTEMPTS):
             self._replace_dead()
             handle, memory = self._share((fn, args))
             member, asked = self.members[0], time.perf_counter()
             try:
-                member.line.ask("call", handle, self._for(member, memory))
+                member.channel.send("call", handle, self._memory_for(member, memory))
                 return tree_map(lambda leaf: leaf.clone(), self._answer(member, asked))
             except WorkerDied:
                 member.actor = None
@@ -145,38 +161,41 @@ class Ray:
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
         """Write a value where every worker can open it."""
-        with profile.span("transfer", "order"):
+        with spans.span("transfer", "order"):
             handle = self.region.write(value)
-            far = any(m.node != self.local for m in self.members)
-            return handle, self.ray.put(self.region.copy(handle)) if far else None
+            other_nodes = any(m.node != self.local for m in self.members)
+            return handle, self.ray.put(self.region.copy(handle)) if other_nodes else None
 
     def _answer(self, member: _Member, asked: float) -> Any:
-        """What a worker answers."""
-        with profile.span("waits", "workers"):
-            handle, record = member.line.answer()
-        profile.arrived(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.shift)
-        with profile.span("transfer", "answer"):
+        """Wait for a worker's answer, and return its value."""
+        with spans.span("waits", "workers"):
+            handle, record = member.channel.receive()
+        spans.add_worker_record(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.clock_shift)
+        with spans.span("transfer", "answer"):
             return handle.open()
 
-    def _attempt(self, order: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
-        """One question to each worker; the parts of those who lived."""
-        handle, memory = self._share(order)
+    def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
+        """Send each worker its share of the tasks; return the partial results of the workers that lived."""
+        handle, memory = self._share(dispatch)
         self.attempts += 1
-        parts, asked, failure = [], [], None
-        members = sorted(self.members[: self.at_work], key=lambda m: m.node)
-        shares = iter(cut(order.costs()[tasks], tasks, len(members)))
-        for _, team in itertools.groupby(members, key=lambda m: m.node):
-            team = list(team)
-            own = [next(shares) for _ in team]
+        parts: list[Any] = []
+        requests: list[tuple[_Member, float]] = []
+        failure: Exception | None = None
+        members = sorted(self.members[: self.active], key=lambda m: m.node)
+        shares = iter(split(dispatch.costs()[tasks], tasks, len(members)))
+        for _, group in itertools.groupby(members, key=lambda m: m.node):
+            on_node = list(group)
+            own = [next(shares) for _ in on_node]
             runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
-            for me, member in enumerate(team):
-                share = pickle.dumps((handle, self.attempts, runs, steal, me, self.states.segment(member.writer)))
-                with profile.span("transfer", "call"):
-                    asked.append((member, time.perf_counter()))
-                    member.line.ask("run", share, self._for(member, memory))
-        for member, since in asked:
+            for index, member in enumerate(on_node):
+                segment = self.states.segment(member.writer)
+                request = pickle.dumps((handle, self.attempts, runs, steal, index, segment))
+                with spans.span("transfer", "call"):
+                    requests.append((member, time.perf_counter()))
+                    member.channel.send("run", request, self._memory_for(member, memory))
+        for member, asked in requests:
             try:
-                parts.append(self._answer(member, since))
+                parts.append(self._answer(member, asked))
             except WorkerDied:
                 log.warning("worker %d died; its clients run again", member.pid)
                 member.actor = None
@@ -187,10 +206,11 @@ class Ray:
         return parts
 
     def close(self) -> None:
-        if self.crew is not None:
-            crew, self.crew = self.crew, None
+        """Return the workers to the pool, and remove shared files."""
+        if self.pool is not None:
+            pool, self.pool = self.pool, None
             for member in self.members:
-                member.line.close()
-            release_pool(crew, [ActorHandle(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
+                member.channel.close()
+            release_pool(pool, [ActorHandle(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
         if self.prefix is not None:
             remove(self.prefix)

@@ -1,8 +1,8 @@
-"""Ray on this machine, started by a process of its own: `python -m fl.execution.workers.ray_head WORKERS GPU`, which hires them too,
-each with that much of a GPU.
+"""The process that starts Ray on this machine: `python -m fl.execution.workers.ray_head WORKERS GPU`.
 
-It answers one line of JSON, {"address": ...} or {"error": ...}, and goes down with Ray when its standard input is closed. Threads of
-the driver could not do that: what a fork does to a thread that is in the middle of a matrix product is to hang it.
+It creates the actors too, each with the share GPU of a GPU. It answers one line of JSON, {"address": ...} or {"error": ...},
+and shuts Ray down when its standard input is closed. A thread of the driver could not do this: a fork hangs when another
+thread is in the middle of a matrix product.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ OBJECT_STORE = 256 << 20  # bytes; on one node Ray's object store carries next t
 
 
 def main() -> None:
-    """Ray goes down as the process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the driver's to say when it is over
+    """Start Ray, answer, and wait; Ray ends with this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is no answer
     import ray
 
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         # "local": never some other cluster that happens to run on this machine
         ray.init("local", num_cpus=workers, object_store_memory=OBJECT_STORE, namespace=NAMESPACE, **options)
-        if select.select([sys.stdin], [], [], 0)[0]:  # closed already: nobody waits
+        if select.select([sys.stdin], [], [], 0)[0]:  # closed already: no driver is waiting
             return
         actors = create_actors(workers, gpu, NAME)
         imports = [actor.where.remote() for actor in actors]

@@ -1,10 +1,10 @@
-"""Ray and its workers: they come up beside the making of a run, and may outlive it.
+"""Ray and its actors, as a pool: they start up while a run is set up, and may outlive it.
 
-    enlist  ->  Crew: a process starts Ray and hires, workers import torch          the run: read data, partition, build
-    take    <-  waits for it, connects: workers without a job                       the job is handed over
-    dismiss ->  down; within `keep_workers()`, back to waiting for the next run
+    acquire_pool -> RayPool: a process starts Ray and creates actors, which import torch       meanwhile the run is set up
+    acquire      <- waits for it, connects: actors without a job                              then the job is sent
+    release_pool -> shut down; within `keep_workers()`, kept for the next run
 
-Where Ray is there already (the caller's own, or a cluster at an `address`) nothing is started: `take` hires there.
+If Ray runs already (the caller's own, or a cluster at an `address`), none is started: `acquire` creates actors there.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from fl.errors import ConfigError
 from fl.execution.workers.actor import create_actors
 from fl.execution.workers.ray_head import NAME, NAMESPACE
 
-HIRE_SECONDS = 120  # for new workers to come up
-RETIRE_SECONDS = 1  # for a worker to put its job away; one that is still at work is let go
-DOWN_SECONDS = 10  # for Ray to go down by itself
+START_SECONDS = 120  # for new actors to start up
+RETIRE_SECONDS = 1  # for an actor to drop its job; one that is still working is killed
+SHUTDOWN_SECONDS = 10  # for Ray to shut down by itself
 
 
 @dataclass(frozen=True)
 class ActorHandle:
-    """An actor, and where it is."""
+    """An actor, and where it runs."""
 
     actor: Any
     node: str
@@ -39,92 +39,103 @@ class ActorHandle:
 
 
 class RayPool:
-    """Ray with room for `workers`, which share the GPUs if they want any, and those of them that have no job."""
+    """Ray with room for `workers` actors, and the idle ones among them; with `gpus` they share the GPUs."""
 
     def __init__(self, workers: int, address: str | None, gpus: bool = False):
         self.workers, self.address, self.gpus = workers, address, gpus
-        self.head: subprocess.Popen | None = None
-        self.ours = self.connected = False  # ours: to disconnect from
+        self.head: subprocess.Popen[str] | None = None
+        self.connected = False
+        self.disconnects = False  # whether the connection is ours to close
         self.idle: list[ActorHandle] = []
         if address is None and not _initialized():
-            gpu = self._gpu(_gpus_here() if gpus else 0)  # -P: the present folder hides nothing
+            gpu = self._gpu_share(_local_gpus() if gpus else 0)
+            # -P: no file of the present folder hides a module
             command = [sys.executable, "-P", "-m", "fl.execution.workers.ray_head", str(workers), str(gpu)]
-            # workers find modules where this process does; a session of its own: signals for the terminal's processes pass it by
+            # workers find modules where this process does; its own session: the terminal's signals do not reach it
             paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-            streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self.head = subprocess.Popen(command, env=os.environ | paths, text=True, start_new_session=True, **streams)
+            self.head = subprocess.Popen(
+                command,
+                env=os.environ | paths,
+                text=True,
+                start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
 
-    def take(self, count: int) -> list[ActorHandle]:
-        """So many living workers without a job, new ones if need be."""
+    def acquire(self, count: int) -> list[ActorHandle]:
+        """Return `count` living actors without a job; missing ones are created."""
         if not self.connected:
             self._connect()
         found = _living(self.idle)
         found, self.idle = found[:count], found[count:]
-        return found + (self._hired(count - len(found)) if count > len(found) else [])
+        return found + (self._create(count - len(found)) if count > len(found) else [])
 
-    def _hired(self, count: int) -> list[ActorHandle]:
+    def _create(self, count: int) -> list[ActorHandle]:
         import ray
 
-        there = ray.cluster_resources().get("GPU", 0) if self.gpus else 0
-        if self.gpus and not there:
+        gpus = ray.cluster_resources().get("GPU", 0) if self.gpus else 0
+        if self.gpus and not gpus:
             raise ConfigError("execution.device", "'cuda', but the Ray cluster has no GPU; use 'cpu'")
-        return _placed(create_actors(count, self._gpu(there)))
+        return _located(create_actors(count, self._gpu_share(gpus)))
 
-    def _gpu(self, there: float) -> float:
-        """What each worker gets of so many."""
-        return min(1.0, there / self.workers)
+    def _gpu_share(self, gpus: float) -> float:
+        """Return the share of a GPU that each worker gets."""
+        return min(1.0, gpus / self.workers)
 
     def _connect(self) -> None:
         import ray
 
         address = self.address
         if self.head is not None:
+            assert self.head.stdout is not None
             answer = json.loads(self.head.stdout.readline() or '{"error": "its process died"}')
             if "error" in answer:
                 raise RuntimeError(
-                    f"Ray did not come up: {answer['error']}. See its logs, or use execution.executor=serial"
+                    f"Ray did not start: {answer['error']}. See its logs, or use execution.executor=serial"
                 )
             address = answer["address"]
         if not ray.is_initialized():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            self.ours = True
+            self.disconnects = True
         self.connected = True
         cores = int(ray.cluster_resources().get("CPU", 0))
         if self.workers > cores:
             raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
         if self.head is not None:
-            self.idle = _placed([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
+            self.idle = _located([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
 
-    def serves(self, workers: int, address: str | None, gpus: bool) -> bool:
-        """Whether it will do for another run."""
+    def suits(self, workers: int, address: str | None, gpus: bool) -> bool:
+        """Whether another run can use this pool."""
         alive = _initialized() and (self.head is None or self.head.poll() is None)
         return alive and (self.address, self.gpus) == (address, gpus) and workers <= self.workers
 
-    def leave(self) -> None:
-        """Go down; what is not up yet does not come up."""
+    def shut_down(self) -> None:
+        """Kill idle actors, disconnect, and stop the Ray that this pool has started."""
         if _initialized() and self.connected:
             import ray
 
             for handle in self.idle:
                 ray.kill(handle.actor)
-            if self.ours:
+            if self.disconnects:
                 ray.shutdown()
         if self.head is None:
             return
+        assert self.head.stdin is not None and self.head.stdout is not None
         self.head.stdin.close()
-        if not self.connected:  # it goes down once it is up: killed in between, it would leave processes behind
+        if not self.connected:  # it stops once it has started: killed before, it would leave processes behind
             self.head.stdout.close()
             return
         try:
-            self.head.wait(DOWN_SECONDS)
+            self.head.wait(SHUTDOWN_SECONDS)
         except subprocess.TimeoutExpired:
             self.head.kill()
             self.head.wait()
         self.head.stdout.close()
 
 
-def _gpus_here() -> int:
+def _local_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
@@ -134,23 +145,23 @@ def _initialized() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def _placed(actors: Sequence[Any]) -> list[ActorHandle]:
-    """Actors that have come up."""
+def _located(actors: Sequence[Any]) -> list[ActorHandle]:
+    """Wait until actors have started, and ask where they are."""
     import ray
 
-    places = ray.get([actor.where.remote() for actor in actors], timeout=HIRE_SECONDS)
+    places = ray.get([actor.where.remote() for actor in actors], timeout=START_SECONDS)
     return [ActorHandle(actor, *place) for actor, place in zip(actors, places)]
 
 
 def _living(handles: Sequence[ActorHandle], method: str = "where", seconds: float | None = None) -> list[ActorHandle]:
-    """Those who answer, in time; the others are let go."""
+    """Return the actors that answer in time, and kill the others."""
     import ray
 
-    asked = {getattr(handle.actor, method).remote(): handle for handle in handles}
-    if asked:
-        ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    calls = {getattr(handle.actor, method).remote(): handle for handle in handles}
+    if calls:
+        ray.wait(list(calls), num_returns=len(calls), timeout=seconds)
     living = []
-    for call, handle in asked.items():
+    for call, handle in calls.items():
         try:
             ray.get(call, timeout=0)
             living.append(handle)
@@ -160,42 +171,42 @@ def _living(handles: Sequence[ActorHandle], method: str = "where", seconds: floa
 
 
 # -- from run to run --------------------------------------------------------------------------------------------------
-_keepers = 0  # contexts that ask to keep
-_resting: RayPool | None = None  # between two runs
+_keepers = 0  # open `keep_workers` contexts
+_kept_pool: RayPool | None = None  # between two runs
 
 
 def acquire_pool(workers: int, address: str | None, gpus: bool = False) -> RayPool:
-    """A crew for a run, which begins to come up; the one that rests, if it serves."""
-    global _resting
-    crew, _resting = _resting, None
-    if crew is not None and crew.serves(workers, address, gpus):
-        return crew
-    if crew is not None:
-        crew.leave()
+    """Return a pool for a run: the kept one if it suits, else a new one that starts up."""
+    global _kept_pool
+    pool, _kept_pool = _kept_pool, None
+    if pool is not None and pool.suits(workers, address, gpus):
+        return pool
+    if pool is not None:
+        pool.shut_down()
     return RayPool(workers, address, gpus)
 
 
-def release_pool(crew: RayPool, handles: Sequence[ActorHandle]) -> None:
-    """The end of a run; `handles`: those who live."""
-    global _resting
-    keep = _keepers and _resting is None and crew.connected
-    if handles and (keep or crew.head is None):  # else they die with their node
-        crew.idle += _living(handles, "retire", RETIRE_SECONDS)
+def release_pool(pool: RayPool, handles: Sequence[ActorHandle]) -> None:
+    """Return a pool at the end of a run, with the actors that are alive."""
+    global _kept_pool
+    keep = _keepers and _kept_pool is None and pool.connected
+    if handles and (keep or pool.head is None):  # otherwise they end with their Ray
+        pool.idle += _living(handles, "retire", RETIRE_SECONDS)
     if keep:
-        _resting = crew
+        _kept_pool = pool
     else:
-        crew.leave()
+        pool.shut_down()
 
 
 @contextlib.contextmanager
 def keep_workers() -> Iterator[None]:
-    """Runs within share one crew, if they can: it goes down at the end."""
-    global _keepers, _resting
+    """Let the runs inside share one pool if they can; it is shut down at the end."""
+    global _keepers, _kept_pool
     _keepers += 1
     try:
         yield
     finally:
         _keepers -= 1
-        if not _keepers and _resting is not None:
-            crew, _resting = _resting, None
-            crew.leave()
+        if not _keepers and _kept_pool is not None:
+            pool, _kept_pool = _kept_pool, None
+            pool.shut_down()

@@ -1,7 +1,7 @@
-"""Memory that processes on one node share: values written once and mapped by all, and a queue of work.
+"""Memory that processes on one node share: values written once and mapped by all, and a queue of tasks.
 
-Files live in the node's memory file system. A `Region` holds one value at a time; its `Handle` is a few hundred bytes and
-opens to the value with every tensor and array mapped in place, private to the reader: writing to it changes no one else's.
+Files lie in the node's memory file system. A `Region` holds one value at a time. Its `Handle` takes a few hundred bytes and
+opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it changes no other copy.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.execution.workers.task_queue import take
+from fl.execution.workers.task_queue import next_task
 from fl.tensors.trees import aligned, pack, unpack
 
 
-def folder() -> Path:
-    """Where shared files live: memory if the system has a file system for it."""
+def shared_folder() -> Path:
+    """Return the folder of shared files: in memory if the system has a file system for it."""
     memory = Path("/dev/shm")
     return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def new_prefix() -> str:
-    """A name for a run's files that tells whose they are; files of processes that are gone are removed."""
-    for path in folder().glob("fl-*"):
+    """Return a new name for a run's files, with the process id; remove files of processes that have ended."""
+    for path in shared_folder().glob("fl-*"):
         owner = re.match(r"fl-(\d+)-", path.name)
         if owner and not os.path.exists(f"/proc/{owner[1]}"):
             with contextlib.suppress(OSError):
@@ -42,20 +42,26 @@ def new_prefix() -> str:
 
 
 def remove(prefix: str) -> None:
-    for path in folder().glob(f"{prefix}-*"):
+    """Delete all files of a run."""
+    for path in shared_folder().glob(f"{prefix}-*"):
         path.unlink(missing_ok=True)
 
 
-QUEUE_BYTES = (
-    1 << 20
-)  # for 65,535 runs: one per worker, more where the dead left pieces; memory is taken as it is written
-SMALL = 1 << 18  # bytes, below which a copy costs less than a map
+# room for 65,535 runs: one per worker, and more pieces after workers have died; the system allocates what is written
+QUEUE_BYTES = 1 << 20
+SMALL = 1 << 18  # bytes, below which a copy is cheaper than a mapping
 
 
 @dataclass(frozen=True)
 class Handle:
-    """A packed value: its code here, its memories in `path` at `offsets`. Elsewhere than on its node it travels as
-    `memory`, an array of bytes."""
+    """A packed value.
+
+    Attributes:
+        code: the pickle without its arrays.
+        offsets, sizes: where the arrays lie, in bytes.
+        path: the file that holds them on the value's own node.
+        memory: their bytes, on other nodes.
+    """
 
     code: bytes
     offsets: tuple[int, ...]
@@ -64,7 +70,7 @@ class Handle:
     memory: np.ndarray | None = None
 
     def open(self) -> Any:
-        """The value; its tensors are views of the mapped file, of what was read of it, or of `memory`."""
+        """Return the value; its tensors are views of the mapped file, of a copy of it, or of `memory`."""
         if not self.sizes:
             return unpack(self.code, [])
         if self.memory is not None:
@@ -73,7 +79,7 @@ class Handle:
             with open(self.path, "rb", buffering=0) as file:
                 end = self.offsets[-1] + self.sizes[-1]
                 if end < SMALL:
-                    whole = memoryview(torch.empty(end, dtype=torch.uint8).numpy())  # aligned, as a map is
+                    whole = memoryview(torch.empty(end, dtype=torch.uint8).numpy())  # aligned, like a mapping
                     file.readinto(whole)
                 else:
                     whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
@@ -84,7 +90,7 @@ class Region:
     """A file of shared memory, rewritten by each `write`, growing as needed."""
 
     def __init__(self, prefix: str):
-        self.path = folder() / f"{prefix}-{secrets.token_hex(4)}"
+        self.path = shared_folder() / f"{prefix}-{secrets.token_hex(4)}"
         self.map: mmap.mmap | None = None
 
     def write(self, value: Any) -> Handle:
@@ -101,16 +107,18 @@ class Region:
         return Handle(code, tuple(offsets), tuple(sizes), str(self.path))
 
     def copy(self, handle: Handle) -> np.ndarray:
-        """The bytes of the region's present value, to send to another node."""
+        """Return the bytes of the present value, to send to another node."""
         end = max((a + n for a, n in zip(handle.offsets, handle.sizes)), default=0)
         return np.frombuffer(self.map[:end] if end else b"", np.uint8)
 
 
-class Queue:
-    """Runs of tasks, one per worker and then those of nobody, taken as `runs.take` does. Kept in a shared file under the file's lock,
-    which the system releases when its holder dies.
+class SharedQueue:
+    """The task queue of all workers on a node (see task_queue.py), in a shared file.
 
-    int64 pairs    (number of what is being worked, runs)  [front, back)  [front, back) ...
+    The file's lock protects it; the system releases the lock when its holder dies. The first runs belong to the workers,
+    further ones to nobody.
+
+        int64 pairs    (attempt, number of runs)  [front, back)  [front, back) ...
     """
 
     def __init__(self, path: Path):
@@ -118,22 +126,26 @@ class Queue:
         os.ftruncate(self.file, QUEUE_BYTES)
         self.memory = np.frombuffer(mmap.mmap(self.file, 0), np.int64).reshape(-1, 2)
 
-    def tasks(self, number: int, runs: list[tuple[int, int]], me: int, steal: bool = True) -> Iterator[tuple[int, int]]:
-        """Tasks [a, a + 1) of `runs` until there are none left anywhere (or, without stealing, of one's own). Whoever comes first
-        with a `number` lays out its runs; who comes with an earlier one gets nothing."""
+    def tasks(
+        self, attempt: int, runs: list[tuple[int, int]], worker: int, steal: bool = True
+    ) -> Iterator[tuple[int, int]]:
+        """Yield runs [a, a + 1) until no task is left (without `steal`, none of the worker's own).
+
+        The first worker with a new `attempt` writes its `runs`; a worker with an earlier attempt gets no task.
+        """
         with self._locked():
-            if self.memory[0, 0] < number:
-                self.memory[0] = number, len(runs)
+            if self.memory[0, 0] < attempt:
+                self.memory[0] = attempt, len(runs)
                 self.memory[1 : 1 + len(runs)] = runs
-        while (task := self._take(number, me, steal)) is not None:
+        while (task := self._next(attempt, worker, steal)) is not None:
             yield task, task + 1
 
-    def _take(self, number: int, me: int, steal: bool) -> int | None:
+    def _next(self, attempt: int, worker: int, steal: bool) -> int | None:
         with self._locked():
             current, count = self.memory[0].tolist()
-            if current != number:
+            if current != attempt:
                 return None
-            return take(self.memory[1 : 1 + count], me, steal)
+            return next_task(self.memory[1 : 1 + count], worker, steal)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -144,4 +156,5 @@ class Queue:
             fcntl.flock(self.file, fcntl.LOCK_UN)
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self.file)

@@ -1,4 +1,7 @@
-"""Runs [front, back) of tasks: neighbours stay with one worker, so that it can add up what comes of them."""
+"""Tasks shared out among workers: each has a run [front, back) of neighbouring tasks, and steals when its own is empty.
+
+Neighbouring tasks stay with one worker, so that it can add up their results.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,39 @@ from collections.abc import Iterator, MutableSequence
 import numpy as np
 
 
-def cut(costs: np.ndarray, tasks: np.ndarray, workers: int) -> list[list[tuple[int, int]]]:
-    """Shares of about equal cost for each worker, in order, each a list of runs [a, b) of consecutive tasks."""
+def split(costs: np.ndarray, tasks: np.ndarray, workers: int) -> list[list[tuple[int, int]]]:
+    """Split tasks into shares of about equal cost.
+
+    Args:
+        costs: expected work of each task, (n,).
+        tasks: task numbers, (n,), ascending.
+        workers: number of shares.
+
+    Returns:
+        for each worker a list of runs [a, b) of consecutive tasks.
+
+    >>> split(np.array([1.0, 1.0, 2.0]), np.array([0, 1, 2]), 2)
+    [[(0, 2)], [(2, 3)]]
+    """
     middle = np.cumsum(costs) - costs / 2
     owner = np.minimum((middle / max(costs.sum(), 1e-300) * workers).astype(int), workers - 1)
     shares = []
-    for w in range(workers):
-        mine = tasks[owner == w]
-        pieces = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
+    for worker in range(workers):
+        own = tasks[owner == worker]
+        pieces = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
         shares.append([(int(p[0]), int(p[-1]) + 1) for p in pieces if len(p)])
     return shares
 
 
-def take(runs: MutableSequence[MutableSequence[int]] | np.ndarray, me: int, steal: bool = True) -> int | None:
-    """The next task of `runs[me]`, whose front moves on. When that is empty, the longer half of the longest other is mine; `None` if there
-    is nothing left, or none of mine and no stealing."""
-    front, back = map(int, runs[me])
+def next_task(runs: MutableSequence[MutableSequence[int]] | np.ndarray, worker: int, steal: bool = True) -> int | None:
+    """Return the next task of a worker, and advance the front of its run.
+
+    When the run is empty, the worker takes the second half of the longest other run (rounded up). Returns `None` if no
+    task is left, or if the worker's own run is empty and `steal` is False.
+    """
+    front, back = map(int, runs[worker])
     if front < back:
-        runs[me][0] = front + 1
+        runs[worker][0] = front + 1
         return front
     victim = max(range(len(runs)), key=lambda w: runs[w][1] - runs[w][0])
     front, back = map(int, runs[victim])
@@ -33,26 +51,33 @@ def take(runs: MutableSequence[MutableSequence[int]] | np.ndarray, me: int, stea
         return None
     front += (back - front) // 2
     runs[victim][1] = front
-    runs[me][:] = front + 1, back
+    runs[worker][:] = front + 1, back
     return front
 
 
 class TaskQueue:
-    """Of threads, each with one."""
+    """The tasks of threads in one process, one run for each thread.
+
+    Args:
+        costs: expected work of each task, (n,).
+        workers: number of threads.
+    """
 
     def __init__(self, costs: np.ndarray, workers: int):
-        shares = cut(costs, np.arange(len(costs)), workers)
-        self.runs, self.lock = [list(share[0]) if share else [0, 0] for share in shares], threading.Lock()
+        shares = split(costs, np.arange(len(costs)), workers)
+        self.runs = [list(share[0]) if share else [0, 0] for share in shares]
+        self.lock = threading.Lock()
 
-    def tasks(self, me: int) -> Iterator[tuple[int, int]]:
-        while (task := self._take(me)) is not None:
+    def tasks(self, worker: int) -> Iterator[tuple[int, int]]:
+        """Yield runs [a, a + 1) until no task is left."""
+        while (task := self._next(worker)) is not None:
             yield task, task + 1
 
-    def _take(self, me: int) -> int | None:
+    def _next(self, worker: int) -> int | None:
         with self.lock:
-            return take(self.runs, me)
+            return next_task(self.runs, worker)
 
     def stop(self) -> None:
-        """Nobody takes any more."""
+        """Drop all tasks that no thread has taken."""
         with self.lock:
             self.runs = [[0, 0] for _ in self.runs]

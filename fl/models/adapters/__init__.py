@@ -1,1 +1,1 @@
-"""Adapters by name, made with peft."""
+"""Adapters by name, built with peft."""

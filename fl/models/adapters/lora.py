@@ -1,10 +1,10 @@
-"""LoRA, rsLoRA and VeRA by peft, on linear layers of any module.
+"""LoRA, rsLoRA and VeRA for the linear layers of any module, built with peft.
 
     lora      W + alpha/r B A            A, B trained       Hu et al. 2021, arXiv:2106.09685
     rslora    W + alpha/sqrt(r) B A      the same           Kalajdzievski 2023, arXiv:2312.03732
     vera      W + diag(b) B diag(d) A    b, d trained       Kopiczko, Blankevoort, Asano 2023, arXiv:2310.11454
 
-A starts at random (Kaiming-uniform), B and b at zero; VeRA's A and B are random, frozen and the same for all layers.
+Initial values: A random (Kaiming-uniform), B and b zero. VeRA's A and B are random, frozen and shared by all layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from fl.checks import at_least
 from fl.models.adapter import Adapter
 from fl.registry import register
 from fl.tensors.params import match
@@ -22,16 +23,20 @@ from fl.tensors.params import match
 
 @dataclass(frozen=True, kw_only=True)
 class _Peft(Adapter):
-    """targets: names, or ends of names, of the layers to adapt (default: every nn.Linear but those in `trains`).
-    trains: glob patterns of the model's own parameters that stay trainable (a head)."""
+    """Arguments of all adapters.
+
+    Args:
+        rank: rank of the added matrices, at least 1.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
+    """
 
     rank: int = 8
     targets: tuple[str, ...] = ()
     trains: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank: {self.rank} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, rank=self.rank)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         from peft import get_peft_model  # seconds to import
@@ -42,39 +47,59 @@ class _Peft(Adapter):
         targets = list(self.targets) or linear
         for target in targets:
             if not any(name == target or name.endswith(f".{target}") for name, _ in module.named_modules()):
-                raise ValueError(f"targets: {target!r} is no layer of the model; there are {linear}")
+                raise ValueError(f"targets: {target!r} is not a layer of the model; its linear layers are {linear}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on settings for other uses
-            module = get_peft_model(module, self._config(targets)).base_model.model  # without the wrapper: names stay
+            warnings.simplefilter("ignore")  # peft warns about settings for other uses
+            module = get_peft_model(
+                module, self._config(targets)
+            ).base_model.model  # without peft's wrapper, so that names stay
         for name, parameter in module.named_parameters():
             if name in own:
                 parameter.requires_grad_(True)
         return module
 
     def _config(self, targets: list[str]) -> Any:
+        """peft's configuration."""
         raise NotImplementedError
 
 
 @register("adapter", "lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA(_Peft):
-    """W + alpha/r B A; `dropout` of the adapter's inputs in training."""
+    """W + alpha/r B A.
+
+    Args:
+        rank: rank r of the added matrices, at least 1.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
+        alpha: scale of the change; the change is alpha/r B A.
+        dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
+    """
 
     alpha: float = 16.0
     dropout: float = 0.0
 
-    def _config(self, targets):
+    def _config(self, targets: list[str]) -> Any:
         from peft import LoraConfig
 
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        alpha: Any = self.alpha  # peft takes floats, but declares an int
+        return LoraConfig(r=self.rank, lora_alpha=alpha, lora_dropout=self.dropout, target_modules=targets)
 
 
 @register("adapter", "rslora")
 @dataclass(frozen=True, kw_only=True)
 class RsLoRA(LoRA):
-    """W + alpha/sqrt(r) B A: the scale that keeps gradients of one size as the rank grows."""
+    """W + alpha/sqrt(r) B A: with this scale the size of gradients does not depend on the rank.
 
-    def _config(self, targets):
+    Args:
+        rank: rank r of the added matrices, at least 1.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
+        alpha: scale of the change; the change is alpha/sqrt(r) B A.
+        dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
+    """
+
+    def _config(self, targets: list[str]) -> Any:
         config = super()._config(targets)
         config.use_rslora = True
         return config
@@ -83,12 +108,20 @@ class RsLoRA(LoRA):
 @register("adapter", "vera")
 @dataclass(frozen=True, kw_only=True)
 class VeRA(_Peft):
-    """W + diag(b) B diag(d) A, with d (r,) starting at `d_initial` and b (out,) at zero; A and B from `seed`."""
+    """W + diag(b) B diag(d) A, with trained d (r,) and b (out,); b starts at zero.
+
+    Args:
+        rank: rank r of the added matrices, at least 1.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
+        d_initial: initial value of d.
+        seed: seed of the frozen A and B.
+    """
 
     d_initial: float = 0.1
     seed: int = 0
 
-    def _config(self, targets):
+    def _config(self, targets: list[str]) -> Any:
         from peft import VeraConfig
 
         return VeraConfig(

@@ -1,0 +1,1 @@
+"""Architectures by name: `build(shape of one sample, outputs)` returns an `nn.Module`."""

@@ -1,4 +1,4 @@
-"""Convolutional networks without normalisation layers, as plain `nn.Sequential`s: two of ours, four of the literature.
+"""Convolutional networks without normalisation layers, as `nn.Sequential`s: two of ours, four from the literature.
 
     cnn_small    conv 32, conv 32, pool, conv 64, conv 64, pool, dense 128, dense outputs      3 x 3, no padding
     cnn_tiny     conv 16, pool, conv 32, pool, dense outputs                                   3 x 3, padding 1
@@ -7,14 +7,15 @@
     cnn_pfllib   conv 32, pool, conv 64, pool, dense 512, dense outputs                        5 x 5, no padding
     cnn_pfl      conv 32, conv 64, pool, dropout 1/4, dense 128, dropout 1/2, dense outputs    3 x 3, no padding
 
-ReLU after every layer but the last; pools are 2 x 2 maxima. Parameters: cnn_small 271,786 on 3 x 32 x 32 with 10 outputs,
-cnn_tiny 6,090 on 1 x 8 x 8 with 10, cnn_fedavg 1,663,370 and cnn_pfllib 582,026 on 1 x 28 x 28 with 10, cnn_leaf 6,603,710 on
-1 x 28 x 28 with 62, cnn_pfl 1,626,442 on 3 x 32 x 32 with 10.
+A ReLU follows every layer except the last; pools are maxima over 2 x 2. Numbers of parameters: cnn_small 271,786 on
+3 x 32 x 32 with 10 outputs, cnn_tiny 6,090 on 1 x 8 x 8 with 10, cnn_fedavg 1,663,370 and cnn_pfllib 582,026 on
+1 x 28 x 28 with 10, cnn_leaf 6,603,710 on 1 x 28 x 28 with 62, cnn_pfl 1,626,442 on 3 x 32 x 32 with 10.
 
-cnn_fedavg is the MNIST network of McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629; cnn_leaf that of LEAF's
-FEMNIST program (Caldas et al. 2018, arXiv:1812.01097); cnn_pfllib the FedAvgCNN of PFLlib (Zhang et al. 2023, arXiv:2312.04992);
-cnn_pfl the simple_cnn of pfl-research (Granqvist et al. 2024, arXiv:2404.06430), with its Glorot uniform weights. The others begin
-with torch's weights, which are not those of the TensorFlow originals.
+cnn_fedavg is the MNIST network of McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629. cnn_leaf is
+the network of LEAF's FEMNIST program (Caldas et al. 2018, arXiv:1812.01097). cnn_pfllib is the FedAvgCNN of PFLlib
+(Zhang et al. 2023, arXiv:2312.04992). cnn_pfl is the simple_cnn of pfl-research (Granqvist et al. 2024,
+arXiv:2404.06430), with its Glorot uniform initial weights. The others have torch's initial weights, which differ from
+those of the TensorFlow originals.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fl.models.nn import Dropout
+from fl.models.dropout import Dropout
 from fl.registry import register
 
 
 @register("model", "cnn_small")
 @dataclass(frozen=True, kw_only=True)
 class CNNSmall:
-    """Four convolutions and a dense layer, for images of 16 x 16 and larger."""
+    """Four convolutions and a dense layer, for images of at least 16 x 16 pixels."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = image("cnn_small", shape, 16)
@@ -45,7 +46,7 @@ class CNNSmall:
 @register("model", "cnn_tiny")
 @dataclass(frozen=True, kw_only=True)
 class CNNTiny:
-    """Two convolutions, for images of 4 x 4 and larger, such as the digits."""
+    """Two convolutions, for images of at least 4 x 4 pixels, such as the digits."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = image("cnn_tiny", shape, 4)
@@ -59,7 +60,7 @@ class CNNTiny:
 @register("model", "cnn_fedavg")
 @dataclass(frozen=True, kw_only=True)
 class CNNFedAvg:
-    """McMahan et al.'s network for MNIST, for images of 4 x 4 and larger."""
+    """The MNIST network of McMahan et al., for images of at least 4 x 4 pixels."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         return _two_wide_convolutions("cnn_fedavg", shape, 512, outputs)
@@ -68,7 +69,7 @@ class CNNFedAvg:
 @register("model", "cnn_leaf")
 @dataclass(frozen=True, kw_only=True)
 class CNNLeaf:
-    """LEAF's network for FEMNIST, for images of 4 x 4 and larger: cnn_fedavg with a wider dense layer."""
+    """LEAF's FEMNIST network, for images of at least 4 x 4 pixels: cnn_fedavg with a wider dense layer."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         return _two_wide_convolutions("cnn_leaf", shape, 2048, outputs)
@@ -77,7 +78,7 @@ class CNNLeaf:
 @register("model", "cnn_pfllib")
 @dataclass(frozen=True, kw_only=True)
 class CNNPFLlib:
-    """PFLlib's FedAvgCNN, for images of 16 x 16 and larger."""
+    """PFLlib's FedAvgCNN, for images of at least 16 x 16 pixels."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = image("cnn_pfllib", shape, 16)
@@ -92,7 +93,11 @@ class CNNPFLlib:
 @register("model", "cnn_pfl")
 @dataclass(frozen=True, kw_only=True)
 class CNNPfl:
-    """pfl-research's network for CIFAR-10, for images of 6 x 6 and larger; dropout: whether it has any."""
+    """pfl-research's CIFAR-10 network, for images of at least 6 x 6 pixels.
+
+    Args:
+        dropout: whether the network has its two Dropout layers.
+    """
 
     dropout: bool = True
 
@@ -120,12 +125,12 @@ def _two_wide_convolutions(model: str, shape: tuple[int, ...], dense: int, outpu
 
 
 def _twice_conv_pool(side: int) -> int:
-    """The side of a map after two rounds of (two convolutions 3 x 3 or one 5 x 5, pool)."""
+    """Side of a feature map after two times (two convolutions 3 x 3 or one 5 x 5, pool)."""
     return ((side - 4) // 2 - 4) // 2
 
 
 def image(model: str, shape: tuple[int, ...], least: int) -> tuple[int, ...]:
-    """(channels, height, width) of samples that are images with sides of at least that many pixels."""
+    """(channels, height, width) of a sample; ValueError unless it is an image with sides of at least `least` pixels."""
     if len(shape) != 3 or min(shape[1:]) < least:
         raise ValueError(
             f"model: {model} takes images (channels, {least} or more, {least} or more), a sample is {tuple(shape)}"

@@ -3,7 +3,7 @@
     softmax   flatten -> d x outputs                                    d is the size of a sample
     mlp       flatten -> (d x h_1, phi, dropout) -> ... -> h_n x outputs
 
-`outputs` are scores; the softmax itself belongs to the task's loss.
+The outputs are scores; the softmax is part of the task's loss.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Literal
 
 from torch import nn
 
-from fl.models.nn import Dropout
+from fl.checks import one_of, within
+from fl.models.dropout import Dropout
 from fl.registry import register
 
-_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
 @register("model", "softmax")
 @dataclass(frozen=True, kw_only=True)
 class Softmax:
-    """Multinomial logistic regression: (d + 1) * outputs parameters."""
+    """Multinomial logistic regression: (d + 1) * outputs parameters for d features."""
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
@@ -32,19 +33,23 @@ class Softmax:
 @register("model", "mlp")
 @dataclass(frozen=True, kw_only=True)
 class MLP:
-    """Hidden layers of the widths `hidden`, each followed by the activation and, if `dropout` > 0, by dropout."""
+    """Multi-layer perceptron.
+
+    Args:
+        hidden: width of each hidden layer.
+        activation: relu, tanh or sigmoid, after each hidden layer.
+        dropout: probability of Dropout after each hidden layer, in [0, 1); 0 leaves the layers out.
+    """
 
     hidden: tuple[int, ...] = (200,)
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     dropout: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden: {self.hidden} has a width that is not positive")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: {self.activation!r} is not one of {list(_ACTIVATIONS)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        one_of(_ACTIVATIONS, activation=self.activation)
+        within("[0, 1)", dropout=self.dropout)
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]

@@ -1,13 +1,13 @@
 """Recurrent networks over characters or other ids.
 
-    ids (B, L) -> embedding (V x d) -> layers of LSTM or GRU (h) -> W h + b,  at the last place (B, K) or at all (B, L, K)
+    ids (B, L) -> embedding (V x d) -> layers of LSTM or GRU (h) -> W h + b: last position (B, K) or all (B, L, K)
 
-The usual model of Shakespeare's next character: d = 8, two LSTM layers of h = 256 (McMahan et al. 2017, arXiv:1602.05629; Caldas et al.
-2018, LEAF, arXiv:1812.01097). Parameters with V = K = 80, gates of one bias: 80 * 8 + 4 * 256 * (8 + 256 + 1) + 4 * 256 * (2 * 256 + 1)
-+ 256 * 80 + 80 = 817,872 (V = 82: 818,402; V = 90: 820,522). Here V = K = 80 gives 819,920: PyTorch's layers have two biases for each
-gate, whose sum alone matters, 2 * 4 * 256 more; they also begin uniform in +-1 / sqrt(h).
-`vocabulary`: ids 0..V-1 are known (80: the characters of shakespeare and leaf). `predicts`: from the last place alone (classification), or
-from all (language_modelling). The layers are PyTorch's fused ones, trained client by client in the loop: on CPU faster than cells of plain products under vmap.
+The usual model for the next character of Shakespeare: d = 8, two LSTM layers of h = 256 (McMahan et al. 2017,
+arXiv:1602.05629; Caldas et al. 2018, LEAF, arXiv:1812.01097). With V = K = 80 and one bias per gate it has 80 * 8 +
+4 * 256 * (8 + 256 + 1) + 4 * 256 * (2 * 256 + 1) + 256 * 80 + 80 = 817,872 parameters (V = 82: 818,402; V = 90:
+820,522). Here V = K = 80 gives 819,920, because PyTorch's layers have two biases per gate, which are added: 2 * 4 * 256
+more. Initial weights are uniform in +-1 / sqrt(h). The layers are PyTorch's fused ones and train client by client in
+the loop; on a CPU this is faster than cells of plain products under vmap.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from fl.checks import at_least, one_of
 from fl.registry import register
 
 
 class Recurrent(nn.Module):
-    """See the module."""
+    """An embedding, recurrent layers and a linear head."""
 
     def __init__(self, embedding: nn.Embedding, layers: nn.RNNBase, head: nn.Linear, predicts: Literal["last", "all"]):
         super().__init__()
@@ -34,6 +35,8 @@ class Recurrent(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Char:
+    """The arguments that both models have."""
+
     predicts: Literal["last", "all"] = "last"
     vocabulary: int = 80
     embedding: int = 8
@@ -43,12 +46,9 @@ class _Char:
     cell: ClassVar[type[nn.LSTM | nn.GRU]]
     registered_as: ClassVar[str]
 
-    def __post_init__(self):
-        if self.predicts not in ("last", "all"):
-            raise ValueError(f"predicts: {self.predicts!r} is not one of ['last', 'all']")
-        for name in ("vocabulary", "embedding", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+    def __post_init__(self) -> None:
+        one_of(("last", "all"), predicts=self.predicts)
+        at_least(1, vocabulary=self.vocabulary, embedding=self.embedding, hidden=self.hidden, layers=self.layers)
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         if len(shape) != 1:
@@ -61,7 +61,16 @@ class _Char:
 @register("model", "char_lstm")
 @dataclass(frozen=True, kw_only=True)
 class CharLSTM(_Char):
-    """Layers of LSTM over characters or other ids."""
+    """LSTM layers over characters or other ids.
+
+    Args:
+        predicts: last (one answer, at the last position, for classification) or all (an answer at each position, for
+            language_modelling).
+        vocabulary: number of ids, 0 to vocabulary - 1; 80 for the characters of shakespeare and leaf.
+        embedding: width of the embedding.
+        hidden: width of the recurrent layers.
+        layers: number of recurrent layers.
+    """
 
     cell = nn.LSTM
 
@@ -69,6 +78,15 @@ class CharLSTM(_Char):
 @register("model", "char_gru")
 @dataclass(frozen=True, kw_only=True)
 class CharGRU(_Char):
-    """Layers of GRU over characters or other ids."""
+    """GRU layers over characters or other ids.
+
+    Args:
+        predicts: last (one answer, at the last position, for classification) or all (an answer at each position, for
+            language_modelling).
+        vocabulary: number of ids, 0 to vocabulary - 1; 80 for the characters of shakespeare and leaf.
+        embedding: width of the embedding.
+        hidden: width of the recurrent layers.
+        layers: number of recurrent layers.
+    """
 
     cell = nn.GRU

@@ -1,36 +1,39 @@
-"""Residual networks for small images: a stem 3 x 3 without pooling, stages of basic blocks, the mean over positions, a linear head.
+"""Residual networks for small images: a 3 x 3 stem without pooling, stages of basic blocks, mean pooling, linear head.
 
-    block    x -> relu(n2(conv2(relu(n1(conv1 x)))) + s(x))      3 x 3; s the identity, or n(conv 1 x 1) where the shape changes
-    resnet8  stem w, one block each of w, 2w, 4w channels        w = 16:  78,042 parameters on 3 x 32 x 32 with 10 outputs
+    block    x -> relu(n2(conv2(relu(n1(conv1 x)))) + s(x)),  3 x 3; s: identity, or n(conv 1 x 1) if the shape changes
+    resnet8  stem w, one block each of w, 2w, 4w channels        w = 16:  78,042 parameters (3 x 32 x 32, 10 outputs)
     resnet18 stem w, two blocks each of w, 2w, 4w, 8w channels   w = 64:  11,173,962
 
-Each stage but the first halves the sides. He, Zhang, Ren, Sun 2016, arXiv:1512.03385: resnet8 is their CIFAR network of depth 6n + 2
-with n = 1, as FedDF's program has it (Lin, Kong, Stich, Jaggi 2020, arXiv:2006.07242): shortcuts by convolution, where the paper pads
-with zeros. The wider ResNet-8 with 64, 128, 256 channels is `width: 64`. resnet18 is the ImageNet network with a stem for 32 x 32.
-Convolutions have no biases and begin normal with variance 2 / (positions of the kernel * channels out); the head begins as torch has
-it.
+Each stage except the first halves the sides. He, Zhang, Ren, Sun 2016, arXiv:1512.03385: resnet8 is their CIFAR network
+of depth 6n + 2 with n = 1, in the form of FedDF's program (Lin, Kong, Stich, Jaggi 2020, arXiv:2006.07242): its
+shortcuts are convolutions, the paper pads with zeros. The wider ResNet-8 with 64, 128, 256 channels is `width: 64`.
+resnet18 is the ImageNet network with a stem for 32 x 32. Convolutions have no biases; their initial weights are normal
+with variance 2 / (positions of the kernel * output channels). The head has torch's initial weights.
 
-Running statistics of batch normalisation are a part of nobody's update, so federated work has GroupNorm in its place (Hsieh,
-Phanishayee, Mutlu, Gibbons 2020, arXiv:1910.00189), with two groups (Reddi et al. 2021, arXiv:2003.00295, on CIFAR-100).
+Running statistics of batch normalisation are not part of a gradient step, so federated learning uses GroupNorm instead
+(Hsieh, Phanishayee, Mutlu, Gibbons 2020, arXiv:1910.00189), with two groups (Reddi et al. 2021, arXiv:2003.00295, on
+CIFAR-100).
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from fl.checks import one_of, positive
 from fl.models.architectures.cnn import image
 from fl.registry import register
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut; `stride` is the first one's."""
+    """Two convolutions and a shortcut; `stride` is the stride of the first convolution."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm):
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), norm(outputs)
         self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), norm(outputs)
@@ -40,15 +43,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.relu(self.norm1(self.conv1(x)))
-        # positions are skipped here and not by the convolution: oneDNN's backward pass of a 1 x 1 with a stride corrupts memory
-        # where channels are last and fewer than 16 (uxlfoundation/oneDNN issue 6035)
+        # positions are skipped here, not by the convolution: oneDNN's backward pass of a strided 1 x 1 convolution
+        # corrupts memory in channels-last format with fewer than 16 channels (uxlfoundation/oneDNN issue 6035)
         kept = x[..., :: self.stride, :: self.stride]
         return self.relu(self.norm2(self.conv2(inner)) + self.shortcut(kept))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
-    """`norm`: group (of `groups` groups), layer (one group) or batch (running statistics); `width`: channels of the first stage."""
+    """Base of the residual networks.
+
+    Args:
+        norm: group (`groups` groups), layer (one group) or batch (running statistics).
+        groups: number of groups; it divides the width.
+        width: channels of the first stage.
+    """
 
     norm: Literal["group", "layer", "batch"] = "group"
     groups: int = 2
@@ -57,11 +66,9 @@ class ResNet:
     blocks: ClassVar[tuple[int, ...]]  # per stage
     registered_as: ClassVar[str]
 
-    def __post_init__(self):
-        if self.norm not in ("group", "layer", "batch"):
-            raise ValueError(f"norm: {self.norm!r} is not one of ['group', 'layer', 'batch']")
-        if self.width < 1:
-            raise ValueError(f"width: {self.width} is not positive")
+    def __post_init__(self) -> None:
+        one_of(("group", "layer", "batch"), norm=self.norm)
+        positive(width=self.width)
         if self.groups < 1 or (self.norm == "group" and self.width % self.groups):
             raise ValueError(f"groups: {self.groups} does not divide the {self.width} channels of the first stage")
 
@@ -94,7 +101,13 @@ class ResNet:
 @register("model", "resnet8")
 @dataclass(frozen=True, kw_only=True)
 class ResNet8(ResNet):
-    """Three stages of one block, 16, 32 and 64 channels wide, for images of 4 x 4 and larger."""
+    """Three stages of one block, 16, 32 and 64 channels wide, for images of at least 4 x 4 pixels.
+
+    Args:
+        norm: group (`groups` groups), layer (one group) or batch (running statistics).
+        groups: number of groups; it divides the width.
+        width: channels of the first stage.
+    """
 
     blocks: ClassVar[tuple[int, ...]] = (1, 1, 1)
 
@@ -102,7 +115,13 @@ class ResNet8(ResNet):
 @register("model", "resnet18")
 @dataclass(frozen=True, kw_only=True)
 class ResNet18(ResNet):
-    """Four stages of two blocks, 64, 128, 256 and 512 channels wide, for images of 8 x 8 and larger."""
+    """Four stages of two blocks, 64, 128, 256 and 512 channels wide, for images of at least 8 x 8 pixels.
+
+    Args:
+        norm: group (`groups` groups), layer (one group) or batch (running statistics).
+        groups: number of groups; it divides the width.
+        width: channels of the first stage.
+    """
 
     width: int = 64
 

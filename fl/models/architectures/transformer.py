@@ -1,9 +1,10 @@
-"""A small transformer over ids, from scratch.
+"""A small transformer over ids, trained from scratch.
 
     h = E[ids] + P;   n times:  h <- h + drop(attend(norm(h))),  h <- h + drop(W_2 gelu(W_1 norm(h)));   W norm(h) + b
 
-Vaswani et al. 2017, arXiv:1706.03762, with the norms before each part (Xiong et al. 2020, arXiv:2002.04745), learned positions and GELU.
-Parameters: V d + L d + n (4 d^2 + 2 d f + 9 d + f) + 2 d + (d + 1) K, for V ids, L places, width d, n layers, feed-forward f, K outputs.
+Vaswani et al. 2017, arXiv:1706.03762, with norms before attention and feed-forward parts (Xiong et al. 2020,
+arXiv:2002.04745), learned positions and GELU. Parameters: V d + L d + n (4 d^2 + 2 d f + 9 d + f) + 2 d + (d + 1) K,
+for V ids, L positions, width d, n layers, feed-forward width f, K outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fl.models.nn import Dropout
+from fl.checks import at_least, one_of, within
+from fl.models.dropout import Dropout
 from fl.registry import register
 
 
@@ -33,6 +35,8 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and a feed-forward part, each after a norm and added to its inputs."""
+
     def __init__(self, width: int, heads: int, forward: int, dropout: float):
         super().__init__()
         self.before_attention, self.attention = nn.LayerNorm(width), Attention(width, heads)
@@ -46,7 +50,7 @@ class Layer(nn.Module):
 
 
 class IdTransformer(nn.Module):
-    """See the module."""
+    """The module of `Transformer`; `places` is the length of a sample."""
 
     hidden: Tensor
 
@@ -65,7 +69,7 @@ class IdTransformer(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         hidden = self.hidden
         known = torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
-        # finite, so that a text of nothing but padding stays finite
+        # -1e9 and not -inf: a text of padding only stays finite
         bias = torch.where(hidden | ~known[:, None, None, :], -1e9, 0.0)
         h = self.embedding(ids.long()) + self.positions
         for layer in self.layers:
@@ -80,8 +84,20 @@ class IdTransformer(nn.Module):
 @register("model", "transformer")
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """`predicts`: one answer from the mean over places (classification), or one at each (language_modelling). `causal`: a place sees none
-    after it (default: if it predicts at all places). `padding`: the id that is no token, neither attended to nor in the mean."""
+    """A transformer over ids.
+
+    Args:
+        vocabulary: number of ids, 0 to vocabulary - 1.
+        width: width of the hidden states, a multiple of `heads`.
+        layers: number of layers.
+        heads: attention heads of each layer.
+        forward: width of the feed-forward parts.
+        dropout: probability of Dropout after attention and feed-forward parts, in [0, 1).
+        predicts: mean (one answer from the mean over positions, for classification) or all (an answer at each position,
+            for language_modelling).
+        causal: whether a position attends to earlier positions only. Default: yes if `predicts` is all.
+        padding: the id that fills short texts; it is neither attended to nor part of the mean. Default: none.
+    """
 
     vocabulary: int = 80
     width: int = 64
@@ -93,16 +109,13 @@ class Transformer:
     causal: bool | None = None
     padding: int | None = None
 
-    def __post_init__(self):
-        if self.predicts not in ("mean", "all"):
-            raise ValueError(f"predicts: {self.predicts!r} is not one of ['mean', 'all']")
-        for name in ("vocabulary", "width", "layers", "heads", "forward"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+    def __post_init__(self) -> None:
+        one_of(("mean", "all"), predicts=self.predicts)
+        at_least(1, vocabulary=self.vocabulary, width=self.width, layers=self.layers)
+        at_least(1, heads=self.heads, forward=self.forward)
         if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} do not divide the width {self.width}; take a number that does")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+            raise ValueError(f"heads: {self.heads} do not divide the width {self.width}")
+        within("[0, 1)", dropout=self.dropout)
         if self.causal is None:
             object.__setattr__(self, "causal", self.predicts == "all")
 

@@ -1,14 +1,14 @@
 """`fl bench`: our rounds beside bare torch loops and other simulators, on the same data, model, batches and cohorts.
 
-    ours stacked x2   | a rounds |          |          | ...               each in processes of its own, all of them idle
-    bare x2           |          | b rounds |          | ...               but one; as many rounds as take about a turn
-    pfl x2            |          |          | c rounds | ...
+    ours stacked x2   | a rounds |          |          | ...     each contestant has its own processes;
+    bare x2           |          | b rounds |          | ...     only one works at a time, for as many
+    pfl x2            |          |          | c rounds | ...     rounds as fit into a turn
 
-Contestants take turns, so that a busy machine slows all of them; figures are medians over the turns. Before that each trains two
-small rounds, and what comes of them is held against the bare loop's.
+Contestants take turns, because a busy machine then slows all of them; figures are medians over the turns. Before it is
+measured, each contestant trains two small rounds, and its model is compared with the bare loop's.
 
-    workload.py   what all of them get             contest.py   processes, checks, turns
-    report.py     bars, table, plot                experiments/benchmarks/peers   the contestants
+    workload.py     what all of them get       programs.py    the programs (code: experiments/benchmarks/peers)
+    processes.py    start, ask, close          comparison.py  check and turns       report.py    bars, table, plot
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fl.errors import ConfigError
-from fl.tools.bench.contest import ENTRIES, Contest
+from fl.tools.bench.comparison import Comparison
+from fl.tools.bench.programs import PROGRAMS
 from fl.tools.bench.report import BARS, plot, print_table, summary
 from fl.tools.bench.workload import Workload, find
 
@@ -37,14 +38,28 @@ def main(
     as_json: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Measure workloads (names in experiments/benchmarks, or YAML files; none: all of `BARS`), each contestant for about `seconds`.
-    Returns 1 if one of ours stays below a bar that was measured."""
-    pythons, names, results = interpreters(sides), [entry.name for entry in ENTRIES], []
+    """Measure workloads, and print a table or JSON. Returns 1 if one of ours misses a bar that was measured, else 0.
+
+    Args:
+        workloads: names in experiments/benchmarks, or YAML files; empty for all of `BARS`.
+        seconds: approximate time to measure each contestant.
+        sides: virtual environments with other simulators; empty for `SIDE` if it exists.
+        only: names of programs; empty for all.
+        workers: number of processes; None takes the workload's.
+        device: cpu or cuda, of ours, of the bare loops and of pfl.
+        out: JSON file for the measurements, written after each workload.
+        picture: file for the plot.
+        as_json: print JSON.
+        say: prints a line of progress.
+    """
+    pythons, names, results = interpreters(sides), [program.name for program in PROGRAMS], []
     if unknown := set(only) - {*names}:
         raise ConfigError("--only", f"{sorted(unknown)} not in {names}")
     for path in list(map(find, workloads or BARS)):
-        results.append(summary(Contest(Workload.of(path, workers, device), pythons, only, seconds, say).held()))
-        if out:  # after each: a long measurement may be stopped
+        # no variable holds the workload, so that its samples are freed while contestants run
+        comparison = Comparison(Workload.load(path, workers, device), pythons, only, seconds, say)
+        results.append(summary(comparison.run()))
+        if out:  # after each workload, because a long measurement may be stopped
             out.write_text(json.dumps(results, indent=2) + "\n")
     if picture:
         plot(results, picture)
@@ -56,7 +71,7 @@ def main(
 
 
 def interpreters(sides: Sequence[Path]) -> list[Path]:
-    """The pythons of side environments."""
+    """Interpreters of virtual environments; a `ConfigError` for a folder that is none."""
     found = []
     for side in sides or [SIDE] * SIDE.is_dir():
         python = side / "bin" / "python"

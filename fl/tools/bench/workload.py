@@ -1,8 +1,8 @@
-"""A workload for all contestants: what a configuration makes of data, partition, model and cohorts, in one folder.
+"""A workload for all contestants: data, partition, model and cohorts of a configuration, in one folder.
 
-workload.json   layers, lr, batch, ..., our configuration       x.npy, y.npy         samples, client by client
-first.npz       the model before round 0                        offsets.npy          client c owns x[offsets[c]:offsets[c + 1]]
-clients.npy     cohorts, one after another                      ends.npy             where each ends
+workload.json   layers, lr, batch, ..., our configuration       x.npy, y.npy    samples, client by client
+first.npz       the model before round 0                        offsets.npy     of c: x[offsets[c]:offsets[c + 1]]
+clients.npy     cohorts, one after another                      ends.npy        end of each cohort in clients.npy
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import torch
 from torch import nn
 
 import fl
-from fl.config.config import read, resolve
+from fl.config.config import resolve
+from fl.config.reading import read
 from fl.errors import ConfigError
-from fl.simulation.setup import RunSetup, set_up_run
+from fl.simulation.build import set_up_run
+from fl.simulation.setup import RunSetup
 from fl.system.flops import flops_per_sample
 
 FOLDER = Path(fl.__file__).parent.parent / "experiments" / "benchmarks"
-ROUNDS = 256  # whose cohorts are drawn; then the first comes again
+ROUNDS = 256  # rounds whose cohorts are drawn; they repeat after that
 NEVER = 10**9
 
-# what is not measured
+# no evaluation and no commit
 OVERRIDES = {
     "rounds": NEVER,
     "evaluation": {"every": NEVER, "server": False},
@@ -37,7 +39,7 @@ OVERRIDES = {
 
 
 def find(workload: str) -> Path:
-    """The YAML file of a workload."""
+    """The YAML file of a workload: a name in `FOLDER`, or a path."""
     for path in (FOLDER / f"{workload}.yaml", Path(workload)):
         if path.is_file():
             return path
@@ -47,42 +49,52 @@ def find(workload: str) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
+    """A configuration that contestants train.
+
+    Args:
+        name: name of its file, without suffix.
+        raw: the configuration as read, with `OVERRIDES`.
+        run_setup: its data, partition and model.
+        device: cpu or cuda.
+    """
+
     name: str
     raw: dict[str, Any]
     run_setup: RunSetup
     device: str
 
     @classmethod
-    def of(cls, path: Path, workers: int | None, device: str) -> Workload:
-        """The one in a file, with the file's workers or others."""
-        asked = {"execution.workers": workers} if workers else {}
-        raw = read(path, OVERRIDES | asked | {"execution.device": device})
+    def load(cls, path: Path, workers: int | None, device: str) -> Workload:
+        """Read a YAML file; `workers` replaces the file's number of workers."""
+        changes = {"execution.workers": workers} if workers else {}
+        raw = read(path, OVERRIDES | changes | {"execution.device": device})
         config = resolve(raw)
-        unlike = {"epochs", "batch", "lr"} - {name for name in vars(config.client)}
-        if unlike:
-            raise ConfigError("client", f"has no {sorted(unlike)}; contestants know mini-batch gradient descent only")
+        missing = {"epochs", "batch", "lr"} - {*vars(config.client)}
+        if missing:
+            raise ConfigError("client", f"has no {sorted(missing)}; contestants only know mini-batch gradient descent")
         if config.execution.workers is None:
-            raise ConfigError("execution.workers", "missing; `fl bench --workers` says how many processes are compared")
+            raise ConfigError("execution.workers", "missing; set it or `fl bench --workers`: the number of processes")
         return cls(path.stem, raw, set_up_run(config), device)
 
     @property
     def workers(self) -> int:
+        """Number of processes of contestants that use several."""
         return self.run_setup.config.execution.workers or 1
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(N,): samples of each client."""
+        """Training samples of each client, (N,)."""
         return self.run_setup.sizes(0)
 
     @cached_property
     def flops(self) -> float:
-        """To train on one sample."""
+        """Floating-point operations to train on one sample."""
         batch = {name: torch.from_numpy(array[:32]) for name, array in self.run_setup.dataset.train.items()}
         task = self.run_setup.stages[0].task
         return flops_per_sample(self.run_setup.module, batch["x"], lambda outputs: task.loss(outputs, batch).sum())
 
     def write(self, folder: Path) -> None:
-        """For the contestants."""
+        """Write the files that contestants read, see the module."""
         config, partition = self.run_setup.config, self.run_setup.stages[0].partition
         begins, sizes = partition.train_slices()
         offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -95,31 +107,33 @@ class Workload:
         np.save(folder / "offsets.npy", offsets)
         np.save(folder / "clients.npy", np.concatenate(cohorts))
         np.save(folder / "ends.npy", np.cumsum([len(cohort) for cohort in cohorts]))
-        np.savez(folder / "first.npz", **{name: tensor.numpy() for name, tensor in self.run_setup.model.items()})
-        client = config.client
-        told = {"name": self.name, "layers": layers(self.run_setup.module), "lr": client.lr, "batch": client.batch}
-        told |= {"epochs": client.epochs, "device": self.device, "workers": self.workers, "config": self.raw}
-        (folder / "workload.json").write_text(json.dumps(told, default=float))
+        first: dict[str, Any] = {name: tensor.numpy() for name, tensor in self.run_setup.model.items()}
+        np.savez(folder / "first.npz", **first)
+        training = {name: getattr(config.client, name) for name in ("lr", "batch", "epochs")}
+        facts = {"name": self.name, "layers": layers(self.run_setup.module), **training}
+        facts |= {"device": self.device, "workers": self.workers, "config": self.raw}
+        (folder / "workload.json").write_text(json.dumps(facts, default=float))
 
 
 def layers(module: nn.Module) -> list[list[Any]] | None:
-    """[name, numbers ...] of each layer; `None` for a model that is no stack of those that contestants know."""
+    """[kind, numbers ...] of each layer; None unless the model is a stack of layers that contestants know."""
     if not isinstance(module, nn.Sequential):
         return None
-    named = list(map(_named, module))
-    return None if None in named else named  # type: ignore[return-value]
+    found = [layer for layer in map(_layer, module) if layer is not None]
+    return found if len(found) == len(module) else None
 
 
-def _named(layer: nn.Module) -> list[Any] | None:
+def _layer(layer: nn.Module) -> list[Any] | None:
     if isinstance(layer, nn.Linear):
         return ["linear", layer.in_features, layer.out_features]
-    if isinstance(layer, nn.Conv2d) and _is(layer, stride=1, padding=0, dilation=1) and layer.groups == 1:
+    if isinstance(layer, nn.Conv2d) and _has(layer, stride=1, padding=0, dilation=1) and layer.groups == 1:
         return ["conv", layer.in_channels, layer.out_channels, *{*layer.kernel_size}]
     if isinstance(layer, nn.MaxPool2d) and isinstance(layer.kernel_size, int) and layer.stride == layer.kernel_size:
         return ["pool", layer.kernel_size]
     return {nn.ReLU: ["relu"], nn.Flatten: ["flatten"]}.get(type(layer))
 
 
-def _is(layer: nn.Conv2d, **wanted: int) -> bool:
+def _has(layer: nn.Conv2d, **wanted: int) -> bool:
+    """Whether a convolution has these settings in both dimensions, and a square kernel."""
     found: Iterable[tuple[Any, int]] = ((getattr(layer, name), value) for name, value in wanted.items())
     return all(pair == (value, value) for pair, value in found) and len({*layer.kernel_size}) == 1

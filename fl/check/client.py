@@ -1,0 +1,105 @@
+"""Laws of client algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.check import runs
+from fl.check.bench import TRAINING, Bench, fingerprint, own, with_methods
+from fl.check.finding import Broken, Law, require_equal
+from fl.check.ledger import the_ledger_counts_every_byte
+from fl.check.runs import LOOP, WITH_DROPOUT
+from fl.data.views import View
+from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply
+from fl.tensors.trees import Tree
+
+BATCH = int(TRAINING["batch"])
+
+
+def client_work_is_a_pure_function(bench: Bench) -> None:
+    """Work that runs twice on the same message gives the same reply and changes nothing that it was given."""
+
+    def work(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        given = [dict(ctx.received), ctx.state, carry]
+        before = fingerprint(given)
+        first, again = (own(self).work(self, name, ctx, carry) for _ in range(2))
+        if fingerprint(given) != before:
+            raise Broken("work changed what it received, its old state or its carry; make new ones")
+        one, other = ([dict(r.update.groups), dict(r.update.metrics), r.state, r.carry] for r in (first, again))
+        require_equal(fingerprint(one), fingerprint(other), "two replies to the same message")
+        return first
+
+    config = bench.config(**LOOP)
+    bench.run(replace(config, client=with_methods(config.client, work=work)))
+
+
+def the_work_done_is_the_work_booked(bench: Bench) -> str | None:
+    """Virtual time counts each sample whose gradient a method takes, also where a deadline cuts training short.
+
+    The model has Dropout. A method that computes gradients by function transforms cannot be counted and is only run.
+    """
+    checked: set[tuple[str, int]] = set()
+
+    def work(self: LocalTraining, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        if len(ctx.train) >= BATCH and len(checked) < 4:
+            checked.add((name, ctx.client))
+            _require_booked(self, name, ctx, carry)
+        return own(self).work(self, name, ctx, carry)
+
+    config = bench.config(**WITH_DROPOUT)
+    if not isinstance(config.client, LocalTraining):
+        bench.run(config)
+        return "it takes no gradient steps"
+    run = bench.run(replace(config, client=with_methods(config.client, work=work)))
+    if not checked or not all(torch.isfinite(b).all() for b in run.model.buffers):
+        raise Broken("no client trained, or the model is not finite")
+    return None
+
+
+def _require_booked(client: LocalTraining, name: str, ctx: ClientContext, carry: Tree) -> None:
+    """Train fully and for half of the steps; compare the samples booked with those whose gradient was taken."""
+    n = len(ctx.train) // BATCH * BATCH  # batches of one size: each step takes as long
+    even = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[:n]))
+    about = np.array([n]), ctx.round, ctx.rounds, name
+    (steps,), (samples,) = client.workload(*about)
+    (extra,) = client.extra_samples(*about)
+    for limit in (None, max(1, int(steps) // 2)):
+        with _gradients_counted(ctx.module) as taken:
+            own(client).work(client, name, replace(even, limit=limit), carry)
+        booked = samples if limit is None or not steps else extra + (samples - extra) * limit // steps
+        if None not in taken:
+            how = f"{name} on {n} samples, {'all' if limit is None else limit} of {steps} steps"
+            counted = sum(count for count in taken if count is not None)
+            require_equal(int(booked), counted, f"{how}: samples booked and samples whose gradient was taken")
+
+
+@contextmanager
+def _gradients_counted(module: torch.nn.Module) -> Iterator[list[int | None]]:
+    """The number of samples of each backward pass through the outputs of `module`; `None` where it is unknown."""
+    taken: list[int | None] = []
+
+    def forward(_: torch.nn.Module, __: Any, outputs: torch.Tensor) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(outputs):
+            taken.append(None)
+        elif outputs.requires_grad:
+            outputs.register_hook(lambda _: taken.append(len(outputs)))
+
+    handle = module.register_forward_hook(forward)
+    try:
+        yield taken
+    finally:
+        handle.remove()
+
+
+LAWS: list[Law] = [
+    *runs.LAWS,
+    client_work_is_a_pure_function,
+    the_work_done_is_the_work_booked,
+    the_ledger_counts_every_byte,
+]

@@ -1,0 +1,67 @@
+"""Laws of samplers."""
+
+from __future__ import annotations
+
+from dataclasses import Field, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from fl.check.bench import fingerprint
+from fl.check.finding import Broken, Law, require_equal
+from fl.method.sampler import CohortSampler
+
+EXAMPLES = {"size": 4, "rate": 0.5, "clients": (1, 4, 6)}
+SIZES = np.arange(1, 13)  # samples of each client of the population
+
+
+def cohorts_are_ascending_distinct_ids(sampler: CohortSampler) -> None:
+    """Each cohort is an int64 array of ascending, distinct ids of the population."""
+    state = sampler.init(len(SIZES))
+    for round_ in range(10):
+        state, ids = sampler.sample(state, round_, 0, SIZES)
+        if ids.dtype != np.int64 or (np.diff(ids) <= 0).any() or (len(ids) and not 0 <= ids[0] <= ids[-1] < len(SIZES)):
+            raise Broken(f"{ids!r} is not ascending, distinct int64 ids below {len(SIZES)}")
+
+
+def a_draw_depends_on_state_round_and_seed_only(sampler: CohortSampler) -> None:
+    """Repeating a draw gives the same cohort, whatever was drawn in between; the given state is not modified."""
+    start = sampler.init(len(SIZES))
+    before, here = fingerprint(start), start
+    for round_ in range(10):
+        one, cohort = sampler.sample(here, round_, 0, SIZES)
+        sampler.sample(sampler.init(len(SIZES)), round_ + 5, 1, SIZES)  # another draw in between
+        two, again = sampler.sample(here, round_, 0, SIZES)
+        require_equal(cohort.tolist(), again.tolist(), f"cohorts of round {round_} drawn twice")
+        require_equal(fingerprint(one), fingerprint(two), f"states after round {round_} drawn twice")
+        here = one
+    require_equal(fingerprint(start), before, "the state that sample() was given, before and after,")
+
+
+class _Sized(Protocol):
+    """A sampler with a cohort size."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    size: int | None
+
+    def init(self, population: int) -> Any: ...
+
+
+def impossible_cohort_sizes_are_refused(sampler: _Sized) -> str | None:
+    """A cohort of no client, or of more clients than there are, raises a ValueError."""
+    if getattr(sampler, "size", None) is None:
+        return "takes no size"
+    for size in (0, len(SIZES) + 1):
+        try:
+            replace(sampler, size=size).init(len(SIZES))
+        except ValueError:
+            continue
+        raise Broken(f"size={size} of a population of {len(SIZES)} is not refused")
+    return None
+
+
+LAWS: list[Law] = [
+    cohorts_are_ascending_distinct_ids,
+    a_draw_depends_on_state_round_and_seed_only,
+    impossible_cohort_sizes_are_refused,
+]

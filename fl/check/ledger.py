@@ -1,0 +1,54 @@
+"""The law of the ledger: every byte of every message is counted."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fl.check.bench import Bench, finish, own, with_methods
+from fl.check.finding import Broken
+from fl.check.runs import LOOP
+from fl.method.client import ClientAlgorithm, ClientContext, Reply
+from fl.tensors.sparse import Sparse
+from fl.tensors.trees import Tree, tree_map
+
+
+def the_ledger_counts_every_byte(bench: Bench) -> None:
+    """Without compression, each row of the ledger is the size of the tensors that a client received or sent."""
+    expected: Counter[tuple[Any, ...]] = Counter()
+
+    def work(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        reply = own(self).work(self, name, ctx, carry)
+        for direction, groups in (("down", ctx.received), ("up", reply.update.groups)):
+            expected.update((ctx.round, ctx.client, direction, group, _nbytes(tree)) for group, tree in groups.items())
+        return reply
+
+    config = bench.config(**LOOP)
+    with bench.simulation(replace(config, client=with_methods(config.client, work=work))) as simulation:
+        rows = [row for row in finish(simulation).ledger if row["tier"] == "client"]
+        static = set(simulation.exchanges.downlink.versions_seen)  # groups that clients keep: each is sent once
+    found = Counter((r["round"], r["client"], r["direction"], r["group"], r["encoded_bytes"]) for r in rows)
+    if found - expected:
+        raise Broken(f"rows of bytes that nobody sent: {sorted(found - expected)[:5]}")
+    missing = [row for row in sorted(expected - found) if row[3] not in static]
+    if missing:
+        raise Broken(f"bytes that were sent and have no row: {missing[:5]}")
+
+
+def _nbytes(tree: Tree) -> int:
+    """Size of a tree's tensors; positions of sparse values take the shorter of an index list and a bitmap."""
+    if isinstance(tree, Sparse):
+        n, k = tree.size, len(tree.positions)
+        return tree.values.nbytes + math.ceil(min(k * math.ceil(math.log2(n)), n) / 8)
+    total = 0
+
+    def add(leaf: Tensor) -> None:
+        nonlocal total
+        total += leaf.nbytes
+
+    tree_map(add, tree)
+    return total

@@ -1,0 +1,100 @@
+"""Execute runs with progress on stderr and their summaries on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fl.cli.errors import EXIT_INTERRUPTED, say
+from fl.cli.format import format_baselines, format_profile, format_summary, four_decimals, two_columns
+from fl.cli.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from fl.simulation.result import Result
+    from fl.tracking.profile import Profile
+
+
+def execute_runs(
+    starts: Sequence[Callable[..., Result]], as_json: bool, several: bool = False, profiled: bool = False
+) -> None:
+    """Execute runs one after another on the same workers, and print what came out.
+
+    Args:
+        starts: functions with the arguments `watch` and `stop`, each of which executes one run.
+        as_json: print one JSON object on stdout and nothing else.
+        several: the JSON object is {"runs": [...]}, even for one run.
+        profiled: record where the time goes, and write profile.json and trace.json.
+    """
+    from fl.execution.workers.ray_pool import keep_workers
+
+    summaries: list[dict[str, Any]] = []
+    with Interrupts() as interrupts, keep_workers():
+        for start in starts:
+            if interrupts.requested:
+                break
+            result, profile = _execute(start, interrupts, profiled)
+            summaries.append(result.summary | ({"profile": profile.shares} if profile else {}))
+            if not as_json:
+                print(format_summary(result.summary))
+                print(format_baselines(result), end="")
+            if profile and not as_json:
+                print(format_profile(profile))
+    if as_json:
+        from fl.storage.run import finite
+
+        print(json.dumps(finite({"runs": summaries} if several else summaries[0])))
+    if len(summaries) < len(starts) or _interrupted(summaries[-1]):
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _execute(start: Callable[..., Result], interrupts: Interrupts, profiled: bool) -> tuple[Result, Profile | None]:
+    from fl.tracking.profile import Profile
+    from fl.tracking.progress import Progress
+
+    directory: Path | None = None
+
+    def watch(event: str, value: Any) -> None:
+        nonlocal directory
+        if event == "ready":
+            directory = value.directory
+            interrupts.rounds_begin()
+        progress(event, value)
+        if profile:
+            profile(event, value)
+
+    try:
+        with Progress() as progress, Profile() if profiled else contextlib.nullcontext() as profile:
+            return start(watch=watch, stop=lambda: interrupts.requested), profile
+    except KeyboardInterrupt:
+        committed = directory and (directory / "checkpoints" / "last.json").exists()
+        say(f"aborted; resume with: fl resume {directory}" if committed else "stopped before the first round")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _interrupted(summary: dict[str, Any]) -> bool:
+    """Whether the run or one of its baselines was interrupted."""
+    return summary["reason"] == "interrupted" or any(map(_interrupted, summary.get("baselines", {}).values()))
+
+
+def execute_flower_app(arguments: dict[str, Any], as_json: bool) -> None:
+    """Execute a Flower app with progress, and print its last metrics; `arguments` are those of `fl.flower.simulate`."""
+    import logging
+
+    from fl.flower import simulate
+    from fl.storage.run import finite
+    from fl.tracking.progress import Progress
+
+    logging.getLogger("flwr").propagate = False  # its own handler already prints
+    with Progress() as progress:
+        result = simulate(**arguments, watch=progress)
+    last = result.metrics[-1] if result.metrics else {}
+    if as_json:
+        print(json.dumps(finite({"directory": str(result.directory), "final": last})))
+        return
+    lines = {"rounds": len(result.metrics)} | {k: four_decimals(v) for k, v in last.items() if "/" in k}
+    print(two_columns((lines | {"directory": result.directory}).items()))

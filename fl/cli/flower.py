@@ -1,0 +1,64 @@
+"""Commands for Flower: run an app on this engine, export a configuration as an app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fl.cli.errors import log_to_stderr, report_errors
+from fl.cli.execute import execute_flower_app
+from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Traceback
+from fl.cli.overrides import parse_overrides
+from fl.errors import ConfigError
+
+AppOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value ...]", help="Changes to the app's configuration: num-server-rounds=5"),
+]
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="APP_DIR", help="Folder of the app's pyproject.toml.")],
+    overrides: AppOverrides = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Number of nodes [default: the app's num-supernodes, or 10].")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes; 1 runs in this process.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    out: NewRun = None,
+    journal: Annotated[
+        bool, typer.Option("--journal", help="Keep every reply on disk, so that `fl resume` can resume the app.")
+    ] = False,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Run a Flower app unchanged."""
+    with report_errors(traceback):
+        changes = {}
+        for text in overrides or ():
+            key, equals, changes[key] = text.partition("=")
+            if not equals:
+                raise ConfigError("", f"{text}: not key=value, as in num-server-rounds=5")
+        from fl.flower.app import load
+
+        log_to_stderr()
+        app = load(folder, changes)
+        execution = {"executor": "serial" if workers == 1 else "ray", "workers": workers, "seed": seed, "out": out}
+        execute_flower_app(app.arguments(nodes) | execution | {"journal": journal}, as_json)
+
+
+def export(
+    config: ConfigFile,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new project; it must not exist yet.")],
+    overrides: Overrides = None,
+    traceback: Traceback = False,
+) -> None:
+    """Write a Flower project that runs a configuration on SuperNodes."""
+    with report_errors(traceback):
+        from fl.config.reading import read
+        from fl.flower.export import export
+
+        export(read(config, parse_overrides(overrides)), folder)
+        print(f"flwr run {folder}")

@@ -1,0 +1,98 @@
+"""Text for people: tables, aligned lines, and the summaries of runs, partitions and profiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl.simulation.result import Result
+    from fl.tracking.profile import Profile
+
+
+def two_columns(pairs: Iterable[tuple[str, object]]) -> str:
+    """Lines of a name and a value, the values aligned.
+
+    >>> print(two_columns([("rounds", 3), ("up", "1 MB")]))
+    rounds  3
+    up      1 MB
+    """
+    pairs = list(pairs)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in pairs)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], form: str, as_json: bool) -> None:
+    """Print rows on stdout as a table in one of `options.FORMATS`, or as JSON."""
+    from fl.report import render
+
+    print(json.dumps(render.plain(rows)) if as_json else render.FORMATS[form](rows), end="\n" if as_json else "")
+
+
+def four_decimals(value: float | None) -> str:
+    """A metric with four decimals; "-" for None."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """The summary of a run: why it ended, last metrics, MB sent, time, digest, and how to continue."""
+    from fl.tracking.progress import format_seconds, megabytes
+
+    final, directory = summary["final"], summary["directory"]
+    finished = summary["reason"] != "interrupted"
+    up, down = megabytes(summary["total_uplink_bytes"]), megabytes(summary["total_downlink_bytes"])
+    lines = {"ended": f"{summary['reason']} ({final.get('round', -1) + 1} rounds)"}
+    lines |= {k: four_decimals(v) for k, v in final.items() if k.startswith(("eval/", "val/", "clients/"))}
+    lines |= {"MB up, down": f"{up}, {down}", "time": format_seconds(summary["total_wall_seconds"])}
+    lines |= {"digest": summary["digest"], "directory": directory}
+    if finished:
+        lines["more rounds"] = f"fl resume {directory} rounds=+10"
+    else:
+        lines["resume with"] = f"fl resume {directory}"
+    return two_columns(lines.items())
+
+
+def format_baselines(result: Result) -> str:
+    """Table of a run beside its baselines; "" if it has none or they share no metric of clients."""
+    if not result.baselines:
+        return ""
+    from fl.report.compare import table
+    from fl.report.render import markdown
+    from fl.report.variants import Variant
+
+    results = {"this run": result, **result.baselines}
+    variants = [Variant(name, [one.metrics]) for name, one in results.items()]
+    shared = set.intersection(*({key for row in variant.runs[0] for key in row} for variant in variants))
+    for metric in ("accuracy", "loss"):
+        names = [f"clients/{metric}_weighted", f"clients/{metric}_worst10", f"val/{metric}"]
+        shown = [name for name in names if name in shared]
+        if shown:
+            return "\n" + markdown(table(variants, shown))
+    return ""
+
+
+def format_profile(profile: Profile) -> str:
+    """Seconds by category, and the files that the profile was written to."""
+    from fl.report.render import markdown
+
+    assert profile.directory is not None, "a profile knows its directory once its run has started"
+    files = f"{profile.directory / 'profile.json'}, {profile.directory / 'trace.json'}"
+    table = markdown(profile.table()) + "\n" if profile.rounds else ""
+    return f"\n{profile}\n\n{table}{files} (open the trace in chrome://tracing or ui.perfetto.dev)"
+
+
+def format_partition_stats(stats: Mapping[str, Any]) -> str:
+    """Statistics of a partition: sizes, labels per client, distance from the whole data set."""
+
+    def spread(name: str) -> str:
+        values = stats[name]
+        return f"{values['min']} .. {values['median']:g} .. {values['max']}"
+
+    lines = {"clients": stats["clients"], "rows": stats["rows"]}
+    lines |= {"train, val, test": ", ".join(str(stats[name]) for name in ("train", "val", "test"))}
+    lines |= {"rows per client": f"{spread('size')}  (min .. median .. max)"}
+    if "labels" in stats:
+        lines |= {"labels per client": f"{spread('labels')}  of {stats['classes']}"}
+        lines |= {"mean EMD": f"{stats['emd']:.4f}", "mean entropy": f"{stats['entropy']:.4f} nats"}
+    return two_columns(lines.items())

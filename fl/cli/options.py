@@ -1,0 +1,22 @@
+"""Arguments and options that several commands share, and their checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FORMATS = ("md", "latex", "csv")
+COSTS = ("round", "up", "down", "multicast", "hours", "joules", "work")  # the keys of fl.report.costs.COSTS
+
+ConfigFile = Annotated[str, typer.Argument(help="A YAML configuration file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value ...]", help="Changes to the configuration: rounds=100 cohort.size=20"),
+]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders of runs that differ only in their seed.")]
+NewRun = Annotated[Path | None, typer.Option(help="Run directory [default: a new directory under runs/].")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only one JSON object or list on stdout.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error (or set FL_TRACEBACK=1).")]
+Format = Annotated[str, typer.Option("--format", help="Format of the table: md, latex (booktabs) or csv.")]

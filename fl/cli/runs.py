@@ -1,0 +1,97 @@
+"""Commands about runs: run, resume, digest."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fl.cli.errors import log_to_stderr, report_errors, say
+from fl.cli.execute import execute_flower_app, execute_runs
+from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Traceback
+from fl.cli.overrides import SMOKE_COHORT, SMOKE_ROUNDS, parse_overrides, parse_seed_range, shrink_for_smoke
+from fl.errors import ConfigError
+
+
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: NewRun = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Run two rounds of at most four clients, as a test.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, and write a trace.")] = False,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Run a configuration. seed=0..4 makes five runs, one after the other."""
+    with report_errors(traceback):
+        changes = parse_overrides(overrides)
+        from fl.config.config import resolve
+        from fl.config.reading import read
+        from fl.simulation import run as simulation
+
+        log_to_stderr()
+        seeds = parse_seed_range(changes.get("seed"))
+        configs = []
+        for change in [{"seed": seed} for seed in seeds] or [{}]:
+            raw = read(config, {**changes, **change})
+            configs.append(resolve(shrink_for_smoke(raw) if smoke else raw))
+        if smoke:
+            say(f"smoke: {SMOKE_ROUNDS} rounds of at most {SMOKE_COHORT} clients")
+        outs = [out / f"seed-{seed}" if out else None for seed in seeds] or [out]
+        starts = [partial(simulation.run, resolved, out=directory) for resolved, directory in zip(configs, outs)]
+        execute_runs(starts, as_json, several=bool(seeds), profiled=profile)
+
+
+def resume(
+    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Resume a run from its last committed round, or a Flower app run with --journal. rounds=+100 adds rounds."""
+    with report_errors(traceback):
+        changes = parse_overrides(overrides)
+        from fl.config.reading import read
+        from fl.simulation import run as simulation
+
+        log_to_stderr()
+        if "flower" in read(directory / "config.yaml"):
+            from fl.flower.app import resumed
+
+            execute_flower_app(resumed(directory, changes), as_json)
+            return
+        execute_runs([partial(simulation.resume, directory, **changes)], as_json)
+
+
+def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Print the SHA-256 of a run's model. Two runs with equal digests have equal bits."""
+    with report_errors():
+        from fl.tensors import trees
+
+        file, last = directory / "model.safetensors", directory / "checkpoints" / "last.json"
+        if not (file.is_file() or last.is_file()):
+            raise ConfigError("", f"{directory} holds neither model.safetensors nor a committed round")
+        if file.is_file() and (not last.is_file() or _round_of(file) == str(json.loads(last.read_text())["round"])):
+            from safetensors.torch import load_file
+
+            from fl.tensors.params import Params
+
+            print(trees.digest(Params.of(load_file(file))))
+        else:  # the run has not ended, or was resumed after that file was written
+            from fl.config.config import resolve
+            from fl.config.reading import read
+            from fl.storage import checkpoint
+
+            strategy = resolve(read(directory / "config.yaml")).strategy
+            print(trees.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
+
+
+def _round_of(model_file: Path) -> str | None:
+    """The number of rounds after which the model was written; None if the file does not say."""
+    from safetensors import safe_open
+
+    with safe_open(model_file, "pt") as opened:
+        return (opened.metadata() or {}).get("round")

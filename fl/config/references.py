@@ -1,0 +1,75 @@
+"""How a configuration asks for a part: NAME, `{name: NAME, arguments}`, or `{NAME: {arguments}}` alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl import registry
+from fl.data.folder import DATA_FILES
+from fl.errors import ConfigError, UnknownName
+from fl.kinds import Kind
+
+
+@dataclass(frozen=True, eq=False)
+class PartReference:
+    """The words by which a configuration asked for a built part; `Config.to_dict` writes them down again.
+
+    Args:
+        name: a registered name, or the reference to the user's own code or data file.
+        part: the part that was built.
+        arguments: the arguments of a user's function. None for a part whose fields are its arguments.
+    """
+
+    name: str
+    part: Any
+    arguments: Mapping[str, Any] | None = None
+
+    def describes(self, part: Any) -> bool:
+        """Whether `part` is the built part, or a changed copy of it (`dataclasses.replace`) that has its own fields."""
+        return part is self.part or (self.arguments is None and type(part) is type(self.part))
+
+
+def find(kind: Kind, name: str, path: str) -> Any:
+    """The part with this name, or a `ConfigError` at `path`. A data file is read by the data part for files."""
+    try:
+        return registry.lookup(kind.name, "file" if kind.name == "data" and name.endswith(DATA_FILES) else name)
+    except UnknownName as error:
+        raise ConfigError(path, str(error)) from None
+
+
+def named(kind: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Any way to ask for a part as `{name: NAME, arguments}`. A mapping that names no part is only copied.
+
+    >>> named("codec", "sign"), named("codec", {"top_k": {"ratio": 0.1}})
+    ({'name': 'sign'}, {'name': 'top_k', 'ratio': 0.1})
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if len(value) == 1 and "name" not in value:
+        ((name, arguments),) = value.items()
+        if isinstance(arguments, Mapping) and isinstance(name, str) and registry.is_registered(kind, name):
+            return {"name": name, **arguments}
+    return dict(value)
+
+
+def anchor(node: Any, folder: Path) -> None:
+    """Make references to user files absolute, in place; they are relative to `folder` if the file exists there."""
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        if isinstance(node[key], str):
+            node[key] = anchored(node[key], folder)
+        else:
+            anchor(node[key], folder)
+
+
+def anchored(reference: str, folder: Path) -> str:
+    """Make the path of `path.py:Name` or of a data file absolute, if the file exists in `folder`."""
+    if reference.endswith(DATA_FILES) and (folder / reference).is_file():
+        return str((folder / reference).resolve())
+    where, colon, name = reference.rpartition(":")
+    if re.fullmatch(r"[^:]+\.py", where) and (folder / where).is_file():
+        return str((folder / where).resolve()) + colon + name
+    return reference

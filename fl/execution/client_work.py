@@ -1,0 +1,207 @@
+"""Client work of one dispatch on one worker: one client at a time, or a chunk of clients trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl.communication.codecs.error_feedback import Residuals
+from fl.execution.client_state import last_received, method_state, new_record, same_entries
+from fl.execution.dispatch import ExchangeDispatch
+from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.stages import during, stage_of
+from fl.execution.training import batched
+from fl.execution.training.chunk import Chunk
+from fl.execution.training.compiled import Compiled
+from fl.execution.training.flat import Flat
+from fl.execution.training.kernels import LinearStack
+from fl.execution.training.memory_format import use_memory_format
+from fl.execution.training.vmap import Vmap
+from fl.execution.uploads import Uploads
+from fl.method.client import ClientContext
+from fl.tensors.trees import Tree, row
+from fl.tracking.spans import span
+
+if TYPE_CHECKING:
+    from fl.execution.worker import Worker
+
+BACKENDS: Mapping[str, type] = {  # of plans that train many clients at a time
+    "compiled": Compiled,
+    "stacked": LinearStack,
+    "flat": Flat,
+    "vmap": Vmap,
+}
+
+
+class ClientWork(ExchangeWorker):
+    """Has clients work and uploads their updates. In a deployment `uploads` hands the updates over instead."""
+
+    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
+        super().__init__(worker, dispatch)
+        self.uploads = Uploads(self)
+
+    def drop(self, positions: np.ndarray) -> None:
+        """Leave clients out of the reduction."""
+        self.columns.add(positions, {"dropped": True})
+        for position in positions:
+            self.fold.add(0, int(position), None)
+
+    def failed(self, positions: np.ndarray, error: Exception) -> None:
+        """Raise the error with its place, or drop the clients, as the configuration has it."""
+        clients = self.dispatch.cohort[positions]
+        if self.job.on_error == "raise":
+            raise self.error(clients, error, "broadcast") from None
+        stage = stage_of(error, "broadcast")
+        self.errors.append(f"client {clients[0]}, stage {stage!r}: {type(error).__name__}: {error}")
+        self.drop(positions)
+
+
+class LoopWork(ClientWork):
+    """One client at a time."""
+
+    def chunk(self, positions: np.ndarray) -> None:
+        """Have the clients at `positions` work, one after another."""
+        for position in positions:
+            try:
+                self._one(position[None])
+            except Exception as error:
+                self.failed(position[None], error)
+
+    def _one(self, at: np.ndarray) -> None:
+        """Have the client at one position, (1,), work, and upload its update."""
+        d, worker, client = self.dispatch, self.worker, int(self.dispatch.cohort[at[0]])
+        with span("data", "state"):
+            record = worker.states.read(d.states[at[0]])
+        with span("encode", "receive"):
+            received, config, sizes = self.downloads.of(
+                client, last_received(record) if self.downloads.differences else {}
+            )
+            for name, of_group in sizes.items():
+                self.count("down", name, at, of_group)
+        ctx = self.client_context(client, received, config, record)
+        if d.limits is not None:
+            ctx = replace(ctx, limit=int(d.limits[at[0]]))
+        with (
+            span("compute", d.work, client),
+            during(d.work),
+            use_memory_format(self.module, d.plan.memory_format),
+            self.device.computing(),
+        ):
+            carry = self.device.put(worker.scratch.read(d.carries[at[0]]))
+            reply = self.job.algorithm.work(d.work, ctx, carry)
+        if reply.carry is not None:
+            self.columns.add(at, {"carry": np.array([worker.scratch.append(self.device.fetch(reply.carry))])})
+
+        def keep(residuals: dict[str, Residuals]) -> None:
+            self._keep(at, ctx, record, reply.state, residuals)
+
+        self.uploads.upload(at, reply.update, received, [record], stacked=False, careful=True, keep=keep)
+
+    def _keep(
+        self, at: np.ndarray, ctx: ClientContext, record: Tree, state: Tree, residuals: dict[str, Residuals]
+    ) -> None:
+        """Write what is kept of the client at one position."""
+        engine: dict[str, Tree] = {"residuals": residuals} if self.uploads.feedback else {}
+        if self.job.statistics:
+            engine["statistics"] = ctx.initial.frozen.select(self.job.statistics)
+        if self.downloads.differences:
+            engine["last_received"] = {name: ctx.received[name] for name in self.downloads.differences}
+        kept = self.device.fetch(new_record(self.job, record, state, engine))
+        if kept is not None:
+            self.columns.add(at, {"state": np.array([self.worker.states.append(kept)])})
+
+
+class BatchedWork(ClientWork):
+    """Chunks of clients, trained together."""
+
+    def chunk(self, positions: np.ndarray) -> None:
+        """Train the clients at `positions` together; after an error one by one, to find the client that failed."""
+        try:
+            self._many(positions)
+        except Exception as error:
+            if self.job.on_error == "raise" or len(positions) == 1:
+                self.failed(positions, error)
+                return
+            for position in positions:
+                self.chunk(position[None])
+
+    def _many(self, positions: np.ndarray) -> None:
+        """Train the clients at consecutive positions together, and upload their updates."""
+        d, clients = self.dispatch, self.dispatch.cohort[positions]
+        sizes = self.worker.slices[d.stage][1][clients]
+        chunk, records = self._chunk(positions)
+        for careful in (False, True):
+            with span("compute", d.work), during(d.work), self.device.computing():
+                weights = None if careful else self.uploads.weights(sizes)
+                update, states = batched.train(self.job.algorithm, chunk, BACKENDS[d.plan.kind], weights)
+            if weights is not None and not update.groups["model"].batch:
+                uploaded = self.uploads.upload_sum(positions, update, weights)
+            else:
+                states, common = self.device.fetch(states), self.downloads.common
+                keep = self._keeper(positions, records, states)
+                uploaded = self.uploads.upload(positions, update, common, records, True, careful, keep)
+            if uploaded:
+                break
+
+    def _chunk(self, positions: np.ndarray) -> tuple[Chunk, Sequence[Tree]]:
+        """Return the chunk at some positions, and what is kept of its clients."""
+        d, job, clients = self.dispatch, self.job, self.dispatch.cohort[positions]
+        starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
+        records = states = [None] * len(clients)
+        known, stacked = d.states[positions, 0] >= 0, None
+        if known.any():
+            with span("data", "states"):
+                if not job.has_engine_state:  # otherwise single records are needed
+                    stacked = self.worker.states.read_rows(d.states[positions[known]])
+                if stacked is None:
+                    records = [self.worker.states.read(location) for location in d.states[positions]]
+                    states = [method_state(job, record) for record in records]
+        chunk = Chunk(
+            clients,
+            job.seed,
+            d.round,
+            job.rounds,
+            d.number,
+            self.downloads.common,
+            d.broadcast.config,
+            self.device.put(states),
+            job.arrays,
+            self.partition.indices,
+            starts,
+            sizes,
+            job.initial,
+            self.module,
+            self.task,
+            job.augment,
+            None if stacked is None else (known, self.device.put(stacked)),
+        )
+        return chunk, records
+
+    def _keeper(
+        self, positions: np.ndarray, records: Sequence[Tree], states: Tree
+    ) -> Callable[[dict[str, Residuals]], None]:
+        """Return what writes the clients' new records, given what their codecs lost."""
+
+        def keep(residuals: dict[str, Residuals]) -> None:
+            if self.uploads.feedback:
+                self.columns.add(positions, {"state": self._append_records(records, states, residuals)})
+            elif states is not None:
+                self.columns.add(positions, {"state": self.worker.states.append_rows(states, len(positions))})
+
+        return keep
+
+    def _append_records(self, records: Sequence[Tree], states: Tree, residuals: Mapping[str, Residuals]) -> np.ndarray:
+        """Write records, at once if all clients keep the same entries; return their locations, (n, 3)."""
+        if same_entries(records, states, residuals):
+            kept = (
+                {"residuals": dict(residuals)} if states is None else {"residuals": dict(residuals), "method": states}
+            )
+            return self.worker.states.append_rows(kept, len(records))
+        kept = [
+            new_record(self.job, record, row(states, i), {"residuals": row(dict(residuals), i)})
+            for i, record in enumerate(records)
+        ]
+        return np.array([self.worker.states.append(one) for one in kept])

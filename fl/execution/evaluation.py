@@ -1,0 +1,162 @@
+"""Evaluation on a worker: metrics of clients on their own data, and of the model on blocks of the server's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.data.views import View
+from fl.execution.dispatch import ExchangeDispatch
+from fl.execution.exchange_worker import SERVER, ExchangeWorker
+from fl.execution.training.customised import overrides
+from fl.execution.training.memory_format import use_memory_format
+from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining
+from fl.method.reduction import Product
+from fl.models.batch_norm import depends_on_batch
+from fl.tensors.trees import row
+
+if TYPE_CHECKING:
+    from fl.execution.worker import Worker
+
+EVALUATION_BLOCK = 1024  # samples per forward pass
+EVALUATION_CHUNK = 64  # clients whose samples share forward passes
+
+Predictor = Callable[[Tensor], Tensor]
+
+
+class Evaluation(ExchangeWorker):
+    """What both kinds of evaluation share."""
+
+    category = "evaluate"
+
+    @property
+    def stage(self) -> str:
+        """The stage that errors are reported with."""
+        return f"evaluate/{self.dispatch.work}"
+
+    def measure(
+        self, positions: np.ndarray, net: Predictor, rows: Sequence[np.ndarray], arrays: Mapping[str, Tensor]
+    ) -> None:
+        """Measure a model on several lists of rows: fold the metrics, and enter each list's own as columns.
+
+        Args:
+            positions: one cohort position per list, (n,).
+            net: x -> outputs.
+            rows: n lists of rows into `arrays`.
+            arrays: data by name, first axis the sample.
+        """
+        reduction = self.dispatch.reduction
+        assert isinstance(reduction, Product)
+        owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        view = View(arrays, np.concatenate(rows))
+        accs: dict[str, Any] = {}
+        with torch.inference_mode(), self.device.computing():
+            for a in range(0, max(len(view), 1), EVALUATION_BLOCK):
+                batch = view.take(slice(a, a + EVALUATION_BLOCK))
+                segments = torch.as_tensor(owners[a : a + EVALUATION_BLOCK])
+                outputs = net(batch["x"])
+                for name, metric in reduction.parts.items():
+                    part = metric.measure(outputs, batch, segments, len(rows))
+                    accs[name] = metric.merge(accs[name], part) if name in accs else part
+        accs = self.device.fetch(accs)
+        for name, metric in reduction.parts.items():
+            self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], len(rows))})
+        self.columns.add(positions, {"num_examples": np.array([len(r) for r in rows])})
+        if reduction.batched:
+            self.fold.add_stacked(int(positions[0]), len(positions), self.fold.stacked(accs, len(positions)))
+        else:
+            for i, position in enumerate(positions):
+                self.fold.add(0, int(position), row(accs, i))
+
+
+class ClientEvaluation(Evaluation):
+    """Metrics of clients on a split of their own data, or on rows of the server's data."""
+
+    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
+        super().__init__(worker, dispatch)
+        # whether all clients predict by the received model, so that one forward pass serves many
+        self.shared = (
+            dispatch.rows is None
+            and dispatch.work == "received"
+            and dispatch.broadcast.uniform
+            and predicts_with_received_model(self.job.algorithm)
+            and not (depends_on_batch(self.job.module) or self.job.statistics)
+        )
+
+    def chunk(self, positions: np.ndarray) -> None:
+        """Evaluate the clients at `positions`."""
+        clients = self.dispatch.cohort[positions]
+        if self.shared:
+            try:
+                self._together(positions, clients)
+            except Exception as error:
+                raise self.error(clients, error, self.stage) from None
+            return
+        for position, client in zip(positions, clients):
+            try:
+                self._one(position[None], int(client))
+            except Exception as error:
+                raise self.error(np.array([client]), error, self.stage) from None
+
+    def _together(self, positions: np.ndarray, clients: np.ndarray) -> None:
+        rows = [self.partition.view_rows(int(client), self.dispatch.split) for client in clients]
+        ctx = self.client_context(int(clients[0]), self.downloads.common, {}, None)
+        self.measure(positions, ctx.net(self.downloads.common["model"]), rows, self.job.arrays)
+
+    def _one(self, at: np.ndarray, client: int) -> None:
+        d = self.dispatch
+        received, config, _ = self.downloads.of(client, {})
+        ctx = self.client_context(client, received, config, self.worker.states.read(d.states[at[0]]))
+        net = self._predictor(ctx)
+        if d.rows is None:
+            self.measure(at, net, [getattr(ctx, d.split).rows], self.job.arrays)
+        else:
+            self.measure(at, net, [d.rows], self.job.server_arrays)
+
+    def _predictor(self, ctx: ClientContext) -> Predictor:
+        """Return what a client predicts with: as received, after its own training, or after adapting to some samples."""
+        algorithm = self.job.algorithm
+        if self.dispatch.work == "adapted":
+            assert self.job.adapt is not None
+            algorithm = self.job.adapt
+            ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
+        if self.dispatch.work != "received":
+            with use_memory_format(self.module, self.dispatch.plan.memory_format), self.device.computing():
+                reply = algorithm.work("train", ctx, None)
+            ctx = algorithm.context_after_training(ctx, reply)
+        with self.device.computing():
+            return algorithm.predictor(ctx)
+
+
+class ServerEvaluation(Evaluation):
+    """Metrics of the model on blocks of the server's data; the cohort are block numbers."""
+
+    def chunk(self, positions: np.ndarray) -> None:
+        """Evaluate the blocks at `positions`."""
+        numbers = self.dispatch.cohort[positions]
+        try:
+            self._blocks(positions, numbers)
+        except Exception as error:
+            who = f"block {', '.join(map(str, numbers))} of the server's data"
+            raise self.error(who, error, self.stage) from None
+
+    def _blocks(self, positions: np.ndarray, numbers: np.ndarray) -> None:
+        rows = self.dispatch.rows
+        assert rows is not None
+        blocks = [rows[k * EVALUATION_BLOCK : (k + 1) * EVALUATION_BLOCK] for k in numbers]
+        config = self.dispatch.broadcast.config
+        config = config(SERVER) if callable(config) else config
+        with self.device.computing():
+            net = self.job.algorithm.predictor(self.client_context(SERVER, self.downloads.common, config, None))
+        self.measure(positions, net, blocks, self.job.server_arrays)
+
+
+def predicts_with_received_model(algorithm: ClientAlgorithm) -> bool:
+    """Whether a client predicts with the received model, so that all clients that receive the same predict the same."""
+    plain = type(algorithm).predictor in (ClientAlgorithm.predictor, LocalTraining.predictor)
+    return plain and not (isinstance(algorithm, LocalTraining) and overrides(algorithm, "start"))

@@ -1,0 +1,106 @@
+"""One dispatch in progress on one worker: what client work and evaluations share."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fl.communication.transmit import Sizes
+from fl.data.views import View
+from fl.errors import ClientError
+from fl.execution.client_state import method_state
+from fl.execution.columns import Columns
+from fl.execution.dispatch import ExchangeDispatch, PartialResult
+from fl.execution.downloads import Downloads
+from fl.execution.stages import stage_of
+from fl.execution.training.loop import train
+from fl.method.client import ClientContext
+from fl.method.reduction import Fold
+from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.execution.worker import Worker
+
+SERVER = -1  # the "client" that predicts on the server's data: it has no data and no state
+SPLITS = ("train", "val", "test")
+
+
+class ExchangeWorker:
+    """Works on chunks of cohort positions and collects what comes of them.
+
+    Attributes:
+        fold: the reduction, as far as this worker can do it.
+        columns: numbers by cohort position.
+        errors: messages about clients that were dropped.
+        seconds: time spent working.
+        category: of spans in a profile.
+    """
+
+    category = "compute"
+
+    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
+        self.worker, self.job, self.dispatch = worker, worker.job, dispatch
+        self.fold = Fold(dispatch.reduction, len(dispatch.cohort))
+        self.columns, self.seconds = Columns(), 0.0
+        self.errors: list[str] = []
+        self.device = self.job.device
+        self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
+        stage = self.job.stages[dispatch.stage]
+        self.partition, self.task = stage.partition, stage.task
+        self.downloads = Downloads(self.job, dispatch)
+
+    def chunk(self, positions: np.ndarray) -> None:
+        """Work on consecutive cohort positions, (n,)."""
+        raise NotImplementedError
+
+    def partial_result(self) -> PartialResult:
+        """Return what has come of the dispatch on this worker."""
+        return PartialResult(self.device.fetch(self.fold.nodes), self.columns.packed(), self.errors, self.seconds)
+
+    def error(self, who: np.ndarray | str, error: Exception, default: str) -> ClientError:
+        """Return an error with its place: clients or data, round, stage (`default` if none is known), traceback."""
+        detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        return ClientError(who, self.dispatch.round, stage_of(error, default), detail)
+
+    def count(self, direction: str, group: str, positions: np.ndarray, sizes: Sizes) -> None:
+        """Count the bytes of a group, for the ledger."""
+        rows = np.empty((len(positions), 3), np.int64)
+        rows[:, 0], rows[:, 1], rows[:, 2] = sizes.payload_bytes, sizes.encoded_bytes, sizes.arrays
+        self.columns.add(positions, {f"{direction}/{group}": rows})
+
+    def client_context(
+        self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], record: Tree
+    ) -> ClientContext:
+        """Return what a client knows. `record`: what is kept of it (fl/execution/client_state.py)."""
+        job = self.job
+        nothing = np.empty(0, np.int64)
+        rows = {split: nothing if client == SERVER else self.partition.view_rows(client, split) for split in SPLITS}
+        views = {split: View(job.arrays, rows[split]) for split in SPLITS}
+        initial = job.initial
+        if job.statistics:
+            own = initial.frozen.clone()  # training changes them in place
+            if record is not None:
+                own.copy_(record["statistics"], names=job.statistics)
+            initial = replace(initial, frozen=own)
+        return ClientContext(
+            client=client,
+            seed=job.seed,
+            round=self.dispatch.round,
+            rounds=job.rounds,
+            participation=self.dispatch.number,
+            received=received,
+            config=config,
+            state=self.device.put(method_state(job, record)),
+            initial=initial,
+            module=self.module,
+            task=self.task,
+            augment=job.augment,
+            micro_batch=job.micro_batch,
+            graphs=job.graphs,
+            training_loop=train,
+            **views,
+        )

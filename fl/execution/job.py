@@ -1,0 +1,100 @@
+"""What workers need for a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Codec
+from fl.communication.codecs.delta import Delta
+from fl.communication.codecs.error_feedback import ErrorFeedback
+from fl.data.augment import Augment
+from fl.data.stream import Stage
+from fl.execution.training.device import Device
+from fl.execution.worker import Worker
+from fl.method.client import ClientAlgorithm
+from fl.method.transform import Transform
+from fl.models.binding import Initial
+
+
+@dataclass(frozen=True)
+class Job:
+    """What does not change during a run.
+
+    Attributes:
+        algorithm: the client algorithm.
+        module: the model's structure.
+        initial: the module's tensors as the run began.
+        arrays: all clients' data by name, first axis the sample.
+        server_arrays: the server's test set, likewise.
+        stages: the learning problems of the stream; one without a stream.
+        seed: the run's seed.
+        rounds: rounds planned.
+        up: codec of updates.
+        down: codec of broadcasts.
+        transforms: what is done to updates on both sides of the codec.
+        on_error: raise a client's error, or drop the client from the round.
+        folder: where client states are written.
+        scratch: where files that last one round are written.
+        adapt: how clients adapt before an evaluation of the stage "adapted".
+        shots: training samples to adapt to (default: all).
+        augment: random changes of training batches.
+        statistics: names of the running statistics that each client keeps for itself.
+        device: where clients train.
+        micro_batch: samples that pass through the model at once in the loop (default: all).
+        graphs: whether the loop's gradients are CUDA graphs.
+        compiled: whether workers load machine code before the first round.
+    """
+
+    algorithm: ClientAlgorithm
+    module: torch.nn.Module
+    initial: Initial
+    arrays: Mapping[str, Tensor]
+    server_arrays: Mapping[str, Tensor]
+    stages: tuple[Stage, ...]
+    seed: int
+    rounds: int
+    up: Codec
+    down: Codec
+    transforms: tuple[Transform, ...]
+    on_error: Literal["raise", "drop"]
+    folder: Path
+    scratch: Path
+    adapt: ClientAlgorithm | None = None
+    shots: int | None = None
+    augment: tuple[Augment, ...] = ()
+    statistics: tuple[str, ...] = ()
+    device: Device = Device()
+    micro_batch: int | None = None
+    graphs: bool = False
+    compiled: bool = False
+
+    @cached_property
+    def has_engine_state(self) -> bool:
+        """Whether the engine keeps anything of a client beside the method's own state (fl/execution/client_state.py)."""
+        wraps = find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta)
+        return bool(self.statistics or wraps)
+
+    def worker(self, writer: int) -> Worker:
+        """Make a worker; `writer` numbers the segments that it writes."""
+        return Worker(self, writer)
+
+    def placed(self) -> Job:
+        """Return the job with its tensors on its device."""
+        if self.device.kind == "cpu":
+            return self
+        put = self.device.put
+        return replace(
+            self,
+            module=self.device.put_module(self.module),
+            initial=Initial(put(self.initial.trained), put(self.initial.frozen)),
+            arrays=self.device.resident(self.arrays),
+            server_arrays=self.device.resident(self.server_arrays),
+        )

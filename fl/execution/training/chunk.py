@@ -1,0 +1,147 @@
+"""A chunk: clients that train together, and the interfaces of the backends that compute their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.data.augment import Augment
+from fl.method.client import LocalTraining, Phase, StepContext
+from fl.models.binding import Initial
+from fl.models.dropout import DropoutMasks
+from fl.tasks.task import Task
+from fl.tensors import random
+from fl.tensors.params import Params
+from fl.tensors.trees import Tree
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """C clients that train together; client c has the training rows `rows[starts[c] : starts[c] + sizes[c]]`.
+
+    clients: int64 (C,), client ids.
+    participation: number of the server's dispatch, part of the addresses of random draws.
+    received, config: groups and numbers of the broadcast.
+    states: C trees; `None` for a client without a state.
+    arrays: the data set, name -> (N, ...).
+    rows, starts, sizes: int64; starts and sizes are (C,).
+    initial: the model as the run started.
+    augment: what changes training batches at random.
+    known_states: in place of `states`: bool (C,), which clients have a state, and their states, stacked.
+    """
+
+    clients: np.ndarray
+    seed: int
+    round: int
+    rounds: int
+    participation: int
+    received: Mapping[str, Tree]
+    config: Mapping[str, Any]
+    states: Sequence[Tree]
+    arrays: Mapping[str, Tensor]
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    initial: Initial
+    module: torch.nn.Module
+    task: Task
+    augment: tuple[Augment, ...] = ()
+    known_states: tuple[np.ndarray, Tree] | None = None
+
+    def sample(self) -> Tensor:
+        """One input, (1, ...)."""
+        return self.arrays["x"][torch.as_tensor(self.rows[self.starts[:1]])]
+
+
+class ChunkMasks:
+    """Dropout masks of a chunk in one phase, drawn with one generator per client.
+
+    Args:
+        chunk: the clients.
+        index: the phase's number; `None` draws no masks.
+    """
+
+    def __init__(self, chunk: Chunk, index: int | None):
+        self.layers = DropoutMasks(chunk.module, chunk.sample)
+        self.sources: list[torch.Generator] = []
+        if index is not None and self.layers.layers:
+            address = (chunk.participation, f"dropout/{index}")
+            self.sources = [random.torch_generator(chunk.seed, int(c), *address) for c in chunk.clients]
+
+    def draw(self, lengths: np.ndarray) -> list[Tensor]:
+        """Draw masks (A, B, ...), one per layer, for a step of the first A clients with batches of `lengths` (A,)."""
+        if not self.sources:
+            return []
+        return self.layers.draw(self.sources[: len(lengths)], lengths.tolist())
+
+
+class Gradients(Protocol):
+    """A backend: gradients of the first A clients of a chunk at once.
+
+    Args:
+        algorithm: the client algorithm.
+        chunk: the clients.
+        local: their parameters, batched (C,).
+        theta: the parameters that the phase trains, batched (C,).
+        index: the phase's number; `None` computes without Dropout.
+    """
+
+    masks: ChunkMasks
+
+    def __init__(
+        self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None
+    ) -> None: ...
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Mapping[str, Tensor],
+        weights: Tensor,
+        masks: list[Tensor],
+        at: StepContext,
+        grad: Params,
+    ) -> Tensor:
+        """Write the gradients into `grad`; return the losses of all samples, (A, B).
+
+        params, grad: batched (A,). batch: name -> (A, B, ...). weights: (A, B), each sample's weight in its client's
+            mean.
+        """
+
+
+@runtime_checkable
+class TakesSGDSteps(Protocol):
+    """A backend that can also take plain gradient steps w <- w - lr g in place, without storing g."""
+
+    def begin_sgd(self, theta: Params) -> None:
+        """Copy the parameters, batched (C,), to where the steps are taken."""
+
+    def sgd_step(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor], lr: float) -> Tensor:
+        """Take one step of the first A clients; return the losses, (A, B)."""
+
+    def end_sgd(self, theta: Params) -> None:
+        """Copy the trained parameters back."""
+
+
+@runtime_checkable
+class TrainsWholePhases(Protocol):
+    """A backend that can also take all steps of all clients in one call."""
+
+    @staticmethod
+    def trains_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
+        """Whether it can do so for these phases."""
+
+    @staticmethod
+    def train_whole(
+        chunk: Chunk, phase: Phase, start: Params, out: Params, minus_start: bool, factors: Tensor | None
+    ) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        """Train from `start`, batched (C,) or one for all clients; return (steps, sums of losses, samples), each (C,).
+
+        Without `factors`, writes the trained parameters, minus their start if `minus_start`, into `out`, batched (C,).
+        With `factors` (C,), writes the sum of updates times factors into `out`, not batched, in the order of
+        `Fold.stacked`.
+        """

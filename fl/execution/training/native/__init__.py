@@ -1,0 +1,15 @@
+"""Local training of stacks of linear layers in machine code, compiled by numba for the processor at hand.
+
+    z = h W^T + b,  h = phi(z)                                      g = dL/dz of the mean loss
+    W <- W - lr g^T h,  b <- b - lr sum(g),  g <- (g W) * phi'(h)
+
+    clients.py     all steps of a chunk, one client after another; the compiled function and numba's cache
+    shuffle.py     the order of a client's samples
+    memory.py      how one client's layers and batches are stored; sums of updates
+    products.py    forward and backward pass of a layer, gradient step
+    losses.py      softmax cross-entropy and squared error
+    vector.py      vectors of eight float32
+
+One client's parameters and batches stay in the processor's nearest caches. BLAS takes twice as long for these small
+products, because it spends its time on rearranging the factors.
+"""

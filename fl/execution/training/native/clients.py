@@ -1,0 +1,269 @@
+"""All steps of all clients of a chunk, one client after another; see the package.
+
+`train_clients` is compiled on its first import on a machine, for the processor at hand, and kept in numba's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, types
+
+from fl.execution.training.native import jit, losses, memory, products, shuffle, vector
+from fl.execution.training.native.jit import OPTIONS, inlined
+from fl.execution.training.native.losses import cross_entropy, squared_error
+from fl.execution.training.native.memory import (
+    add_update,
+    gather,
+    merge_totals,
+    pad_layers,
+    padded,
+    prefetch_samples,
+    unpad_layers,
+    weights_length,
+)
+from fl.execution.training.native.products import backward, forward, gradient_step
+from fl.execution.training.native.shuffle import chained, write_order
+from fl.execution.training.native.vector import WIDTH, load, prefetch, store
+from fl.tensors import random
+
+_0 = np.float32(0)
+
+
+class Start(NamedTuple):
+    """The model before training.
+
+    params: float32 (1, P) for all clients, or (C, P).
+    layers: int64 (L, 6), see memory.py.
+    """
+
+    params: np.ndarray
+    layers: np.ndarray
+
+
+class Samples(NamedTuple):
+    """Samples, and which of them each client has: client c has rows[starts[c] : starts[c] + sizes[c]].
+
+    x: float32 (N, D).
+    labels: int64 (N,) for softmax cross-entropy; empty for the squared error.
+    targets: float32 (N, K) for half the squared error; empty for cross-entropy.
+    rows: int64. starts, sizes: int64 (C,).
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+
+class Steps(NamedTuple):
+    """The steps of each client.
+
+    counts: int64 (C,), number of steps.
+    rates: float32 (T,), learning rate of each step.
+    batch: samples in a batch; 0 for all samples of a client.
+    """
+
+    counts: np.ndarray
+    rates: np.ndarray
+    batch: int
+
+
+class Shuffles(NamedTuple):
+    """Addresses of the shuffles: (seed, client, *address, epoch, position).
+
+    word: hash of the address up to the client, see `random.unfinished`.
+    clients: int64 (C,).
+    address: uint64, the parts between client and epoch.
+    shuffled: False takes samples in order.
+    """
+
+    word: np.uint64
+    clients: np.ndarray
+    address: np.ndarray
+    shuffled: bool
+
+
+class Results(NamedTuple):
+    """Arrays that training writes.
+
+    params: float32 (C, P) for the trained parameters, or (1, P) for the sum of all updates times `factors`.
+    minus_start: whether `params` (C, P) holds updates, trained minus start.
+    factors: float32 (C,), or empty. Updates are added in the order of a binary tree, see `reduction.Fold`.
+    losses: float64 (C,), to which the losses of all samples are added.
+    samples: int64 (C,), to which the number of these samples is added.
+    """
+
+    params: np.ndarray
+    minus_start: bool
+    factors: np.ndarray
+    losses: np.ndarray
+    samples: np.ndarray
+
+
+def _read_only(dtype: types.Type, dimensions: int) -> types.Array:
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+_integers, _floats, _matrix = _read_only(types.int64, 1), _read_only(types.float32, 1), _read_only(types.float32, 2)
+_SIGNATURE = types.int64(
+    *(_matrix, _read_only(types.int64, 2)),  # Start
+    *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # Samples
+    *(_integers, _floats, types.int64),  # Steps
+    *(types.uint64, _integers, _read_only(types.uint64, 1), types.boolean),  # Shuffles
+    *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
+    types.float32[::1],
+)
+
+
+@inlined
+def _train_clients(
+    start: Start, data: Samples, steps: Steps, shuffles: Shuffles, results: Results, memory: np.ndarray
+) -> int:
+    layers, factors, sizes, starts, rows = start.layers, results.factors, data.sizes, data.starts, data.rows
+    x, labels, targets, batch = data.x, data.labels, data.targets, steps.batch
+    depth, classes, most, widest = len(layers), layers[-1, 1], 1, padded(layers[-1, 1])
+    for c in range(len(sizes)):
+        most = max(most, sizes[c])
+    longest = min(batch, most) if batch else most
+    for k in range(depth):
+        widest = max(widest, padded(layers[k, 0]))
+    length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
+    levels, height = 0, 0  # partial sums: room for them, and how many there are
+    while len(factors) >> levels:
+        levels += 1
+    client, initial = memory[:length], memory[length : 2 * length]  # a client's layers, now and before training
+    end = (2 + levels) * length
+    totals, area = memory[2 * length : end], (longest + 1) * widest  # samples come in pairs, so there is one more
+    tape = memory[end : end + (depth + 3) * area].reshape(depth + 3, area)  # activations, then two gradients
+    tape[:] = _0
+    g, below = tape[depth + 1], tape[depth + 2]
+    order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
+    for c in range(len(sizes)):
+        if c + 2 < len(sizes):
+            for i in range(starts[c + 2], starts[c + 2] + sizes[c + 2], WIDTH):
+                prefetch(rows, i)
+        loss, at, epoch, size = 0.0, sizes[c], 0, batch if batch else sizes[c]
+        word = chained(shuffles.word, shuffles.clients[c])
+        for number in shuffles.address:
+            word = chained(word, number)
+        if c < len(start.params):
+            pad_layers(start.params[c], layers, initial)
+        for i in range(0, length, WIDTH):
+            store(client, i, load(initial, i))
+        for step in range(steps.counts[c]):
+            if at >= sizes[c]:
+                write_order(chained(word, epoch), sizes[c], shuffles.shuffled, keys, order)
+                for i in range(sizes[c]):
+                    order[i] = rows[starts[c] + order[i]]
+                at, epoch = 0, epoch + 1
+            samples, rate = order[at : min(at + size, sizes[c])], steps.rates[step]
+            at, count = at + size, len(samples)
+            gather(x, samples, layers[0, 0], tape[0])
+            if c + 1 < len(sizes) and epoch == 1:
+                begin = starts[c + 1]
+                prefetch_samples(x, labels, rows[begin + min(at - size, sizes[c + 1]) : begin + min(at, sizes[c + 1])])
+            for k in range(depth):
+                n_in, n_out, _, _, activation, offset = layers[k]
+                weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
+                forward(weight, bias, tape[k], tape[k + 1], count, n_in, n_out, activation)
+            if len(labels):
+                for b in range(count):
+                    if not 0 <= labels[samples[b]] < classes:
+                        return samples[b]
+                loss += cross_entropy(tape[depth], labels, samples, classes, g)
+            else:
+                loss += squared_error(tape[depth], targets, samples, g)
+            results.samples[c] += count
+            for k in range(depth - 1, -1, -1):
+                n_in, n_out, _, biased, _, offset = layers[k]
+                weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
+                if k:
+                    backward(weight, g, tape[k], count, n_in, n_out, layers[k - 1, 4], below)
+                gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
+                g, below = below, g
+        results.losses[c] += loss
+        if levels:
+            merges = 0
+            while (c >> merges) & 1:
+                merges += 1
+            add_update(client, initial, factors[c], totals, height, merges)
+            height += 1 - merges
+        else:
+            if results.minus_start:
+                for i in range(length):
+                    client[i] -= initial[i]
+            unpad_layers(client, layers, results.params[c])
+    if levels:
+        merge_totals(totals, height, length)
+        unpad_layers(totals, layers, results.params[0])
+    return -1
+
+
+def _version() -> int:
+    """Hash of the files that the machine code is made from."""
+    modules = (jit, losses, memory, products, shuffle, vector, random)
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    return int.from_bytes(hashlib.sha256(sources).digest()[:7], "little")
+
+
+def _cached(version: int) -> Any:
+    """Compile the training, or load it from numba's cache.
+
+    numba notices changes of this file only. `version` is part of the cache's key because the function refers to it. The
+    function takes the fields of the structures, because numba needs 25 microseconds to check the structures themselves.
+    """
+
+    @njit(_SIGNATURE, **OPTIONS, cache=True)
+    def compiled(
+        params: np.ndarray,
+        layers: np.ndarray,
+        x: np.ndarray,
+        labels: np.ndarray,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        counts: np.ndarray,
+        rates: np.ndarray,
+        batch: int,
+        word: np.uint64,
+        clients: np.ndarray,
+        address: np.ndarray,
+        shuffled: bool,
+        out: np.ndarray,
+        minus_start: bool,
+        factors: np.ndarray,
+        losses: np.ndarray,
+        samples: np.ndarray,
+        memory: np.ndarray,
+    ) -> int:
+        _ = version
+        return _train_clients(
+            Start(params, layers),
+            Samples(x, labels, targets, rows, starts, sizes),
+            Steps(counts, rates, batch),
+            Shuffles(word, clients, address, shuffled),
+            Results(out, minus_start, factors, losses, samples),
+            memory,
+        )
+
+    return compiled
+
+
+_compiled = _cached(_version())
+
+
+def train_clients(
+    start: Start, data: Samples, steps: Steps, shuffles: Shuffles, results: Results, memory: np.ndarray
+) -> int:
+    """Train all clients. Returns -1, or the number of a sample whose label is no class.
+
+    `memory` is float32 with at least `memory_length(...)` elements; `results` and `memory` are written.
+    """
+    return int(_compiled(*start, *data, *steps, *shuffles, *results, memory))

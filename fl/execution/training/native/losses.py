@@ -1,0 +1,54 @@
+"""Losses: the gradient of a batch's mean loss with respect to the outputs, and the sum of the losses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fl.execution.training.native.jit import inlined, part
+from fl.execution.training.native.memory import padded
+from fl.execution.training.native.vector import WIDTH, exp, load, splat, store
+
+_0, _1 = np.float32(0), np.float32(1)
+
+
+@inlined
+def cross_entropy(outputs: np.ndarray, labels: np.ndarray, samples: np.ndarray, classes: int, g: np.ndarray) -> float:
+    """g <- (softmax - onehot) / B; returns the sum of the losses."""
+    loss, across, count = 0.0, padded(classes), _1 / np.float32(len(samples))
+    for b in range(len(samples)):
+        at, end = b * across, b * across + classes
+        largest = outputs[at]
+        for k in range(at + 1, end):
+            largest = outputs[k] if outputs[k] > largest else largest
+        for k in range(at, end):
+            g[k] = outputs[k] - largest
+        loss -= g[at + labels[samples[b]]]
+        g[end : at + across] = _0
+    for i in range(0, len(samples) * across, WIDTH):
+        store(g, i, exp(load(g, i)))
+    for b in range(len(samples)):
+        at, end, total = b * across, b * across + classes, _0
+        for k in range(at, end):
+            total += g[k]
+        loss += np.log(total)
+        share = splat(count / total)
+        for k in range(at, at + across, WIDTH):
+            store(g, k, load(g, k) * share)
+        g[at + labels[samples[b]]] -= count
+        g[end : at + across] = _0
+    return loss
+
+
+@part
+def squared_error(outputs: np.ndarray, targets: np.ndarray, samples: np.ndarray, g: np.ndarray) -> float:
+    """g <- (outputs - targets) / B; returns the sum of the losses."""
+    loss, across, count = 0.0, padded(targets.shape[1]), _1 / np.float32(len(samples))
+    for b in range(len(samples)):
+        total, at = _0, b * across
+        for k in range(targets.shape[1]):
+            difference = outputs[at + k] - targets[samples[b], k]
+            total += difference * difference
+            g[at + k] = difference * count
+        g[at + targets.shape[1] : at + across] = _0
+        loss += float(total / 2)
+    return loss

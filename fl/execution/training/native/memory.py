@@ -1,0 +1,127 @@
+"""How one client's layers and batches are stored, and sums of updates.
+
+    weights (O, I)    O rounded up to a multiple of ROWS, I rounded up to a multiple of PAD, row by row; then the bias
+    batch (B, I)      I rounded up to a multiple of PAD
+
+Pads hold zeros, and the products add zeros to them. Only numbers that overflow change pads; each client starts with new
+ones.
+
+A row of `layers` (L, 6) describes one layer:
+
+    inputs, outputs, offset of the weights in a row of `Params`, offset of the bias (-1: none), activation, padded
+    offset
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fl.execution.training.native.jit import inlined, part
+from fl.execution.training.native.vector import WIDTH, load, prefetch, splat, store
+from fl.tensors.params import ALIGNMENT
+
+PAD, ROWS = ALIGNMENT // 4, 4
+
+_0 = np.float32(0)
+
+
+@inlined
+def padded(width: int) -> int:
+    """`width` rounded up to a multiple of PAD."""
+    return -(-width // PAD) * PAD
+
+
+@inlined
+def weights_length(n_in: int, n_out: int) -> int:
+    """Elements of a layer's padded weights, without the bias."""
+    return -(-n_out // ROWS) * ROWS * padded(n_in)
+
+
+def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
+    """Elements of a client's padded layers."""
+    n_in, n_out, _, _, _, offset = layers[-1]
+    rows = -(-n_out // ROWS) * ROWS
+    return int(offset + rows * padded.py_func(n_in) + padded.py_func(n_out))
+
+
+def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, totals: int) -> int:
+    """Elements of memory that `train_clients` needs for batches of `longest` samples and `totals` partial sums."""
+    widest = max(padded.py_func(width) for layer in layers for width in layer[:2])
+    return int((2 + totals) * client_length(layers) + (len(layers) + 3) * (longest + 1) * widest)
+
+
+@inlined
+def copy(source: np.ndarray, at: int, n: int, target: np.ndarray, to: int) -> None:
+    """target[to : to + n] <- source[at : at + n]"""
+    for i in range(0, n - WIDTH + 1, WIDTH):
+        store(target, to + i, load(source, at + i))
+    for i in range(n - n % WIDTH, n):
+        target[to + i] = source[at + i]
+
+
+@part
+def pad_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
+    """client <- row, a row of `Params`. Missing biases become zeros."""
+    client[:] = _0
+    for k in range(len(layers)):
+        n_in, n_out, weight, bias, _, offset = layers[k]
+        for o in range(n_out):
+            copy(row, weight + o * n_in, n_in, client, offset + o * padded(n_in))
+        if bias >= 0:
+            copy(row, bias, n_out, client, offset + weights_length(n_in, n_out))
+
+
+@part
+def unpad_layers(client: np.ndarray, layers: np.ndarray, row: np.ndarray) -> None:
+    """row <- client, with zeros in the gaps of `Params`."""
+    for k in range(len(layers)):
+        n_in, n_out, weight, bias, _, offset = layers[k]
+        for o in range(n_out):
+            copy(client, offset + o * padded(n_in), n_in, row, weight + o * n_in)
+        row[weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
+        if bias >= 0:
+            copy(client, offset + weights_length(n_in, n_out), n_out, row, bias)
+            row[bias + n_out : bias + padded(n_out)] = _0
+
+
+@inlined
+def gather(x: np.ndarray, rows: np.ndarray, width: int, h: np.ndarray) -> None:
+    """h <- the samples of `x` at `rows`, padded."""
+    flat = x.reshape(-1)
+    for b in range(len(rows)):
+        copy(flat, rows[b] * width, width, h, b * padded(width))
+
+
+@inlined
+def prefetch_samples(x: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
+    """Ask memory for the next client's samples: they are scattered, and loading them later would wait for memory."""
+    flat, width = x.reshape(-1), x.shape[1]
+    for b in range(len(rows)):
+        for i in range(rows[b] * width, (rows[b] + 1) * width + PAD - 1, PAD):
+            prefetch(flat, i)
+        if len(labels):
+            prefetch(labels, rows[b])
+
+
+# -- sums of updates, in the order of a binary tree --------------------------------------------------------------------
+@inlined
+def add_update(
+    client: np.ndarray, start: np.ndarray, factor: float, totals: np.ndarray, depth: int, merges: int
+) -> None:
+    """totals[depth - merges] <- (client - start) factor + the last `merges` of `depth` totals, the last one first."""
+    weight, length = splat(factor), len(client)
+    for i in range(0, length, WIDTH):
+        v = (load(client, i) - load(start, i)) * weight
+        for level in range(depth - 1, depth - 1 - merges, -1):
+            v = load(totals, level * length + i) + v
+        store(totals, (depth - merges) * length + i, v)
+
+
+@part
+def merge_totals(totals: np.ndarray, depth: int, length: int) -> None:
+    """Add all `depth` totals into the first, the last two first: the order of a tree whose right edge is not full."""
+    for level in range(depth - 2, -1, -1):
+        for i in range(level * length, (level + 1) * length, WIDTH):
+            store(totals, i, load(totals, i) + load(totals, length + i))

@@ -1,0 +1,189 @@
+"""Vectors of eight float32 in numba's code. Each operation is rounded as stated, whatever registers the processor has.
+
+v = load(array, i)          array[i : i + 8], of one dimension          store(array, i, v)
+splat(number)               eight times the number                      x + y    x - y    x * y    each rounded
+fma(x, y, z)                x y + z, rounded once                       exp(x)          x <= 0
+sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
+prefetch(array, i)              array[i] will be needed soon
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, extending
+from numba.core.extending import models, overload, register_model
+
+intrinsic: Any = extending.intrinsic  # calls differ from the definitions: they lack the argument `typing`
+
+WIDTH = 8  # the registers of most processors; wider ones compute the same bits
+_FLOATS, _INTS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
+_QUAD = ir.VectorType(ir.FloatType(), WIDTH // 2)
+
+
+Typed = tuple[Any, Callable[..., Any]]  # a numba signature and the function that writes LLVM code
+
+
+class _Vector(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="float32x8")
+
+
+_vector = _Vector()
+
+
+@register_model(_Vector)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: types.Type):
+        super().__init__(manager, numba_type, _FLOATS)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, place: Sequence[Any], kind: Any) -> Any:
+    """Address of array[index], for place = (array, index)."""
+    array, index = place
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+def _read(builder: Any, pointer: Any) -> Any:
+    value = builder.load(pointer)
+    value.align = 4
+    return value
+
+
+@intrinsic
+def load(typing: Any, array: Any, index: Any) -> Typed:
+    """array[index : index + 8]"""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _read(builder, _pointer(context, builder, signature.args[0], arguments, _FLOATS))
+
+    return _vector(array, types.intp), made
+
+
+@intrinsic
+def store(typing: Any, array: Any, index: Any, vector: Any) -> Typed:
+    """array[index : index + 8] <- vector"""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments[:2], _FLOATS)
+        builder.store(arguments[2], pointer, align=4)
+
+    return types.void(array, types.intp, _vector), made
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Typed:
+    """Ask memory for array[index], without waiting."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments, ir.IntType(8))
+        flags = [ir.IntType(32)] * 3
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, *flags])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(fetch, [pointer, *(ir.Constant(flag, number) for flag, number in zip(flags, (0, 2, 1)))])
+
+    return types.void(array, types.intp), made
+
+
+def _constant(value: float, kind: Any = _FLOATS) -> Any:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _splat(builder: Any, number: Any) -> Any:
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), _constant(0, _INTS))
+
+
+def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v8f32"), [x, y, z])
+
+
+@intrinsic
+def splat(typing: Any, number: Any) -> Typed:
+    """Eight times the number."""
+    return _vector(types.float32), lambda context, builder, signature, arguments: _splat(builder, *arguments)
+
+
+@intrinsic
+def fma(typing: Any, x: Any, y: Any, z: Any) -> Typed:
+    """x y + z, rounded once."""
+    return _vector(_vector, _vector, _vector), lambda context, builder, signature, arguments: _fma(builder, *arguments)
+
+
+def _operator(of: Callable[..., Any], instruction: str) -> None:
+    @intrinsic
+    def operation(typing: Any, x: Any, y: Any) -> Typed:
+        def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(*arguments)
+
+        return _vector(_vector, _vector), made
+
+    @overload(of, inline="always")
+    def implementation(x: Any, y: Any) -> Any:
+        def apply(x: Any, y: Any) -> Any:
+            return operation(x, y)
+
+        return apply if isinstance(x, _Vector) and isinstance(y, _Vector) else None
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+
+
+def _pairs(builder: Any, a: Any, b: Any) -> Any:
+    """For each half: sums of a's neighbours, then of b's."""
+    even = ir.Constant(_INTS, [0, 2, 8, 10, 4, 6, 12, 14])
+    odd = ir.Constant(_INTS, [1, 3, 9, 11, 5, 7, 13, 15])
+    return builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd))
+
+
+@intrinsic
+def sums(typing: Any, a: Any, b: Any, c: Any, d: Any, addend: Any, index: Any, out: Any, place: Any) -> Typed:
+    """out[place : place + 4] <- the sums of four vectors, plus addend[index : index + 4]"""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b, c, d, addend, index, out, place = arguments
+        four = _pairs(builder, _pairs(builder, a, b), _pairs(builder, c, d))
+        low, high = (
+            builder.shuffle_vector(four, four, ir.Constant(ir.VectorType(ir.IntType(32), 4), half))
+            for half in ([0, 1, 2, 3], [4, 5, 6, 7])
+        )
+        more = _read(builder, _pointer(context, builder, signature.args[4], (addend, index), _QUAD))
+        total = builder.fadd(builder.fadd(low, high), more)
+        builder.store(total, _pointer(context, builder, signature.args[6], (out, place), _QUAD), align=4)
+
+    return types.void(_vector, _vector, _vector, _vector, addend, types.intp, out, types.intp), made
+
+
+LEAST, LN_2 = -87.0, 355 / 512  # LN_2 has few digits, so that an integer times LN_2 is exact
+
+
+@intrinsic
+def exp(typing: Any, x: Any) -> Typed:
+    """e^x = 2^n e^f for x <= 0, with an integer n and |f| <= ln(2) / 2, by eight terms of the series.
+
+    Error: at most two units of the last place. Below x = -87 the result is e^-87.
+    """
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x,) = arguments
+        x = builder.select(builder.fcmp_ordered("<", x, _constant(LEAST)), _constant(LEAST), x)
+        n = builder.fptosi(builder.fsub(builder.fmul(x, _constant(1 / math.log(2))), _constant(0.5)), _INTS)
+        whole = builder.sitofp(n, _FLOATS)
+        f = _fma(builder, whole, _constant(-LN_2), x)
+        f = _fma(builder, whole, _constant(LN_2 - math.log(2)), f)
+        series = _constant(1 / math.factorial(7))
+        for k in range(6, -1, -1):
+            series = _fma(builder, series, f, _constant(1 / math.factorial(k)))
+        power = builder.shl(builder.add(n, _constant(127, _INTS)), _constant(23, _INTS))
+        return builder.fmul(series, builder.bitcast(power, _FLOATS))
+
+    return _vector(_vector), made

@@ -1,0 +1,63 @@
+"""Gradients of many clients by torch.func.vmap, for any module and objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl.execution.training.chunk import Chunk, ChunkMasks
+from fl.method.client import LocalTraining, StepContext
+from fl.models.binding import bind
+from fl.tensors.params import NOTHING, Params
+from fl.tensors.trees import leaves, rebuilt
+
+
+class Vmap:
+    """Gradients by vmap over torch.func.grad of the objective; see `chunk.Gradients`."""
+
+    def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
+        self.algorithm, self.module, self.task = algorithm, chunk.module.train(index is not None), chunk.task
+        self.frozen = {name: local[name] for name in local if name not in theta}
+        bind(chunk.module, NOTHING, chunk.initial)
+        self.masks = ChunkMasks(chunk, index)
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Mapping[str, Tensor],
+        weights: Tensor,
+        masks: list[Tensor],
+        at: StepContext,
+        grad: Params,
+    ) -> Tensor:
+        per_client = (at.state, at.start if at.start.batch else None)
+
+        def objective(
+            tensors: dict[str, Tensor],
+            frozen: dict[str, Tensor],
+            batch: Mapping[str, Tensor],
+            weights: Tensor,
+            masks: list[Tensor],
+            per_client_leaves: list[Tensor],
+        ) -> tuple[Tensor, Tensor]:
+            self.masks.layers.set(masks)
+
+            def net(x: Tensor) -> Any:
+                return torch.func.functional_call(self.module, {**frozen, **tensors}, (x,))
+
+            state, start = rebuilt(per_client, per_client_leaves)
+            here = replace(at, state=state, start=at.start if start is None else start)
+            losses = self.algorithm.objective(net, batch, here, self.task)
+            return (losses * weights).sum(), losses.detach()
+
+        gradient = torch.func.vmap(torch.func.grad(objective, has_aux=True))
+        frozen = {name: tensor[: weights.shape[0]] for name, tensor in self.frozen.items()}
+        grads, losses = gradient({n: params[n] for n in params}, frozen, batch, weights, masks, leaves(per_client))
+        self.masks.layers.set([None] * len(masks))  # they are vmap's own tensors, which must not be used outside
+        for name, g in grads.items():
+            grad[name].copy_(g)
+        return losses

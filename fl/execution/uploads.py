@@ -1,0 +1,238 @@
+"""The way up, on a worker: from an update to a node of the reduction tree.
+
+client's side:  update -> transforms -> difference, error feedback -> codec ~~bytes~~>
+server's side:  ~~> decoded -> difference, transforms undone -> lift -> fold
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.communication.chain import find_wrapper
+from fl.communication.codec import Identity
+from fl.communication.codecs.delta import Delta, add_dense, same_dense_shapes, subtract_dense
+from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stack_residuals
+from fl.communication.keys import Key, up_key
+from fl.communication.transmit import Sizes, transmit
+from fl.execution.client_state import residuals_of
+from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.stages import during
+from fl.method.messages import Update
+from fl.method.reduction import Meta, Product, WeightedMean
+from fl.method.transform import TransformContext
+from fl.tensors.trees import Tree, leaves, row
+from fl.tracking.spans import span
+
+Keep = Callable[[dict[str, Residuals]], None]
+
+
+class Uploads:
+    """The uploads of one dispatch on one worker."""
+
+    def __init__(self, exchange: ExchangeWorker):
+        self.exchange, self.job, self.dispatch = exchange, exchange.job, exchange.dispatch
+        self.device = self.job.device
+        self.feedback, self.delta = find_wrapper(self.job.up, ErrorFeedback), find_wrapper(self.job.up, Delta)
+        reduction = self.dispatch.reduction
+        # without a codec, transforms or a rule that needs the CPU, updates are added up on the device
+        self.on_device = isinstance(self.job.up, Identity) and not self.job.transforms and reduction.linear
+        parts = reduction.parts if isinstance(reduction, Product) else {}
+        alone = parts.get("model") if self.on_device and len(parts) == 1 else None
+        self.mean = alone if isinstance(alone, WeightedMean) else None
+
+    def upload(
+        self,
+        positions: np.ndarray,
+        update: Update,
+        received: Mapping[str, Tree],
+        records: Sequence[Tree],
+        stacked: bool,
+        careful: bool,
+        keep: Keep,
+    ) -> bool:
+        """Send the update of one client, or of several stacked, through codec and reduction.
+
+        Args:
+            positions: cohort positions, (n,), consecutive.
+            update: the update, with a leading axis n if `stacked`.
+            received: the groups that the clients received.
+            records: what was kept of each client before.
+            stacked: whether several clients' updates lie in `update`.
+            careful: look for NaN and infinity client by client. Otherwise only in the sum; if it has any, nothing is
+                reduced and the answer is False: train again and be careful.
+            keep: writes what is kept of the clients, given what their codecs lost. It runs before the reduction, so
+                that the sum stays as it was if it fails.
+        """
+        decoded, sizes, residuals = {}, {}, {}
+        with span("encode", "update"), during("encode"):
+            if not self.on_device:
+                update, received = self.device.fetch(update), self.device.fetch(received)
+            for name, tree in self.client_side(positions, update, stacked).items():
+                sent = self.outgoing(name, tree, received, records, stacked)
+                count = len(positions) if stacked else None
+                arrived, sizes[name] = transmit(self.job.up, sent, count, self.key(positions, name))
+                if self.feedback:
+                    residuals[self.residual_name(name)] = compression_error(sent, arrived)
+                decoded[name] = self.incoming(name, arrived, received, stacked)
+        with span("data", "state"), during("state"):
+            keep(residuals)
+        with span("reduce", "update"):
+            return self.server_side(positions, replace(update, groups=decoded), sizes, stacked, careful)
+
+    # -- the client's side ----------------------------------------------------------------------------------------
+    def client_side(self, positions: np.ndarray, update: Update, stacked: bool) -> Mapping[str, Tree]:
+        """Return the groups as the clients hand them to the codec."""
+        groups, ctx = update.groups, self._transform_context(positions, update, stacked)
+        for transform in self.job.transforms:
+            with during(type(transform).__name__):
+                groups = transform.client(groups, ctx)
+        return groups
+
+    def outgoing(
+        self, name: str, tree: Tree, received: Mapping[str, Tree], records: Sequence[Tree], stacked: bool
+    ) -> Tree:
+        """Return a group as it goes into the codec: as a difference, plus what was lost before."""
+        reference = self._reference(name, tree, received, stacked)
+        tree = tree if reference is None else subtract_dense(tree, reference)
+        if self.feedback is None:
+            return tree
+        residuals = [residuals_of(record, self.residual_name(name)) for record in records]
+        return self.feedback.add_residuals(tree, stack_residuals(residuals, tree) if stacked else residuals[0])
+
+    def residual_name(self, group: str) -> str:
+        """Return the name under which residuals of a group are kept."""
+        return f"{self.dispatch.work}/{group}"
+
+    def key(self, positions: np.ndarray, group: str) -> Key:
+        """Return the addresses of the codec's draws; 0 for a codec without any."""
+        if not self.job.up.draws:
+            return 0
+        return up_key(self.job.seed, self.dispatch.cohort[positions], self.dispatch.number, group)
+
+    def _reference(self, name: str, tree: Tree, received: Mapping[str, Tree], stacked: bool) -> Tree:
+        """Return the received group that this one is sent as a difference to, or `None`."""
+        reference = received.get(self.job.algorithm.delta_reference.get(name, name))
+        if self.delta is None or name == "model" or reference is None or not self.delta.covers(name):
+            return None
+        return reference if same_dense_shapes(tree, reference, stacked) else None
+
+    # -- the server's side ----------------------------------------------------------------------------------------
+    def incoming(self, name: str, decoded: Tree, received: Mapping[str, Tree], stacked: bool) -> Tree:
+        """Return the group that a decoded one stands for."""
+        reference = self._reference(name, decoded, received, stacked)
+        return decoded if reference is None else add_dense(decoded, reference)
+
+    def server_side(
+        self, positions: np.ndarray, update: Update, sizes: Mapping[str, Sizes], stacked: bool, careful: bool
+    ) -> bool:
+        """Reduce decoded groups. `sizes`: what each took; the rest as in `upload`."""
+        dispatch, groups = self.dispatch, update.groups
+        ctx = self._transform_context(positions, update, stacked)
+        for transform in reversed(self.job.transforms):
+            name = type(transform).__name__
+            with span("encode", name), during(name):
+                groups = transform.server(groups, ctx)
+        with during("reduce"):
+            ids: Any = dispatch.cohort[positions]
+            ids = torch.from_numpy(ids) if stacked else int(ids[0])
+            together = stacked and dispatch.reduction.batched and not careful
+            meta = Meta(ids, update.num_examples, 0, update.owned and together, self._spill)
+            if together:
+                fold = self.exchange.fold
+                node = fold.stacked(dispatch.reduction.lift(groups, meta), len(positions))
+                if not is_finite(node):
+                    return False
+                fold.add_stacked(int(positions[0]), len(positions), node)
+                bad = np.zeros(len(positions), bool)
+            else:
+                bad = non_finite(groups, len(positions)) if stacked else np.array([not is_finite(groups)])
+                self._add_each(positions, groups, replace(meta, owned=update.owned and not stacked), bad, stacked)
+            self._account(positions, update, sizes, bad)
+        return True
+
+    def _add_each(
+        self, positions: np.ndarray, groups: Mapping[str, Tree], meta: Meta, bad: np.ndarray, stacked: bool
+    ) -> None:
+        """Add leaves one by one. All are lifted before any is added, so that an error leaves the fold as it was."""
+        clients, reduction = self.dispatch.cohort[positions], self.dispatch.reduction
+        if bad.any() and self.job.on_error == "raise":
+            raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
+        accs: list[Any] = []
+        for i, is_bad in enumerate(bad):
+            if is_bad:
+                accs.append(None)
+            elif stacked:
+                own = replace(meta, client=int(meta.client[i]), num_examples=int(meta.num_examples[i]))
+                accs.append(reduction.lift(row(groups, i), own))
+            else:
+                accs.append(reduction.lift(groups, meta))
+        for position, acc in zip(positions, accs):
+            self.exchange.fold.add(0, int(position), acc)
+        self.exchange.errors += [f"client {client}: update not finite" for client in clients[bad]]
+
+    def _account(self, positions: np.ndarray, update: Update, sizes: Mapping[str, Sizes], bad: np.ndarray) -> None:
+        """Enter bytes and metrics into the columns; clients marked `bad`, (n,), are dropped."""
+        columns = self.exchange.columns
+        for name, of_group in sizes.items():
+            self.exchange.count("up", name, positions, of_group)
+        metrics = {f"metric/{name}": _array(value) for name, value in update.metrics.items()}
+        if bad.any():
+            good, whole = ~bad, len(positions)
+            columns.add(positions[good], {name: np.broadcast_to(v, whole)[good] for name, v in metrics.items()})
+        else:
+            columns.add(positions, metrics)
+        columns.add(positions, {"num_examples": _array(update.num_examples), "dropped": bad})
+
+    # -- updates that were added up as they were trained ----------------------------------------------------------
+    def weights(self, sizes: np.ndarray) -> Tensor | None:
+        """Return the weights of clients with `sizes` samples, (n,), if their updates are only added up; else `None`."""
+        return self.mean.factors(Meta(0, torch.from_numpy(sizes))) if self.mean else None
+
+    def upload_sum(self, positions: np.ndarray, update: Update, weights: Tensor) -> bool:
+        """Send the weighted sum of several clients' updates; see `upload` for the answer."""
+        with span("encode", "update"), during("encode"):
+            sizes = transmit(self.job.up, update.groups["model"])[1]
+        with span("reduce", "update"), during("reduce"):
+            if not is_finite(update.groups):
+                return False
+            fold, count = self.exchange.fold, len(positions)
+            fold.add_stacked(int(positions[0]), count, {"model": (update.groups["model"], fold.summed(weights))})
+            self._account(positions, update, {"model": sizes}, np.zeros(count, bool))
+        return True
+
+    def _transform_context(self, positions: np.ndarray, update: Update, stacked: bool) -> TransformContext:
+        job, d = self.job, self.dispatch
+        return TransformContext(job.seed, d.round, d.number, d.cohort[positions], update.num_examples, stacked)
+
+    def _spill(self, vector: Tensor) -> Any:
+        return self.exchange.worker.scratch.append_vector(vector)
+
+
+def is_finite(tree: Tree) -> bool:
+    """Whether a tree holds no NaN and no infinity.
+
+    A sum is finite only if all its terms are, so one pass is enough. Where a sum overflows, the elements decide.
+    """
+    floating = [leaf for leaf in leaves(tree) if leaf.is_floating_point()]
+    return all(math.isfinite(leaf.sum()) or bool(torch.isfinite(leaf).all()) for leaf in floating)
+
+
+def non_finite(groups: Mapping[str, Tree], count: int) -> np.ndarray:
+    """Return which of `count` stacked updates hold a NaN or an infinity, (count,) bool."""
+    bad = np.zeros(count, bool)
+    for leaf in leaves(groups):
+        if leaf.is_floating_point():
+            bad |= ~torch.isfinite(leaf.reshape(count, -1)).all(-1).cpu().numpy()
+    return bad
+
+
+def _array(value: Any) -> np.ndarray:
+    """Return a number or a tensor (C,) as an array (1,) or (C,)."""
+    return np.atleast_1d(value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))

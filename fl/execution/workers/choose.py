@@ -1,0 +1,18 @@
+"""The executor that a configuration asks for."""
+
+from __future__ import annotations
+
+import torch
+
+from fl.execution.section import Execution
+from fl.execution.workers.executor import Executor, Serial
+from fl.execution.workers.ray import Ray
+
+
+def new_executor(execution: Execution) -> Executor:
+    """Make an executor. Without `execution.workers`, Ray has one worker per core, or per GPU."""
+    if execution.executor == "serial":
+        return Serial(execution.workers)
+    gpus = execution.device == "cuda"
+    default = torch.cuda.device_count() if gpus else torch.multiprocessing.cpu_count()
+    return Ray(execution.workers or max(1, default), execution.address, gpus)

@@ -1,0 +1,49 @@
+"""The configuration of a deployed run, as text that server and clients share.
+
+Both ends resolve it in the same way and compare its digest before round 0. Flower's run config may change it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fl.config.config import Config, resolve
+from fl.config.reading import read
+from fl.config.yaml import parse
+
+APP_KEYS = ("out", "wait", "timeout")  # keys of the run config for the ServerApp itself, not for the configuration
+Source = str | Path | Mapping[str, Any] | Config  # a file, a mapping or a resolved configuration
+
+
+def config_text(config: Source) -> str:
+    """Return the resolved configuration as YAML."""
+    resolved = config if isinstance(config, Config) else resolve(read(config))
+    return yaml.safe_dump(resolved.to_dict(), sort_keys=False)
+
+
+def apply_run_config(text: str, run_config: Mapping[str, Any]) -> str:
+    """Return a configuration (YAML) with the changes of Flower's run config, by dotted keys."""
+    overrides = {key: value for key, value in run_config.items() if key not in APP_KEYS}
+    return _changed(text, json.dumps(overrides, sort_keys=True)) if overrides else text
+
+
+@functools.lru_cache(maxsize=4)
+def _changed(text: str, overrides: str) -> str:
+    return config_text(read(parse(text), json.loads(overrides)))
+
+
+def config_digest(text: str) -> str:
+    """Return a hash of a configuration that does not depend on the folders of its files.
+
+    >>> config_digest("client: /home/a/mine.py:SGD") == config_digest("client: /srv/mine.py:SGD")
+    True
+    """
+    return hashlib.sha256(re.sub(r"/[^\s'\"]*/", "/", text).encode()).hexdigest()

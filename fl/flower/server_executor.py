@@ -1,0 +1,235 @@
+"""The executor of a deployed run: it sends each client of a cohort a message and folds the replies.
+
+    run(dispatch)   -> messages down -> replies up -> decode, server transforms, reduction
+
+The server's own evaluation runs in this process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fl.communication.codec import Codec, Identity
+from fl.communication.keys import down_key
+from fl.errors import ConfigError
+from fl.execution.client_work import ClientWork
+from fl.execution.dispatch import DispatchResult, ExchangeDispatch
+from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.job import Job
+from fl.execution.stages import during
+from fl.execution.worker import Worker
+from fl.execution.workers import executor
+from fl.flower.call import CALL, METRICS, ROWS, SETTINGS, SUMS, Call, ClientReply, Coding, Failure, GroupForm
+from fl.flower.group_records import read_group, record_to_tree, tensor_to_array, tree_to_record, write_group
+from fl.flower.hello import ask_hello, partition_id
+from fl.flower.records import get_arrays, get_metrics, numbers
+from fl.method.messages import Static, Update
+from fl.storage.clients import ClientStates
+from fl.tensors.trees import Tree
+
+Written = tuple[ArrayRecord, str, Coding]  # a group as arrays, its form, and how it was encoded
+
+
+class FlowerExecutor:
+    """An executor whose clients are the SuperNodes of a grid.
+
+    Args:
+        grid: Flower's connection to the SuperNodes.
+        digest: Digest of the configuration. A client with another one is refused.
+        wait: Seconds to wait for missing SuperNodes.
+        timeout: Seconds to wait for replies; None waits without limit.
+    """
+
+    remote = True
+
+    def __init__(self, grid: Grid, digest: str, wait: float, timeout: float | None) -> None:
+        self.grid, self.digest, self.wait, self.timeout = grid, digest, wait, timeout
+        self.nodes: dict[int, int] = {}  # client -> node
+        self.known: set[int] = set()  # nodes that have told their client
+        self.stored: dict[int, dict[str, int]] = {}  # client -> static group -> version that it has stored
+        self.workers = 1
+
+    def prepare(self) -> None:
+        """Do nothing: SuperNodes start by themselves."""
+
+    def start(self, job: executor.Job, states: ClientStates) -> None:
+        """Wait until every client has a SuperNode."""
+        if not isinstance(job, Job):
+            raise TypeError(f"a deployment runs the exchanges of a configuration, not a {type(job).__name__}")
+        self.states, self.writer = states, states.new_writer()
+        self.worker = Worker(job, self.writer)
+        self.workers = states.population
+        self._find_nodes(np.arange(states.population))
+
+    def run(self, dispatch: ExchangeDispatch) -> DispatchResult:
+        """Run one exchange or one evaluation."""
+        if dispatch.kind == "evaluate_server":
+            result = self.worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(self.writer))
+            return dispatch.gather([result])
+        if dispatch.skeleton is not None:
+            raise ValueError("clients train a module other than the run's, and no message can carry a module")
+        exchange = self.worker.begin(dispatch)
+        replies = self._replies(dispatch, self._messages(exchange))
+        for position in range(len(dispatch.cohort)):
+            at = np.array([position])
+            try:
+                self._receive(exchange, at, replies.pop(position, "no reply"))
+            except Exception as error:
+                if not isinstance(exchange, ClientWork):
+                    raise exchange.error(dispatch.cohort[at], error, dispatch.work) from None
+                exchange.failed(at, error)
+        return dispatch.gather([exchange.partial_result()])
+
+    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Run server work in this process."""
+        return fn(*args)
+
+    def close(self) -> None:
+        """Close the worker of the server's own evaluations."""
+        if hasattr(self, "worker"):
+            self.worker.close()
+
+    def _find_nodes(self, clients: Iterable[int]) -> None:
+        """Wait until every one of these clients has a SuperNode. Each new node is asked for its partition-id."""
+        end = time.monotonic() + self.wait
+        while missing := [int(c) for c in clients if int(c) not in self.nodes]:
+            new = [node for node in self.grid.get_node_ids() if node not in self.known]
+            for node, facts in ask_hello(self.grid, new, self.wait):
+                self.known.add(node)
+                client = partition_id(facts)
+                if facts["config"] != self.digest:
+                    raise ConfigError("", f"client {client} runs another configuration than the server")
+                self.nodes[client] = node
+            if not new:
+                if time.monotonic() > end:
+                    raise TimeoutError(
+                        f"no SuperNode for {len(missing)} clients, the first {missing[:5]}; "
+                        f"start them with --node-config partition-id={missing[0]}"
+                    )
+                time.sleep(0.5)
+
+    # -- down -----------------------------------------------------------------------------------------------------
+    def _messages(self, exchange: ExchangeWorker) -> list[Message]:
+        """Make one message per position of the cohort. Shared groups are encoded once."""
+        d, job = exchange.dispatch, exchange.job
+        source = d.original or d.broadcast
+        codec: Codec = job.down if d.original else Identity()
+        key = partial(down_key, job.seed, d.number)
+        shared = {n: write_group(codec, tree, key(n)) for n, tree in source.shared.items() if n not in source.hidden}
+        static = {n: write_group(codec, s.value, key(n, version=s.version)) for n, s in source.static.items()}
+        self._find_nodes(d.cohort)
+        encoded = d.original is not None
+        messages = []
+        for position, client in enumerate(map(int, d.cohort)):
+            groups: dict[str, Written] = {
+                name: (record, form, "shared" if encoded else "") for name, (record, form, _) in shared.items()
+            }
+            for name, tree in d.broadcast.own(client).items():
+                record, form, sizes = write_group(job.down, tree, exchange.downloads.own_key(client, name))
+                groups[name] = (record, form, "own")
+                if d.kind == "work":
+                    exchange.count("down", name, np.array([position]), sizes)
+            stored = self._stored(client, source.static, encoded or isinstance(job.down, Identity))
+            for name, (record, form, _) in static.items():
+                if name not in stored:
+                    groups[name] = (record, form, "static" if encoded else "")
+            messages.append(self._message(d, position, client, groups, stored))
+        return messages
+
+    def _stored(self, client: int, static: Mapping[str, Static], same_codec: bool) -> dict[str, int]:
+        """The static groups that the client has stored in the version that this dispatch needs."""
+        stored = self.stored.get(client, {})
+        return {name: s.version for name, s in static.items() if same_codec and stored.get(name) == s.version}
+
+    def _message(
+        self, d: ExchangeDispatch, position: int, client: int, groups: Mapping[str, Written], stored: dict[str, int]
+    ) -> Message:
+        config = d.broadcast.config(client) if callable(d.broadcast.config) else d.broadcast.config
+        settings, tensors = tree_to_record(dict(config))
+        store = {name: s.version for name, s in d.broadcast.static.items() if name in groups and d.original is not None}
+        call = Call(
+            kind="work" if d.kind == "work" else "evaluate",
+            work=d.work,
+            round=d.round,
+            stage=d.stage,
+            number=d.number,
+            client=client,
+            split=d.split,
+            memory_format=d.plan.memory_format,
+            state=_number(d.states[position]),
+            carry=_number(d.carries[position]),
+            settings=settings,
+            groups={name: GroupForm(form, coding) for name, (_, form, coding) in groups.items()},
+            store=store,
+            stored=stored,
+        )
+        content = RecordDict({name: record for name, (record, _, _) in groups.items()})
+        content[CALL] = call.to_record()
+        if len(tensors):
+            content[SETTINGS] = tensors
+        if d.rows is not None:
+            content[ROWS] = ArrayRecord({"rows": tensor_to_array(torch.from_numpy(d.rows))})
+        if store:
+            self.stored.setdefault(client, {}).update(store)
+        kind = "train" if d.kind == "work" else "evaluate"
+        return Message(content, dst_node_id=self.nodes[client], message_type=kind, group_id=str(d.round))
+
+    def _replies(self, d: ExchangeDispatch, messages: list[Message]) -> dict[int, RecordDict | str]:
+        """Send the messages: position -> reply, or the reason why there is none."""
+        position = {self.nodes[int(client)]: i for i, client in enumerate(d.cohort)}
+        replies: dict[int, RecordDict | str] = {}
+        for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
+            node = reply.metadata.src_node_id
+            replies[position[node]] = str(reply.error.reason) if reply.has_error() else reply.content
+        for node, i in position.items():
+            if not isinstance(replies.get(i), RecordDict):  # the client may come back on another node: look it up again
+                client = int(d.cohort[i])
+                self.nodes.pop(client)
+                self.known.discard(node)
+                self.stored.pop(client, None)
+        return replies
+
+    # -- up -------------------------------------------------------------------------------------------------------
+    def _receive(self, exchange: ExchangeWorker, at: np.ndarray, content: RecordDict | str) -> None:
+        """Decode and fold the reply of the client at a position; raise its error if it failed."""
+        if isinstance(content, str):
+            with during(exchange.dispatch.work):
+                raise ConnectionError(content)
+        if failure := Failure.of(content):
+            self.stored.pop(int(exchange.dispatch.cohort[at[0]]), None)
+            with during(failure.stage):
+                raise RuntimeError(failure.error)
+        reply = ClientReply.of(content)
+        metrics = numbers(get_metrics(content, METRICS))
+        examples = int(metrics.pop("num-examples"))
+        if exchange.dispatch.kind == "evaluate":
+            exchange.columns.add(at, {f"metric/{name}": np.array([value]) for name, value in metrics.items()})
+            exchange.columns.add(at, {"num_examples": np.array([examples])})
+            exchange.fold.add(0, int(at[0]), record_to_tree(reply.sums, get_arrays(content, SUMS)))
+            return
+        assert isinstance(exchange, ClientWork)
+        uploads, groups, sizes = exchange.uploads, {}, {}
+        received: dict[str, Tree] | None = None
+        with during("decode"):
+            for name, form in reply.groups.items():
+                key = uploads.key(at, name)
+                decoded, sizes[name] = read_group(exchange.job.up, get_arrays(content, name), form, key)
+                if uploads.delta and received is None:
+                    received, _, _ = exchange.downloads.of(int(exchange.dispatch.cohort[at[0]]), {})
+                groups[name] = uploads.incoming(name, decoded, received or {}, stacked=False)
+        uploads.server_side(at, Update(groups, examples, metrics, owned=True), sizes, stacked=False, careful=True)
+        where = {name: np.array([(0, exchange.dispatch.number, 0)]) for name in reply.wrote}
+        exchange.columns.add(at, where)
+
+
+def _number(location: np.ndarray) -> int | None:
+    """The exchange that wrote a client's state: its number is stored as the offset of a location."""
+    return int(location[1]) if location[0] >= 0 else None

@@ -1,0 +1,103 @@
+"""The kinds of parts that a configuration is made of: one table.
+
+A part is a strategy, a codec, a model, ...: an object that a configuration asks for by name. This table is the only
+place that knows which kinds there are. Classes are written `module:Class`, so that importing the table costs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of parts. A kind is named like its configuration key; `fl list` and error messages use the name.
+
+    Args:
+        name: the kind, as in `@register(name, ...)` and `fl list name`.
+        packages: modules and packages in which registered names are looked up. The first one may have a dict
+            `DEFAULTS`, kind -> name of the part that is used when the configuration names none.
+        base: base class or protocol of the parts, as `module:Class`. A field of this type holds such a part.
+        key: where a configuration holds parts of this kind, as a dotted path. Other places are possible.
+        section: a dataclass, as `module:Class`, with a field `part` and options that are written beside the part's own
+            arguments; "" if the kind has none.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    base: str
+    key: str
+    section: str = ""
+
+    @property
+    def base_class(self) -> type:
+        """The class that `base` refers to."""
+        return _class(self.base)
+
+    @property
+    def section_class(self) -> type | None:
+        """The class that `section` refers to, or None."""
+        return _class(self.section) if self.section else None
+
+    @property
+    def top_level(self) -> bool:
+        """Whether the part stands directly under a top-level key of a configuration."""
+        return "." not in self.key
+
+    def default(self) -> str:
+        """Name of the part that is used when the configuration names none, or "".
+
+        >>> KINDS["optimiser"].default()
+        ''
+        """
+        return getattr(importlib.import_module(self.packages[0]), "DEFAULTS", {}).get(self.name, "")
+
+
+@functools.cache
+def _class(reference: str) -> type:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# fmt: off
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (
+    Kind("strategy", ("strategies",), "fl.method.strategy:Strategy", "strategy"),
+    Kind("client", ("clients",), "fl.method.client:ClientAlgorithm", "client"),
+    Kind("partition", ("partitions",), "fl.data.partition:Partitioner", "partition"),
+    Kind("stream", ("partitions",), "fl.data.stream:Stream", "stream"),
+    Kind("shift", ("partitions",), "fl.data.partition:Shift", "shift"),
+    Kind("baseline", ("strategies.baselines",), "fl.method.baseline:Baseline", "baselines"),
+    Kind("adapter", ("fl.models.adapters",), "fl.models.adapter:Adapter", "model.adapter"),
+    Kind("data", ("fl.data.sets",), "fl.data.dataset:Loader", "data", "fl.data.section:Data"),
+    Kind("augment", ("fl.data.augment",), "fl.data.augment:Augment", "data.augment"),
+    Kind("model", ("fl.models.architectures",), "fl.models.section:Architecture", "model", "fl.models.section:Model"),
+    Kind("task", ("fl.tasks",), "fl.tasks.task:Task", "task"),
+    Kind("codec", ("fl.communication.codecs",), "fl.communication.codec:Codec", "codec.up"),
+    Kind("transform", ("fl.privacy",), "fl.method.transform:Transform", "transforms"),
+    Kind("cohort", ("fl.method.sampler",), "fl.method.sampler:CohortSampler", "cohort"),
+    Kind("optimiser", ("fl.method.optimiser",), "fl.method.optimiser:Optimiser", "client.optimiser"),
+    Kind("server_optimiser", ("fl.method.server_optimiser",), "fl.method.server_optimiser:ServerOptimiser",
+         "strategy.server_optimiser"),
+    Kind("devices", ("fl.system.devices",), "fl.system.devices:DeviceModel", "system.devices"),
+    Kind("availability", ("fl.system.availability",), "fl.system.availability:Availability", "system.availability"),
+    Kind("server", ("fl.system.rounds", "fl.system.events"), "fl.system.rounds:ServerMode", "server"),
+)}
+# fmt: on
+
+
+@functools.cache
+def _by_class() -> dict[Any, Kind]:
+    found: dict[Any, Kind] = {}
+    for kind in KINDS.values():
+        found[kind.base_class] = kind
+        if kind.section_class is not None:
+            found[kind.section_class] = kind
+    return found
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """The kind whose base class or section class this annotation is, or None."""
+    return _by_class().get(annotation) if isinstance(annotation, type) else None

@@ -1,0 +1,97 @@
+"""Dropout whose random draws are addressed: the engine draws the masks, per client, and the layers only read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fl.checks import within
+from fl.models.hooks import layer_inputs
+
+
+class Dropout(nn.Module):
+    """Zero entries with probability p and scale the rest by 1 / (1 - p), by the mask in `self.mask`.
+
+    In training, the engine sets `mask` (B, *features) before each step; without a mask the module refuses to run.
+
+    Args:
+        p: probability of a zero, in [0, 1).
+    """
+
+    def __init__(self, p: float = 0.5):
+        super().__init__()
+        within("[0, 1)", p=p)
+        self.p = p
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.mask is None:
+            raise RuntimeError(
+                "fl.models.dropout.Dropout in training mode has no mask; DropoutMasks draws one before each step"
+            )
+        return x * self.mask
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def with_addressed_dropout(module: nn.Module) -> nn.Module:
+    """The module with every nn.Dropout replaced by ours, which does not depend on a global generator."""
+    if type(module) is nn.Dropout:
+        return Dropout(module.p)
+    for name, child in list(module._modules.items()):  # named_children() skips a module's second use
+        if child is not None:
+            setattr(module, name, with_addressed_dropout(child))
+    return module
+
+
+class DropoutMasks:
+    """Draws the masks of a module's Dropout layers, with one generator per client.
+
+    Args:
+        module: the model.
+        sample: returns one input, (1, ...), which shows the layers' shapes; called only if there are layers.
+
+    Attributes:
+        layers: the Dropout layers with p > 0.
+        shapes: the shape of each layer's inputs without the sample axis, in the order in which the model calls the
+            layers.
+    """
+
+    def __init__(self, module: nn.Module, sample: Callable[[], Tensor]):
+        named = {name: m for name, m in module.named_modules() if isinstance(m, Dropout) and m.p > 0}
+        self.layers = list(named.values())
+        self.shapes: dict[Dropout, tuple[int, ...]] = {}
+        if not named:
+            return
+        training = module.training
+        module.eval()
+        with torch.no_grad(), layer_inputs(module, *named) as seen:
+            module(sample())
+        module.train(training)
+        for name, x in seen:
+            if named[name] in self.shapes:
+                raise ValueError("a Dropout layer is used twice in one forward pass; give each use a layer of its own")
+            self.shapes[named[name]] = x.shape[1:]
+
+    def draw(self, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> list[Tensor]:
+        """Draw a mask (C, max(lengths), *features) for each layer.
+
+        Client c draws `lengths[c]` rows, the others are zeros. The draws do not depend on the device of the masks.
+        """
+        masks = []
+        for layer, shape in self.shapes.items():
+            mask = torch.zeros(len(generators), max(lengths), *shape, device="cpu")
+            for c, (generator, length) in enumerate(zip(generators, lengths)):
+                mask[c, :length].bernoulli_(1 - layer.p, generator=generator)
+            masks.append(torch.as_tensor(mask.div_(1 - layer.p)))
+        return masks
+
+    def set(self, masks: Sequence[Tensor | None]) -> None:
+        """Give each layer its mask for the next forward pass."""
+        for layer, mask in zip(self.shapes, masks):
+            layer.mask = mask

@@ -1,0 +1,55 @@
+"""Layers with a role, found by structure: the head and the normalisation layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def head_names(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names that belong to the head: the last linear layer with any of `names`.
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> head_names(net, ["0.weight", "0.bias", "2.weight", "2.bias"])
+    ['2.weight', '2.bias']
+    """
+    known = set(names)
+    for layer, child in reversed(list(module.named_modules())):
+        found = [
+            n for n in (f"{layer}.{own}".lstrip(".") for own, _ in child.named_parameters(recurse=False)) if n in known
+        ]
+        if isinstance(child, nn.Linear) and found:
+            return found
+    raise ValueError("model: it has no linear layer that is trained; name the tensors by patterns")
+
+
+def head_layer(module: nn.Module, names: Iterable[str]) -> str:
+    """Name of the head's layer, see `head_names`; "" if the module itself is that layer.
+
+    >>> head_layer(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["0.weight", "2.weight"])
+    '2'
+    """
+    return head_names(module, names)[0].rpartition(".")[0]
+
+
+def last_layer(module: nn.Module) -> str:
+    """Name of the last layer with parameters of its own; its inputs are the model's features.
+
+    >>> last_layer(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    '2'
+    """
+    return [name for name, child in module.named_modules() if next(child.parameters(recurse=False), None) is not None][
+        -1
+    ]
+
+
+def norm_names(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names that belong to normalisation layers.
+
+    >>> norm_names(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), ["0.weight", "1.weight", "1.bias"])
+    ['1.weight', '1.bias']
+    """
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    layers = {layer for layer, child in module.named_modules() if isinstance(child, kinds)}
+    return [name for name in names if name.rpartition(".")[0] in layers]

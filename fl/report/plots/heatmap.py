@@ -1,0 +1,37 @@
+"""Accuracy matrices of task streams as heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from fl.report.plots.style import figure_style, save
+
+
+def plot_accuracy_matrices(matrices: Sequence[tuple[str, np.ndarray]], file: Path) -> None:
+    """Plot the matrices a[t, s] of one or more runs side by side, the first task on top; each is (title, (T, T))."""
+    with figure_style(grid=False):
+        width = 0.8 + 2.9 * len(matrices)
+        figure, every = plt.subplots(1, len(matrices), figsize=(width, 3.2), layout="constrained", squeeze=False)
+        for axes, (name, values) in zip(every[0], matrices):
+            image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis")
+            if values.shape[1] <= 10:
+                _write_values(axes, values)
+            rows, columns = values.shape
+            axes.set(title=name, xlabel="accuracy on task", xticks=range(columns), yticks=range(rows))
+        every[0][0].set_ylabel("after task")
+        figure.colorbar(image, ax=every[0].tolist(), shrink=0.8)
+        save(figure, file)
+
+
+def _write_values(axes: Axes, values: np.ndarray) -> None:
+    size = 8 if values.shape[1] <= 6 else 6
+    for (t, s), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if value < 0.6 else "black"
+            text = f"{value:.2f}".lstrip("0")
+            axes.text(s, t, text, ha="center", va="center", color=colour, fontsize=size)

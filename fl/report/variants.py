@@ -1,0 +1,218 @@
+"""Variants: runs that differ only in their seed, with their metrics and costs.
+
+A variant is a run directory, a folder of run directories (one per seed), or run directories whose names differ only in
+a seed at the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`). The baselines of a run are variants of their own.
+
+    eval/accuracy        last measured value
+    eval/accuracy@10     last value measured in the first 10 rounds
+    eval/accuracy@best   value in the round with the best evaluation.select: validation chooses, test rows report
+
+The target val/accuracy=0.9 is reached in the first round whose value, without smoothing, is at least 0.9
+(of a loss: at most 0.9).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fl.config.yaml import parse
+from fl.report.client_metrics import clients
+from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
+from fl.report.render import Mean, Reached
+from fl.storage.run import read_metrics
+from fl.tasks.task import SELECT, minimised
+
+BASELINES = "baselines/*/metrics.jsonl"  # below a run directory, see fl/simulation/baselines.py
+OVERLAPPING = "overlapping trips"  # simulated time of asynchronous servers, whose clients' activities overlap
+
+
+class Target(NamedTuple):
+    """A value that a metric should reach."""
+
+    metric: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read METRIC=VALUE.
+
+        >>> Target.parse("val/accuracy=0.9"), str(Target.parse("val/loss=0.5"))
+        (Target(metric='val/accuracy', value=0.9), 'val/loss<=0.5')
+        """
+        metric, _, value = text.rpartition("=")
+        try:
+            return cls(metric.strip(), float(value))
+        except ValueError:
+            raise ValueError(f"target: {text!r} is not METRIC=VALUE, as in val/accuracy=0.9") from None
+
+    def __str__(self) -> str:
+        return f"{self.metric}{'<=' if minimised(self.metric) else '>='}{self.value:g}"
+
+    def first_row(self, rows: Sequence[Row]) -> int | None:
+        """Index of the first row that reaches the target, or None."""
+        sign = -1 if minimised(self.metric) else 1
+        values = enumerate(row.get(self.metric) for row in rows)
+        return next((i for i, value in values if value is not None and sign * value >= sign * self.value), None)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ only in their seed.
+
+    Args:
+        name: name in tables and plots.
+        runs: for each run, the rows of its metrics.jsonl.
+        directories: run directories in the same order; empty if the rows come from memory.
+    """
+
+    name: str
+    runs: Sequence[Sequence[Row]]
+    directories: Sequence[Path] = ()
+
+    @classmethod
+    def read(cls, name: str, directories: Sequence[Path]) -> Variant:
+        """Read the metrics of run directories. Each needs at least one finished round."""
+        runs = [read_metrics(path) for path in directories]
+        for path, rows in zip(directories, runs):
+            if not rows:
+                raise ValueError(f"{path} has no finished round yet; wait, or resume it: fl resume {path}")
+        return cls(name, runs, directories)
+
+    @cached_property
+    def configs(self) -> list[Mapping[str, Any]]:
+        """Resolved configuration of each run; {} for a directory without one."""
+        files = [path / "config.yaml" for path in self.directories]
+        known = [parse(file.read_text()) or {} if file.is_file() else {} for file in files]
+        return known or [{} for _ in self.runs]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Seed of each run; None if its configuration is unknown."""
+        return [config.get("seed") for config in self.configs]
+
+    # -- metrics --------------------------------------------------------------------------------------------------
+    def values(self, metric: str) -> np.ndarray:
+        """One value per run, (runs,). `metric` may end in @best or @ROUNDS, see the module."""
+        name, _, when = metric.partition("@")
+        if when == "best":
+            found = [_value_at_best(rows, name, self._select_metric(i)) for i, rows in enumerate(self.runs)]
+        elif re.fullmatch(r"\d*", when):
+            rounds = float(when or "inf")
+            found = [next(iter(_measured(rows, name, rounds)[-1:]), None) for rows in self.runs]
+        else:
+            raise ValueError(f"metric: {metric!r} is neither {name}, {name}@best nor {name}@ROUNDS, as in {name}@10")
+        if None in found:
+            raise ValueError(f"metric: {metric!r} is not in all runs of {self.name}, which have {self._metrics()}")
+        return np.array(found, float)
+
+    def _metrics(self) -> list[str]:
+        return sorted({key for rows in self.runs for row in rows for key in row if "/" in key})
+
+    def _select_metric(self, i: int) -> str:
+        """Metric by which run i chose its best round."""
+        configured = (self.configs[i].get("evaluation") or {}).get("select")
+        return configured or next((m for m in SELECT if any(m in row for row in self.runs[i])), SELECT[-1])
+
+    def curves(self, metric: str, cost: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each run (cumulative cost, metric), both (measurements,). `cost`: a key of `COSTS`."""
+        self.require_cost(cost)
+        found = []
+        for rows in self.runs:
+            costs = cumulative_cost(rows, cost)
+            measured = [i for i, row in enumerate(rows) if row.get(metric) is not None]
+            found.append((costs[measured], np.array([rows[i][metric] for i in measured])))
+        return found
+
+    def client_values(self, metric: str) -> list[np.ndarray]:
+        """For each run, the metric of each client on its test rows at the last evaluation, (clients,)."""
+        found = [clients(directory) for directory in self.directories]
+        for directory, columns in zip(self.directories, found):
+            if metric not in columns:
+                raise ValueError(f"metric: {metric!r} of clients is not in {directory}, which has {list(columns)[2:]}")
+        return [columns[metric] for columns in found]
+
+    # -- costs ----------------------------------------------------------------------------------------------------
+    def has_cost(self, cost: str) -> bool:
+        """Whether all runs counted a cost."""
+        return all(is_counted(rows, cost) for rows in self.runs)
+
+    def require_cost(self, cost: str) -> None:
+        """Raise a ValueError if not all runs counted a cost."""
+        if not self.has_cost(cost):
+            needed = REQUIREMENTS.get(cost, COSTS[cost].column)
+            raise ValueError(f"cost: {cost!r} was not counted in {self.name}; it needs {needed}")
+
+    def total_cost(self, cost: str) -> float:
+        """Cost of a whole run, mean over runs."""
+        return float(np.mean([cumulative_cost(rows, cost)[-1] for rows in self.runs]))
+
+    def simulated_hours(self) -> dict[str, float]:
+        """Simulated hours of each activity, mean over runs.
+
+        Keys: `ACTIVITIES`, and `OVERLAPPING` for all hours of asynchronous servers, whose activities are not told
+        apart.
+        """
+        self.require_cost("hours")
+        columns = [f"simulated_{name}_seconds" for name in ACTIVITIES]
+        hours = [[sum(row.get(column) or 0.0 for row in rows) / 3600 for column in columns] for rows in self.runs]
+        known = dict(zip(ACTIVITIES, np.mean(hours, 0).tolist()))
+        separate = any(column in row for rows in self.runs for row in rows for column in columns)
+        return known | {OVERLAPPING: 0.0 if separate else self.total_cost("hours")}
+
+    def cost_to_reach(self, target: Target, cost: str) -> Reached:
+        """Cost up to and including the round that reached a target. `cost`: a key of `COSTS`."""
+        if not any(row.get(target.metric) is not None for rows in self.runs for row in rows):
+            raise ValueError(f"target: {target.metric!r} is in no run of {self.name}, which have {self._metrics()}")
+        self.require_cost(cost)
+        first = [target.first_row(rows) for rows in self.runs]
+        costs = [cumulative_cost(rows, cost) for rows in self.runs]
+        reached = np.array([of_run[i] for of_run, i in zip(costs, first) if i is not None], float)
+        missed = [float(of_run[-1]) for of_run, i in zip(costs, first) if i is None]
+        mean, sd = Mean.of(reached) if len(reached) else (None, None)
+        return Reached(mean, sd, len(reached), len(first), min(missed, default=None))
+
+
+def _measured(rows: Sequence[Row], metric: str, rounds: float) -> list[float]:
+    return [row[metric] for row in rows if row.get(metric) is not None and row["round"] < rounds]
+
+
+def _value_at_best(rows: Sequence[Row], metric: str, select: str) -> float | None:
+    """The metric in the best round by `select`; the first of equally good rounds, among those that measured both."""
+    both = [row for row in rows if row.get(metric) is not None and row.get(select) is not None]
+    sign = -1 if minimised(select) else 1
+    return max(both, key=lambda row: sign * row[select])[metric] if both else None
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+def read_variants(directories: Iterable[Path]) -> list[Variant]:
+    """Group run directories into variants and read them; baselines come after all runs."""
+    found: dict[str, list[Path]] = {}
+    for directory in directories:
+        for path in run_directories(directory):
+            name = directory.name if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
+            found.setdefault(name or directory.name, []).append(path)
+    baselines = {
+        name: [file.parent for path in paths for file in sorted(path.glob(BASELINES)) if file.stat().st_size]
+        for name, paths in found.items()
+    }
+    unambiguous = sum(map(bool, baselines.values())) == 1
+    for name, paths in baselines.items():
+        for path in paths:
+            found.setdefault(path.name if unambiguous else f"{name}: {path.name}", []).append(path)
+    return [Variant.read(name, paths) for name, paths in found.items()]
+
+
+def run_directories(directory: Path) -> list[Path]:
+    """`directory` itself if it is a run directory, else the run directories in it, sorted by name."""
+    runs = [directory] if (directory / "metrics.jsonl").is_file() else []
+    runs = runs or [file.parent for file in sorted(directory.glob("*/metrics.jsonl"))]
+    if not runs:
+        raise ValueError(f"{directory} is no run directory, and holds none: there is no metrics.jsonl")
+    return runs

@@ -1,0 +1,40 @@
+"""Check before any work that strategy and client algorithm speak of the same groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fl.config.config import Config
+from fl.errors import ConfigError
+from fl.method.messages import Broadcast
+from fl.method.strategy import Exchange
+from fl.simulation.expected_bytes import expected_upload_bytes
+
+
+def check_groups(config: Config, request: Any) -> None:
+    """Check the first request of a round.
+
+    Args:
+        config: the run's configuration.
+        request: what the strategy yields first.
+
+    Raises:
+        ConfigError: the client does not send a group that is reduced, or needs one that is not broadcast.
+    """
+    strategy, client = config.strategy, config.client
+    if not isinstance(request, Exchange) or request.work != "train":
+        return
+    if config.server.chooses:
+        expected_upload_bytes(config, request)
+    broadcast = Broadcast.of(request.broadcast)
+    for verb, missing in (
+        ("send", set(request.reductions) - set(client.sends)),
+        ("receive", set(client.receives) - broadcast.names if not callable(broadcast.config) else set()),
+    ):
+        if missing:
+            names = [getattr(type(part), "registered_as", type(part).__name__) for part in (client, strategy)]
+            raise ConfigError(
+                "client.name",
+                f"with strategy {names[1]!r}, client {names[0]!r} does not {verb} {sorted(missing)}; "
+                f"the strategy's own client is {strategy.client!r}",
+            )

@@ -1,0 +1,140 @@
+"""Set up a run: load and partition the data, build the model, choose the plan, draw the simulated system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from fl.config.config import Config
+from fl.data.dataset import Dataset
+from fl.data.partition import Partition
+from fl.data.stream import Stage, split_rows
+from fl.errors import ConfigError, located
+from fl.execution.training.customised import overrides
+from fl.method.client import LocalTraining
+from fl.models.batch_norm import statistics_names
+from fl.models.binding import Initial
+from fl.models.dropout import with_addressed_dropout
+from fl.simulation.setup import RunSetup, choose_plan, device
+from fl.tensors import random
+
+T = TypeVar("T")
+
+
+def set_up_run(config: Config) -> RunSetup:
+    """Set up a run.
+
+    Raises:
+        ConfigError: parts of the configuration do not fit together.
+    """
+    _located("execution", device(config).check)
+    dataset, stages = load_data(config)
+    population = stages[0].partition.num_clients
+    trainable = population - config.splits.clients
+    if trainable < 1:
+        raise ConfigError(
+            "splits.clients", f"{config.splits.clients} of {population} clients are held out; none is left to train"
+        )
+    _located("cohort", lambda: config.cohort.check(trainable))
+    module = build_model(config, dataset)
+    initial = Initial.of(module)
+    plan = _located("execution", lambda: choose_plan(config, dataset, stages, module, initial.trained))
+    execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
+    system = config.system
+    drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
+    return RunSetup(replace(config, execution=execution), dataset, stages, module, initial, plan, drawn)
+
+
+def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
+    """Load the data and, for each stage of the run, assign its rows to clients."""
+    dataset = _located("data", config.data.load)
+
+    def split(part: Dataset) -> Partition:
+        if part.held is None or getattr(config.partition, "keeps_held", False):
+            return _located("partition", lambda: config.partition.split(part))
+        return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
+
+    stream, shift = config.stream, config.shift
+    if stream is None:
+        stages = [Stage(config.rounds, split(dataset), config.task)]
+    else:
+        dataset, stages = _located("stream", lambda: stream.stages(dataset, split, config.task))
+    if shift is not None:
+        dataset = _located("shift", lambda: shift.apply(dataset, stages[0].partition))
+    holders = sum(np.diff(stage.partition.offsets) for stage in stages)
+    empty = np.flatnonzero(holders == 0)
+    if len(empty):
+        raise ConfigError(
+            "partition",
+            f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
+            "Set partition.min_size, fewer clients, or a larger alpha",
+        )
+    held = [_located("splits", lambda stage=stage: _split(stage.partition, dataset, config)) for stage in stages]
+    return dataset, tuple(replace(stage, partition=partition) for stage, partition in zip(stages, held))
+
+
+def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
+    """Split each client's rows into train, val and test."""
+    splits = config.splits
+    partition = partition.hold_out(splits.val, splits.test, getattr(config.partition, "seed", 0))
+    if splits.per_class is not None:
+        partition = partition.capped(dataset.labels, splits.per_class)
+    return partition.pooled() if splits.pooled else partition
+
+
+def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
+    """Build the module; its first weights follow from the seed alone, or come from a file."""
+    parts = [part for part in (dataset.train, dataset.test) if part]
+    outputs = _located("task", lambda: max(config.task.num_outputs(part) for part in parts))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
+        module = with_addressed_dropout(
+            _located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs))
+        )
+    _check_statistics(config, dataset, module)
+    return module
+
+
+def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module) -> None:
+    """Check that every buffer that training changes has an owner: the client, or the average."""
+    known = {*module.state_dict()} - {*statistics_names(module, "local"), *statistics_names(module, "averaged")}
+    floats = [name for name, b in module.named_buffers() if b.is_floating_point() and name in known]
+    if floats and isinstance(config.client, LocalTraining):
+        raise ConfigError(
+            "model",
+            f"has buffers that training changes ({floats[0]}, ...): running statistics would leak between clients. "
+            "Use GroupNorm or LayerNorm, or set model.batch_norm: batch, local or averaged",
+        )
+    if statistics_names(module, "local") and config.evaluation.server and dataset.test is not None:
+        raise ConfigError(
+            "evaluation.server",
+            "with model.batch_norm: local the server has no running statistics to predict with; set it to false, "
+            "or use batch_norm: averaged or batch",
+        )
+    if statistics_names(module, "averaged"):
+        strategy, client = config.strategy, config.client
+        if not strategy.averages():
+            raise ConfigError(
+                "model.batch_norm",
+                f"'averaged' needs a strategy whose model is an average of the clients' models; "
+                f"{type(strategy).__name__} may step to negative variances. Use batch or local",
+            )
+        if not isinstance(client, LocalTraining) or overrides(client, "work"):
+            raise ConfigError(
+                "model.batch_norm",
+                f"'averaged' needs a client that takes gradient steps only; {type(client).__name__} does other work",
+            )
+
+
+def _located(path: str, make: Callable[[], T]) -> T:
+    """Call `make`; a ValueError becomes a ConfigError at `path`."""
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise located(path, error) from error

@@ -1,0 +1,51 @@
+"""Sizes of messages in bytes, known before any client has trained."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fl.communication.codec import Codec
+from fl.communication.transmit import Sizes, expected_bytes, transmit
+from fl.config.config import Config
+from fl.errors import ConfigError
+from fl.method.messages import Broadcast
+from fl.method.strategy import Exchange
+
+
+def encoded_size(sizes: Sizes) -> int:
+    """Return the encoded bytes of one message as an int (some codecs return a one-element array)."""
+    return int(np.max(sizes.encoded_bytes))
+
+
+def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
+    """Return the encoded bytes that each client will upload in `exchange`.
+
+    A group of the update that has the form of a received group has a known size. For other groups the user declares
+    `system.up_bytes`.
+
+    Raises:
+        ConfigError: a size depends on numbers that only training gives, and `system.up_bytes` is missing.
+    """
+    assert config.system is not None
+    if config.system.up_bytes is not None:
+        return config.system.up_bytes
+    broadcast, total = Broadcast.of(exchange.broadcast), 0
+    known = {**broadcast.shared, **{name: static.value for name, static in broadcast.static.items()}}
+    for name in exchange.reductions:
+        received = known.get(config.client.delta_reference.get(name, name))
+        size = None if received is None else expected_bytes(config.up, received)
+        if size is None:
+            raise ConfigError(
+                "system.up_bytes",
+                f"missing: the size of {name!r} is not known before clients have trained, and `server` needs it to tell "
+                "who arrives in time; declare it in bytes",
+            )
+        total += size
+    return total
+
+
+def expected_download_bytes(codec: Codec, broadcast: Broadcast) -> int:
+    """Return the encoded bytes of a broadcast for a client that has no static group yet, without its own groups."""
+    shared = [tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden]
+    trees = [*shared, *(static.value for static in broadcast.static.values())]
+    return sum(encoded_size(transmit(codec, tree)[1]) for tree in trees)

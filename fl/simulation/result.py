@@ -1,0 +1,56 @@
+"""What a finished run returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl.simulation.totals import Row
+from fl.tensors.params import Params
+from fl.tensors.trees import digest
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished or interrupted run.
+
+    Attributes:
+        metrics: one row per committed round.
+        model: the final model.
+        directory: the run directory.
+        reason: why the run ended.
+        baselines: results of the configuration's `baselines`, by name.
+    """
+
+    metrics: list[Row]
+    model: Params
+    directory: Path
+    reason: str
+    baselines: Mapping[str, Result] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all tensors of the final model."""
+        return digest(self.model)
+
+    @property
+    def ledger(self) -> pyarrow.Table:
+        """Bytes per round, exchange, client, direction and group."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.directory / "ledger.parquet")
+
+    @property
+    def summary(self) -> Row:
+        """The last round's metrics, totals over all rounds, and the model's digest."""
+        last = self.metrics[-1] if self.metrics else {}
+        summed = ("uplink_bytes", "downlink_bytes", "wall_seconds")
+        totals = {f"total_{name}": sum(row[name] for row in self.metrics) for name in summed}
+        row = {"directory": str(self.directory), "reason": self.reason, "digest": self.digest, "final": last, **totals}
+        others = {name: result.summary for name, result in self.baselines.items()}
+        return {**row, "baselines": others} if others else row

@@ -1,0 +1,123 @@
+"""The Python API: run a configuration, or resume a run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fl.config.config import Config, resolve
+from fl.config.reading import read
+from fl.errors import ConfigError
+from fl.execution.workers.ray_pool import keep_workers
+from fl.simulation import baselines
+from fl.simulation.result import Result
+from fl.simulation.simulation import Simulation, Watcher
+from fl.storage.run import claimed
+
+FREE_TO_CHANGE = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}  # on resume
+
+
+def never() -> bool:
+    """Never ask a run to stop."""
+    return False
+
+
+def run(
+    config: str | Path | Mapping[str, Any] | Config,
+    *,
+    out: str | Path | None = None,
+    watch: Watcher | None = None,
+    stop: Callable[[], bool] = never,
+    **overrides: Any,
+) -> Result:
+    """Run a configuration.
+
+    Args:
+        config: a YAML file, a dict or a resolved `Config`.
+        out: the run directory (default: a new one under runs/).
+        watch: called with ("start", Simulation), ("ready", Simulation) and ("round", row of metrics).
+        stop: asked after each round; True ends the run there, and `resume` continues it.
+        overrides: values by dotted path, as in run("a.yaml", **{"cohort.size": 20}).
+
+    Raises:
+        ConfigError: the configuration has a mistake; no work has started.
+        ClientError: a client's work failed.
+    """
+    if not isinstance(config, Config):
+        config = resolve(read(config, overrides))
+    elif overrides:
+        raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
+    directory = Path(out) if out else new_directory(config)
+    try:
+        return _with_baselines(config, directory, False, watch, stop)
+    except BaseException:
+        if out is None:  # remove the new directory if it is still empty
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+                directory.parent.rmdir()
+        raise
+
+
+def resume(
+    directory: str | Path, *, watch: Watcher | None = None, stop: Callable[[], bool] = never, **overrides: Any
+) -> Result:
+    """Continue a run from its last committed round, to the same bits as without the interruption.
+
+    Args:
+        directory: the run directory.
+        watch: as in `run`.
+        stop: as in `run`.
+        overrides: `rounds` (a larger number, or "+100" to add), execution.executor, execution.workers,
+            execution.address and checkpoint.every.
+
+    Raises:
+        ConfigError: another key is changed, or `rounds` is no number of rounds.
+    """
+    directory = Path(directory)
+    raw = read(directory / "config.yaml")
+    rounds = overrides.pop("rounds", None)
+    if rounds is not None:
+        number = re.fullmatch(r"(\+?)(\d+)", str(rounds))
+        if number is None:
+            raise ConfigError("rounds", f"{rounds!r} is neither a number of rounds nor +number, as in rounds=+100")
+        raw["rounds"] = int(number[2]) + (raw["rounds"] if number[1] else 0)
+    for key in overrides:
+        if key not in FREE_TO_CHANGE:
+            raise ConfigError(
+                key,
+                f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. Start a new run instead",
+            )
+    return _with_baselines(resolve(read(raw, overrides)), directory, True, watch, stop)
+
+
+def new_directory(config: Config) -> Path:
+    """Claim a new run directory under runs/, named after the time, the strategy and the seed."""
+    name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
+    return claimed(name, config.seed)
+
+
+def _with_baselines(
+    config: Config, directory: Path, resumed: bool, watch: Watcher | None, stop: Callable[[], bool]
+) -> Result:
+    """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
+    with keep_workers():
+        with Simulation(config, directory, resumed) as simulation:
+            others = baselines.beside(simulation.run_setup, directory)
+            first_round = simulation.round
+            result = simulation.run(watch, stop)
+            continued = simulation.round > first_round
+        if continued and others:
+            shutil.rmtree(directory / "baselines", ignore_errors=True)
+        done: dict[str, Result] = {}
+        for name, other in others.items():
+            if any(r.reason == "interrupted" for r in (result, *done.values())):
+                break
+            home = directory / "baselines" / name
+            exists = (home / "checkpoints" / "last.json").is_file()
+            done[name] = _with_baselines(other, home, exists, watch, stop)
+        return replace(result, baselines=done)

@@ -1,0 +1,1 @@
+"""Baselines that a run can be compared with, one per file."""

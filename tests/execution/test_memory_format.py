@@ -1,0 +1,88 @@
+"""Memory formats of images: the same gradients, and modules unchanged afterwards."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fl
+from fl.errors import ConfigError
+from fl.execution.training.memory_format import blocked_runs, use_memory_format
+from fl.models.architectures.cnn import CNNPfl, CNNSmall
+
+
+def gradients(module, x, y):
+    module.eval()  # Dropout is the identity
+    return torch.autograd.grad(F.cross_entropy(module(x), y), list(module.parameters()))
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 3, 32, 32, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+
+
+@pytest.mark.parametrize("memory_format", ["channels_last", "blocked"])
+@pytest.mark.parametrize("model", [CNNSmall(), CNNPfl()])
+def test_gradients_are_those_of_plain_torch(model, memory_format, images):
+    torch.manual_seed(0)
+    module = model.build((3, 32, 32), 10)
+    plain = gradients(module, *images)
+    seen = []
+    module[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with use_memory_format(module, memory_format):
+        ours = gradients(module, *images)
+    assert seen[0].is_mkldnn == (memory_format == "blocked")
+    assert seen[0].is_mkldnn or seen[0].is_contiguous(memory_format=torch.channels_last)
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # no hook is left
+        assert torch.equal(mine, theirs)
+
+
+def test_blocked_runs_start_with_a_convolution_and_end_before_other_layers():
+    relu = nn.ReLU()
+    module = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3), relu, nn.Dropout(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8))
+    assert blocked_runs(module) == [(module[1], relu)]
+    assert blocked_runs(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, dilation=2), nn.ReLU())) == []
+    inside = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2))})
+    assert blocked_runs(inside) == [(inside["features"][0], inside["features"][1])]
+
+
+def test_a_layer_used_in_two_places(images):
+    relu = nn.ReLU()
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), relu, nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), relu),
+        *(nn.Flatten(), nn.Linear(8 * 14 * 14, 10), relu),
+    )
+    plain = gradients(module, *images)
+    with use_memory_format(module, "blocked"):
+        ours = gradients(module, *images)
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_leaves_no_hooks():
+    module = CNNSmall().build((3, 32, 32), 10)
+    with pytest.raises(RuntimeError), use_memory_format(module, "blocked"):
+        module(torch.zeros(1, 5, 32, 32))
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"model": {"name": "mlp", "hidden": [4]}}, "no convolution is followed by"),
+        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "has its own work"),
+    ],
+)
+def test_impossible_blocking_is_refused(changes, why):
+    config = {
+        "rounds": 1,
+        "data": "digits",
+        "partition": {"name": "iid", "clients": 4},
+        "cohort": {"size": 2},
+        "execution": {"executor": "serial", "memory_format": "blocked"},
+    }
+    with pytest.raises(ConfigError, match=rf"memory_format: 'blocked' is not possible: .*{why}"):
+        fl.run(config | {"strategy": "fedavg"} | changes)
