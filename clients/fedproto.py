@@ -95,7 +95,7 @@ class FedProto(Local):
         assert isinstance(net, nn.Module)  # trained in the loop
         with features_of(net, self.features) as recorded:
             losses = task.loss(net(batch["x"]), batch)
-        return losses + self.lam * pull(recorded[0], batch["y"], prototypes)
+        return losses + self.lam * pull(recorded[0][1].flatten(1), batch["y"], prototypes)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         net, prototypes = super().predictor(ctx), ctx.received["prototypes"]
@@ -105,6 +105,6 @@ class FedProto(Local):
         def nearest(x: Tensor) -> Tensor:
             with features_of(ctx.module, self.features) as recorded:
                 outputs = net(x)
-            return nearness(recorded[0], prototypes, outputs.shape[-1])
+            return nearness(recorded[0][1].flatten(1), prototypes, outputs.shape[-1])
 
         return nearest

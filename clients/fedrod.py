@@ -13,8 +13,7 @@ Equals FedAvg: balance=0 trains the shared model as FedAvg does, equal bits in t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -35,9 +34,10 @@ from fl import (
     Tree,
     Update,
     checks,
-    head_names,
     register,
 )
+from fl.models.hooks import layer_inputs, layer_outputs
+from fl.models.layers import head_layer
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:
@@ -79,16 +79,17 @@ class FedROD(Personal):
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if ctx.task.kernel != "cross_entropy":
             raise ValueError(f"task: fedrod is for classification, this is {type(ctx.task).__name__}")
-        received, layer = ctx.received["model"], self.layer(ctx)
+        received, shared_head = ctx.received["model"], head_layer(ctx.module, ctx.received["model"])
+        layer = cast(nn.Linear, ctx.module.get_submodule(shared_head))
         counts = torch.bincount(ctx.train.take()["y"], minlength=layer.out_features).float()
         steps = LocalSteps(self, replace(ctx, config={**ctx.config, "counts": counts}))
         w, head = received.clone(), self.first_head(layer) if ctx.state is None else ctx.state.clone()
         shared, personal = Descent(steps.phase, w), Descent(steps.phase, head)
-        with recorded_pass(ctx.module, layer) as last:
-            for batch in steps:
+        for batch in steps:
+            with layer_inputs(ctx.module, shared_head) as features, layer_outputs(ctx.module, "") as outputs:
                 gradient = steps.gradient(w)
-                personal.step(head_gradient(head, last["features"], last["outputs"], batch["y"]))
-                shared.step(gradient)
+            personal.step(head_gradient(head, features[-1][1].detach(), outputs[-1][1].detach(), batch["y"]))
+            shared.step(gradient)
         return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss}), head)
 
     def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
@@ -96,42 +97,18 @@ class FedROD(Personal):
         return task.loss(balanced(outputs, at.config["counts"], self.balance) if self.balance else outputs, batch)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        net, layer = ctx.net(ctx.received["model"]), self.layer(ctx)
+        net, shared_head = ctx.net(ctx.received["model"]), head_layer(ctx.module, ctx.received["model"])
         if ctx.state is None:
             return net
 
         def both(x: Tensor) -> Tensor:
-            with recorded_pass(ctx.module, layer) as last:
-                shared = net(x)
-            return shared + F.linear(last["features"], ctx.state["weight"], ctx.state["bias"])
+            with layer_inputs(ctx.module, shared_head) as features:
+                outputs = net(x)
+            return outputs + F.linear(features[-1][1].detach(), ctx.state["weight"], ctx.state["bias"])
 
         return both
-
-    @staticmethod
-    def layer(ctx: ClientContext) -> nn.Linear:
-        """Return the shared head in the module."""
-        name = head_names(ctx.module, ctx.received["model"])[0].rpartition(".")[0]
-        return cast(nn.Linear, ctx.module.get_submodule(name))
 
     @staticmethod
     def first_head(layer: nn.Linear) -> Params:
         """Return a personal head of zeros."""
         return Params.of({"weight": torch.zeros(layer.weight.shape), "bias": torch.zeros(layer.out_features)})
-
-
-@contextmanager
-def recorded_pass(module: nn.Module, layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within the context, the dict holds the last forward pass, without gradient.
-
-    "features" are the inputs of `layer`, "outputs" the module's.
-    """
-    last: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, x: last.update(features=x[0].detach())),
-        module.register_forward_hook(lambda _, __, outputs: last.update(outputs=outputs.detach())),
-    ]
-    try:
-        yield last
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from fl import Batch, ClientContext, Params
+from fl.models.hooks import layer_inputs, layer_outputs
+from fl.models.layers import last_layer
 
 BLOCK = 1024  # samples per forward pass
 
@@ -29,25 +31,17 @@ def mean_loss(ctx: ClientContext, params: Params) -> float:
     return total / len(ctx.train)
 
 
-@contextmanager
-def features_of(module: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
-    """Within the context, each forward pass appends its representations (B, D) to the list.
+def features_of(module: nn.Module, layer: str | None) -> AbstractContextManager[list[tuple[str, Tensor]]]:
+    """Record the features of each forward pass within the context, as (name of the layer, features).
 
     They are the outputs of `layer`; without a name, the inputs of the last layer that has parameters.
     """
-    recorded: list[Tensor] = []
     if layer is None:
-        last = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None][-1]
-        handle = last.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0].flatten(1)))
-    else:
-        known = dict(module.named_modules())
-        if layer not in known:
-            raise ValueError(f"features: {layer!r} is not a layer of the model; it has {[n for n in known if n]}")
-        handle = known[layer].register_forward_hook(lambda _, __, output: recorded.append(output.flatten(1)))
-    try:
-        yield recorded
-    finally:
-        handle.remove()
+        return layer_inputs(module, last_layer(module))
+    known = dict(module.named_modules())
+    if layer not in known:
+        raise ValueError(f"features: {layer!r} is not a layer of the model; it has {[n for n in known if n]}")
+    return layer_outputs(module, layer)
 
 
 def representations(ctx: ClientContext, params: Params, layer: str | None) -> Tensor:
@@ -56,4 +50,4 @@ def representations(ctx: ClientContext, params: Params, layer: str | None) -> Te
     with torch.no_grad(), features_of(ctx.module, layer) as recorded:
         for batch in blocks(ctx):
             net(batch["x"])
-    return torch.cat(recorded)
+    return torch.cat([features.flatten(1) for _, features in recorded])

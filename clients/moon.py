@@ -85,7 +85,7 @@ class Moon(LocalTraining):
         with features_of(net, self.features) as recorded:
             outputs = net(batch["x"])
         return task.loss(outputs, batch) + self.mu * contrast(
-            recorded[0], batch["received"], batch["previous"], self.temperature
+            recorded[0][1].flatten(1), batch["received"], batch["previous"], self.temperature
         )
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:

@@ -45,7 +45,8 @@ class Reconnaissance(ClientAlgorithm):
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         net, table = ctx.net(ctx.received["encoder"]), ctx.received["table"]
         known = 0 if table is None or not len(table.keys) else int(table.keys[-1]) + 1
-        outputs = max(ctx.task.num_outputs(ctx.train.arrays), known)
+        labels = {"y": ctx.train.arrays["y"].cpu().numpy()}
+        outputs = max(ctx.task.num_outputs(labels), known)
         return lambda x: nearest(net(x), table, outputs)
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:

@@ -105,7 +105,7 @@ class FLASC(Strategy):
     def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
         broadcast, (_, density) = self.broadcast(state, ctx), self.densities(state.optimiser.steps)
         outcome = yield Exchange(broadcast, self.reduction(state, ctx))
-        model, up = broadcast.shared["model"], TopK(ratio=density).kept(state.w.numel)
+        model, up = broadcast.shared["model"], TopK(ratio=density).num_kept(state.w.numel)
         metrics = {
             "downlink_values_bytes": len(ctx.cohort) * (model if isinstance(model, Params) else model.values).nbytes,
             "uplink_values_bytes": len(outcome.clients) * up * state.w.compact().itemsize,
