@@ -34,10 +34,11 @@ from fl import (
     Tree,
     Update,
     checks,
+    head_layer,
+    layer_inputs,
+    layer_outputs,
     register,
 )
-from fl.models.hooks import layer_inputs, layer_outputs
-from fl.models.layers import head_layer
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:

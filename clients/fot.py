@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl import ClientContext, LocalTraining, Params, Reply, Tree, Update, register, subspace
-from fl.tensors.input_statistics import RATIOS, statistic_of
+from fl import ClientContext, LocalTraining, Params, Reply, Tree, Update, input_statistics, register, subspace
 
 BLOCK = 128  # samples whose inputs are held at once
 
@@ -44,16 +43,20 @@ class FOT(LocalTraining):
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if name == "gpse":
             model = ctx.received["model"] if carry is None else carry
-            return Reply(Update({"sketch": input_statistics(ctx, model)}, len(ctx.train)))
+            return Reply(Update({"sketch": layer_statistics(ctx, model)}, len(ctx.train)))
         reply = super().work(name, ctx, carry)
         if ctx.config.get("carry"):
             return replace(reply, carry=ctx.received["model"] + reply.update.groups["model"])
         return reply
 
 
-def input_statistics(ctx: ClientContext, model: Params) -> Mapping[str, Any]:
+def layer_statistics(ctx: ClientContext, model: Params) -> Mapping[str, Any]:
     """Return weight -> {"y": (d, m) or (d (d + 1) / 2,), "norms": (2,)}, over the client's training data under `model`."""
-    sizes, statistic, ratio = ctx.config["sizes"], statistic_of(ctx.config["factor"]), RATIOS[ctx.config["ratio"]]
+    sizes, statistic, ratio = (
+        ctx.config["sizes"],
+        input_statistics.statistic_of(ctx.config["factor"]),
+        input_statistics.RATIOS[ctx.config["ratio"]],
+    )
     basis: Mapping[str, Tensor] = ctx.received.get("basis", {})
     ys = {name: statistic.zeros(d) for name, d in sizes.items()}
     squares = {name: torch.zeros(2, dtype=torch.float64) for name in sizes}

@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from fl import Batch, ClientContext, Params
-from fl.models.hooks import layer_inputs, layer_outputs
-from fl.models.layers import last_layer
+from fl import Batch, ClientContext, Params, last_layer, layer_inputs, layer_outputs
 
 BLOCK = 1024  # samples per forward pass
 

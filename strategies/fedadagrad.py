@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl import register
-from fl.method.server_optimiser import Adagrad
+from fl import register, server_optimiser
 from strategies.fedopt import FedOpt
 
 
@@ -33,5 +32,5 @@ class FedAdagrad(FedOpt):
     tau: float = 1e-3
 
     @property
-    def rule(self) -> Adagrad:
-        return Adagrad(lr=self.lr, beta1=self.beta1, tau=self.tau)
+    def rule(self) -> server_optimiser.Adagrad:
+        return server_optimiser.Adagrad(lr=self.lr, beta1=self.beta1, tau=self.tau)

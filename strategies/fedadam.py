@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import FedAvgEquivalent, register
-from fl.method.server_optimiser import Adam
+from fl import FedAvgEquivalent, register, server_optimiser
 from strategies.fedopt import FedOpt
 
 
@@ -40,5 +39,5 @@ class FedAdam(FedOpt):
     )
 
     @property
-    def rule(self) -> Adam:
-        return Adam(lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)
+    def rule(self) -> server_optimiser.Adam:
+        return server_optimiser.Adam(lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)

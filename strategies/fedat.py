@@ -18,8 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import Exchange, FedAvgEquivalent, Params, RoundGenerator, ServerContext, Strategy, WeightedMean, register
-from fl.method.grouped import weighted_sum
+from fl import (
+    Exchange,
+    FedAvgEquivalent,
+    Params,
+    RoundGenerator,
+    ServerContext,
+    Strategy,
+    WeightedMean,
+    register,
+    weighted_sum,
+)
 
 
 @dataclass(frozen=True)

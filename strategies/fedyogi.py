@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import FedAvgEquivalent, register
-from fl.method.server_optimiser import Yogi
+from fl import FedAvgEquivalent, register, server_optimiser
 from strategies.fedopt import FedOpt
 
 
@@ -40,5 +39,5 @@ class FedYogi(FedOpt):
     )
 
     @property
-    def rule(self) -> Yogi:
-        return Yogi(lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)
+    def rule(self) -> server_optimiser.Yogi:
+        return server_optimiser.Yogi(lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)

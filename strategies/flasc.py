@@ -40,8 +40,8 @@ from fl import (
     checks,
     keep_largest,
     register,
+    server_optimiser,
 )
-from fl.method.server_optimiser import PseudoGradient
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class FLASC(Strategy):
     up: float = 0.25
     decay: float = 1.0
     lr: float = 1e-3
-    server_optimiser: ServerOptimiser = PseudoGradient()
+    server_optimiser: ServerOptimiser = server_optimiser.PseudoGradient()
 
     client: ClassVar[str] = "flasc"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(

@@ -44,11 +44,11 @@ from fl import (
     Sum,
     WeightedMean,
     checks,
+    input_statistics,
     match,
     register,
     subspace,
 )
-from fl.tensors.input_statistics import RATIOS, statistic_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class FOT(Strategy):
         checks.not_negative(eps_increment=self.eps_increment)
         checks.positive(sketch=self.sketch, hint="it is the number of columns in multiples of d")
         checks.one_of(("sketch", "gram"), gpse=self.gpse)
-        checks.one_of(RATIOS, residual_ratio=self.residual_ratio)
+        checks.one_of(input_statistics.RATIOS, residual_ratio=self.residual_ratio)
         checks.one_of(("local", "global"), gpse_model=self.gpse_model)
         checks.one_of(("train", "freeze_after_first"), bias=self.bias)
         checks.one_of(("examples", "uniform"), weights=self.weights)
@@ -182,8 +182,8 @@ class FOT(Strategy):
     def extended(self, basis: Tensor | None, y: Tensor, norms: Tensor, eps: float) -> Tensor | None:
         """Return the basis with the directions that a task adds; y and norms are sums over clients."""
         ratio = 1.0 if basis is None else float(norms[0] / norms[1].clamp(min=1e-30))
-        least = RATIOS[self.residual_ratio].least
-        return statistic_of(self.factor).extend(basis, y, subspace.threshold(ratio, eps), least)
+        least = input_statistics.RATIOS[self.residual_ratio].least
+        return input_statistics.statistic_of(self.factor).extend(basis, y, subspace.threshold(ratio, eps), least)
 
 
 def biases(model: Params, head: tuple[str, ...]) -> list[str]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from fl import (
     Broadcast,
+    ByClient,
     Exchange,
     FedAvgEquivalent,
     Grouped,
@@ -35,8 +36,8 @@ from fl import (
     WeightedMean,
     checks,
     register,
+    weighted_sum,
 )
-from fl.method.grouped import ByClient, weighted_sum
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from fl import (
     FedAvgEquivalent,
     Grouped,
+    GroupMean,
     Meta,
     Metrics,
     Params,
@@ -33,7 +34,6 @@ from fl import (
     checks,
     register,
 )
-from fl.method.grouped import GroupMean
 
 
 @dataclass(frozen=True)

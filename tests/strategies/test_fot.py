@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from clients.fot import input_statistics
+from clients.fot import layer_statistics
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.views import View
@@ -199,7 +199,7 @@ def net():
 def test_the_inputs_of_layers_are_those_they_multiply():
     module = net()
     ctx = context(module, range(30))
-    sent = input_statistics(ctx, module_params(module))
+    sent = layer_statistics(ctx, module_params(module))
     x = ctx.train.take()["x"]
     hidden = torch.relu(module[0](x)).detach()
     torch.testing.assert_close(sent["0.weight"]["y"], subspace.packed(x.T @ x))
@@ -211,9 +211,9 @@ def test_statistics_are_sums_over_clients():
     """One client's rows shared out between two: the Gram matrices and norms add up to its own."""
     module, u = net(), {"0.weight": basis(6, 2, dtype=torch.float32)}
     model = module_params(module)
-    one = input_statistics(context(module, range(30), basis=u), model)
+    one = layer_statistics(context(module, range(30), basis=u), model)
     a, b = (
-        input_statistics(context(module, rows, client, u), model)
+        layer_statistics(context(module, rows, client, u), model)
         for client, rows in enumerate((range(11), range(11, 30)))
     )
     for name in one:
@@ -227,7 +227,7 @@ def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span(
     module = net()
     model = module_params(module)
     again, same, other = (
-        input_statistics(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
+        layer_statistics(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
     )
     assert torch.equal(again, same) and not torch.equal(again, other) and again.shape == (6, 12)
     span = torch.linalg.qr(context(module, range(4)).train.take()["x"].T)[0]
@@ -236,7 +236,7 @@ def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span(
 
 def test_a_client_without_rows_sends_zeros():
     module = net()
-    sent = input_statistics(context(module, [], factor=1.0, ratio="norm"), module_params(module))
+    sent = layer_statistics(context(module, [], factor=1.0, ratio="norm"), module_params(module))
     assert all(not t.any() for parts in sent.values() for t in parts.values())
 
 
@@ -287,8 +287,8 @@ def test_the_first_task_is_fedavg_to_the_bit(tmp_path):
     stream = {"strategy": {"name": "fot"}}
     seen, _ = states(tmp_path / "s", **stream)
     plain, _ = states(tmp_path / "p", strategy="fedavg")
-    assert torch.equal(seen[2].model.buffers[0], plain[2].buffers[0])
-    assert not torch.equal(seen[3].model.buffers[0], plain[3].buffers[0])
+    assert torch.equal(seen[2].model.buffers[0], plain[2].model.buffers[0])
+    assert not torch.equal(seen[3].model.buffers[0], plain[3].model.buffers[0])
 
 
 def test_biases_can_be_frozen_after_the_first_task(tmp_path):
