@@ -2,9 +2,9 @@
 
     w <- w - lr grad f(w);    v <- v - lr alpha grad f(mixed);    send w - received, keep v (and alpha)
 
-Deng, Kamani, Mahdavi 2020, arXiv:2003.13461, Algorithm 1.  adaptive: once a round, at its first batch,
-alpha <- clip(alpha - alpha_lr <v - w, grad f(mixed)>, 0, 1)  (eq. 10).  v starts with the initial values.  The client
-predicts with the mixture of v and the received model; before v was trained, with the received model.  Both gradients of a
+Deng, Kamani, Mahdavi 2020, arXiv:2003.13461, Algorithm 1.  adaptive: once a round, at its first batch, alpha <-
+clip(alpha - alpha_lr <v - w, grad f(mixed)>, 0, 1)  (eq. 10).  v starts with the initial values.  The client predicts
+with the mixture of v and the received model; before v was trained, with the received model.  Both gradients of a
 batch use the same Dropout masks.
 Equals FedAvg: alpha=0, equal bits in the loop.  alpha=1 is local training.
 """

@@ -2,8 +2,8 @@
 
     w_i <- local steps from w;    v_i <- v_i - lr * (grad F_i(v_i) + lam (v_i - w));    send w_i - w, keep v_i
 
-Li, Hu, Beirami, Smith 2021, arXiv:2012.04221, Algorithm 1.  Both use the same batches.  v_i starts with the initial values;
-a client without a personal model predicts with the received one.
+Li, Hu, Beirami, Smith 2021, arXiv:2012.04221, Algorithm 1.  Both use the same batches.  v_i starts with the initial
+values; a client without a personal model predicts with the received one.
 Equals local training: lam=0 trains v_i without the shared model.
 """
 

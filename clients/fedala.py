@@ -1,12 +1,13 @@
-"""FedALA: a client starts from its old model, moved towards the received one by weights that it learns element by element.
+"""FedALA: a client starts from its old model, moved towards the received one by weights that it learns per element.
 
-    start = old + W (received - old)  in `layers`, received elsewhere;    W <- clip(W - eta grad f(start) (received - old), 0, 1)
+    start = old + W (received - old)  in `layers`, received elsewhere
+    W <- clip(W - eta grad f(start) (received - old), 0, 1)
     local steps from start;    send local - received;    keep local and W
 
-Zhang, Hua, Wang, Song, Xue, Ma, Guan 2023, arXiv:2212.01197.  W starts at 1 and is learnt on a share `sample` of the training
-data (drawn for each round): the first time until the standard deviation of the last `window` losses is below `threshold`,
-for at most `first_epochs` epochs; later for one epoch.  The client predicts with start.  Virtual time counts the learning of
-W as one epoch over the share `sample`, from round 1 on.
+Zhang, Hua, Wang, Song, Xue, Ma, Guan 2023, arXiv:2212.01197.  W starts at 1 and is learnt on a share `sample` of the
+training data (drawn for each round): the first time until the standard deviation of the last `window` losses is below
+`threshold`, for at most `first_epochs` epochs; later for one epoch.  The client predicts with start.  Virtual time
+counts the learning of W as one epoch over the share `sample`, from round 1 on.
 Differs from the paper: the bound `first_epochs`; `layers` is the last linear layer (the authors' program: the last two
 tensors).
 Equals FedAvg: eta=0.

@@ -2,8 +2,9 @@
 
     min_w  L_k(w) + mu/2 ||w - received||^2        send w
 
-Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1, Option I (mu is its rho); mu=0 is Option II.  A server that has moved
-on can mix a whole model into its own without knowing the client's starting point.  The term enters as its gradient.
+Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1, Option I (mu is its rho); mu=0 is Option II.  A server that
+has moved on can mix a whole model into its own without knowing the client's starting point.  The term enters as its
+gradient.
 Differs from the paper: all clients have one budget of epochs or steps; the paper draws a number of steps for each.
 Equals plain local training: mu=0.
 """

@@ -1,7 +1,9 @@
-"""FedAT's clients: local training near the received model; they send their model.    min_w  L_k(w) + mu/2 ||w - received||^2
+"""FedAT's clients: local training near the received model; they send their model.
 
-Chai, Chen, Zhao, Cheng, Rangwala 2021, arXiv:2010.05958, equation of the local objective (mu is its lambda).  The same as
-FedAsync's clients (`clients/fedasync.py`) with another default of mu.
+    min_w  L_k(w) + mu/2 ||w - received||^2
+
+Chai, Chen, Zhao, Cheng, Rangwala 2021, arXiv:2010.05958, equation of the local objective (mu is its lambda).  The
+same as FedAsync's clients (`clients/fedasync.py`) with another default of mu.
 Equals plain local training: mu=0.
 """
 

@@ -3,10 +3,10 @@
     shared:    (A, B, head) <- local steps from the received values, on W;       send local minus received
     private:   (A_i, B_i)   <- local steps from its own values, on W + w s B A of the received ones;        keep
 
-Yang, Long, Shen, Jiang, Blumenstein 2024, arXiv:2403.19211.  Each of the two trains for the whole budget.  The client predicts
-with both; a client that has not trained yet, and the server, with the shared one alone at full weight.
-Differs from the paper: one w for all samples, and the private adapter enters at full weight (a smaller weight would be another
-scale of B_i).
+Yang, Long, Shen, Jiang, Blumenstein 2024, arXiv:2403.19211.  Each of the two trains for the whole budget.  The client
+predicts with both; a client that has not trained yet, and the server, with the shared one alone at full weight.
+Differs from the paper: one w for all samples, and the private adapter enters at full weight (a smaller weight would
+be another scale of B_i).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FedEWC's client: local training with a spring at every weight; the diagonal Fisher information when a task ends.
 
     work train:   g <- g + lam (F w - b),  F and b = sum_t F_t w*_t from the server (nothing in the first task)
-    work fisher:  F_i = 1/n_i sum_s (d loss(w; x_s, y_s) / dw)^2,  sample by sample, at the received model, in evaluation mode
+    work fisher:  F_i = 1/n_i sum_s (d loss(w; x_s, y_s) / dw)^2,  per sample, at the received model, in evaluation mode
 
 Kirkpatrick et al. 2017, arXiv:1612.00796; the labels are the samples' own (empirical Fisher).
 Equals FedAvg: lam=0.

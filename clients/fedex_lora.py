@@ -2,7 +2,8 @@
 
     W <- W0 + received increments;    (A, B, head) <- local steps from the received values;    send local minus received
 
-Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  An increment is dense or a product of factors (`fl.models.adapter.folded`).
+Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  An increment is dense or a product of factors
+(`fl.models.adapter.folded`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FedGPM's client: local steps along gradients outside the subspace of old tasks' inputs.    g <- g - (g U) U^T
 
-Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, Algorithm 1.  U goes down once per task (group basis); after a task the client
-sends statistics of its layers' inputs, as FOT's does.
+Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, Algorithm 1.  U goes down once per task (group basis); after a task the
+client sends statistics of its layers' inputs, as FOT's does.
 Equals FedAvg: without a basis it is plain local training, equal bits in the loop.
 """
 

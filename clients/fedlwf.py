@@ -1,9 +1,11 @@
 """FedLwF's client: local training on the labels and on the teacher's outputs for the same samples.
 
-    loss_s = L(z_s, y_s) + weight * T^2 * KL(softmax(t_s / T) || softmax(z_s / T)),    t_s the teacher's outputs, z_s the model's
+    loss_s = L(z_s, y_s) + weight * T^2 * KL(softmax(t_s / T) || softmax(z_s / T))
+    t_s: outputs of the teacher,  z_s: outputs of the model
 
-Li, Hoiem 2016, arXiv:1606.09282; T^2 keeps the size of gradients as in Hinton, Vinyals, Dean 2015, arXiv:1503.02531.  The
-teacher's outputs are computed once per sample, in evaluation mode, before training.  In the first task there is no teacher.
+Li, Hoiem 2016, arXiv:1606.09282; T^2 keeps the size of gradients as in Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
+The teacher's outputs are computed once per sample, in evaluation mode, before training.  In the first task there is
+no teacher.
 Equals FedAvg: weight=0.
 """
 

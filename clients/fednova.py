@@ -4,8 +4,8 @@
     plain  |a| = tau          momentum rho  |a| = (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)
     proximal  |a| = (1 - (1 - lr mu)^tau) / (lr mu)          Nesterov, and momentum with mu: by the same recursion
 
-Wang, Liu, Liang, Joshi, Poor 2020, arXiv:2007.07481, section 4.  Exact for SGD with one learning rate in a round; clipping
-counts as part of the gradient.  Optimisers that rescale the gradient have no such |a| and are refused.
+Wang, Liu, Liang, Joshi, Poor 2020, arXiv:2007.07481, section 4.  Exact for SGD with one learning rate in a round;
+clipping counts as part of the gradient.  Optimisers that rescale the gradient have no such |a| and are refused.
 Differs from the authors' program: mu > 0 adds FedProx's term to the gradient before the momentum, not after it.
 Equals FedAvg: see `strategies/fednova.py`.
 """

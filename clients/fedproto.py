@@ -1,14 +1,14 @@
 """FedProto: local models whose class means of representations stay near the global ones.
 
-    loss + lam * sum_{k in batch} |c_k - C_k|^2 / D          c_k: mean representation of the batch's samples of class k, (D,)
+    loss + lam * sum_{k in batch} |c_k - C_k|^2 / D     c_k: mean representation of the batch's samples of class k, (D,)
     send after training, for each class of the training data:  c_k over all its samples, and their number
 
-Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  C_k is the received prototype; classes without
-one are left out.  The squared distance is a mean over the D coordinates, as in the authors' program (which takes it for
-each sample, not for the class mean).
-predict: `prototypes` scores class k by -|z - C_k|^2, and a class without C_k 30 below the farthest; `head` (and any client
-before there are prototypes) uses the model's outputs.
-Loop only: representations are recorded inside the module.
+Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  C_k is the received prototype; classes
+without one are left out.  The squared distance is a mean over the D coordinates, as in the authors' program (which
+takes it for each sample, not for the class mean).
+predict: `prototypes` scores class k by -|z - C_k|^2, and a class without C_k 30 below the farthest; `head` (and any
+client before there are prototypes) uses the model's outputs. Loop only: representations are recorded inside the
+module.
 Equals local training: lam=0 with `head`.
 """
 

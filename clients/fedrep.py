@@ -1,6 +1,7 @@
 """FedRep: several epochs on the private head with the received body, then the body with that head.
 
-    v_i <- `head_epochs` of steps, u as received;    u <- `epochs` (or `steps`) of steps, v_i fixed;    send u - received u, keep v_i
+    v_i <- `head_epochs` of steps, u as received
+    u <- `epochs` (or `steps`) of steps, v_i fixed;  send u - received u, keep v_i
 
 Collins, Hassani, Mokhtari, Shakkottai 2021, arXiv:2102.07078.  Both phases use one optimiser and batch size.
 """

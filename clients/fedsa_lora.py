@@ -1,9 +1,10 @@
 """FedSA-LoRA: train an adapter whose A comes from the server; B and the head are private.
 
-    (A, B_i, head_i) <- local steps from (received A, private B_i, private head_i);    send A - received A;    keep B_i, head_i
+    (A, B_i, head_i) <- local steps from (received A, private B_i, private head_i)
+    send A - received A;    keep B_i, head_i
 
-Guo et al. 2024, arXiv:2410.01463.  A new client starts with the initial B (zeros) and head.  Received tensors are shared: a
-head in the broadcast (strategy's `head: shared`) is trained and sent back, and not private.
+Guo et al. 2024, arXiv:2410.01463.  A new client starts with the initial B (zeros) and head.  Received tensors are
+shared: a head in the broadcast (strategy's `head: shared`) is trained and sent back, and not private.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     start  M * w, zeros outside M          every entry may move
     send   the floor(d_up P) entries of w_i - M * w of largest magnitude; among equal ones the first
 
-Kuo et al. 2024, arXiv:2406.05233 (its delta has the other sign).  The change is measured from the masked start: measured from
-the server's w, pruned entries would be pulled to zero.  d_up comes with the broadcast.  The release trains with SGD, momentum
-.9, for one epoch.
+Kuo et al. 2024, arXiv:2406.05233 (its delta has the other sign).  The change is measured from the masked start:
+measured from the server's w, pruned entries would be pulled to zero.  d_up comes with the broadcast.  The release
+trains with SGD, momentum .9, for one epoch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """FOT's client: plain local training; after the last round of a task, statistics of the inputs of its layers.
 
     work train:  FedAvg's;  in the last round of a task the trained model is carried to
-    work gpse:   per protected layer  R = (I - U U^T) X,   send  R G (d, m)  or  R R^T (upper triangle),  and two numbers
+    work gpse:  per protected layer  R = (I - U U^T) X,   send  R G (d, m)  or  R R^T (upper triangle),  and two numbers
 
-X (d, n) are the inputs of the layer over the client's training data, U the received basis (none in the first task), G (n, m)
-Gaussian from the client's own stream, which no other party knows.  The two numbers give the residual ratio over all clients
-(`fl/tensors/input_statistics.py`).
+X (d, n) are the inputs of the layer over the client's training data, U the received basis (none in the first task), G
+(n, m) Gaussian from the client's own stream, which no other party knows.  The two numbers give the residual ratio
+over all clients (`fl/tensors/input_statistics.py`).
 
-Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  The model is in evaluation mode, and X are the layers' true
-inputs.  The strategy chooses the layers and the statistic (`strategies/fot.py`); a client without rows sends zeros.
+Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  The model is in evaluation mode, and X are the
+layers' true inputs.  The strategy chooses the layers and the statistic (`strategies/fot.py`); a client without rows
+sends zeros.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class FOT(LocalTraining):
 
 
 def layer_statistics(ctx: ClientContext, model: Params) -> Mapping[str, Any]:
-    """Return weight -> {"y": (d, m) or (d (d + 1) / 2,), "norms": (2,)}, over the client's training data under `model`."""
+    """Return weight -> {"y": (d, m) or (d (d + 1) / 2,), "norms": (2,)}, over the client's training data under
+    `model`."""
     sizes, statistic, ratio = (
         ctx.config["sizes"],
         input_statistics.statistic_of(ctx.config["factor"]),

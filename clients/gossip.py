@@ -3,12 +3,12 @@
     mix_train   x_i <- m_i after local training                 local training starts from the average
     together    x_i <- m_i + (x_i after local training - x_i)   local training starts from the own model
 
-Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, arXiv:1705.09056: `together` with one step is its Algorithm 1, the gradient at x_i.
-With many local steps it overshoots if W has eigenvalues well below 0 (as on a torus), because neighbours and training make
-the same correction twice.  Hence the default mix_train.  Training before averaging is the same sequence as mix_train,
-observed between the two: m_i is its model.
-The client keeps its model and sends it to each neighbour. It predicts with x_i; a client that has not trained yet (and the
-server) predicts with the mean of all.  Loop only: clients have different neighbours.
+Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, arXiv:1705.09056: `together` with one step is its Algorithm 1, the
+gradient at x_i. With many local steps it overshoots if W has eigenvalues well below 0 (as on a torus), because
+neighbours and training make the same correction twice.  Hence the default mix_train.  Training before averaging is
+the same sequence as mix_train, observed between the two: m_i is its model. The client keeps its model and sends it to
+each neighbour. It predicts with x_i; a client that has not trained yet (and the server) predicts with the mean of
+all.  Loop only: clients have different neighbours.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     tail: rows (columns) floor(gamma r) .. r-1;    loss + lam sum_l ||A_l tail|| ||B_l tail||
     if sum_l ||A_l tail|| ||B_l tail|| is smaller after training than before:    rank r <- floor(gamma r), at least 1
 
-Cho, Liu, Xu, Fahrezi, Joshi 2024, arXiv:2401.06432.  `gamma` and `lam` come with the broadcast; the server sees the new rank in
-the shape of the message.  The penalty enters as its gradient, taken as zero where a norm is zero; the reported loss is
-without it.
+Cho, Liu, Xu, Fahrezi, Joshi 2024, arXiv:2401.06432.  `gamma` and `lam` come with the broadcast; the server sees the
+new rank in the shape of the message.  The penalty enters as its gradient, taken as zero where a norm is zero; the
+reported loss is without it.
 """
 
 from __future__ import annotations

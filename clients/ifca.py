@@ -1,8 +1,10 @@
-"""IFCA's clients: train the model that fits best.    j = argmin_j mean training loss of model_j;    send (j, w - model_j)
+"""IFCA's clients: train the model that fits best.
 
-Ghosh, Chung, Yin, Ramchandran 2020, arXiv:2006.04088, Algorithm 1.  Among equal losses the first wins.  A client predicts
-with the model that it would choose now; a client without training data (and the server) with model 0.
-Loop only: the trained model depends on the client's data.
+    j = argmin_j mean training loss of model_j;    send (j, w - model_j)
+
+Ghosh, Chung, Yin, Ramchandran 2020, arXiv:2006.04088, Algorithm 1.  Among equal losses the first wins.  A client
+predicts with the model that it would choose now; a client without training data (and the server) with model 0. Loop
+only: the trained model depends on the client's data.
 """
 
 from __future__ import annotations

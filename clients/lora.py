@@ -2,9 +2,9 @@
 
     (A, B, head) <- local steps from the received values;    send local minus received, group by group
 
-Only received tensors are trained; other adapters keep their initial values.  Factors may come at a rank below the model's: the
-missing rows of A and columns of B are zeros. The gradient of either half of a pair is a multiple of the other half, so
-gradient steps keep them at exactly zero; the message has the received rank.
+Only received tensors are trained; other adapters keep their initial values.  Factors may come at a rank below the
+model's: the missing rows of A and columns of B are zeros. The gradient of either half of a pair is a multiple of the
+other half, so gradient steps keep them at exactly zero; the message has the received rank.
 """
 
 from __future__ import annotations

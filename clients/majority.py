@@ -1,4 +1,6 @@
-"""Each client predicts its most frequent label:    outputs_k = log(n_k + 1),  n_k: number of its training labels equal to k
+"""Each client predicts its most frequent label.
+
+    outputs_k = log(n_k + 1),  n_k: number of its training labels equal to k
 
 A client that has not counted yet, and the server, give all classes the same score.
 """

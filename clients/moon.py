@@ -1,11 +1,12 @@
 """MOON: representations are pulled to those of the received model and pushed away from those of the client's last one.
 
-    loss + mu * contrast,    contrast = -log( e^(s(z, z_received) / T) / (e^(s(z, z_received) / T) + e^(s(z, z_previous) / T)) )
+    loss + mu * contrast
+    contrast = -log( e^(s(z, z_received) / T) / (e^(s(z, z_received) / T) + e^(s(z, z_previous) / T)) )
 
-Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z the output of the layer `features` (default: the input of
-the last layer).  A client keeps its trained model and contrasts with it next time; the first time it contrasts with the
-received model, so the contrast has no gradient (in the authors' program: the client's initial weights).  z_received and
-z_previous are computed once a round, without dropout.
+Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z the output of the layer `features` (default: the
+input of the last layer).  A client keeps its trained model and contrasts with it next time; the first time it
+contrasts with the received model, so the contrast has no gradient (in the authors' program: the client's initial
+weights).  z_received and z_previous are computed once a round, without dropout.
 Differs from the paper: no projection head of its own; name a layer of the model to use one.
 Loop only: representations are recorded inside the module.
 Equals FedAvg: mu=0.

@@ -2,9 +2,9 @@
 
     w <- w - beta (I - alpha H(w)) grad f(w - alpha grad f(w; D); D'),    H the Hessian on D''
 
-Fallah, Mokhtari, Ozdaglar 2020, arXiv:2002.07948, Algorithm 1.  fo drops H; hf takes H g as
-(grad f(w + delta g) - grad f(w - delta g)) / (2 delta), on D''.  The three batches come from three shuffles, each with its own
-Dropout masks.  The client predicts after one step of alpha on all of its training data, in evaluation mode.  `optimiser`
+Fallah, Mokhtari, Ozdaglar 2020, arXiv:2002.07948, Algorithm 1.  fo drops H; hf takes H g as (grad f(w + delta g) -
+grad f(w - delta g)) / (2 delta), on D''.  The three batches come from three shuffles, each with its own Dropout
+masks.  The client predicts after one step of alpha on all of its training data, in evaluation mode.  `optimiser`
 takes the outer step.
 Equals FedAvg: alpha=0, equal bits in the loop.
 """

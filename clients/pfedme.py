@@ -1,10 +1,12 @@
 """pFedMe: local steps on the Moreau envelope of the client's loss.    per mini-batch, eta = lr:
 
-    theta <- K steps of inner_lr on  f(theta; batch) + lam/2 |theta - w|^2;    w <- w - eta lam (w - theta);    send w - received
+    theta <- K steps of inner_lr on  f(theta; batch) + lam/2 |theta - w|^2
+    w <- w - eta lam (w - theta);    send w - received
 
-Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1.  The client keeps theta and predicts with it; without a theta it
-predicts with the received model.  As in the authors' program theta starts at the received model and continues from batch
-to batch; the paper's lam 15, K 5, eta .005 are the defaults.  All inner steps of a batch use the same Dropout masks.
+Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1.  The client keeps theta and predicts with it; without a theta
+it predicts with the received model.  As in the authors' program theta starts at the received model and continues from
+batch to batch; the paper's lam 15, K 5, eta .005 are the defaults.  All inner steps of a batch use the same Dropout
+masks.
 Differs from the paper: the step on w is the plain one, `optimiser` takes the inner steps.
 """
 

@@ -2,9 +2,10 @@
 
     send F^q delta  and  h = F^q + q F^(q-1) |delta|^2 / lr           F: mean training loss at the received model
 
-Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2 (there times L = 1 / lr, see `strategies/q_fedavg.py`);
-delta = w - received.  As in the authors' program 1e-10 is added to F.  A client without data sends zeros.  The paper's q
-are 0.001 to 5; a larger q makes shorter steps.  Loop only: F takes a forward pass over the data before training.
+Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2 (there times L = 1 / lr, see
+`strategies/q_fedavg.py`); delta = w - received.  As in the authors' program 1e-10 is added to F.  A client without
+data sends zeros.  The paper's q are 0.001 to 5; a larger q makes shorter steps.  Loop only: F takes a forward pass
+over the data before training.
 Equals FedAvg: q=0 is FedAvg with uniform weights.
 """
 

@@ -3,8 +3,8 @@
     m_c, n_c = mean embedding and count of class c in the client's samples of this mission;    send (c, n_c, m_c)
     predicts with the nearest prototype, squared Euclidean distance
 
-Hendryx, KC, Walls, Morrison 2021, arXiv:2109.00150.  The encoder predicts in evaluation mode (running statistics).  Only the
-increment is sent.
+Hendryx, KC, Walls, Morrison 2021, arXiv:2109.00150.  The encoder predicts in evaluation mode (running statistics).
+Only the increment is sent.
 Differs from the authors' program: it sends the client's merged prototype and merges it again, which gives re-visited
 classes a wrong weight.
 """

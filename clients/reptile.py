@@ -1,7 +1,7 @@
 """Reptile's inner loop: local steps over samples that the client stores.    phi_i <- SGD from phi;    send phi_i - phi
 
-Nichol, Achiam, Schulman 2018, arXiv:1803.02999.  The metric peak_samples is the number of samples that the client holds at
-once: all that it gathered for the round.
+Nichol, Achiam, Schulman 2018, arXiv:1803.02999.  The metric peak_samples is the number of samples that the client
+holds at once: all that it gathered for the round.
 Equals local SGD: without `samples`.
 """
 

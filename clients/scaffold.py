@@ -1,10 +1,10 @@
 """SCAFFOLD: local steps corrected by control variates.    w <- w - lr * (g - c_i + c);    then a new c_i:
 
-    option 1:  c_i+ = full gradient at the received model        option 2:  c_i+ = c_i - c + (received - w) / sum of the lrs
+    option 1:  c_i+ = full gradient at the received model    option 2:  c_i+ = c_i - c + (received - w) / sum of the lrs
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, arXiv:1910.06378, Algorithm 1.  Sends dy_i = w - received and
-dc_i = c_i+ - c_i, keeps c_i (zeros at first).  Option 2 (the paper's experiments) computes the average gradient from the
-change of w, which is exact for plain SGD without clip.  A client that took no step keeps its c_i.
+dc_i = c_i+ - c_i, keeps c_i (zeros at first).  Option 2 (the paper's experiments) computes the average gradient from
+the change of w, which is exact for plain SGD without clip.  A client that took no step keeps its c_i.
 """
 
 from __future__ import annotations

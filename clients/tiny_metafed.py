@@ -1,12 +1,12 @@
 """TinyMetaFed: rebuild the local part, then learn the global part online, and send the largest of its changes.
 
-    1. local part, from its initial values: `rebuild_steps` steps on the first `rebuild` samples of the round, global part fixed
+    1. local part, from its initial values: `rebuild_steps` steps on the first `rebuild` samples, global part fixed
     2. global part, as received: a single pass over the other samples, one by one, local part fixed
     send the floor(share * entries) largest changes of the global part; among equal ones the first
 
-Ren, Li, Anicic, Runkler 2023, arXiv:2307.06822, from its abstract.  The names of the global part and `share` come with the
-broadcast.  A client predicts with the local part rebuilt from its own samples; one without samples (the server's
-evaluation) with the initial one.  peak_samples is the number of samples that step 1 stores.
+Ren, Li, Anicic, Runkler 2023, arXiv:2307.06822, from its abstract.  The names of the global part and `share` come
+with the broadcast.  A client predicts with the local part rebuilt from its own samples; one without samples (the
+server's evaluation) with the initial one.  peak_samples is the number of samples that step 1 stores.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class TinyMetaFed(TinyReptile):
     def workload(
         self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the online steps, and the samples of online steps and rebuilding; a deadline does not cut the latter."""
+        """Return the online steps, and the samples of online steps and rebuilding; a deadline does not cut the
+        latter."""
         rebuilding = self.extra_samples(sizes, round_, rounds, name)
         online = (sizes if self.samples is None else np.minimum(sizes, self.samples)) - rebuilding // self.rebuild_steps
         return online, online + rebuilding

@@ -2,7 +2,8 @@
 
     phi' = phi;    for each of S samples, in an order drawn for the round:    phi' <- phi' - beta grad L(phi'; sample)
 
-Ren, Anicic, Runkler 2023, arXiv:2304.05201.  beta is `lr`, S is `samples` (default: all of the client's).  peak_samples is 1.
+Ren, Anicic, Runkler 2023, arXiv:2304.05201.  beta is `lr`, S is `samples` (default: all of the client's).
+peak_samples is 1.
 Differs from Reptile: batch is 1 and there is one epoch.
 """
 
@@ -31,7 +32,7 @@ class TinyReptile(Reptile):
         for name, only in (("batch", 1), ("epochs", 1), ("steps", None)):
             if getattr(self, name) != only:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} is not {only}; each sample is used once, alone; reptile stores samples"
+                    f"{name}: {getattr(self, name)} is not {only}; each sample is used once, alone; use reptile"
                 )
 
     def peak(self, ctx: ClientContext) -> int:

@@ -25,18 +25,19 @@ _HOMES = {
         "fl.registry": "register",
         "fl.method.strategy": "Evaluate Exchange ExchangeResult FedAvgEquivalent Metrics RoundGenerator ServerContext"
         " ServerWork Strategy Transfer",
-        "fl.method.client": "ClientAlgorithm ClientContext LocalTraining Phase Reply StepContext TrainingInputs TrainingResult",
+        "fl.method.client": "ClientAlgorithm ClientContext LocalTraining Phase Reply StepContext TrainingInputs"
+        " TrainingResult",
         "fl.method": "server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
         "fl.method.reduction": "ClassMean Collect Meta Reduction SparseMean Stack Sum WeightedMean",
         "fl.method.optimiser": "SGD Adam LRSchedule Optimiser",
-        "fl.method.server_optimiser": "Momentum OptimiserState Plain ServerOptimiser",
+        "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
         "fl.data.views": "Batch View",
         "fl.tasks.task": "Metric Task",
         "fl.tensors": "input_statistics random subspace",
-        "fl.tensors.params": "Layout Params dot elementwise join match sign sqrt zeros_like",
+        "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "embed merge nearest prototypes squared_distances",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Momentum as Momentum,
         OptimiserState as OptimiserState,
         Plain as Plain,
+        PseudoGradient as PseudoGradient,
         ServerOptimiser as ServerOptimiser,
     )
     from fl.method.strategy import (
@@ -126,6 +128,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         elementwise as elementwise,
         join as join,
         match as match,
+        norm as norm,
         sign as sign,
         sqrt as sqrt,
         zeros_like as zeros_like,

@@ -2,8 +2,8 @@
 
     m <- beta1 m + (1 - beta1) d;   v <- v + d^2;   model <- model + lr * m / (sqrt(v) + tau)
 
-Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan 2021, arXiv:2003.00295, Algorithm 2.  beta1=0 as in its experiments.
-d is the mean update, weighted by `num_examples`; m starts at 0, v at tau^2; there is no bias correction.
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan 2021, arXiv:2003.00295, Algorithm 2.  beta1=0 as in its
+experiments. d is the mean update, weighted by `num_examples`; m starts at 0, v at tau^2; there is no bias correction.
 Differs from the paper: see `strategies/fedopt.py`.
 Equals FedAvg: no setting; v grows with every round.
 """

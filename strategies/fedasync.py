@@ -1,12 +1,13 @@
 """FedAsync: the server mixes each client's model into its own when it arrives; late models count less.
 
-    model <- (1 - alpha_t) model + alpha_t w_new,        alpha_t = alpha s(staleness)        s: `strategies/staleness.py`
+    model <- (1 - alpha_t) model + alpha_t w_new,       alpha_t = alpha s(staleness)        s: `strategies/staleness.py`
 
-Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1.  The paper's server is `server: {name: async}`, with a step for
-each arrival: models are mixed in the order in which they arrive on the virtual clock, ties by dispatch number.
-Several models in one step (`buffered`, or a synchronous server, where all have staleness 0) are mixed one after another
-in the order of the cohort: most training samples first, then by id. This order does not depend on the clients' speed.
-The maps x -> (1 - a) x + a w have the form x -> c x + v, so they are composed in the reduction tree: one model in memory.
+Xie, Koyejo, Gupta 2019, arXiv:1903.03934, Algorithm 1.  The paper's server is `server: {name: async}`, with a step
+for each arrival: models are mixed in the order in which they arrive on the virtual clock, ties by dispatch number.
+Several models in one step (`buffered`, or a synchronous server, where all have staleness 0) are mixed one after
+another in the order of the cohort: most training samples first, then by id. This order does not depend on the
+clients' speed. The maps x -> (1 - a) x + a w have the form x -> c x + v, so they are composed in the reduction tree:
+one model in memory.
 Differs from the paper: a fixed concurrency in place of a scheduler with a largest staleness.
 Usual settings: alpha=0.6 with the polynomial of a=0.5 (the defaults) or the hinge of a=10, b=4.
 Equals FedAvg: no setting.  alpha=1 with one client at a time is one chain of local training.

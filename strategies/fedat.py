@@ -1,14 +1,14 @@
 """FedAT: clients of similar speed form a tier; each tier averages at its own pace, and slow tiers count more.
 
-    w_m <- mean_{k in the tier's cohort} w_k                              m: the tier whose round ends, 0 the fastest of M
+    w_m <- mean_{k in the tier's cohort} w_k                            m: the tier whose round ends, 0 the fastest of M
     model <- sum_m (T_{M-1-m} / T) w_m                                    T_m: rounds of tier m so far, T their sum
 
-Chai, Chen, Zhao, Cheng, Rangwala 2021, arXiv:2010.05958, Algorithm 1 and the equation of its weighted aggregation: a tier's
-weight is the count of the tier mirrored in the order of speed.  The tier's mean is weighted by `num_examples`.  A tier
-that has not reported yet counts with the initial model. Until the slowest tier has reported, the fastest has weight 0, as
-in the equation.
-M is set at the server: `server: {name: tiered, tiers: M, clients: ...}`; any other server is one tier.
-The clients' proximal term is `client: {mu: ...}` (the paper's lambda); for its polyline compression use a codec.
+Chai, Chen, Zhao, Cheng, Rangwala 2021, arXiv:2010.05958, Algorithm 1 and the equation of its weighted aggregation: a
+tier's weight is the count of the tier mirrored in the order of speed.  The tier's mean is weighted by `num_examples`.
+A tier that has not reported yet counts with the initial model. Until the slowest tier has reported, the fastest has
+weight 0, as in the equation. M is set at the server: `server: {name: tiered, tiers: M, clients: ...}`; any other
+server is one tier. The clients' proximal term is `client: {mu: ...}` (the paper's lambda); for its polyline
+compression use a codec.
 Equals FedAvg: one tier and the client's mu=0, to 1e-6 (FedAT averages whole models, FedAvg differences).
 """
 

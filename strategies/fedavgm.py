@@ -1,6 +1,7 @@
 """Server momentum (FedAvgM).    velocity <- beta * velocity + mean(update);   model <- model + lr * velocity
 
-Hsu, Qi, Brown 2019, arXiv:1909.06335.  The mean is weighted by `num_examples`; velocity starts at zero, so round 0 moves.
+Hsu, Qi, Brown 2019, arXiv:1909.06335.  The mean is weighted by `num_examples`; velocity starts at zero, so round 0
+moves.
 nesterov:  model <- model + lr * (mean(update) + beta * velocity)
 Differs from the paper: `lr` is an addition.
 Equals FedAvg: beta=0, lr=1, equal bits.

@@ -2,9 +2,9 @@
 
     u <- u + sum_i p_i (u_i - u),    head = the initial one        (`clients/fedbabu.py` has the fine-tuning)
 
-Oh, Kim, Yun 2022, arXiv:2106.06042.  Traffic per client and round: |u| floats each way; the head comes from the seed and
-costs no bytes.  `private` is by default the last linear layer.  eval/* measures the body with the initial head, clients/*
-measures the fine-tuned models.
+Oh, Kim, Yun 2022, arXiv:2106.06042.  Traffic per client and round: |u| floats each way; the head comes from the seed
+and costs no bytes.  `private` is by default the last linear layer.  eval/* measures the body with the initial head,
+clients/* measures the fine-tuned models.
 Differs from the paper: the head's initial values are the model's own initialisation (the paper tries others too).
 Equals FedAvg: private=() and the client's tune_epochs=0, to 1e-6 (it is trained in the loop).
 """

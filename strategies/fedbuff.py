@@ -1,6 +1,6 @@
 """FedBuff: the server collects updates in a buffer; when it is full it steps along their mean. Late updates count less.
 
-    model <- model + lr * (1/K) sum_i s(tau_i) delta_i                    s(tau) = (1 + tau)^-a, `strategies/staleness.py`
+    model <- model + lr * (1/K) sum_i s(tau_i) delta_i                  s(tau) = (1 + tau)^-a, `strategies/staleness.py`
 
 Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, arXiv:2106.06639, Algorithm 1; a=0.5 is its 1/sqrt(1 + tau).
 The paper's experiments have server momentum: `server_optimiser: {name: momentum, beta: 0.3}`.

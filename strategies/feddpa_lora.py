@@ -1,10 +1,10 @@
 """FedDPA-LoRA: one adapter is averaged over all clients; each client also has a private one.
 
-    A <- A + sum_i p_i (A_i - A),   B <- B + sum_i p_i (B_i - B)        p_i = 1 / clients      (weights=examples: n_i / sum n)
+    A <- A + sum_i p_i (A_i - A),   B <- B + sum_i p_i (B_i - B)  p_i = 1 / clients      (weights=examples: n_i / sum n)
 
-Yang, Long, Shen, Jiang, Blumenstein 2024, arXiv:2403.19211.  Uniform weights as in the authors' program.  The server's part
-and the traffic are FedIT's; clients train the private adapter and predict with both (`clients/feddpa_lora.py`).  The
-clients' own metrics count.
+Yang, Long, Shen, Jiang, Blumenstein 2024, arXiv:2403.19211.  Uniform weights as in the authors' program.  The
+server's part and the traffic are FedIT's; clients train the private adapter and predict with both
+(`clients/feddpa_lora.py`).  The clients' own metrics count.
 Equals FedIT: the shared part, with the same weights, whatever the private adapters are.
 """
 

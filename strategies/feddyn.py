@@ -2,8 +2,8 @@
 
     h <- h - alpha/m * sum_{k in P} (w_k - w);    w <- mean_{k in P} w_k - h / alpha        (P answered, of m clients)
 
-Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama 2021, arXiv:2111.04263, Algorithm 1.  The mean is uniform as in the
-paper.  The clients use the same `alpha` (`clients/feddyn.py`); it travels as configuration.
+Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama 2021, arXiv:2111.04263, Algorithm 1.  The mean is uniform as
+in the paper.  The clients use the same `alpha` (`clients/feddyn.py`); it travels as configuration.
 Equals FedAvg: no setting.  As alpha goes to 0 the clients' part becomes FedAvg's, but the server's h / alpha stays as
 large as an update.
 """

@@ -1,14 +1,16 @@
-"""Elastic weight consolidation with federated averaging (FedEWC): weights that old tasks need stay near their old values.
+"""Elastic weight consolidation with federated averaging (FedEWC): weights that old tasks need keep near their values.
 
     clients minimise  L_i(w) + lam/2 * sum_t sum_j F_tj (w_j - w*_tj)^2;    the server averages as FedAvg
-    after task t:  w*_t <- w;  F_t <- sum_i n_i F_i / sum n_i, of the clients of the last round (`clients/fedewc.py`, work fisher)
+    after task t:  w*_t <- w;  F_t <- sum_i n_i F_i / sum n_i
+                   over the clients of the last round (`clients/fedewc.py`, work fisher)
     anchors last:   F <- gamma F + F_t,  one anchor, the last model           anchors every:  each task's own model
 
 Kirkpatrick et al. 2017, arXiv:1612.00796 (every); Schwarz et al. 2018, arXiv:1805.06370 (last, online EWC, gamma).
-The sum over tasks is one quadratic in w, so two trees suffice, F and b = sum_t F_t w*_t: its gradient is lam (F w - b).
-They go down once per task and client, 2 P floats; the last round of a task costs P more down (the new model) and P up (F_i).
-Differs from the papers: F is the empirical Fisher, of the samples' own labels.  lam times the largest F times the learning
-rate must stay below 2, or local training diverges.
+The sum over tasks is one quadratic in w, so two trees suffice, F and b = sum_t F_t w*_t: its gradient is lam (F w -
+b). They go down once per task and client, 2 P floats; the last round of a task costs P more down (the new model) and
+P up (F_i).
+Differs from the papers: F is the empirical Fisher, of the samples' own labels.  lam times the largest F times the
+learning rate must stay below 2, or local training diverges.
 Equals FedAvg: lam=0, equal bits in the loop.
 """
 

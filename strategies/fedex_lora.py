@@ -2,9 +2,9 @@
 
     A <- Abar,  B <- Bbar,  W <- W + s E,    E = sum_i p_i B_i A_i - Bbar Abar = sum_i p_i (B_i - Bbar) A_i
 
-Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  Exact: W + s B A is then W + s sum_i p_i B_i A_i.  Up: r (in + out) per
-layer.  Down: the same, and E as factors, K r (in + out) for K clients, or dense, in * out, whichever is smaller.  E is a
-static group (`lora_math.Base`), counted when new to a client, so that an absent client catches up.
+Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  Exact: W + s B A is then W + s sum_i p_i B_i A_i.  Up: r (in +
+out) per layer.  Down: the same, and E as factors, K r (in + out) for K clients, or dense, in * out, whichever is
+smaller.  E is a static group (`lora_math.Base`), counted when new to a client, so that an absent client catches up.
 Differs from the authors' program: that adds E transposed, which suits weights stored (in, out) only.
 Equals FedAvg: no setting; with a cohort of one it is FedIT.
 """

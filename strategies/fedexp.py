@@ -2,8 +2,8 @@
 
     model <- model + eta d,     d = mean_i delta_i,     eta = max(1, sum_i |delta_i|^2 / (2 M (|d|^2 + epsilon)))
 
-Jhunjhunwala, Wang, Joshi 2023, arXiv:2301.09604, Algorithm 1.  M clients answered; the means are uniform as in the paper
-(weights=examples weighs both).  The server measures |delta_i|^2, so clients send the same as in FedAvg.
+Jhunjhunwala, Wang, Joshi 2023, arXiv:2301.09604, Algorithm 1.  M clients answered; the means are uniform as in the
+paper (weights=examples weighs both).  The server measures |delta_i|^2, so clients send the same as in FedAvg.
 average: the mean of the last two iterates is evaluated and saved, as the paper suggests for the end of a run; training
 goes on from the last iterate.
 Equals FedAvg: weights=examples and a huge epsilon keep eta = 1; equal bits.

@@ -2,9 +2,9 @@
 
     at the client:  g <- g - (g U) U^T  in each step       at the server:  FedAvg;  U grows after each task as in FOT
 
-Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, with FOT's exact statistics (`strategies/fot.py`: gram, energy).  Clients keep
-the basis; it goes down once per task and client, sum_l d_l k_l floats.  With plain SGD it is FOT with a projection in each
-local step; local Adam or weight decay would leave the subspace again.
+Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, with FOT's exact statistics (`strategies/fot.py`: gram, energy).
+Clients keep the basis; it goes down once per task and client, sum_l d_l k_l floats.  With plain SGD it is FOT with a
+projection in each local step; local Adam or weight decay would leave the subspace again.
 Differs from the paper: all inputs of a task enter, not some hundred samples; k is the smallest count that exceeds the
 criterion (the authors' program takes one fewer).
 Equals FedAvg: as long as there is no basis (a single task), equal bits in the loop.

@@ -1,10 +1,10 @@
 """FedIT: federated averaging of the two halves of an adapter, each by itself.
 
-    A <- A + sum_i p_i (A_i - A),   B <- B + sum_i p_i (B_i - B),    p_i = n_i / sum n      (weights=uniform: 1 / clients)
+    A <- A + sum_i p_i (A_i - A),   B <- B + sum_i p_i (B_i - B),    p_i = n_i / sum n    (weights=uniform: 1 / clients)
 
-Zhang, Vahidian, Kuo, Li, Zhang, Yu, Zhou, Wang, Chen 2023, arXiv:2305.05644.  Other trained tensors (a head) are averaged as
-the group "head".  Not exact in the product: mean(B) mean(A) is not mean(B A).  Traffic: sum over layers of r (in + out)
-floats, up and down.
+Zhang, Vahidian, Kuo, Li, Zhang, Yu, Zhou, Wang, Chen 2023, arXiv:2305.05644.  Other trained tensors (a head) are
+averaged as the group "head".  Not exact in the product: mean(B) mean(A) is not mean(B A).  Traffic: sum over layers
+of r (in + out) floats, up and down.
 Equals FedAvg: always, over all trained tensors; only the groups in the ledger differ.
 """
 

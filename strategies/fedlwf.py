@@ -1,10 +1,11 @@
-"""Learning without forgetting with federated averaging (FedLwF): the model at the end of the last task teaches the next.
+"""Learning without forgetting with federated averaging (FedLwF): the last task's final model teaches the next task.
 
-    clients minimise  L_i(w) + weight * T^2 * KL(softmax(z_teacher / T) || softmax(z_w / T));    the server averages as FedAvg
+    clients minimise  L_i(w) + weight * T^2 * KL(softmax(z_teacher / T) || softmax(z_w / T))
+    the server averages as FedAvg
 
-Li, Hoiem 2016, arXiv:1606.09282; with federated averaging also in Usmanova et al. 2021, arXiv:2109.04197.  z are outputs
-on the client's own samples of the present task.  If each task has its own outputs, the outputs of earlier tasks are
-distilled.  The teacher goes down once per task and client: P floats.
+Li, Hoiem 2016, arXiv:1606.09282; with federated averaging also in Usmanova et al. 2021, arXiv:2109.04197.  z are
+outputs on the client's own samples of the present task.  If each task has its own outputs, the outputs of earlier
+tasks are distilled.  The teacher goes down once per task and client: P floats.
 Equals FedAvg: weight=0, equal bits in the loop.
 """
 

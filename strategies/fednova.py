@@ -1,6 +1,6 @@
 """FedNova: normalised averaging, so that clients that take more steps do not pull harder.
 
-    model <- model + lr * (sum_i p_i |a_i|) * sum_i p_i delta_i / |a_i|             p_i = n_i / sum n  (weights=uniform: 1 / m)
+    model <- model + lr * (sum_i p_i |a_i|) * sum_i p_i delta_i / |a_i|      p_i = n_i / sum n  (weights=uniform: 1 / m)
 
 delta_i is the update of client i, |a_i| its number of effective steps; `clients/fednova.py` sends delta_i / |a_i| and
 |a_i|.  The first factor is tau_eff.

@@ -4,9 +4,9 @@
 
 Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  Clients train and predict
 (`clients/fedproto.py`).  A class without samples in the cohort keeps its last prototype.
-Differs from the paper: equation 6 divides once more, by the number of clients that have the class, which would shrink C_k
-towards 0; that factor is left out.  The authors' program gives all clients equal weight.
-The run's model keeps its initial values; the clients' own metrics count (clients/*, val/*).
+Differs from the paper: equation 6 divides once more, by the number of clients that have the class, which would shrink
+C_k towards 0; that factor is left out.  The authors' program gives all clients equal weight. The run's model keeps
+its initial values; the clients' own metrics count (clients/*, val/*).
 Equals FedAvg: no setting.
 """
 

@@ -2,7 +2,8 @@
 
     w <- w + sum_i p_i (w_i - w);    predict with g(x) + p_i(h(x))
 
-Chen, Chao 2022, arXiv:2107.00778.  eval/* measures the shared model g, clients/* measures g + p_i; the traffic is FedAvg's.
+Chen, Chao 2022, arXiv:2107.00778.  eval/* measures the shared model g, clients/* measures g + p_i; the traffic is
+FedAvg's.
 Equals FedAvg: the client's balance=0, to 1e-6.
 """
 

@@ -2,9 +2,10 @@
 
     A <- A + sum_i p_i (A_i - A),    p_i = n_i / sum n        (weights=uniform: 1 / number of clients)
 
-Guo, Zeng, Wang, Fan, Liu, Yin 2024 (ICLR 2025), arXiv:2410.01463; with model.adapter lora, rslora or vera (VeRA shares d and
-keeps b).  Traffic per client and round: sum over layers of r * in floats, up and down (VeRA: of r).  The server never sees
-a B: the run's model has the initial ones (zeros), and the clients' own metrics count (clients/*, val/*).
+Guo, Zeng, Wang, Fan, Liu, Yin 2024 (ICLR 2025), arXiv:2410.01463; with model.adapter lora, rslora or vera (VeRA
+shares d and keeps b).  Traffic per client and round: sum over layers of r * in floats, up and down (VeRA: of r).  The
+server never sees a B: the run's model has the initial ones (zeros), and the clients' own metrics count (clients/*,
+val/*).
 Differs from the authors' program, which kept one model for all clients, so B went from client to client.
 Equals FedAvg: no setting.  With one client it is that client's local training.
 """

@@ -2,8 +2,9 @@
 
     B <- B + sum_i p_i (B_i - B),    p_i = n_i / sum n        (weights=uniform: 1 / number of clients)
 
-Sun, Li, Li, Ding 2024 (ICLR 2024), arXiv:2403.12313.  Exact in the product, as mean(B_i) A = mean(B_i A).  A comes from the
-seed and never travels: sum over layers of r * out floats, up and down.  Other trained tensors are averaged as the group "head".
+Sun, Li, Li, Ding 2024 (ICLR 2024), arXiv:2403.12313.  Exact in the product, as mean(B_i) A = mean(B_i A).  A comes
+from the seed and never travels: sum over layers of r * out floats, up and down.  Other trained tensors are averaged
+as the group "head".
 Equals FedAvg: on a model of which only B (and the head) is trained.
 """
 

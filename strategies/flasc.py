@@ -1,17 +1,17 @@
 """FLASC: LoRA with sparse communication in both directions; training is dense.
 
-    M      the floor(d_down P) largest |w| of all P trained entries together, chosen in each round; w masked to M goes down
+    M   the floor(d_down P) largest |w| of all P trained entries together, chosen in each round; w masked to M goes down
     mean   of the clients' changes, each cut to its floor(d_up P) largest entries (clients/flasc.py)
     w      <- server optimiser along the mean: Adam, or plain with lr 1, w <- w + mean
 
 Kuo, Raje, Rajesh, Smith 2024, arXiv:2406.05233; `cellm` (arXiv:2407.20557, withdrawn, the same text as Raje's thesis,
-CMU-CS-24-123) is an alias.  The mean is uniform over the cohort.  The server's w is never pruned: an entry outside M keeps
-its value if no client sends it.  M * w is evaluated and saved.  Among equal magnitudes the first entries are kept.  d P is
-rounded down, with d as the decimal in the configuration.  There is no error feedback.
-Positions are counted: min(k ceil(log2 P), P) bits beside k values, none at density 1; uplink_values_bytes and
-downlink_values_bytes count the values only, as the paper's figures do.
-Differs from the release: its AdamW decays weights by .01, here Adam's weight_decay is 0; there are no densities by tiers of
-devices.
+CMU-CS-24-123) is an alias.  The mean is uniform over the cohort.  The server's w is never pruned: an entry outside M
+keeps its value if no client sends it.  M * w is evaluated and saved.  Among equal magnitudes the first entries are
+kept.  d P is rounded down, with d as the decimal in the configuration.  There is no error feedback. Positions are
+counted: min(k ceil(log2 P), P) bits beside k values, none at density 1; uplink_values_bytes and downlink_values_bytes
+count the values only, as the paper's figures do.
+Differs from the release: its AdamW decays weights by .01, here Adam's weight_decay is 0; there are no densities by
+tiers of devices.
 Equals FedAvg: down=up=1, a plain server optimiser and lr=1: FedAvg with uniform weights, equal bits.
 """
 
@@ -30,6 +30,7 @@ from fl import (
     OptimiserState,
     Params,
     Plain,
+    PseudoGradient,
     RoundGenerator,
     ServerContext,
     ServerOptimiser,
@@ -40,7 +41,6 @@ from fl import (
     checks,
     keep_largest,
     register,
-    server_optimiser,
 )
 
 
@@ -63,14 +63,15 @@ class FLASC(Strategy):
         up: density of the change that comes up, in (0, 1]. 1 is FedAvg.
         decay: factor of both densities per round, in (0, 1]; at least one entry is sent. 1 keeps them.
         lr: factor of each step of the server. 1 with a plain server optimiser is FedAvg.
-        server_optimiser: how the server moves along the mean update. Default: Adam with bias correction, as in the release.
+        server_optimiser: how the server moves along the mean update. Default: Adam with bias correction, as in the
+            release.
     """
 
     down: float = 0.25
     up: float = 0.25
     decay: float = 1.0
     lr: float = 1e-3
-    server_optimiser: ServerOptimiser = server_optimiser.PseudoGradient()
+    server_optimiser: ServerOptimiser = PseudoGradient()
 
     client: ClassVar[str] = "flasc"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(

@@ -2,10 +2,10 @@
 
     M = sum_i p_i s B_i A_i = U S V^T;    client of rank r:  B = U_r S_r / s,  A = V_r^T
 
-Bai, Chen, Qian, Yao, Li 2024, arXiv:2402.11505.  The model is built at the largest rank; s is the same for all ranks, so alpha
-grows with the rank.  Singular values are sorted, so a client's factors are the first r pairs of the largest.  Up and
-down: r_i (in + out) per layer; the server handles in * out.  A head is averaged.
-Exact if no M has a rank above the largest r.
+Bai, Chen, Qian, Yao, Li 2024, arXiv:2402.11505.  The model is built at the largest rank; s is the same for all ranks,
+so alpha grows with the rank.  Singular values are sorted, so a client's factors are the first r pairs of the largest.
+Up and down: r_i (in + out) per layer; the server handles in * out.  A head is averaged. Exact if no M has a rank
+above the largest r.
 Equals FedAvg: no setting.
 """
 

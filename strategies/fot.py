@@ -2,20 +2,21 @@
 
     step <- lr * server optimiser(mean_i (w_i - w));   per protected layer  step <- step - (step U) U^T;   w <- w + step
     after the last round of a task, of the clients of that round (`clients/fot.py`, work gpse):
-        Y = sum_i (I - U U^T) X_i G_i;    tau = (rho - (1 - eps)) / rho;    U <- [U, the first k left singular vectors of Y],
+        Y = sum_i (I - U U^T) X_i G_i;  tau = (rho - (1 - eps)) / rho
+        U <- [U, the first k left singular vectors of Y],
         k smallest with (s_1^2 + ... + s_k^2) / ||Y||^2 > tau;    eps <- min(eps + eps_increment, 1)
 
-Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  With P parameters, a round costs P floats down and P up.
-The last round of a task also costs sum_l (d_l m + 2) up with a sketch, sum_l (d_l (d_l + 1) / 2 + 2) up with a Gram matrix,
-sum_l d_l k_l down, and P more down for gpse_model global.
+Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  With P parameters, a round costs P floats down
+and P up. The last round of a task also costs sum_l (d_l m + 2) up with a sketch, sum_l (d_l (d_l + 1) / 2 + 2) up
+with a Gram matrix, sum_l d_l k_l down, and P more down for gpse_model global.
 
-A sketch with m = d flattens the singular values, so k comes out too small if they decay slowly; the Gram matrix is exact.
-The norm ratio is the authors' program's and always adds at least one vector; the criterion "keep eps of the energy of all
-inputs" needs the energy ratio, with which tau <= 0 adds nothing (`fl/tensors/input_statistics.py`).
+A sketch with m = d flattens the singular values, so k comes out too small if they decay slowly; the Gram matrix is
+exact. The norm ratio is the authors' program's and always adds at least one vector; the criterion "keep eps of the
+energy of all inputs" needs the energy ratio, with which tau <= 0 adds nothing (`fl/tensors/input_statistics.py`).
 
-Differs from the program: the weighted mean (weights=uniform is the program's), Gaussian G in every model, evaluation mode;
-the basis goes down only in the last round of a task; server optimisers, whose final step is projected, because their
-moments are older than the basis.  Local momentum and weight decay do no harm: the projection comes after them.
+Differs from the program: the weighted mean (weights=uniform is the program's), Gaussian G in every model, evaluation
+mode; the basis goes down only in the last round of a task; server optimisers, whose final step is projected, because
+their moments are older than the basis.  Local momentum and weight decay do no harm: the projection comes after them.
 Equals FedAvg: as long as there is no basis (a single task, or the first), equal bits in the loop.
 """
 
@@ -81,12 +82,13 @@ class FOT(Strategy):
         gpse: what clients send about layer inputs: `sketch` or `gram` (fewer floats, exact).
         sketch: columns of a sketch, in multiples of the layer's input size; positive. Used with gpse `sketch`.
         residual_ratio: `norm` (the authors' program) or `energy`.
-        gpse_model: the model whose inputs are taken: `local` (after local training, the program's) or `global` (the new one).
+        gpse_model: the model whose inputs are taken: `local` (after local training, the program's) or `global` (the
+            new one).
         protects: glob patterns of the protected weights. Default: all of linear and 2-d convolutional layers.
         head: glob patterns of weights that are not protected. If each task has its own outputs, name the last layer:
             its rows of old tasks get no gradient, and new rows need all directions.
         bias: `train`, or `freeze_after_first`: after the first task, tensors of one dimension (biases, affine
-            normalisation) outside the head no longer move; a projection of weights does not stop their effect on old tasks.
+            normalisation) outside the head no longer move; a projection of weights does not stop their effect.
         weights: weights of the mean: `examples` (number of training samples) or `uniform` (the program's).
         lr: factor of each step of the server. 1 is FedAvg.
         server_optimiser: how the server moves along the mean update. `plain` is FedAvg.

@@ -3,14 +3,13 @@
     x_i <- sum_j W_ij x_j  +  local training          W: Metropolis weights of the graph, see `strategies/graphs.py`
 
 Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, arXiv:1705.09056, Algorithm 1 with the client's order=together; see
-`clients/gossip.py`.
-A client keeps its own model in its state.  The simulator also holds the model that each client sent last (clients x
-model), to deliver it to the neighbours; the mean of these models is evaluated as the server's model.
-In a round each client receives a model from each neighbour and sends one to each: the ledger has both ends of every
-directed edge.  A codec acts on the way up and again on the way down; fp16, bf16 and top_k change nothing the second time.
-If only some clients are in the cohort, neighbours that are both in it average, and the rest of a row of W goes to the
-client's own model, so W stays doubly stochastic.  A client without a neighbour in the cohort trains alone and sends
-nothing; its neighbours use the model that it sent last.
+`clients/gossip.py`. A client keeps its own model in its state.  The simulator also holds the model that each client
+sent last (clients x model), to deliver it to the neighbours; the mean of these models is evaluated as the server's
+model. In a round each client receives a model from each neighbour and sends one to each: the ledger has both ends of
+every directed edge.  A codec acts on the way up and again on the way down; fp16, bf16 and top_k change nothing the
+second time. If only some clients are in the cohort, neighbours that are both in it average, and the rest of a row of
+W goes to the client's own model, so W stays doubly stochastic.  A client without a neighbour in the cohort trains
+alone and sends nothing; its neighbours use the model that it sent last.
 Differs from the paper: by default clients train the average, not their own model; local training may be many steps;
 virtual time waits for all clients, not only for neighbours.
 Equals FedAvg: the complete graph, all clients in each round and order=mix_train: FedAvg with uniform weights, to 1e-6.
@@ -63,7 +62,8 @@ class Gossip(Strategy):
     """Average with neighbours in a graph.
 
     Args:
-        graph: `ring`, `torus`, `complete`, `random_regular`, a file with a pair of ids on each line, or a list of pairs.
+        graph: `ring`, `torus`, `complete`, `random_regular`, a file with a pair of ids on each line, or a list of
+            pairs.
         degree: number of neighbours in `random_regular`, which is drawn from the run's seed.
     """
 

@@ -62,7 +62,7 @@ def ring(n: int) -> np.ndarray:
 
 
 def torus(n: int) -> np.ndarray:
-    """Return a grid, as square as n allows, with connected borders: four neighbours (three if a side has length two)."""
+    """Return a grid, as square as n allows, with joined borders: four neighbours (three if a side has length two)."""
     rows = max(r for r in range(1, math.isqrt(n) + 1) if n % r == 0)
     if rows == 1:
         raise ValueError(f"graph: {n} clients make no grid of two or more rows; use ring")

@@ -1,11 +1,13 @@
 """HetLoRA: clients of several ranks share one pair of factors; missing rows and columns are zeros.
 
-    down: the first r_i rows of A, columns of B        A <- sum_i w_i pad(A_i),   B <- sum_i w_i pad(B_i),   w_i = ||B_i A_i||_F / sum
+    down: the first r_i rows of A, columns of B  A <- sum_i w_i pad(A_i),  B <- sum_i w_i pad(B_i),  w_i = ||B_i
+        A_i||_F / sum
 
-Cho, Liu, Xu, Fahrezi, Joshi 2024 (EMNLP 2024), arXiv:2401.06432.  The model is built at the largest rank; s is the same for
-all ranks, so alpha grows with the rank.  Clients prune their ranks (`clients/hetlora.py`); the server remembers them.  The
-norm is over all layers, one weight per client; if all products are zero the mean is uniform.  A head is averaged by samples.
-Up and down: r_i (in + out) per layer.  Not exact in the product, and not a sum of the clients' messages alone.
+Cho, Liu, Xu, Fahrezi, Joshi 2024 (EMNLP 2024), arXiv:2401.06432.  The model is built at the largest rank; s is the
+same for all ranks, so alpha grows with the rank.  Clients prune their ranks (`clients/hetlora.py`); the server
+remembers them.  The norm is over all layers, one weight per client; if all products are zero the mean is uniform.  A
+head is averaged by samples. Up and down: r_i (in + out) per layer.  Not exact in the product, and not a sum of the
+clients' messages alone.
 Equals FedIT: with equal ranks, equal norms and gamma=1 it is FedIT with uniform weights.
 """
 

@@ -3,11 +3,11 @@
     w_e <- w_e + mean_{k at edge e} delta_k            each round
     w   <- sum_e (n_e / n) w_e,    w_e <- w            every `edge_rounds` rounds
 
-Liu, Zhang, Song, Letaief 2020, arXiv:1905.06641, Algorithm 1; `edge_rounds` is its kappa_2, a client's local steps its
-kappa_1.  A round is a round of the edges.  n_e counts the samples of the clients of edge e that took part since the
-cloud's last average. If all clients take part in every round, n_e is proportional to the paper's |D_e|.
-The run's model is the cloud's; clients are evaluated with their edge's model.  A run that ends between two averages makes
-one more at the end.  Edges send the change of their model to the cloud and receive the cloud's model: both through the
+Liu, Zhang, Song, Letaief 2020, arXiv:1905.06641, Algorithm 1; `edge_rounds` is its kappa_2, a client's local steps
+its kappa_1.  A round is a round of the edges.  n_e counts the samples of the clients of edge e that took part since
+the cloud's last average. If all clients take part in every round, n_e is proportional to the paper's |D_e|. The run's
+model is the cloud's; clients are evaluated with their edge's model.  A run that ends between two averages makes one
+more at the end.  Edges send the change of their model to the cloud and receive the cloud's model: both through the
 run's codecs, and in the ledger as tier "edge".
 Differs from the paper: cohorts are sampled; updates are averaged in place of models, weighted by `num_examples`.
 Equals FedAvg: edge_rounds=1 with any edges, to 1e-6; with one edge equal bits.

@@ -1,12 +1,12 @@
 """IFCA: one model per cluster of clients; each client trains the model that fits its data best.
 
-    model_j <- model_j + lr * mean_{i: j_i = j} delta_i,     j_i = argmin_j loss_i(model_j)                 j = 0 .. clusters - 1
+    model_j <- model_j + lr * mean_{i: j_i = j} delta_i,     j_i = argmin_j loss_i(model_j)        j = 0 .. clusters - 1
 
-Ghosh, Chung, Yin, Ramchandran 2020, arXiv:2006.04088, Algorithm 1, model averaging.  The mean is uniform as in the paper;
-a model that no client chose does not move.  All models go down to every client, one update comes up.
-Model 0 starts with the initial values, the others with the same values in another order, tensor by tensor; this equals a
-new draw if the weights of a tensor are drawn from one distribution. A warm start survives only in model 0.
-The server has no data to choose by and predicts with model 0; the clients' own metrics count (clients/*, val/*).
+Ghosh, Chung, Yin, Ramchandran 2020, arXiv:2006.04088, Algorithm 1, model averaging.  The mean is uniform as in the
+paper; a model that no client chose does not move.  All models go down to every client, one update comes up. Model 0
+starts with the initial values, the others with the same values in another order, tensor by tensor; this equals a new
+draw if the weights of a tensor are drawn from one distribution. A warm start survives only in model 0. The server has
+no data to choose by and predicts with model 0; the clients' own metrics count (clients/*, val/*).
 Equals FedAvg: clusters=1 is FedAvg with uniform weights, to 1e-6.
 """
 

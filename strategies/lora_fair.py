@@ -1,9 +1,9 @@
 """LoRA-FAIR: FedIT with a correction of B for the error of averaging the halves separately.
 
-    Abar, Bbar the means;    E = sum_i p_i B_i A_i - Bbar Abar;    A <- Abar,   B <- Bbar + E Abar^T (Abar Abar^T + lam I)^-1
+    Abar, Bbar the means;  E = sum_i p_i B_i A_i - Bbar Abar;  A <- Abar,  B <- Bbar + E Abar^T (Abar Abar^T + lam I)^-1
 
-Bian, Wang, Zhang, Xu 2024 (ICCV 2025), arXiv:2411.14961.  The correction minimises ||E - dB Abar||^2 + lam ||dB||^2.  The
-traffic is FedIT's.
+Bian, Wang, Zhang, Xu 2024 (ICCV 2025), arXiv:2411.14961.  The correction minimises ||E - dB Abar||^2 + lam ||dB||^2.
+The traffic is FedIT's.
 Differs from the paper: a closed form in place of an iterative maximisation of similarity.
 Equals FedIT: in the limit of a large lam.
 """

@@ -1,13 +1,13 @@
 """Algebra of the federated-LoRA methods on low-rank factors, and base weights that change during a run.
 
-    W = W0 + s B A,   A (r, in), B (out, r)        exact mean of the clients' adapters:  M = sum_i p_i B_i A_i   (out, in)
+    W = W0 + s B A,   A (r, in), B (out, r)      exact mean of the clients' adapters:  M = sum_i p_i B_i A_i   (out, in)
 
     stack       [B_1 .. B_K] [p_1 A_1; ..; p_K A_K] = M                        any ranks
-    residual    E = M - Bbar Abar = sum_i p_i (B_i - Bbar) A_i                  the error of averaging A and B separately
+    residual    E = M - Bbar Abar = sum_i p_i (B_i - Bbar) A_i                 the error of averaging A and B separately
     flex_svd    best approximation of M of rank r, as factors
 
-A sum of products (`Pieces`) is kept per layer as stacked factors while they are smaller than the dense (out, in) matrix,
-then as that matrix, so no accumulator grows with the cohort.
+A sum of products (`Pieces`) is kept per layer as stacked factors while they are smaller than the dense (out, in)
+matrix, then as that matrix, so no accumulator grows with the cohort.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def check_weights(weights: str) -> None:
 
 
 def rank_of(ranks: Sequence[int], client: int) -> int:
-    """Return the client's rank: ranks repeat over the ids. An id below 0 (the server's evaluation) has the largest rank."""
+    """Return the client's rank: ranks repeat over the ids. An id below 0 (the server's evaluation) has the largest
+    rank."""
     return ranks[client % len(ranks)] if client >= 0 else max(ranks)
 
 
@@ -212,9 +213,9 @@ def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
 class Base:
     """Frozen weights and the increments since the start of the run, so that an absent client can catch up later.
 
-    A dense key frame and the increments after it are static groups ("base", "base.0", "base.1", ...); the ledger counts
-    each when it is new to a client. Once the increments together are as large as their dense sum, the sum becomes the next
-    key frame.
+    A dense key frame and the increments after it are static groups ("base", "base.0", "base.1", ...); the ledger
+    counts each when it is new to a client. Once the increments together are as large as their dense sum, the sum
+    becomes the next key frame.
 
     Args:
         origin: the initial weights of the adapted layers.

@@ -2,8 +2,8 @@
 
     u <- u + sum_i p_i (u_i - u),    p_i = n_i / sum n        (weights=uniform: 1 / number of clients)
 
-Only u travels. The names of the private tensors travel as configuration, which costs no bytes. In the run's own model the
-private part keeps its initial values, so the clients' own metrics count (clients/*, val/*).
+Only u travels. The names of the private tensors travel as configuration, which costs no bytes. In the run's own model
+the private part keeps its initial values, so the clients' own metrics count (clients/*, val/*).
 """
 
 from __future__ import annotations

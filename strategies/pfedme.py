@@ -2,8 +2,8 @@
 
     F_i(w) = min_theta f_i(theta) + lam/2 |theta - w|^2        (`clients/pfedme.py`)
 
-Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1.  The mean is uniform as in the paper.  eval/* measures w, clients/*
-the thetas.  The traffic is FedAvg's.
+Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1.  The mean is uniform as in the paper.  eval/* measures w,
+clients/* the thetas.  The traffic is FedAvg's.
 Equals FedAvg: no setting.
 """
 

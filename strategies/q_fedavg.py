@@ -2,9 +2,10 @@
 
     model <- model + sum_k F_k^q delta_k / sum_k h_k,          h_k = F_k^q + q F_k^(q-1) L |delta_k|^2
 
-Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2, with numerator and denominator divided by L (its Delta_k is
--L F_k^q delta_k).  F_k is the client's loss at the received model, L = 1 / lr; the clients compute the terms of both sums
-(`clients/q_fedavg.py`).  The sums are unweighted; the paper samples clients by their sizes (cohort: weighted).
+Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2, with numerator and denominator divided by L (its
+Delta_k is -L F_k^q delta_k).  F_k is the client's loss at the received model, L = 1 / lr; the clients compute the
+terms of both sums (`clients/q_fedavg.py`).  The sums are unweighted; the paper samples clients by their sizes
+(cohort: weighted).
 Equals FedAvg: the client's q=0 is FedAvg with uniform weights, to 1e-6.
 """
 

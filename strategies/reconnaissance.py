@@ -4,13 +4,14 @@
     mission   clients send (c, n, m) for their classes;    S_c <- S_c + n m,   N_c <- N_c + n,   mu_c = S_c / N_c
               the table (c, N_c, mu_c) goes to all clients; they predict with the nearest prototype
 
-Hendryx, KC, Walls, Morrison 2021, arXiv:2109.00150.  Sums are kept in float64.  A round is a mission.  The encoder is sent to
-a client once, the whole table in every mission.  Uplink per client and mission: (D + 1) numbers and an id for each class,
-whatever the number of images and the size of the encoder.  `strategies/episodes.py` has the meta-training.
+Hendryx, KC, Walls, Morrison 2021, arXiv:2109.00150.  Sums are kept in float64.  A round is a mission.  The encoder is
+sent to a client once, the whole table in every mission.  Uplink per client and mission: (D + 1) numbers and an id for
+each class, whatever the number of images and the size of the encoder.  `strategies/episodes.py` has the
+meta-training.
 Differs from the authors' program: clients send increments, so that re-visited classes get their right weight.
-Metrics: start/base; after/{base, field}, the merged table on the base classes and on all field classes seen; with `before`
-also before/{base, seen, new, mean}: a client's own table before the merge, on the base classes, the field classes seen until
-then, and those of its own mission; the mean over clients.
+Metrics: start/base; after/{base, field}, the merged table on the base classes and on all field classes seen; with
+`before` also before/{base, seen, new, mean}: a client's own table before the merge, on the base classes, the field
+classes seen until then, and those of its own mission; the mean over clients.
 Equals FedAvg: no setting; a round trains nothing.
 """
 

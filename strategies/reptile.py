@@ -2,8 +2,8 @@
 
     phi <- phi + alpha_t * mean_i (phi_i - phi),    alpha_t = alpha (1 - t / T)        (schedule constant: alpha)
 
-Nichol, Achiam, Schulman 2018, arXiv:1803.02999; phi_i is the result of clients/reptile.py on the client's own task.  One
-client per round is the serial form (cohort: {size: 1}), more are the batched form; their mean is uniform.
+Nichol, Achiam, Schulman 2018, arXiv:1803.02999; phi_i is the result of clients/reptile.py on the client's own task.
+One client per round is the serial form (cohort: {size: 1}), more are the batched form; their mean is uniform.
 Equals FedAvg: alpha=1, schedule=constant is FedAvg with uniform weights; alpha is then FedAvg's lr.
 """
 

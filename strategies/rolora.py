@@ -2,10 +2,11 @@
 
     even rounds:  B <- B + sum_i p_i (B_i - B)        odd rounds:  A <- A + sum_i p_i (A_i - A)        p_i = n_i / sum n
 
-Chen, Guo, Ju, Dalal, Khisti 2024-25, arXiv:2409.02346, arXiv:2502.01755.  Exact in the product, as the other half is the same
-for all.  B is first: with B = 0, A has no gradient.  The halves are static groups "A" and "B": the ledger counts one when a
-client has not seen its latest version, and never while it has its initial values, which all clients know.  So a client
-that takes part in every round receives r * out or r * in floats and sends the other half; the head, if any, goes both ways.
+Chen, Guo, Ju, Dalal, Khisti 2024-25, arXiv:2409.02346, arXiv:2502.01755.  Exact in the product, as the other half is
+the same for all.  B is first: with B = 0, A has no gradient.  The halves are static groups "A" and "B": the ledger
+counts one when a client has not seen its latest version, and never while it has its initial values, which all clients
+know.  So a client that takes part in every round receives r * out or r * in floats and sends the other half; the
+head, if any, goes both ways.
 Equals FedAvg: no setting; one round is FFA-LoRA's.
 """
 

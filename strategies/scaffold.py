@@ -3,8 +3,8 @@
     model <- model + lr * mean_{i in S} dy_i;    control <- control + 1/N * sum_{i in S} dc_i
 
 S are the clients that answered, N is the number of all clients; `clients/scaffold.py` sends (dy_i, dc_i).
-Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, arXiv:1910.06378, Algorithm 1.  The mean is uniform as in the paper;
-the paper's |S|/N * mean(dc) is the sum over S divided by N.
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, arXiv:1910.06378, Algorithm 1.  The mean is uniform as in the
+paper; the paper's |S|/N * mean(dc) is the sum over S divided by N.
 Equals FedAvg: no setting.  In round 0 all controls are zero, so one round is FedAvg's with the same weights.
 """
 

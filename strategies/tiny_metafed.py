@@ -3,9 +3,9 @@
     global part   phi <- phi + alpha_t * mean_i top_P%(phi_i - phi),    alpha_t = alpha (1 - t / T)
     local part    never sent: each device rebuilds it from some of its samples (clients/tiny_metafed.py)
 
-Ren, Li, Anicic, Runkler 2023, arXiv:2307.06822.  floor(share * entries) changes, at least one, go up with their positions;
-the whole global part goes down.  The run's model is the global part beside the initial local part.
-Written from the abstract: no program was released.
+Ren, Li, Anicic, Runkler 2023, arXiv:2307.06822.  floor(share * entries) changes, at least one, go up with their
+positions; the whole global part goes down.  The run's model is the global part beside the initial local part. Written
+from the abstract: no program was released.
 Equals FedAvg: no setting, as clients take single samples.
 """
 

@@ -1,6 +1,6 @@
 """Coordinate-wise trimmed mean, robust to Byzantine clients.
 
-    model <- model + trim_beta(updates):  per coordinate drop the floor(beta n) largest and smallest of n, average the rest
+    model <- model + trim_beta(updates):  per coordinate drop the floor(beta n) largest and smallest, average the rest
 
 Yin, Chen, Ramchandran, Bartlett 2018, arXiv:1803.01498.  Unweighted as in the paper: a weight is a client's own claim.
 All updates of a cohort are needed at once.

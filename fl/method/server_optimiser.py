@@ -61,7 +61,7 @@ class ServerOptimiser:
         return params + (change if lr == 1 else lr * change), state
 
     def averages(self, lr: float = 1.0) -> bool:
-        """Return whether the next model lies between the last one and the clients' mean, as `Strategy.averages` asks."""
+        """Return whether the next model lies between the last one and the clients' mean (`Strategy.averages`)."""
         return False
 
 

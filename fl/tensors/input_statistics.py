@@ -3,8 +3,8 @@
     `Sketch`: R G,  G Gaussian      `Gram`: R R^T             R = (I - U U^T) X: inputs outside the basis
     `NormRatio`: sum n_i ||R_i|| / ||X_i|| / sum n_i          `EnergyRatio`: sum ||R_i||^2 / sum ||X_i||^2
 
-X (d, n) are the inputs, U (d, k) is the basis, or None if there is none yet. A client adds its blocks of inputs to a total
-and sends it; the server extends the basis from the sum over clients. `fl.tensors.subspace` has the functions.
+X (d, n) are the inputs, U (d, k) is the basis, or None if there is none yet. A client adds its blocks of inputs to a
+total and sends it; the server extends the basis from the sum over clients. `fl.tensors.subspace` has the functions.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def statistic_of(factor: float) -> InputStatistic:
 
 
 class ResidualRatio(Protocol):
-    """How much of a task's inputs lies outside the basis; `least` is the number of vectors that a task adds at least."""
+    """Share of the inputs outside the basis. `least` is the minimum number of vectors that are added to the basis."""
 
     @property
     def least(self) -> int: ...

@@ -41,7 +41,7 @@ def basis(d, k, seed=0, dtype=torch.float64):
     return torch.linalg.qr(draw(d, k, seed=seed, dtype=dtype))[0]
 
 
-# -- pure functions ------------------------------------------------------------------------------------------------------
+# -- pure functions ---------------------------------------------------------------------------------------------------
 def test_projection_removes_what_lies_in_the_subspace_and_nothing_else():
     u, delta = basis(6, 2), draw(5, 6, seed=1)
     kept = subspace.project(delta, u)
@@ -113,7 +113,8 @@ def test_packing():
 
 
 def test_the_gram_matrix_gives_the_exact_principal_vectors():
-    """Singular values 3, 2, 1 of known directions: .95 of the energy needs 9 + 4 of 14 (.929) and the third; .9 two, .6 one."""
+    """Singular values 3, 2, 1 of known directions: .95 of the energy needs 9 + 4 of 14 (.929) and the third; .9 two,
+    .6 one."""
     u, v = basis(5, 3), basis(8, 3, seed=1)
     x = u @ torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)) @ v.T
     for eps, k in ((0.95, 3), (0.9, 2), (0.6, 1)):
@@ -169,7 +170,7 @@ def test_residual_ratios_by_hand():
     assert float(total[0] / total[1]) == pytest.approx(25 / 1636)
 
 
-# -- the client's statistics ---------------------------------------------------------------------------------------------
+# -- the client's statistics ------------------------------------------------------------------------------------------
 def context(module, rows, client=0, basis=None, **config):
     x = draw(30, 6, dtype=torch.float32)
     view = View({"x": x}, np.asarray(rows))
@@ -240,7 +241,7 @@ def test_a_client_without_rows_sends_zeros():
     assert all(not t.any() for parts in sent.values() for t in parts.values())
 
 
-# -- runs ----------------------------------------------------------------------------------------------------------------
+# -- runs -------------------------------------------------------------------------------------------------------------
 def states(tmp_path, **overrides):
     """The strategy's state after each round, and the result."""
     seen = []
@@ -324,8 +325,8 @@ def test_what_is_reported_when_a_task_ends(tmp_path):
     ids=["sketch", "wide", "gram", "global"],
 )
 def test_every_float_is_counted(tmp_path, settings, up):
-    """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the basis
-    down."""
+    """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the
+    basis down."""
     seen, result = states(tmp_path, strategy={"name": "fot", **settings})
     again = P if settings.get("gpse_model") == "global" else 0
     for round_, row in enumerate(result.metrics):

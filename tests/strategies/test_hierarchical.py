@@ -142,7 +142,8 @@ def test_mean_of_each_edge_by_hand():
 
 
 def test_clients_are_asked_with_their_edge_model_and_strangers_with_the_cloud(tmp_path):
-    """After a round without the cloud: edges differ, and who is held out of training has the first model, as the cloud has."""
+    """After a round without the cloud: edges differ, and who is held out of training has the first model, as the
+    cloud has."""
     settings = {"splits": {"val": 0.0, "test": 0.4, "clients": 1}, "cohort": {"size": 3}, "rounds": 1}
     strategy = {"name": "hierarchical", "edges": [0, 1, 1], "edge_rounds": 2}
     for who in ("all", "held_out"):

@@ -1,4 +1,5 @@
-"""Personalised methods: what travels and what stays, closed forms on the quadratic a/2 (w - b)^2, and one step by autograd."""
+"""Personalised methods: what travels and what stays, closed forms on the quadratic a/2 (w - b)^2, and one step by
+autograd."""
 
 from dataclasses import replace
 
@@ -196,7 +197,8 @@ def test_apfl_at_its_ends():
 
 
 def test_apfl_one_step_by_hand():
-    """w = 1, v = 0, alpha = 1/2: mixed = 1/2, its gradient 2 (1/2 - 3) = -5;  v <- 0.25,  alpha <- 0.5 - .04 (0 - 1)(-5) = 0.3."""
+    """w = 1, v = 0, alpha = 1/2: mixed = 1/2, its gradient 2 (1/2 - 3) = -5;  v <- 0.25,  alpha <- 0.5 - .04 (0 -
+    1)(-5) = 0.3."""
     algorithm = apfl.APFL(alpha=0.5, adaptive=True, alpha_lr=0.04, steps=1, batch="full", lr=LR)
     reply = algorithm.work("train", quadratic(1.0), None)
     assert sent(reply)["weight"].item() == pytest.approx(0.4)
@@ -341,7 +343,8 @@ def test_a_deadline_cuts_the_steps_that_are_taken(name, tmp_path):
 
 
 def test_fedala_by_hand():
-    """old 0, received 1: start = W. Full batch, eta .1: W <- W - .1 * 2 (W - 3) * 1 clipped to 1 from above; with old 4 it falls."""
+    """old 0, received 1: start = W. Full batch, eta .1: W <- W - .1 * 2 (W - 3) * 1 clipped to 1 from above; with old
+    4 it falls."""
     algorithm = fedala.FedALA(eta=0.1, layers=("weight",), sample=1.0, batch="full", lr=LR, steps=1)
     first = algorithm.work("train", quadratic(1.0), None)
     assert sent(first)["weight"].item() == pytest.approx(-LR * A * (1 - B)) and not first.state["learnt"]

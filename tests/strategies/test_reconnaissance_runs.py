@@ -1,5 +1,5 @@
-"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the method leaves
-out. Expected values are from plain torch."""
+"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the
+method leaves out. Expected values are from plain torch."""
 
 import copy
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""FedAdagrad, FedYogi, FedNova, q-FedAvg, FedExP, median, MOON, IFCA, FedProto and clipping, by hand and in closed form."""
+"""FedAdagrad, FedYogi, FedNova, q-FedAvg, FedExP, median, MOON, IFCA, FedProto and clipping, by hand and in closed
+form."""
 
 import logging
 import math
