@@ -178,7 +178,10 @@ def test_same_bits_on_ray_and_resumed(tmp_path):
     ("changes", "says"),
     [
         ({"system": {"devices": {"identical": {"ms_per_sample": 1, "up_mbps": -3}}}}, r"system\.devices.*up_mbps: -3"),
-        ({"system": {"devices": {"identical": {}}}}, r"system.*'samples' needs ms_per_sample of all devices, and client"),
+        (
+            {"system": {"devices": {"identical": {}}}},
+            r"system.*'samples' needs ms_per_sample of all devices, and client",
+        ),
         ({"system": {"devices": "phones"}}, r"system\.devices.*phones"),
         ({"server": {"name": "sync", "needed": 3}}, "system: missing"),
         ({"server": {"name": "sometimes"}}, r"server.*sometimes.*buffered"),
