@@ -38,6 +38,6 @@ class FLASC(LocalTraining):
 
     def context_after_training(self, ctx, reply):
         """With what was sent added: the rest of the change is lost."""
-        start = self.start(self.given(ctx))
+        start = self.start(self.inputs(ctx))
         sent = whole(reply.update.groups["model"], start.layout)
         return replace(ctx, received={**ctx.received, "model": start + sent})

@@ -44,7 +44,7 @@ class LoRA(LocalTraining):
         }
 
     def context_after_training(self, ctx, reply):
-        begun = self.start(self.given(ctx))
+        begun = self.start(self.inputs(ctx))
         for delta in reply.update.groups.values():
             begun = begun.replace(begun.select(delta) + adapter.resized(delta, adapter.shapes(begun)))
         state = ctx.state if reply.state is None else reply.state

@@ -54,7 +54,7 @@ class Moon(LocalTraining):
     def work(self, name, ctx, carry):
         if not self.mu or not len(ctx.train):
             return super().work(name, ctx, carry)
-        models = {"received": ctx.received["model"], "previous": self.given(ctx).state}
+        models = {"received": ctx.received["model"], "previous": self.inputs(ctx).state}
         heard = {whose: representations(ctx, model, self.features) for whose, model in models.items()}
         train = View({**ctx.train.take(), **heard}, np.arange(len(ctx.train)))
         return super().work(name, replace(ctx, train=train), carry)

@@ -55,7 +55,7 @@ class TinyMetaFed(TinyReptile):
 
     def rebuilt(self, ctx: ClientContext) -> Params:
         """The model with the local part as the first `rebuild` training samples have it."""
-        model = self.start(self.given(ctx))
+        model = self.start(self.inputs(ctx))
         local = tuple(name for name in model if name not in ctx.config["learnt"])
         model = model.replace(ctx.initial.trained.select(local))
         if not len(ctx.train):
@@ -96,6 +96,6 @@ class TinyMetaFed(TinyReptile):
 
     def context_after_training(self, ctx, reply):
         """With what was sent added to the global part."""
-        learnt = self.start(self.given(ctx)).select(ctx.config["learnt"])
+        learnt = self.start(self.inputs(ctx)).select(ctx.config["learnt"])
         sent = Params.expand(learnt.layout, reply.update.groups["model"].dense())
         return replace(ctx, received={**ctx.received, "model": learnt + sent})

@@ -288,10 +288,10 @@ class LocalTraining(ClientAlgorithm):
             steps, samples = steps + phase.num_steps(sizes), samples + phase.num_samples(sizes)
         return steps, samples * self.gradients_per_step() + self.extra_samples(sizes, round_, rounds, name)
 
-    def given(self, ctx: ClientContext) -> TrainingInputs:
+    def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """What one client's training is given, a new client's first state included."""
         given = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial)
         return replace(given, state=self.first_state(given)) if ctx.state is None else given
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        return ctx.net(self.start(self.given(ctx)))
+        return ctx.net(self.start(self.inputs(ctx)))
