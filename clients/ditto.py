@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from fl.method.client import LocalTraining, Reply
+from fl.method.context import Reply
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 
 

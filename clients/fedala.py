@@ -22,7 +22,7 @@ from torch import Tensor
 from clients.personal import Personal
 from fl.data.views import Batch
 from fl.execution.training.steps import LocalSteps
-from fl.method.client import ClientContext, Reply
+from fl.method.context import ClientContext, Reply
 from fl.models.layers import head_names
 from fl.registry import register
 from fl.tensors import random

@@ -14,7 +14,7 @@ from typing import Literal
 
 from clients.partial import shared
 from clients.sgd import LocalSGD
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.method.optimiser import LRSchedule
 from fl.registry import register
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from clients.lora import LoRA
-from fl.method.client import Reply
+from fl.method.context import Reply
 from fl.models import adapter
 from fl.registry import register
 from fl.tensors.params import Params, join

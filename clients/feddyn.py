@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 from fl.tensors.params import zeros_like
 

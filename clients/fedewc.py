@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.method.client import ClientContext, LocalTraining, Reply
+from fl.method.context import ClientContext, Reply
+from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.registry import register
 from fl.tensors.params import Params, zeros_like

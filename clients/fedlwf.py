@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl.data.views import View
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 
 BLOCK = 256  # samples per forward pass of the teacher

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clients.local import Local
 from clients.measure import representations, tapped
-from fl.method.client import Reply
+from fl.method.context import Reply
 from fl.registry import register
 from fl.tensors.sparse import Table
 

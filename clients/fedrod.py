@@ -24,7 +24,8 @@ from torch import Tensor
 from clients.personal import Personal
 from fl.data.views import Batch
 from fl.execution.training.steps import Descent, LocalSteps
-from fl.method.client import ClientContext, Reply, StepContext
+from fl.method.context import ClientContext, Reply
+from fl.method.local_training import StepContext
 from fl.method.messages import Update
 from fl.models.layers import head_names
 from fl.registry import register

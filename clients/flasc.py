@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fl.communication.codecs.top_k import keep_largest
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 from fl.tensors.params import Layout, Params
 from fl.tensors.sparse import Sparse

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fl.method.client import LocalTraining, TrainingInputs
+from fl.method.local_training import LocalTraining, TrainingInputs
 from fl.registry import register
 from fl.tensors.params import Params
 

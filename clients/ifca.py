@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 
 from clients.measure import mean_loss
-from fl.method.client import LocalTraining, Reply
+from fl.method.context import Reply
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 
 

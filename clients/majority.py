@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from fl.method.client import ClientAlgorithm, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.registry import register
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.data.views import Batch
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.tensors.params import Params
 
 BLOCK = 1024  # samples per forward pass

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clients.measure import representations, tapped
 from fl.data.views import View
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clients.personal import Personal
 from fl.execution.training.steps import Descent, LocalSteps
-from fl.method.client import ClientContext, Reply
+from fl.method.context import ClientContext, Reply
 from fl.method.messages import Update
 from fl.registry import register
 from fl.tensors.params import Params, zeros_like

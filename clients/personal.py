@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl.method.client import ClientAlgorithm, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.registry import register
 from fl.tensors.prototypes import embed, merge, nearest, prototypes

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fl.data.views import View
-from fl.method.client import ClientContext, LocalTraining, Reply
+from fl.method.context import ClientContext, Reply
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 from fl.tensors import random
 

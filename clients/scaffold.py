@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.registry import register
 from fl.tensors.params import zeros_like
 

@@ -20,7 +20,7 @@ from clients.sgd import LocalSGD
 from clients.tiny_reptile import TinyReptile
 from fl.communication.codecs.top_k import keep_largest
 from fl.data.views import View
-from fl.method.client import ClientContext, Reply
+from fl.method.context import ClientContext, Reply
 from fl.method.messages import Update
 from fl.registry import register
 from fl.tensors import random

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl.method.reduction import WeightedMean
-from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
+from fl.method.requests import Exchange
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
 from fl.tensors.params import Params
 

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from fl.method.messages import Broadcast
 from fl.method.reduction import Sum
-from fl.method.strategy import Exchange, Strategy
+from fl.method.requests import Exchange
+from fl.method.strategy import Strategy
 from fl.registry import register
 from fl.tensors.params import Params, zeros_like
 

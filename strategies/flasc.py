@@ -25,7 +25,8 @@ from fl.communication.codecs.top_k import TopK, keep_largest
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD, Adam, Optimiser
 from fl.method.reduction import SparseMean
-from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
+from fl.method.requests import Exchange
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
 from fl.tensors.params import Params
 from fl.tensors.sparse import Sparse

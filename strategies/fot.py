@@ -33,7 +33,8 @@ from torch import Tensor
 
 from fl.method.messages import Broadcast, Static
 from fl.method.reduction import Sum, WeightedMean
-from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
+from fl.method.requests import Exchange
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
 from fl.tensors import subspace
 from fl.tensors.params import Params, match, sqrt, zeros_like

@@ -25,7 +25,8 @@ import numpy as np
 
 from fl.method.messages import Broadcast
 from fl.method.reduction import Meta, Reduction, WeightedMean
-from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy, Transfer
+from fl.method.requests import Exchange, Transfer
+from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.registry import register
 from fl.tensors.params import Params
 

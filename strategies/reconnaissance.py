@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from fl.method.messages import Broadcast, Static
 from fl.method.reduction import ClassMean
-from fl.method.strategy import Evaluate, Exchange, ServerWork, Strategy
+from fl.method.requests import Evaluate, Exchange, ServerWork
+from fl.method.strategy import Strategy
 from fl.registry import register
 from fl.tensors import random
 from fl.tensors.params import Params, join

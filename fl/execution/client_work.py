@@ -21,7 +21,7 @@ from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
 from fl.execution.uploads import Uploads
-from fl.method.client import ClientContext, Reply
+from fl.method.context import ClientContext, Reply
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 

@@ -15,7 +15,8 @@ from fl import registry
 from fl.config.config import Config
 from fl.config.sections import Stop
 from fl.errors import ConfigError
-from fl.method.client import ClientAlgorithm, LocalTraining
+from fl.method.client import ClientAlgorithm
+from fl.method.local_training import LocalTraining
 from fl.method.sampler import Uniform
 from fl.method.strategy import Strategy
 from fl.simulation.setup import RunSetup

@@ -16,7 +16,7 @@ from fl.execution.client_work import BACKENDS
 from fl.execution.training import batched, loop
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.steps import LocalSteps
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.method.optimiser import SGD
 from fl.models.binding import Initial
 from fl.simulation.build import set_up_run

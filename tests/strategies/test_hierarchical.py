@@ -15,7 +15,8 @@ from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
-from fl.method.reduction import Fold, Meta
+from fl.method.fold import Fold
+from fl.method.reduction import Meta
 from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params

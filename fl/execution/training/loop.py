@@ -13,8 +13,10 @@ import torch
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.graph import place
 from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer
-from fl.method.client import ClientContext, LocalTraining, Phase, Reply, StepContext, TrainingResult
+from fl.method.context import ClientContext, Reply
+from fl.method.local_training import LocalTraining, StepContext, TrainingResult
 from fl.method.messages import Update
+from fl.method.phase import Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.tensors.params import Params, match, zeros_like

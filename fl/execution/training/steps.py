@@ -27,7 +27,9 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
-from fl.method.client import ClientContext, LocalTraining, Phase, StepContext
+from fl.method.context import ClientContext
+from fl.method.local_training import LocalTraining, StepContext
+from fl.method.phase import Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.models.dropout import DropoutMasks
