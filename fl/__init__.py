@@ -23,10 +23,12 @@ _HOMES = {
         "fl.simulation.run": "resume run",
         "fl.errors": "ConfigError",
         "fl.registry": "register",
-        "fl.method.strategy": "Evaluate Exchange ExchangeResult FedAvgEquivalent Metrics RoundGenerator ServerContext"
-        " ServerWork Strategy Transfer",
-        "fl.method.client": "ClientAlgorithm ClientContext LocalTraining Phase Reply StepContext TrainingInputs"
-        " TrainingResult",
+        "fl.method.strategy": "FedAvgEquivalent Metrics RoundGenerator ServerContext Strategy",
+        "fl.method.requests": "Evaluate Exchange ExchangeResult ServerWork Transfer",
+        "fl.method.client": "ClientAlgorithm",
+        "fl.method.context": "ClientContext Reply",
+        "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
+        "fl.method.phase": "Phase",
         "fl.method": "server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
@@ -57,16 +59,15 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.communication.codecs.top_k import TopK as TopK, keep_largest as keep_largest
     from fl.errors import ConfigError as ConfigError
     from fl.execution.training.steps import Descent as Descent, LocalSteps as LocalSteps
-    from fl.method.client import (
-        ClientAlgorithm as ClientAlgorithm,
-        ClientContext as ClientContext,
+    from fl.method.client import ClientAlgorithm as ClientAlgorithm
+    from fl.method.local_training import (
         LocalTraining as LocalTraining,
-        Phase as Phase,
-        Reply as Reply,
         StepContext as StepContext,
         TrainingInputs as TrainingInputs,
         TrainingResult as TrainingResult,
     )
+    from fl.method.context import ClientContext as ClientContext, Reply as Reply
+    from fl.method.phase import Phase as Phase
     from fl.data.views import View as View
     from fl.method import server_optimiser as server_optimiser
     from fl.method.grouped import (
@@ -95,15 +96,17 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         ServerOptimiser as ServerOptimiser,
     )
     from fl.method.strategy import (
-        Evaluate as Evaluate,
-        Exchange as Exchange,
-        ExchangeResult as ExchangeResult,
         FedAvgEquivalent as FedAvgEquivalent,
         Metrics as Metrics,
         RoundGenerator as RoundGenerator,
         ServerContext as ServerContext,
-        ServerWork as ServerWork,
         Strategy as Strategy,
+    )
+    from fl.method.requests import (
+        Evaluate as Evaluate,
+        Exchange as Exchange,
+        ExchangeResult as ExchangeResult,
+        ServerWork as ServerWork,
         Transfer as Transfer,
     )
     from fl.models import adapter as adapter

@@ -42,14 +42,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from fl.data.augment import Augment
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.communication.codec import Codec, Encoded
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.tensors.params import Params
 from fl.method.reduction import Sum
 from fl.method.sampler import CohortSampler
-from fl.method.strategy import Exchange, FedAvgEquivalent, Strategy
+from fl.method.strategy import FedAvgEquivalent, Strategy
+from fl.method.requests import Exchange
 from fl.tasks.supervised import Loss, Regression
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fl.config.config import resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.section import Execution
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.tools import tune
 from fl.tools.tune.candidates import worker_counts
 from fl.tools.tune.race import is_clearly_faster, quartiles

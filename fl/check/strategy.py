@@ -20,7 +20,7 @@ from fl.check.ledger import the_ledger_counts_every_byte
 from fl.check.runs import LOOP, WITH_DROPOUT, Settings
 from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.method.strategy import Metrics, RoundGenerator, ServerContext, State, Strategy
 from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params

@@ -158,7 +158,8 @@ WHOLE = """
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
-from fl.method.client import ClientAlgorithm, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.method.reduction import WeightedMean
 from fl.method.strategy import Strategy

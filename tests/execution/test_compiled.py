@@ -28,8 +28,9 @@ from fl.execution.training.compiled import Compiled
 from fl.execution.training.native import clients as native
 from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
+from fl.method.fold import Fold
 from fl.method.optimiser import SGD
-from fl.method.reduction import Fold, Sum
+from fl.method.reduction import Sum
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout
 from fl.tasks.supervised import Classification, Regression

@@ -12,7 +12,7 @@ import pytest
 
 import fl
 from fl.data.augment import Augment
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.method.reduction import WeightedMean
 from fl.method.strategy import Strategy
 from fl.method.transform import Transform

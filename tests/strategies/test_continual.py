@@ -15,7 +15,7 @@ from clients.fedlwf import distillation
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.views import View
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation
 from fl.tasks.supervised import Classification, Regression

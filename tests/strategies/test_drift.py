@@ -18,10 +18,12 @@ from clients.scaffold import Scaffold as ScaffoldClient
 from clients.sgd import LocalSGD
 from fl.data.views import View
 from fl.execution.training import loop
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
+from fl.method.fold import Fold
 from fl.method.messages import Broadcast
-from fl.method.reduction import Fold, Meta, Product, Reduction
-from fl.method.strategy import ExchangeResult, ServerContext
+from fl.method.reduction import Meta, Product, Reduction
+from fl.method.requests import ExchangeResult
+from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
 from fl.tensors.params import Params

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.method.reduction import Fold, Meta
+from fl.method.fold import Fold
+from fl.method.reduction import Meta
 from fl.method.strategy import FedAvgEquivalent
 from fl.registry import lookup, names
 from fl.tensors.params import Params

@@ -16,11 +16,12 @@ from fl.communication.transmit import transmit
 from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.method.optimiser import Adam
 from fl.method.reduction import Meta, SparseMean
+from fl.method.requests import ExchangeResult
 from fl.method.server_optimiser import Plain, PseudoGradient
-from fl.method.strategy import ExchangeResult, ServerContext
+from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
 from fl.tensors.params import Params

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from fl.method.fold import Fold
 from fl.method.grouped import ByClient, Grouped, weighted_sum
-from fl.method.reduction import Fold, Meta, WeightedMean
+from fl.method.reduction import Meta, WeightedMean
 from fl.tensors.params import Params
 
 

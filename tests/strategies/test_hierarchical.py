@@ -15,8 +15,9 @@ from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
+from fl.method.fold import Fold
 from fl.method.grouped import ByClient, Grouped
-from fl.method.reduction import Fold, Meta, WeightedMean
+from fl.method.reduction import Meta, WeightedMean
 from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params

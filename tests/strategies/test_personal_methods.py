@@ -22,7 +22,7 @@ from fl import registry
 from fl.data.views import View
 from fl.execution.training.loop import train
 from fl.execution.training.steps import LocalSteps
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
 from fl.models.dropout import Dropout

@@ -25,12 +25,14 @@ from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
 from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
+from fl.method.fold import Fold
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD, Adam
-from fl.method.reduction import Fold, Meta, Product, Reduction
+from fl.method.reduction import Meta, Product, Reduction
+from fl.method.requests import ExchangeResult
 from fl.method.server_optimiser import OptimiserState
-from fl.method.strategy import ExchangeResult, ServerContext
+from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.privacy.clip import Clip
 from fl.tasks.supervised import Classification, Regression

@@ -13,7 +13,7 @@ from clients.tiny_metafed import TinyMetaFed as TinyMetaFedClient
 from clients.tiny_reptile import TinyReptile as TinyReptileClient
 from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
