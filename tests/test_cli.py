@@ -1,4 +1,4 @@
-"""The command, as users run it: real processes, their exit codes, stdout and stderr, and what signals do to them."""
+"""The command, as users run it: processes, their exit codes, stdout and stderr, and what signals do to them."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import yaml
 
 from fl.cli.docstring import argument_descriptions, split_args
 from fl.tracking.progress import first_metric, format_seconds, megabytes
+from tests.process import fl
 
 FL = [sys.executable, "-m", "fl"]
 CONFIG = {
@@ -59,11 +60,6 @@ class Faulty(LocalSGD):
 """
 
 
-def fl(*arguments, **environment: str) -> subprocess.CompletedProcess:
-    command = [*FL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "config.yaml"
@@ -75,7 +71,8 @@ def config(tmp_path_factory) -> Path:
 def finished(config) -> tuple[Path, dict]:
     """The directory and the summary of three rounds."""
     out = config.parent / "finished"
-    done = fl("run", config, "--json", "--out", out)
+    command = [*FL, "run", str(config), "--json", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)  # the entry point itself
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout)
 
@@ -103,7 +100,7 @@ def test_help_needs_no_heavy_import():
         "import sys, fl.cli.app; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'rich.live'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
-    assert fl("--help").returncode == 0
+    assert subprocess.run([*FL, "--help"], capture_output=True).returncode == 0
 
 
 def test_json_is_all_there_is_on_stdout(finished):
@@ -152,12 +149,7 @@ def test_several_seeds(config, tmp_path):
 
 @pytest.mark.slow
 def test_without_out_the_directory_is_named_by_strategy_and_seed(config, tmp_path):
-    done = subprocess.run(
-        [*FL, "run", config, "rounds=1", "seed=7"],
-        cwd=tmp_path,
-        capture_output=True,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-    )
+    done = fl("run", config, "rounds=1", "seed=7", folder=tmp_path)
     assert done.returncode == 0
     assert [p.name.split("-", 2)[2] for p in (tmp_path / "runs").iterdir()] == ["fedavg-seed7"]
 
