@@ -4,17 +4,17 @@ Each run has a process of its own, as a peak (VmHWM) never falls; workers are as
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.process import python
 
 pytestmark = pytest.mark.slow
 
 MB = 1 << 20
 
 PROBE = """
-import json, sys, tempfile, time
+import json, tempfile, time
 start = time.perf_counter()
 import fl
 
@@ -34,7 +34,7 @@ def watch(event, value):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        fl.run(json.loads(sys.argv[1]), out=folder, watch=watch)
+        fl.run(CONFIG, out=folder, watch=watch)
     print(json.dumps(found))
 """
 
@@ -52,8 +52,7 @@ def probe(executor, data, model, cohort, rounds):
         "client": {"batch": 20, "lr": 0.01},
         "execution": {"executor": executor, "workers": 2},
     }
-    command = [sys.executable, "-W", "ignore", "-c", PROBE, json.dumps(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = python(PROBE.replace("CONFIG", repr(config)))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 from fl.cli.app import app
 from fl.errors import ConfigError
+from fl.tools import sweep
 from fl.tools.sweep import Sweep
+from tests.process import CONTEXT
 
 CONFIG = {
     "rounds": 2,
@@ -28,6 +30,12 @@ SWEEP = {
     "metrics": ["eval/accuracy"],
     "variants": {"FedAvg": {}, "Two": {"cohort.size": 3, "tune": {"client.lr": [0.1]}}},
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_processes(monkeypatch):
+    """Processes of `jobs` are forked from a server that has made the heavy imports."""
+    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda method: CONTEXT)
 
 
 @pytest.fixture

@@ -101,16 +101,7 @@ def serial(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def ray(cluster, tmp_path_factory):
+def ray(tmp_path_factory):
     return profiled(tmp_path_factory.mktemp("ray"), executor="ray", workers=2)
 
 

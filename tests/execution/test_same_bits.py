@@ -26,6 +26,7 @@ METHODS = {
     "trimmed_mean": {"strategy": {"name": "trimmed_mean", "beta": 0.2}},
     "three_exchanges": {"strategy": f"{TOYS}:ThreeExchanges"},
 }
+WORKERS_STAY = False
 ROUNDS = 20
 KILLS = 4
 

@@ -127,18 +127,7 @@ def test_another_seed_is_another_run(tmp_path):
     assert weights(one).tobytes() != weights(two).tobytes()
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """One start of Ray for all."""
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.parametrize("name", ["fedavg", "dp_client_adaptive"])
-@pytest.mark.usefixtures("cluster")
 def test_ray_is_serial(name, tmp_path):
     one = run(of_strategy(name), client_of(name), tmp_path / "serial")
     two = run(of_strategy(name), client_of(name), tmp_path / "ray", executor="ray", workers=2)
@@ -164,7 +153,6 @@ def dies_once(folder):
     return app
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_dead_worker_changes_nothing(tmp_path):
     found = []
 
@@ -238,7 +226,6 @@ def test_messages_that_share_a_record_do_not_see_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("executor", ["serial", "ray"])
-@pytest.mark.usefixtures("cluster")
 def test_a_reply_is_what_it_was_when_sent(tmp_path, executor):
     app, found = ClientApp(), []
 
