@@ -46,8 +46,13 @@ def pytest_sessionfinish() -> None:
     _stop_ray()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run modules that start Ray themselves first, then those with slow tests: what is left at the end is short."""
+    """Tests with Ray are slow and run in one process; modules that start Ray themselves come first, then those with slow tests."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group("ray"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
     def place(item: pytest.Item) -> tuple[bool, bool]:

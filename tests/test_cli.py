@@ -229,6 +229,7 @@ def test_before_the_first_round_ctrl_c_stops_at_once(config, tmp_path):
     assert done.stderr.endswith("stopped before the first round\n")
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
     """A terminal sends Ctrl-C to all processes of the group, also Ray's, and the round must still finish."""

@@ -58,6 +58,7 @@ def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
     assert (tmp_path / "run/code/my_rule.py").read_text() == rule
 
 
+@pytest.mark.slow
 def test_the_table_of_what_trains_together_is_true():
     table = plans.table()
     assert table.startswith("| method | compiled | stacked | flat | vmap |")

@@ -1,9 +1,11 @@
 """The laws of `fl.check.check`: every registered part keeps them, and parts that break one are found out by that one."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from fl import registry
 from fl.check.bench import Bench
@@ -20,16 +22,29 @@ def findings(target: str) -> dict:
     return {finding.law: finding for finding in check(target)}
 
 
-@pytest.mark.parametrize(
-    "target, law",
-    [
-        pytest.param(
-            t, law.__name__, id=f"{t}-{law.__name__}", marks=pytest.mark.xdist_group(t)
-        )  # one process checks it all
-        for t in TARGETS
-        for law in LAWS[t.split(":")[0]]
-    ],
-)
+# strategies that stand for what can differ: sums, a model of one's own, halves of adapters, control variates
+QUICK = {
+    "strategy:fedavg",
+    "strategy:ditto",
+    "strategy:fedsa_lora",
+    "strategy:scaffold",
+    "client:sgd",
+    "client:scaffold",
+}
+QUICK |= {"data:digits", "data:noise", "data:synthetic", "model:mlp", "model:softmax"}
+
+
+def cases() -> Iterator[ParameterSet]:
+    """A case for each part and law; one process checks all laws of a part."""
+    for target in TARGETS:
+        kind = target.partition(":")[0]
+        slow = kind in ("strategy", "client", "data", "model") and target not in QUICK
+        marks = [pytest.mark.xdist_group(target)] + [pytest.mark.slow] * slow
+        for law in LAWS[kind]:
+            yield pytest.param(target, law.__name__, id=f"{target}-{law.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize("target, law", list(cases()))
 def test_law(target, law):
     finding = findings(target)[law]
     assert finding.ok, finding.detail
@@ -390,7 +405,23 @@ EXACTLY = ("Good", "Plain", "Mutates", "Withholds", "SaysItIsFedAvg", "NeedsSome
 EXACTLY += ("Louder", "Fixed", "Renames", "SaysIt", "Tests", "Relative", "Nothing", "Everyone", "ByPlace")
 
 
-@pytest.mark.parametrize("name", BROKEN)
+# strategies and clients, which run the federation
+RUN = (
+    "Dice",
+    "NotATree",
+    "Explodes",
+    "Remembers",
+    "Grouping",
+    "SaysItIsFedAvg",
+    "NeedsSomebody",
+    "Gossip",
+    "Scribbles",
+    "Withholds",
+    "TwoMethods",
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RUN else n for n in BROKEN])
 def test_a_broken_part_is_found_out(name, tmp_path):
     (tmp_path / "mine.py").write_text(USER_FILE)
     found = {finding.law for finding in check(f"{tmp_path}/mine.py:{name}") if not finding.ok}

@@ -57,7 +57,7 @@ def probe(executor, data, model, cohort, rounds):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_larger_cohort_costs_no_memory(executor):
     data = {"shape": [784], "classes": 62, "clients": 1000, "samples": 5}
     small, large = (probe(executor, data, {"name": "mlp", "hidden": [200, 200]}, cohort, 3) for cohort in (100, 1000))

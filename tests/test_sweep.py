@@ -50,7 +50,7 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     told = []
     first, second = Sweep.load(write()).run(tmp_path / "out", jobs=jobs, say=told.append)
@@ -70,6 +70,7 @@ def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     assert told == [] and again[0].runs == first.runs
 
 
+@pytest.mark.slow
 def test_a_variant_may_begin_with_what_another_ended_with(write, tmp_path):
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({"extends": "config.yaml", "rounds": 1, "client": {"lr": 0.0}}))
     begins = {"config": "other.yaml", "model.init": "{out}/FedAvg/s{seed}"}

@@ -110,7 +110,7 @@ def test_plans_that_fail_are_told(tmp_path, clock):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
     import ray
 

@@ -64,7 +64,7 @@ def cohort_order_does_not_matter(bench: Bench) -> None:
 def an_empty_round_changes_nothing(bench: Bench) -> None:
     """A round without any client runs and leaves the model as it is."""
     with bench.simulation(cohort={"name": "poisson", "rate": 1e-9}, rounds=1) as simulation:
-        before = simulation.run_setup.model.clone()
+        before = simulation.config.strategy.model(simulation.state).clone()
         require_equal_bits(finish(simulation).model, before, "before and after a round without clients")
 
 

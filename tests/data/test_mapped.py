@@ -109,6 +109,7 @@ def test_what_cannot_be_mapped_is_said(name, array, message, tmp_path):
         Mapped(path=str(tmp_path / "elsewhere")).load()
 
 
+@pytest.mark.ray
 def test_a_file_larger_than_what_anybody_holds(tmp_path):
     """1.5 GB of features (a sparse file), two workers: no process comes near them, nothing of them is shared."""
     rows, features = 1_500_000, 250

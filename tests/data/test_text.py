@@ -35,6 +35,7 @@ def test_parts_of_phrases_are_left_out():
     ]  # runs of words, not of letters; the first of two equal ones
 
 
+@pytest.mark.slow
 @needs_data
 @needs_weights
 def test_no_training_phrase_is_part_of_another_or_of_the_test_set():
@@ -75,6 +76,7 @@ def test_ag_news_is_split_without_overlap():
     assert len(AGNews(train=30, test=100, length=32).load()) == 30
 
 
+@pytest.mark.slow
 @needs_weights
 def test_padding_changes_nothing():
     net = Encoder().build((16,), 3).eval()

@@ -54,7 +54,7 @@ def test_nobody_late_is_synchronous(method, tmp_path):
     assert [row["staleness"] for row in one.metrics] == [0.0] * 12
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 @pytest.mark.parametrize(
     "server", [BUFFERED, {"name": "async", "concurrency": 5}, {"name": "tiered", "tiers": 3, "clients": 2}]
 )

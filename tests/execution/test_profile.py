@@ -105,16 +105,13 @@ def ray(tmp_path_factory):
     return profiled(tmp_path_factory.mktemp("ray"), executor="ray", workers=2)
 
 
-pytestmark = pytest.mark.xdist_group("ray")
-
-
 def of_a_round():
     """The least seconds of each category in a round, from who sleeps how often."""
     times = {"data": COHORT * STEPS, "server": 1}
     return {name: naps * NAP * times.get(name, COHORT) for name, naps in MANY.items()}
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_categories_hold_what_slept_and_add_up(executor, request):
     result, found, _ = request.getfixturevalue(executor)
     assert [row["round"] for row in found["rounds"]] == list(range(ROUNDS))
@@ -130,7 +127,7 @@ def test_categories_hold_what_slept_and_add_up(executor, request):
     assert total["seconds"]["data"] == pytest.approx(sum(row["seconds"]["data"] for row in found["rounds"]))
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_spans_nest_on_a_track_for_each_process(executor, request):
     _, found, trace = request.getfixturevalue(executor)
     names = {event["pid"]: event["args"]["name"] for event in trace if event["ph"] == "M"}

@@ -13,7 +13,7 @@ import fl
 from fl.errors import ConfigError
 from fl.execution.workers import ray_pool as crew
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 WORKERS_STAY = False
 
 CONFIG = {

@@ -47,7 +47,7 @@ def config(method: str, **more) -> dict:
     }
 
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster, and serial runs made once
+pytestmark = pytest.mark.ray  # one cluster, and serial runs made once
 TIMES = ("wall_seconds", "busy_seconds", "server_seconds", "retried")
 
 

@@ -127,6 +127,7 @@ def test_another_seed_is_another_run(tmp_path):
     assert weights(one).tobytes() != weights(two).tobytes()
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("name", ["fedavg", "dp_client_adaptive"])
 def test_ray_is_serial(name, tmp_path):
     one = run(of_strategy(name), client_of(name), tmp_path / "serial")
@@ -153,6 +154,7 @@ def dies_once(folder):
     return app
 
 
+@pytest.mark.ray
 def test_a_dead_worker_changes_nothing(tmp_path):
     found = []
 
@@ -225,7 +227,7 @@ def test_messages_that_share_a_record_do_not_see_each_other(tmp_path):
     assert content["c"] == {"n": 0, "list": [5]} and list(content["a"]) == ["w"]
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_reply_is_what_it_was_when_sent(tmp_path, executor):
     app, found = ClientApp(), []
 
@@ -545,6 +547,7 @@ def command(*arguments):
     return command_line("flower", "run", QUICKSTART, *arguments, folder=ROOT)
 
 
+@pytest.mark.slow
 def test_an_apps_folder_runs_by_the_command(tmp_path):
     done = command("num-server-rounds=2", "learning-rate=0.05", "--nodes", "4", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
@@ -585,6 +588,7 @@ main()
 """
 
 
+@pytest.mark.ray
 def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     arguments = ("num-server-rounds=40", "--nodes", "4", "--journal", "--out")
     assert command(*arguments, str(tmp_path / "whole")).returncode == 0
