@@ -98,16 +98,21 @@ def _run_and_kill_workers(raw, out, kills):
     done = []
     with Simulation(resolve(read(raw, {"execution.executor": "ray", "execution.workers": 2})), out) as simulation:
 
-        def kill(round_):
+        def kill():
             members = simulation.executor.members
             victim = members[len(done) % len(members)]
             time.sleep(0.02)  # into the exchange
             os.kill(victim.pid, signal.SIGKILL)
-            done.append(round_)
+            done.append(victim)
+
+        killers = []
 
         def watch(event, row):
-            if event == "round" and row["round"] in (2, 9) and len(done) < kills:
-                threading.Thread(target=kill, args=(row["round"],)).start()
+            if event == "round" and row["round"] in (2, 9) and len(killers) < kills:
+                killers.append(threading.Thread(target=kill))
+                killers[-1].start()
+            elif event == "round" and killers and row["round"] in (5, 12):
+                killers[-1].join()  # rounds remain, however slow the killer is
 
         return simulation.run(watch), len(done)
 
@@ -138,7 +143,7 @@ print("DIGESTS", json.dumps(digests))
 ray.shutdown()
 cluster.shutdown()
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-3000:]
     digests = json.loads(next(line for line in out.stdout.splitlines() if line.startswith("DIGESTS")).partition(" ")[2])
     assert digests == {method: [serial(method).digest, 2] for method in METHODS}
