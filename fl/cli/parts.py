@@ -51,10 +51,10 @@ def check(
 ) -> None:
     """Check a part against the laws of its kind. Exit code 1: a law does not hold."""
     with report_errors(traceback):
-        from fl.check import check
+        from fl.check.check import check as findings_of
 
-        findings = check.check(target)
-        print(two_columns((f"{'pass' if f.ok else 'FAIL'}  {f.law}", f.detail) for f in findings))
+        findings = findings_of(target)
+        print(two_columns((f"{'pass' if f.ok else 'FAIL'}  {f.sentence}", f.detail) for f in findings))
         if not all(f.ok for f in findings):
             raise typer.Exit(EXIT_FAILED)
 
