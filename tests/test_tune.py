@@ -66,6 +66,7 @@ def tuned(tmp_path, config, overrides, seconds):
     return tune.tune(written_by(tmp_path, config), overrides, seconds, out, print), out
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path, clock):
     config, out = written_by(tmp_path, {**CONFIG, "execution": {"executor": "serial"}}), tmp_path / "tuned.yaml"
     done = CliRunner().invoke(app, ["tune", str(config), "--seconds", "2", "--out", str(out), "--json"])
@@ -88,6 +89,7 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path, cl
     }
 
 
+@pytest.mark.slow
 def test_the_faster_plan_wins(tmp_path, clock):
     """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
     config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}

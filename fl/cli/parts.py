@@ -46,7 +46,9 @@ def show(
 
 
 def check(
-    target: Annotated[str, typer.Argument(help="strategy:fedavg, fedavg, codec:top_k, path/to/file.py:Name, ...")],
+    target: Annotated[
+        str, typer.Argument(help="kind:name, name, path/to/file.py:Name or module:Name; e.g. codec:top_k")
+    ],
     traceback: Traceback = False,
 ) -> None:
     """Check a part against the laws of its kind. Exit code 1: a law does not hold."""

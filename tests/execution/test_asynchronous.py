@@ -43,6 +43,7 @@ def facts(result):
     return result.digest, json.dumps(rows), result.ledger.to_pylist(), json.dumps(clients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_nobody_late_is_synchronous(method, tmp_path):
     """Devices all alike, all clients under way, all waited for: each step has everybody's work on the newest model."""

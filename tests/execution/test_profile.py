@@ -111,6 +111,7 @@ def of_a_round():
     return {name: naps * NAP * times.get(name, COHORT) for name, naps in MANY.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_categories_hold_what_slept_and_add_up(executor, request):
     result, found, _ = request.getfixturevalue(executor)
@@ -127,6 +128,7 @@ def test_categories_hold_what_slept_and_add_up(executor, request):
     assert total["seconds"]["data"] == pytest.approx(sum(row["seconds"]["data"] for row in found["rounds"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_spans_nest_on_a_track_for_each_process(executor, request):
     _, found, trace = request.getfixturevalue(executor)
@@ -169,6 +171,7 @@ def test_of_a_round_little_is_outside_the_spans_within_it(serial):
         assert covered >= 0.95 * whole["dur"]
 
 
+@pytest.mark.slow
 def test_the_same_bits_with_and_without(serial, ray, tmp_path):
     plain = fl.run(config(executor="serial"), out=tmp_path)
     assert not spans.recording() and not (tmp_path / "profile.json").exists()

@@ -605,6 +605,7 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     assert done.returncode == 2 and "rounds: cannot change in a resumed run" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_guides_snippet_runs(tmp_path):
     """Ten of 10,000 nodes a round, each with its number added: the sums of bytes and of the numbers are known."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/flower.md").read_text(), re.S)
