@@ -143,6 +143,7 @@ def test_a_file_of_pairs(tmp_path):
 
 
 # -- consensus --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["mix_train", "together"])
 @pytest.mark.parametrize("graph", ["ring", "torus", PATH], ids=str)
 def test_consensus_at_the_rate_of_the_second_eigenvalue(tmp_path, graph, order):

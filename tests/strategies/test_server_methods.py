@@ -211,6 +211,7 @@ def settled(strategy, algorithm, clients, rounds=100) -> float:
     return one(strategy.model(state))
 
 
+@pytest.mark.slow
 def test_fednova_rests_where_steps_do_not_matter():
     """a = 1 both; batch 1, so that client k takes n_k steps and moves by (1 - q^n_k) (b_k - w), q = 1 - lr."""
     lr, sizes, centres = 0.01, (2, 20), (0.0, 1.0)
