@@ -22,6 +22,7 @@ from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
 from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
+from fl.method.local_training import LocalTraining
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 
@@ -138,11 +139,13 @@ class BatchedWork(ClientWork):
         """Train the clients at consecutive positions together, and upload their updates."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
         sizes = self.worker.slices[d.period][1][clients]
+        algorithm = self.job.algorithm
+        assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
         chunk, records = self._chunk(positions)
         for careful in (False, True):
             with span("compute", d.work), during(d.work), self.device.computing():
                 weights = None if careful else self.uploads.weights(sizes)
-                update, states = batched.train(self.job.algorithm, chunk, BACKENDS[d.plan.kind], weights)
+                update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
             if weights is not None and not update.groups["model"].batch:
                 uploaded = self.uploads.upload_sum(positions, update, weights)
             else:
@@ -172,7 +175,7 @@ class BatchedWork(ClientWork):
             job.rounds,
             d.number,
             self.downloads.common,
-            d.broadcast.config,
+            {} if callable(d.broadcast.config) else d.broadcast.config,
             self.device.put(states),
             job.arrays,
             self.partition.indices,
@@ -202,10 +205,8 @@ class BatchedWork(ClientWork):
     def _append_records(self, records: Sequence[Tree], states: Tree, residuals: Mapping[str, Residuals]) -> np.ndarray:
         """Write records, at once if all clients keep the same entries; return their locations, (n, 3)."""
         if same_entries(records, states, residuals):
-            kept = (
-                {"residuals": dict(residuals)} if states is None else {"residuals": dict(residuals), "method": states}
-            )
-            return self.worker.states.append_rows(kept, len(records))
+            method = {} if states is None else {"method": states}
+            return self.worker.states.append_rows({"residuals": dict(residuals), **method}, len(records))
         kept = [
             new_record(self.job, record, row(states, i), {"residuals": row(dict(residuals), i)})
             for i, record in enumerate(records)

@@ -82,7 +82,7 @@ class ExchangeDispatch:
     cost: np.ndarray
     skeleton: torch.nn.Module | None = None
     pin: bool = False
-    split: str = "test"
+    split: Literal["train", "val", "test"] = "test"
     rows: np.ndarray | None = None
     limits: np.ndarray | None = None
     original: Broadcast | None = None

@@ -20,6 +20,7 @@ from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining
 from fl.method.reduction import Product
 from fl.models.batch_norm import depends_on_batch
+from fl.tasks.task import Metric
 from fl.tensors.trees import row
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Evaluation(ExchangeWorker):
         """
         reduction = self.dispatch.reduction
         assert isinstance(reduction, Product)
+        metrics = {name: metric for name, metric in reduction.parts.items() if isinstance(metric, Metric)}
         owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         view = View(arrays, np.concatenate(rows))
         accs: dict[str, Any] = {}
@@ -62,11 +64,11 @@ class Evaluation(ExchangeWorker):
                 batch = view.take(slice(a, a + EVALUATION_BLOCK))
                 segments = torch.as_tensor(owners[a : a + EVALUATION_BLOCK])
                 outputs = net(batch["x"])
-                for name, metric in reduction.parts.items():
+                for name, metric in metrics.items():
                     part = metric.measure(outputs, batch, segments, len(rows))
                     accs[name] = metric.merge(accs[name], part) if name in accs else part
         accs = self.device.fetch(accs)
-        for name, metric in reduction.parts.items():
+        for name, metric in metrics.items():
             self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], len(rows))})
         self.columns.add(positions, {"num_examples": np.array([len(r) for r in rows])})
         if reduction.batched:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fl.execution.worker import Worker
 
 SERVER = -1  # the "client" that predicts on the server's data: it has no data and no state
-SPLITS = ("train", "val", "test")
 
 
 class ExchangeWorker:
@@ -77,9 +76,6 @@ class ExchangeWorker:
     ) -> ClientContext:
         """Return what a client knows. `record`: what is kept of it (fl/execution/client_state.py)."""
         job = self.job
-        nothing = np.empty(0, np.int64)
-        rows = {split: nothing if client == SERVER else self.partition.view_rows(client, split) for split in SPLITS}
-        views = {split: View(job.arrays, rows[split]) for split in SPLITS}
         initial = job.initial
         if job.statistics:
             own = initial.frozen.clone()  # training changes them in place
@@ -102,5 +98,11 @@ class ExchangeWorker:
             micro_batch=job.micro_batch,
             graphs=job.graphs,
             training_loop=train,
-            **views,
+            train=self._view(client, "train"),
+            val=self._view(client, "val"),
+            test=self._view(client, "test"),
         )
+
+    def _view(self, client: int, split: Literal["train", "val", "test"]) -> View:
+        rows = np.empty(0, np.int64) if client == SERVER else self.partition.view_rows(client, split)
+        return View(self.job.arrays, rows)

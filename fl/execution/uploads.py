@@ -169,7 +169,7 @@ class Uploads:
             if is_bad:
                 accs.append(None)
             elif stacked:
-                own = replace(meta, client=int(meta.client[i]), num_examples=int(meta.num_examples[i]))
+                own = replace(meta, client=int(clients[i]), num_examples=int(torch.as_tensor(meta.num_examples)[i]))
                 accs.append(reduction.lift(row(groups, i), own))
             else:
                 accs.append(reduction.lift(groups, meta))

@@ -47,7 +47,7 @@ class Call:
     period: int
     number: int
     client: int
-    split: str
+    split: Literal["train", "val", "test"]
     memory_format: MemoryFormat
     state: int | None
     carry: int | None

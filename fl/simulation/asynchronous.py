@@ -35,6 +35,7 @@ from fl.simulation.setup import RunSetup
 from fl.simulation.totals import weighted_mean
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
+from fl.system.asynchronous import Asynchronous
 from fl.system.clock import Clock
 from fl.system.clock_state import Arrival, ClockState, ServerStep
 from fl.tensors.trees import Tree
@@ -103,13 +104,15 @@ class AsynchronousRunner(ExchangeRunner):
         """Take the clock's next step; the cohort is who arrives in it."""
         if self.clock is None:
             self.clock = self._new_clock(first_request(), round_, sizes)
-            self.clock_state = self.clock.begin() if self.clock_state is None else self.clock_state
+        if self.clock_state is None:
+            self.clock_state = self.clock.begin()
         self.clock_state, self.step = self.clock.step(self.clock_state)
         return state, np.unique([arrival.client for arrival in self.step.arrivals]), self.time.now
 
     def _new_clock(self, request: Any, round_: int, sizes: np.ndarray) -> Clock:
         """Make the clock from the time that each client's round trip takes."""
         config, system = self.run_setup.config, self.run_setup.system
+        assert isinstance(config.server, Asynchronous) and system is not None
         if not isinstance(request, Exchange):
             raise ConfigError(
                 "server",
@@ -161,6 +164,7 @@ class AsynchronousRunner(ExchangeRunner):
         broadcast = self.downlink.send(exchange.work, Broadcast.of(exchange.broadcast), clients, self.place).decoded
         if not broadcast.uniform:
             raise ValueError("an asynchronous server takes strategies that send the same to all clients")
+        assert self.clock_state is not None  # `sample` made it
         failing = {int(row[0]) for row in self.clock_state.in_flight if row[4]} | set(step.failed)
         repeats: dict[int, int] = defaultdict(int)  # a quick client may start twice with one version
         groups: dict[int, list] = defaultdict(list)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -60,12 +61,12 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
 
     stream, shift = config.stream, config.shift
     if stream is None:
-        periods = [Period(config.rounds, split(dataset), config.task)]
+        periods: Sequence[Period] = [Period(config.rounds, split(dataset), config.task)]
     else:
         dataset, periods = _located("stream", lambda: stream.periods(dataset, split, config.task))
     if shift is not None:
         dataset = _located("shift", lambda: shift.apply(dataset, periods[0].partition))
-    holders = sum(np.diff(period.partition.offsets) for period in periods)
+    holders = np.sum([np.diff(period.partition.offsets) for period in periods], axis=0)
     empty = np.flatnonzero(holders == 0)
     if len(empty):
         raise ConfigError(
@@ -73,8 +74,8 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
             f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
-    held = [_located("splits", lambda period=period: _split(period.partition, dataset, config)) for period in periods]
-    return dataset, tuple(replace(period, partition=partition) for period, partition in zip(periods, held))
+    split_up = [_located("splits", partial(_split, period.partition, dataset, config)) for period in periods]
+    return dataset, tuple(replace(period, partition=partition) for period, partition in zip(periods, split_up))
 
 
 def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:

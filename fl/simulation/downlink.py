@@ -121,4 +121,4 @@ class Downlink:
         rows = (clients, sizes.payload_bytes, sizes.encoded_bytes, wire)
         self.ledger.record(place.round, place.index, "down", group, *rows)
         if len(clients):
-            self.ledger.multicast(place.round, sizes.encoded_bytes)
+            self.ledger.multicast(place.round, encoded_size(sizes))

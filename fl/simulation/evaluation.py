@@ -31,7 +31,8 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
         exchanges: carries out the evaluations.
         broadcast: the model, and the groups that clients receive with it.
     """
-    setup, row = exchanges.run_setup, {}
+    setup = exchanges.run_setup
+    row: Row = {}
     if setup.config.evaluation.server and setup.dataset.test is not None:
         tasks = [_on_server(exchanges, broadcast, period) for period in range(exchanges.period + 1)]
         row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}

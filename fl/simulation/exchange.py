@@ -154,7 +154,7 @@ class ExchangeRunner:
         if fields["kind"] != "work":
             place = Place(self.ledger_round, EVALUATIONS + self.evaluations)
             self.evaluations += 1
-        defaults = {
+        defaults: dict[str, Any] = {
             "round": self.round,
             "number": place.number,
             "period": self.period,

@@ -40,6 +40,7 @@ from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, read_metrics
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors.params import Params
+from fl.tensors.trees import Tree
 from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
@@ -58,6 +59,15 @@ class Simulation:
     Raises:
         ConfigError: the parts do not fit together, or `directory` holds a run and `resumed` is False.
     """
+
+    # what lasts from round to round, and what a round needs
+    round: int
+    setup_done: bool  # whether the strategy has done its work before round 0
+    state: Any  # the strategy's
+    sampler: Tree  # the sampler's state
+    exchanges: ExchangeRunner
+    folder: RunDirectory
+    states: ClientStates
 
     def __init__(self, config: Config, directory: Path, resumed: bool = False, executor: Executor | None = None):
         self.config, self.directory = config, directory
@@ -160,7 +170,7 @@ class Simulation:
 
     def _run_generator(self, generator: Generator[Any, Any, Any]) -> Row:
         """Carry out what a strategy's generator yields, take over its state, and return its metrics."""
-        answer = None
+        answer: Any = None
         while True:
             try:
                 with span("server", "strategy"):
@@ -190,13 +200,13 @@ class Simulation:
 
     def _evaluate(self, cohort: np.ndarray) -> Row:
         """Evaluate the strategy's model, with whatever else clients receive beside it."""
-        strategy, last_of_stage = self.config.strategy, self.round + 1 in self.run_setup.ends
+        strategy, last_of_period = self.config.strategy, self.round + 1 in self.run_setup.ends
         broadcast = Broadcast.of(strategy.broadcast(self.state, self._context(cohort)))
         shared = {**broadcast.shared, "model": strategy.model(self.state)}
         hidden = tuple(name for name in broadcast.hidden if name != "model")
         with span("evaluate", "evaluation"):
             row = evaluate(self.exchanges, replace(broadcast, shared=shared, hidden=hidden))
-        if last_of_stage and len(self.run_setup.periods) > 1 and "task0/accuracy" in row:
+        if last_of_period and len(self.run_setup.periods) > 1 and "task0/accuracy" in row:
             self.accuracy_matrix.append([row[f"task{s}/accuracy"] for s in range(self.exchanges.period + 1)])
             row |= {f"stream/{name}": value for name, value in forgetting(self.accuracy_matrix).items()}
         return row

@@ -18,6 +18,7 @@ from fl.simulation.downlink import Downlink
 from fl.simulation.expected_bytes import encoded_size, expected_upload_bytes
 from fl.simulation.setup import RunSetup
 from fl.system.round_trip import RoundTrip
+from fl.system.synchronous import Synchronous
 from fl.tensors.trees import Tree
 
 
@@ -83,6 +84,7 @@ class VirtualTime:
         if self.system is None:
             return None
         config = self.run_setup.config
+        assert isinstance(config.server, Synchronous)
         for position, client in enumerate(cohort) if not broadcast.uniform else ():
             own = broadcast.groups_for(int(client))
             down[position] += sum(encoded_size(transmit(config.down, tree)[1]) for tree in own.values())

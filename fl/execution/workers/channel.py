@@ -39,7 +39,8 @@ class RemoteChannel:
     """Calls of Ray to an actor on any node."""
 
     def __init__(self, actor: Any):
-        self.actor, self.call = actor, None
+        self.actor = actor
+        self.call: Any = None  # the reference of the last call
 
     def send(self, method: str, *args: Any) -> None:
         """Have the actor call one of its methods."""

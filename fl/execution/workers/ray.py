@@ -17,6 +17,7 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ class Ray:
         assert self.pool is not None
         self.states, self.prefix = states, new_prefix()
         self.job, self.region = Region(self.prefix), Region(self.prefix)
-        self.job_handle, self.job_memory = self.job.write(job), None
+        self.job_handle = self.job.write(job)
+        self.job_memory: Any = None  # in the object store, for other nodes
         handles = self.pool.acquire(self.workers)
         import ray
 
@@ -106,8 +108,11 @@ class Ray:
             if m.node == self.local:
                 m.channel = LocalChannel(m.actor, shared_folder() / f"{self.prefix}-socket-{m.pid}")
             elif spans.recording():
-                m.clock_shift = spans.clock_shift(lambda actor=m.actor: self.ray.get(actor.clock.remote()))
+                m.clock_shift = spans.clock_shift(partial(self._clock, m.actor))
         return members
+
+    def _clock(self, actor: Any) -> float:
+        return self.ray.get(actor.clock.remote())
 
     def _replace_dead(self) -> None:
         """Create workers in place of dead ones; if the cluster has no room for them, the others continue alone."""

@@ -31,10 +31,17 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
     workers, gpu = int(sys.argv[1]), float(sys.argv[2])
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         # "local": never some other cluster that happens to run on this machine
-        ray.init("local", num_cpus=workers, object_store_memory=OBJECT_STORE, namespace=NAMESPACE, **options)
+        ray.init(
+            "local",
+            num_cpus=workers,
+            object_store_memory=OBJECT_STORE,
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         if select.select([sys.stdin], [], [], 0)[0]:  # closed already: no driver is waiting
             return
         actors = create_actors(workers, gpu, NAME)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import mmap
 import os
 import re
@@ -75,12 +76,13 @@ class Handle:
         if not self.sizes:
             return unpack(self.code, [])
         if self.memory is not None:
-            whole = memoryview(self.memory)
+            whole = self.memory.data
         else:
-            with open(self.path, "rb", buffering=0) as file:
+            assert self.path is not None
+            with io.FileIO(self.path) as file:
                 end = self.offsets[-1] + self.sizes[-1]
                 if end < SMALL:
-                    whole = memoryview(torch.empty(end, dtype=torch.uint8).numpy())  # aligned, like a mapping
+                    whole = torch.empty(end, dtype=torch.uint8).numpy().data  # aligned, like a mapping
                     file.readinto(whole)
                 else:
                     whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
@@ -104,13 +106,14 @@ class Region:
                 file.truncate(total)
                 self.map = mmap.mmap(file.fileno(), total)
         for memory, offset in zip(memories, offsets):
+            assert self.map is not None  # `total` is not 0
             self.map[offset : offset + memory.nbytes] = memory.cast("B")
         return Handle(code, tuple(offsets), tuple(sizes), str(self.path))
 
     def copy(self, handle: Handle) -> np.ndarray:
         """Return the bytes of the present value, to send to another node."""
         end = max((a + n for a, n in zip(handle.offsets, handle.sizes)), default=0)
-        return np.frombuffer(self.map[:end] if end else b"", np.uint8)
+        return np.frombuffer(self.map[:end] if self.map is not None and end else b"", np.uint8)
 
 
 class SharedQueue:

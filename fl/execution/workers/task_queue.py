@@ -6,7 +6,7 @@ Neighbouring tasks stay with one worker, so that it can add up their results.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def split(costs: np.ndarray, tasks: np.ndarray, workers: int) -> list[list[tuple
     return shares
 
 
-def next_task(runs: MutableSequence[MutableSequence[int]] | np.ndarray, worker: int, steal: bool = True) -> int | None:
+def next_task(runs: Sequence[MutableSequence[int]] | np.ndarray, worker: int, steal: bool = True) -> int | None:
     """Return the next task of a worker, and advance the front of its run.
 
     When the run is empty, the worker takes the second half of the longest other run (rounded up). Returns `None` if no
