@@ -86,7 +86,7 @@ class FLASC(Strategy):
     def round(self, state, ctx):
         broadcast = self.broadcast(state, ctx)
         outcome = yield Exchange(broadcast, self.reduction(state, ctx))
-        model, up = broadcast.shared["model"], TopK(ratio=broadcast.config["up"]).kept(state.w.numel)
+        model, up = broadcast.shared["model"], TopK(ratio=broadcast.config["up"]).num_kept(state.w.numel)
         metrics = {
             "downlink_values_bytes": len(ctx.cohort) * (model if isinstance(model, Params) else model.values).nbytes,
             "uplink_values_bytes": len(outcome.clients) * up * state.w.compact().itemsize,

@@ -31,7 +31,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Plot the first metric against a cost into this file.")] = None,
     cost: Annotated[str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down: MB).")] = "up",
     log: Annotated[
-        bool | None, typer.Option("--log/--linear", help="Scale of the plot's x axis [default: log for a wide range].")
+        bool | None, typer.Option("--log/--linear", help="Scale of the plot's x axis (default: log for a wide range).")
     ] = None,
     multicast: Annotated[
         bool, typer.Option("--multicast", help="Count what all clients receive once in MB down.")

@@ -26,9 +26,13 @@ PROJECT = """\
 requires = ["hatchling"]
 build-backend = "hatchling.build"
 
-[project] name = "{name}" version = "1.0.0" description = "{strategy} of fl as a Flower app" license = "Apache-2.0"
-dependencies = ["flwr>=1.22,<2"] # and fl, installed by hand: start the SuperLink with
---disable-runtime-dependency-installation
+[project]
+name = "{name}"
+version = "1.0.0"
+description = "{strategy} of fl as a Flower app"
+license = "Apache-2.0"
+# fl itself is installed by hand: start the SuperLink with --disable-runtime-dependency-installation
+dependencies = ["flwr>=1.22,<2"]
 
 [tool.flwr.app]
 publisher = "local"

@@ -1,5 +1,4 @@
-"""The worker of Flower apps: for each message it restores the node's Context, seeds, runs the ClientApp and keeps the
-reply.
+"""The worker of Flower apps: it restores a node's Context, seeds, runs the ClientApp and keeps the reply.
 
     AppBatch  -- an executor of fl/execution, serial or Ray -->  AppResults, in the order of the messages
 

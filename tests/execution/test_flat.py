@@ -211,7 +211,7 @@ def test_the_gradient_of_one_step_by_hand():
             torch.testing.assert_close(update.groups["model"][name][c], -g)
 
 
-# -- modules that cannot be stacked -----------------------------------------------------------------------------------------
+# -- modules that cannot be stacked ------------------------------------------------------------------------------------
 class Tied(nn.Module):
     """The embedding's table is used outside the embedding."""
 
