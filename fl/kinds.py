@@ -79,6 +79,8 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("transform", ("fl.privacy",), "fl.method.transform:Transform", "transforms"),
     Kind("cohort", ("fl.method.sampler",), "fl.method.sampler:CohortSampler", "cohort"),
     Kind("optimiser", ("fl.method.optimiser",), "fl.method.optimiser:Optimiser", "client.optimiser"),
+    Kind("server_optimiser", ("fl.method.server_optimiser",), "fl.method.server_optimiser:ServerOptimiser",
+         "strategy.server_optimiser"),
     Kind("devices", ("fl.system.devices", "fl.system.device_trace"), "fl.system.devices:DeviceModel", "system.devices"),
     Kind("availability", ("fl.system.availability", "fl.system.availability_trace"),
          "fl.system.availability:Availability", "system.availability"),

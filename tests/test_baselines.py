@@ -107,6 +107,7 @@ def test_a_run_that_goes_on_has_its_baselines_anew(tmp_path):
     assert len(longer.baselines["centralised"].metrics) == 4
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_is_kept_in_memory(tmp_path):
     """Baselines, seeds and sweeps are many runs in one process, each with its data."""
 
@@ -137,10 +138,10 @@ def test_stopped_in_a_baseline_and_gone_on_with(tmp_path):
             {"baselines": ["best"]},
             r"baselines\[0\]: 'best' is not one of \['centralised', 'finetune', 'local', 'majority'\]",
         ),
-        ({"evaluation.clients": "held_out", "splits.clients": 2}, "baselines: they are for runs of one task"),
+        ({"evaluation.clients": "held_out", "splits.clients": 2}, "baselines: they need a run of one task"),
         (
             {"model": {"name": "softmax", "freeze": ["1.bias"]}},
-            "baselines: 'finetune' starts from a run whose whole model",
+            "baselines: 'finetune' needs a run that trains the whole model",
         ),
         ({"task": "regression", "data": "sine", "partition": "natural"}, "baselines: 'majority' is for classification"),
     ],

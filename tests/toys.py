@@ -12,10 +12,14 @@ from torch import nn
 
 from fl.data.dataset import Dataset
 from fl.data.sets.noise import RandomData
-from fl.method.client import ClientAlgorithm, LocalTraining, Phase, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import Reply
+from fl.method.local_training import LocalTraining
 from fl.method.messages import Broadcast, Static, Update
+from fl.method.phase import Phase
 from fl.method.reduction import ClassMean, Collect, Stack, Sum, WeightedMean
-from fl.method.strategy import Exchange, ServerWork, Strategy
+from fl.method.requests import Exchange, ServerWork
+from fl.method.strategy import Strategy
 from fl.tensors.params import Params, zeros_like
 from fl.tensors.sparse import Sparse, Table
 

@@ -16,7 +16,9 @@ from fl.check.finding import Broken, Law, require_equal
 from fl.check.ledger import the_ledger_counts_every_byte
 from fl.check.runs import LOOP, WITH_DROPOUT
 from fl.data.views import View
-from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import ClientContext, Reply
+from fl.method.local_training import LocalTraining
 from fl.tensors.trees import Tree
 
 BATCH = int(TRAINING["batch"])

@@ -12,7 +12,8 @@ from torch import Tensor
 from fl.check.bench import Bench, finish, own, with_methods
 from fl.check.finding import Broken
 from fl.check.runs import LOOP
-from fl.method.client import ClientAlgorithm, ClientContext, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import ClientContext, Reply
 from fl.tensors.sparse import Sparse
 from fl.tensors.trees import Tree, tree_map
 

@@ -16,7 +16,7 @@ from torch import nn
 from fl.data.dataset import Dataset
 from fl.data.grouping import group_by
 from fl.data.partition import Partition
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.method.reduction import Reduction, WeightedMean
 from fl.method.strategy import Metrics, ServerContext, Strategy
 from fl.tensors.params import Params

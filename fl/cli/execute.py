@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fl.cli.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from fl.simulation.result import Result
+    from fl.simulation.simulation import Watcher
     from fl.tracking.profile import Profile
 
 
@@ -37,7 +38,8 @@ def execute_runs(
         for start in starts:
             if interrupts.requested:
                 break
-            result, profile = _execute(start, interrupts, profiled)
+            with _monitor(interrupts, profiled) as (watch, profile):
+                result = start(watch=watch, stop=lambda: interrupts.requested)
             summaries.append(result.summary | ({"profile": profile.shares} if profile else {}))
             if not as_json:
                 print(format_summary(result.summary))
@@ -52,7 +54,12 @@ def execute_runs(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _execute(start: Callable[..., Result], interrupts: Interrupts, profiled: bool) -> tuple[Result, Profile | None]:
+@contextlib.contextmanager
+def _monitor(interrupts: Interrupts, profiled: bool) -> Iterator[tuple[Watcher, Profile | None]]:
+    """Show the progress of a run, and say after Ctrl-C how it can be resumed. Yields its watcher and its profile.
+
+    A context manager and not a function that calls the run, so that tracebacks of runs are short.
+    """
     from fl.tracking.profile import Profile
     from fl.tracking.progress import Progress
 
@@ -69,7 +76,7 @@ def _execute(start: Callable[..., Result], interrupts: Interrupts, profiled: boo
 
     try:
         with Progress() as progress, Profile() if profiled else contextlib.nullcontext() as profile:
-            return start(watch=watch, stop=lambda: interrupts.requested), profile
+            yield watch, profile
     except KeyboardInterrupt:
         committed = directory and (directory / "checkpoints" / "last.json").exists()
         say(f"aborted; resume with: fl resume {directory}" if committed else "stopped before the first round")

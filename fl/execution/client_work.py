@@ -21,7 +21,7 @@ from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
 from fl.execution.uploads import Uploads
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext, Reply
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 
@@ -65,16 +65,26 @@ class LoopWork(ClientWork):
     def chunk(self, positions: np.ndarray) -> None:
         """Have the clients at `positions` work, one after another."""
         for position in positions:
+            at = position[None]
             try:
-                self._one(position[None])
+                ctx, record = self._receive(at)
+                with (
+                    span("compute", self.dispatch.work, ctx.client),
+                    during(self.dispatch.work),
+                    use_memory_format(self.module, self.dispatch.plan.memory_format),
+                    self.device.computing(),
+                ):
+                    carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
+                    reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
+                self._send(at, ctx, record, reply)
             except Exception as error:
-                self.failed(position[None], error)
+                self.failed(at, error)
 
-    def _one(self, at: np.ndarray) -> None:
-        """Have the client at one position, (1,), work, and upload its update."""
-        d, worker, client = self.dispatch, self.worker, int(self.dispatch.cohort[at[0]])
+    def _receive(self, at: np.ndarray) -> tuple[ClientContext, Tree]:
+        """Return (context, last record) of the client at one position, (1,)."""
+        d, client = self.dispatch, int(self.dispatch.cohort[at[0]])
         with span("data", "state"):
-            record = worker.states.read(d.states[at[0]])
+            record = self.worker.states.read(d.states[at[0]])
         with span("encode", "receive"):
             received, config, sizes = self.downloads.of(
                 client, last_received(record) if self.downloads.differences else {}
@@ -84,21 +94,17 @@ class LoopWork(ClientWork):
         ctx = self.client_context(client, received, config, record)
         if d.limits is not None:
             ctx = replace(ctx, limit=int(d.limits[at[0]]))
-        with (
-            span("compute", d.work, client),
-            during(d.work),
-            use_memory_format(self.module, d.plan.memory_format),
-            self.device.computing(),
-        ):
-            carry = self.device.put(worker.scratch.read(d.carries[at[0]]))
-            reply = self.job.algorithm.work(d.work, ctx, carry)
+        return ctx, record
+
+    def _send(self, at: np.ndarray, ctx: ClientContext, record: Tree, reply: Reply) -> None:
+        """Upload the update of the client at one position, (1,), and store its carry and its new state."""
         if reply.carry is not None:
-            self.columns.add(at, {"carry": np.array([worker.scratch.append(self.device.fetch(reply.carry))])})
+            self.columns.add(at, {"carry": np.array([self.worker.scratch.append(self.device.fetch(reply.carry))])})
 
         def keep(residuals: dict[str, Residuals]) -> None:
             self._keep(at, ctx, record, reply.state, residuals)
 
-        self.uploads.upload(at, reply.update, received, [record], stacked=False, careful=True, keep=keep)
+        self.uploads.upload(at, reply.update, ctx.received, [record], stacked=False, careful=True, keep=keep)
 
     def _keep(
         self, at: np.ndarray, ctx: ClientContext, record: Tree, state: Tree, residuals: dict[str, Residuals]

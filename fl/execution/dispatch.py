@@ -15,8 +15,9 @@ import torch
 
 from fl.execution.columns import Columns
 from fl.execution.training.plan import Plan
+from fl.method.fold import Fold
 from fl.method.messages import Broadcast
-from fl.method.reduction import Fold, Reduction
+from fl.method.reduction import Reduction
 from fl.tensors.trees import tree_map
 from fl.tracking.spans import span
 

@@ -42,7 +42,7 @@ class Downloads:
         """
         broadcast, received, sizes = self.dispatch.broadcast, dict(self.common), {}
         config = broadcast.config(client) if callable(broadcast.config) else broadcast.config
-        for name, tree in broadcast.own(client).items():
+        for name, tree in broadcast.groups_for(client).items():
             arrived, sizes[name] = transmit(self.job.down, tree, None, self.own_key(client, name))
             received[name] = self.job.device.put(arrived)
         for name in self.differences:

@@ -15,7 +15,9 @@ from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
 from fl.execution.training.customised import overrides
 from fl.execution.training.memory_format import use_memory_format
-from fl.method.client import ClientAlgorithm, ClientContext, LocalTraining
+from fl.method.client import ClientAlgorithm
+from fl.method.context import ClientContext
+from fl.method.local_training import LocalTraining
 from fl.method.reduction import Product
 from fl.models.batch_norm import depends_on_batch
 from fl.tensors.trees import row

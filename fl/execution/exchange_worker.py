@@ -18,8 +18,8 @@ from fl.execution.dispatch import ExchangeDispatch, PartialResult
 from fl.execution.downloads import Downloads
 from fl.execution.stages import stage_of
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext
-from fl.method.reduction import Fold
+from fl.method.context import ClientContext
+from fl.method.fold import Fold
 from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ class FlowerExecutor:
             groups: dict[str, Written] = {
                 name: (record, form, "shared" if encoded else "") for name, (record, form, _) in shared.items()
             }
-            for name, tree in d.broadcast.own(client).items():
+            for name, tree in d.broadcast.groups_for(client).items():
                 record, form, sizes = write_group(job.down, tree, exchange.downloads.own_key(client, name))
                 groups[name] = (record, form, "own")
                 if d.kind == "work":

@@ -1,4 +1,4 @@
-"""Baselines: methods that a run is compared with, on the same splits and for the same work."""
+"""Baselines: methods that a run is compared with, on the same splits and with the same amount of training."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:  # the simulation is above this layer
 
 
 class Baseline:
-    """Base of baselines: frozen dataclasses of their parameters, registered under "baseline"."""
+    """Base of baselines. Subclasses are frozen dataclasses of hyper-parameters, registered under "baseline"."""
 
     def config(self, run_setup: RunSetup, directory: Path) -> Config:
-        """The configuration of the baseline's own run.
+        """Return the configuration of the baseline's run.
 
         Args:
-            run_setup: the run that the baseline is compared with; none of its rounds has been trained yet.
-            directory: directory of that run, which holds its final model when the baseline starts.
+            run_setup: the run that the baseline is compared with, before its round 0.
+            directory: directory of that run; it holds the run's final model when the baseline starts.
 
         Raises:
-            ConfigError: there is no such baseline for this run.
+            ConfigError: this baseline does not fit the run.
         """
         raise NotImplementedError

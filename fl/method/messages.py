@@ -1,9 +1,9 @@
-"""What goes down (`Broadcast`) and what comes up (`Update`).
+"""Messages between server and clients: `Broadcast` down, `Update` up.
 
     server  -- Broadcast: shared | rows | select | static, + config -->  client
     server  <-- Update: groups of named tensors, num_examples, metrics --  client
 
-A group is a tree of `Params`, tensors, `Table`s and `Sparse` values. The ledger counts groups by name.
+A group is a tree of `Params`, tensors, `Table`s and `Sparse` values. The ledger counts bytes per group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from fl.tensors.trees import Tree
 
 @dataclass(frozen=True)
 class Static:
-    """A value that clients keep: counted only when a client last saw another `version` (a frozen base, pseudo-data)."""
+    """A value that clients keep, such as a frozen base model. A client receives it when its version has changed.
+
+    Args:
+        version: number of the value; change it with the value.
+        value: the value.
+    """
 
     version: int
     value: Tree
@@ -30,13 +35,26 @@ class Static:
 class Broadcast:
     """What the server sends in one exchange.
 
-    shared: group -> tree, the same for all; encoded once, counted per receiving client and once for multicast.
-    rows:   group -> fn(client, shared) -> tree, evaluated on the worker (generated models, per-client ranks).
-    select: group -> (name of a shared array or Params group to take from, fn(client) -> index tensor); the client
-            receives the chosen rows (an array) or elements (Params, positions in `compact` order), and only those count.
-            Shared groups that are only selected from are named in `hidden`: they are not sent whole.
-    static: group -> Static, counted when new to the client.
-    config: plain numbers for the client, or fn(client) -> such a dict.
+    >>> import torch
+    >>> broadcast = Broadcast(
+    ...     shared={"table": torch.tensor([10.0, 20.0, 30.0])},
+    ...     select={"part": ("table", lambda client: torch.tensor([0, client]))},
+    ...     hidden=("table",),
+    ... )
+    >>> broadcast.groups_for(2), broadcast.names
+    ({'part': tensor([10., 30.])}, {'part'})
+
+    Args:
+        shared: group -> tree, the same for all clients. Encoded once; the ledger counts it once per receiving client,
+            and once for multicast.
+        rows: group -> function of (client, shared) that returns the client's tree, computed on the worker.
+        select: group -> (name of a shared group, function of the client that returns int64 indices). The client
+            receives the selected rows of a tensor, or elements of a `Params` (positions in `compact` order). The
+            ledger counts only these.
+        static: group -> `Static`, sent and counted when its version is new to the client.
+        config: values for the client by name, or a function of the client that returns them. The ledger does not
+            count them.
+        hidden: shared groups that are not sent whole, because clients only select from them.
     """
 
     shared: Mapping[str, Tree] = field(default_factory=dict)
@@ -48,38 +66,40 @@ class Broadcast:
 
     @staticmethod
     def of(value: Broadcast | Params | Mapping[str, Tree]) -> Broadcast:
-        """The short forms: a bare `Params` is the shared group "model", a mapping is the shared groups."""
+        """Return a broadcast from a short form: `Params` is the shared group "model", a mapping is `shared`."""
         if isinstance(value, Broadcast):
             return value
         return Broadcast(shared={"model": value} if isinstance(value, Params) else dict(value))
 
     @property
     def names(self) -> set[str]:
-        """Everything a client finds in it, groups and config."""
+        """Names of the groups and config values that a client receives. Config from a function is not included."""
         config = set() if callable(self.config) else set(self.config)
         return (set(self.shared) - set(self.hidden)) | set(self.rows) | set(self.select) | set(self.static) | config
 
     @property
     def uniform(self) -> bool:
-        """Every client receives the same, so that clients can be trained together."""
+        """Whether every client receives the same, so that clients can be trained together."""
         return not (self.rows or self.select or callable(self.config))
 
-    def own(self, client: int) -> dict[str, Tree]:
-        """What it holds for one client alone."""
-        own = {name: fn(client, self.shared) for name, fn in self.rows.items()}
+    def groups_for(self, client: int) -> dict[str, Tree]:
+        """Return the groups that only this client receives: `rows` and `select`."""
+        groups = {name: fn(client, self.shared) for name, fn in self.rows.items()}
         for name, (source, choose) in self.select.items():
             array = self.shared[source]
-            own[name] = (array.compact() if isinstance(array, Params) else array)[choose(client)]
-        return own
+            groups[name] = (array.compact() if isinstance(array, Params) else array)[choose(client)]
+        return groups
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sends, or, with a leading axis C on every leaf, what C clients send.
+    """What one client sends. For C clients every leaf has a leading axis C.
 
-    groups: name -> tree; by convention "model" is *local minus broadcast*: what to add.
-    num_examples: int, or int64 tensor (C,).  metrics: plain numbers, or float64 tensors (C,); "loss" is the train loss.
-    owned: nobody else refers to the groups' memory, so that whoever receives them may write to it.
+    Args:
+        groups: name -> tree. By convention "model" is local minus broadcast.
+        num_examples: number of training samples, an int; for C clients an int64 tensor (C,).
+        metrics: name -> number; for C clients float64 tensors (C,). "loss" is the mean training loss.
+        owned: True if nothing else refers to the groups' memory, so that the receiver may write to it.
     """
 
     groups: Mapping[str, Tree]

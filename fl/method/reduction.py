@@ -1,57 +1,84 @@
-"""How the updates of a cohort become one value: lift each, merge pairwise along a fixed tree, finish once.
+"""Reductions: how the updates of a cohort become one value.
 
     acc_i = lift(value_i, meta_i)        merge(acc, acc) -> acc        value = finish(acc)
 
-The tree over cohort positions is binary with one leaf per client and depends on the cohort's size alone (`Fold`), so the
-sum has the same bits whoever computes which part of it. An absent client is a missing leaf; merge(nothing, x) = x.
-`lift` and `merge` marked `batched` also take C clients at once (a leading axis on every leaf), with the same arithmetic.
+Each update is lifted, the accumulators are merged pairwise in a fixed tree (fl/method/fold.py), and the last one is
+finished. A client without update is left out of the tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fl.tensors.params import Params
+from fl.checks import one_of
+from fl.tensors.params import Layout, Params
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import Tree, leaves, replace_leaves, row, tree_map
+from fl.tensors.trees import Tree, tree_map
+
+Accumulator = Any  # what `lift` returns; each reduction has its own type
+
+
+class SpilledVector(Protocol):
+    """A vector in a scratch file."""
+
+    def open(self) -> Tensor:
+        """Return the vector, (n,), mapped from its file."""
+        ...
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a reduction may know of an update. Numbers, or tensors (C,) for C clients at once."""
+    """What a reduction knows about an update. With C clients each number is a tensor (C,).
+
+    Attributes:
+        client: the client's id.
+        num_examples: number of training samples of the client.
+        staleness: server steps since the client's broadcast, for asynchronous servers; else 0.
+        owned: whether the reduction may write to the update's memory.
+        spill: writes a vector (n,) to scratch and returns a handle to it; only `Collect` uses it.
+    """
 
     client: int | Tensor
     num_examples: int | Tensor
     staleness: int | Tensor = 0
-    owned: bool = False  # the value's memory may be written to
-    spill: Callable[[Tensor], Any] | None = None  # writes a vector to scratch, returns an opener for `Collect`
+    owned: bool = False
+    spill: Callable[[Tensor], SpilledVector] | None = None
 
 
 class Reduction:
-    """Base of reductions. `linear`: it only sums (what secure aggregation and privacy need); `batched`: see the module. One that
-    is both adds leaf to leaf as it merges."""
+    """Base of reductions.
+
+    A reduction that is linear and batched must merge by adding accumulators leaf by leaf.
+
+    Attributes:
+        linear: whether it only sums; secure aggregation and privacy require this.
+        batched: whether `lift` and `merge` also take C clients at once (a leading axis C on every leaf), with the same
+            arithmetic.
+    """
 
     linear: ClassVar[bool] = False
     batched: ClassVar[bool] = False
 
-    def lift(self, value: Tree, meta: Meta) -> Any:
+    def lift(self, value: Tree, meta: Meta) -> Accumulator:
+        """Return the accumulator of one update. It may use the update's memory if `meta.owned`."""
         raise NotImplementedError
 
-    def merge(self, a: Any, b: Any) -> Any:
-        """a (earlier positions) and b; may use the memory of a."""
+    def merge(self, a: Accumulator, b: Accumulator) -> Accumulator:
+        """Return the accumulator of a and b. Positions in a come before those in b. It may use the memory of a."""
         raise NotImplementedError
 
-    def finish(self, acc: Any) -> Any:
+    def finish(self, acc: Accumulator) -> Any:
+        """Return the reduced value. Default: the accumulator. None means that there is nothing to learn from."""
         return acc
 
 
 def _scaled(tree: Tree, weight: float | Tensor, in_place: bool = False) -> Tree:
-    def leaf(x):
+    def leaf(x: Params | Tensor) -> Params | Tensor:
         w = weight
         if isinstance(w, Tensor) and w.ndim and isinstance(x, Tensor):
             w = w.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
@@ -64,15 +91,13 @@ def _added(a: Tree, b: Tree) -> Tree:
     return tree_map(lambda x, y: x.add_(y), a, b)
 
 
-def _joined(a: Params | Tensor, b: Params | Tensor) -> Params | Tensor:
-    if isinstance(a, Params):
-        return Params(a.layout, tuple(torch.cat(pair) for pair in zip(a.buffers, b.buffers)))
-    return torch.cat([a, b])
-
-
 @dataclass(frozen=True)
 class Sum(Reduction):
-    """sum_i value_i"""
+    """The sum of the updates: sum_i value_i.
+
+    >>> Sum().merge(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]))
+    tensor([11., 22.])
+    """
 
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = True
@@ -86,25 +111,34 @@ class Sum(Reduction):
 
 @dataclass(frozen=True)
 class WeightedMean(Reduction):
-    """sum_i w_i value_i / sum_i w_i, with w_i = num_examples or 1."""
+    """The weighted mean of the updates: sum_i w_i value_i / sum_i w_i. None if all weights are 0.
+
+    >>> mean = WeightedMean()
+    >>> one = mean.lift(torch.tensor([1.0, 2.0]), Meta(client=0, num_examples=1))
+    >>> two = mean.lift(torch.tensor([5.0, 6.0]), Meta(client=1, num_examples=3))
+    >>> mean.finish(mean.merge(one, two))
+    tensor([4., 5.])
+
+    Args:
+        weights: w_i is the number of training samples ("examples"), or 1 ("uniform").
+    """
 
     weights: Literal["examples", "uniform"] = "examples"
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = True
 
-    def __post_init__(self):
-        if self.weights not in ("examples", "uniform"):
-            raise ValueError(f"weights: {self.weights!r} is not one of ['examples', 'uniform']")
+    def __post_init__(self) -> None:
+        one_of(("examples", "uniform"), weights=self.weights)
 
     def lift(self, value: Tree, meta: Meta) -> tuple[Tree, Tensor]:
         weight = self._weight(meta)
         return _scaled(value, weight if weight.ndim else float(weight), meta.owned), weight
 
-    def merge(self, a, b):
+    def merge(self, a: tuple[Tree, Tensor], b: tuple[Tree, Tensor]) -> tuple[Tree, Tensor]:
         return _added(a[0], b[0]), a[1].add_(b[1])
 
     def factors(self, meta: Meta) -> Tensor | None:
-        """(C,), for who adds up w_i value_i where the values are made; `None` for a kind of mean that lifts or merges otherwise."""
+        """Return the weights w_i, (C,), for kernels that sum w_i value_i themselves; None for a subclass of other sums."""
         plain = type(self).lift is WeightedMean.lift and type(self).merge is WeightedMean.merge
         return self._weight(meta) if plain else None
 
@@ -112,15 +146,26 @@ class WeightedMean(Reduction):
         examples = torch.as_tensor(meta.num_examples, dtype=torch.float64)
         return torch.ones_like(examples) if self.weights == "uniform" else examples.clone()
 
-    def finish(self, acc):
+    def finish(self, acc: tuple[Tree, Tensor]) -> Tree:
         total, weight = acc
         return _scaled(total, 1.0 / float(weight)) if weight > 0 else None
 
 
 @dataclass(frozen=True)
 class SparseMean(WeightedMean):
-    """The weighted mean of sparse vectors (`Sparse`), what they leave out counted as zero, or of whole ones (`Params`); the
-    value is dense, (size,)."""
+    """The weighted mean of vectors of `size` elements, as a dense tensor (size,).
+
+    Updates are `Sparse` vectors, whose missing elements count as zero, or whole `Params`.
+
+    >>> mean = SparseMean()
+    >>> one = mean.lift(Sparse(torch.tensor([1]), torch.tensor([8.0]), size=3), Meta(client=0, num_examples=1))
+    >>> two = mean.lift(Sparse(torch.tensor([0, 1]), torch.tensor([4.0, 4.0]), size=3), Meta(client=1, num_examples=3))
+    >>> mean.finish(mean.merge(one, two))
+    tensor([3., 5., 0.])
+
+    Args:
+        weights: w_i is the number of training samples ("examples"), or 1 ("uniform").
+    """
 
     def lift(self, value: Sparse | Params, meta: Meta) -> tuple[Tree, Tensor]:
         if isinstance(value, Params):
@@ -130,9 +175,16 @@ class SparseMean(WeightedMean):
 
 @dataclass(frozen=True)
 class ClassMean(Reduction):
-    """Per key, the mean over clients weighted by counts: sum_i n_ik m_ik / sum_i n_ik, for keys that anyone sent.
+    """For each key k, such as a class, the mean over clients weighted by counts: sum_i n_ik m_ik / sum_i n_ik.
 
-    Takes and returns `Table(keys (k,), means (k, D), counts (k,))`; sums in float64.
+    Takes and returns `Table(keys (K,), means (K, D), counts (K,))`. Keys without count are left out. Sums in float64.
+
+    >>> rule, classes = ClassMean(), torch.tensor([0, 1])
+    >>> one = Table(classes, torch.tensor([[1.0], [2.0]]), torch.tensor([1, 0]))
+    >>> two = Table(classes, torch.tensor([[5.0], [6.0]]), torch.tensor([3, 2]))
+    >>> accs = [rule.lift(table, Meta(client=i, num_examples=1)) for i, table in enumerate([one, two])]
+    >>> rule.finish(rule.merge(*accs)).values.tolist()
+    [[4.0], [6.0]]
     """
 
     linear: ClassVar[bool] = True
@@ -151,34 +203,45 @@ class ClassMean(Reduction):
 
 @dataclass(frozen=True)
 class Stack(Reduction):
-    """The values themselves, as a list in the order of the tree, each with its Meta. Memory grows with the cohort."""
+    """The updates themselves: a list of (update, Meta) in the order of the tree. Memory grows with the cohort.
 
-    def lift(self, value: Tree, meta: Meta) -> list:
+    >>> Stack().lift("update", Meta(client=7, num_examples=3))
+    [('update', Meta(client=7, num_examples=3, staleness=0, owned=False, spill=None))]
+    """
+
+    def lift(self, value: Tree, meta: Meta) -> list[tuple[Tree, Meta]]:
         return [(value, Meta(int(meta.client), int(meta.num_examples), int(meta.staleness)))]
 
-    def merge(self, a: list, b: list) -> list:
+    def merge(self, a: list[tuple[Tree, Meta]], b: list[tuple[Tree, Meta]]) -> list[tuple[Tree, Meta]]:
         return a + b
+
+
+Spilled = tuple[Layout, list[tuple[SpilledVector, float]]]  # layout, (vector, number of training samples) by client
 
 
 @dataclass(frozen=True)
 class Collect(Reduction):
-    """fn(matrix (n, block), weights (n,)) -> (block,) over all updates, coordinate block by coordinate block.
+    """A function of all updates at each coordinate, such as the median or the trimmed mean.
 
-    For rules that need every update at once (median, trimmed mean, Krum with `blocks=False`). The only reduction whose
-    cost grows with the cohort: rows go to scratch files, n x P x 4 bytes on disk, and come back `block` columns at a time.
-    Takes and returns `Params` of one dtype.
+    Takes and returns `Params` of one dtype. Updates go to scratch files (n x P x 4 bytes for n clients and P float32
+    parameters) and come back `block` coordinates at a time.
+
+    Args:
+        fn: (updates (n, block), numbers of training samples (n,)) -> reduced values (block,). Default: the mean.
+        block: number of coordinates per call of `fn`, positive.
     """
 
     fn: Callable[[Tensor, Tensor], Tensor] = field(default=lambda rows, weights: rows.mean(0))
     block: int = 65536
 
-    def lift(self, value: Params, meta: Meta):
+    def lift(self, value: Params, meta: Meta) -> Spilled:
+        assert meta.spill is not None, "the engine gives each update a spill"
         return value.layout, [(meta.spill(value.compact()), float(meta.num_examples))]
 
-    def merge(self, a, b):
+    def merge(self, a: Spilled, b: Spilled) -> Spilled:
         return a[0], a[1] + b[1]
 
-    def finish(self, acc) -> Params:
+    def finish(self, acc: Spilled) -> Params:
         layout, rows = acc
         vectors = [spilled.open() for spilled, _ in rows]
         weights = torch.tensor([w for _, w in rows], dtype=torch.float64)
@@ -191,107 +254,30 @@ class Collect(Reduction):
 
 @dataclass(frozen=True)
 class Product(Reduction):
-    """One reduction per group of the update; the value is a dict by group, `None` if a part has nothing to tell."""
+    """One reduction per group of the update. The value is a dict by group; None if the value of a group is None.
+
+    Args:
+        parts: group -> reduction.
+    """
 
     parts: Mapping[str, Reduction]
 
     @property
-    def linear(self) -> bool:  # type: ignore[override]
+    def linear(self) -> bool:  # type: ignore[override]  # depends on the parts
+        """Whether all parts are linear."""
         return all(r.linear for r in self.parts.values())
 
     @property
-    def batched(self) -> bool:  # type: ignore[override]
+    def batched(self) -> bool:  # type: ignore[override]  # depends on the parts
+        """Whether all parts are batched."""
         return all(r.batched for r in self.parts.values())
 
-    def lift(self, value: Mapping[str, Tree], meta: Meta) -> dict:
+    def lift(self, value: Mapping[str, Tree], meta: Meta) -> dict[str, Accumulator]:
         return {name: r.lift(value[name], meta) for name, r in self.parts.items()}
 
-    def merge(self, a: dict, b: dict) -> dict:
+    def merge(self, a: dict[str, Accumulator], b: dict[str, Accumulator]) -> dict[str, Accumulator]:
         return {name: r.merge(a[name], b[name]) for name, r in self.parts.items()}
 
-    def finish(self, acc: dict) -> dict:
+    def finish(self, acc: dict[str, Accumulator]) -> dict[str, Any] | None:
         values = {name: r.finish(acc[name]) for name, r in self.parts.items()}
         return None if any(v is None for v in values.values()) else values
-
-
-class Fold:
-    """The fixed tree over positions 0..n-1: node (level, k) covers positions k 2^level .. (k+1) 2^level - 1.
-
-    `add` merges a node with its sibling as soon as both are here; a node without a sibling (the right edge) is handed up
-    as it is. `nodes` is what cannot be merged yet: O(log n) per contiguous run of positions.
-    """
-
-    def __init__(self, reduction: Reduction, n: int):
-        self.reduction, self.n = reduction, n
-        self.height = max(0, n - 1).bit_length()
-        self.nodes: dict[tuple[int, int], Any] = {}
-
-    def add(self, level: int, k: int, acc: Any) -> None:
-        while level < self.height:
-            sibling = k ^ 1
-            if sibling << level < self.n:
-                if (level, sibling) not in self.nodes:
-                    break
-                other = self.nodes.pop((level, sibling))
-                acc = self._merge(acc, other) if k < sibling else self._merge(other, acc)
-            level, k = level + 1, k >> 1
-        self.nodes[level, k] = acc
-
-    def _merge(self, a: Any, b: Any) -> Any:
-        if a is None or b is None:
-            return b if a is None else a
-        return self.reduction.merge(a, b)
-
-    def stacked(self, accs: Any, count: int) -> Any:
-        """The node over `count` consecutive leaves, stacked; they begin at a multiple of a power of two >= count."""
-        many = count > 1
-        if self.reduction.linear:
-            return self._summed(accs, count)
-        while count > 1:
-            pairs = count // 2
-            merged = self.reduction.merge(row(accs, slice(0, 2 * pairs, 2)), row(accs, slice(1, 2 * pairs, 2)))
-            if count % 2:
-                merged = tree_map(_joined, merged, row(accs, slice(count - 1, count)))
-            accs, count = merged, count - pairs
-        node = row(accs, 0)
-        # a copy: a view would keep the memory of all the leaves
-        return tree_map(lambda leaf: leaf.clone(), node) if many else node
-
-    @staticmethod
-    def _summed(accs: Any, count: int) -> Any:
-        """`stacked` where merging adds leaf to leaf: the same sums, in place."""
-        tensors, rest = leaves(accs), count
-        with torch.inference_mode():  # as evaluations' leaves were made in; a tenth of the time of small sums
-            while rest > 1:
-                pairs, rest = rest // 2, rest - rest // 2
-                evens = [tensor[::2] for tensor in tensors]
-                for even, tensor in zip(evens, tensors):
-                    even[:pairs].add_(tensor[1::2])
-                tensors = evens  # the last as it is, if it is without a sibling
-        # a view would keep the memory of all the leaves
-        return replace_leaves(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
-
-    @staticmethod
-    def summed(values: Tensor) -> Tensor:
-        """(): the sum of values (C,) as `stacked` adds. (NumPy's calls are short.)"""
-        rest = values.numpy().copy()
-        while len(rest) > 1:
-            rest, odds = rest[::2], rest[1::2]
-            rest[: len(odds)] += odds
-        return torch.from_numpy(rest).sum()
-
-    def add_stacked(self, start: int, count: int, node: Any) -> None:
-        """Add the `stacked` node over positions start..start+count-1."""
-        level = (count - 1).bit_length()
-        self.add(level, start >> level, node)
-
-    def covered(self) -> list[tuple[int, int]]:
-        """The position ranges [a, b) whose leaves are here."""
-        return sorted((k << level, min((k + 1) << level, self.n)) for level, k in self.nodes)
-
-    def finish(self) -> Any:
-        """The reduced value, `None` if every leaf is empty. All positions must have been added."""
-        if self.n == 0:
-            return None
-        acc = self.nodes[self.height, 0]
-        return None if acc is None else self.reduction.finish(acc)

@@ -1,9 +1,8 @@
-"""Who takes part in a round.
+"""Cohort samplers: which clients take part in a round.
 
-    state, cohort = sample(state, round_, seed, sizes)      cohort: ascending, distinct client ids (int64)
+    state, cohort = sample(state, round_, seed, sizes)
 
-`sizes` (N,) are the clients' numbers of training samples. Draws are addressed by (seed, "cohort", round_). A sampler's state is
-a value like any other; the ones here need none.
+Random draws have the address (seed, "cohort", round). The samplers of this module have no state (None).
 """
 
 from __future__ import annotations
@@ -13,59 +12,80 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import positive, within
 from fl.registry import register
 from fl.tensors import random
 from fl.tensors.trees import Tree
 
-DEFAULTS = {"cohort": "uniform"}  # kind -> part of a configuration that names none
+DEFAULTS = {"cohort": "uniform"}  # kind -> part that a configuration uses if it names none
 
 
 class CohortSampler:
-    """Base of samplers: frozen dataclasses of their parameters.
+    """Base of samplers. Subclasses are frozen dataclasses of hyper-parameters.
 
-    among_present: it draws from the clients who are there, where a system model says that some are not; else it names clients, and
-    a round waits for those.
+    Attributes:
+        among_present: used if a system model makes clients unavailable at times. True: draw from the available clients.
+            False: draw from all clients, and let the round wait until the drawn ones are available.
     """
 
     among_present: ClassVar[bool] = True
 
     def init(self, population: int) -> Tree:
-        """The state before round 0."""
+        """Return the state before round 0, for a number of clients."""
         self.check(population)
         return None
 
     def check(self, population: int) -> None:
-        """A `ValueError` if this sampler cannot draw from so many clients."""
+        """Check that the sampler fits a number of clients.
 
-    def least(self, population: int) -> int:
-        """How many clients there have to be to draw from, of a population in which not all are there."""
+        Raises:
+            ValueError: it does not.
+        """
+
+    def min_present(self, population: int) -> int:
+        """Return how many clients must be available before the sampler can draw."""
         return 1
 
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
+        """Draw the cohort of a round: (next state, ids of the clients). Ids are int64, ascending and distinct, (n,).
+
+        Args:
+            state: the sampler's state.
+            round_: the round, from 0.
+            seed: seed of the run.
+            sizes: number of training samples of each client, (N,).
+        """
         raise NotImplementedError
 
 
 @register("cohort", "uniform")
 @dataclass(frozen=True, kw_only=True)
 class Uniform(CohortSampler):
-    """`size` clients, or the `fraction` of the population (rounded, at least one), each set equally likely."""
+    """A uniform sample without replacement. Give one of `size` and `fraction`.
+
+    >>> Uniform(fraction=0.5).sample(None, round_=0, seed=0, sizes=np.ones(6))[1].shape
+    (3,)
+
+    Args:
+        size: number of clients in a cohort, at least 1.
+        fraction: fraction of the clients, in (0, 1]; rounded to at least one client.
+    """
 
     size: int | None = None
     fraction: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.size is None) == (self.fraction is None):
             raise ValueError(f"size: {self.size} and fraction: {self.fraction}: give one of the two")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction: {self.fraction} is not in (0, 1]")
+        within("(0, 1]", fraction=self.fraction)
 
-    def check(self, population):
+    def check(self, population: int) -> None:
         _check_size(self._size(population), population)
 
-    def least(self, population):
+    def min_present(self, population: int) -> int:
         return self.size or 1
 
-    def sample(self, state, round_, seed, sizes):
+    def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, _subset(random.numpy_generator(seed, "cohort", round_), len(sizes), self._size(len(sizes)))
 
     def _size(self, population: int) -> int:
@@ -78,18 +98,24 @@ class Uniform(CohortSampler):
 @register("cohort", "poisson")
 @dataclass(frozen=True, kw_only=True)
 class Poisson(CohortSampler):
-    """Each client by itself with probability `rate`; a cohort may be empty. The sampling that privacy accounting assumes.
+    """Each client independently with probability `rate`, as privacy accounting assumes. A cohort may be empty.
 
-    Drawn as a binomial number of clients, then a uniform set of that many: the same distribution, in O(cohort).
+    The number of clients is drawn first (binomial), then a uniform set of this size. The distribution is the same, and
+    the cost is O(cohort).
+
+    >>> Poisson(rate=1.0).sample(None, round_=0, seed=0, sizes=np.ones(3))[1]
+    array([0, 1, 2])
+
+    Args:
+        rate: probability of each client, in (0, 1].
     """
 
     rate: float
 
-    def __post_init__(self):
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"rate: {self.rate} is not in (0, 1]")
+    def __post_init__(self) -> None:
+        within("(0, 1]", rate=self.rate)
 
-    def sample(self, state, round_, seed, sizes):
+    def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         generator = random.numpy_generator(seed, "cohort", round_)
         return state, _subset(generator, len(sizes), int(generator.binomial(len(sizes), self.rate)))
 
@@ -97,20 +123,27 @@ class Poisson(CohortSampler):
 @register("cohort", "weighted")
 @dataclass(frozen=True, kw_only=True)
 class Weighted(CohortSampler):
-    """`size` clients one after another without replacement, each time with probability proportional to training samples.
+    """Draw one client after another without replacement, with probability proportional to its training samples.
 
-    The clients of the `size` smallest keys -log(u_c) / n_c, u_c uniform (Efraimidis, Spirakis 2006).
+    The cohort has the smallest keys -log(u_c) / n_c, with u_c uniform and n_c training samples (Efraimidis, Spirakis
+    2006).
+
+    >>> Weighted(size=2).sample(None, round_=0, seed=0, sizes=np.array([5, 0, 7]))[1]
+    array([0, 2])
+
+    Args:
+        size: number of clients in a cohort, at least 1.
     """
 
     size: int
 
-    def check(self, population):
+    def check(self, population: int) -> None:
         _check_size(self.size, population)
 
-    def least(self, population):
+    def min_present(self, population: int) -> int:
         return self.size
 
-    def sample(self, state, round_, seed, sizes):
+    def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         clients = np.flatnonzero(sizes)
         if self.size > len(clients):
             raise ValueError(f"size: {self.size} clients of {len(clients)} that have training samples")
@@ -121,39 +154,52 @@ class Weighted(CohortSampler):
 @register("cohort", "cyclic")
 @dataclass(frozen=True, kw_only=True)
 class Cyclic(CohortSampler):
-    """`size` clients after another `size`, in the order of their ids, round and round."""
+    """The next `size` clients in the order of their ids, starting again after the last one.
+
+    >>> [Cyclic(size=3).sample(None, r, seed=0, sizes=np.ones(5))[1].tolist() for r in range(3)]
+    [[0, 1, 2], [0, 3, 4], [1, 2, 3]]
+
+    Args:
+        size: number of clients in a cohort, at least 1.
+    """
 
     size: int
     among_present: ClassVar[bool] = False
 
-    def check(self, population):
+    def check(self, population: int) -> None:
         _check_size(self.size, population)
 
-    def sample(self, state, round_, seed, sizes):
+    def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, np.sort((round_ * self.size + np.arange(self.size)) % len(sizes))
 
 
 @register("cohort", "fixed")
 @dataclass(frozen=True, kw_only=True)
 class Fixed(CohortSampler):
-    """The same `clients` in every round."""
+    """The same clients in every round.
+
+    >>> Fixed(clients=(4, 0)).sample(None, round_=7, seed=0, sizes=np.ones(5))[1]
+    array([0, 4])
+
+    Args:
+        clients: ids of the clients, from 0, each once.
+    """
 
     clients: tuple[int, ...]
     among_present: ClassVar[bool] = False
 
-    def check(self, population):
+    def check(self, population: int) -> None:
         if not self.clients or len(set(self.clients)) < len(self.clients):
             raise ValueError(f"clients: {self.clients} is empty or names a client twice")
         if min(self.clients) < 0 or max(self.clients) >= population:
             raise ValueError(f"clients: {self.clients} are not all in 0..{population - 1}")
 
-    def sample(self, state, round_, seed, sizes):
+    def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, np.sort(np.array(self.clients, np.int64))
 
 
 def _check_size(size: int, population: int) -> None:
-    if size < 1:
-        raise ValueError(f"size: {size} is not positive")
+    positive(size=size)
     if size > population:
         raise ValueError(
             f"size: {size} clients of a population of {population}; use 1..{population} or more partition.clients"

@@ -1,11 +1,13 @@
-"""Server rules. A strategy is a frozen dataclass of hyper-parameters with pure methods; what must last is in its State.
+"""The strategy: the server's rule. A strategy is a frozen dataclass of hyper-parameters with pure methods.
 
-The simple form is `init` and `step`, with defaults for `broadcast` (the model) and `reduction` (the weighted mean):
+Everything that lasts from round to round is in its state, a tree of tensors, numbers and dataclasses.
+
+The simple form defines `init` and `step`. Defaults: `broadcast` sends the model, `reduction` is the weighted mean.
 
     state = init(model)        each round:  broadcast(state) ~~> clients ~~> reduction(state)  ->  state = step(state, reduced)
 
-The full form writes the round itself, as a generator that yields `Exchange`s, `ServerWork`, `Transfer`s and `Evaluate` and is sent
-what came of each; the simple form is one exchange:
+The full form defines the round as a generator. It yields requests (fl/method/requests.py) and is sent their answers.
+The simple form is one exchange:
 
     def round(self, state, ctx):
         outcome = yield Exchange(broadcast=..., reduction=...)
@@ -14,9 +16,9 @@ what came of each; the simple form is one exchange:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,116 +27,62 @@ from torch import Tensor
 from fl.kinds import KINDS
 from fl.method.messages import Broadcast
 from fl.method.reduction import Reduction, WeightedMean
+from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
 from fl.tensors import random
 from fl.tensors.params import NOTHING, Params
+from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
     from fl.tasks.task import Task
 
-State = Any
-Metrics = Mapping[str, Any]
+State = Any  # a tree; each strategy has its own
+Metrics = Mapping[str, Any]  # name -> number, tensor () or JSON value
 
 
 @dataclass(frozen=True)
 class ServerContext:
-    """What a server rule may know of the moment it runs in."""
+    """What a strategy knows besides its state.
+
+    Attributes:
+        seed: seed of the run.
+        round: the round, from 0.
+        rounds: number of rounds planned.
+        population: number of clients.
+        cohort: ids of the round's clients, ascending, (n,); empty in `setup` and `final`.
+        task: the loss and the metrics.
+        module: the model's structure; its weights have no meaning.
+        frozen: tensors of the model that are not trained.
+        period: index of the current task of a stream, from 0.
+        period_begins: whether this is the first round of the task.
+        period_ends: whether this is the last round of the task.
+        server: the server's own training data by name, (N, ...) each.
+        test: the server's test set by name, (N, ...) each.
+        tiers: number of tiers of a tiered server; else 1.
+    """
 
     seed: int
-    round: int  # counts from 0
-    rounds: int  # planned
-    population: int  # number of clients
-    cohort: np.ndarray  # ids of this round's clients, ascending
+    round: int
+    rounds: int
+    population: int
+    cohort: np.ndarray
     task: Task
-    module: torch.nn.Module  # the model's structure; its weights mean nothing
-    frozen: Params = field(default_factory=lambda: NOTHING)  # the tensors of the model that are not trained
-    period: int = 0  # period of the stream
-    period_begins: bool = False  # whether this is its first round
-    period_ends: bool = False  # whether this is its last round
-    server: Mapping[str, Tensor] = field(default_factory=dict)  # the server's own training data
-    test: Mapping[str, Tensor] = field(default_factory=dict)  # the server's test set, for evaluations
-    tiers: int = 1  # of a tiered server
+    module: torch.nn.Module
+    frozen: Params = field(default_factory=lambda: NOTHING)
+    period: int = 0
+    period_begins: bool = False
+    period_ends: bool = False
+    server: Mapping[str, Tensor] = field(default_factory=dict)
+    test: Mapping[str, Tensor] = field(default_factory=dict)
+    tiers: int = 1
 
     @property
     def last(self) -> bool:
+        """Whether this is the last round planned."""
         return self.round == self.rounds - 1
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A stream of this round and purpose."""
+        """Return a random stream of this round and purpose."""
         return random.torch_generator(self.seed, "server", self.round, purpose)
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One message down to each client of `cohort` (default: the round's) and one back.
-
-    work: what the clients do, the name their algorithm is called with.
-    reduction: a Reduction of the group "model", or a mapping group -> Reduction.
-    skeleton: a module for the clients in place of the run's model (other widths, ranks, heads).
-    pin: True keeps each client on one worker through the exchanges of a round (no work stealing).
-    """
-
-    broadcast: Broadcast | Params | Mapping[str, Any]
-    reduction: Reduction | Mapping[str, Reduction] = field(default_factory=WeightedMean)
-    work: str = "train"
-    cohort: Sequence[int] | np.ndarray | None = None
-    skeleton: torch.nn.Module | None = None
-    pin: bool = False
-
-    @property
-    def reductions(self) -> dict[str, Reduction]:
-        """One reduction per group of the update."""
-        return {"model": self.reduction} if isinstance(self.reduction, Reduction) else dict(self.reduction)
-
-    def reduced(self, values: Mapping[str, Any] | None) -> Any:
-        """Return reduced groups in the form of `reduction`: a mapping by group, or the value of "model" alone."""
-        return values["model"] if values and isinstance(self.reduction, Reduction) else values
-
-
-@dataclass(frozen=True)
-class ServerWork:
-    """fn(*args) on a worker (or GPU), its time reported apart as `server_seconds`; the result is sent back."""
-
-    fn: Callable[..., Any]
-    args: tuple = ()
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Messages between servers, which no client works on: a tree `up` from each of some nodes of a lower `tier`, or `down` to each.
-
-    They go through the codec of that direction and into the ledger, under their tier, and take no virtual time. What is sent back is
-    what arrives, node -> tree. A tree that is the same for all nodes is encoded once. What codecs keep of a client (`delta`,
-    `error_feedback`) there is none of here.
-    """
-
-    trees: Mapping[int, Any]  # by node
-    direction: Literal["up", "down"]
-    group: str = "model"
-    tier: str = "edge"
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Metrics in the middle of a round, which cost no bytes: on sets of `rows` of the server's test set, of what the server
-    would predict with after `broadcast`, or of the mean of what each client of `cohort` would, once it has done its own work
-    (`stage` trained) or before (received). The answer is set -> metric -> value."""
-
-    broadcast: Broadcast | Params | Mapping[str, Any]
-    rows: Mapping[str, np.ndarray]
-    cohort: Sequence[int] | np.ndarray | None = None
-    stage: Literal["received", "trained"] = "received"
-
-
-@dataclass(frozen=True)
-class ExchangeResult:
-    """What came of an exchange: the reduced value (`None` if nobody answered), who answered, metrics pooled over them, and of
-    a tiered server the tier they are in."""
-
-    value: Any
-    clients: np.ndarray
-    num_examples: np.ndarray
-    metrics: Metrics
-    tier: int = 0
 
 
 RoundGenerator = Generator[Exchange | ServerWork | Transfer | Evaluate, Any, tuple[State, Metrics]]
@@ -142,56 +90,82 @@ RoundGenerator = Generator[Exchange | ServerWork | Transfer | Evaluate, Any, tup
 
 @dataclass(frozen=True)
 class FedAvgEquivalent:
-    """The hyper-parameters under which a method is FedAvg: to the bit where the operations coincide, else to 1e-6."""
+    """The hyper-parameters with which a method is FedAvg. `fl check` compares the two runs.
+
+    Args:
+        strategy: hyper-parameters of the strategy.
+        client: hyper-parameters of the client algorithm.
+        fedavg: hyper-parameters of the FedAvg that it equals.
+        bits: True requires equal bits, False a relative difference of at most 1e-6.
+    """
 
     strategy: Mapping[str, Any] = field(default_factory=dict)
     client: Mapping[str, Any] = field(default_factory=dict)
-    fedavg: Mapping[str, Any] = field(default_factory=dict)  # FedAvg's own settings that it then equals
+    fedavg: Mapping[str, Any] = field(default_factory=dict)
     bits: bool = True
 
 
 class Strategy:
-    """Base of server rules; see the module. `client` names the client algorithm a strategy brings by default."""
+    """Base of strategies; the module describes the two forms.
+
+    Attributes:
+        client: registered name of the client algorithm that the strategy uses by default.
+        fedavg_equivalent: setting with which the method is FedAvg; None if there is none.
+        example_config: settings by dotted path for a small example run; `fl check` uses them.
+    """
 
     client: ClassVar[str] = KINDS["client"].default()
-    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None  # `None`: no setting of this method is FedAvg
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None
     example_config: ClassVar[Mapping[str, Any]] = {}
-    """Settings (dotted paths) that a small example run of this strategy needs; `fl check` runs with them."""
 
     def averages(self) -> bool:
-        """Whether the next model lies between the last one and the clients', as averaged statistics of BatchNorm have to."""
+        """Return whether the next model is a mean of the last model and the clients' models.
+
+        Models with averaged BatchNorm statistics are refused if it is not.
+        """
         return False
 
     # -- the simple form -----------------------------------------------------------------------------------------
     def init(self, model: Params, ctx: ServerContext) -> State:
+        """Return the state before round 0, from the initial model. Default: the model."""
         return model
 
-    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast | Params | Mapping[str, Any]:
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast | Params | Mapping[str, Tree]:
+        """Return what the server sends; see `Broadcast.of` for the short forms. Default: the model."""
         return self.model(state)
 
     def reduction(self, state: State, ctx: ServerContext) -> Reduction | Mapping[str, Reduction]:
+        """Return the reduction of the group "model", or one reduction per group. Default: the weighted mean."""
         return WeightedMean()
 
     def step(self, state: State, reduced: Any, ctx: ServerContext) -> tuple[State, Metrics]:
+        """Return (next state, metrics of the round).
+
+        Args:
+            state: the state before the round.
+            reduced: value of `reduction`, or a mapping by group if `reduction` is one.
+            ctx: the round.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines neither step() nor round()")
 
     def model(self, state: State) -> Params:
-        """The model to evaluate and to save: the state itself, or its field `model`."""
+        """Return the model to evaluate and to save. Default: the state itself, or its field `model`."""
         return state if isinstance(state, Params) else state.model
 
     # -- the full form -------------------------------------------------------------------------------------------
     def setup(self, state: State, ctx: ServerContext) -> RoundGenerator:
-        """Before round 0 (statistics over all clients, server-side pre-training)."""
+        """Work before round 0, such as statistics over all clients. Returns (state, metrics)."""
         yield from ()
         return state, {}
 
     def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
+        """Work of one round. Returns (next state, metrics of the round)."""
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
-        if outcome.value is None:  # nobody answered: nothing to learn from
+        if outcome.value is None:  # no client answered
             return state, {}
         return self.step(state, outcome.value, ctx)
 
     def final(self, state: State, ctx: ServerContext) -> RoundGenerator:
-        """After the last round (post-training stages)."""
+        """Work after the last round, such as training on the server. Returns (state, metrics)."""
         yield from ()
         return state, {}

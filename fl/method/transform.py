@@ -1,8 +1,8 @@
-"""Update transforms: what happens to an update between training and the sum, in two halves around the wire.
+"""Update transforms: functions of an update between training and reduction, such as clipping or noise.
 
-    train -> client halves, in order -> codec ~~> decode -> server halves, in order -> reduction
+    train -> client side, in order -> codec ~~> decode -> server side, in order -> reduction
 
-A transform is a frozen dataclass; both halves take and return the groups of an update, of one client or of C stacked.
+Both sides take and return the groups of an update, of one client or of C clients stacked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ Groups = Mapping[str, Tree]
 
 @dataclass(frozen=True)
 class TransformContext:
-    """Whose updates these are: `clients` (C,), stacked if `stacked`, else one."""
+    """What a transform knows about updates.
+
+    Attributes:
+        seed: seed of the run.
+        round: the round, from 0.
+        participation: number of the exchange in the run; part of the address of random draws.
+        clients: ids of the clients, (C,).
+        num_examples: number of training samples, an int; if stacked an int64 tensor (C,).
+        stacked: whether each leaf has a leading axis C; else C is 1 and there is no such axis.
+    """
 
     seed: int
     round: int
@@ -32,15 +41,17 @@ class TransformContext:
     stacked: bool
 
     def generators(self, purpose: str) -> list[torch.Generator]:
-        """A stream per client."""
+        """Return one random stream of this purpose per client."""
         return [random.torch_generator(self.seed, int(c), self.participation, purpose) for c in self.clients]
 
 
 class Transform:
-    """Base: both halves do nothing."""
+    """Base of transforms. Subclasses are frozen dataclasses of hyper-parameters. By default both sides change nothing."""
 
     def client(self, groups: Groups, ctx: TransformContext) -> Groups:
+        """Return the groups that the client encodes."""
         return groups
 
     def server(self, groups: Groups, ctx: TransformContext) -> Groups:
+        """Return the groups that are reduced, from the decoded ones."""
         return groups

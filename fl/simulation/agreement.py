@@ -7,7 +7,7 @@ from typing import Any
 from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
-from fl.method.strategy import Exchange
+from fl.method.requests import Exchange
 from fl.simulation.expected_bytes import expected_upload_bytes
 
 

@@ -24,9 +24,10 @@ from fl.errors import ConfigError
 from fl.execution.dispatch import DispatchGroup, DispatchResult, ExchangeDispatch
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
+from fl.method.fold import Fold
 from fl.method.messages import Broadcast
-from fl.method.reduction import Fold, Meta, Product, Stack
-from fl.method.strategy import Exchange, ExchangeResult
+from fl.method.reduction import Meta, Product, Stack
+from fl.method.requests import Exchange, ExchangeResult
 from fl.simulation.downlink import Place
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.expected_bytes import expected_download_bytes, expected_upload_bytes

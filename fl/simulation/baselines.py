@@ -1,8 +1,8 @@
 """The runs of a configuration's baselines: `baselines: [NAME, ...]`.
 
-A baseline trains as the run's clients do (optimiser, learning rate, batch size, budget) and starts from the run's
-first model. It is a run of its own in the folder baselines/NAME of the run's directory. Each baseline is a part, see
-fl/method/baseline.py; such parts are written with the functions of this module.
+A baseline uses the optimiser, learning rate, batch size and budget of the run's clients, and starts from the run's
+first model. It is a separate run in the folder baselines/NAME of the run directory. Each baseline is a part, see
+fl/method/baseline.py. Such parts use the functions of this module.
 """
 
 from __future__ import annotations
@@ -15,32 +15,39 @@ from fl import registry
 from fl.config.config import Config
 from fl.config.sections import Stop
 from fl.errors import ConfigError
-from fl.method.client import ClientAlgorithm, LocalTraining
+from fl.method.client import ClientAlgorithm
+from fl.method.local_training import LocalTraining
 from fl.method.sampler import Uniform
 from fl.method.strategy import Strategy
 from fl.simulation.setup import RunSetup
 
 
-def beside(run_setup: RunSetup, directory: Path) -> dict[str, Config]:
-    """The configurations of a run's baselines, by name; `directory` is the run's."""
+def baseline_configs(run_setup: RunSetup, directory: Path) -> dict[str, Config]:
+    """Return the configurations of a run's baselines by name; `directory` is the run directory.
+
+    Raises:
+        ConfigError: the run has baselines, and is a stream of tasks or evaluates held-out clients.
+    """
     config = run_setup.config
     if config.baselines and (config.stream is not None or config.evaluation.clients == "held_out"):
         key = "stream" if config.stream is not None else "evaluation.clients"
         raise ConfigError(
-            "baselines", f"they are for runs of one task whose own clients are evaluated; leave out {key}"
+            "baselines", f"they need a run of one task that evaluates the clients that train; leave out {key}"
         )
     return {registry.name_of(part): part.config(run_setup, directory) for part in config.baselines}
 
 
-def compared(config: Config, rounds: int, strategy: Strategy, client: ClientAlgorithm, server: bool = False) -> Config:
-    """The run's configuration with another method, in which every client takes part.
+def with_method(
+    config: Config, rounds: int, strategy: Strategy, client: ClientAlgorithm, server: bool = False
+) -> Config:
+    """Return the run's configuration with another method, in which every client takes part in every round.
 
     Args:
         config: the configuration of the run.
-        rounds: rounds of the baseline.
-        strategy: its strategy.
-        client: its client algorithm.
-        server: whether the baseline changes the server's model, so that evaluating that model makes sense.
+        rounds: number of rounds of the baseline.
+        strategy: the baseline's strategy.
+        client: the baseline's client algorithm.
+        server: True if the baseline trains the server's model, so that this model can be evaluated.
     """
     evaluation = replace(
         config.evaluation,
@@ -65,24 +72,31 @@ def compared(config: Config, rounds: int, strategy: Strategy, client: ClientAlgo
 
 
 def local_training(run_setup: RunSetup) -> LocalTraining:
-    """The run's client algorithm; a `ConfigError` if it does not train by gradient steps."""
+    """Return the run's client algorithm.
+
+    Raises:
+        ConfigError: it does not train by gradient steps.
+    """
     client = run_setup.config.client
     if not isinstance(client, LocalTraining):
         raise ConfigError(
             "baselines",
-            f"{type(client).__name__} takes no gradient steps, so that there is no budget to train with; "
+            f"{type(client).__name__} takes no gradient steps, so the run has no budget for training; "
             "leave out the baselines that train",
         )
     return client
 
 
-def trainer(algorithm: str, run_setup: RunSetup, **arguments: Any) -> LocalTraining:
-    """The client algorithm of this name with the run's budget, batch size and optimiser.
+def with_budget(algorithm: str, run_setup: RunSetup, **arguments: Any) -> LocalTraining:
+    """Return a client algorithm with the budget, batch size and optimiser of the run's clients.
 
     Args:
-        algorithm: its registered name.
+        algorithm: registered name of the client algorithm.
         run_setup: the run that the baseline is compared with.
         arguments: hyper-parameters that differ from the run's.
+
+    Raises:
+        ConfigError: the run's clients do not train by gradient steps.
     """
     client = local_training(run_setup)
     same = {field.name: getattr(client, field.name) for field in fields(LocalTraining) if field.name != "trains"}
@@ -90,7 +104,7 @@ def trainer(algorithm: str, run_setup: RunSetup, **arguments: Any) -> LocalTrain
 
 
 def participation(run_setup: RunSetup) -> float:
-    """Fraction of the clients that takes part in a round (in the first round, if it is not constant)."""
+    """Return the fraction of clients in a cohort, measured in round 0; in (0, 1]."""
     config = run_setup.config
     state = config.cohort.init(run_setup.trainable)
     _, cohort = config.cohort.sample(state, 0, config.seed, run_setup.sizes(0)[: run_setup.trainable])

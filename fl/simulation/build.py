@@ -15,7 +15,7 @@ from fl.data.partition import Partition
 from fl.data.stream import Period, split_rows
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
-from fl.method.client import LocalTraining
+from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout

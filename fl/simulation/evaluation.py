@@ -17,7 +17,7 @@ from fl.execution.evaluation import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
-from fl.method.strategy import Evaluate
+from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised

@@ -21,7 +21,7 @@ from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
-from fl.method.strategy import Exchange, ExchangeResult, Transfer
+from fl.method.requests import Exchange, ExchangeResult, Transfer
 from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup

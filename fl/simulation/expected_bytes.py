@@ -9,7 +9,7 @@ from fl.communication.transmit import Sizes, expected_bytes, transmit
 from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
-from fl.method.strategy import Exchange
+from fl.method.requests import Exchange
 
 
 def encoded_size(sizes: Sizes) -> int:

@@ -107,7 +107,7 @@ def _with_baselines(
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
     with keep_workers():
         with Simulation(config, directory, resumed) as simulation:
-            others = baselines.beside(simulation.run_setup, directory)
+            others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round
             result = simulation.run(watch, stop)
             continued = simulation.round > first_round

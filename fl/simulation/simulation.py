@@ -24,7 +24,8 @@ from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
-from fl.method.strategy import Evaluate, Exchange, ServerContext, ServerWork, Strategy, Transfer
+from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
+from fl.method.strategy import ServerContext, Strategy
 from fl.simulation.agreement import check_groups
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run

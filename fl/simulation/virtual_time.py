@@ -13,7 +13,7 @@ import numpy as np
 from fl.communication.transmit import transmit
 from fl.execution.dispatch import DispatchResult
 from fl.method.messages import Broadcast
-from fl.method.strategy import Exchange
+from fl.method.requests import Exchange
 from fl.simulation.downlink import Downlink
 from fl.simulation.expected_bytes import encoded_size, expected_upload_bytes
 from fl.simulation.setup import RunSetup
@@ -44,7 +44,7 @@ class VirtualTime:
         sampler, seed = self.run_setup.config.cohort, self.run_setup.config.seed
         if self.system is None or self.system.always or not sampler.among_present:
             return *sampler.sample(state, round_, seed, sizes), self.now
-        least = sampler.least(len(sizes))
+        least = sampler.min_present(len(sizes))
         opens = self.system.opens(least, self.now)
         if opens == math.inf:
             raise ValueError(f"availability: fewer than {least} clients are ever present at once after {self.now} s")
@@ -84,7 +84,7 @@ class VirtualTime:
             return None
         config = self.run_setup.config
         for position, client in enumerate(cohort) if not broadcast.uniform else ():
-            own = broadcast.own(int(client))
+            own = broadcast.groups_for(int(client))
             down[position] += sum(encoded_size(transmit(config.down, tree)[1]) for tree in own.values())
         for name in filter(downlink.per_client, broadcast.shared):
             down += encoded_size(transmit(config.down, broadcast.shared[name])[1])

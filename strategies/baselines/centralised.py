@@ -1,4 +1,7 @@
-"""One model from the training rows of all clients; a round trains on as many samples as a cohort of the run."""
+"""Train one model on the pooled training rows of all clients.
+
+A round trains on as many samples as a round of the run does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from fl.config.config import Config
 from fl.method.baseline import Baseline
 from fl.method.sampler import Fixed
 from fl.registry import register
-from fl.simulation.baselines import compared, local_training, participation, trainer
+from fl.simulation.baselines import local_training, participation, with_budget, with_method
 from fl.simulation.setup import RunSetup
 from strategies.fedavg import FedAvg
 
@@ -28,5 +31,6 @@ class CentralisedBaseline(Baseline):
         else:
             batch = rows if client.batch == "full" else client.batch
             steps = max(1, round(client.epochs * participation(run_setup) * rows / batch))
-        pooled = compared(config, config.rounds, FedAvg(), trainer(FedAvg.client, run_setup, steps=steps), server=True)
+        trainer = with_budget(FedAvg.client, run_setup, steps=steps)
+        pooled = with_method(config, config.rounds, FedAvg(), trainer, server=True)
         return replace(pooled, splits=replace(config.splits, pooled=True), cohort=Fixed(clients=(0,)))

@@ -1,4 +1,7 @@
-"""Each client trains a model of its own, for as many rounds as a client takes part in on average."""
+"""Each client trains its own model alone.
+
+The number of rounds is the average number of rounds of the run in which a client takes part.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from fl.config.config import Config
 from fl.method.baseline import Baseline
 from fl.registry import register
-from fl.simulation.baselines import compared, participation, trainer
+from fl.simulation.baselines import participation, with_budget, with_method
 from fl.simulation.setup import RunSetup
 from strategies.local import Local
 
@@ -16,9 +19,9 @@ from strategies.local import Local
 @register("baseline", "local")
 @dataclass(frozen=True, kw_only=True)
 class LocalBaseline(Baseline):
-    """Local training only."""
+    """Local training without a server."""
 
     def config(self, run_setup: RunSetup, directory: Path) -> Config:
         config = run_setup.config
         rounds = max(1, round(config.rounds * participation(run_setup)))
-        return compared(config, rounds, Local(), trainer(Local.client, run_setup))
+        return with_method(config, rounds, Local(), with_budget(Local.client, run_setup))

@@ -1,4 +1,4 @@
-"""Each client answers with the most frequent label of its training rows."""
+"""Each client predicts the most frequent label of its training rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.baseline import Baseline
 from fl.registry import register
-from fl.simulation.baselines import compared
+from fl.simulation.baselines import with_method
 from fl.simulation.setup import RunSetup
 from strategies.majority import Majority
 
@@ -18,10 +18,10 @@ from strategies.majority import Majority
 @register("baseline", "majority")
 @dataclass(frozen=True, kw_only=True)
 class MajorityBaseline(Baseline):
-    """The majority class."""
+    """The majority class of each client."""
 
     def config(self, run_setup: RunSetup, directory: Path) -> Config:
         y = run_setup.dataset.train.get("y")
         if run_setup.config.task.kernel != "cross_entropy" or y is None or y.ndim != 1:
-            raise ConfigError("baselines", "'majority' is for classification, with one class per row")
-        return compared(run_setup.config, 1, Majority(), registry.lookup("client", Majority.client)())
+            raise ConfigError("baselines", "'majority' needs a classification task with one label per row")
+        return with_method(run_setup.config, 1, Majority(), registry.lookup("client", Majority.client)())

@@ -14,7 +14,7 @@ from clients.scaffold import Scaffold
 from clients.sgd import LocalSGD
 from fl.data.views import View
 from fl.execution.training import loop
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.models.binding import Initial
 from fl.tasks.supervised import Regression
 from fl.tensors.params import NOTHING, Params

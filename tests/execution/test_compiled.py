@@ -28,8 +28,9 @@ from fl.execution.training.compiled import Compiled
 from fl.execution.training.native import clients as native
 from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
+from fl.method.fold import Fold
 from fl.method.optimiser import SGD
-from fl.method.reduction import Fold, Sum
+from fl.method.reduction import Sum
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout
 from fl.tasks.supervised import Classification, Regression
@@ -324,7 +325,7 @@ def test_threads_change_no_bits(tmp_path, codec):
 
 def test_threads_take_part(tmp_path, monkeypatch):
     seen, train_clients = set(), native.train_clients
-    meet = threading.Barrier(2, timeout=60)
+    meet = threading.Barrier(2, timeout=600)
 
     def met(*arguments):
         if threading.get_ident() not in seen:

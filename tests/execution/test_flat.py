@@ -18,8 +18,8 @@ from fl.execution.section import Execution
 from fl.execution.training import batched
 from fl.execution.training.flat import Flat
 from fl.execution.training.plan import make_plan
-from fl.method.client import Phase
 from fl.method.optimiser import Adam
+from fl.method.phase import Phase
 from fl.models.adapters.lora import LoRA, RsLoRA, VeRA
 from fl.models.architectures.transformer import Transformer
 from fl.models.binding import Initial, module_params

@@ -26,8 +26,10 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.loop import train
 from fl.execution.training.vmap import Vmap
-from fl.method.client import ClientContext, Phase, TrainingInputs
+from fl.method.context import ClientContext
+from fl.method.local_training import TrainingInputs
 from fl.method.optimiser import SGD, Adam, LRSchedule
+from fl.method.phase import Phase
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout, with_addressed_dropout
 from fl.tasks.supervised import Classification, Regression

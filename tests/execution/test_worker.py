@@ -28,9 +28,11 @@ from fl.execution.job import Job
 from fl.execution.training.loop import train
 from fl.execution.training.plan import Plan
 from fl.execution.worker import Worker
-from fl.method.client import ClientAlgorithm, ClientContext, Reply
+from fl.method.client import ClientAlgorithm
+from fl.method.context import ClientContext, Reply
+from fl.method.fold import Fold
 from fl.method.messages import Broadcast, Update
-from fl.method.reduction import Collect, Fold, Product, Stack, Sum, WeightedMean
+from fl.method.reduction import Collect, Product, Stack, Sum, WeightedMean
 from fl.models.binding import Initial, module_params
 from fl.storage.segments import NO_RECORD
 from fl.tasks.supervised import Classification

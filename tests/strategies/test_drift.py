@@ -1,7 +1,8 @@
 """SCAFFOLD and FedDyn: their server rules by hand, and the drift they exist to remove.
 
-Two clients with f_i(w) = a_i/2 (w - b_i)^2, (a, b) = (1, 0) and (10, 1): the optimum of the mean is 10/11. K local steps
-with rate r map w to b + q (w - b), q = (1 - r a)^K, so that FedAvg stops where the average of both maps does, elsewhere.
+Two clients with f_i(w) = a_i/2 (w - b_i)^2, (a, b) = (1, 0) and (10, 1): the optimum of the mean is 10/11. K local
+steps with rate r map w to b + q (w - b), q = (1 - r a)^K, so that FedAvg stops where the average of both maps does,
+elsewhere.
 """
 
 from math import sqrt
@@ -17,10 +18,12 @@ from clients.scaffold import Scaffold as ScaffoldClient
 from clients.sgd import LocalSGD
 from fl.data.views import View
 from fl.execution.training import loop
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
+from fl.method.fold import Fold
 from fl.method.messages import Broadcast
-from fl.method.reduction import Fold, Meta, Product, Reduction
-from fl.method.strategy import ExchangeResult, ServerContext
+from fl.method.reduction import Meta, Product, Reduction
+from fl.method.requests import ExchangeResult
+from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
 from fl.tensors.params import Params
@@ -161,6 +164,7 @@ def test_fedavg_drifts(steps):
     assert reached == pytest.approx(fedavg_fixed_point(steps), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.0, 1.0, 5.0])
 def test_fedprox_drifts_less(mu):
     reached = federate(FedProx(), FedProxClient(batch="full", steps=20, lr=LR, mu=mu), 60)
@@ -169,12 +173,14 @@ def test_fedprox_drifts_less(mu):
 
 
 # option 1 with 20 steps diverges: its controls are a round old, and rate * steps * curvature is 10
+@pytest.mark.slow
 @pytest.mark.parametrize("option, steps", [(1, 5), (1, 10), (2, 5), (2, 20)])
 def test_scaffold_reaches_the_optimum(option, steps):
     algorithm = ScaffoldClient(batch="full", steps=steps, lr=LR, option=option)
     assert federate(Scaffold(), algorithm, 60) == pytest.approx(OPTIMUM, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [5, 20])
 def test_feddyn_reaches_the_optimum(steps):
     algorithm = FedDynClient(batch="full", steps=steps, lr=LR)

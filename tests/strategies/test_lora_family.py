@@ -16,10 +16,13 @@ from clients.hetlora import HetLoRA as HetLoRAClient
 from clients.lora import LoRA as LoRAClient
 from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext, TrainingInputs
+from fl.method.context import ClientContext
+from fl.method.fold import Fold
+from fl.method.local_training import TrainingInputs
 from fl.method.messages import Broadcast
-from fl.method.reduction import Fold, Meta, Product
-from fl.method.strategy import ExchangeResult, ServerContext
+from fl.method.reduction import Meta, Product
+from fl.method.requests import ExchangeResult
+from fl.method.strategy import ServerContext
 from fl.models import adapter
 from fl.models.adapters.lora import LoRA
 from fl.models.binding import Initial
@@ -332,7 +335,8 @@ def test_floats_of_clients_of_several_ranks(name, tmp_path):
 
 
 def test_who_was_away_catches_up(tmp_path):
-    """Clients 0, 1, 2 in turn, one a round: client 0 comes back to three increments, the size of one client's factors each."""
+    """Clients 0, 1, 2 in turn, one a round: client 0 comes back to three increments, the size of one client's factors
+    each."""
     result = run(tmp_path, "flora", **{"cohort": {"name": "cyclic", "size": 1}, "rounds": 4})
     assert [floats(result, "down", c)[c] for c in range(3)] == [0, BOTH, 2 * BOTH]
     assert floats(result, "down", 0)[3] == 3 * BOTH

@@ -20,7 +20,7 @@ from fl.simulation.simulation import Simulation
 from fl.tensors.prototypes import merge_means, nearest, prototypes
 from fl.tensors.sparse import Table
 from partitions.missions import deal, pool
-from strategies.reconnaissance import episode, episode_loss
+from strategies.episodes import episode, episode_loss
 
 needs_omniglot = pytest.mark.skipif(
     not (data_folder() / "omniglot").is_dir(), reason="FL_DATA names no folder with omniglot"
@@ -51,7 +51,8 @@ def test_prototypes_are_the_means_of_all_that_was_seen(seed, clients, precision)
 
 
 def test_merging_by_hand():
-    """Two samples at 1 and one at 4 have their mean at 2; merged twice over, as the authors' program does, it would be 3."""
+    """Two samples at 1 and one at 4 have their mean at 2; merged twice over, as the authors' program does, it would
+    be 3."""
     old = prototypes(torch.tensor([[1.0], [1.0]]), torch.tensor([5, 5]))
     new = prototypes(torch.tensor([[4.0], [7.0]]), torch.tensor([5, 2]))
     merged = merge_means(old, new)
@@ -183,7 +184,8 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
         assert count == len(rows)
         assert_allclose(total / count, z[rows].astype(np.float64).mean(0), rtol=1e-5, atol=1e-6)
 
-    # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes down once
+    # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes
+    # down once
     ledger = result.ledger.to_pylist()
     for row in (r for r in ledger if r["direction"] == "up"):
         partition = run_setup.periods[row["round"]].partition

@@ -1,5 +1,5 @@
-"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the method leaves
-out. Expected values are from plain torch."""
+"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the
+method leaves out. Expected values are from plain torch."""
 
 import copy
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from fl.simulation.simulation import Simulation
 from fl.tensors.params import join
 from fl.tensors.sparse import Table
 from partitions.missions import Missions
-from strategies.reconnaissance import Reconnaissance, episode_loss, meta_train
+from strategies.episodes import episode_loss, meta_train
+from strategies.reconnaissance import Reconnaissance
 
 BASE, FIELD = 4, 6
 

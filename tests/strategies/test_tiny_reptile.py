@@ -13,7 +13,7 @@ from clients.tiny_metafed import TinyMetaFed as TinyMetaFedClient
 from clients.tiny_reptile import TinyReptile as TinyReptileClient
 from fl.data.views import View
 from fl.execution.training.loop import train
-from fl.method.client import ClientContext
+from fl.method.context import ClientContext
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
@@ -159,7 +159,7 @@ def test_a_round_is_2p_floats(tmp_path):
 
 # -- evaluation of held-out devices -----------------------------------------------------------------------------------
 def test_held_out_devices_adapt_to_their_first_shots(tmp_path):
-    """Full-batch steps on the first 3 training rows, then the error on the test rows: by autograd, beside the engine."""
+    """Full-batch steps on the first 3 training rows, then the error on the test rows, by autograd."""
     result = play(tmp_path, rounds=1)
     config = fl.config.config.resolve(fl.config.reading.read(tmp_path / "run" / "config.yaml"))
     dataset, (period,) = fl.simulation.build.load_data(config)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 from torch import Tensor
 
-from fl.method.reduction import Fold, Meta
+from fl.method.fold import Fold
+from fl.method.reduction import Meta
 from fl.tensors.params import Params
 from strategies.trimmed_mean import Trim, TrimmedMean
 

@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import fl
 from fl.errors import ConfigError
-from fl.method.reduction import Fold, Product
+from fl.method.fold import Fold
+from fl.method.reduction import Product
 from fl.simulation.evaluation import spread
 from fl.tasks.language import LanguageModelling
 from fl.tasks.multilabel import Multilabel, average_precision, f1

@@ -27,8 +27,9 @@ from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.workers.process import pooled_buffer
-from fl.method.client import LocalTraining, Phase, StepContext, TrainingInputs, TrainingResult
+from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
+from fl.method.phase import Phase
 from fl.tensors.params import Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, replace_leaves, row, stack
 from fl.tracking.spans import timed_calls

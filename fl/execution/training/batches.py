@@ -12,7 +12,7 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import gathered
 from fl.execution.training.chunk import Chunk
-from fl.method.client import Phase
+from fl.method.phase import Phase
 from fl.tensors import random
 
 BLOCK = 16  # steps whose batches are computed at once

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import Augment
-from fl.method.client import LocalTraining, Phase, StepContext
+from fl.method.local_training import LocalTraining, StepContext
+from fl.method.phase import Phase
 from fl.models.binding import Initial
 from fl.models.dropout import DropoutMasks
 from fl.tasks.task import Task

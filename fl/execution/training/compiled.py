@@ -23,7 +23,8 @@ from fl.execution.training.chunk import Chunk
 from fl.execution.training.customised import takes_plain_steps
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
-from fl.method.client import LocalTraining, Phase
+from fl.method.local_training import LocalTraining
+from fl.method.phase import Phase
 from fl.models.dropout import Dropout
 from fl.tasks.task import Task
 from fl.tensors import random

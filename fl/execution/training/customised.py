@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fl.method.client import ClientAlgorithm, LocalTraining, Phase
+from fl.method.client import ClientAlgorithm
+from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
+from fl.method.phase import Phase
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
 from fl.execution.training.stacked_module import StackedModule, Unstackable
-from fl.method.client import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining, StepContext
 from fl.models.binding import bind, module_params
 from fl.tasks.task import Task
 from fl.tensors import random

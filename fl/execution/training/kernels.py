@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
-from fl.method.client import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining, StepContext
 from fl.models.dropout import Dropout
 from fl.tasks.task import Task
 from fl.tensors.params import Params

@@ -1,8 +1,9 @@
 """Local training of one client at a time, for any model.
 
-    theta <- start;  repeat: gather a batch, gradient into one flat buffer, hook, clip, optimiser step in place
+    theta <- start;  for each batch: gradient, gradient hook, clip, optimiser step in place
 
-There is no optimiser object, no `.item()` and no copy per step: the module's parameters are views of the flat buffer.
+The module's parameters are views of the flat buffer `theta`. A step copies no parameters and does not wait for the
+device (no `.item()`).
 """
 
 from __future__ import annotations
@@ -12,33 +13,40 @@ import torch
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.graph import place
 from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer
-from fl.method.client import ClientContext, LocalTraining, Phase, Reply, StepContext, TrainingResult
+from fl.method.context import ClientContext, Reply
+from fl.method.local_training import LocalTraining, StepContext, TrainingResult
 from fl.method.messages import Update
+from fl.method.phase import Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.tensors.params import Params, match, zeros_like
 
-GRADIENT_BATCH = 256  # samples in each forward pass of a full gradient
+GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
 
 def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
-    """Train one client in all phases; returns its update and its new state."""
-    inputs = algorithm.given(ctx)
+    """Train one client in all phases; return its update and its new state."""
+    inputs = algorithm.inputs(ctx)
     start = algorithm.start(inputs)
     local = place(start) if ctx.graphs else start.clone()
-    loss, seen, steps, lr_sum = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
+    loss, samples, taken, lr_sum = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
     for index, phase in enumerate(algorithm.phases_of(inputs, ctx.round, ctx.rounds)):
         theta = _trained(ctx.module, local, phase)
         phase_start = start if theta is local and index == 0 else theta.clone()
         at = StepContext(**vars(inputs), phase=phase, start=phase_start)
-        left = None if ctx.limit is None else ctx.limit - steps
-        phase_steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
-        phase_steps.bind(theta, local)
-        _run_phase(phase_steps, theta)
+        left = None if ctx.limit is None else ctx.limit - taken
+        steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
+        steps.bind(theta, local)
+        if takes_plain_steps(algorithm, phase):  # the numbers of _take_steps, without copying the gradient
+            weights = [theta[name] for name in steps.names]
+            for t, _ in enumerate(steps):
+                torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
+        else:
+            _take_steps(steps, theta)
         if theta is not local:
             local.copy_(theta, names=theta)
-        loss, seen, steps = loss + phase_steps.loss_sum, seen + phase_steps.samples, steps + phase_steps.taken
-        lr_sum += phase.lr_sum(phase_steps.taken)
+        loss, samples, taken = loss + steps.loss_sum, samples + steps.samples, taken + steps.taken
+        lr_sum += phase.lr_sum(steps.taken)
     if ctx.graphs:  # the next client uses the same memory
         local = local.clone()
 
@@ -46,14 +54,14 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         return mean_gradient(algorithm, ctx, params, at)
 
     n = len(ctx.train)
-    metrics = {"loss": float(loss) / max(seen, 1)}
+    metrics = {"loss": float(loss) / max(samples, 1)}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
         return Reply(Update({"model": local.sub_(start)}, n, metrics, owned=True))
     end = TrainingResult(
         **vars(inputs),
         start=start,
         params=local,
-        steps=steps,
+        steps=taken,
         lr_sum=lr_sum,
         num_examples=n,
         full_gradient=full_gradient,
@@ -62,8 +70,17 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     return Reply(Update(groups, n, metrics), state)
 
 
+def _take_steps(steps: LocalSteps, theta: Params) -> None:
+    """Take all steps of a phase with the gradient hook, clipping and any optimiser, in place on `theta`."""
+    grad, descent = gradient_buffer(theta), Descent(steps.phase, theta)
+    views, hooked = [grad[name] for name in steps.names], overrides(steps.algorithm, "gradient")
+    for _ in steps:
+        torch._foreach_copy_(views, steps.bound_gradient())
+        descent.step(steps.algorithm.gradient(grad, theta, steps.at) if hooked else grad)
+
+
 def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
-    """The parameters that take gradient steps in a phase; the module updates averaged running statistics itself."""
+    """Return the parameters that a phase trains. The module itself updates averaged running statistics."""
     averaged = set(statistics_names(module, "averaged"))
     if not averaged:
         return local.select(phase.trains)
@@ -71,23 +88,8 @@ def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
     return local.select([name for name in names if name not in averaged])
 
 
-def _run_phase(steps: LocalSteps, theta: Params) -> None:
-    """Take all steps of a phase, in place on `theta`, which the module is bound to."""
-    algorithm, phase = steps.algorithm, steps.phase
-    if takes_plain_steps(algorithm, phase):  # the same numbers as below, without copying the gradient
-        weights = [theta[name] for name in steps.names]
-        for t, _ in enumerate(steps):
-            torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
-        return
-    grad, descent = gradient_buffer(theta), Descent(phase, theta)
-    views, hooked = [grad[name] for name in steps.names], overrides(algorithm, "gradient")
-    for _ in steps:
-        torch._foreach_copy_(views, steps.bound_gradient())
-        descent.step(algorithm.gradient(grad, theta, steps.at) if hooked else grad)
-
-
 def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: StepContext) -> Params:
-    """Mean gradient of the objective over the client's training data at `params`, without Dropout."""
+    """Return the mean gradient of the objective over the client's training data at `params`, without Dropout."""
     bind(ctx.module, params, ctx.initial, params)
     ctx.module.eval()
     total = zeros_like(params)

@@ -23,7 +23,8 @@ from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.flat import Flat, saved_activations
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
-from fl.method.client import ClientAlgorithm, LocalTraining
+from fl.method.client import ClientAlgorithm
+from fl.method.local_training import LocalTraining
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 

@@ -5,10 +5,10 @@
     for batch in steps:
         descent.step(steps.gradient(params))
 
-A method may take several gradients at one batch, at any parameters. The masks of the Dropout layers are drawn once for
-each batch, and all gradients at that batch use them. `index` is the address of the shuffles, augmentations and masks
-within the round. Index 0 is FedAvg's, so a method that takes FedAvg's steps has FedAvg's bits; a method that draws more
-batches gives them other indices.
+A method may compute several gradients on one batch, at any parameters. The masks of the Dropout layers are drawn once
+for each batch, and all gradients on that batch use them. `index` addresses the shuffles, augmentations and masks within
+the round. FedAvg uses index 0, so a method with FedAvg's steps has FedAvg's bits. A method that draws more batches uses
+other indices for them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
-from fl.method.client import ClientContext, LocalTraining, Phase, StepContext
+from fl.method.context import ClientContext
+from fl.method.local_training import LocalTraining, StepContext
+from fl.method.phase import Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.models.dropout import DropoutMasks
@@ -37,23 +39,30 @@ from fl.tracking.spans import timed_items
 
 
 class LocalSteps:
-    """The local steps of one client in one phase; iterating gives the batch of each step.
+    """The local steps of one client in one phase. Iterate over them to get the batch of each step.
 
     Args:
         algorithm: defines the objective.
-        ctx: the client.
+        ctx: context of the client.
         phase: optimiser, learning rate, batch size and budget. Default: the algorithm's first phase.
-        index: address of the random draws within the round. 0 is FedAvg's.
-        at: context that the objective is called with. Default: the algorithm's own, at the start of training.
+        index: address of the random draws within the round. FedAvg uses 0.
+        at: context that the objective is called with. Default: the algorithm's inputs and start.
         limit: maximum number of steps. Default: `ctx.limit`.
-        batches: batches to use instead of the phase's.
-        training: whether the module is in training mode; False computes gradients without Dropout.
+        batches: batches to use in place of the phase's.
+        training: True puts the module in training mode; False computes gradients without Dropout.
 
     Attributes:
+        algorithm: defines the objective.
+        ctx: context of the client.
+        phase: optimiser, learning rate, batch size and budget.
+        at: context that the objective is called with.
         batch: the batch of the current step.
-        batch_loss: mean loss of the last gradient, a tensor ().
+        masks: Dropout masks of the current batch, one for each Dropout layer.
+        names: names of the bound parameters that get gradients; set by `bind`.
+        last: sum of the losses of the batch at the last gradient, a tensor ().
         loss_sum: sum of the losses of all samples at the first gradient of each batch, a float64 tensor ().
-        samples, taken: samples and steps so far.
+        samples: number of samples so far.
+        taken: number of steps so far.
     """
 
     def __init__(
@@ -71,8 +80,8 @@ class LocalSteps:
         self.algorithm, self.ctx, self.training = algorithm, ctx, training
         self.phase = algorithm.phases(ctx.round, ctx.rounds)[0] if phase is None else phase
         if at is None:
-            given = algorithm.given(ctx)
-            at = StepContext(**vars(given), phase=self.phase, start=algorithm.start(given))
+            inputs = algorithm.inputs(ctx)
+            at = StepContext(**vars(inputs), phase=self.phase, start=algorithm.start(inputs))
         self.at = at
         self.limit = ctx.limit if limit is None else limit
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
@@ -94,7 +103,7 @@ class LocalSteps:
             yield self.batch
 
     def bind(self, trained: Params, params: Params | None = None) -> None:
-        """Make the module's tensors views of `trained` and, where it lacks them, of `params`."""
+        """Make the module's tensors views of `trained`. Tensors missing from `trained` are taken from `params`."""
         ctx = self.ctx
         descending: Mapping[str, Tensor] = trained
         if any(name in trained for name in self.statistics):  # the module updates them itself, without gradients
@@ -107,7 +116,7 @@ class LocalSteps:
         self.compute: Compute = recorded(ctx.module, compute) if ctx.graphs else compute
 
     def bound_gradient(self) -> tuple[Tensor, ...]:
-        """Gradient of the batch's mean loss at the parameters that are bound, one tensor for each of `names`."""
+        """Return the gradient of the batch's mean loss at the bound parameters, one tensor for each of `names`."""
         loss, gradient = self.compute(self.batch, self.masks)
         self.last = loss
         if self.first:
@@ -116,7 +125,7 @@ class LocalSteps:
         return gradient
 
     def gradient(self, params: Params) -> Params:
-        """Gradient of the batch's mean loss at `params`."""
+        """Return the gradient of the batch's mean loss at `params`."""
         self.bind(params)
         packed = zeros_like(params)
         torch._foreach_copy_([packed[name] for name in self.names], self.bound_gradient())
@@ -124,7 +133,7 @@ class LocalSteps:
 
     @property
     def batch_loss(self) -> Tensor:
-        """Mean loss of the batch at the last gradient, a tensor ()."""
+        """Mean loss of the current batch at the last gradient, a tensor ()."""
         return self.last / len(self.batch["x"])
 
     @property
@@ -134,11 +143,17 @@ class LocalSteps:
 
 
 class Descent:
-    """Optimiser steps on one set of parameters, in place: clips the gradient and holds the optimiser's memory.
+    """Optimiser steps on one set of parameters, in place.
 
     Args:
         phase: optimiser, learning rate and bound of the gradient's norm.
+        params: the parameters to change.
+
+    Attributes:
+        phase: optimiser, learning rate and bound of the gradient's norm.
         params: the parameters.
+        t: number of steps so far.
+        memory: what the optimiser remembers between steps, such as its velocity.
     """
 
     def __init__(self, phase: Phase, params: Params):
@@ -146,7 +161,7 @@ class Descent:
         self.memory: dict[str, Any] = phase.optimiser.state(params)
 
     def step(self, gradient: Params) -> None:
-        """Take one step along the gradient."""
+        """Clip the gradient and take one step along it. The learning rate is that of step `t` of the phase."""
         phase = self.phase
         if phase.clip is not None:
             gradient = clipped(gradient, phase.clip)
@@ -163,7 +178,7 @@ def _gradients(
     batch: Mapping[str, Tensor],
     masks: list[Tensor],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(sum of the losses, gradient of their mean), computed from `ctx.micro_batch` samples at a time."""
+    """Return (sum of the losses, gradient of their mean), from forward passes of `ctx.micro_batch` samples."""
     count = len(batch["x"])
     piece = ctx.micro_batch or count
     if piece >= count:
@@ -183,7 +198,7 @@ def _gradients(
 
 
 def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch]:
-    """The batch of each step, augmented."""
+    """Yield the batch of each step, augmented. The time is booked as `data`."""
     return timed_items("data", "batch", _mini_batches(ctx, phase, index))
 
 
@@ -197,7 +212,18 @@ def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict
 
 
 def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
-    """Positions of each batch in a client's data. Each epoch has a new shuffle; its last batch may be short."""
+    """Yield the positions of each batch in a client's n training samples.
+
+    Each epoch has a new shuffle. The last batch of an epoch may be short.
+
+    Args:
+        phase: batch size and budget.
+        n: number of training samples of the client.
+        seed: seed of the run.
+        client: the client's id.
+        participation: number of the exchange.
+        index: index of the phase within the round.
+    """
     size = n if phase.batch == "full" else phase.batch
     steps = int(phase.num_steps(np.array(n)))
     per_epoch = -(-n // size) if n else 0
@@ -209,7 +235,7 @@ def batches(phase: Phase, n: int, seed: int, client: int, participation: int, in
 
 
 def gradient_buffer(theta: Params) -> Params:
-    """Memory for gradients, the same at every call of a thread; each step overwrites all of it."""
+    """Return memory for gradients of `theta`'s shape. Calls of one thread share it; each step overwrites all of it."""
     return _gradient_buffer(theta.layout, theta.batch, theta.device, threading.get_ident())
 
 

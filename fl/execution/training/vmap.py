@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
-from fl.method.client import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining, StepContext
 from fl.models.binding import bind
 from fl.tensors.params import NOTHING, Params
 from fl.tensors.trees import leaves, replace_leaves

@@ -94,7 +94,7 @@ class Results(NamedTuple):
 
     params: float32 (C, P) for the trained parameters, or (1, P) for the sum of all updates times `factors`.
     minus_start: whether `params` (C, P) holds updates, trained minus start.
-    factors: float32 (C,), or empty. Updates are added in the order of a binary tree, see `reduction.Fold`.
+    factors: float32 (C,), or empty. Updates are added in the order of a binary tree, see `fl.method.fold.Fold`.
     losses: float64 (C,), to which the losses of all samples are added.
     samples: int64 (C,), to which the number of these samples is added.
     """

@@ -1,0 +1,96 @@
+"""What a client algorithm gets (`ClientContext`) and returns (`Reply`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fl.data.augment import Augment
+from fl.data.views import View
+from fl.method.messages import Update
+from fl.models.binding import Initial, bind
+from fl.tensors import random
+from fl.tensors.params import Params
+from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.method.local_training import LocalTraining
+    from fl.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client knows in one exchange: its data, the broadcast, its own state and the initial model.
+
+    Attributes:
+        client: the client's id.
+        seed: seed of the run.
+        round: the round, from 0.
+        rounds: number of rounds of the run.
+        participation: number of the exchange in the run, unique; part of the address of random draws.
+        received: groups of the broadcast by name, decoded.
+        config: values of the broadcast's `config` for this client.
+        state: the client's state from its last participation; None before the first.
+        train: the client's training rows.
+        val: its validation rows.
+        test: its test rows.
+        initial: the model's tensors at the start of the run.
+        module: the model; `net` binds parameters to it.
+        task: the loss and the metrics.
+        augment: random changes of training batches.
+        micro_batch: most samples in one forward pass; None does not split batches.
+        graphs: whether gradients are recorded as CUDA graphs.
+        limit: maximum number of local steps; set when a deadline cuts training short.
+        training_loop: the engine's loop for `LocalTraining`, such as `fl.execution.training.loop.train`.
+    """
+
+    client: int
+    seed: int
+    round: int
+    rounds: int
+    participation: int
+    received: Mapping[str, Tree]
+    config: Mapping[str, Any]
+    state: Tree
+    train: View
+    val: View
+    test: View
+    initial: Initial
+    module: torch.nn.Module
+    task: Task
+    augment: tuple[Augment, ...] = ()
+    micro_batch: int | None = None
+    graphs: bool = False
+    limit: int | None = None
+    training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None
+
+    def net(self, params: Params) -> torch.nn.Module:
+        """Return the model under `params` for predictions: x (B, ...) -> outputs (B, ...).
+
+        Tensors missing from `params` keep their initial values. The model is valid until the next call.
+        """
+        bind(self.module, params, self.initial)
+        self.module.eval()
+        return self.module
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a random stream of this client, exchange and purpose."""
+        return random.torch_generator(self.seed, self.client, self.participation, purpose)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client algorithm returns.
+
+    Attributes:
+        update: the update to send.
+        state: the client's new state; None keeps the old one.
+        carry: value that the client gets in the round's next exchange; None keeps the old one.
+    """
+
+    update: Update
+    state: Tree = None
+    carry: Tree = None

@@ -1,0 +1,212 @@
+"""Client algorithms that train by gradient steps. A method overrides only the hooks that differ:
+
+    first_state(inputs)                 state of a new client           default: None
+    start(inputs)                       initial local parameters        default: the received model
+    phases(round, rounds)               budget and learning rate        default: one phase with the arguments
+    objective(net, batch, at, task)     per-sample loss                 default: the task's loss
+    gradient(grad, params, at)          direction of a step             default: the gradient
+    finish(end)                         (groups to send, new state)     default: {"model": local minus start}, None
+
+A client with private tensors, such as a head, keeps them in its state and inserts them in `start`.
+
+The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C clients
+at once: `Params` then hold C clients, and numbers per client are tensors (C,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from fl.checks import not_negative, positive
+from fl.data.views import Batch
+from fl.method.client import ClientAlgorithm
+from fl.method.context import ClientContext, Reply
+from fl.method.optimiser import SGD, LRSchedule, Optimiser
+from fl.method.phase import Phase
+from fl.models.binding import Initial
+from fl.tensors.params import Params
+from fl.tensors.trees import Tree
+
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What local training starts from.
+
+    Attributes:
+        received: groups of the broadcast by name, the same for all clients that train together.
+        state: the client's state; with C clients each leaf has a leading axis C.
+        config: values of the broadcast's `config`.
+        initial: the model's tensors at the start of the run.
+    """
+
+    received: Mapping[str, Tree]
+    state: Tree
+    config: Mapping[str, Any]
+    initial: Initial
+
+
+@dataclass(frozen=True)
+class StepContext(TrainingInputs):
+    """What the hooks of a step know besides the batch.
+
+    Attributes:
+        phase: the current phase.
+        start: the parameters that the phase trains, as they were at its start.
+    """
+
+    phase: Phase
+    start: Params
+
+
+@dataclass(frozen=True)
+class TrainingResult(TrainingInputs):
+    """The end of local training of one client; with C clients each number is a tensor (C,).
+
+    Attributes:
+        start: the local parameters before the first step.
+        params: the local parameters after the last step.
+        steps: number of steps.
+        lr_sum: sum of the learning rates of all steps.
+        num_examples: number of training samples of the client.
+        full_gradient: function of parameters; mean gradient of the objective over the client's training data.
+    """
+
+    start: Params
+    params: Params
+    steps: int | Tensor
+    lr_sum: float | Tensor
+    num_examples: int | Tensor
+    full_gradient: Callable[[Params], Params]
+
+    @property
+    def delta(self) -> Params:
+        """The local parameters minus `start`."""
+        return self.params - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining(ClientAlgorithm):
+    """Gradient steps from the received model. The module lists the hooks that a method overrides.
+
+    Args:
+        epochs: passes over the client's training data per round, positive.
+        steps: number of local steps per round, positive. Replaces `epochs`.
+        batch: samples per step, positive; "full" takes all samples of the client.
+        lr: learning rate, at least 0, or a schedule over rounds or steps.
+        optimiser: the rule of a step.
+        clip: largest Euclidean norm of a step's gradient, positive. Default: no clipping.
+        trains: glob patterns of the names of trained parameters. Default: all.
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    batch: int | Literal["full"] = 32
+    lr: float | LRSchedule = 0.1
+    optimiser: Optimiser = field(default_factory=SGD)
+    clip: float | None = None
+    trains: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        positive(epochs=self.epochs, steps=self.steps, batch=self.batch, clip=self.clip)
+        if not isinstance(self.lr, LRSchedule):  # a schedule checks itself
+            not_negative(lr=self.lr)
+
+    # -- hooks of a method ---------------------------------------------------------------------------------------
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        """Return the state of a client that has none yet."""
+        return None
+
+    def start(self, inputs: TrainingInputs) -> Params:
+        """Return the parameters at the start of local training. The client also predicts with them.
+
+        Tensors missing from them keep their initial values.
+        """
+        return inputs.received["model"]
+
+    def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
+        """Return the phases of one round, in order.
+
+        Args:
+            round_: the round, from 0.
+            rounds: number of rounds of the run.
+        """
+        phase = Phase(self.optimiser, 0.0, self.batch, self.epochs, self.steps, self.trains, self.clip)
+        return (phase.at_rate(self.lr, round_, rounds),)
+
+    def phases_of(self, inputs: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
+        """Return the phases, for a method whose trained tensors depend on the inputs. Default: `phases`.
+
+        The number of steps and samples must be that of `phases`.
+        """
+        return self.phases(round_, rounds)
+
+    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
+        """Return the loss of each sample, (B,).
+
+        Args:
+            net: the model under the parameters being trained, x (B, ...) -> outputs (B, ...).
+            batch: arrays of B samples by name.
+            at: the phase and the inputs.
+            task: the run's task.
+        """
+        return task.loss(net(batch["x"]), batch)
+
+    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
+        """Return the direction to step along, before clipping.
+
+        Args:
+            grad: gradient of the batch's mean objective. The engine overwrites its memory in the next step.
+            params: the parameters that the phase trains.
+            at: the phase and the inputs.
+        """
+        return grad
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        """Return (groups of the update, new state of the client). A state of None keeps the old one."""
+        return {"model": end.delta}, None
+
+    def gradients_per_step(self) -> int:
+        """Return the number of gradients per local step, for `workload`."""
+        return 1
+
+    # -- what the engine calls -----------------------------------------------------------------------------------
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        """Run the engine's training loop over the hooks.
+
+        Raises:
+            ValueError: the context has no training loop.
+        """
+        if ctx.training_loop is None:
+            raise ValueError(
+                "training_loop: this context has none; make it with training_loop=fl.execution.training.loop.train"
+            )
+        return ctx.training_loop(self, ctx)
+
+    def workload(
+        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (local steps, samples) of clients, (C,) each.
+
+        The samples are those of all phases times `gradients_per_step`, plus `extra_samples`.
+        """
+        steps, samples = np.zeros_like(sizes), np.zeros_like(sizes)
+        for phase in self.phases(round_, rounds):
+            steps, samples = steps + phase.num_steps(sizes), samples + phase.num_samples(sizes)
+        return steps, samples * self.gradients_per_step() + self.extra_samples(sizes, round_, rounds, name)
+
+    def inputs(self, ctx: ClientContext) -> TrainingInputs:
+        """Return the inputs of one client's training, with the first state if the client is new."""
+        inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial)
+        return replace(inputs, state=self.first_state(inputs)) if ctx.state is None else inputs
+
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
+        """Return the model at the start of local training, private tensors included."""
+        return ctx.net(self.start(self.inputs(ctx)))
