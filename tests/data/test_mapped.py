@@ -26,7 +26,8 @@ def memory(process, *names):
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
 
 def held(process):
-    return memory(process, "RssAnon", "RssShmem")  # without pages of files, which the system takes back when it wants them
+    # without pages of files, which the system takes back when it wants them
+    return memory(process, "RssAnon", "RssShmem")
 
 found = {}
 
