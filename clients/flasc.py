@@ -41,8 +41,8 @@ class FLASC(LocalTraining):
 
     receives: ClassVar[tuple[str, ...]] = ("model", "up")
 
-    def start(self, given: TrainingInputs) -> Params:
-        return dense(given.received["model"], given.initial.trained.layout)
+    def start(self, inputs: TrainingInputs) -> Params:
+        return dense(inputs.received["model"], inputs.initial.trained.layout)
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         share = end.config.get("up", 1.0)
@@ -50,6 +50,6 @@ class FLASC(LocalTraining):
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         """Return the context with the sent entries added; the rest of the change is lost."""
-        start = self.start(self.given(ctx))
+        start = self.start(self.inputs(ctx))
         sent = dense(reply.update.groups["model"], start.layout)
         return replace(ctx, received={**ctx.received, "model": start + sent})

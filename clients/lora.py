@@ -36,10 +36,10 @@ class LoRA(LocalTraining):
     optional: ClassVar[tuple[str, ...]] = ("head",)
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, given: TrainingInputs) -> Params:
-        initial = given.initial.trained
+    def start(self, inputs: TrainingInputs) -> Params:
+        initial = inputs.initial.trained
         received = [
-            group.select(known) for group in given.received.values() if (known := [n for n in group if n in initial])
+            group.select(known) for group in inputs.received.values() if (known := [n for n in group if n in initial])
         ]
         return adapter.resized(join(*received), adapter.shapes(initial))
 
@@ -55,7 +55,7 @@ class LoRA(LocalTraining):
         }
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
-        model = self.start(self.given(ctx))
+        model = self.start(self.inputs(ctx))
         for delta in reply.update.groups.values():
             model = model.replace(model.select(delta) + adapter.resized(delta, adapter.shapes(model)))
         state = ctx.state if reply.state is None else reply.state

@@ -68,13 +68,13 @@ class Moon(LocalTraining):
         if self.mu == 0:
             logging.getLogger(__name__).warning("mu=0: this is fedavg")
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        return given.received["model"]
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return inputs.received["model"]
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if not self.mu or not len(ctx.train):
             return super().work(name, ctx, carry)
-        models = {"received": ctx.received["model"], "previous": self.given(ctx).state}
+        models = {"received": ctx.received["model"], "previous": self.inputs(ctx).state}
         found = {whose: representations(ctx, model, self.features) for whose, model in models.items()}
         train = View({**ctx.train.take(), **found}, np.arange(len(ctx.train)))
         return super().work(name, replace(ctx, train=train), carry)

@@ -57,12 +57,12 @@ class TinyMetaFed(TinyReptile):
         super().__post_init__()
         checks.at_least(1, rebuild=self.rebuild, rebuild_steps=self.rebuild_steps)
 
-    def start(self, given: TrainingInputs) -> Params:
-        return join(given.initial.trained, given.received["model"])
+    def start(self, inputs: TrainingInputs) -> Params:
+        return join(inputs.initial.trained, inputs.received["model"])
 
     def rebuilt(self, ctx: ClientContext) -> Params:
         """Return the model with the local part trained on the first `rebuild` samples."""
-        model = self.start(self.given(ctx))
+        model = self.start(self.inputs(ctx))
         local = tuple(name for name in model if name not in ctx.config["learnt"])
         model = model.replace(ctx.initial.trained.select(local))
         if not len(ctx.train):
@@ -104,6 +104,6 @@ class TinyMetaFed(TinyReptile):
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         """Return the context with the sent changes added to the global part."""
-        learnt = self.start(self.given(ctx)).select(ctx.config["learnt"])
+        learnt = self.start(self.inputs(ctx)).select(ctx.config["learnt"])
         sent = Params.expand(learnt.layout, reply.update.groups["model"].dense())
         return replace(ctx, received={**ctx.received, "model": learnt + sent})

@@ -194,7 +194,7 @@ def test_resume_equals_one_run(config, finished, tmp_path):
     "change, message",
     [
         ("rounds=lots", "error: rounds: 'lots' is neither a number of rounds nor +number"),
-        ("rounds=2", "error: rounds: 2 is fewer than the 3 that are done"),
+        ("rounds=2", "error: rounds: 2 is less than the 3 rounds done"),
         ("client.lr=1", "error: client.lr: cannot change when a run is resumed"),
     ],
 )
