@@ -19,21 +19,22 @@ MB = 1 << 20
 PROBE = """
 import json, sys
 import fl
-from fl.execution.workers.shared import folder
+from fl.execution.workers.shared import shared_folder
 
 def memory(process, *names):
     lines = open(f"/proc/{process}/status").read().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
 
 def held(process):
-    return memory(process, "RssAnon", "RssShmem")  # without pages of files, which the system takes back when it wants them
+    # without pages of files, which the system takes back when it wants them
+    return memory(process, "RssAnon", "RssShmem")
 
 found = {}
 
 def watch(event, value):
     if event == "ready":
         watch.run = value
-        found["shared"] = sum(path.stat().st_size for path in folder().glob(value.executor.prefix + "-*"))
+        found["shared"] = sum(path.stat().st_size for path in shared_folder().glob(value.executor.prefix + "-*"))
     if event == "round":
         found["driver's peak"] = memory("self", "VmHWM")
         found["workers"] = [held(m.pid) for m in watch.run.executor.members]

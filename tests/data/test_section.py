@@ -1,4 +1,4 @@
-"""What is done to data: long tails, normalising, random crops and flips; what each client holds of it: caps, pooling."""
+"""Preprocessing of data: long tails, normalisation, crops and flips; rows of each client: caps, pooling."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,8 @@ def test_windows_by_hand():
 
 def test_the_last_fifth_of_the_speeches_is_for_testing(roles):
     data = Shakespeare(length=4, stride=3).load()
-    # role 0: 4 speeches train, "abcdefgh\nij\nkl\nmnop", the fifth tests; role 1: its one speech trains; role 2 has no sample
+    # role 0: 4 speeches train, "abcdefgh\nij\nkl\nmnop", the fifth tests; role 1: its one speech trains; role 2 has no
+    # sample
     texts = [decode(x) + "|" + VOCABULARY[y] for x, y in zip(data.train["x"], data.train["y"])]
     assert texts == ["abcd|e", "defg|h", "gh\ni|j", "ij\nk|l", "kl\nm|n", "qrst|u", "zyxw|v"]
     assert data.clients.tolist() == [0, 0, 0, 0, 0, 0, 1] and data.test is None
@@ -106,7 +107,7 @@ def test_held_rows():
     assert [period.partition.view_rows(0, "test").tolist() for period in periods] == [[3], [9]]
 
 
-# -- the real text --------------------------------------------------------------------------------------------------------
+# -- the real text ----------------------------------------------------------------------------------------------------
 @needs_data
 def test_the_real_roles():
     data = Shakespeare(target="sequence").load()

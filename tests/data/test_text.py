@@ -1,4 +1,6 @@
-"""Texts: which phrases stay, token ids beside Hugging Face's own tokenizer, and a pretrained encoder trained for a step."""
+"""Texts: which phrases stay, token ids beside Hugging Face's own tokenizer, and a pretrained encoder trained for a
+step.
+"""
 
 import numpy as np
 import pytest

@@ -41,7 +41,7 @@ def test_registered_partitions_are_disjoint_and_cover(name, options):
     assert partition.indices.dtype == partition.offsets.dtype == np.int64
 
 
-# -- iid ------------------------------------------------------------------------------------------------------------------
+# -- iid --------------------------------------------------------------------------------------------------------------
 @given(st.integers(1, 200), st.data())
 def test_iid_shares_are_equal(rows, data):
     clients = data.draw(st.integers(1, rows))
@@ -61,7 +61,7 @@ def test_iid_has_no_label_skew():
     assert skew(LABELS, *iid(3000, 10)) == pytest.approx(expected, rel=0.3)
 
 
-# -- natural --------------------------------------------------------------------------------------------------------------
+# -- natural ----------------------------------------------------------------------------------------------------------
 def test_natural_by_hand():
     indices, offsets = natural(np.array([9, -4, 9, 7, -4]))
     assert_array_equal(indices, [1, 4, 3, 0, 2])
@@ -71,7 +71,7 @@ def test_natural_by_hand():
     assert_array_equal(offsets, [0, 2, 3])
 
 
-# -- dirichlet ------------------------------------------------------------------------------------------------------------
+# -- dirichlet --------------------------------------------------------------------------------------------------------
 @given(
     labels=st.lists(st.integers(-3, 4), min_size=1, max_size=120).map(np.array),
     alpha=st.sampled_from([1e-4, 0.1, 1.0, 1e4]),
@@ -113,7 +113,8 @@ def test_proportions_do_not_underflow():
 
 
 def test_repair_by_hand():
-    """Sizes 9, 0, 7, 2, 1 to at least 2: three rows are needed; down to 7 gives two of client 0, down to 6 gives four of
+    """Sizes 9, 0, 7, 2, 1 to at least 2: three rows are needed; down to 7 gives two of client 0, down to 6 gives four
+    of
     clients 0 and 2, one too many, so client 0 keeps 7."""
     offsets = np.array([0, 9, 9, 16, 18, 19])
     order, after = repaired(np.arange(19), offsets, min_size=2)
@@ -140,7 +141,9 @@ def test_a_minimum_already_met_changes_nothing():
 
 
 def test_the_last_rows_of_a_client_are_like_its_others():
-    """Repair gives the last rows away and must not give one class. Drawn n of N rows, a count has deviation sqrt(n p q)."""
+    """Repair gives the last rows away and must not give one class. Drawn n of N rows, a count has deviation sqrt(n p
+    q).
+    """
     labels = np.repeat([0, 1], 1500)
     indices, offsets = dirichlet(labels, 3, alpha=5.0)
     for rows in np.split(indices, offsets[1:-1]):

@@ -1,4 +1,4 @@
-"""What lasts: records in segments, states of clients, checkpoints, streams; and what is left when a run dies anywhere."""
+"""Storage: records in segments, client states, checkpoints, streams, and what survives a crash."""
 
 import shutil
 from contextlib import closing
@@ -222,7 +222,9 @@ def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
     )
 )
 def test_whatever_dies_the_committed_states_stand(tmp_path_factory, rounds):
-    """go: a round commits; die: the process ends before its commit; crash: between the commit of states and its record."""
+    """go: a round commits; die: the process ends before its commit; crash: between the commit of states and its
+    record.
+    """
     folder = tmp_path_factory.mktemp("clients")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client_states, "COMPACT_ABOVE", 0)

@@ -76,7 +76,7 @@ def test_columns_times_the_weight_are_the_convolution(settings):
 
 def test_grouped_convolutions_are_refused():
     module = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
-    with pytest.raises(ValueError, match="protects: 0.weight is of a convolution in 2 groups"):
+    with pytest.raises(ValueError, match="protects: 0.weight belongs to a convolution with 2 groups"):
         subspace.protected(module, module_params(module), None, ())
 
 

@@ -213,7 +213,9 @@ def test_bad_settings_are_refused(make, message):
 
 
 def test_when_enough_are_there(tmp_path):
-    """At 0: 3, 40, 41. At 10 also 12; at 20 also 50 but not 12; 30: without 3. All five: at 110 (cycles of 100 and 50), 40, 41 from 100."""
+    """At 0: 3, 40, 41. At 10 also 12; at 20 also 50 but not 12; 30: without 3. All five: at 110 (cycles of 100 and
+    50), 40, 41 from 100.
+    """
     world = System(devices=Identical(ms_per_sample=1), availability=trace(tmp_path, ENTRIES)).draw(0, 5)
     assert world.opens(3, 0.0) == 0 and world.opens(4, 0.0) == 10 and world.opens(6, 0.0) == np.inf
     assert_array_equal(world.available(10.0), [0, 1, 2, 3])

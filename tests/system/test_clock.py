@@ -1,4 +1,6 @@
-"""Asynchronous servers: periods in closed form, every start accounted for, and a stored state that goes on as if nothing had been."""
+"""Asynchronous servers: periods in closed form, every start accounted for, and a stored state that goes on as if
+nothing had been.
+"""
 
 import re
 from pathlib import Path
@@ -76,7 +78,9 @@ def test_ties_come_in_the_order_of_starts():
 
 
 def test_tiers_by_hand():
-    """Tiers {0, 1} with rounds of 2 s and {2, 3} with rounds of 20 s, whose clients started first when both end at 20 s."""
+    """Tiers {0, 1} with rounds of 2 s and {2, 3} with rounds of 20 s, whose clients started first when both end at 20
+    s.
+    """
     _, acts = (c := of(Tiered(tiers=2, clients=2), [1.0, 2.0, 10.0, 20.0])).run(c.begin(), 12)
     assert [act.time for act in acts] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20, 22]
     assert [act.tier for act in acts] == [0] * 9 + [1, 0, 0]
@@ -200,7 +204,9 @@ def test_who_starts_is_there_and_who_goes_away_fails():
 
 
 def test_a_slot_stays_free_until_somebody_comes(tmp_path):
-    """Two clients, there from 10 to 13 and from 30 to 100 of every 100 s, trips of 4 s: a failure at 13, the first step at 34."""
+    """Two clients, there from 10 to 13 and from 30 to 100 of every 100 s, trips of 4 s: a failure at 13, the first
+    step at 34.
+    """
     windows = {str(i): {"active": [10, 30], "inactive": [13, 100], "finish_time": 100} for i in range(2)}
     (tmp_path / "w.json").write_text(str(windows).replace("'", '"'))
     world = SimulatedSystem(0, Identical(ms_per_sample=1).draw(0, 2), Windows(path=str(tmp_path / "w.json")).draw(0, 2))

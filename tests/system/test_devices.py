@@ -1,4 +1,6 @@
-"""Devices: what is drawn has the law it claims, whoever else there is; traces are read or refused with the row and the reason."""
+"""Devices: what is drawn has the law it claims, whoever else there is; traces are read or refused with the row and the
+reason.
+"""
 
 import json
 
@@ -34,7 +36,9 @@ def columns(devices):
 
 
 def kolmogorov(sample, law) -> float:
-    """The greatest distance of the sample's distribution from the law, times sqrt(n): above 1.95 in one of 1,000 cases."""
+    """The greatest distance of the sample's distribution from the law, times sqrt(n): above 1.95 in one of 1,000
+    cases.
+    """
     return scipy.stats.kstest(sample, law.cdf).statistic * np.sqrt(len(sample))
 
 

@@ -236,7 +236,9 @@ def test_a_clients_round_does_not_depend_on_the_population():
 
 
 def test_joules_by_hand():
-    """Client 0 whole: 2 W * 1 s + 1 W * 1.7 s; cut off after 1.1 s: 2 * 0.5 + 0.6; client 1 after 3.6 s: 3 * 2 + 0.5 * 1.6."""
+    """Client 0 whole: 2 W * 1 s + 1 W * 1.7 s; cut off after 1.1 s: 2 * 0.5 + 0.6; client 1 after 3.6 s: 3 * 2 + 0.5 *
+    1.6.
+    """
     assert_allclose(WORLD.joules([0, 0, 1], TIMES[np.array([0, 0, 1])], np.array([2.7, 1.1, 3.6])), [3.7, 1.6, 6.8])
     assert np.isnan(WORLD.joules([2], TIMES[np.array([2])], np.array([1.0])))[0]
 
