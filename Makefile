@@ -11,24 +11,23 @@ PINS := setup.cfg pyproject.toml constraints.txt
 
 SHARED := -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast lint types bench clean
+.PHONY: demo test test-fast check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/fl run experiments/quickstart.yaml
 
-test: lint
+test: check
 	$(BIN)/python -m pytest $(SHARED)
 
-test-fast: lint
+test-fast: check
 	$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
-lint: $(VENV)/.installed-dev
+# formatter, linter, types: under a minute
+check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-
-types: $(VENV)/.installed-dev
-	$(BIN)/mypy fl
+	$(BIN)/mypy fl strategies clients partitions
 
 bench: $(VENV)/.installed
 	$(BIN)/fl bench

@@ -1,9 +1,10 @@
-"""FedEWC's client: local training with a spring at every weight, and the diagonal Fisher information when a task ends.
+"""FedEWC's client: local training with a spring at every weight; the diagonal Fisher information when a task ends.
 
     work train:   g <- g + lam (F w - b),  F and b = sum_t F_t w*_t from the server (nothing in the first task)
-    work fisher:  F_i = 1/n_i sum_s (d loss(w; x_s, y_s) / dw)^2,  sample by sample, at the received model, in evaluation mode
+    work fisher:  F_i = 1/n_i sum_s (d loss(w; x_s, y_s) / dw)^2,  per sample, at the received model, in evaluation mode
 
-Kirkpatrick et al. 2017, arXiv:1612.00796; the labels are the samples' own (empirical Fisher).  Neutral: lam=0.
+Kirkpatrick et al. 2017, arXiv:1612.00796; the labels are the samples' own (empirical Fisher).
+Equals FedAvg: lam=0.
 """
 
 from __future__ import annotations
@@ -14,25 +15,22 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fl.method.context import ClientContext, Reply
-from fl.method.local_training import LocalTraining
-from fl.method.messages import Update
-from fl.registry import register
-from fl.tensors.params import Params, zeros_like
+from fl import ClientContext, LocalTraining, Params, Reply, StepContext, Tree, Update, register, zeros_like
 
-ELEMENTS = 1 << 22  # of the gradients that are held at once
+ELEMENTS = 1 << 22  # elements of the gradients that are held at once
 
 
 def spring(params: Params, fisher: Params, pull: Params, lam: float) -> Params:
-    """lam (F w - b), the gradient of lam/2 sum_t F_t (w - w*_t)^2, with F = sum F_t and b = sum F_t w*_t."""
+    """Return lam (F w - b), the gradient of lam/2 sum_t F_t (w - w*_t)^2, with F = sum F_t and b = sum F_t w*_t."""
     return lam * (fisher * params - pull)
 
 
 def fisher(ctx: ClientContext, model: Params) -> Params:
-    """The mean of squared per-sample gradients over the client's training data; zeros without any."""
+    """Return the mean of squared per-sample gradients over the client's training data; zeros without data."""
     net, total = ctx.net(model), zeros_like(model)
+    assert isinstance(net, nn.Module)
 
     def loss(tensors: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> Tensor:
         batch = {name: value[None] for name, value in sample.items()}
@@ -49,10 +47,12 @@ def fisher(ctx: ClientContext, model: Params) -> Params:
 @register("client", "fedewc")
 @dataclass(frozen=True, kw_only=True)
 class FedEWC(LocalTraining):
+    """Local training with elastic weight consolidation; its weight comes with the broadcast."""
+
     sends: ClassVar[tuple[str, ...]] = ("model", "fisher")
     receives: ClassVar[tuple[str, ...]] = ("model", "lam")
 
-    def gradient(self, grad, params, at):
+    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
         past, trains = at.received.get("past"), at.phase.trains
         if past is None or not at.config["lam"]:
             return grad
@@ -68,7 +68,7 @@ class FedEWC(LocalTraining):
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         return sizes if name == "fisher" else np.zeros_like(sizes)
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if name == "fisher":
             return Reply(Update({"fisher": fisher(ctx, ctx.received["model"])}, len(ctx.train)))
         return super().work(name, ctx, carry)

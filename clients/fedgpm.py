@@ -1,7 +1,8 @@
-"""FedGPM's client: local steps along gradients without their part in what old tasks' inputs span.    g <- g - (g U) U^T
+"""FedGPM's client: local steps along gradients outside the subspace of old tasks' inputs.    g <- g - (g U) U^T
 
-Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, Algorithm 1. U comes down once per task (group basis), and after a task the client sends
-what its layers' inputs span, as FOT's does.  Neutral: without a memory it is plain local training, to the bit in a loop.
+Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, Algorithm 1.  U goes down once per task (group basis); after a task the
+client sends statistics of its layers' inputs, as FOT's does.
+Equals FedAvg: without a basis it is plain local training, equal bits in the loop.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.fot import FOT
-from fl.registry import register
-from fl.tensors import subspace
+from fl import Params, StepContext, register, subspace
 
 
 @register("client", "fedgpm")
 @dataclass(frozen=True, kw_only=True)
 class FedGPM(FOT):
-    def gradient(self, grad, params, at):
-        memory = at.received.get("basis", {})
-        return (
-            grad.replace({n: subspace.project(grad[n], u) for n, u in memory.items() if n in grad}) if memory else grad
-        )
+    """Local training with projected gradients."""
+
+    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
+        basis = at.received.get("basis", {})
+        return grad.replace({n: subspace.project(grad[n], u) for n, u in basis.items() if n in grad}) if basis else grad

@@ -1,13 +1,17 @@
-"""FedLwF's client: local training on the labels and on what the teacher says of the same samples.
+"""FedLwF's client: local training on the labels and on the teacher's outputs for the same samples.
 
-    loss_s = L(z_s, y_s) + weight * T^2 * KL(softmax(t_s / T) || softmax(z_s / T)),    t_s the teacher's outputs, z_s the model's
+    loss_s = L(z_s, y_s) + weight * T^2 * KL(softmax(t_s / T) || softmax(z_s / T))
+    t_s: outputs of the teacher,  z_s: outputs of the model
 
-Li, Hoiem 2016, arXiv:1606.09282; T^2 keeps the size of gradients as in Hinton, Vinyals, Dean 2015, arXiv:1503.02531. The teacher is
-asked once per sample, in evaluation mode, before training. In the first task there is none.  Neutral: weight=0.
+Li, Hoiem 2016, arXiv:1606.09282; T^2 keeps the size of gradients as in Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
+The teacher's outputs are computed once per sample, in evaluation mode, before training.  In the first task there is
+no teacher.
+Equals FedAvg: weight=0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,15 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl.data.views import View
-from fl.method.local_training import LocalTraining
-from fl.registry import register
+from fl import Batch, ClientContext, LocalTraining, Reply, StepContext, Task, Tree, View, register
 
 BLOCK = 256  # samples per forward pass of the teacher
 
 
 def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """(B,): T^2 KL(softmax(teacher / T) || softmax(outputs / T)), both (B, K)."""
+    """Return T^2 KL(softmax(teacher / T) || softmax(outputs / T)), (B,); both are (B, K)."""
     student = F.log_softmax(outputs / temperature, -1)
     target = F.log_softmax(teacher / temperature, -1)
     return temperature**2 * (target.exp() * (target - student)).sum(-1)
@@ -33,22 +35,24 @@ def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor
 @register("client", "fedlwf")
 @dataclass(frozen=True, kw_only=True)
 class FedLwF(LocalTraining):
+    """Local training with distillation; its weight and temperature come with the broadcast."""
+
     receives: ClassVar[tuple[str, ...]] = ("model", "weight", "temperature")
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if "teacher" in ctx.received and ctx.config["weight"] and len(ctx.train):
             batch, net = ctx.train.take(), ctx.net(ctx.received["teacher"])
             with torch.no_grad():
-                outputs = torch.cat([net(x) for x in batch["x"].split(BLOCK)])
+                outputs = torch.cat([net(x) for x in torch.split(batch["x"], BLOCK)])
             ctx = replace(ctx, train=View({**batch, "teacher": outputs}, np.arange(len(ctx.train))))
         return super().work(name, ctx, carry)
 
-    def objective(self, net, batch, at, task):
+    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
         outputs = net(batch["x"])
         loss = task.loss(outputs, batch)
         if "teacher" not in batch:
             return loss
-        # a task that asks of a slice of the outputs: the slices before it are the old tasks'
+        # if the task uses a slice of the outputs, the outputs before that slice belong to old tasks
         old = slice(getattr(task, "low", 0) or None)
         distilled = distillation(outputs[..., old], batch["teacher"][..., old], at.config["temperature"])
         return loss + at.config["weight"] * distilled

@@ -1,30 +1,30 @@
-"""FedProto: local models whose class means of representations are held near everybody's.
+"""FedProto: local models whose class means of representations stay near the global ones.
 
-    loss + lam * sum_{k in batch} |c_k - C_k|^2 / D          c_k: mean representation of the batch's samples of class k, (D,)
-    send after training, for each class of the training data:  c_k over all samples of it, and their number
+    loss + lam * sum_{k in batch} |c_k - C_k|^2 / D     c_k: mean representation of the batch's samples of class k, (D,)
+    send after training, for each class of the training data:  c_k over all its samples, and their number
 
-Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  C_k is what was received; classes without one
-are left out.  The squared distance is a mean over the D coordinates, as in the authors' program (which takes it of each sample,
-not of the class mean).  The representation is what the layer `features` gives (default: what goes into the last layer).
-predict: `prototypes` answers with the nearest C_k, scores -|z - C_k|^2, a class without C_k 30 below the farthest; `head`
-(and before there are prototypes) with the model's outputs.  lam=0 with `head` is local training.
-Loop only: representations are heard inside the module.
+Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  C_k is the received prototype; classes
+without one are left out.  The squared distance is a mean over the D coordinates, as in the authors' program (which
+takes it for each sample, not for the class mean).
+predict: `prototypes` scores class k by -|z - C_k|^2, and a class without C_k 30 below the farthest; `head` (and any
+client before there are prototypes) uses the model's outputs. Loop only: representations are recorded inside the
+module.
+Equals local training: lam=0 with `head`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.local import Local
-from clients.measure import representations, tapped
-from fl.method.context import Reply
-from fl.registry import register
-from fl.tensors.sparse import Table
+from clients.measure import features_of, representations
+from fl import Batch, ClientContext, Reply, StepContext, Table, Task, Tree, checks, register
 
 
 def class_means(z: Tensor, y: Tensor) -> Table:
@@ -35,15 +35,18 @@ def class_means(z: Tensor, y: Tensor) -> Table:
 
 
 def pull(z: Tensor, y: Tensor, prototypes: Table) -> Tensor:
-    """(): sum over the classes of y that have a prototype of |class mean - prototype|^2 / D."""
-    own = class_means(z, y)
-    known = torch.isin(own.keys, prototypes.keys)
-    there = torch.searchsorted(prototypes.keys, own.keys[known])
-    return (own.values[known] - prototypes.values[there]).square().mean(1).sum()
+    """Return the sum of |class mean - prototype|^2 / D over the classes of y that have a prototype, a tensor ()."""
+    means = class_means(z, y)
+    known = torch.isin(means.keys, prototypes.keys)
+    rows = torch.searchsorted(prototypes.keys, means.keys[known])
+    return (means.values[known] - prototypes.values[rows]).square().mean(1).sum()
 
 
 def nearness(z: Tensor, prototypes: Table, classes: int) -> Tensor:
-    """(B, D) -> (B, classes): minus the squared distance to each prototype; where there is none, 30 below the lowest."""
+    """Return scores (B, classes): minus the squared distance to each prototype.
+
+    A class without a prototype scores 30 below the lowest.
+    """
     found = -(z[:, None] - prototypes.values).square().sum(-1)
     scores = (found.min(1, keepdim=True).values - 30).repeat(1, classes)
     scores[:, prototypes.keys] = found
@@ -53,6 +56,14 @@ def nearness(z: Tensor, prototypes: Table, classes: int) -> Tensor:
 @register("client", "fedproto")
 @dataclass(frozen=True, kw_only=True)
 class FedProto(Local):
+    """Local training with class means near the received prototypes.
+
+    Args:
+        lam: weight of the distance to the prototypes, at least 0. 0 is local training.
+        features: name of the layer whose outputs are the representations. Default: the inputs of the last layer.
+        predict: `prototypes` predicts by the nearest prototype, `head` by the model's outputs.
+    """
+
     lam: float = 1.0
     features: str | None = None
     predict: Literal["prototypes", "head"] = "prototypes"
@@ -60,41 +71,40 @@ class FedProto(Local):
     sends: ClassVar[tuple[str, ...]] = ("prototypes",)
     receives: ClassVar[tuple[str, ...]] = ("prototypes",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lam < 0:
-            raise ValueError(f"lam: {self.lam} is negative; 0 leaves local training")
-        if self.predict not in ("prototypes", "head"):
-            raise ValueError(f"predict: {self.predict!r} is not one of ['prototypes', 'head']")
+        checks.not_negative(lam=self.lam, hint="0 is local training")
+        checks.one_of(("prototypes", "head"), predict=self.predict)
         if self.lam == 0:
             logging.getLogger(__name__).warning("lam=0: this trains as local does")
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         y = ctx.train.arrays["y"]
         if y.is_floating_point() or y.ndim != 1:
             raise ValueError(
                 f"prototypes are means by class; y is {tuple(y.shape)} of {y.dtype}. Use a classification task"
             )
         reply = super().work(name, ctx, carry)
-        own = class_means(representations(ctx, reply.state, self.features), ctx.train.take()["y"])
-        return Reply(replace(reply.update, groups={"prototypes": own}), reply.state)
+        means = class_means(representations(ctx, reply.state, self.features), ctx.train.take()["y"])
+        return Reply(replace(reply.update, groups={"prototypes": means}), reply.state)
 
-    def objective(self, net, batch, at, task):
+    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
         prototypes = at.received["prototypes"]
         if not self.lam or not len(prototypes.keys):
             return task.loss(net(batch["x"]), batch)
-        with tapped(net, self.features) as heard:
+        assert isinstance(net, nn.Module)  # trained in the loop
+        with features_of(net, self.features) as recorded:
             losses = task.loss(net(batch["x"]), batch)
-        return losses + self.lam * pull(heard[0], batch["y"], prototypes)
+        return losses + self.lam * pull(recorded[0][1].flatten(1), batch["y"], prototypes)
 
-    def predictor(self, ctx):
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         net, prototypes = super().predictor(ctx), ctx.received["prototypes"]
         if self.predict == "head" or not len(prototypes.keys):
             return net
 
-        def nearest(x):
-            with tapped(net, self.features) as heard:
+        def nearest(x: Tensor) -> Tensor:
+            with features_of(ctx.module, self.features) as recorded:
                 outputs = net(x)
-            return nearness(heard[0], prototypes, outputs.shape[-1])
+            return nearness(recorded[0][1].flatten(1), prototypes, outputs.shape[-1])
 
         return nearest

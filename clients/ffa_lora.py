@@ -1,6 +1,6 @@
-"""FFA-LoRA: train B, and the head, beside an A that stays as the run began.
+"""FFA-LoRA: train B, and the head, with an A that keeps its initial values.
 
-    (B, head) <- local steps from what was received, A = its first value;    send local minus received
+    (B, head) <- local steps from the received values, A = its initial values;    send local minus received
 
 Sun, Li, Li, Ding 2024, arXiv:2403.12313.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.lora import LoRA
-from fl.models import adapter
-from fl.registry import register
+from fl import Params, TrainingInputs, adapter, register
 
 
 @register("client", "ffa_lora")
 @dataclass(frozen=True, kw_only=True)
 class FFALoRA(LoRA):
-    def start(self, given):
+    """Local training of the B halves of adapters (and a head)."""
+
+    def start(self, given: TrainingInputs) -> Params:
         model = super().start(given)
         frozen = set(adapter.first(model))
         return model.select([name for name in model if name not in frozen])

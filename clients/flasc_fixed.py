@@ -1,33 +1,32 @@
-"""Training of what was received alone:    g <- M * g;    send those entries of the change
+"""Local training of the received entries only:    g <- M * g;    send those entries of the change
 
-Kuo et al. 2024, arXiv:2406.05233, the baseline with a fixed mask M: the positions that the broadcast has.
+Kuo et al. 2024, arXiv:2406.05233, the baseline with a fixed mask M: the positions of the broadcast's entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from clients.flasc import FLASC
-from fl.registry import register
-from fl.tensors.params import Params
-from fl.tensors.sparse import Sparse
+from fl import Params, Sparse, StepContext, TrainingResult, Tree, register
 
 
 @register("client", "flasc_fixed")
 @dataclass(frozen=True, kw_only=True)
 class FLASCFixed(FLASC):
-    """Sends what it received: those entries, and no others, are trained."""
+    """Trains and sends only the entries that it received."""
 
-    def gradient(self, grad, params, at):
+    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
         model = at.received["model"]
         if isinstance(model, Params):
             return grad
         mask = Sparse(model.positions, torch.ones_like(model.values), model.size).dense()
         return grad * Params.expand(grad.layout, mask.expand(*grad.batch, -1).contiguous())
 
-    def finish(self, end):
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         model = end.received["model"]
         if isinstance(model, Params):
             return {"model": end.delta}, None

@@ -1,27 +1,31 @@
-"""FLoRA: train fresh adapters on weights that have taken in those of the rounds before.
+"""FLoRA: train fresh adapters on base weights that include the adapters of earlier rounds.
 
-    W <- W0 + received increments;    A <- drawn by the round's number, B <- 0;    (A, B, head) <- local steps;    send the change
+    W <- W0 + received increments;    A <- drawn from the round's number, B <- 0
+    (A, B, head) <- local steps;    send the change
 
-Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976. The first A is the model's own; a client of rank r has its first r rows.
+Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976.  The first A is the model's own; a client of rank r has its
+first r rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.fedex_lora import FedExLoRA
-from fl.models import adapter
-from fl.registry import register
+from fl import ClientContext, Params, Reply, TrainingInputs, TrainingResult, Tree, adapter, register
 
 
 @register("client", "flora")
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(FedExLoRA):
+    """Local training of fresh adapters on changed base weights."""
+
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, given):
-        if "draw" not in given.config:  # after its own training a client goes on with what it has
+    def start(self, given: TrainingInputs) -> Params:
+        if "draw" not in given.config:  # after its own training a client continues with its adapters
             return super().start(given)
         initial = given.initial.trained
         fresh = adapter.redrawn(initial, given.config["draw"])
@@ -29,11 +33,11 @@ class FLoRA(FedExLoRA):
             fresh = adapter.resized(adapter.at_rank(fresh, given.config["rank"]), adapter.shapes(initial))
         return fresh.replace(given.received["head"]) if "head" in given.received else fresh
 
-    def finish(self, end):
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         head = set(adapter.head(end.delta))
         pairs = end.delta.select([name for name in end.delta if name not in head])
         pairs = adapter.at_rank(pairs, end.config["rank"]) if "rank" in end.config else pairs
         return {"model": pairs} | ({"head": end.delta.select(head)} if head else {}), None
 
-    def context_after_training(self, ctx, reply):
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         return replace(super().context_after_training(ctx, reply), config={})

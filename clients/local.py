@@ -1,31 +1,33 @@
-"""Each client on its own: its model is its state, and nothing is sent.
+"""Each client alone: its model is its state, and nothing is sent.    w_i <- local steps from w_i
 
-w_i <- local steps from w_i, which begins as the run's first model
+w_i starts with the initial values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl.method.local_training import LocalTraining
-from fl.registry import register
+from fl import ClientContext, LocalTraining, Params, Reply, TrainingInputs, TrainingResult, Tree, register
 
 
 @register("client", "local")
 @dataclass(frozen=True, kw_only=True)
 class Local(LocalTraining):
+    """Local training of the client's own model."""
+
     sends: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def first_state(self, given):
+    def first_state(self, given: TrainingInputs) -> Tree:
         return given.initial.trained
 
-    def start(self, given):
+    def start(self, given: TrainingInputs) -> Params:
         return given.state
 
-    def finish(self, end):
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {}, end.params
 
-    def context_after_training(self, ctx, reply):
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         return replace(ctx, state=reply.state)

@@ -1,51 +1,62 @@
-"""Train the adapters that are received, and send back by how much they changed.
+"""Train the received adapters, and send their change.
 
-    (A, B, head) <- local steps from what was received;    send local minus received, group by group
+    (A, B, head) <- local steps from the received values;    send local minus received, group by group
 
-Only what is received is trained; the rest of the adapters is as the run began. Factors may come at a rank below the model's: the
-missing rows of A and columns of B are zeros, and as the gradient of either half of a pair is a multiple of the other half,
-gradient steps keep them at zero exactly; what is sent has the rank that was received.
+Only received tensors are trained; other adapters keep their initial values.  Factors may come at a rank below the
+model's: the missing rows of A and columns of B are zeros. The gradient of either half of a pair is a multiple of the
+other half, so gradient steps keep them at exactly zero; the message has the received rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl.method.local_training import LocalTraining
-from fl.models import adapter
-from fl.registry import register
-from fl.tensors.params import join
+from fl import (
+    ClientContext,
+    LocalTraining,
+    Params,
+    Reply,
+    TrainingInputs,
+    TrainingResult,
+    Tree,
+    adapter,
+    join,
+    register,
+)
 
 
 @register("client", "lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA(LocalTraining):
+    """Local training of received adapters (and a head)."""
+
     sends: ClassVar[tuple[str, ...]] = ("model", "head")
     optional: ClassVar[tuple[str, ...]] = ("head",)
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, given):
+    def start(self, given: TrainingInputs) -> Params:
         initial = given.initial.trained
         received = [
-            group.select(own) for group in given.received.values() if (own := [n for n in group if n in initial])
+            group.select(known) for group in given.received.values() if (known := [n for n in group if n in initial])
         ]
         return adapter.resized(join(*received), adapter.shapes(initial))
 
-    def finish(self, end):
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return self.sent(end.delta, end.received), None
 
-    def sent(self, delta, received):
-        """Of the groups `received`, the change of each, at the rank it came in."""
+    def sent(self, delta: Params, received: Mapping[str, Tree]) -> dict[str, Params]:
+        """Return the change of each received group, at the rank that it was received in."""
         return {
             name: adapter.resized(delta.select(group), adapter.shapes(group))
             for name, group in received.items()
             if name in self.sends
         }
 
-    def context_after_training(self, ctx, reply):
-        begun = self.start(self.inputs(ctx))
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+        model = self.start(self.inputs(ctx))
         for delta in reply.update.groups.values():
-            begun = begun.replace(begun.select(delta) + adapter.resized(delta, adapter.shapes(begun)))
+            model = model.replace(model.select(delta) + adapter.resized(delta, adapter.shapes(model)))
         state = ctx.state if reply.state is None else reply.state
-        return replace(ctx, received={**ctx.received, "model": begun}, state=state)
+        return replace(ctx, received={**ctx.received, "model": model}, state=state)

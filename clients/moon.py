@@ -1,33 +1,47 @@
-"""MOON: representations drawn to those of the received model, away from those of one's own last one.
+"""MOON: representations are pulled to those of the received model and pushed away from those of the client's last one.
 
-    loss + mu * contrast,    contrast = -log( e^(s(z, z_received) / T) / (e^(s(z, z_received) / T) + e^(s(z, z_previous) / T)) )
+    loss + mu * contrast
+    contrast = -log( e^(s(z, z_received) / T) / (e^(s(z, z_received) / T) + e^(s(z, z_previous) / T)) )
 
-Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z what the layer `features` gives (default: what goes
-into the last layer).  A client keeps the model it arrived at and contrasts with it next time; the first time that is the
-received model, so that the contrast pulls nowhere (in the authors' program: the client's first weights).  z_received and
-z_previous are computed once a round, without dropout.
-Differs from the paper: no projection head of its own; name a layer of the model that is one.
-Loop only: representations are heard inside the module.  Neutral: mu=0.
+Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z the output of the layer `features` (default: the
+input of the last layer).  A client keeps its trained model and contrasts with it next time; the first time it
+contrasts with the received model, so the contrast has no gradient (in the authors' program: the client's initial
+weights).  z_received and z_previous are computed once a round, without dropout.
+Differs from the paper: no projection head of its own; name a layer of the model to use one.
+Loop only: representations are recorded inside the module.
+Equals FedAvg: mu=0.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from clients.measure import representations, tapped
-from fl.data.views import View
-from fl.method.local_training import LocalTraining
-from fl.registry import register
+from clients.measure import features_of, representations
+from fl import (
+    Batch,
+    ClientContext,
+    LocalTraining,
+    Reply,
+    StepContext,
+    Task,
+    TrainingInputs,
+    TrainingResult,
+    Tree,
+    View,
+    checks,
+    register,
+)
 
 
 def contrast(z: Tensor, received: Tensor, previous: Tensor, temperature: float) -> Tensor:
-    """(B, D) three times -> (B,): the contrastive loss of each sample."""
+    """Return the contrastive loss of each sample, (B,), from three (B, D)."""
     cosines = [F.cosine_similarity(z, other) for other in (received, previous)]
     return -F.log_softmax(torch.stack(cosines, 1) / temperature, 1)[:, 0]
 
@@ -35,38 +49,45 @@ def contrast(z: Tensor, received: Tensor, previous: Tensor, temperature: float) 
 @register("client", "moon")
 @dataclass(frozen=True, kw_only=True)
 class Moon(LocalTraining):
+    """Local training with a model-contrastive loss.
+
+    Args:
+        mu: weight of the contrastive loss, at least 0. 0 is FedAvg.
+        temperature: temperature T of the contrastive loss, positive.
+        features: name of the layer whose outputs are the representations. Default: the inputs of the last layer.
+    """
+
     mu: float = 1.0
     temperature: float = 0.5
     features: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mu < 0:
-            raise ValueError(f"mu: {self.mu} is negative; 0 is plain local training")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: {self.temperature} is not positive")
+        checks.not_negative(mu=self.mu, hint="0 is plain local training")
+        checks.positive(temperature=self.temperature)
         if self.mu == 0:
             logging.getLogger(__name__).warning("mu=0: this is fedavg")
 
-    def first_state(self, given):
+    def first_state(self, given: TrainingInputs) -> Tree:
         return given.received["model"]
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if not self.mu or not len(ctx.train):
             return super().work(name, ctx, carry)
         models = {"received": ctx.received["model"], "previous": self.inputs(ctx).state}
-        heard = {whose: representations(ctx, model, self.features) for whose, model in models.items()}
-        train = View({**ctx.train.take(), **heard}, np.arange(len(ctx.train)))
+        found = {whose: representations(ctx, model, self.features) for whose, model in models.items()}
+        train = View({**ctx.train.take(), **found}, np.arange(len(ctx.train)))
         return super().work(name, replace(ctx, train=train), carry)
 
-    def objective(self, net, batch, at, task):
+    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
         if not self.mu:
             return task.loss(net(batch["x"]), batch)
-        with tapped(net, self.features) as heard:
+        assert isinstance(net, nn.Module)  # trained in the loop
+        with features_of(net, self.features) as recorded:
             outputs = net(batch["x"])
         return task.loss(outputs, batch) + self.mu * contrast(
-            heard[0], batch["received"], batch["previous"], self.temperature
+            recorded[0][1].flatten(1), batch["received"], batch["previous"], self.temperature
         )
 
-    def finish(self, end):
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {"model": end.delta}, end.params

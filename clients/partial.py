@@ -1,41 +1,42 @@
-"""A part of the model is the client's own: the base of FedPer, LG-FedAvg, FedBN and FedRep.
+"""One part of the model is private: the client of FedPer, LG-FedAvg and FedBN, and the base of FedRep's.
 
-    (u, v_i) <- local steps from (received u, own v_i);    send u - received u;    keep v_i
+    (u, v_i) <- local steps from (received u, private v_i);    send u - received u;    keep v_i
 
-Which tensors are its own comes with the broadcast (config "own"). They begin as the run's first ones.
+The names of the private tensors come with the broadcast (config "private"). v_i starts with the initial values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fl.method.local_training import LocalTraining
-from fl.registry import register
-from fl.tensors.params import join
+from fl import ClientContext, LocalTraining, Params, Reply, TrainingInputs, TrainingResult, Tree, join, register
 
 
 @register("client", "partial")
 @dataclass(frozen=True, kw_only=True)
 class Partial(LocalTraining):
-    def first_state(self, given):
-        own = given.config.get("own", ())
-        return given.initial.trained.select(own) if own else None
+    """Local training of shared and private tensors together; only the shared ones are sent."""
 
-    def start(self, given):
+    def first_state(self, given: TrainingInputs) -> Tree:
+        private = given.config.get("private", ())
+        return given.initial.trained.select(private) if private else None
+
+    def start(self, given: TrainingInputs) -> Params:
         received = given.received["model"]
         return received if given.state is None else join(received, given.state)
 
-    def finish(self, end):
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         if end.state is None:
             return {"model": end.delta}, None
-        return {"model": end.delta.select(shared(end))}, end.params.select(end.state)
+        return {"model": end.delta.select(shared_names(end))}, end.params.select(end.state)
 
-    def context_after_training(self, ctx, reply):
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         received, change = ctx.received["model"], reply.update.groups["model"]
         return replace(ctx, received={**ctx.received, "model": received.added(change)}, state=reply.state)
 
 
-def shared(given) -> list[str]:
-    """The names that are not the client's own. (An evaluation sends the whole model.)"""
-    own = set(given.config.get("own", ()))
-    return [name for name in given.received["model"] if name not in own]
+def shared_names(given: TrainingInputs | ClientContext) -> list[str]:
+    """Return the names of the received tensors that are not private. (An evaluation sends the whole model.)"""
+    private = set(given.config.get("private", ()))
+    return [name for name in given.received["model"] if name not in private]

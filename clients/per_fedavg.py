@@ -2,10 +2,11 @@
 
     w <- w - beta (I - alpha H(w)) grad f(w - alpha grad f(w; D); D'),    H the Hessian on D''
 
-Fallah, Mokhtari, Ozdaglar 2020, arXiv:2002.07948, Algorithm 1. fo drops H; hf takes H g as (grad f(w + delta g) - grad f(w - delta g)) / (2 delta),
-on D''. The three batches come from three shuffles, each with Dropout masks of its own. Predicts after one step of alpha
-on all of the client's training data, in evaluation mode. `optimiser` takes the outer step. Neutral: alpha=0 is FedAvg,
-to the bit in a loop.
+Fallah, Mokhtari, Ozdaglar 2020, arXiv:2002.07948, Algorithm 1.  fo drops H; hf takes H g as (grad f(w + delta g) -
+grad f(w - delta g)) / (2 delta), on D''.  The three batches come from three shuffles, each with its own Dropout
+masks.  The client predicts after one step of alpha on all of its training data, in evaluation mode.  `optimiser`
+takes the outer step.
+Equals FedAvg: alpha=0, equal bits in the loop.
 """
 
 from __future__ import annotations
@@ -18,18 +19,13 @@ from typing import Literal
 from torch import Tensor
 
 from clients.personal import Personal
-from fl.execution.training.steps import Descent, LocalSteps
-from fl.method.context import ClientContext, Reply
-from fl.method.messages import Update
-from fl.registry import register
-from fl.tensors.params import Params, zeros_like
-from fl.tensors.trees import Tree
+from fl import ClientContext, Descent, LocalSteps, Params, Reply, Tree, Update, checks, register, zeros_like
 
 BLOCK = 256  # samples per forward pass of the step before predicting
 
 
 def hessian_free(gradient: Callable[[Params], Params], w: Params, g: Params, delta: float) -> Params:
-    """H(w) g by central differences of the gradient."""
+    """Return H(w) g by central differences of the gradient."""
     return (gradient(w + delta * g) - gradient(w - delta * g)) / (2 * delta)
 
 
@@ -40,7 +36,7 @@ class PerFedAvg(Personal):
 
     Args:
         alpha: learning rate of that one step, at least 0. 0 is FedAvg.
-        kind: `fo` leaves the Hessian out, `hf` takes its product with the gradient from a difference of two gradients.
+        kind: `fo` drops the Hessian, `hf` takes its product with the gradient from a difference of two gradients.
         delta: distance of the two gradients of `hf`, positive.
     """
 
@@ -50,12 +46,9 @@ class PerFedAvg(Personal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("fo", "hf"):
-            raise ValueError(f"kind: {self.kind!r} is not one of ['fo', 'hf']")
-        if self.alpha < 0:
-            raise ValueError(f"alpha: {self.alpha} is negative; 0 is FedAvg")
-        if self.delta <= 0:
-            raise ValueError(f"delta: {self.delta} is not positive; kind: fo takes no differences")
+        checks.one_of(("fo", "hf"), kind=self.kind)
+        checks.not_negative(alpha=self.alpha, hint="0 is FedAvg")
+        checks.positive(delta=self.delta, hint="kind: fo takes no differences")
         if self.alpha == 0:
             logging.getLogger(__name__).warning("client: per_fedavg with alpha=0 is FedAvg")
 
@@ -65,8 +58,8 @@ class PerFedAvg(Personal):
         w = received.clone()
         descent = Descent(outer.phase, w)
         for _ in zip(outer, inner, third):
-            tried = w - self.alpha * inner.gradient(w) if self.alpha else w
-            step = outer.gradient(tried)
+            trial = w - self.alpha * inner.gradient(w) if self.alpha else w
+            step = outer.gradient(trial)
             if self.kind == "hf" and self.alpha:
                 step = step - self.alpha * hessian_free(third.gradient, w, step, self.delta)
             descent.step(step)

@@ -1,10 +1,10 @@
-"""Base of the personal methods that train the whole model in one phase of their own steps (`fl.execution.training.steps`)."""
+"""Base of the personal methods that train the whole model in one phase with steps of their own (`fl.LocalSteps`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.method.local_training import LocalTraining
+from fl import LocalTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,4 @@ class Personal(LocalTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trains is not None:
-            raise ValueError(
-                f"trains: {self.trains} is not for {type(self).__name__}; keep tensors still with model.freeze"
-            )
+            raise ValueError(f"trains: {self.trains} is not for {type(self).__name__}; fix tensors with model.freeze")

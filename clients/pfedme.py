@@ -1,11 +1,13 @@
 """pFedMe: local steps on the Moreau envelope of the client's loss.    per mini-batch, eta = lr:
 
-    theta <- K steps of inner_lr on  f(theta; batch) + lam/2 |theta - w|^2;    w <- w - eta lam (w - theta);    send w - received
+    theta <- K steps of inner_lr on  f(theta; batch) + lam/2 |theta - w|^2
+    w <- w - eta lam (w - theta);    send w - received
 
-Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1. Keeps and predicts with theta; a client that has none yet predicts with what it received.
-As in the authors' program theta begins at the received model and goes on from batch to batch; the paper's lam 15, K 5, eta .005 are the defaults.
-All inner steps at a batch see the same Dropout masks. Differs from the paper: the step on w is the plain one,
-`optimiser` takes the inner ones.
+Dinh, Tran, Nguyen 2020, arXiv:2006.08848, Algorithm 1.  The client keeps theta and predicts with it; without a theta
+it predicts with the received model.  As in the authors' program theta starts at the received model and continues from
+batch to batch; the paper's lam 15, K 5, eta .005 are the defaults.  All inner steps of a batch use the same Dropout
+masks.
+Differs from the paper: the step on w is the plain one, `optimiser` takes the inner steps.
 """
 
 from __future__ import annotations
@@ -16,17 +18,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.personal import Personal
-from fl.execution.training.steps import Descent, LocalSteps
-from fl.method.context import ClientContext, Reply
-from fl.method.messages import Update
-from fl.method.optimiser import LRSchedule
-from fl.registry import register
-from fl.tensors.params import Params
-from fl.tensors.trees import Tree
+from fl import ClientContext, Descent, LocalSteps, LRSchedule, Params, Reply, Tree, Update, checks, register
 
 
 def envelope_step(w: Params, theta: Params, eta: float, lam: float) -> Params:
-    """w - eta lam (w - theta): a gradient step on min_t f(t) + lam/2 |t - w|^2, theta being the minimiser."""
+    """Return w - eta lam (w - theta): a gradient step on min_t f(t) + lam/2 |t - w|^2, with theta the minimiser."""
     return w - (eta * lam) * (w - theta)
 
 
@@ -37,8 +33,8 @@ class PFedMe(Personal):
 
     Args:
         lam: weight of the squared distance to the shared model, positive.
-        inner_steps: steps on the personal model for each batch.
-        inner_lr: learning rate of the inner steps; `inner_lr` times `lam` is less than 2.
+        inner_steps: steps on the personal model for each batch, at least 1.
+        inner_lr: learning rate of the inner steps, positive; `inner_lr` times `lam` must be below 2.
         lr: learning rate of the shared model, a number or a schedule.
     """
 
@@ -49,12 +45,10 @@ class PFedMe(Personal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lam", "inner_steps", "inner_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        checks.positive(lam=self.lam, inner_steps=self.inner_steps, inner_lr=self.inner_lr)
         if self.inner_lr * self.lam >= 2:
             raise ValueError(
-                f"inner_lr: {self.inner_lr} times lam {self.lam} is 2 or more, which diverges; take a smaller one"
+                f"inner_lr: {self.inner_lr} times lam {self.lam} is 2 or more, which diverges; use a smaller one"
             )
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:

@@ -1,11 +1,12 @@
-"""q-FedAvg's clients: local SGD, sent weighted by the loss of the received model.
+"""q-FedAvg's clients: local SGD; the change is weighted by the loss of the received model.
 
     send F^q delta  and  h = F^q + q F^(q-1) |delta|^2 / lr           F: mean training loss at the received model
 
-Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2 (there times L = 1 / lr, see `strategies/q_fedavg.py`);
-delta = w - received.  As in the authors' program F is taken 1e-10 higher.  A client without data sends zeros.
-The paper's q are 0.001 to 5; the larger q, the shorter the steps.
-Loop only: F takes a forward pass over the data before training.  Neutral: q=0.
+Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2 (there times L = 1 / lr, see
+`strategies/q_fedavg.py`); delta = w - received.  As in the authors' program 1e-10 is added to F.  A client without
+data sends zeros.  The paper's q are 0.001 to 5; a larger q makes shorter steps.  Loop only: F takes a forward pass
+over the data before training.
+Equals FedAvg: q=0 is FedAvg with uniform weights.
 """
 
 from __future__ import annotations
@@ -17,39 +18,41 @@ from typing import ClassVar
 import torch
 
 from clients.measure import mean_loss
-from fl.method.context import Reply
-from fl.method.local_training import LocalTraining
-from fl.registry import register
-from fl.tensors.params import dot
+from fl import ClientContext, LocalTraining, Reply, Tree, checks, dot, register
 
 
 def weight(loss: float, q: float) -> float:
-    """F^q."""
+    """Return F^q."""
     return (loss + 1e-10) ** q
 
 
 def curvature(loss: float, q: float, square: float, lr: float) -> float:
-    """h / L of a client that moved by sqrt(square)."""
+    """Return h / L for a client whose change has the squared norm `square`."""
     return weight(loss, q) + q * weight(loss, q - 1) * square / lr
 
 
 @register("client", "q_fedavg")
 @dataclass(frozen=True, kw_only=True)
 class QFedAvg(LocalTraining):
+    """Local SGD weighted by the client's loss.
+
+    Args:
+        q: exponent of the loss, at least 0. 0 gives all clients equal weights.
+    """
+
     q: float = 0.1
 
     sends: ClassVar[tuple[str, ...]] = ("model", "h")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.q < 0:
-            raise ValueError(f"q: {self.q} is negative; 0 counts all clients alike")
+        checks.not_negative(q=self.q, hint="0 gives all clients equal weights")
         if self.lr == 0:
-            raise ValueError("lr: 0 leaves no 1 / lr to bound the curvature by")
+            raise ValueError("lr: 0 has no 1 / lr to bound the curvature by")
         if self.q == 0:
             logging.getLogger(__name__).warning("q=0: this is fedavg with weights=uniform")
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         loss = mean_loss(ctx, ctx.received["model"])
         update = super().work(name, ctx, carry).update
         delta, lr = update.groups["model"], self.phases(ctx.round, ctx.rounds)[0].lr
@@ -57,8 +60,8 @@ class QFedAvg(LocalTraining):
         groups = {"model": weight(loss, self.q) * delta, "h": torch.tensor(h)}
         return Reply(replace(update, groups=groups, metrics={**update.metrics, "received_loss": loss}, owned=False))
 
-    def context_after_training(self, ctx, reply):
-        factor = weight(reply.update.metrics["received_loss"], self.q)
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+        factor = weight(float(reply.update.metrics["received_loss"]), self.q)
         delta = reply.update.groups["model"] / factor
         return super().context_after_training(
             ctx, replace(reply, update=replace(reply.update, groups={"model": delta}))

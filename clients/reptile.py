@@ -1,8 +1,8 @@
 """Reptile's inner loop: local steps over samples that the client stores.    phi_i <- SGD from phi;    send phi_i - phi
 
-Nichol, Achiam, Schulman 2018, arXiv:1803.02999. `samples`: how many of its training samples the client gathers for a round, drawn
-anew (default: all). The metric peak_samples is how many of them it holds at once: all that it gathered.
-Neutral: samples not given is local SGD.
+Nichol, Achiam, Schulman 2018, arXiv:1803.02999.  The metric peak_samples is the number of samples that the client
+holds at once: all that it gathered for the round.
+Equals local SGD: without `samples`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fl.data.views import View
-from fl.method.context import ClientContext, Reply
-from fl.method.local_training import LocalTraining
-from fl.registry import register
-from fl.tensors import random
+from fl import ClientContext, LocalTraining, Reply, Tree, View, checks, random, register
 
 
 @register("client", "reptile")
@@ -24,25 +20,24 @@ class Reptile(LocalTraining):
     """Local training on some of the client's samples.
 
     Args:
-        samples: number of training samples that a client draws for a round. Default: all.
+        samples: number of training samples that a client draws for a round, at least 1. Default: all.
     """
 
     samples: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples: {self.samples} is not at least 1")
+        checks.at_least(1, samples=self.samples)
 
     def gathered(self, ctx: ClientContext) -> ClientContext:
-        """The context with the round's samples as training data."""
+        """Return the context with the round's samples as training data."""
         if self.samples is None or self.samples >= len(ctx.train):
             return ctx
         order = random.permutation(len(ctx.train), ctx.seed, ctx.client, ctx.participation, "samples")
         return replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[order[: self.samples]]))
 
     def peak(self, ctx: ClientContext) -> int:
-        """Samples held at once."""
+        """Return the number of samples held at once."""
         return len(ctx.train)
 
     def workload(
@@ -51,11 +46,8 @@ class Reptile(LocalTraining):
         gathered = sizes if self.samples is None else np.minimum(sizes, self.samples)
         return super().workload(gathered, round_, rounds, name)
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         ctx = self.gathered(ctx)
-        return _measured(super().work(name, ctx, carry), self.peak(ctx))
-
-
-def _measured(reply: Reply, peak: int) -> Reply:
-    update = replace(reply.update, metrics={**reply.update.metrics, "peak_samples": float(peak)})
-    return replace(reply, update=update)
+        reply = super().work(name, ctx, carry)
+        metrics = {**reply.update.metrics, "peak_samples": float(self.peak(ctx))}
+        return replace(reply, update=replace(reply.update, metrics=metrics))

@@ -1,30 +1,39 @@
 """TinyMetaFed: rebuild the local part, then learn the global part online, and send the largest of its changes.
 
-    1. local part, from its first value:   `rebuild_steps` steps on the first `rebuild` samples of the round, global part frozen
-    2. global part, from what was received: a single pass over the other samples, one by one, local part frozen
-    send the floor(share * entries) largest changes of the global part, of equal ones the first
+    1. local part, from its initial values: `rebuild_steps` steps on the first `rebuild` samples, global part fixed
+    2. global part, as received: a single pass over the other samples, one by one, local part fixed
+    send the floor(share * entries) largest changes of the global part; among equal ones the first
 
-Ren, Li, Anicic, Runkler 2023, arXiv:2307.06822, from its abstract. Which part is which and `share` come with the broadcast. A client
-predicts with the local part rebuilt from its own samples; one without samples (the server's evaluation) with the first one.
-peak_samples is what step 1 stores.
+Ren, Li, Anicic, Runkler 2023, arXiv:2307.06822, from its abstract.  The names of the global part and `share` come
+with the broadcast.  A client predicts with the local part rebuilt from its own samples; one without samples (the
+server's evaluation) with the initial one.  peak_samples is the number of samples that step 1 stores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from clients.sgd import LocalSGD
 from clients.tiny_reptile import TinyReptile
-from fl.communication.codecs.top_k import keep_largest
-from fl.data.views import View
-from fl.method.context import ClientContext, Reply
-from fl.method.messages import Update
-from fl.registry import register
-from fl.tensors import random
-from fl.tensors.params import Params, join
+from fl import (
+    ClientContext,
+    Params,
+    Reply,
+    TrainingInputs,
+    Tree,
+    Update,
+    View,
+    checks,
+    join,
+    keep_largest,
+    random,
+    register,
+)
 
 
 @register("client", "tiny_metafed")
@@ -33,8 +42,8 @@ class TinyMetaFed(TinyReptile):
     """TinyReptile on the global part of the model, over a local part that each client rebuilds from few samples.
 
     Args:
-        rebuild: number of samples that the local part is rebuilt from.
-        rebuild_steps: full-batch steps of the rebuilding.
+        rebuild: number of samples that the local part is rebuilt from, at least 1.
+        rebuild_steps: full-batch steps of the rebuilding, at least 1.
         rebuild_lr: learning rate of the rebuilding. Default: `lr` of the round.
     """
 
@@ -46,15 +55,13 @@ class TinyMetaFed(TinyReptile):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rebuild", "rebuild_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        checks.at_least(1, rebuild=self.rebuild, rebuild_steps=self.rebuild_steps)
 
-    def start(self, given):
+    def start(self, given: TrainingInputs) -> Params:
         return join(given.initial.trained, given.received["model"])
 
     def rebuilt(self, ctx: ClientContext) -> Params:
-        """The model with the local part as the first `rebuild` training samples have it."""
+        """Return the model with the local part trained on the first `rebuild` samples."""
         model = self.start(self.inputs(ctx))
         local = tuple(name for name in model if name not in ctx.config["learnt"])
         model = model.replace(ctx.initial.trained.select(local))
@@ -69,7 +76,8 @@ class TinyMetaFed(TinyReptile):
     def workload(
         self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Local steps are those of the global part; a deadline leaves the rebuilding whole."""
+        """Return the online steps, and the samples of online steps and rebuilding; a deadline does not cut the
+        latter."""
         rebuilding = self.extra_samples(sizes, round_, rounds, name)
         online = (sizes if self.samples is None else np.minimum(sizes, self.samples)) - rebuilding // self.rebuild_steps
         return online, online + rebuilding
@@ -78,7 +86,7 @@ class TinyMetaFed(TinyReptile):
         drawn = sizes if self.samples is None else np.minimum(sizes, self.samples)
         return self.rebuild_steps * np.minimum(drawn, self.rebuild)
 
-    def work(self, name, ctx, carry):
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         learnt = ctx.config["learnt"]
         order = random.permutation(len(ctx.train), ctx.seed, ctx.client, ctx.participation, "samples")[: self.samples]
         ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[order]))
@@ -91,11 +99,11 @@ class TinyMetaFed(TinyReptile):
         peak = float(min(self.rebuild, len(ctx.train)))
         return Reply(Update({"model": sparse}, len(ctx.train), {**reply.update.metrics, "peak_samples": peak}))
 
-    def predictor(self, ctx):
+    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         return ctx.net(self.rebuilt(ctx))
 
-    def context_after_training(self, ctx, reply):
-        """With what was sent added to the global part."""
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+        """Return the context with the sent changes added to the global part."""
         learnt = self.start(self.inputs(ctx)).select(ctx.config["learnt"])
         sent = Params.expand(learnt.layout, reply.update.groups["model"].dense())
         return replace(ctx, received={**ctx.received, "model": learnt + sent})

@@ -29,20 +29,24 @@ _HOMES = {
         "fl.method.context": "ClientContext Reply",
         "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
         "fl.method.phase": "Phase",
+        "fl.method": "server_optimiser",
+        "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
         "fl.method.reduction": "ClassMean Collect Meta Reduction SparseMean Stack Sum WeightedMean",
         "fl.method.optimiser": "SGD Adam LRSchedule Optimiser",
+        "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
         "fl.data.views": "Batch View",
         "fl.tasks.task": "Metric Task",
-        "fl.tensors": "random subspace",
-        "fl.tensors.params": "Layout Params dot elementwise join match sign sqrt zeros_like",
-        "fl.tensors.prototypes": "embed merge nearest prototypes squared_distances",
+        "fl.tensors": "input_statistics random subspace",
+        "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
+        "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter",
         "fl.models.adapter": "product",
-        "fl.models.layers": "head_names norm_names",
+        "fl.models.hooks": "layer_inputs layer_outputs",
+        "fl.models.layers": "head_layer head_names last_layer norm_names",
         "fl.communication.codecs.top_k": "TopK keep_largest",
     }.items()
     for name in names.split()
@@ -65,6 +69,13 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
     from fl.method.phase import Phase as Phase
     from fl.data.views import View as View
+    from fl.method import server_optimiser as server_optimiser
+    from fl.method.grouped import (
+        ByClient as ByClient,
+        GroupMean as GroupMean,
+        Grouped as Grouped,
+        weighted_sum as weighted_sum,
+    )
     from fl.method.messages import Broadcast as Broadcast, Static as Static, Update as Update
     from fl.method.optimiser import SGD as SGD, Adam as Adam, LRSchedule as LRSchedule, Optimiser as Optimiser
     from fl.method.reduction import (
@@ -76,6 +87,13 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Stack as Stack,
         Sum as Sum,
         WeightedMean as WeightedMean,
+    )
+    from fl.method.server_optimiser import (
+        Momentum as Momentum,
+        OptimiserState as OptimiserState,
+        Plain as Plain,
+        PseudoGradient as PseudoGradient,
+        ServerOptimiser as ServerOptimiser,
     )
     from fl.method.strategy import (
         FedAvgEquivalent as FedAvgEquivalent,
@@ -93,13 +111,19 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.models import adapter as adapter
     from fl.models.adapter import product as product
-    from fl.models.layers import head_names as head_names, norm_names as norm_names
+    from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
+    from fl.models.layers import (
+        head_layer as head_layer,
+        head_names as head_names,
+        last_layer as last_layer,
+        norm_names as norm_names,
+    )
     from fl.registry import register as register
     from fl.simulation.result import Result as Result
     from fl.simulation.run import resume as resume, run as run
     from fl.tasks.task import Metric as Metric, Task as Task
     from fl.data.views import Batch as Batch
-    from fl.tensors import random as random, subspace as subspace
+    from fl.tensors import input_statistics as input_statistics, random as random, subspace as subspace
     from fl.tensors.params import (
         Layout as Layout,
         Params as Params,
@@ -107,13 +131,15 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         elementwise as elementwise,
         join as join,
         match as match,
+        norm as norm,
         sign as sign,
         sqrt as sqrt,
         zeros_like as zeros_like,
     )
     from fl.tensors.prototypes import (
+        class_means as class_means,
         embed as embed,
-        merge as merge,
+        merge_means as merge_means,
         nearest as nearest,
         prototypes as prototypes,
         squared_distances as squared_distances,

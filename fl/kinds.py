@@ -66,9 +66,9 @@ def _class(reference: str) -> type:
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("strategy", ("strategies",), "fl.method.strategy:Strategy", "strategy"),
     Kind("client", ("clients",), "fl.method.client:ClientAlgorithm", "client"),
-    Kind("partition", ("partitions",), "fl.data.partition:Partitioner", "partition"),
+    Kind("partition", ("partitions",), "fl.data.partitioner:Partitioner", "partition"),
     Kind("stream", ("partitions",), "fl.data.stream:Stream", "stream"),
-    Kind("shift", ("partitions",), "fl.data.partition:Shift", "shift"),
+    Kind("shift", ("partitions",), "fl.data.shift:Shift", "shift"),
     Kind("baseline", ("strategies.baselines",), "fl.method.baseline:Baseline", "baselines"),
     Kind("adapter", ("fl.models.adapters",), "fl.models.adapter:Adapter", "model.adapter"),
     Kind("data", ("fl.data.sets",), "fl.data.dataset:Loader", "data", "fl.data.section:Data"),
@@ -79,9 +79,12 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("transform", ("fl.privacy",), "fl.method.transform:Transform", "transforms"),
     Kind("cohort", ("fl.method.sampler",), "fl.method.sampler:CohortSampler", "cohort"),
     Kind("optimiser", ("fl.method.optimiser",), "fl.method.optimiser:Optimiser", "client.optimiser"),
-    Kind("devices", ("fl.system.devices",), "fl.system.devices:DeviceModel", "system.devices"),
-    Kind("availability", ("fl.system.availability",), "fl.system.availability:Availability", "system.availability"),
-    Kind("server", ("fl.system.rounds", "fl.system.events"), "fl.system.rounds:ServerMode", "server"),
+    Kind("server_optimiser", ("fl.method.server_optimiser",), "fl.method.server_optimiser:ServerOptimiser",
+         "strategy.server_optimiser"),
+    Kind("devices", ("fl.system.devices", "fl.system.device_trace"), "fl.system.devices:DeviceModel", "system.devices"),
+    Kind("availability", ("fl.system.availability", "fl.system.availability_trace"),
+         "fl.system.availability:Availability", "system.availability"),
+    Kind("server", ("fl.system.synchronous", "fl.system.asynchronous"), "fl.system.server_mode:ServerMode", "server"),
 )}
 # fmt: on
 

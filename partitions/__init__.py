@@ -1,3 +1,3 @@
-"""Partitioners: which rows are whose. One rule per file, each a pure function (rows, labels or ids) -> (indices, offsets)."""
+"""Partitioners, streams and shifts. A partition rule is a pure function (rows, labels or ids) -> (indices, offsets)."""
 
 DEFAULTS = {"partition": "iid"}  # kind -> part of a configuration that names none

@@ -1,13 +1,13 @@
-"""A partition from a file, or written out in the configuration: row numbers per client.
+"""A partition from a file or from the configuration: row numbers per client.
 
-    path: parts.npz     client (R,): whose each row is, -1 for nobody's   [is_test (R,) bool: its test rows]
-                        or indices and offsets                            [test (N,): rows for testing, each client's last]
-    path: parts.json    the same by name, or one list of rows per client: [[...], ...] or {"train": [[...], ...], "test": [[...], ...]}
+    path: parts.npz     client (R,): owner of each row, -1 for none    [is_test (R,) bool: test rows]
+                        or indices and offsets                         [test (N,): each client's number of test rows]
+    path: parts.json    the same by name, or one list of rows per client:
+                        [[...], ...] or {"train": [[...], ...], "test": [[...], ...]}
     lists:              [[0, 5, 7], [1, 2]]
 
-A path is looked for from the present folder, then from the data folder. Where the file says which rows are for testing they
-are the client's test split, and splits.test stays 0. Row numbers count from 0 over the training set as `data` gives it: a published
-partition of pooled sets (train, then test) needs pooled data.
+If the file names test rows, they are the clients' test split, and splits.test stays 0. Row numbers count from 0 over
+the training set of `data`. A published partition of pooled sets (train, then test) needs pooled data.
 """
 
 from __future__ import annotations
@@ -21,20 +21,26 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl.data.dataset import Dataset
-from fl.data.folder import data_folder
-from fl.data.partition import Partition, grouped
+from fl.data.folder import locate
+from fl.data.grouping import group_by
+from fl.data.partition import Partition
+from fl.data.partitioner import Partitioner
 from fl.registry import register
 
 FORMS = "client [is_test], indices and offsets [test], or train [test]"
 
 
 def from_lists(train: Sequence[Sequence[int]], test: Sequence[Sequence[int]] | None = None) -> Partition:
-    """Rows of each client as listed."""
+    """Return the partition with the listed rows of each client.
+
+    >>> from_lists([[0, 5], [1]], [[7], []]).indices.tolist()
+    [0, 5, 7, 1]
+    """
     test = [[]] * len(train) if test is None else test
     if len(train) != len(test):
-        raise ValueError(f"test: {len(test)} lists beside {len(train)} of train; one for each client")
+        raise ValueError(f"test: {len(test)} lists, but {len(train)} lists of train; one per client is needed")
     if not len(train):
-        raise ValueError("lists: there is none; one list of rows for each client")
+        raise ValueError("lists: there are none; one list of rows per client is needed")
     parts = [np.asarray(part) for pair in zip(train, test) for part in pair]
     for part in parts:
         if len(part) and (part.ndim != 1 or part.dtype.kind not in "iu"):
@@ -45,18 +51,23 @@ def from_lists(train: Sequence[Sequence[int]], test: Sequence[Sequence[int]] | N
 
 
 def from_owners(client: np.ndarray, is_test: np.ndarray | None = None) -> Partition:
-    """client (R,): ids 0..N-1, negative for nobody's; is_test (R,) bool. A client's rows ascend, its test rows after the others."""
+    """Return the partition with the given owners. The rows of a client ascend, its test rows come last.
+
+    Args:
+        client: (R,) owner of each row, 0..N-1; negative: the row is not used.
+        is_test: (R,) bool, whether a row is a test row of its owner.
+    """
     client, clients = np.asarray(client).astype(np.int64), int(np.max(client, initial=-1)) + 1
     is_test = np.zeros(len(client), bool) if is_test is None else np.asarray(is_test).astype(bool)
     if client.shape != is_test.shape or client.ndim != 1:
-        raise ValueError(f"is_test: {is_test.shape} beside client {client.shape}; one for each row")
+        raise ValueError(f"is_test: shape {is_test.shape}, but client has shape {client.shape}; one per row is needed")
     rows = np.flatnonzero(client >= 0)
-    order, ends = grouped(2 * client[rows] + is_test[rows], 2 * clients)
+    order, ends = group_by(2 * client[rows] + is_test[rows], 2 * clients)
     return Partition(rows[order], ends[::2], test=np.diff(ends)[1::2])
 
 
 def from_named(arrays: Mapping[str, Any]) -> Partition:
-    """A partition of what a file names."""
+    """Return the partition of the arrays of a file, by their names."""
     names = set(arrays)
     if "client" in names:
         return from_owners(arrays["client"], arrays.get("is_test"))
@@ -64,50 +75,52 @@ def from_named(arrays: Mapping[str, Any]) -> Partition:
         return from_lists(arrays["train"], arrays.get("test"))
     if {"indices", "offsets"} <= names:
         indices, offsets = (np.asarray(arrays[name]).astype(np.int64) for name in ("indices", "offsets"))
-        return Partition(
-            indices, offsets, test=np.asarray(arrays["test"]).astype(np.int64) if "test" in names else None
-        )
+        test = np.asarray(arrays.get("test", ())).astype(np.int64)
+        return Partition(indices, offsets, test=test)
     raise ValueError(f"path: the file has {sorted(names)}; it needs {FORMS}")
 
 
 def read(path: str | Path) -> Partition:
-    """The partition in an .npz or .json file."""
-    found = next((p for p in (Path(path), data_folder() / path) if p.is_file()), None)
-    if found is None:
-        raise ValueError(f"path: {path} is neither in {Path.cwd()} nor in the data folder {data_folder()}")
+    """Read the partition in an .npz or .json file."""
+    found = locate(str(path))
     if found.suffix == ".npz":
         with np.load(found, allow_pickle=False) as arrays:
             return from_named(dict(arrays))
     if found.suffix == ".json":
         content = json.loads(found.read_text())
         return from_named(content) if isinstance(content, dict) else from_lists(content)
-    raise ValueError(f"path: {path} is neither .npz nor .json")
+    raise ValueError(f"path: {path} must end in .npz or .json")
 
 
 @register("partition", "file")
 @dataclass(frozen=True, kw_only=True)
-class File:
-    """Row numbers per client from a file (`path`) or from the configuration (`lists`)."""
+class File(Partitioner):
+    """Row numbers per client from a file or from the configuration; give one of both.
+
+    Args:
+        path: An .npz or .json file, relative to the current directory or to the data folder.
+        lists: One list of row numbers per client.
+    """
 
     path: str | None = None
     lists: tuple[tuple[int, ...], ...] | None = None
 
     example_config: ClassVar[dict[str, Any]] = {"partition.lists": ((5, 0, 3), (4, 9))}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.path is None) == (self.lists is None):
-            raise ValueError("path: give either path, an .npz or .json file, or lists")
+            raise ValueError("path: give either `path`, an .npz or .json file, or `lists`")
 
     def split(self, dataset: Dataset) -> Partition:
-        partition = from_lists(self.lists) if self.path is None else read(self.path)
+        partition = read(self.path) if self.path is not None else from_lists(self.lists or ())
         rows, most = len(dataset), int(partition.indices.max(initial=-1))
         if most >= rows:
             raise ValueError(
-                f"{'lists' if self.path is None else 'path'}: row {most} is beyond the {rows} of the training set; "
-                "a partition of pooled sets needs data that pool them"
+                f"{'lists' if self.path is None else 'path'}: row {most} exceeds the {rows} rows of the training set; "
+                "a partition of pooled sets needs pooled data"
             )
         partition.check(rows)
         untrained = np.flatnonzero((partition.train_slices()[1] == 0) & (partition.test > 0))
         if len(untrained):
-            raise ValueError(f"test: client {untrained[0]} has test rows and none to train on")
+            raise ValueError(f"test: client {untrained[0]} has test rows but no training rows")
         return partition

@@ -1,11 +1,15 @@
-"""flwr-datasets' partitioners as ours, and ours as theirs. Needs the extra `fl[flwr-datasets]`.
+"""Partitioners of flwr-datasets in a run, and ours in flwr-datasets. Needs the extra `fl[flwr-datasets]`.
 
-    partition: {name: flwr, partitioner: "flwr_datasets.partitioner:DirichletPartitioner", arguments: {num_partitions: 10, alpha: 0.3}}
+    partition:
+      name: flwr
+      partitioner: "flwr_datasets.partitioner:DirichletPartitioner"
+      arguments: {num_partitions: 10, alpha: 0.3}
 
     fds = FederatedDataset(dataset="ylecun/mnist", partitioners={"train": as_flwr(Dirichlet(clients=10, alpha=0.3))})
 
-Theirs sees a table of the rows with the columns `y` (labels, where there are), `client` (natural ids, where there are) and `row`; `partition_by`
-is `y` unless given. Their loops run over clients: for many of them take ours.
+A partitioner of flwr-datasets gets a table of the rows with the columns `y` (labels, if any), `client` (natural
+owners, if any) and `row`; `partition_by` defaults to `y`. It loops over clients, so use ours for large numbers of
+clients.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ import numpy as np
 from fl import registry
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
+from fl.data.partitioner import Partitioner
 from fl.registry import register
 
 
 def from_flwr(partitioner: Any, dataset: Dataset) -> Partition:
-    """The partition that a fresh Partitioner of flwr-datasets makes of our training set."""
+    """Return the partition of our training set that a new Partitioner of flwr-datasets makes."""
     columns: dict[str, Any] = {"row": np.arange(len(dataset))}
     if "y" in dataset.train and dataset.train["y"].ndim == 1:
         columns["y"] = dataset.train["y"]
@@ -36,10 +41,18 @@ def from_flwr(partitioner: Any, dataset: Dataset) -> Partition:
 
 
 def as_flwr(partition: Any, dataset: Any = None, *, labels: str = "label", clients: str | None = None) -> Any:
-    """A Partitioner of flwr-datasets that shares out as ours does: `partition` is a `Partition` of the rows, or a part that has
-    split(). `dataset` is a datasets.Dataset, or comes later (FederatedDataset sets it); `labels` and `clients` name its columns."""
+    """Return a Partitioner of flwr-datasets that distributes rows as ours does.
 
-    class Ours(_hub("flwr_datasets.partitioner").Partitioner):
+    Args:
+        partition: A `Partition` of the rows, or a partitioner with split().
+        dataset: A datasets.Dataset; None if FederatedDataset sets it later.
+        labels: Name of its column of labels.
+        clients: Name of its column of natural owners.
+    """
+
+    base: Any = _hub("flwr_datasets.partitioner").Partitioner
+
+    class Ours(base):
         made: Partition | None = None
 
         def _partition(self) -> Partition:
@@ -74,13 +87,18 @@ def _hub(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"partitioner: there is no {error.name} here; pip install 'fl[flwr-datasets]'") from None
+        raise ValueError(f"partitioner: the package {error.name} is missing; pip install 'fl[flwr-datasets]'") from None
 
 
 @register("partition", "flwr")
 @dataclass(frozen=True, kw_only=True)
-class Flwr:
-    """A Partitioner of flwr-datasets (`module:Class`) with its `arguments`."""
+class Flwr(Partitioner):
+    """A Partitioner of flwr-datasets.
+
+    Args:
+        partitioner: The class, as module:Class.
+        arguments: Arguments of its constructor.
+    """
 
     partitioner: str
     arguments: dict[str, Any]
@@ -103,4 +121,4 @@ class Flwr:
         try:
             return from_flwr(make(**by_label | self.arguments), dataset)
         except (TypeError, KeyError) as error:
-            raise ValueError(f"arguments: {self.arguments} do not suit {self.partitioner}: {error}") from error
+            raise ValueError(f"arguments: {self.arguments} do not fit {self.partitioner}: {error}") from error

@@ -1,24 +1,27 @@
-"""Label skew with given sizes: each client draws its rows from a class mixture of its own.
+"""Label skew with given sizes: each client draws its rows from its own class mixture.
 
     q_c ~ Dir(alpha p_1 K, ..., alpha p_K K)       client c has n_c rows, about n_c q_ck of class k;   p_k = n_k / R
 
-Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3: a client's mixture instead of a class's shares, so that sizes are free; with equal
-classes every parameter is alpha. flwr-datasets' InnerDirichletPartitioner and FedLab's `client_inner_dirichlet` are akin.
-Differs: there clients choose row by row, one after another, and whoever comes last has what is left. Here all ask at once for
-Multinomial(n_c, q_c) rows; of a class with too few the askers are served in random order, and who went without asks again among
-the classes that are left: K rounds at most. Small alpha: one class per client while there are enough; alpha -> inf: all alike.
+Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3: mixtures of clients instead of shares of classes, so sizes can be
+chosen. With equally large classes each parameter is alpha. flwr-datasets' InnerDirichletPartitioner and FedLab's
+`client_inner_dirichlet` are similar. Differs: there, clients choose row by row, one after another, and the last one
+gets the rest. Here, all clients request Multinomial(n_c, q_c) rows at once. If a class has too few rows, its clients
+are served in random order, and the others request again among the remaining classes, at most K times. Small alpha: one
+class per client while there are enough rows; alpha -> inf: equal mixtures.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fl.checks import within
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash, coded, dealt
+from fl.data.grouping import class_codes, deal_classes, hash_order
+from fl.data.partition import Partition
+from fl.data.partitioner import Partitioner
 from fl.registry import register
 from fl.tensors import random
 
@@ -26,25 +29,22 @@ from fl.tensors import random
 def inner_dirichlet(
     labels: np.ndarray, sizes: Sequence[int] | np.ndarray, alpha: float, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, offsets); client c has exactly sizes[c] rows. What the sizes leave is nobody's."""
+    """Return (indices, offsets). Client c has exactly sizes[c] rows; remaining rows are not used."""
     sizes = np.asarray(sizes, np.int64)
     if not len(sizes) or sizes.ndim != 1 or sizes.min() < 0:
         raise ValueError(f"sizes: {sizes.tolist()[:5]} are not numbers of rows, one per client")
-    if not 0 < alpha < math.inf:
-        raise ValueError(
-            f"alpha: {alpha} is not positive{' and finite; for equal shares take iid' if alpha > 0 else ''}"
-        )
+    within("(0, inf)", alpha=alpha, hint="'iid' gives equal shares")
     if sizes.sum() > len(labels):
-        raise ValueError(f"sizes: {sizes.sum()} rows in all, of {len(labels)} that there are; make them smaller")
-    classes, codes = coded(labels)
+        raise ValueError(f"sizes: their sum {sizes.sum()} is more than the {len(labels)} rows; use smaller sizes")
+    classes, codes = class_codes(labels)
     supply = np.bincount(codes, minlength=len(classes))
     generator = random.numpy_generator(seed, "inner_dirichlet")
     logs = log_mixtures(generator, len(sizes), alpha * len(classes) * supply / supply.sum())
-    return dealt(codes, served(generator, sizes, supply, logs, seed), seed, "inner_dirichlet")
+    return deal_classes(codes, served(generator, sizes, supply, logs, seed), seed, "inner_dirichlet")
 
 
 def log_mixtures(generator: np.random.Generator, clients: int, parameters: np.ndarray) -> np.ndarray:
-    """(N, K): logarithms of draws from Dir(parameters), up to a constant per row. Gamma(a) = Gamma(a + 1) U^(1/a)."""
+    """Draw (N, K) logarithms from Dir(parameters), up to a constant per row. Gamma(a) = Gamma(a + 1) U^(1/a)."""
     shape = (clients, len(parameters))
     return np.log(generator.standard_gamma(parameters + 1, shape)) + np.log(1 - generator.random(shape)) / parameters
 
@@ -52,17 +52,29 @@ def log_mixtures(generator: np.random.Generator, clients: int, parameters: np.nd
 def served(
     generator: np.random.Generator, sizes: np.ndarray, supply: np.ndarray, logs: np.ndarray, seed: int = 0
 ) -> np.ndarray:
-    """(N, K) int64: how many rows of each class a client gets; its row sums to sizes[c], column k to supply[k] at most."""
+    """Return the number of rows (N, K), int64, of each client and class.
+
+    Row c sums to sizes[c], column k to at most supply[k].
+
+    Args:
+        generator: Source of the multinomial draws.
+        sizes: (N,) rows of each client.
+        supply: (K,) rows of each class.
+        logs: (N, K) logarithms of the class mixtures.
+        seed: Seed of the order in which clients are served.
+    """
     counts, left, wanting = np.zeros(logs.shape, np.int64), supply.copy(), np.flatnonzero(sizes)
     for turn in range(len(supply)):
         if not len(wanting):
             break
-        open_ = np.flatnonzero(left)  # each turn but the last empties a class
+        open_ = np.flatnonzero(left)  # each turn except the last empties a class
         mixtures = np.exp(logs[np.ix_(wanting, open_)] - logs[np.ix_(wanting, open_)].max(1, keepdims=True))
         mixtures /= mixtures.sum(1, keepdims=True)
         asked = generator.multinomial(sizes[wanting] - counts[wanting].sum(1), mixtures)
         for j in np.flatnonzero(asked.sum(0) > left[open_]):
-            order = by_hash(random.hash64(seed, "inner_dirichlet/queue", turn, int(open_[j]), np.arange(len(wanting))))
+            order = hash_order(
+                random.hash64(seed, "inner_dirichlet/queue", turn, int(open_[j]), np.arange(len(wanting)))
+            )
             before = np.cumsum(asked[order, j]) - asked[order, j]
             asked[order, j] = np.clip(left[open_[j]] - before, 0, asked[order, j])
         counts[np.ix_(wanting, open_)] += asked
@@ -73,8 +85,14 @@ def served(
 
 @register("partition", "inner_dirichlet")
 @dataclass(frozen=True, kw_only=True)
-class InnerDirichlet:
-    """Clients of given `sizes`, each with a class mixture drawn from a Dirichlet."""
+class InnerDirichlet(Partitioner):
+    """Clients with given sizes, each with its own class mixture drawn from a Dirichlet distribution.
+
+    Args:
+        sizes: Number of rows of each client.
+        alpha: Concentration of the mixtures, positive. Small: few classes per client. Large: nearly equal mixtures.
+        seed: Seed of the random choices.
+    """
 
     sizes: tuple[int, ...]
     alpha: float

@@ -1,7 +1,7 @@
-"""The clients that the data come with: one client per distinct id, in ascending order of ids.
+"""Natural owners: one client per distinct id of the data set, in ascending order of ids.
 
-With `clients: n` only the n lowest ids take part, and the others' rows are nobody's. Rows that the data hold for their client to
-test on (`Dataset.held`) are its test rows; splits.test stays 0 then.
+With `clients: n` only the n lowest ids take part; other rows are not used. Rows that a client only tests on
+(`Dataset.held`) are its test rows; splits.test stays 0 then.
 """
 
 from __future__ import annotations
@@ -11,40 +11,53 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import positive
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, grouped, owners
+from fl.data.grouping import group_by
+from fl.data.partition import Partition, owners
+from fl.data.partitioner import Partitioner
 from fl.registry import register
 
 
 def natural(ids: np.ndarray, clients: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, offsets) from the id of each row; rows of a client ascend."""
+    """Return (indices, offsets) from the owner's id of each row. The rows of a client ascend.
+
+    >>> [a.tolist() for a in natural(np.array([30, 10, 30]))]
+    [[1, 0, 2], [0, 1, 3]]
+    """
     distinct, owners = np.unique(ids, return_inverse=True)
     if clients is None:
-        return grouped(owners, len(distinct))
-    if clients < 1:
-        raise ValueError(f"clients: {clients} is not positive")
+        return group_by(owners, len(distinct))
+    positive(clients=clients)
     if clients > len(distinct):
         raise ValueError(
-            f"clients: {clients} is more than the {len(distinct)} that the data have; leave it out to take all"
+            f"clients: {clients} is more than the {len(distinct)} of the data set; leave it out to use all"
         )
-    order, offsets = grouped(owners, len(distinct))
+    order, offsets = group_by(owners, len(distinct))
     return order[: offsets[clients]], offsets[: clients + 1]
 
 
 @register("partition", "natural")
 @dataclass(frozen=True, kw_only=True)
-class Natural:
+class Natural(Partitioner):
+    """The natural owners of the rows.
+
+    Args:
+        clients: Use only this many clients, those with the lowest ids; positive. Default: all.
+    """
+
     clients: int | None = None
+
     keeps_held: ClassVar[bool] = True
 
     def split(self, dataset: Dataset) -> Partition:
         if dataset.clients is None:
             raise ValueError(
-                "partition: 'natural' needs data that say whose each row is; these do not, take 'iid' or 'dirichlet'"
+                "partition: 'natural' needs a data set with natural owners; this one has none, use 'iid' or 'dirichlet'"
             )
         partition = Partition(*natural(dataset.clients, self.clients))
         if dataset.held is None:
             return partition
         held, owner, count = dataset.held[partition.indices], owners(partition), partition.num_clients
-        order, _ = grouped(2 * owner + held, 2 * count)
+        order, _ = group_by(2 * owner + held, 2 * count)
         return Partition(partition.indices[order], partition.offsets, test=np.bincount(owner[held], minlength=count))

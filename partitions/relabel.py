@@ -1,7 +1,7 @@
-"""Concept shift: each client calls some classes by other names.    y -> p_c(y), p_c a permutation of the client's own
+"""Concept shift: each client renames some classes.    y -> p_c(y), with a permutation p_c per client
 
-For client c, `classes` of the K classes are drawn and their labels permuted cyclically in drawn order, the rest stay: with
-classes >= 2 none of the drawn keeps its name. A shift changes the samples' labels once, after partitioning.
+For client c, `classes` of the K classes are drawn and their labels are permuted cyclically in the order drawn, so each
+of them gets another label. Other labels stay. A shift changes the labels once, after partitioning.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import numpy as np
 
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition, owners
+from fl.data.shift import Shift
 from fl.registry import register
 from fl.tensors import random
 
 
 def relabelling(clients: int, labels: int, classes: int, seed: int = 0) -> np.ndarray:
-    """(clients, labels): what each client calls each class."""
+    """Return (clients, labels): the label that each client uses for each class."""
     if not 2 <= classes <= labels:
-        raise ValueError(f"classes: {classes} is not in 2..{labels}, the number of classes there are")
+        raise ValueError(f"classes: {classes} is not in 2..{labels}, the number of classes")
     drawn = np.argsort(random.hash64(seed, "relabel", np.arange(clients)[:, None], np.arange(labels)), axis=1)[
         :, :classes
     ]
@@ -31,9 +32,13 @@ def relabelling(clients: int, labels: int, classes: int, seed: int = 0) -> np.nd
 
 @register("shift", "relabel")
 @dataclass(frozen=True, kw_only=True)
-class Relabel:
-    """`classes` of the classes change their names among themselves, differently for every client; the server's test set
-    keeps the true ones."""
+class Relabel(Shift):
+    """Permuted labels of some classes, differently for each client. The server's test set keeps the true labels.
+
+    Args:
+        classes: Number of classes to permute, at least 2.
+        seed: Seed of the permutations.
+    """
 
     classes: int
     seed: int = 0
@@ -44,6 +49,6 @@ class Relabel:
         y = dataset.labels
         names = relabelling(partition.num_clients, int(y.max()) + 1, self.classes, self.seed)
         owner = owners(partition)
-        shifted = y.copy()
-        shifted[partition.indices] = names[owner, y[partition.indices]]
-        return replace(dataset, train={**dataset.train, "y": shifted})
+        relabelled = y.copy()
+        relabelled[partition.indices] = names[owner, y[partition.indices]]
+        return replace(dataset, train={**dataset.train, "y": relabelled})

@@ -2,9 +2,10 @@
 
     m <- beta1 m + (1 - beta1) d;   v <- beta2 v + (1 - beta2) d^2;   model <- model + lr * m / (sqrt(v) + tau)
 
-Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan 2021, arXiv:2003.00295, Algorithm 2.  The common part, and
-where it differs from the paper, is in `strategies/adaptive.py`.
-Neutral: beta1=0, beta2=1, tau=1/2, lr=1 keep sqrt(v) + tau = 1 and m = d, so it is FedAvg, to the bit.
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan 2021, arXiv:2003.00295, Algorithm 2.
+d is the mean update, weighted by `num_examples`; m starts at 0, v at tau^2; there is no bias correction.
+Differs from the paper: see `strategies/fedopt.py`.
+Equals FedAvg: beta1=0, beta2=1, tau=1/2, lr=1 keep sqrt(v) + tau = 1 and m = d; equal bits.
 """
 
 from __future__ import annotations
@@ -12,24 +13,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.method.strategy import FedAvgEquivalent
-from fl.registry import register
-from strategies.adaptive import Adaptive
+from fl import FedAvgEquivalent, register, server_optimiser
+from strategies.fedopt import FedOpt
 
 
 @register("strategy", "fedadam")
 @dataclass(frozen=True, kw_only=True)
-class FedAdam(Adaptive):
-    beta2: float = 0.99
+class FedAdam(FedOpt):
+    """FedAvg with Adam on the server.
 
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+    Args:
+        lr: server learning rate, at least 0.
+        beta1: weight of the last first moment m, in [0, 1).
+        beta2: weight of the last second moment v, in [0, 1].
+        tau: positive; bounds the step where updates are small.
+    """
+
+    lr: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
         strategy={"beta1": 0.0, "beta2": 1.0, "tau": 0.5, "lr": 1.0}
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.beta2 <= 1:
-            raise ValueError(f"beta2: {self.beta2} is not in [0, 1]")
-
-    def second(self, v, square):
-        return self.beta2 * v + (1 - self.beta2) * square
+    @property
+    def rule(self) -> server_optimiser.Adam:
+        return server_optimiser.Adam(lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)

@@ -1,7 +1,8 @@
-"""Federated averaging.    model <- model + lr * mean(local - model)
+"""Federated averaging (FedAvg).    model <- model + lr * mean(local - model)
 
-McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017, arXiv:1602.05629.  The mean is weighted by `num_examples` as in the
-paper, or uniform.  Differs from the paper: `lr` is ours (lr=1 is the paper's rule).  Neutral: lr=1, weights=examples.
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017, arXiv:1602.05629.  The mean is weighted by `num_examples`.
+Differs from the paper: `lr`, uniform weights and other server optimisers are additions.
+Equals the paper: the defaults.
 """
 
 from __future__ import annotations
@@ -9,24 +10,54 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl.method.reduction import WeightedMean
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
+from fl import (
+    FedAvgEquivalent,
+    Metrics,
+    OptimiserState,
+    Params,
+    Plain,
+    ServerContext,
+    ServerOptimiser,
+    Strategy,
+    WeightedMean,
+    register,
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """The model and what the server optimiser remembers."""
+
+    model: Params
+    optimiser: OptimiserState
 
 
 @register("strategy", "fedavg")
 @dataclass(frozen=True, kw_only=True)
 class FedAvg(Strategy):
+    """Move the model along the mean update.
+
+    Args:
+        lr: factor of each step of the server. 1 is FedAvg.
+        weights: weights of the mean: `examples` (number of training samples, FedAvg) or `uniform`.
+        server_optimiser: how the server moves along the mean update, for example `{name: momentum, beta: 0.9}`.
+            `plain` is FedAvg.
+    """
+
     lr: float = 1.0
     weights: Literal["examples", "uniform"] = "examples"
+    server_optimiser: ServerOptimiser = Plain()
 
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"lr": 1.0, "weights": "examples"})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(strategy={"lr": 1.0, "weights": "examples"})
 
-    def averages(self):
-        return 0 < self.lr <= 1
+    def averages(self) -> bool:
+        return self.server_optimiser.averages(self.lr)
 
-    def reduction(self, state, ctx):
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        return State(model, self.server_optimiser.init(model))
+
+    def reduction(self, state: State, ctx: ServerContext) -> WeightedMean:
         return WeightedMean(self.weights)
 
-    def step(self, state, mean, ctx):
-        return state + self.lr * mean, {}
+    def step(self, state: State, reduced: Params, ctx: ServerContext) -> tuple[State, Metrics]:
+        return State(*self.server_optimiser.step(state.model, reduced, state.optimiser, self.lr)), {}

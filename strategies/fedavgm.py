@@ -1,7 +1,10 @@
 """Server momentum (FedAvgM).    velocity <- beta * velocity + mean(update);   model <- model + lr * velocity
 
-Hsu, Qi, Brown 2019, arXiv:1909.06335.  The mean is weighted by `num_examples`; velocity starts at zero, so round 0 moves.
-Differs from the paper: `lr` is ours; the Nesterov variant is left out.  Neutral: beta=0, lr=1 is FedAvg, to the bit.
+Hsu, Qi, Brown 2019, arXiv:1909.06335.  The mean is weighted by `num_examples`; velocity starts at zero, so round 0
+moves.
+nesterov:  model <- model + lr * (mean(update) + beta * velocity)
+Differs from the paper: `lr` is an addition.
+Equals FedAvg: beta=0, lr=1, equal bits.
 """
 
 from __future__ import annotations
@@ -10,34 +13,32 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
-from fl.tensors.params import Params, zeros_like
-
-
-@dataclass(frozen=True)
-class State:
-    model: Params
-    velocity: Params  # same names as model; zeros before round 0
+from fl import FedAvgEquivalent, Momentum, register
+from strategies.fedopt import FedOpt
 
 
 @register("strategy", "fedavgm")
 @dataclass(frozen=True, kw_only=True)
-class FedAvgM(Strategy):
+class FedAvgM(FedOpt):
+    """FedAvg with momentum on the server.
+
+    Args:
+        lr: server learning rate, at least 0. 1 is FedAvg.
+        beta: weight of the last velocity, in [0, 1). 0 is FedAvg.
+        nesterov: look ahead along the new velocity (Nesterov's accelerated gradient).
+    """
+
     lr: float = 1.0
     beta: float = 0.9
+    nesterov: bool = False
 
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"beta": 0.0, "lr": 1.0})
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(strategy={"beta": 0.0, "lr": 1.0})
 
-    def __post_init__(self):
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"beta: {self.beta} is not in [0, 1); at 1 the velocity never decays")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.beta == 0:
             logging.getLogger(__name__).warning("beta=0: this is fedavg with lr=%g", self.lr)
 
-    def init(self, model, ctx):
-        return State(model, zeros_like(model))
-
-    def step(self, state, mean, ctx):
-        velocity = self.beta * state.velocity + mean
-        return State(state.model + self.lr * velocity, velocity), {}
+    @property
+    def rule(self) -> Momentum:
+        return Momentum(lr=self.lr, beta=self.beta, nesterov=self.nesterov)

@@ -1,10 +1,12 @@
-"""FedBN: normalisation layers stay with the clients, the rest is averaged.
+"""FedBN: normalisation layers stay with the clients, all other tensors are averaged.
 
-    u <- u + sum_i p_i (u_i - u),    u all but the tensors of normalisation layers
+    u <- u + sum_i p_i (u_i - u),    u: all tensors but those of normalisation layers
 
-Li, Jiang, Zhang, Kamp, Dou 2021, arXiv:2102.07623. `own`: other patterns, by default every batch, instance, group and layer
-normalisation of the model. Traffic per client and round: |u| floats each way. With BatchNorm, `model.batch_norm: local` is the paper's
-method (running statistics stay with the clients too), `batch` normalises by the batch alone. Neutral: own=() is FedAvg.
+Li, Jiang, Zhang, Kamp, Dou 2021, arXiv:2102.07623.  Traffic per client and round: |u| floats each way.
+`private` is by default every batch, instance, group and layer normalisation of the model.  With BatchNorm,
+`model.batch_norm: local` is the paper's method (running statistics stay with the clients too); with `batch` each batch
+is normalised by itself.
+Equals FedAvg: private=().
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.models.layers import norm_names
-from fl.registry import register
+from torch import nn
+
+from fl import Params, norm_names, register
 from strategies.partial import Partial
 
 
 @register("strategy", "fedbn")
 @dataclass(frozen=True, kw_only=True)
 class FedBN(Partial):
-    example_config: ClassVar[dict[str, Any]] = {"strategy.own": ["1.*"]}  # the example's model has no normalisation
+    """Average all tensors except those of normalisation layers."""
 
-    def default_own(self, model, module):
+    # the example's model has no normalisation
+    example_config: ClassVar[dict[str, Any]] = {"strategy.private": ["1.*"]}
+
+    def default_private(self, model: Params, module: nn.Module) -> list[str]:
         names = norm_names(module, model)
         if not names:
             raise ValueError(
-                "model: it has no normalisation layer with parameters; choose one that has, or name `own` tensors"
+                "model: it has no normalisation layer with parameters; use one that has, or name `private` tensors"
             )
         return names

@@ -1,13 +1,14 @@
-"""FedBuff: updates gather in a buffer; when it is full the server steps along their mean, late ones damped.
+"""FedBuff: the server collects updates in a buffer; when it is full it steps along their mean. Late updates count less.
 
-    velocity <- beta velocity + (1/K) sum_i s(tau_i) delta_i;    model <- model + lr velocity          s(tau) = (1 + tau)^-a
+    model <- model + lr * (1/K) sum_i s(tau_i) delta_i                  s(tau) = (1 + tau)^-a, `strategies/staleness.py`
 
-Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, arXiv:2106.06639, Algorithm 1; a=0.5 is its 1/sqrt(1 + tau), beta
-the momentum its server has in the experiments.  K is the server's: `server: {name: buffered, buffer: K, concurrency: ...}`;
-with a synchronous server it is the cohort, and nobody is late.  The sum is divided by K, not by the sum of the s: a
-buffer of late updates makes a shorter step.  `weights: examples` takes the mean by training samples instead.
-Differs from the paper: beta=0 by default.
-Neutral: beta=0, lr=1 with a synchronous server is FedAvg of uniform weights, equal bits.
+Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, arXiv:2106.06639, Algorithm 1; a=0.5 is its 1/sqrt(1 + tau).
+The paper's experiments have server momentum: `server_optimiser: {name: momentum, beta: 0.3}`.
+K is set at the server: `server: {name: buffered, buffer: K, concurrency: ...}`. With a synchronous server it is the
+cohort, and no update is late. The sum is divided by K, not by the sum of the s, so a buffer of late updates makes a
+shorter step.
+Differs from the paper: no momentum by default.
+Equals FedAvg: lr=1 with a synchronous server is FedAvg with uniform weights, equal bits.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fl.method.reduction import Meta, WeightedMean
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
-from fl.tensors.params import Params, zeros_like
-from fl.tensors.trees import Tree
+from fl import (
+    FedAvgEquivalent,
+    Meta,
+    Metrics,
+    Params,
+    Plain,
+    ServerContext,
+    ServerOptimiser,
+    Strategy,
+    Tree,
+    WeightedMean,
+    register,
+)
+from strategies.fedavg import State
 from strategies.staleness import Kind, check, damping
-
-
-@dataclass(frozen=True)
-class State:
-    model: Params
-    velocity: Params | None  # `None` without momentum
 
 
 @dataclass(frozen=True)
@@ -49,31 +53,39 @@ class DampedMean(WeightedMean):
 @register("strategy", "fedbuff")
 @dataclass(frozen=True, kw_only=True)
 class FedBuff(Strategy):
+    """Step along the damped mean of a buffer of updates.
+
+    Args:
+        lr: factor of each step of the server. 1 is FedAvg.
+        staleness: how the weight of an update falls with its staleness: `constant`, `polynomial` or `hinge`.
+        a: exponent of `polynomial`, slope of `hinge`; at least 0.
+        b: staleness up to which `hinge` counts an update in full, in server steps; at least 0.
+        weights: weights of the mean: `uniform` (the paper) or `examples` (number of training samples).
+        server_optimiser: how the server moves along the mean update. `plain` is FedAvg.
+    """
+
     lr: float = 1.0
-    beta: float = 0.0
     staleness: Kind = "polynomial"
     a: float = 0.5
     b: int = 4
     weights: Literal["uniform", "examples"] = "uniform"
+    server_optimiser: ServerOptimiser = Plain()
 
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
-        strategy={"lr": 1.0, "beta": 0.0}, fedavg={"weights": "uniform"}
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
+        strategy={"lr": 1.0}, fedavg={"weights": "uniform"}
     )
 
-    def __post_init__(self):
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"beta: {self.beta} is not in [0, 1); 0 is without momentum")
+    def __post_init__(self) -> None:
         check(self.staleness, self.a, self.b)
 
-    def averages(self):
-        return 0 < self.lr <= 1 and self.beta == 0
+    def averages(self) -> bool:
+        return self.server_optimiser.averages(self.lr)
 
-    def init(self, model, ctx):
-        return State(model, zeros_like(model) if self.beta else None)
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        return State(model, self.server_optimiser.init(model))
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> DampedMean:
         return DampedMean(self.weights, self.staleness, self.a, self.b)
 
-    def step(self, state, mean, ctx):
-        velocity = self.beta * state.velocity + mean if self.beta else None
-        return State(state.model + self.lr * (mean if velocity is None else velocity), velocity), {}
+    def step(self, state: State, reduced: Params, ctx: ServerContext) -> tuple[State, Metrics]:
+        return State(*self.server_optimiser.step(state.model, reduced, state.optimiser, self.lr)), {}

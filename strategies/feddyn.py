@@ -1,10 +1,11 @@
-"""FedDyn: dynamic regularisation, so that clients' optima agree with the global one.
+"""FedDyn: dynamic regularisation, so that the clients' optima agree with the global optimum.
 
     h <- h - alpha/m * sum_{k in P} (w_k - w);    w <- mean_{k in P} w_k - h / alpha        (P answered, of m clients)
 
-Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama 2021, arXiv:2111.04263, Algorithm 1.  The mean is uniform as in the
-paper.  `alpha` is the clients' too (`clients/feddyn.py`) and travels as config, so that there is one of it.
-Neutral: none; as alpha goes to 0 the clients' part is FedAvg's, but the server's h / alpha stays of the size of an update.
+Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama 2021, arXiv:2111.04263, Algorithm 1.  The mean is uniform as
+in the paper.  The clients use the same `alpha` (`clients/feddyn.py`); it travels as configuration.
+Equals FedAvg: no setting.  As alpha goes to 0 the clients' part becomes FedAvg's, but the server's h / alpha stays as
+large as an update.
 """
 
 from __future__ import annotations
@@ -12,41 +13,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.method.messages import Broadcast
-from fl.method.reduction import Sum
-from fl.method.requests import Exchange
-from fl.method.strategy import Strategy
-from fl.registry import register
-from fl.tensors.params import Params, zeros_like
+from fl import Broadcast, Exchange, Params, RoundGenerator, ServerContext, Strategy, Sum, checks, register, zeros_like
 
 
 @dataclass(frozen=True)
 class State:
+    """The model, and h: the mean of the g_k of all m clients (zeros before round 0)."""
+
     model: Params
-    h: Params  # mean of the g_k of all m clients; zeros before round 0
+    h: Params
 
 
 @register("strategy", "feddyn")
 @dataclass(frozen=True, kw_only=True)
 class FedDyn(Strategy):
+    """FedAvg with dynamic regularisation.
+
+    Args:
+        alpha: strength of the regularisation, positive.
+    """
+
     alpha: float = 0.01
 
     client: ClassVar[str] = "feddyn"
 
-    def __post_init__(self):
-        if self.alpha <= 0:
-            raise ValueError(
-                f"alpha: {self.alpha} is not positive, and the server divides by it; without it use fedavg"
-            )
+    def __post_init__(self) -> None:
+        checks.positive(alpha=self.alpha, hint="the server divides by it; without regularisation use fedavg")
 
-    def init(self, model, ctx):
+    def init(self, model: Params, ctx: ServerContext) -> State:
         return State(model, zeros_like(model))
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
         return Broadcast(shared={"model": state.model}, config={"alpha": self.alpha})
 
-    def round(self, state, ctx):
-        # the full form: sum and mean differ by how many answered, which only the outcome knows
+    def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
+        # the full form: the mean is the sum divided by the number of answers, known only after the exchange
         outcome = yield Exchange(self.broadcast(state, ctx), Sum())
         if outcome.value is None:
             return state, {}

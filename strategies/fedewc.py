@@ -1,84 +1,111 @@
-"""Elastic weight consolidation with federated averaging (FedEWC): weights that old tasks need are held where those left them.
+"""Elastic weight consolidation with federated averaging (FedEWC): weights that old tasks need keep near their values.
 
     clients minimise  L_i(w) + lam/2 * sum_t sum_j F_tj (w_j - w*_tj)^2;    the server averages as FedAvg
-    after task t:  w*_t <- w;  F_t <- sum_i n_i F_i / sum n_i, of the clients of the last round (`clients/fedewc.py`, work fisher)
+    after task t:  w*_t <- w;  F_t <- sum_i n_i F_i / sum n_i
+                   over the clients of the last round (`clients/fedewc.py`, work fisher)
     anchors last:   F <- gamma F + F_t,  one anchor, the last model           anchors every:  each task's own model
 
-Kirkpatrick et al. 2017, arXiv:1612.00796 (every); Schwarz et al. 2018, arXiv:1805.06370 (last, online EWC, gamma). The sum over tasks
-is one quadratic in w, so that two trees suffice, F and b = sum_t F_t w*_t: its gradient is lam (F w - b). They go down once per task
-and client, 2 P floats; the last round of a task costs P more down (the new model) and P up (F_i).
-Differs from the papers: F is the empirical Fisher, of the samples' own labels. lam times the largest F times the learning rate must
-stay below 2, or local training diverges.  Neutral: lam=0 is FedAvg, to the bit in a loop.
+Kirkpatrick et al. 2017, arXiv:1612.00796 (every); Schwarz et al. 2018, arXiv:1805.06370 (last, online EWC, gamma).
+The sum over tasks is one quadratic in w, so two trees suffice, F and b = sum_t F_t w*_t: its gradient is lam (F w -
+b). They go down once per task and client, 2 P floats; the last round of a task costs P more down (the new model) and
+P up (F_i).
+Differs from the papers: F is the empirical Fisher, of the samples' own labels.  lam times the largest F times the
+learning rate must stay below 2, or local training diverges.
+Equals FedAvg: lam=0, equal bits in the loop.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fl.method.messages import Broadcast, Static
-from fl.method.reduction import WeightedMean
-from fl.method.requests import Exchange
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
-from fl.tensors.params import Params, zeros_like
+from fl import (
+    Broadcast,
+    Exchange,
+    FedAvgEquivalent,
+    OptimiserState,
+    Params,
+    Plain,
+    RoundGenerator,
+    ServerContext,
+    ServerOptimiser,
+    Static,
+    Strategy,
+    WeightedMean,
+    checks,
+    register,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)
 class State:
+    """The model and the quadratic penalty of the tasks so far: F (zeros in the first task), b, and their number."""
+
     model: Params
-    fisher: Params  # F; zeros in the first task
-    pull: Params  # b = sum_t F_t w*_t
-    tasks: int  # ended so far
+    fisher: Params
+    pull: Params
+    tasks: int
+    optimiser: OptimiserState = OptimiserState()
 
 
 def consolidated(state: State, fisher: Params, gamma: float, anchors: str) -> State:
-    """The state after a task whose Fisher is `fisher` and whose last model is the state's."""
+    """Return the state after a task with Fisher information `fisher`; its last model is the state's."""
     total = gamma * state.fisher + fisher
     pull = total * state.model if anchors == "last" else gamma * state.pull + fisher * state.model
-    return State(state.model, total, pull, state.tasks + 1)
+    return replace(state, fisher=total, pull=pull, tasks=state.tasks + 1)
 
 
 @register("strategy", "fedewc")
 @dataclass(frozen=True, kw_only=True)
 class FedEWC(Strategy):
+    """FedAvg with a quadratic penalty on weights that old tasks need.
+
+    Args:
+        lam: weight of the penalty, at least 0. 0 is FedAvg.
+        gamma: factor of the old Fisher information at the end of each task, in [0, 1]. 1 forgets nothing.
+        anchors: `last` holds weights near the last task's model, `every` near each task's own model.
+        lr: factor of each step of the server. 1 is FedAvg.
+        weights: weights of the mean: `examples` (number of training samples) or `uniform`.
+        server_optimiser: how the server moves along the mean update. `plain` is FedAvg.
+    """
+
     lam: float = 10.0
     gamma: float = 1.0
     anchors: Literal["last", "every"] = "last"
     lr: float = 1.0
     weights: Literal["examples", "uniform"] = "examples"
+    server_optimiser: ServerOptimiser = Plain()
 
     client: ClassVar[str] = "fedewc"
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"lam": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(strategy={"lam": 0.0}, bits=False)
 
-    def __post_init__(self):
-        if self.lam < 0:
-            raise ValueError(f"lam: {self.lam} is negative; 0 is FedAvg")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma: {self.gamma} is not in [0, 1]; at 1 old tasks are not let go of")
-        if self.anchors not in ("last", "every"):
-            raise ValueError(f"anchors: {self.anchors!r} is not one of ['last', 'every']")
+    def __post_init__(self) -> None:
+        checks.not_negative(lam=self.lam, hint="0 is FedAvg")
+        checks.within("[0, 1]", gamma=self.gamma, hint="at 1 old tasks are never forgotten")
+        checks.one_of(("last", "every"), anchors=self.anchors)
 
-    def init(self, model, ctx):
-        return State(model, zeros_like(model), zeros_like(model), 0)
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        return State(model, zeros_like(model), zeros_like(model), 0, self.server_optimiser.init(model))
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
         past = {"past": Static(state.tasks, {"fisher": state.fisher, "pull": state.pull})} if state.tasks else {}
         return Broadcast(shared={"model": state.model}, static=past, config={"lam": self.lam})
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> WeightedMean:
         return WeightedMean(self.weights)
 
-    def round(self, state, ctx):
+    def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
         if outcome.value is None:
             return state, {}
-        state = State(state.model + self.lr * outcome.value, state.fisher, state.pull, state.tasks)
-        if not ctx.stage_ends or not self.lam:
+        model, optimiser = self.server_optimiser.step(state.model, outcome.value, state.optimiser, self.lr)
+        state = replace(state, model=model, optimiser=optimiser)
+        if not ctx.period_ends or not self.lam:
             return state, {}
-        asked = yield Exchange(state.model, {"fisher": WeightedMean()}, work="fisher", cohort=outcome.clients)
-        if asked.value is None:
+        answer = yield Exchange(state.model, {"fisher": WeightedMean()}, work="fisher", cohort=outcome.clients)
+        if answer.value is None:
             return state, {}
-        fisher = asked.value["fisher"]
+        fisher = answer.value["fisher"]
         largest = max(float(fisher[name].max()) for name in fisher)
         return consolidated(state, fisher, self.gamma, self.anchors), {"fisher_max": largest}

@@ -1,12 +1,12 @@
-"""FedEx-LoRA: FedIT, and what it misses goes into the frozen weights.
+"""FedEx-LoRA: FedIT, and its averaging error goes into the frozen weights.
 
     A <- Abar,  B <- Bbar,  W <- W + s E,    E = sum_i p_i B_i A_i - Bbar Abar = sum_i p_i (B_i - Bbar) A_i
 
-Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432. Exact: W + s B A is then W + s sum_i p_i B_i A_i. Up: r (in + out) per layer. Down:
-as much, and E as factors, K r (in + out) of K clients, or dense, in * out, whichever is smaller. E is a static group (`lora_math.Base`),
-counted when new to a client, so that one that was away catches up. Differs from the authors' program: that adds E transposed, which
-suits weights stored (in, out) only.
-Neutral: none; a cohort of one is FedIT's.
+Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  Exact: W + s B A is then W + s sum_i p_i B_i A_i.  Up: r (in +
+out) per layer.  Down: the same, and E as factors, K r (in + out) for K clients, or dense, in * out, whichever is
+smaller.  E is a static group (`lora_math.Base`), counted when new to a client, so that an absent client catches up.
+Differs from the authors' program: that adds E transposed, which suits weights stored (in, out) only.
+Equals FedAvg: no setting; with a cohort of one it is FedIT.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.method.messages import Broadcast
-from fl.method.reduction import WeightedMean
-from fl.method.strategy import Strategy
-from fl.models import adapter
-from fl.registry import register
-from fl.tensors.params import Params
+from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, adapter, register
 from strategies import lora_math as lora
 
 
 @dataclass(frozen=True)
 class State:
+    """The trained tensors, and the frozen weights with their increments."""
+
     model: Params
     base: lora.Base
 
@@ -32,6 +29,12 @@ class State:
 @register("strategy", "fedex_lora")
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Strategy):
+    """Average adapters exactly, with increments of the frozen weights.
+
+    Args:
+        weights: weights of the mean: `examples` (number of training samples) or `uniform`.
+    """
+
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "fedex_lora"
@@ -39,26 +42,25 @@ class FedExLoRA(Strategy):
         "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         lora.check_weights(self.weights)
 
-    def init(self, model, ctx):
+    def init(self, model: Params, ctx: ServerContext) -> State:
         lora.check_adapted(model)
         return State(model, lora.Base.of(model, ctx.frozen))
 
-    def model(self, state):
+    def model(self, state: State) -> Params:
         return lora.with_base(state.model, state.base)
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
         return Broadcast(shared=lora.groups(state.model), static=state.base.static)
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> dict[str, Reduction]:
         sent = lora.groups(state.model)
-        return {g: WeightedMean(self.weights) for g in sent} | {
-            "model": lora.Products(sent["model"], self.weights, mean=True)
-        }
+        means: dict[str, Reduction] = {group: WeightedMean(self.weights) for group in sent}
+        return means | {"model": lora.Products(sent["model"], self.weights, mean=True)}
 
-    def step(self, state, reduced, ctx):
+    def step(self, state: State, reduced: dict[str, Any], ctx: ServerContext) -> tuple[State, Metrics]:
         pooled, model = reduced["model"], state.model
         missed = {
             layer: lora.residual(pooled.pieces[layer], pooled.mean[a], pooled.mean[b])

@@ -1,10 +1,11 @@
-"""FedIT: federated averaging of an adapter's two halves, each by itself.
+"""FedIT: federated averaging of the two halves of an adapter, each by itself.
 
-    A <- A + sum_i p_i (A_i - A),   B <- B + sum_i p_i (B_i - B),    p_i = n_i / sum n      (weights=uniform: 1 / clients)
+    A <- A + sum_i p_i (A_i - A),   B <- B + sum_i p_i (B_i - B),    p_i = n_i / sum n    (weights=uniform: 1 / clients)
 
-Zhang, Vahidian, Kuo, Li, Zhang, Yu, Zhou, Wang, Chen 2023, arXiv:2305.05644. What else is trained (a head) is averaged as the group "head".
-Not exact in the product: mean(B) mean(A) is not mean(B A). Traffic: sum over layers of r (in + out) floats, up and down.
-It is FedAvg over all that is trained; what is apart are the groups of the ledger.
+Zhang, Vahidian, Kuo, Li, Zhang, Yu, Zhou, Wang, Chen 2023, arXiv:2305.05644.  Other trained tensors (a head) are
+averaged as the group "head".  Not exact in the product: mean(B) mean(A) is not mean(B A).  Traffic: sum over layers
+of r (in + out) floats, up and down.
+Equals FedAvg: always, over all trained tensors; only the groups in the ledger differ.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.method.reduction import WeightedMean
-from fl.method.strategy import Strategy
-from fl.registry import register
+from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, register
 from strategies import lora_math as lora
 
 
 @register("strategy", "fedit")
 @dataclass(frozen=True, kw_only=True)
 class FedIT(Strategy):
+    """Average adapters, and the head as a group of its own.
+
+    Args:
+        weights: weights of the mean: `examples` (number of training samples) or `uniform`.
+    """
+
     weights: lora.Weights = "examples"
 
     client: ClassVar[str] = "lora"
@@ -28,18 +33,18 @@ class FedIT(Strategy):
         "model.adapter": {"name": "lora", "rank": 2, "targets": ["1"], "trains": ["3.*"]}
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         lora.check_weights(self.weights)
 
-    def init(self, model, ctx):
+    def init(self, model: Params, ctx: ServerContext) -> Params:
         lora.check_adapted(model)
         return model
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: Params, ctx: ServerContext) -> Broadcast | dict[str, Params]:
         return lora.groups(state)
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: Params, ctx: ServerContext) -> dict[str, Reduction]:
         return {group: WeightedMean(self.weights) for group in lora.groups(state)}
 
-    def step(self, state, reduced, ctx):
+    def step(self, state: Params, reduced: dict[str, Any], ctx: ServerContext) -> tuple[Params, Metrics]:
         return state.added(*reduced.values()), {}

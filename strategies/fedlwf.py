@@ -1,62 +1,88 @@
-"""Learning without forgetting with federated averaging (FedLwF): the model as the last task left it teaches the next one.
+"""Learning without forgetting with federated averaging (FedLwF): the last task's final model teaches the next task.
 
-    clients minimise  L_i(w) + weight * T^2 * KL(softmax(z_teacher / T) || softmax(z_w / T));    the server averages as FedAvg
+    clients minimise  L_i(w) + weight * T^2 * KL(softmax(z_teacher / T) || softmax(z_w / T))
+    the server averages as FedAvg
 
-Li, Hoiem 2016, arXiv:1606.09282; with federated averaging also in Usmanova et al. 2021, arXiv:2109.04197. z are outputs on the
-client's own samples of the present task. Where each task has outputs of its own, those of the tasks before are distilled. The
-teacher goes down once per task and client, P floats.  Neutral: weight=0 is FedAvg, to the bit in a loop.
+Li, Hoiem 2016, arXiv:1606.09282; with federated averaging also in Usmanova et al. 2021, arXiv:2109.04197.  z are
+outputs on the client's own samples of the present task.  If each task has its own outputs, the outputs of earlier
+tasks are distilled.  The teacher goes down once per task and client: P floats.
+Equals FedAvg: weight=0, equal bits in the loop.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fl.method.messages import Broadcast, Static
-from fl.method.reduction import WeightedMean
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
-from fl.tensors.params import Params
+from fl import (
+    Broadcast,
+    FedAvgEquivalent,
+    Metrics,
+    OptimiserState,
+    Params,
+    Plain,
+    RoundGenerator,
+    ServerContext,
+    ServerOptimiser,
+    Static,
+    Strategy,
+    WeightedMean,
+    checks,
+    register,
+)
 
 
 @dataclass(frozen=True)
 class State:
+    """The model, the teacher (the model at the end of the last task), and the server optimiser's state."""
+
     model: Params
-    teacher: Params  # the model at the end of the stage before; the first model in the first
+    teacher: Params
+    optimiser: OptimiserState
 
 
 @register("strategy", "fedlwf")
 @dataclass(frozen=True, kw_only=True)
 class FedLwF(Strategy):
+    """FedAvg over clients that distil the model of the last task.
+
+    Args:
+        weight: weight of the distillation loss, at least 0. 0 is FedAvg.
+        temperature: temperature T of the distillation, positive.
+        lr: factor of each step of the server. 1 is FedAvg.
+        weights: weights of the mean: `examples` (number of training samples) or `uniform`.
+        server_optimiser: how the server moves along the mean update. `plain` is FedAvg.
+    """
+
     weight: float = 1.0
     temperature: float = 2.0
     lr: float = 1.0
     weights: Literal["examples", "uniform"] = "examples"
+    server_optimiser: ServerOptimiser = Plain()
 
     client: ClassVar[str] = "fedlwf"
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(strategy={"weight": 0.0}, bits=False)
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(strategy={"weight": 0.0}, bits=False)
 
-    def __post_init__(self):
-        if self.weight < 0:
-            raise ValueError(f"weight: {self.weight} is negative; 0 is FedAvg")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: {self.temperature} is not positive")
+    def __post_init__(self) -> None:
+        checks.not_negative(weight=self.weight, hint="0 is FedAvg")
+        checks.positive(temperature=self.temperature)
 
-    def init(self, model, ctx):
-        return State(model, model)
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        return State(model, model, self.server_optimiser.init(model))
 
-    def broadcast(self, state, ctx):
-        static = {"teacher": Static(ctx.stage, state.teacher)} if ctx.stage else {}
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
+        static = {"teacher": Static(ctx.period, state.teacher)} if ctx.period else {}
         config = {"weight": self.weight, "temperature": self.temperature}
         return Broadcast(shared={"model": state.model}, static=static, config=config)
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> WeightedMean:
         return WeightedMean(self.weights)
 
-    def round(self, state, ctx):
-        if ctx.stage_begins:
-            state = State(state.model, state.model)
+    def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
+        if ctx.period_begins:
+            state = replace(state, teacher=state.model)
         return (yield from super().round(state, ctx))
 
-    def step(self, state, reduced, ctx):
-        return State(state.model + self.lr * reduced, state.teacher), {}
+    def step(self, state: State, reduced: Params, ctx: ServerContext) -> tuple[State, Metrics]:
+        model, optimiser = self.server_optimiser.step(state.model, reduced, state.optimiser, self.lr)
+        return State(model, state.teacher, optimiser), {}

@@ -1,12 +1,13 @@
-"""FedProto: clients share the mean representation of each class and nothing else; models stay their own.
+"""FedProto: clients share the mean representation of each class and nothing else; models stay with the clients.
 
     C_k = sum_i n_ik c_ik / sum_i n_ik          c_ik: mean representation of class k at client i, n_ik its samples there
 
-Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  Training and prediction are the clients'
-(`clients/fedproto.py`).  A class that nobody of the cohort has keeps its last prototype.
-Differs from the paper: equation 6 divides once more, by the number of clients that have the class, which would shrink C_k
-towards 0; that factor is left out.  The authors' program counts clients alike.
-The model of the run stays the first one; what counts are the clients' own figures (clients/*, val/*).  Neutral: none.
+Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  Clients train and predict
+(`clients/fedproto.py`).  A class without samples in the cohort keeps its last prototype.
+Differs from the paper: equation 6 divides once more, by the number of clients that have the class, which would shrink
+C_k towards 0; that factor is left out.  The authors' program gives all clients equal weight. The run's model keeps
+its initial values; the clients' own metrics count (clients/*, val/*).
+Equals FedAvg: no setting.
 """
 
 from __future__ import annotations
@@ -16,21 +17,19 @@ from typing import ClassVar
 
 import torch
 
-from fl.method.reduction import ClassMean
-from fl.method.strategy import Strategy
-from fl.registry import register
-from fl.tensors.params import Params
-from fl.tensors.sparse import Table
+from fl import ClassMean, Metrics, Params, Reduction, ServerContext, Strategy, Table, register
 
 
 @dataclass(frozen=True)
 class State:
+    """The initial model and the prototypes (float32; empty before round 0)."""
+
     model: Params
-    prototypes: Table  # float32; empty before round 0
+    prototypes: Table
 
 
 def renewed(old: Table, new: Table) -> Table:
-    """The rows of `new`, and those of `old` whose keys it lacks."""
+    """Return the rows of `new`, and the rows of `old` whose keys `new` lacks."""
     kept = ~torch.isin(old.keys, new.keys)
     if not kept.any():
         return new
@@ -43,20 +42,21 @@ def renewed(old: Table, new: Table) -> Table:
 @register("strategy", "fedproto")
 @dataclass(frozen=True, kw_only=True)
 class FedProto(Strategy):
+    """Average class prototypes."""
+
     client: ClassVar[str] = "fedproto"
 
-    def init(self, model, ctx):
-        return State(
-            model, Table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
-        )
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        none = torch.zeros(0, dtype=torch.int64)
+        return State(model, Table(none, torch.zeros(0, 0), none))
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: State, ctx: ServerContext) -> dict[str, Table]:
         return {"prototypes": state.prototypes}
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> dict[str, Reduction]:
         return {"prototypes": ClassMean()}
 
-    def step(self, state, reduced, ctx):
+    def step(self, state: State, reduced: dict[str, Table], ctx: ServerContext) -> tuple[State, Metrics]:
         mean = reduced["prototypes"]
         new = Table(mean.keys, mean.values.float(), mean.counts.long())
         return State(state.model, renewed(state.prototypes, new)), {}

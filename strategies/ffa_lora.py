@@ -1,10 +1,11 @@
-"""FFA-LoRA: A stays as it began, the same everywhere; B is averaged.
+"""FFA-LoRA: A keeps its initial values, the same for all clients; B is averaged.
 
     B <- B + sum_i p_i (B_i - B),    p_i = n_i / sum n        (weights=uniform: 1 / number of clients)
 
-Sun, Li, Li, Ding 2024 (ICLR 2024), arXiv:2403.12313. Exact in the product, as mean(B_i) A = mean(B_i A). A comes of the seed and never
-travels: sum over layers of r * out floats, up and down. What else is trained is averaged as the group "head".
-Neutral: it is FedAvg on a model of which only B (and the head) is trained.
+Sun, Li, Li, Ding 2024 (ICLR 2024), arXiv:2403.12313.  Exact in the product, as mean(B_i) A = mean(B_i A).  A comes
+from the seed and never travels: sum over layers of r * out floats, up and down.  Other trained tensors are averaged
+as the group "head".
+Equals FedAvg: on a model of which only B (and the head) is trained.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.models import adapter
-from fl.registry import register
+from fl import Params, ServerContext, adapter, register
 from strategies import lora_math as lora
 from strategies.fedit import FedIT
 
@@ -21,8 +21,10 @@ from strategies.fedit import FedIT
 @register("strategy", "ffa_lora")
 @dataclass(frozen=True, kw_only=True)
 class FFALoRA(FedIT):
+    """Average only the B halves of adapters (and the head)."""
+
     client: ClassVar[str] = "ffa_lora"
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: Params, ctx: ServerContext) -> dict[str, Params]:
         sent = lora.groups(state)
         return sent | {"model": sent["model"].select(adapter.second(state))}

@@ -1,100 +1,119 @@
-"""FLASC: LoRA under sparse communication, both ways; everything trained is dense.
+"""FLASC: LoRA with sparse communication in both directions; training is dense.
 
-    M      the floor(d_down P) largest |w| of all P trained entries together, chosen anew each round; w masked to M goes down
-    mean   of what comes up: of each client's change the floor(d_up P) largest (clients/flasc.py)
-    w      <- server optimiser along g = -mean: Adam, or SGD with lr 1, w <- w + mean
+    M   the floor(d_down P) largest |w| of all P trained entries together, chosen in each round; w masked to M goes down
+    mean   of the clients' changes, each cut to its floor(d_up P) largest entries (clients/flasc.py)
+    w      <- server optimiser along the mean: Adam, or plain with lr 1, w <- w + mean
 
-Kuo, Raje, Rajesh, Smith 2024, arXiv:2406.05233; `cellm` (arXiv:2407.20557, withdrawn, of the same text as Raje's thesis,
-CMU-CS-24-123) is an alias. The mean is uniform over the cohort. The server's w is never pruned: an entry outside M keeps its value
-if nobody sends it. M * w is what is evaluated and saved. Of equal magnitudes the first by index stays. d P is rounded down, with d
-as the decimal it is written as. There is no error feedback. `decay` multiplies both densities each round (at least one entry is sent).
-Differs from the release: its AdamW decays weights by .01, here optimiser.weight_decay is 0; densities by tiers of devices are left out.
-Positions are counted: min(k ceil(log2 P), P) bits beside k values, none at density 1; uplink_values_bytes and
-downlink_values_bytes are the values alone, the figures that the paper gives.
-Neutral: down=up=1, SGD with lr=1 is FedAvg with uniform weights, to the bit; with Adam it is FedOpt.
+Kuo, Raje, Rajesh, Smith 2024, arXiv:2406.05233; `cellm` (arXiv:2407.20557, withdrawn, the same text as Raje's thesis,
+CMU-CS-24-123) is an alias.  The mean is uniform over the cohort.  The server's w is never pruned: an entry outside M
+keeps its value if no client sends it.  M * w is evaluated and saved.  Among equal magnitudes the first entries are
+kept.  d P is rounded down, with d as the decimal in the configuration.  There is no error feedback. Positions are
+counted: min(k ceil(log2 P), P) bits beside k values, none at density 1; uplink_values_bytes and downlink_values_bytes
+count the values only, as the paper's figures do.
+Differs from the release: its AdamW decays weights by .01, here Adam's weight_decay is 0; there are no densities by
+tiers of devices.
+Equals FedAvg: down=up=1, a plain server optimiser and lr=1: FedAvg with uniform weights, equal bits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
-from fl.communication.codecs.top_k import TopK, keep_largest
-from fl.method.messages import Broadcast
-from fl.method.optimiser import SGD, Adam, Optimiser
-from fl.method.reduction import SparseMean
-from fl.method.requests import Exchange
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
-from fl.tensors.params import Params
-from fl.tensors.sparse import Sparse
+from fl import (
+    Broadcast,
+    Exchange,
+    FedAvgEquivalent,
+    Metrics,
+    OptimiserState,
+    Params,
+    Plain,
+    PseudoGradient,
+    RoundGenerator,
+    ServerContext,
+    ServerOptimiser,
+    Sparse,
+    SparseMean,
+    Strategy,
+    TopK,
+    checks,
+    keep_largest,
+    register,
+)
 
 
 @dataclass(frozen=True)
 class State:
-    w: Params  # dense
-    moments: dict[str, Params]  # the optimiser's
-    steps: int
-    positions: Tensor | None = None  # of the mask, where it is fixed
+    """The dense model, the server optimiser's state, and the positions of the mask if it is fixed."""
+
+    w: Params
+    optimiser: OptimiserState
+    positions: Tensor | None = None
 
 
 @register("strategy", "flasc", "cellm")
 @dataclass(frozen=True, kw_only=True)
 class FLASC(Strategy):
+    """Send the largest entries of the model down and the largest entries of each change up.
+
+    Args:
+        down: density of the model that goes down, in (0, 1]. 1 is FedAvg.
+        up: density of the change that comes up, in (0, 1]. 1 is FedAvg.
+        decay: factor of both densities per round, in (0, 1]; at least one entry is sent. 1 keeps them.
+        lr: factor of each step of the server. 1 with a plain server optimiser is FedAvg.
+        server_optimiser: how the server moves along the mean update. Default: Adam with bias correction, as in the
+            release.
+    """
+
     down: float = 0.25
     up: float = 0.25
     decay: float = 1.0
     lr: float = 1e-3
-    optimiser: Optimiser = field(default_factory=Adam)
+    server_optimiser: ServerOptimiser = PseudoGradient()
 
     client: ClassVar[str] = "flasc"
-    example_config: ClassVar[dict[str, Any]] = {}
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
-        strategy={"down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": SGD()}, fedavg={"weights": "uniform"}
+        strategy={"down": 1.0, "up": 1.0, "lr": 1.0, "server_optimiser": Plain()}, fedavg={"weights": "uniform"}
     )
 
-    def __post_init__(self):
-        for name in ("down", "up", "decay"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not in (0, 1]; 1 sends all entries")
-        if not self.optimiser.batched:
-            raise ValueError("optimiser: 'torch' keeps what no checkpoint can hold; take sgd or adam")
+    def __post_init__(self) -> None:
+        checks.within("(0, 1]", down=self.down, up=self.up, decay=self.decay, hint="1 sends all entries")
 
     def densities(self, round_: int) -> tuple[float, float]:
+        """Return the densities (down, up) after `round_` steps of the server."""
         return self.down * self.decay**round_, self.up * self.decay**round_
 
-    def init(self, model, ctx):
-        return State(model, self.optimiser.state(model), 0)
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        return State(model, self.server_optimiser.init(model))
 
     def masked(self, state: State) -> Sparse | Params:
-        """w on the mask of the round to come; all of it at density 1."""
-        if self.densities(state.steps)[0] == 1:
-            return state.w
-        return keep_largest(state.w.compact(), self.densities(state.steps)[0])
+        """Return w on the mask of the next round; the whole of w at density 1."""
+        down, _ = self.densities(state.optimiser.steps)
+        return state.w if down == 1 else keep_largest(state.w.compact(), down)
 
-    def model(self, state):
+    def model(self, state: State) -> Params:
         masked = self.masked(state)
         return masked if isinstance(masked, Params) else Params.expand(state.w.layout, masked.dense())
 
-    def broadcast(self, state, ctx):
-        return Broadcast(shared={"model": self.masked(state)}, config={"up": self.densities(state.steps)[1]})
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
+        return Broadcast(shared={"model": self.masked(state)}, config={"up": self.densities(state.optimiser.steps)[1]})
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> SparseMean:
         return SparseMean("uniform")
 
-    def round(self, state, ctx):
-        broadcast = self.broadcast(state, ctx)
+    def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
+        broadcast, (_, density) = self.broadcast(state, ctx), self.densities(state.optimiser.steps)
         outcome = yield Exchange(broadcast, self.reduction(state, ctx))
-        model, up = broadcast.shared["model"], TopK(ratio=broadcast.config["up"]).num_kept(state.w.numel)
+        model, up = broadcast.shared["model"], TopK(ratio=density).num_kept(state.w.numel)
         metrics = {
             "downlink_values_bytes": len(ctx.cohort) * (model if isinstance(model, Params) else model.values).nbytes,
             "uplink_values_bytes": len(outcome.clients) * up * state.w.compact().itemsize,
         }
         return (state if outcome.value is None else self.step(state, outcome.value, ctx)[0]), metrics
 
-    def step(self, state, mean, ctx):
-        w, moments = state.w.clone(), {name: moment.clone() for name, moment in state.moments.items()}
-        self.optimiser.step(w, Params.expand(w.layout, -mean), moments, self.lr, state.steps)
-        return State(w, moments, state.steps + 1, state.positions), {}
+    def step(self, state: State, reduced: Tensor, ctx: ServerContext) -> tuple[State, Metrics]:
+        mean = Params.expand(state.w.layout, reduced)
+        w, optimiser = self.server_optimiser.step(state.w, mean, state.optimiser, self.lr)
+        return replace(state, w=w, optimiser=optimiser), {}

@@ -1,12 +1,13 @@
-"""FLoRA: clients' adapters are stacked, which is exact for any ranks, and folded into the frozen weights; then all begin anew.
+"""FLoRA: adapters of any ranks are stacked, which is exact, and folded into the frozen weights; then adapters restart.
 
     A = [p_1 A_1; ..; p_K A_K],  B = [B_1, .., B_K];    W <- W + s B A = W + s sum_i p_i B_i A_i;    A <- fresh, B <- 0
 
-Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976. `ranks` go round the clients by id (empty: the model's rank); the model is built at the
-largest, and s is common, alpha growing with the rank. Up: r_i (in + out) per layer. Down: the stack, (in + out) sum_i r_i, or the dense
-product if that is smaller, as a static group (`lora_math.Base`) for whoever has not seen it; the fresh A is drawn from the round's
-number on both sides (the first one is the model's own) and costs nothing. A head is averaged.
-Neutral: none. A cohort of one keeps that client's product.
+Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976.  The model is built at the largest rank; s is the same for
+all ranks, so alpha grows with the rank.  Up: r_i (in + out) per layer.  Down: the stack, (in + out) sum_i r_i, or the
+dense product if that is smaller, as a static group (`lora_math.Base`) for clients that have not seen it; the fresh A
+is drawn from the round's number on both sides (the first one is the model's own) and costs nothing.  A head is
+averaged.
+Equals FedAvg: no setting.  A cohort of one keeps that client's product.
 """
 
 from __future__ import annotations
@@ -14,26 +15,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.method.messages import Broadcast
-from fl.method.reduction import WeightedMean
-from fl.method.strategy import Strategy
-from fl.models import adapter
-from fl.registry import register
-from fl.tensors import random
-from fl.tensors.params import Params
+from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, adapter, random, register
 from strategies import lora_math as lora
 
 
 @dataclass(frozen=True)
 class State:
-    model: Params  # B is zero between rounds
+    """The trained tensors and the frozen weights.
+
+    Args:
+        model: trained tensors; B is zero between rounds.
+        base: frozen weights with their increments.
+        draw: address of the present A; 0 is the model's first A.
+    """
+
+    model: Params
     base: lora.Base
-    draw: int = 0  # the address of the present A; 0 is the model's first
+    draw: int = 0
 
 
 @dataclass(frozen=True)
 class Config:
-    """A client's config: where its A comes from, and its rank."""
+    """Configuration of a client: the address of its A, and its rank."""
 
     draw: int
     ranks: tuple[int, ...]
@@ -45,6 +48,13 @@ class Config:
 @register("strategy", "flora")
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(Strategy):
+    """Stack adapters of several ranks and fold them into the frozen weights.
+
+    Args:
+        ranks: the clients' ranks; they repeat over the client ids. Empty: all have the model's rank.
+        weights: weights of the mean: `examples` (number of training samples) or `uniform`.
+    """
+
     ranks: tuple[int, ...] = ()
     weights: lora.Weights = "examples"
 
@@ -54,27 +64,28 @@ class FLoRA(Strategy):
         "strategy.ranks": [1, 3],
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         lora.check_weights(self.weights)
         lora.check_ranks(self.ranks)
 
-    def init(self, model, ctx):
+    def init(self, model: Params, ctx: ServerContext) -> State:
         lora.check_adapted(model, self.ranks)
         return State(model, lora.Base.of(model, ctx.frozen))
 
-    def model(self, state):
+    def model(self, state: State) -> Params:
         return lora.with_base(state.model, state.base)
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
         head = {name: group for name, group in lora.groups(state.model).items() if name == "head"}
         config = Config(state.draw, self.ranks) if self.ranks else {"draw": state.draw}
         return Broadcast(shared=head, static=state.base.static, config=config)
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> dict[str, Reduction]:
         sent = lora.groups(state.model)
-        return {g: WeightedMean(self.weights) for g in sent} | {"model": lora.Products(sent["model"], self.weights)}
+        means: dict[str, Reduction] = {group: WeightedMean(self.weights) for group in sent}
+        return means | {"model": lora.Products(sent["model"], self.weights)}
 
-    def step(self, state, reduced, ctx):
+    def step(self, state: State, reduced: dict[str, Any], ctx: ServerContext) -> tuple[State, Metrics]:
         change = lora.increment(reduced["model"].pieces, lora.scales(ctx.module, state.model))
         draw = int(random.hash64(ctx.seed, "flora", ctx.round)) >> 1 | 1
         model = adapter.redrawn(state.model, draw)

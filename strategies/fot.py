@@ -1,57 +1,99 @@
-"""Federated Orthogonal Training (FOT): updates are kept out of the subspaces that the inputs of old tasks span.
+"""Federated Orthogonal Training (FOT): updates stay outside the subspaces that the inputs of old tasks span.
 
     step <- lr * server optimiser(mean_i (w_i - w));   per protected layer  step <- step - (step U) U^T;   w <- w + step
     after the last round of a task, of the clients of that round (`clients/fot.py`, work gpse):
-        Y = sum_i (I - U U^T) X_i G_i;    tau = (rho - (1 - eps)) / rho;    U <- [U, the first k left singular vectors of Y],
+        Y = sum_i (I - U U^T) X_i G_i;  tau = (rho - (1 - eps)) / rho
+        U <- [U, the first k left singular vectors of Y],
         k smallest with (s_1^2 + ... + s_k^2) / ||Y||^2 > tau;    eps <- min(eps + eps_increment, 1)
 
-Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289. With P parameters, a round costs P floats down and P up; the last
-of a task besides, up sum_l (d_l m + 2) or sum_l (d_l (d_l + 1) / 2 + 2), down sum_l d_l k_l, and P more for gpse_model global.
+Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  With P parameters, a round costs P floats down
+and P up. The last round of a task also costs sum_l (d_l m + 2) up with a sketch, sum_l (d_l (d_l + 1) / 2 + 2) up
+with a Gram matrix, sum_l d_l k_l down, and P more down for gpse_model global.
 
-gpse: sketch, with m = `sketch` * d columns, or gram, which sends the sum of R R^T: fewer floats, exact over clients, and exact
-singular values (a sketch of m = d flattens them, so that k comes out too small where they decay slowly).
-residual_ratio: norm, rho = sum n_i ||R_i|| / ||X_i|| / sum n_i as in the authors' program, which always adds at least one vector; or
-energy, sum ||R_i||^2 / sum ||X_i||^2, which the criterion "keep eps of the energy of all inputs" needs: tau <= 0 adds nothing.
-gpse_model: X is of the client's locally trained model, as in the program, or of the new global one.
-protects: patterns of weights (default: all of linear and 2-d convolutional layers). head: patterns of weights that are not; where
-each task has outputs of its own, name the last layer here: its rows of old tasks get no gradient, and new rows need all directions.
-bias: freeze_after_first sets the step of tensors of one dimension (biases, affine normalisation), the head's left out, to zero after the
-first task: they move outputs of old tasks however weights are projected. The default trains them, as the program does.
+A sketch with m = d flattens the singular values, so k comes out too small if they decay slowly; the Gram matrix is
+exact. The norm ratio is the authors' program's and always adds at least one vector; the criterion "keep eps of the
+energy of all inputs" needs the energy ratio, with which tau <= 0 adds nothing (`fl/tensors/input_statistics.py`).
 
-Differs from the program: the weighted mean (weights=uniform is the program's), Gaussian G in every model, evaluation mode, the basis
-goes down in the last round of a task only, server optimisers (momentum, Adam), whose final step is projected: their memory is older
-than the basis. Local momentum and weight decay are harmless, as the projection comes after them.
-Neutral: as long as there is no basis (a single task, or the first) it is FedAvg, to the bit in a loop.
+Differs from the program: the weighted mean (weights=uniform is the program's), Gaussian G in every model, evaluation
+mode; the basis goes down only in the last round of a task; server optimisers, whose final step is projected, because
+their moments are older than the basis.  Local momentum and weight decay do no harm: the projection comes after them.
+Equals FedAvg: as long as there is no basis (a single task, or the first), equal bits in the loop.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 
-from fl.method.messages import Broadcast, Static
-from fl.method.reduction import Sum, WeightedMean
-from fl.method.requests import Exchange
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
-from fl.tensors import subspace
-from fl.tensors.params import Params, match, sqrt, zeros_like
+from fl import (
+    Broadcast,
+    Exchange,
+    FedAvgEquivalent,
+    Metrics,
+    OptimiserState,
+    Params,
+    Plain,
+    RoundGenerator,
+    ServerContext,
+    ServerOptimiser,
+    Static,
+    Strategy,
+    Sum,
+    WeightedMean,
+    checks,
+    input_statistics,
+    match,
+    register,
+    subspace,
+)
 
 
 @dataclass(frozen=True)
 class State:
+    """The model and the protected subspaces.
+
+    Args:
+        model: the model.
+        sizes: protected weight -> d, the size of the layer's inputs.
+        eps: the present threshold.
+        bases: protected weight -> U (d, k); empty in the first task.
+        optimiser: the server optimiser's state.
+    """
+
     model: Params
-    sizes: dict[str, int]  # name of a protected weight -> d
+    sizes: dict[str, int]
     eps: float
-    bases: dict[str, Tensor]  # name -> U (d, k); empty in the first task
-    moments: tuple[Params, ...]  # of the server optimiser
+    bases: dict[str, Tensor]
+    optimiser: OptimiserState
 
 
 @register("strategy", "fot")
 @dataclass(frozen=True, kw_only=True)
 class FOT(Strategy):
+    """FedAvg with steps that leave the outputs of old tasks unchanged.
+
+    Args:
+        eps: share of the inputs of a task that its basis has to hold, in (0, 1]. At 1 every direction is kept.
+        eps_increment: added to eps after each task, at least 0.
+        gpse: what clients send about layer inputs: `sketch` or `gram` (fewer floats, exact).
+        sketch: columns of a sketch, in multiples of the layer's input size; positive. Used with gpse `sketch`.
+        residual_ratio: `norm` (the authors' program) or `energy`.
+        gpse_model: the model whose inputs are taken: `local` (after local training, the program's) or `global` (the
+            new one).
+        protects: glob patterns of the protected weights. Default: all of linear and 2-d convolutional layers.
+        head: glob patterns of weights that are not protected. If each task has its own outputs, name the last layer:
+            its rows of old tasks get no gradient, and new rows need all directions.
+        bias: `train`, or `freeze_after_first`: after the first task, tensors of one dimension (biases, affine
+            normalisation) outside the head no longer move; a projection of weights does not stop their effect.
+        weights: weights of the mean: `examples` (number of training samples) or `uniform` (the program's).
+        lr: factor of each step of the server. 1 is FedAvg.
+        server_optimiser: how the server moves along the mean update. `plain` is FedAvg.
+    """
+
     eps: float = 0.94
     eps_increment: float = 0.0
     gpse: Literal["sketch", "gram"] = "sketch"
@@ -62,127 +104,99 @@ class FOT(Strategy):
     head: tuple[str, ...] = ()
     bias: Literal["train", "freeze_after_first"] = "train"
     weights: Literal["examples", "uniform"] = "examples"
-    optimiser: Literal["none", "momentum", "adam"] = "none"
     lr: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.99
-    adaptivity: float = 1e-3
+    server_optimiser: ServerOptimiser = Plain()
 
     client: ClassVar[str] = "fot"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(bits=False)
 
-    def __post_init__(self):
-        if not 0 < self.eps <= 1:
-            raise ValueError(f"eps: {self.eps} is not in (0, 1]; at 1 every direction that inputs have is kept")
-        if self.eps_increment < 0:
-            raise ValueError(f"eps_increment: {self.eps_increment} is negative")
-        if self.sketch <= 0:
-            raise ValueError(f"sketch: {self.sketch} is not positive; it is the number of columns in multiples of d")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {allowed}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
-        if self.adaptivity <= 0:
-            raise ValueError(f"adaptivity: {self.adaptivity} is not positive; it keeps Adam's step finite")
+    def __post_init__(self) -> None:
+        checks.within("(0, 1]", eps=self.eps, hint="at 1 every direction of the inputs is kept")
+        checks.not_negative(eps_increment=self.eps_increment)
+        checks.positive(sketch=self.sketch, hint="it is the number of columns in multiples of d")
+        checks.one_of(("sketch", "gram"), gpse=self.gpse)
+        checks.one_of(input_statistics.RATIOS, residual_ratio=self.residual_ratio)
+        checks.one_of(("local", "global"), gpse_model=self.gpse_model)
+        checks.one_of(("train", "freeze_after_first"), bias=self.bias)
+        checks.one_of(("examples", "uniform"), weights=self.weights)
 
-    def init(self, model, ctx):
+    @property
+    def factor(self) -> float:
+        """Columns of a sketch in multiples of d; 0 asks clients for Gram matrices."""
+        return self.sketch if self.gpse == "sketch" else 0.0
+
+    def init(self, model: Params, ctx: ServerContext) -> State:
         sizes = subspace.protected(ctx.module, model, self.protects, self.head)
-        zeros = zeros_like(model)
-        moments = {"none": (), "momentum": (zeros,), "adam": (zeros, zeros + self.adaptivity**2)}[self.optimiser]
-        return State(model, sizes, self.eps, {}, moments)
+        return State(model, sizes, self.eps, {}, self.server_optimiser.init(model))
 
     # -- an ordinary round -------------------------------------------------------------------------------------------
-    def broadcast(self, state, ctx):
-        carry = ctx.stage_ends and self.gpse_model == "local"
+    def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
+        carry = ctx.period_ends and self.gpse_model == "local"
         return Broadcast(shared={"model": state.model}, config={"carry": True} if carry else {})
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: State, ctx: ServerContext) -> WeightedMean:
         return WeightedMean(self.weights)
 
-    def round(self, state, ctx):
+    def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
         if outcome.value is None:
             return state, {}
         state, metrics = self.step(state, outcome.value, ctx)
-        if not ctx.stage_ends:
+        if not ctx.period_ends:
             return state, metrics
-        extended = yield from self.boundary(state, outcome.clients, ctx.stage)
+        extended = yield from self.end_of_task(state, outcome.clients, ctx.period)
         return extended, {**metrics, **occupancy(extended)}
 
-    def step(self, state, reduced, ctx):
-        step, moments = self.optimised(state, reduced)
-        return State(state.model + self.kept(step, state, ctx), state.sizes, state.eps, state.bases, moments), {}
+    def step(self, state: State, reduced: Params, ctx: ServerContext) -> tuple[State, Metrics]:
+        change, optimiser = self.server_optimiser.change(state.model, reduced, state.optimiser)
+        change = self.allowed(self.lr * change, state, ctx)
+        return replace(state, model=state.model + change, optimiser=optimiser), {}
 
-    def optimised(self, state: State, mean: Params) -> tuple[Params, tuple[Params, ...]]:
-        """(step, new moments) of the server optimiser: FedAvg's, FedAvgM's or FedAdam's."""
-        if self.optimiser == "none":
-            return self.lr * mean, ()
-        if self.optimiser == "momentum":
-            velocity = self.beta1 * state.moments[0] + mean
-            return self.lr * velocity, (velocity,)
-        m = self.beta1 * state.moments[0] + (1 - self.beta1) * mean
-        v = self.beta2 * state.moments[1] + (1 - self.beta2) * (mean * mean)
-        return self.lr * (m / (sqrt(v) + self.adaptivity)), (m, v)
+    def allowed(self, change: Params, state: State, ctx: ServerContext) -> Params:
+        """Return the part of a step that is made: outside the bases, and without frozen biases."""
+        projected = {n: subspace.project(change[n].double(), u.double()) for n, u in state.bases.items()}
+        return self.without_frozen_biases(change.replace(projected) if projected else change, ctx)
 
-    def kept(self, step: Params, state: State, ctx) -> Params:
-        """What of a step is made: none of it within a basis, and of biases as `bias` says."""
-        new = {n: subspace.project(step[n].double(), u.double()) for n, u in state.bases.items()}
-        return self.biases_kept(step.replace(new) if new else step, ctx)
-
-    def biases_kept(self, step: Params, ctx) -> Params:
-        if self.bias == "train" or not ctx.stage:
-            return step
-        return step.replace({n: 0 * step[n] for n in self.frozen(step)})
-
-    def frozen(self, model: Params) -> list[str]:
-        """The tensors of one dimension, those of the head's layers left out."""
-        heads = tuple(n.removesuffix("weight") for n in match(model, self.head))
-        return [n for n in model if model[n].ndim == 1 and not (heads and n.startswith(heads))]
+    def without_frozen_biases(self, change: Params, ctx: ServerContext) -> Params:
+        """Return the step without the tensors that `bias` freezes."""
+        if self.bias == "train" or not ctx.period:
+            return change
+        return change.replace({n: 0 * change[n] for n in biases(change, self.head)})
 
     # -- the end of a task -------------------------------------------------------------------------------------------
-    def boundary(self, state: State, clients, stage: int):
-        """Ask the clients what their inputs span, and take up what is due; returns the new state."""
+    def end_of_task(self, state: State, clients: np.ndarray, period: int) -> Generator[Exchange, Any, State]:
+        """Ask the clients which directions their inputs span, and extend the bases by them."""
         shared = {"model": state.model} if self.gpse_model == "global" else {}
-        static = {"basis": Static(stage, state.bases)} if state.bases else {}
-        factor = self.sketch if self.gpse == "sketch" else 0.0
-        config = {"sizes": state.sizes, "factor": factor, "ratio": self.residual_ratio}
-        outcome = yield Exchange(
-            Broadcast(shared, static=static, config=config), {"sketch": Sum()}, work="gpse", cohort=clients
-        )
+        static = {"basis": Static(period, state.bases)} if state.bases else {}
+        config = {"sizes": state.sizes, "factor": self.factor, "ratio": self.residual_ratio}
+        broadcast = Broadcast(shared, static=static, config=config)
+        outcome = yield Exchange(broadcast, {"sketch": Sum()}, work="gpse", cohort=clients)
         eps = min(state.eps + self.eps_increment, 1.0)
         if outcome.value is None:
-            return State(state.model, state.sizes, eps, state.bases, state.moments)
+            return replace(state, eps=eps)
         bases = {}
         for name, sent in outcome.value["sketch"].items():
             u = self.extended(state.bases.get(name), sent["y"], sent["norms"], state.eps)
             if u is not None:
                 bases[name] = u
-        return State(state.model, state.sizes, eps, bases, state.moments)
+        return replace(state, eps=eps, bases=bases)
 
     def extended(self, basis: Tensor | None, y: Tensor, norms: Tensor, eps: float) -> Tensor | None:
-        """The basis with what a task adds: y, norms are the sums over clients."""
+        """Return the basis with the directions that a task adds; y and norms are sums over clients."""
         ratio = 1.0 if basis is None else float(norms[0] / norms[1].clamp(min=1e-30))
-        tau, least = subspace.threshold(ratio, eps), 1 if self.residual_ratio == "norm" else 0
-        if self.gpse == "sketch":
-            return subspace.extend_basis_from_sketch(basis, y, tau, least)
-        return subspace.extend_basis_from_gram(basis, subspace.unpacked(y), tau, least)
+        least = input_statistics.RATIOS[self.residual_ratio].least
+        return input_statistics.statistic_of(self.factor).extend(basis, y, subspace.threshold(ratio, eps), least)
+
+
+def biases(model: Params, head: tuple[str, ...]) -> list[str]:
+    """Return the names of the tensors of one dimension, without those of the head's layers."""
+    heads = tuple(n.removesuffix("weight") for n in match(model, head))
+    return [n for n in model if model[n].ndim == 1 and not (heads and n.startswith(heads))]
 
 
 def occupancy(state: State) -> dict[str, float]:
-    """Per layer the size k of its basis, and capacity k / d: at 1 nothing of the layer can change any more."""
+    """Return per layer the size k of its basis, and its capacity k / d; at 1 the layer cannot change any more."""
     sizes = {n: state.bases[n].shape[1] if n in state.bases else 0 for n in state.sizes}
     layer = {n: n.removesuffix(".weight") for n in sizes}
-    basis = {f"basis/{layer[n]}": k for n, k in sizes.items()}
+    basis: dict[str, float] = {f"basis/{layer[n]}": k for n, k in sizes.items()}
     return basis | {f"capacity/{layer[n]}": k / state.sizes[n] for n, k in sizes.items()}
-
-
-CHOICES = {
-    "gpse": ["sketch", "gram"],
-    "residual_ratio": ["norm", "energy"],
-    "gpse_model": ["local", "global"],
-    "bias": ["train", "freeze_after_first"],
-    "weights": ["examples", "uniform"],
-    "optimiser": ["none", "momentum", "adam"],
-}

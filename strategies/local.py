@@ -1,9 +1,9 @@
 """Local training only: what clients reach without each other, for comparison.
 
-    nothing goes down, nothing comes up; each client goes on with its own model
+    nothing goes down, nothing comes up; each client continues with its own model
 
-The model of the run stays the first one; what counts are the clients' own figures (clients/*, val/*).
-Neutral: none.
+The run's model keeps its initial values; the clients' own metrics count (clients/*, val/*).
+Equals FedAvg: no setting.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.method.strategy import Strategy
-from fl.registry import register
+from fl import Metrics, Params, Reduction, ServerContext, Strategy, register
 
 
 @register("strategy", "local")
 @dataclass(frozen=True, kw_only=True)
 class Local(Strategy):
+    """Exchange nothing."""
+
     client: ClassVar[str] = "local"
 
-    def broadcast(self, state, ctx):
+    def broadcast(self, state: Params, ctx: ServerContext) -> dict[str, Params]:
         return {}
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: Params, ctx: ServerContext) -> dict[str, Reduction]:
         return {}
 
-    def step(self, state, reduced, ctx):
+    def step(self, state: Params, reduced: dict[str, Params], ctx: ServerContext) -> tuple[Params, Metrics]:
         return state, {}

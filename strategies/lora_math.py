@@ -1,13 +1,13 @@
-"""What the federated-LoRA methods share: their algebra on factors, and weights that change underneath.
+"""Algebra of the federated-LoRA methods on low-rank factors, and base weights that change during a run.
 
-    W = W0 + s B A,   A (r, in), B (out, r)        exact mean of the clients' adapters:  M = sum_i p_i B_i A_i   (out, in)
+    W = W0 + s B A,   A (r, in), B (out, r)      exact mean of the clients' adapters:  M = sum_i p_i B_i A_i   (out, in)
 
     stack       [B_1 .. B_K] [p_1 A_1; ..; p_K A_K] = M                        any ranks
-    residual    E = M - Bbar Abar = sum_i p_i (B_i - Bbar) A_i                  what averaging A and B apart misses
+    residual    E = M - Bbar Abar = sum_i p_i (B_i - Bbar) A_i                 the error of averaging A and B separately
     flex_svd    best approximation of M of rank r, as factors
 
-A sum of products (`Pieces`) is kept per layer as stacked factors while they are smaller than the dense (out, in) matrix, and
-as that matrix from then on, so that no accumulator grows with the cohort.
+A sum of products (`Pieces`) is kept per layer as stacked factors while they are smaller than the dense (out, in)
+matrix, then as that matrix, so no accumulator grows with the cohort.
 """
 
 from __future__ import annotations
@@ -19,58 +19,65 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fl.method.messages import Static
-from fl.method.reduction import Meta, Reduction
-from fl.models import adapter
-from fl.models.adapter import product
-from fl.tensors.params import Params, join
+from fl import Meta, Params, Reduction, Static, adapter, checks, join, product
 
 Weights = Literal["examples", "uniform"]
 Piece = Tensor | tuple[Tensor, Tensor]  # (out, in), or (A (k, in), B (out, k))
 Pieces = Mapping[str, Piece]  # by layer
+ProductsSum = tuple[Params | None, Pieces, float]  # sums of weighted factors, of weighted products, of weights
 
 
 # -- algebra of one layer ---------------------------------------------------------------------------------------------
 def stack_factors(
     firsts: Sequence[Tensor], seconds: Sequence[Tensor], weights: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """A_i (r_i, in), B_i (out, r_i), p_i -> (A (sum r_i, in), B (out, sum r_i)) with B A = sum_i p_i B_i A_i."""
+    """Stack factors so that B A = sum_i p_i B_i A_i.
+
+    A_i (r_i, in), B_i (out, r_i), p_i -> A (sum r_i, in), B (out, sum r_i)
+    """
     return torch.cat([p * a for p, a in zip(weights, firsts)]), torch.cat(list(seconds), 1)
 
 
 def dense(piece: Piece) -> Tensor:
-    """(out, in)"""
+    """Return a piece as a matrix (out, in)."""
     return product(*piece) if isinstance(piece, tuple) else piece
 
 
 def smaller(piece: Piece) -> Piece:
-    """Factors, unless the dense matrix has no more numbers."""
+    """Return the dense matrix if the factors have at least as many numbers; else the piece itself."""
     if isinstance(piece, tuple) and piece[0].numel() + piece[1].numel() >= piece[0].shape[1] * piece[1].shape[0]:
         return product(*piece)
     return piece
 
 
 def added(a: Piece, b: Piece) -> Piece:
+    """Return the sum of two products, as factors while they are smaller."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return smaller((torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]], 1)))
     return dense(a) + dense(b)
 
 
 def scaled(piece: Piece, factor: float) -> Piece:
+    """Return factor times a piece."""
     return (factor * piece[0], piece[1]) if isinstance(piece, tuple) else factor * piece
 
 
 def residual(piece: Piece, first: Tensor, second: Tensor) -> Piece:
-    """E = M - Bbar Abar of the sum of products M and the means Abar (r, in), Bbar (out, r). As factors it has those of M:
-    sum_i p_i A_i = Abar, so that E = sum_i p_i (B_i - Bbar) A_i. All clients have rank r."""
+    """Return E = M - Bbar Abar, from the sum of products M and the means Abar (r, in), Bbar (out, r).
+
+    All clients have rank r. The factors of E are those of M with B_i - Bbar: sum_i p_i A_i = Abar, so
+    E = sum_i p_i (B_i - Bbar) A_i.
+    """
     if isinstance(piece, tuple):
         return piece[0], piece[1] - second.repeat(1, len(piece[0]) // len(first))
     return piece - product(first, second)
 
 
 def flex_svd(matrix: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """(A (r, in), B (out, r)): s B A is the best approximation of `matrix` (out, in) of rank r, B = U_r S_r / s, A = V_r^T.
-    Signs are fixed by the largest element of each row of A; ranks beyond min(out, in) are zeros."""
+    """Return (A (r, in), B (out, r)) such that s B A is the best approximation of `matrix` (out, in) of rank r.
+
+    B = U_r S_r / s, A = V_r^T. The largest element of each row of A is positive; pairs beyond min(out, in) are zeros.
+    """
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     k = min(rank, len(s))
     sign = torch.sign(v[:k].gather(1, v[:k].abs().argmax(1, keepdim=True)))
@@ -81,56 +88,61 @@ def flex_svd(matrix: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def fair_correction(error: Tensor, first: Tensor, lam: float) -> Tensor:
-    """dB = E A^T (A A^T + lam I)^-1, (out, r): the minimum of ||E - dB A||^2 + lam ||dB||^2, of E (out, in), A (r, in)."""
+    """Return dB = E A^T (A A^T + lam I)^-1, (out, r), from E (out, in) and A (r, in).
+
+    It minimises ||E - dB A||^2 + lam ||dB||^2.
+    """
     a = first.double()
     gram = a @ a.T + lam * torch.eye(len(a), dtype=torch.float64)
     return torch.linalg.solve(gram, a @ error.double().T).T.to(error.dtype)
 
 
 def product_norm(first: Tensor, second: Tensor) -> Tensor:
-    """||B A||_F = sqrt(sum (B^T B) * (A A^T)), without the product."""
+    """Return ||B A||_F = sqrt(sum (B^T B) * (A A^T)) without computing the product."""
     a, b = first.double(), second.double()
     return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
 
 
 # -- models and messages ----------------------------------------------------------------------------------------------
 def groups(model: Params) -> dict[str, Params]:
-    """A trained model as the groups "model", the adapters, and, if there is more, "head", the rest."""
+    """Split a trained model into the groups "model" (the adapters) and "head" (all other tensors, if there are any)."""
     head = adapter.head(model)
-    own = [name for name in model if name not in set(head)]
-    return {"model": model.select(own)} | ({"head": model.select(head)} if head else {})
+    adapters = [name for name in model if name not in set(head)]
+    return {"model": model.select(adapters)} | ({"head": model.select(head)} if head else {})
 
 
 def check_adapted(model: Params, ranks: Sequence[int] = ()) -> None:
-    """Every method here needs LoRA's factors, and the module built at the largest of the clients' ranks."""
+    """Require a model with LoRA factors, built at the largest of the clients' ranks."""
     pairs = adapter.layers(model)
     if not pairs:
         raise ValueError("model.adapter: there is none with factors A and B; set lora or rslora")
     built = max(len(model[a]) for a, _ in pairs.values())
     if ranks and max(ranks) != built:
         raise ValueError(
-            f"ranks: {tuple(ranks)} need the model built at the largest; set model.adapter.rank to {max(ranks)}"
+            f"ranks: {tuple(ranks)} need a model built at the largest rank; set model.adapter.rank to {max(ranks)}"
         )
 
 
 def check_ranks(ranks: Sequence[int]) -> None:
+    """Require ranks of at least 1."""
     if any(rank < 1 for rank in ranks):
-        raise ValueError(f"ranks: {tuple(ranks)} has one below 1; leave it empty for the model's own rank")
+        raise ValueError(f"ranks: {tuple(ranks)} has one below 1; leave it empty for the model's rank")
 
 
 def check_weights(weights: str) -> None:
-    if weights not in ("examples", "uniform"):
-        raise ValueError(f"weights: {weights!r} is not one of ['examples', 'uniform']")
+    """Require `examples` or `uniform`."""
+    checks.one_of(("examples", "uniform"), weights=weights)
 
 
 def rank_of(ranks: Sequence[int], client: int) -> int:
-    """Ranks go round the clients by id; who is no client (the server's evaluation) has the largest."""
+    """Return the client's rank: ranks repeat over the ids. An id below 0 (the server's evaluation) has the largest
+    rank."""
     return ranks[client % len(ranks)] if client >= 0 else max(ranks)
 
 
 @dataclass(frozen=True)
 class FirstRanks:
-    """The row of a broadcast that holds the first pairs of the group "pairs", as many as the client's rank."""
+    """Row of a broadcast: the first r pairs of the group "pairs", r being the client's rank."""
 
     ranks: Sequence[int]
 
@@ -141,7 +153,12 @@ class FirstRanks:
 # -- sums of products -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Pooled:
-    """mean: of all tensors sent, where asked for; pieces: sum_i p_i B_i A_i by layer."""
+    """Result of `Products`.
+
+    Args:
+        mean: the mean of all tensors that were sent, if it was asked for.
+        pieces: sum_i p_i B_i A_i by layer.
+    """
 
     mean: Params | None
     pieces: Pieces
@@ -149,15 +166,20 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Products(Reduction):
-    """Of updates of A and B from `start` (cut to a client's rank) the exact mean of the products B_i A_i, and the mean of the
-    factors too where all have one rank."""
+    """The exact mean of the products B_i A_i, and optionally the mean of the factors.
+
+    Args:
+        start: the factors that the updates of A and B were measured from, cut to each client's rank.
+        weights: weights of the mean.
+        mean: also average the factors; all clients need the same rank.
+    """
 
     start: Params
     weights: Weights = "examples"
     mean: bool = False
     linear: ClassVar[bool] = False
 
-    def lift(self, value: Params, meta: Meta):
+    def lift(self, value: Params, meta: Meta) -> ProductsSum:
         weight = 1.0 if self.weights == "uniform" else float(meta.num_examples)
         local = adapter.resized(self.start, adapter.shapes(value)) + value
         pieces = {
@@ -165,11 +187,11 @@ class Products(Reduction):
         }
         return (weight * local if self.mean else None), pieces, weight
 
-    def merge(self, x, y):
-        mean = None if x[0] is None else x[0] + y[0]
-        return mean, {layer: added(piece, y[1][layer]) for layer, piece in x[1].items()}, x[2] + y[2]
+    def merge(self, a: ProductsSum, b: ProductsSum) -> ProductsSum:
+        mean = None if a[0] is None or b[0] is None else a[0] + b[0]
+        return mean, {layer: added(piece, b[1][layer]) for layer, piece in a[1].items()}, a[2] + b[2]
 
-    def finish(self, acc) -> Pooled | None:
+    def finish(self, acc: ProductsSum) -> Pooled | None:
         mean, pieces, weight = acc
         if not weight:
             return None
@@ -177,10 +199,10 @@ class Products(Reduction):
         return Pooled(None if mean is None else mean / weight, pieces)
 
 
-# -- weights that change underneath -----------------------------------------------------------------------------------
+# -- base weights that change -----------------------------------------------------------------------------------------
 def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
-    """What is added to layers' weights, s times each piece, as `adapter.folded` takes it; the smaller form of each is sent."""
-    named = {}
+    """Return s times each piece as an increment of the layers' weights, for `adapter.folded`, in its smaller form."""
+    named: dict[str, Tensor] = {}
     for layer, piece in pieces.items():
         piece = scaled(smaller(piece), scales[layer])
         named |= {f"{layer}.A": piece[0], f"{layer}.B": piece[1]} if isinstance(piece, tuple) else {f"{layer}.W": piece}
@@ -189,28 +211,40 @@ def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
 
 @dataclass(frozen=True)
 class Base:
-    """Frozen weights and what was added to them since the run began, so that whoever was away can catch up: a dense key frame
-    and the increments after it. They are static groups ("base", "base.0", "base.1", ...), each counted when new to a client.
-    Once the increments together are as large as the dense sum, that becomes the next key frame."""
+    """Frozen weights and the increments since the start of the run, so that an absent client can catch up later.
 
-    origin: Params  # the weights of adapted layers as the run began
+    A dense key frame and the increments after it are static groups ("base", "base.0", "base.1", ...); the ledger
+    counts each when it is new to a client. Once the increments together are as large as their dense sum, the sum
+    becomes the next key frame.
+
+    Args:
+        origin: the initial weights of the adapted layers.
+        key: the key frame: the dense sum of earlier increments.
+        recent: the increments after the key frame.
+    """
+
+    origin: Params
     key: Static | None = None
     recent: tuple[Static, ...] = ()
 
     @staticmethod
     def of(model: Params, frozen: Params) -> Base:
+        """Return the base at the start of a run."""
         return Base(frozen.select([adapter.base_name(layer) for layer in adapter.layers(model)]))
 
     @property
     def static(self) -> dict[str, Static]:
+        """The static groups of a broadcast."""
         frames = {f"base.{slot}": frame for slot, frame in enumerate(self.recent)}
         return ({"base": self.key} if self.key else {}) | frames
 
     @property
     def weights(self) -> Params:
+        """The present weights of the adapted layers."""
         return adapter.folded(self.origin, [frame.value for frame in self.static.values()])
 
     def plus(self, change: Params, round_: int) -> Base:
+        """Return the base with one more increment, of round `round_`."""
         recent = (*self.recent, Static(round_, change))
         if sum(frame.value.numel for frame in recent) < self.origin.numel:
             return replace(self, recent=recent)
@@ -220,10 +254,10 @@ class Base:
 
 
 def scales(module: torch.nn.Module, model: Params) -> dict[str, float]:
-    """s of every adapted layer."""
+    """Return the scale s of each adapted layer."""
     return {layer: adapter.scale(module, layer) for layer in adapter.layers(model)}
 
 
 def with_base(model: Params, base: Base) -> Params:
-    """The model and the weights as they stand now, to evaluate and to save."""
+    """Return the model with the present base weights, to evaluate and to save."""
     return join(model, base.weights)

@@ -1,4 +1,4 @@
-"""How much a late update counts.    s(tau), tau: server steps done between the version a client set out with and its arrival
+"""Weights of late updates.    s(tau),  tau: number of server steps between the start of a client and its arrival
 
     constant     1
     polynomial   (tau + 1)^-a
@@ -11,22 +11,25 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fl import checks
+
 Kind = Literal["constant", "polynomial", "hinge"]
 KINDS = ("constant", "polynomial", "hinge")
 
 
 def damping(kind: Kind, tau: int, a: float, b: int) -> float:
-    """s(tau) in (0, 1]; see the module."""
+    """Return s(tau), in (0, 1].
+
+    >>> damping("polynomial", 3, a=0.5, b=4), damping("hinge", 6, a=10, b=4)
+    (0.5, 0.047619047619047616)
+    """
     if kind == "constant" or (kind == "hinge" and tau <= b):
         return 1.0
     return (tau + 1.0) ** -a if kind == "polynomial" else 1.0 / (a * (tau - b) + 1.0)
 
 
 def check(kind: str, a: float, b: int) -> None:
-    """A `ValueError` for what no s has."""
-    if kind not in KINDS:
-        raise ValueError(f"staleness: {kind!r} is not one of {list(KINDS)}")
-    if a < 0:
-        raise ValueError(f"a: {a} is negative; late updates would count for more than fresh ones")
-    if b < 0:
-        raise ValueError(f"b: {b} is negative; updates of 0 to b steps count in full")
+    """Raise a `ValueError` if the arguments of s are not allowed."""
+    checks.one_of(KINDS, staleness=kind)
+    checks.not_negative(a=a, hint="late updates would count for more than fresh ones")
+    checks.not_negative(b=b, hint="updates that are 0 to b steps late count in full")

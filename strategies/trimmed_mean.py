@@ -1,10 +1,11 @@
 """Coordinate-wise trimmed mean, robust to Byzantine clients.
 
-    model <- model + trim_beta(updates):  in each coordinate drop the floor(beta n) largest and smallest of n, average the rest
+    model <- model + trim_beta(updates):  per coordinate drop the floor(beta n) largest and smallest, average the rest
 
 Yin, Chen, Ramchandran, Bartlett 2018, arXiv:1803.01498.  Unweighted as in the paper: a weight is a client's own claim.
-Differs from the paper: clients train locally instead of sending one gradient.  All updates of a cohort are needed at once.
-Neutral: beta=0 is FedAvg with weights=uniform (so over clients of equal size), to 1e-6.
+All updates of a cohort are needed at once.
+Differs from the paper: clients train locally instead of sending one gradient.
+Equals FedAvg: beta=0 is FedAvg with weights=uniform, to 1e-6.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl.method.reduction import Collect
-from fl.method.strategy import FedAvgEquivalent, Strategy
-from fl.registry import register
+from fl import Collect, FedAvgEquivalent, Metrics, Params, ServerContext, Strategy, checks, register
 
 
 @dataclass(frozen=True)
 class Trim:
-    """(n, P), (n,) -> (P,): the trimmed mean of each column; the weights are not used."""
+    """The trimmed mean of each column: (n, P), (n,) -> (P,). The weights are not used."""
 
     beta: float
 
@@ -36,20 +35,25 @@ class Trim:
 @register("strategy", "trimmed_mean")
 @dataclass(frozen=True, kw_only=True)
 class TrimmedMean(Strategy):
+    """Move the model by the coordinate-wise trimmed mean of the updates.
+
+    Args:
+        beta: share of the values that is dropped at each end, in [0, 0.5). 0 is FedAvg with uniform weights.
+    """
+
     beta: float = 0.1
 
-    fedavg_equivalent: ClassVar[FedAvgEquivalent] = FedAvgEquivalent(
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
         strategy={"beta": 0.0}, fedavg={"weights": "uniform"}, bits=False
     )
 
-    def __post_init__(self):
-        if not 0 <= self.beta < 0.5:
-            raise ValueError(f"beta: {self.beta} is not in [0, 0.5); from 0.5 on nothing is left to average")
+    def __post_init__(self) -> None:
+        checks.within("[0, 0.5)", beta=self.beta, hint="from 0.5 on nothing is left to average")
         if self.beta == 0:
             logging.getLogger(__name__).warning("beta=0: this is fedavg with weights=uniform")
 
-    def reduction(self, state, ctx):
+    def reduction(self, state: Params, ctx: ServerContext) -> Collect:
         return Collect(Trim(self.beta))
 
-    def step(self, state, mean, ctx):
-        return state + mean, {}
+    def step(self, state: Params, reduced: Params, ctx: ServerContext) -> tuple[Params, Metrics]:
+        return state + reduced, {}

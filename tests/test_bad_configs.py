@@ -27,7 +27,7 @@ BAD = {
         ["Did you mean 'stacked'?"],
     ),
     "cohort beyond population": (["cohort.size=200"], "cohort.size: 200 ", ["20"]),
-    "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not positive", []),
+    "alpha": (["partition.alpha=0"], "partition.alpha: 0.0 is not in (0, inf)", []),
     "empty clients": (
         ["partition.alpha=0.01", "partition.min_size=0"],
         "partition: ",
@@ -114,7 +114,7 @@ BAD = {
     ),
     "not key=value": (["cohort.size"], "cohort.size: not key=value", ["rounds=100"]),
     "not YAML": (["cohort.size=[1"], "cohort.size: '[1' is not a YAML value", ["expected ',' or ']'"]),
-    "seeds backwards": (["seed=4..1"], "seed: 4..1 names none", ["seed=1..4"]),
+    "seeds backwards": (["seed=4..1"], "seed: 4..1 is an empty range", ["seed=1..4"]),
 }
 
 

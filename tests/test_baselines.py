@@ -76,10 +76,10 @@ def test_majority_is_what_counting_says(result):
     from fl.config.config import resolve
     from fl.simulation.build import load_data
 
-    dataset, (stage,) = load_data(resolve(CONFIG))
+    dataset, (period,) = load_data(resolve(CONFIG))
     right = total = 0
     for c in range(20):
-        train, test = (dataset.labels[stage.partition.view_rows(c, split)] for split in ("train", "test"))
+        train, test = (dataset.labels[period.partition.view_rows(c, split)] for split in ("train", "test"))
         right += int((test == np.bincount(train, minlength=10).argmax()).sum())
         total += len(test)
     assert result.baselines["majority"].metrics[-1]["clients/accuracy_weighted"] == pytest.approx(right / total)

@@ -125,7 +125,7 @@ def test_contestants_get_the_samples_cohorts_and_model_of_ours(micro, peers, tmp
     of = Workload.load(micro, None, "cpu")
     of.write(tmp_path)
     work = peers("protocol").Workload.read(tmp_path, 0, 1, 0)
-    config, partition = of.run_setup.config, of.run_setup.stages[0].partition
+    config, partition = of.run_setup.config, of.run_setup.periods[0].partition
     for client in range(12):
         rows, own = partition.view_rows(client, "train"), slice(*work.offsets[client : client + 2])
         np.testing.assert_array_equal(work.x[own], of.run_setup.dataset.train["x"][rows])

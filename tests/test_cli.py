@@ -106,6 +106,11 @@ def test_help_needs_no_heavy_import():
     assert fl("--help").returncode == 0
 
 
+def test_help_shows_defaults_in_words():
+    shown = " ".join(fl("run", "--help", COLUMNS="200").stdout.split())
+    assert "Run directory (default: a new directory under runs/)." in shown
+
+
 def test_json_is_all_there_is_on_stdout(finished):
     out, summary = finished
     assert summary["directory"] == str(out) and summary["reason"] == "all rounds done"

@@ -149,7 +149,7 @@ def test_select_and_replace():
     assert list(p.select(["head.w", "*.b"])) == ["body.b", "head.w"]  # in the order of p
     batch = p.layout.zeros(2).copy_(p)
     assert_equal(batch.select(["*.b"]), {"body.b": torch.ones(2, 2)})
-    with pytest.raises(ValueError, match=r"pattern 'tail.\*' matches no parameter; there are \['body.w'"):
+    with pytest.raises(ValueError, match=r"pattern 'tail.\*' matches no parameter; the parameters are \['body.w'"):
         p.select(["tail.*"])
     assert match(["a1", "b1"], ["?1"]) == ["a1", "b1"]
 

@@ -1,4 +1,4 @@
-"""What runs cost, from runs written by hand whose figures are known on paper, and from small real ones."""
+"""Costs of runs: hand-written run directories with figures known on paper, and small real runs."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def write(directory, metrics):
 
 
 def rounds(accuracies, **each):
-    """Rows of 1 MB up, 2 MB down, 0.1 MB if sent once, 1800 simulated seconds and three clients; `each` adds columns."""
+    """Rows of 1 MB up, 2 MB down, 0.1 MB multicast, 1800 simulated seconds and three clients; `each` adds columns."""
     sent = {"uplink_bytes": 1e6, "downlink_bytes": 2e6, "downlink_multicast_bytes": 1e5, "cohort_size": 3}
     return [{"val/accuracy": a, **sent, "simulated_seconds": 1800.0, **each} for a in accuracies]
 

@@ -89,7 +89,7 @@ def test_three_exchanges(simulate, data):
         settings |= {"data": "digits", "partition": {"name": "iid", "clients": 6}}
     three = simulate(strategy=toy("ThreeExchanges"), client=toy("ThreeWorks"), **settings)
     x = three.run_setup.dataset.train["x"].astype(np.float64).reshape(len(three.run_setup.dataset), -1).sum(1)
-    sums = np.array([x[three.run_setup.stages[0].partition.view_rows(c, "train")].sum() for c in ALL])
+    sums = np.array([x[three.run_setup.periods[0].partition.view_rows(c, "train")].sum() for c in ALL])
     cohorts = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
     assert_allclose(column(three, "sum"), [sums[c].sum() for c in cohorts])
     assert_allclose(column(three, "square"), [(sums[c] ** 2).sum() for c in cohorts])
@@ -175,7 +175,7 @@ def test_every_part_of_a_broadcast(simulate):
 
 def test_a_hidden_model_is_evaluated(simulate):
     run = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"splits.val": 0.3})
-    held = np.concatenate([run.run_setup.stages[0].partition.view_rows(c, "val") for c in ALL])
+    held = np.concatenate([run.run_setup.periods[0].partition.view_rows(c, "val") for c in ALL])
     x, y = (run.run_setup.dataset.train[name][held] for name in ("x", "y"))
     outputs = x @ run.result.model["1.weight"].numpy().T + run.result.model["1.bias"].numpy()
     assert run.result.metrics[0]["val/accuracy"] == pytest.approx((outputs.argmax(1) == y).mean())
@@ -311,7 +311,7 @@ def test_evaluation_after_local_training(simulate):
         (x, y), (x_val, y_val) = (
             [
                 torch.from_numpy(
-                    run.run_setup.dataset.train[name][run.run_setup.stages[0].partition.view_rows(c, view)]
+                    run.run_setup.dataset.train[name][run.run_setup.periods[0].partition.view_rows(c, view)]
                 )
                 for name in ("x", "y")
             ]

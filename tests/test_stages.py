@@ -115,7 +115,7 @@ def test_a_shift_changes_labels_of_clients_and_not_of_the_server(tmp_path):
     with Simulation(resolve(read(plain, {"shift": {"name": "relabel", "classes": 4}})), tmp_path / "b") as run:
         after = run.run_setup
     names = relabelling(4, 10, 4)
-    partition = after.stages[0].partition
+    partition = after.periods[0].partition
     for client in range(4):
         rows = partition.indices[partition.offsets[client] : partition.offsets[client + 1]]
         assert (after.dataset.train["y"][rows] == names[client][before.dataset.train["y"][rows]]).all()
@@ -145,7 +145,7 @@ def test_clients_held_out_never_train_and_adapt_to_their_first_samples(tmp_path)
     assert {row["client"] for row in result.ledger.to_pylist()} == {0, 1, 2, 3}
 
     # by plain torch: seven full-batch steps on five samples, then the other half of the client's rows
-    partition, arrays = run_setup.stages[0].partition, run_setup.dataset.train
+    partition, arrays = run_setup.periods[0].partition, run_setup.dataset.train
     accuracies = []
     for client in (4, 5):
         support, query = partition.view_rows(client, "train")[:5], partition.view_rows(client, "test")

@@ -1,4 +1,4 @@
-"""`fl tune` writes what `fl run` takes; which candidate is faster is no test's matter, but where one sleeps."""
+"""`fl tune` writes a configuration that `fl run` accepts. Only a candidate that sleeps is surely slower."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ class Naps(LocalTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class Fails(LocalTraining):
-    """In chunks alone."""
+    """Fails when clients train together, not in the loop."""
 
     def objective(self, net, batch, at, task):
         if type(net).__name__ == "function":
@@ -61,7 +61,7 @@ def written_by(tmp_path, config):
 
 
 def tuned(tmp_path, config, overrides, seconds):
-    """(what came of it, the file that it wrote)"""
+    """(result, the file that it wrote)"""
     out = tmp_path / "tuned.yaml"
     return tune.tune(written_by(tmp_path, config), overrides, seconds, out, print), out
 
@@ -71,16 +71,16 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
     command = [sys.executable, "-m", "fl", "tune", config, "--seconds", "2", "--out", out, "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     written = yaml.safe_load(out.read_text())
     assert written["extends"] == "configs/base.yaml"
     assert written["execution"].keys() == {"executor", "plan", "chunk", "memory_format"}
-    assert written["execution"]["executor"] == "serial" and told["kept"] == {"executor": "serial"}
+    assert written["execution"]["executor"] == "serial" and result["kept"] == {"executor": "serial"}
     assert "cores" in out.read_text().splitlines()[1] and "clients/s" in out.read_text().splitlines()[2]
-    result = fl.run(out, out=tmp_path / "run")
+    run = fl.run(out, out=tmp_path / "run")
     resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["execution"]
     assert {key: resolved[key] for key in written["execution"]} == written["execution"]
-    assert len(result.metrics) == 3 and {row["plan"] for row in told["tried"]} == {
+    assert len(run.metrics) == 3 and {row["plan"] for row in result["tried"]} == {
         "loop",
         "compiled",
         "stacked",
@@ -93,21 +93,21 @@ def test_the_faster_plan_wins(tmp_path):
     """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
     config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}
     config["execution"] = {"executor": "serial", "plan": "auto", "memory_format": "contiguous"}
-    told, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
-    assert told.rows[0]["plan"] == "loop" and told.execution["plan"] == "vmap" and "vmap by" in told.verdicts[0]
-    assert told.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
-    assert told.kept == {"executor": "serial", "memory_format": "contiguous"}
+    result, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
+    assert result.rows[0]["plan"] == "loop" and result.execution["plan"] == "vmap" and "vmap by" in result.verdicts[0]
+    assert result.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
+    assert result.kept == {"executor": "serial", "memory_format": "contiguous"}
     whole = yaml.safe_load(out.read_text())  # with overrides, all of it
     assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3
     assert resolve(read(out)).to_dict()["evaluation"]["every"] == 1
 
 
-def test_plans_that_fail_are_told(tmp_path):
+def test_plans_that_fail_are_reported(tmp_path):
     config = {**CONFIG, "execution": {"executor": "serial"}}
     config["client"] = {**CONFIG["client"], "name": f"{__file__}:Fails"}
-    told, _ = tuned(tmp_path, config, {}, 1)
-    said = [row["note"] for row in told.rows if row["plan"] == "vmap"]
-    assert "OverflowError: too much" in said[0] and told.execution["plan"] == "loop"
+    result, _ = tuned(tmp_path, config, {}, 1)
+    said = [row["note"] for row in result.rows if row["plan"] == "vmap"]
+    assert "OverflowError: too much" in said[0] and result.execution["plan"] == "loop"
 
 
 @pytest.mark.slow
@@ -115,16 +115,16 @@ def test_plans_that_fail_are_told(tmp_path):
 def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
     import ray
 
-    told, out = tuned(tmp_path, {**CONFIG, "execution": {"plan": "stacked", "chunk": 4}}, {}, 2)
-    assert told.kept == {"plan": "stacked", "chunk": 4}
+    result, out = tuned(tmp_path, {**CONFIG, "execution": {"plan": "stacked", "chunk": 4}}, {}, 2)
+    assert result.kept == {"plan": "stacked", "chunk": 4}
     execution = yaml.safe_load(out.read_text())["execution"]
     assert (execution["plan"], execution["chunk"]) == ("stacked", 4)
-    assert {(row["plan"], row["chunk"]) for row in told.rows} == {("stacked", "4")}
-    assert {"serial", "ray with 1 worker"} <= {row["executor"] for row in told.rows}
+    assert {(row["plan"], row["chunk"]) for row in result.rows} == {("stacked", "4")}
+    assert {"serial", "ray with 1 worker"} <= {row["executor"] for row in result.rows}
     assert not ray.is_initialized()
 
 
-def test_who_may_work():
+def test_worker_counts():
     """The default first, then the others; 0 is serial."""
     assert worker_counts(Execution(), {}, 2) == [2, 0, 1]
     assert worker_counts(Execution(), {"executor": "ray"}, 4) == [4, 1, 2, 3]
@@ -133,7 +133,7 @@ def test_who_may_work():
     assert worker_counts(Execution(executor="serial"), {"executor": "serial"}, 4) == [0]
 
 
-def test_what_is_clear():
+def test_a_clearly_faster_candidate():
     """Ratios 1.0, 1.1, 1.2 have quartiles 1.05, 1.1, 1.15. Not clear: two passes, 2 %, half of the passes."""
     assert quartiles([(2.0, 2.0), (2.2, 2.0), (2.4, 2.0)]) == pytest.approx((1.05, 1.1, 1.15))
     assert is_clearly_faster([(1.05, 1.0), (1.1, 1.0), (1.2, 1.0)])
@@ -157,7 +157,7 @@ def test_what_is_clear():
         ({"server": "async", "system": {"devices": "uniform"}}, 1.0, "a.yaml", "server"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(tmp_path, overrides, seconds, out, said):
+def test_mistakes_stop_before_anything_is_measured(tmp_path, overrides, seconds, out, said):
     (tmp_path / "there.yaml").write_text("mine")
     config = tmp_path / "base.yaml"
     config.write_text(yaml.safe_dump(CONFIG))

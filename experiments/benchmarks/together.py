@@ -28,7 +28,7 @@ from fl.method.messages import Broadcast
 from fl.method.reduction import Product, WeightedMean
 from fl.simulation.build import set_up_run
 from fl.simulation.setup import RunSetup, sample_inputs
-from fl.storage.segments import NOWHERE
+from fl.storage.segments import NO_RECORD
 
 CLIENTS, TURNS, CHUNKS = 16, 3, (2, 4, 8, 16)
 IDS = {"name": "noise", "shape": [32], "vocabulary": 80, "classes": 10, "clients": CLIENTS, "samples": 32}
@@ -87,12 +87,12 @@ def plans(run_setup: RunSetup) -> Iterator[Plan]:
 
 
 def exchange(run_setup: RunSetup, plan: Plan) -> ExchangeDispatch:
-    nowhere = np.tile(np.array(NOWHERE), (CLIENTS, 1))
+    nowhere = np.tile(np.array(NO_RECORD), (CLIENTS, 1))
     return ExchangeDispatch(
         kind="work",
         work="train",
         round=0,
-        stage=0,
+        period=0,
         number=0,
         cohort=np.arange(CLIENTS),
         broadcast=Broadcast.of(run_setup.model),

@@ -76,7 +76,10 @@ def _servers() -> Iterator[Case]:
             yield Case(f"server/{strategy}/{name}", config, {"server": server})
     late = DIGITS | system | {"rounds": 4, "server": servers["buffered"]}
     rules: dict[str, dict[str, Any]] = {
-        rule: {"strategy": {"name": "fedbuff", "staleness": rule, "beta": 0.5}} for rule in ("constant", "hinge")
+        rule: {
+            "strategy": {"name": "fedbuff", "staleness": rule, "server_optimiser": {"name": "momentum", "beta": 0.5}}
+        }
+        for rule in ("constant", "hinge")
     }
     yield from _variants("server/fedbuff/staleness", late, rules)
     codec = {"codec": {"up": ["error_feedback", {"top_k": {"ratio": 0.1}}], "down": ["fp16"]}}

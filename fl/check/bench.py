@@ -24,7 +24,8 @@ from fl.execution.workers.executor import Executor
 from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
 from fl.tensors.params import Params
-from fl.tensors.trees import Tree, digest, flatten, raw_bytes
+from fl.tensors.serialise import digest, flatten, raw_bytes
+from fl.tensors.trees import Tree
 
 CLIENTS = 8
 DATA = RandomData(shape=(6,), classes=4, clients=CLIENTS, samples=LogNormal(lognormal=0.7, mean=20, low=5, high=60))

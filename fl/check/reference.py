@@ -14,7 +14,8 @@ import numpy as np
 from torch import nn
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, grouped
+from fl.data.grouping import group_by
+from fl.data.partition import Partition
 from fl.method.local_training import LocalTraining
 from fl.method.reduction import Reduction, WeightedMean
 from fl.method.strategy import Metrics, ServerContext, Strategy
@@ -52,7 +53,7 @@ class ClientsOfTheData:
         """Partition of all rows; clients are in ascending order of their ids."""
         assert dataset.clients is not None, "the data set of the small federation has client ids"
         ids, owners = np.unique(dataset.clients, return_inverse=True)
-        return Partition(*grouped(owners, len(ids)))
+        return Partition(*group_by(owners, len(ids)))
 
 
 @dataclass(frozen=True, kw_only=True)

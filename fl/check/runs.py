@@ -25,7 +25,7 @@ from fl.check.finding import Broken, Law, require_close, require_equal
 from fl.errors import ConfigError
 from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
-from fl.tensors.trees import flatten, unflatten
+from fl.tensors.serialise import flatten, unflatten
 
 LOOP: dict[str, Any] = {"execution.plan": "loop"}  # clients train one after the other
 WITH_DROPOUT: dict[str, Any] = {"model.name": reference.DROPOUT_MODEL, **LOOP, "rounds": 1}

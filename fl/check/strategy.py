@@ -121,7 +121,7 @@ def _context(simulation: Simulation, client: int) -> ClientContext:
     """The context of a client in round 0 of a run that has not started; it receives the initial model."""
     setup = simulation.run_setup
     arrays = {name: torch.from_numpy(array) for name, array in setup.dataset.train.items()}
-    partition = setup.stages[0].partition
+    partition = setup.periods[0].partition
     return ClientContext(
         client=client,
         seed=setup.config.seed,

@@ -23,7 +23,7 @@ def run(
     folder: Annotated[Path, typer.Argument(metavar="APP_DIR", help="Folder of the app's pyproject.toml.")],
     overrides: AppOverrides = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Number of nodes [default: the app's num-supernodes, or 10].")
+        int | None, typer.Option(min=1, help="Number of nodes (default: the app's num-supernodes, or 10).")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes; 1 runs in this process.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,

@@ -16,7 +16,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[key=value ...]", help="Changes to the configuration: rounds=100 cohort.size=20"),
 ]
 Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders of runs that differ only in their seed.")]
-NewRun = Annotated[Path | None, typer.Option(help="Run directory [default: a new directory under runs/].")]
+NewRun = Annotated[Path | None, typer.Option(help="Run directory (default: a new directory under runs/).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only one JSON object or list on stdout.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error (or set FL_TRACEBACK=1).")]
 Format = Annotated[str, typer.Option("--format", help="Format of the table: md, latex (booktabs) or csv.")]

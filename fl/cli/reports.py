@@ -31,7 +31,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Plot the first metric against a cost into this file.")] = None,
     cost: Annotated[str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down: MB).")] = "up",
     log: Annotated[
-        bool | None, typer.Option("--log/--linear", help="Scale of the plot's x axis [default: log for a wide range].")
+        bool | None, typer.Option("--log/--linear", help="Scale of the plot's x axis (default: log for a wide range).")
     ] = None,
     multicast: Annotated[
         bool, typer.Option("--multicast", help="Count what all clients receive once in MB down.")
@@ -159,12 +159,12 @@ def partition(
         from fl.simulation.build import load_data
 
         log_to_stderr()
-        dataset, stages = load_data(resolve(read(config, changes)))
+        dataset, periods = load_data(resolve(read(config, changes)))
         labels = dataset.train.get("y")
-        stats = [statistics(stage.partition, labels) for stage in stages]
+        stats = [statistics(period.partition, labels) for period in periods]
         unassigned = len(dataset) - sum(one["rows"] for one in stats)
         if as_json:
-            print(json.dumps({"rows": len(dataset), "unassigned": unassigned, "stages": stats}))
+            print(json.dumps({"rows": len(dataset), "unassigned": unassigned, "periods": stats}))
         else:
             texts = [format_partition_stats(one) for one in stats]
             if unassigned:
@@ -173,4 +173,4 @@ def partition(
         if plot:
             from fl.report.plots.partition import plot_partition
 
-            plot_partition(stages[0].partition, labels, plot)
+            plot_partition(periods[0].partition, labels, plot)

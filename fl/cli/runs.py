@@ -69,7 +69,7 @@ def resume(
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Print the SHA-256 of a run's model. Two runs with equal digests have equal bits."""
     with report_errors():
-        from fl.tensors import trees
+        from fl.tensors import serialise
 
         file, last = directory / "model.safetensors", directory / "checkpoints" / "last.json"
         if not (file.is_file() or last.is_file()):
@@ -79,14 +79,14 @@ def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
 
             from fl.tensors.params import Params
 
-            print(trees.digest(Params.of(load_file(file))))
+            print(serialise.digest(Params.of(load_file(file))))
         else:  # the run has not ended, or was resumed after that file was written
             from fl.config.config import resolve
             from fl.config.reading import read
             from fl.storage import checkpoint
 
             strategy = resolve(read(directory / "config.yaml")).strategy
-            print(trees.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
+            print(serialise.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
 
 
 def _round_of(model_file: Path) -> str | None:

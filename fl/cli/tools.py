@@ -67,18 +67,18 @@ def tune(
 
 def bench(
     workloads: Annotated[
-        list[str] | None, typer.Argument(help="Names of workloads [default: those with a bar to reach].")
+        list[str] | None, typer.Argument(help="Names of workloads (default: those with a bar to reach).")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Approximate seconds of measurement per contestant.")] = 10.0,
     side: Annotated[
         list[Path] | None,
-        typer.Option(help="Virtual environment with peers [default: .venv-peers if it exists]. Repeatable."),
+        typer.Option(help="Virtual environment with peers (default: .venv-peers if it exists). Repeatable."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this contestant: ours, pfl, flower, ... Repeatable.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of processes of each contestant [default: the workload's].")
+        int | None, typer.Option(min=1, help="Number of processes of each contestant (default: the workload's).")
     ] = None,
     device: Annotated[str, typer.Option(help="Device of ours, of the bare loops and of pfl: cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the measurements into this JSON file.")] = None,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fl.communication.keys import Key, keys_of
 from fl.registry import register
-from fl.tensors.trees import raw_bytes
+from fl.tensors.serialise import raw_bytes
 
 Shapes = tuple[tuple[int, ...], ...]
 Input = Literal["floats", "any"]

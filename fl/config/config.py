@@ -24,8 +24,9 @@ from fl.config.dumping import to_plain
 from fl.config.fields import NOT_A_KEY, fields_of
 from fl.config.references import PartReference, anchored, named
 from fl.config.sections import Evaluation, Stop
-from fl.data.partition import Partitioner, Shift
+from fl.data.partitioner import Partitioner
 from fl.data.section import Data
+from fl.data.shift import Shift
 from fl.data.splits import Splits
 from fl.data.stream import Stream
 from fl.errors import ConfigError
@@ -38,9 +39,10 @@ from fl.method.strategy import Strategy
 from fl.method.transform import Transform
 from fl.models.section import Model
 from fl.storage.section import Checkpoint
-from fl.system.events import Asynchronous
-from fl.system.rounds import ServerMode, Synchronous
+from fl.system.asynchronous import Asynchronous
 from fl.system.section import System
+from fl.system.server_mode import ServerMode
+from fl.system.synchronous import Synchronous
 from fl.tasks.task import Task
 
 

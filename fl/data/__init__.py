@@ -1,1 +1,1 @@
-"""Datasets as dicts of arrays, loaders by name, and partitions of their rows over clients."""
+"""Data sets as dicts of arrays, loaders by name, and partitions of their rows among clients."""

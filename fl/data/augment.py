@@ -1,9 +1,10 @@
-"""Random changes of training samples, drawn anew for every batch: `data: {name: cifar10, augment: [crop, flip]}`.
+"""Augmentation: random changes of training samples, drawn per batch: `data: {name: cifar10, augment: [crop, flip]}`.
 
-    x (B, ...), words (B,) -> (B, ...)        a sample's change depends on its own word alone
+    x (B, ...), words (B,) -> (B, ...)        the change of a sample depends on its own word only
 
-Words are hashes of (seed, client, participation, phase, step, place in the batch): the same on every executor, in the loop
-and when clients train together. Evaluation, and gradients over all of a client's data, see samples as they are.
+Words are hashes of (seed, client, participation, phase, step, position in the batch), so they are the same on every
+executor, in the loop and when clients train together. Evaluation, and gradients over all data of a client, use the
+original samples.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl.checks import at_least, within
 from fl.registry import register
 from fl.tensors import random
 
 
 class Augment:
-    """Base of augmentations: frozen dataclasses of their parameters."""
+    """Base of augmentations: frozen dataclasses of their hyper-parameters."""
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """A `ValueError` if samples of this shape cannot be changed so."""
+        """Raise a `ValueError` if samples of this shape cannot be augmented."""
 
     def apply(self, x: Tensor, words: np.ndarray) -> Tensor:
-        """x (B, *shape) float32, words (B,) uint64 -> (B, *shape), x itself unchanged."""
+        """Return changed copies (B, *shape) of `x` (B, *shape) float32, one `words` (B,) uint64 per sample."""
         raise NotImplementedError
 
 
 def augmented(changes: tuple[Augment, ...], x: Tensor, *address: int | np.ndarray) -> Tensor:
-    """All changes, one after the other; the parts of the address broadcast to one word for each sample."""
+    """Apply all changes in order. The parts of `address` broadcast to one word per sample."""
     words = random.hash64(*address, "augment").reshape(-1)
     for k, change in enumerate(changes):
         x = change.apply(x, random.hash64(words, k))
@@ -41,20 +43,23 @@ def augmented(changes: tuple[Augment, ...], x: Tensor, *address: int | np.ndarra
 @register("augment", "crop")
 @dataclass(frozen=True, kw_only=True)
 class Crop(Augment):
-    """Images (channels, height, width) moved by up to `padding` pixels each way, zeros where they were not."""
+    """Random crop: shift an image (channels, height, width) in both directions and fill with zeros.
+
+    Args:
+        padding: Maximum shift in pixels; at least 1 and smaller than the sides of the image.
+    """
 
     padding: int = 4
 
-    def __post_init__(self):
-        if self.padding < 1:
-            raise ValueError(f"padding: {self.padding} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, padding=self.padding)
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         _images("crop", shape)
         if self.padding >= min(shape[1:]):
-            raise ValueError(f"padding: {self.padding} is no less than the side of images {tuple(shape)}")
+            raise ValueError(f"padding: {self.padding} is not smaller than the sides of images {tuple(shape)}")
 
-    def apply(self, x, words):
+    def apply(self, x: Tensor, words: np.ndarray) -> Tensor:
         height, width = x.shape[-2:]
         span = np.uint64(2 * self.padding + 1)
         down, right = (
@@ -62,29 +67,32 @@ class Crop(Augment):
         )
         rows, columns = (torch.as_tensor(first + np.arange(n)) for first, n in ((down, height), (right, width)))
         padded = F.pad(x, (self.padding,) * 4).permute(0, 2, 3, 1)  # (B, H + 2p, W + 2p, C)
-        whose = torch.arange(len(x))[:, None, None]
-        return padded[whose, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
+        sample = torch.arange(len(x))[:, None, None]
+        return padded[sample, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
 
 
 @register("augment", "flip")
 @dataclass(frozen=True, kw_only=True)
 class Flip(Augment):
-    """Images mirrored, left for right, with probability `p`."""
+    """Random horizontal flip.
+
+    Args:
+        p: Probability of a flip, in [0, 1].
+    """
 
     p: float = 0.5
 
-    def __post_init__(self):
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"p: {self.p} is not in [0, 1]")
+    def __post_init__(self) -> None:
+        within("[0, 1]", p=self.p)
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         _images("flip", shape)
 
-    def apply(self, x, words):
+    def apply(self, x: Tensor, words: np.ndarray) -> Tensor:
         mirrored = torch.as_tensor(random.uniform(words) < self.p).view(-1, 1, 1, 1)
         return torch.where(mirrored, x.flip(-1), x)
 
 
 def _images(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
-        raise ValueError(f"augment: {name} takes images (channels, height, width), a sample is {tuple(shape)}")
+        raise ValueError(f"augment: {name} needs images (channels, height, width); a sample has shape {tuple(shape)}")

@@ -1,13 +1,13 @@
-"""A dataset: arrays by name, first axis the sample.
+"""A data set: arrays by name; the first axis is the sample.
 
-    train   {"x": (N, ...), "y": (N,), ...}    what partitions share out among clients
-    test    the same names, or None            what the server holds for evaluation
-    clients (N,) or None                       whose a training row is by nature (a writer, a speaker, a device)
-    server  {"x": ..., "y": ..., ...} or None  what the server itself may train on (public data, base classes)
-    held    (N,) bool or None                  training rows that by nature their client only tests on: so in the partition `natural`,
-                                               in others they are nobody's
+    train   {"x": (N, ...), "y": (N,), ...}    rows that a partition distributes among the clients
+    test    the same names, or None            rows on which the server evaluates
+    clients (N,) or None                       natural owner of each training row (a writer, a speaker, a device)
+    server  {"x": ..., "y": ..., ...} or None  rows on which the server may train (public data, base classes)
+    held    (N,) bool or None                  training rows that their natural owner only tests on. The partition
+                                               `natural` keeps them as test rows; other partitions leave them out.
 
-Loaders are frozen dataclasses registered under "data" with a method `load() -> Dataset`.
+Loaders are frozen dataclasses, registered under "data", with a method `load() -> Dataset`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl.tensors.trees import map_tensor
+from fl.tensors.pickling import map_tensor
 
 Arrays = dict[str, np.ndarray]
-BLOCK = 1 << 24  # bytes that a digest reads at a time
+BLOCK = 1 << 24  # bytes that a digest reads at once
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Arrays are kept contiguous; floating ones as float32, integer labels `y` as int64. Maps of files stay what they are."""
+    """Arrays by name; see the module.
+
+    Arrays are stored contiguously, floating-point ones as float32, integer labels `y` as int64. Mapped files stay
+    mapped.
+
+    Args:
+        train: Training rows by name; `x` is required.
+        test: The server's test rows, with the names, shapes and dtypes of `train`.
+        clients: (N,) integer, natural owner of each training row.
+        server: Rows on which the server may train.
+        held: (N,) bool, training rows that their natural owner only tests on.
+    """
 
     train: Arrays
     test: Arrays | None = None
@@ -37,7 +48,7 @@ class Dataset:
     server: Arrays | None = None
     held: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.server is not None:
             object.__setattr__(self, "server", _checked("server", self.server))
         object.__setattr__(self, "train", _checked("train", self.train))
@@ -47,12 +58,13 @@ class Dataset:
                 {n: (a.shape[1:], str(a.dtype)) for n, a in part.items()} for part in (self.train, self.test)
             )
             if train != test:
-                raise ValueError(f"test: {test} does not match train, which has {train} (shape of a sample, dtype)")
+                raise ValueError(f"test: {test} does not match train, which has {train} (shape and dtype of a sample)")
         if self.clients is not None:
             object.__setattr__(self, "clients", np.ascontiguousarray(self.clients))
             if self.clients.shape != (len(self),) or self.clients.dtype.kind not in "iu":
                 raise ValueError(
-                    f"clients: {self.clients.dtype} {self.clients.shape} is not one integer for each of {len(self)} rows"
+                    f"clients: {self.clients.dtype} {self.clients.shape} "
+                    f"is not one integer for each of {len(self)} rows"
                 )
         if self.held is not None:
             object.__setattr__(self, "held", np.ascontiguousarray(self.held))
@@ -62,18 +74,18 @@ class Dataset:
                 )
 
     def __len__(self) -> int:
-        """Rows of the training set."""
+        """Number of training rows."""
         return len(self.train["x"])
 
     @property
     def labels(self) -> np.ndarray:
-        """`train["y"]`."""
+        """The labels of the training rows, `train["y"]`. A `ValueError` if there are none."""
         if "y" not in self.train:
-            raise ValueError(f"train: there is no 'y' in {list(self.train)}; this dataset has no labels")
+            raise ValueError(f"train: there is no 'y' in {list(self.train)}; this data set has no labels")
         return self.train["y"]
 
     def digest(self) -> str:
-        """SHA-256 over all arrays: place, name, dtype, shape and bytes of each."""
+        """Return the SHA-256 over part, name, dtype, shape and bytes of all arrays."""
         sha = hashlib.sha256()
         parts = {
             "train": self.train,
@@ -91,27 +103,34 @@ class Dataset:
 
 
 class Loader:
-    """The type of fields that hold a part which loads data: registered under "data", with load() -> Dataset."""
+    """Base of data sets that can be configured: frozen dataclasses registered under "data"."""
 
     def load(self) -> Dataset:
+        """Read or generate the data set."""
         raise NotImplementedError
 
 
 FORMS = (
-    'a Dataset, {"x": ..., "y": ...}, {"train": {"x": ..., "y": ...}, "test": ..., "clients": ..., "server": ...}, (x, y), '
-    "or (x_train, y_train, x_test, y_test)"
+    'a Dataset, {"x": ..., "y": ...}, {"train": {"x": ..., "y": ...}, "test": ..., "clients": ..., "server": ...}, '
+    "(x, y), or (x_train, y_train, x_test, y_test)"
 )
 
 
 def as_dataset(value: Any) -> Dataset:
-    """What a user's own function returned, in any of the `FORMS`, as a `Dataset`; arrays are whatever numpy takes for one."""
+    """Convert the result of a user's function, in any of the `FORMS`, to a `Dataset`.
+
+    An array may be anything that numpy converts to one.
+
+    >>> len(as_dataset(([[1.0], [2.0]], [0, 1])))
+    2
+    """
     if isinstance(value, Dataset):
         return value
     if isinstance(value, tuple):
         if len(value) not in (2, 4):
             raise ValueError(f"data: a tuple of {len(value)} is not {FORMS}")
-        parts = [dict(zip("xy", value[i : i + 2])) for i in range(0, len(value), 2)]
-        return as_dataset(dict(zip(("train", "test"), parts)))
+        pairs = [dict(zip("xy", value[i : i + 2])) for i in range(0, len(value), 2)]
+        return as_dataset(dict(zip(("train", "test"), pairs)))
     if not isinstance(value, Mapping):
         raise ValueError(f"data: {type(value).__name__} is not {FORMS}")
     if "x" in value:
@@ -121,7 +140,7 @@ def as_dataset(value: Any) -> Dataset:
         raise ValueError(f"data: a dict of {sorted(map(str, value))} is not {FORMS}")
     parts = {part: _arrays(part, value[part]) for part in ("train", "test", "server") if value.get(part) is not None}
     rows = {name: _array(name, value[name]) for name in ("clients", "held") if value.get(name) is not None}
-    return Dataset(**parts, **rows)
+    return Dataset(parts["train"], parts.get("test"), rows.get("clients"), parts.get("server"), rows.get("held"))
 
 
 def _arrays(part: str, arrays: Any) -> Arrays:
@@ -133,11 +152,11 @@ def _arrays(part: str, arrays: Any) -> Arrays:
 def _array(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
-    except ValueError as error:  # rows of several lengths
-        raise ValueError(f"data: {name} is no array: {error}") from None
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"data: {name} is not an array: {error}") from None
     if array.dtype.kind not in "biuf" or not array.ndim:
         raise ValueError(
-            f"data: {name} is {array.dtype} {array.shape}, not an array of numbers with a row for each sample"
+            f"data: {name} is {array.dtype} {array.shape}, not an array of numbers with one row per sample"
         )
     return array
 
@@ -148,25 +167,25 @@ def _checked(part: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{part}: arrays differ in length, {lengths}")
-    return {name: _kept(array, _dtype(name, array.dtype)) for name, array in arrays.items()}
+    return {name: _stored(array, _dtype(name, array.dtype)) for name, array in arrays.items()}
 
 
-def _kept(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    as_it_is = isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous
-    return array if as_it_is else np.ascontiguousarray(array, dtype)
+def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    mapped = isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous
+    return array if mapped else np.ascontiguousarray(array, dtype)
 
 
 def _blocks(array: np.ndarray) -> Iterator[memoryview]:
-    """The bytes of an array; of a map, what has been read does not stay in memory."""
+    """Yield the bytes of an array. Pages of a mapped file are released after reading."""
     flat = array.reshape(-1).view(np.uint8)
     for a in range(0, len(flat), BLOCK):
         yield flat[a : a + BLOCK].data
         if isinstance(array, np.memmap):
-            array._mmap.madvise(mmap.MADV_DONTNEED)
+            _map_of(array).madvise(mmap.MADV_DONTNEED)
 
 
 def tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
-    """The arrays as tensors of the same memory; those that map a file do so wherever they are sent."""
+    """Return the arrays as tensors of the same memory. Mapped files stay mapped, also in other processes."""
     return {
         name: map_tensor(*_origin(array)) if isinstance(array, np.memmap) else torch.from_numpy(array)
         for name, array in (arrays or {}).items()
@@ -174,10 +193,15 @@ def tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
 
 
 def _origin(array: np.memmap) -> tuple[str, int, tuple[int, ...], str]:
-    """(path, offset, shape, dtype) of a map, or of some consecutive rows of it (whose `offset` is the whole map's)."""
-    begins = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
-    place = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
-    return str(array.filename), begins + place, array.shape, str(array.dtype)
+    """Return (path, offset, shape, dtype) of a mapped array or of consecutive rows of one."""
+    # a slice keeps the `offset` of the whole array, so its position is found from the addresses
+    map_start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    position = array.ctypes.data - np.frombuffer(_map_of(array), np.uint8).ctypes.data
+    return str(array.filename), map_start + position, array.shape, str(array.dtype)
+
+
+def _map_of(array: np.memmap) -> mmap.mmap:
+    return array._mmap  # type: ignore[attr-defined]  # numpy has no public name for it
 
 
 def _dtype(name: str, dtype: np.dtype) -> np.dtype:

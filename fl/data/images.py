@@ -1,7 +1,7 @@
-"""Readers of image files, and which rows of a set are taken.
+"""Readers of image files, resizing, and selection of rows.
 
-    idx      two zero bytes, one for the type, one for the number of axes; each length as 4 bytes, big end first; the values
-    CIFAR    records of label bytes (one, or coarse and fine), then 32 x 32 red, green and blue values by rows
+    idx      two zero bytes, type (1 byte), number of axes (1 byte), each length (4 bytes, big-endian), values
+    CIFAR    records: label bytes (one, or coarse and fine), then 32 x 32 red, green and blue values row by row
 
 http://yann.lecun.com/exdb/mnist, https://www.cs.toronto.edu/~kriz/cifar.html.
 """
@@ -20,23 +20,24 @@ IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of an idx file, compressed (.gz) or not."""
+    """Return the array of an idx file, compressed (.gz) or not."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(
-            f"data: {path} is not an idx file: it begins with {raw[:4].hex(' ')!r}, not 00 00, a type, and its axes"
+            f"data: {path} is not an idx file: it begins with {raw[:4].hex(' ')!r} "
+            "instead of 00 00, a type and a number of axes"
         )
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
     dtype, start = np.dtype(IDX_TYPES[raw[2]]), 4 + 4 * raw[3]
     if len(raw) - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(
-            f"data: {path} has {len(raw) - start} bytes of values; {shape} of {dtype.name} are another number"
+            f"data: {path} has {len(raw) - start} bytes of values, which does not fit {shape} of {dtype.name}"
         )
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def read_cifar(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 (N, 3, 32, 32) and labels uint8 (N, label_bytes) of a file of CIFAR's binary version."""
+    """Return pixels uint8 (N, 3, 32, 32) and labels uint8 (N, label_bytes) of a file of CIFAR's binary version."""
     raw, record = np.fromfile(path, np.uint8), label_bytes + 3072
     if not len(raw) or len(raw) % record:
         raise ValueError(
@@ -47,13 +48,13 @@ def read_cifar(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unit(pixels: np.ndarray) -> np.ndarray:
-    """uint8 as float32 in [0, 1], contiguous."""
-    out = np.empty(pixels.shape, np.float32)  # in one pass: CIFAR takes 0.7 GB
+    """Scale uint8 pixels to float32 in [0, 1]."""
+    out = np.empty(pixels.shape, np.float32)  # in one pass, because CIFAR takes 0.7 GB
     return np.divide(pixels, np.float32(255), out=out)
 
 
 def resized(x: np.ndarray, channels: int, side: int) -> np.ndarray:
-    """Images (N, C, H, W) as (N, channels, side, side) float32; one channel is repeated, three become their mean."""
+    """Resize images (N, C, H, W) to (N, channels, side, side). If C differs, each channel is the mean over C."""
     import torch
     import torch.nn.functional as F
 
@@ -65,10 +66,14 @@ def resized(x: np.ndarray, channels: int, side: int) -> np.ndarray:
     return images.contiguous().numpy()
 
 
-def some_rows(part: str, wanted: int | None, there: int, seed: int, name: str) -> np.ndarray:
-    """The first `wanted` of an addressed shuffle of `there` rows; all in their order if it is None."""
+def some_rows(part: str, wanted: int | None, available: int, seed: int, name: str) -> np.ndarray:
+    """Return `wanted` of `available` rows, the first of an addressed shuffle; all rows in order if `wanted` is None.
+
+    >>> some_rows("train", None, 3, seed=0, name="mnist").tolist()
+    [0, 1, 2]
+    """
     if wanted is None:
-        return np.arange(there)
-    if not 1 <= wanted <= there:
-        raise ValueError(f"{part}: {wanted} is not in 1..{there}, the samples that there are; leave it out to take all")
-    return random.permutation(there, seed, name, part)[:wanted]
+        return np.arange(available)
+    if not 1 <= wanted <= available:
+        raise ValueError(f"{part}: {wanted} is not in 1..{available}, the number of samples; leave it out to use all")
+    return random.permutation(available, seed, name, part)[:wanted]

@@ -1,10 +1,11 @@
-"""Who holds what: sizes, labels, and how far clients are from the whole.
+"""Statistics of a partition: sizes, labels, and the heterogeneity of the clients.
 
-    emd      1/2 sum_k |p_ck - p_k|       earth mover's distance between two distributions over classes at distance 1 from each other
-                                          (total variation); Zhao et al. 2018, arXiv:1806.00582, leave out the 1/2
-    entropy  - sum_k p_ck ln p_ck         nats; 0 for one class, ln K for all alike
+    emd      1/2 sum_k |p_ck - p_k|    earth mover's distance between distributions over classes, which have distance 1
+                                       (total variation); Zhao et al. 2018, arXiv:1806.00582, omit the 1/2
+    entropy  - sum_k p_ck ln p_ck      nats; 0 for a single class, ln K for equal shares
 
-p_c: the labels of client c, p: those of all rows that are someone's. No loop over clients, no clients x classes matrix.
+p_c is the distribution of the labels of client c, p that of all clients together. There is no loop over clients and no
+clients x classes matrix.
 """
 
 from __future__ import annotations
@@ -13,33 +14,36 @@ from typing import Any
 
 import numpy as np
 
-from fl.data.partition import Partition, coded, owners
+from fl.data.grouping import class_codes
+from fl.data.partition import Partition, owners
 
 
 def held(labels: np.ndarray, partition: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(classes (K,), client, class, rows): the last three list who holds how many rows of which class, the class as a position in
-    the first."""
-    classes, codes = coded(labels[partition.indices])
+    """Count the rows of each client and class.
+
+    Returns (classes (K,), client (M,), class index (M,), rows (M,)), one element per client and class with rows.
+    """
+    classes, codes = class_codes(labels[partition.indices])
     pairs, rows = np.unique(owners(partition) * len(classes) + codes, return_counts=True)
     return classes, pairs // len(classes), pairs % len(classes), rows
 
 
 def skew(labels: np.ndarray, partition: Partition) -> dict[str, np.ndarray]:
-    """Of each client that has rows, by name: its number of `labels`, `emd` and `entropy`."""
+    """Return the number of `labels`, `emd` and `entropy` of each client that has rows, by name."""
     classes, client, which, rows = held(labels, partition)
     sizes = np.diff(partition.offsets)
     overall = np.bincount(which, rows, len(classes)) / rows.sum()
     share = rows / sizes[client]
     each = {
         "labels": np.bincount(client, minlength=len(sizes)),
-        "emd": np.bincount(client, np.maximum(share - overall[which], 0), len(sizes)),  # what is above is what is below
+        "emd": np.bincount(client, np.maximum(share - overall[which], 0), len(sizes)),  # the excess equals the deficit
         "entropy": np.bincount(client, -share * np.log(share), len(sizes)),
     }
     return {name: values[sizes > 0] for name, values in each.items()}
 
 
 def statistics(partition: Partition, labels: np.ndarray | None) -> dict[str, Any]:
-    """Numbers about a partition; without labels those about sizes only."""
+    """Return the statistics of a partition as plain numbers; without labels only those of the sizes."""
     sizes = np.diff(partition.offsets)
     found: dict[str, Any] = {"clients": partition.num_clients, "rows": int(sizes.sum())}
     found |= {"train": int(partition.train_slices()[1].sum())}

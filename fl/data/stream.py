@@ -1,10 +1,10 @@
-"""Task streams: what a run learns changes from stage to stage, and what it has learnt is asked again later.
+"""Streams: the learning problem changes from period to period, and earlier periods are tested again later.
 
-    stage 0 (rounds 0..r-1) -> stage 1 (rounds r..2r-1) -> ...       each its own rows, partition, test rows and task
+    period 0 (rounds 0..r-1) -> period 1 (rounds r..2r-1) -> ...    each has its rows, partition, test rows and task
 
-A run without a stream has one stage. A stream is a frozen dataclass registered under "stream" with the fields `tasks` and
-`rounds` (per task) and a method `stages(dataset, split, task) -> (dataset, stages)`: it may make new rows (permuted pixels) and
-shares them out with `split`, the run's partition.
+A run without a stream has one period. A stream is a frozen dataclass registered under "stream" with the fields `tasks`
+and `rounds` (per task) and a method `periods(dataset, split, task) -> (dataset, periods)`. It may generate rows
+(permuted pixels) and distributes them with `split`, the partition of the run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from fl.checks import at_least
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 
@@ -26,9 +27,16 @@ Split = Callable[[Dataset], Partition]
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """A stretch of rounds. `partition` is over rows of the whole training set; `test` (M,) are the rows of the server's test
-    set that ask for what this stage teaches, `None` for all of them."""
+class Period:
+    """One learning problem, learnt for a number of consecutive rounds.
+
+    Args:
+        rounds: Number of rounds.
+        partition: The rows of each client, as rows of the whole training set.
+        task: Loss, outputs and metrics.
+        test: (M,) rows of the server's test set that belong to this period. Default: all.
+        name: Name in reports.
+    """
 
     rounds: int
     partition: Partition
@@ -39,29 +47,36 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Base of streams. `scenario` says what is incremental (van de Ven, Tuytelaars, Tolias 2022, doi:10.1038/s42256-022-00568-3):
-    task: the test says which task it is of; domain: it does not, and need not be known; class: all classes compete."""
+    """Base of streams.
+
+    `scenario` is the kind of continual learning (van de Ven, Tuytelaars, Tolias 2022, doi:10.1038/s42256-022-00568-3):
+    `task`: the task of a test sample is known; `domain`: it is unknown and not needed; `class`: all classes compete.
+
+    Args:
+        tasks: Number of tasks; at least 1.
+        rounds: Rounds per task; at least 1.
+    """
 
     tasks: int
     rounds: int = 10  # per task
 
     scenario: ClassVar[Scenario] = "domain"
 
-    def __post_init__(self):
-        for name in ("tasks", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+    def __post_init__(self) -> None:
+        at_least(1, tasks=self.tasks, rounds=self.rounds)
 
     @property
     def total_rounds(self) -> int:
+        """Rounds of all tasks together."""
         return self.tasks * self.rounds
 
-    def stages(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Stage]]:
+    def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
+        """Return the data set, possibly with new rows, and the periods."""
         raise NotImplementedError
 
 
 def split_rows(dataset: Dataset, rows: np.ndarray, split: Split) -> Partition:
-    """The partition of some rows of the training set, as positions in all of it."""
+    """Partition some `rows` of the training set. The result refers to rows of the whole training set."""
     part = Dataset(
         {name: array[rows] for name, array in dataset.train.items()},
         clients=None if dataset.clients is None else dataset.clients[rows],

@@ -137,7 +137,7 @@ class BatchedWork(ClientWork):
     def _many(self, positions: np.ndarray) -> None:
         """Train the clients at consecutive positions together, and upload their updates."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
-        sizes = self.worker.slices[d.stage][1][clients]
+        sizes = self.worker.slices[d.period][1][clients]
         chunk, records = self._chunk(positions)
         for careful in (False, True):
             with span("compute", d.work), during(d.work), self.device.computing():
@@ -155,7 +155,7 @@ class BatchedWork(ClientWork):
     def _chunk(self, positions: np.ndarray) -> tuple[Chunk, Sequence[Tree]]:
         """Return the chunk at some positions, and what is kept of its clients."""
         d, job, clients = self.dispatch, self.job, self.dispatch.cohort[positions]
-        starts, sizes = (column[clients] for column in self.worker.slices[d.stage])
+        starts, sizes = (column[clients] for column in self.worker.slices[d.period])
         records = states = [None] * len(clients)
         known, stacked = d.states[positions, 0] >= 0, None
         if known.any():

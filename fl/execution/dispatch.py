@@ -51,7 +51,7 @@ class ExchangeDispatch:
         kind: client work, an evaluation on clients, or an evaluation on the server's data.
         work: what clients do; for evaluations which model: received, trained or adapted.
         round: the round, from 0.
-        stage: the stream's learning problem, the present one or the one that is evaluated.
+        period: the stream's learning problem, the present one or the one that is evaluated.
         number: the dispatch's number in the run, the `participation` in addresses of randomness.
         cohort: client ids, largest first; block numbers for the server's data.
         broadcast: shared and static groups, decoded.
@@ -71,7 +71,7 @@ class ExchangeDispatch:
     kind: Literal["work", "evaluate", "evaluate_server"]
     work: str
     round: int
-    stage: int
+    period: int
     number: int
     cohort: np.ndarray
     broadcast: Broadcast

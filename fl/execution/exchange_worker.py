@@ -49,8 +49,8 @@ class ExchangeWorker:
         self.errors: list[str] = []
         self.device = self.job.device
         self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
-        stage = self.job.stages[dispatch.stage]
-        self.partition, self.task = stage.partition, stage.task
+        period = self.job.periods[dispatch.period]
+        self.partition, self.task = period.partition, period.task
         self.downloads = Downloads(self.job, dispatch)
 
     def chunk(self, positions: np.ndarray) -> None:

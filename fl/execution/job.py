@@ -16,7 +16,7 @@ from fl.communication.codec import Codec
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.data.augment import Augment
-from fl.data.stream import Stage
+from fl.data.stream import Period
 from fl.execution.training.device import Device
 from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
@@ -34,7 +34,7 @@ class Job:
         initial: the module's tensors as the run began.
         arrays: all clients' data by name, first axis the sample.
         server_arrays: the server's test set, likewise.
-        stages: the learning problems of the stream; one without a stream.
+        periods: the learning problems of the stream; one without a stream.
         seed: the run's seed.
         rounds: rounds planned.
         up: codec of updates.
@@ -58,7 +58,7 @@ class Job:
     initial: Initial
     arrays: Mapping[str, Tensor]
     server_arrays: Mapping[str, Tensor]
-    stages: tuple[Stage, ...]
+    periods: tuple[Period, ...]
     seed: int
     rounds: int
     up: Codec

@@ -37,7 +37,7 @@ class Worker:
         if job.compiled:
             compiled.load()
         self.job, self.writer = job.placed(), writer
-        self.slices = [stage.partition.train_slices() for stage in job.stages]
+        self.slices = [period.partition.train_slices() for period in job.periods]
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)

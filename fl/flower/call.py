@@ -44,7 +44,7 @@ class Call:
     kind: Literal["work", "evaluate"]
     work: str
     round: int
-    stage: int
+    period: int
     number: int
     client: int
     split: str

@@ -3,7 +3,7 @@
     tree  -- write_group(codec) -->  ArrayRecord + form      ArrayRecord + form  -- read_group(codec) -->  tree, Sizes
 
 `Params` without a codec need no form: their arrays are the tensors by name, as in any Flower app. For every other group
-the form is the text of its structure (`fl.tensors.trees.flatten`), and arrays are named "leaf number/part". The parts
+the form is the text of its structure (`fl.tensors.serialise.flatten`), and arrays are named "leaf number/part". The parts
 are those that the codec encoded. Nothing is pickled. `tree_to_record` and `record_to_tree` do the same without a codec.
 """
 
@@ -23,7 +23,8 @@ from fl.communication.keys import Key
 from fl.communication.positions import pack_positions, unpack_positions
 from fl.communication.transmit import GroupTransfer, L, Sizes
 from fl.tensors.params import Params
-from fl.tensors.trees import Tree, flatten, shapes, unflatten
+from fl.tensors.serialise import flatten, shapes, unflatten
+from fl.tensors.trees import Tree
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16}  # by width in bytes; numpy does not know bfloat16 and float8
 

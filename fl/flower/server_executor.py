@@ -159,7 +159,7 @@ class FlowerExecutor:
             kind="work" if d.kind == "work" else "evaluate",
             work=d.work,
             round=d.round,
-            stage=d.stage,
+            period=d.period,
             number=d.number,
             client=client,
             split=d.split,

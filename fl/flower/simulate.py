@@ -36,7 +36,7 @@ from fl.flower.seeding import seeded
 from fl.flower.worker import AppJob, gc_frozen
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, claimed, read_metrics
+from fl.storage.run import RunDirectory, create_run_directory, read_metrics
 from fl.tensors.random import hash64
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def simulate(
         raise ConfigError("executor", f"{executor!r} is not one of {list(EXECUTORS)}")
     if resume and not out:
         raise ConfigError("out", "resume continues a run: name its directory")
-    directory = Path(out) if out else claimed(name, seed)
+    directory = Path(out) if out else create_run_directory(name, seed)
     run_id, run_config = int(hash64(seed, "run")) >> 1, dict(run_config or {})
     app = {"name": name, "source": source, "nodes": num_nodes, "config": run_config, "journal": journal or resume}
     record = _committed(directory, seed, app) if resume else None

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from fl.execution.workers.process import configure_process
 from fl.flower.records import RecordSizes, content_to_tree, copy_content, record_sizes, tree_to_content
 from fl.flower.seeding import seed_all
-from fl.storage.segments import NOWHERE, Segments
+from fl.storage.segments import NO_RECORD, Segments
 
 Location = tuple[int, int, int]
 Reduced = tuple[Callable[..., Any], tuple[Any, ...]]  # what `__reduce__` returns
@@ -86,7 +86,7 @@ class AppResult(NamedTuple):
     """The reply to a message."""
 
     reply: Message
-    state: Location  # of the new state; NOWHERE if there is none to write
+    state: Location  # of the new state; NO_RECORD if there is none to write
     sizes: RecordSizes  # of the reply
     trouble: str | None  # the traceback of an error
 
@@ -187,8 +187,8 @@ class AppWorker:
         except Exception as error:
             code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"
             failed = Message(Error(code=code, reason=reason), reply_to=message)
-            return AppResult(failed, NOWHERE, [], traceback.format_exc())
-        state = NOWHERE
+            return AppResult(failed, NO_RECORD, [], traceback.format_exc())
+        state = NO_RECORD
         if len(context.state) or task.state[0] >= 0:
             state = self.states.append(content_to_tree(context.state))
         sizes: RecordSizes = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl.method.reduction import Reduction
 from fl.tensors.params import Params
-from fl.tensors.trees import leaves, rebuilt, row, tree_map
+from fl.tensors.trees import leaves, replace_leaves, row, tree_map
 
 Leaf = TypeVar("Leaf", Params, Tensor)
 
@@ -96,7 +96,7 @@ class Fold:
                     even[:pairs].add_(tensor[1::2])
                 tensors = evens  # the last one may have no sibling
         # a copy, because a view would keep the memory of all leaves
-        return rebuilt(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
+        return replace_leaves(accs, [tensor[0].clone() if count > 1 else tensor[0] for tensor in tensors])
 
     @staticmethod
     def summed(values: Tensor) -> Tensor:

@@ -52,9 +52,9 @@ class ServerContext:
         task: the loss and the metrics.
         module: the model's structure; its weights have no meaning.
         frozen: tensors of the model that are not trained.
-        stage: index of the current task of a stream, from 0.
-        stage_begins: whether this is the first round of the task.
-        stage_ends: whether this is the last round of the task.
+        period: index of the current period of a stream, from 0.
+        period_begins: whether this is the first round of the period.
+        period_ends: whether this is the last round of the period.
         server: the server's own training data by name, (N, ...) each.
         test: the server's test set by name, (N, ...) each.
         tiers: number of tiers of a tiered server; else 1.
@@ -68,9 +68,9 @@ class ServerContext:
     task: Task
     module: torch.nn.Module
     frozen: Params = field(default_factory=lambda: NOTHING)
-    stage: int = 0
-    stage_begins: bool = False
-    stage_ends: bool = False
+    period: int = 0
+    period_begins: bool = False
+    period_ends: bool = False
     server: Mapping[str, Tensor] = field(default_factory=dict)
     test: Mapping[str, Tensor] = field(default_factory=dict)
     tiers: int = 1

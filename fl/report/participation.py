@@ -23,7 +23,7 @@ from fl.report.variants import Variant
 from fl.simulation.evaluation import gini
 from fl.storage.run import read_metrics
 from fl.system.metrics import histogram, jain, participations
-from fl.system.rounds import OUTCOMES
+from fl.system.synchronous import OUTCOMES
 
 Row = dict[str, Any]
 ALL_OUTCOMES = (*OUTCOMES, "discarded")

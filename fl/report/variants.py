@@ -156,8 +156,7 @@ class Variant:
     def simulated_hours(self) -> dict[str, float]:
         """Simulated hours of each activity, mean over runs.
 
-        Keys: `ACTIVITIES`, and `OVERLAPPING` for all hours of asynchronous servers, whose activities are not told
-        apart.
+        Keys: `ACTIVITIES`, and `OVERLAPPING` for all hours of asynchronous servers, whose activities overlap.
         """
         self.require_cost("hours")
         columns = [f"simulated_{name}_seconds" for name in ACTIVITIES]

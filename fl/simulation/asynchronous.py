@@ -35,7 +35,8 @@ from fl.simulation.setup import RunSetup
 from fl.simulation.totals import weighted_mean
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
-from fl.system.events import Arrival, Clock, ServerStep, State
+from fl.system.clock import Clock
+from fl.system.clock_state import Arrival, ClockState, ServerStep
 from fl.tensors.trees import Tree
 
 
@@ -49,7 +50,7 @@ class Group:
     work: str
     number: int  # of the dispatch
     version: int
-    stage: int
+    period: int
     broadcast: Broadcast
     plan: Plan
     clients: np.ndarray
@@ -77,7 +78,7 @@ class AsynchronousRunner(ExchangeRunner):
         if executor.remote:
             raise ConfigError("server", "an asynchronous server needs virtual time, and a deployment has none")
         self.clock: Clock | None = None
-        self.clock_state: State | None = None
+        self.clock_state: ClockState | None = None
         self.step: ServerStep | None = None  # the step at hand, until an exchange uses it
         self.nbytes: tuple[int, int] | None = None  # encoded bytes down and up, per client
         self.untrained: list[Group] = []  # in flight, not trained yet
@@ -171,7 +172,7 @@ class AsynchronousRunner(ExchangeRunner):
             plan = self.plan(exchange, broadcast) if len(members) > 1 else Plan("loop", 1, "alone with its version")
             clients, numbers = (np.array(column, np.int64) for column in list(zip(*members))[:2])
             number = Place(self.ledger_round, repeat).number
-            group = Group(exchange.work, number, self.round, self.stage, broadcast, plan, clients, numbers)
+            group = Group(exchange.work, number, self.round, self.period, broadcast, plan, clients, numbers)
             self.untrained.append(group)
 
     # -- training -------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class AsynchronousRunner(ExchangeRunner):
             work=group.work,
             round=group.version,
             number=group.number,
-            stage=group.stage,
+            period=group.period,
             cohort=group.clients,
             broadcast=group.broadcast,
             reduction=Stack(),

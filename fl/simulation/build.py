@@ -12,7 +12,7 @@ import torch
 from fl.config.config import Config
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
-from fl.data.stream import Stage, split_rows
+from fl.data.stream import Period, split_rows
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
 from fl.method.local_training import LocalTraining
@@ -32,8 +32,8 @@ def set_up_run(config: Config) -> RunSetup:
         ConfigError: parts of the configuration do not fit together.
     """
     _located("execution", device(config).check)
-    dataset, stages = load_data(config)
-    population = stages[0].partition.num_clients
+    dataset, periods = load_data(config)
+    population = periods[0].partition.num_clients
     trainable = population - config.splits.clients
     if trainable < 1:
         raise ConfigError(
@@ -42,15 +42,15 @@ def set_up_run(config: Config) -> RunSetup:
     _located("cohort", lambda: config.cohort.check(trainable))
     module = build_model(config, dataset)
     initial = Initial.of(module)
-    plan = _located("execution", lambda: choose_plan(config, dataset, stages, module, initial.trained))
+    plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained))
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
     system = config.system
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
-    return RunSetup(replace(config, execution=execution), dataset, stages, module, initial, plan, drawn)
+    return RunSetup(replace(config, execution=execution), dataset, periods, module, initial, plan, drawn)
 
 
-def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
-    """Load the data and, for each stage of the run, assign its rows to clients."""
+def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
+    """Load the data and, for each period of the run, assign its rows to clients."""
     dataset = _located("data", config.data.load)
 
     def split(part: Dataset) -> Partition:
@@ -60,12 +60,12 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
 
     stream, shift = config.stream, config.shift
     if stream is None:
-        stages = [Stage(config.rounds, split(dataset), config.task)]
+        periods = [Period(config.rounds, split(dataset), config.task)]
     else:
-        dataset, stages = _located("stream", lambda: stream.stages(dataset, split, config.task))
+        dataset, periods = _located("stream", lambda: stream.periods(dataset, split, config.task))
     if shift is not None:
-        dataset = _located("shift", lambda: shift.apply(dataset, stages[0].partition))
-    holders = sum(np.diff(stage.partition.offsets) for stage in stages)
+        dataset = _located("shift", lambda: shift.apply(dataset, periods[0].partition))
+    holders = sum(np.diff(period.partition.offsets) for period in periods)
     empty = np.flatnonzero(holders == 0)
     if len(empty):
         raise ConfigError(
@@ -73,8 +73,8 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Stage, ...]]:
             f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
-    held = [_located("splits", lambda stage=stage: _split(stage.partition, dataset, config)) for stage in stages]
-    return dataset, tuple(replace(stage, partition=partition) for stage, partition in zip(stages, held))
+    held = [_located("splits", lambda period=period: _split(period.partition, dataset, config)) for period in periods]
+    return dataset, tuple(replace(period, partition=partition) for period, partition in zip(periods, held))
 
 
 def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:

@@ -33,12 +33,12 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
     """
     setup, row = exchanges.run_setup, {}
     if setup.config.evaluation.server and setup.dataset.test is not None:
-        tasks = [_on_server(exchanges, broadcast, stage) for stage in range(exchanges.stage + 1)]
+        tasks = [_on_server(exchanges, broadcast, period) for period in range(exchanges.period + 1)]
         row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}
-        if len(setup.stages) > 1:
+        if len(setup.periods) > 1:
             row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
-    stage, plan = setup.stages[exchanges.stage], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
-    for split, counts in (("val", stage.partition.val), ("test", stage.partition.test)):
+    period, plan = setup.periods[exchanges.period], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
+    for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
         clients = _evaluated(exchanges, counts)
         if not len(clients):
             continue
@@ -47,7 +47,7 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
             work=setup.config.evaluation.stage,
             cohort=clients,
             broadcast=broadcast,
-            reduction=Product(stage.task.metrics()),
+            reduction=Product(period.task.metrics()),
             plan=plan,
             split=split,
         )
@@ -66,7 +66,7 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
     """Carry out an evaluation that a strategy asks for during a round; return set of rows -> metric -> value."""
     broadcast = Broadcast.of(request.broadcast)
     if request.cohort is None:
-        return {name: _on_server(exchanges, broadcast, exchanges.stage, rows) for name, rows in request.rows.items()}
+        return {name: _on_server(exchanges, broadcast, exchanges.period, rows) for name, rows in request.rows.items()}
     cohort, answer = np.unique(np.asarray(request.cohort, np.int64)), {}
     for name, rows in request.rows.items():
         result = exchanges.dispatch(
@@ -74,7 +74,7 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
             work=request.stage,
             cohort=cohort,
             broadcast=broadcast,
-            reduction=Product(exchanges.run_setup.stages[exchanges.stage].task.metrics()),
+            reduction=Product(exchanges.run_setup.periods[exchanges.period].task.metrics()),
             plan=Plan("loop", 1, "each client has its own model"),
             rows=np.asarray(rows, np.int64),
         )
@@ -82,16 +82,16 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
     return answer
 
 
-def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, stage: int, rows: np.ndarray | None = None) -> Row:
-    """Return metrics on rows of the server's test set; by default the rows of a stage."""
-    part, test = exchanges.run_setup.stages[stage], exchanges.run_setup.dataset.test
+def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, period: int, rows: np.ndarray | None = None) -> Row:
+    """Return metrics on rows of the server's test set; by default the rows of a period."""
+    part, test = exchanges.run_setup.periods[period], exchanges.run_setup.dataset.test
     if rows is None:
         assert test is not None
         rows = np.arange(len(test["x"])) if part.test is None else part.test
     result = exchanges.dispatch(
         kind="evaluate_server",
         work="received",
-        stage=stage,
+        period=period,
         cohort=np.arange(-(-len(rows) // EVALUATION_BLOCK)),
         broadcast=broadcast,
         reduction=Product(part.task.metrics()),

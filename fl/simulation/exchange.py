@@ -29,7 +29,7 @@ from fl.simulation.totals import RoundTotals, weighted_mean
 from fl.simulation.virtual_time import VirtualTime
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
-from fl.storage.segments import NOWHERE
+from fl.storage.segments import NO_RECORD
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tensors.trees import Tree
@@ -58,8 +58,8 @@ class ExchangeRunner:
         self.round, self.ledger_round, self.cohort = round_, ledger_round, cohort
         self.index, self.evaluations, self.totals = 0, 0, RoundTotals()
         self.carries: dict[int, tuple[int, ...]] = {}  # client -> where its carry to the next exchange lies
-        self.stage = self.run_setup.stage_at(round_)
-        self.sizes = self.run_setup.sizes(self.stage)
+        self.period = self.run_setup.period_at(round_)
+        self.sizes = self.run_setup.sizes(self.period)
 
     @property
     def place(self) -> Place:
@@ -154,7 +154,12 @@ class ExchangeRunner:
         if fields["kind"] != "work":
             place = Place(self.ledger_round, EVALUATIONS + self.evaluations)
             self.evaluations += 1
-        defaults = {"round": self.round, "number": place.number, "stage": self.stage, "carries": _nowhere(len(cohort))}
+        defaults = {
+            "round": self.round,
+            "number": place.number,
+            "period": self.period,
+            "carries": _nowhere(len(cohort)),
+        }
         return ExchangeDispatch(
             states=_nowhere(len(cohort)) if on_server else self.states.locations(cohort),
             cost=np.ones(len(cohort)) if on_server else self.sizes[cohort] + 1.0,
@@ -177,7 +182,7 @@ class ExchangeRunner:
         """Return where the carries of the round's earlier exchanges lie, (n, 3)."""
         carries = _nowhere(len(cohort))
         if self.carries:
-            carries[:] = [self.carries.get(int(c), NOWHERE) for c in cohort]
+            carries[:] = [self.carries.get(int(c), NO_RECORD) for c in cohort]
         return carries
 
     # -- the books ------------------------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ class ExchangeRunner:
         self.stage_states(cohort, columns, dropped)
         carries = columns.column("carry", n, -1)
         if carries.ndim == 2:
-            carries[dropped] = NOWHERE
+            carries[dropped] = NO_RECORD
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
         self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)
         examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
@@ -207,7 +212,7 @@ class ExchangeRunner:
         """Take over the clients' new states; a dropped client keeps the state it had."""
         states = columns.column("state", len(cohort), -1)
         if states.ndim == 2:
-            states[dropped] = NOWHERE
+            states[dropped] = NO_RECORD
             self.states.stage(cohort, states)
 
     def _book_bytes(self, broadcast: Broadcast, cohort: np.ndarray, columns: Columns) -> None:
@@ -235,4 +240,4 @@ class ExchangeRunner:
 
 def _nowhere(count: int) -> np.ndarray:
     """Return locations of nothing, (count, 3)."""
-    return np.tile(np.array(NOWHERE), (count, 1))
+    return np.tile(np.array(NO_RECORD), (count, 1))

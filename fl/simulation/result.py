@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fl.simulation.totals import Row
 from fl.tensors.params import Params
-from fl.tensors.trees import digest
+from fl.tensors.serialise import digest
 
 if TYPE_CHECKING:
     import pyarrow

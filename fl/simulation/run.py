@@ -17,7 +17,7 @@ from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation import baselines
 from fl.simulation.result import Result
 from fl.simulation.simulation import Simulation, Watcher
-from fl.storage.run import claimed
+from fl.storage.run import create_run_directory
 
 FREE_TO_CHANGE = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}  # on resume
 
@@ -98,7 +98,7 @@ def resume(
 def new_directory(config: Config) -> Path:
     """Claim a new run directory under runs/, named after the time, the strategy and the seed."""
     name = getattr(type(config.strategy), "registered_as", type(config.strategy).__name__)
-    return claimed(name, config.seed)
+    return create_run_directory(name, config.seed)
 
 
 def _with_baselines(

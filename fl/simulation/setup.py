@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
-from fl.data.stream import Stage
+from fl.data.stream import Period
 from fl.data.views import View
 from fl.execution.job import Job
 from fl.execution.training import compiled
@@ -34,7 +34,7 @@ class RunSetup:
     Attributes:
         config: the configuration; `execution` holds the plan that was chosen.
         dataset: all data.
-        stages: the learning problems of the stream; one without a stream.
+        periods: the learning problems of the stream; one without a stream.
         module: the model's structure.
         initial: the module's first tensors.
         plan: how clients train.
@@ -43,19 +43,19 @@ class RunSetup:
 
     config: Config
     dataset: Dataset
-    stages: tuple[Stage, ...]
+    periods: tuple[Period, ...]
     module: torch.nn.Module
     initial: Initial
     plan: Plan
     system: SimulatedSystem | None
 
-    def sizes(self, stage: int) -> np.ndarray:
-        """Return the number of training samples of each client in a stage, (N,)."""
-        return self._sizes[stage]
+    def sizes(self, period: int) -> np.ndarray:
+        """Return the number of training samples of each client in a period, (N,)."""
+        return self._sizes[period]
 
     @cached_property
     def _sizes(self) -> list[np.ndarray]:
-        return [stage.partition.train_slices()[1] for stage in self.stages]
+        return [period.partition.train_slices()[1] for period in self.periods]
 
     @property
     def model(self) -> Params:
@@ -65,7 +65,7 @@ class RunSetup:
     @property
     def population(self) -> int:
         """Number of clients; the last ones may be held out from training."""
-        return self.stages[0].partition.num_clients
+        return self.periods[0].partition.num_clients
 
     @property
     def trainable(self) -> int:
@@ -75,22 +75,22 @@ class RunSetup:
     @cached_property
     def flops_per_sample(self) -> float:
         """Floating-point operations of training on one sample; NaN unless `system.compute` is "flops"."""
-        system, stage = self.config.system, self.stages[0]
+        system, period = self.config.system, self.periods[0]
         if system is None or system.compute != "flops":
             return math.nan
-        client = int(np.flatnonzero(np.diff(stage.partition.offsets) > 0)[0])
-        batch = View(tensors(self.dataset.train), stage.partition.view_rows(client, "train")[:32]).take()
+        client = int(np.flatnonzero(np.diff(period.partition.offsets) > 0)[0])
+        batch = View(tensors(self.dataset.train), period.partition.view_rows(client, "train")[:32]).take()
         bind(self.module, self.initial.trained, self.initial, self.initial.trained)
-        return flops_per_sample(self.module, batch["x"], lambda outputs: stage.task.loss(outputs, batch).sum())
+        return flops_per_sample(self.module, batch["x"], lambda outputs: period.task.loss(outputs, batch).sum())
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """The round after the last of each stage, (S,)."""
-        return np.cumsum([stage.rounds for stage in self.stages])
+        """The round after the last of each period, (S,)."""
+        return np.cumsum([period.rounds for period in self.periods])
 
-    def stage_at(self, round_: int) -> int:
-        """Return the stage of a round; the last stage for rounds after all stages."""
-        return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.stages) - 1)
+    def period_at(self, round_: int) -> int:
+        """Return the period of a round; the last period for rounds after all periods."""
+        return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.periods) - 1)
 
     @cached_property
     def server_data(self) -> dict[str, Tensor]:
@@ -104,19 +104,19 @@ class RunSetup:
 
     def server_context(self, round_: int, cohort: np.ndarray) -> ServerContext:
         """Return what the strategy may know in a round."""
-        stage = self.stage_at(round_)
+        period = self.period_at(round_)
         return ServerContext(
             seed=self.config.seed,
             round=round_,
             rounds=self.config.rounds,
             population=self.trainable,
             cohort=cohort,
-            task=self.stages[stage].task,
+            task=self.periods[period].task,
             module=self.module,
             frozen=self.initial.frozen,
-            stage=stage,
-            stage_begins=round_ == 0 or round_ in self.ends,
-            stage_ends=round_ + 1 in self.ends,
+            period=period,
+            period_begins=round_ == 0 or round_ in self.ends,
+            period_ends=round_ + 1 in self.ends,
             server=self.server_data,
             test=self.test_data,
             tiers=getattr(self.config.server, "tiers", 1),
@@ -126,7 +126,7 @@ class RunSetup:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """Return the plan for training another module than the run's."""
         config = replace(self.config, execution=replace(self.config.execution, chunk=None))
-        return choose_plan(config, self.dataset, self.stages, module, module_params(module))
+        return choose_plan(config, self.dataset, self.periods, module, module_params(module))
 
     def with_plan(self, plan: Plan) -> RunSetup:
         """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
@@ -151,7 +151,7 @@ class RunSetup:
             initial=self.initial,
             arrays=tensors(self.dataset.train),
             server_arrays=self.test_data,
-            stages=self.stages,
+            periods=self.periods,
             seed=config.seed,
             rounds=config.rounds,
             up=config.up,
@@ -182,7 +182,7 @@ class RunSetup:
 
 
 def choose_plan(
-    config: Config, dataset: Dataset, stages: tuple[Stage, ...], module: torch.nn.Module, model: Params
+    config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module, model: Params
 ) -> Plan:
     """Return the plan for training `module`, whose trained tensors are `model`.
 
@@ -191,7 +191,7 @@ def choose_plan(
     """
     cohort, augmented = cohort_size(config), bool(config.data.augment)
     inputs = sample_inputs(dataset)
-    return make_plan(config.client, module, model, stages[0].task, inputs, config.execution, cohort, augmented)
+    return make_plan(config.client, module, model, periods[0].task, inputs, config.execution, cohort, augmented)
 
 
 def device(config: Config) -> Device:

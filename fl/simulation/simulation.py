@@ -38,7 +38,7 @@ from fl.simulation.totals import Row
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory, read_metrics
-from fl.system.events import Asynchronous, Buffered
+from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors.params import Params
 from fl.tracking.spans import span
 
@@ -151,7 +151,7 @@ class Simulation:
     # -- parts of a round -----------------------------------------------------------------------------------------
     def _sample(self) -> np.ndarray:
         """Draw the cohort, and begin the round at the virtual time at which it starts."""
-        sizes = self.run_setup.sizes(self.run_setup.stage_at(self.round))[: self.run_setup.trainable]
+        sizes = self.run_setup.sizes(self.run_setup.period_at(self.round))[: self.run_setup.trainable]
         with span("server", "sample"):
             self.sampler, cohort, starts = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
         self.exchanges.begin(self.round, self.round, cohort)
@@ -196,8 +196,8 @@ class Simulation:
         hidden = tuple(name for name in broadcast.hidden if name != "model")
         with span("evaluate", "evaluation"):
             row = evaluate(self.exchanges, replace(broadcast, shared=shared, hidden=hidden))
-        if last_of_stage and len(self.run_setup.stages) > 1 and "task0/accuracy" in row:
-            self.accuracy_matrix.append([row[f"task{s}/accuracy"] for s in range(self.exchanges.stage + 1)])
+        if last_of_stage and len(self.run_setup.periods) > 1 and "task0/accuracy" in row:
+            self.accuracy_matrix.append([row[f"task{s}/accuracy"] for s in range(self.exchanges.period + 1)])
             row |= {f"stream/{name}": value for name, value in forgetting(self.accuracy_matrix).items()}
         return row
 

@@ -1,1 +1,1 @@
-"""What lasts on disk."""
+"""Files of a run: the run directory, checkpoints, client states, metrics and growing tables."""

@@ -1,8 +1,8 @@
 """Checkpoints: a tree of values as safetensors + JSON, replaced atomically.
 
-    <name>-<round>.safetensors    the tensors                <name>.json    the structure, and which file holds the tensors
+    <name>-<round>.safetensors    the tensors            <name>.json    the structure, and the name of the tensors' file
 
-The JSON file is the commit: it is renamed into place last, so that a reader finds the old checkpoint or the new one.
+The JSON file is the commit. It is renamed into place last, so a reader finds either the old or the new checkpoint.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from fl.tensors.trees import Tree, flatten, unflatten
+from fl.tensors.serialise import flatten, unflatten
+from fl.tensors.trees import Tree
 
 
 def save(folder: Path, name: str, tree: Tree, round_: int) -> None:
-    """Make `tree` the checkpoint `name`."""
+    """Write `tree` as the checkpoint `name` and delete the older one."""
     folder.mkdir(parents=True, exist_ok=True)
     skeleton, tensors = flatten(tree)
     file = f"{name}-{round_:06d}.safetensors"
     part = folder / f"{file}.part"
-    save_file({f"{i:05d}": t.contiguous().clone() for i, t in enumerate(tensors)}, part)  # clones: views share memory
+    save_file(
+        {f"{i:05d}": t.contiguous().clone() for i, t in enumerate(tensors)}, part
+    )  # safetensors refuses shared memory
     os.replace(part, folder / file)
     write_atomically(folder / f"{name}.json", json.dumps({"tensors": file, "round": round_, "skeleton": skeleton}))
     for old in folder.glob(f"{name}-*.safetensors"):
@@ -31,17 +34,18 @@ def save(folder: Path, name: str, tree: Tree, round_: int) -> None:
 
 
 def load(folder: Path, name: str) -> Tree:
-    """The checkpoint `name`."""
+    """Read the checkpoint `name`. A `FileNotFoundError` if there is none."""
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: no round was committed there")
+        raise FileNotFoundError(f"{path} does not exist: no round was committed in this folder")
     record = json.loads(path.read_text())
     tensors = load_file(folder / record["tensors"])
-    # clones: memory that torch allocates is aligned, and alignment changes last bits
+    # clone: memory allocated by torch is aligned, and alignment changes the last bits of results
     return unflatten(record["skeleton"], [tensors[key].clone() for key in sorted(tensors)])
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see either its old or its new content."""
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text)
     os.replace(part, path)

@@ -1,9 +1,9 @@
-"""The states of clients between rounds: an index client -> (segment, offset, length), committed with the round.
+"""The states of clients between rounds: an index client -> (segment, offset, length), committed with each round.
 
-Workers append new states to segments of their own; the driver `stage`s the locations and `commit`s them together with the
-model, so that a killed run finds every state as the last committed round left it. Idle clients cost nothing but their row of
-the index, which is made when the first state is. When more than half of the segments' bytes are dead, live states are copied
-to a fresh segment.
+Workers append new states to their own segments. The driver `stage`s the locations and `commit`s them with the model,
+so a killed run continues with the states of its last committed round. A client without a state costs one row of the
+index, which is created with the first state. If more than half of the segments' bytes are unused, the current states
+are copied to a new segment.
 """
 
 from __future__ import annotations
@@ -14,57 +14,56 @@ from typing import Any
 
 import numpy as np
 
-from fl.storage.segments import NOWHERE, Segments
+from fl.storage.segments import NO_RECORD, Segments
 
-_WRITERS = 1 << 20
-COMPACT_ABOVE = 64 << 20  # bytes of dead states that are tolerated at least
+_MAX_WRITERS = 1 << 20
+COMPACT_ABOVE = 64 << 20  # never compact for fewer unused bytes than this
 
 
 class ClientStates:
-    """The committed and staged states of `population` clients, in `folder`."""
+    """The committed and staged states of `population` clients in `folder`."""
 
     def __init__(self, folder: Path, population: int):
         self.folder, self.population = folder, population
         self.index: np.ndarray | None = None
         self.staged: list[tuple[np.ndarray, np.ndarray]] = []
         self.generation = 0
-        self.length = 0  # bytes of the index log that are committed
+        self.length = 0  # committed bytes of the index log
         self.writers = 0
-        self.total = self.live = 0  # bytes in segments, and of the states that count
+        self.total = self.live = 0  # bytes in all segments, and of the current states
 
     # -- the round ------------------------------------------------------------------------------------------------
     def locations(self, clients: np.ndarray) -> np.ndarray:
-        """(n, 3): where each client's state is, staged ones included; NOWHERE if it has none."""
+        """Return the location (n, 3) of each client's state, staged states included; NO_RECORD if it has none."""
         if self.index is None:
-            return np.tile(np.array(NOWHERE), (len(clients), 1))
+            return np.tile(np.array(NO_RECORD), (len(clients), 1))
         return self.index[clients]
 
     def stage(self, clients: np.ndarray, locations: np.ndarray) -> None:
-        """New states, visible at once, lasting from the next `commit`. Rows of NOWHERE are clients that wrote none."""
+        """Record new states, visible at once and durable after the next `commit`. NO_RECORD rows are skipped."""
         wrote = locations[:, 0] >= 0
         if not wrote.any():
             return
         clients, locations = clients[wrote], locations[wrote]
-        if self.index is None:
-            self.index = np.tile(np.array(NOWHERE), (self.population, 1))
-        self.live += int(locations[:, 2].sum() - self.index[clients, 2].sum())
-        self.index[clients] = locations
+        index = self._index()
+        self.live += int(locations[:, 2].sum() - index[clients, 2].sum())
+        index[clients] = locations
         self.staged.append((clients, locations))
         self.total += int(locations[:, 2].sum())
 
     def new_writer(self) -> int:
-        """A number for a writer that nobody has used in this folder; with the generation it names its segment."""
-        used = [int(p.stem) % _WRITERS + 1 for p in self.folder.glob("*.seg")]
+        """Return an unused number for a writer; with the generation it names the writer's segment."""
+        used = [int(p.stem) % _MAX_WRITERS + 1 for p in self.folder.glob("*.seg")]
         self.writers = max([self.writers, *used]) + 1
         return self.writers - 1
 
     def segment(self, writer: int) -> int:
-        """Where a writer writes now: a compaction starts a new segment for everyone."""
-        return self.generation * _WRITERS + writer
+        """Return the present segment of a writer. Each compaction starts new segments."""
+        return self.generation * _MAX_WRITERS + writer
 
     # -- commits --------------------------------------------------------------------------------------------------
     def commit(self) -> dict[str, Any]:
-        """Make staged states last; what to write into the round's commit record."""
+        """Write staged states to the index log; return the entry for the commit record of the round."""
         if self.staged:
             if self._worth_compacting():
                 self._compact()
@@ -75,35 +74,41 @@ class ClientStates:
         return {"generation": self.generation, "length": self.length, "total": self.total}
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Back to a commit record."""
+        """Return to the states of a commit record."""
         self.generation, self.length, self.total = record["generation"], record["length"], record["total"]
         self.staged, self.index, self.live = [], None, 0
         if self.length:
             with open(self._log(), "r+b") as file:
                 file.truncate(self.length)
             rows = np.fromfile(self._log(), np.int64).reshape(-1, 4)
-            self.index = np.tile(np.array(NOWHERE), (self.population, 1))
-            self.index[rows[:, 0]] = rows[:, 1:]  # later rows win
-            self.live = int(self.index[:, 2].sum())
+            index = self._index()
+            index[rows[:, 0]] = rows[:, 1:]  # later rows win
+            self.live = int(index[:, 2].sum())
 
     def pin(self, name: str) -> None:
-        """Keep the present states for the checkpoint `name` through later compactions: rows (client, location)."""
+        """Protect the present states, for the checkpoint `name`, from later compactions."""
         if self.index is not None:
-            held = np.flatnonzero(self.index[:, 0] >= 0)
+            clients = np.flatnonzero(self.index[:, 0] >= 0)
             part = self.folder / f"{name}.part.npy"
-            np.save(part, np.column_stack([held, self.index[held]]))
+            np.save(part, np.column_stack([clients, self.index[clients]]))  # rows (client, location)
             os.replace(part, self.folder / f"{name}.npy")
 
     def sweep(self) -> None:
-        """After the commit record is on disk: delete segments that nothing committed or pinned refers to."""
+        """Delete segments that no committed or pinned state uses. Call it after the commit record is on disk."""
         if self.generation and (self.folder / f"index-{self.generation - 1}.bin").exists():
-            kept = {int(s) for s in np.unique(self.index[:, 0])}
+            used = {int(s) for s in np.unique(self._index()[:, 0])}
             for pinned in self.folder.glob("*.npy"):
-                kept |= {int(s) for s in np.unique(np.load(pinned)[:, 1])}
+                used |= {int(s) for s in np.unique(np.load(pinned)[:, 1])}
             for path in self.folder.glob("*.seg"):
-                if int(path.stem) < self.segment(0) and int(path.stem) not in kept:
+                if int(path.stem) < self.segment(0) and int(path.stem) not in used:
                     path.unlink()
             (self.folder / f"index-{self.generation - 1}.bin").unlink()
+
+    def _index(self) -> np.ndarray:
+        """Return the index (population, 3), created when it is first needed."""
+        if self.index is None:
+            self.index = np.tile(np.array(NO_RECORD), (self.population, 1))
+        return self.index
 
     def _log(self) -> Path:
         return self.folder / f"index-{self.generation}.bin"
@@ -120,16 +125,17 @@ class ClientStates:
         return self.total - self.live > max(self.live, COMPACT_ABOVE)
 
     def _compact(self) -> None:
-        """Copy live states into one new segment, in client order, under a new generation of the index."""
-        held = np.flatnonzero(self.index[:, 0] >= 0)
+        """Copy the current states to one new segment, in client order, with a new generation of the index."""
+        index = self._index()
+        clients = np.flatnonzero(index[:, 0] >= 0)
         self.generation += 1
         source, fresh, offset = Segments(self.folder), self.segment(self.new_writer()), 0
         with open(source.path(fresh), "wb") as out:
-            for client in held:
-                segment, start, length = (int(x) for x in self.index[client])
+            for client in clients:
+                segment, start, length = (int(x) for x in index[client])
                 out.write(source.window(segment, start, length))
-                self.index[client] = (fresh, offset, length)
+                index[client] = (fresh, offset, length)
                 offset += length
         source.close()
         self.length, self.total = 0, offset
-        self._append(np.column_stack([held, self.index[held]]))
+        self._append(np.column_stack([clients, index[clients]]))

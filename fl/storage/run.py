@@ -1,14 +1,15 @@
-"""The run directory: enough to repeat a run, to go on with it, and to see what it did.
+"""The run directory: everything needed to repeat a run, to resume it and to report it.
 
-    config.yaml          resolved, every default written out: `fl run DIR/config.yaml` repeats the run
-    environment.json     versions, machine, command          code/   the user's own files, as they were
+    config.yaml          resolved configuration with all defaults: `fl run DIR/config.yaml` repeats the run
+    environment.json     versions, machine, command          code/   copies of the user's own files
     metrics.jsonl        one object per committed round
     ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
     model.safetensors    the final model by tensor names
     checkpoints/         last and best                clients/   states of clients           streams/   growing tables
-    profile.json, trace.json   where the time went, if that was asked for
+    profile.json, trace.json   the time spent, if requested
 
-A round commits by one rename: `checkpoints/last.json` names the tensors and holds the lengths of everything that grows.
+A round is committed by one rename: `checkpoints/last.json` names the tensors and holds the lengths of all growing
+files.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PACKAGES = ("torch", "numpy", "ray", "flwr", "scikit-learn", "pyarrow", "safeten
 
 
 class RunDirectory:
-    """The directory of one run, open for writing.
+    """Writer of a run directory.
 
     Args:
         path: The directory; it is created if needed.
@@ -55,8 +56,8 @@ class RunDirectory:
         self.path = path
         for name in ("checkpoints", "clients", "streams", "scratch"):
             (path / name).mkdir(parents=True, exist_ok=True)
-        for left in (path / "scratch").iterdir():  # by a run that was killed
-            left.unlink()
+        for leftover in (path / "scratch").iterdir():  # from a killed run
+            leftover.unlink()
         lengths = lengths or {"metrics": 0, "ledger": 0, "clients": ()}
         self.metrics = open(path / "metrics.jsonl", "r+b" if lengths["metrics"] else "wb", buffering=0)
         self.metrics.truncate(lengths["metrics"])
@@ -65,10 +66,11 @@ class RunDirectory:
         self.clients = ClientMetrics(path / "streams", lengths["clients"])
 
     def configure(self, config: dict[str, Any]) -> None:
+        """Write config.yaml."""
         checkpoint.write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def describe(self, facts: dict[str, Any]) -> None:
-        """Write what the run began with, once."""
+        """Write environment.json, with `facts` added, and copies of the user's files, once at the start."""
         environment = {"command": sys.argv, **machine(), **facts}
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
         for file, text in registry.sources().values():
@@ -76,11 +78,18 @@ class RunDirectory:
             (self.path / "code" / Path(file).name).write_text(text)
 
     def flush(self) -> dict[str, Any]:
-        """Write what was recorded; the lengths of everything that grows."""
+        """Write recorded rows; return the lengths of the growing files."""
         return {"metrics": self.metrics.tell(), "ledger": self.ledger.commit(), "clients": self.clients.commit()}
 
     def commit(self, round_: int, rows: list[dict[str, Any]], tree: Tree, best: bool) -> None:
-        """Make everything up to `round_` last; `tree` is the state to go on from."""
+        """Commit all rounds up to `round_`.
+
+        Args:
+            round_: The last round of the commit.
+            rows: Metrics of the rounds since the last commit.
+            tree: State from which the run continues.
+            best: Also save it as the checkpoint `best`.
+        """
         for row in rows:
             self.metrics.write((json.dumps(finite(row), allow_nan=False) + "\n").encode())
         record = {**tree, "lengths": self.flush()}
@@ -89,23 +98,28 @@ class RunDirectory:
         checkpoint.save(self.path / "checkpoints", "last", record, round_)
 
     def forget(self) -> None:
-        """Drop what was recorded and not written."""
+        """Drop recorded rows that were not written."""
         self.ledger.forget()
         self.clients.forget()
 
     def export(self) -> None:
-        """The tables in their final form."""
+        """Write the tables as .parquet."""
         self.ledger.to_parquet(self.path / "ledger.parquet")
         self.clients.to_parquet(self.path / "clients.parquet")
 
     def close(self) -> None:
+        """Close all files."""
         self.metrics.close()
         self.ledger.close()
         self.clients.close()
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+    """Replace NaN and infinity, which JSON does not have, with None.
+
+    >>> finite({"loss": float("nan"), "rounds": [1, float("inf")]})
+    {'loss': None, 'rounds': [1, None]}
+    """
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -114,7 +128,7 @@ def finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The committed rounds of a run."""
+    """Return the metrics of the committed rounds of a run."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -124,7 +138,7 @@ def _versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What computes here, and with which packages."""
+    """Describe the machine, Python and the versions of the packages."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -142,8 +156,8 @@ def _processor() -> str:
         return platform.processor()
 
 
-def claimed(name: str, seed: int) -> Path:
-    """A new directory under runs/, from now on ours: runs that begin in the same second get one each."""
+def create_run_directory(name: str, seed: int) -> Path:
+    """Create a new directory below runs/. Runs that start in the same second get different ones."""
     base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{seed}"
     number, path = 0, base
     while True:

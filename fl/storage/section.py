@@ -1,4 +1,4 @@
-"""The `checkpoint` section of a configuration: when a run is written to disk."""
+"""The section `checkpoint:` of a configuration: when a run is written to disk."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Append-only segments: records written by workers, found again by (segment, offset, length).
+"""Append-only segments: records written by workers, read by their location (segment, offset, length).
 
     record   | skeleton length | skeleton text | pad to 64 | buffers of the tree, each on a 64-byte boundary |
 
-A segment has one writer and is never changed; which records count is decided by whoever keeps their locations. A record
-is a tree (`fl.tensors.trees.flatten`), so that states of clients are text and numbers, never pickle.
+A segment has one writer, and records are never changed. The owner of the locations decides which records are current. A
+record is a tree (`fl.tensors.serialise.flatten`): states of clients are text and numbers, never pickle.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ import torch
 from torch import Tensor
 
 from fl.tensors.params import ALIGNMENT
-from fl.tensors.trees import Tree, aligned, flatten, raw_bytes, row, shapes, unflatten
+from fl.tensors.serialise import aligned_offsets, flatten, raw_bytes, shapes, unflatten
+from fl.tensors.trees import Tree, row
 
-NOWHERE = (-1, 0, 0)
+NO_RECORD = (-1, 0, 0)  # the location of no record
 _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A vector in a segment."""
+    """A vector in a segment, readable by any process that sees the folder.
+
+    Args:
+        path: File of the segment.
+        offset: Position in the file, in bytes.
+        length: Size in bytes.
+        dtype: Name of the torch dtype.
+    """
 
     path: str
     offset: int
@@ -37,13 +45,13 @@ class Vector:
     dtype: str
 
     def open(self) -> Tensor:
-        """A read-only view of the file."""
+        """Map the vector; changes are not written to the file."""
         array = np.memmap(self.path, np.uint8, "c", self.offset, (self.length,))
         return torch.from_numpy(array).view(getattr(torch, self.dtype))
 
 
 class Segments:
-    """The segments in one folder; writes go to segment `own` (see `write_to`), made at the first write."""
+    """The segments in one folder. Writes go to segment `own` (see `write_to`), which the first write creates."""
 
     def __init__(self, folder: Path | str):
         self.folder, self.own = Path(folder), -1
@@ -52,41 +60,43 @@ class Segments:
         self.maps: dict[int, mmap.mmap] = {}
 
     def path(self, segment: int) -> Path:
+        """Return the file of a segment."""
         return self.folder / f"{segment:012d}.seg"
 
     def write_to(self, segment: int) -> None:
+        """Write to `segment` from now on."""
         if segment != self.own:
             self.close()
             self.own = segment
 
     def empty(self) -> None:
-        """Begin segment `own` anew; what has been opened of it stays readable."""
+        """Restart segment `own`. Vectors that are already mapped stay readable."""
         self.close()
         self.path(self.own).unlink(missing_ok=True)
 
     # -- writing -------------------------------------------------------------------------------------------------
     def append(self, tree: Tree) -> tuple[int, int, int]:
-        """Write a tree; its location."""
+        """Write a tree; return its location."""
         skeleton, tensors = flatten(tree)
         tensors = [t.contiguous() for t in tensors]
         return self._write([_header(skeleton), *(raw_bytes(t) for t in tensors)])
 
     def append_rows(self, tree: Tree, count: int) -> np.ndarray:
-        """Write the `count` trees stacked in `tree`, a record each; locations (count, 3)."""
+        """Write the `count` trees stacked in `tree` as one record each; return their locations (count, 3)."""
         header = np.frombuffer(_header(flatten(row(tree, 0))[0]), np.uint8)
         tensors = flatten(tree)[1]
         sizes = [len(header), *(t[0].numel() * t.element_size() for t in tensors)]
-        offsets, length = aligned(sizes)
+        offsets, length = aligned_offsets(sizes)
         block = np.zeros((count, length), np.uint8)
         block[:, : len(header)] = header
         for tensor, offset, size in zip(tensors, offsets[1:], sizes[1:]):
             block[:, offset : offset + size] = tensor.reshape(count, -1).contiguous().view(torch.uint8).numpy()
-        segment, at, _ = self._write([memoryview(block.reshape(-1))])
+        segment, at, _ = self._write([block.reshape(-1).data])
         start = at + length * np.arange(count)
         return np.stack([np.full(count, segment), start, np.full(count, length)], axis=1)
 
     def append_vector(self, vector: Tensor) -> Vector:
-        """Write a bare vector; something to open it with, anywhere that sees the folder."""
+        """Write a vector without a header; return a handle that can open it."""
         vector = vector.contiguous()
         _, offset, _ = self._write([raw_bytes(vector)])
         return Vector(str(self.path(self.own)), offset, vector.nbytes, str(vector.dtype).removeprefix("torch."))
@@ -96,7 +106,7 @@ class Segments:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = os.open(self.path(self.own), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
             self.end = os.fstat(self.file).st_size
-        offsets, length = aligned([len(p) for p in parts])
+        offsets, length = aligned_offsets([len(p) for p in parts])
         start = self.end
         for part, offset, next_ in zip(parts, offsets, [*offsets[1:], length]):
             pieces = [part, b"\0" * (next_ - offset - len(part))]
@@ -109,38 +119,40 @@ class Segments:
 
     # -- reading -------------------------------------------------------------------------------------------------
     def read(self, location: Sequence[int]) -> Tree:
-        """The tree at a location, in memory of its own; `None` for NOWHERE."""
+        """Return a copy of the tree at a location; `None` for NO_RECORD."""
         segment, offset, length = (int(x) for x in location)
         if segment < 0:
             return None
         memory = torch.empty(length, dtype=torch.uint8, device="cpu")
         raw_bytes(memory)[:] = self.window(segment, offset, length)
         text = memory.numpy()
-        (size,) = _LENGTH.unpack_from(text)
+        (size,) = _LENGTH.unpack_from(text.data)
         return _tree(bytes(text[_LENGTH.size : _LENGTH.size + size]).decode(), memory, _LENGTH.size + size)
 
     def read_rows(self, locations: np.ndarray) -> Tree:
-        """The trees at locations (n, 3), stacked, in memory of their own; `None` if they are not all of one structure."""
+        """Return copies of the trees at locations (n, 3), stacked; `None` if their structures differ."""
         lengths, starts = locations[:, 2], locations[:, 1]
         if (lengths != lengths[0]).any() or (starts % ALIGNMENT).any():
             return None
         units = int(lengths[0]) // ALIGNMENT
-        block = torch.empty(len(locations), units, ALIGNMENT, dtype=torch.uint8).numpy()  # aligned as kernels like it
+        block = torch.empty(len(locations), units, ALIGNMENT, dtype=torch.uint8).numpy()  # aligned for the kernels
         for segment in np.unique(locations[:, 0]):
-            mine = np.flatnonzero(locations[:, 0] == segment)
-            whole = np.frombuffer(self._map(int(segment), int(starts[mine].max() + lengths[0])), np.uint8)
-            first = starts[mine, None] // ALIGNMENT
-            block[mine] = whole[: len(whole) // ALIGNMENT * ALIGNMENT].reshape(-1, ALIGNMENT)[first + np.arange(units)]
+            members = np.flatnonzero(locations[:, 0] == segment)
+            whole = np.frombuffer(self._map(int(segment), int(starts[members].max() + lengths[0])), np.uint8)
+            first = starts[members, None] // ALIGNMENT
+            block[members] = whole[: len(whole) // ALIGNMENT * ALIGNMENT].reshape(-1, ALIGNMENT)[
+                first + np.arange(units)
+            ]
         rows = block.reshape(len(locations), -1)
-        (size,) = _LENGTH.unpack_from(rows[0])
+        (size,) = _LENGTH.unpack_from(rows[0].data)
         end = _LENGTH.size + size
         skeleton = bytes(rows[0, _LENGTH.size : end]).decode()
-        if (rows[:, :end] != rows[0, :end]).any() or '"array"' in skeleton:  # numpy's own have no stacked form
+        if (rows[:, :end] != rows[0, :end]).any() or '"array"' in skeleton:  # numpy arrays cannot be stacked
             return None
         return _tree(skeleton, torch.from_numpy(rows), end)
 
     def window(self, segment: int, offset: int, length: int) -> memoryview:
-        """The bytes of a record, in place."""
+        """Return the bytes of a record, without a copy."""
         return memoryview(self._map(segment, offset + length))[offset : offset + length]
 
     def _map(self, segment: int, end: int) -> mmap.mmap:
@@ -151,6 +163,7 @@ class Segments:
         return found
 
     def close(self) -> None:
+        """Close the file and forget the maps."""
         if self.file is not None:
             os.close(self.file)
             self.file = None
@@ -163,14 +176,14 @@ def _header(skeleton: str) -> bytes:
 
 
 def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
-    """Rebuild a tree whose buffers lie in `memory` (..., bytes) behind the header."""
+    """Rebuild a tree whose buffers follow the header in `memory` (..., bytes)."""
     specs = [(dtype, shape, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes(skeleton)]
-    offsets, _ = aligned([start, *(size for _, _, size in specs)])
-    many = memory.shape[:-1]
+    offsets, _ = aligned_offsets([start, *(size for _, _, size in specs)])
+    batch = memory.shape[:-1]
     return unflatten(
         skeleton,
         [
-            memory[..., at : at + size].contiguous().view(dtype).view((*many, *shape))
+            memory[..., at : at + size].contiguous().view(dtype).view((*batch, *shape))
             for (dtype, shape, size), at in zip(specs, offsets[1:])
         ],
     )

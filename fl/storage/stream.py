@@ -1,9 +1,9 @@
-"""Append-only tables: an Arrow IPC stream that is valid however it was cut.
+"""Append-only tables: an Arrow IPC stream that can be read even if its end is cut off.
 
-    | schema | batch | batch | batch | ba        one batch per commit; a torn tail is left out when reading
+    | schema | batch | batch | batch | ba        one batch per commit; readers ignore an incomplete batch
 
-The length after a commit goes into the round's commit; a resumed run cuts the file back to it and goes on. Writes reach the
-operating system at once, so that they outlive the process (not a power cut).
+The commit record of a round holds the length of the file; a resumed run cuts the file to this length and continues.
+Writes reach the operating system at once, so they survive a crash of the process, but not a power cut.
 """
 
 from __future__ import annotations
@@ -15,37 +15,49 @@ import numpy as np
 import pyarrow as pa
 
 
-# pa.array, pa.scalar and pa.repeat import pandas, if there is one, to see whether it is theirs: .3 s before the first commit
+# pa.array, pa.scalar and pa.repeat import pandas if it is installed, which takes 0.3 s before the first commit
 def column(values: np.ndarray) -> pa.Array:
-    """Numbers (n,) as a column, without a copy if they are contiguous."""
+    """Return numbers (n,) as a column, without a copy if they are contiguous."""
     kind = pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def repeated(text: str, count: int) -> pa.Array:
-    """One text over and over, as a column."""
+    """Return a column with the same text `count` times.
+
+    >>> repeated("val", 2).to_pylist()
+    ['val', 'val']
+    """
     data = text.encode()
     ends = np.arange(count + 1, dtype=np.int32) * np.int32(len(data))
     return pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(data * count))
 
 
 class ArrowStream:
-    """The writing end of `path`, cut to `length` (0: begun anew)."""
+    """Writer of a stream.
+
+    Args:
+        path: The file.
+        schema: Schema of all batches.
+        length: Cut an existing file to this many bytes and continue; 0 starts a new file.
+    """
 
     def __init__(self, path: str | Path, schema: pa.Schema, length: int = 0):
         self.schema, self.length = schema, length
         self._file = open(path, "r+b" if length else "wb", buffering=0)
-        there = os.fstat(self._file.fileno()).st_size
-        if there < length:
+        size = os.fstat(self._file.fileno()).st_size
+        if size < length:
             self._file.close()
-            raise ValueError(f"{path}: has {there} bytes of {length} committed; restore it or start the run anew")
+            raise ValueError(
+                f"{path}: has {size} bytes, but {length} were committed; restore the file or start a new run"
+            )
         self._file.truncate(length)
         self._file.seek(length)
         if not length:
             self._write(schema.serialize())
 
     def append(self, rows: pa.RecordBatch) -> int:
-        """Write rows of the stream's schema; returns the file's length."""
+        """Write rows with the schema of the stream; return the length of the file in bytes."""
         self._write(rows.serialize())
         return self.length
 
@@ -56,16 +68,17 @@ class ArrowStream:
             view, self.length = view[written:], self.length + written
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     @staticmethod
     def read(path: str | Path, schema: pa.Schema) -> pa.Table:
-        """All whole batches of `path`."""
+        """Return all complete batches of `path`."""
         batches = []
         with pa.OSFile(str(path)) as file:
             try:
                 for batch in pa.ipc.open_stream(file):
                     batches.append(batch)
-            except (pa.ArrowInvalid, OSError):  # a torn tail, or not even a schema yet
+            except (pa.ArrowInvalid, OSError):  # an incomplete batch, or no schema yet
                 pass
         return pa.Table.from_batches(batches, schema)

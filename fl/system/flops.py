@@ -1,7 +1,7 @@
-"""Measured cost of training: what `compute: flops` counts.
+"""Measured cost of training, for `compute: flops`.
 
-The FLOPs of matrix products, convolutions and attention are counted as they are called (torch.utils.flop_counter: a multiplication
-and an addition are two); what else a step does is not.
+`torch.utils.flop_counter` counts matrix products, convolutions and attention; a multiplication and an addition are two
+FLOPs. Other operations are not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops_per_sample(module: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """FLOPs to train on one sample, forward and backward, measured on x (B, ...); loss: outputs -> a number. No gradient is left."""
+    """Return the FLOPs of a forward and backward pass per sample, measured on a batch. Gradients are restored.
+
+    Args:
+        module: The model.
+        x: Inputs (B, ...).
+        loss: Function from outputs to a scalar.
+    """
     before = [parameter.grad for parameter in module.parameters()]
     with FlopCounterMode(display=False) as counter:
         loss(module(x)).backward()

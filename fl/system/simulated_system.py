@@ -1,11 +1,11 @@
-"""The drawn world: what each client's work takes, who breaks off, who is able to, what it burns.
+"""The simulated system: durations, drop-outs, eligible clients and energy.
 
     download = latency + down_bytes / down_rate
     compute  = samples * seconds_per_sample            or samples * flops_per_sample / flops_per_second
-    upload   = latency + up_bytes / up_rate            with jitter sigma each times exp(sigma z), z standard normal
+    upload   = latency + up_bytes / up_rate            jitter multiplies each leg by exp(jitter z), z standard normal
 
-Draws are addressed by (seed, purpose, client, dispatch), dispatch the round; of an asynchronous server by (seed, purpose, dispatch),
-dispatch the number of the start, see `fl.system.events`.
+Draws have the address (seed, purpose, client, dispatch), where dispatch is the round. Draws of an asynchronous server
+have the address (seed, purpose, dispatch), where dispatch counts the starts of clients (`fl.system.dispatch_draws`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fl.system.devices import Devices, lognormal_factors
 from fl.tensors import random
 
 LEGS = ("download", "compute", "upload")
-CHANGES = 10_000  # at so many moments it is looked whether enough clients are there
+MAX_CHANGES = 10_000  # `opens` examines this many changes of presence
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds (n,) of the three legs of each client's trip."""
+    """Seconds (n,) of the three legs of each client's round trip."""
 
     download: np.ndarray
     compute: np.ndarray
@@ -35,6 +35,7 @@ class Times:
 
     @property
     def total(self) -> np.ndarray:
+        """Seconds of the whole round trip, (n,)."""
         return self.download + self.compute + self.upload
 
     def __getitem__(self, rows: np.ndarray) -> Times:
@@ -43,7 +44,7 @@ class Times:
 
 @dataclass(frozen=True)
 class SimulatedSystem:
-    """Devices and presence of a population, and the rates of what goes wrong."""
+    """Devices and presence of a population, with the probability of drop-outs and the jitter."""
 
     seed: int
     devices: Devices
@@ -51,7 +52,7 @@ class SimulatedSystem:
     compute: Literal["samples", "flops"] = "samples"
     dropout: float = 0.0
     jitter: float = 0.0
-    memory_bytes: float = 0.0  # that training takes; devices with less never take part
+    memory_bytes: float = 0.0  # needed for training; clients with less never take part
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -65,12 +66,21 @@ class SimulatedSystem:
         dispatch: int | np.ndarray = 0,
         flops_per_sample: float = math.nan,
     ) -> Times:
-        """What the legs of a trip take each of `clients` (n,). `samples` (n,): how many it trains on, every epoch counted."""
+        """Return the durations of a round trip.
+
+        Args:
+            clients: (n,) ids.
+            samples: (n,) number of samples processed, each epoch counted.
+            down_bytes: (n,) bytes received.
+            up_bytes: (n,) bytes sent.
+            dispatch: Part of the address of the jitter, see the module.
+            flops_per_sample: FLOPs to train on one sample; needed with `compute: flops`.
+        """
         d, clients = self.devices, np.asarray(clients)
         latency = d.latency_seconds[clients]
         if self.compute == "flops":
             if not flops_per_sample >= 0:
-                raise ValueError(f"flops_per_sample: {flops_per_sample} is not known; compute: samples does without")
+                raise ValueError(f"flops_per_sample: {flops_per_sample} is unknown; use compute: samples")
             compute = samples * (flops_per_sample / d.flops_per_second[clients])
         else:
             compute = samples * d.seconds_per_sample[clients]
@@ -87,7 +97,7 @@ class SimulatedSystem:
         )
 
     def completes(self, clients: np.ndarray, dispatch: int | np.ndarray = 0) -> np.ndarray:
-        """(n,): the share of its trip after which each client breaks off, uniform in [0, 1); 1 if it does not."""
+        """Return (n,): the share of the round trip before a drop-out, uniform in [0, 1); 1: no drop-out."""
         clients = np.asarray(clients)
         if not self.dropout:
             return np.ones(len(clients))
@@ -96,17 +106,19 @@ class SimulatedSystem:
 
     @cached_property
     def able(self) -> np.ndarray:
-        """Ids, ascending, of those whose memory holds what training takes."""
+        """Ids, ascending, of the clients with enough memory for training."""
         return np.flatnonzero(self.devices.memory_bytes >= self.memory_bytes)
 
     @property
     def always(self) -> bool:
-        """Whether everybody can always take part."""
+        """Whether all clients can take part at all times."""
         return self.presence.always and len(self.able) == len(self)
 
     def joules(self, clients: np.ndarray, times: Times, spent: np.ndarray) -> np.ndarray:
-        """(n,): compute_watts * seconds of compute + radio_watts * seconds of transfer, within the first `spent` (n,) seconds of
-        the trip; NaN where watts are not known."""
+        """Return the energy (n,) used in the first `spent` (n,) seconds of the round trip; NaN if the power is unknown.
+
+        joules = compute_watts * seconds of compute + radio_watts * seconds of transfer
+        """
         down = np.minimum(spent, times.download)
         compute = np.clip(spent - times.download, 0, times.compute)
         up = np.clip(spent - times.download - times.compute, 0, times.upload)
@@ -114,17 +126,19 @@ class SimulatedSystem:
         return d.compute_watts[clients] * compute + d.radio_watts[clients] * (down + up)
 
     def available(self, time: float) -> np.ndarray:
-        """Ids, ascending, of who is there at `time`, and able."""
+        """Return the ids, ascending, of the eligible clients that are present at `time`."""
         return self.able if self.presence.always else self.able[self.presence.at(self.able, time)]
 
     def opens(self, needed: int, time: float) -> float:
-        """The first time from `time` on at which at least `needed` clients are there; infinite if it does not come within so many
-        comings and goings."""
+        """Return the first time from `time` on at which at least `needed` clients are present.
+
+        It is infinite if there is no such time within MAX_CHANGES changes of presence.
+        """
         if needed > len(self.able):
             return math.inf
         if self.presence.always:
             return time
-        for _ in range(CHANGES):
+        for _ in range(MAX_CHANGES):
             if time == math.inf or self.presence.at(self.able, time).sum() >= needed:
                 return time
             time = float(self.presence.until(self.able, time).min())

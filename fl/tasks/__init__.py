@@ -1,3 +1,3 @@
-"""Tasks: objective, outputs and metrics."""
+"""Tasks: loss, outputs and metrics."""
 
 DEFAULTS = {"task": "classification"}  # kind -> part of a configuration that names none

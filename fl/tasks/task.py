@@ -1,4 +1,4 @@
-"""What is learnt: an objective per sample, and metrics that pool exactly over batches, clients and workers."""
+"""Base classes of tasks: a loss per sample, and metrics that pool exactly over batches, clients and workers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from fl.data.views import Batch
 from fl.method.reduction import Meta, Reduction
 from fl.tensors.trees import row
 
-# what tells the best round: the first that is measured, never test rows
+# the best round is selected by the first of these metrics that is measured; never by test rows
 SELECT = ("val/accuracy", "val/loss", "train/loss")
 
 
 def minimised(metric: str) -> bool:
-    """Whether less of a metric is better, told by its name: val/loss, clients/mse_worst10; of any its std and gini."""
+    """Return whether a smaller value of a metric is better, by its name. Standard deviations and Gini are minimised.
+
+    >>> minimised("val/loss"), minimised("clients/mse_worst10"), minimised("val/accuracy"), minimised("accuracy_std")
+    (True, True, False, True)
+    """
     metric = re.sub("_(mean|weighted|worst10)$", "", metric)
     return metric.endswith(("_std", "_gini", "loss", "mse", "perplexity"))
 
 
 class Metric(Reduction):
-    """A quantity of outputs and batch that pools exactly: `measure` a batch, `merge`, `finish` to a number."""
+    """A metric that pools exactly: `measure` each batch, `merge` the accumulators, `finish` to a number."""
 
     linear: ClassVar[bool] = True
 
     def measure(self, outputs: Tensor, batch: Batch, segments: Tensor, count: int) -> Any:
-        """Per-client accumulators, each leaf (count, ...); `segments` (B,) int64 says whose a sample is."""
+        """Return accumulators per client, each leaf (count, ...). `segments` (B,) int64: client of each sample."""
         raise NotImplementedError
 
     def lift(self, value: Any, meta: Meta) -> Any:
@@ -43,7 +47,7 @@ class Metric(Reduction):
         raise NotImplementedError
 
     def each(self, accs: Any, count: int) -> np.ndarray:
-        """(count,): the metric of each client, NaN where it has no samples."""
+        """Return the metric (count,) of each client; NaN for a client without samples."""
         return np.array([self.finish(row(accs, i)) for i in range(count)])
 
 
@@ -53,34 +57,37 @@ class MeanMetric(Metric):
     batched: ClassVar[bool] = True
 
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return one value per sample, (B,)."""
         raise NotImplementedError
 
-    def measure(self, outputs, batch, segments, count):
+    def measure(self, outputs: Tensor, batch: Batch, segments: Tensor, count: int) -> Any:
         values = self.values(outputs, batch).double()
         sums = torch.zeros(count, dtype=torch.float64).index_add_(0, segments, values)
         return sums, torch.bincount(segments, minlength=count).double()
 
-    def finish(self, acc) -> float:
+    def finish(self, acc: Any) -> float:
         total, count = acc
         return float(total / count) if count > 0 else float("nan")
 
-    def each(self, accs, count):
+    def each(self, accs: Any, count: int) -> np.ndarray:
         total, samples = accs
         return torch.where(samples > 0, total / samples, torch.nan).cpu().numpy()
 
 
 class Task:
-    """Base of tasks: `outputs` of the model from the shape of the data, `loss` per sample, `metrics` by name."""
+    """Base of tasks: number of model outputs, loss per sample, and metrics by name."""
 
-    # the loss is softmax cross-entropy over the last axis, or half the squared error: what hand-written kernels know
+    # "cross_entropy" (softmax over the last axis) or "squared_error" (half of it), for compiled kernels; None: neither
     kernel: ClassVar[str | None] = None
 
     def num_outputs(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Return the number of model outputs. A `ValueError` if the arrays do not fit the task."""
         raise NotImplementedError
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """(B,)"""
+        """Return the loss of each sample, (B,)."""
         raise NotImplementedError
 
     def metrics(self) -> Mapping[str, Metric]:
+        """Return the metrics by name."""
         raise NotImplementedError

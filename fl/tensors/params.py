@@ -1,14 +1,20 @@
 """Named tensors and their algebra.
 
-A `Params` is an ordered mapping name -> tensor whose tensors are views of one flat buffer per dtype, so that a sum,
-a copy or a checkpoint of a whole model is one operation:
+A `Params` is an ordered mapping name -> tensor. Its tensors are views of one flat buffer per dtype, so that a sum, a
+copy or a checkpoint of a whole model is one operation:
 
-    buffer   |--- w (out, in) ---|pad|- b (out) -|pad|        every tensor starts on a 64-byte boundary; pads hold zeros
+    buffer   |--- w (out, in) ---|pad|- b (out) -|pad|     each tensor starts on a 64-byte boundary; padding holds zeros
 
-Leading axes of the buffers are batch axes: buffers of shape (C, P) hold the parameters of C clients, every view then is
-(C, *shape), and the same arithmetic serves one client or many. An operand without batch axes broadcasts.
+Leading axes of the buffers are batch axes. Buffers of shape (C, P) hold the parameters of C clients, and each view has
+shape (C, *shape). The same arithmetic works for one client and for many; an operand without batch axes broadcasts.
 
-    p + q   p - q   2.0 * p   p / q   sqrt(p)   sign(p)   norm(p)       scalars may be tensors (C,): one number a client
+    p + q   p - q   2.0 * p   p / q   sqrt(p)   sign(p)   norm(p)    a factor of shape (C,) holds one number per client
+
+>>> p = Params.of({"w": torch.ones(2, 2), "b": torch.zeros(2)})
+>>> (2 * p + 1)["w"].tolist()
+[[3.0, 3.0], [3.0, 3.0]]
+>>> float(norm(p))
+2.0
 """
 
 from __future__ import annotations
@@ -23,12 +29,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes; kernels choose their code path by alignment, and so their last bits
+ALIGNMENT = 64  # bytes; kernels choose their code path by alignment, and the path decides the last bits
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `buffer` (which dtype's), `offset` and `numel` in elements."""
+    """Position of one tensor: the index of its buffer, and its offset and length in elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,37 +45,41 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Names, shapes and places of the tensors of a `Params`; one object per distinct layout (`Layout.of`)."""
+    """Names, shapes and positions of the tensors of a `Params`. Equal layouts are the same object (`Layout.of`)."""
 
     entries: Mapping[str, Entry]
     dtypes: tuple[torch.dtype, ...]
-    lengths: tuple[int, ...]  # padded elements per buffer
-    gaps: tuple[tuple[tuple[int, int], ...], ...]  # pads per buffer
-    spec: str  # JSON of (name, shape, dtype), the layout's identity
+    lengths: tuple[int, ...]  # elements per buffer, padding included
+    gaps: tuple[tuple[tuple[int, int], ...], ...]  # padded intervals per buffer
+    spec: str  # JSON of (name, shape, dtype); identifies the layout
 
     @staticmethod
     def of(tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> Layout:
+        """Return the layout of tensors given as (name, shape, dtype). A repeated name is a `ValueError`."""
         return _layout(tuple((name, tuple(shape), dtype) for name, shape, dtype in tensors))
 
     @staticmethod
     @functools.cache
     def from_spec(spec: str) -> Layout:
+        """Return the layout that a JSON `spec` describes."""
         return Layout.of((name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in json.loads(spec))
 
     @property
     def numel(self) -> int:
-        """Elements, pads not counted."""
+        """Number of elements, without padding."""
         return sum(e.numel for e in self.entries.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the bare tensors, pads not counted."""
+        """Size of the tensors in bytes, without padding."""
         return sum(e.numel * self.dtypes[e.buffer].itemsize for e in self.entries.values())
 
     def empty(self, *batch: int) -> Params:
+        """Return uninitialised parameters with leading axes `batch`."""
         return Params(self, tuple(torch.empty(*batch, n, dtype=t) for n, t in zip(self.lengths, self.dtypes)))
 
     def zeros(self, *batch: int) -> Params:
+        """Return zeros with leading axes `batch`."""
         return Params(self, tuple(torch.zeros(*batch, n, dtype=t) for n, t in zip(self.lengths, self.dtypes)))
 
     def __reduce__(self) -> tuple[Callable[[str], Layout], tuple[str]]:
@@ -96,7 +106,7 @@ def _layout(tensors: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> La
 
 
 class Params(Mapping[str, Tensor]):
-    """Ordered mapping name -> tensor (a view of `buffers`); see the module's docstring for the algebra."""
+    """Ordered mapping name -> tensor, a view of `buffers`. The module's docstring describes the algebra."""
 
     __slots__ = ("layout", "buffers")
 
@@ -105,7 +115,7 @@ class Params(Mapping[str, Tensor]):
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Params:
-        """A copy of `tensors`, packed."""
+        """Copy `tensors` into new buffers."""
         params = Layout.of((n, tuple(t.shape), t.dtype) for n, t in tensors.items()).zeros()
         for name, tensor in tensors.items():
             params[name].copy_(tensor.detach())
@@ -133,35 +143,38 @@ class Params(Mapping[str, Tensor]):
     # -- shape ---------------------------------------------------------------------------------------------------
     @property
     def batch(self) -> torch.Size:
-        """Leading axes: () for one client, (C,) for C clients."""
+        """Shape of the leading axes: () for one client, (C,) for C clients."""
         return self.buffers[0].shape[:-1] if self.buffers else torch.Size()
 
     @property
     def device(self) -> torch.device:
+        """Device of the buffers; the CPU if there are none."""
         return self.buffers[0].device if self.buffers else torch.device("cpu")
 
     @property
     def numel(self) -> int:
+        """Number of elements of one client, without padding."""
         return self.layout.numel
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors of one client, pads not counted."""
+        """Size of the tensors of one client in bytes, without padding."""
         return self.layout.nbytes
 
     def row(self, index: int | slice | Tensor) -> Params:
-        """Client `index` of batched parameters, or several clients by a slice or an index tensor; views, except for tensors."""
+        """Return client `index`, or clients by a slice or an index tensor. A view, except for an index tensor."""
         return Params(self.layout, tuple(b[index] for b in self.buffers))
 
     def to(self, device: torch.device | str) -> Params:
-        """The parameters on a device; themselves if they are there."""
+        """Copy to a device. Buffers that are already there are not copied."""
         return Params(self.layout, tuple(b.to(device) for b in self.buffers))
 
     def clone(self) -> Params:
+        """Return a copy with its own memory."""
         return Params(self.layout, tuple(b.clone() for b in self.buffers))
 
     def select(self, patterns: Iterable[str] | None) -> Params:
-        """The tensors whose names match one of the glob `patterns`, packed anew (a copy; `None` is all, no copy)."""
+        """Copy the tensors whose names match one of the glob `patterns`. `None` selects all of them, without a copy."""
         if patterns is None:
             return self
         names = match(self, patterns)
@@ -172,20 +185,24 @@ class Params(Mapping[str, Tensor]):
         return layout.zeros(*self.batch).copy_(self)
 
     def replace(self, other: Mapping[str, Tensor]) -> Params:
-        """A copy with the tensors of `other` in place of those of the same name."""
+        """Return a copy in which the tensors of `other` replace those of the same name."""
         return self.clone().copy_(other, names=other)
 
     def added(self, *changes: Params) -> Params:
-        """A copy with changes of some of its tensors added."""
+        """Return a copy to which `changes` are added. A change may hold only some of the tensors.
+
+        >>> Params.of({"w": torch.ones(1), "b": torch.ones(1)}).added(Params.of({"b": torch.ones(1)}))["b"].item()
+        2.0
+        """
         out = self
         for change in changes:
             out = out.replace(out.select(list(change)) + change)
         return out
 
     def compact(self) -> Tensor:
-        """All elements without pads, (*batch, numel); a view where there are no pads. One dtype only."""
+        """Return all elements without padding, (*batch, numel). Needs a single dtype; a view if there is no padding."""
         if len(self.buffers) != 1:
-            raise ValueError(f"compact() takes parameters of one dtype, got {self.layout.dtypes}")
+            raise ValueError(f"compact() needs parameters of one dtype, got {self.layout.dtypes}")
         if not self.layout.gaps[0]:
             return self.buffers[0]
         entries = self.layout.entries.values()
@@ -193,7 +210,7 @@ class Params(Mapping[str, Tensor]):
 
     @staticmethod
     def expand(layout: Layout, flat: Tensor) -> Params:
-        """The inverse of `compact`: (*batch, numel) -> parameters."""
+        """Invert `compact`: (*batch, numel) -> parameters."""
         if not layout.gaps[0]:
             return Params(layout, (flat,))
         params, at = layout.zeros(*flat.shape[:-1]), 0
@@ -204,7 +221,7 @@ class Params(Mapping[str, Tensor]):
 
     # -- in place ------------------------------------------------------------------------------------------------
     def copy_(self, other: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Params:
-        """Take values from `other`: all of them if the layouts agree, else the tensors in `names` (default: ours)."""
+        """Copy values from `other`: all if the layouts agree, else the tensors in `names` (default: all of `self`)."""
         if isinstance(other, Params) and other.layout is self.layout:
             for mine, theirs in zip(self.buffers, other.buffers):
                 mine.copy_(theirs)
@@ -214,23 +231,25 @@ class Params(Mapping[str, Tensor]):
         return self
 
     def add_(self, other: Params, alpha: float = 1.0) -> Params:
-        """self <- self + alpha * other."""
+        """Add in place: self <- self + alpha * other."""
         for mine, theirs in zip(self.buffers, other.buffers):
             mine.add_(theirs, alpha=alpha)
         return self
 
     def sub_(self, other: Params) -> Params:
-        """self <- self - other."""
+        """Subtract in place: self <- self - other."""
         for mine, theirs in zip(self.buffers, other.buffers):
             mine.sub_(theirs)
         return self
 
     def mul_(self, factor: float | Tensor) -> Params:
+        """Scale in place: self <- factor * self; a factor of shape (C,) holds one number per client."""
         for mine in self.buffers:
             mine.mul_(_per_client(factor, mine))
         return self
 
     def zero_(self) -> Params:
+        """Set all elements to 0."""
         for mine in self.buffers:
             mine.zero_()
         return self
@@ -257,69 +276,88 @@ class Params(Mapping[str, Tensor]):
     __radd__, __rmul__ = __add__, __mul__
 
 
-NOTHING = Params(Layout.of(()), ())
+NOTHING = Params(Layout.of(()), ())  # parameters without any tensor
 
 
 def elementwise(fn: Callable[..., Tensor], first: Params, *rest: Params) -> Params:
-    """fn applied to the buffers of trees of one layout; fn must work element by element."""
+    """Apply `fn` to the buffers of parameters of one layout. `fn` must work element by element.
+
+    >>> p = Params.of({"w": torch.tensor([1.0, 4.0])})
+    >>> elementwise(torch.maximum, p, 2 * p)["w"].tolist()
+    [2.0, 8.0]
+    """
     for other in rest:
         if other.layout is not first.layout:
             raise ValueError(f"parameters differ: {difference(first, other)}")
     out = tuple(fn(*buffers) for buffers in zip(first.buffers, *(p.buffers for p in rest)))
     for buffer, gaps in zip(out, first.layout.gaps):
-        for a, b in gaps:  # fn(0) need not be 0, and pads must stay neutral in norms and sums
+        for a, b in gaps:  # fn(0) may differ from 0; padding must not enter norms and sums
             buffer[..., a:b] = 0
     return Params(first.layout, out)
 
 
-def _binary(fn: Callable[[Tensor, Tensor], Tensor], p: Params, q: Params | float | Tensor) -> Params:
+def _binary(fn: Callable[..., Tensor], p: Params, q: Params | float | Tensor) -> Params:
     if isinstance(q, Params):
         return elementwise(fn, p, q)
     return elementwise(lambda b: fn(b, _per_client(q, b)), p)
 
 
 def _per_client(factor: float | Tensor, buffer: Tensor) -> float | Tensor:
-    """A number stays; a tensor (C,) becomes (C, 1), so that each client's parameters meet its own number."""
+    """Reshape a factor (C,) to (C, 1), so that each client's parameters are scaled by their own number."""
     if isinstance(factor, Tensor) and factor.ndim:
         return factor.to(buffer.dtype).reshape(*factor.shape, *(1,) * max(buffer.ndim - factor.ndim, 1))
     return factor
 
 
 def match(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The `names` matching one of the glob `patterns`, in order; a pattern that matches none is an error."""
+    """Return the `names` that match one of the glob `patterns`, in their order.
+
+    >>> match(["conv.weight", "conv.bias", "head.weight"], ["*.weight"])
+    ['conv.weight', 'head.weight']
+
+    A pattern that matches no name is a `ValueError`.
+    """
     names, patterns = list(names), list(patterns)
     for pattern in patterns:
         if not any(fnmatchcase(n, pattern) for n in names):
-            raise ValueError(f"pattern {pattern!r} matches no parameter; there are {names}")
+            raise ValueError(f"pattern {pattern!r} matches no parameter; the parameters are {names}")
     return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
 
 
 def difference(p: Params, q: Params) -> str:
-    """In words, how two layouts differ."""
+    """Describe how two layouts differ, for an error message."""
     a, b = ({n: e.shape for n, e in x.layout.entries.items()} for x in (p, q))
     rows = [f"{n}: {a.get(n)} and {b.get(n)}" for n in {**a, **b} if a.get(n) != b.get(n)]
     return "; ".join(rows) or f"order or dtype, {p.layout.spec} and {q.layout.spec}"
 
 
 def zeros_like(p: Params) -> Params:
+    """Return zeros with the layout and the batch axes of `p`."""
     return p.layout.zeros(*p.batch)
 
 
 def sign(p: Params) -> Params:
+    """Elementwise sign: -1, 0 or 1."""
     return elementwise(torch.sign, p)
 
 
 def sqrt(p: Params) -> Params:
+    """Elementwise square root."""
     return elementwise(torch.sqrt, p)
 
 
 def dot(p: Params, q: Params) -> Tensor:
-    """Inner product over all tensors: () or (C,)."""
+    """Inner product over all tensors, of shape () or (C,).
+
+    >>> p = Params.of({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])})
+    >>> float(dot(p, p))
+    14.0
+    """
     return sum(((a * b).sum(-1) for a, b in zip(p.buffers, q.buffers)), torch.zeros(()))
 
 
 def norm(p: Params) -> Tensor:
-    """Euclidean norm over all tensors: () or (C,)."""
+    """Euclidean norm over all tensors, of shape () or (C,)."""
     return torch.sqrt(dot(p, p))
 
 
@@ -329,7 +367,11 @@ def clipped(p: Params, bound: float) -> Params:
 
 
 def join(*parts: Params) -> Params:
-    """The tensors of all parts as one; of a name in several the last part's. Batch axes are broadcast."""
+    """Merge several `Params` into one. If a name occurs twice, the last part wins. Batch axes broadcast.
+
+    >>> list(join(Params.of({"w": torch.ones(1)}), Params.of({"b": torch.ones(1)})))
+    ['w', 'b']
+    """
     owner = {name: part for part in parts for name in part}
     batch = max((part.batch for part in parts), key=len)
     entries = [(name, part.layout.entries[name], part.layout.dtypes) for name, part in owner.items()]

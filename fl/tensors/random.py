@@ -1,10 +1,10 @@
-"""Addressed randomness: every draw is a function of where it is used, never of what was drawn before.
+"""Addressed randomness: each draw depends on its address only, never on earlier draws.
 
     word = hash64(seed, client, participation, "shuffle", position)
 
-An address is a sequence of integers and purpose names; arrays broadcast, so the draws of many clients are computed at
-once and equal those computed singly. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over
-the parts of the address; the number of parts enters, so that (1,) and (1, 0) are different streams.
+An address is a sequence of integers and purpose names. Arrays broadcast, so the draws of many clients are computed at
+once and equal those computed one by one. The hash applies the finaliser of SplitMix64 (Steele, Lea, Flood 2014) to each
+part in turn. The number of parts enters too, so (1,) and (1, 0) are different streams.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def hash64(*address: int | str | np.ndarray) -> np.ndarray:
-    """64 uniform bits for an address; parts broadcast against each other. Returns uint64 of the broadcast shape."""
-    return unfinished(0, *address)
+    """Return 64 uniform bits per address, as uint64. The parts of the address broadcast against each other.
+
+    >>> bool(hash64(1, "shuffle") == hash64(1, "shuffle"))
+    True
+    >>> hash64(1, np.arange(3)).shape
+    (3,)
+    """
+    return hash64_prefix(0, *address)
 
 
-def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
-    """Hash of an address whose last `missing` parts are not known yet. The caller adds each of them with `chained`.
+def hash64_prefix(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
+    """Return the state of `hash64` before the last `missing` parts of an address. Add each of them with `chained`.
 
     >>> with np.errstate(over="ignore"):
-    ...     bool(chained(unfinished(1, 7, "shuffle"), np.uint64(3)) == hash64(7, "shuffle", 3))
+    ...     bool(chained(hash64_prefix(1, 7, "shuffle"), np.uint64(3)) == hash64(7, "shuffle", 3))
     True
     """
     with np.errstate(over="ignore"):
@@ -42,22 +48,22 @@ def unfinished(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
 
 
 def chained(word: Any, part: Any) -> Any:
-    """Extend a hash by one more part of the address, a uint64."""
+    """Extend a hash by one more part of the address, a uint64 or an array."""
     return mix((word ^ mix(part)) + GOLDEN)
 
 
 def mix(x: Any) -> Any:
-    """Finaliser of SplitMix64, for a uint64 or an array. Compiled training compiles it, too (native/shuffle.py)."""
+    """Apply the finaliser of SplitMix64 to a uint64 or an array. Compiled training compiles this function, too."""
     x = (x ^ (x >> _30)) * MIX_1
     x = (x ^ (x >> _27)) * MIX_2
     return x ^ (x >> _31)
 
 
 def random_words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Words `first` .. `last - 1` of the SplitMix64 stream of each key: uint64 (C,) -> uint64 (C, last - first).
+    """Return words `first` .. `last - 1` of the SplitMix64 stream of each key: uint64 (C,) -> uint64 (C, last - first).
 
-    The state of SplitMix64 is a counter, so a part of a stream costs no more than its length. This is the generator for
-    bulk draws; `hash64` takes longer addresses.
+    The state of SplitMix64 is a counter, so a part of a stream costs no more than its length. Use it for bulk draws;
+    `hash64` takes longer addresses.
 
     >>> random_words(np.array([1234567], np.uint64), 0, 2).tolist()  # the published test vector
     [[6457827717110365317, 3203168211198807973]]
@@ -69,7 +75,7 @@ def random_words(keys: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def mix_in_place(words: np.ndarray) -> None:
-    """`mix` that overwrites a uint64 array and needs one more array of its size."""
+    """Apply `mix` to a uint64 array in place. It needs one more array of the same size."""
     spare = words >> _30
     words ^= spare
     words *= MIX_1
@@ -81,7 +87,7 @@ def mix_in_place(words: np.ndarray) -> None:
 
 
 def as_word(part: int | str | np.ndarray) -> Any:
-    """Part of an address as uint64."""
+    """Convert one part of an address to uint64. A name becomes the first 8 bytes of its SHA-256 digest."""
     if isinstance(part, str):
         return _purpose(part)
     if isinstance(part, int):
@@ -95,19 +101,23 @@ def _purpose(name: str) -> np.uint64:
 
 
 def uniform(*address: int | str | np.ndarray) -> np.ndarray:
-    """Uniform doubles in [0, 1), one per address."""
+    """Return uniform doubles in [0, 1), one per address."""
     return (hash64(*address) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(n: int, *address: int | str) -> np.ndarray:
-    """A random order of 0..n-1: the argsort of hashed positions."""
+    """Return a random order of 0..n-1: the argsort of n hashed positions.
+
+    >>> sorted(permutation(4, 7, "shuffle").tolist())
+    [0, 1, 2, 3]
+    """
     return np.argsort(hash64(*address, np.arange(n)), kind="stable")
 
 
 def permutations(sizes: np.ndarray, *address: int | str | np.ndarray) -> np.ndarray:
-    """Row c is `permutation(sizes[c], *address_c)`, then the pads sizes[c], sizes[c]+1, ...; (C, max(sizes)).
+    """Return one permutation per client as (C, max(sizes)). Array parts of the address have shape (C,).
 
-    Array parts of the address have shape (C,).
+    Row c starts with `permutation(sizes[c], *address_c)`. Padding follows: sizes[c], sizes[c] + 1, ...
     """
     columns = np.arange(int(sizes.max(initial=0)))
     parts = [p[:, None] if isinstance(p, np.ndarray) else p for p in address]
@@ -116,10 +126,10 @@ def permutations(sizes: np.ndarray, *address: int | str | np.ndarray) -> np.ndar
 
 
 def numpy_generator(*address: int | str) -> np.random.Generator:
-    """A NumPy generator for bulk draws at an address."""
+    """Return a NumPy generator, seeded by an address, for draws in bulk."""
     return np.random.Generator(np.random.Philox(key=int(hash64(*address))))
 
 
 def torch_generator(*address: int | str) -> torch.Generator:
-    """A torch generator for bulk noise at an address."""
+    """Return a torch generator on the CPU, seeded by an address, for draws in bulk."""
     return torch.Generator("cpu").manual_seed(int(hash64(*address)) >> 1)

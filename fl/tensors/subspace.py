@@ -1,8 +1,8 @@
-"""Subspaces that the inputs of layers span, for methods that keep new updates out of what old tasks use.
+"""Subspaces spanned by the inputs of layers. Continual learning keeps new updates out of the old tasks' subspaces.
 
-    X (d, n)   inputs of a layer, a column per sample (for a convolution per sample and position: its patch, in the order of
-               channel, kernel row, kernel column)
-    U (d, k)   orthonormal basis of the part of the inputs that is protected
+    X (d, n)   inputs of a layer, one column per sample; for a convolution one column per sample and position: the patch
+               in the order of channel, kernel row, kernel column
+    U (d, k)   orthonormal basis of the protected subspace
     W (out, d) weight of the layer, as a matrix
 
 If X lies in span(U) and D U = 0, then (W + D) X = W X. Everything here is a pure function of tensors.
@@ -10,7 +10,8 @@ If X lies in span(U) and D U = 0, then (W + D) X = W X. Everything here is a pur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,9 @@ from fl.tensors.params import match
 Layer = nn.Linear | nn.Conv2d
 
 
-# -- layers and their inputs --------------------------------------------------------------------------------------------
+# -- layers and their inputs -------------------------------------------------------------------------------------------
 def layers(module: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """Name of a trained weight -> its layer, of all linear and 2-d convolutional ones."""
+    """Return {name of weight: layer} for the linear and 2-d convolutional layers whose weights are in `trained`."""
     found = {
         f"{name}.weight".lstrip("."): layer
         for name, layer in module.named_modules()
@@ -35,27 +36,42 @@ def layers(module: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Layer]
 def protected(
     module: nn.Module, trained: Mapping[str, Tensor], patterns: Sequence[str] | None, head: Sequence[str]
 ) -> dict[str, int]:
-    """Name of weight -> d, of the layers whose weights match `patterns` (None: all) and not `head`."""
+    """Return {name of weight: d} for the layers to protect.
+
+    Args:
+        module: The model.
+        trained: Its trained tensors by name.
+        patterns: Glob patterns of weights to protect; None is all linear and convolutional layers.
+        head: Glob patterns of weights that are never protected.
+    """
     known = layers(module, trained)
     chosen = list(known) if patterns is None else match(known, patterns)
     left = set(match(known, head))
     chosen = [name for name in chosen if name not in left]
     if not chosen:
-        raise ValueError(f"protects: no weight is left to protect; the linear and convolutional ones are {list(known)}")
+        raise ValueError(
+            f"protects: no weight is left to protect; the linear and convolutional weights are {list(known)}"
+        )
     for name in chosen:
         layer = known[name]
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             raise ValueError(
-                f"protects: {name} is of a convolution in {layer.groups} groups, whose groups see different inputs; "
-                "only ungrouped ones can be protected, name the others"
+                f"protects: {name} belongs to a convolution with {layer.groups} groups, which see different inputs; "
+                "only convolutions with one group can be protected, so name the other weights"
             )
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            raise ValueError(f"protects: {name} pads with {layer.padding_mode!r}; only zeros can be protected")
+            raise ValueError(f"protects: {name} pads with {layer.padding_mode!r}; only zero padding can be protected")
     return {name: known[name].weight[0].numel() for name in chosen}
 
 
 def columns(layer: Layer, x: Tensor) -> Tensor:
-    """(d, n): what a layer multiplies its weight with, of inputs x (B, ..., in) or, for a convolution, (B, in, h, w)."""
+    """Return the matrix X (d, n) that a layer multiplies with its weight.
+
+    `x` has shape (B, ..., in) for a linear layer and (B, in, h, w) for a convolution.
+
+    >>> columns(nn.Conv2d(1, 1, 2), torch.arange(9.0).view(1, 1, 3, 3))[:, 0].tolist()
+    [0.0, 1.0, 3.0, 4.0]
+    """
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1]).T
     if isinstance(layer.padding, str):
@@ -67,14 +83,14 @@ def columns(layer: Layer, x: Tensor) -> Tensor:
 
 
 def inputs(module: nn.Module, weights: Sequence[str], batches: Iterator[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(name of weight, X (d, n)) for each layer and batch, as the module in evaluation mode sees them."""
+    """Yield (name of weight, X (d, n)) for each layer and batch. The module runs in evaluation mode."""
     seen: list[tuple[str, Tensor]] = []
 
-    def watch(name: str):
-        return lambda layer, given: seen.append((name, columns(layer, given[0])))
+    def record_inputs(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda layer, args: seen.append((name, columns(cast(Layer, layer), args[0])))
 
     named = {name: module.get_submodule(name.removesuffix("weight").rstrip(".")) for name in weights}
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in named.items()]
+    hooks = [layer.register_forward_pre_hook(record_inputs(name)) for name, layer in named.items()]
     training = module.training
     module.eval()
     try:
@@ -89,53 +105,78 @@ def inputs(module: nn.Module, weights: Sequence[str], batches: Iterator[Tensor])
             hook.remove()
 
 
-# -- what of a matrix lies in a subspace ---------------------------------------------------------------------------------
+# -- parts of a matrix inside and outside a subspace -------------------------------------------------------------------
 def project(delta: Tensor, basis: Tensor) -> Tensor:
-    """delta (*, out, ...) without its part in span(U), U (d, k): D - (D U) U^T; the axes after `out` make up d."""
+    """Remove the part of `delta` (*, out, ...) that lies in span(U), U (d, k): D - (D U) U^T. The last axes form d.
+
+    >>> project(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [0.0]])).tolist()
+    [[0.0, 4.0]]
+    """
     flat = delta.reshape(-1, basis.shape[0])
     return (flat - (flat @ basis) @ basis.T).view(delta.shape)
 
 
 def residual(x: Tensor, basis: Tensor | None) -> Tensor:
-    """(d, n): X without its part in span(U)."""
+    """Return X (d, n) without its part in span(U): X - U U^T X."""
     return x if basis is None else x - basis @ (basis.T @ x)
 
 
 def sketch(x: Tensor, basis: Tensor | None, g: Tensor) -> Tensor:
-    """(d, m): (I - U U^T) X G, with G (n, m) Gaussian; sums over clients sketch the inputs of all."""
+    """Return (I - U U^T) X G (d, m) with a Gaussian G (n, m). The sum over clients sketches all their inputs."""
     return residual(x, basis) @ g
 
 
 def gram(x: Tensor, basis: Tensor | None) -> Tensor:
-    """(d, d): R R^T, R = (I - U U^T) X; sums over clients are exact."""
+    """Return R R^T (d, d), R = (I - U U^T) X. The sum over clients is exact."""
     r = residual(x, basis)
     return r @ r.T
 
 
 def packed(matrix: Tensor) -> Tensor:
-    """The upper triangle of a symmetric (d, d), row by row: (d (d + 1) / 2,)."""
+    """Return the upper triangle of a symmetric matrix (d, d) row by row, as (d (d + 1) / 2,).
+
+    >>> packed(torch.tensor([[1.0, 2.0], [2.0, 3.0]])).tolist()
+    [1.0, 2.0, 3.0]
+    """
     return matrix[tuple(torch.triu_indices(*matrix.shape))]
 
 
 def unpacked(triangle: Tensor) -> Tensor:
-    """The inverse of `packed`."""
+    """Invert `packed`.
+
+    >>> unpacked(torch.tensor([1.0, 2.0, 3.0])).tolist()
+    [[1.0, 2.0], [2.0, 3.0]]
+    """
     d = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
     upper = triangle.new_zeros(d, d)
     upper[tuple(torch.triu_indices(d, d))] = triangle
     return upper + upper.triu(1).T
 
 
-# -- the basis of a task more --------------------------------------------------------------------------------------------
+# -- extending a basis by one task -------------------------------------------------------------------------------------
 def threshold(ratio: float, eps: float) -> float:
-    """tau = (ratio - (1 - eps)) / ratio: the share of the residual to keep so that eps of the whole is kept.
+    """Return tau = (ratio - (1 - eps)) / ratio, the share of the residual to keep so that eps of the whole is kept.
 
-    ratio: ||R|| / ||X|| or its square, 1 without a basis, where tau = eps."""
+    `ratio` is ||R|| / ||X|| or its square. Without a basis it is 1, and tau = eps.
+
+    >>> threshold(1.0, 0.95), threshold(0.5, 0.75), threshold(0.0, 0.95)
+    (0.95, 0.5, 0.0)
+    """
     return (ratio - (1 - eps)) / ratio if ratio > 0 else 0.0
 
 
 def directions(energies: Tensor, tau: float, least: int, noise: float = 0.0) -> int:
-    """The smallest k with (e_1 + ... + e_k) / sum(e) > tau, energies (d,) descending: at least `least` and at most as many as
-    are more than `noise` * e_1. With `least` 0, a tau <= 0 asks for none."""
+    """Return the smallest k with (e_1 + ... + e_k) / sum(e) > tau.
+
+    Args:
+        energies: (d,), descending.
+        tau: Share of the energy to keep. With `least` = 0, a tau <= 0 keeps no direction.
+        least: Lower bound on k.
+        noise: Directions with energies up to `noise` * e_1 are never counted.
+
+    >>> directions(torch.tensor([6.0, 3.0, 1.0]), 0.8, least=1)
+    2
+    """
     total = float(energies.sum())
     if not total > 0 or (tau <= 0 and least == 0):
         return 0
@@ -145,23 +186,27 @@ def directions(energies: Tensor, tau: float, least: int, noise: float = 0.0) -> 
 
 
 def joined(basis: Tensor | None, vectors: Tensor) -> Tensor:
-    """(d, k + j): the basis as it is and the j vectors, made orthonormal to it and to each other; no more than d in all."""
+    """Return (d, k + j): the basis and the j vectors, made orthonormal to it and to each other. At most d columns.
+
+    >>> joined(torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0], [4.0]])).abs().tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     if basis is not None:
         vectors = vectors[:, : basis.shape[0] - basis.shape[1]]
-    for _ in range(2):  # once leaves what cancellation left
+    for _ in range(2):  # a second pass removes the rounding errors of the first
         vectors = torch.linalg.qr(residual(vectors, basis))[0]
     return vectors if basis is None else torch.cat([basis, vectors], 1)
 
 
 def extend_basis_from_sketch(basis: Tensor | None, y: Tensor, tau: float, least: int = 1) -> Tensor | None:
-    """U (d, k) or None, Y (d, m) -> U with the left singular vectors of Y that are due, energies their squared values."""
+    """Extend U (d, k) or None by left singular vectors of Y (d, m). Energies are squared singular values."""
     left, values, _ = torch.linalg.svd(y.double(), full_matrices=False)
     noise = (max(y.shape) * torch.finfo(y.dtype).eps) ** 2
     return _extended(basis, left, directions(values.square(), tau, least, noise), y.dtype)
 
 
 def extend_basis_from_gram(basis: Tensor | None, matrix: Tensor, tau: float, least: int = 1) -> Tensor | None:
-    """U (d, k) or None, R R^T (d, d) -> U with the eigenvectors that are due."""
+    """Extend U (d, k) or None by the leading eigenvectors of R R^T (d, d). Energies are the eigenvalues."""
     values, vectors = torch.linalg.eigh(matrix.double())
     noise = len(matrix) * torch.finfo(matrix.dtype).eps
     energies = values.flip(0).clamp(min=0)

@@ -22,7 +22,7 @@ CONFIG = {
 def test_each_client_answers_with_its_most_frequent_label(tmp_path):
     with Simulation(resolve(read(CONFIG)), tmp_path / "run") as run:
         row = run.run().metrics[-1]
-        partition, y = run.run_setup.stages[0].partition, run.run_setup.dataset.train["y"]
+        partition, y = run.run_setup.periods[0].partition, run.run_setup.dataset.train["y"]
     right = []
     for client in range(6):
         train, test = (y[partition.view_rows(client, view)] for view in ("train", "test"))

@@ -17,8 +17,9 @@ from fl.communication.codecs.top_k import TopK
 from fl.communication.transmit import Sizes, transmit
 from fl.registry import lookup
 from fl.tensors.params import Params
+from fl.tensors.serialise import raw_bytes
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import raw_bytes, stack
+from fl.tensors.trees import stack
 
 CODECS = [
     Identity(),

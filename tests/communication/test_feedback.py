@@ -134,8 +134,8 @@ def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
         seen.add(client)
     # all coordinates move alike: after round 1 clients 0 and 1 have five of them of the model after round 0
     cohort = [0, 1, 2, 3]
-    step = sum((c + 1) * len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
-    step /= sum(len(run.run_setup.stages[0].partition.view_rows(c, "train")) for c in cohort)
+    step = sum((c + 1) * len(run.run_setup.periods[0].partition.view_rows(c, "train")) for c in cohort)
+    step /= sum(len(run.run_setup.periods[0].partition.view_rows(c, "train")) for c in cohort)
     two = play(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
     had = kept(two, 0)["last_received"]["model"].compact() - two.first.compact()
     assert_allclose(had.sort().values, [0] * 16 + [step] * 5, rtol=1e-5, atol=1e-6)

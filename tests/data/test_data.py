@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from fl.data.dataset import Dataset
-from fl.data.partition import Partition, by_hash, grouped
+from fl.data.grouping import group_by, hash_order
+from fl.data.partition import Partition
 from fl.data.sets.digits import Digits
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.data.sets.synthetic import Synthetic
@@ -150,7 +151,7 @@ def test_noise_sizes_are_log_normal_within_bounds():
         (Synthetic(alpha=-1.0), "alpha: -1.0 is negative"),
         (RandomData(classes=0), "classes: 0 is not positive"),
         (RandomData(samples=0), "samples: 0 leaves nothing"),
-        (RandomData(samples=LogNormal(lognormal=1, mean=0)), "mean: 0 not positive"),
+        (RandomData(samples=LogNormal(lognormal=1, mean=0)), "mean: 0 is not positive"),
     ],
 )
 def test_loaders_refuse(loader, message):
@@ -189,8 +190,8 @@ def test_views_by_hand():
     "indices, offsets, held_out, message",
     [
         ([0, 1, 1], [0, 1, 3], [0, 0], "row 1 is given 2 times"),
-        ([0, 1, 4], [0, 1, 3], [0, 0], "go beyond the dataset's 4 rows"),
-        ([0, 1, -1], [0, 1, 3], [0, 0], "go beyond"),
+        ([0, 1, 4], [0, 1, 3], [0, 0], "exceed the 4 rows of the data set"),
+        ([0, 1, -1], [0, 1, 3], [0, 0], "exceed"),
         ([0, 1, 2], [0, 2, 1, 3], [0, 0, 0], "offsets"),
         ([0, 1, 2], [0, 2], [0], "offsets"),
         ([0, 1, 2], [0, 1, 3], [0, 3], "client 1 holds out more than its 2 rows"),
@@ -239,8 +240,8 @@ def test_hold_out_refuses(val, test):
 
 
 def test_grouped_and_by_hash_are_stable_sorts():
-    order, offsets = grouped(np.array([2, 0, 2, 0, 3]), 5)
+    order, offsets = group_by(np.array([2, 0, 2, 0, 3]), 5)
     assert_array_equal(order, [1, 3, 0, 2, 4])
     assert_array_equal(offsets, [0, 2, 2, 4, 5, 5])
-    assert_array_equal(by_hash(np.array([3 << 60, 1 << 60, 3 << 60, 0], np.uint64)), [3, 1, 0, 2])
-    assert len(by_hash(np.empty(0, np.uint64))) == 0
+    assert_array_equal(hash_order(np.array([3 << 60, 1 << 60, 3 << 60, 0], np.uint64)), [3, 1, 0, 2])
+    assert len(hash_order(np.empty(0, np.uint64))) == 0

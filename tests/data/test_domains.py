@@ -63,8 +63,8 @@ def test_a_run_of_natural_domains(tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"sets": ["digits"]}, "data.sets: 1 of them; domains are two or more"),
-        ({"sets": ["digits", "synthetic"]}, r"data.sets: \(60,\) of set 1 are no images"),
+        ({"sets": ["digits"]}, "data.sets: 1 data sets; at least two are needed"),
+        ({"sets": ["digits", "synthetic"]}, r"data.sets: samples of set 1 have shape \(60,\); they must be images"),
         ({"sets": ["digits", "diggits"]}, r"data.sets\[1\]: 'diggits' is not one of .* Did you mean 'digits'"),
         ({"side": 0}, "data.side: 0 is not at least 1"),
     ],

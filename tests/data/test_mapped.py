@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 import fl
 from fl.data.dataset import Dataset, tensors
 from fl.data.sets.mapped import Mapped
-from fl.tensors.trees import pack, unpack
+from fl.tensors.pickling import pack, unpack
 
 MB = 1 << 20
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_mapped_is_said(name, array, message, tmp_path):
     np.save(tmp_path / f"{name}.npy", array)
     with pytest.raises(ValueError, match=message):
         Mapped(path=str(tmp_path)).load()
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         Mapped(path=str(tmp_path / "elsewhere")).load()
 
 

@@ -45,7 +45,7 @@ def test_tasks_are_characters_of_one_alphabet_in_drawn_order():
         assert len(set(task)) == 4 and (set(task) <= set(range(6)) or set(task) <= set(range(20, 29)))
     assert {int(t[0]) // 20 for t in tasks} == {0, 1} and any((np.diff(t) < 0).any() for t in tasks)
     assert np.array_equal(draw_tasks(alphabets, 4, np.array([7])), tasks[7:8])
-    with pytest.raises(ValueError, match="ways: 10 is more than any alphabet has, 9"):
+    with pytest.raises(ValueError, match="ways: 10 is more than the largest alphabet has, 9"):
         draw_tasks(alphabets, 10, np.arange(2))
 
 

@@ -49,7 +49,7 @@ def test_forms_of_arrays():
         ({"train": {"x": X, "y": Y}, "tset": {"x": X, "y": Y}}, r"data: a dict of \['train', 'tset'\] is not"),
         ({"train": (X, Y)}, "data: train is tuple, not a dict of arrays"),
         ({"x": X, "y": ["a", "b", "c", "a", "b", "c"]}, r"data: train.y is <U1 \(6,\), not an array of numbers"),
-        ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is no array"),
+        ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is not an array"),
         ({"x": X, "y": 3}, r"data: train.y is int64 \(\), not an array"),
         ({"x": X, "y": Y[:5]}, "train: arrays differ in length"),
     ],
@@ -166,10 +166,10 @@ def test_parquet_of_columns_and_of_lists(tmp_path):
         ({"a": [1.0], "y": [0]}, {"clients": "who"}, "clients: 'who' is not one of the columns"),
         ({"a": [1.0], "y": [0]}, {"features": ("b",)}, "features: 'b' is not one of"),
         ({"a": ["word"], "y": [0]}, {}, "features: column 'a' is string, not numbers"),
-        ({"a": [1.0, None], "y": [0, 1]}, {}, "features: column 'a' lacks 1 values"),
-        ({"a": [1.0, 2.0], "y": [0, None]}, {}, "target: column 'y' lacks 1 values"),
+        ({"a": [1.0, None], "y": [0, 1]}, {}, "features: column 'a' has 1 missing values"),
+        ({"a": [1.0, 2.0], "y": [0, None]}, {}, "target: column 'y' has 1 missing values"),
         ({"a": [[1.0], [1.0, 2.0]], "y": [0, 1]}, {}, r"features: the lists of column 'a' differ in length, \[1, 2\]"),
-        ({"y": [0]}, {}, r"features: there is none beside \['y'\]"),
+        ({"y": [0]}, {}, r"features: no column is left in \['y'\]"),
     ],
 )
 def test_parquet_that_is_refused(tmp_path, columns, arguments, message):
@@ -180,7 +180,7 @@ def test_parquet_that_is_refused(tmp_path, columns, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "a.csv"}, "path: 'a.csv' ends neither in .npz nor in .parquet"),
+        ({"path": "a.csv"}, "path: 'a.csv' must end in .npz or .parquet"),
         ({"path": "a.npz", "target": "label"}, "target: 'label' is for .parquet"),
         ({"path": "a.npz", "scale": 0.0}, "scale: 0.0 is not positive"),
     ],
@@ -264,7 +264,7 @@ def test_hub_reads_images_numbers_and_clients(saved):
         ({"train": "training"}, r"train: 'training' is not one of the parts \['test', 'train'\]"),
         ({"target": "y"}, "target: 'y' is not one of the columns"),
         ({"features": ("who",)}, "features: column 'who' is string"),
-        ({"features": ("image", "rgb")}, "features: .*one column alone"),
+        ({"features": ("image", "rgb")}, "features: .*a single column"),
         ({"features": ("pixels",)}, "features: 'pixels' is not one of"),
     ],
 )

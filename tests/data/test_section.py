@@ -115,7 +115,7 @@ def test_caps_and_pooling_by_hand():
 @pytest.mark.parametrize(
     "data, said",
     [
-        ({"name": "digits", "long_tail": 0.5}, r"data.long_tail: 0.5 is less than 1"),
+        ({"name": "digits", "long_tail": 0.5}, r"data.long_tail: 0.5 is not at least 1"),
         (
             {"name": "digits", "augment": [{"name": "crop", "padding": 0}]},
             r"data.augment\[0\].padding: 0 is not at least 1",
@@ -124,8 +124,8 @@ def test_caps_and_pooling_by_hand():
             {"name": "digits", "augment": ["crob"]},
             r"data.augment\[0\]: 'crob' is not one of \['crop', 'flip'\].*'crop'",
         ),
-        ({"name": "synthetic", "augment": ["flip"]}, r"data.augment: flip takes images .* a sample is \(60,\)"),
-        ({"name": "digits", "augment": [{"name": "crop", "padding": 8}]}, "padding: 8 is no less than the side"),
+        ({"name": "synthetic", "augment": ["flip"]}, r"data.augment: flip needs images .* a sample has shape \(60,\)"),
+        ({"name": "digits", "augment": [{"name": "crop", "padding": 8}]}, "padding: 8 is not smaller than the sides"),
         ({"name": "digits", "normalise": {"mean": [0.5], "std": [0.0]}}, "data.normalise.std: .* positive numbers"),
     ],
 )

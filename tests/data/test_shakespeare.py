@@ -95,15 +95,15 @@ def test_held_rows():
     assert views == [[2, 5], [3], [1, 4], [0]]
     partition.check(6)
     assert [partition.hold_out(0.5, 0, 0).view_rows(c, "test").tolist() for c in (0, 1)] == [[3], [0]]
-    with pytest.raises(ValueError, match="brings its own test rows"):
+    with pytest.raises(ValueError, match="has its own test rows"):
         partition.hold_out(0, 0.2, 0)
     one = Natural(clients=1).split(data)
     assert one.indices.tolist() == [2, 5, 3] and one.test.tolist() == [1]
     assert data.digest() != Dataset(data.train, clients=data.clients).digest()
     with pytest.raises(ValueError, match="held: bool .5,. is not one bool for each of 6 rows"):
         Dataset({"x": rows}, held=held[:5])
-    _, stages = Permuted(tasks=2, rounds=1).stages(data, Natural().split, None)
-    assert [stage.partition.view_rows(0, "test").tolist() for stage in stages] == [[3], [9]]
+    _, periods = Permuted(tasks=2, rounds=1).periods(data, Natural().split, None)
+    assert [period.partition.view_rows(0, "test").tolist() for period in periods] == [[3], [9]]
 
 
 # -- the real text --------------------------------------------------------------------------------------------------------

@@ -98,14 +98,14 @@ def test_held_rows_are_nobodys_in_other_partitions():
         "cohort": {"name": "uniform", "size": 2},
     }
 
-    def stages(**partition):
+    def periods(**partition):
         return load_data(resolve(read(settings | {"partition": partition}, {})))
 
-    data, (stage,) = stages(name="iid", clients=5)
-    assert_array_equal(np.sort(stage.partition.indices), np.flatnonzero(~data.held))
-    data, (stage,) = stages(name="natural")
-    assert stage.partition.test.sum() == data.held.sum() == 184 - 2
-    assert all(data.held[stage.partition.view_rows(c, "test")].all() for c in range(4))
+    data, (period,) = periods(name="iid", clients=5)
+    assert_array_equal(np.sort(period.partition.indices), np.flatnonzero(~data.held))
+    data, (period,) = periods(name="natural")
+    assert period.partition.test.sum() == data.held.sum() == 184 - 2
+    assert all(data.held[period.partition.view_rows(c, "test")].all() for c in range(4))
 
 
 @pytest.mark.parametrize("loader", [HeartDisease, CreditDefault])

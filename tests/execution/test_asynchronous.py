@@ -116,7 +116,7 @@ def test_staleness_by_hand(tmp_path):
 def test_what_an_asynchronous_server_cannot_do_is_said(tmp_path):
     with pytest.raises(ConfigError, match="system: missing; `server` needs system.devices"):
         fl.run({k: v for k, v in config().items() if k != "system"}, out=tmp_path / "a")
-    with pytest.raises(ConfigError, match="concurrency: 13 clients of a population of 12"):
+    with pytest.raises(ConfigError, match="concurrency: 13 is more than the population of 12"):
         fl.run(config(server={"name": "async", "concurrency": 13}), out=tmp_path / "b")
     with pytest.raises(ValueError, match="one exchange per round"):
         fl.run(config(strategy=f"{TOYS}:ThreeExchanges", system=HEAVY | {"up_bytes": 100}), out=tmp_path / "c")

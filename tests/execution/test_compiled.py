@@ -163,7 +163,7 @@ def test_pads_of_an_update_are_zero():
 
 @pytest.mark.parametrize("n", [1, 2, COUNTED, COUNTED + 1, 500])
 def test_shuffles_are_those_of_random(n):
-    word = random.unfinished(1, SEED, 7, "shuffle")
+    word = random.hash64_prefix(1, SEED, 7, "shuffle")
     order, keys = np.empty(n + 3, np.int64), np.empty(n + 3, np.uint64)
     write_order(word, n, True, keys, order)
     assert_array_equal(order[:n], random.permutation(n, SEED, 7, "shuffle"))

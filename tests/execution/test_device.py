@@ -21,7 +21,8 @@ from fl.method.optimiser import SGD
 from fl.models.binding import Initial
 from fl.simulation.build import set_up_run
 from fl.tensors.params import norm
-from fl.tensors.trees import digest, moved
+from fl.tensors.serialise import digest
+from fl.tensors.trees import to_device
 
 CONFIG = {
     "seed": 3,
@@ -48,7 +49,7 @@ def test_a_missing_gpu_is_refused_before_the_run_starts(tmp_path):
 
 def on_meta(tree):
     """Tensors without values: an operation of one of them with one of the CPU's is an error, as with a GPU's."""
-    return moved(tree, "meta")
+    return to_device(tree, "meta")
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def placed(job):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_batched_training_makes_tensors_on_its_device_only(job, plan, momentum):
     initial, arrays, module = placed(job)
-    stage, clients = job.stages[0], np.arange(4)
-    starts, sizes = (column[clients] for column in stage.partition.train_slices())
+    period, clients = job.periods[0], np.arange(4)
+    starts, sizes = (column[clients] for column in period.partition.train_slices())
     chunk = Chunk(
         *(
             clients,
@@ -79,11 +80,11 @@ def test_batched_training_makes_tensors_on_its_device_only(job, plan, momentum):
             {},
             [None] * 4,
             arrays,
-            stage.partition.indices,
+            period.partition.indices,
             starts,
             sizes,
         ),
-        *(initial, module, stage.task),
+        *(initial, module, period.task),
     )
     algorithm = replace(job.algorithm, optimiser=SGD(momentum=momentum))
     with torch.device("meta"):
@@ -95,14 +96,14 @@ def test_batched_training_makes_tensors_on_its_device_only(job, plan, momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_loop_makes_tensors_on_its_device_only(job, momentum, monkeypatch):
     initial, arrays, module = placed(job)
-    stage, algorithm = job.stages[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
-    views = {split: View(arrays, stage.partition.view_rows(0, split)) for split in ("train", "val", "test")}
+    period, algorithm = job.periods[0], replace(job.algorithm, optimiser=SGD(momentum=momentum))
+    views = {split: View(arrays, period.partition.view_rows(0, split)) for split in ("train", "val", "test")}
     ctx = ClientContext(
         *(0, 0, 0, 1, 0, {"model": initial.trained}, {}, None),
         **views,
         initial=initial,
         module=module.train(),
-        task=stage.task,
+        task=period.task,
     )
     made = []
 

@@ -8,7 +8,7 @@ import pytest
 
 import fl
 from fl.errors import ConfigError
-from fl.system.rounds import OUTCOMES
+from fl.system.synchronous import OUTCOMES
 
 PLAIN = {
     "rounds": 2,
@@ -138,7 +138,7 @@ def test_who_has_too_little_memory_never_takes_part(tmp_path):
     assert {row["client"] for row in result.ledger.to_pylist()} == {1, 2}
     late = run(tmp_path, "async", system=system, server={"name": "async", "concurrency": 2}, rounds=8)
     assert {row["client"] for row in late.ledger.to_pylist()} == {1, 2}
-    with pytest.raises(ConfigError, match="concurrency: 3 clients of a population of 2"):
+    with pytest.raises(ConfigError, match="concurrency: 3 is more than the population of 2"):
         run(tmp_path, "many", system=system, server={"name": "async", "concurrency": 3})
     with pytest.raises(ConfigError, match="memory_mb: 500 is more than any device has; the largest has 300"):
         run(tmp_path, "none", system=system | {"memory_mb": 500})
@@ -178,7 +178,10 @@ def test_same_bits_on_ray_and_resumed(tmp_path):
     ("changes", "says"),
     [
         ({"system": {"devices": {"identical": {"ms_per_sample": 1, "up_mbps": -3}}}}, r"system\.devices.*up_mbps: -3"),
-        ({"system": {"devices": {"identical": {}}}}, r"system.*'samples' needs ms_per_sample of all devices"),
+        (
+            {"system": {"devices": {"identical": {}}}},
+            r"system.*'samples' needs ms_per_sample of all devices, and client",
+        ),
         ({"system": {"devices": "phones"}}, r"system\.devices.*phones"),
         ({"server": {"name": "sync", "needed": 3}}, "system: missing"),
         ({"server": {"name": "sometimes"}}, r"server.*sometimes.*buffered"),

@@ -19,7 +19,7 @@ from clients.sgd import LocalSGD
 from fl.communication.codec import Identity
 from fl.data.partition import Partition
 from fl.data.sets.noise import LogNormal, RandomData
-from fl.data.stream import Stage
+from fl.data.stream import Period
 from fl.data.views import View
 from fl.errors import ClientError
 from fl.execution.columns import Columns
@@ -34,10 +34,10 @@ from fl.method.fold import Fold
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Collect, Product, Stack, Sum, WeightedMean
 from fl.models.binding import Initial, module_params
-from fl.storage.segments import NOWHERE
+from fl.storage.segments import NO_RECORD
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
-from fl.tensors.trees import digest
+from fl.tensors.serialise import digest
 from partitions.natural import natural
 
 CLIENTS = 11
@@ -61,7 +61,7 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
         initial=Initial.of(MODULE),
         arrays=ARRAYS,
         server_arrays={},
-        stages=(Stage(1, PARTITION, Classification()),),
+        periods=(Period(1, PARTITION, Classification()),),
         seed=5,
         rounds=1,
         up=Identity(),
@@ -82,13 +82,13 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
 
 def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
     cohort = np.asarray(cohort)
-    nowhere = np.tile(np.array(NOWHERE), (len(cohort), 1))
+    nowhere = np.tile(np.array(NO_RECORD), (len(cohort), 1))
     settings = {
         "kind": "work",
         "work": "train",
         "round": 0,
         "number": 4,
-        "stage": 0,
+        "period": 0,
         "broadcast": Broadcast.of(MODEL),
         "reduction": Product({"model": WeightedMean()}),
         "states": nowhere,

@@ -36,8 +36,8 @@ from fl.flower.deploy import client_app, run_server, server_app  # noqa: E402
 from fl.flower.export import export  # noqa: E402
 from fl.flower.group_records import read_group, write_group  # noqa: E402
 from fl.tensors.params import Params  # noqa: E402
+from fl.tensors.serialise import flatten  # noqa: E402
 from fl.tensors.sparse import Sparse, Table  # noqa: E402
-from fl.tensors.trees import flatten  # noqa: E402
 
 torch.manual_seed(0)
 MODEL = Params.of({"w": torch.randn(7, 5), "b": torch.randn(5), "n": torch.arange(3)})

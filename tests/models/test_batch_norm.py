@@ -58,8 +58,8 @@ def run(tmp_path, policy, name="run", **overrides):
 
 def held(tmp_path, split):
     """The rows that each client of the run has in a split."""
-    _, (stage,) = load_data(resolve(read(tmp_path / "run" / "config.yaml") | {"data": dataset()}))
-    return [stage.partition.view_rows(c, split) for c in range(3)]
+    _, (period,) = load_data(resolve(read(tmp_path / "run" / "config.yaml") | {"data": dataset()}))
+    return [period.partition.view_rows(c, split) for c in range(3)]
 
 
 def moved(mean, x, rounds):

@@ -142,7 +142,7 @@ def test_bytes_stay_bytes():
             lambda: Colour().apply(data(np.zeros((12, 5, 5))), PARTITION),
             "colour: samples of shape .5, 5. are not images",
         ),
-        (lambda: FeatureNoise(level=-1.0), "level: -1.0 is not a variance"),
+        (lambda: FeatureNoise(level=-1.0), "level: -1.0 is negative; it is a variance"),
         (lambda: Colour(cast=2.0), r"cast: 2.0 is not in \[0, 1\]"),
     ],
 )

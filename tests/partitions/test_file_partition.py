@@ -58,23 +58,23 @@ def test_the_published_partition_of_pooled_mnist():
     pooled = Dataset({"x": np.zeros((70000, 1)), "y": np.zeros(70000)})
     partition = File(path="mnist/pfllib_dir0.1_20clients.npz").split(pooled)
     assert (partition.num_clients, partition.test.sum(), partition.covers(70000)) == (20, 17508, True)
-    with pytest.raises(ValueError, match="path: row 69999 is beyond the 60000 of the training set; .* pool"):
+    with pytest.raises(ValueError, match="path: row 69999 exceeds the 60000 rows of the training set; .* pool"):
         File(path=str(path)).split(Dataset({"x": np.zeros((60000, 1))}))
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: File(), "path: give either path"),
-        (lambda: File(path="a.npz", lists=((1,),)), "path: give either path"),
-        (lambda: File(lists=((1, 8),)).split(DATA), "lists: row 8 is beyond the 8"),
+        (lambda: File(), "path: give either `path`"),
+        (lambda: File(path="a.npz", lists=((1,),)), "path: give either `path`"),
+        (lambda: File(lists=((1, 8),)).split(DATA), "lists: row 8 exceeds the 8 rows"),
         (lambda: File(lists=((1, 2), (2, 3))).split(DATA), "row 2 is given 2 times"),
-        (lambda: File(lists=((1, -2),)).split(DATA), "indices: -2..1 go beyond"),
-        (lambda: File(lists=()).split(DATA), "lists: there is none"),
-        (lambda: from_lists([[1]], [[2], [3]]), "test: 2 lists beside 1 of train"),
+        (lambda: File(lists=((1, -2),)).split(DATA), "indices: -2..1 exceed"),
+        (lambda: File(lists=()).split(DATA), "lists: there are none"),
+        (lambda: from_lists([[1]], [[2], [3]]), "test: 2 lists, but 1 lists of train"),
         (lambda: from_lists([[0.5]]), "lists: .* are not row numbers"),
         (lambda: from_owners(np.zeros(3), np.zeros(2)), "is_test: "),
-        (lambda: read(__file__), "is neither .npz nor .json"),
+        (lambda: read(__file__), "must end in .npz or .json"),
     ],
 )
 def test_what_is_no_partition_is_refused(call, message):
@@ -84,7 +84,7 @@ def test_what_is_no_partition_is_refused(call, message):
 
 def test_a_client_with_test_rows_only_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", client=[0, 1, 1], is_test=[1, 0, 1])
-    with pytest.raises(ValueError, match="test: client 0 has test rows and none to train on"):
+    with pytest.raises(ValueError, match="test: client 0 has test rows but no training rows"):
         File(path=str(tmp_path / "a.npz")).split(DATA)
 
 
@@ -99,7 +99,7 @@ def test_val_comes_from_the_rows_that_do_not_test():
     others = np.concatenate([held.view_rows(0, "train"), held.view_rows(0, "val")])
     assert sorted(others) == list(range(10)) and len(held.view_rows(0, "val")) == 3
     assert held.hold_out(0.0, 0.0, seed=5) is held
-    with pytest.raises(ValueError, match="test: 0.1 beside a partition that brings its own test rows"):
+    with pytest.raises(ValueError, match="test: 0.1 with a partition that has its own test rows"):
         brought.hold_out(0.1, 0.1, seed=5)
 
 
@@ -122,7 +122,7 @@ def test_a_run_tests_on_the_rows_that_the_file_names(tmp_path):
     }
     right = 100 * fl.run(config, out=tmp_path / "run").metrics[-1]["clients/accuracy_weighted"]  # of 100 rows that test
     assert 0 < right < 100 and right == pytest.approx(round(right), abs=1e-6)
-    with pytest.raises(ConfigError, match="splits.test: 0.2 beside a partition that brings its own test rows"):
+    with pytest.raises(ConfigError, match="splits.test: 0.2 with a partition that has its own test rows"):
         fl.run(config | {"splits": {"val": 0.1, "test": 0.2}}, out=tmp_path / "other")
 
 

@@ -63,8 +63,8 @@ def invoke(tmp_path, *arguments):
 
 def test_the_command_says_who_holds_what(tmp_path):
     found = json.loads(invoke(tmp_path, "--json", "splits.val=0", "partition.clients=100").stdout)
-    assert (found["rows"], found["unassigned"], len(found["stages"])) == (1438, 0, 1)
-    assert found["stages"][0]["clients"] == 100 and found["stages"][0]["train"] == 1438
+    assert (found["rows"], found["unassigned"], len(found["periods"])) == (1438, 0, 1)
+    assert found["periods"][0]["clients"] == 100 and found["periods"][0]["train"] == 1438
     text = invoke(tmp_path).stdout
     assert "labels per client" in text and "no client" not in text
     some = invoke(tmp_path, "partition={name: file, lists: [[0, 1], [5]]}").stdout
@@ -80,7 +80,7 @@ def test_the_command_draws(tmp_path, overrides):
 
 def test_a_stream_is_told_stage_by_stage(tmp_path):
     found = json.loads(invoke(tmp_path, "--json", "stream={name: permuted, tasks: 2, rounds: 1}").stdout)
-    assert [stage["rows"] for stage in found["stages"]] == [1438, 1438] and found["unassigned"] == 0
+    assert [period["rows"] for period in found["periods"]] == [1438, 1438] and found["unassigned"] == 0
 
 
 def test_a_mistake_is_told_with_its_place(tmp_path):

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from fl.data.folder import data_folder
-from fl.data.partition import Partition, apportioned, coded, dealt, shuffled_groups
+from fl.data.grouping import apportion, class_codes, deal_classes, shuffled_groups
+from fl.data.partition import Partition
 from partitions.dirichlet import dirichlet
 from partitions.extended_dirichlet import extended_dirichlet
 from partitions.inner_dirichlet import inner_dirichlet, log_mixtures, served
-from partitions.pathological import equal_shares, holdings, pathological
+from partitions.pathological import class_holders, equal_shares, pathological
 from partitions.pfllib import pfllib
 from partitions.quantity import quantity
 from partitions.shards import shards
@@ -28,11 +29,11 @@ def counts_of(labels, indices, offsets) -> np.ndarray:
 # -- tools ----------------------------------------------------------------------------------------------------------------
 def test_coded_by_hand():
     for labels in ([7, -2, 7, 4], [7, -2, 7, 4 * 10**6]):
-        classes, codes = coded(np.array(labels))
+        classes, codes = class_codes(np.array(labels))
         assert_array_equal(classes, sorted(set(labels)))
         assert_array_equal(classes[codes], labels)
     with pytest.raises(ValueError, match="labels: float64"):
-        coded(np.zeros(3))
+        class_codes(np.zeros(3))
 
 
 @given(st.lists(st.integers(0, 6), max_size=60).map(lambda x: np.array(x, np.int64)), st.integers(0, 9))
@@ -51,16 +52,16 @@ def test_groups_are_shuffled_uniformly():
 def test_dealt_gives_what_is_counted():
     codes = np.array([0, 1, 0, 1, 1, 0, 0])
     counts = np.array([[1, 2], [0, 0], [2, 1]])
-    indices, offsets = dealt(codes, counts, 3)
+    indices, offsets = deal_classes(codes, counts, 3)
     assert_array_equal(counts_of(codes, indices, offsets), counts)
     assert len(set(indices)) == 6  # one row of class 0 is nobody's
-    with pytest.raises(ValueError, match="of class 1 there are 1 rows too few"):
-        dealt(codes, counts + np.array([[0, 1], [0, 0], [0, 0]]), 3)
+    with pytest.raises(ValueError, match="class 1 has 1 rows too few"):
+        deal_classes(codes, counts + np.array([[0, 1], [0, 0], [0, 0]]), 3)
 
 
 def test_apportioned_by_hand():
     """Of 10 in proportions 1 : 1 : 4.5: 1.54, 1.54, 6.92; two are left, for the remainders .92 and the first .54."""
-    assert_array_equal(apportioned(np.array([1, 1, 4.5]), 10), [2, 1, 7])
+    assert_array_equal(apportion(np.array([1, 1, 4.5]), 10), [2, 1, 7])
 
 
 # -- inner dirichlet ------------------------------------------------------------------------------------------------------
@@ -126,14 +127,14 @@ def test_pathological_clients_have_exactly_k_classes(mode, k):
 
 
 def test_pathological_modes_by_hand():
-    assert_array_equal(holdings(4, 3, 2, "deterministic"), [[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
-    first = holdings(12, 5, 2, "first-deterministic")
+    assert_array_equal(class_holders(4, 3, 2, "deterministic"), [[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    first = class_holders(12, 5, 2, "first-deterministic")
     assert first[np.arange(12), np.arange(12) % 5].all() and (first.sum(1) == 2).all()
 
 
 def test_random_classes_are_drawn_evenly():
     """Of 5,000 clients k / K hold a class, within 4 deviations."""
-    held = holdings(5000, 10, 3)
+    held = class_holders(5000, 10, 3)
     assert np.abs(held.mean(0) - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 5000)
 
 
@@ -236,14 +237,14 @@ def test_rows_of_a_client_lie_in_random_order(name):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: inner_dirichlet(LABELS, [2000, 1001], 1.0), "sizes: 3001 rows in all, of 3000 that there are"),
+        (lambda: inner_dirichlet(LABELS, [2000, 1001], 1.0), "sizes: their sum 3001 is more than the 3000 rows"),
         (lambda: inner_dirichlet(LABELS, [3, -1], 1.0), "sizes: "),
         (lambda: inner_dirichlet(LABELS, [], 1.0), "sizes: "),
-        (lambda: inner_dirichlet(LABELS, [3], float("nan")), "alpha: nan is not positive"),
-        (lambda: dirichlet(LABELS, 5, 0.0, balanced=True), "alpha: 0.0 is not positive"),
+        (lambda: inner_dirichlet(LABELS, [3], float("nan")), r"alpha: nan is not in \(0, inf\)"),
+        (lambda: dirichlet(LABELS, 5, 0.0, balanced=True), r"alpha: 0.0 is not in \(0, inf\)"),
         (lambda: extended_dirichlet(LABELS, 5, 11, 1.0), "classes: 11 is not in 1..10"),
         (lambda: extended_dirichlet(LABELS, 4, 2, 1.0), "classes: 2 for each of 4 clients .* at least 3"),
-        (lambda: extended_dirichlet(LABELS, 5, 2, -1.0), "alpha: -1.0 is not positive"),
+        (lambda: extended_dirichlet(LABELS, 5, 2, -1.0), r"alpha: -1.0 is not in \(0, inf\)"),
         (lambda: extended_dirichlet(LABELS, 50, 2, 1.0, 100), "min_size: 50 rows of class"),
         (lambda: pathological(LABELS, 0, 2), "clients: 0 is not in 1..3000"),
         (lambda: pathological(LABELS, 5, 0), "num_classes_per_partition: 0 is not in 1..10"),
@@ -251,12 +252,12 @@ def test_rows_of_a_client_lie_in_random_order(name):
         (lambda: pathological(np.arange(10), 8, 2), "clients: .* hold class"),
         (lambda: shards(LABELS, 0), "clients: 0 is not positive"),
         (lambda: shards(LABELS, 5, 0), "num_shards_per_partition: 0 is not positive"),
-        (lambda: shards(LABELS, 2000), "clients: 2000 of 2 shards each need more than the 3000 rows"),
+        (lambda: shards(LABELS, 2000), "clients: 2000 with 2 shards each need more than the 3000 rows"),
         (lambda: quantity(10, 11), "clients: 11 is not in 1..10"),
         (lambda: quantity(10, 2, "pareto"), "law: 'pareto' is not one of"),
         (lambda: quantity(10, 2, skew=-1.0), "skew: -1.0"),
         (lambda: quantity(10, 2, min_size=6), "min_size: 6 for each of 2 clients is 12 of 10 rows; at most 5"),
-        (lambda: pfllib(LABELS, 20, 0.0), "alpha: 0.0 is not a positive number"),
+        (lambda: pfllib(LABELS, 20, 0.0), r"alpha: 0.0 is not in \(0, inf\)"),
         (lambda: pfllib(LABELS, 1000), "clients: 1000 is not in 1..750"),
         (lambda: pfllib(LABELS, 300, 0.01, tries=3), "alpha: 0.01 left one of 300 clients with fewer than 5 rows in 3"),
     ],

@@ -9,8 +9,9 @@ from numpy.testing import assert_array_equal
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.registry import lookup, names
-from partitions.dirichlet import dirichlet, proportions, repaired
+from partitions.dirichlet import dirichlet, proportions
 from partitions.iid import iid
+from partitions.min_size import repaired
 from partitions.natural import natural
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)
@@ -151,12 +152,12 @@ def test_the_last_rows_of_a_client_are_like_its_others():
     "call, message",
     [
         (lambda: iid(10, 0), "clients: 0 is not positive"),
-        (lambda: iid(10, 11), "clients: 11 is more than the dataset's 10 rows"),
-        (lambda: dirichlet(LABELS, 5, -1), "alpha: -1 is not positive"),
-        (lambda: dirichlet(LABELS, 5, 0.0), "alpha: 0.0 is not positive"),
+        (lambda: iid(10, 11), "clients: 11 is more than the 10 rows"),
+        (lambda: dirichlet(LABELS, 5, -1), r"alpha: -1 is not in \(0, inf\)"),
+        (lambda: dirichlet(LABELS, 5, 0.0), r"alpha: 0.0 is not in \(0, inf\)"),
         (
             lambda: dirichlet(LABELS, 5, float("inf")),
-            "alpha: inf is not positive and finite; for equal shares take iid",
+            r"alpha: inf is not in \(0, inf\); 'iid' gives equal shares",
         ),
         (lambda: dirichlet(LABELS, 0, 1.0), "clients: 0 is not positive"),
         (lambda: dirichlet(LABELS, 5, 1.0, -1), "min_size: -1 is negative"),
@@ -166,8 +167,8 @@ def test_the_last_rows_of_a_client_are_like_its_others():
         ),
         (lambda: dirichlet(LABELS.astype(float), 5, 1.0), "labels: float64"),
         (lambda: natural(LABELS, 0), "clients: 0 is not positive"),
-        (lambda: natural(LABELS, 11), "clients: 11 is more than the 10 that the data have"),
-        (lambda: lookup("partition", "natural")().split(Dataset({"x": np.zeros(3)})), "take 'iid' or 'dirichlet'"),
+        (lambda: natural(LABELS, 11), "clients: 11 is more than the 10 of the data set"),
+        (lambda: lookup("partition", "natural")().split(Dataset({"x": np.zeros(3)})), "use 'iid' or 'dirichlet'"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):

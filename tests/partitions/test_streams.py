@@ -23,28 +23,28 @@ DATA = Dataset(
 )
 
 
-def stages(stream, partition=None):
+def periods(stream, partition=None):
     split = (partition or Iid(clients=4)).split
-    return stream.stages(DATA, split, Classification())
+    return stream.periods(DATA, split, Classification())
 
 
-def rows(stage):
-    return np.sort(stage.partition.indices)
+def rows(period):
+    return np.sort(period.partition.indices)
 
 
 @pytest.mark.parametrize("stream", [Classes(tasks=3), Classes(tasks=2, order="seeded"), Domains(tasks=3, by="place")])
 def test_every_row_is_in_one_stage_and_one_test(stream):
-    _, parts = stages(stream)
+    _, parts = periods(stream)
     assert np.array_equal(np.sort(np.concatenate([rows(s) for s in parts])), np.arange(120))
     assert np.array_equal(np.sort(np.concatenate([s.test for s in parts])), np.arange(60))
     assert [s.rounds for s in parts] == [10] * stream.tasks
-    for stage in parts:
-        stage.partition.check(120)
+    for period in parts:
+        period.partition.check(120)
 
 
 def test_stages_have_their_classes():
     for head in ("per_task", "shared", "joint"):
-        _, parts = stages(Classes(tasks=3, head=head))
+        _, parts = periods(Classes(tasks=3, head=head))
         assert (
             [sorted({*Y[rows(s)]}) for s in parts]
             == [sorted({*TEST_Y[s.test]}) for s in parts]
@@ -56,7 +56,7 @@ def test_labels_and_scenarios():
     asked = {"per_task": ("task", Y), "shared": ("domain", Y % 2), "joint": ("class", Y)}
     for head, (scenario, expected) in asked.items():
         stream = Classes(tasks=3, head=head)
-        data, parts = stages(stream)
+        data, parts = periods(stream)
         assert stream.scenario == scenario and np.array_equal(data.train["y"], expected)
         assert np.array_equal(data.test["y"], expected[:60])
         assert isinstance(parts[1].task, Slice) == (head == "per_task")
@@ -66,9 +66,9 @@ def test_labels_and_scenarios():
 def test_a_seeded_order_numbers_the_labels_anew():
     seen = set()
     for seed in range(5):
-        data, parts = stages(Classes(tasks=3, head="joint", order="seeded", seed=seed))
-        for t, stage in enumerate(parts):
-            assert {*data.train["y"][rows(stage)]} == {*data.test["y"][stage.test]} == {2 * t, 2 * t + 1}
+        data, parts = periods(Classes(tasks=3, head="joint", order="seeded", seed=seed))
+        for t, period in enumerate(parts):
+            assert {*data.train["y"][rows(period)]} == {*data.test["y"][period.test]} == {2 * t, 2 * t + 1}
         assert len({*zip(Y, data.train["y"])}) == 6  # old names to new ones, one to one
         seen.add(tuple(data.train["y"][:6]))
     assert len(seen) > 1
@@ -95,14 +95,14 @@ def test_restriction_by_hand():
 
 
 def test_a_client_may_miss_a_stage_but_not_all(tmp_path):
-    """Clients of a single class each: in a stage only those of its classes have rows, and the run goes through."""
+    """Clients of a single class each: in a period only those of its classes have rows, and the run goes through."""
 
     class ByLabel:
         def split(self, dataset):
             order = np.argsort(dataset.labels, kind="stable")
             return Partition(order, np.concatenate([[0], np.cumsum(np.bincount(dataset.labels))]))
 
-    _, parts = stages(Classes(tasks=3), ByLabel())
+    _, parts = periods(Classes(tasks=3), ByLabel())
     assert [np.flatnonzero(np.diff(s.partition.offsets)).tolist() for s in parts] == [[0, 1], [2, 3], [4, 5]]
     config = {
         "data": DATA,
@@ -119,7 +119,7 @@ def test_a_client_may_miss_a_stage_but_not_all(tmp_path):
 
 
 def test_domains_drop_the_array_that_says_which():
-    data, parts = stages(Domains(tasks=3, by="place"))
+    data, parts = periods(Domains(tasks=3, by="place"))
     assert set(data.train) == set(data.test) == {"x", "y"}
     assert [s.name for s in parts] == ["place=0", "place=7", "place=14"]
     assert np.array_equal(rows(parts[1]), np.arange(40, 80)) and np.array_equal(parts[2].test, np.arange(40, 60))
@@ -128,15 +128,15 @@ def test_domains_drop_the_array_that_says_which():
 @pytest.mark.parametrize(
     "make, complaint",
     [
-        (lambda: stages(Classes(tasks=4)), "tasks: 4 does not divide the 6 classes"),
+        (lambda: periods(Classes(tasks=4)), "tasks: 4 does not divide the 6 classes"),
         (lambda: Classes(tasks=2, head="own"), "head: 'own' is not one of"),
         (lambda: Classes(tasks=2, order="random"), "order: 'random' is not one of"),
         (
-            lambda: stages(Domains(tasks=2, by="place")),
+            lambda: periods(Domains(tasks=2, by="place")),
             r"tasks: 2 is not 3, the number of values of 'place': \[0, 7, 14\]",
         ),
-        (lambda: stages(Domains(tasks=2, by="hospital")), "by: 'hospital' is not an integer array"),
-        (lambda: stages(Domains(tasks=2, by="x")), "by: 'x' is not an integer array"),
+        (lambda: periods(Domains(tasks=2, by="hospital")), "by: 'hospital' is not an integer array"),
+        (lambda: periods(Domains(tasks=2, by="x")), "by: 'x' is not an integer array"),
     ],
 )
 def test_what_cannot_be_is_refused(make, complaint):
@@ -174,5 +174,5 @@ def test_the_real_mnist():
     assert find("mnist", "mnist.npz").is_file()
     data = MNIST(train=2000, test=500).load()
     assert np.bincount(data.train["y"]).min() > 150 and 0.12 < data.train["x"].mean() < 0.14
-    _, parts = Domains(tasks=2, by="hsf").stages(data, Iid(clients=4).split, Classification())
+    _, parts = Domains(tasks=2, by="hsf").periods(data, Iid(clients=4).split, Classification())
     assert sum(len(s.partition.indices) for s in parts) == 2000

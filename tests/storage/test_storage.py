@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fl.storage import checkpoint
 from fl.storage import clients as client_states
 from fl.storage.clients import ClientStates
-from fl.storage.segments import NOWHERE, Segments
+from fl.storage.segments import NO_RECORD, Segments
 from fl.storage.stream import ArrowStream
 from fl.tensors.params import Params
 from fl.tensors.trees import stack
@@ -94,7 +94,7 @@ def test_a_record_read_is_memory_of_its_own(tmp_path):
         assert all(buffer.data_ptr() % 64 == 0 for buffer in read.control.buffers)
         read.control.add_(read.control)
         assert number(segments.read(place)) == 1
-    assert Segments(tmp_path).read(NOWHERE) is None
+    assert Segments(tmp_path).read(NO_RECORD) is None
 
 
 def test_a_writer_goes_on_at_the_end(tmp_path):
@@ -178,13 +178,13 @@ def test_states_are_seen_at_once_and_last_from_the_commit(store):
 def test_who_wrote_nothing_keeps_what_it_has(store):
     one = store()
     one.put({1: 1.0, 2: 2.0})
-    one.states.stage(np.array([1, 2]), np.array([NOWHERE, one.segments.append(state(5))]))
+    one.states.stage(np.array([1, 2]), np.array([NO_RECORD, one.segments.append(state(5))]))
     assert one.get() == {1: 1.0, 2: 5.0}
 
 
 def test_idle_clients_cost_nothing(tmp_path):
     states = ClientStates(tmp_path / "clients", 10**9)
-    assert states.locations(np.array([0, 10**9 - 1])).tolist() == [list(NOWHERE)] * 2
+    assert states.locations(np.array([0, 10**9 - 1])).tolist() == [list(NO_RECORD)] * 2
     assert states.commit() == {"generation": 0, "length": 0, "total": 0} and not (tmp_path / "clients").exists()
 
 
@@ -293,7 +293,7 @@ def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
 
 
 def test_no_checkpoint_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no round was committed there"):
+    with pytest.raises(FileNotFoundError, match="no round was committed in this folder"):
         checkpoint.load(tmp_path, "last")
 
 
@@ -325,7 +325,7 @@ def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept
 def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
     with closing(ArrowStream(tmp_path / "rows.arrow", SCHEMA)) as stream:
         length = stream.append(batch(0, 2))
-    with pytest.raises(ValueError, match=f"has {length} bytes of {length + 1} committed"):
+    with pytest.raises(ValueError, match=f"has {length} bytes, but {length + 1} were committed"):
         ArrowStream(tmp_path / "rows.arrow", SCHEMA, length + 1)
 
 

@@ -47,8 +47,8 @@ def followed(tmp_path, **more):
 
 
 def descended(w, client, mu=0.0):
-    """One step of gradient descent on the mean cross-entropy of a client's samples; with mu it is still the same: the term's
-    gradient is zero where it begins."""
+    """One step of gradient descent on the mean cross-entropy of a client's samples; with mu it is still the same: the
+    term's gradient is zero where it begins."""
     data = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=SAMPLES).load()
     mine = np.flatnonzero(data.clients == client)
     x, y = np.c_[data.train["x"][mine], np.ones(len(mine))].astype(np.float64), data.train["y"][mine]
@@ -91,7 +91,8 @@ def test_fedasync_alone_is_a_chain(tmp_path):
     np.testing.assert_allclose(last, model, rtol=0, atol=1e-6)
 
 
-# (client, version it began with) of each arrival; all three are under way at all times, so whoever is free is who came back
+# (client, version it began with) of each arrival; all three are under way at all times, so whoever is free is who
+# came back
 BEGAN = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 3), (1, 2))
 STALENESS = (0, 1, 1, 3, 1, 3)
 
@@ -144,7 +145,7 @@ def test_fedbuff_weights_from_a_schedule(tmp_path, beta):
         (((0, 2), 1), ((1, 3), 0)),  # 4.0 4.8
         (((0, 3), 1), ((2, 2), 2)),  # 5.0 5.4
     )
-    strategy = {"name": "fedbuff", "lr": 0.7, "beta": beta}
+    strategy = {"name": "fedbuff", "lr": 0.7, "server_optimiser": {"name": "momentum", "beta": beta}}
     server = {"name": "buffered", "concurrency": 3, "buffer": 2}
     first, last, result = followed(tmp_path, strategy=strategy, server=server, rounds=5)
     versions, velocity = [first], np.zeros_like(first)

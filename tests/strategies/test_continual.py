@@ -54,7 +54,7 @@ def params(*numbers):
     return Params.of({"w": torch.tensor(numbers)})
 
 
-# -- EWC -----------------------------------------------------------------------------------------------------------------
+# -- EWC --------------------------------------------------------------------------------------------------------------
 def context(module, x, y, task):
     view = View({"x": x, "y": y}, np.arange(len(x)))
     shared = {"received": {}, "config": {}, "state": None, "train": view, "val": view, "test": view}
@@ -92,7 +92,8 @@ def test_fisher_is_of_samples_not_of_their_mean():
 
 
 def test_the_spring_pulls_to_the_anchors():
-    """F_1 = (1, 4) at w = (0, 1), F_2 = (3, 0) at (2, 9): with every anchor sum_t F_t (w - w_t), with the last F (w - w_2)."""
+    """F_1 = (1, 4) at w = (0, 1), F_2 = (3, 0) at (2, 9): with every anchor sum_t F_t (w - w_t), with the last F (w -
+    w_2)."""
     start = State(params(0.0, 1.0), params(0.0, 0.0), params(0.0, 0.0), 0)
     w, lam = params(1.0, 2.0), 10.0
     expected = {"every": [10 * (1 * 1 + 3 * -1), 10 * 4 * 1], "last": [10 * 4 * -1, 10 * 4 * -7]}
@@ -126,7 +127,7 @@ def test_a_stiffer_spring_moves_less(tmp_path):
     assert 0 < moved[0] < moved[1] < moved[2]
 
 
-# -- LwF -----------------------------------------------------------------------------------------------------------------
+# -- LwF --------------------------------------------------------------------------------------------------------------
 def test_distillation_is_the_divergence_of_softened_outputs():
     g = torch.Generator().manual_seed(0)
     z, t = torch.randn(6, 4, generator=g), torch.randn(6, 4, generator=g)
@@ -150,7 +151,7 @@ def test_a_heavy_teacher_keeps_the_outputs(tmp_path):
         seen, _ = states(tmp_path / str(weight), {"name": "fedlwf", "weight": weight}, **{"client.lr": 0.02})
         with Simulation(resolve(read(RUN, {"strategy": "fedavg"})), tmp_path / f"x{weight}") as simulation:
             x, module = torch.from_numpy(simulation.run_setup.dataset.train["x"]), simulation.run_setup.module
-            x = x[simulation.run_setup.stages[1].partition.indices]
+            x = x[simulation.run_setup.periods[1].partition.indices]
         old, new = (torch.func.functional_call(module, dict(s.model), (x,)) for s in (seen[2], seen[4]))
         apart.append(float(distillation(new, old, 2.0).mean()))
     assert apart[0] > apart[1] > apart[2]
@@ -167,7 +168,7 @@ def test_with_a_head_per_task_old_heads_are_distilled():
     torch.testing.assert_close(found, own + 0.5 * distillation(z[:, :2], t[:, :2], 2.0))
 
 
-# -- GPM -----------------------------------------------------------------------------------------------------------------
+# -- GPM --------------------------------------------------------------------------------------------------------------
 def test_gpm_projects_at_the_client(tmp_path):
     """What clients send has no part in the subspace already, by momentum neither; bases go down once per task."""
     seen, result = states(tmp_path, "fedgpm", **{"client.optimiser": {"name": "sgd", "momentum": 0.5}})
@@ -180,15 +181,15 @@ def test_gpm_projects_at_the_client(tmp_path):
 
 
 def test_gpm_is_fot_where_a_client_takes_one_step(tmp_path):
-    """One step of plain SGD: projecting before the mean is projecting after it. The two first rounds of the second task; later
-    bases differ by their inputs' rounding errors."""
+    """One step of plain SGD: projecting before the mean is projecting after it. The two first rounds of the second
+    task; later bases differ by their inputs' rounding errors."""
     one = {"client.batch": "full", "strategy.gpse": "gram", "strategy.residual_ratio": "energy"}
     a, b = (states(tmp_path / s, {"name": s}, **one)[0] for s in ("fot", "fedgpm"))
     for i in (2, 3, 4):
         torch.testing.assert_close(a[i].model.buffers[0], b[i].model.buffers[0], rtol=1e-5, atol=1e-6)
 
 
-# -- neutral settings and refusals ---------------------------------------------------------------------------------------
+# -- neutral settings and refusals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("strategy", [{"name": "fedewc", "lam": 0.0}, {"name": "fedlwf", "weight": 0.0}])
 def test_without_their_terms_they_are_fedavg_to_the_bit(tmp_path, strategy):
     plain = fl.run(RUN, out=tmp_path / "a", strategy="fedavg")

@@ -1,7 +1,8 @@
 """SCAFFOLD and FedDyn: their server rules by hand, and the drift they exist to remove.
 
-Two clients with f_i(w) = a_i/2 (w - b_i)^2, (a, b) = (1, 0) and (10, 1): the optimum of the mean is 10/11. K local steps
-with rate r map w to b + q (w - b), q = (1 - r a)^K, so that FedAvg stops where the average of both maps does, elsewhere.
+Two clients with f_i(w) = a_i/2 (w - b_i)^2, (a, b) = (1, 0) and (10, 1): the optimum of the mean is 10/11. K local
+steps with rate r map w to b + q (w - b), q = (1 - r a)^K, so that FedAvg stops where the average of both maps does,
+elsewhere.
 """
 
 from math import sqrt

@@ -129,7 +129,7 @@ def test_three_rounds_by_hand(tmp_path):
     config["client"] = {"steps": 1, "batch": "full", "lr": 0.3}
     with Simulation(resolve(read(config)), tmp_path / "run") as simulation:
         initial, dataset = simulation.run_setup.initial, simulation.run_setup.dataset.train
-        partition = simulation.run_setup.stages[0].partition
+        partition = simulation.run_setup.periods[0].partition
         model = simulation.run().model
         left = states(simulation)
     names = [

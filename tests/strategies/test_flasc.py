@@ -1,6 +1,7 @@
 """FLASC: masks, traffic and the server's rule on paper; its neutral setting is FedAvg."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
-from fl.method.optimiser import SGD, Adam
+from fl.method.optimiser import Adam
 from fl.method.reduction import Meta, SparseMean
 from fl.method.requests import ExchangeResult
+from fl.method.server_optimiser import Plain, PseudoGradient
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
@@ -74,7 +76,7 @@ def test_densities_decay_geometrically():
     state = FLASC(down=0.8, up=0.4, decay=0.5).init(params(4, 3, 2, 1), None)
     rule, counts = FLASC(down=1, up=0.5, decay=0.5), []
     for r in range(4):
-        broadcast = rule.broadcast(type(state)(state.w, {}, r), context())
+        broadcast = rule.broadcast(replace(state, optimiser=replace(state.optimiser, steps=r)), context())
         model = broadcast.shared["model"]
         counts.append((model.numel if isinstance(model, Params) else len(model.positions), broadcast.config["up"]))
     assert counts == [(4, 0.5), (2, 0.25), (1, 0.125), (1, 0.0625)]
@@ -96,8 +98,8 @@ def test_the_mean_of_sparse_vectors_is_uniform_and_as_dense_ones():
     assert torch.count_nonzero(mean) <= 3 * 5
 
 
-def test_sgd_of_lr_one_adds_the_mean_and_leaves_the_rest():
-    rule = FLASC(down=0.5, up=0.25, lr=1.0, optimiser=SGD())
+def test_a_plain_server_of_lr_one_adds_the_mean_and_leaves_the_rest():
+    rule = FLASC(down=0.5, up=0.25, lr=1.0, server_optimiser=Plain())
     state = rule.init(params(0.5, 1.0, -3.0, 2.0), None)
     after, _ = rule.step(state, torch.tensor([0.0, 0.25, 0.0, -1.0]), context())
     assert after.w.compact().tolist() == [0.5, 1.25, -3.0, 1.0]  # entry 0, outside the mask and sent by nobody, stays
@@ -105,7 +107,10 @@ def test_sgd_of_lr_one_adds_the_mean_and_leaves_the_rest():
 
 
 def test_adam_is_torchs():
-    rule, grads = FLASC(lr=0.1, optimiser=Adam()), [[1.0, -2.0, 0.0, 0.5], [0.0, 1.0, 0.0, -0.5]]
+    rule, grads = (
+        FLASC(lr=0.1, server_optimiser=PseudoGradient(optimiser=Adam())),
+        [[1.0, -2.0, 0.0, 0.5], [0.0, 1.0, 0.0, -0.5]],
+    )
     state, weights = rule.init(params(1.0, 2.0, 3.0, 4.0), None), torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
     theirs = torch.optim.Adam([weights], lr=0.1)
     for grad in grads:
@@ -145,7 +150,7 @@ def test_the_change_is_against_the_masked_start():
 
 
 def test_in_round_0_b_is_zero_and_can_come_up_all_the_same(tmp_path):
-    config = {"strategy": {"name": "flasc", "down": 0.25, "lr": 1.0, "optimiser": "sgd"}, "rounds": 1}
+    config = {"strategy": {"name": "flasc", "down": 0.25, "lr": 1.0, "server_optimiser": "plain"}, "rounds": 1}
     result = play(tmp_path, "a", **config, **{"client.lr": 0.0})
     assert all(not result.model[n].any() for n in result.model if "lora_B" in n)  # M has entries of A alone
     moved = play(tmp_path, "b", **config, **{"strategy.down": 1.0})
@@ -155,7 +160,7 @@ def test_in_round_0_b_is_zero_and_can_come_up_all_the_same(tmp_path):
 # -- 1: density 1 -----------------------------------------------------------------------------------------------------
 def test_density_1_is_fedavg_to_the_bit(tmp_path):
     plain = play(tmp_path, "fedavg", **{"strategy.weights": "uniform"})
-    ours = {"name": "flasc", "down": 1.0, "up": 1.0, "lr": 1.0, "optimiser": "sgd"}
+    ours = {"name": "flasc", "down": 1.0, "up": 1.0, "lr": 1.0, "server_optimiser": "plain"}
     dense = play(tmp_path, "flasc", strategy=ours)
     assert dense.digest == plain.digest
     assert dense.ledger.select(["encoded_bytes"]).equals(plain.ledger.select(["encoded_bytes"]))
@@ -194,7 +199,7 @@ def test_a_fixed_mask_stays_what_the_dense_round_left(tmp_path):
 
 
 def test_a_fixed_mask_by_hand():
-    rule = FLASCFixed(down=0.5, lr=1.0, optimiser=SGD())
+    rule = FLASCFixed(down=0.5, lr=1.0, server_optimiser=Plain())
     state, first = rule.init(params(1.0, 2.0, 3.0, 4.0), None), torch.tensor([5.0, 0.0, -2.0, 0.0])
     rounds = rule.round(state, context(n=1))
     assert isinstance(next(rounds).broadcast.shared["model"], Params)
@@ -206,7 +211,13 @@ def test_a_fixed_mask_by_hand():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("down", 0), ("up", 1.5), ("decay", 0), ("optimiser", {"name": "torch", "cls": "SGD"})]
+    "field, value",
+    [
+        ("down", 0),
+        ("up", 1.5),
+        ("decay", 0),
+        ("server_optimiser", {"name": "pseudo_gradient", "optimiser": {"name": "torch", "cls": "SGD"}}),
+    ],
 )
 def test_refusals(tmp_path, field, value):
     with pytest.raises(ConfigError, match=f"strategy.{field}"):

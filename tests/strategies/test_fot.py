@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
-from clients.fot import norms, principal
+from clients.fot import layer_statistics
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.views import View
@@ -16,6 +16,7 @@ from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation
 from fl.tasks.task import Task
 from fl.tensors import subspace
+from fl.tensors.input_statistics import RATIOS
 from strategies.fot import FOT
 
 RUN = {
@@ -40,7 +41,7 @@ def basis(d, k, seed=0, dtype=torch.float64):
     return torch.linalg.qr(draw(d, k, seed=seed, dtype=dtype))[0]
 
 
-# -- pure functions ------------------------------------------------------------------------------------------------------
+# -- pure functions ---------------------------------------------------------------------------------------------------
 def test_projection_removes_what_lies_in_the_subspace_and_nothing_else():
     u, delta = basis(6, 2), draw(5, 6, seed=1)
     kept = subspace.project(delta, u)
@@ -112,7 +113,8 @@ def test_packing():
 
 
 def test_the_gram_matrix_gives_the_exact_principal_vectors():
-    """Singular values 3, 2, 1 of known directions: .95 of the energy needs 9 + 4 of 14 (.929) and the third; .9 two, .6 one."""
+    """Singular values 3, 2, 1 of known directions: .95 of the energy needs 9 + 4 of 14 (.929) and the third; .9 two,
+    .6 one."""
     u, v = basis(5, 3), basis(8, 3, seed=1)
     x = u @ torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)) @ v.T
     for eps, k in ((0.95, 3), (0.9, 2), (0.6, 1)):
@@ -162,13 +164,13 @@ def test_with_eps_1_what_was_seen_never_changes(kind):
 def test_residual_ratios_by_hand():
     """Two clients with ||R||^2, ||X||^2 = 9, 36 (n = 10) and 16, 64 (n = 30, ratio also 1/2), then 0 without rows."""
     a, b = torch.tensor([9.0, 36.0]), torch.tensor([16.0, 1600.0])
-    total = norms(a, 10, "norm") + norms(b, 30, "norm") + norms(torch.zeros(2), 0, "norm")
+    total = sum(RATIOS["norm"].terms(*client) for client in ((a, 10), (b, 30), (torch.zeros(2), 0)))
     assert float(total[0] / total[1]) == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
-    total = norms(a, 10, "energy") + norms(b, 30, "energy")
+    total = sum(RATIOS["energy"].terms(*client) for client in ((a, 10), (b, 30)))
     assert float(total[0] / total[1]) == pytest.approx(25 / 1636)
 
 
-# -- the client's statistics ---------------------------------------------------------------------------------------------
+# -- the client's statistics ------------------------------------------------------------------------------------------
 def context(module, rows, client=0, basis=None, **config):
     x = draw(30, 6, dtype=torch.float32)
     view = View({"x": x}, np.asarray(rows))
@@ -198,7 +200,7 @@ def net():
 def test_the_inputs_of_layers_are_those_they_multiply():
     module = net()
     ctx = context(module, range(30))
-    sent = principal(ctx, module_params(module))
+    sent = layer_statistics(ctx, module_params(module))
     x = ctx.train.take()["x"]
     hidden = torch.relu(module[0](x)).detach()
     torch.testing.assert_close(sent["0.weight"]["y"], subspace.packed(x.T @ x))
@@ -210,9 +212,10 @@ def test_statistics_are_sums_over_clients():
     """One client's rows shared out between two: the Gram matrices and norms add up to its own."""
     module, u = net(), {"0.weight": basis(6, 2, dtype=torch.float32)}
     model = module_params(module)
-    one = principal(context(module, range(30), basis=u), model)
+    one = layer_statistics(context(module, range(30), basis=u), model)
     a, b = (
-        principal(context(module, rows, client, u), model) for client, rows in enumerate((range(11), range(11, 30)))
+        layer_statistics(context(module, rows, client, u), model)
+        for client, rows in enumerate((range(11), range(11, 30)))
     )
     for name in one:
         for part in ("y", "norms"):
@@ -225,7 +228,7 @@ def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span(
     module = net()
     model = module_params(module)
     again, same, other = (
-        principal(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
+        layer_statistics(context(module, range(4), c, factor=2.0), model)["0.weight"]["y"] for c in (0, 0, 1)
     )
     assert torch.equal(again, same) and not torch.equal(again, other) and again.shape == (6, 12)
     span = torch.linalg.qr(context(module, range(4)).train.take()["x"].T)[0]
@@ -234,11 +237,11 @@ def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span(
 
 def test_a_client_without_rows_sends_zeros():
     module = net()
-    sent = principal(context(module, [], factor=1.0, ratio="norm"), module_params(module))
+    sent = layer_statistics(context(module, [], factor=1.0, ratio="norm"), module_params(module))
     assert all(not t.any() for parts in sent.values() for t in parts.values())
 
 
-# -- runs ----------------------------------------------------------------------------------------------------------------
+# -- runs -------------------------------------------------------------------------------------------------------------
 def states(tmp_path, **overrides):
     """The strategy's state after each round, and the result."""
     seen = []
@@ -252,8 +255,8 @@ SERVERS = [
     {},
     {"strategy.weights": "uniform"},
     {"cohort": {"name": "fixed", "clients": [0, 2]}},
-    {"strategy.optimiser": "momentum", "strategy.lr": 0.5},
-    {"strategy.optimiser": "adam", "strategy.lr": 0.03},
+    {"strategy.server_optimiser": "momentum", "strategy.lr": 0.5},
+    {"strategy.server_optimiser": {"name": "adam", "lr": 0.03}},
     {"client.optimiser": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}},
     {"strategy.gpse": "gram", "strategy.residual_ratio": "energy", "strategy.gpse_model": "global"},
     {"model": "cnn_tiny", "stream.tasks": 2},
@@ -285,8 +288,8 @@ def test_the_first_task_is_fedavg_to_the_bit(tmp_path):
     stream = {"strategy": {"name": "fot"}}
     seen, _ = states(tmp_path / "s", **stream)
     plain, _ = states(tmp_path / "p", strategy="fedavg")
-    assert torch.equal(seen[2].model.buffers[0], plain[2].buffers[0])
-    assert not torch.equal(seen[3].model.buffers[0], plain[3].buffers[0])
+    assert torch.equal(seen[2].model.buffers[0], plain[2].model.buffers[0])
+    assert not torch.equal(seen[3].model.buffers[0], plain[3].model.buffers[0])
 
 
 def test_biases_can_be_frozen_after_the_first_task(tmp_path):
@@ -322,8 +325,8 @@ def test_what_is_reported_when_a_task_ends(tmp_path):
     ids=["sketch", "wide", "gram", "global"],
 )
 def test_every_float_is_counted(tmp_path, settings, up):
-    """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the basis
-    down."""
+    """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the
+    basis down."""
     seen, result = states(tmp_path, strategy={"name": "fot", **settings})
     again = P if settings.get("gpse_model") == "global" else 0
     for round_, row in enumerate(result.metrics):

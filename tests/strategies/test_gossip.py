@@ -1,4 +1,5 @@
-"""Gossip: graphs and weights, consensus in closed form, rounds followed in NumPy, both ends of every edge in the ledger."""
+"""Gossip: graphs and weights, consensus in closed form, rounds followed in NumPy, both ends of every edge in the
+ledger."""
 
 import math
 
@@ -145,7 +146,8 @@ def test_a_file_of_pairs(tmp_path):
 @pytest.mark.parametrize("order", ["mix_train", "together"])
 @pytest.mark.parametrize("graph", ["ring", "torus", PATH], ids=str)
 def test_consensus_at_the_rate_of_the_second_eigenvalue(tmp_path, graph, order):
-    """Trained apart in the first round, then with lr=0: models are W^k X; the distance to their mean shrinks by |lambda_2| a round."""
+    """Trained apart in the first round, then with lr=0: models are W^k X; the distance to their mean shrinks by
+    |lambda_2| a round."""
     client = {"order": order, "lr": {"start": LR, "schedule": "step", "factor": 0.0}}
     strategy, rounds = {"name": "gossip", "graph": graph}, 25
     start = table(run(tmp_path / "start", strategy=strategy, client=client, rounds=1)[0].state.models)
@@ -190,7 +192,8 @@ def test_mix_train_by_hand(tmp_path):
 
 
 def test_some_take_part_by_hand(tmp_path):
-    """Clients 0, 1, 2, 5 of a ring: 5 has no neighbour there and trains alone; the ends of 0-1-2 keep the rest of their weight."""
+    """Clients 0, 1, 2, 5 of a ring: 5 has no neighbour there and trains alone; the ends of 0-1-2 keep the rest of
+    their weight."""
     settings = {"cohort": {"name": "fixed", "clients": [0, 1, 2, 5]}, "rounds": 3, "client": {"order": "together"}}
     simulation, result = run(tmp_path / "run", **settings)
     matrix, first = np.eye(CLIENTS), table(simulation.run_setup.model)
@@ -268,5 +271,5 @@ def test_clients_predict_with_their_own_model_and_the_server_with_the_mean(tmp_p
     found = pq.read_table(result.directory / "clients.parquet").to_pylist()
     own = {row["client"]: row["loss"] for row in found if row["split"] == "test" and row["round"] == 1}
     for client in range(6):
-        rows = run_setup.stages[0].partition.view_rows(client, "test")
+        rows = run_setup.periods[0].partition.view_rows(client, "test")
         assert own[client] == pytest.approx(loss(models[client], dataset.train, rows), abs=1e-5)

@@ -16,11 +16,12 @@ from fl.config.reading import read
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.errors import ConfigError
 from fl.method.fold import Fold
-from fl.method.reduction import Meta
+from fl.method.grouped import ByClient, Grouped
+from fl.method.reduction import Meta, WeightedMean
 from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params
-from strategies.hierarchical import EdgeMean, assigned
+from strategies.hierarchical import edge_of_clients
 
 CLIENTS, LR = 4, 0.5
 DATA = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
@@ -130,7 +131,7 @@ def test_messages_between_servers_go_through_the_codec(tmp_path):
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
 def test_mean_of_each_edge_by_hand():
-    reduction = EdgeMean(np.array([0, 2, 2, 1]), "examples")
+    reduction = Grouped(ByClient(np.array([0, 2, 2, 1])), WeightedMean("examples"))
     fold = Fold(reduction, 3)
     for position, (client, n, value) in enumerate(((0, 3, 1.0), (1, 1, 2.0), (2, 3, 6.0))):
         fold.add(0, position, reduction.lift(Params.of({"w": torch.tensor([value])}), Meta(client, n)))
@@ -142,7 +143,8 @@ def test_mean_of_each_edge_by_hand():
 
 
 def test_clients_are_asked_with_their_edge_model_and_strangers_with_the_cloud(tmp_path):
-    """After a round without the cloud: edges differ, and who is held out of training has the first model, as the cloud has."""
+    """After a round without the cloud: edges differ, and who is held out of training has the first model, as the
+    cloud has."""
     settings = {"splits": {"val": 0.0, "test": 0.4, "clients": 1}, "cohort": {"size": 3}, "rounds": 1}
     strategy = {"name": "hierarchical", "edges": [0, 1, 1], "edge_rounds": 2}
     for who in ("all", "held_out"):
@@ -175,7 +177,7 @@ def test_refusals(tmp_path, edges, message):
 
 
 def test_blocks_are_even():
-    assert np.bincount(assigned(3, 10)).tolist() == [4, 3, 3]
+    assert np.bincount(edge_of_clients(3, 10)).tolist() == [4, 3, 3]
 
 
 # -- what docs/topologies.md shows ------------------------------------------------------------------------------------

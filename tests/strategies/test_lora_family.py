@@ -335,7 +335,8 @@ def test_floats_of_clients_of_several_ranks(name, tmp_path):
 
 
 def test_who_was_away_catches_up(tmp_path):
-    """Clients 0, 1, 2 in turn, one a round: client 0 comes back to three increments, the size of one client's factors each."""
+    """Clients 0, 1, 2 in turn, one a round: client 0 comes back to three increments, the size of one client's factors
+    each."""
     result = run(tmp_path, "flora", **{"cohort": {"name": "cyclic", "size": 1}, "rounds": 4})
     assert [floats(result, "down", c)[c] for c in range(3)] == [0, BOTH, 2 * BOTH]
     assert floats(result, "down", 0)[3] == 3 * BOTH

@@ -1,4 +1,5 @@
-"""Personalised methods: what travels and what stays, closed forms on the quadratic a/2 (w - b)^2, and one step by autograd."""
+"""Personalised methods: what travels and what stays, closed forms on the quadratic a/2 (w - b)^2, and one step by
+autograd."""
 
 from dataclasses import replace
 
@@ -123,17 +124,18 @@ def test_heads_and_normalisations_are_found():
     assert norm_names(net, names) == ["0.1.weight", "0.1.bias", "0.3.weight", "0.3.bias"]
     model = Initial.of(net).trained
     ctx = ServerContext(0, 0, 1, 1, np.arange(1), Classification(), net)
-    assert set(FedBN().broadcast(model, ctx).shared["model"]) == set(names) - set(norm_names(net, names))
+    state = FedBN().init(model, ctx)
+    assert set(FedBN().broadcast(state, ctx).shared["model"]) == set(names) - set(norm_names(net, names))
     with pytest.raises(ValueError, match="no normalisation layer"):
         FedBN().init(model, replace(ctx, module=nn.Sequential(nn.Linear(2, 2))))
 
 
-# -- part shared, part own --------------------------------------------------------------------------------------------
+# -- part shared, part private ----------------------------------------------------------------------------------------
 def test_fedrep_trains_the_head_then_the_body():
     """Two full-batch steps on the head, one on the body below the new head, by autograd."""
-    ctx = classifier(config={"own": ["3.weight", "3.bias"]})
+    ctx = classifier(config={"private": ["3.weight", "3.bias"]})
     whole = ctx.initial.trained
-    head = whole.select(["3.*"]) * 0.5  # not the first one: the client's own
+    head = whole.select(["3.*"]) * 0.5  # not the initial one: the client's own
     ctx = replace(ctx, received={"model": whole.select(["1.*"])}, state=head)
     batch = ctx.train.take()
     w = {n: t.clone() for n, t in {**whole, **head}.items()}
@@ -149,8 +151,8 @@ def test_fedrep_trains_the_head_then_the_body():
 
 
 def test_fedbabu_predicts_with_a_tuned_copy():
-    own = ["3.weight", "3.bias"]
-    ctx = classifier(config={"own": own})
+    private = ["3.weight", "3.bias"]
+    ctx = classifier(config={"private": private})
     whole = ctx.initial.trained
     ctx = replace(ctx, received={"model": whole.replace(whole.select(["1.*"]) * 2.0)})
     x, settings = ctx.train.take()["x"], {"batch": "full", "lr": 0.5}
@@ -158,7 +160,9 @@ def test_fedbabu_predicts_with_a_tuned_copy():
     torch.testing.assert_close(FedBABU(tune_epochs=0, **settings).predictor(ctx)(x).detach(), untuned)
     for tune, moves in (("head", "3."), ("body", "1."), ("all", "")):
         net = FedBABU(tune=tune, tune_epochs=2, **settings).predictor(ctx)
-        moved = {n for n, p in net.named_parameters() if not torch.equal(p, (whole if n in own else 2.0 * whole)[n])}
+        moved = {
+            n for n, p in net.named_parameters() if not torch.equal(p, (whole if n in private else 2.0 * whole)[n])
+        }
         assert moved == {n for n in whole if n.startswith(moves)}
 
 
@@ -187,17 +191,18 @@ def test_apfl_at_its_ends():
     shared = sent(LocalSGD(**SETTINGS).work("train", ctx, None))
     none, all_ = (apfl.APFL(alpha=alpha, **SETTINGS).work("train", ctx, None) for alpha in (0.0, 1.0))
     torch.testing.assert_close(dict(sent(none)), dict(shared), rtol=0, atol=1e-6)
-    assert same(sent(none), sent(all_)) and same(none.state["own"], ctx.initial.trained)
-    own = Local(**SETTINGS).work("train", ctx, None).state
-    torch.testing.assert_close(dict(all_.state["own"]), dict(own), rtol=0, atol=1e-6)
+    assert same(sent(none), sent(all_)) and same(none.state["personal"], ctx.initial.trained)
+    alone = Local(**SETTINGS).work("train", ctx, None).state
+    torch.testing.assert_close(dict(all_.state["personal"]), dict(alone), rtol=0, atol=1e-6)
 
 
 def test_apfl_one_step_by_hand():
-    """w = 1, v = 0, alpha = 1/2: mixed = 1/2, its gradient 2 (1/2 - 3) = -5;  v <- 0.25,  alpha <- 0.5 - .04 (0 - 1)(-5) = 0.3."""
+    """w = 1, v = 0, alpha = 1/2: mixed = 1/2, its gradient 2 (1/2 - 3) = -5;  v <- 0.25,  alpha <- 0.5 - .04 (0 -
+    1)(-5) = 0.3."""
     algorithm = apfl.APFL(alpha=0.5, adaptive=True, alpha_lr=0.04, steps=1, batch="full", lr=LR)
     reply = algorithm.work("train", quadratic(1.0), None)
     assert sent(reply)["weight"].item() == pytest.approx(0.4)
-    assert reply.state["own"]["weight"].item() == pytest.approx(0.25)
+    assert reply.state["personal"]["weight"].item() == pytest.approx(0.25)
     assert float(reply.state["alpha"]) == pytest.approx(0.3)
     net = algorithm.predictor(quadratic(2.0, reply.state))
     assert net(torch.ones(1, 1)).item() == pytest.approx(0.3 * 0.25 + 0.7 * 2.0)
@@ -307,8 +312,8 @@ def test_fedala_books_one_epoch_of_learning():
     assert algorithm.workload(sizes, 1, 9)[1].tolist() == [56, 3, 0]
     assert algorithm.extra_samples(sizes, 1, 9).tolist() == [16, 1, 0]
     ctx = classifier()
-    own = {**algorithm.work("train", ctx, None).state, "learnt": True}
-    assert sum(len(batch["x"]) for batch in algorithm.sampled(replace(ctx, state=own), 0)) == 16
+    state = {**algorithm.work("train", ctx, None).state, "learnt": True}
+    assert sum(len(batch["x"]) for batch in algorithm.sampled(replace(ctx, state=state), 0)) == 16
 
 
 def test_a_budget_of_steps_counts_short_batches():
@@ -338,20 +343,23 @@ def test_a_deadline_cuts_the_steps_that_are_taken(name, tmp_path):
 
 
 def test_fedala_by_hand():
-    """own 0, received 1: begun = W. Full batch, eta .1: W <- W - .1 * 2 (W - 3) * 1 clipped to 1 from above; with own 4 it falls."""
+    """old 0, received 1: start = W. Full batch, eta .1: W <- W - .1 * 2 (W - 3) * 1 clipped to 1 from above; with old
+    4 it falls."""
     algorithm = fedala.FedALA(eta=0.1, layers=("weight",), sample=1.0, batch="full", lr=LR, steps=1)
     first = algorithm.work("train", quadratic(1.0), None)
     assert sent(first)["weight"].item() == pytest.approx(-LR * A * (1 - B)) and not first.state["learnt"]
-    ctx = quadratic(1.0, {"own": params(4.0), "weights": params(1.0), "learnt": True})
-    begun, weights = algorithm.begun(ctx)  # gradient 2 (1 - 3) = -4, received - own = -3:  W = 1 - .1 * 12 < 0 -> 0
-    assert (begun["weight"].item(), weights["weight"].item()) == (4.0, 0.0)
-    begun, weights = replace(algorithm, eta=0.05).begun(ctx)  # W = 1 - .05 * 12 = .4, begun = 4 - .4 * 3
-    assert weights["weight"].item() == pytest.approx(0.4) and begun["weight"].item() == pytest.approx(2.8)
-    up = quadratic(1.0, {"own": params(0.0), "weights": params(0.5), "learnt": True})
-    assert algorithm.begun(up)[1]["weight"].item() == pytest.approx(1.0)  # .5 + .1 * 5
+    ctx = quadratic(1.0, {"personal": params(4.0), "weights": params(1.0), "learnt": True})
+    start, weights = algorithm.start_and_weights(
+        ctx
+    )  # gradient 2 (1 - 3) = -4, received - old = -3:  W = 1 - .1 * 12 < 0 -> 0
+    assert (start["weight"].item(), weights["weight"].item()) == (4.0, 0.0)
+    start, weights = replace(algorithm, eta=0.05).start_and_weights(ctx)  # W = 1 - .05 * 12 = .4, start = 4 - .4 * 3
+    assert weights["weight"].item() == pytest.approx(0.4) and start["weight"].item() == pytest.approx(2.8)
+    up = quadratic(1.0, {"personal": params(0.0), "weights": params(0.5), "learnt": True})
+    assert algorithm.start_and_weights(up)[1]["weight"].item() == pytest.approx(1.0)  # .5 + .1 * 5
     reply = replace(algorithm, eta=0.05).work("train", ctx, None)  # from 2.8: gradient -.4
     assert sent(reply)["weight"].item() == pytest.approx(2.84 - 1.0)
-    assert reply.state["own"]["weight"].item() == pytest.approx(2.84)
+    assert reply.state["personal"]["weight"].item() == pytest.approx(2.84)
 
 
 def test_fedrod_losses():
@@ -375,11 +383,11 @@ def test_fedrod_keeps_a_head_and_predicts_with_both():
     shared = sent(LocalSGD(**SETTINGS).work("train", ctx, None))
     torch.testing.assert_close(dict(sent(plain)), dict(shared), rtol=0, atol=1e-6)
     assert not same(sent(balanced), sent(plain)) and torch.isfinite(balanced.state.compact()).all()
-    w, own, x = ctx.received["model"], balanced.state, ctx.train.take()["x"]
+    w, head, x = ctx.received["model"], balanced.state, ctx.train.take()["x"]
     h = torch.tanh(x @ w["1.weight"].T + w["1.bias"])
-    expected = h @ (w["3.weight"] + own["weight"]).T + w["3.bias"] + own["bias"]
+    expected = h @ (w["3.weight"] + head["weight"]).T + w["3.bias"] + head["bias"]
     with torch.inference_mode():
-        outputs = fedrod.FedROD(**SETTINGS).predictor(replace(ctx, state=own))(x)
+        outputs = fedrod.FedROD(**SETTINGS).predictor(replace(ctx, state=head))(x)
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="classification"):
         fedrod.FedROD(**SETTINGS).work("train", quadratic(0.0), None)

@@ -17,10 +17,10 @@ from fl.data.folder import data_folder
 from fl.data.sets.omniglot import Omniglot
 from fl.models.architectures.conv4 import Conv4, fold
 from fl.simulation.simulation import Simulation
-from fl.tensors.prototypes import merge, nearest, prototypes
+from fl.tensors.prototypes import merge_means, nearest, prototypes
 from fl.tensors.sparse import Table
 from partitions.missions import deal, pool
-from strategies.reconnaissance import episode, episode_loss
+from strategies.episodes import episode, episode_loss
 
 needs_omniglot = pytest.mark.skipif(
     not (data_folder() / "omniglot").is_dir(), reason="FL_DATA names no folder with omniglot"
@@ -43,7 +43,7 @@ def test_prototypes_are_the_means_of_all_that_was_seen(seed, clients, precision)
     for part in np.array_split(draw.permutation(60), 4):  # missions
         for client in draw.permutation(clients):
             rows = part[owners[part] == client]
-            table = merge(table, prototypes(torch.tensor(z[rows], dtype=dtype), torch.tensor(y[rows])))
+            table = merge_means(table, prototypes(torch.tensor(z[rows], dtype=dtype), torch.tensor(y[rows])))
     assert table.keys.tolist() == np.unique(y).tolist()
     assert table.counts.tolist() == np.bincount(y)[np.unique(y)].tolist()
     for key, mean in zip(table.keys.tolist(), table.values):
@@ -51,10 +51,11 @@ def test_prototypes_are_the_means_of_all_that_was_seen(seed, clients, precision)
 
 
 def test_merging_by_hand():
-    """Two samples at 1 and one at 4 have their mean at 2; merged twice over, as the authors' program does, it would be 3."""
+    """Two samples at 1 and one at 4 have their mean at 2; merged twice over, as the authors' program does, it would
+    be 3."""
     old = prototypes(torch.tensor([[1.0], [1.0]]), torch.tensor([5, 5]))
     new = prototypes(torch.tensor([[4.0], [7.0]]), torch.tensor([5, 2]))
-    merged = merge(old, new)
+    merged = merge_means(old, new)
     assert merged.keys.tolist() == [2, 5] and merged.counts.tolist() == [1, 3]
     assert merged.values.tolist() == [[7.0], [2.0]]
 
@@ -64,13 +65,13 @@ def test_what_is_not_touched_keeps_its_bits_and_nothing_changes_nothing():
     table = prototypes(
         torch.tensor(draw.standard_normal((40, 6)), dtype=torch.float32), torch.tensor(draw.integers(0, 5, 40))
     )
-    after = merge(table, prototypes(torch.randn(3, 6), torch.tensor([1, 1, 9])))
+    after = merge_means(table, prototypes(torch.randn(3, 6), torch.tensor([1, 1, 9])))
     for c in (0, 2, 3, 4):
         assert torch.equal(after.values[after.keys == c], table.values[table.keys == c])
     empty = Table(torch.empty(0, dtype=torch.int64), torch.empty(0, 6), torch.empty(0, dtype=torch.int32))
-    assert torch.equal(merge(table, empty).values, table.values)
+    assert torch.equal(merge_means(table, empty).values, table.values)
     zero = Table(torch.tensor([7]), torch.full((1, 6), torch.nan), torch.tensor([0], dtype=torch.int32))
-    assert merge(table, zero).keys.tolist() == table.keys.tolist()
+    assert merge_means(table, zero).keys.tolist() == table.keys.tolist()
 
 
 # -- prediction -------------------------------------------------------------------------------------------------------
@@ -176,17 +177,18 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     w = result.model
     x = torch.from_numpy(run_setup.dataset.train["x"]).flatten(1)
     z = (torch.relu(x @ w["1.weight"].T + w["1.bias"]) @ w["3.weight"].T + w["3.bias"]).numpy()
-    seen = np.concatenate([stage.partition.indices for stage in run_setup.stages])
+    seen = np.concatenate([period.partition.indices for period in run_setup.periods])
     y = run_setup.dataset.train["y"]
     for key, total, count in zip(table.keys.tolist(), table.values, table.counts):
         rows = seen[y[seen] == key]
         assert count == len(rows)
         assert_allclose(total / count, z[rows].astype(np.float64).mean(0), rtol=1e-5, atol=1e-6)
 
-    # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes down once
+    # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes
+    # down once
     ledger = result.ledger.to_pylist()
     for row in (r for r in ledger if r["direction"] == "up"):
-        partition = run_setup.stages[row["round"]].partition
+        partition = run_setup.periods[row["round"]].partition
         touched = len(np.unique(y[partition.view_rows(row["client"], "train")]))
         assert row["group"] == "table" and row["encoded_bytes"] == touched * (10 * 4 + 8 + 4)
     encoder = [r["round"] for r in ledger if r["group"] == "encoder"]

@@ -1,5 +1,5 @@
-"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the method leaves
-out. Expected values are from plain torch."""
+"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the
+method leaves out. Expected values are from plain torch."""
 
 import copy
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from fl.simulation.simulation import Simulation
 from fl.tensors.params import join
 from fl.tensors.sparse import Table
 from partitions.missions import Missions
-from strategies.reconnaissance import Reconnaissance, episode_loss, meta_train
+from strategies.episodes import episode_loss, meta_train
+from strategies.reconnaissance import Reconnaissance
 
 BASE, FIELD = 4, 6
 
@@ -110,7 +111,7 @@ def test_evaluations_before_and_after_the_merge(mission_run):
     net, world, partition = (
         plain_encoder(simulation.state),
         SimulatedSystem().load(),
-        simulation.run_setup.stages[0].partition,
+        simulation.run_setup.periods[0].partition,
     )
 
     def with_rows(rows: np.ndarray) -> Table:
@@ -196,18 +197,18 @@ def test_episodes_need_classes_of_the_servers_own(tmp_path):
 # -- missions ---------------------------------------------------------------------------------------------------------
 def staged(tasks, **fields):
     dataset = SimulatedSystem().load()
-    return dataset, Missions(tasks=tasks, **fields).stages(dataset, None, None)[1]
+    return dataset, Missions(tasks=tasks, **fields).periods(dataset, None, None)[1]
 
 
 def test_missions_use_every_row_once_and_test_what_was_met():
-    dataset, stages = staged(4, clients=3, classes=1, samples=4)
-    assert sorted(np.concatenate([s.partition.indices for s in stages])) == list(range(len(dataset)))
-    for stage in stages:
-        stage.partition.check(len(dataset))
-        met = set(dataset.labels[stage.partition.indices])
-        assert set(dataset.test["y"][stage.test]) == met and len(stage.test) == 3 * len(met)
+    dataset, periods = staged(4, clients=3, classes=1, samples=4)
+    assert sorted(np.concatenate([s.partition.indices for s in periods])) == list(range(len(dataset)))
+    for period in periods:
+        period.partition.check(len(dataset))
+        met = set(dataset.labels[period.partition.indices])
+        assert set(dataset.test["y"][period.test]) == met and len(period.test) == 3 * len(met)
         for client in range(3):
-            assert len(set(dataset.labels[stage.partition.view_rows(client, "train")])) == 1
+            assert len(set(dataset.labels[period.partition.view_rows(client, "train")])) == 1
 
 
 def test_missions_do_not_depend_on_who_meets_the_classes():
@@ -216,23 +217,23 @@ def test_missions_do_not_depend_on_who_meets_the_classes():
 
 
 def test_together_everyone_meets_every_class_of_the_mission():
-    dataset, stages = staged(2, clients=3, classes=1, samples=8, together=True)
-    for stage in stages:
-        met = set(dataset.labels[stage.partition.indices])
-        assert len(met) == 3 and len(stage.partition.indices) == 24
+    dataset, periods = staged(2, clients=3, classes=1, samples=8, together=True)
+    for period in periods:
+        met = set(dataset.labels[period.partition.indices])
+        assert len(met) == 3 and len(period.partition.indices) == 24
         for client in range(3):
-            assert set(dataset.labels[stage.partition.view_rows(client, "train")]) == met
+            assert set(dataset.labels[period.partition.view_rows(client, "train")]) == met
 
 
 def test_what_is_kept_grows():
-    dataset, stages = staged(3, clients=1, classes=2, samples=8, keep=True)
-    rows = [set(stage.partition.indices) for stage in stages]
+    dataset, periods = staged(3, clients=1, classes=2, samples=8, keep=True)
+    rows = [set(period.partition.indices) for period in periods]
     assert rows[0] < rows[1] < rows[2] == set(range(len(dataset)))
-    assert len(stages[2].test) == 3 * 2  # asks for the mission's own classes; evaluation asks all stages so far
+    assert len(periods[2].test) == 3 * 2  # asks for the mission's own classes; evaluation asks all periods so far
 
 
 def test_missions_that_there_is_nothing_left_for():
-    with pytest.raises(ValueError, match="tasks: 5, but the 12 batches are used up after 4 missions"):
+    with pytest.raises(ValueError, match="tasks: 5, but the 12 batches last for 4 missions"):
         staged(5, clients=3, classes=1, samples=4)
     with pytest.raises(ValueError, match="samples: 0 is not at least 1"):
         Missions(tasks=1, samples=0)

@@ -1,4 +1,5 @@
-"""FedAdagrad, FedYogi, FedNova, q-FedAvg, FedExP, median, MOON, IFCA, FedProto and clipping, by hand and in closed form."""
+"""FedAdagrad, FedYogi, FedNova, q-FedAvg, FedExP, median, MOON, IFCA, FedProto and clipping, by hand and in closed
+form."""
 
 import logging
 import math
@@ -30,6 +31,7 @@ from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD, Adam
 from fl.method.reduction import Meta, Product, Reduction
 from fl.method.requests import ExchangeResult
+from fl.method.server_optimiser import OptimiserState
 from fl.method.strategy import ServerContext
 from fl.models.binding import Initial, module_params
 from fl.privacy.clip import Clip
@@ -37,7 +39,7 @@ from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table
 from strategies.fedadagrad import FedAdagrad
-from strategies.fedavg import FedAvg
+from strategies.fedavg import FedAvg, State
 from strategies.fedavgm import FedAvgM
 from strategies.fedexp import FedExP, extrapolation
 from strategies.fednova import FedNova
@@ -51,6 +53,11 @@ from strategies.trimmed_mean import TrimmedMean
 
 def params(*w: float, dtype=torch.float32) -> Params:
     return Params.of({"weight": torch.tensor(w, dtype=dtype)})
+
+
+def averaging(w: float) -> State:
+    """The state of a strategy with a plain server optimiser."""
+    return State(params(w), OptimiserState())
 
 
 def one(p: Params) -> float:
@@ -129,23 +136,29 @@ def two_steps(rule, first: float, second: float):
     return one, rule.step(one, second, None)[0]
 
 
+def second_moment(state) -> float:
+    return one(state.optimiser.moments["v"])
+
+
 def test_fedadagrad_two_rounds_by_hand():
     first, second = two_steps(FedAdagrad(lr=2.0, tau=1.0), sqrt(3), sqrt(5))
-    assert one(first.v) == pytest.approx(4) and one(first.model) == pytest.approx(2 * sqrt(3) / 3)  # v: 1 + 3
-    assert one(second.v) == pytest.approx(9) and one(second.model) == pytest.approx(2 * sqrt(3) / 3 + 2 * sqrt(5) / 4)
+    assert second_moment(first) == pytest.approx(4) and one(first.model) == pytest.approx(2 * sqrt(3) / 3)  # v: 1 + 3
+    assert second_moment(second) == pytest.approx(9) and one(second.model) == pytest.approx(
+        2 * sqrt(3) / 3 + 2 * sqrt(5) / 4
+    )
 
 
 def test_fedyogi_two_rounds_by_hand():
     first, second = two_steps(FedYogi(lr=2.0, beta1=0.5, beta2=0.75, tau=1.0), sqrt(13), 1.0)
-    assert one(first.v) == pytest.approx(4.25)  # d^2 > v: 1 + 13/4
+    assert second_moment(first) == pytest.approx(4.25)  # d^2 > v: 1 + 13/4
     assert one(first.model) == pytest.approx(sqrt(13) / (1 + sqrt(4.25)))  # m = sqrt(13)/2
-    assert one(second.v) == pytest.approx(4.0)  # d^2 < v: 4.25 - 1/4
+    assert second_moment(second) == pytest.approx(4.0)  # d^2 < v: 4.25 - 1/4
     assert one(second.model) - one(first.model) == pytest.approx(2 * (sqrt(13) / 4 + 0.5) / 3)
 
 
 def test_yogi_forgets_a_large_update_at_the_pace_of_the_small_ones():
     first, second = two_steps(FedYogi(), 10.0, 0.1)
-    assert one(first.v) - one(second.v) == pytest.approx(0.01 * 0.01)  # Adam's v would fall by 1 %
+    assert second_moment(first) - second_moment(second) == pytest.approx(0.01 * 0.01)  # Adam's v would fall by 1 %
 
 
 # -- FedNova ----------------------------------------------------------------------------------------------------------
@@ -174,9 +187,9 @@ def test_fednova_by_hand():
         (1, {"model": params(2.0), "steps": torch.tensor(1.0)}),
         (3, {"model": params(-1.0), "steps": torch.tensor(5.0)}),
     ]
-    state, metrics = answered(FedNova(), params(10.0), answers)
+    state, metrics = answered(FedNova(), averaging(10.0), answers)
     assert metrics["effective_steps"] == 4.0  # (1 + 3 * 5) / 4
-    assert one(state) == pytest.approx(10 + 4 * (2 - 3) / 4)
+    assert one(state.model) == pytest.approx(10 + 4 * (2 - 3) / 4)
 
 
 def sent(algorithm, ctx):
@@ -228,8 +241,8 @@ def test_fednova_with_equal_steps_is_fedavg(more):
 
     moved = [moved_by(at(arrays, 0.7)) for arrays in clients]
     answers = [sent(plain, at(arrays, 0.7)) for arrays in clients]
-    state, _ = answered(FedNova(), params(0.7), answers)
-    assert one(state) == pytest.approx(0.7 + (3 * moved[0] + 9 * moved[1]) / 12, abs=1e-6)
+    state, _ = answered(FedNova(), averaging(0.7), answers)
+    assert one(state.model) == pytest.approx(0.7 + (3 * moved[0] + 9 * moved[1]) / 12, abs=1e-6)
 
 
 def test_fednova_after_is_the_trained_model():
@@ -286,7 +299,7 @@ def test_fedexp_by_hand():
     second, metrics = answered(rule, first, [(1, {"model": params(5.0, 0.0)}), (9, {"model": params(-4.0, 0.0)})])
     assert metrics["server_lr"] == pytest.approx(41 / (2 * 2 * (0.25 + 0.5)))
     assert second.latest["weight"][0].item() == pytest.approx(3 + 0.5 * 41 / 3)
-    assert second.before["weight"].tolist() == [3.0, 3.0]
+    assert second.previous["weight"].tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("clients", [2, 10, 50])
@@ -352,7 +365,7 @@ def test_representations_are_what_goes_into_the_last_layer_or_comes_out_of_the_o
     inside = X @ weights["0.weight"].T + weights["0.bias"]
     torch.testing.assert_close(representations(ctx, weights, None), inside.tanh())
     torch.testing.assert_close(representations(ctx, weights, "0"), inside)
-    with pytest.raises(ValueError, match="features: 'head' is not a layer of the model; there are .*'0', '1', '2'"):
+    with pytest.raises(ValueError, match="features: 'head' is not a layer of the model; it has .*'0', '1', '2'"):
         representations(ctx, weights, "head")
 
 

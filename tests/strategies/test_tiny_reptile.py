@@ -159,13 +159,13 @@ def test_a_round_is_2p_floats(tmp_path):
 
 # -- evaluation of held-out devices -----------------------------------------------------------------------------------
 def test_held_out_devices_adapt_to_their_first_shots(tmp_path):
-    """Full-batch steps on the first 3 training rows, then the error on the test rows: by autograd, beside the engine."""
+    """Full-batch steps on the first 3 training rows, then the error on the test rows, by autograd."""
     result = play(tmp_path, rounds=1)
     config = fl.config.config.resolve(fl.config.reading.read(tmp_path / "run" / "config.yaml"))
-    dataset, (stage,) = fl.simulation.build.load_data(config)
+    dataset, (period,) = fl.simulation.build.load_data(config)
     errors = []
     for client in (4, 5):
-        rows = {split: stage.partition.view_rows(client, split) for split in ("train", "test")}
+        rows = {split: period.partition.view_rows(client, split) for split in ("train", "test")}
         x, y = torch.from_numpy(dataset.train["x"]), torch.from_numpy(dataset.train["y"])
         w = [result.model[n].clone().requires_grad_() for n in ("1.weight", "1.bias", "3.weight", "3.bias")]
         net = lambda x, w=w: torch.relu(x @ w[0].T + w[1]) @ w[2].T + w[3]  # noqa: E731

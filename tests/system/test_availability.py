@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fl.system.availability import Always, Bernoulli, Diurnal, Trace
+from fl.system.availability import Always, Bernoulli, Diurnal
+from fl.system.availability_trace import AvailabilityTrace
 from fl.system.devices import Identical
 from fl.system.section import System
 
@@ -18,7 +19,7 @@ IDS = np.arange(200)
 def trace(folder, entries, **options):
     path = folder / "behave.json"
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
-    return Trace(path=str(path), **options)
+    return AvailabilityTrace(path=str(path), **options)
 
 
 def there(presence, client, time) -> bool:
@@ -137,7 +138,7 @@ def test_a_trace_is_its_windows(tmp_path_factory, marks, closes, rest, time):
 
 def test_more_clients_than_entries(tmp_path):
     part = trace(tmp_path, ENTRIES)
-    with pytest.raises(ValueError, match="has 5 clients, the population 6; repeat: true takes them again"):
+    with pytest.raises(ValueError, match="has 5 entries for 6 clients; repeat: true starts again"):
         part.draw(0, 6)
     presence = trace(tmp_path, ENTRIES, repeat=True).draw(0, 12)
     assert_array_equal(presence.at(np.arange(12), 0)[[1, 6, 11]], [False, False, False])
@@ -158,10 +159,10 @@ def test_more_clients_than_entries(tmp_path):
             {"7": {"active": [1, None], "inactive": [2, 5], "finish_time": 9}},
             r"client 7: active\[1\] None is not a number",
         ),
-        ({"7": {"active": [1, 3], "inactive": [2], "finish_time": 9}}, "client 7: 2 times active beside 1 inactive"),
+        ({"7": {"active": [1, 3], "inactive": [2], "finish_time": 9}}, "client 7: 2 active and 1 inactive times"),
         (
             {"7": {"active": [], "inactive": [], "finish_time": 9}},
-            "client 7: 0 times active beside 0 inactive; at least one",
+            "client 7: 0 active and 0 inactive times; their numbers must be",
         ),
         (
             {"7": {"active": [5], "inactive": [5], "finish_time": 9}},
@@ -179,10 +180,10 @@ def test_more_clients_than_entries(tmp_path):
             {"7": {"active": [1], "inactive": [10], "finish_time": 9}},
             r"client 7: inactive\[0\] 10 is after finish_time 9",
         ),
-        ({"7": [1, 2]}, r"client 7: \[1, 2\] has no active, inactive and finish_time"),
-        ({"seven": {}}, "'seven' is not a client's number"),
-        ([], "holds a list, not windows by client"),
-        ('{"1": 0, "1": 0}', "'1' is there twice"),
+        ({"7": [1, 2]}, r"client 7: \[1, 2\] is not an object with active, inactive and finish_time"),
+        ({"seven": {}}, "'seven' is not a client id"),
+        ([], "holds a list instead of an object"),
+        ('{"1": 0, "1": 0}', "'1' occurs twice"),
     ],
 )
 def test_a_trace_with_holes_is_refused(tmp_path, entries, message):
@@ -192,18 +193,18 @@ def test_a_trace_with_holes_is_refused(tmp_path, entries, message):
 
 
 def test_pickles_are_not_read():
-    with pytest.raises(ValueError, match="client_behave_trace is not .json; FedScale's pickle is converted once"):
-        Trace(path="client_behave_trace").draw(0, 1)
+    with pytest.raises(ValueError, match="client_behave_trace is not .json; docs/system.md shows how to convert"):
+        AvailabilityTrace(path="client_behave_trace").draw(0, 1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Bernoulli(p=0), r"p: 0 is not in \(0, 1\]"),
-        (lambda: Bernoulli(p=0.5, seconds=0), "seconds: 0 is not a positive number"),
+        (lambda: Bernoulli(p=0.5, seconds=0), r"seconds: 0 is not in \(0, inf\)"),
         (lambda: Diurnal(p=0.8, amplitude=0.3), r"amplitude: 0.3 takes the probability 0.8 out of \[0, 1\]"),
         (lambda: Diurnal(zones=0), "zones: 0 is not at least 1"),
-        (lambda: Diurnal(day=-1), "day: -1 is not a positive number of seconds"),
+        (lambda: Diurnal(day=-1), r"day: -1 is not in \(0, inf\)"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

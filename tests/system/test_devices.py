@@ -13,7 +13,8 @@ from fl.config.dumping import to_plain
 from fl.errors import ConfigError
 from fl.kinds import KINDS
 from fl.registry import names
-from fl.system.devices import COLUMNS, Classes, DeviceClass, Identical, Lognormal, Pareto, Trace
+from fl.system.device_trace import DeviceTrace
+from fl.system.devices import COLUMNS, Classes, DeviceClass, Identical, Lognormal, Pareto
 from fl.system.flops import flops_per_sample
 from fl.system.metrics import histogram, jain, participations
 from fl.system.section import System
@@ -122,20 +123,20 @@ def test_classes_from_a_configuration_and_back():
         (lambda: Identical(up_mbps=-1.0), "up_mbps: -1.0 is not a positive number"),
         (lambda: Identical(down_mbps=float("inf")), "down_mbps: inf is not a positive number"),
         (lambda: Identical(latency_ms=-1), "latency_ms: -1 is not a number from 0"),
-        (lambda: Lognormal(ms_per_sample=1, sigma=-0.1), "sigma: -0.1 of ms_per_sample is not a number from 0"),
+        (lambda: Lognormal(ms_per_sample=1, sigma=-0.1), "sigma: -0.1 for ms_per_sample is not a number from 0"),
         (
             lambda: Lognormal(ms_per_sample=1, sigma={"up_mbps": 1}),
-            r"sigma: \['up_mbps'\] have no figure beside it; given are",
+            r"sigma: \['up_mbps'\] have no figure; the figures that are set are",
         ),
-        (lambda: Pareto(ms_per_sample=1, alpha=0), "alpha: 0 of ms_per_sample is not positive"),
+        (lambda: Pareto(ms_per_sample=1, alpha=0), "alpha: 0 for ms_per_sample is not positive"),
         (lambda: DeviceClass(share=0), r"share: 0 is not in \(0, 1\]"),
         (
             lambda: Classes(classes={"a": DeviceClass(share=0.5)}),
-            r"classes: the shares of \['a'\] sum to 0.5, not to 1",
+            r"classes: the shares of \['a'\] sum to 0.5 instead of 1",
         ),
-        (lambda: Trace(path="x.csv", training_factor=0), "training_factor: 0 is not positive"),
+        (lambda: DeviceTrace(path="x.csv", training_factor=0), r"training_factor: 0 is not in \(0, inf\)"),
         (lambda: System(devices=Identical(), dropout=1.0), r"dropout: 1.0 is not in \[0, 1\)"),
-        (lambda: System(devices=Identical(), jitter=-1), "jitter: -1 is not a number from 0"),
+        (lambda: System(devices=Identical(), jitter=-1), r"jitter: -1 is not in \[0, inf\)"),
         (
             lambda: System(devices=Identical(gflops=1)).draw(0, 3),
             "compute: 'samples' needs ms_per_sample of all .* client 0",
@@ -170,7 +171,7 @@ def test_a_trace_in_three_formats(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
     records = written(tmp_path, "d.json", json.dumps(table.to_pylist()))
     for path in (csv, str(tmp_path / "d.parquet"), records):
-        d = Trace(path=path).draw(0, 3)
+        d = DeviceTrace(path=path).draw(0, 3)
         assert_allclose(d.seconds_per_sample, [0.01, 0.02, 0.03])  # ids 2, 5, 7
         assert_array_equal(d.up_bytes_per_second, [2e6, 10e6, 1e6])
         assert np.isinf(d.down_bytes_per_second).all()
@@ -178,16 +179,16 @@ def test_a_trace_in_three_formats(tmp_path):
 
 def test_rows_without_ids_are_in_order_and_repeat_if_asked(tmp_path):
     path = written(tmp_path, "d.csv", "ms_per_sample\n30\n10\n")
-    assert_allclose(Trace(path=path).draw(0, 2).seconds_per_sample, [0.03, 0.01])
-    assert_allclose(Trace(path=path, repeat=True).draw(0, 5).seconds_per_sample, [0.03, 0.01, 0.03, 0.01, 0.03])
-    with pytest.raises(ValueError, match="has 2 clients, the population 5; repeat: true"):
-        Trace(path=path).draw(0, 5)
+    assert_allclose(DeviceTrace(path=path).draw(0, 2).seconds_per_sample, [0.03, 0.01])
+    assert_allclose(DeviceTrace(path=path, repeat=True).draw(0, 5).seconds_per_sample, [0.03, 0.01, 0.03, 0.01, 0.03])
+    with pytest.raises(ValueError, match="has 2 entries for 5 clients; repeat: true"):
+        DeviceTrace(path=path).draw(0, 5)
 
 
 def test_fedscales_capacities(tmp_path):
     """162 ms to infer a sample, thrice that to train; 5,648 kilobits a second are 706,000 bytes a second."""
     entries = {"10": {"computation": 50.0, "communication": 8000}, "9": {"computation": 162.0, "communication": 5648.0}}
-    d = Trace(path=written(tmp_path, "capacity.json", json.dumps(entries))).draw(0, 2)
+    d = DeviceTrace(path=written(tmp_path, "capacity.json", json.dumps(entries))).draw(0, 2)
     assert_allclose(d.seconds_per_sample, [0.486, 0.150])  # 9 comes before 10
     assert_allclose(d.up_bytes_per_second, [706_000, 1_000_000])
     assert_allclose(d.down_bytes_per_second, [706_000, 1_000_000])
@@ -200,12 +201,12 @@ def test_fedscales_capacities(tmp_path):
         ("d.csv", "ms_per_sample,up_mbps\n1,2\n1,\n", "d.csv: row 2: up_mbps is missing"),
         ("d.csv", "ms_per_sample,up_mbps\n1,2\n1,fast\n", "d.csv: row 2: up_mbps 'fast' is not a number"),
         ("d.csv", "ms_per_sample,up_mbps\n1,nan\n", "d.csv: row 1: up_mbps is missing"),
-        ("d.csv", "client,up_mbps\n3,1\n4,1\n3,1\n", "d.csv: row 3: client 3 is there twice"),
+        ("d.csv", "client,up_mbps\n3,1\n4,1\n3,1\n", "d.csv: row 3: client 3 occurs twice"),
         ("d.csv", "client,up_mbps\n3.5,1\n", "d.csv: row 1: client 3.5 is not a whole number from 0"),
         (
             "d.csv",
             "ms_per_sample,uplink\n1,2\n",
-            r"d.csv: columns \['uplink'\]; a trace of devices has \['client', 'ms_per",
+            r"d.csv: columns \['uplink'\]; a trace of devices may have \['client', 'ms_per",
         ),
         ("d.csv", "client\n1\n", r"d.csv: columns \['client'\]; a trace"),
         ("d.csv", "up_mbps\n", "d.csv has no rows"),
@@ -214,26 +215,26 @@ def test_fedscales_capacities(tmp_path):
         ("d.json", "{", "d.json is not JSON"),
         ("d.json", "[1]", "d.json holds neither a list of records nor FedScale's"),
         ("d.json", '[{"up_mbps": 1}, {"ms_per_sample": 1}]', "d.json: row 2: up_mbps is missing"),
-        ("d.json", "{}", "d.json: nobody is in it"),
-        ("d.json", '{"x": {"computation": 1, "communication": 1}}', "d.json: 'x' is not a client's number"),
+        ("d.json", "{}", "d.json: there are no clients in it"),
+        ("d.json", '{"x": {"computation": 1, "communication": 1}}', "d.json: 'x' is not a client id"),
         ("d.json", '{"1": {"computation": 1}}', "d.json: client 1: communication None is not a positive number"),
         (
             "d.json",
             '{"1": {"computation": -1, "communication": 1}}',
             "d.json: client 1: computation -1 is not a positive number",
         ),
-        ("d.json", '{"1": {}, "1": {}}', "d.json: '1' is there twice"),
+        ("d.json", '{"1": {}, "1": {}}', "d.json: '1' occurs twice"),
     ],
 )
 def test_a_trace_with_holes_is_refused(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message) as error:
-        Trace(path=written(tmp_path, name, text)).draw(0, 1)
+        DeviceTrace(path=written(tmp_path, name, text)).draw(0, 1)
     assert str(error.value).startswith("path: ")
 
 
 def test_a_missing_trace_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(ValueError, match="path: nowhere.csv is neither in .* nor in the data folder"):
-        Trace(path="nowhere.csv").draw(0, 1)
+        DeviceTrace(path="nowhere.csv").draw(0, 1)
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------

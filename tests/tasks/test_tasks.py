@@ -153,9 +153,9 @@ def test_outputs(task, y, outputs):
     "task, y, message",
     [
         (Multilabel(), np.zeros(3), "is not .rows, labels. of 0 and 1"),
-        (LanguageModelling(), np.zeros((3, 2)), "is not .rows, places. of tokens"),
+        (LanguageModelling(), np.zeros((3, 2)), "is not .rows, positions. of tokens"),
         (LanguageModelling(vocabulary=2), np.array([[3]]), "vocabulary: 2 is less than the 4 tokens"),
-        (Classification(), np.zeros((3, 2), int), "not one class for each row; take 'language_modelling'"),
+        (Classification(), np.zeros((3, 2), int), "not one class per row; use 'language_modelling'"),
     ],
 )
 def test_labels_that_do_not_fit(task, y, message):
@@ -164,7 +164,7 @@ def test_labels_that_do_not_fit(task, y, message):
 
 
 def test_scores_at_one_place_are_refused():
-    with pytest.raises(ValueError, match="not scores at every place; take a model with predicts: all"):
+    with pytest.raises(ValueError, match="not scores at each position; use a model with predicts: all"):
         LanguageModelling().loss(torch.zeros(2, 5), {"y": torch.zeros(2, 3, dtype=torch.int64)})
 
 
@@ -214,9 +214,9 @@ def test_a_run_with_language_modelling(settings, tmp_path):
     first, *_, last = fl.run(settings, out=tmp_path / "run").metrics
     assert last["val/accuracy"] > 0.95 > first["val/accuracy"]
     assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]))
-    with pytest.raises(ConfigError, match="are not one class per row; take a partition without labels"):
+    with pytest.raises(ConfigError, match="are not one class per row; use a partition without labels"):
         fl.run(settings | {"partition": {"name": "dirichlet", "clients": 3, "alpha": 1.0}}, out=tmp_path / "b")
-    with pytest.raises(ConfigError, match="task: 'y' .* is not one class for each row"):
+    with pytest.raises(ConfigError, match="task: 'y' .* is not one class per row"):
         fl.run(settings | {"task": "classification"}, out=tmp_path / "c")
 
 

@@ -29,8 +29,8 @@ from fl.errors import ConfigError
 from fl.execution.training import compiled
 from fl.execution.training.plan import Kind
 from fl.method.sampler import CohortSampler
-from fl.simulation import simulation
 from fl.simulation.build import set_up_run
+from fl.simulation.run import run
 from fl.tensors import random
 
 WHOLE = {"softmax", "softmax_10k"}  # workloads whose rounds are also run with all that a real one has
@@ -40,8 +40,8 @@ class Over(Exception):
     """Nobody asks for more."""
 
 
-class TrainingInputs(CohortSampler):
-    """Cohorts that are given."""
+class FixedCohorts(CohortSampler):
+    """The cohorts of a list, one per round."""
 
     def __init__(self, cohorts: list[np.ndarray]):
         self.cohorts = cohorts
@@ -87,9 +87,9 @@ class Ours(Contestant):
     def check(self):
         """In this process, on the given cohorts and in the given order."""
         execution = replace(self.config.execution, executor="serial")
-        check = replace(self.config, rounds=2, cohort=TrainingInputs(self.work.check), execution=execution)
+        check = replace(self.config, rounds=2, cohort=FixedCohorts(self.work.check), execution=execution)
         with tempfile.TemporaryDirectory() as out, in_order():
-            model = simulation.run(check, out=Path(out) / "run").model
+            model = run(check, out=Path(out) / "run").model
         return {name: tensor.numpy() for name, tensor in model.items()}
 
     def play(self, a: int, b: int):
@@ -111,7 +111,7 @@ class Ours(Contestant):
     def run(self) -> None:
         try:
             with tempfile.TemporaryDirectory() as out, contextlib.suppress(Over):
-                simulation.run(self.config, out=Path(out) / "run", watch=self.watch)
+                run(self.config, out=Path(out) / "run", watch=self.watch)
         except Exception as failed:
             self.told.put(failed)
 
@@ -188,5 +188,5 @@ if __name__ == "__main__":
     try:
         serve(start)
     finally:
-        for run in RUNS:
-            run.close()
+        for each in RUNS:
+            each.close()

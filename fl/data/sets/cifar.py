@@ -1,10 +1,11 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 images of 3 x 32 x 32 in [0, 1], from the data folder.
 
-Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images. The original binary version is read where it is there; else
-a compressed copy, whose pixels differ from the original's (mean-squared error about 65 on 0..255, 30 dB): say so beside a result.
+Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images. The original binary version is read if it is
+present, otherwise a compressed copy. The pixels of the copy differ from the original (mean-squared error about 65 on
+0..255, 30 dB); mention this when you report a result.
 
-    cifar10    cifar10/cifar-10-batches-bin/*.bin      or  cifar10/cifar10_jpeg.npz    JPEG, quality 75; the canonical split
-    cifar100   cifar100/cifar-100-binary/*.bin         or  cifar100/cifar100_webp.npz  WebP, quality 75; NOT the canonical split
+    cifar10    cifar10/cifar-10-batches-bin/*.bin      or  cifar10/cifar10_jpeg.npz   JPEG, quality 75; canonical split
+    cifar100   cifar100/cifar-100-binary/*.bin         or  cifar100/cifar100_webp.npz WebP, quality 75; NOT canonical
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from fl.data.dataset import Arrays, Dataset
+from fl.checks import one_of
+from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find, first_with
 from fl.data.images import read_cifar, some_rows, unit
 from fl.registry import register
@@ -25,12 +27,15 @@ PARTS = ("train", "test")
 
 @register("data", "cifar10")
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10:
-    """CIFAR-10: 10 classes, 5,000 + 1,000 images of each, the canonical ones.
+class CIFAR10(Loader):
+    """CIFAR-10: 10 classes, 5,000 training and 1,000 test images per class, the canonical split.
 
-    Without the original files it is a JPEG-compressed copy in another order, not CIFAR-10 to the decimals.
+    Without the original files, a JPEG-compressed copy in another order is used; results then differ in the decimals.
 
-    `train`, `test`: how many samples of each part, the first of an addressed shuffle (default: all, in the stored order).
+    Args:
+        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
+        test: Number of test samples, chosen in the same way. Default: all.
+        seed: Seed of the shuffle.
     """
 
     train: int | None = None
@@ -55,20 +60,23 @@ class CIFAR10:
                 parts[part] = {"x": x, "y": raw[f"y_{part}"][rows].astype(np.int64)}
         return Dataset(parts["train"], parts["test"])
 
-    def _rows(self, part: str, there: int) -> np.ndarray:
-        return some_rows(part, getattr(self, part), there, self.seed, "cifar10")
+    def _rows(self, part: str, available: int) -> np.ndarray:
+        return some_rows(part, getattr(self, part), available, self.seed, "cifar10")
 
 
 @register("data", "cifar100")
 @dataclass(frozen=True, kw_only=True)
-class CIFAR100:
-    """CIFAR-100: 100 fine classes in 20 coarse ones, 500 + 100 images of each fine one.
+class CIFAR100(Loader):
+    """CIFAR-100: 100 fine classes in 20 coarse ones, 500 training and 100 test images per fine class.
 
-    `labels` says which are y; the others are the array `coarse` or `fine`.
+    Without the original files, a WebP-compressed copy with its own split is used. It is NOT the canonical split, which
+    its source does not contain.
 
-    Without the original files it is a WebP-compressed copy with a split of its own, NOT the canonical one (the canonical split is lost in
-    its source).
-    `train`, `test`: how many samples of each part, the first of an addressed shuffle (default: all, in the stored order).
+    Args:
+        labels: The labels `y`: `fine` or `coarse`. The others are the array `coarse` or `fine`.
+        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
+        test: Number of test samples, chosen in the same way. Default: all.
+        seed: Seed of the shuffle.
     """
 
     labels: Literal["fine", "coarse"] = "fine"
@@ -76,9 +84,8 @@ class CIFAR100:
     test: int | None = None
     seed: int = 0
 
-    def __post_init__(self):
-        if self.labels not in ("fine", "coarse"):
-            raise ValueError(f"labels: {self.labels!r} is neither 'fine' nor 'coarse'")
+    def __post_init__(self) -> None:
+        one_of(("fine", "coarse"), labels=self.labels)
 
     def load(self) -> Dataset:
         folders = ("cifar100/cifar-100-binary", "cifar100", "cifar-100-binary")
@@ -107,7 +114,7 @@ def _arrays(*parts: str) -> Arrays:
 
 
 def _jpegs(header: bytes, scans: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """uint8 (len(rows), 3, 32, 32) of files that share a header."""
+    """Decode JPEG files that share a header: uint8 (len(rows), 3, 32, 32)."""
     from PIL import Image
 
     data, ends, out = scans.tobytes(), np.cumsum(lengths, dtype=np.int64), np.empty((len(rows), 3, 32, 32), np.uint8)
@@ -118,7 +125,7 @@ def _jpegs(header: bytes, scans: np.ndarray, lengths: np.ndarray, rows: np.ndarr
 
 
 def _mosaics(files: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """uint8 (N, 3, 32, 32) of files of 20 rows of 50 images."""
+    """Decode files of 20 x 50 images each: uint8 (N, 3, 32, 32)."""
     from PIL import Image
 
     data, ends, out = files.tobytes(), np.cumsum(lengths, dtype=np.int64), []

@@ -1,4 +1,4 @@
-"""Handwritten digits of UCI/scikit-learn: 1,797 images of 1 x 8 x 8 in [0, 1], 10 classes; nothing to download."""
+"""Handwritten digits of UCI/scikit-learn: 1,797 images of 1 x 8 x 8 in [0, 1], 10 classes. No download is needed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.data.dataset import Dataset
+from fl.checks import within
+from fl.data.dataset import Dataset, Loader
 from fl.registry import register
 from fl.tensors import random
 
 
 @register("data", "digits")
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(Loader):
     """1,797 handwritten digits, 1 x 8 x 8, bundled with scikit-learn.
 
-    `test`: the fraction of each class (rounded) that the server holds out, in addressed random order.
+    Args:
+        test: Fraction of each class, rounded, that the server holds out for testing; in [0, 1).
+        seed: Seed of the random choice of test rows.
     """
 
     test: float = 0.2
     seed: int = 0
 
     def load(self) -> Dataset:
-        from sklearn.datasets import load_digits  # a second to import
+        from sklearn.datasets import load_digits  # importing it takes a second
 
-        if not 0 <= self.test < 1:
-            raise ValueError(f"test: {self.test} is not in [0, 1)")
+        within("[0, 1)", test=self.test)
         raw = load_digits()
         arrays = {"x": (raw.images / 16.0).astype(np.float32)[:, None], "y": raw.target.astype(np.int64)}
         words, held_out = (

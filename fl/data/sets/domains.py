@@ -1,10 +1,10 @@
-"""Several image sets of the same classes as one, each a domain: MNIST, USPS and scikit-learn's digits, say.
+"""Several image sets with the same classes as one data set, each a domain, for example MNIST, USPS and digits.
 
-    row of set d:   x resized to channels x side x side (bilinear),  y as it is,  domain = d
+    row of set d:   x resized to channels x side x side (bilinear),  y unchanged,  domain = d
 
-The clients by nature are `clients` for each domain, with equal shares of its rows, so that `partition: natural` gives clients that differ in their
-features; other partitions mix the domains, and `stream: {name: domains, by: domain}` meets one after another. Where all sets have test sets
-theirs together are the server's.
+Each domain has `clients` natural owners with equal shares of its rows, so `partition: natural` gives clients that
+differ in their features. Other partitions mix the domains, and `stream: {name: domains, by: domain}` presents them one
+after another. If all sets have test rows, the server tests on all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl.checks import at_least
 from fl.data.dataset import Arrays, Dataset, Loader, as_dataset
 from fl.data.images import resized
 from fl.registry import register
@@ -21,25 +22,33 @@ from fl.tensors import random
 
 @register("data", "domains")
 @dataclass(frozen=True, kw_only=True)
-class Domains:
+class Domains(Loader):
+    """Several image sets as domains of one data set.
+
+    Args:
+        sets: Two or more image data sets.
+        side: Height and width of the images in pixels; at least 1.
+        channels: Number of channels; at least 1.
+        clients: Number of natural owners per domain; at least 1.
+    """
+
     sets: tuple[Loader, ...]
     side: int = 28
     channels: int = 1
     clients: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.sets) < 2:
-            raise ValueError(f"sets: {len(self.sets)} of them; domains are two or more")
-        for name in ("side", "channels", "clients"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+            raise ValueError(f"sets: {len(self.sets)} data sets; at least two are needed")
+        at_least(1, side=self.side, channels=self.channels, clients=self.clients)
 
     def load(self) -> Dataset:
         loaded = [as_dataset(each.load()) for each in self.sets]
         for d, dataset in enumerate(loaded):
             if dataset.train["x"].ndim != 4 or dataset.labels.ndim != 1:
                 raise ValueError(
-                    f"sets: {dataset.train['x'].shape[1:]} of set {d} are no images (channels, height, width) of one class"
+                    f"sets: samples of set {d} have shape {dataset.train['x'].shape[1:]}; "
+                    "they must be images (channels, height, width), each of one class"
                 )
         train = self._together([dataset.train for dataset in loaded])
         tests = [dataset.test for dataset in loaded if dataset.test is not None]

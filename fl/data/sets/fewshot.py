@@ -1,10 +1,11 @@
-"""Few-shot tasks of handwritten characters: every client tells `ways` characters of one alphabet from each other.
+"""Few-shot tasks with handwritten characters: each client distinguishes `ways` characters of one alphabet.
 
-    client c   an alphabet, drawn; `ways` of its characters, drawn, labelled 0..ways-1 in the order drawn; 20 drawings of each
+    client c   a random alphabet; `ways` random characters of it with labels 0..ways-1 as drawn; 20 drawings each
 
-Omniglot: Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050; the file omniglot/omniglot28.npz of the data folder has
-`x` (N, 28, 28) uint8, `alphabet`, `character` (N,) and `evaluation` (N,) bool. The last `held_out` clients have the evaluation
-alphabets, the others the background ones: with splits.clients: held_out nobody trains on a character that is asked for.
+Omniglot: Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050. The file omniglot/omniglot28.npz of the data
+folder has `x` (N, 28, 28) uint8, `alphabet`, `character` (N,) and `evaluation` (N,) bool. The last `held_out` clients
+have characters of the evaluation alphabets, the others of the background alphabets. If splits.clients equals
+`held_out`, no client trains on a character that is tested.
 """
 
 from __future__ import annotations
@@ -15,18 +16,27 @@ from typing import Literal
 
 import numpy as np
 
-from fl.data.dataset import Dataset
+from fl.checks import at_least
+from fl.data.dataset import Dataset, Loader
 from fl.data.folder import find
 from fl.registry import register
 from fl.tensors import random
 
 
 def draw_tasks(alphabets: Mapping[int, np.ndarray], ways: int, clients: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(len(clients), ways): the characters of each client's task, in the order of their labels. `alphabets`: characters of
-    each; one with fewer than `ways` is left out. A task depends on (seed, client) alone."""
+    """Draw the characters of each client's task, (len(clients), ways), in the order of their labels.
+
+    A task depends on (seed, client) only. Alphabets with fewer than `ways` characters are left out.
+
+    Args:
+        alphabets: Characters of each alphabet.
+        ways: Number of characters per task.
+        clients: Ids of the clients.
+        seed: Seed of the draw.
+    """
     large = [characters for _, characters in sorted(alphabets.items()) if len(characters) >= ways]
     if not large:
-        raise ValueError(f"ways: {ways} is more than any alphabet has, {max(map(len, alphabets.values()))}")
+        raise ValueError(f"ways: {ways} is more than the largest alphabet has, {max(map(len, alphabets.values()))}")
     tasks = np.empty((len(clients), ways), np.int64)
     for row, client in enumerate(clients):
         characters = large[int(random.uniform(seed, "alphabet", int(client)) * len(large))]
@@ -36,9 +46,16 @@ def draw_tasks(alphabets: Mapping[int, np.ndarray], ways: int, clients: np.ndarr
 
 @register("data", "omniglot_tasks")
 @dataclass(frozen=True, kw_only=True)
-class OmniglotTasks:
-    """`clients` tasks of `ways` characters each, the last `held_out` from evaluation alphabets. Samples are 1 x side x side in
-    [0, 1], ink 1; side 14 and 7 are means over blocks."""
+class OmniglotTasks(Loader):
+    """Few-shot tasks of Omniglot, one per client. Samples are 1 x side x side in [0, 1]; ink is 1.
+
+    Args:
+        clients: Number of clients.
+        held_out: The last `held_out` clients get evaluation alphabets; fewer than `clients`.
+        ways: Number of characters per task; at least 2.
+        side: Height and width in pixels. 14 and 7 are means over blocks of the original 28.
+        seed: Seed of the tasks.
+    """
 
     clients: int = 300
     held_out: int = 50
@@ -49,8 +66,7 @@ class OmniglotTasks:
     def load(self) -> Dataset:
         if not 0 <= self.held_out < self.clients:
             raise ValueError(f"held_out: {self.held_out} is not in 0..{self.clients - 1}")
-        if self.ways < 2:
-            raise ValueError(f"ways: {self.ways} is not at least 2")
+        at_least(2, ways=self.ways)
         with np.load(find("omniglot", "omniglot28.npz")) as file:
             x, alphabet, character, evaluation = (file[name] for name in ("x", "alphabet", "character", "evaluation"))
         ids = np.arange(self.clients)

@@ -1,26 +1,31 @@
-"""A data set in one file of the user's own: .npz or .parquet. `data: my.npz` is short for `data: {name: file, path: my.npz}`.
+"""The user's own data set in one file, .npz or .parquet. `data: my.npz` means `data: {name: file, path: my.npz}`.
 
-.npz       x, y [clients], or x_train, y_train [x_test, y_test] [clients]; first axis the sample
-.parquet   a row for each sample: column `target` is y, column `clients` says whose it is, the others are x
+.npz       x, y [clients], or x_train, y_train [x_test, y_test] [clients]; the first axis is the sample
+.parquet   one row per sample: column `target` is y, column `clients` is the owner, the other columns are x
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fl.data.dataset import Arrays, Dataset
-from fl.data.folder import DATA_FILES, data_folder
+from fl.checks import positive
+from fl.data.dataset import Arrays, Dataset, Loader
+from fl.data.folder import DATA_FILES, locate
 from fl.registry import register
 
 NPZ = "x, y [clients], or x_train, y_train [x_test, y_test] [clients]"
 
 
 def codes(column: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Integers as they are; words numbered 0, 1, ... in the order of sorting, the same in all columns."""
+    """Number the distinct words of all columns 0, 1, ... in sorted order. Columns of integers are returned unchanged.
+
+    >>> [c.tolist() for c in codes(np.array(["b", "a"]), np.array(["b"]))]
+    [[1, 0], [1]]
+    """
     columns = [np.asarray(c) for c in (column, *others)]
     if all(c.dtype.kind in "iub" for c in columns):
         return columns
@@ -29,7 +34,7 @@ def codes(column: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
 
 
 def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Dataset:
-    """A data set of arrays by the names that users give them."""
+    """Return the data set of arrays that are named as in `names`. `where` is the source for error messages."""
     have, split = set(arrays), "x" not in arrays
     needed = {"x_train", "y_train"} if split else {"x", "y"}
     tests = {"x_test", "y_test"} if split else set()
@@ -42,7 +47,7 @@ def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Da
 
 
 def features(table: Any, names: list[str]) -> np.ndarray:
-    """float32 (N, d): the columns of a pyarrow table side by side, of numbers or of lists of equally many numbers."""
+    """Join columns of a pyarrow table to float32 (N, d). They hold numbers, or lists of numbers of one length."""
     import pyarrow as pa
 
     blocks = []
@@ -64,11 +69,12 @@ def features(table: Any, names: list[str]) -> np.ndarray:
             pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)
         ):
             raise ValueError(
-                f"features: column {name!r} is {values.type}, not numbers; turn it into numbers, or name the columns to take"
+                f"features: column {name!r} is {values.type}, not numbers; "
+                "convert it to numbers, or list the columns to use"
             )
         if values.null_count:
             raise ValueError(
-                f"features: column {name!r} lacks {values.null_count} values; fill them in, or leave it out"
+                f"features: column {name!r} has {values.null_count} missing values; fill them, or leave the column out"
             )
         block = values.to_numpy(zero_copy_only=False).astype(np.float32)
         blocks.append(block.reshape(len(table), -1))
@@ -76,22 +82,26 @@ def features(table: Any, names: list[str]) -> np.ndarray:
 
 
 def column(table: Any, key: str, name: str) -> np.ndarray:
-    """One column, without holes."""
+    """Return one column of a pyarrow table. Missing values are a `ValueError` that begins with `key`."""
     if name not in table.column_names:
         raise ValueError(f"{key}: {name!r} is not one of the columns {table.column_names}")
     if table[name].null_count:
-        raise ValueError(f"{key}: column {name!r} lacks {table[name].null_count} values")
+        raise ValueError(f"{key}: column {name!r} has {table[name].null_count} missing values")
     return table[name].to_numpy()
 
 
 @register("data", "file")
 @dataclass(frozen=True, kw_only=True)
-class File:
-    """`path` is looked for from the file that names it, the present folder, then the data folder. `test`: a second .parquet, for the server.
+class File(Loader):
+    """The user's own file, .npz or .parquet. Labels and clients that are words are numbered in sorted order.
 
-    `target`, `clients`, `features`: columns of a .parquet (default: y, none, all the others). Labels and clients that are words
-    are numbered by sorting; real targets stay real.
-    `scale`: x is divided by it, as float32; pixels (uint8) need one, 255 for [0, 1].
+    Args:
+        path: The file, relative to the configuration file, to the current directory or to the data folder.
+        test: A second .parquet file with the server's test rows.
+        target: Column of a .parquet with the labels; real values stay real.
+        clients: Column of a .parquet with the owner of each row.
+        features: Columns of a .parquet with the features. Default: all others.
+        scale: Divide x by this number, as float32; positive. Pixels (uint8) need it; 255 gives [0, 1].
     """
 
     path: str
@@ -101,21 +111,20 @@ class File:
     features: tuple[str, ...] | None = None
     scale: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key in ("path", "test"):
             value = getattr(self, key)
             if value is not None and not value.endswith(DATA_FILES):
-                raise ValueError(f"{key}: {value!r} ends neither in .npz nor in .parquet")
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"scale: {self.scale} is not positive")
+                raise ValueError(f"{key}: {value!r} must end in .npz or .parquet")
+        positive(scale=self.scale)
         if Path(self.path).suffix == ".npz":
             for key, unset in (("test", None), ("target", "y"), ("clients", None), ("features", None)):
                 if getattr(self, key) != unset:
-                    raise ValueError(f"{key}: {getattr(self, key)!r} is for .parquet; an .npz has {NPZ}")
+                    raise ValueError(f"{key}: {getattr(self, key)!r} is for .parquet only; an .npz has {NPZ}")
 
     def load(self) -> Dataset:
         if Path(self.path).suffix == ".npz":
-            with np.load(_found("path", self.path), allow_pickle=False) as arrays:
+            with np.load(locate(self.path), allow_pickle=False) as arrays:
                 try:
                     data = from_arrays(dict(arrays))
                 except ValueError as error:
@@ -124,19 +133,22 @@ class File:
                     raise ValueError(f"path: {self.path} holds Python objects, not arrays of numbers") from None
         else:
             data = self._tables()
-        parts = (data.train,) if data.test is None else (data.train, data.test)
         if self.scale is None and data.train["x"].dtype == np.uint8:
-            raise ValueError("scale: x is uint8; set 255 for pixels in [0, 1], or 1 for the numbers as they are")
+            raise ValueError("scale: x is uint8; set 255 for pixels in [0, 1], or 1 for unchanged numbers")
         if self.scale is None:
             return data
-        scaled = [part | {"x": part["x"].astype(np.float32) / np.float32(self.scale)} for part in parts]
-        return Dataset(*scaled, clients=data.clients)
+        scale = np.float32(self.scale)
+
+        def scaled(part: Arrays) -> Arrays:
+            return part | {"x": part["x"].astype(np.float32) / scale}
+
+        return replace(data, train=scaled(data.train), test=data.test and scaled(data.test))
 
     def _tables(self) -> Dataset:
         import pyarrow.parquet as parquet
 
         files = {key: getattr(self, key) for key in ("path", "test") if getattr(self, key) is not None}
-        tables = [parquet.read_table(_found(key, file)) for key, file in files.items()]
+        tables = [parquet.read_table(locate(file, key)) for key, file in files.items()]
         targets = [column(table, "target", self.target) for table in tables]
         if any(t.dtype.kind != "f" for t in targets):
             targets = codes(*targets)
@@ -147,14 +159,7 @@ class File:
             for table in tables:
                 column(table, "features", name)
         if not names:
-            raise ValueError(f"features: there is none beside {tables[0].column_names}")
+            raise ValueError(f"features: no column is left in {tables[0].column_names}")
         parts = [{"x": features(table, list(names)), "y": y} for table, y in zip(tables, targets)]
         owners = None if self.clients is None else codes(column(tables[0], "clients", self.clients))[0]
-        return Dataset(*parts, clients=owners)
-
-
-def _found(key: str, path: str) -> Path:
-    found = next((p for p in (Path(path).expanduser(), data_folder() / path) if p.is_file()), None)
-    if found is None:
-        raise ValueError(f"{key}: {path} is neither in {Path.cwd()} nor in the data folder {data_folder()}")
-    return found
+        return Dataset(parts[0], parts[1] if len(parts) > 1 else None, owners)

@@ -1,10 +1,10 @@
-"""Data sets of the Hugging Face hub, or saved by its package `datasets`. Needs the extra `fl[hub]`.
+"""Data sets of the Hugging Face hub, or saved with its package `datasets`. Needs the extra `fl[hub]`.
 
     data: {name: hub, path: ylecun/mnist, features: image, target: label}
 
-`path` is a name on the hub, a folder that save_to_disk() wrote, or a folder with .parquet files named after the parts.
-Images become float32 in [0, 1], (1, H, W) or (3, H, W); columns of numbers become one vector. Labels and clients that are words are
-numbered by sorting. Texts need a tokenizer: load those in a function of your own.
+`path` is a name on the hub, a folder written by save_to_disk(), or a folder with .parquet files named after the parts.
+Images become float32 in [0, 1], (1, H, W) or (3, H, W); columns of numbers become one vector. Labels and clients that
+are words are numbered in sorted order. Texts need a tokenizer; load them in your own function.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.data.dataset import Dataset
+from fl.data.dataset import Dataset, Loader
 from fl.data.images import unit
 from fl.data.sets.file import codes, column, features
 from fl.registry import register
@@ -23,9 +23,19 @@ from fl.registry import register
 
 @register("data", "hub")
 @dataclass(frozen=True, kw_only=True)
-class Hub:
-    """`features`: one column of images, or columns of numbers. `train`, `test`: the names of the parts (`test: null` for none).
-    `clients`: the column that says whose a row is. `config`: of data sets that have several. `revision`: a commit, to be repeatable."""
+class Hub(Loader):
+    """A data set of the Hugging Face hub.
+
+    Args:
+        path: Name on the hub, or a folder; see the module.
+        features: One column of images, or columns of numbers.
+        target: Column of the labels.
+        train: Name of the training part.
+        test: Name of the server's test part; null for none.
+        clients: Column with the owner of each row.
+        config: Configuration, for data sets that have several.
+        revision: Commit on the hub, for repeatable runs.
+    """
 
     path: str
     features: tuple[str, ...] = ("image",)
@@ -50,7 +60,7 @@ class Hub:
         owners = None
         if self.clients is not None:
             owners = codes(column(_table(chosen[0], (self.clients,), "clients"), "clients", self.clients))[0]
-        return Dataset(*arrays, clients=owners)
+        return Dataset(arrays[0], arrays[1] if len(arrays) > 1 else None, owners)
 
     def _parts(self) -> dict[str, Any]:
         try:
@@ -64,7 +74,7 @@ class Hub:
         try:
             return dict(datasets.load_dataset(self.path, self.config, revision=self.revision))
         except (OSError, ValueError) as error:
-            raise ValueError(f"path: {self.path} is no folder, and the hub has not given it: {error}") from error
+            raise ValueError(f"path: {self.path} is not a folder, and the hub did not provide it: {error}") from error
 
     def _inputs(self, part: Any) -> np.ndarray:
         import datasets
@@ -73,23 +83,23 @@ class Hub:
         if not any(isinstance(kind, datasets.Image) for kind in kinds.values()):
             return features(_table(part, self.features, "features"), list(self.features))
         if len(kinds) > 1:
-            raise ValueError(f"features: {list(kinds)}; images are taken from one column alone")
+            raise ValueError(f"features: {list(kinds)}; images must come from a single column")
         images = [np.asarray(image) for image in part[self.features[0]]]
         shapes = sorted({image.shape for image in images})
         if len(shapes) > 1:
             raise ValueError(
-                f"features: images of {len(shapes)} shapes, {shapes[:3]} ...; resize them in a function of your own"
+                f"features: images of {len(shapes)} shapes, {shapes[:3]} ...; resize them in your own function"
             )
         if images[0].dtype != np.uint8:
             raise ValueError(
-                f"features: images of {images[0].dtype}, not of 8 bits; scale them in a function of your own"
+                f"features: images of {images[0].dtype} instead of 8 bits; scale them in your own function"
             )
         pixels = np.stack(images)
         return unit(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2))
 
 
 def _table(part: Any, names: tuple[str, ...], key: str) -> Any:
-    """The columns as a pyarrow table."""
+    """Return the columns as a pyarrow table."""
     for name in names:
         if name not in part.column_names:
             raise ValueError(f"{key}: {name!r} is not one of the columns {part.column_names}")

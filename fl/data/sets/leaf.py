@@ -1,9 +1,11 @@
-"""Any data set that LEAF's scripts made: users are the clients by nature, with the test samples they were given there.
+"""Data sets made with LEAF's scripts. Users are the natural owners, and they keep their own test samples.
 
-    PATH/train/*.json, PATH/test/*.json:   {"users": [u, ...], "num_samples": [...], "user_data": {u: {"x": [...], "y": [...]}}}
+    PATH/train/*.json, PATH/test/*.json:
+    {"users": [u, ...], "num_samples": [...], "user_data": {u: {"x": [...], "y": [...]}}}
 
-Caldas, Duddu, Wu, Li, Konecny, McMahan, Smith, Talwalkar 2018, arXiv:1812.01097; TalwalkarLab/leaf. Clients are numbered by their names
-in ascending order. Users who have test samples alone (LEAF's split by user) are no clients: theirs are the server's test set.
+Caldas, Duddu, Wu, Li, Konecny, McMahan, Smith, Talwalkar 2018, arXiv:1812.01097; TalwalkarLab/leaf. Clients are
+numbered by their names in ascending order. Users with test samples only (LEAF's split by user) are not clients; their
+samples are the server's test set.
 """
 
 from __future__ import annotations
@@ -17,26 +19,31 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.checks import one_of
 from fl.data.chars import encode
-from fl.data.dataset import Arrays, Dataset
+from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import data_folder
 from fl.registry import register
 
-Samples = Mapping[str, Any]  # x and y of a user
+Samples = Mapping[str, Any]  # x and y of one user
 
 
 @register("data", "leaf")
 @dataclass(frozen=True, kw_only=True)
-class Leaf:
-    """`path`: of the folder that has train/ and test/, from the data folder if it is relative. `kind`: image (femnist: 784 numbers ->
-    1 x 28 x 28), text (shakespeare: strings -> ids in `fl.data.chars`) or table (synthetic: numbers as they are)."""
+class Leaf(Loader):
+    """A data set made with LEAF's scripts.
+
+    Args:
+        path: The folder that contains train/ and test/; a relative path starts at the data folder.
+        kind: `image` (femnist: 784 numbers -> 1 x 28 x 28), `text` (shakespeare: strings -> ids of `fl.data.chars`) or
+            `table` (synthetic: vectors of numbers).
+    """
 
     path: str
     kind: Literal["image", "text", "table"]
 
-    def __post_init__(self):
-        if self.kind not in ("image", "text", "table"):
-            raise ValueError(f"kind: {self.kind!r} is not one of ['image', 'text', 'table']")
+    def __post_init__(self) -> None:
+        one_of(("image", "text", "table"), kind=self.kind)
 
     def load(self) -> Dataset:
         train, test = self._users("train"), self._users("test")
@@ -54,7 +61,7 @@ class Leaf:
         )
 
     def _users(self, part: str) -> dict[str, Samples]:
-        """The samples of each user that has any; there may be no test part."""
+        """Return the samples of each user that has any. The test part may be missing."""
         files = sorted((data_folder() / self.path / part).glob("*.json"))
         if not files and part == "train":
             raise ValueError(
@@ -75,7 +82,7 @@ class Leaf:
         lengths = sorted({*map(len, texts)})
         if len(lengths) > 1:
             raise ValueError(
-                f"kind: the texts are {lengths[0]} to {lengths[-1]} characters long, they should be of one length"
+                f"kind: the texts are {lengths[0]} to {lengths[-1]} characters long; they must have one length"
             )
         return {"x": encode("".join(texts)).reshape(len(texts), -1), "y": encode("".join(y)).astype(np.int64)}
 
@@ -83,7 +90,7 @@ class Leaf:
     def _images(x: np.ndarray) -> np.ndarray:
         side = math.isqrt(x[0].size)
         if side * side != x[0].size:
-            raise ValueError(f"kind: {x[0].size} numbers are not a square image of one channel; take 'table'")
+            raise ValueError(f"kind: {x[0].size} numbers are not a square image with one channel; use 'table'")
         return x.reshape(-1, 1, side, side)
 
 
@@ -91,5 +98,5 @@ def _read(path: Path) -> dict[str, Samples]:
     with open(path, encoding="utf-8") as file:
         raw = json.load(file)
     if not isinstance(raw, dict) or "user_data" not in raw:
-        raise ValueError(f"path: {path} is not LEAF's: there is no 'user_data' in it")
+        raise ValueError(f"path: {path} is not a file of LEAF: it has no 'user_data'")
     return raw["user_data"]

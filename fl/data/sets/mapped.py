@@ -1,8 +1,9 @@
-"""A data set in a folder of .npy files, mapped and not read: `data: {name: mapped, path: FOLDER}`, as large as the disk.
+"""A data set larger than memory, in a folder of memory-mapped .npy files: `data: {name: mapped, path: FOLDER}`.
 
-x.npy, y.npy [clients.npy]         or x_train.npy, y_train.npy [x_test.npy, y_test.npy] [clients.npy]; first axis the sample
+x.npy, y.npy [clients.npy]    or x_train.npy, y_train.npy [x_test.npy, y_test.npy] [clients.npy]; first axis: the sample
 
-Workers map the same files, and a batch reads the rows it takes. What changes rows (normalise, long_tail, shifts) makes them anew in memory.
+Workers map the same files, and a batch reads its own rows only. Settings that change rows (normalise, long_tail,
+shifts) copy them into memory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl.data.dataset import Dataset
+from fl.data.dataset import Dataset, Loader
 from fl.data.folder import data_folder
 from fl.data.sets.file import from_arrays
 from fl.registry import register
@@ -22,9 +23,12 @@ FILES = "x.npy, y.npy [clients.npy], or x_train.npy, y_train.npy [x_test.npy, y_
 
 @register("data", "mapped")
 @dataclass(frozen=True, kw_only=True)
-class Mapped:
-    """`path`: a folder, looked for from the present one, then from the data folder. x is taken as it is stored, float32 or whole numbers;
-    labels and clients are read."""
+class Mapped(Loader):
+    """Memory-mapped features, float32 or integers; labels and clients are read into memory.
+
+    Args:
+        path: The folder, relative to the current directory or to the data folder.
+    """
 
     path: str
 
@@ -33,23 +37,23 @@ class Mapped:
         folder = next((place.resolve() for place in places if place.is_dir()), None)
         if folder is None:
             raise ValueError(
-                f"path: {self.path} is no folder, neither in {Path.cwd()} nor in the data folder {data_folder()}"
+                f"path: {self.path} is not a folder, in {Path.cwd()} or in the data folder {data_folder()}"
             )
         arrays = {file.stem: _opened(file) for file in sorted(folder.glob("*.npy"))}
         return from_arrays(arrays, f"the folder {folder}", FILES)
 
 
 def _opened(file: Path) -> np.ndarray:
-    """The features of a file where they lie; everything else read."""
+    """Map the features; read everything else."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f"path: {file} is no array of numbers ({error})") from None
+        raise ValueError(f"path: {file} is not an array of numbers ({error})") from None
     if not file.stem.startswith("x"):
         return np.array(array)
     if (array.dtype != np.float32 and array.dtype.kind not in "iub") or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in Fortran order"
         raise ValueError(
-            f"path: {file} is {array.dtype}{order}; mapped features are not converted: save them as float32, row by row"
+            f"path: {file} is {array.dtype}{order}; mapped features are not converted: save them as float32 in C order"
         )
     return array

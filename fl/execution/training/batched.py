@@ -31,7 +31,7 @@ from fl.method.local_training import LocalTraining, StepContext, TrainingInputs,
 from fl.method.messages import Update
 from fl.method.phase import Phase
 from fl.tensors.params import Params, clipped, zeros_like
-from fl.tensors.trees import Tree, leaves, rebuilt, row, stack
+from fl.tensors.trees import Tree, leaves, replace_leaves, row, stack
 from fl.tracking.spans import timed_calls
 
 
@@ -107,7 +107,7 @@ def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
 def _with_first(first: Tree, has_state: Tensor, known: Tree) -> Tree:
     """States of all clients: `known` for clients that have a state, `first` for the others."""
     count = len(has_state)
-    states = rebuilt(stack([first]), [leaf.expand(count, *leaf.shape).clone() for leaf in leaves(first)])
+    states = replace_leaves(stack([first]), [leaf.expand(count, *leaf.shape).clone() for leaf in leaves(first)])
     for leaf, known_leaf in zip(leaves(states), leaves(known)):
         leaf[has_state] = known_leaf
     return states

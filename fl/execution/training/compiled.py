@@ -63,7 +63,7 @@ class Compiled(LinearStack):
         labelled, outputs = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
         labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
         address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
-        word = random.unfinished(1 + len(address) + 2, chunk.seed)
+        word = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
         start_rows, out_rows = (p.buffers[0].reshape(-1, p.layout.lengths[0]).numpy() for p in (start, out))
         weights = _NO_WEIGHTS if factors is None else factors.float().numpy()
         longest = int(sizes.max(initial=1))

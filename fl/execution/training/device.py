@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fl.tensors.trees import Tree, moved
+from fl.tensors.trees import Tree, to_device
 
 Kind = Literal["cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -73,7 +73,7 @@ class Device:
 
     def put(self, tree: Tree) -> Tree:
         """Move a tree to the device."""
-        return tree if self.kind == "cpu" else moved(tree, self.kind)
+        return tree if self.kind == "cpu" else to_device(tree, self.kind)
 
     def put_module(self, module: nn.Module) -> nn.Module:
         """The module on the device: a copy on a GPU, itself on the CPU."""
@@ -81,7 +81,7 @@ class Device:
 
     def fetch(self, tree: Tree) -> Tree:
         """Move a tree to the CPU."""
-        return tree if self.kind == "cpu" else moved(tree, "cpu")
+        return tree if self.kind == "cpu" else to_device(tree, "cpu")
 
     def resident(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Move arrays to the device if they fit, else return them unchanged."""

@@ -13,7 +13,7 @@ from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.method.local_training import LocalTraining, StepContext
 from fl.models.binding import bind
 from fl.tensors.params import NOTHING, Params
-from fl.tensors.trees import leaves, rebuilt
+from fl.tensors.trees import leaves, replace_leaves
 
 
 class Vmap:
@@ -49,7 +49,7 @@ class Vmap:
             def net(x: Tensor) -> Any:
                 return torch.func.functional_call(self.module, {**frozen, **tensors}, (x,))
 
-            state, start = rebuilt(per_client, per_client_leaves)
+            state, start = replace_leaves(per_client, per_client_leaves)
             here = replace(at, state=state, start=at.start if start is None else start)
             losses = self.algorithm.objective(net, batch, here, self.task)
             return (losses * weights).sum(), losses.detach()

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from fl.execution.workers.task_queue import next_task
-from fl.tensors.trees import aligned, pack, unpack
+from fl.tensors.pickling import pack, unpack
+from fl.tensors.serialise import aligned_offsets
 
 
 def shared_folder() -> Path:
@@ -97,7 +98,7 @@ class Region:
         """Pack a value into the region; earlier handles become invalid."""
         code, memories = pack(value)
         sizes = [m.nbytes for m in memories]
-        offsets, total = aligned(sizes)
+        offsets, total = aligned_offsets(sizes)
         if total and (self.map is None or len(self.map) < total):
             with open(self.path, "a+b") as file:
                 file.truncate(total)

@@ -90,12 +90,12 @@ class Workload:
     def flops(self) -> float:
         """Floating-point operations to train on one sample."""
         batch = {name: torch.from_numpy(array[:32]) for name, array in self.run_setup.dataset.train.items()}
-        task = self.run_setup.stages[0].task
+        task = self.run_setup.periods[0].task
         return flops_per_sample(self.run_setup.module, batch["x"], lambda outputs: task.loss(outputs, batch).sum())
 
     def write(self, folder: Path) -> None:
         """Write the files that contestants read, see the module."""
-        config, partition = self.run_setup.config, self.run_setup.stages[0].partition
+        config, partition = self.run_setup.config, self.run_setup.periods[0].partition
         begins, sizes = partition.train_slices()
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         rows = partition.indices[np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], sizes)]

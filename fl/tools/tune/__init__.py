@@ -29,7 +29,7 @@ import yaml
 from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
-from fl.system.events import Asynchronous
+from fl.system.asynchronous import Asynchronous
 from fl.tools.tune.candidates import Candidate, possible_plans, worker_counts
 from fl.tools.tune.race import Race, run_race
 from fl.tools.tune.timing import RoundTimer

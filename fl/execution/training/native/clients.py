@@ -77,7 +77,7 @@ class Steps(NamedTuple):
 class Shuffles(NamedTuple):
     """Addresses of the shuffles: (seed, client, *address, epoch, position).
 
-    word: hash of the address up to the client, see `random.unfinished`.
+    word: hash of the address up to the client, see `random.hash64_prefix`.
     clients: int64 (C,).
     address: uint64, the parts between client and epoch.
     shuffled: False takes samples in order.

@@ -10,15 +10,18 @@ from numpy.testing import assert_array_equal
 import fl
 from fl.config.building import Builder
 from fl.config.yaml import parse
+from fl.system.asynchronous import Buffered, Tiered
 from fl.system.availability import Bernoulli, Diurnal, Presence
-from fl.system.availability import Trace as Windows
+from fl.system.availability_trace import AvailabilityTrace as Windows
+from fl.system.clock import Clock
 from fl.system.devices import Identical, Lognormal
-from fl.system.events import BLOCK, Buffered, Clock, Tiered, _free
+from fl.system.dispatch_draws import BLOCK
+from fl.system.event_loop import free_rank
 from fl.system.metrics import histogram, participations
-from fl.system.rounds import ServerMode
 from fl.system.section import System
+from fl.system.server_mode import ServerMode
 from fl.system.simulated_system import SimulatedSystem, Times
-from fl.tensors.trees import flatten, unflatten
+from fl.tensors.serialise import flatten, unflatten
 
 DOCS = (Path(fl.__file__).parent.parent / "docs/system.md").read_text()
 
@@ -115,8 +118,8 @@ def test_clients_are_drawn_uniformly():
 
 def test_the_free_places():
     busy = [0, 2, 3, 7]
-    assert [_free(busy, rank) for rank in range(6)] == [1, 4, 5, 6, 8, 9]
-    assert _free([], 3) == 3
+    assert [free_rank(busy, rank) for rank in range(6)] == [1, 4, 5, 6, 8, 9]
+    assert free_rank([], 3) == 3
 
 
 HARD = {"dropout": 0.2, "jitter": 0.4}
@@ -185,7 +188,7 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
 
 def test_who_starts_is_there_and_who_goes_away_fails():
     c = clock(CASES["away"][0], **CASES["away"][1])
-    presence = c.world.presence
+    presence = c.system.presence
     state, acts = c.run(c.begin(), 300)
     starts = {s.dispatch: s for act in acts for s in act.starts}
     assert all(presence.at(np.array([s.client]), s.time)[0] for s in starts.values())
@@ -223,8 +226,8 @@ def test_draws_go_on_over_their_blocks():
         (lambda: Buffered(concurrency=2, buffer=0), "buffer: 0 is not at least 1"),
         (lambda: Buffered(concurrency=2, max_staleness=-1), "max_staleness: -1 is negative"),
         (lambda: Tiered(tiers=0, clients=1), "tiers: 0 is not at least 1"),
-        (lambda: clock(Buffered(concurrency=51)), "concurrency: 51 clients of a population of 50"),
-        (lambda: clock(Tiered(tiers=51, clients=1)), "tiers: 51 of a population of 50"),
+        (lambda: clock(Buffered(concurrency=51)), "concurrency: 51 is more than the population of 50"),
+        (lambda: clock(Tiered(tiers=51, clients=1)), "tiers: 51 is more than the population of 50"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

@@ -1,0 +1,82 @@
+"""Trees between processes: a pickle, and the tensors' memory beside it without a copy.
+
+    code, memories = pack(obj)
+    obj = unpack(code, memories)
+
+A tensor that maps a file (`map_tensor`) travels as the position in that file.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import warnings
+from types import FunctionType
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl.tensors.serialise import raw_bytes
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickle code with cloudpickle, user code by value; keep tensor memory out of band."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor):
+            origin = getattr(obj, "origin", None)
+            if origin is not None:
+                return map_tensor, origin
+            flat = obj.detach().contiguous()
+            return _tensor, (pickle.PickleBuffer(raw_bytes(flat)), tuple(flat.shape), str(flat.dtype)[6:])
+        if not isinstance(obj, (type, FunctionType)) or _is_installed(obj):
+            return NotImplemented  # plain pickle: not code, or code that each process can import
+        return super().reducer_override(obj)
+
+
+def _is_installed(code: type | FunctionType) -> bool:
+    """Return whether each process of a run can import `code` by its name."""
+    return (code.__module__ or "").startswith(("fl.", "numpy.", "torch.")) and "<" not in code.__qualname__
+
+
+def _tensor(buffer: bytes | memoryview, shape: tuple[int, ...], dtype: str) -> Tensor:
+    memory = memoryview(buffer)
+    if not memory.nbytes:
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    if memory.readonly:  # from another node's object store; torch warns about read-only memory
+        memory = np.frombuffer(memory, np.uint8).copy().data
+    return torch.frombuffer(memory, dtype=torch.uint8).view(getattr(torch, dtype)).view(shape)
+
+
+def map_tensor(path: str, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """Map a part of a file as a read-only tensor. Its attribute `origin` holds the four arguments."""
+    try:
+        array = np.memmap(path, dtype, "r", offset, shape)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} does not exist here; a mapped data file must be visible to all nodes under the same path"
+        ) from None
+    mapped: mmap.mmap = array._mmap  # type: ignore[attr-defined]  # numpy has no public name for it
+    mapped.madvise(mmap.MADV_RANDOM)  # batches are random rows, so reading ahead is useless
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # data is never written
+        tensor = torch.from_numpy(array)
+    setattr(tensor, "origin", (path, offset, shape, dtype))
+    return tensor
+
+
+def pack(obj: Any) -> tuple[bytes, list[memoryview]]:
+    """Return (code, memories): a pickle, and the memory of its tensors and arrays, not copied."""
+    memories: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=memories.append).dump(obj)
+    return file.getvalue(), [m.raw() for m in memories]
+
+
+def unpack(code: bytes, memories: list[memoryview]) -> Any:
+    """Invert `pack`. The tensors are views of `memories`."""
+    return pickle.loads(code, buffers=memories)
