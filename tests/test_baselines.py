@@ -143,7 +143,10 @@ def test_stopped_in_a_baseline_and_gone_on_with(tmp_path):
             {"model": {"name": "softmax", "freeze": ["1.bias"]}},
             "baselines: 'finetune' needs a run that trains the whole model",
         ),
-        ({"task": "regression", "data": "sine", "partition": "natural"}, "baselines: 'majority' is for classification"),
+        (
+            {"task": "regression", "data": "sine", "partition": "natural"},
+            "baselines: 'majority' needs a classification task",
+        ),
     ],
 )
 def test_refused_before_any_work(overrides, said, tmp_path):

@@ -1,4 +1,4 @@
-"""Evaluation: how a metric is spread over clients, and which rounds are best: by validation rows, never by test rows."""
+"""Evaluation: the spread of a metric over clients, and the best round (from validation rows, never test rows)."""
 
 import json
 
@@ -28,33 +28,35 @@ def test_worst10_is_the_mean_of_the_worst_tenth_rounded_up():
     assert spread(values, np.full(21, 50), low_is_good=True)["worst10"] == pytest.approx(0.19)
 
 
-def test_worst10_is_of_the_clients_with_ten_samples_where_there_are_some():
-    # 30 small clients with nothing right; of the 11 others ceil(1.1) = 2 count: .5 and .51
+def test_worst10_is_over_clients_with_ten_samples_if_there_are_any():
+    # 30 small clients with accuracy 0; of the 11 others ceil(1.1) = 2 count: .5 and .51
     values = np.concatenate([np.zeros(30), 0.5 + np.arange(11) / 100])
     sizes = np.concatenate([np.full(30, 9), np.full(11, 10)])
     assert spread(values, sizes)["worst10"] == pytest.approx(0.505)
-    assert spread(values, sizes)["mean"] == pytest.approx((11 * 0.5 + 0.55) / 41)  # all clients, as the rest
-    assert spread(values[:30] + 0.25, sizes[:30])["worst10"] == pytest.approx(0.25)  # none has ten: all
+    assert spread(values, sizes)["mean"] == pytest.approx((11 * 0.5 + 0.55) / 41)  # the mean is over all clients
+    assert spread(values[:30] + 0.25, sizes[:30])["worst10"] == pytest.approx(
+        0.25
+    )  # no client has ten samples, so all count
 
 
 def test_gini_of_extremes():
     assert gini(np.full(7, 0.3)) == pytest.approx(0.0, abs=1e-15)
-    assert gini(np.array([0.0, 0.0, 0.0, 1.0])) == pytest.approx(0.75)  # one has all: 1 - 1/N
-    assert gini(np.zeros(5)) == 0.0  # nothing to share, shared equally
+    assert gini(np.array([0.0, 0.0, 0.0, 1.0])) == pytest.approx(0.75)  # one client has everything: 1 - 1/N
+    assert gini(np.zeros(5)) == 0.0  # all values are equal
     assert gini(np.array([0.4])) == 0.0
 
 
-def test_gini_is_the_formula_over_all_pairs_and_has_no_unit():
+def test_gini_is_the_formula_over_all_pairs_and_ignores_scale():
     x = np.random.default_rng(0).exponential(size=50)
     pairs = np.abs(x[:, None] - x[None, :]).sum() / (2 * len(x) ** 2 * x.mean())
     assert gini(x) == pytest.approx(pairs) and gini(1000 * x) == pytest.approx(pairs)
 
 
-def test_there_is_no_gini_of_negative_values():
+def test_negative_values_have_no_gini():
     assert "gini" not in spread(np.array([-0.1, 0.2, 0.3, 0.4]), ENOUGH)
 
 
-def test_what_is_minimised():
+def test_which_metrics_are_minimised():
     assert all(
         map(
             minimised, ("val/loss", "eval/mse", "clients/loss_worst10", "clients/accuracy_gini", "clients/accuracy_std")
@@ -84,17 +86,17 @@ def rows_of(directory):
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_the_best_checkpoint_is_that_of_the_best_val_accuracy(tmp_path, every):
+def test_the_best_checkpoint_has_the_best_val_accuracy(tmp_path, every):
     fl.run(CONFIG, out=tmp_path, **{"checkpoint.every": every})
     rows = [row for row in rows_of(tmp_path) if "val/accuracy" in row]
     assert [row["round"] for row in rows] == [1, 3, 5, 7, 9, 11]
     best, of_test = (max(rows, key=lambda row: row[metric])["round"] for metric in ("val/accuracy", "eval/accuracy"))
     own = max(rows, key=lambda row: row["clients/accuracy_weighted"])["round"]
-    assert best not in (of_test, own, 11)  # otherwise this shows nothing: take another seed
+    assert best not in (of_test, own, 11)  # otherwise the test shows nothing: choose another seed
     assert checkpoint.load(tmp_path / "checkpoints", "best")["round"] == best + 1
 
 
-def test_without_a_val_split_the_train_loss_of_evaluated_rounds_tells(tmp_path):
+def test_without_a_val_split_the_train_loss_of_evaluated_rounds_decides(tmp_path):
     fl.run(CONFIG, out=tmp_path, seed=0, **{"splits.val": 0.0})
     rows = [row for row in rows_of(tmp_path) if "eval/accuracy" in row]
     best = min(rows, key=lambda row: row["train/loss"])["round"]

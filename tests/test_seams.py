@@ -1,4 +1,4 @@
-"""What the seams promise, by methods of `tests/toys.py` whose results are known on paper or by plain torch."""
+"""The interfaces of methods, with the methods of `tests/toys.py`. Expected results come from paper or plain torch."""
 
 import copy
 from pathlib import Path
@@ -41,17 +41,17 @@ CONSTANT = {"strategy": "fedavg", "client": toy("Constant")}
 
 
 @pytest.fixture
-def play(tmp_path):
-    """Runs a configuration; the simulation afterwards, with its `result`, and its `first` model."""
+def simulate(tmp_path):
+    """Run a configuration; return the simulation, with its `result` and its `first` model."""
 
-    def play(**overrides):
+    def simulate(**overrides):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with Simulation(resolve(read(copy.deepcopy(BASE), overrides)), folder) as simulation:
             simulation.first = simulation.run_setup.model.clone()
             simulation.result = simulation.run()
         return simulation
 
-    return play
+    return simulate
 
 
 def rows(simulation, direction: str, group: str) -> dict:
@@ -61,19 +61,19 @@ def rows(simulation, direction: str, group: str) -> dict:
     return {(r["round"], r["exchange"], r["client"]): r["encoded_bytes"] for r in found}
 
 
-def kept(simulation, client: int):
-    """The state of a client."""
+def client_state(simulation, client: int):
+    """Return the state of a client."""
     segments = Segments(simulation.directory / "clients")
     state = segments.read(simulation.states.locations(np.array([client]))[0])
     segments.close()
     return state
 
 
-def moved(simulation) -> torch.Tensor:
+def model_change(simulation) -> torch.Tensor:
     return (simulation.result.model - simulation.first).compact()
 
 
-def weighted(values, clients=ALL):
+def weighted_mean(values, clients=ALL):
     return float((np.asarray(values, float) * SIZES[clients]).sum() / SIZES[clients].sum())
 
 
@@ -83,11 +83,11 @@ def column(simulation, name):
 
 # -- exchanges --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("data", ["noise", "digits"])
-def test_three_exchanges(play, data):
+def test_three_exchanges(simulate, data):
     settings = {"cohort": {"name": "cyclic", "size": 4}, "rounds": 3, "model": {"name": "mlp", "hidden": [4]}}
     if data == "digits":
         settings |= {"data": "digits", "partition": {"name": "iid", "clients": 6}}
-    three = play(strategy=toy("ThreeExchanges"), client=toy("ThreeWorks"), **settings)
+    three = simulate(strategy=toy("ThreeExchanges"), client=toy("ThreeWorks"), **settings)
     x = three.run_setup.dataset.train["x"].astype(np.float64).reshape(len(three.run_setup.dataset), -1).sum(1)
     sums = np.array([x[three.run_setup.periods[0].partition.view_rows(c, "train")].sum() for c in ALL])
     cohorts = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
@@ -96,38 +96,40 @@ def test_three_exchanges(play, data):
     assert_allclose(column(three, "carried"), 1.0)  # shares of the sum
     latest = {0: 1, 1: 1, 2: 2, 3: 2, 4: 2, 5: 2}
     for client, round_ in latest.items():
-        state = kept(three, client)
+        state = client_state(three, client)
         assert state["visits"] == 2
         assert float(state["share"]) == pytest.approx(sums[client] / sums[cohorts[round_]].sum())
-    fedavg = play(strategy="fedavg", client="sgd", **settings)
+    fedavg = simulate(strategy="fedavg", client="sgd", **settings)
     # the third exchange of a round is FedAvg's only one, but at another address: other shuffles
     assert np.isfinite(column(three, "train/loss")).all()
     assert rows(three, "up", "model").keys() == {(r, 2, c) for r, _, c in rows(fedavg, "up", "model")}
     assert set(rows(three, "up", "sum").values()) == {8}
 
 
-def test_halves_of_a_cohort(play):
-    halves = play(strategy=toy("Halves"), client=toy("Constant"), rounds=1)
-    assert_allclose(moved(halves), weighted([1, 2, 3], ALL[:3]) - weighted([4, 5, 6], ALL[3:]), rtol=1e-5)
+def test_two_exchanges_with_half_of_the_cohort_each(simulate):
+    halves = simulate(strategy=toy("Halves"), client=toy("Constant"), rounds=1)
+    assert_allclose(
+        model_change(halves), weighted_mean([1, 2, 3], ALL[:3]) - weighted_mean([4, 5, 6], ALL[3:]), rtol=1e-5
+    )
     assert column(halves, "first") == [3] and column(halves, "second") == [12]
     assert sorted(rows(halves, "down", "model")) == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 5)]
 
 
-def test_setup_and_final(play):
-    staged = play(strategy=toy("Staged"), client=toy("Constant"))
-    mean = weighted(ALL + 1)
+def test_setup_and_final(simulate):
+    staged = simulate(strategy=toy("Staged"), client=toy("Constant"))
+    mean = weighted_mean(ALL + 1)
     setup, *rounds = staged.result.metrics
     assert setup["round"] == -1 and [row["start"] for row in rounds] == [3.5, 3.5]
     assert setup["uplink_bytes"] == 2 * len(ALL) * staged.first.nbytes  # two groups from everyone
-    assert_allclose(moved(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the number kept, client 0
+    assert_allclose(model_change(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the stored number, client 0
     assert_allclose(
         (staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5
-    )  # what a longer run goes on from
+    )  # a longer run continues from this state
 
 
-def test_setup_is_not_run_again(play):
+def test_setup_is_not_run_again(simulate):
     config = {"strategy": toy("Staged"), "client": toy("Constant"), "rounds": 3}
-    whole = play(**config)
+    whole = simulate(**config)
     with Simulation(resolve(read(copy.deepcopy(BASE), config)), whole.directory / "again") as simulation:
         simulation.run(stop=lambda: True)
     resumed = fl.resume(whole.directory / "again")
@@ -135,26 +137,26 @@ def test_setup_is_not_run_again(play):
     assert resumed.ledger.equals(whole.result.ledger)
 
 
-def test_a_longer_run_has_not_seen_the_final_stage(play):
-    """Neither its model, nor its place in the count of exchanges (so the shuffles are the same), nor its bytes."""
+def test_a_longer_run_does_not_contain_the_final_work(simulate):
+    """Neither its model, nor its number of exchanges (so the shuffles are the same), nor its bytes."""
     config = {"strategy": toy("Staged"), "client": {"lr": 0.1, "batch": 4}}
-    two, three = play(**config, rounds=2), play(**config, rounds=3)
+    two, three = simulate(**config, rounds=2), simulate(**config, rounds=3)
     again = fl.resume(two.directory)
     assert again.digest == two.result.digest and again.ledger.equals(two.result.ledger)
     longer = fl.resume(two.directory, rounds="+1")
     assert longer.digest == three.result.digest and longer.ledger.equals(three.result.ledger)
 
 
-def test_training_on_the_server(play):
-    fedavg = play(client={"lr": 0.1, "epochs": 1}, rounds=1)
-    trained = play(strategy=toy("ServerTrained", steps=3, lr=0.5), client={"lr": 0.1, "epochs": 1}, rounds=1)
+def test_training_on_the_server(simulate):
+    fedavg = simulate(client={"lr": 0.1, "epochs": 1}, rounds=1)
+    trained = simulate(strategy=toy("ServerTrained", steps=3, lr=0.5), client={"lr": 0.1, "epochs": 1}, rounds=1)
     assert_allclose(trained.result.model.compact(), 0.5**3 * fedavg.result.model.compact(), rtol=1e-6)
     assert trained.result.metrics[0]["server_seconds"] > 0 and "server_seconds" not in fedavg.result.metrics[0]
 
 
-# -- what goes down ---------------------------------------------------------------------------------------------------
-def test_every_way_down(play):
-    mixed = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=4)
+# -- broadcasts ---------------------------------------------------------------------------------------------------
+def test_every_part_of_a_broadcast(simulate):
+    mixed = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=4)
     # two clients for each third of the positions, each adding what is there: w -> w + 2 w
     assert_allclose(mixed.result.model.compact(), 3.0**4 * mixed.first.compact(), rtol=1e-6)
     for round_, row in enumerate(mixed.result.metrics):
@@ -163,39 +165,41 @@ def test_every_way_down(play):
     every = [(r, 0, c) for r in range(4) for c in ALL]
     assert rows(mixed, "down", "part") == dict.fromkeys(every, 7 * 4)
     assert rows(mixed, "down", "own") == rows(mixed, "down", "scale") == dict.fromkeys(every, 2 * 4)
-    assert rows(mixed, "down", "base") == {key: 5 * 4 for key in every if key[0] in (0, 2)}  # when its version is new
+    assert rows(mixed, "down", "base") == {
+        key: 5 * 4 for key in every if key[0] in (0, 2)
+    }  # only when its version is new
     assert rows(mixed, "down", "model") == {}
     assert rows(mixed, "up", "part") == dict.fromkeys(every, 7 * 4 + 3)  # a bitmap of 21 bits
     assert column(mixed, "downlink_bytes") == [6 * (28 + 8 + 8 + 20), 6 * (28 + 8 + 8)] * 2
 
 
-def test_a_hidden_model_is_evaluated_all_the_same(play):
-    run = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"splits.val": 0.3})
+def test_a_hidden_model_is_evaluated(simulate):
+    run = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"splits.val": 0.3})
     held = np.concatenate([run.run_setup.periods[0].partition.view_rows(c, "val") for c in ALL])
     x, y = (run.run_setup.dataset.train[name][held] for name in ("x", "y"))
     outputs = x @ run.result.model["1.weight"].numpy().T + run.result.model["1.bias"].numpy()
     assert run.result.metrics[0]["val/accuracy"] == pytest.approx((outputs.argmax(1) == y).mean())
 
 
-def test_what_is_selected_goes_through_the_codec(play):
-    mixed = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"codec.down": "fp16"})
+def test_selected_elements_pass_the_codec(simulate):
+    mixed = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=1, **{"codec.down": "fp16"})
     received = mixed.first.compact().half().float()
     assert_allclose(mixed.result.model.compact(), mixed.first.compact() + 2 * received, rtol=1e-6)
     assert set(rows(mixed, "down", "part").values()) == {7 * 2}
 
 
-def test_a_client_new_to_a_static_group_is_sent_it(play):
-    mixed = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=3, cohort={"name": "cyclic", "size": 4})
+def test_a_new_client_receives_the_static_group(simulate):
+    mixed = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=3, cohort={"name": "cyclic", "size": 4})
     # cohorts 0123, 4501, 2345; the version changes in round 2
     fresh = {0: [0, 1, 2, 3], 1: [4, 5], 2: [2, 3, 4, 5]}
     assert sorted(rows(mixed, "down", "base")) == [(r, 0, c) for r, clients in fresh.items() for c in clients]
 
 
-def test_another_module(play):
+def test_clients_train_another_module(simulate):
     """One full-batch step of the narrow network, by plain torch."""
     settings = {"model": {"name": "mlp", "hidden": [4]}, "cohort.clients": [2], "rounds": 1}
     client = {"lr": 0.5, "batch": "full", "epochs": 1}
-    narrow = play(strategy=toy("Narrow", width=2), client=client, **settings)
+    narrow = simulate(strategy=toy("Narrow", width=2), client=client, **settings)
     w = {name: narrow.first[name].clone() for name in narrow.first}
     part = [w["1.weight"][:2], w["1.bias"][:2], w["3.weight"][:, :2], w["3.bias"]]
     leaves = [t.clone().requires_grad_() for t in part]
@@ -210,18 +214,18 @@ def test_another_module(play):
     assert set(rows(narrow, "down", "model").values()) == {4 * (2 * 6 + 2 + 3 * 2 + 3)}
 
 
-def test_another_module_with_a_config_for_each_client(play):
-    """Odd clients stand still: a cohort of 0 and 1 moves by client 0's step in its share of the samples."""
+def test_another_module_with_a_config_per_client(simulate):
+    """Odd clients take no step. A cohort of 0 and 1 moves by client 0's step times its share of the samples."""
     settings = {"model": {"name": "mlp", "hidden": [4]}, "rounds": 1, "strategy": toy("Narrow", per_client=True)}
     client = toy("ReadsConfig", lr=0.5, batch="full")
-    both, even, odd = (play(client=client, **settings, **{"cohort.clients": c}) for c in ([0, 1], [0], [1]))
-    assert not moved(odd).any() and moved(even).any()
-    assert_allclose(moved(both), moved(even) * (SIZES[0] / SIZES[:2].sum()), rtol=1e-4, atol=1e-7)
+    both, even, odd = (simulate(client=client, **settings, **{"cohort.clients": c}) for c in ([0, 1], [0], [1]))
+    assert not model_change(odd).any() and model_change(even).any()
+    assert_allclose(model_change(both), model_change(even) * (SIZES[0] / SIZES[:2].sum()), rtol=1e-4, atol=1e-7)
 
 
-# -- what comes up ----------------------------------------------------------------------------------------------------
-def test_class_means_are_the_centralised_ones(play):
-    run = play(
+# -- updates ----------------------------------------------------------------------------------------------------
+def test_class_means_are_the_centralised_ones(simulate):
+    run = simulate(
         strategy=toy("ClassMeans"),
         rounds=1,
         cohort={"name": "fixed", "clients": [0, 2, 5]},
@@ -238,20 +242,24 @@ def test_class_means_are_the_centralised_ones(play):
     assert rows(run, "up", "means") == {(0, 0, c): k * (8 + 6 * 4 + 8) for c, k in classes.items()}
 
 
-def test_a_reduction_for_each_group(play):
-    run = play(strategy=toy("MeanAndMedian"), client=toy("Constant"), rounds=1, **{"cohort.clients": [0, 1, 3, 4, 5]})
+def test_a_reduction_for_each_group(simulate):
+    run = simulate(
+        strategy=toy("MeanAndMedian"), client=toy("Constant"), rounds=1, **{"cohort.clients": [0, 1, 3, 4, 5]}
+    )
     clients = np.array([0, 1, 3, 4, 5])
-    assert_allclose(moved(run), weighted(clients + 1, clients) + 16, rtol=1e-5)  # the median of 1, 4, 16, 25, 36
+    assert_allclose(
+        model_change(run), weighted_mean(clients + 1, clients) + 16, rtol=1e-5
+    )  # the median of 1, 4, 16, 25, 36
 
 
-def test_clip(play):
-    """Client c sends c + 1 in 21 coordinates, of norm (c + 1) sqrt(21): with a bound of 3 sqrt(21) it is min(c + 1, 3)."""
-    run = play(**CONSTANT, rounds=1, transforms=[{"name": "clip", "bound": 3 * 21**0.5}])
-    assert_allclose(moved(run), weighted(np.minimum(ALL + 1, 3)), rtol=1e-5)
+def test_clip(simulate):
+    """Client c sends c + 1 in 21 coordinates, norm (c + 1) sqrt(21). The bound 3 sqrt(21) makes it min(c + 1, 3)."""
+    run = simulate(**CONSTANT, rounds=1, transforms=[{"name": "clip", "bound": 3 * 21**0.5}])
+    assert_allclose(model_change(run), weighted_mean(np.minimum(ALL + 1, 3)), rtol=1e-5)
 
 
 CODECS = {
-    # the server's mean is of 0.1 (c + 1) as codecs leave it; of equal numbers top_k keeps the first
+    # the server averages the decoded 0.1 (c + 1); of equal numbers top_k keeps the first
     "fp16": (["fp16"], lambda v, i: float(np.float16(v)), 21 * 2),
     "top_k": ([{"name": "top_k", "ratio": 0.25}], lambda v, i: v * (i < 5), 5 * 4 + 3),  # a bitmap of 21 bits
     "both": ([{"name": "top_k", "ratio": 0.25}, "fp16"], lambda v, i: float(np.float16(v)) * (i < 5), 5 * 2 + 3),
@@ -259,11 +267,11 @@ CODECS = {
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_the_server_sees_what_was_decoded(play, name):
+def test_the_server_sees_what_was_decoded(simulate, name):
     codec, decoded, size = CODECS[name]
-    run = play(strategy="fedavg", client=toy("Constant", value=0.1), rounds=1, **{"codec.up": codec})
-    expected = [weighted([decoded(np.float32(0.1) * np.float32(c + 1), i) for c in ALL]) for i in range(21)]
-    assert_allclose(moved(run), expected, rtol=1e-5, atol=1e-7)
+    run = simulate(strategy="fedavg", client=toy("Constant", value=0.1), rounds=1, **{"codec.up": codec})
+    expected = [weighted_mean([decoded(np.float32(0.1) * np.float32(c + 1), i) for c in ALL]) for i in range(21)]
+    assert_allclose(model_change(run), expected, rtol=1e-5, atol=1e-7)
     assert set(rows(run, "up", "model").values()) == {size}
     assert set(rows(run, "down", "model").values()) == {21 * 4}
     assert run.result.metrics[0]["uplink_bytes"] == 6 * 2 * size  # "model" and "extra"
@@ -271,11 +279,11 @@ def test_the_server_sees_what_was_decoded(play, name):
 
 # -- local training ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("plan", ["loop", "flat", "vmap"])
-def test_phases_alternate(play, plan):
+def test_phases_alternate(simulate, plan):
     """One full-batch step of the head at the old body, then one of the body at the new head, by plain torch."""
     client = toy("HeadThenBody", lr=0.5, batch="full")
     settings = {"model": {"name": "mlp", "hidden": [4]}, "cohort.clients": [2], "rounds": 1, "execution.plan": plan}
-    run = play(client=client, **settings)
+    run = simulate(client=client, **settings)
     mine = DATA.load().clients == 2
     x, y = (torch.from_numpy(DATA.load().train[name][mine]) for name in ("x", "y"))
     w = {name: run.first[name].clone().requires_grad_() for name in run.first}
@@ -287,16 +295,16 @@ def test_phases_alternate(play, plan):
             w[name] = (w[name] - 0.5 * grad).detach().requires_grad_()
     for name in w:
         assert_allclose(run.result.model[name], w[name].detach(), rtol=1e-5, atol=1e-6)
-    still = play(client={**client, "body": ["3.*"]}, **settings)
+    still = simulate(client={**client, "body": ["3.*"]}, **settings)
     for name in ("1.weight", "1.bias"):
         assert torch.equal(still.result.model[name], still.first[name])  # to the bit
 
 
-def test_evaluation_of_what_clients_make_of_the_model(play):
-    """stage: trained. The server stands still (lr=0); a client's loss is after one full-batch step of its own."""
+def test_evaluation_after_local_training(simulate):
+    """stage: trained. The server does not move (lr=0). A client's loss is taken after one full-batch step."""
     settings = {"strategy": {"name": "fedavg", "lr": 0.0}, "rounds": 1, "splits": {"val": 0.3}}
     client = {"lr": 0.5, "batch": "full"}
-    run = play(client=client, **settings, **{"evaluation.stage": "trained"})
+    run = simulate(client=client, **settings, **{"evaluation.stage": "trained"})
     total = correct = count = 0.0
     for c in ALL:
         w, b = (run.first[name].clone().requires_grad_() for name in ("1.weight", "1.bias"))
@@ -316,16 +324,16 @@ def test_evaluation_of_what_clients_make_of_the_model(play):
     row = run.result.metrics[0]
     assert row["val/loss"] == pytest.approx(total / count, rel=1e-5)
     assert row["val/accuracy"] == pytest.approx(correct / count)
-    assert run.result.digest == play(client=client, **settings).result.digest
-    assert not moved(run).any()
+    assert run.result.digest == simulate(client=client, **settings).result.digest
+    assert not model_change(run).any()
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
-def test_an_error_names_client_round_and_stage(play):
+def test_an_error_names_client_round_and_stage(simulate):
     with pytest.raises(ClientError, match=r"client 3, round 1, stage 'train': RuntimeError: out of battery"):
-        play(strategy="fedavg", client=toy("Constant", fails=[3]))
+        simulate(strategy="fedavg", client=toy("Constant", fails=[3]))
     with pytest.raises(ClientError, match=r"client 3, round 1, stage 'reduce': .*the update of client 3 is not finite"):
-        play(strategy="fedavg", client=toy("Constant", fails=[3], how="nan"))
+        simulate(strategy="fedavg", client=toy("Constant", fails=[3], how="nan"))
 
 
 @pytest.mark.parametrize(
@@ -336,53 +344,53 @@ def test_an_error_names_client_round_and_stage(play):
         ("adapted", r"client 3, round 0, stage 'evaluate/adapted'"),
     ],
 )
-def test_an_error_in_an_evaluation_names_its_place(play, stage, who):
+def test_an_error_in_an_evaluation_names_its_place(simulate, stage, who):
     client = toy("FailsToPredict", fails=[-1 if stage == "received" else 3])
     evaluation = {"stage": stage} | ({"adapt": client} if stage == "adapted" else {})
     digits = {"data": "digits", "partition": {"name": "iid", "clients": 6}}  # with a test set of the server's
     with pytest.raises(ClientError, match=who + ": RuntimeError: out of memory"):
-        play(strategy="fedavg", client=client, splits={"test": 0.3}, evaluation=evaluation, **digits)
+        simulate(strategy="fedavg", client=client, splits={"test": 0.3}, evaluation=evaluation, **digits)
 
 
 @pytest.mark.parametrize("how", ["raise", "nan"])
-def test_a_client_that_fails_is_dropped(play, how):
-    run = play(
+def test_a_client_that_fails_is_dropped(simulate, how):
+    run = simulate(
         strategy="fedavg", client=toy("Constant", fails=[3], how=how), rounds=2, **{"execution.on_client_error": "drop"}
     )
     others = ALL[ALL != 3]
-    assert_allclose(moved(run), weighted(ALL + 1) + weighted(others + 1, others), rtol=1e-5)
+    assert_allclose(model_change(run), weighted_mean(ALL + 1) + weighted_mean(others + 1, others), rtol=1e-5)
     first, second = run.result.metrics
     assert (first["dropped"], second["dropped"]) == (0, 1) and "errors" not in first
     assert len(second["errors"]) == 1 and "client 3" in second["errors"][0]
-    assert second["train/loss"] == pytest.approx(weighted(others + 1, others))
-    assert kept(run, 3) == {"visits": 1, "round": 0}  # as the last round it was in left it
-    assert kept(run, 2) == {"visits": 2, "round": 1}
+    assert second["train/loss"] == pytest.approx(weighted_mean(others + 1, others))
+    assert client_state(run, 3) == {"visits": 1, "round": 0}  # from its last round
+    assert client_state(run, 2) == {"visits": 2, "round": 1}
 
 
-def test_all_may_fail(play):
-    run = play(
+def test_all_may_fail(simulate):
+    run = simulate(
         strategy="fedavg", client=toy("Constant", fails=ALL.tolist()), rounds=3, **{"execution.on_client_error": "drop"}
     )
     assert column(run, "dropped") == [0, 6, 0]
-    assert_allclose(moved(run), 2 * weighted(ALL + 1), rtol=1e-5)
+    assert_allclose(model_change(run), 2 * weighted_mean(ALL + 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.5}])  # top_k raises on a NaN
 @pytest.mark.parametrize("plan", ["loop", "compiled", "stacked", "flat", "vmap"])
-def test_one_of_many_that_train_together_is_dropped(play, plan, codec):
+def test_one_client_of_a_chunk_is_dropped(simulate, plan, codec):
     settings = {"data": toy("Poisoned"), "rounds": 1, "codec.up": codec, "client": {"lr": 0.1, "batch": 4}}
-    run = play(**settings, **{"execution.plan": plan, "execution.on_client_error": "drop"})
+    run = simulate(**settings, **{"execution.plan": plan, "execution.on_client_error": "drop"})
     assert column(run, "dropped") == [1] and "client 3" in run.result.metrics[0]["errors"][0]
-    alone = play(**settings, **{"execution.plan": plan, "cohort.clients": [0, 1, 2, 4, 5]})
-    assert_allclose(moved(run), moved(alone), rtol=1e-4, atol=1e-6)
+    alone = simulate(**settings, **{"execution.plan": plan, "cohort.clients": [0, 1, 2, 4, 5]})
+    assert_allclose(model_change(run), model_change(alone), rtol=1e-4, atol=1e-6)
     assert np.isfinite(column(run, "train/loss")).all()
 
 
-def test_groups_that_do_not_fit_are_refused(play):
+def test_groups_that_do_not_fit_are_refused(simulate):
     with pytest.raises(ConfigError, match="extra"):
-        play(strategy=toy("MeanAndMedian"), client="sgd")
+        simulate(strategy=toy("MeanAndMedian"), client="sgd")
     with pytest.raises(ConfigError, match="fedavg|model"):
-        play(strategy="fedavg", client=toy("OwnClassMeans"))
+        simulate(strategy="fedavg", client=toy("OwnClassMeans"))
 
 
 def test_overrides_leave_the_dict_alone(tmp_path):

@@ -9,8 +9,8 @@
 
 A client with private tensors, such as a head, keeps them in its state and inserts them in `start`.
 
-The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C clients
-at once: `Params` then hold C clients, and numbers per client are tensors (C,).
+The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C
+clients at once: `Params` then hold C clients, and numbers per client are tensors (C,).
 """
 
 from __future__ import annotations
@@ -142,9 +142,9 @@ class LocalTraining(ClientAlgorithm):
         return (phase.at_rate(self.lr, round_, rounds),)
 
     def phases_of(self, inputs: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
-        """Return the phases, for a method whose trained tensors depend on the inputs. Default: `phases`.
+        """Return the phases, for a method that needs the inputs to name the trained tensors. Default: `phases`.
 
-        The number of steps and samples must be that of `phases`.
+        Numbers of steps and samples must equal those of `phases`, because `workload` uses `phases`.
         """
         return self.phases(round_, rounds)
 

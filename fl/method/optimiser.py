@@ -20,7 +20,7 @@ from fl.tensors.params import Params, zeros_like
 class LRSchedule:
     """A learning rate over rounds or over local steps: lr(t) = start * f(t) * min(1, (t + 1) / warmup).
 
-    constant: f = 1        cosine: f = (1 + cos(pi x)) / 2        linear: f = 1 - x        step: f = factor ** floor(t / every)
+    constant: f = 1     cosine: f = (1 + cos(pi x)) / 2     linear: f = 1 - x      step: f = factor ** floor(t / every)
 
     t is the round or the local step, from 0, and x = min(t / over, 1).
 
@@ -97,7 +97,7 @@ class Optimiser:
 class SGD(Optimiser):
     """Stochastic gradient descent, with momentum and weight decay if they are not 0.
 
-    d = g + weight_decay w;    v <- momentum v + d  (v = 0 at first);    w <- w - lr v  (Nesterov: w - lr (d + momentum v))
+    d = g + weight_decay w;  v <- momentum v + d (v = 0 at first);  w <- w - lr v  (Nesterov: w - lr (d + momentum v))
 
     >>> params, grad = (Params.of({"w": torch.tensor([value])}) for value in (1.0, 0.5))
     >>> sgd = SGD(momentum=0.9)
@@ -140,8 +140,8 @@ class Adam(Optimiser):
 
     m <- b1 m + (1 - b1) g;    v <- b2 v + (1 - b2) g^2;    w <- w - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
-    in step k = 1, 2, ..., after w <- (1 - lr weight_decay) w.  Kingma, Ba 2015, arXiv:1412.6980; the decay is that of
-    AdamW, Loshchilov, Hutter 2019, arXiv:1711.05101.
+    in step k = 1, 2, ..., after w <- (1 - lr weight_decay) w.  Kingma, Ba 2015, arXiv:1412.6980. The weight decay is
+    AdamW's: Loshchilov, Hutter 2019, arXiv:1711.05101.
 
     >>> params, grad = (Params.of({"w": torch.tensor([value])}) for value in (1.0, 4.0))
     >>> adam = Adam()

@@ -4,7 +4,7 @@ Everything that lasts from round to round is in its state, a tree of tensors, nu
 
 The simple form defines `init` and `step`. Defaults: `broadcast` sends the model, `reduction` is the weighted mean.
 
-    state = init(model)        each round:  broadcast(state) ~~> clients ~~> reduction(state)  ->  state = step(state, reduced)
+    state = init(model)     each round: broadcast(state) ~~> clients ~~> reduction(state); state = step(state, reduced)
 
 The full form defines the round as a generator. It yields requests (fl/method/requests.py) and is sent their answers.
 The simple form is one exchange:
@@ -43,21 +43,27 @@ Metrics = Mapping[str, Any]  # name -> number, tensor () or JSON value
 class ServerContext:
     """What a strategy knows besides its state.
 
-    Attributes:
-        seed: seed of the run.
-        round: the round, from 0.
-        rounds: number of rounds planned.
-        population: number of clients.
-        cohort: ids of the round's clients, ascending, (n,); empty in `setup` and `final`.
-        task: the loss and the metrics.
-        module: the model's structure; its weights have no meaning.
-        frozen: tensors of the model that are not trained.
-        period: index of the current task of a stream, from 0.
-        period_begins: whether this is the first round of the task.
-        period_ends: whether this is the last round of the task.
-        server: the server's own training data by name, (N, ...) each.
-        test: the server's test set by name, (N, ...) each.
-        tiers: number of tiers of a tiered server; else 1.
+        Attributes:
+            seed: seed of the run.
+            round: the round, from 0.
+            rounds: number of rounds planned.
+            population: number of clients.
+            cohort: ids of the round's clients, ascending, (n,); empty in `setup` and `final`.
+            task: the loss and the metrics.
+            module: the model's structure; its weights have no meaning.
+            frozen: tensors of the model that are not trained.
+    <<<<<<< HEAD
+            period: index of the current task of a stream, from 0.
+            period_begins: whether this is the first round of the task.
+            period_ends: whether this is the last round of the task.
+    =======
+            period: index of the current period of a stream, from 0.
+            period_begins: whether this is the first round of the period.
+            period_ends: whether this is the last round of the period.
+    >>>>>>> method
+            server: the server's own training data by name, (N, ...) each.
+            test: the server's test set by name, (N, ...) each.
+            tiers: number of tiers of a tiered server; else 1.
     """
 
     seed: int
