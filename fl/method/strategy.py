@@ -43,27 +43,21 @@ Metrics = Mapping[str, Any]  # name -> number, tensor () or JSON value
 class ServerContext:
     """What a strategy knows besides its state.
 
-        Attributes:
-            seed: seed of the run.
-            round: the round, from 0.
-            rounds: number of rounds planned.
-            population: number of clients.
-            cohort: ids of the round's clients, ascending, (n,); empty in `setup` and `final`.
-            task: the loss and the metrics.
-            module: the model's structure; its weights have no meaning.
-            frozen: tensors of the model that are not trained.
-    <<<<<<< HEAD
-            period: index of the current task of a stream, from 0.
-            period_begins: whether this is the first round of the task.
-            period_ends: whether this is the last round of the task.
-    =======
-            period: index of the current period of a stream, from 0.
-            period_begins: whether this is the first round of the period.
-            period_ends: whether this is the last round of the period.
-    >>>>>>> method
-            server: the server's own training data by name, (N, ...) each.
-            test: the server's test set by name, (N, ...) each.
-            tiers: number of tiers of a tiered server; else 1.
+    Attributes:
+        seed: seed of the run.
+        round: the round, from 0.
+        rounds: number of rounds planned.
+        population: number of clients.
+        cohort: ids of the round's clients, ascending, (n,); empty in `setup` and `final`.
+        task: the loss and the metrics.
+        module: the model's structure; its weights have no meaning.
+        frozen: tensors of the model that are not trained.
+    period: index of the current period of a stream, from 0.
+    period_begins: whether this is the first round of the period.
+    period_ends: whether this is the last round of the period.
+        server: the server's own training data by name, (N, ...) each.
+        test: the server's test set by name, (N, ...) each.
+        tiers: number of tiers of a tiered server; else 1.
     """
 
     seed: int
