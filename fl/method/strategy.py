@@ -52,9 +52,9 @@ class ServerContext:
         task: the loss and the metrics.
         module: the model's structure; its weights have no meaning.
         frozen: tensors of the model that are not trained.
-    period: index of the current period of a stream, from 0.
-    period_begins: whether this is the first round of the period.
-    period_ends: whether this is the last round of the period.
+        period: index of the current period of a stream, from 0.
+        period_begins: whether this is the first round of the period.
+        period_ends: whether this is the last round of the period.
         server: the server's own training data by name, (N, ...) each.
         test: the server's test set by name, (N, ...) each.
         tiers: number of tiers of a tiered server; else 1.
