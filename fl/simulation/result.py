@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl.simulation.totals import Row
+from fl.storage.run import RunDirectory, read_metrics
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest
 
@@ -54,3 +55,20 @@ class Result:
         row = {"directory": str(self.directory), "reason": self.reason, "digest": self.digest, "final": last, **totals}
         others = {name: result.summary for name, result in self.baselines.items()}
         return {**row, "baselines": others} if others else row
+
+
+def save_result(folder: RunDirectory, round_: int, reason: str, model: Params) -> Result:
+    """Write the final model and the tables of a run, and return its result.
+
+    Args:
+        folder: the run directory.
+        round_: rounds done.
+        reason: why the run ends.
+        model: the model after the last round.
+    """
+    from safetensors.torch import save_file
+
+    copies = {name: tensor.clone() for name, tensor in model.items()}
+    save_file(copies, folder.path / "model.safetensors", {"round": str(round_)})
+    folder.export()
+    return Result(read_metrics(folder.path), model, folder.path, reason)

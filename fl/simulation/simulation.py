@@ -5,9 +5,8 @@ sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,24 @@ from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.job import Job
-from fl.execution.training.plan import Plan
 from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
-from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation.agreement import check_groups
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
-from fl.simulation.evaluation import assess, evaluate, forgetting
+from fl.simulation.evaluation import evaluate, forgetting
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
-from fl.simulation.result import Result
+from fl.simulation.requests import carry_out, first_request
+from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping
 from fl.simulation.totals import Row
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
-from fl.storage.run import RunDirectory, read_metrics
+from fl.storage.run import RunDirectory
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
@@ -95,12 +93,17 @@ class Simulation:
             with span("server", "round", self.round):
                 row = self.one_round()
                 interrupted = stop()
-                if self.finished or interrupted or self.best_pending or self.round % self._rounds_per_commit == 0:
+                if (
+                    self.finished
+                    or interrupted
+                    or self.best_pending
+                    or self.round % rounds_per_commit(self.config) == 0
+                ):
                     self.commit()
             watch("round", row)
         if interrupted and not self.finished:
-            return self._result("interrupted", self.config.strategy.model(self.state))
-        return self._result(self.stopping.reason or "all rounds done", self._after_rounds())
+            return save_result(self.folder, self.round, "interrupted", self.config.strategy.model(self.state))
+        return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", self._after_rounds())
 
     def one_round(self) -> Row:
         """Sample a cohort, let the strategy broadcast, train, reduce and step, and evaluate; return the round's metrics."""
@@ -143,21 +146,6 @@ class Simulation:
                 self.pending.append({"round": SETUP, **totals, "wall_seconds": time.perf_counter() - start})
             self.setup_done = True
 
-    def rehearse(self, rounds: Iterable[int], plan: Plan) -> list[Row]:
-        """Run rounds from the present state with another plan, and return their metrics; only client states change."""
-        trial = copy.copy(self)
-        trial.run_setup = self.run_setup.with_plan(plan)
-        trial.config = trial.run_setup.config
-        trial.exchanges = self._new_runner(trial.run_setup)
-        trial.exchanges.restore(copy.deepcopy(self.exchanges.record()))
-        trial.stopping, trial.pending, trial.accuracy_matrix = Stopping(trial.config), [], []
-        for trial.round in rounds:
-            trial.one_round()
-        self.folder.forget()
-        self.states.commit()  # frees what many rehearsals would leave on disk
-        self.states.sweep()
-        return trial.pending
-
     # -- parts of a round -----------------------------------------------------------------------------------------
     def _sample(self) -> np.ndarray:
         """Draw the cohort, and begin the round at the virtual time at which it starts."""
@@ -178,25 +166,7 @@ class Simulation:
             except StopIteration as end:
                 self.state, metrics = end.value
                 return {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
-            match request:
-                case Exchange():
-                    answer = self.exchanges.run(request)
-                case ServerWork():
-                    answer = self._server_work(request)
-                case Transfer():
-                    answer = self.exchanges.transfer(request)
-                case Evaluate():
-                    answer = assess(self.exchanges, request)
-                case _:
-                    name = type(self.config.strategy).__name__
-                    raise TypeError(f"{name} yielded {request!r}, not an Exchange, ServerWork, Transfer or Evaluate")
-
-    def _server_work(self, request: ServerWork) -> Any:
-        start = time.perf_counter()
-        with span("server", "work"):
-            answer = self.executor.call(request.fn, *request.args)
-        self.exchanges.totals.server_seconds += time.perf_counter() - start
-        return answer
+            answer = carry_out(request, self.exchanges, self.executor)
 
     def _evaluate(self, cohort: np.ndarray) -> Row:
         """Evaluate the strategy's model, with whatever else clients receive beside it."""
@@ -233,7 +203,7 @@ class Simulation:
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
         self.folder = RunDirectory(self.directory, Ledger, record and record["lengths"])
-        self.exchanges = self._new_runner(self.run_setup)
+        self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
         if record:
             self._restore(record)
         else:
@@ -241,17 +211,9 @@ class Simulation:
             self.folder.describe(facts | {"data_sha256": self.run_setup.dataset.digest()})
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds
 
-    def _new_runner(self, run_setup: RunSetup) -> ExchangeRunner:
-        kind = AsynchronousRunner if isinstance(self.config.server, Asynchronous) else ExchangeRunner
-        return kind(run_setup, self.executor, self.states, self.folder)
-
     def _first_request(self) -> Any:
-        """Return what the strategy yields first in the present round, for some cohort."""
-        cohort = np.arange(min(self.run_setup.trainable, 2))
-        generator = self.config.strategy.round(self.state, self._context(cohort))
-        request = next(generator, None)
-        generator.close()
-        return request
+        context = self._context(np.arange(min(self.run_setup.trainable, 2)))
+        return first_request(self.config.strategy, self.state, context)
 
     @property
     def rounds(self) -> int:
@@ -311,12 +273,6 @@ class Simulation:
             self.states.sweep()
             self.pending, self.best_pending = [], False
 
-    @property
-    def _rounds_per_commit(self) -> int:
-        server = self.config.server
-        in_flight = server.concurrency // server.buffer if isinstance(server, Buffered) else 1
-        return self.config.checkpoint.every or max(1, in_flight)
-
     def _after_rounds(self) -> Params:
         """Let the strategy do its work after the last round; return the model. No commit contains this work."""
         with span("server", "final"):
@@ -327,17 +283,22 @@ class Simulation:
             self.folder.flush()
             return model
 
-    def _result(self, reason: str, model: Params) -> Result:
-        from safetensors.torch import save_file
-
-        tensors_ = {name: tensor.clone() for name, tensor in model.items()}
-        save_file(tensors_, self.directory / "model.safetensors", {"round": str(self.round)})
-        self.folder.export()
-        return Result(read_metrics(self.directory), model, self.directory, reason)
-
     def __enter__(self) -> Simulation:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.executor.close()
         self.folder.close()
+
+
+def new_runner(run_setup: RunSetup, executor: Executor, states: ClientStates, folder: RunDirectory) -> ExchangeRunner:
+    """Make what carries out the exchanges of a run."""
+    kind = AsynchronousRunner if isinstance(run_setup.config.server, Asynchronous) else ExchangeRunner
+    return kind(run_setup, executor, states, folder)
+
+
+def rounds_per_commit(config: Config) -> int:
+    """Return the rounds between commits. A buffered server's commit waits for all clients in flight, so it has fewer."""
+    server = config.server
+    in_flight = server.concurrency // server.buffer if isinstance(server, Buffered) else 1
+    return config.checkpoint.every or max(1, in_flight)

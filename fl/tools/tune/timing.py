@@ -11,6 +11,7 @@ from fl.config.config import Config
 from fl.execution.section import Execution
 from fl.execution.workers.executor import Executor, Job, Serial
 from fl.execution.workers.ray import Ray
+from fl.simulation.rehearsal import rehearse
 from fl.simulation.setup import RunSetup
 from fl.simulation.simulation import Simulation
 from fl.storage.clients import ClientStates
@@ -126,7 +127,7 @@ class RoundTimer:
     def run(self, candidate: Candidate, rounds: Sequence[int]) -> Turn:
         """Run rounds with a candidate."""
         self._executor.use(candidate.workers)
-        rows = self._simulation.rehearse(rounds, candidate.plan)
+        rows = rehearse(self._simulation, rounds, candidate.plan)
         clients, dropped = (sum(row[key] for row in rows) for key in ("cohort_size", "dropped"))
         turn = Turn(len(rounds), clients, dropped, sum(row["wall_seconds"] for row in rows))
         self.last[candidate] = turn
