@@ -39,8 +39,8 @@ class FedBABU(LocalTraining):
         checks.one_of(("all", "head", "body"), tune=self.tune)
         checks.not_negative(tune_epochs=self.tune_epochs, hint="0 predicts without fine-tuning")
 
-    def start(self, given: TrainingInputs) -> Params:
-        return given.received["model"].select(shared_names(given))  # all other tensors keep their initial values
+    def start(self, inputs: TrainingInputs) -> Params:
+        return inputs.received["model"].select(shared_names(inputs))  # all other tensors keep their initial values
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         (phase,) = super().phases(round_, rounds)

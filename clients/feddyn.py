@@ -24,8 +24,8 @@ class FedDyn(LocalTraining):
 
     receives: ClassVar[tuple[str, ...]] = ("model", "alpha")
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        return zeros_like(given.received["model"])
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return zeros_like(inputs.received["model"])
 
     def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
         return grad - at.state.select(at.phase.trains) + at.config["alpha"] * (params - at.start)

@@ -33,6 +33,6 @@ class FedExLoRA(LoRA):
         increments = [group for name, group in ctx.received.items() if name.partition(".")[0] == "base"]
         return replace(ctx, initial=replace(ctx.initial, frozen=adapter.folded(ctx.initial.frozen, increments)))
 
-    def start(self, given: TrainingInputs) -> Params:
-        received = {name: group for name, group in given.received.items() if name.partition(".")[0] != "base"}
-        return super().start(replace(given, received=received))
+    def start(self, inputs: TrainingInputs) -> Params:
+        received = {name: group for name, group in inputs.received.items() if name.partition(".")[0] != "base"}
+        return super().start(replace(inputs, received=received))

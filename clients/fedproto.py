@@ -24,14 +24,7 @@ from torch import Tensor, nn
 
 from clients.local import Local
 from clients.measure import features_of, representations
-from fl import Batch, ClientContext, Reply, StepContext, Table, Task, Tree, checks, register
-
-
-def class_means(z: Tensor, y: Tensor) -> Table:
-    """(B, D), (B,) -> the mean of z and the number of samples of each class that occurs."""
-    keys, owner, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    sums = z.new_zeros(len(keys), z.shape[1]).index_add(0, owner, z)
-    return Table(keys, sums / counts[:, None], counts)
+from fl import Batch, ClientContext, Reply, StepContext, Table, Task, Tree, checks, class_means, register
 
 
 def pull(z: Tensor, y: Tensor, prototypes: Table) -> Tensor:

@@ -39,8 +39,8 @@ class FedRep(Partial):
         head = replace(body, epochs=self.head_epochs, steps=None, name="head")
         return head.at_rate(rate, round_, rounds), replace(body, name="body")
 
-    def phases_of(self, given: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
+    def phases_of(self, inputs: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
         head, body = self.phases(round_, rounds)
-        if given.state is None:
+        if inputs.state is None:
             return (body,)
-        return replace(head, trains=tuple(given.state)), replace(body, trains=tuple(shared_names(given)))
+        return replace(head, trains=tuple(inputs.state)), replace(body, trains=tuple(shared_names(inputs)))

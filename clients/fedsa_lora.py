@@ -24,12 +24,12 @@ class FedSALoRA(LocalTraining):
     sends: ClassVar[tuple[str, ...]] = ("model", "head")
     optional: ClassVar[tuple[str, ...]] = ("head",)
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        shared = {name for group in given.received.values() for name in group}
-        return given.initial.trained.select([name for name in given.initial.trained if name not in shared])
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        shared = {name for group in inputs.received.values() for name in group}
+        return inputs.initial.trained.select([name for name in inputs.initial.trained if name not in shared])
 
-    def start(self, given: TrainingInputs) -> Params:
-        return join(*given.received.values(), given.state)
+    def start(self, inputs: TrainingInputs) -> Params:
+        return join(*inputs.received.values(), inputs.state)
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         sent = {group: end.delta.select(received) for group, received in end.received.items()}

@@ -18,7 +18,7 @@ from fl import Params, TrainingInputs, adapter, register
 class FFALoRA(LoRA):
     """Local training of the B halves of adapters (and a head)."""
 
-    def start(self, given: TrainingInputs) -> Params:
-        model = super().start(given)
+    def start(self, inputs: TrainingInputs) -> Params:
+        model = super().start(inputs)
         frozen = set(adapter.first(model))
         return model.select([name for name in model if name not in frozen])

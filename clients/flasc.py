@@ -41,8 +41,8 @@ class FLASC(LocalTraining):
 
     receives: ClassVar[tuple[str, ...]] = ("model", "up")
 
-    def start(self, given: TrainingInputs) -> Params:
-        return dense(given.received["model"], given.initial.trained.layout)
+    def start(self, inputs: TrainingInputs) -> Params:
+        return dense(inputs.received["model"], inputs.initial.trained.layout)
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         share = end.config.get("up", 1.0)

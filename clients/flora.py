@@ -24,14 +24,14 @@ class FLoRA(FedExLoRA):
 
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, given: TrainingInputs) -> Params:
-        if "draw" not in given.config:  # after its own training a client continues with its adapters
-            return super().start(given)
-        initial = given.initial.trained
-        fresh = adapter.redrawn(initial, given.config["draw"])
-        if "rank" in given.config:
-            fresh = adapter.resized(adapter.at_rank(fresh, given.config["rank"]), adapter.shapes(initial))
-        return fresh.replace(given.received["head"]) if "head" in given.received else fresh
+    def start(self, inputs: TrainingInputs) -> Params:
+        if "draw" not in inputs.config:  # after its own training a client continues with its adapters
+            return super().start(inputs)
+        initial = inputs.initial.trained
+        fresh = adapter.redrawn(initial, inputs.config["draw"])
+        if "rank" in inputs.config:
+            fresh = adapter.resized(adapter.at_rank(fresh, inputs.config["rank"]), adapter.shapes(initial))
+        return fresh.replace(inputs.received["head"]) if "head" in inputs.received else fresh
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         head = set(adapter.head(end.delta))

@@ -22,10 +22,10 @@ from torch import Tensor
 from fl import ClientContext, LocalTraining, Params, Reply, TrainingInputs, TrainingResult, Tree, checks, register
 
 
-def mixed(given: TrainingInputs) -> Params:
+def mixed(inputs: TrainingInputs) -> Params:
     """Return m_i. If all models are equal, m_i has their bits."""
-    model, current = given.state.clone(), given.state
-    for weight, other in zip(given.config["weights"], given.received["neighbours"]):
+    model, current = inputs.state.clone(), inputs.state
+    for weight, other in zip(inputs.config["weights"], inputs.received["neighbours"]):
         model.add_(other - current, alpha=weight)
     return model
 
@@ -48,11 +48,11 @@ class Gossip(LocalTraining):
         super().__post_init__()
         checks.one_of(("mix_train", "together"), order=self.order)
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        return given.initial.trained
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return inputs.initial.trained
 
-    def start(self, given: TrainingInputs) -> Params:
-        return mixed(given) if self.order == "mix_train" else given.state
+    def start(self, inputs: TrainingInputs) -> Params:
+        return mixed(inputs) if self.order == "mix_train" else inputs.state
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         model = end.params if self.order == "mix_train" else mixed(end) + end.delta

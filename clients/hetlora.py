@@ -53,9 +53,9 @@ class HetLoRA(LoRA):
                 penalised[b][:, kept:rank] += at.config["lam"] * sizes[0] / sizes[1] * second
         return penalised
 
-    def rank(self, given: TrainingInputs) -> int:
+    def rank(self, inputs: TrainingInputs) -> int:
         """Return the received rank."""
-        received = given.received["model"]
+        received = inputs.received["model"]
         return max(len(received[a]) for a, _ in adapter.layers(received).values())
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:

@@ -20,11 +20,11 @@ class Local(LocalTraining):
     sends: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        return given.initial.trained
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return inputs.initial.trained
 
-    def start(self, given: TrainingInputs) -> Params:
-        return given.state
+    def start(self, inputs: TrainingInputs) -> Params:
+        return inputs.state
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {}, end.params

@@ -36,10 +36,10 @@ class LoRA(LocalTraining):
     optional: ClassVar[tuple[str, ...]] = ("head",)
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, given: TrainingInputs) -> Params:
-        initial = given.initial.trained
+    def start(self, inputs: TrainingInputs) -> Params:
+        initial = inputs.initial.trained
         received = [
-            group.select(known) for group in given.received.values() if (known := [n for n in group if n in initial])
+            group.select(known) for group in inputs.received.values() if (known := [n for n in group if n in initial])
         ]
         return adapter.resized(join(*received), adapter.shapes(initial))
 

@@ -68,8 +68,8 @@ class Moon(LocalTraining):
         if self.mu == 0:
             logging.getLogger(__name__).warning("mu=0: this is fedavg")
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        return given.received["model"]
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return inputs.received["model"]
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if not self.mu or not len(ctx.train):

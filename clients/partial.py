@@ -18,13 +18,13 @@ from fl import ClientContext, LocalTraining, Params, Reply, TrainingInputs, Trai
 class Partial(LocalTraining):
     """Local training of shared and private tensors together; only the shared ones are sent."""
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        private = given.config.get("private", ())
-        return given.initial.trained.select(private) if private else None
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        private = inputs.config.get("private", ())
+        return inputs.initial.trained.select(private) if private else None
 
-    def start(self, given: TrainingInputs) -> Params:
-        received = given.received["model"]
-        return received if given.state is None else join(received, given.state)
+    def start(self, inputs: TrainingInputs) -> Params:
+        received = inputs.received["model"]
+        return received if inputs.state is None else join(received, inputs.state)
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         if end.state is None:
@@ -36,7 +36,7 @@ class Partial(LocalTraining):
         return replace(ctx, received={**ctx.received, "model": received.added(change)}, state=reply.state)
 
 
-def shared_names(given: TrainingInputs | ClientContext) -> list[str]:
+def shared_names(inputs: TrainingInputs | ClientContext) -> list[str]:
     """Return the names of the received tensors that are not private. (An evaluation sends the whole model.)"""
-    private = set(given.config.get("private", ()))
-    return [name for name in given.received["model"] if name not in private]
+    private = set(inputs.config.get("private", ()))
+    return [name for name in inputs.received["model"] if name not in private]

@@ -24,12 +24,12 @@ class RoLoRA(LoRA):
 
     receives: ClassVar[tuple[str, ...]] = ("A", "B", "turn")
 
-    def start(self, given: TrainingInputs) -> Params:
-        return join(*(given.received[group] for group in (*HALVES, "head") if group in given.received))
+    def start(self, inputs: TrainingInputs) -> Params:
+        return join(*(inputs.received[group] for group in (*HALVES, "head") if group in inputs.received))
 
-    def phases_of(self, given: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
-        turn = given.received[HALVES[given.config["turn"]]]
-        trained = (*turn, *given.received.get("head", ()))
+    def phases_of(self, inputs: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
+        turn = inputs.received[HALVES[inputs.config["turn"]]]
+        trained = (*turn, *inputs.received.get("head", ()))
         return tuple(replace(phase, trains=trained) for phase in self.phases(round_, rounds))
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:

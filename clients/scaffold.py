@@ -37,8 +37,8 @@ class Scaffold(LocalTraining):
         super().__post_init__()
         checks.one_of((1, 2), option=self.option, hint="1 takes a full gradient, 2 the local steps")
 
-    def first_state(self, given: TrainingInputs) -> Tree:
-        return zeros_like(given.received["control"])
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return zeros_like(inputs.received["control"])
 
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         return sizes if self.option == 1 else np.zeros_like(sizes)

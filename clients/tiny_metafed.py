@@ -57,8 +57,8 @@ class TinyMetaFed(TinyReptile):
         super().__post_init__()
         checks.at_least(1, rebuild=self.rebuild, rebuild_steps=self.rebuild_steps)
 
-    def start(self, given: TrainingInputs) -> Params:
-        return join(given.initial.trained, given.received["model"])
+    def start(self, inputs: TrainingInputs) -> Params:
+        return join(inputs.initial.trained, inputs.received["model"])
 
     def rebuilt(self, ctx: ClientContext) -> Params:
         """Return the model with the local part trained on the first `rebuild` samples."""

@@ -1,8 +1,13 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what they share: Ray, the digits, a clock."""
 
+import copy
+import functools
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
+import sklearn.datasets
 import torch
 from hypothesis import settings
 
@@ -14,11 +19,80 @@ settings.register_profile("fl", deadline=None)  # a first call may import or com
 settings.load_profile("fl")
 
 
+# -- Ray --------------------------------------------------------------------------------------------------------------
+_keeping: list[AbstractContextManager[None]] = []  # the context that keeps Ray, if there is one
+
+
 @pytest.fixture(autouse=True, scope="module")
-def workers_stay(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ray comes up once for all the runs of a module (10 seconds each otherwise), except where that is what is tested."""
-    if getattr(request.module, "WORKERS_STAY", True):
-        with keep_workers():
-            yield
-    else:
-        yield
+def workers_stay(request: pytest.FixtureRequest) -> None:
+    """Start Ray once per test process (10 seconds each otherwise).
+
+    A module with WORKERS_STAY = False starts Ray itself; it finds none and leaves none.
+    """
+    if not getattr(request.module, "WORKERS_STAY", True):
+        _stop_ray()
+    elif not _keeping:
+        _keeping.append(keep_workers())
+        _keeping[0].__enter__()
+
+
+def _stop_ray() -> None:
+    while _keeping:
+        _keeping.pop().__exit__(None, None, None)
+
+
+def pytest_sessionfinish() -> None:
+    """Stop Ray."""
+    _stop_ray()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with Ray are slow and run in one process; modules that start Ray themselves come first, then those with slow tests."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        module = item.getparent(pytest.Module)
+        return getattr(module and module.obj, "WORKERS_STAY", True), item.path not in slow
+
+    items.sort(key=place)
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True, scope="session")
+def digits_are_read_once() -> Iterator[None]:
+    """Parse scikit-learn's text file of digits once; each call gets a copy of the arrays."""
+    patch, read = pytest.MonkeyPatch(), functools.cache(sklearn.datasets.load_digits)
+    patch.setattr(sklearn.datasets, "load_digits", lambda **options: copy.deepcopy(read(**options)))
+    yield
+    patch.undo()
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+class Clock:
+    """A clock that goes on by a millisecond whenever it is read, and by what `sleep` is given."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        """Seconds since the clock was made."""
+        self.now += 0.001
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """`time.perf_counter` and `time.sleep` of a clock that does not depend on the machine's speed."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    return clock

@@ -107,6 +107,7 @@ def test_a_run_that_goes_on_has_its_baselines_anew(tmp_path):
     assert len(longer.baselines["centralised"].metrics) == 4
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_is_kept_in_memory(tmp_path):
     """Baselines, seeds and sweeps are many runs in one process, each with its data."""
 

@@ -77,6 +77,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("faster", "distance"), [(1.0, 0.0), (0.5, 0.5)])
 def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
     for file in processes.PEERS.glob("*.py"):

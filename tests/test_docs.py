@@ -1,13 +1,13 @@
 """What README and docs show runs as it stands there."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import fl
+from experiments.benchmarks import plans
+from tests.process import python
 
 ROOT = Path(fl.__file__).parent.parent
 SMALL = {"rounds": 2, "execution.executor": "serial"}
@@ -42,7 +42,7 @@ def test_the_readmes_configuration_resolves_and_runs(tmp_path):
 
 @pytest.mark.parametrize("block", blocks("docs/methods.md", "python") + blocks("docs/models.md", "python"))
 def test_snippets_of_the_docs_run(block):
-    done = subprocess.run([sys.executable, "-W", "error", "-c", block], capture_output=True, text=True)
+    done = python(block, strict=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -58,11 +58,9 @@ def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
     assert (tmp_path / "run/code/my_rule.py").read_text() == rule
 
 
+@pytest.mark.slow
 def test_the_table_of_what_trains_together_is_true():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.plans"], capture_output=True, text=True, cwd=ROOT
-    )
-    table = done.stdout.strip()
-    assert table.startswith("| method | compiled | stacked | flat | vmap |"), done.stderr
+    table = plans.table()
+    assert table.startswith("| method | compiled | stacked | flat | vmap |")
     assert "| `fedavg` | yes | yes | yes | yes |  |" in table.splitlines()
     assert table + "\n" in (ROOT / "docs/baselines.md").read_text(), "run python -m experiments.benchmarks.plans"

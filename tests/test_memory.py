@@ -4,17 +4,17 @@ Each run has a process of its own, as a peak (VmHWM) never falls; workers are as
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.process import python
 
 pytestmark = pytest.mark.slow
 
 MB = 1 << 20
 
 PROBE = """
-import json, sys, tempfile, time
+import json, tempfile, time
 start = time.perf_counter()
 import fl
 
@@ -34,7 +34,7 @@ def watch(event, value):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        fl.run(json.loads(sys.argv[1]), out=folder, watch=watch)
+        fl.run(CONFIG, out=folder, watch=watch)
     print(json.dumps(found))
 """
 
@@ -52,13 +52,12 @@ def probe(executor, data, model, cohort, rounds):
         "client": {"batch": 20, "lr": 0.01},
         "execution": {"executor": executor, "workers": 2},
     }
-    command = [sys.executable, "-W", "ignore", "-c", PROBE, json.dumps(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = python(PROBE.replace("CONFIG", repr(config)))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_larger_cohort_costs_no_memory(executor):
     data = {"shape": [784], "classes": 62, "clients": 1000, "samples": 5}
     small, large = (probe(executor, data, {"name": "mlp", "hidden": [200, 200]}, cohort, 3) for cohort in (100, 1000))

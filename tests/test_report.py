@@ -291,6 +291,7 @@ def colours(file) -> int:
     return len(np.unique((image[..., :3] * 255).astype(int).reshape(-1, 3), axis=0))
 
 
+@pytest.mark.slow
 def test_plots_show_something(runs, stream, tmp_path):
     plot_curves(read_variants(runs), "eval/accuracy", "up", tmp_path / "deep" / "curves.png")
     plot_accuracy_matrices([("a", accuracy_matrix(stream)), ("b", accuracy_matrix(stream))], tmp_path / "matrix.png")

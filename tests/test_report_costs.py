@@ -271,6 +271,7 @@ def test_seeds_are_averaged(tmp_path):
     assert by_times(found) == [{"times": 0, "a": 0.5}, {"times": 1, "a": 1.0}, {"times": 2, "a": 0.5}]
 
 
+@pytest.mark.slow
 def test_staleness_counts_every_arrival(tmp_path):
     # client 1 arrives twice at one step
     late = [{"discarded": 2, "clients_dropped": 1}, {"discarded": 0, "clients_dropped": 0}]

@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 from fl.cli.app import app
 from fl.errors import ConfigError
+from fl.tools import sweep
 from fl.tools.sweep import Sweep
+from tests.process import CONTEXT
 
 CONFIG = {
     "rounds": 2,
@@ -30,6 +32,12 @@ SWEEP = {
 }
 
 
+@pytest.fixture(autouse=True)
+def quick_processes(monkeypatch):
+    """Processes of `jobs` are forked from a server that has made the heavy imports."""
+    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda method: CONTEXT)
+
+
 @pytest.fixture
 def write(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -42,7 +50,7 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     told = []
     first, second = Sweep.load(write()).run(tmp_path / "out", jobs=jobs, say=told.append)
@@ -62,6 +70,7 @@ def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     assert told == [] and again[0].runs == first.runs
 
 
+@pytest.mark.slow
 def test_a_variant_may_begin_with_what_another_ended_with(write, tmp_path):
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({"extends": "config.yaml", "rounds": 1, "client": {"lr": 0.0}}))
     begins = {"config": "other.yaml", "model.init": "{out}/FedAvg/s{seed}"}

@@ -1,15 +1,15 @@
-"""`fl tune` writes a configuration that `fl run` accepts. Only a candidate that sleeps is surely slower."""
+"""`fl tune` writes a configuration that `fl run` accepts. A fake clock replaces the machine's speed."""
 
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import fl
+from fl.cli.app import app
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
@@ -66,11 +66,11 @@ def tuned(tmp_path, config, overrides, seconds):
     return tune.tune(written_by(tmp_path, config), overrides, seconds, out, print), out
 
 
-def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
+@pytest.mark.slow
+def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path, clock):
     config, out = written_by(tmp_path, {**CONFIG, "execution": {"executor": "serial"}}), tmp_path / "tuned.yaml"
-    command = [sys.executable, "-m", "fl", "tune", config, "--seconds", "2", "--out", out, "--json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["tune", str(config), "--seconds", "2", "--out", str(out), "--json"])
+    assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     written = yaml.safe_load(out.read_text())
     assert written["extends"] == "configs/base.yaml"
@@ -89,7 +89,8 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path):
     }
 
 
-def test_the_faster_plan_wins(tmp_path):
+@pytest.mark.slow
+def test_the_faster_plan_wins(tmp_path, clock):
     """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
     config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}
     config["execution"] = {"executor": "serial", "plan": "auto", "memory_format": "contiguous"}
@@ -102,7 +103,7 @@ def test_the_faster_plan_wins(tmp_path):
     assert resolve(read(out)).to_dict()["evaluation"]["every"] == 1
 
 
-def test_plans_that_fail_are_reported(tmp_path):
+def test_plans_that_fail_are_reported(tmp_path, clock):
     config = {**CONFIG, "execution": {"executor": "serial"}}
     config["client"] = {**CONFIG["client"], "name": f"{__file__}:Fails"}
     result, _ = tuned(tmp_path, config, {}, 1)
@@ -111,7 +112,7 @@ def test_plans_that_fail_are_reported(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
     import ray
 

@@ -64,7 +64,7 @@ def cohort_order_does_not_matter(bench: Bench) -> None:
 def an_empty_round_changes_nothing(bench: Bench) -> None:
     """A round without any client runs and leaves the model as it is."""
     with bench.simulation(cohort={"name": "poisson", "rate": 1e-9}, rounds=1) as simulation:
-        before = simulation.run_setup.model.clone()
+        before = simulation.config.strategy.model(simulation.state).clone()
         require_equal_bits(finish(simulation).model, before, "before and after a round without clients")
 
 
@@ -137,7 +137,7 @@ def an_asynchronous_server_without_delays_is_a_synchronous_one(bench: Bench) -> 
     """
     # each client takes two seconds for any work; the declared size serves methods whose updates vary in size
     equal = {"devices": {"name": "identical", "ms_per_sample": 0, "latency_ms": 1000}, "up_bytes": 0}
-    all_at_once = {"mode": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
+    all_at_once = {"name": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
     try:
         asynchronous = bench.run(system=equal, server=all_at_once)
     except ValueError as error:

@@ -83,11 +83,11 @@ def _compare_with_fedavg(bench: Bench, overrides: Settings) -> str | None:
         return "no setting of it is FedAvg"
     example = config.strategy.example_config.items()
     needs = {path: value for path, value in example if path.split(".")[0] not in ("strategy", "client")}
-    fedavg = _fedavg(json.dumps([dict(declared.fedavg), needs | overrides], sort_keys=True))
+    expected = _fedavg(json.dumps([dict(declared.fedavg), needs | overrides], sort_keys=True))
     ours = bench.run(config).model
-    require_close(ours, fedavg, 1e-6, "the setting and FedAvg")
+    require_close(ours, expected, 1e-6, "the setting and FedAvg")
     if declared.bits:
-        require_equal_bits(ours, fedavg, "equal bits are declared")
+        require_equal_bits(ours, expected, "equal bits are declared")
     return None
 
 

@@ -46,15 +46,17 @@ def show(
 
 
 def check(
-    target: Annotated[str, typer.Argument(help="strategy:fedavg, fedavg, codec:top_k, path/to/file.py:Name, ...")],
+    target: Annotated[
+        str, typer.Argument(help="kind:name, name, path/to/file.py:Name or module:Name; e.g. codec:top_k")
+    ],
     traceback: Traceback = False,
 ) -> None:
     """Check a part against the laws of its kind. Exit code 1: a law does not hold."""
     with report_errors(traceback):
-        from fl.check import check
+        from fl.check.check import check as findings_of
 
-        findings = check.check(target)
-        print(two_columns((f"{'pass' if f.ok else 'FAIL'}  {f.law}", f.detail) for f in findings))
+        findings = findings_of(target)
+        print(two_columns((f"{'pass' if f.ok else 'FAIL'}  {f.sentence}", f.detail) for f in findings))
         if not all(f.ok for f in findings):
             raise typer.Exit(EXIT_FAILED)
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.data.views import Batch
 from fl.registry import register
-from fl.tasks.task import Batch, Metric, Task
+from fl.tasks.task import Metric, Task
 
 
 def negative_log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:

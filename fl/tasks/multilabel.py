@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl.data.views import Batch
 from fl.registry import register
 from fl.tasks.supervised import Loss
-from fl.tasks.task import Batch, Metric, Task
+from fl.tasks.task import Metric, Task
 
 
 def f1(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl.data.views import Batch
 from fl.registry import register
-from fl.tasks.task import Batch, MeanMetric, Metric, Task
+from fl.tasks.task import MeanMetric, Metric, Task
 
 
 class Loss(MeanMetric):

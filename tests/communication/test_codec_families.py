@@ -229,7 +229,7 @@ def test_drive_and_eden_have_the_papers_error(arguments, expected, shape):
 
 
 # -- sparsity ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("n", [50, 100_000])
+@pytest.mark.parametrize("n", [50, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_random_k_takes_every_entry_equally_often(n):
     values, k, count = normal(n), n // 10, 300 if n > 100 else 4000
     arrived = over_keys(RandomK(ratio=0.1), values, count)

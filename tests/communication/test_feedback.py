@@ -232,7 +232,7 @@ def test_laws_hold_with_codecs(strategy, codec, law, tmp_path):
     law(Bench({"name": strategy}, {"name": client, **bench.TRAINING}, tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("codec", CODECS)
 def test_ray_has_the_bits_of_serial(codec, tmp_path):
     config = BASE | {

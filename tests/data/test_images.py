@@ -194,6 +194,7 @@ def test_the_cifar10_copy():
     np.testing.assert_allclose(data.train["x"].mean((0, 2, 3)), [0.4914, 0.4822, 0.4465], atol=0.02)
 
 
+@pytest.mark.slow
 @needs("cifar100", "cifar100_webp.npz")
 def test_the_cifar100_copy():
     data = CIFAR100(test=1000).load()

@@ -1,8 +1,6 @@
 """Users' own data: functions, files, and the hub."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from fl.data.sets.file import File, codes
 from fl.data.sets.hub import Hub
 from fl.data.sets.mapped import Mapped
 from fl.errors import ConfigError
+from tests.process import python
 
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
 
@@ -222,7 +221,7 @@ def test_hub_without_its_package():
     code = (
         "import sys; sys.modules['datasets'] = None\nfrom fl.data.sets.hub import Hub\nHub(path='ylecun/mnist').load()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python(code)
     assert done.stderr.splitlines()[-1] == "ValueError: name: hub needs the package datasets; pip install 'fl[hub]'"
 
 

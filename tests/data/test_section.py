@@ -86,6 +86,7 @@ def test_flips_of_all_are_mirrored_data(plan, tmp_path):
     assert max(float((one.model[n] - two.model[n]).abs().max()) for n in one.model) < 1e-5
 
 
+@pytest.mark.slow
 def test_loop_and_batched_draw_alike(tmp_path):
     change = {"data": {"name": "digits", "augment": ["crop", "flip"]}}
     change["data"]["augment"] = [{"name": "crop", "padding": 2}, "flip"]

@@ -35,6 +35,7 @@ def test_parts_of_phrases_are_left_out():
     ]  # runs of words, not of letters; the first of two equal ones
 
 
+@pytest.mark.slow
 @needs_data
 @needs_weights
 def test_no_training_phrase_is_part_of_another_or_of_the_test_set():
@@ -54,6 +55,7 @@ def test_no_training_phrase_is_part_of_another_or_of_the_test_set():
     assert len(dataset.test["y"]) == 872 and dataset.test["y"].sum() == 444
 
 
+@pytest.mark.slow
 @needs_weights
 def test_ids_are_those_of_the_tokenizer():
     from transformers import BertTokenizerFast
@@ -64,6 +66,7 @@ def test_ids_are_those_of_the_tokenizer():
     assert tokenize(texts, "minilm", 12).tolist() == expected
 
 
+@pytest.mark.slow
 @needs_data
 @needs_weights
 def test_ag_news_is_split_without_overlap():
@@ -75,6 +78,7 @@ def test_ag_news_is_split_without_overlap():
     assert len(AGNews(train=30, test=100, length=32).load()) == 30
 
 
+@pytest.mark.slow
 @needs_weights
 def test_padding_changes_nothing():
     net = Encoder().build((16,), 3).eval()

@@ -43,6 +43,7 @@ def facts(result):
     return result.digest, json.dumps(rows), result.ledger.to_pylist(), json.dumps(clients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_nobody_late_is_synchronous(method, tmp_path):
     """Devices all alike, all clients under way, all waited for: each step has everybody's work on the newest model."""
@@ -54,7 +55,7 @@ def test_nobody_late_is_synchronous(method, tmp_path):
     assert [row["staleness"] for row in one.metrics] == [0.0] * 12
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 @pytest.mark.parametrize(
     "server", [BUFFERED, {"name": "async", "concurrency": 5}, {"name": "tiered", "tiers": 3, "clients": 2}]
 )

@@ -325,7 +325,7 @@ def test_threads_change_no_bits(tmp_path, codec):
 
 def test_threads_take_part(tmp_path, monkeypatch):
     seen, train_clients = set(), native.train_clients
-    meet = threading.Barrier(2, timeout=60)
+    meet = threading.Barrier(2, timeout=600)
 
     def met(*arguments):
         if threading.get_ident() not in seen:

@@ -101,20 +101,8 @@ def serial(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def ray(cluster, tmp_path_factory):
+def ray(tmp_path_factory):
     return profiled(tmp_path_factory.mktemp("ray"), executor="ray", workers=2)
-
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 def of_a_round():
@@ -123,7 +111,8 @@ def of_a_round():
     return {name: naps * NAP * times.get(name, COHORT) for name, naps in MANY.items()}
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_categories_hold_what_slept_and_add_up(executor, request):
     result, found, _ = request.getfixturevalue(executor)
     assert [row["round"] for row in found["rounds"]] == list(range(ROUNDS))
@@ -139,7 +128,8 @@ def test_categories_hold_what_slept_and_add_up(executor, request):
     assert total["seconds"]["data"] == pytest.approx(sum(row["seconds"]["data"] for row in found["rounds"]))
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_spans_nest_on_a_track_for_each_process(executor, request):
     _, found, trace = request.getfixturevalue(executor)
     names = {event["pid"]: event["args"]["name"] for event in trace if event["ph"] == "M"}
@@ -181,6 +171,7 @@ def test_of_a_round_little_is_outside_the_spans_within_it(serial):
         assert covered >= 0.95 * whole["dur"]
 
 
+@pytest.mark.slow
 def test_the_same_bits_with_and_without(serial, ray, tmp_path):
     plain = fl.run(config(executor="serial"), out=tmp_path)
     assert not spans.recording() and not (tmp_path / "profile.json").exists()

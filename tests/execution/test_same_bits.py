@@ -7,7 +7,6 @@ exchanges with carries. Digests are over all tensors of the final model; metrics
 import functools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import fl
+from tests.process import start
 
 TOYS = Path(__file__).parent.parent / "toys.py"
 METHODS = {
@@ -26,6 +26,7 @@ METHODS = {
     "trimmed_mean": {"strategy": {"name": "trimmed_mean", "beta": 0.2}},
     "three_exchanges": {"strategy": f"{TOYS}:ThreeExchanges"},
 }
+WORKERS_STAY = False
 ROUNDS = 20
 KILLS = 4
 
@@ -46,7 +47,7 @@ def config(method: str, **more) -> dict:
     }
 
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster, and serial runs made once
+pytestmark = pytest.mark.ray  # one cluster, and serial runs made once
 TIMES = ("wall_seconds", "busy_seconds", "server_seconds", "retried")
 
 
@@ -97,16 +98,21 @@ def _run_and_kill_workers(raw, out, kills):
     done = []
     with Simulation(resolve(read(raw, {"execution.executor": "ray", "execution.workers": 2})), out) as simulation:
 
-        def kill(round_):
+        def kill():
             members = simulation.executor.members
             victim = members[len(done) % len(members)]
             time.sleep(0.02)  # into the exchange
             os.kill(victim.pid, signal.SIGKILL)
-            done.append(round_)
+            done.append(victim)
+
+        killers = []
 
         def watch(event, row):
-            if event == "round" and row["round"] in (2, 9) and len(done) < kills:
-                threading.Thread(target=kill, args=(row["round"],)).start()
+            if event == "round" and row["round"] in (2, 9) and len(killers) < kills:
+                killers.append(threading.Thread(target=kill))
+                killers[-1].start()
+            elif event == "round" and killers and row["round"] in (5, 12):
+                killers[-1].join()  # rounds remain, however slow the killer is
 
         return simulation.run(watch), len(done)
 
@@ -137,50 +143,49 @@ print("DIGESTS", json.dumps(digests))
 ray.shutdown()
 cluster.shutdown()
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-3000:]
     digests = json.loads(next(line for line in out.stdout.splitlines() if line.startswith("DIGESTS")).partition(" ")[2])
     assert digests == {method: [serial(method).digest, 2] for method in METHODS}
 
 
+DRIVER = """
+import os, random, signal, sys
+import fl
+
+calls = random.Random({attempt}).randrange({most})
+
+def count(frame, event, argument):
+    global calls
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watch(event, row):
+    if event == "round" and {kills}:
+        sys.setprofile(count)
+
+{start}
+"""
+CALLS = 40_000  # of Python functions: more than a round and its commit make
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
-    """kill -9 of the driver at random instants, resumed until the run ends."""
-    import yaml
-
-    source, out = tmp_path / "config.yaml", tmp_path / "run"
-    source.write_text(yaml.safe_dump(config(method)))
-    random.seed(0)  # of the instants only
-    rounds_at_kill = []
-    for attempt in range(60):
-        started = (out / "checkpoints" / "last.json").exists()
-        command = f"fl.resume({str(out)!r})" if started else f"_fresh({str(source)!r}, {str(out)!r})"
-        code = f"import fl, shutil\ndef _fresh(c, o):\n    shutil.rmtree(o, ignore_errors=True)\n    fl.run(c, out=o)\n{command}"
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-        if len(rounds_at_kill) < KILLS:
-            # wait until this process has committed something new, then a random moment more
-            before = _committed(out) if started else 0
-            while process.poll() is None and _committed(out) <= before:
-                time.sleep(0.002)
-            time.sleep(random.uniform(0, 0.05))
-            process.kill()
-            rounds_at_kill.append(_committed(out))
-        process.wait()
-        process.stderr.close()
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert len(rounds_at_kill) >= 2
+    """kill -9 of the driver at random function calls after its first commit, resumed until the run ends."""
+    out = tmp_path / "run"
+    for attempt in range(KILLS + 1):
+        begin = (
+            f"fl.resume({str(out)!r}, watch=watch)"
+            if attempt
+            else f"fl.run({config(method)}, out={str(out)!r}, watch=watch)"
+        )
+        process = start(DRIVER.format(attempt=attempt, most=CALLS, kills=attempt < KILLS, start=begin))
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if attempt < KILLS else 0)
     result = fl.resume(out)  # already finished: nothing to do, and nothing changes
     assert facts(result) == facts(serial(method))
-
-
-def _committed(out: Path) -> int:
-    try:
-        return json.loads((out / "checkpoints" / "last.json").read_text())["round"]
-    except (OSError, ValueError):
-        return 0
 
 
 def test_a_run_may_be_prolonged(serial, tmp_path):

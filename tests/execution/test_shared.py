@@ -72,6 +72,7 @@ def test_half_of_the_longest_rest_is_taken_over(tmp_path):
     assert [next(idle), next(idle), next(idle)] == [(2, 3), (3, 4), (4, 5)]  # the later three of five
 
 
+@pytest.mark.slow
 def test_what_the_dead_left_may_be_in_many_pieces(tmp_path):
     runs = [(2 * k, 2 * k + 1) for k in range(5_000)]
     queue = SharedQueue(tmp_path / "queue")

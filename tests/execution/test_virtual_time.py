@@ -152,7 +152,7 @@ def test_a_run_ends_with_its_virtual_time(tmp_path):
         run(tmp_path, "none", stop={"simulated_seconds": 7})
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_same_bits_on_ray_and_resumed(tmp_path):
     system = {
         "devices": {"lognormal": {"ms_per_sample": 10, "up_mbps": 0.1, "sigma": 1.0}},

@@ -2,9 +2,7 @@
 
 import random
 import re
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,8 @@ from fl.report.compare import table  # noqa: E402
 from fl.report.variants import read_variants  # noqa: E402
 from fl.storage.run import read_metrics  # noqa: E402
 from fl.storage.segments import Segments  # noqa: E402
+from tests.process import fl as command_line  # noqa: E402
+from tests.process import python, start  # noqa: E402
 
 ROOT = Path(fl.__file__).parent.parent
 QUICKSTART = Path(__file__).with_name("quickstart")
@@ -127,18 +127,8 @@ def test_another_seed_is_another_run(tmp_path):
     assert weights(one).tobytes() != weights(two).tobytes()
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """One start of Ray for all."""
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
-    yield
-    ray.shutdown()
-
-
+@pytest.mark.ray
 @pytest.mark.parametrize("name", ["fedavg", "dp_client_adaptive"])
-@pytest.mark.usefixtures("cluster")
 def test_ray_is_serial(name, tmp_path):
     one = run(of_strategy(name), client_of(name), tmp_path / "serial")
     two = run(of_strategy(name), client_of(name), tmp_path / "ray", executor="ray", workers=2)
@@ -164,7 +154,7 @@ def dies_once(folder):
     return app
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.ray
 def test_a_dead_worker_changes_nothing(tmp_path):
     found = []
 
@@ -237,8 +227,7 @@ def test_messages_that_share_a_record_do_not_see_each_other(tmp_path):
     assert content["c"] == {"n": 0, "list": [5]} and list(content["a"]) == ["w"]
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_reply_is_what_it_was_when_sent(tmp_path, executor):
     app, found = ClientApp(), []
 
@@ -555,14 +544,10 @@ def test_an_error_in_the_journal_is_an_error_again(tmp_path):
 
 # -- the command ------------------------------------------------------------------------------------------------------
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fl", "flower", "run", str(QUICKSTART), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    return command_line("flower", "run", QUICKSTART, *arguments, folder=ROOT)
 
 
+@pytest.mark.slow
 def test_an_apps_folder_runs_by_the_command(tmp_path):
     done = command("num-server-rounds=2", "learning-rate=0.05", "--nodes", "4", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
@@ -585,38 +570,46 @@ def test_an_apps_folder_runs_by_the_command(tmp_path):
     assert wrong.returncode == 2 and "error: rounds: not in [tool.flwr.app.config]" in wrong.stderr
 
 
+KILLED = """
+import os, signal, sys
+from fl.cli.app import main
+from fl.storage.run import RunDirectory
+
+commit = RunDirectory.commit
+
+def commit_and_die(self, round_, *rest, **named):
+    commit(self, round_, *rest, **named)
+    if round_ == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunDirectory.commit = commit_and_die
+sys.argv = {words!r}
+main()
+"""
+
+
+@pytest.mark.ray
 def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
     arguments = ("num-server-rounds=40", "--nodes", "4", "--journal", "--out")
     assert command(*arguments, str(tmp_path / "whole")).returncode == 0
-    words = [sys.executable, "-m", "fl", "flower", "run", str(QUICKSTART), *arguments, str(tmp_path / "run")]
-    running = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        time.sleep(0.01)
-    running.kill()
-    running.wait()
-    assert metrics.read_text().count("\n") < 40
-    words = [
-        sys.executable,
-        "-m",
-        "fl",
-        "resume",
-        str(tmp_path / "run"),
-        "execution.executor=ray",
-        "execution.workers=2",
-    ]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    killed = start(KILLED.format(words=["fl", "flower", "run", str(QUICKSTART), *arguments, str(tmp_path / "run")]))
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert 3 <= (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") < 40
+    words = ["resume", tmp_path / "run", "execution.executor=ray", "execution.workers=2"]
+    done = command_line(*words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     one, two = (read_metrics(tmp_path / name) for name in ("whole", "run"))
     assert without_time(one) == without_time(two) and len(two) == 40
-    done = subprocess.run([*words, "rounds=50"], capture_output=True, text=True)
+    done = command_line(*words, "rounds=50")
     assert done.returncode == 2 and "rounds: cannot change in a resumed run" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_guides_snippet_runs(tmp_path):
     """Ten of 10,000 nodes a round, each with its number added: the sums of bytes and of the numbers are known."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/flower.md").read_text(), re.S)
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    done = python(block, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (directory,) = (tmp_path / "runs").iterdir()
     metrics, ledger = directory / "metrics.jsonl", fl.flower.Result([], None, directory).ledger.to_pylist()

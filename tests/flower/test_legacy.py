@@ -202,6 +202,7 @@ def exact(w, partitions):
     return np.average([trained(w, p, draws=False) for p in partitions], axis=0, weights=sizes), bound(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECURE)
 def test_secure_aggregation_is_the_mean(name, tmp_path):
     workflow, mod = SECURE[name]

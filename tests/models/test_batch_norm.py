@@ -191,7 +191,7 @@ def test_fedbn_keeps_statistics_too(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_the_same_bits_on_ray(tmp_path):
     """Clients' own statistics and augmented images, on two workers."""
     config = {

@@ -134,6 +134,7 @@ def test_init_freeze_and_adapter_apply_to_them(mine, tmp_path):
     ) + (5 + 10)
 
 
+@pytest.mark.ray
 def test_on_ray_the_file_travels_by_value(mine):
     model = {"model": {"name": f"{mine}:Net", "hidden": 5}}
     serial = fl.run(CONFIG | model)

@@ -71,6 +71,7 @@ def test_the_command_says_who_holds_what(tmp_path):
     assert "1435 of 1438 rows belong to no client" in some
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["partition.clients=300"], ["partition.clients=12"]])
 def test_the_command_draws(tmp_path, overrides):
     done = invoke(tmp_path, *overrides, "--plot", str(tmp_path / "p.png"))

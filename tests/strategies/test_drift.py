@@ -164,6 +164,7 @@ def test_fedavg_drifts(steps):
     assert reached == pytest.approx(fedavg_fixed_point(steps), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.0, 1.0, 5.0])
 def test_fedprox_drifts_less(mu):
     reached = federate(FedProx(), FedProxClient(batch="full", steps=20, lr=LR, mu=mu), 60)
@@ -172,12 +173,14 @@ def test_fedprox_drifts_less(mu):
 
 
 # option 1 with 20 steps diverges: its controls are a round old, and rate * steps * curvature is 10
+@pytest.mark.slow
 @pytest.mark.parametrize("option, steps", [(1, 5), (1, 10), (2, 5), (2, 20)])
 def test_scaffold_reaches_the_optimum(option, steps):
     algorithm = ScaffoldClient(batch="full", steps=steps, lr=LR, option=option)
     assert federate(Scaffold(), algorithm, 60) == pytest.approx(OPTIMUM, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [5, 20])
 def test_feddyn_reaches_the_optimum(steps):
     algorithm = FedDynClient(batch="full", steps=steps, lr=LR)

@@ -182,7 +182,7 @@ def test_a_client_that_was_away_has_the_new_a_beside_its_own_b():
     assert set(first) == {"l.lora_B.x"} and not first["l.lora_B.x"].any()
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_ray_and_serial_leave_the_same(tmp_path):
     kept = []
     for name, execution in (("serial", {}), ("ray", {"execution.executor": "ray", "execution.workers": 2})):

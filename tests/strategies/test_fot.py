@@ -356,6 +356,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, complaint):
         FOT(**wrong)
 
 
+@pytest.mark.slow
 def test_fot_forgets_less_than_fedavg(tmp_path):
     """Two tasks of permuted digits: the direction of the paper's claim, with room."""
     overrides = {"stream.tasks": 2, "stream.rounds": 10, "model.hidden": [40], "client.epochs": 2}

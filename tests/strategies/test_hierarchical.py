@@ -1,8 +1,6 @@
 """HierFAVG: rounds of edges and cloud followed in NumPy, its neutral settings, the bytes between servers."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params
 from strategies.hierarchical import edge_of_clients
+from tests.process import python
 
 CLIENTS, LR = 4, 0.5
 DATA = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
@@ -200,5 +199,5 @@ def test_the_snippet_of_the_docs_runs(tmp_path):
     snippet = snippet.replace('out="run"', f"out={str(tmp_path / 'run')!r}").replace(
         '"run/ledger', f'"{tmp_path}/run/ledger'
     )
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
+    done = python(snippet)
     assert done.returncode == 0, done.stderr

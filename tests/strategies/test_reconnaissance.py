@@ -111,7 +111,7 @@ def test_an_episode_has_distinct_samples_of_distinct_classes():
     rows, turns = episode(y, ways=3, each=5, generator=torch.Generator().manual_seed(1), rotate=True)
     assert {frozenset(y[own].tolist()) for own in rows} == {frozenset([0]), frozenset([2]), frozenset([3])}
     assert all(len(set(own.tolist())) == 5 for own in rows) and ((0 <= turns) & (turns < 4)).all()
-    with pytest.raises(ValueError, match="ways: 4 of 5 samples each, but 3 classes"):
+    with pytest.raises(ValueError, match="ways: 4 classes of 5 samples, but only 3 classes"):
         episode(y, 4, 5, torch.Generator())
 
 

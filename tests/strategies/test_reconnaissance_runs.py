@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_episodes_need_classes_of_the_servers_own(tmp_path):
-    with pytest.raises(ValueError, match="episodes: the data have no classes of the server's own"):
+    with pytest.raises(ValueError, match="episodes: the data have no classes for the server"):
         simulated(tmp_path, data="digits", model={"name": "mlp", "hidden": [4]})
 
 

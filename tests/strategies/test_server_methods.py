@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clients.fednova import FedNova as FedNovaClient
 from clients.fednova import effective_steps
 from clients.fedproto import FedProto as FedProtoClient
-from clients.fedproto import class_means, nearness, pull
+from clients.fedproto import nearness, pull
 from clients.fedprox import FedProx as FedProxClient
 from clients.ifca import IFCA as IFCAClient
 from clients.local import Local
@@ -37,6 +37,7 @@ from fl.models.binding import Initial, module_params
 from fl.privacy.clip import Clip
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
+from fl.tensors.prototypes import class_means
 from fl.tensors.sparse import Table
 from strategies.fedadagrad import FedAdagrad
 from strategies.fedavg import FedAvg, State
@@ -211,6 +212,7 @@ def settled(strategy, algorithm, clients, rounds=100) -> float:
     return one(strategy.model(state))
 
 
+@pytest.mark.slow
 def test_fednova_rests_where_steps_do_not_matter():
     """a = 1 both; batch 1, so that client k takes n_k steps and moves by (1 - q^n_k) (b_k - w), q = 1 - lr."""
     lr, sizes, centres = 0.01, (2, 20), (0.0, 1.0)

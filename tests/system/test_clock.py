@@ -103,6 +103,7 @@ def test_mean_staleness_is_concurrency_less_one(buffer):
     assert_array_equal(state.staleness, histogram([a.staleness for act in acts for a in act.arrivals]))
 
 
+@pytest.mark.slow
 def test_throughput_is_concurrency_over_mean_trip():
     """By renewal, of 2,000 clients of whom 20 are under way, each drawn uniformly."""
     state, acts = (c := clock(Buffered(concurrency=20, buffer=10), 2000)).run(c.begin(), 2000)
@@ -186,6 +187,7 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
         ]  # one slot came free with the step
 
 
+@pytest.mark.slow
 def test_who_starts_is_there_and_who_goes_away_fails():
     c = clock(CASES["away"][0], **CASES["away"][1])
     presence = c.system.presence
