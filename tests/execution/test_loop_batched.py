@@ -256,7 +256,7 @@ def test_rates_by_round():
     assert [(phase.lr, phase.decay) for (phase,) in phases] == [(0.8, None), (0.8, None), (0.4, None)]
     with pytest.raises(ValueError, match="over: missing; with by=step, cosine"):
         LRSchedule(start=0.1, schedule="cosine", by="step")
-    with pytest.raises(ValueError, match="lr: a schedule by step has no one rate"):
+    with pytest.raises(ValueError, match="lr: a schedule by step has no single rate"):
         clients.fednova.FedNova(lr=SCHEDULES["step"][0])
 
 
