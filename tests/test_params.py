@@ -32,7 +32,7 @@ def assert_equal(p: Params, expected: dict[str, Tensor]) -> None:
     assert_pads_are_zero(p)
 
 
-# -- layout ---------------------------------------------------------------------------------------------------------------
+# -- layout ------------------------------------------------------------------------------------------------------------
 @given(SHAPES)
 def test_tensors_start_on_64_byte_boundaries_and_come_back(shapes):
     plain = tensors(shapes)
@@ -57,7 +57,7 @@ def test_equal_layouts_are_one_object_also_after_pickling():
         Layout.of([("a", (1,), torch.float32), ("a", (2,), torch.float32)])
 
 
-# -- algebra --------------------------------------------------------------------------------------------------------------
+# -- algebra -----------------------------------------------------------------------------------------------------------
 @given(SHAPES, st.floats(-3, 3, width=32))
 def test_algebra_is_that_of_the_tensors(shapes, c):
     a, b = tensors(shapes, 1), tensors(shapes, 2)
@@ -93,7 +93,7 @@ def test_layouts_must_agree():
         p + Params.of({"w": torch.ones(2, dtype=torch.float64)})
 
 
-# -- batch axes -----------------------------------------------------------------------------------------------------------
+# -- batch axes --------------------------------------------------------------------------------------------------------
 def test_rows_of_a_batch_are_single_clients():
     """Arithmetic on (C, P) equals arithmetic on each of the C, to the bit."""
     single = [Params.of(tensors([(3, 2), (5,)], seed=c)) for c in range(4)]
@@ -118,7 +118,7 @@ def test_rows_are_views():
     assert batch["w"].tolist() == [[0, 0], [1, 1], [0, 0]]
 
 
-# -- compact, select, replace ---------------------------------------------------------------------------------------------
+# -- compact, select, replace ------------------------------------------------------------------------------------------
 @given(SHAPES, st.integers(0, 3))
 def test_expand_inverts_compact(shapes, clients):
     plain = tensors([(clients, *s) for s in shapes] if clients else shapes)

@@ -1,7 +1,7 @@
 """The client algorithm: what a client does with a broadcast.
 
-`ClientAlgorithm.work` receives a `ClientContext` and returns a `Reply`. Most methods train by gradient steps and subclass
-`LocalTraining` (fl/method/local_training.py).
+`ClientAlgorithm.work` receives a `ClientContext` and returns a `Reply`. Most methods train by gradient steps and
+subclass `LocalTraining` (fl/method/local_training.py).
 """
 
 from __future__ import annotations

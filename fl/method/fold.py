@@ -1,7 +1,7 @@
 """The fixed tree in which the updates of a cohort are merged.
 
-The tree is binary, with one leaf per position of the cohort, and its shape depends only on the cohort's size. So the sum
-has the same bits whichever worker computes which part of it.
+The tree is binary, with one leaf per position of the cohort, and its shape depends only on the cohort's size. So the
+sum has the same bits whichever worker computes which part of it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Leaf = TypeVar("Leaf", Params, Tensor)
 
 
 class Fold:
-    """The fixed tree over positions 0..n-1. Node (level, k) covers positions k 2^level .. (k+1) 2^level - 1.
+    """The fixed tree over positions 0..n-1.
 
-    A node is merged with its sibling when both have arrived. A node at the right edge without a sibling moves up a level
-    unchanged. None stands for a client without update: merge(None, x) = x.
+    Node (level, k) covers positions k 2^level .. (k+1) 2^level - 1. A node is merged with its sibling when both have
+    arrived. A node at the right edge without a sibling moves up a level unchanged. None stands for a client without update: merge(None, x) = x.
 
     >>> from fl.method.reduction import Meta, Sum
     >>> fold = Fold(Sum(), 3)

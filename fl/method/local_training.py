@@ -9,8 +9,8 @@
 
 A client with private tensors, such as a head, keeps them in its state and inserts them in `start`.
 
-The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C clients
-at once: `Params` then hold C clients, and numbers per client are tensors (C,).
+The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C
+clients at once: `Params` then hold C clients, and numbers per client are tensors (C,).
 """
 
 from __future__ import annotations

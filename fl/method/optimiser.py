@@ -20,7 +20,7 @@ from fl.tensors.params import Params, zeros_like
 class LRSchedule:
     """A learning rate over rounds or over local steps: lr(t) = start * f(t) * min(1, (t + 1) / warmup).
 
-    constant: f = 1        cosine: f = (1 + cos(pi x)) / 2        linear: f = 1 - x        step: f = factor ** floor(t / every)
+    constant: f = 1     cosine: f = (1 + cos(pi x)) / 2     linear: f = 1 - x     step: f = factor ** floor(t / every)
 
     t is the round or the local step, from 0, and x = min(t / over, 1).
 
@@ -97,7 +97,7 @@ class Optimiser:
 class SGD(Optimiser):
     """Stochastic gradient descent, with momentum and weight decay if they are not 0.
 
-    d = g + weight_decay w;    v <- momentum v + d  (v = 0 at first);    w <- w - lr v  (Nesterov: w - lr (d + momentum v))
+    d = g + weight_decay w;  v <- momentum v + d  (v = 0 at first);  w <- w - lr v  (Nesterov: w - lr (d + momentum v))
 
     >>> params, grad = (Params.of({"w": torch.tensor([value])}) for value in (1.0, 0.5))
     >>> sgd = SGD(momentum=0.9)

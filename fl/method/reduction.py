@@ -138,7 +138,7 @@ class WeightedMean(Reduction):
         return _added(a[0], b[0]), a[1].add_(b[1])
 
     def factors(self, meta: Meta) -> Tensor | None:
-        """Return the weights w_i, (C,), for kernels that sum w_i value_i themselves; None for a subclass of other sums."""
+        """Return the weights w_i, (C,), for kernels that sum w_i value_i; None for a subclass that sums differently."""
         plain = type(self).lift is WeightedMean.lift and type(self).merge is WeightedMean.merge
         return self._weight(meta) if plain else None
 

@@ -4,7 +4,7 @@ Everything that lasts from round to round is in its state, a tree of tensors, nu
 
 The simple form defines `init` and `step`. Defaults: `broadcast` sends the model, `reduction` is the weighted mean.
 
-    state = init(model)        each round:  broadcast(state) ~~> clients ~~> reduction(state)  ->  state = step(state, reduced)
+    state = init(model)    each round: broadcast(state) ~~> clients ~~> reduction(state) -> state = step(state, reduced)
 
 The full form defines the round as a generator. It yields requests (fl/method/requests.py) and is sent their answers.
 The simple form is one exchange:

@@ -46,7 +46,7 @@ class TransformContext:
 
 
 class Transform:
-    """Base of transforms. Subclasses are frozen dataclasses of hyper-parameters. By default both sides change nothing."""
+    """Base of transforms. Subclasses are frozen dataclasses of hyper-parameters. By default neither side changes."""
 
     def client(self, groups: Groups, ctx: TransformContext) -> Groups:
         """Return the groups that the client encodes."""

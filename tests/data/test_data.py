@@ -17,7 +17,7 @@ from fl.data.sets.synthetic import Synthetic
 from fl.registry import lookup, names
 
 
-# -- datasets -------------------------------------------------------------------------------------------------------------
+# -- datasets ----------------------------------------------------------------------------------------------------------
 def test_arrays_become_contiguous_float32_and_int64():
     x = np.arange(12.0).reshape(3, 4)[:, ::2]
     data = Dataset({"x": x, "y": np.array([1, 0, 1], np.int8)}, clients=np.array([7, 7, -2], np.int32))
@@ -66,7 +66,7 @@ def test_digest_by_hand_and_what_it_depends_on():
     assert len({expected, *(d.digest() for d in others)}) == 5
 
 
-# -- loaders --------------------------------------------------------------------------------------------------------------
+# -- loaders -----------------------------------------------------------------------------------------------------------
 def test_loaders_are_registered():
     assert {"digits", "synthetic", "noise"} <= set(names("data"))
     assert lookup("data", "digits") is Digits
@@ -159,7 +159,7 @@ def test_loaders_refuse(loader, message):
         loader.load()
 
 
-# -- partitions -----------------------------------------------------------------------------------------------------------
+# -- partitions --------------------------------------------------------------------------------------------------------
 def by_hand() -> Partition:
     return Partition(
         np.array([4, 0, 5, 1, 3]), np.array([0, 3, 3, 5]), val=np.array([1, 0, 0]), test=np.array([1, 0, 1])

@@ -33,7 +33,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-# -- idx ----------------------------------------------------------------------------------------------------------------
+# -- idx ---------------------------------------------------------------------------------------------------------------
 IMAGES = bytes(i % 251 for i in range(3 * 28 * 28))
 
 
@@ -80,7 +80,7 @@ def test_mnist_of_the_original_files(folder, home):
     assert pooled.labels.tolist() == [7, 0, 2, 7, 0, 2] and pooled.test is None and pooled.clients is None
 
 
-# -- MNIST --------------------------------------------------------------------------------------------------------------
+# -- MNIST -------------------------------------------------------------------------------------------------------------
 def test_pooled_is_train_then_test(folder):
     x = np.arange(7, dtype=np.uint8)[:, None, None].repeat(28, 1).repeat(28, 2)
     stored = {"x": x, "y": np.arange(7), "writer": np.arange(7) * 10, "hsf": np.arange(7) % 2}
@@ -112,7 +112,7 @@ def test_the_real_mnist_pooled():
     assert data.train["x"].min() == 0 and data.train["x"].max() == 1
 
 
-# -- USPS ---------------------------------------------------------------------------------------------------------------
+# -- USPS --------------------------------------------------------------------------------------------------------------
 @needs("usps", "usps.npz")
 def test_the_real_usps():
     data = USPS().load()
@@ -139,7 +139,7 @@ def test_usps_of_libsvm_and_resized(folder):
         USPS(side=0)
 
 
-# -- CIFAR --------------------------------------------------------------------------------------------------------------
+# -- CIFAR -------------------------------------------------------------------------------------------------------------
 def record(labels: bytes, red: int, green: int, blue: int) -> bytes:
     """One image: rows of red, green, blue; the second pixel of the first row is one brighter."""
     planes = [bytes([v, v + 1]) + bytes([v]) * 1022 for v in (red, green, blue)]
@@ -205,7 +205,7 @@ def test_the_cifar100_copy():
     np.testing.assert_allclose(data.train["x"].mean((0, 2, 3)), [0.5071, 0.4865, 0.4409], atol=0.005)  # published means
 
 
-# -- what is shared -------------------------------------------------------------------------------------------------------
+# -- what is shared ----------------------------------------------------------------------------------------------------
 def test_pixels_and_rows():
     x = unit(np.array([[0, 255], [51, 102]], np.uint8).T)
     assert x.dtype == np.float32 and x.flags.c_contiguous

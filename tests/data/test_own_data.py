@@ -24,7 +24,7 @@ from tests.process import python
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
 
 
-# -- what a function may return -------------------------------------------------------------------------------------------
+# -- what a function may return ----------------------------------------------------------------------------------------
 def test_forms_of_arrays():
     whole = Dataset({"x": X[:4], "y": Y[:4]}, {"x": X[4:], "y": Y[4:]})
     assert as_dataset(whole) is whole
@@ -101,7 +101,7 @@ def test_a_function_that_returns_no_data(tmp_path):
         fl.run(TINY | {"data": f"{tmp_path}/my_data.py:wrong"}, out=tmp_path / "run")
 
 
-# -- files ----------------------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 def npz(path, **arrays):
     np.savez(path, **arrays)
     return str(path)
@@ -216,7 +216,7 @@ def test_codes_number_words_alike():
     assert codes(np.array([7, 3]))[0].tolist() == [7, 3]
 
 
-# -- hub ------------------------------------------------------------------------------------------------------------------
+# -- hub ---------------------------------------------------------------------------------------------------------------
 def test_hub_without_its_package():
     code = (
         "import sys; sys.modules['datasets'] = None\nfrom fl.data.sets.hub import Hub\nHub(path='ylecun/mnist').load()"
@@ -283,7 +283,7 @@ def test_hub_reads_a_folder_of_parquet_files(tmp_path, monkeypatch):
     assert data.labels.tolist() == [0, 2, 0] and data.test["y"].tolist() == [1]
 
 
-# -- docs -----------------------------------------------------------------------------------------------------------------
+# -- docs --------------------------------------------------------------------------------------------------------------
 DOCS = (Path(fl.__file__).parent.parent / "docs/data.md").read_text()
 
 

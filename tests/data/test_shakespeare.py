@@ -106,7 +106,7 @@ def test_held_rows():
     assert [period.partition.view_rows(0, "test").tolist() for period in periods] == [[3], [9]]
 
 
-# -- the real text --------------------------------------------------------------------------------------------------------
+# -- the real text -----------------------------------------------------------------------------------------------------
 @needs_data
 def test_the_real_roles():
     data = Shakespeare(target="sequence").load()

@@ -23,7 +23,7 @@ def data(x=IMAGES) -> Dataset:
     return Dataset({"x": x, "y": np.arange(len(x))}, test={"x": x[:2], "y": np.arange(2)})
 
 
-# -- rotate ---------------------------------------------------------------------------------------------------------------
+# -- rotate ------------------------------------------------------------------------------------------------------------
 def test_quarter_turns_are_exact():
     square = IMAGES[:4, :, :, :7]
     turned = rotated(square, np.array([0.0, 90.0, 180.0, 270.0]))
@@ -59,7 +59,7 @@ def test_grey_images_without_a_channel_axis_turn_too():
     assert_array_equal(x[3], np.rot90(IMAGES[3, 0, :, :7]))
 
 
-# -- noise ----------------------------------------------------------------------------------------------------------------
+# -- noise -------------------------------------------------------------------------------------------------------------
 def test_noise_grows_as_in_the_paper():
     """Variance level (c + 1) / N: 0.2, 0.4, 0.6, 0.8 for level 0.8 and four clients."""
     assert_allclose(deviations(4, 0.8) ** 2, [0.2, 0.4, 0.6, 0.8])
@@ -78,7 +78,7 @@ def test_a_rows_noise_does_not_depend_on_whose_it_is():
     assert_allclose(x[5] / 2, y[5] / np.sqrt(2), atol=1e-6)
 
 
-# -- colour ---------------------------------------------------------------------------------------------------------------
+# -- colour ------------------------------------------------------------------------------------------------------------
 def test_brightness_scales_contrast_spreads_about_the_mean():
     bright = Colour(brightness=0.5, contrast=0.0, seed=1).apply(data(), PARTITION).train["x"]
     for c in (0, 1, 3):
@@ -100,7 +100,7 @@ def test_a_cast_is_one_factor_per_channel():
     assert_allclose(ratios[:, 0], factors(4, 0.4, "colour/cast", 1, 3)[3], rtol=1e-5)
 
 
-# -- all ------------------------------------------------------------------------------------------------------------------
+# -- all ---------------------------------------------------------------------------------------------------------------
 SHIFTS = [Rotate(degrees=30.0), FeatureNoise(level=0.5), Colour(cast=0.2)]
 NEUTRAL = [Rotate(degrees=0.0), FeatureNoise(level=0.0), Colour(brightness=0.0, contrast=0.0)]
 

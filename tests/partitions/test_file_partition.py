@@ -88,7 +88,7 @@ def test_a_client_with_test_rows_only_is_refused(tmp_path):
         File(path=str(tmp_path / "a.npz")).split(DATA)
 
 
-# -- held out beside rows that the partition brings -----------------------------------------------------------------------
+# -- held out beside rows that the partition brings --------------------------------------------------------------------
 def test_val_comes_from_the_rows_that_do_not_test():
     brought = Partition(np.arange(30), np.array([0, 12, 12, 30]), test=np.array([2, 0, 8]))
     held = brought.hold_out(0.3, 0.0, seed=5)
@@ -126,7 +126,7 @@ def test_a_run_tests_on_the_rows_that_the_file_names(tmp_path):
         fl.run(config | {"splits": {"val": 0.1, "test": 0.2}}, out=tmp_path / "other")
 
 
-# -- flwr-datasets --------------------------------------------------------------------------------------------------------
+# -- flwr-datasets -----------------------------------------------------------------------------------------------------
 def test_without_the_extra_it_says_how_to_get_it():
     with pytest.raises(ValueError, match="partitioner: 'Iid' is not module:Class"):
         Flwr(partitioner="Iid", arguments={}).split(DATA)

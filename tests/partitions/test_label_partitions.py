@@ -26,7 +26,7 @@ def counts_of(labels, indices, offsets) -> np.ndarray:
     return np.array([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts])
 
 
-# -- tools ----------------------------------------------------------------------------------------------------------------
+# -- tools -------------------------------------------------------------------------------------------------------------
 def test_coded_by_hand():
     for labels in ([7, -2, 7, 4], [7, -2, 7, 4 * 10**6]):
         classes, codes = class_codes(np.array(labels))
@@ -64,7 +64,7 @@ def test_apportioned_by_hand():
     assert_array_equal(apportion(np.array([1, 1, 4.5]), 10), [2, 1, 7])
 
 
-# -- inner dirichlet ------------------------------------------------------------------------------------------------------
+# -- inner dirichlet ---------------------------------------------------------------------------------------------------
 @given(
     labels=st.lists(st.integers(-3, 4), min_size=1, max_size=120).map(np.array),
     alpha=st.sampled_from([1e-4, 0.1, 1.0, 1e4]),
@@ -115,7 +115,7 @@ def test_a_balanced_dirichlet_has_equal_sizes():
     assert set(np.diff(offsets)) == {428, 429}
 
 
-# -- pathological ---------------------------------------------------------------------------------------------------------
+# -- pathological ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["random", "deterministic", "first-deterministic"])
 @pytest.mark.parametrize("k", [1, 2, 10])
 def test_pathological_clients_have_exactly_k_classes(mode, k):
@@ -144,7 +144,7 @@ def test_equal_shares_by_hand():
     )
 
 
-# -- extended dirichlet ---------------------------------------------------------------------------------------------------
+# -- extended dirichlet ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("clients, k", [(4, 3), (5, 2), (40, 1), (40, 4), (3, 10)])
 def test_extended_dirichlet_covers_with_k_classes_each(clients, k):
     indices, offsets = extended_dirichlet(LABELS, clients, k, 0.2, min_size=12)
@@ -167,7 +167,7 @@ def test_extended_dirichlet_shares_have_a_dirichlets_variance():
     assert shares.var() == pytest.approx((n - 1) / (n**2 * (n * a + 1)), rel=0.12)
 
 
-# -- shards ---------------------------------------------------------------------------------------------------------------
+# -- shards ------------------------------------------------------------------------------------------------------------
 def test_shards_as_in_the_paper():
     """60,000 digits, 100 clients, two shards of 300: each client 600 rows of at most 2 labels, as 6,000 / 300 is whole."""
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 6000))
@@ -184,7 +184,7 @@ def test_shards_that_do_not_come_out_even_differ_by_one_row_each():
     assert sizes.sum() == 1009 and sizes.min() >= 48 and sizes.max() <= 51
 
 
-# -- quantity -------------------------------------------------------------------------------------------------------------
+# -- quantity ----------------------------------------------------------------------------------------------------------
 def test_power_law_by_hand():
     """1, 1/2, 1/4 of 7,000 for ranks 1, 2, 4; with 1/3 the sum is 25/12."""
     sizes = sorted(np.diff(quantity(25000, 4, "power_law", 1.0)[1]), reverse=True)
@@ -204,7 +204,7 @@ def test_quantity_covers_and_keeps_the_least_size(law):
         assert skew or np.ptp(np.diff(offsets)) <= 1
 
 
-# -- all ------------------------------------------------------------------------------------------------------------------
+# -- all ---------------------------------------------------------------------------------------------------------------
 ALL = {
     "inner_dirichlet": lambda seed: inner_dirichlet(LABELS, [100] * 20, 0.5, seed),
     "balanced": lambda seed: dirichlet(LABELS, 20, 0.5, 1, seed, True),
@@ -267,7 +267,7 @@ def test_what_cannot_be_is_refused(call, message):
         call()
 
 
-# -- pfllib ---------------------------------------------------------------------------------------------------------------
+# -- pfllib ------------------------------------------------------------------------------------------------------------
 def test_pfllib_makes_the_published_partition():
     """Every row of the 70,000, its client and whether it tests."""
     folder = data_folder() / "mnist"
@@ -286,7 +286,7 @@ def test_pfllib_makes_the_published_partition():
         assert_array_equal(is_test, published["is_test"])
 
 
-# -- beside flwr-datasets -------------------------------------------------------------------------------------------------
+# -- beside flwr-datasets ----------------------------------------------------------------------------------------------
 def test_pathological_beside_flwr_datasets():
     """Deterministic modes leave nothing to chance but which row: as many of each class for every client."""
     theirs = pytest.importorskip("flwr_datasets.partitioner").PathologicalPartitioner

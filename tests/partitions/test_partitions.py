@@ -41,7 +41,7 @@ def test_registered_partitions_are_disjoint_and_cover(name, options):
     assert partition.indices.dtype == partition.offsets.dtype == np.int64
 
 
-# -- iid ------------------------------------------------------------------------------------------------------------------
+# -- iid ---------------------------------------------------------------------------------------------------------------
 @given(st.integers(1, 200), st.data())
 def test_iid_shares_are_equal(rows, data):
     clients = data.draw(st.integers(1, rows))
@@ -61,7 +61,7 @@ def test_iid_has_no_label_skew():
     assert skew(LABELS, *iid(3000, 10)) == pytest.approx(expected, rel=0.3)
 
 
-# -- natural --------------------------------------------------------------------------------------------------------------
+# -- natural -----------------------------------------------------------------------------------------------------------
 def test_natural_by_hand():
     indices, offsets = natural(np.array([9, -4, 9, 7, -4]))
     assert_array_equal(indices, [1, 4, 3, 0, 2])
@@ -71,7 +71,7 @@ def test_natural_by_hand():
     assert_array_equal(offsets, [0, 2, 3])
 
 
-# -- dirichlet ------------------------------------------------------------------------------------------------------------
+# -- dirichlet ---------------------------------------------------------------------------------------------------------
 @given(
     labels=st.lists(st.integers(-3, 4), min_size=1, max_size=120).map(np.array),
     alpha=st.sampled_from([1e-4, 0.1, 1.0, 1e4]),

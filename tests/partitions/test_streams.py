@@ -144,7 +144,7 @@ def test_what_cannot_be_is_refused(make, complaint):
         make()
 
 
-# -- MNIST ---------------------------------------------------------------------------------------------------------------
+# -- MNIST -------------------------------------------------------------------------------------------------------------
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=f"data: mnist/mnist.npz is not in {tmp_path}; .*FL_DATA"):

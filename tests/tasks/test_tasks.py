@@ -44,7 +44,7 @@ def pooled(task, outputs: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[dic
     return fold.finish(), each | {"owner": owner}
 
 
-# -- multilabel -----------------------------------------------------------------------------------------------------------
+# -- multilabel --------------------------------------------------------------------------------------------------------
 def test_multilabel_loss_on_paper():
     outputs = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])  # p = 1/2, 3/4; 3/4, 1/2
     y = torch.tensor([[1, 1], [0, 0]])
@@ -101,7 +101,7 @@ def test_spread_leaves_out_who_has_no_value():
     assert spread(np.array([1.0, np.nan, 3.0]), np.array([1, 5, 3]))["mean"] == 2
 
 
-# -- language modelling ---------------------------------------------------------------------------------------------------
+# -- language modelling ------------------------------------------------------------------------------------------------
 def test_language_loss_on_paper():
     # at each place p = (1/2, 1/4, 1/4)
     outputs = torch.log(torch.tensor([0.5, 0.25, 0.25])).expand(3, 2, 3)
@@ -135,7 +135,7 @@ def test_less_perplexity_is_better():
     assert minimised("val/perplexity") and minimised("val/loss") and not minimised("val/f1_micro")
 
 
-# -- what tasks take ------------------------------------------------------------------------------------------------------
+# -- what tasks take ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "task, y, outputs",
     [
@@ -168,7 +168,7 @@ def test_scores_at_one_place_are_refused():
         LanguageModelling().loss(torch.zeros(2, 5), {"y": torch.zeros(2, 3, dtype=torch.int64)})
 
 
-# -- runs -----------------------------------------------------------------------------------------------------------------
+# -- runs --------------------------------------------------------------------------------------------------------------
 USER = """
 from dataclasses import dataclass
 import numpy as np
