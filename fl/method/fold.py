@@ -22,7 +22,8 @@ class Fold:
     """The fixed tree over positions 0..n-1.
 
     Node (level, k) covers positions k 2^level .. (k+1) 2^level - 1. A node is merged with its sibling when both have
-    arrived. A node at the right edge without a sibling moves up a level unchanged. None stands for a client without update: merge(None, x) = x.
+    arrived. A node at the right edge without a sibling moves up a level unchanged. None stands for a client without
+    update: merge(None, x) = x.
 
     >>> from fl.method.reduction import Meta, Sum
     >>> fold = Fold(Sum(), 3)
