@@ -1,4 +1,4 @@
-"""Evaluation: how a metric is spread over clients, and which rounds are best: by validation rows, never by test rows."""
+"""Evaluation: spread of a metric over clients, and the best round: chosen by validation rows, never by test rows."""
 
 import json
 
@@ -29,11 +29,11 @@ def test_worst10_is_the_mean_of_the_worst_tenth_rounded_up():
 
 
 def test_worst10_is_of_the_clients_with_ten_samples_where_there_are_some():
-    # 30 small clients with nothing right; of the 11 others ceil(1.1) = 2 count: .5 and .51
+    # 30 small clients have accuracy 0; of the 11 others ceil(1.1) = 2 count: .5 and .51
     values = np.concatenate([np.zeros(30), 0.5 + np.arange(11) / 100])
     sizes = np.concatenate([np.full(30, 9), np.full(11, 10)])
     assert spread(values, sizes)["worst10"] == pytest.approx(0.505)
-    assert spread(values, sizes)["mean"] == pytest.approx((11 * 0.5 + 0.55) / 41)  # all clients, as the rest
+    assert spread(values, sizes)["mean"] == pytest.approx((11 * 0.5 + 0.55) / 41)  # all clients, like the rest
     assert spread(values[:30] + 0.25, sizes[:30])["worst10"] == pytest.approx(0.25)  # none has ten: all
 
 
@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_that_of_the_best_val_accuracy(tmp_path, every):
     assert [row["round"] for row in rows] == [1, 3, 5, 7, 9, 11]
     best, of_test = (max(rows, key=lambda row: row[metric])["round"] for metric in ("val/accuracy", "eval/accuracy"))
     own = max(rows, key=lambda row: row["clients/accuracy_weighted"])["round"]
-    assert best not in (of_test, own, 11)  # otherwise this shows nothing: take another seed
+    assert best not in (of_test, own, 11)  # otherwise the test shows nothing: take another seed
     assert checkpoint.load(tmp_path / "checkpoints", "best")["round"] == best + 1
 
 

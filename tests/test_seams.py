@@ -1,4 +1,4 @@
-"""What the seams promise, by methods of `tests/toys.py` whose results are known on paper or by plain torch."""
+"""Extension points of the engine, tested with methods of tests/toys.py: results known by hand or from plain torch."""
 
 import copy
 from pathlib import Path
@@ -19,7 +19,7 @@ from fl.storage.segments import Segments
 
 TOYS = Path(__file__).with_name("toys.py")
 DATA = RandomData(shape=(6,), classes=3, clients=6, samples=LogNormal(lognormal=0.7, mean=15, low=4, high=40))
-SIZES = np.bincount(DATA.load().clients)  # nothing is held out
+SIZES = np.bincount(DATA.load().clients)  # no rows are held out
 BASE = {
     "rounds": 2,
     "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 6, "samples": vars(DATA.samples)},
@@ -42,7 +42,7 @@ CONSTANT = {"strategy": "fedavg", "client": toy("Constant")}
 
 @pytest.fixture
 def play(tmp_path):
-    """Runs a configuration; the simulation afterwards, with its `result`, and its `first` model."""
+    """Run a configuration; return the simulation with its `result` and its `first` model."""
 
     def play(**overrides):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -122,7 +122,7 @@ def test_setup_and_final(play):
     assert_allclose(moved(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the number kept, client 0
     assert_allclose(
         (staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5
-    )  # what a longer run goes on from
+    )  # a longer run continues from this model
 
 
 def test_setup_is_not_run_again(play):
@@ -136,7 +136,7 @@ def test_setup_is_not_run_again(play):
 
 
 def test_a_longer_run_has_not_seen_the_final_stage(play):
-    """Neither its model, nor its place in the count of exchanges (so the shuffles are the same), nor its bytes."""
+    """Its model, its number in the count of exchanges (so the shuffles are the same) and its bytes are not used."""
     config = {"strategy": toy("Staged"), "client": {"lr": 0.1, "batch": 4}}
     two, three = play(**config, rounds=2), play(**config, rounds=3)
     again = fl.resume(two.directory)
@@ -152,10 +152,10 @@ def test_training_on_the_server(play):
     assert trained.result.metrics[0]["server_seconds"] > 0 and "server_seconds" not in fedavg.result.metrics[0]
 
 
-# -- what goes down ---------------------------------------------------------------------------------------------------
+# -- downlink ---------------------------------------------------------------------------------------------------------
 def test_every_way_down(play):
     mixed = play(strategy=toy("Mixed"), client=toy("Answers"), rounds=4)
-    # two clients for each third of the positions, each adding what is there: w -> w + 2 w
+    # two clients for each third of the positions; each adds the present value: w -> w + 2 w
     assert_allclose(mixed.result.model.compact(), 3.0**4 * mixed.first.compact(), rtol=1e-6)
     for round_, row in enumerate(mixed.result.metrics):
         for client in ALL:
@@ -211,7 +211,7 @@ def test_another_module(play):
 
 
 def test_another_module_with_a_config_for_each_client(play):
-    """Odd clients stand still: a cohort of 0 and 1 moves by client 0's step in its share of the samples."""
+    """Odd clients do not train: a cohort of 0 and 1 moves by client 0's step times its share of the samples."""
     settings = {"model": {"name": "mlp", "hidden": [4]}, "rounds": 1, "strategy": toy("Narrow", per_client=True)}
     client = toy("ReadsConfig", lr=0.5, batch="full")
     both, even, odd = (play(client=client, **settings, **{"cohort.clients": c}) for c in ([0, 1], [0], [1]))
@@ -219,7 +219,7 @@ def test_another_module_with_a_config_for_each_client(play):
     assert_allclose(moved(both), moved(even) * (SIZES[0] / SIZES[:2].sum()), rtol=1e-4, atol=1e-7)
 
 
-# -- what comes up ----------------------------------------------------------------------------------------------------
+# -- uplink -----------------------------------------------------------------------------------------------------------
 def test_class_means_are_the_centralised_ones(play):
     run = play(
         strategy=toy("ClassMeans"),
@@ -245,13 +245,13 @@ def test_a_reduction_for_each_group(play):
 
 
 def test_clip(play):
-    """Client c sends c + 1 in 21 coordinates, of norm (c + 1) sqrt(21): with a bound of 3 sqrt(21) it is min(c + 1, 3)."""
+    """Client c sends c + 1 in 21 coordinates, norm (c + 1) sqrt(21): the bound 3 sqrt(21) gives min(c + 1, 3)."""
     run = play(**CONSTANT, rounds=1, transforms=[{"name": "clip", "bound": 3 * 21**0.5}])
     assert_allclose(moved(run), weighted(np.minimum(ALL + 1, 3)), rtol=1e-5)
 
 
 CODECS = {
-    # the server's mean is of 0.1 (c + 1) as codecs leave it; of equal numbers top_k keeps the first
+    # the server's mean is over decoded 0.1 (c + 1); of equal numbers top_k keeps the first
     "fp16": (["fp16"], lambda v, i: float(np.float16(v)), 21 * 2),
     "top_k": ([{"name": "top_k", "ratio": 0.25}], lambda v, i: v * (i < 5), 5 * 4 + 3),  # a bitmap of 21 bits
     "both": ([{"name": "top_k", "ratio": 0.25}, "fp16"], lambda v, i: float(np.float16(v)) * (i < 5), 5 * 2 + 3),
@@ -272,7 +272,7 @@ def test_the_server_sees_what_was_decoded(play, name):
 # -- local training ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("plan", ["loop", "flat", "vmap"])
 def test_phases_alternate(play, plan):
-    """One full-batch step of the head at the old body, then one of the body at the new head, by plain torch."""
+    """One full-batch step of the head with the old body, then one of the body with the new head, by plain torch."""
     client = toy("HeadThenBody", lr=0.5, batch="full")
     settings = {"model": {"name": "mlp", "hidden": [4]}, "cohort.clients": [2], "rounds": 1, "execution.plan": plan}
     run = play(client=client, **settings)
@@ -293,7 +293,7 @@ def test_phases_alternate(play, plan):
 
 
 def test_evaluation_of_what_clients_make_of_the_model(play):
-    """stage: trained. The server stands still (lr=0); a client's loss is after one full-batch step of its own."""
+    """stage: trained. The server does not move (lr=0); each client is evaluated after one full-batch step of its own."""
     settings = {"strategy": {"name": "fedavg", "lr": 0.0}, "rounds": 1, "splits": {"val": 0.3}}
     client = {"lr": 0.5, "batch": "full"}
     run = play(client=client, **settings, **{"evaluation.stage": "trained"})
@@ -355,7 +355,7 @@ def test_a_client_that_fails_is_dropped(play, how):
     assert (first["dropped"], second["dropped"]) == (0, 1) and "errors" not in first
     assert len(second["errors"]) == 1 and "client 3" in second["errors"][0]
     assert second["train/loss"] == pytest.approx(weighted(others + 1, others))
-    assert kept(run, 3) == {"visits": 1, "round": 0}  # as the last round it was in left it
+    assert kept(run, 3) == {"visits": 1, "round": 0}  # unchanged since the last round with this client
     assert kept(run, 2) == {"visits": 2, "round": 1}
 
 

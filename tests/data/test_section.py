@@ -1,4 +1,4 @@
-"""What is done to data: long tails, normalising, random crops and flips; what each client holds of it: caps, pooling."""
+"""Transformations of data: long tails, normalisation, random crops and flips; clients' shares: caps, pooling."""
 
 import numpy as np
 import pytest

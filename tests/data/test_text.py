@@ -1,4 +1,4 @@
-"""Texts: which phrases stay, token ids beside Hugging Face's own tokenizer, and a pretrained encoder trained for a step."""
+"""Texts: selection of phrases, token ids equal to Hugging Face's tokenizer, one training step of a pretrained encoder."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_parts_of_phrases_are_left_out():
         5,
         6,
         7,
-    ]  # runs of words, not of letters; the first of two equal ones
+    ]  # parts are sequences of words, not of letters; of two equal phrases the first stays
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_dirichlet_is_decided_by_the_seed():
 
 
 def test_proportions_have_the_moments_of_a_dirichlet():
-    """Of Dir(a) over N: mean 1/N, variance (N-1) / (N^2 (N a + 1))."""
+    """Dir(a) over N: mean 1/N, variance (N-1) / (N^2 (N a + 1))."""
     generator = np.random.default_rng(0)
     for alpha in (0.05, 0.5, 5.0):
         shares = np.array([proportions(generator, 4, alpha) for _ in range(4000)])
@@ -113,8 +113,10 @@ def test_proportions_do_not_underflow():
 
 
 def test_repair_by_hand():
-    """Sizes 9, 0, 7, 2, 1 to at least 2: three rows are needed; down to 7 gives two of client 0, down to 6 gives four of
-    clients 0 and 2, one too many, so client 0 keeps 7."""
+    """Sizes 9, 0, 7, 2, 1 with minimum 2 need three rows.
+
+    Cutting to 7 yields two rows of client 0; cutting to 6 yields four of clients 0 and 2. That is one too many, so
+    client 0 keeps 7."""
     offsets = np.array([0, 9, 9, 16, 18, 19])
     order, after = repaired(np.arange(19), offsets, min_size=2)
     assert_array_equal(sizes_of(after), [7, 2, 6, 2, 2])
@@ -140,7 +142,7 @@ def test_a_minimum_already_met_changes_nothing():
 
 
 def test_the_last_rows_of_a_client_are_like_its_others():
-    """Repair gives the last rows away and must not give one class. Drawn n of N rows, a count has deviation sqrt(n p q)."""
+    """Repair moves the last rows, which must not be of one class. A count in n rows has deviation sqrt(n p q)."""
     labels = np.repeat([0, 1], 1500)
     indices, offsets = dirichlet(labels, 3, alpha=5.0)
     for rows in np.split(indices, offsets[1:-1]):

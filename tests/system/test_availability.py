@@ -1,4 +1,4 @@
-"""Availability: the probabilities claimed, changes exactly where they are announced, traces in FedScale's form."""
+"""Availability: the stated probabilities, changes at the announced times, traces in FedScale's format."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_bernoulli_has_its_probability_and_forgets():
 
 
 def test_bernoulli_stays_are_geometric():
-    """Who is there stays 1 / (1 - p) periods on average, the present one counted from its begin."""
+    """An available client stays 1 / (1 - p) periods on average, counted from the start of the current one."""
     presence = Bernoulli(p=0.8, seconds=1.0).draw(0, 20_000)
     ids = np.flatnonzero(presence.at(np.arange(20_000), 0.0))
     assert presence.until(ids, 0.0).mean() == pytest.approx(5, abs=4.5 * np.sqrt(20) / np.sqrt(len(ids)))
@@ -115,7 +115,7 @@ def test_a_trace_by_hand(tmp_path):
     st.floats(0, 500),
 )
 def test_a_trace_is_its_windows(tmp_path_factory, marks, closes, rest, time):
-    """Against a look through the windows of every cycle."""
+    """Compared with a search through the windows of every cycle."""
     if len(marks) % 2:
         marks.append(marks[-1] + 1)
     finish = marks[-1] + (0 if closes else rest)
@@ -213,7 +213,9 @@ def test_bad_settings_are_refused(make, message):
 
 
 def test_when_enough_are_there(tmp_path):
-    """At 0: 3, 40, 41. At 10 also 12; at 20 also 50 but not 12; 30: without 3. All five: at 110 (cycles of 100 and 50), 40, 41 from 100."""
+    """Available at 0 s: 3, 40, 41. At 10 s also 12; at 20 s also 50 but not 12; at 30 s not 3.
+
+    All five are available at 110 s (cycles of 100 s and 50 s); 40 and 41 from 100 s."""
     world = System(devices=Identical(ms_per_sample=1), availability=trace(tmp_path, ENTRIES)).draw(0, 5)
     assert world.opens(3, 0.0) == 0 and world.opens(4, 0.0) == 10 and world.opens(6, 0.0) == np.inf
     assert_array_equal(world.available(10.0), [0, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""Asynchronous servers: periods in closed form, every start accounted for, and a stored state that goes on as if nothing had been."""
+"""Asynchronous servers: periods in closed form, each start ends exactly once, a stored state resumes without a difference."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_identical_devices_are_exactly_periodic():
 
 
 def test_fedasync_with_identical_devices():
-    """Three under way: of those who come at one time each finds one step more, and three start after them."""
+    """Three clients in flight: each of those that arrive at the same time finds one more step, then three start."""
     _, acts = (c := of(Buffered(concurrency=3), [4.0] * 10)).run(c.begin(), 12)
     assert [act.time for act in acts] == [4.0] * 3 + [8.0] * 3 + [12.0] * 3 + [16.0] * 3
     assert [act.arrivals[0].staleness for act in acts] == [0, 1, 2] * 4
@@ -62,7 +62,7 @@ def test_fedasync_with_identical_devices():
 
 
 def test_two_speeds_by_hand():
-    """Everybody is under way: client 0 takes 2 s, client 1 takes 5 s."""
+    """Both clients are in flight: client 0 takes 2 s, client 1 takes 5 s."""
     _, acts = (c := of(Buffered(concurrency=2), [2.0, 5.0])).run(c.begin(), 7)
     assert [(a.time, a.arrivals[0].client, a.arrivals[0].staleness) for a in acts] == [
         (2, 0, 0), (4, 0, 0), (5, 1, 2), (6, 0, 1), (8, 0, 0), (10, 1, 2), (10, 0, 1),
@@ -70,13 +70,13 @@ def test_two_speeds_by_hand():
 
 
 def test_ties_come_in_the_order_of_starts():
-    """At 10 s client 1 (started at 5) comes before client 0 (started at 8), as above, whatever the ids."""
+    """At 10 s client 1 (started at 5) comes before client 0 (started at 8), independent of the ids."""
     _, acts = (c := of(Buffered(concurrency=2), [5.0, 2.0])).run(c.begin(), 7)
     assert [a.arrivals[0].client for a in acts][-2:] == [0, 1]
 
 
 def test_tiers_by_hand():
-    """Tiers {0, 1} with rounds of 2 s and {2, 3} with rounds of 20 s, whose clients started first when both end at 20 s."""
+    """Tiers {0, 1} (rounds of 2 s) and {2, 3} (20 s). At 20 s both end; clients of the slow tier started first."""
     _, acts = (c := of(Tiered(tiers=2, clients=2), [1.0, 2.0, 10.0, 20.0])).run(c.begin(), 12)
     assert [act.time for act in acts] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20, 22]
     assert [act.tier for act in acts] == [0] * 9 + [1, 0, 0]
@@ -96,7 +96,7 @@ def test_tiers_are_by_speed_and_of_equal_size():
 
 @pytest.mark.parametrize("buffer", [1, 4])
 def test_mean_staleness_is_concurrency_less_one(buffer):
-    """Each step ages all who are under way by one, and these are concurrency - 1: an identity, not an estimate."""
+    """Each step makes concurrency - 1 clients in flight staler by one: an identity, not an estimate."""
     state, acts = (c := clock(Buffered(concurrency=7, buffer=buffer))).run(c.begin(), 500)
     ages = sum(a.staleness for act in acts for a in act.arrivals) + int((state.version - state.in_flight[:, 3]).sum())
     assert ages == 6 * 500
@@ -105,13 +105,13 @@ def test_mean_staleness_is_concurrency_less_one(buffer):
 
 @pytest.mark.slow
 def test_throughput_is_concurrency_over_mean_trip():
-    """By renewal, of 2,000 clients of whom 20 are under way, each drawn uniformly."""
+    """By renewal theory: 2,000 clients, drawn uniformly, 20 in flight."""
     state, acts = (c := clock(Buffered(concurrency=20, buffer=10), 2000)).run(c.begin(), 2000)
     assert 20_000 / acts[-1].time == pytest.approx(20 / c.total.mean(), rel=0.03)
 
 
 def test_clients_are_drawn_uniformly():
-    """Of identical devices everybody starts equally often: 40,000 starts of 100, deviation below sqrt(400)."""
+    """Identical devices start equally often: 40,000 starts of 100 clients, deviation below sqrt(400)."""
     _, acts = (c := of(Buffered(concurrency=10, buffer=10), [1.0] * 100)).run(c.begin(), 4000)
     counts = participations([s.client for act in acts for s in act.starts], 100)
     assert counts.sum() == 40_000 and np.abs(counts - 400).max() < 4.5 * 20
@@ -182,9 +182,7 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
     for _ in range(200):
         state, _ = c.step(state)
         clients = state.in_flight[:, 2]
-        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [
-            1
-        ]  # one slot came free with the step
+        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [1]  # the step freed one slot
 
 
 @pytest.mark.slow
@@ -200,7 +198,7 @@ def test_who_starts_is_there_and_who_goes_away_fails():
 
 
 def test_a_slot_stays_free_until_somebody_comes(tmp_path):
-    """Two clients, there from 10 to 13 and from 30 to 100 of every 100 s, trips of 4 s: a failure at 13, the first step at 34."""
+    """Two clients, available at 10-13 s and 30-100 s of every 100 s; trips of 4 s: failure at 13 s, first step at 34 s."""
     windows = {str(i): {"active": [10, 30], "inactive": [13, 100], "finish_time": 100} for i in range(2)}
     (tmp_path / "w.json").write_text(str(windows).replace("'", '"'))
     world = SimulatedSystem(0, Identical(ms_per_sample=1).draw(0, 2), Windows(path=str(tmp_path / "w.json")).draw(0, 2))
@@ -216,7 +214,7 @@ def test_starts_depend_on_the_seed_alone():
 
 
 def test_draws_go_on_over_their_blocks():
-    """More starts than are drawn at once: the rate of drop-outs stays what it is."""
+    """More starts than one block of draws: the rate of drop-outs does not change."""
     state, _ = (c := clock(Buffered(concurrency=8), dropout=0.2)).run(c.begin(), 2 * BLOCK)
     assert state.failed / state.dispatched == pytest.approx(0.2, abs=4.5 * np.sqrt(0.16 / state.dispatched))
 

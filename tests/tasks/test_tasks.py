@@ -1,4 +1,4 @@
-"""Multi-label classification and language modelling: losses on paper, metrics that pool to scikit-learn's on the whole."""
+"""Multi-label classification and language modelling: losses by hand, pooled metrics equal to scikit-learn's."""
 
 import math
 
@@ -21,11 +21,11 @@ from fl.tensors.trees import row
 
 
 def pooled(task, outputs: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[dict, dict]:
-    """(metrics over all, metrics of each client) of rows dealt to 5 clients, in batches of at most 7, folded over two chunks."""
+    """(pooled metrics, metrics per client): rows of 5 clients, in batches of at most 7, folded over two chunks."""
     draw = np.random.default_rng(seed)
     metrics = task.metrics()
     owner = np.sort(draw.integers(0, 5, len(y)))
-    owner[:5] = range(5)  # everyone has a row
+    owner[:5] = range(5)  # every client has a row
     order = draw.permutation(len(y))
     fold, each = Fold(Product(metrics), 5), {name: [] for name in metrics}
     for clients in ([0, 1, 2], [3, 4]):
@@ -62,7 +62,7 @@ def test_f1_on_paper():
 def test_average_precision_on_paper():
     # 0.9 is right (precision 1, recall 1/2), 0.8 wrong, 0.7 right (2/3): 1/2 + 1/3
     assert average_precision(torch.tensor([0.7, 0.9, 0.8]), torch.tensor([1, 1, 0])) == pytest.approx(5 / 6)
-    # ties are one threshold: recall 1 at precision 2/3, whatever their order
+    # ties are one threshold: recall 1 at precision 2/3 in any order
     assert average_precision(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([1, 0, 1])) == pytest.approx(2 / 3)
 
 
@@ -70,7 +70,7 @@ def test_average_precision_on_paper():
 def test_multilabel_pools_to_scikit_learns(seed):
     draw = np.random.default_rng(seed)
     outputs = torch.from_numpy(draw.normal(size=(40, 4)).round(1).astype(np.float32))  # with ties
-    y = torch.from_numpy((draw.random((40, 4)) < [0.5, 0.2, 0.9, 0.0]).astype(np.int64))  # nobody has label 3
+    y = torch.from_numpy((draw.random((40, 4)) < [0.5, 0.2, 0.9, 0.0]).astype(np.int64))  # no sample has label 3
     value, each = pooled(Multilabel(), outputs, y, seed)
     said = outputs.numpy() > 0
     assert value["f1_micro"] == pytest.approx(f1_score(y, said, average="micro"))
@@ -135,7 +135,7 @@ def test_less_perplexity_is_better():
     assert minimised("val/perplexity") and minimised("val/loss") and not minimised("val/f1_micro")
 
 
-# -- what tasks take ---------------------------------------------------------------------------------------------------
+# -- what tasks accept -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "task, y, outputs",
     [
