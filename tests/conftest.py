@@ -1,4 +1,4 @@
-"""Settings of all tests, and what they share: Ray, the digits, a clock."""
+"""Settings and fixtures of all tests: Ray, the digits, a clock."""
 
 import copy
 import functools
@@ -48,7 +48,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with Ray are slow and run in one process; modules that start Ray themselves come first, then those with slow tests."""
+    """Mark tests with Ray as slow, in one process. Modules that start Ray themselves come first, then slow modules."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.slow)
@@ -74,7 +74,7 @@ def digits_are_read_once() -> Iterator[None]:
 
 # -- time -------------------------------------------------------------------------------------------------------------
 class Clock:
-    """A clock that goes on by a millisecond whenever it is read, and by what `sleep` is given."""
+    """A clock that advances by one millisecond at each reading, and by the argument of `sleep`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -85,7 +85,7 @@ class Clock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass at once."""
+        """Advance the clock without waiting."""
         self.now += seconds
 
 

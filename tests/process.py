@@ -1,7 +1,7 @@
-"""Python processes that start in a fraction of a second: forked from a server that has made the heavy imports once.
+"""Python processes that start in a fraction of a second: forked from a server that did the heavy imports once.
 
-`python` and `fl` are what `subprocess.run([sys.executable, "-c", code])` and `python -m fl ...` are: a process of its own with
-its own exit code, standard output and error. A test whose point is how a process starts, or a signal of a terminal, starts a real one.
+`python` and `fl` replace `subprocess.run([sys.executable, "-c", code])` and `python -m fl ...`: a separate process with
+its own exit code, standard output and error. Tests of process start or of terminal signals start a real process.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _child(
     folder: str | None,
     environment: dict[str, str],
 ) -> None:
-    """What the forked process does."""
+    """Run in the forked process."""
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdout, sys.stderr = (io.TextIOWrapper(open(k, "wb", 0, closefd=False), write_through=True) for k in (1, 2))

@@ -32,7 +32,7 @@ def result(tmp_path_factory):
 
 
 def train_rows(result):
-    """Samples that a run's rounds have trained on, from its clients' table: {round: samples a pass}."""
+    """Samples per pass in each round, {round: samples}, from the run's client table."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(result.directory / "clients.parquet").to_pylist()
@@ -52,13 +52,13 @@ def test_each_is_a_run_below_the_run(result):
 
 
 def test_the_same_work(result):
-    # a quarter takes part: 8 rounds of 5 of 20 clients are 2 rounds of all; 2 epochs of a quarter of the rows, in batches of 10
+    # a quarter takes part: 8 rounds with 5 of 20 clients are 2 rounds of all; 2 epochs of a quarter of the rows, batch 10
     local, central = result.baselines["local"], result.baselines["centralised"]
     assert len(local.metrics) == 2 and len(central.metrics) == 8
     rows = train_rows(local)[0]
     config = read(central.directory / "config.yaml")
     assert config["client"]["steps"] == round(2 * rows / 4 / 10) and config["splits"]["pooled"] is True
-    assert train_rows(central)[0] == rows  # client 0 has them all
+    assert train_rows(central)[0] == rows  # client 0 has all of them
 
 
 def test_the_same_splits(result):
@@ -109,7 +109,7 @@ def test_a_run_that_goes_on_has_its_baselines_anew(tmp_path):
 
 @pytest.mark.slow
 def test_nothing_of_a_run_is_kept_in_memory(tmp_path):
-    """Baselines, seeds and sweeps are many runs in one process, each with its data."""
+    """Baselines, seeds and sweeps execute many runs in one process, each with its own data."""
 
     def there():
         gc.collect()

@@ -27,7 +27,7 @@ PACKAGES = {
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted module) of every import in a file, wherever it stands."""
+    """(line, dotted module) of every import in a file, at any depth."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -36,14 +36,14 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(package: str) -> list[tuple[str, str]]:
-    """(file:line, top-level module) of every import in a package; the peers of `fl bench` have their own environments."""
+    """(file:line, top-level module) of every import in a package, without the peers of `fl bench`."""
     peers = ROOT / "experiments" / "benchmarks" / "peers"
     files = sorted(p for p in (ROOT / package).rglob("*.py") if p.parent != peers)
     return [(f"{p.relative_to(ROOT)}:{line}", m.partition(".")[0]) for p in files for line, m in imports(p)]
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs code in a fresh interpreter that finds our packages, and by default none of the variables that fl sets."""
+    """Run code in a fresh interpreter that finds our packages, without the environment variables that fl sets."""
     ours = ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
     clean = {k: v for k, v in os.environ.items() if k not in ours}
     clean |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
@@ -95,7 +95,7 @@ def test_import_fl_loads_nothing_heavy():
     assert done.stdout == "[]\n", done.stderr
 
 
-# words that name a part outside fl/, and have another meaning that fl/ needs
+# words that name a part outside fl/, but have another meaning inside fl/
 GENERIC = {
     "flwr": "the package of Flower; partition",
     "local": "local training, this machine, statistics of batch normalisation; strategy, client",

@@ -1,4 +1,4 @@
-"""The laws of `fl.check.check`: every registered part keeps them, and parts that break one are found out by that one."""
+"""The laws of `fl.check.check`: every registered part satisfies them, and each law finds the parts that break it."""
 
 import functools
 from collections.abc import Iterator
@@ -439,7 +439,7 @@ def test_a_broken_part_is_found_out(name, tmp_path):
 
 @dataclass
 class Halved(Bench):
-    """Runs in which half the bytes are on the way."""
+    """A ledger that records half of the bytes sent."""
 
     def config(self, **overrides):
         return super().config(**{"codec.up": "fp16"} | overrides)

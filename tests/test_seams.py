@@ -19,7 +19,7 @@ from fl.storage.segments import Segments
 
 TOYS = Path(__file__).with_name("toys.py")
 DATA = RandomData(shape=(6,), classes=3, clients=6, samples=LogNormal(lognormal=0.7, mean=15, low=4, high=40))
-SIZES = np.bincount(DATA.load().clients)  # nothing is held out
+SIZES = np.bincount(DATA.load().clients)  # no rows are held out
 BASE = {
     "rounds": 2,
     "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 6, "samples": vars(DATA.samples)},

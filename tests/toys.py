@@ -1,5 +1,5 @@
-"""Small methods that each use one more of what the seams allow. By reference: {name: tests/toys.py:ThreeExchanges}; the client
-that a strategy brings is looked for beside it."""
+"""Small methods, one for each extension point of the engine. A configuration refers to them as
+{name: tests/toys.py:ThreeExchanges}; the client of a strategy is looked up in the same file."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class ThreeExchanges(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class ThreeWorks(LocalTraining):
-    """Carries its sum from the first exchange to the second, and its share s_i / S from there to the third, where it sends
-    the share; keeps the number of its visits and its latest share."""
+    """Carries its sum from the first exchange to the second, and its share s_i / S to the third, where it sends the share.
+
+    Its state is the number of its visits and its latest share."""
 
     sends: ClassVar[tuple[str, ...]] = ("model", "sum", "square", "carried")
 
@@ -124,7 +125,7 @@ class ClassMeans(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnClassMeans(ClientAlgorithm):
-    """Of the classes that the client has."""
+    """Class means of the classes that the client has."""
 
     sends: ClassVar[tuple[str, ...]] = ("means",)
 
@@ -138,8 +139,8 @@ class OwnClassMeans(ClientAlgorithm):
 # -- every way down ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Mixed(Strategy):
-    """A client is sent: some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps (`base`,
-    new in round 2) and a number (`offset`). The model itself is hidden. It answers with a sparse vector."""
+    """A client receives some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps (`base`,
+    new in round 2) and a number (`offset`), but not the model. It replies with a sparse vector."""
 
     client: ClassVar[str] = "toys.py:Answers"
 
@@ -173,7 +174,7 @@ def third(client):
 
 @dataclass(frozen=True)
 class Answers(ClientAlgorithm):
-    """Sends back the elements it received, as what to add, and what else it saw."""
+    """Returns the received elements as its update, and reports what else it received."""
 
     sends: ClassVar[tuple[str, ...]] = ("part", "seen")
     receives: ClassVar[tuple[str, ...]] = ("part", "own", "base")
@@ -186,10 +187,12 @@ class Answers(ClientAlgorithm):
         return Reply(Update({"part": Sparse(positions, ctx.received["part"], 21), "seen": seen}, 1))
 
 
-# -- answers known beforehand -----------------------------------------------------------------------------------------
+# -- replies known in advance -----------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Constant(ClientAlgorithm):
-    """Sends value * (client + 1) in every coordinate and, squared, in the group "extra". Those in `fails` do in round `when`."""
+    """Sends value * (client + 1) in every coordinate, and its square in the group "extra".
+
+    Clients in `fails` fail in round `when`."""
 
     sends: ClassVar[tuple[str, ...]] = ("model", "extra")
     value: float = 1.0
@@ -251,7 +254,7 @@ class Halves(Strategy):
 @dataclass(frozen=True)
 class Moments:
     model: Params
-    start: float | None  # of setup
+    start: float | None  # of the set-up
 
 
 @dataclass(frozen=True)
@@ -276,10 +279,10 @@ class Staged(Strategy):
         return Moments(state.model + state.start + outcome.value, state.start), {}
 
 
-# -- another module than the run's ------------------------------------------------------------------------------------
+# -- a module other than the run's ------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Narrow(Strategy):
-    """Clients train the first `width` hidden units of an mlp of one hidden layer; the others rest."""
+    """Clients train the first `width` hidden units of an MLP with one hidden layer; the others do not change."""
 
     width: int = 2
     per_client: bool = False
@@ -300,7 +303,7 @@ class Narrow(Strategy):
         return model, {}
 
     def cut(self, model: Params) -> dict[str, torch.Tensor]:
-        """Views of what the narrow model has."""
+        """Views of the tensors of the narrow model."""
         k = self.width
         return {
             "1.weight": model["1.weight"][:k],
@@ -312,7 +315,7 @@ class Narrow(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadsConfig(LocalTraining):
-    """Steps only where the client's own id is even."""
+    """Trains only on clients with an even id."""
 
     def gradient(self, grad, params, at):
         return grad * float(at.config["client"] % 2 == 0)
@@ -321,7 +324,7 @@ class ReadsConfig(LocalTraining):
 # -- data -------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Poisoned:
-    """Noise for six clients of four samples, those of `clients` not a number."""
+    """Noise for six clients with four samples each; the samples of `clients` are NaN."""
 
     clients: tuple[int, ...] = (3,)
 

@@ -1,4 +1,4 @@
-"""The small federation that strategies and clients are checked on: eight clients with few samples each, three rounds."""
+"""The small federation on which strategies and clients are checked: eight clients with few samples, three rounds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ Part = TypeVar("Part")
 class Run:
     """The results of a run without its measured times: what must be equal where runs are equal.
 
-    `metrics` has a JSON text for each round, `ledger` a dict for each row, `states` the fingerprint of each client's state.
+    `metrics` has a JSON text for each round, `ledger` a dict for each row, `states` a fingerprint of each client's
+    state.
     """
 
     model: Params

@@ -70,7 +70,7 @@ def own_docstring(part: Any) -> str:
     It is "" without one, also for a dataclass, to which Python gives its signature as docstring.
     """
     text = vars(part).get("__doc__") or ""
-    return "" if text.startswith(f"{part.__name__}(") else inspect.cleandoc(text)
+    return "" if re.fullmatch(rf"{part.__name__}\(.*\)", text) else inspect.cleandoc(text)
 
 
 def summary_line(part: Any, alone: bool) -> str:

@@ -1,7 +1,9 @@
 """What is kept of a client from round to round: the method's state, and beside it the engine's.
 
     {"method": the client algorithm's state,
-     "residuals": group -> what the codec lost, "last_received": group -> what a difference is sent to, "statistics": running ones}
+     "residuals": group -> error of the codec, to add to the next update,
+     "last_received": group -> value to which the next difference is added,
+     "statistics": running statistics of batch normalisation}
 
 Without any engine state the record is the method's state alone (`Job.has_engine_state`).
 """
@@ -51,6 +53,6 @@ def new_record(job: Job, previous: Tree, method: Tree, engine: Mapping[str, Tree
 
 
 def same_entries(previous: Sequence[Tree], method: Tree, residuals: Mapping[str, Residuals]) -> bool:
-    """Whether all clients keep exactly `method` and `residuals` from now on, so that their records can be written at once."""
+    """Whether all clients keep exactly `method` and `residuals` from now on: their records can be written at once."""
     fresh = {"method", "residuals"} if method is not None else {"residuals"}
     return all(p is None or (set(p) <= fresh and set(p["residuals"]) <= set(residuals)) for p in previous)

@@ -1,6 +1,6 @@
 """Work that is sent to workers, and what comes back.
 
-ExchangeDispatch, cut into tasks (chunks of cohort positions) ~~> workers ~~> PartialResult each, gathered into a DispatchResult
+ExchangeDispatch -> tasks (chunks of cohort positions) ~~> workers ~~> PartialResults -> DispatchResult
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fl.tracking.spans import span
 
 @dataclass
 class PartialResult:
-    """What one worker made of a dispatch: nodes of the reduction tree by (level, index), and columns by cohort position."""
+    """One worker's share of a result: nodes of the reduction tree by (level, index), columns by cohort position."""
 
     nodes: dict[tuple[int, int], Any]
     columns: Columns

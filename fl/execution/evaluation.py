@@ -123,7 +123,7 @@ class ClientEvaluation(Evaluation):
             self.measure(at, net, [d.rows], self.job.server_arrays)
 
     def _predictor(self, ctx: ClientContext) -> Predictor:
-        """Return what a client predicts with: as received, after its own training, or after adapting to some samples."""
+        """Return a client's predictor: as received, after its own training, or after adapting to some samples."""
         algorithm = self.job.algorithm
         if self.dispatch.work == "adapted":
             assert self.job.adapt is not None

@@ -78,7 +78,7 @@ class Job:
 
     @cached_property
     def has_engine_state(self) -> bool:
-        """Whether the engine keeps anything of a client beside the method's own state (fl/execution/client_state.py)."""
+        """Whether the engine stores client state beside the method's own state (fl/execution/client_state.py)."""
         wraps = find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta)
         return bool(self.statistics or wraps)
 

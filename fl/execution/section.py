@@ -12,8 +12,8 @@ from fl.checks import at_least
 class Execution:
     """Where and how client work is computed.
 
-    `plan`, `chunk`, `memory_format`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the last
-    bits of results. The run directory holds the values of `plan`, `chunk` and `memory_format` that were chosen.
+    `plan`, `chunk`, `memory_format`, `micro_batch`, `device`, `precision`, `graphs` and `deterministic` may change the
+    last bits of results. The run directory holds the values of `plan`, `chunk` and `memory_format` that were chosen.
 
     Args:
         executor: "ray": worker processes; "serial": this process.

@@ -1,4 +1,6 @@
-"""A worker: resident, with the data, the model's structure and the job. The serial executor is one worker, or a few threads.
+"""A worker: a resident object with the data, the model's structure and the job.
+
+The serial executor is one worker, or a few threads.
 
 task -> chunk of cohort positions -> what each client receives -> client work -> codec ~~> reduction
         (downloads.py)               (client_work.py, training/)   (uploads.py)

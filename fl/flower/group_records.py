@@ -3,8 +3,9 @@
     tree  -- write_group(codec) -->  ArrayRecord + form      ArrayRecord + form  -- read_group(codec) -->  tree, Sizes
 
 `Params` without a codec need no form: their arrays are the tensors by name, as in any Flower app. For every other group
-the form is the text of its structure (`fl.tensors.serialise.flatten`), and arrays are named "leaf number/part". The parts
-are those that the codec encoded. Nothing is pickled. `tree_to_record` and `record_to_tree` do the same without a codec.
+the form is the text of its structure (`fl.tensors.serialise.flatten`), and arrays are named "leaf number/part". The
+parts are those that the codec encoded. Nothing is pickled. `tree_to_record` and `record_to_tree` do the same without a
+codec.
 """
 
 from __future__ import annotations

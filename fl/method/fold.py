@@ -19,7 +19,7 @@ Leaf = TypeVar("Leaf", Params, Tensor)
 
 
 class Fold:
-    """The fixed tree over positions 0..n-1. Node (level, k) covers positions k 2^level .. (k+1) 2^level - 1.
+    """The fixed tree over positions 0..n-1.
 
     A node is merged with its sibling when both have arrived. A node at the right edge without a sibling moves up
     unchanged. None stands for a client without update: merge(None, x) = x.

@@ -1,10 +1,10 @@
 """Asynchronous servers: exchanges whose updates come from clients that started at different times.
 
-    clock's next step -> who starts: broadcast, ledger -> ... -> who arrives: their updates, reduced -> the strategy's step
+    next step of the clock -> starting clients: broadcast, ledger -> ... -> arriving updates: reduce -> strategy's step
 
-A round is one step of the server. Arrival times do not depend on what is learnt, because sizes are known beforehand. So the
-clock (fl/system/events.py) runs ahead, and clients train when the first of them is needed: all that are in flight at once,
-on all workers. Clients that start with the same version of the model train together, whenever that is; worker count,
+A round is one step of the server. Arrival times do not depend on the training, because message sizes are known
+beforehand. So the clock (fl/system/event_loop.py) runs ahead. When the first result is needed, all clients in flight
+train at once, on all workers. Clients that start with the same version of the model train together; worker count,
 commits and resumption change no bits. Results that are trained and not yet used are part of the commit.
 """
 

@@ -1,9 +1,10 @@
 """An exchange on the driver's side: encode, have the clients work, reduce, keep the books.
 
-    Exchange -> downlink: codec, ledger -> ExchangeDispatch ~~> executor ~~> DispatchResult -> ledger, metrics -> ExchangeResult
+    Exchange -> downlink: codec, ledger -> ExchangeDispatch ~~> executor ~~> DispatchResult -> ledger, metrics
+             -> ExchangeResult
 
-With a system model (`system:`) virtual time passes. Sizes of messages are known beforehand, so the server knows before any
-training who will be in the sum. Without a deadline or over-selection, seconds follow from the bytes that were measured.
+With a system model (`system:`) virtual time passes. Message sizes are known beforehand, so the server knows before any
+training which updates it will sum. Without a deadline or over-selection, seconds follow from measured bytes.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class ExchangeRunner:
     """Carries out the exchanges of a run.
 
     The downlink's memory and virtual time last from round to round (`record`); the rest belongs to one round (`begin`).
-    Dispatches are numbered by round and by their place in it, evaluations apart from work, so that neither an evaluation
-    nor a further exchange changes what later clients draw.
+    Dispatches are numbered by round and by their place in it. Evaluations have numbers of their own, so that neither
+    an evaluation nor a further exchange changes the random numbers of later clients.
     """
 
     def __init__(self, run_setup: RunSetup, executor: Executor, states: ClientStates, folder: RunDirectory):
@@ -174,7 +175,7 @@ class ExchangeRunner:
         return self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
 
     def _largest_first(self, exchange: Exchange) -> np.ndarray:
-        """Return the cohort, largest clients first: clients of similar size then share a chunk, and long work starts early."""
+        """Return the cohort, largest clients first: similar sizes then share a chunk, and long work starts early."""
         cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
         return cohort[np.argsort(-self.sizes[cohort], kind="stable")]
 

@@ -37,8 +37,8 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
         if size is None:
             raise ConfigError(
                 "system.up_bytes",
-                f"missing: the size of {name!r} is not known before clients have trained, and `server` needs it to tell "
-                "who arrives in time; declare it in bytes",
+                f"missing: the size of {name!r} is not known before clients have trained, and `server` needs it to "
+                "know which updates arrive in time; declare it in bytes",
             )
         total += size
     return total

@@ -90,7 +90,8 @@ def resume(
         if key not in FREE_TO_CHANGE:
             raise ConfigError(
                 key,
-                f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. Start a new run instead",
+                f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. "
+                "Start a new run instead",
             )
     return _with_baselines(resolve(read(raw, overrides)), directory, True, watch, stop)
 

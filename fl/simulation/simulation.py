@@ -106,7 +106,7 @@ class Simulation:
         return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", self._after_rounds())
 
     def one_round(self) -> Row:
-        """Sample a cohort, let the strategy broadcast, train, reduce and step, and evaluate; return the round's metrics."""
+        """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
         cohort = self._sample()
         metrics = self._run_generator(strategy.round(self.state, self._context(cohort)))

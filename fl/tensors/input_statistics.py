@@ -80,10 +80,12 @@ def statistic_of(factor: float) -> InputStatistic:
 
 
 class ResidualRatio(Protocol):
-    """Share of the inputs outside the basis. `least` is the minimum number of vectors that are added to the basis."""
+    """Share of the inputs outside the basis."""
 
     @property
-    def least(self) -> int: ...
+    def least(self) -> int:
+        """Minimum number of vectors that are added to the basis."""
+        ...
 
     def terms(self, squares: Tensor, n: int) -> Tensor:
         """Return two numbers (2,) of a client with n samples, from (||R||^2, ||X||^2).

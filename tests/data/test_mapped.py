@@ -1,4 +1,4 @@
-"""Data sets that are mapped and not read: the same bits as from memory, and no more memory than what is looked at."""
+"""Memory-mapped data sets: the same bits as in memory, and only the rows that are read take memory."""
 
 import json
 import subprocess
@@ -90,7 +90,7 @@ def test_a_map_travels_as_its_place(arrays, tmp_path):
         code, memories = pack(tensor)
         assert not memories and len(code) < 1000
         assert torch.equal(unpack(code, memories), torch.from_numpy(arrays["x_train"][rows]))
-    assert len(pack(whole[3:5])[1]) == 1  # what has been taken out of it is memory as any other
+    assert len(pack(whole[3:5])[1]) == 1  # rows that were taken out are ordinary memory
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_cannot_be_mapped_is_said(name, array, message, tmp_path):
 
 @pytest.mark.ray
 def test_a_file_larger_than_what_anybody_holds(tmp_path):
-    """1.5 GB of features (a sparse file), two workers: no process comes near them, nothing of them is shared."""
+    """1.5 GB of features (a sparse file), two workers: no process holds them in memory, private or shared."""
     rows, features = 1_500_000, 250
     x = open_memmap(tmp_path / "x.npy", "w+", np.float32, (rows, features))
     x[::50_000] = 1.0

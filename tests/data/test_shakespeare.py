@@ -1,4 +1,4 @@
-"""Shakespeare: the vocabulary, windows by hand, whose rows are for testing, and a run on the real roles."""
+"""Shakespeare: the vocabulary, windows by hand, test rows, and a run on the real roles."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_windows_by_hand():
     assert y.tolist() == [[1, 2, 3, 4], [5, 6, -1, -1]]
     assert sequence_windows(ids[:5], 4, 4)[1].tolist() == [[1, 2, 3, 4]]
     assert len(sequence_windows(ids[:1], 4, 4)[0]) == len(sequence_windows(ids[:0], 4, 4)[0]) == 0
-    # where windows do not overlap every character but the first is asked for once
+    # windows do not overlap, so every character but the first is a target once
     _, y = sequence_windows(np.arange(100, dtype=np.int8), 8, 8)
     assert y[y >= 0].tolist() == list(range(1, 100))
 
@@ -143,6 +143,6 @@ def test_two_rounds_on_real_roles(tmp_path):
     }
     rows = fl.run(settings, out=tmp_path).metrics
     assert len(rows) == 2 and 0 < rows[-1]["clients/accuracy_mean"] < 1 and "eval/loss" not in rows[-1]
-    assert rows[0]["train/loss"] == pytest.approx(np.log(79), rel=0.1)  # begins at chance
+    assert rows[0]["train/loss"] == pytest.approx(np.log(79), rel=0.1)  # starts at chance
     plan = resolve(read(tmp_path / "config.yaml")).execution
     assert (plan.plan, plan.chunk) == ("loop", 1)

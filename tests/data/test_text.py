@@ -34,7 +34,7 @@ def test_parts_of_phrases_are_left_out():
         5,
         6,
         7,
-    ]  # runs of words, not of letters; the first of two equal ones
+    ]  # parts are sequences of words, not of letters; of two equal phrases the first stays
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""Where time goes: what sleeps is found where it slept, categories add up, and nothing else changes.
+"""Profiles: sleeping parts are found in the right category, categories add up, and results do not change.
 
-The parts of this run sleep: for known times, so that each category has to hold at least its own, and all of them add up to
+The parts of this run sleep for known times. Each category must hold at least its own sleep, and all categories add up to
 the wall time of all processes.
 """
 
@@ -106,7 +106,7 @@ def ray(tmp_path_factory):
 
 
 def of_a_round():
-    """The least seconds of each category in a round, from who sleeps how often."""
+    """Lower bound in seconds for each category in a round, from the number of sleeps of each part."""
     times = {"data": COHORT * STEPS, "server": 1}
     return {name: naps * NAP * times.get(name, COHORT) for name, naps in MANY.items()}
 
@@ -199,7 +199,7 @@ def test_a_round_by_hand():
 
 
 def test_a_far_clock_is_compared_when_the_way_is_shortest():
-    """It shows 100 more than ours. Ways there and back of 3 + 1, 1 + 1 and 4 + 0: the second tells it right."""
+    """The far clock is 100 s ahead. Round trips take 3 + 1, 1 + 1 and 4 + 0 s: the second gives the exact difference."""
     now, ways = [0.0], iter([(3, 1), (1, 1), (4, 0), (5, 5), (2, 4)])
 
     def ask():

@@ -1,4 +1,4 @@
-"""Workers that come up beside a run, and stay for the next one: real Ray, real processes."""
+"""Workers that start while a run is set up, and stay for the next run: real Ray, real processes."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from fl.execution.workers import ray_pool as crew
 
 pytestmark = pytest.mark.ray
 WORKERS_STAY = False
-PATIENCE = 300  # seconds to wait for what takes one on an idle machine
+PATIENCE = 300  # seconds to wait for an event that takes one second on an idle machine
 
 CONFIG = {
     "rounds": 3,
@@ -53,8 +53,8 @@ def alive(pid):
 
 
 def test_runs_share_workers_and_nothing_else(tmp_path, monkeypatch):
-    """Runs of several methods one after another by the same processes: each as if it were alone."""
-    monkeypatch.setattr(crew, "RETIRE_SECONDS", PATIENCE)  # a worker on a busy machine is not given up
+    """The same processes run several methods one after another; each result equals that of a separate run."""
+    monkeypatch.setattr(crew, "RETIRE_SECONDS", PATIENCE)  # a slow worker on a busy machine is not declared dead
     rule, pids, runs = tmp_path / "rule.py", [], {}
     scaffold = {**CONFIG, "strategy": "scaffold"}
     with crew.keep_workers():
@@ -78,11 +78,11 @@ def test_runs_share_workers_and_nothing_else(tmp_path, monkeypatch):
 
 
 def test_a_mistake_found_while_ray_comes_up(tmp_path):
-    """The partition is checked when data have been read: exit code 2, and nothing is left, neither processes nor files."""
+    """The partition is checked after reading the data: exit code 2, and no processes or files are left."""
     config = tmp_path / "config.yaml"
     partition = {"name": "dirichlet", "clients": 100, "alpha": 0.01, "min_size": 0}
     config.write_text(yaml.safe_dump({**CONFIG, "partition": partition}))
-    mark = {"FL_TEST_MARK": str(tmp_path)}  # whatever it starts inherits it
+    mark = {"FL_TEST_MARK": str(tmp_path)}  # child processes inherit it
     command = [sys.executable, "-m", "fl", "run", str(config), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | mark)
     assert done.returncode == 2 and "have no data" in done.stderr
@@ -101,13 +101,13 @@ def marked(mark):
         try:
             if f"FL_TEST_MARK={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(process.name)
-        except OSError:  # gone, or somebody else's
+        except OSError:  # ended, or another user's process
             pass
     return found
 
 
 def test_a_mistake_in_the_command_starts_nothing(tmp_path, monkeypatch):
-    """What `resolve` finds is said before anybody is hired."""
+    """Errors that `resolve` finds are reported before any worker starts."""
     monkeypatch.setattr(crew, "RayPool", None)
     with pytest.raises(ConfigError, match="client.epoch"):
         fl.run({**CONFIG, "client": {"epoch": 3}}, out=tmp_path / "out")

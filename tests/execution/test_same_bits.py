@@ -1,7 +1,7 @@
 """Same bits: serial, Ray with one worker, with two, on two nodes, after a worker is killed, after the driver is killed.
 
-Four methods stand for what can differ: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects), and a toy of three
-exchanges with carries. Digests are over all tensors of the final model; metrics and ledger must agree as well.
+Four methods cover the cases: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects all updates), and a toy with
+three exchanges and carries. Digests are over all tensors of the final model; metrics and ledger must be equal as well.
 """
 
 import functools
@@ -52,14 +52,14 @@ TIMES = ("wall_seconds", "busy_seconds", "server_seconds", "retried")
 
 
 def facts(result) -> tuple:
-    """All of a run that must not depend on who computed it."""
+    """Everything in a run that must not depend on the executor."""
     rows = [{k: v for k, v in row.items() if k not in TIMES} for row in result.metrics]
     return result.digest, json.dumps(rows), result.ledger.to_pylist()
 
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
-    """method -> its run by the serial executor, made when asked for."""
+    """method -> its run by the serial executor, made at the first request."""
     folder = tmp_path_factory.mktemp("serial")
     return functools.cache(lambda method: fl.run(config(method), out=folder / method))
 
@@ -119,7 +119,7 @@ def _run_and_kill_workers(raw, out, kills):
 
 @pytest.mark.slow
 def test_two_nodes(serial, tmp_path):
-    """A cluster of two nodes with one core each, a worker on either: what leaves a node goes through Ray's object store."""
+    """A cluster of two nodes with one core and one worker each: data between nodes go through Ray's object store."""
     code = f"""
 import json, sys, ray
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -167,7 +167,7 @@ def watch(event, row):
 
 {start}
 """
-CALLS = 40_000  # of Python functions: more than a round and its commit make
+CALLS = 40_000  # Python function calls: more than a round and its commit make
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_a_run_may_be_prolonged(serial, tmp_path):
 
 
 def test_what_ended_a_run_keeps_it_ended(tmp_path):
-    """A target reached in the first round: resuming adds nothing, asking for more rounds goes on; the start stays on record."""
+    """A target reached in round 0: resuming adds nothing, more rounds continue the run, the start time is kept."""
     whole = config("fedavg", rounds=2, stop={"target": {"train/loss": 100.0}})
     first = fl.run(whole, out=tmp_path / "run")
     began = (tmp_path / "run" / "environment.json").read_text()

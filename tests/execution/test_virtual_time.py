@@ -1,4 +1,4 @@
-"""Virtual time on the engine: who is in the sum is decided before anybody trains, and seconds are those of real bytes."""
+"""Virtual time on the engine: the clients in the sum are known before training, and seconds follow from real bytes."""
 
 import json
 
@@ -40,7 +40,7 @@ def run(folder, name="run", **changes):
 
 
 def test_seconds_are_those_of_the_bytes_in_the_ledger(tmp_path):
-    """Zstd makes of the update what the ledger says, and the slowest uplink, of 8 kbit/s, takes it."""
+    """The ledger has the size of the zstd-compressed update; the slowest uplink, 8 kbit/s, sends it."""
     system = devices(tmp_path, ms_per_sample=[0, 10, 0, 0], up_mbps=[1, 1, 0.008, 1], down_mbps=[0.08] * 4)
     result = run(tmp_path, system=system, codec={"up": ["zstd"]})
     rows = [row for row in result.ledger.to_pylist() if row["round"] == 0]
@@ -59,7 +59,7 @@ def test_seconds_are_those_of_the_bytes_in_the_ledger(tmp_path):
 
 
 def test_the_first_to_come_are_the_sum(tmp_path):
-    """Of four, clients 3 and 1 come first: the model is that of a cohort of these two."""
+    """Clients 3 and 1 of four arrive first: the model equals that of a cohort of these two."""
     system = devices(tmp_path, ms_per_sample=[40, 20, 30, 10])
     result = run(tmp_path, system=system, server={"name": "sync", "needed": 2})
     two = run(tmp_path, "two", cohort={"name": "fixed", "clients": [1, 3]})
@@ -72,7 +72,7 @@ def test_the_first_to_come_are_the_sum(tmp_path):
 
 
 def test_part_of_the_work_before_the_deadline(tmp_path):
-    """5 steps of 10 samples: at 10 ms a sample 3.4 of them fit into .34 s; the mean is of 3 steps of one and 5 of another."""
+    """5 steps of 10 samples at 10 ms a sample: 3.4 steps fit into .34 s. The mean is of 3 steps and of 5 steps."""
     system = devices(tmp_path, ms_per_sample=[10, 1, 1000, 1000])
     late = {"name": "sync", "deadline_seconds": 0.34}
     parts = run(tmp_path, rounds=1, system=system, server=late | {"partial": True})
@@ -95,7 +95,7 @@ def test_part_of_the_work_before_the_deadline(tmp_path):
         2,
         2,
         pytest.approx(0.3),
-    )  # the others sit out
+    )  # the others do not take part
 
 
 def test_who_drops_out_costs_bytes_and_time_and_is_not_in_the_sum(tmp_path):
@@ -113,7 +113,7 @@ def test_who_drops_out_costs_bytes_and_time_and_is_not_in_the_sum(tmp_path):
 
 
 def test_cohorts_are_of_clients_who_are_there_and_wait_for_them(tmp_path):
-    """Clients 0 and 1 are there in the first ten seconds of twenty, 2 and 3 in the others; three are never there at once."""
+    """Clients 0 and 1 are available in the first ten of twenty seconds, 2 and 3 in the last ten; never three at once."""
     file = tmp_path / "there.json"
     active = {"active": [0], "inactive": [10], "finish_time": 20}
     away = {"active": [10], "inactive": [20], "finish_time": 20}
@@ -126,7 +126,9 @@ def test_cohorts_are_of_clients_who_are_there_and_wait_for_them(tmp_path):
     cohorts = [{r["client"] for r in table if r["split"] == "system" and r["round"] == k} for k in range(4)]
     assert cohorts == [{0, 1}, {0, 1}, {2, 3}, {2, 3}]
     starts = np.cumsum([0, *(row["simulated_seconds"] for row in result.metrics)])
-    assert starts == pytest.approx([0, 6, 10, 16, 20])  # who sets out at 6 s is gone at 10 s, before it is done
+    assert starts == pytest.approx(
+        [0, 6, 10, 16, 20]
+    )  # a client that starts at 6 s leaves at 10 s, before it has finished
     assert [row["clients_away"] for row in result.metrics] == [0, 2, 0, 2]
     with pytest.raises(ValueError, match="fewer than 3 clients are ever present at once"):
         run(tmp_path, "never", system=system, cohort={"size": 3})

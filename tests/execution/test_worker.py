@@ -1,4 +1,4 @@
-"""A worker's part of an exchange: the same bits however tasks are cut, ordered and shared out; columns, errors, evaluation."""
+"""A worker's part of an exchange: the split and order of tasks change no bits; columns, errors, evaluation."""
 
 import copy
 import functools
@@ -100,7 +100,7 @@ def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
 
 @functools.cache
 def alone(client: int) -> Update:
-    """What one client makes of the exchange, by its algorithm alone."""
+    """One client's reply to the exchange, computed by its algorithm alone."""
     views = {split: View(ARRAYS, PARTITION.view_rows(client, split)) for split in ("train", "val", "test")}
     ctx = ClientContext(
         client=client,
@@ -132,7 +132,7 @@ def tree_sum(values: list[Params]) -> Params:
 @given(st.data())
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 def test_however_tasks_are_shared_out(tmp_path_factory, data):
-    """Each worker is given runs of tasks in any order; the sum is the tree's, leaf by leaf."""
+    """Each worker gets runs of tasks in any order; the sum equals that of the tree, leaf by leaf."""
     n = data.draw(st.integers(1, CLIENTS))
     clients = sorted(data.draw(st.permutations(range(CLIENTS)))[:n])
     chunk = data.draw(st.sampled_from([1, 2, 4]))
@@ -233,13 +233,13 @@ def test_large_numbers_are_finite(tmp_path):
 
 
 def test_scratch_does_not_grow_from_round_to_round(tmp_path):
-    """A spilled vector is 53 floats in four 64-byte lines; it is there until the next round."""
+    """A spilled vector is 53 floats in four 64-byte lines; it is kept until the next round."""
     collect = Product({"model": Collect()})
     with workers(tmp_path, algorithm=Sends(lambda c: float(c))) as (worker,):
         for number in range(3):
             work = dispatch([1, 2, 6], reduction=collect, round=number, number=number)
             first = worker.run(work, [(0, 2)], 0)
-            second = worker.run(work, [(2, 3)], 0)  # the same exchange: a part that another worker left
+            second = worker.run(work, [(2, 3)], 0)  # the same exchange: tasks that another worker did not finish
             assert (work.gather([first, second]).value["model"].compact() == 3.0).all()
             assert sum(p.stat().st_size for p in (tmp_path / "scratch").iterdir()) == 3 * 4 * 64
 
@@ -280,7 +280,7 @@ def test_evaluation_pools_exactly(tmp_path, chunk):
 
 
 def test_the_server_set_is_evaluated_in_blocks(tmp_path):
-    """2,500 rows are three blocks; a model that always says class 0 is right as often as there are zeros."""
+    """2,500 rows are three blocks; the accuracy of a model that always predicts class 0 is the share of zeros."""
     n = 2500
     y = torch.arange(n) % 7 % 3
     always = 0.0 * MODEL

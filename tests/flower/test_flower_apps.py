@@ -1,4 +1,4 @@
-"""Flower apps on our engine: what Flower promises them, and what we promise besides."""
+"""Flower apps on our engine: Flower's guarantees, and our additional ones."""
 
 import random
 import re
@@ -178,7 +178,7 @@ def asking(answer):
 
 
 def query(client, tmp_path, sends, nodes=NODES, content=None, **settings):
-    """The answers to messages to the nodes in each of `sends`."""
+    """The replies to messages to the nodes in each element of `sends`."""
     found = []
 
     def body(grid, context):
@@ -255,7 +255,7 @@ def test_clients_draw_at_addresses(tmp_path):
     assert torch.equal(state[2], torch.get_rng_state())
     assert all(len({one[key] for one in (first, again, both, other)}) == 4 for key in first)
     ((swapped, _),) = query(asking(answer), tmp_path / "b", [[1, 2]])
-    assert swapped == first  # whoever else is asked
+    assert swapped == first  # the other clients of the round do not matter
     assert query(asking(answer), tmp_path / "c", [[1]], seed=1) != [[first]]
 
 
@@ -275,7 +275,7 @@ def test_the_server_draws_at_addresses(tmp_path):
     run(of_main(body), client, tmp_path / "b")
     quiet = of_main(lambda grid, context: drawn.extend([random.random(), random.random()]))
     run(quiet, client, tmp_path / "c")
-    assert drawn[:2] == drawn[2:4] == drawn[4:]  # nothing that clients draw moves it
+    assert drawn[:2] == drawn[2:4] == drawn[4:]  # draws of clients do not change it
 
 
 def test_a_million_idle_nodes_are_free(tmp_path):
@@ -358,7 +358,7 @@ def test_replies_are_pulled_once_and_name_their_message(tmp_path):
 
 
 def test_apps_with_a_client_fn_run(tmp_path):
-    """Client p answers the model plus p + 1: the mean over four grows by 2.5 a round, the sum of three numbers by 7.5."""
+    """Client p replies with the model plus p + 1: the mean of four grows by 2.5 a round, a sum of 3 numbers by 7.5."""
     from flwr.client import NumPyClient
     from flwr.server import ServerAppComponents, ServerConfig
     from flwr.server.strategy import FedAvg
@@ -386,7 +386,7 @@ def test_apps_with_a_client_fn_run(tmp_path):
 
 # -- what is counted and kept -----------------------------------------------------------------------------------------
 def test_the_ledger_holds_what_was_sent(tmp_path):
-    """Four doubles are an .npy file of 128 + 32 bytes; a record of numbers is what Flower makes of it."""
+    """Four doubles are an .npy file of 128 + 32 bytes; Flower itself serialises a record of numbers."""
     result = run(APP.server, APP.client, tmp_path / "run")
     rows = [row for row in result.ledger.to_pylist() if row["round"] == 1]
     arrays = [row for row in rows if row["group"] == "arrays"]
@@ -446,13 +446,13 @@ def test_records_survive_the_disk(tmp_path):
     assert records.copy_content(content) == content
 
 
-# -- going on ---------------------------------------------------------------------------------------------------------
+# -- resuming ---------------------------------------------------------------------------------------------------------
 class Killed(Exception):
     pass
 
 
 def counting(counted):
-    """A ClientApp that learns, keeps how often it was asked, and says so; its draws go into the model."""
+    """A ClientApp that trains, counts its calls and reports the count; its random draws enter the model."""
     app = ClientApp()
 
     @app.train()
@@ -468,7 +468,7 @@ def counting(counted):
 
 
 def killed_in(round_):
-    """Four rounds of half of the nodes, unless the server dies in one of them."""
+    """Run four rounds with half of the nodes; the server may die in one of them."""
     app = ServerApp()
 
     @app.main()
@@ -492,11 +492,13 @@ def test_a_run_with_a_journal_goes_on(tmp_path, round_):
         run(killed_in(round_), counting(asked), tmp_path / "run", journal=True)
     assert len(asked) == 3 * round_
     gone_on = run(killed_in(None), counting(again), tmp_path / "run", resume=True)
-    assert len(again) == 3 * (4 - (round_ - 1))  # the round that had not been committed is worked again
+    assert len(again) == 3 * (4 - (round_ - 1))  # the round without a commit runs again
     assert weights(gone_on).tobytes() == weights(whole).tobytes()
     assert without_time(gone_on.metrics) == without_time(whole.metrics) and gone_on.ledger == whole.ledger
     assert per_node(gone_on) == per_node(whole)
-    third = run(killed_in(None), counting(asked := []), tmp_path / "run", resume=True)  # nobody works for what is done
+    third = run(
+        killed_in(None), counting(asked := []), tmp_path / "run", resume=True
+    )  # finished rounds do not run again
     assert not asked and weights(third).tobytes() == weights(whole).tobytes()
 
 
@@ -563,9 +565,9 @@ def test_an_apps_folder_runs_by_the_command(tmp_path):
     }
     losses = variant.runs[0]
     assert losses[1]["evaluate/loss"] < losses[0]["evaluate/loss"]
-    assert "?" in done.stderr  # how many rounds there will be, the app alone knows
+    assert "?" in done.stderr  # only the app knows the number of rounds
     quiet = [line for line in done.stderr.splitlines() if "[ROUND 1/2]" in line]
-    assert len(quiet) == 1  # Flower's own words, once
+    assert len(quiet) == 1  # Flower's own message, once
     wrong = command("rounds=2")
     assert wrong.returncode == 2 and "error: rounds: not in [tool.flwr.app.config]" in wrong.stderr
 
@@ -607,7 +609,7 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
 
 @pytest.mark.slow
 def test_the_guides_snippet_runs(tmp_path):
-    """Ten of 10,000 nodes a round, each with its number added: the sums of bytes and of the numbers are known."""
+    """Ten of 10,000 nodes a round; each adds its number. The sums of bytes and of numbers are known."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/flower.md").read_text(), re.S)
     done = python(block, folder=tmp_path)
     assert done.returncode == 0, done.stderr

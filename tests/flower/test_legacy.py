@@ -42,7 +42,7 @@ def trained(w, partition, draws):
 
 
 class Lines(NumPyClient):
-    """Clips and tells of it where a strategy asks its clients for that."""
+    """A client that clips its update and reports it if the strategy requests that."""
 
     def __init__(self, partition, draws):
         self.partition, self.draws = partition, draws
@@ -85,7 +85,7 @@ def by_workflow(rule, rounds=4, fit=None):
 
 
 class Seen(list):
-    """The models that a strategy evaluates: first is what it starts from."""
+    """The models that a strategy evaluates; the first is the initial model."""
 
     def __call__(self, round_, parameters, config):
         self.append(parameters[0].copy())
@@ -120,7 +120,7 @@ STRATEGIES = {
     "FedMedian": rule_of(strategy.FedMedian),
     "FedTrimmedAvg": rule_of(strategy.FedTrimmedAvg, beta=0.2),
     "Krum": rule_of(strategy.Krum, num_malicious_clients=1),
-    "Bulyan": rule_of(strategy.Bulyan, num_malicious_clients=0, to_keep=0),  # its default rule cannot do without
+    "Bulyan": rule_of(strategy.Bulyan, num_malicious_clients=0, to_keep=0),  # its default rule needs it
     "QFedAvg": rule_of(strategy.QFedAvg, q_param=0.1, qffl_learning_rate=0.1),
     "FaultTolerantFedAvg": rule_of(strategy.FaultTolerantFedAvg),
     "DPFedAvgFixed": dp(strategy.DPFedAvgFixed, clip_norm=2.0, noise_multiplier=0.05),
@@ -145,7 +145,7 @@ MODS = {
     "DifferentialPrivacyClientSideAdaptiveClipping": [adaptiveclipping_mod],
 }
 ENCODED = {"FedAvgAndroid", "FedXgbBagging", "FedXgbCyclic"}  # whose models are bytes, tested below
-# asks for results that hold a list in the place of parameters, which no message of this version can carry
+# needs results with a list in place of parameters, which no message of this version can carry
 IMPOSSIBLE = {"FedXgbNnAvg"}
 
 
@@ -187,10 +187,11 @@ SECURE = {
 
 
 def bound(weights):
-    """By how much SecAgg's mean may differ from the exact one, in each coordinate.
+    """Largest difference of SecAgg's mean from the exact one, in each coordinate.
 
-    Client i sends round((r_i w + CLIP) LEVELS / 2 CLIP) with r_i = n_i / WEIGHT, rounded up or down at random: off by less
-    than a step, 2 CLIP / LEVELS. The sum over clients is divided by the sum of the r_i, which are multiples of 1 / LEVELS.
+    Client i sends round((r_i w + CLIP) LEVELS / 2 CLIP) with r_i = n_i / WEIGHT, rounded up or down at random: the error
+    is less than one step, 2 CLIP / LEVELS. The sum over clients is divided by the sum of the r_i, which are multiples of
+    1 / LEVELS.
     """
     ratios = [n / WEIGHT for n in weights]
     assert all((ratio * LEVELS).is_integer() and ratio <= 1 for ratio in ratios)
@@ -218,11 +219,11 @@ def test_secure_aggregation_is_the_mean(name, tmp_path):
     for before, after in zip(seen, seen[1:]):
         mean, most = exact(before, range(NODES))
         assert 0 < np.abs(after - mean).max() < most < 1e-4
-    assert runs[0].tobytes() == runs[1].tobytes()  # keys and masks are drawn by the system, and cancel
+    assert runs[0].tobytes() == runs[1].tobytes()  # keys and masks come from the system's random numbers, and cancel
 
 
 def test_what_goes_up_is_masked(tmp_path):
-    """The strategy sees the sum alone; the numbers that a client sends are spread over all of 0..2**32."""
+    """The strategy sees only the sum; the numbers that a client sends spread over the whole range 0..2**32."""
     sent, seen = [], Seen()
 
     def spy(message, context, call_next):
@@ -240,7 +241,7 @@ def test_what_goes_up_is_masked(tmp_path):
 
 
 def test_a_client_that_drops_out_is_left_out(tmp_path):
-    """It fails after its keys are shared: the others' shares take its masks out of the sum."""
+    """The client fails after it has shared its keys: the shares of the others remove its masks from the sum."""
     seen = Seen()
     rule = strategy.FedAvg(**settings(seen), on_fit_config_fn=lambda round_: {"fails": 2})
     server = by_workflow(rule, 1, SECURE["SecAgg+"][0]())
@@ -274,7 +275,7 @@ PARTS = {"min_fit_clients": 3, "min_available_clients": 3, "fraction_evaluate": 
 
 
 def test_raw_floats_of_android_clients(tmp_path):
-    """Each adds its partition-id: the mean grows by one a round."""
+    """Each client adds its partition-id: the mean grows by one a round."""
     first = Parameters([np.zeros(2, np.float32).tobytes()], "numpy.nda")
     rule = strategy.FedAvgAndroid(**PARTS, initial_parameters=first)
     found = of_bytes(
@@ -284,7 +285,7 @@ def test_raw_floats_of_android_clients(tmp_path):
 
 
 def test_a_model_that_goes_round(tmp_path):
-    """One client a round, each on top of what the one before it left."""
+    """One client a round; each continues with the model of the one before."""
     rule = strategy.FedXgbCyclic(**PARTS, initial_parameters=Parameters([b"trees:"], ""))
     found = of_bytes(rule, lambda sent, p: sent + str(p).encode(), tmp_path, 3)
     turns = [model.removeprefix(b"trees:") for (model,) in found]

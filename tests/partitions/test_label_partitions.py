@@ -1,4 +1,4 @@
-"""Partitions by label and by size: what each promises, by hand, in closed form, and beside flwr-datasets."""
+"""Partitions by label and by size: by hand, in closed form, and compared with flwr-datasets."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_shuffled_groups_are_groups(owners, seed):
 
 
 def test_groups_are_shuffled_uniformly():
-    """Which of 4 rows comes first: each a quarter of 2,000 times, within 4 deviations."""
+    """Each of 4 rows comes first in a quarter of 2,000 draws, within 4 standard deviations."""
     first = [shuffled_groups(np.zeros(4, np.int64), 1, seed)[0][0] for seed in range(2000)]
     assert np.abs(np.bincount(first) - 500).max() < 4 * np.sqrt(2000 * 3 / 16)
 
@@ -54,13 +54,13 @@ def test_dealt_gives_what_is_counted():
     counts = np.array([[1, 2], [0, 0], [2, 1]])
     indices, offsets = deal_classes(codes, counts, 3)
     assert_array_equal(counts_of(codes, indices, offsets), counts)
-    assert len(set(indices)) == 6  # one row of class 0 is nobody's
+    assert len(set(indices)) == 6  # one row of class 0 belongs to no client
     with pytest.raises(ValueError, match="class 1 has 1 rows too few"):
         deal_classes(codes, counts + np.array([[0, 1], [0, 0], [0, 0]]), 3)
 
 
 def test_apportioned_by_hand():
-    """Of 10 in proportions 1 : 1 : 4.5: 1.54, 1.54, 6.92; two are left, for the remainders .92 and the first .54."""
+    """10 in proportions 1 : 1 : 4.5: 1.54, 1.54, 6.92. The last two go to the largest remainders: .92 and the first .54."""
     assert_array_equal(apportion(np.array([1, 1, 4.5]), 10), [2, 1, 7])
 
 
@@ -92,7 +92,7 @@ def test_served_by_hand():
 
 
 def test_mixtures_have_the_moments_of_a_dirichlet():
-    """Of Dir(a_1..a_K), A = sum a: mean a_k / A, variance a_k (A - a_k) / (A^2 (A + 1))."""
+    """Dir(a_1..a_K), A = sum a: mean a_k / A, variance a_k (A - a_k) / (A^2 (A + 1))."""
     a = np.array([0.2, 0.5, 3.0])
     logs = log_mixtures(np.random.default_rng(0), 40000, a)
     shares = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
@@ -101,11 +101,11 @@ def test_mixtures_have_the_moments_of_a_dirichlet():
 
 
 def test_few_clients_have_the_mixtures_they_drew():
-    """With rows to spare nobody is turned away: E sum_k q_k^2 = (alpha + 1) / (K alpha + 1) for equal classes."""
+    """With enough rows every client gets its mixture: E sum_k q_k^2 = (alpha + 1) / (K alpha + 1) for equal classes."""
     labels = np.repeat(np.arange(10), 5000)
     shares = counts_of(labels, *inner_dirichlet(labels, [50] * 200, 0.3)) / 50
     drawn = (0.3 + 1) / (10 * 0.3 + 1)
-    expected = drawn + (1 - drawn) / 50  # of 50 rows two are the same one in 50 times
+    expected = drawn + (1 - drawn) / 50  # two of 50 rows are the same with probability 1/50
     assert (shares**2).sum(1).mean() == pytest.approx(expected, rel=0.1)
 
 
@@ -133,7 +133,7 @@ def test_pathological_modes_by_hand():
 
 
 def test_random_classes_are_drawn_evenly():
-    """Of 5,000 clients k / K hold a class, within 4 deviations."""
+    """A share k / K of 5,000 clients holds a class, within 4 standard deviations."""
     held = class_holders(5000, 10, 3)
     assert np.abs(held.mean(0) - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 5000)
 
@@ -229,7 +229,7 @@ def test_decided_by_the_seed_and_disjoint(name):
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - {"pfllib"}))
 def test_rows_of_a_client_lie_in_random_order(name):
-    """Their numbers are as often below as above the next one's, within 4 deviations (variance (n + 1) / 12, Knuth)."""
+    """Row numbers are as often below as above the next one, within 4 deviations (variance (n + 1) / 12, Knuth)."""
     indices, offsets = ALL[name](3)
     rising = sum(int((np.diff(part) > 0).sum()) for part in np.split(indices, offsets[1:-1]))
     pairs = len(indices) - 20
@@ -271,7 +271,7 @@ def test_what_cannot_be_is_refused(call, message):
 
 # -- pfllib -----------------------------------------------------------------------------------------------------------
 def test_pfllib_makes_the_published_partition():
-    """Every row of the 70,000, its client and whether it tests."""
+    """The client and the split (train or test) of each of the 70,000 rows."""
     folder = data_folder() / "mnist"
     if not (folder / "pfllib_dir0.1_20clients.npz").is_file():
         pytest.skip("FL_DATA names no folder with mnist")
@@ -290,7 +290,7 @@ def test_pfllib_makes_the_published_partition():
 
 # -- beside flwr-datasets ---------------------------------------------------------------------------------------------
 def test_pathological_beside_flwr_datasets():
-    """Deterministic modes leave nothing to chance but which row: as many of each class for every client."""
+    """In deterministic modes only the choice of rows is random: the counts per class and client are equal."""
     theirs = pytest.importorskip("flwr_datasets.partitioner").PathologicalPartitioner
     from fl.data.dataset import Dataset
     from partitions.flwr_datasets import from_flwr

@@ -98,7 +98,7 @@ def test_dirichlet_is_decided_by_the_seed():
 
 
 def test_proportions_have_the_moments_of_a_dirichlet():
-    """Of Dir(a) over N: mean 1/N, variance (N-1) / (N^2 (N a + 1))."""
+    """Dir(a) over N: mean 1/N, variance (N-1) / (N^2 (N a + 1))."""
     generator = np.random.default_rng(0)
     for alpha in (0.05, 0.5, 5.0):
         shares = np.array([proportions(generator, 4, alpha) for _ in range(4000)])

@@ -66,7 +66,7 @@ def test_what_was_appended_is_read(tmp_path_factory, trees):
     with closing(Segments(folder)) as writer, closing(Segments(folder)) as reader:
         writer.write_to(3)
         places = []
-        for tree in trees:  # the reader looks while the file grows
+        for tree in trees:  # the reader reads while the file grows
             places.append(writer.append(tree))
             assert equal(reader.read(places[-1]), tree)
         assert all(equal(writer.read(place), tree) for place, tree in zip(places, trees))
@@ -98,7 +98,7 @@ def test_a_record_read_is_memory_of_its_own(tmp_path):
 
 
 def test_a_writer_goes_on_at_the_end(tmp_path):
-    """As after a restart, or a switch to another segment and back."""
+    """For example after a restart, or after a switch to another segment and back."""
     with closing(Segments(tmp_path)) as segments:
         segments.write_to(0)
         first = segments.append(state(1))
@@ -172,7 +172,7 @@ def test_states_are_seen_at_once_and_last_from_the_commit(store):
     assert again.get() == {3: 1.0, 5: 2.0}
     again.put({5: 3.0})
     assert again.commit() and again.get() == {3: 1.0, 5: 3.0}
-    assert again.writer != one.writer  # nobody writes to the segment of another, even a dead one
+    assert again.writer != one.writer  # no process writes to the segment of another, even of a dead one
 
 
 def test_who_wrote_nothing_keeps_what_it_has(store):
@@ -236,7 +236,7 @@ def test_whatever_dies_the_committed_states_stand(tmp_path_factory, rounds):
                 expected |= {c: float(x) for c, x in numbers.items()}
             else:
                 if fate == "crash":
-                    one.states.commit()  # the record is lost with the process, and nothing was swept
+                    one.states.commit()  # the record is lost with the process, and no segment was deleted
                 one.close()
                 one = Store(folder, record)
             assert one.get() == expected
@@ -275,7 +275,7 @@ def test_views_of_one_memory_are_kept_apart(tmp_path):
 
 
 def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
-    """Every state of the folder in the course of a save, as a killed process would leave it."""
+    """Every state of the folder during a save, as a killed process would leave it."""
     before, after = tmp_path / "before", tmp_path / "after"
     checkpoint.save(before, "last", state(1), 1)
     shutil.copytree(before, after)
@@ -289,7 +289,7 @@ def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
     (torn / "last.json.part").write_text('{"tens')
     assert number(checkpoint.load(torn, "last")) == 1
     shutil.copy(after / "last.json", torn)
-    assert number(checkpoint.load(torn, "last")) == 2  # the old tensors still lie there
+    assert number(checkpoint.load(torn, "last")) == 2  # the old tensors are still there
     checkpoint.save(torn, "last", state(3), 3)
     assert [p.name for p in torn.glob("*.safetensors")] == ["last-000003.safetensors"]
 
@@ -332,7 +332,7 @@ def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
 
 
 def test_states_read_together_are_those_read_alone(tmp_path):
-    """Of one structure, from two segments; of several structures there is no stack."""
+    """States of one structure from two segments; states of several structures are not stacked."""
     trees = [
         {"c": Params.of({"w": torch.full((3, 2), 1.0 * i), "b": torch.arange(5.0) + i}), "n": torch.tensor(i)}
         for i in range(6)

@@ -1,4 +1,4 @@
-"""Availability: the probabilities claimed, changes exactly where they are announced, traces in FedScale's form."""
+"""Availability: the stated probabilities, changes at the announced times, traces in FedScale's format."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_bernoulli_has_its_probability_and_forgets():
 
 
 def test_bernoulli_stays_are_geometric():
-    """Who is there stays 1 / (1 - p) periods on average, the present one counted from its begin."""
+    """An available client stays 1 / (1 - p) periods on average, counted from the start of the current one."""
     presence = Bernoulli(p=0.8, seconds=1.0).draw(0, 20_000)
     ids = np.flatnonzero(presence.at(np.arange(20_000), 0.0))
     assert presence.until(ids, 0.0).mean() == pytest.approx(5, abs=4.5 * np.sqrt(20) / np.sqrt(len(ids)))
@@ -115,7 +115,7 @@ def test_a_trace_by_hand(tmp_path):
     st.floats(0, 500),
 )
 def test_a_trace_is_its_windows(tmp_path_factory, marks, closes, rest, time):
-    """Against a look through the windows of every cycle."""
+    """Compared with a search through the windows of every cycle."""
     if len(marks) % 2:
         marks.append(marks[-1] + 1)
     finish = marks[-1] + (0 if closes else rest)

@@ -56,7 +56,7 @@ def test_identical_devices_are_exactly_periodic():
 
 
 def test_fedasync_with_identical_devices():
-    """Three under way: of those who come at one time each finds one step more, and three start after them."""
+    """Three clients in flight: each of those that arrive at the same time finds one more step, then three start."""
     _, acts = (c := of(Buffered(concurrency=3), [4.0] * 10)).run(c.begin(), 12)
     assert [act.time for act in acts] == [4.0] * 3 + [8.0] * 3 + [12.0] * 3 + [16.0] * 3
     assert [act.arrivals[0].staleness for act in acts] == [0, 1, 2] * 4
@@ -64,7 +64,7 @@ def test_fedasync_with_identical_devices():
 
 
 def test_two_speeds_by_hand():
-    """Everybody is under way: client 0 takes 2 s, client 1 takes 5 s."""
+    """Both clients are in flight: client 0 takes 2 s, client 1 takes 5 s."""
     _, acts = (c := of(Buffered(concurrency=2), [2.0, 5.0])).run(c.begin(), 7)
     assert [(a.time, a.arrivals[0].client, a.arrivals[0].staleness) for a in acts] == [
         (2, 0, 0), (4, 0, 0), (5, 1, 2), (6, 0, 1), (8, 0, 0), (10, 1, 2), (10, 0, 1),
@@ -72,7 +72,7 @@ def test_two_speeds_by_hand():
 
 
 def test_ties_come_in_the_order_of_starts():
-    """At 10 s client 1 (started at 5) comes before client 0 (started at 8), as above, whatever the ids."""
+    """At 10 s client 1 (started at 5) comes before client 0 (started at 8), independent of the ids."""
     _, acts = (c := of(Buffered(concurrency=2), [5.0, 2.0])).run(c.begin(), 7)
     assert [a.arrivals[0].client for a in acts][-2:] == [0, 1]
 
@@ -100,7 +100,7 @@ def test_tiers_are_by_speed_and_of_equal_size():
 
 @pytest.mark.parametrize("buffer", [1, 4])
 def test_mean_staleness_is_concurrency_less_one(buffer):
-    """Each step ages all who are under way by one, and these are concurrency - 1: an identity, not an estimate."""
+    """Each step makes concurrency - 1 clients in flight staler by one: an identity, not an estimate."""
     state, acts = (c := clock(Buffered(concurrency=7, buffer=buffer))).run(c.begin(), 500)
     ages = sum(a.staleness for act in acts for a in act.arrivals) + int((state.version - state.in_flight[:, 3]).sum())
     assert ages == 6 * 500
@@ -109,13 +109,13 @@ def test_mean_staleness_is_concurrency_less_one(buffer):
 
 @pytest.mark.slow
 def test_throughput_is_concurrency_over_mean_trip():
-    """By renewal, of 2,000 clients of whom 20 are under way, each drawn uniformly."""
+    """By renewal theory: 2,000 clients, drawn uniformly, 20 in flight."""
     state, acts = (c := clock(Buffered(concurrency=20, buffer=10), 2000)).run(c.begin(), 2000)
     assert 20_000 / acts[-1].time == pytest.approx(20 / c.total.mean(), rel=0.03)
 
 
 def test_clients_are_drawn_uniformly():
-    """Of identical devices everybody starts equally often: 40,000 starts of 100, deviation below sqrt(400)."""
+    """Identical devices start equally often: 40,000 starts of 100 clients, deviation below sqrt(400)."""
     _, acts = (c := of(Buffered(concurrency=10, buffer=10), [1.0] * 100)).run(c.begin(), 4000)
     counts = participations([s.client for act in acts for s in act.starts], 100)
     assert counts.sum() == 40_000 and np.abs(counts - 400).max() < 4.5 * 20
@@ -186,9 +186,7 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
     for _ in range(200):
         state, _ = c.step(state)
         clients = state.in_flight[:, 2]
-        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [
-            1
-        ]  # one slot came free with the step
+        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [1]  # the step freed one slot
 
 
 @pytest.mark.slow
@@ -222,7 +220,7 @@ def test_starts_depend_on_the_seed_alone():
 
 
 def test_draws_go_on_over_their_blocks():
-    """More starts than are drawn at once: the rate of drop-outs stays what it is."""
+    """More starts than one block of draws: the rate of drop-outs does not change."""
     state, _ = (c := clock(Buffered(concurrency=8), dropout=0.2)).run(c.begin(), 2 * BLOCK)
     assert state.failed / state.dispatched == pytest.approx(0.2, abs=4.5 * np.sqrt(0.16 / state.dispatched))
 

@@ -190,7 +190,7 @@ def test_rows_without_ids_are_in_order_and_repeat_if_asked(tmp_path):
 
 
 def test_fedscales_capacities(tmp_path):
-    """162 ms to infer a sample, thrice that to train; 5,648 kilobits a second are 706,000 bytes a second."""
+    """162 ms to infer a sample, three times that to train; 5,648 kbit/s are 706,000 bytes per second."""
     entries = {"10": {"computation": 50.0, "communication": 8000}, "9": {"computation": 162.0, "communication": 5648.0}}
     d = DeviceTrace(path=written(tmp_path, "capacity.json", json.dumps(entries))).draw(0, 2)
     assert_allclose(d.seconds_per_sample, [0.486, 0.150])  # 9 comes before 10
@@ -251,7 +251,7 @@ def test_fairness_by_hand():
 
 
 def test_flops_of_two_layers():
-    """10 -> 5 -> 3: 2 (50 + 15) forward, as many for the weights' gradients, 2 x 15 for the hidden units'."""
+    """10 -> 5 -> 3: 2 (50 + 15) forward, the same for gradients of weights, 2 x 15 for gradients of hidden units."""
     net = torch.nn.Sequential(torch.nn.Linear(10, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
     assert flops_per_sample(net, torch.zeros(7, 10), torch.sum) == 130 + 130 + 30
     assert all(parameter.grad is None for parameter in net.parameters())

@@ -96,7 +96,7 @@ def test_the_first_of_an_over_selected_cohort():
 
 
 def test_partial_work_fits_the_deadline():
-    """Client 2 has 5.4 - 0.4 s for steps of 1 s; at 4.7 s client 1 is just in time; 0.3 s are too few for anything."""
+    """Client 2 has 5.4 - 0.4 s for steps of 1 s; at 4.7 s client 1 is just in time; 0.3 s are too short for a step."""
     done = Synchronous(deadline_seconds=5.4, partial=True).play(CLIENTS, TIMES, steps=10)
     assert outcomes(done) == ["in"] * 3
     assert_array_equal(done.steps, [10, 10, 5])
@@ -123,7 +123,7 @@ def test_partial_work_is_the_most_that_fits(steps, deadline, start):
 def test_a_drop_out_in_mid_round():
     done = Synchronous().play(CLIENTS, TIMES, completes=np.array([1, 1, 0.25]))
     assert outcomes(done) == ["in", "in", "dropped"]
-    assert_allclose(went(done), [4.7, 0.6, 2, 2.1, 0], atol=1e-12)  # it broke off after 2.6 s
+    assert_allclose(went(done), [4.7, 0.6, 2, 2.1, 0], atol=1e-12)  # it stopped after 2.6 s
     assert_allclose(done.spent, [2.7, 4.7, 2.6])
     late = Synchronous().play(CLIENTS, TIMES, completes=np.array([1, 1, 0.75]))
     assert_allclose(went(late), [7.8, 0.6, 2, 2.1, 3.1])  # known at 7.8 s only
@@ -138,13 +138,15 @@ def test_when_all_drop_out_the_round_is_waiting():
 
 
 def test_coming_late_and_going_away():
-    """Client 0 comes at 3, client 1 goes at 4, client 2 never comes."""
+    """Client 0 becomes available at 3 s, client 1 leaves at 4 s, client 2 is never available."""
     ready, away = np.array([3.0, 0, np.inf]), np.array([np.inf, 4, np.inf])
     done = Synchronous().play(CLIENTS, TIMES, ready=ready, away=away)
     assert outcomes(done) == ["in", "away", "away"]
     assert_allclose(went(done), [5.7, 0.6, 1, 1.1, 3])
     assert_allclose(done.spent, [2.7, 4, 0])
-    assert outcomes(Synchronous().play(CLIENTS, TIMES, away=TIMES.total)) == ["in"] * 3  # done just when it goes
+    assert (
+        outcomes(Synchronous().play(CLIENTS, TIMES, away=TIMES.total)) == ["in"] * 3
+    )  # finished at the moment it leaves
 
 
 def test_nobody_in_the_cohort():
@@ -263,7 +265,7 @@ def test_parts_of_the_base_say_what_is_missing():
 
 
 def test_a_deadline_leaves_the_work_outside_the_steps_whole():
-    """Of 10 s of compute 4 are outside the 6 steps: 8.5 s leave 4 steps and take 8; 4.9 s leave none."""
+    """4 of 10 s of compute are outside the 6 steps: 8.5 s allow 4 steps and take 8 s; 4.9 s allow none."""
     times = Times(np.zeros(2), np.array([10.0, 10.0]), np.zeros(2))
     settings = {"steps": np.array([6, 6]), "extra": np.array([0.4, 0.4])}
     enough = Synchronous(deadline_seconds=8.5, partial=True).play(np.array([0, 1]), times, **settings)

@@ -29,7 +29,7 @@ def pooled(task, outputs: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[dic
     draw = np.random.default_rng(seed)
     metrics = task.metrics()
     owner = np.sort(draw.integers(0, 5, len(y)))
-    owner[:5] = range(5)  # everyone has a row
+    owner[:5] = range(5)  # every client has a row
     order = draw.permutation(len(y))
     fold, each = Fold(Product(metrics), 5), {name: [] for name in metrics}
     for clients in ([0, 1, 2], [3, 4]):
@@ -66,7 +66,7 @@ def test_f1_on_paper():
 def test_average_precision_on_paper():
     # 0.9 is right (precision 1, recall 1/2), 0.8 wrong, 0.7 right (2/3): 1/2 + 1/3
     assert average_precision(torch.tensor([0.7, 0.9, 0.8]), torch.tensor([1, 1, 0])) == pytest.approx(5 / 6)
-    # ties are one threshold: recall 1 at precision 2/3, whatever their order
+    # ties are one threshold: recall 1 at precision 2/3 in any order
     assert average_precision(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([1, 0, 1])) == pytest.approx(2 / 3)
 
 
@@ -74,7 +74,7 @@ def test_average_precision_on_paper():
 def test_multilabel_pools_to_scikit_learns(seed):
     draw = np.random.default_rng(seed)
     outputs = torch.from_numpy(draw.normal(size=(40, 4)).round(1).astype(np.float32))  # with ties
-    y = torch.from_numpy((draw.random((40, 4)) < [0.5, 0.2, 0.9, 0.0]).astype(np.int64))  # nobody has label 3
+    y = torch.from_numpy((draw.random((40, 4)) < [0.5, 0.2, 0.9, 0.0]).astype(np.int64))  # no sample has label 3
     value, each = pooled(Multilabel(), outputs, y, seed)
     said = outputs.numpy() > 0
     assert value["f1_micro"] == pytest.approx(f1_score(y, said, average="micro"))

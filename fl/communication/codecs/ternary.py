@@ -3,7 +3,8 @@
     mode mean         scale = the mean of |v| over numbers that are not zero;   t = sign(v)             biased
     mode stochastic   scale = max |v|;   t = sign(v) with probability |v| / scale, else 0               unbiased
 
-|error|^2 = |v|^2 - |v|_1^2 / m with mode mean, m the count of numbers that are not zero; <= m scale^2 with mode stochastic.
+m is the count of numbers that are not zero.
+|error|^2 = |v|^2 - |v|_1^2 / m with mode mean; |error|^2 <= m scale^2 with mode stochastic.
 Bytes: 4 + ceil(n / 5), five numbers per byte (3^5 = 243).
 Mode mean behind `top_k` is sparse ternary compression (STC): Sattler, Wiedemann, Mueller, Samek 2019, arXiv:1903.02891.
 The numbers that top_k keeps are seldom zero, so `sign` has the same effect with one bit each, as in the paper. Mode

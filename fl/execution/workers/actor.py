@@ -61,7 +61,7 @@ class Actor:
         return time.perf_counter()
 
     def run(self, request: bytes, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
-        """Work through a share of a dispatch. `request` is one argument of bytes: Ray spends 0.1 ms on each argument."""
+        """Compute a share of a dispatch. `request` is one argument of bytes: Ray spends 0.1 ms on each argument."""
         from fl.tracking import spans
 
         with spans.span("transfer", "call"):

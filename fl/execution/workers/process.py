@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# glibc's mallopt: keep the memory that training frees, because the next batch needs it again. Otherwise large tensors return
-# to the system after every step and come back page by page (CNN on 32x32x3 images: 6,000 page faults per client, 15 % of its time)
+# glibc's mallopt: keep the memory that training frees, because the next batch needs it again. Otherwise large tensors
+# return to the system after every step and come back page by page (CNN on 32x32x3 images: 6,000 page faults per client,
+# 15 % of its time)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 _KEEP = 1 << 30
 _GROW = 64 << 20
@@ -64,10 +65,10 @@ _free_buffers: dict[int, list[np.ndarray]] = {}
 
 
 def pooled_buffer(elements: int) -> Tensor:
-    """Return an uninitialised float32 tensor of a reusable buffer; the buffer is free again when nothing refers to the tensor.
+    """Return an uninitialised float32 tensor of a reusable buffer.
 
-    In the heap, small objects that are kept would take pieces of the freed memory, and the next buffer would be new memory
-    from the system.
+    The buffer is free again when nothing refers to the tensor. In the heap, small objects that are kept would take
+    pieces of the freed memory, and the next buffer would be new memory from the system.
     """
     free = _free_buffers.setdefault(elements, [])
     try:

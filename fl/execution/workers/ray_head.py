@@ -1,8 +1,8 @@
 """The process that starts Ray on this machine: `python -m fl.execution.workers.ray_head WORKERS GPU`.
 
-It creates the actors too, each with the share GPU of a GPU. It answers one line of JSON, {"address": ...} or {"error": ...},
-and shuts Ray down when its standard input is closed. A thread of the driver could not do this: a fork hangs when another
-thread is in the middle of a matrix product.
+It creates the actors too, each with the share GPU of a GPU. It answers one line of JSON, {"address": ...} or
+{"error": ...}, and shuts Ray down when its standard input is closed. A thread of the driver could not do this: a fork
+hangs when another thread is in the middle of a matrix product.
 """
 
 from __future__ import annotations

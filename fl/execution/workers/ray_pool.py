@@ -1,6 +1,6 @@
 """Ray and its actors, as a pool: they start up while a run is set up, and may outlive it.
 
-    acquire_pool -> RayPool: a process starts Ray and creates actors, which import torch       meanwhile the run is set up
+    acquire_pool -> RayPool: a process starts Ray and creates actors, which import torch     meanwhile the run is set up
     acquire      <- waits for it, connects: actors without a job                              then the job is sent
     release_pool -> shut down; within `keep_workers()`, kept for the next run
 

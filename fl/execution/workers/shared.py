@@ -1,7 +1,8 @@
 """Memory that processes on one node share: values written once and mapped by all, and a queue of tasks.
 
-Files lie in the node's memory file system. A `Region` holds one value at a time. Its `Handle` takes a few hundred bytes and
-opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it changes no other copy.
+Files lie in the node's memory file system. A `Region` holds one value at a time. Its `Handle` takes a few hundred bytes
+and opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it changes no
+other copy.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ class Region:
 class SharedQueue:
     """The task queue of all workers on a node (see task_queue.py), in a shared file.
 
-    The file's lock protects it; the system releases the lock when its holder dies. The first runs belong to the workers,
-    further ones to nobody.
+    The file's lock protects it; the system releases the lock when its holder dies. The first runs belong to the
+    workers; further runs have no owner.
 
         int64 pairs    (attempt, number of runs)  [front, back)  [front, back) ...
     """
