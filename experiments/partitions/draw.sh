@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Six pictures of who holds what: bash experiments/partitions/draw.sh [FOLDER]
+# Draw six partitions of MNIST: bash experiments/partitions/draw.sh [FOLDER]
 set -euo pipefail
 here=$(dirname "$0")
 out=${1:-$here}
