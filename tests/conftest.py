@@ -41,6 +41,12 @@ def _stop_ray() -> None:
         _keeping.pop().__exit__(None, None, None)
 
 
+@pytest.fixture
+def no_ray() -> None:
+    """Stop the shared Ray, whose workers hold all cores: the test starts one of its own."""
+    _stop_ray()
+
+
 def pytest_sessionfinish() -> None:
     """Stop Ray."""
     _stop_ray()

@@ -52,7 +52,7 @@ def test_each_is_a_run_below_the_run(result):
 
 
 def test_the_same_work(result):
-    # a quarter takes part: 8 rounds with 5 of 20 clients are 2 rounds of all; 2 epochs of a quarter of the rows, batch 10
+    # a quarter takes part: 8 rounds with 5 of 20 clients are 2 rounds of all; 2 epochs of a quarter of rows, batch 10
     local, central = result.baselines["local"], result.baselines["centralised"]
     assert len(local.metrics) == 2 and len(central.metrics) == 8
     rows = train_rows(local)[0]

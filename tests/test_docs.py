@@ -28,7 +28,7 @@ def test_the_readmes_rule_runs_from_a_configuration(tmp_path):
         **SMALL,
         **{"strategy.name": f"{tmp_path}/my_rule.py:SignMean", "strategy.lr": 0.5},
     )
-    # without training FedAvg keeps the initial model; two steps of +-0.5 end 0 or 1 away from it (0.5 where a sign is 0)
+    # without training FedAvg keeps the initial model; two steps of +-0.5 end 0 or 1 away from it (0.5 if a sign is 0)
     moved = (after.model - before.model).buffers[0].abs()
     assert set(moved.mul(2).round().tolist()) <= {0.0, 1.0, 2.0} and moved.max() == pytest.approx(1.0, abs=1e-5)
 

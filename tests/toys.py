@@ -41,7 +41,7 @@ class ThreeExchanges(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class ThreeWorks(LocalTraining):
-    """Carries its sum from the first exchange to the second, and its share s_i / S to the third, where it sends the share.
+    """Carries its sum from the first exchange to the second, and its share s_i / S to the third, which sends it.
 
     Its state is the number of its visits and its latest share."""
 
@@ -139,8 +139,8 @@ class OwnClassMeans(ClientAlgorithm):
 # -- every way down ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Mixed(Strategy):
-    """A client receives some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps (`base`,
-    new in round 2) and a number (`offset`), but not the model. It replies with a sparse vector."""
+    """A client receives some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps
+    (`base`, new in round 2) and a number (`offset`), but not the model. It replies with a sparse vector."""
 
     client: ClassVar[str] = "toys.py:Answers"
 

@@ -298,7 +298,7 @@ def new_runner(run_setup: RunSetup, executor: Executor, states: ClientStates, fo
 
 
 def rounds_per_commit(config: Config) -> int:
-    """Return the rounds between commits. A buffered server's commit waits for all clients in flight, so it has fewer."""
+    """Return the rounds between commits: more for a buffered server, whose commit waits for all clients in flight."""
     server = config.server
     in_flight = server.concurrency // server.buffer if isinstance(server, Buffered) else 1
     return config.checkpoint.every or max(1, in_flight)

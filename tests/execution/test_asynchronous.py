@@ -1,4 +1,4 @@
-"""Asynchronous servers on the engine: without late clients they are synchronous; executors and commits change no bits."""
+"""Asynchronous servers: without late clients they are synchronous; executors and commits change no bits."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def facts(result):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_nobody_late_is_synchronous(method, tmp_path):
-    """Identical devices, all clients in flight, the server waits for all: each step sums all updates of the newest model."""
+    """With identical devices and all clients in flight, each step sums all updates of the newest model."""
     whole = {"name": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
     one = fl.run(config(method, system=ALIKE, server=whole), out=tmp_path / "buffered")
     two = fl.run(config(method, system=ALIKE, server="sync", cohort={"size": CLIENTS}), out=tmp_path / "sync")

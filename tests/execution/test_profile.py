@@ -1,7 +1,7 @@
 """Profiles: sleeping parts are found in the right category, categories add up, and results do not change.
 
-The parts of this run sleep for known times. Each category must hold at least its own sleep, and all categories add up to
-the wall time of all processes.
+The parts of this run sleep for known times. Each category must hold at least its own sleep, and all categories add up
+to the wall time of all processes.
 """
 
 import json
@@ -199,7 +199,7 @@ def test_a_round_by_hand():
 
 
 def test_a_far_clock_is_compared_when_the_way_is_shortest():
-    """The far clock is 100 s ahead. Round trips take 3 + 1, 1 + 1 and 4 + 0 s: the second gives the exact difference."""
+    """The far clock is 100 s ahead. Round trips take 3 + 1, 1 + 1, 4 + 0 s: the second gives the exact difference."""
     now, ways = [0.0], iter([(3, 1), (1, 1), (4, 0), (5, 5), (2, 4)])
 
     def ask():

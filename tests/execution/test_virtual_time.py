@@ -113,7 +113,7 @@ def test_who_drops_out_costs_bytes_and_time_and_is_not_in_the_sum(tmp_path):
 
 
 def test_cohorts_are_of_clients_who_are_there_and_wait_for_them(tmp_path):
-    """Clients 0 and 1 are available in the first ten of twenty seconds, 2 and 3 in the last ten; never three at once."""
+    """Clients 0 and 1 are present in the first ten of twenty seconds, 2 and 3 in the last ten: never three at once."""
     file = tmp_path / "there.json"
     active = {"active": [0], "inactive": [10], "finish_time": 20}
     away = {"active": [10], "inactive": [20], "finish_time": 20}

@@ -217,7 +217,7 @@ def test_a_client_without_a_node_is_named(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch):
+def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch, no_ray):
     """A run on Flower's own simulation has the simulator's model, ledger and metrics.
 
     Clients and server have states, codecs draw random numbers and keep residuals, and one client fails.

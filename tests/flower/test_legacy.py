@@ -189,9 +189,9 @@ SECURE = {
 def bound(weights):
     """Largest difference of SecAgg's mean from the exact one, in each coordinate.
 
-    Client i sends round((r_i w + CLIP) LEVELS / 2 CLIP) with r_i = n_i / WEIGHT, rounded up or down at random: the error
-    is less than one step, 2 CLIP / LEVELS. The sum over clients is divided by the sum of the r_i, which are multiples of
-    1 / LEVELS.
+    Client i sends round((r_i w + CLIP) LEVELS / 2 CLIP) with r_i = n_i / WEIGHT, rounded up or down at random: the
+    error is less than one step, 2 CLIP / LEVELS. The sum over clients is divided by the sum of the r_i, which are
+    multiples of 1 / LEVELS.
     """
     ratios = [n / WEIGHT for n in weights]
     assert all((ratio * LEVELS).is_integer() and ratio <= 1 for ratio in ratios)
