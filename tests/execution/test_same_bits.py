@@ -1,7 +1,8 @@
 """Same bits: serial, Ray with one worker, with two, on two nodes, after a worker is killed, after the driver is killed.
 
 Four methods cover the cases: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects all updates), and a toy
-with three exchanges and carries. Digests are over all tensors of the final model; metrics and ledger must be equal as well.
+with three exchanges and carries. Digests are over all tensors of the final model; metrics and ledger must be equal,
+too.
 """
 
 import functools

@@ -60,7 +60,7 @@ def test_dealt_gives_what_is_counted():
 
 
 def test_apportioned_by_hand():
-    """10 in proportions 1 : 1 : 4.5 is 1.54, 1.54, 6.92. The largest remainders get the last two: .92, the first .54."""
+    """10 in proportions 1 : 1 : 4.5 is 1.54, 1.54, 6.92. The largest remainders get two more: .92, first .54."""
     assert_array_equal(apportion(np.array([1, 1, 4.5]), 10), [2, 1, 7])
 
 
