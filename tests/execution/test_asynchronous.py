@@ -123,5 +123,5 @@ def test_what_an_asynchronous_server_cannot_do_is_said(tmp_path):
         fl.run(config(server={"name": "async", "concurrency": 13}), out=tmp_path / "b")
     with pytest.raises(ValueError, match="one exchange per round"):
         fl.run(config(strategy=f"{TOYS}:ThreeExchanges", system=HEAVY | {"up_bytes": 100}), out=tmp_path / "c")
-    with pytest.raises(ConfigError, match="system.up_bytes: missing: how much clients send of 'sum' is not known"):
+    with pytest.raises(ConfigError, match="system.up_bytes: missing: the size of 'sum' is not known"):
         fl.run(config(strategy=f"{TOYS}:ThreeExchanges"), out=tmp_path / "d")
