@@ -152,10 +152,10 @@ def test_batch_looks_at_no_other_client(tmp_path):
         (
             "averaged",
             {"strategy": "fedadam"},
-            "model.batch_norm: 'averaged' goes with strategies whose model is an average",
+            "model.batch_norm: 'averaged' needs a strategy whose model is an average",
         ),
-        ("averaged", {"strategy.lr": 2.0}, "model.batch_norm: 'averaged' goes with strategies"),
-        ("averaged", {"strategy": "ditto"}, "model.batch_norm: 'averaged' goes with"),
+        ("averaged", {"strategy.lr": 2.0}, "model.batch_norm: 'averaged' needs a strategy"),
+        ("averaged", {"strategy": "ditto"}, "model.batch_norm: 'averaged' needs a client"),
         (
             "local",
             {"data": "digits", "partition": {"name": "iid", "clients": 3}, "evaluation.server": True},
