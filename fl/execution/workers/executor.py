@@ -104,7 +104,7 @@ class Serial:
     def __init__(self, threads: int | None = None):
         self.threads = threads or torch.multiprocessing.cpu_count()
         self.pool = ThreadPoolExecutor(max(self.threads - 1, 1), "fl-worker")  # beside this thread
-        self.members: list[tuple[Worker, int]] = []  # each with its writer's number
+        self.residents: list[tuple[Worker, int]] = []  # each with its writer's number
 
     def prepare(self) -> None:
         """Nothing has to start up."""
@@ -112,17 +112,17 @@ class Serial:
     def start(self, job: Job, states: ClientStates) -> None:
         """Make the first worker; threads get theirs when they are needed."""
         self.job, self.states = job, states
-        self.add_worker()
+        self._add_worker()
 
     def run(self, dispatch: Dispatch) -> Any:
         """Work through all tasks, in order or by several threads."""
         threaded = dispatch.threaded and not recording()  # a profile records one thing after another
         count = min(dispatch.tasks, self.threads) if threaded else 1
         if count <= 1:
-            worker, writer = self.members[0]
+            worker, writer = self.residents[0]
             return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
-        while len(self.members) < count:
-            self.add_worker()
+        while len(self.residents) < count:
+            self._add_worker()
         return self._in_threads(dispatch, count)
 
     def _in_threads(self, dispatch: Dispatch, count: int) -> Any:
@@ -131,7 +131,7 @@ class Serial:
         def work(k: int) -> Any:
             try:
                 with exclusive():
-                    return self.part(k, dispatch, queue.tasks(k))
+                    return self._part(k, dispatch, queue.tasks(k))
             except BaseException:
                 queue.stop()
                 raise
@@ -142,15 +142,15 @@ class Serial:
         finally:
             wait(others)
 
-    def part(self, k: int, dispatch: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
+    def _part(self, k: int, dispatch: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
         """Have worker k work through some tasks; return its partial result."""
-        worker, writer = self.members[k]
+        worker, writer = self.residents[k]
         return worker.run(dispatch, tasks, self.states.segment(writer))
 
-    def add_worker(self) -> None:
+    def _add_worker(self) -> None:
         """Make one more worker."""
         writer = self.states.new_writer()
-        self.members.append((self.job.worker(writer), writer))
+        self.residents.append((self.job.worker(writer), writer))
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args)."""
@@ -159,5 +159,5 @@ class Serial:
     def close(self) -> None:
         """Stop the threads, and close the workers' files."""
         self.pool.shutdown()
-        for worker, _ in self.members:
+        for worker, _ in self.residents:
             worker.close()
