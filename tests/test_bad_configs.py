@@ -59,7 +59,7 @@ BAD = {
     # a key of another section: the same key first, then one that is close
     "a key of the client": (
         ["strategy=fedprox", "strategy.mu=0.1"],
-        "strategy.mu: not a key of 'fedprox', which has ['lr', 'weights']",
+        "strategy.mu: not a key of 'fedprox', which has ['lr', 'server_optimiser', 'weights']",
         ["Did you mean client.mu?"],
     ),
     "a key of client and strategy": (

@@ -63,7 +63,12 @@ def test_parts_of_the_user_are_written_as_they_were_asked_for(own):
     config = resolve(read(own))
     written = config.to_dict()
     assert written["data"] == own["data"] and written["model"] == own["model"]
-    assert written["strategy"] == {**own["strategy"], "lr": 1.0, "weights": "examples"}
+    assert written["strategy"] == {
+        **own["strategy"],
+        "lr": 1.0,
+        "weights": "examples",
+        "server_optimiser": {"name": "plain", "lr": 1.0},
+    }
     assert resolve(written).to_dict() == written
 
 
@@ -100,8 +105,12 @@ def test_a_kind_is_found_by_its_key(kind):
         below += [arg for arm in below for arg in getattr(arm, "__args__", ())]
         bases = [cls for cls in below if isinstance(cls, type) and cls is not type(None)]
         holders = [cls for cls in bases if dataclasses.is_dataclass(cls)]
-        if kind_of(bases[0]) is KINDS["client"]:  # a base class without fields: the keys are those of the parts
-            holders = [registry.lookup("client", KINDS["client"].default())]
+        above = kind_of(bases[0])
+        if above in (
+            KINDS["client"],
+            KINDS["strategy"],
+        ):  # no fields: the keys are those of the parts
+            holders = [registry.lookup(above.name, name) for name in registry.names(above.name)]
     assert kind in [kind_of(base) for base in bases]
     assert kind.key.partition(".")[0] in fields_of(Config)
 

@@ -60,9 +60,10 @@ def for_key(key: str, path: str, known: Collection[str], root: type | None, conf
 
 
 def _listed(paths: list[str]) -> str:
-    """The first few paths; those of fewer dots first, and those of the client before those of other parts."""
-    ranked = sorted(paths, key=lambda path: (path.count("."), not path.startswith("client.")))
-    return " or ".join(ranked[:MOST])
+    """Join the first few of the paths with the fewest dots; the client's come before those of other parts."""
+    depth = min(path.count(".") for path in paths)
+    shallow = [path for path in paths if path.count(".") == depth]
+    return " or ".join(sorted(shallow, key=lambda path: not path.startswith("client."))[:MOST])
 
 
 def keys_of(cls: type, values: Mapping[str, Any], path: str = "") -> Iterator[str]:

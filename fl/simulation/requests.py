@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from fl.execution.workers.executor import Executor
-from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
+from fl.method.requests import Evaluate, ServerWork, Transfer
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation.evaluation import assess
 from fl.simulation.exchange import ExchangeRunner
@@ -14,13 +14,11 @@ from fl.tracking.spans import span
 
 
 def carry_out(request: Any, exchanges: ExchangeRunner, executor: Executor) -> Any:
-    """Carry out one request, and return the answer that the generator is sent.
+    """Carry out a request other than an exchange, and return the answer that the generator is sent.
 
     Raises:
         TypeError: the strategy yielded something else.
     """
-    if isinstance(request, Exchange):
-        return exchanges.run(request)
     if isinstance(request, Transfer):
         return exchanges.transfer(request)
     if isinstance(request, Evaluate):

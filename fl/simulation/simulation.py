@@ -22,6 +22,7 @@ from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
+from fl.method.requests import Exchange
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation.agreement import check_groups
 from fl.simulation.asynchronous import AsynchronousRunner
@@ -166,7 +167,10 @@ class Simulation:
             except StopIteration as end:
                 self.state, metrics = end.value
                 return {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
-            answer = carry_out(request, self.exchanges, self.executor)
+            if isinstance(request, Exchange):
+                answer = self.exchanges.run(request)
+            else:
+                answer = carry_out(request, self.exchanges, self.executor)
 
     def _evaluate(self, cohort: np.ndarray) -> Row:
         """Evaluate the strategy's model, with whatever else clients receive beside it."""

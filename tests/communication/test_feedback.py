@@ -13,7 +13,7 @@ from fl.communication.codecs.top_k import TopK
 from fl.communication.transmit import transmit
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table
-from tests.test_seams import ALL, BASE, column, kept, moved, play, rows, toy, weighted  # noqa: F401
+from tests.test_seams import ALL, BASE, client_state, column, model_change, rows, simulate, toy, weighted_mean  # noqa: F401
 
 FIVE = [{"topk": {"ratio": 0.25}}]  # of 21 numbers
 
@@ -70,12 +70,12 @@ def test_late_by_hand():
     assert late(3)[0].tolist() == [1] * 5 + [2] * 5 + [3] * 5 + [0] * 6
 
 
-def test_clients_make_up_for_what_was_left_out(play):  # noqa: F811
-    run = play(strategy="fedavg", client=toy("Constant"), rounds=3, **{"codec.up": ["error_feedback", *FIVE]})
+def test_clients_make_up_for_what_was_left_out(simulate):  # noqa: F811
+    run = simulate(strategy="fedavg", client=toy("Constant"), rounds=3, **{"codec.up": ["error_feedback", *FIVE]})
     arrived, error = late(3)
-    assert_allclose(moved(run), weighted(ALL + 1) * arrived, rtol=1e-5)
+    assert_allclose(model_change(run), weighted_mean(ALL + 1) * arrived, rtol=1e-5)
     for client in ALL:
-        state = kept(run, client)
+        state = client_state(run, client)
         assert state["method"] == {"visits": 3, "round": 2}
         assert set(state["residuals"]) == {"train/model", "train/extra"}
         memory = Params(run.first.layout, (state["residuals"]["train/model"][0],)).compact()
@@ -83,32 +83,34 @@ def test_clients_make_up_for_what_was_left_out(play):  # noqa: F811
     assert set(rows(run, "up", "model").values()) == {5 * 4 + 3}
 
 
-def test_a_dropped_client_keeps_its_memory(play):  # noqa: F811
+def test_a_dropped_client_keeps_its_memory(simulate):  # noqa: F811
     settings = {"strategy": "fedavg", "rounds": 2, "execution.on_client_error": "drop"}
     for how in ("raise", "nan"):
-        run = play(
+        run = simulate(
             client=toy("Constant", fails=[3], when=1, how=how), **settings, **{"codec.up": ["error_feedback", *FIVE]}
         )
         assert column(run, "dropped") == [0, 1]
         for client, rounds in ((3, 1), (2, 2)):
-            memory = Params(run.first.layout, (kept(run, client)["residuals"]["train/model"][0],)).compact()
+            memory = Params(run.first.layout, (client_state(run, client)["residuals"]["train/model"][0],)).compact()
             assert_allclose(memory, (client + 1) * late(rounds)[1], rtol=1e-5)
 
 
-def test_clients_that_train_together_keep_what_they_would_alone(play):  # noqa: F811
+def test_clients_that_train_together_keep_what_they_would_alone(simulate):  # noqa: F811
     settings = {"model": {"mlp": {"hidden": [4]}}, "client": {"lr": 0.1, "batch": 4}, "rounds": 3}
     settings |= {"cohort": {"name": "cyclic", "size": 4}, "codec.up": ["error_feedback", *FIVE, {"quantise": {}}]}
-    loop, together = (play(**settings, **{"execution.plan": plan}) for plan in ("loop", "vmap"))
-    assert_allclose(moved(together), moved(loop), rtol=1e-3, atol=1e-5)
+    loop, together = (simulate(**settings, **{"execution.plan": plan}) for plan in ("loop", "vmap"))
+    assert_allclose(model_change(together), model_change(loop), rtol=1e-3, atol=1e-5)
     for client in ALL:
-        a, b = (kept(run, client)["residuals"]["train/model"][0] for run in (loop, together))
+        a, b = (client_state(run, client)["residuals"]["train/model"][0] for run in (loop, together))
         assert a.abs().max() > 0
         assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_the_server_keeps_what_it_lost(play):  # noqa: F811
+def test_the_server_keeps_what_it_lost(simulate):  # noqa: F811
     """The server sends a constant model three times through top-k and keeps what was lost."""
-    run = play(strategy="fedavg", client="sgd", rounds=3, **{"client.lr": 0.0, "codec.down": ["error_feedback", *FIVE]})
+    run = simulate(
+        strategy="fedavg", client="sgd", rounds=3, **{"client.lr": 0.0, "codec.down": ["error_feedback", *FIVE]}
+    )
     model = run.first.compact().double().numpy()
     error = np.zeros(21)
     for _ in range(3):
@@ -122,10 +124,10 @@ def test_the_server_keeps_what_it_lost(play):  # noqa: F811
 
 
 # -- differences ------------------------------------------------------------------------------------------------------
-def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
+def test_down_each_client_is_sent_what_it_lacks(simulate):  # noqa: F811
     """Round 0: the whole model, as it is; then differences to what each last had, however long ago."""
     settings = {"strategy": "fedavg", "client": toy("Constant"), "cohort": {"name": "cyclic", "size": 4}, "rounds": 4}
-    run = play(**settings, **{"codec.down": ["delta", *FIVE]})
+    run = simulate(**settings, **{"codec.down": ["delta", *FIVE]})
     bytes_ = rows(run, "down", "model")
     whole, part = 21 * 4, 5 * 4 + 3
     seen = set()
@@ -136,22 +138,22 @@ def test_down_each_client_is_sent_what_it_lacks(play):  # noqa: F811
     cohort = [0, 1, 2, 3]
     step = sum((c + 1) * len(run.run_setup.periods[0].partition.view_rows(c, "train")) for c in cohort)
     step /= sum(len(run.run_setup.periods[0].partition.view_rows(c, "train")) for c in cohort)
-    two = play(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
-    had = kept(two, 0)["last_received"]["model"].compact() - two.first.compact()
+    two = simulate(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
+    had = client_state(two, 0)["last_received"]["model"].compact() - two.first.compact()
     assert_allclose(had.sort().values, [0] * 16 + [step] * 5, rtol=1e-5, atol=1e-6)
     assert two.result.metrics[0]["downlink_multicast_bytes"] == 4 * whole  # each has a difference of its own
 
 
-def test_an_exact_difference_changes_last_bits_at_most(play):  # noqa: F811
+def test_an_exact_difference_changes_last_bits_at_most(simulate):  # noqa: F811
     settings = {
         "model": {"mlp": {"hidden": [4]}},
         "client": {"lr": 0.1, "batch": 4},
         "rounds": 3,
         "execution.plan": "loop",
     }
-    plain = play(**settings)
+    plain = simulate(**settings)
     for codec in ({"codec.down": ["delta"]}, {"codec.up": ["delta"]}, {"codec.up": ["error_feedback"]}):
-        assert_allclose(moved(play(**settings, **codec)), moved(plain), atol=1e-6)
+        assert_allclose(model_change(simulate(**settings, **codec)), model_change(plain), atol=1e-6)
 
 
 WHOLE = """
@@ -181,13 +183,13 @@ class Whole(ClientAlgorithm):
 """
 
 
-def test_up_a_group_is_a_difference_to_what_was_received(play, tmp_path):  # noqa: F811
+def test_up_a_group_is_a_difference_to_what_was_received(simulate, tmp_path):  # noqa: F811
     """Heads of 1 + (c + 1) / 8192: as halves, whose step is 1/1024, most are 1; their differences to 1 are exact."""
     (tmp_path / "whole.py").write_text(WHOLE)
     settings = {"strategy": f"{tmp_path}/whole.py:Heads", "client": {"name": f"{tmp_path}/whole.py:Whole"}, "rounds": 1}
-    (lossy,) = column(play(**settings, **{"codec.up": ["fp16"]}), "head")
-    (exact,) = column(play(**settings, **{"codec.up": ["delta", "fp16"]}), "head")
-    (left,) = column(play(**settings, **{"codec.up": [{"delta": {"groups": ["other"]}}, "fp16"]}), "head")
+    (lossy,) = column(simulate(**settings, **{"codec.up": ["fp16"]}), "head")
+    (exact,) = column(simulate(**settings, **{"codec.up": ["delta", "fp16"]}), "head")
+    (left,) = column(simulate(**settings, **{"codec.up": [{"delta": {"groups": ["other"]}}, "fp16"]}), "head")
     mean = 3 * (1 + 2.0**-13 * 3.5)  # of 1, ..., 6
     assert exact == pytest.approx(mean, rel=1e-7) and lossy == left != pytest.approx(mean, rel=1e-4)
 

@@ -143,7 +143,7 @@ def test_nothing_recorded_is_nothing_written(tmp_path, opened):
 def test_a_file_shorter_than_its_commit_is_refused(tmp_path, opened):
     length = play(opened(Ledger(tmp_path / "ledger.arrow")), 0)
     (tmp_path / "ledger.arrow").write_bytes((tmp_path / "ledger.arrow").read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{length - 1} bytes of {length} committed"):
+    with pytest.raises(ValueError, match=f"has {length - 1} bytes, but {length} were committed"):
         Ledger(tmp_path / "ledger.arrow", length)
 
 

@@ -107,7 +107,7 @@ def test_a_file_of_another_model_is_refused(tmp_path):
 
 
 def test_fedsa_needs_an_adapter():
-    with pytest.raises(ConfigError, match="model.adapter: there is none"):
+    with pytest.raises(ConfigError, match="model.adapter: there is no adapter"):
         fl.run(CONFIG, strategy="fedsa_lora")
 
 
