@@ -65,8 +65,8 @@ class Synchronous(ServerMode):
     Args:
         deadline_seconds: Later updates are left out; seconds of virtual time, positive. Default: no deadline.
         needed: Use the first `needed` arrivals of a larger cohort (over-selection); at least 1. Default: all.
-        partial: A client that would be late does as many local steps as fit before the deadline, at least one. Each
-            step takes the same time; computation outside the steps is done in full.
+        partial: A client that would be late does as many local steps as fit before the deadline; if none
+            fits, it does not train. Each step takes the same time; computation outside the steps is done in full.
     """
 
     deadline_seconds: float | None = None
