@@ -16,7 +16,9 @@ from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.tools import bench
 from fl.tools.bench import comparison, processes, programs, report
-from fl.tools.bench.workload import OVERRIDES, Workload, find, layers
+from fl.tools.bench.workload import OVERRIDES, TREE, Workload, find, layers
+
+PEERS = TREE / processes.PEERS
 
 MICRO = """
 data: {name: noise, shape: [6], classes: 3, clients: 12, samples: 8}
@@ -39,7 +41,7 @@ def micro(tmp_path) -> Path:
 @pytest.fixture
 def peers(monkeypatch):
     """Modules that contestants import from beside them."""
-    monkeypatch.syspath_prepend(processes.PEERS)
+    monkeypatch.syspath_prepend(PEERS)
     yield importlib.import_module
     for name in ("protocol", "torch_layers", "bare"):
         sys.modules.pop(name, None)
@@ -49,7 +51,8 @@ def peers(monkeypatch):
 def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     out, picture = micro.with_suffix(".json"), micro.with_suffix(".png")
     monkeypatch.setattr(comparison, "TURNS", 2)
-    assert bench.main([str(micro)], 0.1, only=["ours"], out=out, picture=picture) == 0
+    monkeypatch.setattr(report, "TREE_BAR", 0.0)  # how fast it is, is not tested
+    assert bench.main([str(micro)], 0.1, only=["ours"], trees=[TREE], out=out, picture=picture) == 0
     assert "micro" in capsys.readouterr().out and picture.stat().st_size > 1000
     (result,) = json.loads(out.read_text())
     assert (result["workload"], result["parameters"], result["samples"]) == ("micro", 6 * 3 + 3, 8.0)
@@ -57,6 +60,7 @@ def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     entries = result["contestants"]
     plans = {"ours compiled x1", "ours compiled x2", "ours compiled, 2 threads"}  # the one that the workload names
     assert {"peak", "bare x1", "bare x2"} | plans <= set(entries) and result["missing"] == {}
+    assert {f"{TREE.name}: {plan}" for plan in plans} == {bar["against"] for bar in result["bars"]}
     assert entries["bare x2"]["distance"] == 0  # of the same weights, the same order
     for name, entry in entries.items():
         assert len(entry["turns"]) == comparison.TURNS and min(t for t in entry["turns"] if t is not None) > 0, name
@@ -80,7 +84,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize(("faster", "distance"), [(1.0, 0.0), (0.5, 0.5)])
 def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
-    for file in processes.PEERS.glob("*.py"):
+    for file in PEERS.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
     (tmp_path / "cheat.py").write_text(CHEAT.format(faster=faster))
     monkeypatch.setattr(processes, "PEERS", tmp_path)
@@ -94,7 +98,7 @@ def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, f
 
 
 def test_who_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
-    (tmp_path / "protocol.py").write_text((processes.PEERS / "protocol.py").read_text())
+    (tmp_path / "protocol.py").write_text((PEERS / "protocol.py").read_text())
     (tmp_path / "lacks.py").write_text(
         "from protocol import serve\ndef start(work): import no_such_module\nserve(start)"
     )
@@ -184,12 +188,25 @@ def test_ratios_and_bars():
     assert {(b["against"], b["reached"]) for b in found["bars"]} == {("bare x2", True), ("pfl x2", False)}
 
 
+def test_a_contestant_of_another_checkout_is_compared_with_the_same_one_of_ours():
+    entries = {
+        "ours loop x1": {"clients_per_second": 20.0, "turns": [10.0, 20.0, 30.0]},
+        "ours compiled x1": {"clients_per_second": 50.0, "turns": [50.0, 50.0, 50.0]},
+        "old: ours loop x1": {"clients_per_second": 25.0, "turns": [20.0, 25.0, 30.0]},
+    }
+    result = {"workload": "my", "device": "cpu", "workers": 2, "flops": 1.0, "samples": 1.0, "contestants": entries}
+    found = report.summary(result)
+    assert found["best"] == "ours compiled x1"
+    assert found["bars"] == [{"against": "old: ours loop x1", "bar": 0.97, "ratio": 20 / 25, "reached": False}]
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         ({"workloads": ["sofmax"]}, r"'sofmax' is not one of \['cnn_pfl', 'cnn_small',.* 'softmax', 'softmax_10k'\]"),
-        ({"workloads": ["softmax"], "only": ["flwr"]}, r"--only: \['flwr'\] not in \['peak', 'bare', 'ours'"),
+        ({"workloads": ["softmax"], "only": ["flwr"]}, r"--only: \['flwr'\]: .* begin with one of \['peak', 'bare', 'ours'"),
         ({"workloads": ["softmax"], "sides": [Path("nowhere")]}, "--side: nowhere is no environment"),
+        ({"workloads": ["softmax"], "trees": [Path("nowhere")]}, "--tree: nowhere is no checkout of fl"),
     ],
 )
 def test_mistakes_are_said_before_anything_starts(asked, said):

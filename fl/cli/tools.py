@@ -75,12 +75,17 @@ def bench(
         typer.Option(help="Virtual environment with peers (default: .venv-peers if it exists). Repeatable."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Run only this contestant: ours, pfl, flower, ... Repeatable.")
+        list[str] | None,
+        typer.Option(help="Run only contestants whose name begins so: ours, 'ours loop', pfl, flower, ... Repeatable."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of processes of each contestant (default: the workload's).")
     ] = None,
     device: Annotated[str, typer.Option(help="Device of ours, of the bare loops and of pfl: cpu or cuda.")] = "cpu",
+    tree: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another checkout of fl, whose rounds are measured beside ours. Repeatable."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the measurements into this JSON file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot the measurements into this file.")] = None,
     as_json: AsJson = False,
@@ -90,5 +95,5 @@ def bench(
     with report_errors(traceback):
         from fl.tools import bench
 
-        chosen = (side or (), only or (), workers, device)
+        chosen = (side or (), only or (), workers, device, tree or ())
         raise typer.Exit(bench.main(workloads or (), seconds, *chosen, out, plot, as_json, say))

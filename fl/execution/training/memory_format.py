@@ -6,7 +6,7 @@
                      max-pools in a row in an nn.Sequential pass blocked images on, without reordering between them
 
 On a CPU, convolutions compute in blocked images, whatever format they are given. `python -m
-experiments.benchmarks.layouts` measures the formats.
+experiments.benchmarks.memory_formats` measures the formats.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fl.errors import ConfigError
 from fl.tools.bench.comparison import Comparison
+from fl.tools.bench.processes import PEERS
 from fl.tools.bench.programs import PROGRAMS
 from fl.tools.bench.report import BARS, plot, print_table, summary
 from fl.tools.bench.workload import Workload, find
@@ -33,6 +34,7 @@ def main(
     only: Sequence[str] = (),
     workers: int | None = None,
     device: str = "cpu",
+    trees: Sequence[Path] = (),
     out: Path | None = None,
     picture: Path | None = None,
     as_json: bool = False,
@@ -44,20 +46,25 @@ def main(
         workloads: names in experiments/benchmarks, or YAML files; empty for all of `BARS`.
         seconds: approximate time to measure each contestant.
         sides: virtual environments with other simulators; empty for `SIDE` if it exists.
-        only: names of programs; empty for all.
+        only: beginnings of contestants' names, for example "ours" or "ours loop"; empty for all.
         workers: number of processes; None takes the workload's.
         device: cpu or cuda, of ours, of the bare loops and of pfl.
+        trees: other checkouts of fl, whose rounds are measured beside ours.
         out: JSON file for the measurements, written after each workload.
         picture: file for the plot.
         as_json: print JSON.
         say: prints a line of progress.
     """
     pythons, names, results = interpreters(sides), [program.name for program in PROGRAMS], []
-    if unknown := set(only) - {*names}:
-        raise ConfigError("--only", f"{sorted(unknown)} not in {names}")
+    if unknown := [begin for begin in only if not begin.startswith(tuple(names))]:
+        raise ConfigError("--only", f"{unknown}: names of contestants begin with one of {names}")
+    for tree in trees:
+        if not (tree / PEERS).is_dir():
+            raise ConfigError("--tree", f"{tree} is no checkout of fl: it has no {PEERS}")
+    trees = [tree.resolve() for tree in trees]
     for path in list(map(find, workloads or BARS)):
         # no variable holds the workload, so that its samples are freed while contestants run
-        comparison = Comparison(Workload.load(path, workers, device), pythons, only, seconds, say)
+        comparison = Comparison(Workload.load(path, workers, device), pythons, only, seconds, say, trees)
         results.append(summary(comparison.run()))
         if out:  # after each workload, because a long measurement may be stopped
             out.write_text(json.dumps(results, indent=2) + "\n")

@@ -6,6 +6,7 @@ A program may offer several contestants, for example one for each plan.
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from fl.storage.run import machine
-from fl.tools.bench.processes import ContestantFailed, Processes
-from fl.tools.bench.programs import PROGRAMS, REFERENCES, Program, find_environments
-from fl.tools.bench.workload import Workload
+from fl.tools.bench.processes import ContestantFailed, Processes, environment
+from fl.tools.bench.programs import OURS, PROGRAMS, REFERENCES, Program, find_environments
+from fl.tools.bench.workload import FOLDER, Workload
 
 TURNS = 7
 MAX_OVERTIME = 3  # a contestant with long rounds sits out once it has used this many times its seconds
@@ -84,14 +85,23 @@ class Comparison:
     Args:
         workload: data, model and cohorts.
         pythons: interpreters of side environments.
-        only: names of programs to run beside `REFERENCES`; empty for all.
+        only: beginnings of the names of contestants to run beside `REFERENCES`; empty for all.
         seconds: time to measure each contestant.
         say: prints a line of progress.
+        trees: checkouts of fl whose own rounds take part, too.
     """
 
-    def __init__(self, workload: Workload, pythons: Sequence[Path], only: Sequence[str], seconds: float, say: Say):
+    def __init__(
+        self,
+        workload: Workload,
+        pythons: Sequence[Path],
+        only: Sequence[str],
+        seconds: float,
+        say: Say,
+        trees: Sequence[Path] = (),
+    ):
         self.workload, self.pythons, self.only, self.seconds, self.say = workload, pythons, only, seconds, say
-        self.name = workload.name
+        self.trees, self.name, self.path = trees, workload.name, workload.path
         self.missing: dict[str, str] = {}
         self.running: list[Processes] = []
 
@@ -114,7 +124,7 @@ class Comparison:
             workload.write(Path(folder))
             del self.workload, workload, config  # frees the samples, which contestants read from the folder
             try:
-                found = list(self._start(Path(folder), workers))
+                found = [*self._start(Path(folder), workers), *self._start_trees(Path(folder), facts)]
                 self._check(found, Path(folder))
                 self._measure(found)
             finally:
@@ -123,7 +133,7 @@ class Comparison:
         return facts | {"contestants": {c.name: _result(c, samples) for c in found}, "missing": self.missing}
 
     def _start(self, folder: Path, workers: int) -> Iterator[Contestant]:
-        wanted = [p for p in PROGRAMS if not self.only or p.name in (*REFERENCES, *self.only)]
+        wanted = [p for p in PROGRAMS if not self.only or p.name in REFERENCES or self._may_offer(p)]
         pythons = [*self.pythons, Path(sys.executable)]
         environments = find_environments(pythons, [p.package for p in wanted if p.package])
         for program in wanted:
@@ -133,17 +143,42 @@ class Comparison:
                 continue
             for copies in dict.fromkeys(workers if p == "k" else int(p) for p in program.processes):
                 self.say(f"{self.name}: {program.name} x{copies} starts")
-                processes = Processes(python, program.script, copies, folder)
-                self.running.append(processes)
-                try:
-                    answer = processes.answers()[0]
-                except ContestantFailed as failure:
-                    answer = {"unavailable": str(failure)}
-                if "unavailable" in answer:
-                    self.missing[f"{program.name} x{copies}"] = answer["unavailable"]
-                for offered_as, facts in answer.get("ready", {}).items():
-                    name = f"{offered_as} x{copies}" if len(program.processes) > 1 else offered_as
-                    yield Contestant(name, processes, offered_as, facts, program)
+                several = f" x{copies}" if len(program.processes) > 1 else ""
+                yield from self._offered(Processes(python, program.script, copies, folder), program, several)
+
+    def _start_trees(self, folder: Path, facts: dict[str, Any]) -> Iterator[Contestant]:
+        """Contestants of other checkouts, from a workload that each writes itself."""
+        for tree in self.trees:
+            self.say(f"{self.name}: {tree.name} starts")
+            own = folder / tree.name
+            own.mkdir()
+            source = self.name if self.path.parent == FOLDER else str(self.path.absolute())
+            command = [sys.executable, "-m", "fl.tools.bench.workload", source, str(own)]
+            command += [str(facts["workers"]), facts["device"]]
+            written = subprocess.run(command, env=environment(tree), cwd=tree, capture_output=True, text=True)
+            if written.returncode:
+                self.missing[tree.name] = written.stderr[-1000:]
+                continue
+            processes = Processes(Path(sys.executable), OURS.script, 1, own, tree)
+            for contestant in self._offered(processes, OURS, ""):
+                contestant.name = f"{tree.name}: {contestant.name}"
+                yield contestant
+
+    def _offered(self, processes: Processes, program: Program, several: str) -> Iterator[Contestant]:
+        """What a program says it offers, as far as it is wanted. `several` ends the names."""
+        self.running.append(processes)
+        try:
+            answer = processes.answers()[0]
+        except ContestantFailed as failure:
+            answer = {"unavailable": str(failure)}
+        if "unavailable" in answer:
+            self.missing[f"{program.name} x{len(processes.processes)}"] = answer["unavailable"]
+        for offered_as, facts in answer.get("ready", {}).items():
+            if not self.only or program.name in REFERENCES or offered_as.startswith(tuple(self.only)):
+                yield Contestant(offered_as + several, processes, offered_as, facts, program)
+
+    def _may_offer(self, program: Program) -> bool:
+        return any(begin.startswith(program.name) for begin in self.only)
 
     def _check(self, found: list[Contestant], folder: Path) -> None:
         """Compare each model after two small rounds with the bare loop's."""
@@ -175,7 +210,7 @@ class Comparison:
             contestant.speeds, contestant.ledger_shares, contestant.seconds_used = [], [], 0.0
         for turn in range(TURNS):
             self.say(f"{self.name}: turn {turn + 1} of {TURNS}")
-            for contestant in found:
+            for contestant in found if turn % 2 == 0 else reversed(found):  # both orders: neither has an advantage
                 self._turn(contestant, contestant.turn_rounds)
 
     def _turn(self, contestant: Contestant, rounds: int) -> None:

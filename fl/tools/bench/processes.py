@@ -13,13 +13,17 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import fl
-from fl.tools.bench.workload import FOLDER
+from fl.tools.bench.workload import TREE
 
-PEERS = FOLDER / "peers"
+PEERS = Path("experiments/benchmarks/peers")
 ANSWER_SECONDS = 900  # longest wait for an answer
 CLOSE_SECONDS = 20  # longest wait for the end of a process
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """Environment variables of a process that imports from these folders first."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONSAFEPATH": "1"}
 
 
 class ContestantFailed(Exception):
@@ -34,21 +38,22 @@ class Processes:
         script: name of a file in `PEERS`, without suffix.
         copies: number of processes; each gets a share of the work.
         folder: the workload, see fl/tools/bench/workload.py.
+        tree: checkout of fl that the script and its imports come from.
     """
 
-    def __init__(self, python: Path, script: str, copies: int, folder: Path):
+    def __init__(self, python: Path, script: str, copies: int, folder: Path, tree: Path = TREE):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         self.name, self.stderr = script, tempfile.TemporaryFile("w+")
-        path = os.pathsep.join([str(PEERS), str(Path(fl.__file__).parent.parent)])
+        peers = tree / PEERS
         self.processes = [
             subprocess.Popen(
-                [str(python), str(PEERS / f"{script}.py"), str(folder), str(share), str(copies), str(port)],
+                [str(python), str(peers / f"{script}.py"), str(folder), str(share), str(copies), str(port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.stderr,
-                env=os.environ | {"PYTHONPATH": path} | ONE_THREAD,
+                env=environment(peers, tree) | ONE_THREAD,
                 start_new_session=True,
                 bufsize=0,
             )

@@ -27,10 +27,11 @@ class Program:
     own_batches: bool = False
 
 
+OURS = Program("ours", "ours", None)
 PROGRAMS = (
     Program("peak", "peak", None, ("k",)),
     Program("bare", "bare", None, (1, "k")),
-    Program("ours", "ours", None),
+    OURS,
     Program("pfl", "pfl_research", "pfl", (1, "k")),
     Program("flower", "flower", "flwr"),
     Program("fedjax", "fed_jax", "fedjax", own_batches=True),

@@ -3,11 +3,15 @@
 workload.json   layers, lr, batch, ..., our configuration       x.npy, y.npy    samples, client by client
 first.npz       the model before round 0                        offsets.npy     of c: x[offsets[c]:offsets[c + 1]]
 clients.npy     cohorts, one after another                      ends.npy        end of each cohort in clients.npy
+
+`python -m fl.tools.bench.workload NAME FOLDER WORKERS DEVICE` writes the folder. `fl bench --tree` calls it in another
+checkout, whose configuration files may have other keys.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +30,8 @@ from fl.simulation.build import set_up_run
 from fl.simulation.setup import RunSetup
 from fl.system.flops import flops_per_sample
 
-FOLDER = Path(fl.__file__).parent.parent / "experiments" / "benchmarks"
+TREE = Path(fl.__file__).parent.parent
+FOLDER = TREE / "experiments" / "benchmarks"
 ROUNDS = 256  # rounds whose cohorts are drawn; they repeat after that
 NEVER = 10**9
 
@@ -52,13 +57,13 @@ class Workload:
     """A configuration that contestants train.
 
     Args:
-        name: name of its file, without suffix.
+        path: its file; the file's name without suffix is the workload's name.
         raw: the configuration as read, with `OVERRIDES`.
         run_setup: its data, partition and model.
         device: cpu or cuda.
     """
 
-    name: str
+    path: Path
     raw: dict[str, Any]
     run_setup: RunSetup
     device: str
@@ -74,7 +79,12 @@ class Workload:
             raise ConfigError("client", f"has no {sorted(missing)}; contestants only know mini-batch gradient descent")
         if config.execution.workers is None:
             raise ConfigError("execution.workers", "missing; set it or `fl bench --workers`: the number of processes")
-        return cls(path.stem, raw, set_up_run(config), device)
+        return cls(path, raw, set_up_run(config), device)
+
+    @property
+    def name(self) -> str:
+        """Name of its file, without suffix."""
+        return self.path.stem
 
     @property
     def workers(self) -> int:
@@ -137,3 +147,8 @@ def _has(layer: nn.Conv2d, **wanted: int) -> bool:
     """Whether a convolution has these settings in both dimensions, and a square kernel."""
     found: Iterable[tuple[Any, int]] = ((getattr(layer, name), value) for name, value in wanted.items())
     return all(pair == (value, value) for pair, value in found) and len({*layer.kernel_size}) == 1
+
+
+if __name__ == "__main__":
+    name, folder, workers, device = sys.argv[1:]
+    Workload.load(find(name), int(workers), device).write(Path(folder))

@@ -1,6 +1,6 @@
 """Milliseconds of a gradient step by memory format of the images (fl/execution/training/memory_format.py), one thread, formats in turns.
 
-python -m experiments.benchmarks.layouts        prints the table of the README beside this file
+python -m experiments.benchmarks.memory_formats        prints the table of the README beside this file
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fl.execution.training.memory_format import use_memory_format
 from fl.execution.workers.process import configure_process
 from fl.models.dropout import Dropout
 
-LAYOUTS = ("contiguous", "channels_last", "blocked")
+FORMATS = ("contiguous", "channels_last", "blocked")
 MODELS = {
     "cnn_small": ((3, 32, 32), 10),
     "cnn_pfl": ((3, 32, 32), 10),
@@ -36,16 +36,16 @@ def measure(name: str, batch: int) -> dict[str, float]:
         if isinstance(layer, Dropout):
             layer.p = 0.0
     x, y, weights = torch.randn(batch, *shape), torch.randint(0, outputs, (batch,)), list(module.parameters())
-    spent: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
+    spent: dict[str, list[float]] = {format_: [] for format_ in FORMATS}
     for turn in range(TURNS + 2):
-        for layout in LAYOUTS:
-            with use_memory_format(module, layout):
+        for format_ in FORMATS:
+            with use_memory_format(module, format_):
                 start = time.thread_time()
                 gradients = torch.autograd.grad(F.cross_entropy(module(x), y), weights)
                 torch._foreach_add_([w.data for w in weights], gradients, alpha=-1e-6)
                 if turn > 1:
-                    spent[layout].append(time.thread_time() - start)
-    return {layout: statistics.median(seconds) for layout, seconds in spent.items()}
+                    spent[format_].append(time.thread_time() - start)
+    return {format_: statistics.median(seconds) for format_, seconds in spent.items()}
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     for name in MODELS:
         for batch in BATCHES:
             times = measure(name, batch)
-            cells = " | ".join(f"{1e3 * times[layout]:.2f}" for layout in LAYOUTS)
+            cells = " | ".join(f"{1e3 * times[format_]:.2f}" for format_ in FORMATS)
             print(f"| `{name}` | {batch} | {cells} | {times['contiguous'] / times['blocked']:.2f} |")
 
 
