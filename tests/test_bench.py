@@ -204,7 +204,10 @@ def test_a_contestant_of_another_checkout_is_compared_with_the_same_one_of_ours(
     ("asked", "said"),
     [
         ({"workloads": ["sofmax"]}, r"'sofmax' is not one of \['cnn_pfl', 'cnn_small',.* 'softmax', 'softmax_10k'\]"),
-        ({"workloads": ["softmax"], "only": ["flwr"]}, r"--only: \['flwr'\]: .* begin with one of \['peak', 'bare', 'ours'"),
+        (
+            {"workloads": ["softmax"], "only": ["flwr"]},
+            r"--only: \['flwr'\]: .* begin with one of \['peak', 'bare', 'ours'",
+        ),
         ({"workloads": ["softmax"], "sides": [Path("nowhere")]}, "--side: nowhere is no environment"),
         ({"workloads": ["softmax"], "trees": [Path("nowhere")]}, "--tree: nowhere is no checkout of fl"),
     ],

@@ -335,6 +335,19 @@ def test_show_prints_what_each_hyper_parameter_does(tmp_path):
     )
 
 
+def test_show_prints_the_keys_of_sections_and_of_a_configuration():
+    whole = fl("show").stdout
+    assert re.search(r"^rounds +int = 10$", whole, re.M)
+    sections = re.findall(r"see `fl show (\w+)`", whole)
+    assert {"evaluation", "execution", "splits", "stop", "checkpoint", "system", "data", "model"} <= set(sections)
+    for section in sections:
+        assert re.search(r"^\w+ +\S.* = ", fl("show", section).stdout, re.M), section
+    assert re.search(r"^patience +int \| None = None\n +number of evaluations", fl("show", "stop").stdout, re.M)
+    assert "scaffold" in fl("show", "strategy").stdout
+    unknown = fl("show", "evalution")
+    assert unknown.returncode == 2 and "'evaluation'" in unknown.stderr
+
+
 def test_a_docstring_is_split_into_text_and_arguments():
     class Toy:
         """Text before.

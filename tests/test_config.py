@@ -9,6 +9,7 @@ from fl import registry
 from fl.config.config import Config, resolve
 from fl.config.fields import annotations_of, arms, fields_of
 from fl.config.reading import read
+from fl.errors import ConfigError
 from fl.kinds import KINDS, kind_of
 
 GOOD = {
@@ -113,6 +114,41 @@ def test_a_kind_is_found_by_its_key(kind):
             holders = [registry.lookup(above.name, name) for name in registry.names(above.name)]
     assert kind in [kind_of(base) for base in bases]
     assert kind.key.partition(".")[0] in fields_of(Config)
+
+
+RUN = {"data": "digits", "model": "softmax", "cohort": {"size": 2}, "strategy": "fedavg", "partition": {"clients": 4}}
+
+
+def test_arguments_without_a_name_are_those_of_the_default_part():
+    config = resolve(
+        RUN
+        | {
+            "client": {"optimiser": {"momentum": 0.9}},
+            "strategy": {"name": "fedavg", "server_optimiser": {"lr": 0.5}},
+            "server": {"deadline_seconds": 1.0},
+            "system": {"devices": "identical"},
+            "task": {},
+        }
+    )
+    plain = config.to_dict()
+    assert plain["client"]["optimiser"] == {"name": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    assert plain["strategy"]["server_optimiser"] == {"name": "plain", "lr": 0.5}
+    assert (plain["partition"]["name"], plain["partition"]["clients"]) == ("iid", 4)
+    assert (plain["server"]["name"], plain["task"]["name"]) == ("sync", "classification")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": {"name": "fedavg", "server_optimiser": {"nestrov": True}}}, "nestrov: not a key of 'plain'"),
+        ({"strategy": {"name": "fedavg", "server_optimiser": {"adm": {"lr": 1.0}}}}, "'adm'.*Did you mean 'adam'"),
+        ({"partition": {"dirichle": {"alpha": 1.0}}}, "'dirichle'.*Did you mean 'dirichlet'"),
+        ({"extend": "base.yaml"}, "extend: .*Did you mean 'extends'"),
+    ],
+)
+def test_a_wrong_name_is_told_from_a_wrong_argument(change, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(RUN | change)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)

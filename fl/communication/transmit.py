@@ -16,7 +16,6 @@ How the leaves travel:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,7 +29,7 @@ from fl.communication.positions import pack_positions
 from fl.tensors.params import Layout, Params
 from fl.tensors.random import hash64
 from fl.tensors.sparse import Sparse, Table
-from fl.tensors.trees import Tree, tree_map
+from fl.tensors.trees import Tree, is_container, tree_map
 
 L = TypeVar("L", Params, Tensor)
 
@@ -198,9 +197,7 @@ class _SizeEstimate(GroupTransfer):
 
 def _is_leaf(node: Tree) -> bool:
     """Whether a message sends a node as a whole: tables, sparse vectors, and everything that is not a container."""
-    if isinstance(node, (Table, Sparse)):
-        return True
-    return isinstance(node, type) or not (isinstance(node, (dict, list, tuple)) or dataclasses.is_dataclass(node))
+    return isinstance(node, (Table, Sparse)) or not is_container(node)
 
 
 @functools.cache  # a run has few layouts, and every message needs this

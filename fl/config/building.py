@@ -15,7 +15,7 @@ import pydantic
 
 from fl import registry
 from fl.config import suggestions
-from fl.config.fields import annotations_of, arms, fields_of, own_keys, required
+from fl.config.fields import annotations_of, arms, default, fields_of, own_keys, required
 from fl.config.references import PartReference, anchored, find, named
 from fl.data.folder import DATA_FILES
 from fl.errors import ConfigError, did_you_mean, dotted, located
@@ -45,9 +45,12 @@ class Builder:
             beside: keys of an enclosing section that are written at the same place; error messages list them, too.
         """
         self.check_keys(cls, values, path, beside)
-        annotations = annotations_of(cls)
-        built = {key: self.value(value, annotations[key], dotted(path, key)) for key, value in values.items()}
-        for name, field in fields_of(cls).items():
+        annotations, fields = annotations_of(cls), fields_of(cls)
+        built = {
+            key: self.value(_with_default_name(value, fields[key]), annotations[key], dotted(path, key))
+            for key, value in values.items()
+        }
+        for name, field in fields.items():
             if name not in built and required(field):
                 raise ConfigError(dotted(path, name), f"missing; {_title(cls, path)} needs it")
         return _constructed(functools.partial(cls, **built), path)
@@ -123,6 +126,15 @@ class Builder:
         rest = {k: v for k, v in value.items() if k not in own} if options else value
         built = {k: self.value(v, annotations[k], dotted(path, k)) for k, v in options.items()}
         return _constructed(functools.partial(section, part=self.part(kind, rest, path, own), **built), path)
+
+
+def _with_default_name(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """A mapping that names no part, with the name of the field's default part: `optimiser: {momentum: 0.9}` is SGD."""
+    name = getattr(default(field), "registered_as", None)
+    if name is None or not isinstance(value, Mapping) or "name" in value:
+        return value
+    named_by_key = len(value) == 1 and isinstance(next(iter(value.values())), Mapping)  # {adam: {...}}
+    return value if named_by_key else {"name": name, **value}
 
 
 def _chosen(value: Any, alternatives: tuple[Any, ...]) -> Any:

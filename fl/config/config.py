@@ -126,7 +126,7 @@ def resolve(config: Mapping[str, Any]) -> Config:
     """Build and check every part of a configuration of plain values, or of parts that are built already."""
     config = dict(config)
     builder = Builder(Config, config)
-    builder.check_keys(Config, config, "")
+    builder.check_keys(Config, config, "", beside=("extends",))
     if "server" in config:
         config["server"] = builder.part(KINDS["server"], _or_default("server", config["server"]), "server")
     if isinstance(config.get("server"), Asynchronous):  # the virtual clock chooses the clients
@@ -134,9 +134,8 @@ def resolve(config: Mapping[str, Any]) -> Config:
     for key in ("data", "model", "strategy", "cohort"):
         if key not in config:
             raise ConfigError(key, "missing; a run needs data, model, strategy and cohort")
-    for key in ("task", "partition"):
-        config.setdefault(key, KINDS[key].default())
-    config["cohort"] = _or_default("cohort", config["cohort"])
+    for key in ("task", "partition", "cohort"):
+        config[key] = _or_default(key, config.get(key, KINDS[key].default()))
     config["strategy"] = builder.part(KINDS["strategy"], config["strategy"], "strategy")
     config["client"] = _client(config["strategy"], config.get("client", {}))
     if config.get("stream") is not None:
@@ -146,7 +145,11 @@ def resolve(config: Mapping[str, Any]) -> Config:
 
 def _or_default(key: str, value: Any) -> Any:
     """A mapping that names no part, with the name of the kind's default part."""
-    return {"name": KINDS[key].default(), **named(key, value)} if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    values = named(key, value)
+    by_key = len(values) == 1 and isinstance(next(iter(values.values())), Mapping)  # {NAME: {...}} with a wrong name
+    return values if by_key else {"name": KINDS[key].default(), **values}
 
 
 def _client(strategy: Strategy, client: Any) -> Any:

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from fl.kinds import Kind
+from fl.kinds import Kind, kind_of
 
 # metadata of a dataclass field that is not a configuration key
 NOT_A_KEY = {"config_key": False}
@@ -29,6 +29,15 @@ def own_keys(kind: Kind) -> set[str]:
     """The options of a kind's section, which a configuration writes beside the part's own arguments."""
     section = kind.section_class
     return set() if section is None else set(fields_of(section)) - {"part"}
+
+
+def section_of(cls: type, key: str) -> type | None:
+    """The dataclass of the section that a field of `cls` holds; None for a part without options, or a plain value."""
+    for arm in arms(annotations_of(cls)[key]):
+        kind = kind_of(arm)
+        if dataclasses.is_dataclass(arm) and isinstance(arm, type) and (kind is None or kind.section_class is arm):
+            return arm
+    return None
 
 
 def arms(annotation: Any) -> tuple[Any, ...]:

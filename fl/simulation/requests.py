@@ -1,24 +1,46 @@
-"""Carry out what a strategy's generator yields."""
+"""Carry out what a strategy's generators yield."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from typing import Any
 
+import torch
+
 from fl.execution.workers.executor import Executor
-from fl.method.requests import Evaluate, ServerWork, Transfer
+from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation.evaluation import assess
 from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.totals import Row
 from fl.tracking.spans import span
 
 
-def carry_out(request: Any, exchanges: ExchangeRunner, executor: Executor) -> Any:
-    """Carry out a request other than an exchange, and return the answer that the generator is sent.
+def run_generator(
+    generator: Generator[Any, Any, tuple[Any, Row]], exchanges: ExchangeRunner, executor: Executor
+) -> tuple[Any, Row]:
+    """Run a strategy's generator to its end: (the strategy's new state, metrics).
 
     Raises:
-        TypeError: the strategy yielded something else.
+        TypeError: the strategy yielded something that is no request.
     """
+    answer: Any = None
+    while True:
+        try:
+            with span("server", "strategy"):
+                request = generator.send(answer)
+        except StopIteration as end:
+            state, metrics = end.value
+            return state, {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
+        if isinstance(request, Exchange):
+            answer = exchanges.run(request)
+        else:
+            answer = _carry_out(request, exchanges, executor)
+
+
+def _carry_out(request: Any, exchanges: ExchangeRunner, executor: Executor) -> Any:
+    """Carry out a request other than an exchange, and return the answer for the generator."""
     if isinstance(request, Transfer):
         return exchanges.transfer(request)
     if isinstance(request, Evaluate):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fl.communication.ledger import Ledger
 from fl.config.config import Config
@@ -22,14 +21,13 @@ from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
-from fl.method.requests import Exchange
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation.agreement import check_groups
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
 from fl.simulation.evaluation import evaluate, forgetting
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
-from fl.simulation.requests import carry_out, first_request
+from fl.simulation.requests import first_request, run_generator
 from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping
@@ -158,19 +156,9 @@ class Simulation:
         return cohort
 
     def _run_generator(self, generator: Generator[Any, Any, Any]) -> Row:
-        """Carry out what a strategy's generator yields, take over its state, and return its metrics."""
-        answer: Any = None
-        while True:
-            try:
-                with span("server", "strategy"):
-                    request = generator.send(answer)
-            except StopIteration as end:
-                self.state, metrics = end.value
-                return {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
-            if isinstance(request, Exchange):
-                answer = self.exchanges.run(request)
-            else:
-                answer = carry_out(request, self.exchanges, self.executor)
+        """Run a strategy's generator, take over its state, and return its metrics."""
+        self.state, metrics = run_generator(generator, self.exchanges, self.executor)
+        return metrics
 
     def _evaluate(self, cohort: np.ndarray) -> Row:
         """Evaluate the strategy's model, with whatever else clients receive beside it."""

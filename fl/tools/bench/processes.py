@@ -54,6 +54,7 @@ class Processes:
                 stdout=subprocess.PIPE,
                 stderr=self.stderr,
                 env=environment(peers, tree) | ONE_THREAD,
+                cwd=None if tree == TREE else tree,  # Ray's workers import from the working directory first
                 start_new_session=True,
                 bufsize=0,
             )
