@@ -8,7 +8,7 @@
 
 Bakman, Yaldiz, Ezzeldin, Avestimehr 2024 (ICLR), arXiv:2309.01289.  With P parameters, a round costs P floats down
 and P up. The last round of a task also costs sum_l (d_l m + 2) up with a sketch, sum_l (d_l (d_l + 1) / 2 + 2) up
-with a Gram matrix, sum_l d_l k_l down, and P more down for gpse_model global.
+with a Gram matrix, sum_l d_l k_l down, and P more down for global_inputs.
 
 A sketch with m = d flattens the singular values, so k comes out too small if they decay slowly; the Gram matrix is
 exact. The norm ratio is the authors' program's and always adds at least one vector; the criterion "keep eps of the
@@ -82,13 +82,13 @@ class FOT(Strategy):
         gpse: what clients send about layer inputs: `sketch` or `gram` (fewer floats, exact).
         sketch: columns of a sketch, in multiples of the layer's input size; positive. Used with gpse `sketch`.
         residual_ratio: `norm` (the authors' program) or `energy`.
-        gpse_model: the model whose inputs are taken: `local` (after local training, the program's) or `global` (the
-            new one).
+        global_inputs: take layer inputs from the new global model; False: from each client's model after local training
+            (the authors' program).
         protects: glob patterns of the protected weights. Default: all of linear and 2-d convolutional layers.
         head: glob patterns of weights that are not protected. If each task has its own outputs, name the last layer:
             its rows of old tasks get no gradient, and new rows need all directions.
-        bias: `train`, or `freeze_after_first`: after the first task, tensors of one dimension (biases, affine
-            normalisation) outside the head no longer move; a projection of weights does not stop their effect.
+        freeze_biases: after the first task, tensors of one dimension (biases, affine normalisation) outside the head no
+            longer move; a projection of weights does not stop their effect.
         weights: weights of the mean: `examples` (number of training samples) or `uniform` (the program's).
         lr: factor of each step of the server. 1 is FedAvg.
         server_optimiser: how the server moves along the mean update. `plain` is FedAvg.
@@ -99,10 +99,10 @@ class FOT(Strategy):
     gpse: Literal["sketch", "gram"] = "sketch"
     sketch: float = 1.0
     residual_ratio: Literal["norm", "energy"] = "norm"
-    gpse_model: Literal["local", "global"] = "local"
+    global_inputs: bool = False
     protects: tuple[str, ...] | None = None
     head: tuple[str, ...] = ()
-    bias: Literal["train", "freeze_after_first"] = "train"
+    freeze_biases: bool = False
     weights: Literal["examples", "uniform"] = "examples"
     lr: float = 1.0
     server_optimiser: ServerOptimiser = Plain()
@@ -116,8 +116,6 @@ class FOT(Strategy):
         checks.positive(sketch=self.sketch, hint="it is the number of columns in multiples of d")
         checks.one_of(("sketch", "gram"), gpse=self.gpse)
         checks.one_of(input_statistics.RATIOS, residual_ratio=self.residual_ratio)
-        checks.one_of(("local", "global"), gpse_model=self.gpse_model)
-        checks.one_of(("train", "freeze_after_first"), bias=self.bias)
         checks.one_of(("examples", "uniform"), weights=self.weights)
 
     @property
@@ -131,7 +129,7 @@ class FOT(Strategy):
 
     # -- an ordinary round -------------------------------------------------------------------------------------------
     def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
-        carry = ctx.period_ends and self.gpse_model == "local"
+        carry = ctx.period_ends and not self.global_inputs
         return Broadcast(shared={"model": state.model}, config={"carry": True} if carry else {})
 
     def reduction(self, state: State, ctx: ServerContext) -> WeightedMean:
@@ -158,15 +156,15 @@ class FOT(Strategy):
         return self.without_frozen_biases(change.replace(projected) if projected else change, ctx)
 
     def without_frozen_biases(self, change: Params, ctx: ServerContext) -> Params:
-        """Return the step without the tensors that `bias` freezes."""
-        if self.bias == "train" or not ctx.period:
+        """Return the step without the tensors that `freeze_biases` keeps."""
+        if not self.freeze_biases or not ctx.period:
             return change
         return change.replace({n: 0 * change[n] for n in biases(change, self.head)})
 
     # -- the end of a task -------------------------------------------------------------------------------------------
     def end_of_task(self, state: State, clients: np.ndarray, period: int) -> Generator[Exchange, Any, State]:
         """Ask the clients which directions their inputs span, and extend the bases by them."""
-        shared = {"model": state.model} if self.gpse_model == "global" else {}
+        shared = {"model": state.model} if self.global_inputs else {}
         static = {"basis": Static(period, state.bases)} if state.bases else {}
         config = {"sizes": state.sizes, "factor": self.factor, "ratio": self.residual_ratio}
         broadcast = Broadcast(shared, static=static, config=config)

@@ -258,7 +258,7 @@ SERVERS = [
     {"strategy.server_optimiser": "momentum", "strategy.lr": 0.5},
     {"strategy.server_optimiser": {"name": "adam", "lr": 0.03}},
     {"client.optimiser": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}},
-    {"strategy.gpse": "gram", "strategy.residual_ratio": "energy", "strategy.gpse_model": "global"},
+    {"strategy.gpse": "gram", "strategy.residual_ratio": "energy", "strategy.global_inputs": True},
     {"model": "cnn_tiny", "stream.tasks": 2},
 ]
 
@@ -282,7 +282,7 @@ def test_no_step_enters_the_protected_subspace(tmp_path, overrides):
 def test_the_first_task_is_fedavg_to_the_bit(tmp_path):
     one = {"stream": None, "rounds": 3}
     fedavg = fl.run(RUN | one, out=tmp_path / "a", strategy="fedavg")
-    for i, optimiser in enumerate(({}, {"gpse": "gram", "bias": "freeze_after_first"})):
+    for i, optimiser in enumerate(({}, {"gpse": "gram", "freeze_biases": True})):
         fot = fl.run(RUN | one, out=tmp_path / str(i), strategy={"name": "fot", **optimiser})
         assert fot.digest == fedavg.digest
     stream = {"strategy": {"name": "fot"}}
@@ -293,7 +293,7 @@ def test_the_first_task_is_fedavg_to_the_bit(tmp_path):
 
 
 def test_biases_can_be_frozen_after_the_first_task(tmp_path):
-    settings = {"name": "fot", "bias": "freeze_after_first", "head": ["5.weight"]}
+    settings = {"name": "fot", "freeze_biases": True, "head": ["5.weight"]}
     seen, _ = states(tmp_path, strategy=settings)
     first, last = seen[2].model, seen[-1].model
     assert torch.equal(first["1.bias"], last["1.bias"]) and torch.equal(first["3.bias"], last["3.bias"])
@@ -320,7 +320,7 @@ def test_what_is_reported_when_a_task_ends(tmp_path):
         ({}, sum(d * d + 2 for d in SIZES.values())),
         ({"sketch": 1.5}, sum(d * d * 3 // 2 + 2 for d in SIZES.values())),
         ({"gpse": "gram"}, sum(d * (d + 1) // 2 + 2 for d in SIZES.values())),
-        ({"gpse": "gram", "gpse_model": "global"}, sum(d * (d + 1) // 2 + 2 for d in SIZES.values())),
+        ({"gpse": "gram", "global_inputs": True}, sum(d * (d + 1) // 2 + 2 for d in SIZES.values())),
     ],
     ids=["sketch", "wide", "gram", "global"],
 )
@@ -328,7 +328,7 @@ def test_every_float_is_counted(tmp_path, settings, up):
     """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the
     basis down."""
     seen, result = states(tmp_path, strategy={"name": "fot", **settings})
-    again = P if settings.get("gpse_model") == "global" else 0
+    again = P if settings.get("global_inputs") else 0
     for round_, row in enumerate(result.metrics):
         ends = round_ % 2 == 1
         known = sum(u.numel() for u in seen[round_].bases.values())
@@ -347,7 +347,6 @@ def test_eps_grows_by_its_increment_up_to_1(tmp_path):
         ({"eps": 0.0}, "eps: 0.0 is not in"),
         ({"sketch": 0.0}, "sketch: 0.0 is not positive"),
         ({"gpse": "svd"}, "gpse: 'svd' is not one of"),
-        ({"bias": "freeze"}, "bias: 'freeze' is not one of"),
         ({"eps_increment": -0.1}, "eps_increment: -0.1 is negative"),
     ],
 )
