@@ -109,6 +109,7 @@ def test_help_shows_defaults_in_words():
     assert "Run directory (default: a new directory under runs/)." in shown
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is_on_stdout(finished):
     out, summary = finished
     assert summary["directory"] == str(out) and summary["reason"] == "all rounds done"

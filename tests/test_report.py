@@ -345,6 +345,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_five_seeds_are_one_row_with_their_mean_and_deviation(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     out, cli = tmp_path / "OUT", CliRunner()

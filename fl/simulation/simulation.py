@@ -6,7 +6,7 @@ sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,8 @@ class Simulation:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
         cohort = self._sample()
-        metrics = self._run_generator(strategy.round(self.state, self._context(cohort)))
+        generator = strategy.round(self.state, self._context(cohort))
+        self.state, metrics = run_generator(generator, self.exchanges, self.executor)
         row = {"round": self.round, **self.exchanges.totals.summary(), "cohort_size": len(cohort), **metrics}
         evaluated = (self.round + 1) % self.config.evaluation.every == 0 or self.round + 1 in self.run_setup.ends
         if evaluated:
@@ -139,7 +140,8 @@ class Simulation:
         with span("server", "setup"):
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
-            metrics = self._run_generator(self.config.strategy.setup(self.state, self._context(EMPTY_COHORT)))
+            generator = self.config.strategy.setup(self.state, self._context(EMPTY_COHORT))
+            self.state, metrics = run_generator(generator, self.exchanges, self.executor)
             if self.exchanges.index or metrics:
                 totals = {**self.exchanges.totals.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
                 self.pending.append({"round": SETUP, **totals, "wall_seconds": time.perf_counter() - start})
@@ -154,11 +156,6 @@ class Simulation:
         self.exchanges.begin(self.round, self.round, cohort)
         self.exchanges.wait(starts)
         return cohort
-
-    def _run_generator(self, generator: Generator[Any, Any, Any]) -> Row:
-        """Run a strategy's generator, take over its state, and return its metrics."""
-        self.state, metrics = run_generator(generator, self.exchanges, self.executor)
-        return metrics
 
     def _evaluate(self, cohort: np.ndarray) -> Row:
         """Evaluate the strategy's model, with whatever else clients receive beside it."""
@@ -268,12 +265,11 @@ class Simulation:
     def _after_rounds(self) -> Params:
         """Let the strategy do its work after the last round; return the model. No commit contains this work."""
         with span("server", "final"):
-            state = self.state
             self.exchanges.begin(self.round, self.round, EMPTY_COHORT)
-            self._run_generator(self.config.strategy.final(state, self._context(EMPTY_COHORT)))
-            model, self.state = self.config.strategy.model(self.state), state
+            generator = self.config.strategy.final(self.state, self._context(EMPTY_COHORT))
+            last, _ = run_generator(generator, self.exchanges, self.executor)
             self.folder.flush()
-            return model
+            return self.config.strategy.model(last)
 
     def __enter__(self) -> Simulation:
         return self

@@ -95,6 +95,7 @@ def test_a_dropped_client_keeps_its_memory(simulate):  # noqa: F811
             assert_allclose(memory, (client + 1) * late(rounds)[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_clients_that_train_together_keep_what_they_would_alone(simulate):  # noqa: F811
     settings = {"model": {"mlp": {"hidden": [4]}}, "client": {"lr": 0.1, "batch": 4}, "rounds": 3}
     settings |= {"cohort": {"name": "cyclic", "size": 4}, "codec.up": ["error_feedback", *FIVE, {"quantise": {}}]}

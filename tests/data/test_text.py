@@ -118,6 +118,7 @@ def test_an_adapted_encoder_learns_and_sends_its_halves_alone(tmp_path):
     assert result.metrics[-1]["train/loss"] < result.metrics[0]["train/loss"]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("FL_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=f"ag_news/test.csv.gz is not in {tmp_path}"):

@@ -161,6 +161,7 @@ def test_pads_of_an_update_are_zero():
     assert gaps and all((model.buffers[0][:, a:b] == 0).all() for a, b in gaps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, COUNTED, COUNTED + 1, 500])
 def test_shuffles_are_those_of_random(n):
     word = random.hash64_prefix(1, SEED, 7, "shuffle")

@@ -125,6 +125,7 @@ def test_functions_and_objects_in_python(mine):
         assert fl.run(CONFIG | {"model": model}).model.numel == 650
 
 
+@pytest.mark.slow
 def test_init_freeze_and_adapter_apply_to_them(mine, tmp_path):
     model = {"name": f"{mine}:Net", "hidden": 5}
     result = fl.run(CONFIG | {"model": {**model, "freeze": ["inner.*"]}}, out=tmp_path / "run")

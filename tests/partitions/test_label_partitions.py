@@ -160,6 +160,7 @@ def test_extended_dirichlet_of_large_alpha_shares_equally():
         assert shares.max() - shares.min() <= 2
 
 
+@pytest.mark.slow
 def test_extended_dirichlet_shares_have_a_dirichlets_variance():
     """K = k = 1: shares of N clients, variance (N - 1) / (N^2 (N a + 1)) each."""
     labels, n, a = np.zeros(20000, np.int64), 4, 0.5
