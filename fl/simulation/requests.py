@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fl.tracking.spans import span
 
 
 def run_generator(
-    generator: Generator[Any, Any, tuple[Any, Row]], exchanges: ExchangeRunner, executor: Executor
+    generator: Generator[Any, Any, tuple[Any, Mapping[str, Any]]], exchanges: ExchangeRunner, executor: Executor
 ) -> tuple[Any, Row]:
     """Run a strategy's generator to its end: (the strategy's new state, metrics).
 
