@@ -13,7 +13,17 @@ from fl.communication.codecs.top_k import TopK
 from fl.communication.transmit import transmit
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table
-from tests.test_seams import ALL, BASE, client_state, column, model_change, rows, simulate, toy, weighted_mean  # noqa: F401
+from tests.test_seams import (  # noqa: F401
+    ALL,
+    BASE,
+    client_state,
+    column,
+    model_change,
+    rows,
+    simulate,
+    toy,
+    weighted_mean,
+)
 
 FIVE = [{"topk": {"ratio": 0.25}}]  # of 21 numbers
 
