@@ -476,12 +476,12 @@ def _evaluations() -> Iterator[Case]:
         "commits": {"rounds": 4, "checkpoint": {"every": 3, "best": False}},
     }
     yield from _variants("stop", DIGITS, stops)
-    beside = ["local", "centralised", "finetune", "majority"]
+    baselines = ["local", "centralised", "finetune", "majority"]
     for strategy in ("fedavg", "scaffold", "fedper", "fedprox"):
-        yield Case(f"baselines/{strategy}", DIGITS, {"strategy": {"name": strategy}, "baselines": beside})
-    yield Case("baselines/steps", DIGITS, {"client.steps": 3, "baselines": beside})
+        yield Case(f"baselines/{strategy}", DIGITS, {"strategy": {"name": strategy}, "baselines": baselines})
+    yield Case("baselines/steps", DIGITS, {"client.steps": 3, "baselines": baselines})
     momentum = {"client.optimiser": {"name": "sgd", "momentum": 0.9}}
-    yield Case("baselines/momentum", DIGITS, momentum | {"baselines": beside})
+    yield Case("baselines/momentum", DIGITS, momentum | {"baselines": baselines})
 
 
 def _executions() -> Iterator[Case]:
