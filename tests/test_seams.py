@@ -1,4 +1,4 @@
-"""The interfaces of methods, tested with `tests/toys.py`. Expected results come from hand or plain torch."""
+"""The interfaces of methods, tested with `tests/toys.py`. Expected values are computed by hand or with torch."""
 
 import copy
 from pathlib import Path
