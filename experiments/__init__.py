@@ -1,1 +1,1 @@
-"""Runnable experiments: YAML, one folder per paper or benchmark."""
+"""Runnable experiments: YAML files, one folder per paper or benchmark."""

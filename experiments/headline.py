@@ -2,8 +2,8 @@
 
     python -m experiments.headline OUT [--jobs 2]
 
-Runs of the sweeps below that OUT does not have yet are run. The page is headline.md beside this file; its plots are in
-headline/.
+Runs of the sweeps below that are not yet in OUT are run first. The page is headline.md beside this file; its plots are
+in headline/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Section:
         sweep: sweep file, relative to this folder.
         metric: metric to plot against MB up.
         description: sentence below the heading.
-        matrices: for a task stream, the variants whose accuracy matrices are plotted (first seed).
+        matrices: for a task stream, the variants to plot accuracy matrices of (first seed).
     """
 
     title: str
@@ -55,7 +55,8 @@ SECTIONS = [
         "Orthogonal updates: FOT on permuted digits",
         "fot/permuted_digits.sweep.yaml",
         "stream/acc",
-        "Four tasks. ACC is the mean accuracy over all tasks after the last one, FGT the mean drop from each task's best.",
+        "Four tasks. ACC is the mean accuracy over all tasks after the last one, "
+        "FGT the mean drop from each task's best.",
         ("FedAvg", "FOT"),
     ),
     Section(
@@ -100,7 +101,7 @@ clients in a whole run.
 
 
 def render(section: Section, out: Path, jobs: int) -> str:
-    """The text of a section. Runs what is missing, and draws the plots."""
+    """Run the missing runs of a section, draw its plots and return its text."""
     from fl.report.plots.curves import plot_curves
     from fl.report.plots.heatmap import plot_accuracy_matrices
 
@@ -125,8 +126,8 @@ def render(section: Section, out: Path, jobs: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("out", type=Path, help="folder of the run directories")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     arguments = parser.parse_args()
     sections = [render(section, arguments.out, arguments.jobs) for section in SECTIONS]
     (HERE / "headline.md").write_text("\n".join([INTRODUCTION, *sections]))

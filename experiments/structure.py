@@ -1,6 +1,9 @@
-"""Figures of the code's structure: python -m experiments.structure [FOLDER], of a checkout (default: this one).
+"""Print figures about the structure of the code.
 
-Lengths of files, classes and function bodies, import circles, docstrings, type ignores, imports per strategy.
+    python -m experiments.structure [FOLDER]        FOLDER: a checkout; default: this one
+
+The figures are the lengths of files, classes and function bodies, and the numbers of import circles, docstrings, type
+ignores and imports per strategy.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ def quantiles(lengths: Sequence[tuple[int, str]]) -> str:
 
 
 def body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the lines of a function without its signature and docstring."""
+    """Return the number of lines of a function, without its signature and docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
-    """Yield the modules that a file imports anywhere, except for type checkers only."""
+    """Yield the modules that a file imports anywhere, without imports for type checkers only."""
     skipped = {
         id(node)
         for test in ast.walk(tree)
@@ -69,7 +72,7 @@ def circles(edges: dict[str, set[str]]) -> int:
 
 
 def import_edges(root: Path, trees: dict[Path, ast.Module]) -> dict[str, set[str]]:
-    """Return module -> modules of `fl` that it imports."""
+    """Return a dict: module of `fl` -> modules of `fl` that it imports."""
     names = {path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in trees}
     known = {name for name in names.values() if name.startswith("fl.")}
 
@@ -110,9 +113,7 @@ def main(root: Path) -> None:
     print("import circles between modules of fl:", circles(import_edges(root, trees)))
     names = [node for tree in trees.values() for node in public(tree)]
     documented = sum(ast.get_docstring(node) is not None for node in names)
-    print(
-        f"own docstrings of public names: {documented} of {len(names)} (others override a documented method or lack one)"
-    )
+    print(f"public names with a docstring: {documented} of {len(names)} (most others override a documented method)")
     print("type ignores:", sum(text.count("# type: ignore") for text in texts.values()))
     statements = [
         sum(isinstance(node, ast.Import | ast.ImportFrom) for node in trees[path].body)

@@ -1,1 +1,1 @@
-"""Tests, laid out like the packages they test."""
+"""Tests. Their folders mirror the folders of the packages."""

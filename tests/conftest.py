@@ -43,7 +43,7 @@ def _stop_ray() -> None:
 
 @pytest.fixture
 def no_ray() -> None:
-    """Stop the shared Ray, whose workers hold all cores: the test starts one of its own."""
+    """Stop the shared Ray, because its workers hold all cores and the test starts its own."""
     _stop_ray()
 
 
@@ -52,9 +52,9 @@ def pytest_sessionfinish() -> None:
     _stop_ray()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests with Ray as slow, in one process. Modules that start Ray themselves come first, then slow modules."""
+    """Mark tests with Ray as slow and run them in one process. Order: modules that start Ray, slow modules, others."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.slow)
@@ -97,7 +97,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """`time.perf_counter` and `time.sleep` of a clock that does not depend on the machine's speed."""
+    """Replace `time.perf_counter` and `time.sleep` by a clock that does not depend on the machine's speed."""
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(time, "sleep", clock.sleep)

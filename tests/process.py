@@ -1,4 +1,4 @@
-"""Python processes that start in a fraction of a second: forked from a server that did the heavy imports once.
+"""Python processes that start in a fraction of a second: they are forked from a server with the heavy imports.
 
 `python` and `fl` replace `subprocess.run([sys.executable, "-c", code])` and `python -m fl ...`: a separate process with
 its own exit code, standard output and error. Tests of process start or of terminal signals start a real process.
@@ -35,7 +35,7 @@ def fl(*arguments: object, folder: Path | None = None, **environment: str) -> Co
 
 
 def start(code: str) -> BaseProcess:
-    """A process that runs Python code, to be killed or waited for; its output is lost."""
+    """Start a process that runs Python code, to kill it or wait for it; its output is lost."""
     process = CONTEXT.Process(target=_child, args=(_run_code, (code, False), os.devnull, os.devnull, None, {}))
     process.start()
     return process

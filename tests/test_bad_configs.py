@@ -1,4 +1,4 @@
-"""Mistakes in configurations: each stops before round 0 and says where it is, what is wrong, and what is allowed."""
+"""Mistakes in configurations stop a run before round 0. The message has the place, the mistake and allowed values."""
 
 import pytest
 import yaml
@@ -17,7 +17,7 @@ GOOD = {
 }
 SGD = "['batch', 'clip', 'epochs', 'lr', 'optimiser', 'steps', 'trains']"
 
-# overrides -> how the message starts, and what else it must hold
+# (overrides, start of the message, other parts of the message)
 BAD = {
     "unknown key": (["client.epoch=3"], "client.epoch: not a key of 'sgd'", [SGD, "Did you mean 'epochs'?"]),
     "wrong type": (["rounds=many"], "rounds: 'many' is not a valid integer", []),
@@ -56,7 +56,7 @@ BAD = {
         ["a sample is (60,)"],
     ),
     "no patience": (["stop.patience=0"], "stop.patience: 0 is not at least 1", []),
-    # a key of another section: the same key first, then one that is close
+    # a key of another section: suggestions are the same key first, then a similar one
     "a key of the client": (
         ["strategy=fedprox", "strategy.mu=0.1"],
         "strategy.mu: not a key of 'fedprox', which has ['lr', 'server_optimiser', 'weights']",
@@ -119,7 +119,7 @@ BAD = {
 
 
 def fl(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
+    """Run the command; return exit code, stdout, stderr."""
     with pytest.raises(SystemExit) as end:
         app([str(a) for a in arguments])
     return end.value.code, *capsys.readouterr()

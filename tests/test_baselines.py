@@ -1,4 +1,4 @@
-"""Baselines on the same splits and for the same work."""
+"""Baselines use the same splits and do the same amount of work as the run."""
 
 import gc
 
@@ -32,7 +32,7 @@ def result(tmp_path_factory):
 
 
 def train_rows(result):
-    """Samples per pass in each round, {round: samples}, from the run's client table."""
+    """Read the samples per pass of each round, {round: samples}, from the run's client table."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(result.directory / "clients.parquet").to_pylist()
@@ -52,17 +52,17 @@ def test_each_is_a_run_below_the_run(result):
 
 
 def test_the_same_work(result):
-    # a quarter takes part: 8 rounds with 5 of 20 clients are 2 rounds of all; 2 epochs of a quarter of rows, batch 10
+    # 8 rounds with 5 of 20 clients equal 2 rounds of all clients, or 2 epochs over a quarter of the rows with batch 10
     local, central = result.baselines["local"], result.baselines["centralised"]
     assert len(local.metrics) == 2 and len(central.metrics) == 8
     rows = train_rows(local)[0]
     config = read(central.directory / "config.yaml")
     assert config["client"]["steps"] == round(2 * rows / 4 / 10) and config["splits"]["pooled"] is True
-    assert train_rows(central)[0] == rows  # client 0 has all of them
+    assert train_rows(central)[0] == rows  # client 0 has all rows
 
 
 def test_the_same_splits(result):
-    """All are measured on the same rows of the same clients."""
+    """The run and its baselines are evaluated on the same rows of the same clients."""
     import pyarrow.parquet as pq
 
     def held(directory):
@@ -98,7 +98,7 @@ def test_centralised_beats_the_rest_on_skewed_digits(result):
     assert weighted["centralised"] == max(weighted.values()) > result.metrics[-1]["clients/accuracy_weighted"]
 
 
-def test_a_run_that_goes_on_has_its_baselines_anew(tmp_path):
+def test_a_longer_run_repeats_its_baselines(tmp_path):
     config = {**CONFIG, "baselines": ["centralised"], "rounds": 2}
     first = fl.run(config, out=tmp_path / "run")
     again = fl.resume(tmp_path / "run")
@@ -108,8 +108,8 @@ def test_a_run_that_goes_on_has_its_baselines_anew(tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_of_a_run_is_kept_in_memory(tmp_path):
-    """Baselines, seeds and sweeps execute many runs in one process, each with its own data."""
+def test_a_run_leaves_nothing_in_memory(tmp_path):
+    """Baselines, seeds and sweeps perform many runs in one process, each with its own data."""
 
     def there():
         gc.collect()

@@ -1,4 +1,4 @@
-"""`fl bench` runs, checks its contestants and reports what it says; how fast anything is, is no test's matter."""
+"""`fl bench` measures, checks and reports its contestants. These tests check no speeds."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def micro(tmp_path) -> Path:
 
 @pytest.fixture
 def peers(monkeypatch):
-    """Modules that contestants import from beside them."""
+    """Import modules from the folder of the contestants."""
     monkeypatch.syspath_prepend(PEERS)
     yield importlib.import_module
     for name in ("protocol", "torch_layers", "bare"):
@@ -51,17 +51,21 @@ def peers(monkeypatch):
 def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     out, picture = micro.with_suffix(".json"), micro.with_suffix(".png")
     monkeypatch.setattr(comparison, "TURNS", 2)
-    monkeypatch.setattr(report, "TREE_BAR", 0.0)  # how fast it is, is not tested
+    monkeypatch.setattr(report, "TREE_BAR", 0.0)  # speeds are not tested
     assert bench.main([str(micro)], 0.1, only=["ours"], trees=[TREE], out=out, picture=picture) == 0
     assert "micro" in capsys.readouterr().out and picture.stat().st_size > 1000
     (result,) = json.loads(out.read_text())
     assert (result["workload"], result["parameters"], result["samples"]) == ("micro", 6 * 3 + 3, 8.0)
-    assert result["flops"] == 2 * 2 * 6 * 3  # scores and their gradient by the weights; inputs want none
+    assert result["flops"] == 2 * 2 * 6 * 3  # scores and weight gradients; inputs need no gradient
     entries = result["contestants"]
-    plans = {"ours compiled x1", "ours compiled x2", "ours compiled, 2 threads"}  # the one that the workload names
+    plans = {
+        "ours compiled x1",
+        "ours compiled x2",
+        "ours compiled, 2 threads",
+    }  # the workload's configuration has this plan
     assert {"peak", "bare x1", "bare x2"} | plans <= set(entries) and result["missing"] == {}
     assert {f"{TREE.name}: {plan}" for plan in plans} == {bar["against"] for bar in result["bars"]}
-    assert entries["bare x2"]["distance"] == 0  # of the same weights, the same order
+    assert entries["bare x2"]["distance"] == 0  # the same weights and the same order of samples
     for name, entry in entries.items():
         assert len(entry["turns"]) == comparison.TURNS and min(t for t in entry["turns"] if t is not None) > 0, name
     assert result["best"] in plans and entries[result["best"]]["ratio"] == 1
@@ -83,7 +87,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("faster", "distance"), [(1.0, 0.0), (0.5, 0.5)])
-def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
+def test_a_contestant_with_another_model_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
     for file in PEERS.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
     (tmp_path / "cheat.py").write_text(CHEAT.format(faster=faster))
@@ -92,12 +96,14 @@ def test_who_trains_something_else_takes_no_turn(micro, monkeypatch, tmp_path, f
     monkeypatch.setattr(comparison, "PROGRAMS", [programs.Program(n, n, None) for n in ("bare", "cheat")])
     result = comparison.Comparison(Workload.load(micro, None, "cpu"), [], (), 0.01, lambda _: None).run()
     cheat = result["contestants"]["cheat"]
-    assert cheat["distance"] == pytest.approx(distance, abs=0.02)  # half the rate goes about half the way
+    assert cheat["distance"] == pytest.approx(
+        distance, abs=0.02
+    )  # half the learning rate moves the model about half as far
     assert ("clients_per_second" in cheat) == (distance == 0)
     assert ("differs from the bare loop's" in cheat.get("failed", "")) == (distance > 0)
 
 
-def test_who_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
+def test_a_contestant_that_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
     (tmp_path / "protocol.py").write_text((PEERS / "protocol.py").read_text())
     (tmp_path / "lacks.py").write_text(
         "from protocol import serve\ndef start(work): import no_such_module\nserve(start)"
@@ -115,10 +121,12 @@ def test_who_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):
 
 
 def test_the_bare_loop_is_federated_averaging(peers):
-    """Full batches, so that shuffles do not matter: w - lr * sum_c n_c grad_c / sum_c n_c, each grad at w."""
+    """With full batches shuffles do not matter: w - lr * sum_c n_c grad_c / sum_c n_c, with all gradients at w."""
     module = nn.Linear(5, 3)
     x, y = torch.randn(10, 5), torch.randint(0, 3, (10,))
-    F.cross_entropy(module(x), y).backward()  # the mean over all ten is the mean of means, weighted by samples
+    F.cross_entropy(
+        module(x), y
+    ).backward()  # the mean over all ten samples is the mean of the clients' means, weighted by samples
     expected = [(p - 0.5 * p.grad).detach() for p in module.parameters()]
     loop = peers("torch_layers").Descent(module, lr=0.5, batch=6, epochs=1)
     loop.round([(x[:4], y[:4]), (x[4:], y[4:])], shuffle=True)
@@ -165,7 +173,7 @@ def test_a_model_that_is_no_stack_of_known_layers_is_not_taken_for_one():
 
 
 def test_ratios_and_bars():
-    """Turn by turn 40/10, 60/20, 60/30: the median is 3; sat-out turns do not count."""
+    """The turns' ratios are 40/10, 60/20, 60/30, so the median is 3. Turns that a contestant sits out do not count."""
 
     def entry(*turns):
         done = [t for t in turns if t is not None]

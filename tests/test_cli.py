@@ -1,4 +1,4 @@
-"""The command, as users run it: processes, their exit codes, stdout and stderr, and what signals do to them."""
+"""The command as users run it: processes, exit codes, stdout, stderr, and signals."""
 
 import json
 import os
@@ -70,16 +70,16 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(config) -> tuple[Path, dict]:
-    """The directory and the summary of three rounds."""
+    """Perform a run of three rounds; return its directory and summary."""
     out = config.parent / "finished"
     command = [*FL, "run", str(config), "--json", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)  # the entry point itself
+    done = subprocess.run(command, capture_output=True, text=True)  # the installed entry point
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout)
 
 
 def interrupted(arguments: list, *signals: tuple[str, int]) -> subprocess.CompletedProcess:
-    """Runs fl in a process group of its own, and sends the group each signal once a line of stderr holds its text."""
+    """Run fl in its own process group; send each signal to the group when a line of stderr contains its text."""
     command = [*FL, *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -110,7 +110,7 @@ def test_help_shows_defaults_in_words():
 
 
 @pytest.mark.slow
-def test_json_is_all_there_is_on_stdout(finished):
+def test_with_json_stdout_has_nothing_else(finished):
     out, summary = finished
     assert summary["directory"] == str(out) and summary["reason"] == "all rounds done"
     assert summary["final"]["round"] == 2
@@ -123,7 +123,7 @@ def test_a_line_per_evaluated_round_on_stderr_and_the_summary_on_stdout(config, 
     done = fl("run", config, "rounds=5", "evaluation.every=2", "--out", tmp_path / "out")
     lines = [line.split() for line in done.stderr.splitlines() if "/5 " in line]
     assert [line[0] for line in lines] == ["2/5", "4/5", "5/5"]
-    assert [line[3] for line in lines] == ["0.0208", "0.0416", "0.052"]  # MB up so far: 0.0104 a round
+    assert [line[3] for line in lines] == ["0.0208", "0.0416", "0.052"]  # MB up so far: 0.0104 per round
     assert [line[-1] for line in lines][-1] == "0.0s"
     assert f"fl resume {tmp_path / 'out'} rounds=+10" in done.stdout and "val/accuracy" in done.stdout
     assert "/5 " not in done.stdout
@@ -138,7 +138,7 @@ def test_on_a_terminal_the_table_is_live(config, tmp_path):
     try:
         while piece := os.read(ours, 4096):
             shown += piece
-    except OSError:  # the other end is closed
+    except OSError:  # the process has closed the other end
         pass
     os.close(ours)
     out, _ = process.communicate()
@@ -170,12 +170,12 @@ def test_smoke_is_small_and_says_so(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_dropped_keys_are_told_on_stderr(config, tmp_path):
+def test_dropped_keys_are_reported_on_stderr(config, tmp_path):
     done = fl("run", config, "cohort.name=poisson", "cohort.rate=0.2", "rounds=1", "--json", "--out", tmp_path / "a")
     assert "dropped ['size']" in done.stderr and json.loads(done.stdout)
 
 
-# -- going on, and the same bits --------------------------------------------------------------------------------------
+# -- resuming, and the same bits --------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_resume_equals_one_run(config, finished, tmp_path):
     directory, summary = finished
@@ -184,8 +184,10 @@ def test_resume_equals_one_run(config, finished, tmp_path):
     shutil.copy(tmp_path / "two" / "model.safetensors", tmp_path)
     done = fl("resume", tmp_path / "two", "rounds=+1")
     assert summary["digest"] in done.stdout
-    assert next(line for line in done.stderr.splitlines() if "3/3" in line).split()[3] == "0.0312"  # all three rounds
-    # a model file of before does not hide the rounds committed since; without one the checkpoint tells
+    assert (
+        next(line for line in done.stderr.splitlines() if "3/3" in line).split()[3] == "0.0312"
+    )  # MB of all three rounds
+    # an old model file does not hide later committed rounds; without a model file the checkpoint is used
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "two")
     assert fl("digest", tmp_path / "two").stdout == summary["digest"] + "\n" != old
     (tmp_path / "two" / "model.safetensors").unlink()
@@ -239,7 +241,7 @@ def test_before_the_first_round_ctrl_c_stops_at_once(config, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
-    """A terminal sends Ctrl-C to all processes of the group, also Ray's, and the round must still finish."""
+    """A terminal sends Ctrl-C to all processes of the group, also to Ray's; the round must still finish."""
     arguments = ["run", config, "rounds=3000", "execution.executor=ray", "execution.workers=2", "--out", tmp_path / "a"]
     done = interrupted(arguments, ("2/3000", signal.SIGINT))
     assert done.returncode == 130 and "died" not in done.stderr
@@ -272,7 +274,7 @@ def test_unknown_commands_and_kinds_are_usage_errors():
         assert (done.returncode, done.stdout) == (2, "") and done.stderr
 
 
-# -- what there is ----------------------------------------------------------------------------------------------------
+# -- fl list and fl show ----------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_list_and_show():
     listed = fl("list").stdout
@@ -373,7 +375,7 @@ def test_check_tells_law_by_law():
     assert done.returncode == 0 and all(line.startswith("pass  ") for line in done.stdout.splitlines())
 
 
-# -- small parts ------------------------------------------------------------------------------------------------------
+# -- small functions --------------------------------------------------------------------------------------------------
 def test_numbers_for_people():
     assert [format_seconds(s) for s in (0.04, 9.9, 9.97, 185, 3720)] == ["0.0s", "9.9s", "10s", "3m05s", "1h02m"]
     assert [megabytes(n) for n in (31_200, 12_345_678, 1_234_567_890)] == ["0.0312", "12.35", "1235"]

@@ -1,4 +1,4 @@
-"""A configuration, built and written down again; the table of kinds."""
+"""Configurations: built, written and read again; the table of kinds."""
 
 import dataclasses
 import pickle
@@ -41,7 +41,7 @@ def net(outputs, width=4):
 
 @pytest.fixture
 def own(tmp_path):
-    """A configuration with parts of the user's own: a class and two functions."""
+    """Return a configuration with the user's own parts: a class and two functions."""
     (tmp_path / "mine.py").write_text(CODE)
     file = tmp_path / "mine.py"
     parts = {
@@ -97,7 +97,7 @@ def test_nothing_about_a_configuration_is_kept_outside_of_it(own):
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_a_kind_is_found_by_its_key(kind):
-    """The key of the table leads to a field of `Config`, or of a section or part below, that holds such parts."""
+    """The table's key is a field of `Config`, or of a section or part below it, that holds parts of the kind."""
     holders: list[type] = [Config]
     for word in kind.key.split("."):
         annotations = [annotations_of(cls)[word] for cls in holders if word in fields_of(cls)]
@@ -110,7 +110,7 @@ def test_a_kind_is_found_by_its_key(kind):
         if above in (
             KINDS["client"],
             KINDS["strategy"],
-        ):  # no fields: the keys are those of the parts
+        ):  # a section without fields has the keys of its parts
             holders = [registry.lookup(above.name, name) for name in registry.names(above.name)]
     assert kind in [kind_of(base) for base in bases]
     assert kind.key.partition(".")[0] in fields_of(Config)

@@ -1,4 +1,4 @@
-"""Code and configurations in README and docs run."""
+"""The code and the configurations of README and docs run."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_the_readmes_rule_runs_from_a_configuration(tmp_path):
         **SMALL,
         **{"strategy.name": f"{tmp_path}/my_rule.py:SignMean", "strategy.lr": 0.5},
     )
-    # without training FedAvg keeps the initial model; two steps of +-0.5 end 0 or 1 away from it (0.5 if a sign is 0)
+    # FedAvg without training keeps the initial model; two steps of +-0.5 move it by 0 or 1 (0.5 if a sign is 0)
     moved = (after.model - before.model).buffers[0].abs()
     assert set(moved.mul(2).round().tolist()) <= {0.0, 1.0, 2.0} and moved.max() == pytest.approx(1.0, abs=1e-5)
 
@@ -47,7 +47,7 @@ def test_snippets_of_the_docs_run(block):
 
 
 def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
-    """The run directory stores its full path and a copy."""
+    """The run directory stores the file's full path and a copy."""
     rule = next(b for b in blocks("README.md", "python") if "class SignMean" in b)
     (tmp_path / "my_rule.py").write_text(rule)
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ def test_a_users_file_is_found_again_from_anywhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_table_of_what_trains_together_is_true():
+def test_the_table_of_batched_plans_is_up_to_date():
     table = plans.table()
     assert table.startswith("| method | compiled | stacked | flat | vmap |")
     assert "| `fedavg` | yes | yes | yes | yes |  |" in table.splitlines()

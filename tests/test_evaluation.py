@@ -1,4 +1,4 @@
-"""Evaluation: the spread of a metric over clients, and the best round (from validation rows, never test rows)."""
+"""Evaluation: the spread of a metric over clients, and the best round, chosen by validation rows, not test rows."""
 
 import json
 
@@ -15,7 +15,7 @@ ENOUGH = np.full(4, 10)
 
 # -- spread -----------------------------------------------------------------------------------------------------------
 def test_spread_by_hand():
-    # values 0 .2 .6 .8, sizes 10 10 20 40: mean 1.6/4, weighted 46/80; squares about .4: .16 .04 .04 .16
+    # values 0 .2 .6 .8, sizes 10 10 20 40: mean 1.6/4, weighted 46/80; squared deviations from .4: .16 .04 .04 .16
     # |differences| .2 .6 .8 .4 .6 .2, sum 2.8, each twice: 5.6 / (2 * 16 * .4) = .4375
     row = spread(np.array([0.6, 0.0, 0.8, 0.2]), np.array([20, 10, 40, 10]))
     expected = {"mean": 0.4, "weighted": 0.575, "std": np.sqrt(0.1), "worst10": 0.0, "gini": 0.4375}
@@ -23,13 +23,13 @@ def test_spread_by_hand():
 
 
 def test_worst10_is_the_mean_of_the_worst_tenth_rounded_up():
-    values = np.arange(21) / 100  # ceil(2.1) = 3 of them: 0, .01, .02 or .2, .19, .18
+    values = np.arange(21) / 100  # the worst ceil(2.1) = 3 are 0, .01, .02, or .2, .19, .18
     assert spread(values, np.full(21, 50))["worst10"] == pytest.approx(0.01)
     assert spread(values, np.full(21, 50), low_is_good=True)["worst10"] == pytest.approx(0.19)
 
 
 def test_worst10_is_over_clients_with_ten_samples_if_there_are_any():
-    # 30 small clients with accuracy 0; of the 11 others ceil(1.1) = 2 count: .5 and .51
+    # 30 small clients have accuracy 0; the worst ceil(1.1) = 2 of the 11 others are .5 and .51
     values = np.concatenate([np.zeros(30), 0.5 + np.arange(11) / 100])
     sizes = np.concatenate([np.full(30, 9), np.full(11, 10)])
     assert spread(values, sizes)["worst10"] == pytest.approx(0.505)
@@ -92,7 +92,7 @@ def test_the_best_checkpoint_has_the_best_val_accuracy(tmp_path, every):
     assert [row["round"] for row in rows] == [1, 3, 5, 7, 9, 11]
     best, of_test = (max(rows, key=lambda row: row[metric])["round"] for metric in ("val/accuracy", "eval/accuracy"))
     own = max(rows, key=lambda row: row["clients/accuracy_weighted"])["round"]
-    assert best not in (of_test, own, 11)  # otherwise the test shows nothing: choose another seed
+    assert best not in (of_test, own, 11)  # if this fails, the test shows nothing; choose another seed
     assert checkpoint.load(tmp_path / "checkpoints", "best")["round"] == best + 1
 
 
@@ -110,7 +110,7 @@ def test_patience_counts_evaluations_without_a_better_val_accuracy(tmp_path):
     values = [row["val/accuracy"] for row in rows_of(whole) if "val/accuracy" in row]
     end = next(
         i for i in range(3, 15) if max(values[i - 2 : i + 1]) <= max(values[: i - 2])
-    )  # three in a row are no better
+    )  # three evaluations in a row are not better
     result = fl.run(CONFIG, out=short, rounds=30, **{"stop.patience": 3})
     assert result.reason == "no better val/accuracy in 3 evaluations"
     assert len(rows_of(short)) == 2 * (end + 1) < 30

@@ -1,4 +1,4 @@
-"""From `fl run` to the first gradient step the traceback is short: at most 14 frames are our own."""
+"""The traceback from `fl run` to the first gradient step is short: at most 14 frames are ours."""
 
 import sys
 import traceback
@@ -13,7 +13,7 @@ from fl.cli.app import main
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fl", "clients", "strategies", "partitions")
 MOST = 14
-CONFIG = {  # the quickstart in small
+CONFIG = {  # a small quickstart
     "rounds": 1,
     "data": "digits",
     "partition": {"name": "dirichlet", "clients": 10, "alpha": 0.3, "min_size": 5},
@@ -26,7 +26,7 @@ CONFIG = {  # the quickstart in small
 
 
 class FirstStep(BaseException):
-    """Ends the run at its first gradient step. No `except Exception` catches it."""
+    """Raised at the first gradient step to end the run. `except Exception` does not catch it."""
 
 
 def test_few_frames_lie_between_the_command_and_the_first_step(tmp_path, monkeypatch, capsys):

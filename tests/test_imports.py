@@ -27,7 +27,7 @@ PACKAGES = {
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted module) of every import in a file, at any depth."""
+    """Yield (line, dotted module) of each import in a file, at any depth."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -36,14 +36,14 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(package: str) -> list[tuple[str, str]]:
-    """(file:line, top-level module) of every import in a package, without the peers of `fl bench`."""
+    """Return (file:line, top-level module) of each import in a package, without the peers of `fl bench`."""
     peers = ROOT / "experiments" / "benchmarks" / "peers"
     files = sorted(p for p in (ROOT / package).rglob("*.py") if p.parent != peers)
     return [(f"{p.relative_to(ROOT)}:{line}", m.partition(".")[0]) for p in files for line, m in imports(p)]
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run code in a fresh interpreter that finds our packages, without the environment variables that fl sets."""
+    """Run code in a new interpreter that finds our packages, without the environment variables that fl sets."""
     ours = ("RAY_USAGE_STATS_ENABLED", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
     clean = {k: v for k, v in os.environ.items() if k not in ours}
     clean |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
@@ -104,19 +104,19 @@ GENERIC = {
 }
 
 
-# FedAvg is the method that the laws compare others with: `FedAvgEquivalent.fedavg` holds its settings
+# the laws compare other methods with FedAvg: `FedAvgEquivalent.fedavg` holds its settings
 REFERENCE = {("fl/method/strategy.py", "fedavg"), ("fl/check/strategy.py", "fedavg")}
 
 
 def names_outside() -> set[str]:
-    """Registered names and aliases of parts outside fl/, without those of parts inside fl/ (`sgd`, `lora`)."""
+    """Return names and aliases of parts outside fl/, without those of parts inside fl/ (`sgd`, `lora`)."""
     inside = {name for kind in KINDS.values() if kind.packages[0].startswith("fl.") for name in names(kind.name, True)}
     outside = {"strategy", "client", "partition"}
     return {name for kind in outside for name in names(kind, True)} - inside
 
 
 def words(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, word) of every identifier of a file, and of every word in its strings except docstrings."""
+    """Yield (line, word) of each identifier of a file, and of each word in its strings except docstrings."""
     tree = ast.parse(path.read_text(), str(path))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n)}
@@ -150,7 +150,7 @@ def test_each_generic_word_is_a_registered_name():
 
 
 def test_type_checkers_see_the_offered_names():
-    """The imports under TYPE_CHECKING are the names that are imported when they are first used."""
+    """The names imported under TYPE_CHECKING are those imported lazily at their first use."""
     tree = ast.parse(Path(fl.__file__).read_text())
     block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     seen = {alias.name: n.module for n in block.body if isinstance(n, ast.ImportFrom) for alias in n.names}
@@ -158,8 +158,8 @@ def test_type_checkers_see_the_offered_names():
 
 
 def test_one_import_is_enough_to_write_a_method():
-    """Method files import nothing from fl that `from fl import ...` does not offer."""
-    helpers = {"checks", "locate"}  # a module of fl itself; a path in the data folder, for files of graphs
+    """Method files import from fl only names that `from fl import ...` offers."""
+    helpers = {"checks", "locate"}  # checks is a module; locate finds files of graphs in the data folder
     files = [p for folder in ("strategies", "clients") for p in (ROOT / folder).glob("*.py")]
     nodes = [node for p in files for node in ast.walk(ast.parse(p.read_text())) if isinstance(node, ast.ImportFrom)]
     used = {alias.name for n in nodes if (n.module or "").partition(".")[0] == "fl" for alias in n.names}
@@ -176,7 +176,7 @@ def test_unknown_name_says_what_there_is():
         fl.Stategy
 
 
-def test_nothing_is_reported_unless_the_user_says_so():
+def test_nothing_is_reported_unless_the_user_asks_for_it():
     code = "import fl, os; print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['FLWR_TELEMETRY_ENABLED'])"
     assert python(code).stdout == "0 0\n"
     assert python(code, RAY_USAGE_STATS_ENABLED="1").stdout == "1 0\n"
@@ -208,7 +208,7 @@ def test_a_missing_package_is_an_error(tmp_path):
     (tmp_path / "fl").mkdir()
     (tmp_path / "fl" / "__init__.py").write_text((ROOT / "fl" / "__init__.py").read_text())
     without_ours = (
-        f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; import fl"  # if fl is installed
+        f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; import fl"  # needed if fl is installed
     )
     done = python(without_ours, PYTHONPATH=str(tmp_path))
     assert f"fl needs its own package 'strategies' beside it in {tmp_path}, and there is none" in done.stderr

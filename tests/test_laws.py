@@ -1,4 +1,4 @@
-"""The laws of `fl.check.check`: every registered part satisfies them, and each law finds the parts that break it."""
+"""The laws of `fl.check.check`: all registered parts satisfy them, and each law finds parts that break it."""
 
 import functools
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ def findings(target: str) -> dict:
     return {finding.law: finding for finding in check(target)}
 
 
-# parts whose laws are quick tests: sums, halves of adapters, control variates
+# the laws of these parts are quick tests: sums, halves of adapters, control variates
 QUICK = {"strategy:fedavg", "strategy:fedsa_lora", "client:scaffold", "data:digits", "data:noise", "model:mlp"}
 
 
 def cases() -> Iterator[ParameterSet]:
-    """A case for each part and law; one process checks all laws of a part."""
+    """Yield a case for each part and law; one process checks all laws of a part."""
     for target in TARGETS:
         kind = target.partition(":")[0]
         slow = kind in ("strategy", "client", "data", "model") and target not in QUICK
@@ -42,7 +42,7 @@ def test_law(target, law):
     assert finding.ok, finding.detail
 
 
-# -- a check that cannot fail is no check ----------------------------------------------------------------------------
+# -- each law can fail -----------------------------------------------------------------------------------------------
 USER_FILE = '''
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -405,12 +405,12 @@ BROKEN = {
 }
 
 
-# and nothing else is wrong
+# broken parts that break only the listed laws
 EXACTLY = ("Good", "Plain", "Mutates", "Withholds", "SaysItIsFedAvg", "NeedsSomebody", "BooksHalf")
 EXACTLY += ("Louder", "Fixed", "Renames", "SaysIt", "Tests", "Relative", "Nothing", "Everyone", "ByPlace")
 
 
-# strategies and clients, which run the federation
+# strategies and clients; their laws run the federation
 RUN = (
     "Good",
     "Dice",
@@ -439,7 +439,7 @@ def test_a_broken_part_is_found_out(name, tmp_path):
 
 @dataclass
 class Halved(Bench):
-    """A ledger that records half of the bytes sent."""
+    """A bench whose ledger records half of the bytes sent."""
 
     def config(self, **overrides):
         return super().config(**{"codec.up": "fp16"} | overrides)
@@ -452,7 +452,7 @@ def test_bytes_that_are_not_those_sent_are_found_out(tmp_path):
 
 @dataclass
 class Late(Bench):
-    """An asynchronous server that does not wait for all."""
+    """A bench whose asynchronous server does not wait for all clients."""
 
     def config(self, **overrides):
         if "server" in overrides:
@@ -460,7 +460,7 @@ class Late(Bench):
         return super().config(**overrides)
 
 
-def test_somebody_late_is_found_out(tmp_path):
+def test_a_late_client_is_found_out(tmp_path):
     with pytest.raises(Broken, match="both servers: the models differ"):
         asynchronous_is_synchronous(Late({"name": "fedavg"}, {"name": "sgd", "batch": 8}, tmp_path))
     assert (

@@ -1,6 +1,6 @@
-"""Memory is flat: a cohort ten times larger costs driver and workers nothing, a million idle clients only their rows.
+"""Memory is flat: a ten times larger cohort costs driver and workers nothing, a million idle clients only their rows.
 
-Each run has a process of its own, as a peak (VmHWM) never falls; workers are asked for theirs after the last round.
+Each run has its own process, because a peak (VmHWM) never falls. Workers report their peak after the last round.
 """
 
 import json
@@ -40,7 +40,7 @@ if __name__ == "__main__":
 
 
 def probe(executor, data, model, cohort, rounds):
-    """Peak bytes of driver and workers, and the seconds from nothing to the end of the first round."""
+    """Return the peak bytes of driver and workers, and the seconds from the start to the end of the first round."""
     config = {
         "rounds": rounds,
         "data": {"name": "noise", **data},
@@ -68,15 +68,15 @@ def test_a_larger_cohort_costs_no_memory(executor):
     growth = [after - before for before, after in pairs]
     print(f"{executor}: peaks {[(a // MB, b // MB) for a, b in pairs]} MB, growth {[g // MB for g in growth]} MB")
     assert len(pairs) == (3 if executor == "ray" else 1)
-    assert max(growth) < 50 * MB  # to hold the updates of 900 more clients takes 720 MB
+    assert max(growth) < 50 * MB  # the updates of 900 more clients are 720 MB
 
 
 def test_a_million_clients_cost_their_rows():
     few, many, samples, features = 1000, 1_000_000, 3, 10
     data = {"shape": [features], "classes": 10, "samples": samples}
     small, large = (probe("serial", data | {"clients": n}, "softmax", 100, 1) for n in (few, many))
-    # per row x, y, owner and index; per client an offset and two counts of held-out rows
+    # x, y, client and index per row; an offset and two counts of held-out rows per client
     needed = (many - few) * (samples * (4 * features + 3 * 8) + 3 * 8)
     growth = large["driver"] - small["driver"]
     print(f"first round after {large['first_round_seconds']:.1f} s, growth {growth // MB} MB, arrays {needed // MB} MB")
-    assert growth < 3 * needed  # sorting takes copies for a moment
+    assert growth < 3 * needed  # sorting makes temporary copies

@@ -1,4 +1,4 @@
-"""The algebra of named tensors: against plain tensors, with pads that stay zero and batch axes that mean clients."""
+"""The algebra of named tensors: compared with plain tensors, padding stays zero, batch axes stand for clients."""
 
 import pickle
 
@@ -95,7 +95,7 @@ def test_layouts_must_agree():
 
 # -- batch axes -------------------------------------------------------------------------------------------------------
 def test_rows_of_a_batch_are_single_clients():
-    """Arithmetic on (C, P) equals arithmetic on each of the C, to the bit."""
+    """Arithmetic on (C, P) has the bits of arithmetic on each of the C rows."""
     single = [Params.of(tensors([(3, 2), (5,)], seed=c)) for c in range(4)]
     batch = single[0].layout.empty(4)
     for c, p in enumerate(single):
@@ -144,7 +144,7 @@ def test_select_and_replace():
     head = p.select(["head.*"])
     assert_equal(head, {"head.w": torch.ones(4)})
     head.add_(head)
-    assert p["head.w"].tolist() == [1] * 4  # a copy
+    assert p["head.w"].tolist() == [1] * 4  # select returns a copy
     assert_equal(p.replace(head), {**dict(p), "head.w": 2 * torch.ones(4)})
     assert list(p.select(["head.w", "*.b"])) == ["body.b", "head.w"]  # in the order of p
     batch = p.layout.zeros(2).copy_(p)

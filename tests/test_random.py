@@ -1,4 +1,4 @@
-"""Addressed randomness: the hash against a twin in plain integers, addresses apart, many at once as one by one."""
+"""Addressed randomness: the hash compared with plain integers, distinct addresses, and arrays of addresses."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ PARTS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.text(max_size=5))
 
 
 def splitmix(state: int) -> int:
-    """One output of Steele, Lea and Flood's generator, from the state before its increment."""
+    """Return one output of Steele, Lea and Flood's generator, from the state before its increment."""
     z = (state + 0x9E3779B97F4A7C15) % WORD
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % WORD
     z = (z ^ z >> 27) * 0x94D049BB133111EB % WORD

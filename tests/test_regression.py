@@ -1,4 +1,4 @@
-"""The tool that shows whether users' results stay: experiments/regression."""
+"""experiments/regression, the tool that finds changed results."""
 
 from __future__ import annotations
 

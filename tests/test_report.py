@@ -1,4 +1,4 @@
-"""Tables and plots from run directories that are written by hand."""
+"""Tables and plots of hand-written run directories."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def runs(tmp_path):
 def test_baselines_stand_beside_their_run(tmp_path):
     ours = write(tmp_path / "ours" / "seed-0", [0.5], 10)
     write(ours / "baselines" / "local", [0.4], 10)
-    write(ours / "baselines" / "finetune", [], 10)  # has not finished a round
+    write(ours / "baselines" / "finetune", [], 10)  # a run without a finished round
     assert [variant.name for variant in read_variants([tmp_path / "ours"])] == ["ours", "local"]
     other = write(tmp_path / "other-s0", [0.6], 10)
     write(other / "baselines" / "local", [0.3], 10)
@@ -55,7 +55,7 @@ def test_baselines_stand_beside_their_run(tmp_path):
 
 
 def test_equal_numbers_measured_once_are_drawn(tmp_path):
-    value = 0.8132702392002724  # three times it, by three, is another number
+    value = 0.8132702392002724  # three times this number, divided by three, is another number
     assert np.mean([value] * 3) != value
     plot_curves(
         [Variant("same", [[{"round": 0, "acc": value, "uplink_bytes": 0, "downlink_bytes": 0}]] * 3)],
@@ -66,7 +66,7 @@ def test_equal_numbers_measured_once_are_drawn(tmp_path):
     assert imread(tmp_path / "a.png").shape[2] == 4
 
 
-def test_a_run_without_a_round_is_said(tmp_path):
+def test_a_run_without_a_round_is_reported(tmp_path):
     with pytest.raises(ValueError, match="ours has no finished round yet; .* fl resume"):
         read_variants([write(tmp_path / "ours", [], 10)])
 
@@ -77,7 +77,7 @@ def test_seeds_of_a_variant_come_together(runs, tmp_path):
     assert default_metric(chosen) == "eval/accuracy"
     assert table(chosen, ["eval/accuracy@2"])[0]["eval/accuracy@2"] == (0.1, 0.0)
     slow, quick = table(chosen, ["eval/accuracy"])
-    assert slow["eval/accuracy"] == pytest.approx((0.5, np.sqrt(0.02)))  # of .4 and .6
+    assert slow["eval/accuracy"] == pytest.approx((0.5, np.sqrt(0.02)))  # mean and deviation of .4 and .6
     assert (slow["rounds"], slow["MB up"], slow["MB down"]) == (3, pytest.approx(3.0), pytest.approx(6.0))
     assert quick["eval/accuracy"] == (0.9, None) and quick["MB up"] == pytest.approx(0.5)
     text = markdown([slow, quick])
@@ -94,7 +94,7 @@ def test_a_curve_has_the_points_that_were_measured(runs):
 
 # -- targets ----------------------------------------------------------------------------------------------------------
 def to(text, *runs):
-    """Rounds, MB up and MB down of a target to hand-written runs: (metric, values, MB up, MB of the set-up)."""
+    """Return rounds, MB up and MB down to a target, for runs (metric, values, MB up, MB of the set-up)."""
     rows = []
     for metric, values, up, setup in runs:
         first = [{"round": -1, "uplink_bytes": setup * 1e6, "downlink_bytes": 0}] if setup else []
@@ -107,7 +107,7 @@ def to(text, *runs):
 
 
 def test_rounds_and_bytes_to_a_target_are_means_over_the_seeds():
-    # reached in rounds 2 and 4, of 1 MB up and 2 down each: the mean is 3, and of {2, 4} the deviation is sqrt(2)
+    # reached in rounds 2 and 4, each with 1 MB up and 2 MB down: the mean is 3 rounds, the deviation sqrt(2)
     runs = [("val/accuracy", [0.1, 0.9, 0.2, 0.3], 1, 0), ("val/accuracy", [0.1, None, 0.8, 0.95], 1, 0)]
     rounds, up, down = to("val/accuracy=.9", *runs)
     assert rounds == pytest.approx((3.0, np.sqrt(2), 2, 2, None))
@@ -153,17 +153,17 @@ def test_at_best_is_the_first_round_best_by_what_the_run_selects_by(tmp_path):
     test = [0.2, None, 0.3, 0.8, 0.99]
     accuracy, loss, train = [0.1, None, 0.9, 0.9, 0.5], [3.0, None, 2.0, 1.0, 2.0], [5.0, 0.1, 2.0, 2.0, 1.0]
     columns = {"eval_accuracy": test, "val_accuracy": accuracy, "val_loss": loss, "train_loss": train}
-    assert best_of(tmp_path / "a", {"select": None}, **columns) == 0.3  # by val/accuracy, of equals the first
+    assert best_of(tmp_path / "a", {"select": None}, **columns) == 0.3  # by val/accuracy; of equal values the first
     assert best_of(tmp_path / "b", {"select": "val/loss"}, **columns) == 0.8
     assert (
         best_of(tmp_path / "c", {}, eval_accuracy=test, train_loss=train) == 0.99
-    )  # without a val split; never by test
+    )  # without a val split; never by test metrics
     assert best_of(tmp_path / "d", {}, eval_accuracy=test[::-1], train_loss=train[::-1]) == 0.99
 
 
 # -- differences ------------------------------------------------------------------------------------------------------
 def seeded(folder, values):
-    """A variant of one round per run: seed -> accuracy."""
+    """Write a variant with one round per run; values: seed -> accuracy."""
     for seed, value in values.items():
         write(folder / f"run{9 - seed}", [value], 1)
         (folder / f"run{9 - seed}" / "config.yaml").write_text(f"seed: {seed}\n")
@@ -232,7 +232,7 @@ def test_json_names_the_parts_of_a_target(rows):
 # -- clients ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def measured(tmp_path):
-    """The table of a run whose clients were evaluated twice."""
+    """Write the client table of a run with two evaluations."""
     directory = write(tmp_path / "measured", [0.5, 0.6], 1)
     columns = {
         "round": pa.array([0, 0, 1, 1, 1], pa.int32()),
@@ -260,7 +260,7 @@ def test_which_metric_of_clients_a_name_tells_of():
     assert client_metric_name(["eval/accuracy", "clients/loss_worst10@best", "clients/mse_mean"]) == "loss"
 
 
-def test_who_loses_is_drawn(measured, runs, tmp_path):
+def test_clients_that_lose_are_drawn(measured, runs, tmp_path):
     plot_client_metric(read_variants([measured]), "accuracy", tmp_path / "clients.png")
     assert colours(tmp_path / "clients.png") > 20
     with pytest.raises(ValueError, match="has no clients.parquet"):
@@ -362,7 +362,7 @@ def test_five_seeds_are_one_row_with_their_mean_and_deviation(tmp_path):
     shown = f"{row['eval/accuracy'][0]:.3f} ± {row['eval/accuracy'][1]:.3f}"
     assert f"| OUT | 5 | 2 | {shown} |" in cli.invoke(app, arguments).stdout
 
-    found = clients(out / "seed-3")  # a row per client, pooling to what the run says
+    found = clients(out / "seed-3")  # one row per client; pooled they give the run's metrics
     assert found["client"].tolist() == [0, 1, 2, 3] and (found["num_examples"] > 50).all()
     pooled = (found["accuracy"] * found["num_examples"]).sum() / found["num_examples"].sum()
     assert pooled == pytest.approx(finals[3]["clients/accuracy_weighted"])

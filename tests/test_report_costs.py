@@ -1,4 +1,4 @@
-"""Costs of runs: hand-written run directories with figures known on paper, and small real runs."""
+"""Costs of runs: hand-written run directories with known figures, and small real runs."""
 
 import csv
 import json
@@ -36,7 +36,10 @@ def write(directory, metrics):
 
 
 def rounds(accuracies, **each):
-    """Rows of 1 MB up, 2 MB down, 0.1 MB multicast, 1800 simulated seconds and three clients; `each` adds columns."""
+    """Return rows with 1 MB up, 2 MB down, 0.1 MB multicast, 1800 simulated seconds and three clients.
+
+    `each` adds columns.
+    """
     sent = {"uplink_bytes": 1e6, "downlink_bytes": 2e6, "downlink_multicast_bytes": 1e5, "cohort_size": 3}
     return [{"val/accuracy": a, **sent, "simulated_seconds": 1800.0, **each} for a in accuracies]
 
@@ -48,7 +51,7 @@ def shown(image) -> int:
 # -- targets ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def runs(tmp_path):
-    """Reaches .9 in its 2nd and its 4th round; with energy, which is known of synchronous servers."""
+    """Write runs that reach .9 in the 2nd and 4th round, with energy, which synchronous servers report."""
     joules = {"simulated_joules": 10.0, "clients_in": 3}
     write(tmp_path / "ours" / "seed-0", rounds([0.1, 0.9, 0.2, 0.3], **joules))
     write(tmp_path / "ours" / "seed-1", rounds([0.1, None, 0.8, 0.95], **joules))
@@ -59,7 +62,7 @@ def test_what_a_target_cost(runs):
     chosen = read_variants([runs])
     (row,) = table(chosen, ["val/accuracy"], [find_target("val/accuracy=0.9", chosen)])
     to = {name.removesuffix(" to val/accuracy>=0.9"): cell[:2] for name, cell in row.items() if ">=" in name}
-    # of {2, 4} rounds the mean is 3 and the deviation sqrt(2); half an hour, 30 joules and so on in each
+    # {2, 4} rounds have mean 3 and deviation sqrt(2); each round takes half an hour, 30 joules, and so on
     each = {"rounds": 1, "MB up": 1, "MB down": 2, "simulated hours": 0.5, "joules": 10, "client-rounds": 3}
     assert to == {name: pytest.approx((3 * one, one * np.sqrt(2))) for name, one in each.items()}
     assert (row["simulated hours"], row["joules"], row["MB down"]) == pytest.approx((2.0, 40.0, 8.0))
@@ -99,14 +102,16 @@ def test_a_metric_without_its_prefix():
     assert asked("accuracy=0.9", every) == "val/accuracy"
     assert asked("accuracy_mean=0.9", every) == "clients/accuracy_mean"
     assert asked("eval/accuracy=0.9", every) == "eval/accuracy" and asked("staleness=1", every) == "staleness"
-    assert asked("accuracy=0.9", every, ("eval/accuracy", "eval/loss")) == "eval/accuracy"  # that all have
+    assert (
+        asked("accuracy=0.9", every, ("eval/accuracy", "eval/loss")) == "eval/accuracy"
+    )  # only this metric is in all runs
     with pytest.raises(ValueError, match=r"'accuracy' may mean any of \['eval/accuracy', 'task0/accuracy'\]"):
         asked("accuracy=0.9", every[1:])
     with pytest.raises(ValueError, match=r"'f1' is part of none of \['clients/accuracy_mean', 'eval/accuracy', "):
         asked("f1=0.9", every)
 
 
-# -- where time went --------------------------------------------------------------------------------------------------
+# -- time -------------------------------------------------------------------------------------------------------------
 def test_where_time_went(tmp_path):
     legs = {
         f"simulated_{leg}_seconds": seconds for leg, seconds in zip(("download", "compute", "upload"), (180, 720, 360))
@@ -114,7 +119,7 @@ def test_where_time_went(tmp_path):
     first = write(tmp_path / "a" / "s0", rounds([0.1, 0.2], **legs, simulated_waiting_seconds=540))
     write(tmp_path / "a" / "s1", rounds([0.1], **legs, simulated_waiting_seconds=540))
     (both,) = read_variants([first.parent])
-    # over two rounds and one: 1.5 times 180, 720, 360, 540 of 3600 seconds
+    # the mean of two rounds and one round: 1.5 times 180, 720, 360, 540 of 3600 seconds
     expected = {"download": 0.075, "compute": 0.3, "upload": 0.15, "waiting": 0.225, OVERLAPPING: 0.0}
     assert both.simulated_hours() == pytest.approx(expected)
     (overlapping,) = read_variants([write(tmp_path / "async", rounds([0.1, 0.2]))])
@@ -130,7 +135,7 @@ def test_the_axis_is_logarithmic_if_asked(runs, tmp_path):
     for file, log in zip(files, (True, False, None)):
         plot_curves(chosen, "val/accuracy", "hours", file, log=log)
     logarithmic, linear, either = (file.read_bytes() for file in files)
-    assert logarithmic != linear == either  # costs that lie near each other
+    assert logarithmic != linear == either  # costs are close, so the default axis is linear
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def booked(request, tmp_path):
 
 
 def figures(rows, *names):
-    """Columns in bytes."""
+    """Return columns in bytes."""
     return [tuple(None if row[name] is None else round(1e6 * row[name]) for name in names) for row in rows]
 
 
@@ -255,7 +260,7 @@ def test_evenness_by_hand(tmp_path):
     (row,) = by_variant(found)
     assert [row[name] for name in ("clients", "took part", "min", "median", "mean", "max")] == [4, 2, 0, 0.5, 1, 3]
     assert row["Jain"] == (16 / (4 * 10), None)
-    # |3 - 1| + 2 |3 - 0| + 2 |1 - 0| = 10 over pairs, each of them twice, by 2 n^2 mean = 32
+    # pairs: |3 - 1| + 2 |3 - 0| + 2 |1 - 0| = 10; Gini = 2 * 10 / (2 n^2 mean), the denominator is 32
     assert row["Gini"] == (20 / 32, None)
     assert by_times(found) == [{"times": k, "run": n} for k, n in ((0, 2.0), (1, 1.0), (3, 1.0))]
     with pytest.raises(ValueError, match="none of the runs has an asynchronous server"):
@@ -273,7 +278,7 @@ def test_seeds_are_averaged(tmp_path):
 
 @pytest.mark.slow
 def test_staleness_counts_every_arrival(tmp_path):
-    # client 1 arrives twice at one step
+    # client 1 arrives twice in one server step
     late = [{"discarded": 2, "clients_dropped": 1}, {"discarded": 0, "clients_dropped": 0}]
     pairs = [(0, 1), (0, 1), (1, 2)]
     run = took_part(tmp_path / "async", pairs, 3, staleness=[0, 2, 2], metrics=late)
@@ -287,7 +292,9 @@ def test_staleness_counts_every_arrival(tmp_path):
     plot_participation(found, tmp_path / "who.png", "title")
     plot_participation(found[1:], tmp_path / "one.png")
     assert min(shown(tmp_path / "who.png"), shown(tmp_path / "one.png")) > 20
-    assert imread(tmp_path / "who.png").shape[1] > 2 * imread(tmp_path / "one.png").shape[1]  # three panels beside one
+    assert (
+        imread(tmp_path / "who.png").shape[1] > 2 * imread(tmp_path / "one.png").shape[1]
+    )  # three panels and one panel
 
 
 def test_fates_add_up_over_rounds(tmp_path):
@@ -297,10 +304,10 @@ def test_fates_add_up_over_rounds(tmp_path):
     assert [row[name] for name in ("in", "surplus", "late", "dropped", "away")] == [6, 2, 0, 4, 0]
 
 
-def test_methods_that_measure_nothing_as_they_train_are_told_by_the_ledger(tmp_path):
+def test_without_training_metrics_the_ledger_shows_who_took_part(tmp_path):
     run = book(tmp_path / "run")
     pq.write_table(pa.table({"round": [0], "split": ["val"], "client": [9]}), run / "clients.parquet")
-    assert Participation.read(run).times.tolist() == [0, 0, 0, 2, 0, 1]  # up to the last client that is known
+    assert Participation.read(run).times.tolist() == [0, 0, 0, 2, 0, 1]  # clients up to the largest known id
 
 
 # -- real runs --------------------------------------------------------------------------------------------------------
@@ -334,7 +341,7 @@ def test_a_synchronous_run(tmp_path):
 
 
 def test_an_asynchronous_run(tmp_path):
-    """Of alike devices all four arrive at once: in rounds 1 to 3 of four nobody sets out, and nothing is sent down."""
+    """With identical devices all four clients arrive together, so rounds 1 to 3 send nothing down."""
     alike = {"name": "identical", "ms_per_sample": 10, "up_mbps": 1, "down_mbps": 5}
     settings = {"system": {"devices": alike}, "server": {"name": "buffered", "concurrency": 4, "buffer": 1}}
     equal = {"partition": {"name": "iid", "clients": 8}, "client": {"lr": 0.1, "steps": 2}}
@@ -346,10 +353,10 @@ def test_an_asynchronous_run(tmp_path):
     assert by_times(found) == [{"times": k, "run": 4.0} for k in (0, 1)]
 
 
-def test_what_each_client_has_of_its_own_is_multicast_to_nobody_else(tmp_path):
-    """Two numbers go once to all, and five more in rounds 0 and 2.
+def test_private_tensors_are_multicast_to_no_other_client(tmp_path):
+    """Two numbers are multicast to all clients, and five more in rounds 0 and 2.
 
-    Each of six clients gets two numbers of its own, and a third of 21 parameters.
+    Each of six clients also gets two private numbers and a third of the 21 parameters.
     """
     config = {
         "rounds": 4,
@@ -366,9 +373,7 @@ def test_what_each_client_has_of_its_own_is_multicast_to_nobody_else(tmp_path):
     own = 6 * (8 + 28)
     assert [row["downlink_multicast_bytes"] for row in result.metrics] == [8 + 20 + own, 8 + own] * 2
     rows = {(row["direction"], row["group"]): row for row in by_group(tmp_path / "run")}
-    assert figures([rows["up", "part"]], "payload MB", "encoded MB") == [
-        (24 * 28, 24 * 31)
-    ]  # values; a bitmap with them
+    assert figures([rows["up", "part"]], "payload MB", "encoded MB") == [(24 * 28, 24 * 31)]  # values, and a bitmap
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

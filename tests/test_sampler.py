@@ -1,4 +1,4 @@
-"""Samplers: cohorts ascend, do not repeat, are decided by (seed, round), and have the probabilities they claim."""
+"""Samplers: cohorts are ascending distinct ids, depend on (seed, round) only, and have the stated probabilities."""
 
 import time
 
@@ -63,7 +63,7 @@ def test_poisson_cohorts_are_binomial():
 
 
 def test_weighted_draws_one_after_another():
-    """Of sizes 1, 2, 3, drawing two without replacement: P({0,1}) = 1/6 2/5 + 2/6 1/4, and so on."""
+    """Two clients of sizes 1, 2, 3 are drawn without replacement: P({0,1}) = 1/6 2/5 + 2/6 1/4, and so on."""
     sizes = np.array([1, 2, 3, 0])
     expected = {
         (0, 1): 1 / 6 * 2 / 5 + 2 / 6 * 1 / 4,
@@ -90,7 +90,7 @@ def test_a_million_clients_cost_next_to_nothing():
     for round_ in range(100):
         cohort(Uniform(size=100), round_, sizes=sizes)
         cohort(Poisson(rate=1e-4), round_, sizes=sizes)
-    assert time.process_time() - start < 1  # a pass over the population would take 2 ms each time at least, a sort 50
+    assert time.process_time() - start < 1  # a pass over all clients would take at least 2 ms each time, a sort 50 ms
 
 
 @pytest.mark.parametrize(

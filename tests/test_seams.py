@@ -1,4 +1,4 @@
-"""The interfaces of methods, with the methods of `tests/toys.py`. Expected results come from paper or plain torch."""
+"""The interfaces of methods, tested with `tests/toys.py`. Expected values are computed by hand or with torch."""
 
 import copy
 from pathlib import Path
@@ -55,7 +55,7 @@ def simulate(tmp_path):
 
 
 def rows(simulation, direction: str, group: str) -> dict:
-    """(round, exchange, client) -> encoded bytes."""
+    """Return a dict: (round, exchange, client) -> encoded bytes."""
     table = simulation.result.ledger.to_pylist()
     found = [r for r in table if (r["direction"], r["group"]) == (direction, group)]
     return {(r["round"], r["exchange"], r["client"]): r["encoded_bytes"] for r in found}
@@ -100,7 +100,7 @@ def test_three_exchanges(simulate, data):
         assert state["visits"] == 2
         assert float(state["share"]) == pytest.approx(sums[client] / sums[cohorts[round_]].sum())
     fedavg = simulate(strategy="fedavg", client="sgd", **settings)
-    # the third exchange of a round is FedAvg's only one, but at another address: other shuffles
+    # the third exchange of a round is FedAvg's exchange at another address, so it has other shuffles
     assert np.isfinite(column(three, "train/loss")).all()
     assert rows(three, "up", "model").keys() == {(r, 2, c) for r, _, c in rows(fedavg, "up", "model")}
     assert set(rows(three, "up", "sum").values()) == {8}
@@ -120,7 +120,7 @@ def test_setup_and_final(simulate):
     mean = weighted_mean(ALL + 1)
     setup, *rounds = staged.result.metrics
     assert setup["round"] == -1 and [row["start"] for row in rounds] == [3.5, 3.5]
-    assert setup["uplink_bytes"] == 2 * len(ALL) * staged.first.nbytes  # two groups from everyone
+    assert setup["uplink_bytes"] == 2 * len(ALL) * staged.first.nbytes  # two groups from each client
     assert_allclose(model_change(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the stored number, client 0
     assert_allclose(
         (staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5
@@ -138,7 +138,7 @@ def test_setup_is_not_run_again(simulate):
 
 
 def test_a_longer_run_does_not_contain_the_final_work(simulate):
-    """Neither its model, nor its number of exchanges (so the shuffles are the same), nor its bytes."""
+    """The final work changes neither the model, nor the number of exchanges (so shuffles are equal), nor the bytes."""
     config = {"strategy": toy("Staged"), "client": {"lr": 0.1, "batch": 4}}
     two, three = simulate(**config, rounds=2), simulate(**config, rounds=3)
     again = fl.resume(two.directory)
@@ -157,7 +157,7 @@ def test_training_on_the_server(simulate):
 # -- broadcasts ---------------------------------------------------------------------------------------------------
 def test_every_part_of_a_broadcast(simulate):
     mixed = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=4)
-    # two clients for each third of the positions, each adding what is there: w -> w + 2 w
+    # each third of the positions goes to two clients, and each adds its received values: w -> w + 2 w
     assert_allclose(mixed.result.model.compact(), 3.0**4 * mixed.first.compact(), rtol=1e-6)
     for round_, row in enumerate(mixed.result.metrics):
         for client in ALL:
@@ -167,7 +167,7 @@ def test_every_part_of_a_broadcast(simulate):
     assert rows(mixed, "down", "own") == rows(mixed, "down", "scale") == dict.fromkeys(every, 2 * 4)
     assert rows(mixed, "down", "base") == {
         key: 5 * 4 for key in every if key[0] in (0, 2)
-    }  # only when its version is new
+    }  # sent only when the version is new
     assert rows(mixed, "down", "model") == {}
     assert rows(mixed, "up", "part") == dict.fromkeys(every, 7 * 4 + 3)  # a bitmap of 21 bits
     assert column(mixed, "downlink_bytes") == [6 * (28 + 8 + 8 + 20), 6 * (28 + 8 + 8)] * 2
@@ -190,13 +190,13 @@ def test_selected_elements_pass_the_codec(simulate):
 
 def test_a_new_client_receives_the_static_group(simulate):
     mixed = simulate(strategy=toy("Mixed"), client=toy("Answers"), rounds=3, cohort={"name": "cyclic", "size": 4})
-    # cohorts 0123, 4501, 2345; the version changes in round 2
+    # the cohorts are 0123, 4501, 2345; the version changes in round 2
     fresh = {0: [0, 1, 2, 3], 1: [4, 5], 2: [2, 3, 4, 5]}
     assert sorted(rows(mixed, "down", "base")) == [(r, 0, c) for r, clients in fresh.items() for c in clients]
 
 
 def test_clients_train_another_module(simulate):
-    """One full-batch step of the narrow network, by plain torch."""
+    """Clients take one full-batch step of the narrow network; expected values by plain torch."""
     settings = {"model": {"name": "mlp", "hidden": [4]}, "cohort.clients": [2], "rounds": 1}
     client = {"lr": 0.5, "batch": "full", "epochs": 1}
     narrow = simulate(strategy=toy("Narrow", width=2), client=client, **settings)
@@ -215,7 +215,7 @@ def test_clients_train_another_module(simulate):
 
 
 def test_another_module_with_a_config_per_client(simulate):
-    """Odd clients take no step. A cohort of 0 and 1 moves by client 0's step times its share of the samples."""
+    """Odd clients take no step, so cohort {0, 1} moves by client 0's step times its share of the samples."""
     settings = {"model": {"name": "mlp", "hidden": [4]}, "rounds": 1, "strategy": toy("Narrow", per_client=True)}
     client = toy("ReadsConfig", lr=0.5, batch="full")
     both, even, odd = (simulate(client=client, **settings, **{"cohort.clients": c}) for c in ([0, 1], [0], [1]))
@@ -253,13 +253,13 @@ def test_a_reduction_for_each_group(simulate):
 
 
 def test_clip(simulate):
-    """Client c sends c + 1 in 21 coordinates, norm (c + 1) sqrt(21). The bound 3 sqrt(21) makes it min(c + 1, 3)."""
+    """Client c sends c + 1 in 21 coordinates, of norm (c + 1) sqrt(21). The bound 3 sqrt(21) clips to min(c + 1, 3)."""
     run = simulate(**CONSTANT, rounds=1, transforms=[{"name": "clip", "bound": 3 * 21**0.5}])
     assert_allclose(model_change(run), weighted_mean(np.minimum(ALL + 1, 3)), rtol=1e-5)
 
 
 CODECS = {
-    # the server averages the decoded 0.1 (c + 1); of equal numbers top_k keeps the first
+    # the server averages decoded values of 0.1 (c + 1); of equal numbers top_k keeps the first
     "fp16": (["fp16"], lambda v, i: float(np.float16(v)), 21 * 2),
     "top_k": ([{"name": "top_k", "ratio": 0.25}], lambda v, i: v * (i < 5), 5 * 4 + 3),  # a bitmap of 21 bits
     "both": ([{"name": "top_k", "ratio": 0.25}, "fp16"], lambda v, i: float(np.float16(v)) * (i < 5), 5 * 2 + 3),
@@ -280,7 +280,7 @@ def test_the_server_sees_what_was_decoded(simulate, name):
 # -- local training ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("plan", ["loop", "flat", "vmap"])
 def test_phases_alternate(simulate, plan):
-    """One full-batch step of the head at the old body, then one of the body at the new head, by plain torch."""
+    """By plain torch: a full-batch step of the head with the old body, then one of the body with the new head."""
     client = toy("HeadThenBody", lr=0.5, batch="full")
     settings = {"model": {"name": "mlp", "hidden": [4]}, "cohort.clients": [2], "rounds": 1, "execution.plan": plan}
     run = simulate(client=client, **settings)
@@ -301,7 +301,7 @@ def test_phases_alternate(simulate, plan):
 
 
 def test_evaluation_after_local_training(simulate):
-    """stage: trained. The server does not move (lr=0). A client's loss is taken after one full-batch step."""
+    """stage: trained. The server's model stays (lr=0). A client's loss is measured after one full-batch step."""
     settings = {"strategy": {"name": "fedavg", "lr": 0.0}, "rounds": 1, "splits": {"val": 0.3}}
     client = {"lr": 0.5, "batch": "full"}
     run = simulate(client=client, **settings, **{"evaluation.stage": "trained"})
@@ -347,7 +347,7 @@ def test_an_error_names_client_round_and_stage(simulate):
 def test_an_error_in_an_evaluation_names_its_place(simulate, stage, who):
     client = toy("FailsToPredict", fails=[-1 if stage == "received" else 3])
     evaluation = {"stage": stage} | ({"adapt": client} if stage == "adapted" else {})
-    digits = {"data": "digits", "partition": {"name": "iid", "clients": 6}}  # with a test set of the server's
+    digits = {"data": "digits", "partition": {"name": "iid", "clients": 6}}  # the server has a test set
     with pytest.raises(ClientError, match=who + ": RuntimeError: out of memory"):
         simulate(strategy="fedavg", client=client, splits={"test": 0.3}, evaluation=evaluation, **digits)
 
@@ -363,7 +363,7 @@ def test_a_client_that_fails_is_dropped(simulate, how):
     assert (first["dropped"], second["dropped"]) == (0, 1) and "errors" not in first
     assert len(second["errors"]) == 1 and "client 3" in second["errors"][0]
     assert second["train/loss"] == pytest.approx(weighted_mean(others + 1, others))
-    assert client_state(run, 3) == {"visits": 1, "round": 0}  # from its last round
+    assert client_state(run, 3) == {"visits": 1, "round": 0}  # the state of its last successful round
     assert client_state(run, 2) == {"visits": 2, "round": 1}
 
 

@@ -1,4 +1,4 @@
-"""Task streams, clients that are held out, and evaluation after adapting, through whole runs."""
+"""Whole runs with task streams, held-out clients, and evaluation after adaptation."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_forgetting_by_hand():
 
 
 def test_forgetting_is_from_the_best_and_backward_transfer_from_the_first():
-    row = forgetting([[0.5], [0.9, 0.8], [0.6, 0.8, 0.1]])  # task 0 was at its best after task 1
+    row = forgetting([[0.5], [0.9, 0.8], [0.6, 0.8, 0.1]])  # task 0 had its best accuracy after task 1
     assert row["fgt"] == pytest.approx(((0.9 - 0.6) + 0.0) / 2)
     assert row["bwt"] == pytest.approx(((0.6 - 0.5) + 0.0) / 2)
     assert forgetting([[0.4]]) == {"acc": 0.4}
@@ -63,7 +63,7 @@ def test_a_stream_is_evaluated_on_what_was_met(tmp_path):
     lost = [max(matrix[t][s] for t in range(s, 2)) - matrix[2][s] for s in range(2)]
     assert ends[-1]["stream/fgt"] == pytest.approx(np.mean(lost))
 
-    # the figures of the last line are those of the saved model on pixels permuted by hand
+    # the last row has the metrics of the saved model on pixels permuted by hand
     test, orders = Digits(test=0.3).load().test, pixel_orders(64, 3)
     w = result.model
     for s, order in enumerate(orders):
@@ -144,7 +144,7 @@ def test_clients_held_out_never_train_and_adapt_to_their_first_samples(tmp_path)
         run_setup = run.run_setup
     assert {row["client"] for row in result.ledger.to_pylist()} == {0, 1, 2, 3}
 
-    # by plain torch: seven full-batch steps on five samples, then the other half of the client's rows
+    # by plain torch: seven full-batch steps on five samples, evaluated on the other half of the client's rows
     partition, arrays = run_setup.periods[0].partition, run_setup.dataset.train
     accuracies = []
     for client in (4, 5):

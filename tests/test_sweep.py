@@ -1,4 +1,4 @@
-"""Sweeps: what is run, what is chosen, what is left alone."""
+"""Sweeps: runs, chosen candidates, and runs that are reused."""
 
 import json
 
@@ -34,7 +34,7 @@ SWEEP = {
 
 @pytest.fixture(autouse=True)
 def quick_processes(monkeypatch):
-    """Processes of `jobs` are forked from a server that has made the heavy imports."""
+    """Fork the processes of `jobs` from a server with the heavy imports."""
     monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda method: CONTEXT)
 
 
@@ -54,9 +54,14 @@ def write(tmp_path):
 def test_each_variant_is_tuned_and_run_on_every_seed(write, tmp_path, jobs):
     told = []
     first, second = Sweep.load(write()).run(tmp_path / "out", jobs=jobs, say=told.append)
-    assert len(told) == 2 + 1 + 2  # nothing to choose from, no trial; the first seed of what was chosen is there
+    assert (
+        len(told) == 2 + 1 + 2
+    )  # a variant with one candidate has no trial; the chosen candidate's first seed is reused
     chosen = json.loads((tmp_path / "out" / "chosen.json").read_text())
-    assert chosen == {"FedAvg": {"client.lr": 0.2}, "Two": {"client.lr": 0.1}}  # without a step nothing is learnt
+    assert chosen == {
+        "FedAvg": {"client.lr": 0.2},
+        "Two": {"client.lr": 0.1},
+    }  # lr=0 learns nothing
     assert [rows[-1]["cohort_size"] for rows in first.runs + second.runs] == [2, 2, 3, 3]
     for name, size, lr in (("FedAvg", 2, 0.2), ("Two", 3, 0.1)):
         for seed in (3, 4):

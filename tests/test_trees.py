@@ -1,4 +1,4 @@
-"""Trees of values: out of memory and back, as text and tensors or from process to process."""
+"""Trees of values: written and read as text and tensors, or sent between processes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def test_map_row_and_stack():
 
 def test_leaves_shapes_and_rebuilt():
     tree = State(params(), {"h": torch.zeros(2, 3), "k": "plain"})
-    assert [tuple(t.shape) for t in leaves(tree)] == [(16,), (8,), (2, 3)]  # buffers with their pads
+    assert [tuple(t.shape) for t in leaves(tree)] == [(16,), (8,), (2, 3)]  # buffers with their padding
     assert shapes(flatten(tree)[0]) == [(torch.float32, (16,)), (torch.int64, (8,)), (torch.float32, (2, 3))]
     doubled = replace_leaves(tree, [2 * t for t in leaves(tree)])
     assert same(doubled, tree_map(lambda leaf: 2 * leaf, tree))

@@ -34,7 +34,7 @@ CONFIG = {
 
 @dataclass(frozen=True, kw_only=True)
 class Naps(LocalTraining):
-    """Clients that train together nap once, in the loop each naps; `stacked` cannot train its own objective."""
+    """In a batched plan a chunk sleeps once per step; in the loop each client does. `stacked` cannot train it."""
 
     def objective(self, net, batch, at, task):
         return super().objective(net, batch, at, task)
@@ -46,7 +46,7 @@ class Naps(LocalTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class Fails(LocalTraining):
-    """Fails when clients train together, not in the loop."""
+    """Fails in batched plans, but not in the loop."""
 
     def objective(self, net, batch, at, task):
         if type(net).__name__ == "function":
@@ -61,7 +61,7 @@ def written_by(tmp_path, config):
 
 
 def tuned(tmp_path, config, overrides, seconds):
-    """(result, the file that it wrote)"""
+    """Tune a configuration; return the result and the written file."""
     out = tmp_path / "tuned.yaml"
     return tune.tune(written_by(tmp_path, config), overrides, seconds, out, print), out
 
@@ -91,14 +91,14 @@ def test_the_command_writes_what_extends_the_configuration_and_runs(tmp_path, cl
 
 @pytest.mark.slow
 def test_the_faster_plan_wins(tmp_path, clock):
-    """2 steps of 10 ms for each of 8 clients in the loop, which is the default; once for a chunk."""
+    """Each of 8 clients takes 2 steps of 10 ms in the loop, the default; a chunk takes 2 steps once."""
     config = {**CONFIG, "client": {**CONFIG["client"], "name": f"{__file__}:Naps"}}
     config["execution"] = {"executor": "serial", "plan": "auto", "memory_format": "contiguous"}
     result, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
     assert result.rows[0]["plan"] == "loop" and result.execution["plan"] == "vmap" and "vmap by" in result.verdicts[0]
     assert result.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
     assert result.kept == {"executor": "serial", "memory_format": "contiguous"}
-    whole = yaml.safe_load(out.read_text())  # with overrides, all of it
+    whole = yaml.safe_load(out.read_text())  # with overrides, the file holds the whole configuration
     assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3
     assert resolve(read(out)).to_dict()["evaluation"]["every"] == 1
 
@@ -126,7 +126,7 @@ def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
 
 
 def test_worker_counts():
-    """The default first, then the others; 0 is serial."""
+    """The default is first; 0 means serial."""
     assert worker_counts(Execution(), {}, 2) == [2, 0, 1]
     assert worker_counts(Execution(), {"executor": "ray"}, 4) == [4, 1, 2, 3]
     assert worker_counts(Execution(), {}, 32) == [32, 0, 1, 2, 4, 8, 16]
@@ -135,7 +135,7 @@ def test_worker_counts():
 
 
 def test_a_clearly_faster_candidate():
-    """Ratios 1.0, 1.1, 1.2 have quartiles 1.05, 1.1, 1.15. Not clear: two passes, 2 %, half of the passes."""
+    """Ratios 1.0, 1.1, 1.2 have quartiles 1.05, 1.1, 1.15. Two passes, 2 %, or half of the passes are not clear."""
     assert quartiles([(2.0, 2.0), (2.2, 2.0), (2.4, 2.0)]) == pytest.approx((1.05, 1.1, 1.15))
     assert is_clearly_faster([(1.05, 1.0), (1.1, 1.0), (1.2, 1.0)])
     assert not is_clearly_faster([(2.0, 1.0), (2.0, 1.0)])

@@ -1,5 +1,7 @@
-"""Small methods, one for each extension point of the engine. A configuration refers to them as
-{name: tests/toys.py:ThreeExchanges}; the client of a strategy is looked up in the same file."""
+"""Small methods, one for each extension point of the engine.
+
+A configuration names them as {name: tests/toys.py:ThreeExchanges}. The client of a strategy is found in the same file.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,10 @@ from fl.tensors.params import Params, zeros_like
 from fl.tensors.sparse import Sparse, Table
 
 
-# -- three exchanges in a round, tied together by a carry -------------------------------------------------------------
+# -- three exchanges in a round, connected by a carry -----------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class ThreeExchanges(Strategy):
-    """sum: S = sum_i s_i of the clients' pixels;   square: Q = sum_i s_i^2 from their carries;   train: FedAvg."""
+    """sum: S = sum_i s_i of the clients' pixels;   square: Q = sum_i s_i^2 from the carries;   train: FedAvg."""
 
     client: ClassVar[str] = "toys.py:ThreeWorks"
 
@@ -41,9 +43,10 @@ class ThreeExchanges(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class ThreeWorks(LocalTraining):
-    """Carries its sum from the first exchange to the second, and its share s_i / S to the third, which sends it.
+    """Carries its sum s_i to the second exchange and its share s_i / S to the third, which sends the share.
 
-    Its state is the number of its visits and its latest share."""
+    The state is the number of visits and the latest share.
+    """
 
     sends: ClassVar[tuple[str, ...]] = ("model", "sum", "square", "carried")
 
@@ -68,7 +71,7 @@ class ThreeWorks(LocalTraining):
 # -- phases -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class HeadThenBody(LocalTraining):
-    """First the head with the body frozen, then the body with the head frozen."""
+    """Trains the head with the body frozen, then the body with the head frozen."""
 
     head: tuple[str, ...] = ("3.*",)
     body: tuple[str, ...] = ("1.*",)
@@ -100,7 +103,7 @@ def descend(model: Params, steps: int, lr: float) -> Params:
     return model
 
 
-# -- ragged messages --------------------------------------------------------------------------------------------------
+# -- keyed tables -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Prototypes:
     model: Params
@@ -109,7 +112,7 @@ class Prototypes:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMeans(Strategy):
-    """The mean input of every class; nothing is trained."""
+    """Computes the mean input of each class; trains nothing."""
 
     client: ClassVar[str] = "toys.py:OwnClassMeans"
 
@@ -125,7 +128,7 @@ class ClassMeans(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnClassMeans(ClientAlgorithm):
-    """Class means of the classes that the client has."""
+    """Sends the mean inputs of the client's classes."""
 
     sends: ClassVar[tuple[str, ...]] = ("means",)
 
@@ -136,11 +139,14 @@ class OwnClassMeans(ClientAlgorithm):
         return Reply(Update({"means": Table(keys, sums / counts[:, None], counts)}, len(ctx.train)))
 
 
-# -- every way down ---------------------------------------------------------------------------------------------------
+# -- all broadcasts ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Mixed(Strategy):
-    """A client receives some elements of the model (`part`), a tensor made for it (`own`), a tensor that it keeps
-    (`base`, new in round 2) and a number (`offset`), but not the model. It replies with a sparse vector."""
+    """Sends all kinds of groups, but not the model; clients reply with a sparse vector.
+
+    A client receives some elements of the model (`part`), a private tensor (`own`), a tensor that it keeps (`base`, new
+    in round 2) and a number (`offset`).
+    """
 
     client: ClassVar[str] = "toys.py:Answers"
 
@@ -174,7 +180,7 @@ def third(client):
 
 @dataclass(frozen=True)
 class Answers(ClientAlgorithm):
-    """Returns the received elements as its update, and reports what else it received."""
+    """Returns the received elements as its update, and reports the other groups in `seen`."""
 
     sends: ClassVar[tuple[str, ...]] = ("part", "seen")
     receives: ClassVar[tuple[str, ...]] = ("part", "own", "base")
@@ -187,12 +193,13 @@ class Answers(ClientAlgorithm):
         return Reply(Update({"part": Sparse(positions, ctx.received["part"], 21), "seen": seen}, 1))
 
 
-# -- replies known in advance -----------------------------------------------------------------------------------------
+# -- known replies ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Constant(ClientAlgorithm):
-    """Sends value * (client + 1) in every coordinate, and its square in the group "extra".
+    """Sends value * (client + 1) in all coordinates, and its square in the group "extra".
 
-    Clients in `fails` fail in round `when`."""
+    Clients in `fails` fail in round `when`.
+    """
 
     sends: ClassVar[tuple[str, ...]] = ("model", "extra")
     value: float = 1.0
@@ -214,7 +221,7 @@ class Constant(ClientAlgorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class FailsToPredict(LocalTraining):
-    """Trains, but the clients in `fails` cannot predict; -1 is the server."""
+    """Trains, but clients in `fails` cannot predict; -1 stands for the server."""
 
     fails: tuple[int, ...] = ()
 
@@ -230,7 +237,7 @@ def median(rows, weights):
 
 @dataclass(frozen=True)
 class MeanAndMedian(Strategy):
-    """The model moves by the mean of "model" plus the median of "extra"."""
+    """Moves the model by the mean of "model" plus the median of "extra"."""
 
     def reduction(self, state, ctx):
         return {"model": WeightedMean(), "extra": Collect(median, block=4)}
@@ -254,12 +261,12 @@ class Halves(Strategy):
 @dataclass(frozen=True)
 class Moments:
     model: Params
-    start: float | None  # of the set-up
+    start: float | None  # number from the set-up
 
 
 @dataclass(frozen=True)
 class Staged(Strategy):
-    """setup: the uniform mean over all clients is kept;   rounds: FedAvg;   final: the kept number is added."""
+    """setup: stores the uniform mean over all clients;   rounds: FedAvg;   final: adds the stored number."""
 
     def init(self, model, ctx):
         return Moments(model, None)
@@ -303,7 +310,7 @@ class Narrow(Strategy):
         return model, {}
 
     def cut(self, model: Params) -> dict[str, torch.Tensor]:
-        """Views of the tensors of the narrow model."""
+        """Return views of the tensors of the narrow model."""
         k = self.width
         return {
             "1.weight": model["1.weight"][:k],

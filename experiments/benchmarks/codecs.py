@@ -1,8 +1,10 @@
-"""How fast codecs are: `python -m experiments.benchmarks.codecs [--numbers 10000000] [--clients 1000] [--repeats 5] [--only sign top_k]`
+"""Measure the speed of codecs on one core.
 
-On one core, MB/s of float32 of one update of --numbers parameters, ours and a naive version in turns, the median of --repeats; and
-microseconds per client for --clients small updates of 610 parameters, encoded together and one by one. A naive version is what one
-writes with torch in a line or two, its result in bytes that could be sent.
+    python -m experiments.benchmarks.codecs [--numbers 10000000] [--clients 1000] [--repeats 5] [--only sign top_k]
+
+The table shows MB/s of float32 for one update of --numbers parameters; our codec and a naive version take turns. It
+also shows microseconds per client for --clients small updates of 610 parameters, encoded together and one by one.
+Figures are medians of --repeats turns. A naive version is one to a few lines of torch; its result could be sent.
 """
 
 from __future__ import annotations
@@ -118,50 +120,50 @@ def workloads() -> dict[str, tuple[Codec, Callable[[Tensor], list[np.ndarray]] |
 
 
 def turns(repeats: int, *runs: Callable[[], object] | None) -> list[float | None]:
-    """Median seconds of each, in turns."""
-    taken: list[list[float]] = [[] for _ in runs]
+    """Return the median seconds of each function, or None where there is no function. They take turns."""
+    times: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats + 1):
-        for run, seconds in zip(runs, taken):
+        for run, seconds in zip(runs, times):
             if run is not None:
                 start = time.perf_counter()
                 run()
-                if turn:  # the first warms up
+                if turn:  # turn 0 warms up
                     seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) if seconds else None for seconds in taken]
+    return [statistics.median(seconds) if seconds else None for seconds in times]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in {"numbers": 10_000_000, "clients": 1000, "repeats": 5}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--only", nargs="*", default=())
-    chosen = parser.parse_args()
+    parser.add_argument("--numbers", type=int, default=10_000_000, help="number of parameters of the large update")
+    parser.add_argument("--clients", type=int, default=1000, help="number of small updates")
+    parser.add_argument("--repeats", type=int, default=5, help="number of turns")
+    parser.add_argument("--only", nargs="*", default=(), help="first letters of the codecs to measure")
+    arguments = parser.parse_args()
     configure_process()
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
-    x, rows = torch.randn(chosen.numbers, generator=draw), torch.randn(chosen.clients, SMALL, generator=draw)
-    keys = hash64("benchmark", np.arange(chosen.clients))
-    print(
-        f"| {chosen.numbers:,} numbers | bytes | encode MB/s | naive | decode MB/s | us a client, {chosen.clients:,} together | alone |"
-    )
+    x, rows = torch.randn(arguments.numbers, generator=draw), torch.randn(arguments.clients, SMALL, generator=draw)
+    keys = hash64("benchmark", np.arange(arguments.clients))  # one random key per client
+    small = f"us per client, {arguments.clients:,} together | alone"
+    print(f"| {arguments.numbers:,} numbers | bytes | encode MB/s | naive | decode MB/s | {small} |")
     print("|---|---|---|---|---|---|---|")
     for name, (part, naive) in workloads().items():
-        if chosen.only and not any(name.startswith(wanted) for wanted in chosen.only):
+        if arguments.only and not any(name.startswith(wanted) for wanted in arguments.only):
             continue
         sent = encode(part, x, 3)
         ours, plain, back = turns(
-            chosen.repeats,
+            arguments.repeats,
             lambda part=part: encode(part, x, 3),
             naive and (lambda naive=naive: naive(x)),
             lambda part=part, sent=sent: decode(part, sent, len(x), 3),
         )
         together, alone = turns(
-            chosen.repeats,
+            arguments.repeats,
             lambda part=part: encode(part, rows, keys),
             lambda part=part: [encode(part, row, key) for row, key in zip(rows[:100], keys)],
         )
-        speeds = ["" if s is None else f"{4e-6 * chosen.numbers / s:,.0f}" for s in (ours, plain, back)]
-        small = f"{together / chosen.clients * 1e6:.1f} | {alone / min(100, chosen.clients) * 1e6:.0f}"
+        speeds = ["" if s is None else f"{4e-6 * arguments.numbers / s:,.0f}" for s in (ours, plain, back)]
+        small = f"{together / arguments.clients * 1e6:.1f} | {alone / min(100, arguments.clients) * 1e6:.0f}"
         print(f"| {name} | {sent.nbytes:,} | {' | '.join(speeds)} | {small} |", flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Flower apps on our engine and on Flower's own simulation: what a round takes, see fl/flower/bench.py.
+"""Measure seconds per round of Flower apps on our engine and on Flower's own simulation (fl/flower/bench.py).
 
-python -m experiments.benchmarks.flower [softmax softmax_cohort_only femnist_mlp] [--turns 2] [--ours 5] [--flower 2] [--limit 900]
+python -m experiments.benchmarks.flower [softmax softmax_cohort_only femnist_mlp] [--turns 2] [--ours 5] [--flower 2]
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ from fl.flower.bench import SIDES, WORKLOADS, compare
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"of {list(WORKLOADS)}; all if none is named")
-    parser.add_argument("--turns", type=int, default=2, help="how often each side runs")
-    parser.add_argument("--ours", type=int, default=5, help="rounds of ours in a turn")
-    parser.add_argument("--flower", type=int, default=2, help="rounds of Flower's in a turn")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for a turn, after which it is stopped")
-    asked = parser.parse_args()
-    unknown = set(asked.workloads) - WORKLOADS.keys()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", help=f"some of {list(WORKLOADS)}; default: all")
+    parser.add_argument("--turns", type=int, default=2, help="number of turns of each side")
+    parser.add_argument("--ours", type=int, default=5, help="our rounds per turn")
+    parser.add_argument("--flower", type=int, default=2, help="Flower's rounds per turn")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes of each side")
+    parser.add_argument("--limit", type=float, default=900, help="seconds after which a turn is stopped")
+    arguments = parser.parse_args()
+    unknown = set(arguments.workloads) - WORKLOADS.keys()
     if unknown:
         parser.error(f"{sorted(unknown)} not in {list(WORKLOADS)}")
-    print("| workload | nodes | cohort | ours, s a round | Flower, s a round | ratio |\n|---|---|---|---|---|---|")
-    for name in asked.workloads or WORKLOADS:
-        rounds = {side: getattr(asked, side) for side in SIDES}
-        found = compare(name, asked.turns, rounds, asked.workers, asked.limit)
-        of, ours, theirs = WORKLOADS[name], found["ours"], found["flower"]
+    print("| workload | nodes | cohort | ours, s per round | Flower, s per round | ratio |\n|---|---|---|---|---|---|")
+    for name in arguments.workloads or WORKLOADS:
+        rounds = {side: getattr(arguments, side) for side in SIDES}
+        seconds = compare(name, arguments.turns, rounds, arguments.workers, arguments.limit)
+        workload, ours, theirs = WORKLOADS[name], seconds["ours"], seconds["flower"]
         if ours is None:
-            parser.error(f"{name}: not one round of ours in {asked.limit:.0f} s")
-        least = (
-            "" if theirs else "> "
-        )  # no second round within the limit, which the first one shared: half of it at least
-        theirs = theirs or asked.limit / 2
-        figures = f"{ours:.3f} | {least}{theirs:.3f} | {least}{theirs / ours:.1f}"
-        print(f"| `{name}` | {of.nodes:,} | {of.cohort:,} | {figures} |", flush=True)
+            parser.error(f"{name}: our side ended no second round within {arguments.limit:.0f} s")
+        # Flower did not end its second round within the limit: a round takes at least half of the limit
+        bound = "" if theirs else "> "
+        theirs = theirs or arguments.limit / 2
+        figures = f"{ours:.3f} | {bound}{theirs:.3f} | {bound}{theirs / ours:.1f}"
+        print(f"| `{name}` | {workload.nodes:,} | {workload.cohort:,} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

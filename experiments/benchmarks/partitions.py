@@ -1,6 +1,9 @@
-"""How long partitioners take: `python -m experiments.benchmarks.partitions [--rows 2000000] [--clients 100000]`
+"""Measure the seconds that partitioners take.
 
-Each is called once to warm up and then `--repeats` times on random labels of 10 classes; the table shows the fastest and the slowest.
+    python -m experiments.benchmarks.partitions [--rows 2000000] [--clients 100000] [--repeats 3]
+
+Each partitioner is called once to warm up and then --repeats times on random labels of 10 classes. The table shows the
+fastest and the slowest call.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ def workloads(rows: int, clients: int, classes: int = 10) -> dict[str, Callable[
     draw = np.random.default_rng(0)
     labels, ids = draw.integers(0, classes, rows), draw.integers(0, clients, rows)
     sizes = np.diff(quantity(rows, clients, skew=0.5)[1])
-    made = Partition(*dirichlet(labels, clients, 0.5))
+    partition = Partition(*dirichlet(labels, clients, 0.5))
     return {
         "iid": lambda: iid(rows, clients),
         "natural": lambda: natural(ids),
@@ -41,25 +44,26 @@ def workloads(rows: int, clients: int, classes: int = 10) -> dict[str, Callable[
         "shards": lambda: shards(labels, clients),
         "quantity, log-normal": lambda: quantity(rows, clients, "lognormal"),
         "quantity, power law": lambda: quantity(rows, clients, "power_law"),
-        "hold_out, val .1, test .2": lambda: made.hold_out(0.1, 0.2, 0),
-        "statistics of fl partition": lambda: skew(labels, made),
+        "hold_out, val .1, test .2": lambda: partition.hold_out(0.1, 0.2, 0),
+        "statistics of fl partition": lambda: skew(labels, partition),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in {"rows": 2_000_000, "clients": 100_000, "repeats": 3}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    chosen = parser.parse_args()
-    print(f"| {chosen.clients:,} clients, {chosen.rows:,} rows | fastest, s | slowest, s |\n|---|---|---|")
-    for name, run in workloads(chosen.rows, chosen.clients).items():
+    parser.add_argument("--rows", type=int, default=2_000_000, help="number of samples")
+    parser.add_argument("--clients", type=int, default=100_000, help="number of clients")
+    parser.add_argument("--repeats", type=int, default=3, help="number of measured calls")
+    arguments = parser.parse_args()
+    print(f"| {arguments.clients:,} clients, {arguments.rows:,} rows | fastest, s | slowest, s |\n|---|---|---|")
+    for name, run in workloads(arguments.rows, arguments.clients).items():
         run()
-        taken = []
-        for _ in range(chosen.repeats):
+        seconds = []
+        for _ in range(arguments.repeats):
             start = time.perf_counter()
             run()
-            taken.append(time.perf_counter() - start)
-        print(f"| {name} | {min(taken):.2f} | {max(taken):.2f} |", flush=True)
+            seconds.append(time.perf_counter() - start)
+        print(f"| {name} | {min(seconds):.2f} | {max(seconds):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Which methods train many clients together: each strategy's own client on an MLP of `fl check`, asked for each plan.
+"""Print which methods can train many clients together, by plan.
 
-python -m experiments.benchmarks.plans        prints the table of docs/baselines.md
+    python -m experiments.benchmarks.plans        prints the table of docs/baselines.md
+
+Each strategy is set up with its own client, the MLP of `fl check` and each plan in turn.
 """
 
 from __future__ import annotations
@@ -16,35 +18,35 @@ from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.simulation.build import set_up_run
 
-Together = Literal["compiled", "stacked", "flat", "vmap"]
-PLANS: tuple[Together, ...] = get_args(Together)
+BatchedPlan = Literal["compiled", "stacked", "flat", "vmap"]
+PLANS: tuple[BatchedPlan, ...] = get_args(BatchedPlan)
 
 
-def why_not(config: Config, plan: Together) -> str | None:
-    """`None` if clients can be trained so, else the engine's reason."""
+def reason_against(config: Config, plan: BatchedPlan) -> str | None:
+    """Return None if the plan is possible, else the engine's reason."""
     try:
         set_up_run(replace(config, execution=replace(config.execution, plan=plan)))
     except ConfigError as error:
-        said = str(error).partition("is not possible: ")[2]
-        if not said:
+        reason = str(error).partition("is not possible: ")[2]
+        if not reason:
             raise
-        return said.partition(". Use ")[0]
+        return reason.partition(". Use ")[0]
     return None
 
 
 def rows() -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Each registered strategy with its obstacles by plan."""
+    """Yield each registered strategy, and a dict: plan -> reason against it, or None."""
     for name in registry.names("strategy"):
         config = Bench.of("strategy", name, {}, Path()).config()
-        yield name, {plan: why_not(config, plan) for plan in PLANS}
+        yield name, {plan: reason_against(config, plan) for plan in PLANS}
 
 
 def table() -> str:
     lines = [f"| method | {' | '.join(PLANS)} | why not |", "|---" * (len(PLANS) + 2) + "|"]
-    for name, obstacles in rows():
-        said = "; ".join(dict.fromkeys(why for why in obstacles.values() if why))
-        yes = " | ".join("no" if obstacles[plan] else "yes" for plan in PLANS)
-        lines.append(f"| `{name}` | {yes} | {said} |")
+    for name, reasons in rows():
+        possible = " | ".join("no" if reasons[plan] else "yes" for plan in PLANS)
+        distinct = dict.fromkeys(reason for reason in reasons.values() if reason)
+        lines.append(f"| `{name}` | {possible} | {'; '.join(distinct)} |")
     return "\n".join(lines)
 
 

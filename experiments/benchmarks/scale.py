@@ -1,11 +1,15 @@
-"""A million clients: `python -m experiments.benchmarks.scale [speed memory states] [--clients 1000000] [--workers 2]`
+"""Measure runs with a million clients.
 
-speed    rounds of 1,000 and of 10,000 clients by turns: clients per second of both; what the driver's part of a round takes, and sampling
-memory   how far the driver's memory grows above what it had before round 0, for cohorts of 1,000, 10,000 and 100,000
-states   SCAFFOLD, a state for each client that ever took part: seconds per round, the driver's memory, bytes on disk
+    python -m experiments.benchmarks.scale [speed memory states] [--clients 1000000] [--workers 2]
 
-Softmax regression 60 -> 10, 20 samples each, batch 10, one epoch. As float32 the rows of a million such clients take 4.8 GB: here they
-hold 20 of 1,000,000 rows each, so that every row has 20 owners (`Overlapping`); what is asked of the engine is the same.
+speed    clients per second with cohorts of 1,000 and 10,000, in turns; milliseconds of a round in which workers do not
+         train; milliseconds of sampling
+memory   growth of the driver's memory after the start of round 0, for cohorts of 1,000, 10,000 and 100,000
+states   SCAFFOLD, which keeps a state per client: seconds per round, growth of the driver's memory, bytes on disk
+
+All clients train softmax regression (60 features, 10 classes) on 20 samples each: batch 10, one epoch. The rows of a
+million such clients would take 4.8 GB as float32. So each client holds 20 of 1,000,000 rows, and every row belongs to
+20 clients (`Overlapping`). The engine does the same work as with rows of their own.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ NEVER = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Overlapping:
-    """`clients` clients with SAMPLES rows each, one after another; from the last row on again from the first."""
+    """Partition that gives SAMPLES consecutive rows to each client; it starts again at row 0 after the last row."""
 
     clients: int
 
@@ -48,7 +52,7 @@ class Overlapping:
 
 @dataclass(frozen=True, kw_only=True)
 class Turns(CohortSampler):
-    """Uniform cohorts whose sizes take turns, round by round."""
+    """Uniform cohorts. Round r has the size sizes[r % len(sizes)]."""
 
     sizes: tuple[int, ...]
 
@@ -74,16 +78,16 @@ def config(clients: int, workers: int, rounds: int, cohorts: tuple[int, ...], **
 
 
 class Watch:
-    """Seconds of each round, its commit included, and the memory of this process."""
+    """Record the seconds of each round, with its commit, and the memory of this process."""
 
     def __init__(self):
-        self.begun, self.rows, self.growth = time.perf_counter(), [], 0
+        self.start, self.rows, self.growth = time.perf_counter(), [], 0
 
     def __call__(self, event: str, value: Any) -> None:
         now = time.perf_counter()
         if event == "ready":
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            self.ready, self.before = now - self.begun, memory("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM)
+            self.ready, self.before = now - self.start, memory("VmRSS")
         elif event == "round":
             seconds = now - self.last
             self.rows.append({"clients": value["cohort_size"], "seconds": seconds, "busy": value["busy_seconds"]})
@@ -91,14 +95,14 @@ class Watch:
         self.last = time.perf_counter()
 
 
-def memory(what: str) -> int:
-    """Bytes of this process: VmRSS, or VmHWM for the peak."""
+def memory(field: str) -> int:
+    """Return the memory of this process in bytes: VmRSS now, VmHWM at the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def measured(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run in this process."""
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Perform a run in this process and return its figures."""
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         run(resolve(read(settings)), out=folder, watch=watch)
@@ -106,56 +110,55 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
     return {"rows": watch.rows, "ready": watch.ready, "before": watch.before, "growth": watch.growth, "states": states}
 
 
-def apart(settings: dict[str, Any]) -> dict[str, Any]:
-    """`measured`, in a process of its own."""
+def measure_in_process(settings: dict[str, Any]) -> dict[str, Any]:
+    """Call `measure` in a new process, so that earlier runs do not influence memory."""
     command = [sys.executable, "-W", "ignore", "-m", "experiments.benchmarks.scale", "--run", json.dumps(settings)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def speed(asked: argparse.Namespace) -> None:
+def speed(arguments: argparse.Namespace) -> None:
     turns = 6
-    found = apart(config(asked.clients, asked.workers, 11 * turns, (1000,) * 10 + (10_000,)))
-    rows = found["rows"][11:]  # the first turn warms up
+    result = measure_in_process(config(arguments.clients, arguments.workers, 11 * turns, (1000,) * 10 + (10_000,)))
+    rows = result["rows"][11:]  # turn 0 warms up
     small, large = [], []
     for turn in range(turns - 1):
         *ten, one = rows[11 * turn : 11 * (turn + 1)]
         small.append(10_000 / sum(row["seconds"] for row in ten))
         large.append(10_000 / one["seconds"])
     ratios = [b / a for a, b in zip(small, large)]
-    print(f"{asked.clients:,} clients, ready after {found['ready']:.1f} s")
+    print(f"{arguments.clients:,} clients, ready after {result['ready']:.1f} s")
     for cohort, figures in ((1000, small), (10_000, large)):
         print(f"cohort {cohort:,}: {statistics.median(figures):,.0f} clients/s")
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     for cohort in (1000, 10_000):
-        idle = [r["seconds"] - r["busy"] / max(asked.workers, 1) for r in rows if r["clients"] == cohort]
+        idle = [r["seconds"] - r["busy"] / max(arguments.workers, 1) for r in rows if r["clients"] == cohort]
         print(f"cohort {cohort:,}: {1e3 * statistics.median(idle):.1f} ms of a round in which workers do not train")
     for population in (10**5, 10**6, 10**7):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for round_ in range(20):
             Uniform(size=10_000).sample(None, round_, 0, np.broadcast_to(np.int64(SAMPLES), population))
-        print(f"sampling 10,000 of {population:,}: {(time.perf_counter() - begun) / 20 * 1e3:.2f} ms")
+        print(f"sampling 10,000 of {population:,}: {(time.perf_counter() - start) / 20 * 1e3:.2f} ms")
 
 
-def cohorts(asked: argparse.Namespace) -> None:
+def cohorts(arguments: argparse.Namespace) -> None:
     for cohort in (1000, 10_000, 100_000):
-        found = apart(config(asked.clients, asked.workers, 3, (cohort,)))
-        figures = f"{found['before'] / MB:.0f} MB before round 0, at most {found['growth'] / MB:.0f} MB more"
+        result = measure_in_process(config(arguments.clients, arguments.workers, 3, (cohort,)))
+        figures = f"{result['before'] / MB:.0f} MB before round 0, at most {result['growth'] / MB:.0f} MB more"
         print(f"cohort {cohort:,}: driver {figures}", flush=True)
 
 
-def states(asked: argparse.Namespace) -> None:
-    rounds = -(-asked.clients // 10_000)
-    found = apart(
-        config(asked.clients, asked.workers, rounds, (), cohort={"name": "cyclic", "size": 10_000}, strategy="scaffold")
+def states(arguments: argparse.Namespace) -> None:
+    rounds = -(-arguments.clients // 10_000)
+    cohort = {"name": "cyclic", "size": 10_000}
+    result = measure_in_process(
+        config(arguments.clients, arguments.workers, rounds, (), cohort=cohort, strategy="scaffold")
     )
-    seconds = [row["seconds"] for row in found["rows"]]
+    seconds = [row["seconds"] for row in result["rows"]]
     first, last = (statistics.median(part) for part in (seconds[1:11], seconds[-10:]))
-    print(
-        f"SCAFFOLD, {rounds} rounds of 10,000, each client once: {first:.2f} s a round at first, {last:.2f} s at last"
-    )
-    print(
-        f"driver {found['growth'] / MB:.0f} MB more than before round 0; {found['states'] / MB:,.0f} MB of states on disk"
-    )
+    print(f"SCAFFOLD, {rounds} rounds of 10,000, each client once")
+    print(f"first rounds {first:.2f} s, last rounds {last:.2f} s per round")
+    print(f"driver {result['growth'] / MB:.0f} MB more than before round 0")
+    print(f"states on disk {result['states'] / MB:,.0f} MB")
 
 
 PARTS = {"speed": speed, "memory": cohorts, "states": states}
@@ -163,18 +166,18 @@ PARTS = {"speed": speed, "memory": cohorts, "states": states}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {list(PARTS)}; all if none is named")
-    parser.add_argument("--clients", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, default=2, help="0: in the driver's own process")
+    parser.add_argument("parts", nargs="*", help=f"some of {list(PARTS)}; default: all")
+    parser.add_argument("--clients", type=int, default=1_000_000, help="number of clients")
+    parser.add_argument("--workers", type=int, default=2, help="number of Ray workers; 0: train in the driver")
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.run:
-        print(json.dumps(measured(json.loads(asked.run))))
+    arguments = parser.parse_args()
+    if arguments.run:
+        print(json.dumps(measure(json.loads(arguments.run))))
         return
-    if unknown := set(asked.parts) - PARTS.keys():
+    if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"{sorted(unknown)} not in {list(PARTS)}")
-    for name in asked.parts or PARTS:
-        PARTS[name](asked)
+    for name in arguments.parts or PARTS:
+        PARTS[name](arguments)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What codecs cost in accuracy."""
+"""Experiments on the accuracy that codecs cost."""

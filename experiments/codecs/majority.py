@@ -1,8 +1,10 @@
-"""signSGD with majority vote.    model <- model + step * sign(sum_i sign(local_i - model))
+"""signSGD with majority vote.    model <- model + step_size * sign(sum_i sign(local_i - model))
 
-Bernstein, Wang, Azizzadenesheli, Anandkumar 2018, arXiv:1802.04434: each client has one vote for each number; of one local step the
-sign of its update is that of minus its gradient.  Differs from the paper: the model goes down whole, and not as the signs of what
-it changed by; of a vote that is a tie, or of zeros alone, nothing moves.  Neutral: none.
+Bernstein, Wang, Azizzadenesheli, Anandkumar 2018, arXiv:1802.04434.  Each client votes with the sign of each number of
+its update. After one local step this is the sign of minus its gradient.
+Differs from the paper: clients receive the whole model, not the signs of its change. A number does not change if its
+votes are tied or all zero.
+Equals FedAvg: no setting.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from fl.tensors.params import Params, sign
 
 @dataclass(frozen=True)
 class Votes(Sum):
-    """sum_i sign(value_i)"""
+    """Sum of the clients' votes: sum_i sign(value_i)."""
 
     linear: ClassVar[bool] = False
 
@@ -27,6 +29,12 @@ class Votes(Sum):
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityVote(Strategy):
+    """Move each number of the model by `step_size` in the direction that most clients vote for.
+
+    Args:
+        step_size: change of a number per round, above 0.
+    """
+
     step_size: float = 0.001
 
     def __post_init__(self):

@@ -1,9 +1,12 @@
-"""A SuperLink and three SuperNodes, each a process of its own, TLS between them: do our methods give the simulator's model?
+"""Check that our methods give the simulator's model in a Flower deployment, and count the bytes on the wire.
 
     python -m experiments.flower.deploy [--only fedavg] [--out DIR]
 
-Certificates are made here. Between each SuperNode and the SuperLink stands a proxy that passes TLS through and counts bytes.
-idle: what polling and heartbeats take in the same time, measured before the first run; ratio: (on the wire - idle) / ledger.
+The deployment is a SuperLink and three SuperNodes, each in its own process, connected by TLS with certificates that
+this script creates. A proxy between each SuperNode and the SuperLink forwards the encrypted bytes and counts them.
+
+    idle     bytes of polling and heartbeats in the same time, at the rate measured before the first run
+    ratio    (bytes on the wire - idle) / bytes in the ledger
 """
 
 from __future__ import annotations
@@ -25,20 +28,19 @@ from fl.config.reading import read
 
 HERE, NODES = Path(__file__).parent, 3
 ROOT = HERE.parent.parent
-WIDE = {
-    "model": {"name": "mlp", "hidden": [2048, 2048], "adapter": {"name": "lora", "rank": 32}}
-}  # little is sent of much
+# a large model with a small adapter: a client sends a small part of what it trains with
+WIDE = {"model": {"name": "mlp", "hidden": [2048, 2048], "adapter": {"name": "lora", "rank": 32}}}
 METHODS: dict[str, dict] = {
     "fedavg": {"strategy": "fedavg"},
     "scaffold": {"strategy": "scaffold"},
     "fedsa_lora": {"strategy": "fedsa_lora", **WIDE},
 }
 TLS = (("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "ca.crt"))
-IDLE_SECONDS = 20  # of polling and heartbeats that are measured before the first run
+IDLE_SECONDS = 20  # duration of the measurement of polling and heartbeats
 
 
 def certificates(folder: Path) -> None:
-    """ca.crt, and server.crt, server.key signed by it, for this machine."""
+    """Write ca.crt, and server.crt and server.key for this machine, signed by it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -48,7 +50,7 @@ def certificates(folder: Path) -> None:
     def make(name: str, issuer, signer, authority: bool):
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         signer = signer or key
         builder = (
             x509.CertificateBuilder(issuer or subject, subject, key.public_key(), x509.random_serial_number())
@@ -64,7 +66,7 @@ def certificates(folder: Path) -> None:
             usage |= dict.fromkeys((*off, "encipher_only", "decipher_only"), False)
             builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
         else:
-            builder = builder.add_extension(x509.SubjectAlternativeName(here), critical=False)
+            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         return builder.sign(signer, hashes.SHA256()), key
 
     pem = serialization.Encoding.PEM
@@ -77,7 +79,7 @@ def certificates(folder: Path) -> None:
 
 
 class Proxy:
-    """Passes connections on to `target` and counts bytes: up, from the node; down, to it."""
+    """Forward connections to the port `target` and count bytes: "up" from the node, "down" to it."""
 
     def __init__(self, target: int):
         self.target, self.bytes = target, {"up": 0, "down": 0}
@@ -93,13 +95,13 @@ class Proxy:
             except OSError:  # the SuperLink is gone
                 node.close()
                 continue
-            for source, sink, way in ((node, link, "up"), (link, node, "down")):
-                threading.Thread(target=self._pass, args=(source, sink, way), daemon=True).start()
+            for source, sink, direction in ((node, link, "up"), (link, node, "down")):
+                threading.Thread(target=self._forward, args=(source, sink, direction), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
         try:
             while data := source.recv(1 << 16):
-                self.bytes[way] += len(data)
+                self.bytes[direction] += len(data)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
@@ -107,7 +109,7 @@ class Proxy:
 
 
 class Deployment:
-    """The processes; left by `with`, they are gone."""
+    """Context manager that starts the processes of the deployment and ends them."""
 
     def __init__(self, folder: Path):
         self.folder, self.processes = folder, []
@@ -115,9 +117,10 @@ class Deployment:
         certificates(folder / "tls")
         self.port, *self.local = _free_ports(1 + NODES)
         self.proxies = [Proxy(self.port) for _ in range(NODES)]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # SuperLink and SuperNodes start others by name
-        ours = {"FLWR_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PATH": path}
-        self.env = os.environ | ours
+        # SuperLink and SuperNodes start other programs by name
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        variables = {"FLWR_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PATH": path}
+        self.env = os.environ | variables
         (folder / "home").mkdir(exist_ok=True)
         (folder / "home" / "config.toml").write_text(
             '[superlink]\ndefault = "here"\n\n[superlink.here]\n'
@@ -125,15 +128,14 @@ class Deployment:
         )
 
     def __enter__(self) -> Deployment:
-        tls, at = self.folder / "tls", ["--host", "127.0.0.1", "--port"]
-        own = [f"--ssl-{name}file={tls}/{file}" for name, file in TLS]
-        self._start(
-            "superlink", ["flower-superlink", "--disable-runtime-dependency-installation", *at, str(self.port), *own]
-        )
+        tls, address = self.folder / "tls", ["--host", "127.0.0.1", "--port"]
+        files = [f"--ssl-{name}file={tls}/{file}" for name, file in TLS]
+        server = ["flower-superlink", "--disable-runtime-dependency-installation"]
+        self._start("superlink", [*server, *address, str(self.port), *files])
         _wait_for(self.port)
         for i, (proxy, local) in enumerate(zip(self.proxies, self.local)):
             link = ["--superlink", f"127.0.0.1:{proxy.port}", "--root-certificates", str(tls / "ca.crt")]
-            node = ["--node-config", f"partition-id={i} num-partitions={NODES}", *at, str(local), *own]
+            node = ["--node-config", f"partition-id={i} num-partitions={NODES}", *address, str(local), *files]
             self._start(f"supernode-{i}", ["flower-supernode", *link, *node])
         for local in self.local:
             _wait_for(local)
@@ -158,7 +160,7 @@ class Deployment:
         )
 
     def run(self, app: Path, out: Path) -> None:
-        """`flwr run`, to its end."""
+        """Perform `flwr run` of an app and wait for its end."""
         log = open(app.with_suffix(".log"), "w")
         program = Path(sys.executable).parent / "flwr"
         command = [program, "run", app, "here", "--stream", "-c", f'out="{out}"']
@@ -166,8 +168,9 @@ class Deployment:
         if not (out / "model.safetensors").exists():
             raise RuntimeError(f"the run failed; see {log.name} and {self.folder}/*.log")
 
-    def counted(self) -> dict[str, int]:
-        return {way: sum(proxy.bytes[way] for proxy in self.proxies) for way in ("up", "down")}
+    def count(self) -> dict[str, int]:
+        """Return the bytes on the wire since the start, by direction."""
+        return {direction: sum(proxy.bytes[direction] for proxy in self.proxies) for direction in ("up", "down")}
 
 
 def _free_ports(n: int) -> list[int]:
@@ -196,35 +199,35 @@ def main() -> None:
     from fl.flower.export import export
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=METHODS)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--only", choices=METHODS, help="method to run; default: all")
+    parser.add_argument("--out", type=Path, default=None, help="folder of runs and logs; default: a temporary one")
     args = parser.parse_args()
     base = (args.out or Path(tempfile.mkdtemp())).resolve()
-    print("| method | rounds | largest difference | same bits | way | on the wire | idle | ledger | ratio |")
+    print("| method | rounds | largest difference | same bits | direction | on the wire | idle | ledger | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     with Deployment(base / "deployment") as deployment:
         time.sleep(10)
-        before = deployment.counted()
+        before = deployment.count()
         time.sleep(IDLE_SECONDS)
-        idle = {what: (n - before[what]) / IDLE_SECONDS for what, n in deployment.counted().items()}
+        idle_rate = {direction: (n - before[direction]) / IDLE_SECONDS for direction, n in deployment.count().items()}
         for name in [args.only] if args.only else METHODS:
             config = read(HERE / "digits.yaml") | METHODS[name]
-            here = fl.run(config, out=base / name / "simulated")
+            simulated = fl.run(config, out=base / name / "simulated")
             app, out = export(config, base / name / "app"), base / name / "deployed"
-            before, begun = deployment.counted(), time.monotonic()
+            before, start = deployment.count(), time.monotonic()
             deployment.run(app, out)
-            seconds = time.monotonic() - begun
-            made = {what: n - before[what] for what, n in deployment.counted().items()}
-            rest = {what: round(n * seconds) for what, n in idle.items()}
-            ours, theirs = (load_file(d / "model.safetensors") for d in (here.directory, out))
+            seconds = time.monotonic() - start
+            sent = {direction: n - before[direction] for direction, n in deployment.count().items()}
+            idle = {direction: round(rate * seconds) for direction, rate in idle_rate.items()}
+            ours, theirs = (load_file(d / "model.safetensors") for d in (simulated.directory, out))
             gap = max(float((ours[k] - theirs[k]).abs().max()) for k in ours)
             same = "yes" if all(torch.equal(ours[k], theirs[k]) for k in ours) else "no"
-            for way in ("up", "down"):
-                ledger = sum(row[f"{way}link_wire_bytes"] for row in here.metrics)
-                net = made[way] - rest[way]
-                what = f"| {name} | {len(here.metrics)} | {gap:.0e} | {same}" if way == "up" else "| | | |"
-                figures = f"{made[way]:,} | {rest[way]:,} | {ledger:,} | {net / ledger:.3f} |"
-                print(f"{what} | {way} | {figures}", flush=True)
+            for direction in ("up", "down"):
+                ledger = sum(row[f"{direction}link_wire_bytes"] for row in simulated.metrics)
+                ratio = (sent[direction] - idle[direction]) / ledger
+                method = f"| {name} | {len(simulated.metrics)} | {gap:.0e} | {same}" if direction == "up" else "| | | |"
+                figures = f"{sent[direction]:,} | {idle[direction]:,} | {ledger:,} | {ratio:.3f} |"
+                print(f"{method} | {direction} | {figures}", flush=True)
 
 
 if __name__ == "__main__":

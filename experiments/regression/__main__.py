@@ -1,4 +1,4 @@
-"""The command: python -m experiments.regression record FILE | compare OLD NEW."""
+"""Command line: python -m experiments.regression record FILE | compare OLD NEW."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.regression.record import record
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line asks for; the exit code."""
+    """Perform the command of the command line and return the exit code."""
     options = _parser().parse_args(arguments)
     if options.command == "compare":
         return compare(options.old, options.new, options.only, options.ignore_wording, options.equal)
@@ -25,18 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m experiments.regression", description="Do users' results stay?")
+    parser = argparse.ArgumentParser("python -m experiments.regression", description="Find changed results of runs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    recording = commands.add_parser("record", help="make all runs and write what came of them")
-    recording.add_argument("file", type=Path)
-    recording.add_argument("--jobs", type=int, default=1, help="how many processes make runs at a time")
-    comparing = commands.add_parser("compare", help="say what differs; exit code 1 if something does")
-    comparing.add_argument("old", type=Path)
-    comparing.add_argument("new", type=Path)
+    recording = commands.add_parser("record", help="perform the runs and write their results")
+    recording.add_argument("file", type=Path, help="JSON file to write")
+    recording.add_argument("--jobs", type=int, default=1, help="number of processes that perform runs")
+    comparing = commands.add_parser("compare", help="show the differences of two records; exit code 1 if there are any")
+    comparing.add_argument("old", type=Path, help="record before the change")
+    comparing.add_argument("new", type=Path, help="record after the change")
     comparing.add_argument("--equal", action="store_true", help="list the equal runs, too")
-    comparing.add_argument("--ignore-wording", action="store_true", help="errors and reasons may be worded otherwise")
+    comparing.add_argument("--ignore-wording", action="store_true", help="ignore the texts of errors and reasons")
+    pattern_help = "only runs whose names match, for example 'fedavg/*'"
     for command in (recording, comparing):
-        command.add_argument("--only", default="*", metavar="PATTERN", help="of runs' names, such as 'fedavg/*'")
+        command.add_argument("--only", default="*", metavar="PATTERN", help=pattern_help)
     return parser
 
 

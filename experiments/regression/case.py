@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent
-FOLDER = "{folder}"  # in a configuration: the temporary folder of the run
-BEFORE = "{folder}/before"  # in a configuration: the directory of the run that was made before
+FOLDER = "{folder}"  # in a configuration, stands for the temporary folder of the run
+BEFORE = "{folder}/before"  # in a configuration, stands for the directory of the run `Case.before`
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: its name in the record, its configuration (a dict or a YAML file), and overrides by dotted path.
+    """One run.
 
-    data: folders of FL_DATA that the run reads; the run is skipped where one is missing.
-    packages: Python packages likewise.
-    writes: the name of a function in `parts.py` that writes files into the run's folder before it starts.
-    before: another run that is made first, into the folder BEFORE.
-    how: "run"; "resume": stopped after the first round and resumed; "flower": exported as a Flower app, which runs.
+    Args:
+        name: its name in the record.
+        config: its configuration, a dict or a YAML file.
+        overrides: overrides of the configuration by dotted path.
+        data: folders of FL_DATA that the run reads; the run is skipped if one is missing.
+        packages: Python packages that the run needs; the run is skipped if one is missing.
+        writes: a function of `parts.py` that writes files into the run's folder before the start.
+        before: another run, performed first in the folder BEFORE.
+        how: "run"; "resume" stops after the first round and resumes; "flower" exports a Flower app and runs it.
     """
 
     name: str
@@ -35,17 +39,17 @@ class Case:
     how: Literal["run", "resume", "flower"] = "run"
 
     def missing(self) -> str | None:
-        """What the run needs and is not here."""
+        """Return the first data folder or package that is missing, or None."""
         folder = Path(os.environ.get("FL_DATA") or Path.home() / ".cache/fl/data")
-        lacking = [f"data folder {name}" for name in self.data if not (folder / name).is_dir()]
-        lacking += [f"package {name}" for name in self.packages if importlib.util.find_spec(name) is None]
-        return lacking[0] if lacking else None
+        missing = [f"data folder {name}" for name in self.data if not (folder / name).is_dir()]
+        missing += [f"package {name}" for name in self.packages if importlib.util.find_spec(name) is None]
+        return missing[0] if missing else None
 
 
-def placed(value: Any, folder: Path) -> Any:
-    """A configuration in which the temporary folder has its real name."""
+def insert_folder(value: Any, folder: Path) -> Any:
+    """Return a configuration with FOLDER replaced by the temporary folder."""
     if isinstance(value, str):
         return value.replace(FOLDER, str(folder))
     if isinstance(value, Mapping):
-        return {key: placed(item, folder) for key, item in value.items()}
-    return [placed(item, folder) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: insert_folder(item, folder) for key, item in value.items()}
+    return [insert_folder(item, folder) for item in value] if isinstance(value, (list, tuple)) else value

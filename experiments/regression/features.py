@@ -1,4 +1,4 @@
-"""Every other part and section of a configuration, each in a run or two of FedAvg."""
+"""All parts and sections of a configuration except strategies, most of them in a few runs of FedAvg."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ IMAGES = NOISE | {"data": {**NOISE["data"], "shape": [3, 8, 8]}}
 PICTURES = NOISE | {"data": f"{PARTS}pictures", "cohort": {"size": 3}, "model": {"name": "cnn_tiny"}}
 TOKENS = NOISE | {"data": {**NOISE["data"], "shape": [8], "vocabulary": 20}}
 DEVICES: dict[str, Any] = {"ms_per_sample": 4, "up_mbps": 0.5, "down_mbps": 2, "latency_ms": 20}
-POSITIONS = ("packed", "elias_fano", "golomb", "elias_gamma", "auto")  # how codecs write which entries they send
+POSITIONS = ("packed", "elias_fano", "golomb", "elias_gamma", "auto")  # codes for the positions of sparse entries
 WATTS: dict[str, Any] = {"compute_watts": 3, "radio_watts": 1}
 LOGNORMAL: dict[str, Any] = {"name": "lognormal", "sigma": 1.0, **DEVICES, **WATTS}
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all runs of this file."""
     for group in (
         _servers,
         _systems,
@@ -51,14 +51,14 @@ def cases() -> Iterator[Case]:
 
 
 def _variants(group: str, config: dict[str, Any], variants: dict[str, dict[str, Any]], **more: Any) -> Iterator[Case]:
-    """A run of `config` for each of the named changes."""
+    """Yield a run of `config` for each of the named changes."""
     for name, overrides in variants.items():
         yield Case(f"{group}/{name}", config, overrides, **more)
 
 
 # -- servers, devices -------------------------------------------------------------------------------------------------
 def _servers() -> Iterator[Case]:
-    """Synchronous and other servers, with the strategies that go with them."""
+    """Yield runs of synchronous and asynchronous servers, with strategies that suit them."""
     servers: dict[str, dict[str, Any]] = {
         "sync": {"name": "sync"},
         "deadline": {"name": "sync", "deadline_seconds": 0.8},
@@ -88,7 +88,7 @@ def _servers() -> Iterator[Case]:
 
 
 def _systems() -> Iterator[Case]:
-    """Kinds of devices, who is there when, and what breaks off."""
+    """Yield runs of device models, availability, dropout, jitter, memory limits and stopping by simulated time."""
     classes = {"phone": {"share": 0.7, "sigma": 0.5, **DEVICES}, "laptop": {"share": 0.3, "ms_per_sample": 1}}
     devices: dict[str, dict[str, Any]] = {
         "identical": {"name": "identical", **DEVICES},
@@ -119,7 +119,7 @@ def _systems() -> Iterator[Case]:
 
 # -- communication ----------------------------------------------------------------------------------------------------
 def _codecs() -> Iterator[Case]:
-    """Each registered codec up and down, and chains of them."""
+    """Yield runs of each registered codec, up and down, and of chains of codecs."""
     arguments: dict[str, dict[str, Any]] = {
         "count_sketch": {"ratio": 0.5},
         "random_k": {"ratio": 0.25},
@@ -144,7 +144,7 @@ def _codecs() -> Iterator[Case]:
 
 
 def _chains() -> dict[str, list[Any]]:
-    """Codecs one after another, and codecs with other arguments than the usual ones."""
+    """Return chains of several codecs, and codecs with arguments that are not the default."""
     return {
         "top_k": ["error_feedback", {"top_k": {"ratio": 0.05}}, {"quantise": {"bits": 8}}],
         **{f"top_k_{how}": [{"top_k": {"ratio": 0.05, "positions": how}}] for how in POSITIONS},
@@ -160,9 +160,9 @@ def _chains() -> dict[str, list[Any]]:
     }
 
 
-# -- who holds what ---------------------------------------------------------------------------------------------------
+# -- partitions -------------------------------------------------------------------------------------------------------
 def _partitions() -> Iterator[Case]:
-    """Each partition, sampler and shift."""
+    """Yield runs of each partition, sampler and shift."""
     ten = {"clients": 10}
     partitions: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": 0.3, **ten},
@@ -217,12 +217,12 @@ def _partitions() -> Iterator[Case]:
 
 
 def _without(*keys: str) -> dict[str, Any]:
-    """The configuration of digits without some sections."""
+    """Return the digits configuration without some sections."""
     return {key: value for key, value in DIGITS.items() if key not in keys}
 
 
 def _streams() -> Iterator[Case]:
-    """Each stream of tasks, with strategies that learn on."""
+    """Yield runs of each task stream, with strategies for continual learning and others."""
     config = _without("rounds")
     streams: dict[str, dict[str, Any]] = {
         "permuted": {"name": "permuted", "tasks": 2, "rounds": 2},
@@ -244,7 +244,7 @@ def _streams() -> Iterator[Case]:
 
 
 def _data() -> Iterator[Case]:
-    """Each data set that is here, what is done to data, and each task."""
+    """Yield runs of each data set, the options of data, augmentations and tasks."""
     rows = {"train": 200, "test": 50}
     sets: dict[str, tuple[dict[str, Any], str]] = {
         "adult": ({}, "tabular"),
@@ -292,7 +292,7 @@ def _data() -> Iterator[Case]:
 
 
 def _tasks() -> Iterator[Case]:
-    """Language modelling, regression, and many labels, by the loop and together."""
+    """Yield runs of language modelling, regression and multilabel classification, under each plan."""
     sine = {"data": {"name": "sine", "clients": 8, "samples": 20}, "task": "regression"}
     labels = {"data": f"{PARTS}signs", "task": "multilabel", "cohort": {"size": 3}}
     words = {"data": f"{PARTS}counting", "task": "language_modelling", "cohort": {"size": 3}}
@@ -313,7 +313,7 @@ def _tasks() -> Iterator[Case]:
 
 # -- models and training ----------------------------------------------------------------------------------------------
 def _models() -> Iterator[Case]:
-    """Each model that needs no download, statistics of BatchNorm, and adapters."""
+    """Yield runs of each model that needs no download, of BatchNorm, adapters and frozen parameters."""
     small: dict[str, tuple[dict[str, Any], list[int]]] = {
         "cnn_fedavg": ({}, [1, 28, 28]),
         "cnn_leaf": ({}, [1, 28, 28]),
@@ -329,7 +329,7 @@ def _models() -> Iterator[Case]:
     }
     few = {"rounds": 2, "data.clients": 3, "data.samples": 12, "cohort": {"size": 2}, "client.epochs": 1}
     for name, (arguments, shape) in small.items():
-        large = name in ("cnn_fedavg", "cnn_leaf", "cnn_pfllib")  # megabytes: once is enough
+        large = name in ("cnn_fedavg", "cnn_leaf", "cnn_pfllib")  # several megabytes: one plan is enough
         for plan in ("auto",) if large else ("auto", "loop", "flat", "vmap"):
             change = {"data.shape": shape, "model": {"name": name, **arguments}, "execution.plan": plan}
             yield Case(f"model/{name}/{plan}", NOISE, few | change)
@@ -351,7 +351,7 @@ def _models() -> Iterator[Case]:
 
 
 def _norms() -> Iterator[Case]:
-    """Whose the running statistics of BatchNorm are."""
+    """Yield runs of each treatment of BatchNorm's running statistics."""
     for whose in ("averaged", "local", "batch"):
         for strategy in ("fedavg", "fedbn", "scaffold"):
             change = {"strategy": {"name": strategy}, "model": {"name": f"{PARTS}normalised", "batch_norm": whose}}
@@ -363,7 +363,7 @@ def _norms() -> Iterator[Case]:
 
 
 def _adapters(attention: dict[str, Any]) -> Iterator[Case]:
-    """Each adapter, beside a perceptron and beside a transformer."""
+    """Yield runs of each adapter, on a perceptron and on a transformer."""
     for adapter in fl_names.names("adapter"):
         for strategy in ("fedavg", "fedit", "scaffold", "local"):
             change = {"strategy": {"name": strategy}, "model.adapter": {"name": adapter, "rank": 2}, "client.lr": 0.02}
@@ -380,7 +380,7 @@ def _adapters(attention: dict[str, Any]) -> Iterator[Case]:
 
 
 def _training() -> Iterator[Case]:
-    """Budgets, rates, optimisers, clipping, and rules of the server."""
+    """Yield runs of learning-rate schedules, optimisers, training budgets, clipping, and server rules."""
     schedules: dict[str, dict[str, Any]] = {
         "cosine": {"schedule": "cosine"},
         "linear": {"schedule": "linear", "warmup": 2},
@@ -418,7 +418,7 @@ def _training() -> Iterator[Case]:
 
 
 def _rules() -> dict[str, dict[str, Any]]:
-    """Strategies on digits, with other arguments than the usual ones."""
+    """Return overrides for strategies with arguments that are not the default."""
     rules: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "median": ({}, {}),
         "trimmed_mean": ({"beta": 0.25}, {}),
@@ -453,7 +453,7 @@ def _rules() -> dict[str, dict[str, Any]]:
 
 # -- evaluation and execution -----------------------------------------------------------------------------------------
 def _evaluations() -> Iterator[Case]:
-    """Who is asked, with which model, what ends a run, and what stands beside it."""
+    """Yield runs of evaluation settings, stopping rules and baselines."""
     adapt = {"name": "sgd", "batch": "full", "steps": 3, "lr": 0.1}
     evaluations: dict[str, dict[str, Any]] = {
         "every": {"every": 2},
@@ -468,24 +468,24 @@ def _evaluations() -> Iterator[Case]:
     yield from _variants("evaluation", DIGITS, {name: {"evaluation": change} for name, change in evaluations.items()})
     held: dict[str, Any] = {"splits": {"val": 0.0, "test": 0.5, "clients": 3}, "cohort": {"size": 3}}
     yield Case("evaluation/held_out", DIGITS, held | {"evaluation": {"clients": "held_out"}})
-    asked = {"evaluation": {"clients": "held_out", "stage": "adapted", "adapt": adapt}}
-    yield Case("evaluation/held_out_adapted", DIGITS, held | asked)
+    adapted = {"evaluation": {"clients": "held_out", "stage": "adapted", "adapt": adapt}}
+    yield Case("evaluation/held_out_adapted", DIGITS, held | adapted)
     stops: dict[str, dict[str, Any]] = {
         "target": {"rounds": 20, "stop.target": {"val/accuracy": 0.5}},
         "patience": {"rounds": 20, "client.lr": 2.0, "stop.patience": 2, "evaluation.select": "eval/loss"},
         "commits": {"rounds": 4, "checkpoint": {"every": 3, "best": False}},
     }
     yield from _variants("stop", DIGITS, stops)
-    beside = ["local", "centralised", "finetune", "majority"]
+    baselines = ["local", "centralised", "finetune", "majority"]
     for strategy in ("fedavg", "scaffold", "fedper", "fedprox"):
-        yield Case(f"baselines/{strategy}", DIGITS, {"strategy": {"name": strategy}, "baselines": beside})
-    yield Case("baselines/steps", DIGITS, {"client.steps": 3, "baselines": beside})
+        yield Case(f"baselines/{strategy}", DIGITS, {"strategy": {"name": strategy}, "baselines": baselines})
+    yield Case("baselines/steps", DIGITS, {"client.steps": 3, "baselines": baselines})
     momentum = {"client.optimiser": {"name": "sgd", "momentum": 0.9}}
-    yield Case("baselines/momentum", DIGITS, momentum | {"baselines": beside})
+    yield Case("baselines/momentum", DIGITS, momentum | {"baselines": baselines})
 
 
 def _executions() -> Iterator[Case]:
-    """Plans in detail, threads, Ray beside the same in this process, a resumed run, and a Flower app."""
+    """Yield runs of plans, chunks, threads, the Ray and Flower executors, and a resumed run."""
     for plan in ("auto", "loop", *BATCHED):
         yield Case(f"execution/{plan}", DIGITS, {"execution.plan": plan})
     for chunk in (1, 2, 8):
@@ -515,7 +515,7 @@ def _executions() -> Iterator[Case]:
         "partition": {"name": "iid", "clients": 3},
         "cohort": {"fraction": 1.0},
         "strategy": {"name": "scaffold"},
-        "execution": {**DIGITS["execution"], "plan": "loop"},  # as Flower's nodes train
+        "execution": {**DIGITS["execution"], "plan": "loop"},  # Flower's nodes use this plan
     }
     yield Case("executor/flower", three, how="flower", packages=("flwr",))
     yield Case("executor/flower_serial", three)

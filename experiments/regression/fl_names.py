@@ -1,4 +1,4 @@
-"""Everything that this tool takes from fl beside `fl.run` and `fl.resume`. If fl changes a name, change it here."""
+"""The names of fl that this tool uses beside `fl.run` and `fl.resume`. If fl changes a name, change it here."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from fl import registry
 
 
 def names(kind: str) -> list[str]:
-    """The names of all registered parts of a kind, such as "strategy" or "codec"."""
+    """Return the names of all registered parts of a kind, for example "strategy" or "codec"."""
     return registry.names(kind)
 
 
-def bench_of(strategy: str) -> dict[str, Any]:
-    """What the strategy needs beside a usual configuration, as overrides by dotted path."""
+def example_config(strategy: str) -> dict[str, Any]:
+    """Return the overrides by dotted path that the strategy needs to run."""
     return dict(registry.lookup("strategy", strategy).example_config)
 
 
 def client_fields(strategy: str) -> set[str]:
-    """The names of the arguments of the strategy's own client."""
+    """Return the names of the arguments of the strategy's client algorithm."""
     part = registry.lookup("client", registry.lookup("strategy", strategy).client)
     return {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
 
 
 def plan_of(directory: Path) -> dict[str, Any] | None:
-    """How the clients of a finished run were trained: kind, chunk, memory format ("layout" in all records), and why."""
+    """Return the plan of a finished run: kind, chunk, memory format (called "layout" in records), reason ("why")."""
     file = directory / "environment.json"
     plan = json.loads(file.read_text()).get("plan") if file.is_file() else None
     if plan is not None:
@@ -36,5 +36,5 @@ def plan_of(directory: Path) -> dict[str, Any] | None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether fl refused the configuration, in contrast to an error while it worked."""
+    """Return whether fl refused the configuration; other errors happen during the run."""
     return type(error).__name__ == "ConfigError"

@@ -1,4 +1,4 @@
-"""The experiments of this folder, shortened to a few rounds on little data."""
+"""The experiments of this repository, shortened to a few rounds on little data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STREAM_STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all runs of this file."""
     yield from _streams()
     yield from _adapters()
     yield from _reconnaissance()
@@ -34,12 +34,12 @@ def cases() -> Iterator[Case]:
 
 
 def _case(name: str, file: str, overrides: dict[str, Any], *data: str, **more: Any) -> Case:
-    """A run of the YAML file experiments/`file`, in this process on one core."""
+    """Return a run of the YAML file experiments/`file`, serial on one core."""
     return Case(name, EXPERIMENTS / file, {**overrides, **SERIAL}, data=data, **more)
 
 
 def _streams() -> Iterator[Case]:
-    """Orthogonal training and what it is compared with, on streams of tasks."""
+    """Yield runs of FOT and the methods that it is compared with, on task streams."""
     digits = {
         "stream.tasks": 2,
         "stream.rounds": 2,
@@ -57,7 +57,7 @@ def _streams() -> Iterator[Case]:
 
 
 def _adapters() -> Iterator[Case]:
-    """Adapters beside frozen weights, sent whole and sparsely."""
+    """Yield runs of LoRA methods and of FLASC, which sends sparse adapters."""
     short = {"rounds": 2, "evaluation.every": 1, "client.steps": 3}
     for strategy in LORA_STRATEGIES:
         change = {} if strategy == "fedsa_lora" else {"strategy": {"name": strategy}}
@@ -83,7 +83,7 @@ def _adapters() -> Iterator[Case]:
 
 
 def _reconnaissance() -> Iterator[Case]:
-    """Prototypes of new characters, and a trained head on the features of a run that was made before."""
+    """Yield runs of Federated Reconnaissance, and runs that train a head on the encoder of an earlier run."""
     short = {"stream.tasks": 3, "model.width": 4, "data.field": 20}
     few = short | {"strategy.episodes": 2, "strategy.ways": 3, "strategy.shots": 2, "strategy.queries": 2}
     folder = "reconnaissance/"
@@ -100,7 +100,7 @@ def _reconnaissance() -> Iterator[Case]:
 
 
 def _reptile() -> Iterator[Case]:
-    """Meta-learning, one device a round."""
+    """Yield runs of TinyReptile and the methods that it is compared with."""
     short = {"rounds": 3, "data.clients": 40, "splits.clients": 8, "evaluation.every": 3, "checkpoint.every": 2}
     uniform = {"strategy": {"name": "fedavg", "weights": "uniform"}, "cohort.size": 5}
     variants: dict[str, dict[str, Any]] = {
@@ -117,7 +117,7 @@ def _reptile() -> Iterator[Case]:
 
 
 def _others() -> Iterator[Case]:
-    """Codecs, devices, and published data sets."""
+    """Yield runs of the experiments on codecs, devices and published data sets."""
     quick = {"rounds": 2, "evaluation.every": 1}
     little = quick | {"data.train": 800, "data.test": 200}
     yield _case("quickstart", "quickstart.yaml", {"rounds": 3})
@@ -158,7 +158,7 @@ def _others() -> Iterator[Case]:
 
 
 def _benchmarks() -> Iterator[Case]:
-    """The workloads whose speed is measured."""
+    """Yield runs of the workloads of `fl bench`."""
     quick = {"rounds": 2, "splits.val": 0.1}
     sizes: dict[str, dict[str, Any]] = {
         "cnn_pfl": {"data.clients": 4, "cohort.size": 2, "data.samples": 10},

@@ -1,4 +1,4 @@
-"""Every strategy in many settings, on eight tiny clients."""
+"""Each strategy in many settings, with eight small clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEDERATION: dict[str, Any] = {
     "cohort": {"name": "uniform", "size": 5},
     "execution": {"executor": "serial", "workers": 1},
 }
-TRAINING = {"epochs": 2, "batch": 8, "lr": 0.1}  # for clients that have such arguments
+TRAINING = {"epochs": 2, "batch": 8, "lr": 0.1}  # each client algorithm gets those of these arguments that it has
 BATCHED = ("compiled", "stacked", "flat", "vmap")
 PLANS = ("auto", "loop", *BATCHED)
 
@@ -34,7 +34,7 @@ IMAGES = {"data.shape": [1, 8, 8], "model": {"name": "experiments.regression.par
 DEVICES = {"name": "lognormal", "ms_per_sample": 10, "up_mbps": 0.1, "down_mbps": 0.5, "latency_ms": 20, "sigma": 1.0}
 NORMALISED = {"model": {"name": "experiments.regression.parts:normalised"}}
 
-# name of the setting -> overrides; a strategy that does not accept one refuses it, and the refusal is recorded
+# name of the setting -> overrides; if a strategy refuses a setting, the refusal is recorded
 SETTINGS: dict[str, dict[str, Any]] = {
     **{plan: {"execution.plan": plan} for plan in PLANS},
     **{f"momentum_clip/{plan}": {**MOMENTUM, "execution.plan": plan} for plan in ("auto", "loop", "flat")},
@@ -67,7 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def cases() -> Iterator[Case]:
-    """Each strategy in each setting, and stopped and resumed."""
+    """Yield each strategy in each setting, and each strategy with a stop and a resume."""
     for strategy in fl_names.names("strategy"):
         for setting, overrides in SETTINGS.items():
             yield case(strategy, setting, overrides)
@@ -75,8 +75,8 @@ def cases() -> Iterator[Case]:
 
 
 def case(strategy: str, setting: str, overrides: dict[str, Any], **more: Any) -> Case:
-    """One strategy in one setting. What the strategy needs is laid over the setting."""
+    """Return the run of a strategy in a setting. Overrides that the strategy needs replace those of the setting."""
     fields = fl_names.client_fields(strategy)
     client = {key: value for key, value in TRAINING.items() if key in fields}
     config = {**FEDERATION, "strategy": {"name": strategy}, "client": client}
-    return Case(f"{strategy}/{setting}", config, {**overrides, **fl_names.bench_of(strategy)}, **more)
+    return Case(f"{strategy}/{setting}", config, {**overrides, **fl_names.example_config(strategy)}, **more)

@@ -1,6 +1,6 @@
-"""What FedProx, SCAFFOLD and FedDyn clients do to a gradient, send and keep: by hand.
+"""Gradients, updates and states of FedProx, SCAFFOLD and FedDyn clients, computed by hand.
 
-One client, one sample, loss 1/2 (w - 4)^2, received w = 0, rate 1/2.
+One client, one sample, loss 1/2 (w - 4)^2, received w = 0, learning rate 1/2.
 """
 
 import numpy as np
@@ -87,7 +87,7 @@ def test_feddyn_by_hand():
 
 
 def test_feddyn_exact_minimum_keeps_the_gradient_there():
-    """The first-order condition: at the exact local minimum, the new g_k is the gradient of the loss there."""
+    """At the exact local minimum, the first-order condition holds: the new g_k is the gradient of the loss there."""
     groups, state = train(FedDyn(batch="full", steps=200, lr=0.3), config={"alpha": 0.5})
     assert state["weight"].item() == pytest.approx(groups["model"] - 4.0, abs=1e-5)
 

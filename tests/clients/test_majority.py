@@ -1,4 +1,4 @@
-"""The majority class against counts by numpy."""
+"""The majority class, compared with counts by numpy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What virtual time counts: local steps, and a sample once for each gradient that it passes through."""
+"""Workloads for virtual time: local steps, and gradients of single samples."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,18 @@ SIZES, SETTINGS = np.array([20, 3, 0]), {"epochs": 2, "batch": 8}
     "algorithm, name, steps, samples, extra",
     [
         (Scaffold(option=2, **SETTINGS), "train", [6, 2, 0], [40, 6, 0], [0, 0, 0]),
-        (Scaffold(option=1, **SETTINGS), "train", [6, 2, 0], [60, 9, 0], [20, 3, 0]),  # and the full gradient
+        (
+            Scaffold(option=1, **SETTINGS),
+            "train",
+            [6, 2, 0],
+            [60, 9, 0],
+            [20, 3, 0],
+        ),  # a gradient over all samples besides
         (FedDPALoRA(**SETTINGS), "train", [6, 2, 0], [80, 12, 0], [0, 0, 0]),  # two adapters
         (FedRep(head_epochs=1, **SETTINGS), "train", [9, 3, 0], [60, 9, 0], [0, 0, 0]),
         (Reptile(samples=8, **SETTINGS), "train", [2, 2, 0], [16, 6, 0], [0, 0, 0]),
         (TinyReptile(samples=8), "train", [8, 3, 0], [8, 3, 0], [0, 0, 0]),
-        # the local part is rebuilt from 4 samples in 2 steps, the others pass one by one
+        # 4 samples rebuild the local part in 2 steps; the other samples are steps of one sample
         (TinyMetaFed(rebuild=4, rebuild_steps=2), "train", [16, 0, 0], [24, 6, 0], [8, 6, 0]),
         (TinyMetaFed(rebuild=4, rebuild_steps=2, samples=10), "train", [6, 0, 0], [14, 6, 0], [8, 6, 0]),
         (FedEWC(**SETTINGS), "train", [6, 2, 0], [40, 6, 0], [0, 0, 0]),

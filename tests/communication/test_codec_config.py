@@ -1,4 +1,4 @@
-"""Codecs in configurations: how they may be written, and mistakes that stop before round 0."""
+"""Codecs in configurations: their notations, and mistakes that stop a run before round 0."""
 
 import pytest
 

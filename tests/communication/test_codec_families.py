@@ -1,7 +1,7 @@
 """Families of codecs: bits computed by hand, errors from closed forms and from the papers.
 
-The laws of `fl.check.check` test what holds for every codec (real bytes, batches, bias, bounds, numbers that are not
-finite). Here they run for settings that are not the default.
+The laws of `fl.check.check` hold for every codec: real bytes, batches, bias, bounds, non-finite numbers. Here they run
+for settings that are not the default.
 """
 
 import math
@@ -43,7 +43,7 @@ def through(codec, values, key=0):
 
 
 def over_keys(codec, values, count):
-    """(count, n): what arrives for as many keys."""
+    """Decode the values once for each of `count` keys, (count, n)."""
     return through(codec, values.repeat(count, 1), hash64("test", np.arange(count))).double()
 
 
@@ -97,7 +97,7 @@ def test_quantise_by_hand():
 
 
 def test_quantise_rounds_up_as_often_as_it_must():
-    """A value 0.3 of the way between two levels arrives at the upper one 30 times of 100 (4 standard errors)."""
+    """A value at 0.3 of the way between two levels is rounded up in 30 % of the draws (within 4 standard errors)."""
     values = torch.tensor([127.0, 5.3, -5.3, 0.0])
     arrived = over_keys(Quantise(bits=8), values, 20_000)
     upper = (arrived == torch.tensor([127.0, 6.0, -5.0, 0.0])).double().mean(0)
@@ -107,7 +107,7 @@ def test_quantise_rounds_up_as_often_as_it_must():
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_qsgd_has_the_papers_variance(bits):
-    """E|error|^2 = |v|^2 / s^2 sum_i f_i (1 - f_i), f the fractions of levels.
+    """E|error|^2 = |v|^2 / s^2 sum_i f_i (1 - f_i); f_i is the position between two levels.
 
     It is below min(n / s^2, sqrt(n) / s) |v|^2 (Lemma 3.1).
     """
@@ -151,7 +151,7 @@ def test_ternary_by_hand():
 
 
 def test_sparse_ternary_compression_as_in_the_paper():
-    """Algorithm 1: the mean magnitude of the top k, with their signs.
+    """Algorithm 1: the signs of the top k, times their mean magnitude.
 
     Entropy: k (b* + 1 / (1 - (1-p)^(2^b*)) + 1) bits.
     """
@@ -178,7 +178,7 @@ def test_terngrad_sends_the_share_that_it_must():
 
 # -- block floats -----------------------------------------------------------------------------------------------------
 def test_block_float_by_hand():
-    # 4 bits: s = 7. Blocks of 8 with a largest of 7 (step 1 = 2^0) and 7.5 (step 2 = 2^1, as 7 steps of 1 do not reach)
+    # 4 bits: s = 7. Two blocks of 8: the largest is 7 (step 2^0) or 7.5 (step 2^1, because 7 steps of 1 are too few)
     values = torch.tensor([7.0, -3.0, 1.2, 0, 0, 0, 0, 0, 7.5, 0.9, -4.1, 0, 0, 0, 0, 0, 0, 0])
     codec = BlockFloat(bits=4, block=8)
     assert encode(codec, values).parts["exponents"].tolist() == [127, 128, 0]
@@ -293,9 +293,9 @@ def test_low_rank_sends_what_has_that_rank():
     exact = torch.randn(40, 3, generator=draw) @ torch.randn(3, 60, generator=draw)
     group = Params.of({"w": exact.reshape(40, 6, 10), "b": torch.randn(7, generator=draw)})
     arrived, sizes = transmit(LowRank(rank=3), group)
-    assert_allclose(arrived["w"], group["w"], atol=1e-5)  # its first axis by all others
+    assert_allclose(arrived["w"], group["w"], atol=1e-5)  # as a matrix: first axis x all other axes
     assert arrived["b"].equal(group["b"]) and sizes.encoded_bytes == 4 * (3 * (40 + 60) + 7)
-    # a power step from a random start comes near the best matrix of that rank (Eckart, Young)
+    # one power step from a random start is close to the best matrix of that rank (Eckart, Young)
     matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 50)) * 0.7 ** np.arange(50)).float()
     best = float(torch.linalg.svdvals(matrix)[3:].square().sum().sqrt())
     arrived, _ = transmit(LowRank(rank=3), matrix)
@@ -312,7 +312,7 @@ def test_zstd_is_zstd():
     assert encode(Zstd(), noise).nbytes == 1005 and through(Zstd(), noise).equal(noise)
 
 
-# -- chains whose length depends on the numbers -----------------------------------------------------------------------
+# -- codecs whose size depends on the numbers -------------------------------------------------------------------------
 CHAINS = [
     Chain((TopK(ratio=0.1, positions="golomb"), Quantise(), Zstd())),
     Chain((Threshold(value=0.8), FP16())),
@@ -355,7 +355,7 @@ def test_leaves_of_a_group_draw_apart():
 
 # -- long vectors -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("codec", "beside"),
+    ("codec", "extra"),
     [
         (Sign(), 8),
         (Quantise(), 8),
@@ -368,11 +368,11 @@ def test_leaves_of_a_group_draw_apart():
     ],
     ids=str,
 )
-def test_a_long_vector_takes_little_memory_beside_what_it_becomes(codec, beside):
-    """16 million numbers, 64 MiB: at most `beside` MiB and three times what comes out."""
+def test_a_long_vector_takes_little_memory_besides_its_output(codec, extra):
+    """16 million numbers (64 MiB) take at most `extra` MiB and three times the output."""
     values = torch.linspace(-1, 1, 1 << 24)
     tracemalloc.start()
     encoded = encode(codec, values)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < (beside << 20) + 3 * encoded.nbytes
+    assert peak < (extra << 20) + 3 * encoded.nbytes

@@ -1,4 +1,4 @@
-"""The laws of codecs find out what is wrong."""
+"""The laws of codecs detect broken codecs."""
 
 import pytest
 

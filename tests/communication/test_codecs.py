@@ -1,4 +1,4 @@
-"""Codecs: errors are within the stated bounds, counted bytes are packed bytes, batches have the bits of single rows."""
+"""Codecs: errors are within their bounds, the ledger counts real bytes, a batch has the bits of its single rows."""
 
 from dataclasses import dataclass
 
@@ -139,7 +139,7 @@ def test_top_k_by_hand():
     values = torch.tensor([0.0, -3.0, 1.0, 0.0, 1.0, 0.5, 2.0, -2.0])
     encoded = TopK(ratio=0.25).encode(values)
     assert encoded.parts["positions"].tolist() == [49] and encoded.parts["values"].tolist() == [-3.0, 2.0]
-    # k=4: 12 bits of indices, 8 of a bitmap with bits 1, 2, 6, 7 (entries 2 and 4 are equal, the first stays)
+    # k=4: 12 bits of indices, 8 of a bitmap with bits 1, 2, 6, 7 (entries 2 and 4 are equal; top-k keeps the first)
     encoded = TopK(ratio=0.5).encode(values)
     assert encoded.parts["positions"].tolist() == [0b11000110]
     assert encoded.parts["values"].tolist() == [-3.0, 1.0, 2.0, -2.0]
@@ -184,10 +184,10 @@ def test_chain_encodes_the_values_of_the_one_before():
 
 
 def test_order_of_a_chain_matters():
-    values = torch.tensor([1.0, 1 + 2.0**-12])  # equal as halves
+    values = torch.tensor([1.0, 1 + 2.0**-12])  # equal in half precision
     keep, half = TopK(ratio=0.5), FP16()
     first, second = Chain((half, keep)), Chain((keep, half))
-    assert first.decode(first.encode(values), 2).tolist() == [1.0, 0.0]  # a tie: the first stays
+    assert first.decode(first.encode(values), 2).tolist() == [1.0, 0.0]  # a tie: top-k keeps the first
     assert second.decode(second.encode(values), 2).tolist() == [0.0, 1.0]
     assert first.exact_size(1000) == second.exact_size(1000) == 125 + 500 * 2
     assert Chain((FP16(), Identity())).elementwise and not second.elementwise
@@ -259,7 +259,7 @@ def test_identity_delivers_the_very_tree(count):
 def test_cast_of_a_group(count):
     tree = group(0) if count is None else stack([group(c) for c in range(count)])
     arrived, sizes = transmit(FP16(), tree, count)
-    # 2 bytes for each of 24 + 6 + 6 + 2 floating numbers; integers as they are: 24 + 32 + 32
+    # 2 bytes for each of 24 + 6 + 6 + 2 floating-point numbers; integers are unchanged: 24 + 32 + 32
     assert sizes == Sizes(PAYLOAD, 2 * 38 + 88 + POSITIONS, ARRAYS)
     for name in ("w", "b", "d"):
         assert same_bits(arrived["model"][name], tree["model"][name].half().to(tree["model"][name].dtype))
@@ -276,7 +276,9 @@ def test_top_k_of_a_group():
     # float32 of the model: 5 of 22, bitmap of 3 bytes (25 bits of indices); doubles: 1 of 2, 1 bit;
     # dense: 1 of 6, 3 bits; the values of table and sparse are sent unchanged
     assert sizes == Sizes(PAYLOAD, (3 + 20) + (1 + 8) + 24 + (1 + 4) + 32 + 56 + 8 + POSITIONS, ARRAYS)
-    flat = np.concatenate([tree["model"]["w"].numpy().ravel(), tree["model"]["b"].numpy()])  # w and b are one vector
+    flat = np.concatenate(
+        [tree["model"]["w"].numpy().ravel(), tree["model"]["b"].numpy()]
+    )  # top-k sees w and b as one vector
     flat[np.argsort(-np.abs(flat), kind="stable")[5:]] = 0
     assert_array_equal(arrived["model"]["w"], flat[:15].reshape(3, 5))
     assert_array_equal(arrived["model"]["b"], flat[15:])

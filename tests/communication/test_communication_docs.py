@@ -1,4 +1,4 @@
-"""The table of docs/communication.md is true, and its codec keeps the laws."""
+"""The table of docs/communication.md is correct, and its example codec satisfies the laws."""
 
 import re
 from pathlib import Path

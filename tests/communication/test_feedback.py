@@ -1,4 +1,4 @@
-"""Error feedback and differences: sums on paper, the stored residuals, and the same bits for every executor."""
+"""Error feedback and delta codecs: sums by hand, stored residuals, and the same bits for every executor."""
 
 import numpy as np
 import pytest
@@ -13,18 +13,28 @@ from fl.communication.codecs.top_k import TopK
 from fl.communication.transmit import transmit
 from fl.tensors.params import Params
 from fl.tensors.sparse import Table
-from tests.test_seams import ALL, BASE, client_state, column, model_change, rows, simulate, toy, weighted_mean  # noqa: F401
+from tests.test_seams import (  # noqa: F401
+    ALL,
+    BASE,
+    client_state,
+    column,
+    model_change,
+    rows,
+    simulate,
+    toy,
+    weighted_mean,
+)
 
-FIVE = [{"topk": {"ratio": 0.25}}]  # of 21 numbers
+FIVE = [{"topk": {"ratio": 0.25}}]  # 5 of the model's 21 numbers
 
 
 def normal(n, seed):
     return torch.randn(n, generator=torch.Generator().manual_seed(seed))
 
 
-# -- on paper ---------------------------------------------------------------------------------------------------------
+# -- by hand ----------------------------------------------------------------------------------------------------------
 def test_nothing_is_lost_only_late():
-    """sum of what was sent + the last error = sum of what was to be sent, whatever the codec."""
+    """sum of sent values + last error = sum of given values, for every codec."""
     codec, feedback = Chain((ErrorFeedback(), TopK(ratio=0.1))), ErrorFeedback()
     memory, sent, wanted = None, torch.zeros(40), torch.zeros(40)
     for round_ in range(6):
@@ -50,12 +60,12 @@ def test_what_has_positions_passes_by():
     fed = ErrorFeedback().add_residuals(tree, [m + 1 for m in memory])
     assert fed["t"] is table and float(fed["x"]) == 3 and fed["w"]["a"].tolist() == [2, 2, 2]
     assert fed["w"]["n"].tolist() == [0, 1]
-    assert ErrorFeedback().add_residuals(tree, [torch.ones(2)]) is tree  # of other shapes
+    assert ErrorFeedback().add_residuals(tree, [torch.ones(2)]) is tree  # residuals of other shapes are dropped
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
 def late(rounds, n=21, k=5):
-    """Send ones `rounds` times through top-k with error feedback, in numpy: (sum of what arrives, last error)."""
+    """Send ones `rounds` times through top-k with error feedback, in numpy: (sum of received values, last error)."""
     error, arrived = np.zeros(n), np.zeros(n)
     for _ in range(rounds):
         fed = 1 + error
@@ -108,7 +118,7 @@ def test_clients_that_train_together_keep_what_they_would_alone(simulate):  # no
 
 
 def test_the_server_keeps_what_it_lost(simulate):  # noqa: F811
-    """The server sends a constant model three times through top-k and keeps what was lost."""
+    """The server sends a constant model three times through top-k and keeps the errors."""
     run = simulate(
         strategy="fedavg", client="sgd", rounds=3, **{"client.lr": 0.0, "codec.down": ["error_feedback", *FIVE]}
     )
@@ -126,7 +136,7 @@ def test_the_server_keeps_what_it_lost(simulate):  # noqa: F811
 
 # -- differences ------------------------------------------------------------------------------------------------------
 def test_down_each_client_is_sent_what_it_lacks(simulate):  # noqa: F811
-    """Round 0: the whole model, as it is; then differences to what each last had, however long ago."""
+    """In round 0 clients receive the whole model, later the difference to the last model that they received."""
     settings = {"strategy": "fedavg", "client": toy("Constant"), "cohort": {"name": "cyclic", "size": 4}, "rounds": 4}
     run = simulate(**settings, **{"codec.down": ["delta", *FIVE]})
     bytes_ = rows(run, "down", "model")
@@ -135,14 +145,14 @@ def test_down_each_client_is_sent_what_it_lacks(simulate):  # noqa: F811
     for (round_, _, client), size in sorted(bytes_.items()):
         assert size == (part if client in seen else whole), (round_, client)
         seen.add(client)
-    # all coordinates move alike: after round 1 clients 0 and 1 have five of them of the model after round 0
+    # all coordinates move by the same step: after round 1 clients 0 and 1 have received five of round 0's changes
     cohort = [0, 1, 2, 3]
     step = sum((c + 1) * len(run.run_setup.periods[0].partition.view_rows(c, "train")) for c in cohort)
     step /= sum(len(run.run_setup.periods[0].partition.view_rows(c, "train")) for c in cohort)
     two = simulate(**settings | {"rounds": 2}, **{"codec.down": ["delta", *FIVE]})
     had = client_state(two, 0)["last_received"]["model"].compact() - two.first.compact()
     assert_allclose(had.sort().values, [0] * 16 + [step] * 5, rtol=1e-5, atol=1e-6)
-    assert two.result.metrics[0]["downlink_multicast_bytes"] == 4 * whole  # each has a difference of its own
+    assert two.result.metrics[0]["downlink_multicast_bytes"] == 4 * whole  # each client receives its own difference
 
 
 def test_an_exact_difference_changes_last_bits_at_most(simulate):  # noqa: F811
@@ -185,13 +195,13 @@ class Whole(ClientAlgorithm):
 
 
 def test_up_a_group_is_a_difference_to_what_was_received(simulate, tmp_path):  # noqa: F811
-    """Heads of 1 + (c + 1) / 8192: as halves, whose step is 1/1024, most are 1; their differences to 1 are exact."""
+    """Heads are 1 + (c + 1) / 8192: fp16 with its step of 1/1024 rounds most to 1; their differences to 1 are exact."""
     (tmp_path / "whole.py").write_text(WHOLE)
     settings = {"strategy": f"{tmp_path}/whole.py:Heads", "client": {"name": f"{tmp_path}/whole.py:Whole"}, "rounds": 1}
     (lossy,) = column(simulate(**settings, **{"codec.up": ["fp16"]}), "head")
     (exact,) = column(simulate(**settings, **{"codec.up": ["delta", "fp16"]}), "head")
     (left,) = column(simulate(**settings, **{"codec.up": [{"delta": {"groups": ["other"]}}, "fp16"]}), "head")
-    mean = 3 * (1 + 2.0**-13 * 3.5)  # of 1, ..., 6
+    mean = 3 * (1 + 2.0**-13 * 3.5)  # 3.5 is the mean of 1, ..., 6
     assert exact == pytest.approx(mean, rel=1e-7) and lossy == left != pytest.approx(mean, rel=1e-4)
 
 

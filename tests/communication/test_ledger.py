@@ -1,4 +1,4 @@
-"""The ledger: sums on paper, nothing but whole commits after a cut at any byte, the same file after a resumption."""
+"""The ledger: sums by hand, whole commits after a cut at any byte, the same file after a resume."""
 
 from contextlib import ExitStack, closing
 
@@ -15,7 +15,7 @@ from fl.storage.stream import ArrowStream
 
 @pytest.fixture
 def opened():
-    """Opens writers, and closes them after the test."""
+    """Register open writers; close them after the test."""
     with ExitStack() as stack:
         yield lambda writer: stack.enter_context(closing(writer))
 
@@ -30,7 +30,7 @@ NONE = {
 
 
 def play(ledger, round_, clients=(3, 5)):
-    """One round; returns the committed length."""
+    """Record one round and return the committed length in bytes."""
     clients = np.array(clients)
     ledger.record(round_, 0, "down", "model", clients, 100, 80, 120)
     ledger.multicast(round_, 80)
@@ -58,7 +58,7 @@ def test_a_round_by_hand(tmp_path, opened):
         (0, 0, 5, "up", "model", 100, 55, 95, "client"),
     ]
     play(ledger, 1, clients=[1])
-    assert ledger.totals(1)["uplink_bytes"] == 51  # a round's own, not the run's
+    assert ledger.totals(1)["uplink_bytes"] == 51  # the totals of the round, not of the run
     assert ledger.totals(2) == NONE
 
 
@@ -123,7 +123,7 @@ def test_cut_back_and_gone_on_with_is_the_uninterrupted_file(tmp_path, opened):
     for round_ in range(3):
         play(whole, round_)
     length = play(torn, 0)
-    play(torn, 1, clients=range(50))  # never committed with a round
+    play(torn, 1, clients=range(50))  # the run ends before this round is committed
     torn.close()
     torn = opened(Ledger(tmp_path / "torn.arrow", length))
     for round_ in (1, 2):

@@ -1,4 +1,4 @@
-"""Codings of positions: by hand, there and back, and as long as the papers say."""
+"""Codes of positions: by hand, decoded again, and with the lengths of the papers."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_two_of_eight_by_hand(coding, positions, expected):
 
 
 def test_golomb_takes_the_bits_of_the_paper():
-    """Sattler et al., eq. 17: b* + 1 / (1 - (1-p)^(2^b*)) bits a position; 8.108 for p = .01, where b* = 6."""
+    """Sattler et al., eq. 17: b* + 1 / (1 - (1-p)^(2^b*)) bits per position; 8.108 for p = .01, where b* = 6."""
     n, k = 1_000_000, 10_000
     assert golomb_bits(n, k) == 6 and golomb_bits(400, 1) == 8
     chosen = np.sort(np.random.default_rng(0).choice(n, k, replace=False))
@@ -55,7 +55,7 @@ def test_golomb_takes_the_bits_of_the_paper():
 
 
 def test_sizes_on_paper():
-    # 10,000 of a million: 20 bits each; with l = 6: 7 bits each and the upper part of the last, 999,999 >> 6 = 15,624
+    # 10,000 of a million: 20 bits each; with l = 6: 7 bits each, and the upper part of the last, 999,999 >> 6 = 15,624
     assert coded_bytes("packed", 1_000_000, 10_000) == 25_000
     assert coded_bytes("elias_fano", 1_000_000, 10_000) == math.ceil((70_000 + 15_624) / 8) == 10_703
     assert coded_bytes("auto", 1_000_000, 10_000) == 10_703
@@ -64,5 +64,5 @@ def test_sizes_on_paper():
 
 
 def test_elias_gamma_is_as_long_as_its_codes():
-    chosen = [2, 3, 40, 1000]  # gaps + 1: 3, 1, 37, 960 of 2 floor(log2) + 1 bits: 3 + 1 + 11 + 19
+    chosen = [2, 3, 40, 1000]  # gaps + 1 = 3, 1, 37, 960; 2 floor(log2) + 1 bits each: 3 + 1 + 11 + 19
     assert len(code_positions("elias_gamma", torch.tensor(chosen), 2000)) == math.ceil(34 / 8)

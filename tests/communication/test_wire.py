@@ -1,4 +1,4 @@
-"""The formula for wire bytes, against what Flower serialises: the bodies of a SuperNode's requests for a reply."""
+"""The formula for wire bytes, compared with the requests that Flower's SuperNode serialises for a reply."""
 
 import uuid
 
@@ -23,7 +23,7 @@ NODE, RUN, TASK = 2**63 + 12345, 2**62 + 678, 2**61 + 90  # ids are 64 random bi
 
 
 def really(**groups):
-    """Bytes of all requests that send a message with these groups."""
+    """Return the bytes of all requests that send a message with these groups."""
     records = {g: ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()}) for g, tensors in groups.items()}
     metadata = Metadata(RUN, "", NODE, 1, "f" * 64, "17", 1.7e9, 3600.0, "train", src_task_id=TASK, dst_task_id=TASK)
     message = Message(RecordDict(records), metadata=metadata)
@@ -56,8 +56,8 @@ MODELS = {
     "softmax": lambda: nn.Sequential(nn.Linear(60, 10)),
     "mlp": lambda: mlp(784, 200, 200, 62),
     "cnn": cnn,
-    "deep": lambda: mlp(*[8] * 40),  # almost nothing but overhead
-    "wide": lambda: nn.Linear(2000, 1000),  # an array of two chunks
+    "deep": lambda: mlp(*[8] * 40),  # mostly overhead
+    "wide": lambda: nn.Linear(2000, 1000),  # Flower splits this array into two chunks
 }
 
 

@@ -1,4 +1,4 @@
-"""Datasets, their loaders, and the arithmetic of partitions."""
+"""Data sets, their loaders, and the arithmetic of partitions."""
 
 import hashlib
 
@@ -17,7 +17,7 @@ from fl.data.sets.synthetic import Synthetic
 from fl.registry import lookup, names
 
 
-# -- datasets ---------------------------------------------------------------------------------------------------------
+# -- data sets --------------------------------------------------------------------------------------------------------
 def test_arrays_become_contiguous_float32_and_int64():
     x = np.arange(12.0).reshape(3, 4)[:, ::2]
     data = Dataset({"x": x, "y": np.array([1, 0, 1], np.int8)}, clients=np.array([7, 7, -2], np.int32))
@@ -95,12 +95,12 @@ def test_digits_are_split_by_class_without_loss():
 
 
 def test_synthetic_follows_its_definition():
-    """Per-client tests of a tenth, features of variance j^-1.2 about a mean of the client's own."""
+    """A tenth of each client's rows are test rows; feature j has variance j^-1.2 around the client's mean."""
     data = Synthetic(clients=20, alpha=0.0, beta=0.0, test=0.0, seed=3).load()
     x, sizes = data.train["x"], np.bincount(data.clients)
     assert x.shape[1] == 60 and sizes.min() >= 50 and data.labels.max() <= 9
     mine = x[data.clients == sizes.argmax()].astype(np.float64)
-    error = 5 * np.sqrt(2 / len(mine))  # five standard errors of a variance
+    error = 5 * np.sqrt(2 / len(mine))  # five standard errors of the variance
     np.testing.assert_allclose(mine.var(0), np.arange(1, 61) ** -1.2, rtol=error)
     split = Synthetic(clients=20, alpha=0.0, beta=0.0, test=0.1, seed=3).load()
     assert_array_equal(np.bincount(split.clients), sizes - sizes // 10)
@@ -124,7 +124,7 @@ def test_noise_is_standard_normal_with_natural_ids():
     assert abs(x.mean()) < 5 / np.sqrt(x.size) and abs(x.var() - 1) < 5 * np.sqrt(2 / x.size)
     assert_array_equal(np.bincount(data.clients), np.full(40, 50))
     assert set(data.labels) == {0, 1, 2}
-    # labels come from linear scores, which a linear model must find
+    # labels are the largest of linear scores, so a linear model must fit them
     from sklearn.linear_model import LogisticRegression
 
     assert (
@@ -135,7 +135,7 @@ def test_noise_is_standard_normal_with_natural_ids():
 
 def test_noise_sizes_are_log_normal_within_bounds():
     sizes = np.bincount(RandomData(clients=4000, shape=(1,), samples=LogNormal(lognormal=0.5, mean=100)).load().clients)
-    assert sizes.mean() == pytest.approx(100 - 0.5, rel=0.05)  # half a sample is lost by rounding down
+    assert sizes.mean() == pytest.approx(100 - 0.5, rel=0.05)  # rounding down takes half a sample on average
     assert np.log(sizes).std() == pytest.approx(0.5, rel=0.05)
     sizes = np.bincount(
         RandomData(clients=500, shape=(1,), samples=LogNormal(lognormal=1, mean=20, low=10, high=30)).load().clients
@@ -179,7 +179,7 @@ def test_views_by_hand():
     assert_array_equal(sizes, [1, 0, 1])
     assert partition.num_clients == 3 and partition.empty_clients.tolist() == [1]
     partition.check(6)
-    assert not partition.covers(6)  # row 2 is nobody's
+    assert not partition.covers(6)  # row 2 belongs to no client
     with pytest.raises(ValueError, match="client: 3 is not one of 0..2"):
         partition.view_rows(3, "train")
     with pytest.raises(ValueError, match="view: 'dev' is not one of"):

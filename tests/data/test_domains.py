@@ -1,4 +1,4 @@
-"""Several sets as one, each a domain."""
+"""Several data sets as one; each is a domain."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_resized():
     assert np.array_equal(resized(x, 3, 4), x)
     grey = resized(x, 1, 4)
     assert np.allclose(grey[:, 0], x.mean(1)) and np.array_equal(resized(grey, 3, 4)[:, 2], grey[:, 0])
-    # half the size: with smoothing, the middle of a ramp stays where it was
+    # half the size: smoothing keeps the middle of a ramp unchanged
     ramp = np.tile(np.arange(8, dtype=np.float32), (1, 1, 8, 1))
     half = resized(ramp, 1, 4)[0, 0]
     assert np.allclose(half, half[0]) and np.allclose(half[0, 1:3], [2.5, 4.5], atol=1e-5)
@@ -46,10 +46,10 @@ def test_rows_of_each_domain_and_whose_they_are():
     assert dataset.train["x"].shape == (len(digits) + 100, 1, 10, 10)
     assert np.array_equal(dataset.train["y"][: len(digits)], digits.labels)
     assert np.array_equal(np.bincount(dataset.train["domain"]), [len(digits), 100])
-    counts = np.bincount(dataset.clients)  # three clients of each domain, of equal shares
+    counts = np.bincount(dataset.clients)  # three clients per domain, with equal shares
     assert len(counts) == 6 and counts[:3].sum() == len(digits) and counts.max() - counts[:3].min() <= 1
     assert sorted(counts[3:]) == [33, 33, 34]
-    assert dataset.test is None  # noise brings none
+    assert dataset.test is None  # the noise data set has no test set
     assert resolve(config.to_dict()).to_dict() == config.to_dict()
 
 

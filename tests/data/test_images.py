@@ -1,4 +1,4 @@
-"""Image sets: the formats byte by byte as their authors define them, and the published facts about the real ones."""
+"""Image data sets: the file formats of their authors, byte by byte, and published facts about the real sets."""
 
 import gzip
 import struct
@@ -101,7 +101,7 @@ def test_pooled_is_train_then_test(folder):
 @needs("mnist", "mnist.npz")
 def test_the_real_mnist_pooled():
     data = MNIST(pooled=True).load()
-    # the canonical label counts of train and test, digit by digit
+    # the published label counts of train and test, digit by digit
     train = np.array([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
     test = np.array([980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009])
     assert_array_equal(np.bincount(data.labels[:60000]), train)
@@ -134,14 +134,14 @@ def test_usps_of_libsvm_and_resized(folder):
     assert (data.train["x"][0, 0, :8] == 1).all() and (data.train["x"][0, 0, 8:] == 0).all()
     large = USPS(side=28, train=1).load().train["x"]
     assert large.shape == (1, 1, 28, 28)
-    assert (large[0, 0, :12] == 1).all() and (large[0, 0, 16:] == 0).all()  # the edge is still in the middle
+    assert (large[0, 0, :12] == 1).all() and (large[0, 0, 16:] == 0).all()  # the edge stays in the middle
     with pytest.raises(ValueError, match="side: 0 is not positive"):
         USPS(side=0)
 
 
 # -- CIFAR ------------------------------------------------------------------------------------------------------------
 def record(labels: bytes, red: int, green: int, blue: int) -> bytes:
-    """One image: rows of red, green, blue; the second pixel of the first row is one brighter."""
+    """Return an image in three planes: red, green, blue. The second pixel of the first row is brighter by one."""
     planes = [bytes([v, v + 1]) + bytes([v]) * 1022 for v in (red, green, blue)]
     return labels + b"".join(planes)
 
@@ -205,7 +205,7 @@ def test_the_cifar100_copy():
     np.testing.assert_allclose(data.train["x"].mean((0, 2, 3)), [0.5071, 0.4865, 0.4409], atol=0.005)  # published means
 
 
-# -- what is shared ---------------------------------------------------------------------------------------------------
+# -- shared functions -------------------------------------------------------------------------------------------------
 def test_pixels_and_rows():
     x = unit(np.array([[0, 255], [51, 102]], np.uint8).T)
     assert x.dtype == np.float32 and x.flags.c_contiguous

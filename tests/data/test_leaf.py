@@ -1,4 +1,4 @@
-"""LEAF's JSON: users as clients, their own test samples, and users who only test."""
+"""LEAF's JSON files: users as clients, their test samples, and users with test samples only."""
 
 import json
 

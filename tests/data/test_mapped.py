@@ -1,4 +1,4 @@
-"""Memory-mapped data sets: the same bits as in memory, and only the rows that are read take memory."""
+"""Memory-mapped data sets: the same bits as in memory; only rows that are read take memory."""
 
 import json
 import subprocess
@@ -72,7 +72,7 @@ def arrays(tmp_path):
 
 
 def test_a_map_is_the_same_data(arrays, tmp_path):
-    """Digest, partition, training and evaluation as from the .npz."""
+    """Digest, partition, training and evaluation are the same as with the .npz file."""
     read = fl.run(config(str(tmp_path / "set.npz")), out=tmp_path / "read")
     mapped = fl.run(config({"name": "mapped", "path": str(tmp_path / "set")}), out=tmp_path / "mapped")
     assert mapped.digest == read.digest
@@ -85,12 +85,12 @@ def test_a_map_is_the_same_data(arrays, tmp_path):
 def test_a_map_travels_as_its_place(arrays, tmp_path):
     data = Mapped(path=str(tmp_path / "set")).load()
     whole = tensors(data.train)["x"]
-    part = tensors(Dataset({"x": data.train["x"][50:60]}).train)["x"]  # of some rows of it
+    part = tensors(Dataset({"x": data.train["x"][50:60]}).train)["x"]  # a slice of the map
     for tensor, rows in ((whole, slice(200)), (part, slice(50, 60))):
         code, memories = pack(tensor)
         assert not memories and len(code) < 1000
         assert torch.equal(unpack(code, memories), torch.from_numpy(arrays["x_train"][rows]))
-    assert len(pack(whole[3:5])[1]) == 1  # rows that were taken out are ordinary memory
+    assert len(pack(whole[3:5])[1]) == 1  # other slices are copied as ordinary memory
 
 
 @pytest.mark.parametrize(
@@ -130,5 +130,5 @@ def test_a_file_larger_than_what_anybody_holds(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     print({name: np.array(sizes) // MB for name, sizes in found.items()})
     assert len(found["workers"]) == 2
-    assert max(found["driver's peak"], *found["workers"]) < 700 * MB  # torch itself takes 300
-    assert found["shared"] < 100 * MB  # y and the partition: 8 bytes a row each
+    assert max(found["driver's peak"], *found["workers"]) < 700 * MB  # torch itself takes 300 MB
+    assert found["shared"] < 100 * MB  # y and the partition take 8 bytes per row each

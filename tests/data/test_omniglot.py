@@ -1,4 +1,4 @@
-"""Omniglot's parts: which drawings are the server's, the clients' and the test's."""
+"""Omniglot's parts: the drawings of the server, the clients and the test set."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,11 @@ from fl.data.sets.omniglot import Omniglot
 
 @pytest.fixture
 def two_kinds(tmp_path, monkeypatch):
-    """A file of its form: characters 0..5 in background alphabets 0 and 1, 6..9 in evaluation alphabet 2; a drawing is
-    2 x 2 pixels of its character's number, and row order is shuffled."""
+    """Write a small file in Omniglot's format.
+
+    Characters 0..5 are in background alphabets 0 and 1, characters 6..9 in evaluation alphabet 2. All 2 x 2 pixels of a
+    drawing hold its character's number. Rows are shuffled.
+    """
     order = np.random.default_rng(0).permutation(200)
     character, drawer = np.repeat(np.arange(10), 20)[order], np.tile(np.arange(20), 10)[order]
     alphabet = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])[character]
@@ -40,7 +43,7 @@ def test_base_and_field_are_apart(two_kinds):
         assert part["x"].dtype == np.float32 and part["x"].max() <= 1
     assert set(characters(data.server)) <= set(range(6)) and set(characters(data.train)) <= set(range(6, 10))
     names = {}
-    for part in (data.server, data.train, data.test):  # a label is one character, everywhere
+    for part in (data.server, data.train, data.test):  # a label stands for the same character in all parts
         for label, character in zip(part["y"], characters(part)):
             assert names.setdefault(label, character) == character
     assert len(set(names.values())) == 7

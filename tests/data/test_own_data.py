@@ -1,4 +1,4 @@
-"""Users' own data: functions, files, and the hub."""
+"""Data of the user: functions, files, and the hub."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.process import python
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
 
 
-# -- what a function may return ---------------------------------------------------------------------------------------
+# -- return values of functions ---------------------------------------------------------------------------------------
 def test_forms_of_arrays():
     whole = Dataset({"x": X[:4], "y": Y[:4]}, {"x": X[4:], "y": Y[4:]})
     assert as_dataset(whole) is whole
@@ -196,7 +196,7 @@ def test_a_missing_file_names_both_places(tmp_path, monkeypatch):
 
 
 def test_a_name_that_ends_as_a_file_is_one(tmp_path, monkeypatch):
-    """From the folder of the YAML that names it; resolved to the full path."""
+    """The path is relative to the folder of the YAML file, and is resolved to the full path."""
     path = npz(tmp_path / "my.npz", x=X, y=Y)
     text = yaml.safe_dump(TINY) + "data: "
     for i, written in enumerate(("my.npz", "{name: ./my.npz}", "{name: file, path: my.npz}")):

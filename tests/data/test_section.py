@@ -1,4 +1,4 @@
-"""Preprocessing of data: long tails, normalisation, crops and flips; rows of each client: caps, pooling."""
+"""Preprocessing: long tails, normalisation, crops and flips, caps on a client's rows, and pooling."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_crop_moves_and_flip_mirrors():
     padded = torch.nn.functional.pad(x[:1], (2,) * 4)[0, 0]
     windows = {tuple(padded[i : i + 5, j : j + 5].flatten().tolist()) for i in range(5) for j in range(5)}
     seen = {tuple(image.flatten().tolist()) for image in many}
-    assert seen == windows  # all 25 of them, and nothing else
+    assert seen == windows  # all 25 windows occur, and no other images
     flipped = Flip().apply(x[:1].expand(400, 1, 5, 5), words)
     mirrored = (flipped[:, 0, 0, 0] == 5.0).sum()
     assert 160 < mirrored < 240 and torch.equal(flipped[flipped[:, 0, 0, 0] == 5.0][0], x[0].flip(-1))

@@ -23,7 +23,7 @@ needs_data = pytest.mark.skipif(not FILE.is_file(), reason="FL_DATA names no fol
 
 @pytest.fixture
 def roles(tmp_path, monkeypatch):
-    """Three roles: of 5 speeches, of one, and too short for any sample of length 4."""
+    """Write three roles: one of 5 speeches, one of one speech, one too short for a sample of length 4."""
     speeches = [["abcdefgh", "ij", "kl", "mnop", "qrstuvw"], ["zyxwvu"], ["a"]]
     lines = [json.dumps({"play": "p", "role": str(i), "speeches": s}) for i, s in enumerate(speeches)]
     (tmp_path / "shakespeare").mkdir()
@@ -49,15 +49,15 @@ def test_windows_by_hand():
     assert y.tolist() == [[1, 2, 3, 4], [5, 6, -1, -1]]
     assert sequence_windows(ids[:5], 4, 4)[1].tolist() == [[1, 2, 3, 4]]
     assert len(sequence_windows(ids[:1], 4, 4)[0]) == len(sequence_windows(ids[:0], 4, 4)[0]) == 0
-    # windows do not overlap, so every character but the first is a target once
+    # windows do not overlap, so each character except the first is a target once
     _, y = sequence_windows(np.arange(100, dtype=np.int8), 8, 8)
     assert y[y >= 0].tolist() == list(range(1, 100))
 
 
 def test_the_last_fifth_of_the_speeches_is_for_testing(roles):
     data = Shakespeare(length=4, stride=3).load()
-    # role 0: 4 speeches train, "abcdefgh\nij\nkl\nmnop", the fifth tests; role 1: its one speech trains; role 2 has no
-    # sample
+    # role 0: the first 4 speeches "abcdefgh\nij\nkl\nmnop" are training text, the fifth is test text;
+    # role 1: its only speech is training text; role 2 has no sample
     texts = [decode(x) + "|" + VOCABULARY[y] for x, y in zip(data.train["x"], data.train["y"])]
     assert texts == ["abcd|e", "defg|h", "gh\ni|j", "ij\nk|l", "kl\nm|n", "qrst|u", "zyxw|v"]
     assert data.clients.tolist() == [0, 0, 0, 0, 0, 0, 1] and data.test is None
@@ -73,7 +73,7 @@ def test_the_options(roles):
     assert few.clients.tolist() == [0, 0, 0, 0, 1, 1] and few.held.tolist() == [False, False, True, True, False, False]
     one = Shakespeare(length=4, clients=1, server_test=0).load()
     assert len(set(one.clients)) == 1
-    asked = Shakespeare(length=4, stride=1, server_test=3).load()  # all of "qrstu", "rstuv", "stuvw"
+    asked = Shakespeare(length=4, stride=1, server_test=3).load()  # all windows: "qrstu", "rstuv", "stuvw"
     assert [decode(x) for x in asked.test["x"]] == ["qrst", "rstu", "stuv"]
     for arguments, message in [
         ({"clients": 3}, "clients: 3 is more than the 2 roles"),
@@ -143,6 +143,6 @@ def test_two_rounds_on_real_roles(tmp_path):
     }
     rows = fl.run(settings, out=tmp_path).metrics
     assert len(rows) == 2 and 0 < rows[-1]["clients/accuracy_mean"] < 1 and "eval/loss" not in rows[-1]
-    assert rows[0]["train/loss"] == pytest.approx(np.log(79), rel=0.1)  # starts at chance
+    assert rows[0]["train/loss"] == pytest.approx(np.log(79), rel=0.1)  # the initial model guesses at random
     plan = resolve(read(tmp_path / "config.yaml")).execution
     assert (plan.plan, plan.chunk) == ("loop", 1)

@@ -1,4 +1,4 @@
-"""Tables: statistics of training rows alone, beside scikit-learn's; hospitals; FATE's columns."""
+"""Tables: statistics of training rows only, compared with scikit-learn; hospitals; FATE's columns."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_credit_default_and_its_parties():
     assert (data.labels.sum() + data.test["y"].sum()) / 30000 == pytest.approx(0.221, abs=1e-3)
     assert_allclose(data.train["x"].mean(0, np.float64), 0, atol=1e-5)
     assert_allclose(data.train["x"].std(0, np.float64), 1, atol=1e-5)
-    assert np.abs(data.test["x"].mean(0)).max() > 1e-3  # test rows entered no statistic
+    assert np.abs(data.test["x"].mean(0)).max() > 1e-3  # statistics contain no test rows
     names = raw("credit_default")["feature_names"]
     assert (len(columns["guest"]), len(columns["host"])) == (13, 10)
     assert set(names[columns["guest"]]) == {
@@ -77,7 +77,7 @@ def test_heart_disease_of_four_hospitals():
 
     learnt = ~data.held
     chol = file["x"][:, 4].astype(float)
-    chol[chol == 0] = np.nan  # all of Switzerland
+    chol[chol == 0] = np.nan  # 0 means missing, as in all rows of Switzerland
     filled = np.where(np.isnan(chol), np.nanmedian(chol[learnt]), chol)
     assert_allclose(data.train["x"][:, 3], (filled - filled[learnt].mean()) / filled[learnt].std(), atol=1e-5)
     assert_array_equal(data.train["x"][:, 9 + 1], np.isnan(chol))

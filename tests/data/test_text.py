@@ -1,6 +1,4 @@
-"""Texts: which phrases stay, token ids beside Hugging Face's own tokenizer, and a pretrained encoder trained for a
-step.
-"""
+"""Texts: selected phrases, token ids compared with Hugging Face's tokenizer, and one training step of an encoder."""
 
 import numpy as np
 import pytest
@@ -34,7 +32,7 @@ def test_parts_of_phrases_are_left_out():
         5,
         6,
         7,
-    ]  # parts are sequences of words, not of letters; of two equal phrases the first stays
+    ]  # a part of a phrase is a sequence of words, not of letters; of two equal phrases the first is kept
 
 
 @pytest.mark.slow

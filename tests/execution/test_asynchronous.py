@@ -1,4 +1,4 @@
-"""Asynchronous servers: without late clients they are synchronous; executors and commits change no bits."""
+"""Asynchronous servers: without late clients they equal synchronous ones; executors and commits change no bits."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def config(method="fedavg", **more):
 
 
 def facts(result):
-    """Everything in a run that must not depend on the executor or on time."""
+    """Return all results of a run that must not depend on the executor or on time."""
     rows = [{k: v for k, v in row.items() if k not in TIMES} for row in result.metrics]
     clients = pq.read_table(result.directory / "clients.parquet").to_pylist()
     return result.digest, json.dumps(rows), result.ledger.to_pylist(), json.dumps(clients)
@@ -45,13 +45,13 @@ def facts(result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_nobody_late_is_synchronous(method, tmp_path):
-    """With identical devices and all clients in flight, each step sums all updates of the newest model."""
+def test_without_late_clients_it_is_synchronous(method, tmp_path):
+    """With identical devices and all clients in flight, each step sums updates of all clients from the newest model."""
     whole = {"name": "buffered", "concurrency": CLIENTS, "buffer": CLIENTS}
     one = fl.run(config(method, system=ALIKE, server=whole), out=tmp_path / "buffered")
     two = fl.run(config(method, system=ALIKE, server="sync", cohort={"size": CLIENTS}), out=tmp_path / "sync")
     assert one.digest == two.digest and one.ledger == two.ledger
-    assert [row["simulated_seconds"] for row in one.metrics] == pytest.approx([2.0] * 12)  # there and back
+    assert [row["simulated_seconds"] for row in one.metrics] == pytest.approx([2.0] * 12)  # 1 s down, 1 s up
     assert [row["staleness"] for row in one.metrics] == [0.0] * 12
 
 
@@ -92,14 +92,15 @@ def test_bytes_are_those_of_who_set_out_and_of_who_came(tmp_path):
         assert len(ups) == 3 and row["uplink_bytes"] == 3 * model and row["downlink_bytes"] == len(downs) * model
     sent, came = (sum(direction == way for _, direction, *_ in rows) for way in ("down", "up"))
     dropped = sum(row["clients_dropped"] for row in result.metrics)
-    assert 0 <= sent - came - dropped <= 6 and dropped > 0  # the other clients are in flight; some of them will fail
+    assert 0 <= sent - came - dropped <= 6 and dropped > 0  # other clients are in flight, and some of them will fail
 
 
 def test_staleness_by_hand(tmp_path):
-    """Two clients with trips of 1 s and 3 s. Server steps at 1, 2 and twice at 3 s.
+    """Two clients have round trips of 1 s and 3 s. The server steps at 1 s, 2 s and twice at 3 s.
 
-    At 3 s the slow client is used first, because it started earlier. Both then start again from the newest model, and
-    the sequence repeats."""
+    At 3 s the slow client's update comes first, because it started earlier. Both clients then start from the newest
+    model, and the sequence repeats.
+    """
     trace = tmp_path / "devices.csv"
     trace.write_text("client,ms_per_sample,latency_ms\n0,0,500\n1,0,1500\n")
     raw = config(

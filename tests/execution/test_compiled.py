@@ -38,7 +38,9 @@ from fl.tensors import random
 
 SEED, ROUND, PARTICIPATION = 5, 1, 4
 CLIENTS = np.array([3, 8, 21, 22, 60, 61, 90])
-SIZES = np.array([13, 0, 41, 1, 64, 20, 130])  # fewer and more than a batch of 20, and than are sorted by insertion
+SIZES = np.array(
+    [13, 0, 41, 1, 64, 20, 130]
+)  # below and above a batch of 20, and below and above the limit of insertion sort
 LR = 0.1
 
 
@@ -51,7 +53,7 @@ def net(*widths: int, activation=nn.ReLU, bias=True) -> nn.Sequential:
 
 
 def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> Chunk:
-    """Clients with `sizes` samples of a few that all have; others' samples lie between theirs."""
+    """Return a chunk of clients with `sizes` samples. Rows of other clients lie between theirs."""
     n, inputs, outputs = 2 * int(SIZES.sum()), module[1].in_features, module[-1].out_features
     draw = np.random.default_rng(SEED)
     x, y = draw.standard_normal((n, inputs), np.float32), draw.integers(0, outputs, n)
@@ -77,7 +79,7 @@ def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> Chunk:
 
 
 def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, float]:
-    """What plain torch training of client c changes, and its mean loss."""
+    """Train client c in plain torch; return the change of its parameters and its mean loss."""
     trained, n, losses = copy.deepcopy(module), int(chunk.sizes[c]), []
     for step in range(steps):
         epoch, k = divmod(step, -(-n // batch))
@@ -95,7 +97,8 @@ def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, 
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
 
-# widths that fill vectors and that do not; more and fewer outputs than samples; rows above `products.COLUMNS`
+# widths with and without a rest after vectors of eight; more and fewer outputs than samples; rows above
+# `products.COLUMNS`
 NETS = {
     "softmax": net(60, 10),
     "one input, two classes": net(1, 2),
@@ -127,7 +130,7 @@ def test_it_is_plain_torch_training(name, length, task):
 
 @pytest.mark.parametrize("count", [*range(1, 9), 100, 128])
 def test_a_sum_has_the_bits_of_the_tree(count):
-    """Updates added up as they are trained, and trained, weighted and folded one by one."""
+    """Adding updates during training has the same bits as training, weighting and folding them one by one."""
     module, draw = net(33, 9, 4), np.random.default_rng(count)
     which = draw.integers(0, len(CLIENTS), count)
     given = replace(chunk(module), clients=CLIENTS[which], sizes=SIZES[which], states=[None] * count)
@@ -145,7 +148,7 @@ def test_a_sum_has_the_bits_of_the_tree(count):
 
 
 def test_memory_left_by_a_chunk_does_not_change_the_next():
-    """Non-finite numbers stay in the thread's memory; other shapes use other parts of it."""
+    """The first chunk leaves non-finite numbers in the thread's memory, at places of other shapes."""
     algorithm, module = clients.sgd.LocalSGD(lr=LR, batch=20), net(33, 9, 4)
     before, _ = batched.train(algorithm, chunk(module), Compiled)
     batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
@@ -180,7 +183,7 @@ def test_the_compiled_hash_is_that_of_random():
 
 
 def test_machine_code_is_compiled_again_when_one_of_its_files_changes(tmp_path, monkeypatch):
-    """numba's cache key holds what the function's closure holds: a number made from all files."""
+    """numba's cache key contains the function's closure, which holds a number computed from all files."""
     (closure,) = native._compiled.py_func.__closure__
     assert closure.cell_contents == native._version()
     (tmp_path / "vector.py").write_text(Path(native.vector.__file__).read_text() + "#")
@@ -190,7 +193,7 @@ def test_machine_code_is_compiled_again_when_one_of_its_files_changes(tmp_path, 
 
 @pytest.mark.parametrize("name", ["softmax", "wide"])
 def test_other_clients_of_the_chunk_change_no_bits(name):
-    """A client's update has the same bits, alone and in a chunk."""
+    """A client's update has the same bits alone and in a chunk."""
     algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
     together, _ = batched.train(algorithm, chunk(NETS[name]), Compiled)
     for c, client in enumerate(CLIENTS):
@@ -223,11 +226,11 @@ print(bits)
 
 @pytest.mark.slow
 def test_every_process_computes_the_same(tmp_path):
-    """Who loads what another compiled, and who compiles because it may write neither beside the package nor at home."""
+    """Processes that load compiled code agree with one that must compile because it can write to no cache folder."""
     for package in ("fl", "clients", "strategies", "partitions", "experiments"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(Path(fl.__file__).parents[1] / package, tmp_path / package, ignore=ignored)
-    # no folder can be made in place of this file
+    # a file in place of the cache folder, so that the folder cannot be created
     (tmp_path / "fl" / "execution" / "training" / "native" / "__pycache__").touch()
     (tmp_path / "tmp").mkdir()
 
@@ -331,7 +334,7 @@ def test_threads_take_part(tmp_path, monkeypatch):
     def met(*arguments):
         if threading.get_ident() not in seen:
             seen.add(threading.get_ident())
-            meet.wait()  # two are here at once
+            meet.wait()  # passes when two threads wait at the same time
         return train_clients(*arguments)
 
     monkeypatch.setattr(native, "train_clients", met)
@@ -349,7 +352,7 @@ def test_an_error_in_a_thread_stops_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "train_clients", fails)
     with pytest.raises(RuntimeError, match="round 0, stage 'train': MemoryError: no room"):
         run(tmp_path, **{"execution.workers": 2})
-    assert len(begun) <= 2 + 2  # of eleven
+    assert len(begun) <= 2 + 2  # of eleven clients
 
 
 @pytest.mark.parametrize(

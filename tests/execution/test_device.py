@@ -1,4 +1,4 @@
-"""Devices: training makes tensors on its own device only; a GPU gives the results of the CPU."""
+"""Devices: training creates tensors on its own device only; a GPU gives the CPU's results."""
 
 import copy
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_a_missing_gpu_is_refused_before_the_run_starts(tmp_path):
 
 
 def on_meta(tree):
-    """Tensors without values: an operation of one of them with one of the CPU's is an error, as with a GPU's."""
+    """Move tensors to "meta": they have no values, and mixing them with CPU tensors is an error, as with a GPU's."""
     return to_device(tree, "meta")
 
 
@@ -122,19 +122,19 @@ def test_the_loop_makes_tensors_on_its_device_only(job, momentum, monkeypatch):
 
 
 def test_micro_batches_add_up():
-    """Gradients are sums over samples: in pieces they are the same but for rounding, dropout's draws included."""
+    """Gradients are sums over samples, so micro-batches change only their rounding, also with dropout."""
     whole, pieces = (
         fl.run(CONFIG | {"execution": {"executor": "serial", "plan": "loop", "micro_batch": size}}).model
         for size in (None, 3)
     )
-    assert any(not torch.equal(whole[name], pieces[name]) for name in whole)  # it does something
+    assert any(not torch.equal(whole[name], pieces[name]) for name in whole)  # micro-batches do change the rounding
     for name in whole:
         torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 10])
 def test_half_precision_is_near_and_not_equal(steps):
-    """bf16 rounds to 2^-9 of a number; a gradient step through three products is off by a few times that."""
+    """bf16 has a relative error of 2^-9; a gradient step through three products has a few times that."""
 
     def after_a_step(lr, precision):
         client = {"steps": steps, "batch": 8, "lr": lr}
@@ -167,7 +167,7 @@ def test_own_objectives_have_no_micro_batches():
         )
 
 
-# -- where there is one ----------------------------------------------------------------------------------------------
+# -- on a GPU --------------------------------------------------------------------------------------------------------
 @gpu
 @pytest.mark.parametrize(
     "execution", [{"plan": p} for p in ("loop", "stacked", "flat", "vmap")] + [{"plan": "loop", "graphs": True}]
@@ -195,7 +195,7 @@ def test_same_bits_on_a_gpu_in_deterministic_mode(plan):
 
 @gpu
 def test_codecs_and_states_on_a_gpu():
-    """What the CPU works for a GPU run: encodings, and states on disk."""
+    """The CPU's part of a run on a GPU: encodings, and states on disk."""
     config = CONFIG | {"strategy": "scaffold", "codec": {"up": ["error_feedback", {"top_k": {"ratio": 0.1}}]}}
     cpu, cuda = (
         fl.run(config | {"execution": {"executor": "serial", "device": device, "plan": "loop"}}).metrics

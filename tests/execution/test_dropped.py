@@ -1,4 +1,4 @@
-"""A client that is dropped is not in the sum, wherever its work failed."""
+"""A dropped client is not in the sum, whatever part of its work failed."""
 
 from dataclasses import dataclass, replace
 
@@ -19,8 +19,8 @@ CONFIG = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepsWhatCannotBeKept(LocalSGD):
-    """One client has a state that is no tree of values."""
+class KeepsInvalidState(LocalSGD):
+    """A client algorithm whose state is not a tree of values for one client."""
 
     whose: int
 
@@ -34,15 +34,15 @@ def test_whose_state_cannot_be_kept_is_not_in_the_sum(tmp_path, whose):
     def run(name, clients, **more):
         return fl.run({**CONFIG, "cohort": {"name": "fixed", "clients": clients}, **more}, out=tmp_path / name)
 
-    four = run("four", [0, 1, 2, 3], client=KeepsWhatCannotBeKept(whose=whose))
+    four = run("four", [0, 1, 2, 3], client=KeepsInvalidState(whose=whose))
     three = run("three", [client for client in range(4) if client != whose])
     assert (four.model.compact() - three.model.compact()).abs().max() < 1e-6
     (row,) = four.metrics
     assert row["dropped"] == 1 and f"client {whose}" in row["errors"][0]
 
 
-def test_nor_is_one_that_trained_with_others(tmp_path, monkeypatch):
-    """Four clients by two; the disk fails for the second two, and again when the first of these is worked alone."""
+def test_a_dropped_client_of_a_chunk_is_not_in_the_sum(tmp_path, monkeypatch):
+    """Four clients in chunks of two. The disk fails for the second chunk, and again for its first client alone."""
     from fl.storage.segments import Segments
 
     whole, calls = Segments.append_rows, iter(range(4))

@@ -1,6 +1,6 @@
-"""Flat training: each kind of layer with own tensors per client trains as in the loop; impossible modules are refused.
+"""Flat training: layers with a tensor per client train as in the loop; impossible modules are refused.
 
-The loop runs the module as it is, one client at a time; test_loop_batched.py holds both beside plain torch.
+The loop runs the unchanged module, one client at a time; test_loop_batched.py compares both with plain torch.
 """
 
 import copy
@@ -35,7 +35,7 @@ VECTORS = normal(sum(SIZES), 3, 4, address="vectors")
 
 
 def case(module, x, task=Classification(), y=None, **fields):
-    """The same clients for both engines, who hold samples `x`."""
+    """Return the same clients, with samples `x`, for both engines."""
     chunk, contexts = make(module, task=task, **fields)
     arrays = {**chunk.arrays, "x": x} | ({} if y is None else {"y": y})
     return replace(chunk, arrays=arrays), [replace(c, train=View(arrays, c.train.rows)) for c in contexts]
@@ -48,7 +48,7 @@ def assert_trains_flat(algorithm, module, x, **fields):
 
 
 class Places(nn.Module):
-    """A class token and a table of positions of the container, then the module `then`, and the token's output."""
+    """A container with its own class token and position table, then the module `then`; returns the token's output."""
 
     def __init__(self, then, squeezed):
         super().__init__()
@@ -107,7 +107,7 @@ def built(name):
     torch.manual_seed(1)
     module = make_module()
     with torch.no_grad():
-        module.eval()(x[:2])  # lazy layers
+        module.eval()(x[:2])  # initialises lazy layers
     return module, x
 
 
@@ -116,7 +116,7 @@ def test_layers(name):
     assert_trains_flat(TRAINING, *built(name))
 
 
-# y = W x + b with one half of each layer frozen: in no message, or sent but not trained
+# y = W x + b with W or b frozen in each layer: not sent at all, or sent but not trained
 @pytest.mark.parametrize("half", ["weight", "bias"])
 @pytest.mark.parametrize("name", ["linear", "layer norm", "group norm", "convolutions"])
 def test_a_layer_with_one_trained_tensor(name, half):
@@ -134,7 +134,7 @@ def test_a_module_used_twice():
 
 
 def test_frozen_tensors_that_differ_between_clients():
-    """In the second phase the body is frozen, and no two clients have the same."""
+    """In the second phase the body is frozen, and it differs between clients."""
 
     class BodyThenHead(clients.sgd.LocalSGD):
         def phases(self, round_, rounds):
@@ -191,7 +191,7 @@ def test_language():
 
 
 def test_the_gradient_of_one_step_by_hand():
-    """A step of rate 1 on all data leaves W - g; g of y = W x + s B A x under autograd of the formula itself."""
+    """A full-batch step of learning rate 1 gives W - g, with g from autograd of y = W x + s B A x."""
     module = LoRA(rank=2, alpha=6).wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)))
     initial = Initial.of(module)
     b = initial.trained["1.lora_B.default.weight"].copy_(normal(4, 2, address="second"))
@@ -213,7 +213,7 @@ def test_the_gradient_of_one_step_by_hand():
 
 # -- modules that cannot be stacked ------------------------------------------------------------------------------------
 class Tied(nn.Module):
-    """The embedding's table is used outside the embedding."""
+    """A module that uses the embedding's table outside the embedding."""
 
     def __init__(self):
         super().__init__()
@@ -224,7 +224,7 @@ class Tied(nn.Module):
 
 
 class Shares(nn.Module):
-    """One tensor in two layers."""
+    """A module with one tensor in two layers."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,6 @@
-"""One definition, two engines: training one client at a time and many at once agree, and both agree with plain torch.
+"""One definition, two engines: training clients one at a time and together agree with each other and plain torch.
 
-The plain training below is nn.Module + torch.optim and shares with the engines only the address of a shuffle.
+The plain training below is nn.Module + torch.optim. It shares only the addresses of shuffles with the engines.
 """
 
 import copy
@@ -40,7 +40,9 @@ from fl.tensors.trees import row
 SEED, ROUND, ROUNDS, PARTICIPATION = 7, 2, 5, 3
 CONFIG = {"alpha": 0.1}
 CLIENTS = np.array([4, 11, 12, 30, 77])
-SIZES = np.array([13, 41, 3, 64, 20])  # batches of 20: clients below one batch, of whole batches, with a short last one
+SIZES = np.array(
+    [13, 41, 3, 64, 20]
+)  # batches of 20: clients with less than one batch, whole batches, a short last batch
 BATCH = 20
 TOLERANCE = 1e-5
 BACKENDS = [Compiled, LinearStack, Flat, Vmap]
@@ -52,7 +54,7 @@ def normal(*shape, address, scale=1.0):
 
 
 def like(params: Params, address: str, *batch: int, scale=0.05) -> Params:
-    """Some parameters of the same layout."""
+    """Return random parameters with the layout of `params`."""
     p = params.layout.zeros(*batch)
     for name in p:
         p[name].copy_(normal(*p[name].shape, address=f"{address}/{name}", scale=scale))
@@ -75,7 +77,7 @@ def data(sizes):
 
 
 def make(module, sizes=SIZES, states=None, received=None, task=Classification(), ids=CLIENTS):
-    """The same clients for both engines: (chunk, contexts)."""
+    """Return the same clients for both engines: (chunk, contexts)."""
     arrays, rows, starts = data(sizes)
     if isinstance(task, Regression):
         arrays = {**arrays, "y": normal(len(arrays["x"]), 4, address="targets")}
@@ -124,7 +126,7 @@ def make(module, sizes=SIZES, states=None, received=None, task=Classification(),
 
 
 def assert_close(a: Params, b: Params, scale: Params):
-    """The largest difference, relative to the largest parameter."""
+    """Check the largest difference, relative to the largest parameter."""
     largest = max(float(b.abs().max()) for b in scale.buffers)
     difference = max(float((x - y).abs().max()) for x, y in zip(a.buffers, b.buffers))
     assert difference <= TOLERANCE * largest
@@ -146,7 +148,7 @@ def assert_engines_agree(algorithm, chunk, contexts, backend):
 
 
 def plain_training(module, arrays, rows, client, epochs, batch, optimiser, clip=None):
-    """(parameters, mean loss) after `epochs`; one shuffle per epoch at its documented address."""
+    """Return (parameters, mean loss) after `epochs` epochs; each epoch's shuffle has its documented address."""
     module = copy.deepcopy(module).train()
     step = optimiser(module.parameters())
     total, seen = 0.0, 0
@@ -164,7 +166,7 @@ def plain_training(module, arrays, rows, client, epochs, batch, optimiser, clip=
     return module_params(module), total / seen
 
 
-# -- against plain torch ----------------------------------------------------------------------------------------------
+# -- compared with plain torch----------------------------------------------------------------------------------------
 OPTIMISERS = {
     "sgd": (SGD(), lambda p: torch.optim.SGD(p, lr=0.1)),
     "momentum": (SGD(momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
@@ -260,7 +262,7 @@ def test_rates_by_round():
         clients.fednova.FedNova(lr=SCHEDULES["step"][0])
 
 
-# -- loop against batched ---------------------------------------------------------------------------------------------
+# -- loop and batched -------------------------------------------------------------------------------------------------
 SETTINGS = {
     "plain": {},
     "two epochs, momentum": {"epochs": 2, "optimiser": SGD(momentum=0.9)},
@@ -296,7 +298,7 @@ def assert_method_agrees(algorithm, module, backend):
     received, states = {"model": model, "control": like(model, "control")}, None
     if (
         algorithm.first_state(TrainingInputs(received, None, CONFIG, Initial.of(module))) is not None
-    ):  # one client is new
+    ):  # the first client has no state yet
         states = [None] + [like(model, f"state/{c}") for c in CLIENTS[1:]]
     assert_engines_agree(algorithm, *make(module, states=states, received=received), backend)
 
@@ -324,7 +326,7 @@ def test_regression(backend):
 
 
 class HeadThenAll(clients.sgd.LocalSGD):
-    """Two phases, and an objective that is anchored where the phase began."""
+    """Two phases, with a penalty on the distance from the parameters at the phase's start."""
 
     sends = ("model", "gradient")
 
@@ -409,7 +411,7 @@ def test_a_dropout_layer_called_twice_is_refused():
 
 
 class LateFirst(nn.Module):
-    """Dropout layers that are called in another order than they are made in, on different widths."""
+    """Dropout layers of different widths, called in another order than they are created."""
 
     def __init__(self):
         super().__init__()

@@ -36,7 +36,7 @@ def test_gradients_are_those_of_plain_torch(model, memory_format, images):
     assert seen[0].is_mkldnn or seen[0].is_contiguous(memory_format=torch.channels_last)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # no hook is left
+    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # all hooks are removed
         assert torch.equal(mine, theirs)
 
 

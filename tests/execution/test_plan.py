@@ -1,4 +1,4 @@
-"""Which kind of training a run gets, and how a cohort is divided into chunks without a configured chunk."""
+"""The kind of training that a run gets, and its chunks if the configuration has none."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from fl.tasks.supervised import Classification
 
 
 def chunk(parameters, cohort):
-    """Chunk of a linear model with this number of parameters (a multiple of 10), for cohorts of this size."""
+    """Return the chunk size for a linear model with `parameters` parameters (a multiple of 10) and a cohort size."""
     module = nn.Sequential(nn.Linear(parameters // 10 - 1, 10))
     x = torch.zeros(2, parameters // 10 - 1)
     return make_plan(LocalSGD(), module, module_params(module), Classification(), x, Execution(), cohort).chunk
@@ -28,10 +28,10 @@ def test_every_worker_has_work(parameters, cohort):
     tasks = -(-cohort // size)
     assert (
         tasks >= 2 or cohort == 1 or cohort * parameters <= 1 << 19
-    )  # a second task, unless the cohort is trained at once
+    )  # at least two tasks, unless one task trains the whole cohort
     assert (
         tasks >= min(8, cohort // 16) or size * parameters <= 1 << 19
-    )  # eight tasks, unless calls would cost more than they gain
+    )  # at least eight tasks, unless the cost of calls exceeds the gain
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ class OwnWork(LocalSGD):
 LINEAR = nn.Sequential(nn.Linear(4, 3))
 NORMED = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 3))
 RECURRENT = nn.LSTM(4, 3)
-# many activations per sample, as convolutions are faster in the loop: 2 layers of 8 x 60 x 60
+# convolutions with many activations per sample are faster in the loop: 2 layers of 8 x 60 x 60
 IMAGES = nn.Sequential(nn.Conv2d(4, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 56 * 56, 3))
 
 

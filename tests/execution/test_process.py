@@ -1,4 +1,4 @@
-"""Memory that is lent: kept while anybody refers to it, then the next one's."""
+"""The buffer pool: a buffer is reused when nothing refers to it."""
 
 import torch
 
@@ -10,7 +10,7 @@ def test_memory_goes_to_the_next_when_nobody_refers_to_it():
     first.fill_(1)
     view, place = first[100:200], first.data_ptr()
     del first
-    second = pooled_buffer(12345).fill_(2)  # a view is left of the first
+    second = pooled_buffer(12345).fill_(2)  # a view still refers to the first buffer
     assert second.data_ptr() != place and torch.equal(view, torch.ones(100))
     del view
     assert pooled_buffer(12345).data_ptr() == place

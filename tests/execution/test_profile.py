@@ -1,4 +1,4 @@
-"""Profiles: sleeping parts are found in the right category, categories add up, and results do not change.
+"""Profiles: each part's time is in the right category, categories add up, and results do not change.
 
 The parts of this run sleep for known times. Each category must hold at least its own sleep, and all categories add up
 to the wall time of all processes.
@@ -21,7 +21,7 @@ from fl.tracking.profile import Profile, seconds_of_round
 from fl.tracking.spans import CATEGORIES, OutermostSpan, Span, SpanRecord, WorkerRecord
 
 COHORT, ROUNDS, STEPS, NAP = 3, 2, 2, 0.01
-MANY = {"data": 4, "compute": 5, "encode": 2, "reduce": 3, "evaluate": 2, "server": 6}  # naps
+MANY = {"data": 4, "compute": 5, "encode": 2, "reduce": 3, "evaluate": 2, "server": 6}  # number of sleeps
 
 
 def nap(category):
@@ -89,7 +89,7 @@ def config(**execution):
 
 
 def profiled(out, **execution):
-    """(the run, profile.json, trace.json)"""
+    """Return (result of the run, profile.json, trace.json)."""
     with Profile() as watch:
         result = fl.run(config(**execution), out=out, watch=watch)
     return result, *(json.loads((out / file).read_text()) for file in ("profile.json", "trace.json"))
@@ -106,7 +106,7 @@ def ray(tmp_path_factory):
 
 
 def of_a_round():
-    """Lower bound in seconds for each category in a round, from the number of sleeps of each part."""
+    """Return a lower bound in seconds for each category in a round, from the number of sleeps of each part."""
     times = {"data": COHORT * STEPS, "server": 1}
     return {name: naps * NAP * times.get(name, COHORT) for name, naps in MANY.items()}
 
@@ -117,7 +117,7 @@ def test_categories_hold_what_slept_and_add_up(executor, request):
     result, found, _ = request.getfixturevalue(executor)
     assert [row["round"] for row in found["rounds"]] == list(range(ROUNDS))
     for row, told in zip(found["rounds"], result.metrics):
-        assert row["wall_seconds"] >= told["wall_seconds"]  # and the commit
+        assert row["wall_seconds"] >= told["wall_seconds"]  # the profile's time includes the commit
         assert row["processes"] == {"serial": 1, "ray": 3}[executor]
         assert sum(row["seconds"].values()) == pytest.approx(row["processes"] * row["wall_seconds"])
         assert sum(row["driver"].values()) == pytest.approx(row["wall_seconds"])
@@ -145,7 +145,7 @@ def test_spans_nest_on_a_track_for_each_process(executor, request):
     for pid in names:
         open_ = []
         for event in sorted((e for e in timed if e["pid"] == pid), key=lambda e: (e["ts"], -e["dur"])):
-            while open_ and open_[-1] <= event["ts"] + 1e-3:  # microseconds, to a nanosecond
+            while open_ and open_[-1] <= event["ts"] + 1e-3:  # microseconds, with a tolerance of a nanosecond
                 open_.pop()
             assert not open_ or event["ts"] + event["dur"] <= open_[-1] + 1e-3
             open_.append(event["ts"] + event["dur"])
@@ -180,9 +180,9 @@ def test_the_same_bits_with_and_without(serial, ray, tmp_path):
 
 
 def test_a_round_by_hand():
-    """round 0..10; asked at 1 and 2; a works 2..5, b 4..7; the driver waits 3..9.
+    """The round lasts from 0 to 10. Requests are sent at 1 and 2; a works 2..5, b works 4..7; the driver waits 3..9.
 
-    driver: waits 3..7, transfer 7..9, server 0..3 and 9..10;   on the way back, 7..9, is transfer for both workers.
+    driver: waits 3..7, transfer 7..9, server 0..3 and 9..10;   7..9, the way back, is transfer for both workers, too
     a: 1..2 transfer, 2..5 compute, 7..9 transfer, rest idle;   b: 2..4 transfer, 4..7 compute, 7..9 transfer, rest idle
     """
     whole = OutermostSpan(Span("server", "round", 0, 0.0, 10.0), {"server": 4.0, "waits": 6.0})
@@ -199,7 +199,7 @@ def test_a_round_by_hand():
 
 
 def test_a_far_clock_is_compared_when_the_way_is_shortest():
-    """The far clock is 100 s ahead. Round trips take 3 + 1, 1 + 1, 4 + 0 s: the second gives the exact difference."""
+    """The remote clock is 100 s ahead. Messages take 3 + 1, 1 + 1, 4 + 0 s; the second round trip gives exactly 100."""
     now, ways = [0.0], iter([(3, 1), (1, 1), (4, 0), (5, 5), (2, 4)])
 
     def ask():

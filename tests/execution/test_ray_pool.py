@@ -11,7 +11,7 @@ import yaml
 
 import fl
 from fl.errors import ConfigError
-from fl.execution.workers import ray_pool as crew
+from fl.execution.workers import ray_pool
 
 pytestmark = pytest.mark.ray
 WORKERS_STAY = False
@@ -40,7 +40,7 @@ class Scaled(LocalSGD):
 
 
 def members(seen):
-    """A watcher that notes the processes of a run's workers."""
+    """Return a watcher that records the processes of a run's workers."""
     return lambda event, run: event == "ready" and seen.append({m.pid for m in run.executor.members})
 
 
@@ -54,10 +54,10 @@ def alive(pid):
 
 def test_runs_share_workers_and_nothing_else(tmp_path, monkeypatch):
     """The same processes run several methods one after another; each result equals that of a separate run."""
-    monkeypatch.setattr(crew, "RETIRE_SECONDS", PATIENCE)  # a slow worker on a busy machine is not declared dead
+    monkeypatch.setattr(ray_pool, "RETIRE_SECONDS", PATIENCE)  # a slow worker on a busy machine is not declared dead
     rule, pids, runs = tmp_path / "rule.py", [], {}
     scaffold = {**CONFIG, "strategy": "scaffold"}
-    with crew.keep_workers():
+    with ray_pool.keep_workers():
         for name, config in (("scaffold", scaffold), ("fedavg", CONFIG), ("seed", {**CONFIG, "seed": 1})):
             runs[name] = fl.run(config, out=tmp_path / name, watch=members(pids)).digest
         for factor in (2, 3):  # a file that changes between two runs
@@ -95,7 +95,7 @@ def test_a_mistake_found_while_ray_comes_up(tmp_path):
 
 
 def marked(mark):
-    """Living processes with the mark in their environment."""
+    """Return the living processes with the mark in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -108,7 +108,7 @@ def marked(mark):
 
 def test_a_mistake_in_the_command_starts_nothing(tmp_path, monkeypatch):
     """Errors that `resolve` finds are reported before any worker starts."""
-    monkeypatch.setattr(crew, "RayPool", None)
+    monkeypatch.setattr(ray_pool, "RayPool", None)
     with pytest.raises(ConfigError, match="client.epoch"):
         fl.run({**CONFIG, "client": {"epoch": 3}}, out=tmp_path / "out")
     assert not Path(tmp_path / "out").exists()

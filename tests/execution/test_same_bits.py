@@ -1,8 +1,7 @@
-"""Same bits: serial, Ray with one worker, with two, on two nodes, after a worker is killed, after the driver is killed.
+"""Same bits: serial, Ray with one and two workers, on two nodes, after a worker or the driver is killed.
 
 Four methods cover the cases: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects all updates), and a toy
-with three exchanges and carries. Digests are over all tensors of the final model; metrics and ledger must be equal,
-too.
+with three exchanges and carries. The final models' digests must be equal, and metrics and ledgers, too.
 """
 
 import functools
@@ -48,19 +47,19 @@ def config(method: str, **more) -> dict:
     }
 
 
-pytestmark = pytest.mark.ray  # one cluster, and serial runs made once
+pytestmark = pytest.mark.ray  # share one cluster and the serial runs
 TIMES = ("wall_seconds", "busy_seconds", "server_seconds", "retried")
 
 
 def facts(result) -> tuple:
-    """Everything in a run that must not depend on the executor."""
+    """Return all results of a run that must not depend on the executor."""
     rows = [{k: v for k, v in row.items() if k not in TIMES} for row in result.metrics]
     return result.digest, json.dumps(rows), result.ledger.to_pylist()
 
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
-    """method -> its run by the serial executor, made at the first request."""
+    """Return a function: method -> its run with the serial executor, performed at the first request."""
     folder = tmp_path_factory.mktemp("serial")
     return functools.cache(lambda method: fl.run(config(method), out=folder / method))
 
@@ -102,7 +101,7 @@ def _run_and_kill_workers(raw, out, kills):
         def kill():
             members = simulation.executor.members
             victim = members[len(done) % len(members)]
-            time.sleep(0.02)  # into the exchange
+            time.sleep(0.02)  # kill in the middle of the exchange
             os.kill(victim.pid, signal.SIGKILL)
             done.append(victim)
 
@@ -113,7 +112,7 @@ def _run_and_kill_workers(raw, out, kills):
                 killers.append(threading.Thread(target=kill))
                 killers[-1].start()
             elif event == "round" and killers and row["round"] in (5, 12):
-                killers[-1].join()  # rounds remain, however slow the killer is
+                killers[-1].join()  # wait for the killer, so that rounds remain after it
 
         return simulation.run(watch), len(done)
 
@@ -168,13 +167,13 @@ def watch(event, row):
 
 {start}
 """
-CALLS = 40_000  # Python function calls: more than a round and its commit make
+CALLS = 40_000  # Python function calls, more than in a round and its commit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
-    """kill -9 of the driver at random function calls after its first commit, resumed until the run ends."""
+    """kill -9 ends the driver at random function calls after its first commit; resume until the run ends."""
     out = tmp_path / "run"
     for attempt in range(KILLS + 1):
         begin = (
@@ -190,7 +189,7 @@ def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
 
 
 def test_a_run_may_be_prolonged(serial, tmp_path):
-    """Ten rounds and ten more are twenty."""
+    """Ten rounds and then ten more equal twenty."""
     fl.run(config("scaffold", rounds=ROUNDS // 2), out=tmp_path / "run")
     result = fl.resume(tmp_path / "run", rounds=f"+{ROUNDS // 2}")
     assert result.digest == serial("scaffold").digest

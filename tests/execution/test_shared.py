@@ -1,4 +1,4 @@
-"""Memory that processes share: values lie as they lay, tasks are taken once."""
+"""Shared memory: values keep their alignment, and each task is taken once."""
 
 import itertools
 
@@ -19,9 +19,9 @@ def prefix():
     remove(name)
 
 
-@pytest.mark.parametrize("rows", [10, 100_000])  # read, mapped
+@pytest.mark.parametrize("rows", [10, 100_000])  # small values are copied, large ones are mapped
 def test_values_lie_aligned_and_are_the_readers_own(prefix, rows):
-    """Kernels choose their code path by alignment, and so their last bits."""
+    """Kernels choose their code path by alignment, which changes last bits."""
     params = Params.of({"a": torch.randn(3, 5), "b": torch.randn(7)})
     value = {"params": params, "ids": np.arange(rows), "x": torch.randn(rows, 3)}
     region = Region(prefix)
@@ -56,8 +56,8 @@ def test_every_task_is_taken_once_whoever_comes_when(tmp_path_factory, runs, ord
         queue.close()
 
 
-def test_who_comes_late_takes_nothing_of_what_is_next(tmp_path):
-    """A worker that was given up for dead and lives."""
+def test_a_late_worker_takes_no_task_of_the_next_exchange(tmp_path):
+    """The worker was declared dead but is alive."""
     late, living = SharedQueue(tmp_path / "queue"), SharedQueue(tmp_path / "queue")
     tasks = late.tasks(1, [(0, 2), (2, 4)], 0)
     assert next(tasks) == (0, 1)
@@ -69,7 +69,7 @@ def test_who_comes_late_takes_nothing_of_what_is_next(tmp_path):
 def test_half_of_the_longest_rest_is_taken_over(tmp_path):
     queue = SharedQueue(tmp_path / "queue")
     idle = queue.tasks(1, [(0, 0), (0, 5), (5, 7)], 0)
-    assert [next(idle), next(idle), next(idle)] == [(2, 3), (3, 4), (4, 5)]  # the later three of five
+    assert [next(idle), next(idle), next(idle)] == [(2, 3), (3, 4), (4, 5)]  # the last three of five
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Runs of tasks: shares of equal cost in order, every task taken once, neighbours by the same worker."""
+"""The task queue: shares have equal cost, each task is taken once, neighbouring tasks go to the same worker."""
 
 import threading
 
@@ -18,7 +18,7 @@ def test_shares_are_of_about_equal_cost_and_in_order():
 def test_who_is_done_takes_the_longer_half_of_the_longest_other(runs):
     assert [next_task(runs, 0) for _ in range(2)] == [0, 1]
     assert next_task(runs, 1) == 2 and next_task(runs, 0, steal=False) is None
-    assert [next_task(runs, 0) for _ in range(3)] == [6, 7, 8]  # of 3 ... 8 the last three
+    assert [next_task(runs, 0) for _ in range(3)] == [6, 7, 8]  # the last three of 3 ... 8
     assert next_task(runs, 0) == 4 and next_task(runs, 1) == 3
     assert next_task(runs, 1) == 5 and next_task(runs, 1) is next_task(runs, 0) is None
 

@@ -1,4 +1,4 @@
-"""Vectors of eight: each operation beside NumPy's, rounded as it says."""
+"""Vectors of eight: each operation compared with NumPy's, with the stated rounding."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_arithmetic_is_rounded_once_each():
     a, b = A[3:11], B[1:9]
     once = (a.astype(np.longdouble) * b + np.float32(0.1)).astype(
         np.float32
-    )  # 64 bits of significand hold the product, and the sum but for its last bits
+    )  # a significand of 64 bits holds the product exactly and the sum nearly
     assert_array_equal(out.reshape(4, 8), np.stack([a + b, a - b, a * b, once]))
 
 
@@ -38,7 +38,7 @@ def test_sums_of_four_vectors():
     out = np.full(8, 7, np.float32)
     added(A, B, C, D, out)
 
-    def halves(v):  # neighbours, then their neighbours, then the halves
+    def halves(v):  # adds neighbours, then pairs of neighbours, then the two halves
         pairs = v[0:8:2] + v[1:8:2]
         quads = pairs[0:4:2] + pairs[1:4:2]
         return quads[0] + quads[1]

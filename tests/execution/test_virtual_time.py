@@ -25,7 +25,7 @@ PLAIN = {
 
 
 def devices(folder, **columns):
-    """A trace of four devices."""
+    """Write a trace of four devices."""
     file = folder / "devices.csv"
     names = list(columns)
     rows = zip(*columns.values())
@@ -58,7 +58,7 @@ def test_seconds_are_those_of_the_bytes_in_the_ledger(tmp_path):
     assert computes == pytest.approx({0: 0, 1: 0.01 * 5 * 10, 2: 0, 3: 0})
 
 
-def test_the_first_to_come_are_the_sum(tmp_path):
+def test_the_first_arrivals_are_the_sum(tmp_path):
     """Clients 3 and 1 of four arrive first: the model equals that of a cohort of these two."""
     system = devices(tmp_path, ms_per_sample=[40, 20, 30, 10])
     result = run(tmp_path, system=system, server={"name": "sync", "needed": 2})
@@ -72,7 +72,7 @@ def test_the_first_to_come_are_the_sum(tmp_path):
 
 
 def test_part_of_the_work_before_the_deadline(tmp_path):
-    """5 steps of 10 samples at 10 ms a sample: 3.4 steps fit into .34 s. The mean is of 3 steps and of 5 steps."""
+    """5 steps of 10 samples at 10 ms per sample: 3.4 steps fit into .34 s. The mean is of 3 steps and of 5 steps."""
     system = devices(tmp_path, ms_per_sample=[10, 1, 1000, 1000])
     late = {"name": "sync", "deadline_seconds": 0.34}
     parts = run(tmp_path, rounds=1, system=system, server=late | {"partial": True})
@@ -112,8 +112,8 @@ def test_who_drops_out_costs_bytes_and_time_and_is_not_in_the_sum(tmp_path):
     assert max(row["simulated_seconds"] for row in result.metrics) == pytest.approx(2.0)
 
 
-def test_cohorts_are_of_clients_who_are_there_and_wait_for_them(tmp_path):
-    """Clients 0 and 1 are present in the first ten of twenty seconds, 2 and 3 in the last ten: never three at once."""
+def test_cohorts_consist_of_present_clients_and_wait_for_them(tmp_path):
+    """Clients 0 and 1 are present in the first ten of twenty seconds, 2 and 3 in the last ten; never three at once."""
     file = tmp_path / "there.json"
     active = {"active": [0], "inactive": [10], "finish_time": 20}
     away = {"active": [10], "inactive": [20], "finish_time": 20}

@@ -54,7 +54,7 @@ TRAINING = LocalSGD(epochs=2, batch=4, lr=0.3)
 
 @contextmanager
 def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
-    """Workers 0..count-1 of one job."""
+    """Return workers 0..count-1 of one job."""
     job = Job(
         algorithm=algorithm,
         module=copy.deepcopy(MODULE),
@@ -100,7 +100,7 @@ def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
 
 @functools.cache
 def alone(client: int) -> Update:
-    """One client's reply to the exchange, computed by its algorithm alone."""
+    """Return one client's reply to the exchange, computed by its algorithm alone."""
     views = {split: View(ARRAYS, PARTITION.view_rows(client, split)) for split in ("train", "val", "test")}
     ctx = ClientContext(
         client=client,
@@ -121,7 +121,7 @@ def alone(client: int) -> Update:
 
 
 def tree_sum(values: list[Params]) -> Params:
-    """The left part of a node is the largest power of two below its size."""
+    """Add values in a fixed tree. A node's left part has the largest power of two below the node's size."""
     if len(values) == 1:
         return values[0]
     half = 1 << (len(values) - 1).bit_length() - 1
@@ -131,7 +131,7 @@ def tree_sum(values: list[Params]) -> Params:
 # -- bits -------------------------------------------------------------------------------------------------------------
 @given(st.data())
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
-def test_however_tasks_are_shared_out(tmp_path_factory, data):
+def test_the_division_of_tasks_among_workers_changes_no_bits(tmp_path_factory, data):
     """Each worker gets runs of tasks in any order; the sum equals that of the tree, leaf by leaf."""
     n = data.draw(st.integers(1, CLIENTS))
     clients = sorted(data.draw(st.permutations(range(CLIENTS)))[:n])
@@ -200,7 +200,7 @@ def test_columns_are_by_position():
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 class Sends(ClientAlgorithm):
-    """`value(client)` in every coordinate, or an exception."""
+    """Sends `value(client)` in every coordinate, or raises it if it is an exception."""
 
     def __init__(self, value):
         self.value = value
@@ -225,7 +225,7 @@ def test_updates_that_are_not_finite_are_dropped(tmp_path, bad):
 
 
 def test_large_numbers_are_finite(tmp_path):
-    """Their sum overflows; no element does."""
+    """The sum of the elements overflows, but no element does."""
     with workers(tmp_path, algorithm=Sends(lambda c: 3e38)) as (worker,):
         work = dispatch([1, 2], reduction=Product({"model": Stack()}))
         done = work.gather([worker.run(work, [(0, 2)], 0)])

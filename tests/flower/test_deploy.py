@@ -1,4 +1,4 @@
-"""Our methods as Flower apps: records keep every bit, and a deployed run gives the simulator's model."""
+"""Our methods as Flower apps: records keep all bits, and a deployment gives the simulator's model."""
 
 import json
 import runpy
@@ -100,7 +100,7 @@ def test_what_comes_from_outside_imports_nothing():
 
 
 def test_a_client_keeps_the_committed_state_beside_the_new_one():
-    """A refused update leaves the state before it; a lost one is an error and not a fresh start."""
+    """A refused update keeps the earlier state. A lost state is an error, not a new start."""
     state = RecordDict()
     first = ContextStore("state", state, 1)
     assert first.read((-1, 0, 0)) is None and first.append({"a": torch.tensor([1.0])}) == (0, 1, 0)
@@ -108,7 +108,7 @@ def test_a_client_keeps_the_committed_state_beside_the_new_one():
     assert refused.read((0, 1, 0))["a"] == 1.0
     refused.append({"a": torch.tensor([2.0])})
     third = ContextStore("state", state, 3)
-    assert third.read((0, 1, 0))["a"] == 1.0  # the second is not what the server knows of
+    assert third.read((0, 1, 0))["a"] == 1.0  # the server has not committed the second state
     third.append({"a": torch.tensor([3.0])})
     assert sorted(state) == ["fl.state/1", "fl.state/1.form", "fl.state/3", "fl.state/3.form"]
     with pytest.raises(LookupError, match="the client's state is not in its Context"):
@@ -143,13 +143,13 @@ CONFIG = {
 }
 
 
-# -- the law: a deployment gives what the simulator gives -------------------------------------------------------------
+# -- the law: a deployment gives the simulator's results --------------------------------------------------------------
 QUICK = {
     "fedavg",
     "ditto",
     "fedsa_lora",
     "scaffold",
-}  # nothing kept, a model of one's own, halves of adapters, variates
+}  # no state, a private model, halves of adapters, control variates
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ QUICK = {
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_deployment_gives_the_simulators_bits(name, tmp_path, capsys):
-    """Every strategy in the tiny federation of its laws, its clients on nodes of our own grid."""
+    """Each strategy runs in the small federation of the laws, with its clients on nodes of our own grid."""
     bench = Bench.of("strategy", name, {}, tmp_path / "here")
     same_run(bench.config(**{"execution.plan": "loop"}), tmp_path)
 
@@ -167,9 +167,9 @@ TOYS = Path(__file__).parents[1] / "toys.py"
 
 
 @pytest.mark.parametrize("name", ["ThreeExchanges", "Mixed", "ClassMeans", "Staged"])
-def test_whatever_a_strategy_may_do_goes_through(name, tmp_path, capsys):
-    """Several exchanges with carried state, rows, static groups, settings per client, keyed tables, and stages."""
-    small = {"data": FEDERATION["data"] | {"classes": 3}, "model": "softmax"}  # 21 parameters, as Mixed has it
+def test_all_features_of_strategies_work_in_a_deployment(name, tmp_path, capsys):
+    """Several exchanges with carries, rows, static groups, settings per client, keyed tables, and stages."""
+    small = {"data": FEDERATION["data"] | {"classes": 3}, "model": "softmax"}  # 21 parameters, as Mixed expects
     rule = {"strategy": f"{TOYS}:{name}", "execution": {"executor": "serial", "plan": "loop"}}
     same_run(resolve(read(FEDERATION | small | rule)), tmp_path)
 
@@ -231,7 +231,7 @@ def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch, no
     folder = export(config, tmp_path / "app")
     project = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert project["config"]["rounds"] == 3 and project["config"]["client"]["lr"] == 0.1
-    (tmp_path / "mine.py").unlink()  # the project has its own
+    (tmp_path / "mine.py").unlink()  # the project has its own copy
     apps = []
     for reference in (project["components"]["serverapp"], project["components"]["clientapp"]):
         module, _, name = reference.partition(":")

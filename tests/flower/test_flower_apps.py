@@ -1,4 +1,4 @@
-"""Flower apps on our engine: Flower's guarantees, and our additional ones."""
+"""Flower apps on our engine: Flower's guarantees and our additional ones."""
 
 import random
 import re
@@ -169,16 +169,16 @@ def test_a_dead_worker_changes_nothing(tmp_path):
     assert [m["node"] for m in found[0]] == list(range(1, NODES + 1)) and found[0] == found[1]
 
 
-# -- what a client finds ----------------------------------------------------------------------------------------------
+# -- environment of a client ------------------------------------------------------------------------------------------
 def asking(answer):
-    """A ClientApp that answers queries with the numbers of answer(msg, context)."""
+    """Return a ClientApp that answers queries with the numbers of answer(msg, context)."""
     app = ClientApp()
     app.query()(lambda msg, context: Message(RecordDict({"m": MetricRecord(answer(msg, context))}), reply_to=msg))
     return app
 
 
 def query(client, tmp_path, sends, nodes=NODES, content=None, **settings):
-    """The replies to messages to the nodes in each element of `sends`."""
+    """Send messages to the nodes in each element of `sends`, and return the replies."""
     found = []
 
     def body(grid, context):
@@ -255,7 +255,7 @@ def test_clients_draw_at_addresses(tmp_path):
     assert torch.equal(state[2], torch.get_rng_state())
     assert all(len({one[key] for one in (first, again, both, other)}) == 4 for key in first)
     ((swapped, _),) = query(asking(answer), tmp_path / "b", [[1, 2]])
-    assert swapped == first  # the other clients of the round do not matter
+    assert swapped == first  # other clients of the round change nothing
     assert query(asking(answer), tmp_path / "c", [[1]], seed=1) != [[first]]
 
 
@@ -275,7 +275,7 @@ def test_the_server_draws_at_addresses(tmp_path):
     run(of_main(body), client, tmp_path / "b")
     quiet = of_main(lambda grid, context: drawn.extend([random.random(), random.random()]))
     run(quiet, client, tmp_path / "c")
-    assert drawn[:2] == drawn[2:4] == drawn[4:]  # draws of clients do not change it
+    assert drawn[:2] == drawn[2:4] == drawn[4:]  # random draws of clients change nothing
 
 
 def test_a_million_idle_nodes_are_free(tmp_path):
@@ -358,7 +358,7 @@ def test_replies_are_pulled_once_and_name_their_message(tmp_path):
 
 
 def test_apps_with_a_client_fn_run(tmp_path):
-    """Client p replies with the model plus p + 1: the mean of four grows by 2.5 a round, a sum of 3 numbers by 7.5."""
+    """Client p sends the model plus p + 1: the mean of four grows by 2.5 per round, a sum of 3 numbers by 7.5."""
     from flwr.client import NumPyClient
     from flwr.server import ServerAppComponents, ServerConfig
     from flwr.server.strategy import FedAvg
@@ -380,11 +380,15 @@ def test_apps_with_a_client_fn_run(tmp_path):
     rounds = ServerConfig(num_rounds=2)
     server = ServerApp(server_fn=lambda context: ServerAppComponents(strategy=FedAvg(), config=rounds))
     result = run(server, client, tmp_path / "run", nodes=4)
-    assert [row.get("evaluate/loss") for row in result.metrics] == [None, 7.5, 15.0]  # the first asks for a model
+    assert [row.get("evaluate/loss") for row in result.metrics] == [
+        None,
+        7.5,
+        15.0,
+    ]  # the first round asks a client for the initial model
     assert [row.get("messages/train") for row in result.metrics] == [None, 4, 4]
 
 
-# -- what is counted and kept -----------------------------------------------------------------------------------------
+# -- ledger and stored data -------------------------------------------------------------------------------------------
 def test_the_ledger_holds_what_was_sent(tmp_path):
     """Four doubles are an .npy file of 128 + 32 bytes; Flower itself serialises a record of numbers."""
     result = run(APP.server, APP.client, tmp_path / "run")
@@ -452,7 +456,7 @@ class Killed(Exception):
 
 
 def counting(counted):
-    """A ClientApp that trains, counts its calls and reports the count; its random draws enter the model."""
+    """Return a ClientApp that trains, and counts and reports its calls; its random draws enter the model."""
     app = ClientApp()
 
     @app.train()
@@ -468,7 +472,7 @@ def counting(counted):
 
 
 def killed_in(round_):
-    """Run four rounds with half of the nodes; the server may die in one of them."""
+    """Run four rounds with half of the nodes; the server may fail in one of them."""
     app = ServerApp()
 
     @app.main()
@@ -492,7 +496,7 @@ def test_a_run_with_a_journal_goes_on(tmp_path, round_):
         run(killed_in(round_), counting(asked), tmp_path / "run", journal=True)
     assert len(asked) == 3 * round_
     gone_on = run(killed_in(None), counting(again), tmp_path / "run", resume=True)
-    assert len(again) == 3 * (4 - (round_ - 1))  # the round without a commit runs again
+    assert len(again) == 3 * (4 - (round_ - 1))  # the uncommitted round runs again
     assert weights(gone_on).tobytes() == weights(whole).tobytes()
     assert without_time(gone_on.metrics) == without_time(whole.metrics) and gone_on.ledger == whole.ledger
     assert per_node(gone_on) == per_node(whole)
@@ -567,7 +571,7 @@ def test_an_apps_folder_runs_by_the_command(tmp_path):
     assert losses[1]["evaluate/loss"] < losses[0]["evaluate/loss"]
     assert "?" in done.stderr  # only the app knows the number of rounds
     quiet = [line for line in done.stderr.splitlines() if "[ROUND 1/2]" in line]
-    assert len(quiet) == 1  # Flower's own message, once
+    assert len(quiet) == 1  # only Flower's own message, once
     wrong = command("rounds=2")
     assert wrong.returncode == 2 and "error: rounds: not in [tool.flwr.app.config]" in wrong.stderr
 
@@ -609,7 +613,7 @@ def test_a_killed_apps_run_goes_on_by_the_command(tmp_path):
 
 @pytest.mark.slow
 def test_the_guides_snippet_runs(tmp_path):
-    """Ten of 10,000 nodes a round; each adds its number. The sums of bytes and of numbers are known."""
+    """Ten of 10,000 nodes take part per round and add their numbers. The sums of bytes and numbers are known."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/flower.md").read_text(), re.S)
     done = python(block, folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Hello messages: every node answers with its partition-id and with the facts that the app adds."""
+"""Hello messages: each node answers with its partition-id and with the data that the app adds."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ def on_grid(body, client, out, nodes=4):
 
 
 class Others:
-    """Another grid: ids as Flower draws them, some of whose nodes are named twice or keep silent."""
+    """A grid with ids as Flower draws them; some nodes report the same partition-id, or do not answer."""
 
     def __init__(self, told):
         self.told = told

@@ -1,4 +1,4 @@
-"""Flower's older API on our engine: `flwr.server.strategy`, by `server_fn` and by workflows, and secure aggregation."""
+"""Flower's older API on our engine: `flwr.server.strategy` with `server_fn` or workflows, and secure aggregation."""
 
 import io
 import json
@@ -66,7 +66,7 @@ def clients(*mods, draws=True):
     return ClientApp(client_fn=made, mods=list(mods))
 
 
-# -- both ways of running a strategy ----------------------------------------------------------------------------------
+# -- strategies by server_fn and workflow-----------------------------------------------------------------------------
 def by_server_fn(rule, rounds=4):
     return ServerApp(
         server_fn=lambda context: ServerAppComponents(strategy=rule, config=ServerConfig(num_rounds=rounds))
@@ -120,7 +120,7 @@ STRATEGIES = {
     "FedMedian": rule_of(strategy.FedMedian),
     "FedTrimmedAvg": rule_of(strategy.FedTrimmedAvg, beta=0.2),
     "Krum": rule_of(strategy.Krum, num_malicious_clients=1),
-    "Bulyan": rule_of(strategy.Bulyan, num_malicious_clients=0, to_keep=0),  # its default rule needs it
+    "Bulyan": rule_of(strategy.Bulyan, num_malicious_clients=0, to_keep=0),  # its default rule needs this setting
     "QFedAvg": rule_of(strategy.QFedAvg, q_param=0.1, qffl_learning_rate=0.1),
     "FaultTolerantFedAvg": rule_of(strategy.FaultTolerantFedAvg),
     "DPFedAvgFixed": dp(strategy.DPFedAvgFixed, clip_norm=2.0, noise_multiplier=0.05),
@@ -144,8 +144,8 @@ MODS = {
     "DifferentialPrivacyClientSideFixedClipping": [fixedclipping_mod],
     "DifferentialPrivacyClientSideAdaptiveClipping": [adaptiveclipping_mod],
 }
-ENCODED = {"FedAvgAndroid", "FedXgbBagging", "FedXgbCyclic"}  # whose models are bytes, tested below
-# needs results with a list in place of parameters, which no message of this version can carry
+ENCODED = {"FedAvgAndroid", "FedXgbBagging", "FedXgbCyclic"}  # their models are bytes; tested below
+# needs a list in place of parameters, which messages of this version cannot hold
 IMPOSSIBLE = {"FedXgbNnAvg"}
 
 
@@ -176,7 +176,7 @@ def test_a_workflow_twice_is_equal(name, tmp_path):
 
 
 # -- secure aggregation -----------------------------------------------------------------------------------------------
-CLIP, LEVELS, WEIGHT = 8.0, 2**22, 64.0  # the workflow's defaults, and a weight that is a power of two
+CLIP, LEVELS, WEIGHT = 8.0, 2**22, 64.0  # the workflow's defaults, except for WEIGHT, a power of two
 SECURE = {
     "SecAgg": (lambda: SecAggWorkflow(reconstruction_threshold=4, max_weight=WEIGHT), secagg_mod),
     "SecAgg+": (
@@ -187,7 +187,7 @@ SECURE = {
 
 
 def bound(weights):
-    """Largest difference of SecAgg's mean from the exact one, in each coordinate.
+    """Return the largest difference between SecAgg's mean and the exact mean, per coordinate.
 
     Client i sends round((r_i w + CLIP) LEVELS / 2 CLIP) with r_i = n_i / WEIGHT, rounded up or down at random: the
     error is less than one step, 2 CLIP / LEVELS. The sum over clients is divided by the sum of the r_i, which are
@@ -219,11 +219,11 @@ def test_secure_aggregation_is_the_mean(name, tmp_path):
     for before, after in zip(seen, seen[1:]):
         mean, most = exact(before, range(NODES))
         assert 0 < np.abs(after - mean).max() < most < 1e-4
-    assert runs[0].tobytes() == runs[1].tobytes()  # keys and masks come from the system's random numbers, and cancel
+    assert runs[0].tobytes() == runs[1].tobytes()  # keys and masks are random, but cancel in the sum
 
 
-def test_what_goes_up_is_masked(tmp_path):
-    """The strategy sees only the sum; the numbers that a client sends spread over the whole range 0..2**32."""
+def test_updates_are_masked(tmp_path):
+    """The strategy sees only the sum. The numbers that a client sends cover the whole range 0..2**32."""
     sent, seen = [], Seen()
 
     def spy(message, context, call_next):
@@ -241,7 +241,7 @@ def test_what_goes_up_is_masked(tmp_path):
 
 
 def test_a_client_that_drops_out_is_left_out(tmp_path):
-    """The client fails after it has shared its keys: the shares of the others remove its masks from the sum."""
+    """The client fails after it has shared its keys. The other clients' shares remove its masks from the sum."""
     seen = Seen()
     rule = strategy.FedAvg(**settings(seen), on_fit_config_fn=lambda round_: {"fails": 2})
     server = by_workflow(rule, 1, SECURE["SecAgg+"][0]())
@@ -262,7 +262,7 @@ class Bytes(Client):
 
 
 def of_bytes(rule, answer, out, rounds):
-    """The model after each round."""
+    """Return the model after each round."""
     models = []
     aggregate = rule.aggregate_fit
     rule.aggregate_fit = lambda *args: models.append(aggregate(*args)) or models[-1]
@@ -275,7 +275,7 @@ PARTS = {"min_fit_clients": 3, "min_available_clients": 3, "fraction_evaluate": 
 
 
 def test_raw_floats_of_android_clients(tmp_path):
-    """Each client adds its partition-id: the mean grows by one a round."""
+    """Each client adds its partition-id, so the mean grows by one per round."""
     first = Parameters([np.zeros(2, np.float32).tobytes()], "numpy.nda")
     rule = strategy.FedAvgAndroid(**PARTS, initial_parameters=first)
     found = of_bytes(
@@ -284,8 +284,8 @@ def test_raw_floats_of_android_clients(tmp_path):
     assert [np.frombuffer(data, np.float32).tolist() for (data,) in found] == [[1.0, 1.0], [2.0, 2.0]]
 
 
-def test_a_model_that_goes_round(tmp_path):
-    """One client a round; each continues with the model of the one before."""
+def test_a_model_that_is_passed_on(tmp_path):
+    """One client per round; each continues with the last client's model."""
     rule = strategy.FedXgbCyclic(**PARTS, initial_parameters=Parameters([b"trees:"], ""))
     found = of_bytes(rule, lambda sent, p: sent + str(p).encode(), tmp_path, 3)
     turns = [model.removeprefix(b"trees:") for (model,) in found]

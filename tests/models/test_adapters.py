@@ -1,4 +1,4 @@
-"""Adapters on plain modules: what they compute, what trains, and models from files."""
+"""Adapters on plain modules: outputs, trained parameters, and models from files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Whose statistics BatchNorm has: nobody's, each client's own, or averaged; never another client's by accident."""
+"""BatchNorm's statistics are the batch's, each client's or averaged; never another client's by accident."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ MOMENTUM = 0.1
 
 
 def dataset(clients=3, rows=8):
-    """Client c's features lie around 10 c."""
+    """Return clients' data; client c's features have mean 10 c."""
     generator = np.random.default_rng(0)
     x = (
         generator.normal(size=(clients * rows, 2)).astype(np.float32)
@@ -57,13 +57,13 @@ def run(tmp_path, policy, name="run", **overrides):
 
 
 def held(tmp_path, split):
-    """The rows that each client of the run has in a split."""
+    """Return the rows of each client of the run in a split."""
     _, (period,) = load_data(resolve(read(tmp_path / "run" / "config.yaml") | {"data": dataset()}))
     return [period.partition.view_rows(c, split) for c in range(3)]
 
 
 def moved(mean, x, rounds):
-    """The running mean after a full batch a round: r <- .9 r + .1 mean(x)."""
+    """Return the running mean after `rounds` full batches: r <- .9 r + .1 mean(x)."""
     for _ in range(rounds):
         mean = (1 - MOMENTUM) * mean + MOMENTUM * x.mean(0)
     return mean
@@ -77,18 +77,18 @@ def test_has_to_be_said(tmp_path):
 def test_averaged_is_the_mean_of_the_clients(tmp_path):
     result = run(tmp_path, "averaged")
     data, tensors = dataset(), load_file(tmp_path / "run" / "model.safetensors")
-    # 6 of a client's 8 rows train; with equal weights the mean of their means is the mean over all training rows
+    # each client trains on 6 of 8 rows; with equal sizes the mean of means is the mean over all training rows
     trained = np.concatenate([data.train["x"][rows] for rows in held(tmp_path, "train")])
     assert len(trained) == 18
     expected = moved(np.zeros(2), trained, 2)
     np.testing.assert_allclose(tensors["0.running_mean"], expected, rtol=1e-5)
     assert set(result.model) == {"0.running_mean", "0.running_var", "1.weight", "1.bias"}
     ledger = result.ledger.to_pydict()
-    assert ledger["payload_bytes"][0] == 4 * (2 + 2 + 4 + 2)  # they travel, and are counted
+    assert ledger["payload_bytes"][0] == 4 * (2 + 2 + 4 + 2)  # statistics are sent and counted
 
 
 def test_averaged_statistics_do_not_descend(tmp_path):
-    """Weight decay and momentum pass them by."""
+    """Weight decay and momentum do not change statistics."""
     plain = run(tmp_path, "averaged")
     decayed = run(
         tmp_path, "averaged", "decayed", **{"client.optimiser": {"name": "sgd", "weight_decay": 5.0, "momentum": 0.9}}
@@ -108,13 +108,13 @@ def test_local_stays_with_each_client(tmp_path):
     assert kept[2] is None
     for c in (0, 1):
         mean = kept[c]["statistics"]["0.running_mean"]
-        # 10 c on the way there: 1 - .9^2 = .19 of it, and nothing of the other's
+        # after two steps 1 - .9^2 = .19 of the mean 10 c, and nothing of the other client's
         np.testing.assert_allclose(mean, [1.9 * c, 1.9 * c], atol=0.25)
         assert set(kept[c]["statistics"]) == {"0.running_mean", "0.running_var"}
 
 
-def test_local_goes_on_where_it_stopped(tmp_path):
-    """A run that was stopped after a round has the clients' statistics, and so the same figures in the end."""
+def test_local_statistics_survive_a_resume(tmp_path):
+    """A run that stops after a round keeps the clients' statistics, so its final metrics are the same."""
     rows = dataset().train
     np.savez(tmp_path / "rows.npz", **rows)
     (tmp_path / "rows.py").write_text(
@@ -133,7 +133,7 @@ def test_local_goes_on_where_it_stopped(tmp_path):
 
 
 def test_batch_looks_at_no_other_client(tmp_path):
-    """A client's evaluation is that of its own rows by themselves."""
+    """The evaluation of a client depends on its own rows only."""
     result = run(tmp_path, "batch", **{"client.lr": 0.0, "rounds": 1})
     data = dataset()
     weight, bias = result.model["1.weight"], result.model["1.bias"]
@@ -187,13 +187,13 @@ def test_fedbn_keeps_statistics_too(tmp_path):
     model = {"name": f"{tmp_path}/affine.py:Normed", "batch_norm": "averaged"}
     result = run(tmp_path, "averaged", strategy="fedbn", model=model)
     groups = result.ledger.to_pydict()
-    assert set(groups["payload_bytes"]) == {4 * (4 + 2)}  # the linear layer alone
+    assert set(groups["payload_bytes"]) == {4 * (4 + 2)}  # only the linear layer is sent
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_same_bits_on_ray(tmp_path):
-    """Clients' own statistics and augmented images, on two workers."""
+    """Statistics per client and augmented images, on two workers."""
     config = {
         "data": {"name": "digits", "normalise": True, "augment": [{"name": "crop", "padding": 1}, "flip"]},
         "partition": {"name": "iid", "clients": 6},

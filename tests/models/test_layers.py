@@ -1,4 +1,4 @@
-"""Recorded inputs and outputs of layers, and layers found by their role."""
+"""Record inputs and outputs of layers, and find layers by their role."""
 
 import pytest
 import torch

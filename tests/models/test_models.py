@@ -26,7 +26,7 @@ def conv(*channels, kernel=3) -> int:
 
 
 def residual(channels, outputs, *widths, blocks) -> int:
-    """Convolutions without biases, two numbers a channel and normalisation, a dense head."""
+    """Count a ResNet: convolutions without biases, two numbers per channel of each normalisation, a dense head."""
     total, last = 9 * channels * widths[0] + 2 * widths[0], widths[0]
     for width in widths:
         total += 9 * last * width + (2 * blocks - 1) * 9 * width * width + 2 * blocks * 2 * width
@@ -134,7 +134,7 @@ def test_glorot_weights():
 def test_resnet8_is_what_its_docstring_says(norm, groups):
     module = ResNet8(norm=norm, groups=groups, width=8).build((2, 8, 8), 3)
     with torch.no_grad():
-        for p in module.parameters():  # scales and shifts too, that none is skipped unseen
+        for p in module.parameters():  # change scales and shifts, too, so that the comparison notices if one is ignored
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.3)
     p, x = dict(module.named_parameters()), torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 

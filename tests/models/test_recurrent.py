@@ -1,4 +1,4 @@
-"""Recurrent models: counts on paper, the cells' equations, and how they are planned."""
+"""Recurrent models: parameter counts by hand, the equations of the cells, and their plans."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_last_place_or_all(model):
     every.load_state_dict(last.state_dict())
     assert last(ids).shape == (3, 11) and every(ids).shape == (3, 7, 11)
     assert torch.allclose(every(ids)[:, -1], last(ids))
-    assert torch.allclose(every(ids[:, :4]), every(ids)[:, :4], atol=1e-6)  # nothing is known of what comes later
+    assert torch.allclose(every(ids[:, :4]), every(ids)[:, :4], atol=1e-6)  # outputs do not depend on later tokens
 
 
 def test_lstm_is_hochreiters():

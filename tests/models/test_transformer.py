@@ -1,4 +1,4 @@
-"""The transformer: parameters in closed form, what a place sees, and a forward pass beside PyTorch's own layers."""
+"""The transformer: parameters in closed form, attention masks, and a forward pass compared with PyTorch's layers."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_a_causal_place_sees_nothing_after_it():
     ids = torch.randint(0, 9, (2, 6), generator=torch.Generator().manual_seed(1))
     other = ids.clone()
     other[:, 4:] = (ids[:, 4:] + 1) % 9
-    for causal, alike in ((None, True), (False, False)):  # causal by default where it predicts at all places
+    for causal, alike in ((None, True), (False, False)):  # causal by default if it predicts at all positions
         module = Transformer(vocabulary=9, width=8, predicts="all", causal=causal).build((6,), 5)
         assert torch.allclose(module(ids)[:, :4], module(other)[:, :4], atol=1e-6) == alike
         assert not torch.allclose(module(ids)[:, 4:], module(other)[:, 4:], atol=1e-6)

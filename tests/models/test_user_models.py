@@ -1,4 +1,4 @@
-"""Models of the user's own: every form that `model: path/to/file.py:Name` and `module:Name` may have."""
+"""Models of the user: all forms of `model: path/to/file.py:Name` and `module:Name`."""
 
 import re
 import sys

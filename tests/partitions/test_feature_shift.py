@@ -1,4 +1,4 @@
-"""Feature shifts: rotation, noise and colour, each client its own."""
+"""Feature shifts: a rotation, noise or colour per client."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from partitions.noise import FeatureNoise, deviations
 from partitions.rotate import Rotate, client_angles, rotated
 
 IMAGES = np.random.default_rng(0).random((12, 3, 7, 9), np.float32)
-# client 0 has rows 3 and 1, client 1 the rows 0, 2, 7, 9, client 2 nothing, client 3 row 5; the others are nobody's
+# client 0 has rows 3 and 1, client 1 rows 0, 2, 7, 9, client 2 none, client 3 row 5; other rows have no client
 PARTITION = Partition(np.array([3, 1, 0, 2, 7, 9, 5]), np.array([0, 2, 6, 6, 7]))
 NOBODYS = [4, 6, 8, 10, 11]
 
@@ -34,7 +34,7 @@ def test_quarter_turns_are_exact():
 @pytest.mark.parametrize("angle", [-30.0, 7.5, 100.0])
 def test_other_angles_as_scipy_turns(angle):
     ours = rotated(IMAGES[:2], np.array([angle, angle]))
-    padded = np.pad(IMAGES[:2], ((0, 0), (0, 0), (10, 10), (10, 10)))  # scipy blends nothing with what is outside
+    padded = np.pad(IMAGES[:2], ((0, 0), (0, 0), (10, 10), (10, 10)))  # scipy does not interpolate with the outside
     theirs = ndimage.rotate(padded, angle, axes=(3, 2), reshape=False, order=1)[:, :, 10:-10, 10:-10]
     assert_allclose(ours, theirs, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_grey_images_without_a_channel_axis_turn_too():
 
 # -- noise ------------------------------------------------------------------------------------------------------------
 def test_noise_grows_as_in_the_paper():
-    """Variance level (c + 1) / N: 0.2, 0.4, 0.6, 0.8 for level 0.8 and four clients."""
+    """Client c of N has the variance level (c + 1) / N: 0.2, 0.4, 0.6, 0.8 for level 0.8 and four clients."""
     assert_allclose(deviations(4, 0.8) ** 2, [0.2, 0.4, 0.6, 0.8])
     assert_allclose(sorted(deviations(4, 0.8, True, 1) ** 2), [0.2, 0.4, 0.6, 0.8])
     partition = Partition(np.arange(4000), np.arange(5) * 1000)
@@ -74,7 +74,7 @@ def test_a_rows_noise_does_not_depend_on_whose_it_is():
     x = FeatureNoise(level=1.0).apply(data(), PARTITION).train["x"] - IMAGES
     other = Partition(np.array([9, 5, 3]), np.array([0, 1, 2, 3, 3]))
     y = FeatureNoise(level=1.0).apply(data(), other).train["x"] - IMAGES
-    assert_allclose(x[9] / np.sqrt(2), y[9], atol=1e-6)  # client 1 of 4 and client 0 of 4
+    assert_allclose(x[9] / np.sqrt(2), y[9], atol=1e-6)  # row 9 belongs to client 1 of 4, then to client 0 of 4
     assert_allclose(x[5] / 2, y[5] / np.sqrt(2), atol=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_brightness_scales_contrast_spreads_about_the_mean():
     assert_allclose(flat[5] - flat[5].mean(), k * (IMAGES[5] - IMAGES[5].mean()), atol=1e-5)
     assert flat[3].std() / IMAGES[3].std() == pytest.approx(
         flat[1].std() / IMAGES[1].std(), rel=1e-4
-    )  # both client 0's
+    )  # both rows belong to client 0
 
 
 def test_a_cast_is_one_factor_per_channel():

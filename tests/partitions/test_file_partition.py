@@ -1,4 +1,4 @@
-"""Partitions from files and lists, what they hold out, and flwr-datasets' beside ours."""
+"""Partitions from files and lists, their held-out rows, and flwr-datasets' partitioners compared with ours."""
 
 import json
 
@@ -19,7 +19,7 @@ DATA = Dataset({"x": np.zeros((8, 1)), "y": np.arange(8) % 3}, clients=np.arange
 
 
 def views(partition: Partition) -> list[tuple[list[int], list[int]]]:
-    """(train, test) of each client."""
+    """Return (train, test) rows of each client."""
     both = [[partition.view_rows(c, view).tolist() for view in ("train", "test")] for c in range(partition.num_clients)]
     return [(train, test) for train, test in both]
 
@@ -34,7 +34,7 @@ def test_the_forms_of_a_file_say_the_same(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"train": [[0, 5], [1, 7]], "test": [[2], [6, 3]]}))
     for name in "b.npz", "c.json":
         assert views(File(path=str(tmp_path / name)).split(DATA)) == EXPECTED
-    assert views(File(path=str(tmp_path / "a.npz")).split(DATA)) == [([0, 5], [2]), ([1, 7], [3, 6])]  # ascending
+    assert views(File(path=str(tmp_path / "a.npz")).split(DATA)) == [([0, 5], [2]), ([1, 7], [3, 6])]  # rows ascend
     (tmp_path / "d.json").write_text("[[0, 5], [1, 7]]")
     assert (
         views(read(tmp_path / "d.json"))
@@ -88,12 +88,12 @@ def test_a_client_with_test_rows_only_is_refused(tmp_path):
         File(path=str(tmp_path / "a.npz")).split(DATA)
 
 
-# -- held out beside rows that the partition brings -------------------------------------------------------------------
+# -- validation rows beside the partition's test rows -----------------------------------------------------------------
 def test_val_comes_from_the_rows_that_do_not_test():
     brought = Partition(np.arange(30), np.array([0, 12, 12, 30]), test=np.array([2, 0, 8]))
     held = brought.hold_out(0.3, 0.0, seed=5)
     held.check(30)
-    assert_array_equal(held.val, [3, 0, 3])  # of 10, 0 and 10
+    assert_array_equal(held.val, [3, 0, 3])  # 30 % of 10, 0 and 10
     assert_array_equal(held.test, [2, 0, 8])
     assert sorted(held.view_rows(0, "test")) == [10, 11] and sorted(held.view_rows(2, "test")) == list(range(22, 30))
     others = np.concatenate([held.view_rows(0, "train"), held.view_rows(0, "val")])
@@ -120,7 +120,7 @@ def test_a_run_tests_on_the_rows_that_the_file_names(tmp_path):
         "client": {"lr": 0.1},
         "execution": {"executor": "serial"},
     }
-    right = 100 * fl.run(config, out=tmp_path / "run").metrics[-1]["clients/accuracy_weighted"]  # of 100 rows that test
+    right = 100 * fl.run(config, out=tmp_path / "run").metrics[-1]["clients/accuracy_weighted"]  # of 100 test rows
     assert 0 < right < 100 and right == pytest.approx(round(right), abs=1e-6)
     with pytest.raises(ConfigError, match="splits.test: 0.2 with a partition that has its own test rows"):
         fl.run(config | {"splits": {"val": 0.1, "test": 0.2}}, out=tmp_path / "other")

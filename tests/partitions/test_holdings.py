@@ -1,4 +1,4 @@
-"""Statistics of who holds what, and `fl partition`."""
+"""Statistics of partitions, and `fl partition`."""
 
 import json
 
@@ -19,7 +19,7 @@ PARTITION = Partition(
 
 
 def test_statistics_by_hand():
-    """Of the 8 rows that are someone's 5/8 are of class 5: distances 1/8, 5/8 and 3/8, entropies ln 2, 0 and 0."""
+    """5/8 of the 8 rows with a client have class 5: distances 1/8, 5/8 and 3/8, entropies ln 2, 0 and 0."""
     found = statistics(PARTITION, LABELS)
     assert found["emd"] == pytest.approx((1 / 8 + 5 / 8 + 3 / 8) / 3) and found["entropy"] == pytest.approx(
         np.log(2) / 3

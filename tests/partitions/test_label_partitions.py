@@ -1,4 +1,4 @@
-"""Partitions by label and by size: by hand, in closed form, and compared with flwr-datasets."""
+"""Partitions by label and by size: computed by hand, in closed form, and compared with flwr-datasets."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ LABELS = np.random.default_rng(0).integers(0, 10, 3000)
 
 
 def counts_of(labels, indices, offsets) -> np.ndarray:
-    """(N, K) rows of each class 0..K-1 that each client has."""
+    """Count the rows of each class 0..K-1 of each client, (N, K)."""
     parts = np.split(indices, offsets[1:-1])
     return np.array([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts])
 
@@ -44,7 +44,7 @@ def test_shuffled_groups_are_groups(owners, seed):
 
 
 def test_groups_are_shuffled_uniformly():
-    """Each of 4 rows comes first in a quarter of 2,000 draws, within 4 standard deviations."""
+    """Each of 4 rows is first in a quarter of 2,000 draws, within 4 standard deviations."""
     first = [shuffled_groups(np.zeros(4, np.int64), 1, seed)[0][0] for seed in range(2000)]
     assert np.abs(np.bincount(first) - 500).max() < 4 * np.sqrt(2000 * 3 / 16)
 
@@ -60,7 +60,7 @@ def test_dealt_gives_what_is_counted():
 
 
 def test_apportioned_by_hand():
-    """10 in proportions 1 : 1 : 4.5 is 1.54, 1.54, 6.92. The largest remainders get two more: .92, first .54."""
+    """10 in proportions 1 : 1 : 4.5 is 1.54, 1.54, 6.92. The largest remainders get two more: .92 and the first .54."""
     assert_array_equal(apportion(np.array([1, 1, 4.5]), 10), [2, 1, 7])
 
 
@@ -82,7 +82,7 @@ def test_inner_dirichlet_has_every_feasible_size(labels, alpha, seed, data):
 
 
 def test_served_by_hand():
-    """Three clients want 4 rows each, two of them of class 0 only, which has 6 rows: the others are of class 1."""
+    """Three clients need 4 rows each. Two want class 0 only, which has 6 rows; so they get 2 rows of class 1."""
     logs = np.log(np.array([[1.0, 1e-300], [1.0, 1e-300], [1e-300, 1.0]]))
     counts = served(np.random.default_rng(0), np.array([4, 4, 4]), np.array([6, 6]), logs)
     assert_array_equal(counts.sum(0), [6, 6])
@@ -105,7 +105,7 @@ def test_few_clients_have_the_mixtures_they_drew():
     labels = np.repeat(np.arange(10), 5000)
     shares = counts_of(labels, *inner_dirichlet(labels, [50] * 200, 0.3)) / 50
     drawn = (0.3 + 1) / (10 * 0.3 + 1)
-    expected = drawn + (1 - drawn) / 50  # two of 50 rows are the same with probability 1/50
+    expected = drawn + (1 - drawn) / 50  # two draws from 50 rows are the same row with probability 1/50
     assert (shares**2).sum(1).mean() == pytest.approx(expected, rel=0.1)
 
 
@@ -133,7 +133,7 @@ def test_pathological_modes_by_hand():
 
 
 def test_random_classes_are_drawn_evenly():
-    """A share k / K of 5,000 clients holds a class, within 4 standard deviations."""
+    """A fraction k / K of 5,000 clients has a given class, within 4 standard deviations."""
     held = class_holders(5000, 10, 3)
     assert np.abs(held.mean(0) - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 5000)
 
@@ -162,7 +162,7 @@ def test_extended_dirichlet_of_large_alpha_shares_equally():
 
 @pytest.mark.slow
 def test_extended_dirichlet_shares_have_a_dirichlets_variance():
-    """K = k = 1: shares of N clients, variance (N - 1) / (N^2 (N a + 1)) each."""
+    """For K = k = 1 the share of each of N clients has the variance (N - 1) / (N^2 (N a + 1))."""
     labels, n, a = np.zeros(20000, np.int64), 4, 0.5
     shares = np.concatenate([np.diff(extended_dirichlet(labels, n, 1, a, 0, seed)[1]) / 20000 for seed in range(600)])
     assert shares.var() == pytest.approx((n - 1) / (n**2 * (n * a + 1)), rel=0.12)
@@ -170,15 +170,16 @@ def test_extended_dirichlet_shares_have_a_dirichlets_variance():
 
 # -- shards -----------------------------------------------------------------------------------------------------------
 def test_shards_as_in_the_paper():
-    """60,000 digits, 100 clients, two shards of 300: each client 600 rows of at most 2 labels, as 6,000 / 300 is
-    whole.
+    """60,000 digits, 100 clients, two shards of 300 each: a client has 600 rows of at most 2 labels.
+
+    This holds because 300 divides the 6,000 rows of a label.
     """
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 6000))
     indices, offsets = shards(labels, 100)
     counts = counts_of(labels, indices, offsets)
     assert sorted(indices) == list(range(60000)) and set(np.diff(offsets)) == {600}
     assert set(counts.ravel()) == {0, 300, 600}
-    both = (counts == 600).any(1).mean()  # both shards of one label: 19 of the other 199
+    both = (counts == 600).any(1).mean()  # both shards have one label: the second is one of 19 among the other 199
     assert abs(both - 19 / 199) < 4 * np.sqrt(19 / 199 * 180 / 199 / 100)
 
 
@@ -189,7 +190,7 @@ def test_shards_that_do_not_come_out_even_differ_by_one_row_each():
 
 # -- quantity ---------------------------------------------------------------------------------------------------------
 def test_power_law_by_hand():
-    """1, 1/2, 1/4 of 7,000 for ranks 1, 2, 4; with 1/3 the sum is 25/12."""
+    """Ranks 1, 2, 3, 4 have the shares 1, 1/2, 1/3, 1/4; their sum is 25/12."""
     sizes = sorted(np.diff(quantity(25000, 4, "power_law", 1.0)[1]), reverse=True)
     assert sizes == [12000, 6000, 4000, 3000]
 
@@ -230,7 +231,7 @@ def test_decided_by_the_seed_and_disjoint(name):
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - {"pfllib"}))
 def test_rows_of_a_client_lie_in_random_order(name):
-    """Row numbers are as often below as above the next one, within 4 deviations (variance (n + 1) / 12, Knuth)."""
+    """Half of the row numbers exceed the next one, within 4 deviations (variance (n + 1) / 12, Knuth)."""
     indices, offsets = ALL[name](3)
     rising = sum(int((np.diff(part) > 0).sum()) for part in np.split(indices, offsets[1:-1]))
     pairs = len(indices) - 20
@@ -272,7 +273,7 @@ def test_what_cannot_be_is_refused(call, message):
 
 # -- pfllib -----------------------------------------------------------------------------------------------------------
 def test_pfllib_makes_the_published_partition():
-    """The client and the split (train or test) of each of the 70,000 rows."""
+    """Compare client and split (train or test) of each of the 70,000 rows."""
     folder = data_folder() / "mnist"
     if not (folder / "pfllib_dir0.1_20clients.npz").is_file():
         pytest.skip("FL_DATA names no folder with mnist")
@@ -289,9 +290,9 @@ def test_pfllib_makes_the_published_partition():
         assert_array_equal(is_test, published["is_test"])
 
 
-# -- beside flwr-datasets ---------------------------------------------------------------------------------------------
-def test_pathological_beside_flwr_datasets():
-    """In deterministic modes only the choice of rows is random: the counts per class and client are equal."""
+# -- compared with flwr-datasets --------------------------------------------------------------------------------------
+def test_pathological_agrees_with_flwr_datasets():
+    """In deterministic modes only the choice of rows is random, so the counts per class and client are equal."""
     theirs = pytest.importorskip("flwr_datasets.partitioner").PathologicalPartitioner
     from fl.data.dataset import Dataset
     from partitions.flwr_datasets import from_flwr

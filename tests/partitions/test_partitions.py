@@ -1,4 +1,4 @@
-"""Laws of the partitioners: disjoint, covering, sized, repeatable, skewed as asked."""
+"""Laws of partitioners: parts are disjoint, cover all rows, and have the requested sizes and skew; seeds decide."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def sizes_of(offsets) -> np.ndarray:
 
 
 def skew(labels, indices, offsets) -> float:
-    """Mean total-variation distance between clients' label distributions and that of all."""
+    """Return the mean total-variation distance between each client's label distribution and the global one."""
     classes = labels.max() + 1
     overall = np.bincount(labels, minlength=classes) / len(labels)
     parts = [np.bincount(labels[p], minlength=classes) / len(p) for p in np.split(indices, offsets[1:-1])]
@@ -56,7 +56,7 @@ def test_iid_is_decided_by_the_seed():
 
 
 def test_iid_has_no_label_skew():
-    """A share of n rows misses a class's proportion by about sqrt(p (1-p) / n)."""
+    """In n random rows the proportion of a class deviates by about sqrt(p (1-p) / n)."""
     expected = 0.5 * 10 * np.sqrt(2 / np.pi) * np.sqrt(0.1 * 0.9 / 300)
     assert skew(LABELS, *iid(3000, 10)) == pytest.approx(expected, rel=0.3)
 
@@ -98,7 +98,7 @@ def test_dirichlet_is_decided_by_the_seed():
 
 
 def test_proportions_have_the_moments_of_a_dirichlet():
-    """Dir(a) over N: mean 1/N, variance (N-1) / (N^2 (N a + 1))."""
+    """Dir(a) over N clients has mean 1/N and variance (N-1) / (N^2 (N a + 1))."""
     generator = np.random.default_rng(0)
     for alpha in (0.05, 0.5, 5.0):
         shares = np.array([proportions(generator, 4, alpha) for _ in range(4000)])
@@ -113,9 +113,11 @@ def test_proportions_do_not_underflow():
 
 
 def test_repair_by_hand():
-    """Sizes 9, 0, 7, 2, 1 to at least 2: three rows are needed; down to 7 gives two of client 0, down to 6 gives four
-    of
-    clients 0 and 2, one too many, so client 0 keeps 7."""
+    """Sizes 9, 0, 7, 2, 1 with a minimum of 2: three rows are missing.
+
+    Cutting the largest down to 7 frees two rows of client 0. Cutting down to 6 would free four rows of clients 0 and 2,
+    one too many, so client 0 keeps 7.
+    """
     offsets = np.array([0, 9, 9, 16, 18, 19])
     order, after = repaired(np.arange(19), offsets, min_size=2)
     assert_array_equal(sizes_of(after), [7, 2, 6, 2, 2])
@@ -141,8 +143,9 @@ def test_a_minimum_already_met_changes_nothing():
 
 
 def test_the_last_rows_of_a_client_are_like_its_others():
-    """Repair gives the last rows away and must not give one class. Drawn n of N rows, a count has deviation sqrt(n p
-    q).
+    """Repair gives the last rows of a client away, which must not be all of one class.
+
+    The count of a class in n random rows has the deviation sqrt(n p q).
     """
     labels = np.repeat([0, 1], 1500)
     indices, offsets = dirichlet(labels, 3, alpha=5.0)

@@ -1,4 +1,4 @@
-"""Streams of classes and of domains, and MNIST: whose rows, which tests, which labels, which outputs."""
+"""Streams of classes and domains, and MNIST: rows per client, test rows, labels and outputs."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_a_seeded_order_numbers_the_labels_anew():
         data, parts = periods(Classes(tasks=3, head="joint", order="seeded", seed=seed))
         for t, period in enumerate(parts):
             assert {*data.train["y"][rows(period)]} == {*data.test["y"][period.test]} == {2 * t, 2 * t + 1}
-        assert len({*zip(Y, data.train["y"])}) == 6  # old names to new ones, one to one
+        assert len({*zip(Y, data.train["y"])}) == 6  # the new labels are a permutation of the old ones
         seen.add(tuple(data.train["y"][:6]))
     assert len(seen) > 1
 
@@ -94,8 +94,8 @@ def test_restriction_by_hand():
     assert kept.indices.tolist() == [0, 3, 4] and kept.offsets.tolist() == [0, 1, 1, 3]
 
 
-def test_a_client_may_miss_a_stage_but_not_all(tmp_path):
-    """Clients of a single class each: in a period only those of its classes have rows, and the run goes through."""
+def test_a_client_may_miss_a_period_but_not_all(tmp_path):
+    """Each client has a single class. In a period only the clients of its classes have rows, and the run works."""
 
     class ByLabel:
         def split(self, dataset):

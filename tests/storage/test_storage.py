@@ -1,4 +1,4 @@
-"""Storage: records in segments, client states, checkpoints, streams, and what survives a crash."""
+"""Storage: records in segments, client states, checkpoints, streams, and recovery after a crash."""
 
 import shutil
 from contextlib import closing
@@ -66,7 +66,7 @@ def test_what_was_appended_is_read(tmp_path_factory, trees):
     with closing(Segments(folder)) as writer, closing(Segments(folder)) as reader:
         writer.write_to(3)
         places = []
-        for tree in trees:  # the reader reads while the file grows
+        for tree in trees:  # read while the file grows
             places.append(writer.append(tree))
             assert equal(reader.read(places[-1]), tree)
         assert all(equal(writer.read(place), tree) for place, tree in zip(places, trees))
@@ -97,7 +97,7 @@ def test_a_record_read_is_memory_of_its_own(tmp_path):
     assert Segments(tmp_path).read(NO_RECORD) is None
 
 
-def test_a_writer_goes_on_at_the_end(tmp_path):
+def test_a_writer_continues_at_the_end(tmp_path):
     """For example after a restart, or after a switch to another segment and back."""
     with closing(Segments(tmp_path)) as segments:
         segments.write_to(0)
@@ -119,9 +119,9 @@ def test_vectors(tmp_path):
         assert [s.offset for s in spilled] == [0, 64, 128]
 
 
-# -- states of clients ------------------------------------------------------------------------------------------------
+# -- client states ----------------------------------------------------------------------------------------------------
 class Store:
-    """A driver and its worker: `put` states in a round, `commit` it, `get` them."""
+    """A driver and its worker: `put` states in a round, `commit` the round, `get` the states."""
 
     def __init__(self, folder, record=None, population=20):
         self.folder, self.states = folder, ClientStates(folder, population)
@@ -199,16 +199,16 @@ def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
             one.states.pin("best")
         expected = {0: 10.0 * round_, 1: 10.0 * round_ + 1, 2: -1.0}
         assert one.get() == expected
-        again = store(record=record)  # from disk, in any round
+        again = store(record=record)  # read from disk in each round
         assert again.get() == expected
         again.close()
-        size = size or one.states.total // 3  # bytes of a state
+        size = size or one.states.total // 3  # bytes per state
         assert one.states.total <= 2 * 3 * size + 2 * size
     assert one.states.generation > 1
     pinned = np.load(one.folder / "best.npy")
     assert {int(c): number(one.segments.read(place)) for c, *place in pinned} == {0: 30.0, 1: 31.0, 2: -1.0}
     on_disk = sum(p.stat().st_size for p in one.folder.glob("*.seg"))
-    assert on_disk < 8 * 2 * size  # what eight rounds wrote
+    assert on_disk < 8 * 2 * size  # the size of eight rounds' states
     assert len(list(one.folder.glob("index-*.bin"))) == 1
 
 
@@ -221,9 +221,9 @@ def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
         max_size=12,
     )
 )
-def test_whatever_dies_the_committed_states_stand(tmp_path_factory, rounds):
-    """go: a round commits; die: the process ends before its commit; crash: between the commit of states and its
-    record.
+def test_committed_states_survive_every_crash(tmp_path_factory, rounds):
+    """Events: go, the round commits; die, the process ends before the commit; crash, it ends between the commit of
+    the states and the record of that commit.
     """
     folder = tmp_path_factory.mktemp("clients")
     with pytest.MonkeyPatch.context() as patch:
@@ -236,7 +236,7 @@ def test_whatever_dies_the_committed_states_stand(tmp_path_factory, rounds):
                 expected |= {c: float(x) for c, x in numbers.items()}
             else:
                 if fate == "crash":
-                    one.states.commit()  # the record is lost with the process, and no segment was deleted
+                    one.states.commit()  # the process loses the record, but has not deleted a segment
                 one.close()
                 one = Store(folder, record)
             assert one.get() == expected
@@ -275,7 +275,7 @@ def test_views_of_one_memory_are_kept_apart(tmp_path):
 
 
 def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
-    """Every state of the folder during a save, as a killed process would leave it."""
+    """Try each state of the folder during a save, as a killed process would leave it."""
     before, after = tmp_path / "before", tmp_path / "after"
     checkpoint.save(before, "last", state(1), 1)
     shutil.copytree(before, after)
@@ -289,7 +289,7 @@ def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
     (torn / "last.json.part").write_text('{"tens')
     assert number(checkpoint.load(torn, "last")) == 1
     shutil.copy(after / "last.json", torn)
-    assert number(checkpoint.load(torn, "last")) == 2  # the old tensors are still there
+    assert number(checkpoint.load(torn, "last")) == 2  # the old tensors still exist
     checkpoint.save(torn, "last", state(3), 3)
     assert [p.name for p in torn.glob("*.safetensors")] == ["last-000003.safetensors"]
 
@@ -313,7 +313,7 @@ def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept
     kept = min(kept, len(sizes))
     with closing(ArrowStream(path, SCHEMA)) as stream:
         lengths = [stream.length] + [stream.append(batch(r, n)) for r, n in enumerate(sizes)]
-    with open(path, "ab") as file:  # of a round that did not commit
+    with open(path, "ab") as file:  # rows of an uncommitted round
         file.write(torn)
     with closing(ArrowStream(path, SCHEMA, lengths[kept])) as stream:
         for round_, n in enumerate(sizes[kept:], kept):
@@ -332,7 +332,7 @@ def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
 
 
 def test_states_read_together_are_those_read_alone(tmp_path):
-    """States of one structure from two segments; states of several structures are not stacked."""
+    """States of one structure are stacked, also from two segments. States of different structures are not."""
     trees = [
         {"c": Params.of({"w": torch.full((3, 2), 1.0 * i), "b": torch.arange(5.0) + i}), "n": torch.tensor(i)}
         for i in range(6)

@@ -1,4 +1,4 @@
-"""FedAsync, FedBuff, FedAT: schedules of known times followed by hand, the models against a NumPy twin."""
+"""FedAsync, FedBuff, FedAT: schedules computed by hand, and models compared with a NumPy version."""
 
 import math
 
@@ -17,7 +17,7 @@ from strategies.fedbuff import FedBuff
 from strategies.staleness import damping
 
 CLIENTS, SAMPLES, LR, MU = 3, 5, 0.5, 0.3
-# seconds of a trip of clients 0, 1, 2: they arrive at   1.0  1.6  2.0  2.7  3.0  3.2  4.0  4.8  5.0  5.4
+# seconds of a round trip of clients 0, 1, 2; arrivals at  1.0  1.6  2.0  2.7  3.0  3.2  4.0  4.8  5.0  5.4
 SECONDS = (1.0, 1.6, 2.7)
 ARRIVE = (0, 1, 0, 2, 0, 1, 0, 1, 0, 2)
 
@@ -39,7 +39,7 @@ def begun(tmp_path, **more):
 
 
 def followed(tmp_path, **more):
-    """(first model, last model) of a run, each (outputs, features + 1): weights beside biases; and the run's folder."""
+    """Run; return the first and last models, (outputs, features + 1) with biases in the last column, and the result."""
     with begun(tmp_path, **more) as simulation:
         first, result = simulation.run_setup.model, simulation.run()
     flat = lambda p: np.c_[p["1.weight"].numpy(), p["1.bias"].numpy()].astype(np.float64)  # noqa: E731
@@ -47,8 +47,10 @@ def followed(tmp_path, **more):
 
 
 def descended(w, client, mu=0.0):
-    """One step of gradient descent on the mean cross-entropy of a client's samples; with mu it is still the same: the
-    term's gradient is zero where it begins."""
+    """Take one gradient step on the mean cross-entropy of a client's samples.
+
+    mu does not change it, because the proximal term has zero gradient at the start.
+    """
     data = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=SAMPLES).load()
     mine = np.flatnonzero(data.clients == client)
     x, y = np.c_[data.train["x"][mine], np.ones(len(mine))].astype(np.float64), data.train["y"][mine]
@@ -58,7 +60,7 @@ def descended(w, client, mu=0.0):
     return w - LR * p.T @ x / len(mine)
 
 
-# -- s ----------------------------------------------------------------------------------------------------------------
+# -- staleness --------------------------------------------------------------------------------------------------------
 def test_staleness_by_hand():
     assert [damping("constant", t, 9.0, 0) for t in (0, 7)] == [1.0, 1.0]
     assert [damping("polynomial", t, 0.5, 0) for t in (0, 3, 8)] == pytest.approx([1.0, 1 / 2, 1 / 3])
@@ -80,7 +82,7 @@ def test_refusals(wrong):
 
 # -- FedAsync ---------------------------------------------------------------------------------------------------------
 def test_fedasync_alone_is_a_chain(tmp_path):
-    """alpha=1, one client under way: each trains on what the one before it left."""
+    """With alpha=1 and one client in flight, each client starts from the last client's model."""
     settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"name": "async", "concurrency": 1}}
     model, last, result = followed(tmp_path, **settings)
     rows = pq.read_table(result.directory / "clients.parquet").to_pylist()
@@ -91,8 +93,8 @@ def test_fedasync_alone_is_a_chain(tmp_path):
     np.testing.assert_allclose(last, model, rtol=0, atol=1e-6)
 
 
-# (client, version it began with) of each arrival; all three are under way at all times, so whoever is free is who
-# came back
+# (client, version of its start) of each arrival; all three are always in flight, so the client that arrives is the
+# one that starts
 BEGAN = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 3), (1, 2))
 STALENESS = (0, 1, 1, 3, 1, 3)
 
@@ -111,8 +113,8 @@ def test_fedasync_mixes_in_order_of_arrival(tmp_path, kind, s):
     assert [row["staleness"] for row in result.metrics] == list(STALENESS)
 
 
-def test_several_of_a_step_are_mixed_one_after_another(tmp_path):
-    """In a synchronous round: by samples, then by id; here all have as many."""
+def test_several_models_of_a_step_are_mixed_one_after_another(tmp_path):
+    """A synchronous round mixes in order of sample counts, then ids; here the counts are equal."""
     first, last, _ = followed(tmp_path, strategy={"name": "fedasync", "alpha": 0.25}, rounds=1, cohort={"size": 3})
     model = first
     for client in range(3):
@@ -121,7 +123,7 @@ def test_several_of_a_step_are_mixed_one_after_another(tmp_path):
 
 
 def test_a_term_holds_clients_near(tmp_path):
-    """Two steps: in the second the gradient of mu/2 |w - received|^2 is mu times the first step."""
+    """In the second of two steps, the gradient of mu/2 |w - received|^2 is mu times the first step."""
     settings = {
         "strategy": {"name": "fedasync", "alpha": 1.0},
         "server": {"name": "async", "concurrency": 1},
@@ -137,8 +139,8 @@ def test_a_term_holds_clients_near(tmp_path):
 # -- FedBuff ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_fedbuff_weights_from_a_schedule(tmp_path, beta):
-    """Buffers of two. Who comes back frees its slot at once, with the version there is: at a step the newer one."""
-    steps = (  # (client, version it began with), staleness
+    """Buffers of two. A client starts again when it arrives; if it fills the buffer, it starts from the new model."""
+    steps = (  # (client, version of its start), staleness
         (((0, 0), 0), ((1, 0), 0)),  # 1.0 1.6
         (((0, 0), 1), ((2, 0), 1)),  # 2.0 2.7
         (((0, 1), 1), ((1, 1), 1)),  # 3.0 3.2
@@ -160,7 +162,7 @@ def test_fedbuff_weights_from_a_schedule(tmp_path, beta):
 
 
 def test_fedbuff_by_samples_is_fedavg(tmp_path):
-    """A synchronous server, weights by examples: FedAvg as it is, equal bits."""
+    """With a synchronous server and weights by samples it is FedAvg, with equal bits."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     settings = {"rounds": 3, "cohort": {"size": 2}}
@@ -176,7 +178,7 @@ def test_tier_weights_by_hand():
 
 
 def test_fedat_weighs_tiers_by_the_counts_of_the_others(tmp_path):
-    """Three tiers of one client: they come and go as under FedAsync, and each stands with its newest model."""
+    """Three tiers of one client each: arrivals are those of FedAsync, and each tier counts with its newest model."""
     weights = (
         (0, 0, 1),
         (0, 1 / 2, 1 / 2),
@@ -197,7 +199,7 @@ def test_fedat_weighs_tiers_by_the_counts_of_the_others(tmp_path):
 
 # -- bytes ------------------------------------------------------------------------------------------------------------
 def test_a_whole_model_is_as_large_as_a_difference(tmp_path):
-    """The clock must know what clients send before they have: a model of 15 numbers."""
+    """The clock must know the size of updates before the training: a model of 15 numbers."""
     server = {"name": "async", "concurrency": 1}
     with begun(tmp_path, strategy="fedasync", server=server) as simulation:
         result = simulation.run()
@@ -206,7 +208,7 @@ def test_a_whole_model_is_as_large_as_a_difference(tmp_path):
 
 
 def test_delta_sends_what_a_model_differs_from_the_one_received(tmp_path):
-    """fp16 of a model rounds it; of a difference that is 0 it is exact."""
+    """fp16 rounds a model, but a difference of 0 is exact."""
     settings = {"strategy": {"name": "fedasync", "alpha": 1.0}, "server": {"name": "async", "concurrency": 2}}
     settings["client"] = {"epochs": 1, "batch": "full", "lr": 0.0}
     for name, up, same in (("plain", ["fp16"], False), ("delta", ["delta", "fp16"], True)):

@@ -1,4 +1,4 @@
-"""FedEWC, FedLwF and FedGPM against closed forms."""
+"""FedEWC, FedLwF and FedGPM, compared with closed forms."""
 
 from types import SimpleNamespace
 
@@ -46,7 +46,7 @@ def states(tmp_path, strategy, **overrides):
 
 
 def floats(result, direction):
-    """Per round, floats of all four clients."""
+    """Return the floats of all four clients per round."""
     return [row[f"{direction}link_bytes"] / 4 / 4 for row in result.metrics]
 
 
@@ -65,7 +65,7 @@ def context(module, x, y, task):
 
 
 def test_fisher_of_a_linear_regression():
-    """loss 1/2 (w.x - y)^2 has the gradient (w.x - y) x: its mean square is known."""
+    """The loss 1/2 (w.x - y)^2 has the gradient (w.x - y) x, so its mean square is known."""
     module = nn.Linear(3, 1, bias=False)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(20, 3, generator=g), torch.randn(20, generator=g)
@@ -76,7 +76,7 @@ def test_fisher_of_a_linear_regression():
 
 
 def test_fisher_is_of_samples_not_of_their_mean():
-    """Two samples whose gradients cancel have a Fisher information all the same; one by one through autograd."""
+    """Two samples with opposite gradients have non-zero Fisher information; expected values by autograd per sample."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     x, y = torch.randn(7, 4), torch.arange(7) % 3
@@ -92,8 +92,10 @@ def test_fisher_is_of_samples_not_of_their_mean():
 
 
 def test_the_spring_pulls_to_the_anchors():
-    """F_1 = (1, 4) at w = (0, 1), F_2 = (3, 0) at (2, 9): with every anchor sum_t F_t (w - w_t), with the last F (w -
-    w_2)."""
+    """F_1 = (1, 4) at w_1 = (0, 1), F_2 = (3, 0) at w_2 = (2, 9).
+
+    The gradient is sum_t F_t (w - w_t) with an anchor per task, and F (w - w_2) with the last anchor only.
+    """
     start = State(params(0.0, 1.0), params(0.0, 0.0), params(0.0, 0.0), 0)
     w, lam = params(1.0, 2.0), 10.0
     expected = {"every": [10 * (1 * 1 + 3 * -1), 10 * 4 * 1], "last": [10 * 4 * -1, 10 * 4 * -7]}
@@ -145,7 +147,7 @@ def test_the_teacher_is_the_last_stages_model_and_goes_down_once(tmp_path):
 
 
 def test_a_heavy_teacher_keeps_the_outputs(tmp_path):
-    """On the samples of the new task, the model departs less from its teacher the more that weighs."""
+    """The larger the teacher's weight, the less the outputs on the new task's samples change."""
     apart = []
     for weight in (0.0, 1.0, 10.0):
         seen, _ = states(tmp_path / str(weight), {"name": "fedlwf", "weight": weight}, **{"client.lr": 0.02})
@@ -158,7 +160,7 @@ def test_a_heavy_teacher_keeps_the_outputs(tmp_path):
 
 
 def test_with_a_head_per_task_old_heads_are_distilled():
-    """The loss is that of outputs 2 and 3, and the divergence that of outputs 0 and 1 alone."""
+    """The loss uses outputs 2 and 3, and the divergence outputs 0 and 1 only."""
     g = torch.Generator().manual_seed(0)
     z, t, y = torch.randn(6, 6, generator=g), torch.randn(6, 6, generator=g), torch.tensor([2, 3, 2, 2, 3, 3])
     at = SimpleNamespace(config={"weight": 0.5, "temperature": 2.0})
@@ -170,7 +172,7 @@ def test_with_a_head_per_task_old_heads_are_distilled():
 
 # -- GPM --------------------------------------------------------------------------------------------------------------
 def test_gpm_projects_at_the_client(tmp_path):
-    """What clients send has no part in the subspace already, by momentum neither; bases go down once per task."""
+    """Updates have no component in the subspace, even with momentum. Bases are sent once per task."""
     seen, result = states(tmp_path, "fedgpm", **{"client.optimiser": {"name": "sgd", "momentum": 0.5}})
     for old, new in zip(seen, seen[1:]):
         for name, u in old.bases.items():
@@ -181,8 +183,10 @@ def test_gpm_projects_at_the_client(tmp_path):
 
 
 def test_gpm_is_fot_where_a_client_takes_one_step(tmp_path):
-    """One step of plain SGD: projecting before the mean is projecting after it. The two first rounds of the second
-    task; later bases differ by their inputs' rounding errors."""
+    """With one step of plain SGD, projection before the mean equals projection after it.
+
+    The test compares the first two rounds of the second task; later bases differ by rounding errors of their inputs.
+    """
     one = {"client.batch": "full", "strategy.gpse": "gram", "strategy.residual_ratio": "energy"}
     a, b = (states(tmp_path / s, {"name": s}, **one)[0] for s in ("fot", "fedgpm"))
     for i in (2, 3, 4):

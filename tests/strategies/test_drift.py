@@ -1,8 +1,8 @@
-"""SCAFFOLD and FedDyn: their server rules by hand, and the drift they exist to remove.
+"""SCAFFOLD and FedDyn: their server rules by hand, and the client drift that they remove.
 
-Two clients with f_i(w) = a_i/2 (w - b_i)^2, (a, b) = (1, 0) and (10, 1): the optimum of the mean is 10/11. K local
-steps with rate r map w to b + q (w - b), q = (1 - r a)^K, so that FedAvg stops where the average of both maps does,
-elsewhere.
+Two clients have f_i(w) = a_i/2 (w - b_i)^2 with (a, b) = (1, 0) and (10, 1); the optimum of the mean is 10/11. K local
+steps with learning rate r map w to b + q (w - b), q = (1 - r a)^K. FedAvg converges to the fixed point of the average
+of both maps, which is not the optimum.
 """
 
 from math import sqrt
@@ -45,7 +45,7 @@ def params(*w: float) -> Params:
 
 
 def answer(strategy, state, population, round_, updates):
-    """One round of the strategy over the clients' answers, `updates(broadcast) -> [(client, num_examples, groups)]`."""
+    """Perform a round with given updates, `updates(broadcast) -> [(client, num_examples, groups)]`."""
     ctx = ServerContext(0, round_, 1000, population, np.arange(population), Regression(), nn.Identity())
     rounds = strategy.round(state, ctx)
     exchange = next(rounds)
@@ -65,7 +65,7 @@ def answer(strategy, state, population, round_, updates):
 
 
 def federate(strategy, algorithm, rounds: int) -> float:
-    """The model that both clients arrive at, from w = 0."""
+    """Train with both clients from w = 0 and return the model."""
     module = nn.Linear(1, 1, bias=False)
     kept = {}
 
@@ -142,7 +142,7 @@ def test_feddyn_without_alpha_is_refused():
 
 # -- drift ------------------------------------------------------------------------------------------------------------
 def fedavg_fixed_point(steps: int, mu: float = 0.0) -> float:
-    """Where w = mean of the local maps; with FedProx's mu, K steps from w towards (a b + mu w) / (a + mu)."""
+    """Return the fixed point of the mean of the local maps: K steps from w towards (a b + mu w) / (a + mu)."""
     slope = offset = 0.0
     for a, b in zip(CURVATURES, CENTRES):
         q = (1 - LR * (a + mu)) ** steps
@@ -153,7 +153,7 @@ def fedavg_fixed_point(steps: int, mu: float = 0.0) -> float:
 
 
 def test_the_closed_form():
-    assert fedavg_fixed_point(1) == pytest.approx(OPTIMUM)  # one step does not drift
+    assert fedavg_fixed_point(1) == pytest.approx(OPTIMUM)  # one step causes no drift
     assert fedavg_fixed_point(5) == pytest.approx(0.8107, abs=1e-4)
     assert fedavg_fixed_point(20) == pytest.approx(0.6092, abs=1e-4)
 
@@ -172,7 +172,7 @@ def test_fedprox_drifts_less(mu):
     assert reached >= fedavg_fixed_point(20) - 1e-5
 
 
-# option 1 with 20 steps diverges: its controls are a round old, and rate * steps * curvature is 10
+# option 1 diverges with 20 steps: its controls are one round old, and learning rate * steps * curvature is 10
 @pytest.mark.slow
 @pytest.mark.parametrize("option, steps", [(1, 5), (1, 10), (2, 5), (2, 20)])
 def test_scaffold_reaches_the_optimum(option, steps):

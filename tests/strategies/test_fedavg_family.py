@@ -1,4 +1,4 @@
-"""FedAvg, FedAvgM, FedAdam, FedProx: two rounds by hand, and the neutral settings."""
+"""FedAvg, FedAvgM, FedAdam, FedProx: two rounds by hand, and the settings that equal FedAvg."""
 
 from math import sqrt
 
@@ -46,7 +46,7 @@ def test_fedavg_weights(weights, expected):
 
 def test_fedavgm_by_hand():
     one, two = two_rounds(FedAvgM(beta=0.5), (1, 2), (0.5, -1), (0, 4))
-    assert one.model["w"].tolist() == [1.5, 1.0]  # round 0 already moves
+    assert one.model["w"].tolist() == [1.5, 1.0]  # round 0 already changes the model
     assert two.model["w"].tolist() == [1.75, 4.5]  # velocity (.25, 3.5)
 
 
@@ -82,7 +82,9 @@ def test_fedadam_pads_stay_neutral():
     assert all(p.buffers[0][3:].eq(0).all() for p in (state.model, *state.optimiser.moments.values()))
 
 
-finite = st.floats(-1e3, 1e3, width=32).map(lambda x: x + 0.0)  # -0 + 0 is 0 and -0 - 0 is -0: one zero will do
+finite = st.floats(-1e3, 1e3, width=32).map(
+    lambda x: x + 0.0
+)  # -0 + 0 is 0 and -0 - 0 is -0, so use positive zeros only
 
 
 @pytest.mark.parametrize("rule", [FedAvgM, FedAdam, FedProx])
@@ -90,7 +92,7 @@ finite = st.floats(-1e3, 1e3, width=32).map(lambda x: x + 0.0)  # -0 + 0 is 0 an
 def test_neutral_setting_is_fedavg_to_the_bit(rule, values):
     assert (
         rule.fedavg_equivalent.bits or rule is FedProx
-    )  # whose server is FedAvg's; it is the clients that may fuse their steps
+    )  # FedProx's server is FedAvg's; only its clients may fuse steps
     start, first, second = (params(*v, dtype=torch.float32) for v in zip(*values))
     plain, equivalent = FedAvg(), rule(**rule.fedavg_equivalent.strategy)
     a, b = plain.init(start, None), equivalent.init(start, None)

@@ -1,4 +1,4 @@
-"""FedSA-LoRA: A travels, B and the head stay, whoever computes what."""
+"""FedSA-LoRA: A is exchanged, B and the head stay on the client, for every executor and plan."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RUN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(FedSAClient):
-    """Says in its state what B it began its latest training with."""
+    """Stores in its state the B at the start of its latest training."""
 
     def start(self, given):
         state = given.state
@@ -56,7 +56,7 @@ def _with(given, state):
 
 
 def states(simulation) -> dict[int, object]:
-    """What each client has left behind."""
+    """Return the stored state of each client."""
     segments = Segments(simulation.directory / "clients")
     found = {c: segments.read(w) for c, w in enumerate(simulation.states.locations(np.arange(CLIENTS))) if w[0] >= 0}
     segments.close()
@@ -76,7 +76,7 @@ def test_a_client_goes_on_from_the_b_and_head_it_left(tmp_path):
     for before, after in zip(history, history[1:]):
         for client, state in before.items():
             if equal(after[client]["left"], state["left"]):
-                continue  # was away: nobody touched it
+                continue  # the client did not take part, so its state is unchanged
             returned += 1
             assert equal(after[client]["began"], state["left"])
     assert returned >= 5
@@ -90,8 +90,8 @@ def test_a_client_goes_on_from_the_b_and_head_it_left(tmp_path):
     [("lora", R * (IN + HIDDEN)), ("rslora", R * (IN + HIDDEN)), ("vera", 2 * R)],
     ids=lambda x: str(x),
 )
-def test_bytes_are_of_a_alone(kind, floats, tmp_path):
-    """Two adapted layers: 4 sum r in, of VeRA 4 sum r; what is not sent cannot be seen in the server's model either."""
+def test_only_a_is_sent(kind, floats, tmp_path):
+    """Two adapted layers take 4 sum r in bytes, with VeRA 4 sum r. The server's model shows no unsent tensor."""
     changes = {
         "client.lr": 0.03,
         "model.adapter.name": kind,
@@ -116,14 +116,14 @@ def test_a_shared_head_is_a_group_of_its_own(tmp_path):
 
 
 def trained(a, b, w, bias, x, y, scale, lr):
-    """One step of gradient descent on A and B by autograd."""
+    """Take one gradient step on A and B by autograd."""
     a, b = (x.detach().clone().requires_grad_() for x in (a, b))
     nn.functional.cross_entropy(x @ (w + scale * b @ a).T + bias, y).backward()
     return a - lr * a.grad, b - lr * b.grad
 
 
 def test_three_rounds_by_hand(tmp_path):
-    """Full batches, one step: A is the weighted mean of the clients' A's, each B goes on by itself."""
+    """Full batches, one step: A is the weighted mean of the clients' A, and each client keeps its own B."""
     config = {**RUN, "rounds": 3, "cohort": {"name": "uniform", "size": CLIENTS}}
     config["model"] = {"name": "softmax", "adapter": {"name": "lora", "rank": R, "alpha": 4}}
     config["client"] = {"steps": 1, "batch": "full", "lr": 0.3}
@@ -162,15 +162,15 @@ def test_one_client_is_local_training(tmp_path):
 
 
 def test_with_a_common_b_the_mean_of_a_is_exact_in_the_product():
-    """mean(B A_i) = B mean(A_i), and so no client's B needs to travel where all have one."""
+    """mean(B A_i) = B mean(A_i), so clients with the same B need not send it."""
     draw = torch.Generator().manual_seed(0)
     b, p = torch.randn(HIDDEN, R, generator=draw), torch.tensor([0.2, 0.5, 0.3])
     a = torch.randn(3, R, IN, generator=draw)
     torch.testing.assert_close(b @ torch.einsum("i,irk->rk", p, a), torch.einsum("i,iok->ok", p, b @ a))
 
 
-def test_a_client_that_was_away_has_the_new_a_beside_its_own_b():
-    """What counts is received; the rest comes of its state, however old."""
+def test_a_client_that_was_away_has_the_new_a_and_its_own_b():
+    """A is received; the rest comes from the client's state, whatever its age."""
     draw = torch.Generator().manual_seed(0)
     old, new, b = (
         Params.of({n: torch.randn(2, 2, generator=draw)}) for n in ("l.lora_A.x", "l.lora_A.x", "l.lora_B.x")
@@ -198,7 +198,7 @@ WIDTH, BLOCKS = 32, 2
 
 
 class Encoder(nn.Module):
-    """A tiny BERT over samples as words, of numbers their bins."""
+    """A tiny BERT; the features of a sample are binned to token ids."""
 
     def __init__(self, outputs: int):
         super().__init__()

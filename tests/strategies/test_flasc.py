@@ -1,4 +1,4 @@
-"""FLASC: masks, traffic and the server's rule on paper; its neutral setting is FedAvg."""
+"""FLASC: masks, traffic and the server's rule by hand; at density 1 it is FedAvg."""
 
 import math
 from dataclasses import replace
@@ -55,7 +55,7 @@ def play(tmp_path, name, **overrides):
 
 
 def ranked(values: np.ndarray, k: int) -> list[int]:
-    """By an independent sort: the k largest magnitudes, of equal ones the first."""
+    """Return the positions of the k largest magnitudes by an independent sort; of equal ones the first."""
     return sorted(np.argsort(-np.abs(values), kind="stable")[:k].tolist())
 
 
@@ -102,7 +102,12 @@ def test_a_plain_server_of_lr_one_adds_the_mean_and_leaves_the_rest():
     rule = FLASC(down=0.5, up=0.25, lr=1.0, server_optimiser=Plain())
     state = rule.init(params(0.5, 1.0, -3.0, 2.0), None)
     after, _ = rule.step(state, torch.tensor([0.0, 0.25, 0.0, -1.0]), context())
-    assert after.w.compact().tolist() == [0.5, 1.25, -3.0, 1.0]  # entry 0, outside the mask and sent by nobody, stays
+    assert after.w.compact().tolist() == [
+        0.5,
+        1.25,
+        -3.0,
+        1.0,
+    ]  # entry 0 is outside the mask and in no update, so it does not change
     assert state.w.compact().tolist() == [0.5, 1.0, -3.0, 2.0]
 
 
@@ -135,7 +140,7 @@ def client(up: float, down: float):
 
 
 def test_the_change_is_against_the_masked_start():
-    """One full step: w_i = M w - lr grad(M w), in numpy; the floor(P up) largest of -lr grad go up."""
+    """One full step in numpy: w_i = M w - lr grad(M w); the floor(P up) largest entries of -lr grad are sent."""
     ctx, w, arrays = client(up=0.3, down=0.5)
     flat = w.compact().numpy()
     start = np.where(np.isin(np.arange(18), ranked(flat, 9)), flat, 0)
@@ -152,7 +157,7 @@ def test_the_change_is_against_the_masked_start():
 def test_in_round_0_b_is_zero_and_can_come_up_all_the_same(tmp_path):
     config = {"strategy": {"name": "flasc", "down": 0.25, "lr": 1.0, "server_optimiser": "plain"}, "rounds": 1}
     result = play(tmp_path, "a", **config, **{"client.lr": 0.0})
-    assert all(not result.model[n].any() for n in result.model if "lora_B" in n)  # M has entries of A alone
+    assert all(not result.model[n].any() for n in result.model if "lora_B" in n)  # M has entries of A only
     moved = play(tmp_path, "b", **config, **{"strategy.down": 1.0})
     assert any(moved.model[n].any() for n in moved.model if "lora_B" in n)
 
@@ -184,7 +189,7 @@ def test_the_ledger_has_the_closed_form(tmp_path, down, up):
 
 
 def test_a_quarter_of_2640_takes_2970_bytes():
-    """Bitmap and 32-bit values at density 1/4: 1.125 P bytes, 3.56 times less than 4 P."""
+    """A bitmap and 32-bit values at density 1/4 take 1.125 P bytes, 3.56 times less than 4 P."""
     _, sizes = transmit(Identity(), keep_largest(torch.randn(2640, generator=torch.Generator().manual_seed(0)), 0.25))
     assert sizes.encoded_bytes == 2970 == 1.125 * 2640
 

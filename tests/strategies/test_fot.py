@@ -1,4 +1,4 @@
-"""FOT: the paper's invariants, its thresholds by hand, and its bytes."""
+"""FOT: the paper's invariants, thresholds by hand, and bytes."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_count_by_hand():
     energies = torch.tensor([4.0, 3.0, 2.0, 1.0])  # shares .4, .7, .9, 1
     for tau, count in ((0.1, 1), (0.4, 2), (0.69, 2), (0.95, 4), (1.0, 4)):
         assert subspace.directions(energies, tau, 1) == subspace.directions(energies, tau, 0) == count
-    assert subspace.directions(energies, -0.3, least=1) == 1  # the program always adds one
+    assert subspace.directions(energies, -0.3, least=1) == 1  # the paper's program always adds one
     assert subspace.directions(energies, -0.3, least=0) == 0  # the energy criterion is met already
     assert subspace.directions(torch.zeros(4), 0.5, 1) == 0
 
@@ -113,8 +113,10 @@ def test_packing():
 
 
 def test_the_gram_matrix_gives_the_exact_principal_vectors():
-    """Singular values 3, 2, 1 of known directions: .95 of the energy needs 9 + 4 of 14 (.929) and the third; .9 two,
-    .6 one."""
+    """Singular values 3, 2, 1 with known directions: energies 9, 4, 1 of 14.
+
+    .95 of the energy needs all three directions, because two have .929; .9 needs two, .6 needs one.
+    """
     u, v = basis(5, 3), basis(8, 3, seed=1)
     x = u @ torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)) @ v.T
     for eps, k in ((0.95, 3), (0.9, 2), (0.6, 1)):
@@ -140,7 +142,7 @@ def test_bases_stay_orthonormal_and_grow(kind):
             assert new.shape[1] > u.shape[1]
             assert (u - new @ (new.T @ u)).abs().max() < 1e-6
         u = new
-    for _ in range(30):  # to the last direction, and not beyond
+    for _ in range(30):  # the basis grows to all directions and then stops
         x = draw(20, 50, seed=99, dtype=torch.float32)
         u = subspace.extend_basis_from_gram(u, subspace.gram(x, u), 0.3)
     assert u.shape == (20, 20) and (u.T @ u - torch.eye(20)).abs().max() < 1e-6
@@ -148,7 +150,7 @@ def test_bases_stay_orthonormal_and_grow(kind):
 
 @pytest.mark.parametrize("kind", ["sketch", "gram"])
 def test_with_eps_1_what_was_seen_never_changes(kind):
-    """One linear layer without bias, inputs of rank 6 in 10 dimensions, 50 rounds of random updates."""
+    """One linear layer without bias, inputs of rank 6 in 10 dimensions, and 50 rounds of random updates."""
     x, w = draw(10, 6, seed=1) @ draw(6, 40, seed=2), draw(3, 10, seed=3)
     if kind == "gram":
         u = subspace.extend_basis_from_gram(None, subspace.gram(x, None), 1.0)
@@ -162,7 +164,7 @@ def test_with_eps_1_what_was_seen_never_changes(kind):
 
 
 def test_residual_ratios_by_hand():
-    """Two clients with ||R||^2, ||X||^2 = 9, 36 (n = 10) and 16, 64 (n = 30, ratio also 1/2), then 0 without rows."""
+    """Two clients have ||R||^2, ||X||^2 = 9, 36 (n = 10) and 16, 64 (n = 30): both ratios are 1/2. No rows give 0."""
     a, b = torch.tensor([9.0, 36.0]), torch.tensor([16.0, 1600.0])
     total = sum(RATIOS["norm"].terms(*client) for client in ((a, 10), (b, 30), (torch.zeros(2), 0)))
     assert float(total[0] / total[1]) == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
@@ -209,7 +211,7 @@ def test_the_inputs_of_layers_are_those_they_multiply():
 
 
 def test_statistics_are_sums_over_clients():
-    """One client's rows shared out between two: the Gram matrices and norms add up to its own."""
+    """If one client's rows are divided between two, their Gram matrices and norms add up to its own."""
     module, u = net(), {"0.weight": basis(6, 2, dtype=torch.float32)}
     model = module_params(module)
     one = layer_statistics(context(module, range(30), basis=u), model)
@@ -221,7 +223,7 @@ def test_statistics_are_sums_over_clients():
         for part in ("y", "norms"):
             torch.testing.assert_close(a[name][part] + b[name][part], one[name][part], rtol=1e-5, atol=1e-5)
     r = subspace.unpacked(one["0.weight"]["y"])
-    assert (u["0.weight"].T @ r).abs().max() < 1e-4  # of the residual alone
+    assert (u["0.weight"].T @ r).abs().max() < 1e-4  # the sketch contains only the residual
 
 
 def test_sketches_are_of_the_clients_own_stream_and_lie_in_what_the_inputs_span():
@@ -243,7 +245,7 @@ def test_a_client_without_rows_sends_zeros():
 
 # -- runs -------------------------------------------------------------------------------------------------------------
 def states(tmp_path, **overrides):
-    """The strategy's state after each round, and the result."""
+    """Return the strategy's state after each round, and the result."""
     seen = []
     with Simulation(resolve(read(RUN | STREAM, overrides)), tmp_path) as simulation:
         seen.append(simulation.state)
@@ -265,7 +267,7 @@ SERVERS = [
 
 @pytest.mark.parametrize("overrides", SERVERS, ids=lambda o: " ".join(map(str, o.values())) or "plain")
 def test_no_step_enters_the_protected_subspace(tmp_path, overrides):
-    """Whatever the weights, the cohort and the optimisers; bases are orthonormal and contain those before."""
+    """This holds for all weights, cohorts and optimisers. Bases are orthonormal and contain earlier bases."""
     seen, _ = states(tmp_path, **{"strategy": {"name": "fot"}, **overrides})
     moved = 0
     for old, new in zip(seen, seen[1:]):
@@ -325,8 +327,10 @@ def test_what_is_reported_when_a_task_ends(tmp_path):
     ids=["sketch", "wide", "gram", "global"],
 )
 def test_every_float_is_counted(tmp_path, settings, up):
-    """A round costs P floats each way and client, the last of a task the statistics up and, from the second on, the
-    basis down."""
+    """A round costs P floats per client and direction.
+
+    The last round of a task also sends the statistics up, and from the second task on the basis down.
+    """
     seen, result = states(tmp_path, strategy={"name": "fot", **settings})
     again = P if settings.get("global_inputs") else 0
     for round_, row in enumerate(result.metrics):
@@ -357,7 +361,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, complaint):
 
 @pytest.mark.slow
 def test_fot_forgets_less_than_fedavg(tmp_path):
-    """Two tasks of permuted digits: the direction of the paper's claim, with room."""
+    """On two tasks of permuted digits the paper's claim holds with a margin."""
     overrides = {"stream.tasks": 2, "stream.rounds": 10, "model.hidden": [40], "client.epochs": 2}
     runs = {s: fl.run(RUN | STREAM, out=tmp_path / s, strategy=s, **overrides).metrics[-1] for s in ("fedavg", "fot")}
     assert runs["fot"]["stream/acc"] > runs["fedavg"]["stream/acc"] + 0.03

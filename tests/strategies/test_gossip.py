@@ -1,5 +1,4 @@
-"""Gossip: graphs and weights, consensus in closed form, rounds followed in NumPy, both ends of every edge in the
-ledger."""
+"""Gossip: graphs and weights, consensus in closed form, rounds in NumPy, and the bytes of edges in the ledger."""
 
 import math
 
@@ -19,11 +18,11 @@ from strategies.graphs import directed, edges_of, metropolis, random_regular, ri
 CLIENTS, LR = 8, 0.5
 DATA = RandomData(shape=(4,), classes=3, clients=CLIENTS, samples=LogNormal(lognormal=0.8, mean=12, low=3, high=40))
 MODEL_BYTES = 4 * (4 + 1) * 3
-PATH = [[k, k + 1] for k in range(CLIENTS - 1)]  # a list of pairs; the ends have one neighbour
+PATH = [[k, k + 1] for k in range(CLIENTS - 1)]  # a list of pairs; the two ends have one neighbour
 
 
 def dense(edges, n):
-    """W (n, n), written down edge by edge."""
+    """Return W (n, n), computed edge by edge."""
     matrix, degree = np.zeros((n, n)), np.bincount(np.ravel(edges), minlength=n)
     for i, j in edges:
         matrix[i, j] = matrix[j, i] = 1 / (1 + max(degree[i], degree[j]))
@@ -31,7 +30,7 @@ def dense(edges, n):
 
 
 def run(folder, **more):
-    """(the simulation, its result); nobody is evaluated."""
+    """Run without evaluation; return the simulation and its result."""
     config = {
         "rounds": 4,
         "data": DATA,
@@ -50,12 +49,12 @@ def run(folder, **more):
 
 
 def table(p):
-    """(N, outputs, features + 1), or without N: weights beside biases."""
+    """Return parameters as (N, outputs, features + 1), or without N; biases are in the last column."""
     return np.concatenate([p["1.weight"].numpy(), p["1.bias"].numpy()[..., None]], -1).astype(np.float64)
 
 
 def gradient(w, client):
-    """Of the mean cross-entropy of a client's samples."""
+    """Return the gradient of the mean cross-entropy of a client's samples."""
     data = DATA.load()
     mine = np.flatnonzero(data.clients == client)
     x, y = np.c_[data.train["x"][mine], np.ones(len(mine))].astype(np.float64), data.train["y"][mine]
@@ -82,7 +81,7 @@ def test_random_graphs_are_regular(n, degree):
 
 
 def test_metropolis_by_hand():
-    """A star of three: the centre has degree 3, the others 1; all edges weigh 1/4."""
+    """A star with three leaves: the centre has degree 3, the leaves 1, and each edge has weight 1/4."""
     edges = edges_of(((0, 1), (0, 2), (0, 3)), 4, 0, 0)
     assert metropolis(edges, 4).tolist() == [0.25] * 3
     begins, others, weights = directed(edges, 4, metropolis(edges, 4))
@@ -147,8 +146,10 @@ def test_a_file_of_pairs(tmp_path):
 @pytest.mark.parametrize("order", ["mix_train", "together"])
 @pytest.mark.parametrize("graph", ["ring", "torus", PATH], ids=str)
 def test_consensus_at_the_rate_of_the_second_eigenvalue(tmp_path, graph, order):
-    """Trained apart in the first round, then with lr=0: models are W^k X; the distance to their mean shrinks by
-    |lambda_2| a round."""
+    """Clients train in the first round; later lr=0, so models are W^k X.
+
+    The distance to their mean shrinks by the factor |lambda_2| per round.
+    """
     client = {"order": order, "lr": {"start": LR, "schedule": "step", "factor": 0.0}}
     strategy, rounds = {"name": "gossip", "graph": graph}, 25
     start = table(run(tmp_path / "start", strategy=strategy, client=client, rounds=1)[0].state.models)
@@ -162,14 +163,14 @@ def test_consensus_at_the_rate_of_the_second_eigenvalue(tmp_path, graph, order):
     apart = [row["consensus"] for row in result.metrics]
     assert apart[0] == pytest.approx(math.sqrt(((start - start.mean(0)) ** 2).sum() / CLIENTS), rel=1e-5)
     assert all(apart[k] <= second**k * apart[0] * (1 + 1e-4) + 1e-7 for k in range(rounds))
-    if second > 0.7:  # what decays faster is gone by then, and rounding not yet there
+    if second > 0.7:  # faster components have decayed by then, and rounding does not matter yet
         assert apart[-1] / apart[-2] == pytest.approx(second, rel=0.01)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("graph", ["ring", PATH], ids=str)
 def test_d_psgd_by_hand(tmp_path, graph):
-    """X <- W X - lr G(X), gradients at each one's own model: the paper's equation, 4 rounds."""
+    """X <- W X - lr G(X), with gradients at each client's own model: the paper's equation, for 4 rounds."""
     simulation, result = run(
         tmp_path / "run", strategy={"name": "gossip", "graph": graph}, client={"order": "together"}
     )
@@ -193,8 +194,10 @@ def test_mix_train_by_hand(tmp_path):
 
 
 def test_some_take_part_by_hand(tmp_path):
-    """Clients 0, 1, 2, 5 of a ring: 5 has no neighbour there and trains alone; the ends of 0-1-2 keep the rest of
-    their weight."""
+    """Clients 0, 1, 2, 5 of a ring take part.
+
+    Client 5 has no neighbour among them and trains alone. The ends of 0-1-2 keep the missing neighbour's weight.
+    """
     settings = {"cohort": {"name": "fixed", "clients": [0, 1, 2, 5]}, "rounds": 3, "client": {"order": "together"}}
     simulation, result = run(tmp_path / "run", **settings)
     matrix, first = np.eye(CLIENTS), table(simulation.run_setup.model)
@@ -238,7 +241,7 @@ def test_both_ends_of_every_edge_are_in_the_ledger(tmp_path, graph, degree):
 
 
 def test_fp16_on_both_ways_costs_half_and_rounds_once(tmp_path):
-    """What is sent down is what came up: fp16 numbers, of which fp16 changes nothing."""
+    """Broadcasts consist of decoded fp16 updates, which fp16 does not change."""
     codec = {"up": "fp16", "down": "fp16"}
     _, both = run(tmp_path / "both", codec=codec)
     _, up = run(tmp_path / "up", codec={"up": "fp16"})
@@ -247,11 +250,11 @@ def test_fp16_on_both_ways_costs_half_and_rounds_once(tmp_path):
     assert (row["uplink_bytes"], row["downlink_bytes"]) == (whole["uplink_bytes"] / 2, whole["downlink_bytes"] / 2)
     apart = np.abs(table(both.model) - table(plain.model)).max()
     assert 0 < apart < 1e-2
-    assert np.abs(table(both.model) - table(up.model)).max() < 1e-3  # the first model was no fp16's
+    assert np.abs(table(both.model) - table(up.model)).max() < 1e-3  # the initial model is not in fp16
 
 
 def test_clients_predict_with_their_own_model_and_the_server_with_the_mean(tmp_path):
-    """Cross-entropies of each client's test rows and of the server's, worked out from the table."""
+    """Compute the cross-entropies of the clients' and the server's test rows from the table of models."""
     settings = {
         "splits": {"val": 0.0, "test": 0.3},
         "data": {"name": "digits"},

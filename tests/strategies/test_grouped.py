@@ -1,4 +1,4 @@
-"""Means of groups: by hand, empty groups, and the order of merging."""
+"""Means of groups: by hand, with empty groups, and in any order of merging."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def params(*w: float) -> Params:
 
 
 def reduced(reduction, updates):
-    """updates: (client, examples, value)."""
+    """Reduce updates (client, examples, value)."""
     fold = Fold(reduction, len(updates))
     for position, (client, examples, value) in enumerate(updates):
         fold.add(0, position, reduction.lift(params(value), Meta(client, examples)))
@@ -29,7 +29,7 @@ def test_means_and_weights_of_groups_by_hand(weights, expected):
     by_table = ByClient(np.array([0, 3, 0, 1]))
     found = reduced(Grouped(by_table, WeightedMean(weights)), [(0, 3, 1.0), (1, 2, 6.0), (2, 1, 5.0)])
     assert {group: (mean["w"].item(), weight) for group, (mean, weight) in found.items()} == expected
-    assert list(found) == [0, 3]  # ascending; group 1 sent nothing
+    assert list(found) == [0, 3]  # ascending; group 1 has no update
 
 
 def test_members_without_a_group_and_groups_without_weight_are_left_out():

@@ -1,4 +1,4 @@
-"""HierFAVG: rounds of edges and cloud followed in NumPy, its neutral settings, the bytes between servers."""
+"""HierFAVG: rounds of edges and cloud in NumPy, the settings that equal FedAvg, bytes between servers."""
 
 import re
 from pathlib import Path
@@ -44,19 +44,19 @@ def run(folder, **more):
 
 
 def matrix(p):
-    """(outputs, features + 1): weights beside biases."""
+    """Return parameters as (outputs, features + 1); biases are in the last column."""
     return np.c_[p["1.weight"].numpy(), p["1.bias"].numpy()].astype(np.float64)
 
 
 def own(client):
-    """(samples, features + 1), (samples,)"""
+    """Return a client's inputs (samples, features + 1) and labels (samples,)."""
     data = DATA.load()
     mine = np.flatnonzero(data.clients == client)
     return np.c_[data.train["x"][mine], np.ones(len(mine))].astype(np.float64), data.train["y"][mine]
 
 
 def descended(w, client):
-    """One step of gradient descent on the mean cross-entropy of a client's samples."""
+    """Take one gradient step on the mean cross-entropy of a client's samples."""
     x, y = own(client)
     p = np.exp(x @ w.T)
     p = p / p.sum(1, keepdims=True) - np.eye(3)[y]
@@ -65,7 +65,7 @@ def descended(w, client):
 
 @pytest.mark.parametrize("edges, members", [(2, ((0, 1), (2, 3))), ([1, 0, 1, 1], ((1,), (0, 2, 3)))])
 def test_edges_and_cloud_by_hand(tmp_path, edges, members):
-    """Five rounds of which the cloud averages after the second and the fourth, and once more in the end."""
+    """In five rounds the cloud averages after the second, the fourth and the last round."""
     first, result = run(tmp_path / "run", strategy={"name": "hierarchical", "edges": edges, "edge_rounds": 2})
     size = [len(own(client)[1]) for client in range(CLIENTS)]
     assert len(set(size)) > 1
@@ -81,7 +81,7 @@ def test_edges_and_cloud_by_hand(tmp_path, edges, members):
 
 
 def test_one_edge_that_reports_each_round_is_fedavg(tmp_path):
-    """Equal bits, with cohorts that are not everybody."""
+    """Equal bits, also with cohorts of some clients."""
     settings = {"cohort": {"size": 2}}
     _, fedavg = run(tmp_path / "fedavg", strategy="fedavg", **settings)
     _, ours = run(tmp_path / "ours", strategy={"name": "hierarchical", "edges": 1, "edge_rounds": 1}, **settings)
@@ -90,15 +90,15 @@ def test_one_edge_that_reports_each_round_is_fedavg(tmp_path):
 
 @pytest.mark.parametrize("edges", [2, 4, [2, 0, 1, 0]])
 def test_edges_that_report_each_round_are_fedavg(tmp_path, edges):
-    """Whatever the edges; in some rounds an edge has nobody in the cohort."""
+    """This holds for all divisions into edges, also if an edge has no client in some cohorts."""
     settings = {"cohort": {"size": 2}}
     _, fedavg = run(tmp_path / "fedavg", strategy="fedavg", **settings)
     _, ours = run(tmp_path / "ours", strategy={"name": "hierarchical", "edges": edges, "edge_rounds": 1}, **settings)
     np.testing.assert_allclose(matrix(ours.model), matrix(fedavg.model), rtol=0, atol=1e-6)
 
 
-def test_going_on_from_a_run_that_ended_between_two_averages(tmp_path):
-    """The average in the end is of the result alone."""
+def test_a_run_that_ended_between_two_averages_can_be_continued(tmp_path):
+    """The final average changes the result only, not the state."""
     strategy = {"name": "hierarchical", "edge_rounds": 2}
     _, whole = run(tmp_path / "whole", strategy=strategy)
     run(tmp_path / "run", strategy=strategy, rounds=3)
@@ -119,7 +119,7 @@ def test_bytes_between_servers_are_apart(tmp_path):
 
 
 def test_messages_between_servers_go_through_the_codec(tmp_path):
-    """Half the bytes, and the cloud sees what they hold."""
+    """fp16 halves the bytes, and the cloud sees the decoded values."""
     strategy = {"name": "hierarchical", "edges": 2, "edge_rounds": 1}
     _, result = run(tmp_path / "run", strategy=strategy, codec={"up": "fp16"}, rounds=1)
     assert result.metrics[0]["edge_uplink_bytes"] == MODEL_BYTES
@@ -141,9 +141,8 @@ def test_mean_of_each_edge_by_hand():
     }
 
 
-def test_clients_are_asked_with_their_edge_model_and_strangers_with_the_cloud(tmp_path):
-    """After a round without the cloud: edges differ, and who is held out of training has the first model, as the
-    cloud has."""
+def test_clients_are_evaluated_with_their_edges_model_and_held_out_ones_with_the_clouds(tmp_path):
+    """After a round without the cloud, edges differ. Held-out clients get the cloud's model, still the initial one."""
     settings = {"splits": {"val": 0.0, "test": 0.4, "clients": 1}, "cohort": {"size": 3}, "rounds": 1}
     strategy = {"name": "hierarchical", "edges": [0, 1, 1], "edge_rounds": 2}
     for who in ("all", "held_out"):
@@ -179,7 +178,7 @@ def test_blocks_are_even():
     assert np.bincount(edge_of_clients(3, 10)).tolist() == [4, 3, 3]
 
 
-# -- what docs/topologies.md shows ------------------------------------------------------------------------------------
+# -- the example of docs/topologies.md ---------------------------------------------------------------------------------
 def blocks(language):
     return re.findall(
         rf"```{language}\n(.*?)```", (Path(fl.__file__).parents[1] / "docs/topologies.md").read_text(), re.S

@@ -1,4 +1,4 @@
-"""The federated-LoRA family: what each rule makes of random factors, in numpy, and what it costs, in closed form."""
+"""Federated LoRA methods: server rules on random factors in numpy, and traffic in closed form."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 
 def factors(ranks=(2, 2, 2)) -> list[dict[str, torch.Tensor]]:
-    """What each client has after training."""
+    """Return random LoRA factors, one pair per client."""
     return [{A: normal(r, IN, seed=2 * i), B: normal(OUT, r, seed=2 * i + 1)} for i, r in enumerate(ranks)]
 
 
 def mean_product(local, weights=SIZES) -> np.ndarray:
-    """sum_i p_i B_i A_i"""
+    """Return sum_i p_i B_i A_i."""
     return sum(w / sum(weights) * x[B].numpy().astype(float) @ x[A].numpy() for w, x in zip(weights, local))
 
 
 class Federation:
-    """A server rule on one layer, and clients that answer what they are told to."""
+    """A server rule on one layer, and clients that answer with given factors."""
 
     def __init__(self, strategy, rank=2, clients=3):
         self.strategy, self.module, self.clients, self.round = strategy, module(rank), clients, 0
@@ -75,12 +75,12 @@ class Federation:
         return ServerContext(0, self.round, 9, self.clients, ids, Classification(), self.module, self.initial.frozen)
 
     def begins(self) -> Params:
-        """The factors that clients begin with, at the largest rank."""
+        """Return the initial factors of clients, at the largest rank."""
         state = self.state if isinstance(self.state, Params) else self.state.model
         return adapter.redrawn(state, self.state.draw) if isinstance(self.strategy, FLoRA) else state
 
     def answer(self, local) -> Federation:
-        """A round in which client i ends training with local[i]."""
+        """Perform a round in which client i ends training with local[i]."""
         rounds = self.strategy.round(self.state, self.context())
         exchange = next(rounds)
         reduction = Product(exchange.reduction)
@@ -98,7 +98,7 @@ class Federation:
 
     @property
     def change(self) -> np.ndarray:
-        """By how much the layer's weight differs from its first one, adapter included, over the adapter's scale."""
+        """Return the change of the layer's weight with its adapter, divided by the adapter's scale."""
         model = self.strategy.model(self.state)
         weight = model[W] if W in model else self.initial.frozen[W]
         return ((weight - self.initial.frozen[W]) / SCALE + model[B] @ model[A]).double().numpy()
@@ -130,7 +130,7 @@ def test_residual_is_what_the_mean_of_halves_misses(form):
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
 def test_flex_svd_is_the_truncated_svd(rank):
-    matrix = normal(9, 4, seed=0) @ normal(4, 12, seed=1)  # of rank 4
+    matrix = normal(9, 4, seed=0) @ normal(4, 12, seed=1)  # a matrix of rank 4
     first, second = lora.flex_svd(matrix, rank, SCALE)
     assert first.shape == (rank, 12) and second.shape == (9, rank)
     u, s, v = np.linalg.svd(matrix.numpy().astype(float))
@@ -139,7 +139,7 @@ def test_flex_svd_is_the_truncated_svd(rank):
 
 def test_fair_correction_is_ridge_regression():
     error, first = normal(OUT, IN, seed=0), normal(3, IN, seed=1)
-    lam = 0.7  # least squares on the rows of A^T and, below them, of sqrt(lam) I
+    lam = 0.7  # least squares on the rows of A^T followed by those of sqrt(lam) I
     rows = np.vstack([first.numpy().T, np.sqrt(lam) * np.eye(3)])
     expected = np.linalg.lstsq(rows, np.vstack([error.numpy().T, np.zeros((3, OUT))]), rcond=None)[0].T
     close(lora.fair_correction(error, first, lam), expected)
@@ -184,7 +184,7 @@ def test_fedit_averages_halves_and_is_not_exact():
 def test_flora_is_exact_for_any_ranks_round_after_round(ranks):
     federation = Federation(FLoRA(ranks=ranks), rank=max(ranks, default=2))
     expected = 0.0
-    for round_ in range(5):  # past the first key frame
+    for round_ in range(5):  # beyond the first key frame
         local = [{name: x + round_ for name, x in own.items()} for own in factors(ranks or (2, 2, 2))]
         expected = expected + mean_product(local)
         federation.answer(local)
@@ -208,7 +208,7 @@ def test_flexlora_is_the_best_of_its_rank_and_exact_if_that_is_enough():
     u, s, v = np.linalg.svd(mean_product(local))
     four = Federation(FlexLoRA(ranks=(1, 4, 3)), rank=4).answer(local)
     close(four.change, (u[:, :4] * s[:4]) @ v[:4])
-    cut = adapter.at_rank(four.state, 2)  # a client of rank 2 has the best of rank 2
+    cut = adapter.at_rank(four.state, 2)  # a client of rank 2 gets the best approximation of rank 2
     close(cut[B] @ cut[A], (u[:, :2] * s[:2]) @ v[:2])
     few = factors((1, 2, 1))
     close(Federation(FlexLoRA(ranks=(1, 4, 1)), rank=4).answer(few).change, mean_product(few))
@@ -295,7 +295,7 @@ def run(tmp_path, name, **overrides):
 
 
 def floats(result, direction: str, client: int = 0) -> list[int]:
-    """What a client sent or received in each round."""
+    """Return the number of floats that a client sent or received in each round."""
     rows = [r for r in result.ledger.to_pylist() if r["direction"] == direction and r["client"] == client]
     assert {r["group"] for r in rows} <= {"model", "A", "B", "base", "base.0", "base.1", "base.2"}
     return [sum(r["encoded_bytes"] for r in rows if r["round"] == t) // 4 for t in range(len(result.metrics))]
@@ -307,8 +307,8 @@ def floats(result, direction: str, client: int = 0) -> list[int]:
         ("fedit", [BOTH] * 4, [BOTH] * 4),
         ("ffa_lora", [R * OUT] * 4, [R * OUT] * 4),
         ("fedsa_lora", [R * IN] * 4, [R * IN] * 4),
-        ("rolora", [R * OUT, R * IN] * 2, [0, R * OUT, R * IN, R * OUT]),  # the first halves are the seed's
-        ("flora", [BOTH] * 4, [0, STACK, STACK, DENSE]),  # three stacks exceed the dense sum of them
+        ("rolora", [R * OUT, R * IN] * 2, [0, R * OUT, R * IN, R * OUT]),  # the seed gives the initial halves
+        ("flora", [BOTH] * 4, [0, STACK, STACK, DENSE]),  # three stacks are larger than their dense sum
         ("flexlora", [BOTH] * 4, [BOTH] * 4),
         ("fedex_lora", [BOTH] * 4, [BOTH, BOTH + STACK, BOTH + STACK, BOTH + DENSE]),
         ("hetlora", [BOTH] * 4, [BOTH] * 4),
@@ -335,8 +335,10 @@ def test_floats_of_clients_of_several_ranks(name, tmp_path):
 
 
 def test_who_was_away_catches_up(tmp_path):
-    """Clients 0, 1, 2 in turn, one a round: client 0 comes back to three increments, the size of one client's factors
-    each."""
+    """Clients 0, 1, 2 take part in turn, one per round.
+
+    When client 0 returns it receives three increments, each of the size of one client's factors.
+    """
     result = run(tmp_path, "flora", **{"cohort": {"name": "cyclic", "size": 1}, "rounds": 4})
     assert [floats(result, "down", c)[c] for c in range(3)] == [0, BOTH, 2 * BOTH]
     assert floats(result, "down", 0)[3] == 3 * BOTH
@@ -359,7 +361,7 @@ def test_the_first_round_of_one_client_of_flora_is_its_own_training(tmp_path):
 
 
 def test_later_rounds_train_on_the_folded_weights(tmp_path):
-    """Each begins from fresh adapters, so that what was learnt before is in the weights only."""
+    """Each round starts with new adapters, so earlier training is in the weights only."""
     losses = [m["train/loss"] for m in run(tmp_path, "flora", rounds=3).metrics]
     assert losses[2] < losses[1] < losses[0]
 
@@ -412,7 +414,7 @@ def context(rank=3, state=None, received=None, **config) -> ClientContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Keeps(LoRAClient):
-    """Keeps the model it trained."""
+    """A client that stores its trained model as state."""
 
     sends: ClassVar[tuple[str, ...]] = ("model",)
 
@@ -438,8 +440,8 @@ def test_pressure_on_tails_is_the_gradient_of_their_norms():
 
 
 @pytest.mark.parametrize(("lam", "rank"), [(0.0, 4), (50.0, 2)])
-def test_pressed_tails_are_pruned(lam, rank):
-    """Pressure shrinks them; at a rate of zero nothing does."""
+def test_regularised_tails_are_pruned(lam, rank):
+    """Regularisation shrinks the tails; with a learning rate of zero they do not shrink."""
     start = Params.of(factors((4,))[0])
     client = HetLoRAClient(steps=2, batch=4, lr=1e-4 if lam else 0.0)
     reply = client.work("train", context(4, received={"model": start}, gamma=0.5, lam=lam), None)

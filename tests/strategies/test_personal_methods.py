@@ -1,5 +1,4 @@
-"""Personalised methods: what travels and what stays, closed forms on the quadratic a/2 (w - b)^2, and one step by
-autograd."""
+"""Personalised methods: shared and private parts, closed forms on a/2 (w - b)^2, and single steps by autograd."""
 
 from dataclasses import replace
 
@@ -68,7 +67,7 @@ def context(module, arrays, task, received, state=None, **more) -> ClientContext
 
 
 def quadratic(w: float, state=None) -> ClientContext:
-    """One sample whose loss is A/2 (w - B)^2; the run began at w = 0."""
+    """Return a context with one sample, whose loss is A/2 (w - B)^2; the initial model is w = 0."""
     root = A**0.5
     module = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(module.weight)
@@ -81,7 +80,7 @@ def classifier(noise: float = 0.0, **more) -> ClientContext:
         torch.manual_seed(1)
         hidden = nn.Sequential(nn.Tanh(), Dropout(noise))
         module = nn.Sequential(nn.Flatten(), nn.Linear(IN, HIDDEN), hidden, nn.Linear(HIDDEN, OUT))
-        arrays = {"x": torch.randn(20, IN), "y": torch.randint(OUT - 1, (20,))}  # the last class is absent
+        arrays = {"x": torch.randn(20, IN), "y": torch.randint(OUT - 1, (20,))}  # no sample has the last class
     return context(module, arrays, Classification(), {"model": Initial.of(module).trained}, **more)
 
 
@@ -93,7 +92,7 @@ def sent(reply) -> Params:
     return reply.update.groups["model"]
 
 
-# -- what travels -----------------------------------------------------------------------------------------------------
+# -- shared parts -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "name, nbytes",
     [("fedper", BODY), ("fedrep", BODY), ("fedbabu", BODY), ("lg_fedavg", HEAD)]
@@ -132,10 +131,10 @@ def test_heads_and_normalisations_are_found():
 
 # -- part shared, part private ----------------------------------------------------------------------------------------
 def test_fedrep_trains_the_head_then_the_body():
-    """Two full-batch steps on the head, one on the body below the new head, by autograd."""
+    """By autograd: two full-batch steps on the head, then one on the body with the new head."""
     ctx = classifier(config={"private": ["3.weight", "3.bias"]})
     whole = ctx.initial.trained
-    head = whole.select(["3.*"]) * 0.5  # not the initial one: the client's own
+    head = whole.select(["3.*"]) * 0.5  # the client's own head, not the initial one
     ctx = replace(ctx, received={"model": whole.select(["1.*"])}, state=head)
     batch = ctx.train.take()
     w = {n: t.clone() for n, t in {**whole, **head}.items()}
@@ -166,7 +165,7 @@ def test_fedbabu_predicts_with_a_tuned_copy():
         assert moved == {n for n in whole if n.startswith(moves)}
 
 
-# -- a model beside ---------------------------------------------------------------------------------------------------
+# -- a second, personal model -----------------------------------------------------------------------------------------
 SETTINGS = {"epochs": 2, "batch": 8, "lr": LR}
 
 
@@ -197,8 +196,10 @@ def test_apfl_at_its_ends():
 
 
 def test_apfl_one_step_by_hand():
-    """w = 1, v = 0, alpha = 1/2: mixed = 1/2, its gradient 2 (1/2 - 3) = -5;  v <- 0.25,  alpha <- 0.5 - .04 (0 -
-    1)(-5) = 0.3."""
+    """w = 1, v = 0, alpha = 1/2: the mixture is 1/2, its gradient is 2 (1/2 - 3) = -5.
+
+    v <- 0.25,  alpha <- 0.5 - .04 (0 - 1)(-5) = 0.3.
+    """
     algorithm = apfl.APFL(alpha=0.5, adaptive=True, alpha_lr=0.04, steps=1, batch="full", lr=LR)
     reply = algorithm.work("train", quadratic(1.0), None)
     assert sent(reply)["weight"].item() == pytest.approx(0.4)
@@ -210,7 +211,7 @@ def test_apfl_one_step_by_hand():
 
 
 def test_pfedme_steps_on_the_envelope():
-    """theta -> (a b + lam w) / (a + lam) for the w it was found at; w follows with factor eta lam."""
+    """theta -> (a b + lam w) / (a + lam) for the current w;  w <- w - eta lam (w - theta)."""
     eta, lam = 0.2, 3.0
     algorithm = pfedme.PFedMe(lam=lam, inner_steps=200, inner_lr=0.1, lr=eta, steps=3, batch="full")
     reply, w = algorithm.work("train", quadratic(-1.0), None), -1.0
@@ -225,7 +226,7 @@ def test_pfedme_steps_on_the_envelope():
 
 @pytest.mark.parametrize("kind, power", [("fo", 1), ("hf", 2)])
 def test_per_fedavg_on_a_quadratic(kind, power):
-    """Gradient of the loss after the step: a (1 - alpha a) (w - b), times 1 - alpha a again with the Hessian."""
+    """The gradient after the inner step is a (1 - alpha a) (w - b); the Hessian adds another factor 1 - alpha a."""
     algorithm = PerFedAvg(kind=kind, alpha=0.1, delta=0.01, steps=1, batch="full", lr=LR)
     step = sent(algorithm.work("train", quadratic(1.0), None))["weight"].item()
     assert step == pytest.approx(-LR * A * (1 - 0.1 * A) ** power * (1 - B), rel=1e-3)
@@ -267,7 +268,7 @@ def test_dropout_changes_what_is_trained_and_is_off_in_predictions(algorithm):
 
 
 def test_masks_are_drawn_once_for_each_batch():
-    """Two gradients at one batch and the same parameters are equal; at the next batch masks are others."""
+    """Two gradients of the same batch and parameters are equal; the next batch has other masks."""
     ctx = classifier(noise=0.5)
     steps, found = LocalSteps(LocalSGD(batch="full", epochs=2, lr=LR), ctx), []
     for _ in steps:
@@ -287,7 +288,7 @@ def test_fedala_learns_its_weights_with_dropout():
     assert same(sent(one), sent(other)) and not same(one.state["weights"], state["weights"])
 
 
-# -- what is booked ---------------------------------------------------------------------------------------------------
+# -- counted gradients ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "algorithm, gradients",
     [
@@ -300,15 +301,15 @@ def test_fedala_learns_its_weights_with_dropout():
         (fedrod.FedROD(**SETTINGS), 1),
     ],
 )
-def test_virtual_time_counts_every_gradient(algorithm, gradients):
-    """Clients of 20 and 8 samples, two epochs in batches of 8: 6 and 2 steps over 40 and 16 samples."""
+def test_virtual_time_counts_each_gradient(algorithm, gradients):
+    """Clients with 20 and 8 samples take 6 and 2 steps over 40 and 16 samples in two epochs with batches of 8."""
     steps, samples = algorithm.workload(np.array([20, 8]), 0, 9)
     assert steps.tolist() == [6, 2] and samples.tolist() == [40 * gradients, 16 * gradients]
 
 
 def test_fedala_books_one_epoch_of_learning():
     algorithm, sizes = fedala.FedALA(sample=0.8, **SETTINGS), np.array([20, 1, 0])
-    assert algorithm.workload(sizes, 0, 9)[1].tolist() == [40, 2, 0]  # nobody has an old model
+    assert algorithm.workload(sizes, 0, 9)[1].tolist() == [40, 2, 0]  # in round 0 no client has an old model
     assert algorithm.workload(sizes, 1, 9)[1].tolist() == [56, 3, 0]
     assert algorithm.extra_samples(sizes, 1, 9).tolist() == [16, 1, 0]
     ctx = classifier()
@@ -317,14 +318,14 @@ def test_fedala_books_one_epoch_of_learning():
 
 
 def test_a_budget_of_steps_counts_short_batches():
-    """Five steps in batches of 8 on 20 samples: 8 + 8 + 4 + 8 + 8."""
+    """Five steps in batches of 8 on 20 samples take 8 + 8 + 4 + 8 + 8 samples."""
     steps, samples = LocalSGD(steps=5, batch=8).workload(np.array([20, 3, 0]), 0, 1)
     assert steps.tolist() == [5, 5, 0] and samples.tolist() == [36, 15, 0]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "apfl", "pfedme", "per_fedavg", "fedrod", "ditto", "fedala"])
 def test_a_deadline_cuts_the_steps_that_are_taken(name, tmp_path):
-    """20 samples, five steps of 4. A gradient takes 8 ms, so 40 ms suffice for five of FedAvg's steps."""
+    """20 samples are five steps of 4. A gradient takes 8 ms, so 40 ms are enough for five of FedAvg's steps."""
     gradients = {"apfl": 2, "ditto": 2, "per_fedavg": 2, "pfedme": 5}.get(name, 1)
     client = {"name": registry.lookup("strategy", name).client, "epochs": 1, "batch": 4, "lr": 0.01}
     system = {"devices": {"name": "identical", "ms_per_sample": 2}}
@@ -343,8 +344,10 @@ def test_a_deadline_cuts_the_steps_that_are_taken(name, tmp_path):
 
 
 def test_fedala_by_hand():
-    """old 0, received 1: start = W. Full batch, eta .1: W <- W - .1 * 2 (W - 3) * 1 clipped to 1 from above; with old
-    4 it falls."""
+    """With old 0 and received 1 the start is W, and a full batch with eta .1 gives W <- W - .1 * 2 (W - 3) * 1.
+
+    W is clipped to 1 from above. With old 4, W falls.
+    """
     algorithm = fedala.FedALA(eta=0.1, layers=("weight",), sample=1.0, batch="full", lr=LR, steps=1)
     first = algorithm.work("train", quadratic(1.0), None)
     assert sent(first)["weight"].item() == pytest.approx(-LR * A * (1 - B)) and not first.state["learnt"]

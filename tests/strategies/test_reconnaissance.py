@@ -1,4 +1,4 @@
-"""Federated Reconnaissance: exact merging, missions, episodes, and whole runs against means by numpy."""
+"""Federated Reconnaissance: exact merging, missions, episodes, and whole runs compared with means by numpy."""
 
 import json
 
@@ -33,8 +33,8 @@ def rng(*seed):
 
 # -- merging ----------------------------------------------------------------------------------------------------------
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5)]))
-def test_prototypes_are_the_means_of_all_that_was_seen(seed, clients, precision):
-    """However samples are shared out and in whatever order the reports arrive."""
+def test_prototypes_are_the_means_of_all_samples_seen(seed, clients, precision):
+    """This holds for all divisions of the samples and all orders of the reports."""
     dtype, tolerance = precision
     draw = rng(seed)
     z, y = 3 + draw.standard_normal((60, 5)), draw.integers(0, 7, 60)
@@ -51,8 +51,7 @@ def test_prototypes_are_the_means_of_all_that_was_seen(seed, clients, precision)
 
 
 def test_merging_by_hand():
-    """Two samples at 1 and one at 4 have their mean at 2; merged twice over, as the authors' program does, it would
-    be 3."""
+    """Two samples at 1 and one at 4 have the mean 2. Merging twice, as the authors' program does, would give 3."""
     old = prototypes(torch.tensor([[1.0], [1.0]]), torch.tensor([5, 5]))
     new = prototypes(torch.tensor([[4.0], [7.0]]), torch.tensor([5, 2]))
     merged = merge_means(old, new)
@@ -60,7 +59,7 @@ def test_merging_by_hand():
     assert merged.values.tolist() == [[7.0], [2.0]]
 
 
-def test_what_is_not_touched_keeps_its_bits_and_nothing_changes_nothing():
+def test_other_prototypes_keep_their_bits_and_empty_reports_change_nothing():
     draw = rng(3)
     table = prototypes(
         torch.tensor(draw.standard_normal((40, 6)), dtype=torch.float32), torch.tensor(draw.integers(0, 5, 40))
@@ -99,7 +98,7 @@ def test_scores_are_distances_and_unknown_classes_never_win():
 
 # -- episodes ---------------------------------------------------------------------------------------------------------
 def test_the_loss_of_an_episode_by_hand():
-    """Two classes in one dimension, one sample each to learn, at 0 and 2; queries at 0.5 and 2."""
+    """Two classes in one dimension have one support sample each, at 0 and 2; queries are at 0.5 and 2."""
     z = torch.tensor([[[0.0], [0.5]], [[2.0], [2.0]]])
     first = -np.log(np.exp(-0.25) / (np.exp(-0.25) + np.exp(-2.25)))
     second = -np.log(np.exp(0.0) / (np.exp(-4.0) + np.exp(0.0)))
@@ -154,7 +153,8 @@ def test_a_pool_is_dealt_out_without_replacement():
     given_out = [position for mission in dealt for own in mission for position in own]
     assert sorted(given_out) == list(range(12))
     assert all(len({labels[p] for p in own}) == len(own) for mission in dealt for own in mission)
-    assert deal(np.array([4, 4, 4]), clients=1, classes=2, missions=1) == [[[0]]]  # never the same class twice at once
+    # a client never meets a class twice in a mission
+    assert deal(np.array([4, 4, 4]), clients=1, classes=2, missions=1) == [[[0]]]
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
         assert count == len(rows)
         assert_allclose(total / count, z[rows].astype(np.float64).mean(0), rtol=1e-5, atol=1e-6)
 
-    # up: 10 numbers of 4 bytes, an id of 8 and a count of 4 for each class that a client touched; the encoder goes
-    # down once
+    # up: 10 numbers of 4 bytes, an id of 8 bytes and a count of 4 bytes for each class in a client's report; down: the
+    # encoder, once
     ledger = result.ledger.to_pylist()
     for row in (r for r in ledger if r["direction"] == "up"):
         partition = run_setup.periods[row["round"]].partition
@@ -194,7 +194,7 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     encoder = [r["round"] for r in ledger if r["group"] == "encoder"]
     assert encoder == [0, 0, 0]
 
-    # the last line is the nearest class mean's accuracy on the test rows of the classes that were met
+    # the last row has the accuracy of nearest class means on the test rows of all classes seen
     means = np.stack([z[seen[y[seen] == key]].mean(0) for key in table.keys.tolist()])
     test = run_setup.dataset.test
     out = torch.from_numpy(test["x"]).flatten(1)
@@ -204,7 +204,7 @@ def test_a_run_ends_with_the_means_of_all_embeddings(tmp_path):
     assert result.metrics[-1]["after/field"] == pytest.approx((predicted == test["y"])[met].mean(), abs=0.01)
 
 
-def test_clients_are_asked_before_their_reports_are_merged(tmp_path):
+def test_clients_are_evaluated_before_their_reports_are_merged(tmp_path):
     strategy = {**CONFIG["strategy"], "before": True}
     result = fl.run({**CONFIG, "strategy": strategy, "stream": {**CONFIG["stream"], "tasks": 3}}, out=tmp_path / "run")
     rows = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
@@ -213,7 +213,7 @@ def test_clients_are_asked_before_their_reports_are_merged(tmp_path):
     plain = fl.run({**CONFIG, "stream": {**CONFIG["stream"], "tasks": 3}}, out=tmp_path / "plain")
     assert [row["uplink_bytes"] for row in plain.metrics] == [
         row["uplink_bytes"] for row in rows
-    ]  # asking costs no bytes
+    ]  # evaluation costs no bytes
     assert plain.metrics[-1]["after/field"] == rows[-1]["after/field"]
 
 
@@ -224,14 +224,14 @@ def test_omniglot_keeps_base_and_field_apart():
     assert (np.bincount(data.labels)[136:] == 12).all() and (np.bincount(data.test["y"]) == 8).all()
     pictures = {x.tobytes() for x in data.test["x"]}
     shared = sum(x.tobytes() in pictures for x in np.concatenate([data.train["x"], data.server["x"]]))
-    assert shared <= 2  # two people may have drawn the very same line
+    assert shared <= 2  # two people may have drawn identical images
     assert data.train["x"].shape[1:] == (1, 28, 28) and 0 <= data.train["x"].min() < data.train["x"].max() == 1
 
 
 @needs_omniglot
 @pytest.mark.slow
 def test_an_encoder_learns_from_the_base_classes(tmp_path):
-    """Ten episodes already beat none on characters that neither has seen."""
+    """Ten episodes are better than none on unseen characters."""
     config = {
         **CONFIG,
         "data": {"name": "omniglot", "field": 20},

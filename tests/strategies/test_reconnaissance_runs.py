@@ -1,5 +1,7 @@
-"""Federated Reconnaissance in whole runs of a small world, its missions and its encoder: what the other file of the
-method leaves out. Expected values are from plain torch."""
+"""Federated Reconnaissance in whole runs on a small data set, its missions and its encoder.
+
+test_reconnaissance.py tests the parts. Expected values here come from plain torch.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -29,13 +31,13 @@ def same(a: Table, b: Table, tolerance: float = 0.0) -> None:
 
 
 def central(z: torch.Tensor, y: torch.Tensor) -> Table:
-    """Class means in one pass each, by torch alone."""
+    """Return class means, each computed in one pass by torch."""
     keys = y.unique()
     means = torch.stack([z[y == c].double().mean(0) for c in keys])
     return Table(keys, means, torch.tensor([int((y == c).sum()) for c in keys]))
 
 
-# -- a small world: noisy patterns as classes -----------------------------------------------------------------------
+# -- a small data set: noisy patterns as classes--------------------------------------------------------------------
 def drawings(classes: int, each: int, seed: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
     patterns = np.kron(np.random.default_rng(7).normal(size=(classes, 1, 4, 4)), np.ones((4, 4)))
@@ -45,7 +47,7 @@ def drawings(classes: int, each: int, seed: int) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class SimulatedSystem:
-    """Base classes 0..3 are the server's, field classes 4..9 the clients'; 8 samples to learn, 3 to test."""
+    """Data with base classes 0..3 for the server, field classes 4..9 for clients; 8 training, 3 test samples each."""
 
     def load(self) -> Dataset:
         learnt, test = drawings(BASE + FIELD, 8, 0), drawings(BASE + FIELD, 3, 1)
@@ -72,7 +74,7 @@ def simulated(folder, **overrides):
 
 
 def plain_encoder(state) -> torch.nn.Module:
-    """The run's encoder, by torch's own loading."""
+    """Load the run's encoder with torch."""
     net = Conv4(width=4).build((1, 16, 16), 10)
     counters = {n: b for n, b in net.state_dict().items() if n not in state.model}
     net.load_state_dict({**dict(state.model), **counters})
@@ -84,15 +86,15 @@ def mission_run(tmp_path_factory):
     return simulated(tmp_path_factory.mktemp("recon"), **{"strategy.before": True})
 
 
-def test_missions_only_add(mission_run, tmp_path):
-    """The encoder is that of a run without missions; prototypes of base classes keep their bits."""
+def test_missions_only_add_prototypes(mission_run, tmp_path):
+    """The encoder equals that of a run without missions; prototypes of base classes keep their bits."""
     longer, (shorter, _) = mission_run[0], simulated(tmp_path, **{"stream.tasks": 1})
     assert all(torch.equal(longer.state.model[n], shorter.state.model[n]) for n in shorter.state.model)
     assert torch.equal(longer.state.table.values[:BASE], shorter.state.table.values[:BASE])
 
 
 def test_one_client_with_everything_is_many_clients(mission_run, tmp_path):
-    """Invariant 2 through the engine: the same pool, three classes a mission at one client."""
+    """Invariant 2 in a run: the same pool, three classes per mission at one client."""
     alone, _ = simulated(tmp_path, **{"stream.clients": 1, "stream.classes": 3, "cohort.size": 1})
     same(alone.state.table, mission_run[0].state.table, 1e-5)
 
@@ -106,7 +108,7 @@ def accuracy(net, known: Table, rows: np.ndarray) -> float:
 
 
 def test_evaluations_before_and_after_the_merge(mission_run):
-    """The first mission by hand: base prototypes, each client's own class added, then all of them."""
+    """The first mission by hand: base prototypes, plus the client's class, plus all classes."""
     simulation, result = mission_run
     net, world, partition = (
         plain_encoder(simulation.state),
@@ -162,7 +164,7 @@ def meta_trained(episodes: int, seed: int = 0):
 
 def test_meta_training_separates_classes_it_has_not_seen():
     net, encoder, trained = meta_trained(40)
-    data = drawings(20, 6, 4)  # the patterns 12..19 are new
+    data = drawings(20, 6, 4)  # patterns 12..19 are not in the other data
     x, losses = torch.from_numpy(data["x"]).unflatten(0, (20, 6))[12:], []
     for params in (encoder, trained):
         ours = copy.deepcopy(net)
@@ -229,7 +231,7 @@ def test_what_is_kept_grows():
     dataset, periods = staged(3, clients=1, classes=2, samples=8, keep=True)
     rows = [set(period.partition.indices) for period in periods]
     assert rows[0] < rows[1] < rows[2] == set(range(len(dataset)))
-    assert len(periods[2].test) == 3 * 2  # asks for the mission's own classes; evaluation asks all periods so far
+    assert len(periods[2].test) == 3 * 2  # a period tests its mission's classes; evaluation covers all periods so far
 
 
 def test_missions_that_there_is_nothing_left_for():
@@ -250,7 +252,7 @@ def test_conv4_heads_and_norms():
 
 
 def test_a_head_is_trained_on_a_runs_encoder(mission_run, tmp_path):
-    """The saved encoder under a head: FedAvg changes the head alone, and the features are those of the run."""
+    """FedAvg trains a head on the saved encoder: only the head changes, and the features are those of the run."""
     simulation, _ = mission_run
     model = {"width": 4, "norm": "none", "head": True, "encoder": str(simulation.directory), "freeze": ["block*"]}
     parts = {"strategy": {"name": "fedavg"}, "client": {"name": "sgd", "batch": 4, "lr": 0.5}}

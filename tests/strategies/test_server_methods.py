@@ -1,5 +1,4 @@
-"""FedAdagrad, FedYogi, FedNova, q-FedAvg, FedExP, median, MOON, IFCA, FedProto and clipping, by hand and in closed
-form."""
+"""FedAdagrad, FedYogi, FedNova, q-FedAvg, FedExP, median, MOON, IFCA, FedProto and clipping by hand or closed form."""
 
 import logging
 import math
@@ -57,7 +56,7 @@ def params(*w: float, dtype=torch.float32) -> Params:
 
 
 def averaging(w: float) -> State:
-    """The state of a strategy with a plain server optimiser."""
+    """Return the state of a strategy with a plain server optimiser."""
     return State(params(w), OptimiserState())
 
 
@@ -65,10 +64,10 @@ def one(p: Params) -> float:
     return p["weight"].item()
 
 
-# -- a federation small enough to follow ------------------------------------------------------------------------------
+# -- a small federation -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class InMemory:
-    """Scratch that is no disk."""
+    """Scratch storage in memory."""
 
     vector: Tensor
 
@@ -81,7 +80,7 @@ def server(round_=0, population=2, task=None):
 
 
 def answered(strategy, state, answers, ctx=None):
-    """(state, metrics) after one exchange; `answers(broadcast) -> [(num_examples, groups)]`, or that list."""
+    """Return (state, metrics) after one exchange; answers is a list of (num_examples, groups), or broadcast -> list."""
     rounds = strategy.round(state, ctx or server())
     exchange = next(rounds)
     replies = answers(Broadcast.of(exchange.broadcast)) if callable(answers) else answers
@@ -117,7 +116,7 @@ def context(module, arrays, task, received, state=None, rows=None, **more) -> Cl
     )
 
 
-# client k: n_k copies of 1/2 a (w - b)^2
+# client k has n_k copies of 1/2 a (w - b)^2
 def line(a: float, b: float, n: int = 1):
     x = torch.full((n, 1), sqrt(a))
     return {"x": x, "y": x * b}
@@ -194,13 +193,13 @@ def test_fednova_by_hand():
 
 
 def sent(algorithm, ctx):
-    """(num_examples, groups), the model's weight as a vector of one."""
+    """Return (num_examples, groups), with the model's weight as a vector of one element."""
     update = algorithm.work("train", ctx, None).update
     return update.num_examples, {**update.groups, "model": params(update.groups["model"]["weight"].item())}
 
 
 def settled(strategy, algorithm, clients, rounds=100) -> float:
-    """Where the model comes to rest."""
+    """Return the model after `rounds` rounds, when it has converged."""
     state = strategy.init(params(0.0), server())
     for r in range(rounds):
 
@@ -213,8 +212,8 @@ def settled(strategy, algorithm, clients, rounds=100) -> float:
 
 
 @pytest.mark.slow
-def test_fednova_rests_where_steps_do_not_matter():
-    """a = 1 both; batch 1, so that client k takes n_k steps and moves by (1 - q^n_k) (b_k - w), q = 1 - lr."""
+def test_fednova_converges_to_a_point_that_does_not_depend_on_steps():
+    """a = 1 for both; with batch 1, client k takes n_k steps and moves by (1 - q^n_k) (b_k - w), q = 1 - lr."""
     lr, sizes, centres = 0.01, (2, 20), (0.0, 1.0)
     clients = [line(1.0, b, n) for b, n in zip(centres, sizes)]
     gains = [1 - (1 - lr) ** n for n in sizes]
@@ -262,7 +261,7 @@ def test_fednova_refuses_adam():
 # -- q-FedAvg ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 2.0])
 def test_q_fedavg_is_the_papers_update(q):
-    """One full-batch step, so that L (w - w_k) is the gradient; numbers as in Algorithm 2, with L in them."""
+    """After one full-batch step, L (w - w_k) is the gradient. The numbers follow Algorithm 2."""
     w, lr, lines = 0.3, 0.1, [(1.0, 0.0), (10.0, 1.0)]
     numerator = denominator = 0.0
     for a, b in lines:
@@ -407,7 +406,7 @@ def test_moon_without_a_past_trains_as_fedavg_does():
 
 # -- IFCA -------------------------------------------------------------------------------------------------------------
 def test_ifca_two_rounds_by_hand():
-    """Targets -1, -1.2 and 1; models begin at -0.5 and 0.4; one full step with rate 1/2 halves the way."""
+    """Targets are -1, -1.2 and 1; models start at -0.5 and 0.4; a full step with lr 1/2 halves the distance."""
     rule, algorithm = IFCA(clusters=2), IFCAClient(steps=1, batch="full", lr=0.5)
     state = replace(rule.init(params(-0.5), server()), models=(params(-0.5), params(0.4)))
     centres = [-1.0, -1.2, 1.0]
@@ -495,7 +494,7 @@ def test_fedproto_two_rounds_by_hand():
     assert first.prototypes.values.flatten().tolist() == [3.25, 5.0]  # (1 + 3 * 4) / 4
     second, _ = answered(rule, first, [(9, {"prototypes": table([1, 7], [[6.0], [8.0]], [1, 1])})])
     assert second.prototypes.keys.tolist() == [0, 1, 7]
-    assert second.prototypes.values.flatten().tolist() == [3.25, 6.0, 8.0]  # class 0 keeps its last one
+    assert second.prototypes.values.flatten().tolist() == [3.25, 6.0, 8.0]  # class 0 keeps its last prototype
     assert renewed(second.prototypes, second.prototypes) is second.prototypes
     assert one(second.model) == 1.0
 
@@ -546,7 +545,7 @@ def test_fedproto_of_a_client_without_data_sends_no_class():
     assert reply.update.groups["prototypes"].values.shape == (0, 4)
 
 
-# -- what all of them say ---------------------------------------------------------------------------------------------
+# -- all of these methods ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "make, note",
     [

@@ -149,7 +149,7 @@ def test_fedprox_with_momentum_moves_by_hand(tmp_path):
     zero = fl.run(
         {**RUN, **clients, "rounds": 1, "strategy": {"name": "fedprox", "lr": 0.0}}, out=tmp_path / "zero"
     ).model
-    for name in two:  # the second mean update is the plain run's; the first comes again, at half
+    for name in two:  # the second mean update is that of the plain run; half of the first one is added
         expected = two_plain[name] + 0.5 * (one[name] - zero[name])
         torch.testing.assert_close(two[name], expected, rtol=0, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""TinyReptile and its kin: online steps and the server's schedule in closed form."""
+"""TinyReptile and related methods: online steps and the server's schedule in closed form."""
 
 from dataclasses import replace
 
@@ -187,7 +187,7 @@ def test_metafed_rebuilds_then_learns_online_and_sends_the_largest():
     order = random.permutation(7, ctx.seed, ctx.client, ctx.participation, "samples")
     start = ctx.received["model"]["weight"].double().numpy().reshape(2)
     bias, few = float(ctx.initial.trained["bias"]), order[:3]
-    for _ in range(2):  # the local part alone, on the first three
+    for _ in range(2):  # only the local part, on the first three samples
         bias -= LR * float(
             (arrays["x"][few].double().numpy() @ start + bias - arrays["y"][few].double().numpy()[:, 0]).mean()
         )
@@ -203,7 +203,7 @@ def test_metafed_rebuilds_then_learns_online_and_sends_the_largest():
 def test_metafeds_local_part_never_travels(tmp_path):
     result = play(tmp_path, strategy={"name": "tiny_metafed", "local": ["3.*"], "share": 0.5}, **{"client.rebuild": 2})
     learnt = (1 + 1) * 4
-    for row in result.metrics:  # 4 of 8 values and a bitmap of 8 bits
+    for row in result.metrics:  # 4 of 8 values, and a bitmap of 8 bits
         assert (row["downlink_bytes"], row["uplink_bytes"]) == (4 * learnt, 4 * learnt // 2 + 1)
     first = play(tmp_path, "none", **{"client.lr": 0.0})
     assert all(torch.equal(result.model[n], first.model[n]) for n in ("3.weight", "3.bias"))

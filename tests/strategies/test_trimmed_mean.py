@@ -1,4 +1,4 @@
-"""Trimmed mean: by hand, by scipy, and within the honest range whatever attackers send."""
+"""Trimmed mean: by hand, compared with scipy, and within the honest range for all attacks."""
 
 import pickle
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from strategies.trimmed_mean import Trim, TrimmedMean
 
 @dataclass(frozen=True)
 class InMemory:
-    """Scratch that is no disk."""
+    """Scratch storage in memory."""
 
     vector: Tensor
 
@@ -63,7 +63,7 @@ def test_the_share_is_the_decimal_as_written():
     st.lists(st.floats(allow_nan=True, width=32), max_size=3),
 )
 def test_attackers_cannot_leave_the_honest_range(honest, attack):
-    rows = torch.tensor(honest + attack)[:, None]  # at most 3 of 10
+    rows = torch.tensor(honest + attack)[:, None]  # at most 3 of 10 rows are attacks
     value = Trim(0.45)(rows, torch.ones(len(rows))).item()
     assert min(honest) - 1e-6 <= value <= max(honest) + 1e-6
 

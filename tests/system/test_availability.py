@@ -1,4 +1,4 @@
-"""Availability: the stated probabilities, changes at the announced times, traces in FedScale's format."""
+"""Availability: probabilities, times of changes, and traces in FedScale's format."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_bernoulli_stays_are_geometric():
 
 
 def test_diurnal_follows_the_sun():
-    """One zone: p + amplitude sin(2 pi t / day); over all zones together p."""
+    """One time zone has p + amplitude sin(2 pi t / day); all zones together have p."""
     presence = Diurnal(p=0.5, amplitude=0.4, zones=1, seconds=3600).draw(0, 10_000)
     ids = np.arange(10_000)
     for hour, expected in ((0, 0.5), (3, 0.5 + 0.4 * np.sqrt(0.5)), (6, 0.9), (18, 0.1)):
@@ -86,15 +86,15 @@ def test_presence_is_the_same_in_every_population(part):
 # -- traces -----------------------------------------------------------------------------------------------------------
 ENTRIES = {
     "12": {"duration": 30, "active": [10, 50], "inactive": [20, 70], "finish_time": 100, "model": "CPH1801"},
-    "3": {"active": [0, 80], "inactive": [30, 100], "finish_time": 100},  # over the seam: 80 to 130
-    "40": {"active": [0], "inactive": [60], "finish_time": 60},  # always
+    "3": {"active": [0, 80], "inactive": [30, 100], "finish_time": 100},  # across the end of the cycle: 80 to 130
+    "40": {"active": [0], "inactive": [60], "finish_time": 60},  # always present
     "41": {"active": [0, 25], "inactive": [25, 40], "finish_time": 50},  # one window in two parts
     "50": {"active": [20], "inactive": [50], "finish_time": 50},
 }
 
 
 def test_a_trace_by_hand(tmp_path):
-    """In the order of ids: 3, 12, 40, 41, 50."""
+    """Clients have the trace's ids in ascending order: 3, 12, 40, 41, 50."""
     presence = trace(tmp_path, ENTRIES).draw(0, 5)
     ids = np.arange(5)
     assert_array_equal(presence.at(ids, 0), [True, False, True, True, False])
@@ -212,9 +212,10 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
-def test_when_enough_are_there(tmp_path):
-    """At 0: 3, 40, 41. At 10 also 12; at 20 also 50 but not 12; 30: without 3. All five: at 110 (cycles of 100 and
-    50), 40, 41 from 100.
+def test_times_at_which_enough_clients_are_present(tmp_path):
+    """At 0: ids 3, 40, 41. At 10 also 12; at 20 also 50 but not 12; at 30 no longer 3.
+
+    Cycles last 100 and 50. All five are present at 110; 40 and 41 from 100 on.
     """
     world = System(devices=Identical(ms_per_sample=1), availability=trace(tmp_path, ENTRIES)).draw(0, 5)
     assert world.opens(3, 0.0) == 0 and world.opens(4, 0.0) == 10 and world.opens(6, 0.0) == np.inf

@@ -1,6 +1,4 @@
-"""Asynchronous servers: periods in closed form, every start accounted for, and a stored state that goes on as if
-nothing had been.
-"""
+"""Asynchronous servers: periods in closed form, all starts accounted for, and restored states that change nothing."""
 
 import re
 from pathlib import Path
@@ -38,7 +36,7 @@ def clock(schedule, population=50, seed=0, devices=SPREAD, **settings) -> Clock:
 
 
 def of(schedule, seconds) -> Clock:
-    """Trips of the given seconds."""
+    """Return a clock whose round trips take the given seconds."""
     n = len(seconds)
     zeros = np.zeros(n)
     world = SimulatedSystem(0, Identical(ms_per_sample=1).draw(0, n), Presence())
@@ -46,7 +44,7 @@ def of(schedule, seconds) -> Clock:
 
 
 def test_identical_devices_are_exactly_periodic():
-    """Full buffer: a step every 4 s, nothing stale."""
+    """With a buffer of the size of the concurrency, a step happens every 4 s without staleness."""
     state, acts = (c := of(Buffered(concurrency=3, buffer=3), [4.0] * 10)).run(c.begin(), 20)
     assert [act.time for act in acts] == [4.0 * (i + 1) for i in range(20)]
     assert_array_equal(state.staleness, [60])
@@ -56,7 +54,7 @@ def test_identical_devices_are_exactly_periodic():
 
 
 def test_fedasync_with_identical_devices():
-    """Three clients in flight: each of those that arrive at the same time finds one more step, then three start."""
+    """Three clients in flight arrive at the same time, with staleness 0, 1, 2; then three start."""
     _, acts = (c := of(Buffered(concurrency=3), [4.0] * 10)).run(c.begin(), 12)
     assert [act.time for act in acts] == [4.0] * 3 + [8.0] * 3 + [12.0] * 3 + [16.0] * 3
     assert [act.arrivals[0].staleness for act in acts] == [0, 1, 2] * 4
@@ -64,7 +62,7 @@ def test_fedasync_with_identical_devices():
 
 
 def test_two_speeds_by_hand():
-    """Both clients are in flight: client 0 takes 2 s, client 1 takes 5 s."""
+    """Both clients are always in flight: client 0 takes 2 s, client 1 takes 5 s."""
     _, acts = (c := of(Buffered(concurrency=2), [2.0, 5.0])).run(c.begin(), 7)
     assert [(a.time, a.arrivals[0].client, a.arrivals[0].staleness) for a in acts] == [
         (2, 0, 0), (4, 0, 0), (5, 1, 2), (6, 0, 1), (8, 0, 0), (10, 1, 2), (10, 0, 1),
@@ -78,8 +76,9 @@ def test_ties_come_in_the_order_of_starts():
 
 
 def test_tiers_by_hand():
-    """Tiers {0, 1} with rounds of 2 s and {2, 3} with rounds of 20 s, whose clients started first when both end at 20
-    s.
+    """Tiers {0, 1} and {2, 3} have rounds of 2 s and 20 s.
+
+    Rounds of both end at 20 s. The slow tier's update is used first, because it started first.
     """
     _, acts = (c := of(Tiered(tiers=2, clients=2), [1.0, 2.0, 10.0, 20.0])).run(c.begin(), 12)
     assert [act.time for act in acts] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20, 22]
@@ -99,8 +98,8 @@ def test_tiers_are_by_speed_and_of_equal_size():
 
 
 @pytest.mark.parametrize("buffer", [1, 4])
-def test_mean_staleness_is_concurrency_less_one(buffer):
-    """Each step makes concurrency - 1 clients in flight staler by one: an identity, not an estimate."""
+def test_mean_staleness_is_concurrency_minus_one(buffer):
+    """Each step increases the staleness of concurrency - 1 clients in flight by one, exactly."""
     state, acts = (c := clock(Buffered(concurrency=7, buffer=buffer))).run(c.begin(), 500)
     ages = sum(a.staleness for act in acts for a in act.arrivals) + int((state.version - state.in_flight[:, 3]).sum())
     assert ages == 6 * 500
@@ -109,7 +108,7 @@ def test_mean_staleness_is_concurrency_less_one(buffer):
 
 @pytest.mark.slow
 def test_throughput_is_concurrency_over_mean_trip():
-    """By renewal theory: 2,000 clients, drawn uniformly, 20 in flight."""
+    """Renewal theory: 2,000 clients are drawn uniformly, 20 are in flight."""
     state, acts = (c := clock(Buffered(concurrency=20, buffer=10), 2000)).run(c.begin(), 2000)
     assert 20_000 / acts[-1].time == pytest.approx(20 / c.total.mean(), rel=0.03)
 
@@ -186,7 +185,7 @@ def test_nobody_is_under_way_twice_and_slots_are_kept():
     for _ in range(200):
         state, _ = c.step(state)
         clients = state.in_flight[:, 2]
-        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [1]  # the step freed one slot
+        assert len(set(clients)) == len(clients) == 7 and state.vacant.tolist() == [1]  # the step has freed one slot
 
 
 @pytest.mark.slow
@@ -201,9 +200,10 @@ def test_who_starts_is_there_and_who_goes_away_fails():
         assert presence.until(np.array([last.client]), starts[last.dispatch].time)[0] >= act.time
 
 
-def test_a_slot_stays_free_until_somebody_comes(tmp_path):
-    """Two clients, there from 10 to 13 and from 30 to 100 of every 100 s, trips of 4 s: a failure at 13, the first
-    step at 34.
+def test_a_slot_stays_free_until_a_client_is_present(tmp_path):
+    """Two clients are present from 10 to 13 s and from 30 to 100 s of every 100 s; round trips take 4 s.
+
+    So a client fails at 13 s, and the first step is at 34 s.
     """
     windows = {str(i): {"active": [10, 30], "inactive": [13, 100], "finish_time": 100} for i in range(2)}
     (tmp_path / "w.json").write_text(str(windows).replace("'", '"'))
@@ -219,8 +219,8 @@ def test_starts_depend_on_the_seed_alone():
     assert [a.starts for a in one.run(one.begin(), 20)[1]] != [a.starts for a in two.run(two.begin(), 20)[1]]
 
 
-def test_draws_go_on_over_their_blocks():
-    """More starts than one block of draws: the rate of drop-outs does not change."""
+def test_draws_continue_beyond_a_block():
+    """The drop-out rate does not change with more starts than one block of draws."""
     state, _ = (c := clock(Buffered(concurrency=8), dropout=0.2)).run(c.begin(), 2 * BLOCK)
     assert state.failed / state.dispatched == pytest.approx(0.2, abs=4.5 * np.sqrt(0.16 / state.dispatched))
 

@@ -1,5 +1,6 @@
-"""Devices: what is drawn has the law it claims, whoever else there is; traces are read or refused with the row and the
-reason.
+"""Devices: draws have their stated distributions and do not depend on other clients; bad traces are refused.
+
+An error about a trace names the row and the reason.
 """
 
 import json
@@ -36,8 +37,9 @@ def columns(devices):
 
 
 def kolmogorov(sample, law) -> float:
-    """The greatest distance of the sample's distribution from the law, times sqrt(n): above 1.95 in one of 1,000
-    cases.
+    """Return the largest distance between the sample's distribution and the law, times sqrt(n).
+
+    It exceeds 1.95 with probability 1/1,000.
     """
     return scipy.stats.kstest(sample, law.cdf).statistic * np.sqrt(len(sample))
 
@@ -190,10 +192,10 @@ def test_rows_without_ids_are_in_order_and_repeat_if_asked(tmp_path):
 
 
 def test_fedscales_capacities(tmp_path):
-    """162 ms to infer a sample, three times that to train; 5,648 kbit/s are 706,000 bytes per second."""
+    """Inference takes 162 ms per sample, training three times that; 5,648 kbit/s are 706,000 bytes per second."""
     entries = {"10": {"computation": 50.0, "communication": 8000}, "9": {"computation": 162.0, "communication": 5648.0}}
     d = DeviceTrace(path=written(tmp_path, "capacity.json", json.dumps(entries))).draw(0, 2)
-    assert_allclose(d.seconds_per_sample, [0.486, 0.150])  # 9 comes before 10
+    assert_allclose(d.seconds_per_sample, [0.486, 0.150])  # client 9 comes before client 10
     assert_allclose(d.up_bytes_per_second, [706_000, 1_000_000])
     assert_allclose(d.down_bytes_per_second, [706_000, 1_000_000])
 
@@ -251,7 +253,7 @@ def test_fairness_by_hand():
 
 
 def test_flops_of_two_layers():
-    """10 -> 5 -> 3: 2 (50 + 15) forward, the same for gradients of weights, 2 x 15 for gradients of hidden units."""
+    """10 -> 5 -> 3 takes 2 (50 + 15) forward, the same for weight gradients, and 2 x 15 for hidden gradients."""
     net = torch.nn.Sequential(torch.nn.Linear(10, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
     assert flops_per_sample(net, torch.zeros(7, 10), torch.sum) == 130 + 130 + 30
     assert all(parameter.grad is None for parameter in net.parameters())

@@ -1,4 +1,4 @@
-"""Synchronous rounds by hand: three clients of known speed, 100 samples, a million bytes each way.
+"""Synchronous rounds by hand: three clients of known speed, 100 samples, a million bytes in each direction.
 
 client  download         compute  upload            total
 0       0.1 + 0.5        1        0.1 + 1           2.7
@@ -55,7 +55,7 @@ def test_times_by_hand():
 
 
 def test_compute_from_flops():
-    """100 samples of 2 * 10^7 FLOPs at 1, 2, 4 * 10^9 a second."""
+    """100 samples of 2 * 10^7 FLOP at 1, 2, 4 * 10^9 FLOP per second."""
     world = replace(WORLD, compute="flops")
     assert_allclose(world.times(CLIENTS, 100, 0, 0, flops_per_sample=2e7).compute, [2, 1, 0.5])
     with pytest.raises(ValueError, match="flops_per_sample: nan is unknown"):
@@ -96,13 +96,13 @@ def test_the_first_of_an_over_selected_cohort():
 
 
 def test_partial_work_fits_the_deadline():
-    """Client 2 has 5.4 - 0.4 s for steps of 1 s; at 4.7 s client 1 is just in time; 0.3 s are too short for a step."""
+    """Client 2 has 5.4 - 0.4 s for steps of 1 s. Client 1 ends exactly at 4.7 s; 0.3 s are too short for a step."""
     done = Synchronous(deadline_seconds=5.4, partial=True).play(CLIENTS, TIMES, steps=10)
     assert outcomes(done) == ["in"] * 3
     assert_array_equal(done.steps, [10, 10, 5])
     assert_allclose(went(done), [5.4, 0.2, 5, 0.2, 0], atol=1e-12)
     less = Synchronous(deadline_seconds=2.5, partial=True).play(CLIENTS, TIMES, steps=10)
-    assert_array_equal(less.steps, [8, 0, 2])  # 0: 2.5 - 1.7 = 0.8 s of 0.1 s steps; 1: nothing; 2: 2.1 s of 1 s steps
+    assert_array_equal(less.steps, [8, 0, 2])  # client 0: 2.5 - 1.7 = 0.8 s; client 1: none; client 2: 2.1 s
     assert outcomes(less) == ["in", "late", "in"]
     assert_allclose(less.spent, [2.5, 0, 2.4])
     assert_allclose(less.seconds, 2.5)
@@ -123,10 +123,10 @@ def test_partial_work_is_the_most_that_fits(steps, deadline, start):
 def test_a_drop_out_in_mid_round():
     done = Synchronous().play(CLIENTS, TIMES, completes=np.array([1, 1, 0.25]))
     assert outcomes(done) == ["in", "in", "dropped"]
-    assert_allclose(went(done), [4.7, 0.6, 2, 2.1, 0], atol=1e-12)  # it stopped after 2.6 s
+    assert_allclose(went(done), [4.7, 0.6, 2, 2.1, 0], atol=1e-12)  # client 2 stopped after 2.6 s
     assert_allclose(done.spent, [2.7, 4.7, 2.6])
     late = Synchronous().play(CLIENTS, TIMES, completes=np.array([1, 1, 0.75]))
-    assert_allclose(went(late), [7.8, 0.6, 2, 2.1, 3.1])  # known at 7.8 s only
+    assert_allclose(went(late), [7.8, 0.6, 2, 2.1, 3.1])  # the failure is known only at 7.8 s
     cut = Synchronous(deadline_seconds=5).play(CLIENTS, TIMES, completes=np.array([1, 1, 0.75]))
     assert outcomes(cut) == ["in", "in", "late"]
 
@@ -137,7 +137,7 @@ def test_when_all_drop_out_the_round_is_waiting():
     assert_allclose(went(done), [2.6, 0, 0, 0, 2.6])
 
 
-def test_coming_late_and_going_away():
+def test_clients_that_arrive_late_or_leave():
     """Client 0 becomes available at 3 s, client 1 leaves at 4 s, client 2 is never available."""
     ready, away = np.array([3.0, 0, np.inf]), np.array([np.inf, 4, np.inf])
     done = Synchronous().play(CLIENTS, TIMES, ready=ready, away=away)
@@ -146,7 +146,7 @@ def test_coming_late_and_going_away():
     assert_allclose(done.spent, [2.7, 4, 0])
     assert (
         outcomes(Synchronous().play(CLIENTS, TIMES, away=TIMES.total)) == ["in"] * 3
-    )  # finished at the moment it leaves
+    )  # the client finishes exactly when it leaves
 
 
 def test_nobody_in_the_cohort():
@@ -238,8 +238,9 @@ def test_a_clients_round_does_not_depend_on_the_population():
 
 
 def test_joules_by_hand():
-    """Client 0 whole: 2 W * 1 s + 1 W * 1.7 s; cut off after 1.1 s: 2 * 0.5 + 0.6; client 1 after 3.6 s: 3 * 2 + 0.5 *
-    1.6.
+    """Client 0 takes 2 W * 1 s + 1 W * 1.7 s; cut off after 1.1 s it takes 2 * 0.5 + 0.6.
+
+    Client 1 cut off after 3.6 s takes 3 * 2 + 0.5 * 1.6.
     """
     assert_allclose(WORLD.joules([0, 0, 1], TIMES[np.array([0, 0, 1])], np.array([2.7, 1.1, 3.6])), [3.7, 1.6, 6.8])
     assert np.isnan(WORLD.joules([2], TIMES[np.array([2])], np.array([1.0])))[0]
@@ -264,8 +265,8 @@ def test_parts_of_the_base_say_what_is_missing():
     assert len(System(devices=Identical(ms_per_sample=1)).draw(0, 4)) == 4
 
 
-def test_a_deadline_leaves_the_work_outside_the_steps_whole():
-    """4 of 10 s of compute are outside the 6 steps: 8.5 s allow 4 steps and take 8 s; 4.9 s allow none."""
+def test_a_deadline_does_not_cut_work_outside_the_steps():
+    """Of 10 s of compute 4 s are outside the 6 steps: 8.5 s allow 4 steps, which take 8 s; 4.9 s allow none."""
     times = Times(np.zeros(2), np.array([10.0, 10.0]), np.zeros(2))
     settings = {"steps": np.array([6, 6]), "extra": np.array([0.4, 0.4])}
     enough = Synchronous(deadline_seconds=8.5, partial=True).play(np.array([0, 1]), times, **settings)

@@ -1,6 +1,4 @@
-"""Multi-label classification and language modelling: losses on paper, metrics that pool to scikit-learn's on the
-whole.
-"""
+"""Multi-label classification and language modelling: losses by hand, pooled metrics compared with scikit-learn."""
 
 import math
 
@@ -23,13 +21,11 @@ from fl.tensors.trees import row
 
 
 def pooled(task, outputs: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[dict, dict]:
-    """(metrics over all, metrics of each client) of rows dealt to 5 clients, in batches of at most 7, folded over two
-    chunks.
-    """
+    """Deal rows to 5 clients in batches of at most 7, fold two chunks; return (global metrics, metrics per client)."""
     draw = np.random.default_rng(seed)
     metrics = task.metrics()
     owner = np.sort(draw.integers(0, 5, len(y)))
-    owner[:5] = range(5)  # every client has a row
+    owner[:5] = range(5)  # each client has at least one row
     order = draw.permutation(len(y))
     fold, each = Fold(Product(metrics), 5), {name: [] for name in metrics}
     for clients in ([0, 1, 2], [3, 4]):
@@ -73,7 +69,7 @@ def test_average_precision_on_paper():
 @pytest.mark.parametrize("seed", range(4))
 def test_multilabel_pools_to_scikit_learns(seed):
     draw = np.random.default_rng(seed)
-    outputs = torch.from_numpy(draw.normal(size=(40, 4)).round(1).astype(np.float32))  # with ties
+    outputs = torch.from_numpy(draw.normal(size=(40, 4)).round(1).astype(np.float32))  # rounding makes ties
     y = torch.from_numpy((draw.random((40, 4)) < [0.5, 0.2, 0.9, 0.0]).astype(np.int64))  # no sample has label 3
     value, each = pooled(Multilabel(), outputs, y, seed)
     said = outputs.numpy() > 0
@@ -115,7 +111,7 @@ def test_language_loss_on_paper():
     assert task.loss(outputs, {"y": y}).tolist() == pytest.approx(expected)
     metrics, segments = task.metrics(), torch.zeros(3, dtype=torch.int64)
     value = {n: m.finish(row(m.measure(outputs, {"y": y}, segments, 1), 0)) for n, m in metrics.items()}
-    mean = (1 + 2 + 2) / 3 * math.log(2)  # over three tokens, not over samples
+    mean = (1 + 2 + 2) / 3 * math.log(2)  # the mean over three tokens, not over samples
     assert value == pytest.approx({"loss": mean, "perplexity": 2 ** (5 / 3), "accuracy": 1 / 3})
 
 
@@ -139,7 +135,7 @@ def test_less_perplexity_is_better():
     assert minimised("val/perplexity") and minimised("val/loss") and not minimised("val/f1_micro")
 
 
-# -- what tasks take --------------------------------------------------------------------------------------------------
+# -- outputs and labels -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "task, y, outputs",
     [

@@ -1,1 +1,1 @@
-"""Contestants of `fl bench`: programs, run by the python of whatever environment has their package (protocol.py)."""
+"""Contestants of `fl bench`: programs that run in a Python environment with their package (see protocol.py)."""

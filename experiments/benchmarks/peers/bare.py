@@ -1,4 +1,4 @@
-"""The bare loop: one module, foreach updates, nothing counted, nothing kept, no waiting for other processes."""
+"""The bare loop: one module and foreach updates, without any bookkeeping; processes do not wait for each other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fl.simulation.build import build_model
 class Bare(Contestant):
     def __init__(self, work: Workload):
         super().__init__(work)
-        self.net = self.fresh()
+        self.net = self.new_model()
         self.descent = Descent(self.net, work.lr, work.batch, work.epochs)
         self.x, self.y = samples(work)
 
-    def fresh(self) -> torch.nn.Module:
-        """With the first weights; what is no stack of layers is built as ours is: a transformer with peft's adapters."""
+    def new_model(self) -> torch.nn.Module:
+        """Build the model with its initial weights. A model that is not a stack of layers is built by fl."""
         if self.work.layers:
             return module(self.work)
         config = resolve(self.work.config)
@@ -30,13 +30,12 @@ class Bare(Contestant):
         return {"versions": {"torch": torch.__version__}}
 
     def reset(self) -> None:
-        self.net.load_state_dict(self.fresh().state_dict())
+        self.net.load_state_dict(self.new_model().state_dict())
 
     def train(self, cohorts: list[np.ndarray], shuffle: bool) -> None:
         a, b = self.work.offsets[:-1].tolist(), self.work.offsets[1:].tolist()
         for cohort in cohorts:
-            own = [(self.x[a[c] : b[c]], self.y[a[c] : b[c]]) for c in cohort.tolist()]
-            self.descent.round(own, shuffle)
+            self.descent.round([(self.x[a[c] : b[c]], self.y[a[c] : b[c]]) for c in cohort.tolist()], shuffle)
         if self.work.device != "cpu":
             torch.cuda.synchronize()
 

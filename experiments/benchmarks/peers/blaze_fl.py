@@ -1,7 +1,7 @@
-"""BlazeFL: its FedAvg, in the one of its modes that is quickest here: one after another, threads, or processes with shared memory.
+"""BlazeFL's FedAvg in its fastest mode here: sequential, threads, or processes with shared memory.
 
-Clients are numbered by their place in the cohort, as BlazeFL keeps random states for each number. Batches come from a slice of
-resident tensors instead of a DataLoader, and workers keep their module: both are the user's to choose.
+A client's number is its position in the cohort, because BlazeFL keeps a random state per number. Batches are slices of
+tensors in memory instead of a DataLoader's, and workers reuse their module; BlazeFL leaves both choices to its user.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from protocol import Contestant, Workload, serve
 
 os.environ["TQDM_DISABLE"] = "1"
-SHARED: dict = {}  # of this process and those that are forked from it
+SHARED: dict = {}  # visible in this process and in the processes forked from it
 LOCAL = threading.local()
 
 
-class Select:
-    """BlazeFL's ModelSelector: whoever trains keeps one module, whose weights are overwritten for each client."""
+class ReusedModel:
+    """BlazeFL's ModelSelector: each thread or process reuses one module and overwrites its weights for each client."""
 
     def select_model(self, name: str):
         from torch_layers import module
@@ -34,7 +34,7 @@ class Select:
 
 
 class Batches:
-    """A client's mini-batches, in place of a DataLoader."""
+    """A client's mini-batches; replaces a DataLoader."""
 
     dataset = None
 
@@ -51,12 +51,12 @@ class Batches:
 
 
 class Clients:
-    """BlazeFL's PartitionedDataset: the clients of the cohort at hand."""
+    """BlazeFL's PartitionedDataset: the clients of the current cohort."""
 
     def get_dataloader(self, type_, cid, batch_size, generator=None):
         work, client = SHARED["work"], SHARED["cohort"][cid]
-        own = slice(work.offsets[client], work.offsets[client + 1])
-        return Batches(SHARED["x"][own], SHARED["y"][own], batch_size, generator)
+        rows = slice(work.offsets[client], work.offsets[client + 1])
+        return Batches(SHARED["x"][rows], SHARED["y"][rows], batch_size, generator)
 
     def set_dataset(self, type_, cid, dataset) -> None: ...
 
@@ -75,7 +75,7 @@ def start(work: Workload) -> dict[str, Contestant]:
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     states = Path(tempfile.mkdtemp(dir=memory))
     atexit.register(shutil.rmtree, states, ignore_errors=True)
-    common = {"model_selector": Select(), "model_name": "", "dataset": Clients(), "device": work.device}
+    common = {"model_selector": ReusedModel(), "model_name": "", "dataset": Clients(), "device": work.device}
     common |= {"num_clients": size, "epochs": work.epochs, "batch_size": work.batch, "lr": work.lr, "seed": 0}
     pool = {"share_dir": states / "share", "state_dir": states / "state", "ipc_mode": IPCMode.SHARED_MEMORY}
 
@@ -86,7 +86,7 @@ def start(work: Workload) -> dict[str, Contestant]:
         return fedavg.FedAvgThreadPoolClientTrainer(**common, num_parallels=work.workers)
 
     modes = {
-        "one after another": lambda: fedavg.FedAvgBaseClientTrainer(**common),
+        "sequential": lambda: fedavg.FedAvgBaseClientTrainer(**common),
         "threads": threads,
         "processes": processes,
     }
@@ -98,30 +98,29 @@ def start(work: Workload) -> dict[str, Contestant]:
     class Blaze(Contestant):
         def __init__(self):
             super().__init__(work)
-            told = {
-                key: common[key] for key in ("model_selector", "model_name", "dataset", "device", "batch_size", "seed")
-            }
-            self.server = Server(**told, global_round=10**9, num_clients=size, sample_ratio=1.0)
+            keys = ("model_selector", "model_name", "dataset", "device", "batch_size", "seed")
+            arguments = {key: common[key] for key in keys}
+            self.server = Server(**arguments, global_round=10**9, num_clients=size, sample_ratio=1.0)
             self.server.model = module(work)
-            self.tried, self.failed = {}, {}
+            self.seconds, self.failed = {}, {}
             for mode, trainer in modes.items():
                 self.trainer = trainer()
                 try:
                     self.train(work.cohorts[:1], True)
-                    begun = time.perf_counter()
+                    start = time.perf_counter()
                     self.train(work.cohorts[:1], True)
-                except (OSError, RuntimeError) as why:  # shared memory of many clients takes many open files
-                    self.failed[mode] = str(why)
+                except (OSError, RuntimeError) as error:  # shared memory of many clients needs many open files
+                    self.failed[mode] = str(error)
                 else:
-                    self.tried[mode] = round(time.perf_counter() - begun, 3)
-            self.mode = min(self.tried, key=self.tried.get)
+                    self.seconds[mode] = round(time.perf_counter() - start, 3)
+            self.mode = min(self.seconds, key=self.seconds.get)
             self.trainer = modes[self.mode]()
             self.reset()
 
         @property
         def facts(self):
             versions = {"blazefl": importlib.metadata.version("blazefl"), "torch": torch.__version__}
-            return {"versions": versions, "mode": self.mode, "seconds a round": self.tried, "failed": self.failed}
+            return {"versions": versions, "mode": self.mode, "seconds per round": self.seconds, "failed": self.failed}
 
         def reset(self) -> None:
             self.server.model.load_state_dict(module(work).state_dict())

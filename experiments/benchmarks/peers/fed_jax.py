@@ -1,5 +1,8 @@
-"""FedJAX: its federated averaging on resident client data sets, on the quicker of its back ends, `jit` and `pmap` (over as many host
-devices as there are workers). It fills a client's last batch up with further samples of that client."""
+"""FedJAX's federated averaging on client data sets in memory.
+
+It uses the faster of its back ends: `jit`, or `pmap` with one host device per worker. FedJAX fills a client's last
+batch up with other samples of the client.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ def start(work: Workload) -> dict[str, Contestant]:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={work.workers}"
     import jax
 
-    jax.tree_map = jax.tree.map  # which FedJAX knows by its old name
+    jax.tree_map = jax.tree.map  # FedJAX uses the old name
     import fedjax
     from fedjax.algorithms import fed_avg
     from jax_layers import arrays, losses, params, samples
 
     x, y = samples(work)
-    own = [slice(a, b) for a, b in zip(work.offsets[:-1].tolist(), work.offsets[1:].tolist())]
+    rows = [slice(a, b) for a, b in zip(work.offsets[:-1].tolist(), work.offsets[1:].tolist())]
 
     def loss(weights, batch, rng):
         return losses(work, weights, batch["x"], batch["y"]).mean()
@@ -35,7 +38,7 @@ def start(work: Workload) -> dict[str, Contestant]:
     class FedJax(Contestant):
         def __init__(self):
             super().__init__(work)
-            self.tried, self.failed, by_backend = {}, {}, {}
+            self.seconds, self.failed, by_backend = {}, {}, {}
             self.keys = jax.random.split(jax.random.PRNGKey(0), max(map(len, work.cohorts)))
             for backend in ("jit", "pmap"):
                 with fedjax.for_each_client_backend(backend):
@@ -44,20 +47,20 @@ def start(work: Workload) -> dict[str, Contestant]:
                 self.reset()
                 try:
                     self.train(work.cohorts[:1], True)
-                    begun = time.perf_counter()
+                    start_seconds = time.perf_counter()
                     self.train(work.cohorts[:1], True)
-                except (AttributeError, TypeError) as why:  # of a JAX it was not made for
-                    self.failed[backend] = str(why)
+                except (AttributeError, TypeError) as error:  # FedJAX does not support the installed JAX
+                    self.failed[backend] = str(error)
                 else:
-                    self.tried[backend] = round(time.perf_counter() - begun, 3)
-            self.backend = min(self.tried, key=self.tried.get)
+                    self.seconds[backend] = round(time.perf_counter() - start_seconds, 3)
+            self.backend = min(self.seconds, key=self.seconds.get)
             self.algorithms = by_backend[self.backend]
             self.reset()
 
         @property
         def facts(self):
             versions = {name: importlib.metadata.version(name) for name in ("fedjax", "jax")}
-            chosen = {"back end": self.backend, "seconds a round": self.tried, "failed": self.failed}
+            chosen = {"back end": self.backend, "seconds per round": self.seconds, "failed": self.failed}
             return {"versions": versions, **chosen}
 
         def reset(self) -> None:
@@ -66,7 +69,7 @@ def start(work: Workload) -> dict[str, Contestant]:
         def train(self, cohorts, shuffle) -> None:
             for cohort in cohorts:
                 clients = [
-                    (c, fedjax.ClientDataset({"x": x[own[c]], "y": y[own[c]]}), key)
+                    (c, fedjax.ClientDataset({"x": x[rows[c]], "y": y[rows[c]]}), key)
                     for c, key in zip(cohort.tolist(), self.keys)
                 ]
                 self.state, _ = self.algorithms[shuffle].apply(self.state, clients)

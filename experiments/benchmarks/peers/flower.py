@@ -1,8 +1,8 @@
-"""Flower's own simulation (its Ray backend): a ClientApp that trains by the bare loop, FedAvg as ServerApp.
+"""Flower's own simulation with its Ray backend: the ClientApp is the bare loop, the ServerApp runs Flower's FedAvg.
 
-Nodes are as many as there are clients up to `NODES`, as a user would have it, else as many as a cohort has: Flower 1.41 looks through
-all of them for every message (minutes a round for 100,000). A message tells its node which client it is. The ServerApp waits for
-`fl bench` between rounds.
+There is one node per client up to `NODES` clients, as a user would choose; beyond that, one node per client of a
+cohort, because Flower 1.41 searches all nodes for each message (minutes per round with 100,000 nodes). A message says
+which client its node plays. The ServerApp waits for `fl bench` between rounds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from protocol import UNKNOWN, Channel, Contestant, Workload
 
 NODES = 4_000
-COHORT = 2_000  # clients in a round, which take some 10 s
+COHORT = 2_000  # largest cohort to measure; its rounds take about 10 s
 
 
 @functools.cache
-def place():
-    """What an actor keeps: the workload, its samples, a module and how to train it."""
+def actor_state():
+    """Load what an actor keeps: the workload, its samples, a module, and its local training."""
     from torch_layers import Descent, module, samples
 
     work = Workload.read(Path(os.environ["FL_BENCH_FOLDER"]), 0, 1, 0)
@@ -32,38 +32,38 @@ def place():
 
 
 def train(msg, context):
-    """A node's part."""
+    """Train the client that the message names, and return its weights and number of samples."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-    work, x, y, net, descent = place()
+    work, x, y, net, descent = actor_state()
     config = msg.content["config"]
-    own = slice(work.offsets[config["client"]], work.offsets[config["client"] + 1])
+    rows = slice(work.offsets[config["client"]], work.offsets[config["client"] + 1])
     net.load_state_dict(msg.content["arrays"].to_torch_state_dict())
-    descent.client(x[own], y[own], config["shuffle"])
-    answer = {"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord({"num-examples": len(x[own])})}
+    descent.client(x[rows], y[rows], config["shuffle"])
+    answer = {"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord({"num-examples": len(x[rows])})}
     return Message(RecordDict(answer), reply_to=msg)
 
 
 def strategy(cohorts: list[np.ndarray], nodes: int, shuffle: bool):
-    """FedAvg on given cohorts."""
+    """Return Flower's FedAvg on the given cohorts, one per round."""
     from flwr.app import ConfigRecord, Message, RecordDict
     from flwr.serverapp.strategy import FedAvg
 
-    class TrainingInputs(FedAvg):
+    class FixedCohorts(FedAvg):
         def configure_train(self, server_round, arrays, config, grid):
             cohort = cohorts[server_round - 1]
             self.min_train_nodes = len(cohort)
             for client, message in zip(cohort, super().configure_train(server_round, arrays, config, grid)):
-                told = ConfigRecord({"client": int(client), "shuffle": shuffle})
-                content = RecordDict({"arrays": arrays, "config": told})
-                of = message.metadata
-                yield Message(content=content, message_type=of.message_type, dst_node_id=of.dst_node_id)
+                client_config = ConfigRecord({"client": int(client), "shuffle": shuffle})
+                content = RecordDict({"arrays": arrays, "config": client_config})
+                header = message.metadata
+                yield Message(content=content, message_type=header.message_type, dst_node_id=header.dst_node_id)
 
-    return TrainingInputs(fraction_train=0.5 / nodes, min_available_nodes=nodes, fraction_evaluate=0.0)
+    return FixedCohorts(fraction_train=0.5 / nodes, min_available_nodes=nodes, fraction_evaluate=0.0)
 
 
 class Flower(Contestant):
-    divides = True
+    splits_cohorts = True
 
     def __init__(self, work: Workload, grid, nodes: int):
         super().__init__(work)
@@ -94,22 +94,21 @@ class Flower(Contestant):
 
 
 def main() -> None:
-    line = Channel()
+    channel = Channel()
     try:
         from flwr.clientapp import ClientApp
         from flwr.serverapp import ServerApp
         from flwr.simulation import run_simulation
-    except ImportError as why:
-        line.tell({"unavailable": str(why)})
+    except ImportError as error:
+        channel.send({"unavailable": str(error)})
         return
     os.environ["FL_BENCH_FOLDER"] = sys.argv[1]
     logging.getLogger("flwr").setLevel(logging.ERROR)
     work = Workload.read(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
     cohort, population = max(map(len, work.cohorts)), len(work.sizes)
     if work.layers is None or cohort > COHORT:
-        line.tell(
-            {"unavailable": f"{cohort} clients a round, of which {COHORT} take some 10 s" if work.layers else UNKNOWN}
-        )
+        reason = f"{cohort} clients per round, more than {COHORT}, which take about 10 s" if work.layers else UNKNOWN
+        channel.send({"unavailable": reason})
         return
     nodes = population if population <= NODES else cohort
     client, server = ClientApp(), ServerApp()
@@ -118,14 +117,14 @@ def main() -> None:
     @server.main()
     def serve(grid, context) -> None:
         flower = Flower(work, grid, nodes)
-        line.tell({"ready": {"flower": flower.facts}})
-        line.answer({"flower": flower})
+        channel.send({"ready": {"flower": flower.facts}})
+        channel.answer({"flower": flower})
 
     resources = {"init_args": {"num_cpus": work.workers}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server, client, nodes, backend_config=resources)
 
 
 if __name__ == "__main__":
-    import flower  # actors find `train` by its module's name
+    import flower  # actors find `train` by the name of its module
 
     flower.main()

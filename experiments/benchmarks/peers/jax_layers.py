@@ -1,4 +1,4 @@
-"""A workload's model in JAX. Images are (N, H, W, C) and kernels (H, W, in, out), which is what XLA is quickest with on a CPU."""
+"""A workload's model in JAX. Images are (N, H, W, C), kernels (H, W, in, out): XLA's fastest layout on a CPU."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _AXES = ("NHWC", "HWIO", "NHWC")
 
 
 def params(work: Workload) -> dict[str, jax.Array]:
-    """The first weights, by torch's names."""
+    """Return the initial weights in JAX's layout, by torch's names."""
     if work.layers is None:
         raise NotImplementedError(UNKNOWN)
-    return {name: jnp.asarray(_ours(weight)) for name, weight in work.first.items()}
+    return {name: jnp.asarray(_from_torch(weight)) for name, weight in work.first.items()}
 
 
 def arrays(params) -> dict[str, np.ndarray]:
-    """As torch has them."""
+    """Return weights in torch's layout."""
     kernel = {4: lambda w: w.transpose(3, 2, 0, 1), 2: np.transpose}
     return {name: kernel.get(weight.ndim, np.asarray)(np.asarray(weight)) for name, weight in params.items()}
 
 
-def _ours(weight: np.ndarray) -> np.ndarray:
+def _from_torch(weight: np.ndarray) -> np.ndarray:
     return {4: lambda w: w.transpose(2, 3, 1, 0), 2: np.transpose}.get(weight.ndim, np.asarray)(weight)
 
 
 def samples(work: Workload) -> tuple[np.ndarray, np.ndarray]:
-    """x with channels last, and int32 labels."""
+    """Return x with channels last, and labels as int32."""
     x = np.ascontiguousarray(work.x.transpose(0, 2, 3, 1)) if work.x.ndim == 4 else np.asarray(work.x)
     return x, work.y.astype(np.int32)
 
@@ -50,12 +50,12 @@ def scores(work: Workload, params, x: jax.Array) -> jax.Array:
             x = jax.nn.relu(x)
         elif name == "pool":
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *numbers * 2, 1), (1, *numbers * 2, 1), "VALID")
-        else:  # flatten, in the order of torch's images
+        else:  # flatten in torch's order (channels first)
             x = (x.transpose(0, 3, 1, 2) if x.ndim == 4 else x).reshape(len(x), -1)
     return x
 
 
 def losses(work: Workload, params, x: jax.Array, y: jax.Array) -> jax.Array:
-    """(N,): cross-entropies."""
+    """Return the cross-entropy of each sample, (N,)."""
     logits = jax.nn.log_softmax(scores(work, params, x))
     return -jnp.take_along_axis(logits, y[:, None], 1)[:, 0]

@@ -1,9 +1,11 @@
-"""Our own rounds: sampling, broadcast, training, codec, reduction, ledger; by each plan that is possible, in one process and on Ray
-workers. On the softmax workload also with evaluation and a commit in every round, and what of that is the ledger's.
+"""Our own rounds: sampling, broadcast, training, codec, reduction, ledger.
 
-    stacked x1   a thread with a run in it, which stops at the end of a round and waits to be asked for more
-    stacked xk   likewise; the workers of all runs are in one Ray
-    compiled, k threads   one process, whose compiled parts use so many
+Each possible plan is a contestant, in one process and on Ray workers. On the softmax workloads, another contestant also
+evaluates and commits in each round; it measures the ledger's share of the time.
+
+    stacked x1             a thread performs a run; at the end of the requested rounds it waits for the next request
+    stacked xk             the same on k Ray workers; the workers of all contestants belong to one Ray
+    compiled, k threads    one process; its compiled code uses k threads
 """
 
 from __future__ import annotations
@@ -33,15 +35,15 @@ from fl.simulation.build import set_up_run
 from fl.simulation.run import run
 from fl.tensors import random
 
-WHOLE = {"softmax", "softmax_10k"}  # workloads whose rounds are also run with all that a real one has
+EVALUATED = {"softmax", "softmax_10k"}  # workloads that are also measured with an evaluation and a commit per round
 
 
-class Over(Exception):
-    """Nobody asks for more."""
+class StopRun(Exception):
+    """Ends the run of a thread after its last requested round."""
 
 
 class FixedCohorts(CohortSampler):
-    """The cohorts of a list, one per round."""
+    """Sampler that returns the cohorts of a list, one per round."""
 
     def __init__(self, cohorts: list[np.ndarray]):
         self.cohorts = cohorts
@@ -50,45 +52,45 @@ class FixedCohorts(CohortSampler):
         return state, self.cohorts[round_]
 
 
-class Timed:
-    """A ledger, and the seconds that went into it."""
+class TimedLedger:
+    """A ledger that adds up the seconds of its methods."""
 
     def __init__(self, ledger: Any):
         self.ledger, self.seconds = ledger, 0.0
 
     def __getattr__(self, name: str) -> Any:
-        of = getattr(self.ledger, name)
+        method = getattr(self.ledger, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             try:
-                return of(*args, **kwargs)
+                return method(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - begun
+                self.seconds += time.perf_counter() - start
 
         return timed
 
 
 class Ours(Contestant):
-    """A run in a thread of its own, begun when it is first asked."""
+    """A run in a thread, which starts at the first request for rounds."""
 
     def __init__(self, work: Workload, config: Config, auto: bool):
         super().__init__(work)
         self.config, self.auto = config, auto
-        self.asked: queue.Queue[int] = queue.Queue()
-        self.told: queue.Queue[float | Exception] = queue.Queue()
+        self.requests: queue.Queue[int] = queue.Queue()  # numbers of rounds; 0 ends the run
+        self.answers: queue.Queue[float | Exception] = queue.Queue()  # seconds, or the error of the run
         self.thread: threading.Thread | None = None
 
     @property
     def facts(self):
-        of = self.config.execution
-        return {"plan": of.plan, "chunk": of.chunk, "auto": self.auto, "executor": of.executor}
+        execution = self.config.execution
+        return {"plan": execution.plan, "chunk": execution.chunk, "auto": self.auto, "executor": execution.executor}
 
     def check(self):
-        """In this process, on the given cohorts and in the given order."""
+        """Return the model after the check's cohorts, trained in this process without shuffling."""
         execution = replace(self.config.execution, executor="serial")
         check = replace(self.config, rounds=2, cohort=FixedCohorts(self.work.check), execution=execution)
-        with tempfile.TemporaryDirectory() as out, in_order():
+        with tempfile.TemporaryDirectory() as out, without_shuffling():
             model = run(check, out=Path(out) / "run").model
         return {name: tensor.numpy() for name, tensor in model.items()}
 
@@ -96,48 +98,52 @@ class Ours(Contestant):
         if self.thread is None:
             self.thread = threading.Thread(target=self.run)
             self.thread.start()
-        self.asked.put(b - a)
-        seconds = self.told.get()
+        self.requests.put(b - a)
+        seconds = self.answers.get()
         if isinstance(seconds, Exception):
             raise seconds
         samples = int(sum(self.work.sizes[cohort].sum() for cohort in self.work.rounds(a, b)))
-        return {"seconds": seconds, "samples": samples} | self.spent
+        return {"seconds": seconds, "samples": samples, "ledger": self.ledger_seconds}
 
     def close(self) -> None:
+        """End the run and its thread."""
         if self.thread is not None:
-            self.asked.put(0)
+            self.requests.put(0)
             self.thread.join()
 
     def run(self) -> None:
+        """Perform the run; the thread's function."""
         try:
-            with tempfile.TemporaryDirectory() as out, contextlib.suppress(Over):
+            with tempfile.TemporaryDirectory() as out, contextlib.suppress(StopRun):
                 run(self.config, out=Path(out) / "run", watch=self.watch)
-        except Exception as failed:
-            self.told.put(failed)
+        except Exception as error:
+            self.answers.put(error)
 
     def watch(self, event: str, value: Any) -> None:
+        """Count rounds; after the last requested one, answer and wait for the next request."""
         if event == "start":
-            self.ledger = value.folder.ledger = Timed(value.folder.ledger)
+            self.ledger = value.folder.ledger = TimedLedger(value.folder.ledger)
         elif event == "ready":
             self.wait()
         elif event == "round":
-            self.left -= 1
-            if not self.left:
-                seconds = time.perf_counter() - self.begun
-                self.spent = {"ledger": self.ledger.seconds}
-                self.told.put(seconds)
+            self.rounds_left -= 1
+            if not self.rounds_left:
+                seconds = time.perf_counter() - self.start
+                self.ledger_seconds = self.ledger.seconds
+                self.answers.put(seconds)
                 self.wait()
 
     def wait(self) -> None:
-        self.left = self.asked.get()
-        if not self.left:
-            raise Over
-        self.ledger.seconds, self.begun = 0.0, time.perf_counter()
+        """Wait for a request and start the clock."""
+        self.rounds_left = self.requests.get()
+        if not self.rounds_left:
+            raise StopRun
+        self.ledger.seconds, self.start = 0.0, time.perf_counter()
 
 
 @contextlib.contextmanager
-def in_order() -> Iterator[None]:
-    """Within, nothing is shuffled."""
+def without_shuffling() -> Iterator[None]:
+    """Make all shuffles inside the block the identity."""
     shuffles = random.permutation, random.permutations, compiled.SHUFFLED
     compiled.SHUFFLED = False
     random.permutation = lambda n, *_: np.arange(n)
@@ -149,37 +155,38 @@ def in_order() -> Iterator[None]:
 
 
 def variants(work: Workload) -> dict[str, Ours]:
+    """Return a contestant per possible plan and executor."""
     config = resolve(work.config)
-    config = replace(config, data=Data(part=config.data.load(), augment=config.data.augment))  # loaded once for all
-    auto, asked = set_up_run(config).plan.kind, config.execution.plan
-    found = {}
-    for kind in get_args(Kind) if asked == "auto" else [asked]:  # the one that the workload names, or all
+    config = replace(config, data=Data(part=config.data.load(), augment=config.data.augment))  # load the data once
+    auto, requested = set_up_run(config).plan.kind, config.execution.plan
+    contestants = {}
+    for kind in get_args(Kind) if requested == "auto" else [requested]:
         execution = replace(config.execution, plan=kind, chunk=None, memory_format=None)
         with contextlib.suppress(ConfigError):
             resolved = set_up_run(replace(config, execution=execution)).config
-            ways = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]
+            executors = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]
             if kind == "compiled" and work.workers > 1:
-                ways.append(("serial", work.workers, f", {work.workers} threads"))
-            for executor, workers, name in ways:
-                this = replace(resolved.execution, executor=executor, workers=workers)
-                found[f"ours {kind}{name}"] = Ours(work, replace(resolved, execution=this), kind == auto)
-    if work.name in WHOLE:
-        best = found[f"ours {auto} x{work.workers}"].config
-        whole = {
+                executors.append(("serial", work.workers, f", {work.workers} threads"))
+            for executor, workers, suffix in executors:
+                execution = replace(resolved.execution, executor=executor, workers=workers)
+                contestants[f"ours {kind}{suffix}"] = Ours(work, replace(resolved, execution=execution), kind == auto)
+    if work.name in EVALUATED:
+        best = contestants[f"ours {auto} x{work.workers}"].config
+        sections = {
             "evaluation": Evaluation(every=1, server=False, clients=max(map(len, work.cohorts))),
             "checkpoint": replace(best.checkpoint, every=1, best=True),
         }
-        found["ours, evaluated and committed"] = Ours(work, replace(best, **whole), True)
-    return found
+        contestants["ours, evaluated and committed"] = Ours(work, replace(best, **sections), True)
+    return contestants
 
 
 def start(work: Workload) -> dict[str, Contestant]:
-    found = variants(work)
-    on_ray = sum(of.config.execution.executor == "ray" for of in found.values())
-    if on_ray:  # one for all of them
+    contestants = variants(work)
+    on_ray = sum(ours.config.execution.executor == "ray" for ours in contestants.values())
+    if on_ray:  # one Ray for all contestants
         ray.init("local", num_cpus=on_ray * work.workers, include_dashboard=False, log_to_driver=False)
-    RUNS.extend(found.values())
-    return found
+    RUNS.extend(contestants.values())
+    return contestants
 
 
 RUNS: list[Ours] = []
@@ -188,5 +195,5 @@ if __name__ == "__main__":
     try:
         serve(start)
     finally:
-        for each in RUNS:
-            each.close()
+        for ours in RUNS:
+            ours.close()

@@ -1,4 +1,4 @@
-"""The machine's float32 peak: products of square matrices, of the size that is quickest. A sample is one floating-point operation."""
+"""The machine's float32 peak: products of square matrices of the fastest size. Its "samples" are FLOP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDES = (512, 1024, 1536, 2048)
 
 
 class Peak(Contestant):
-    divides = True
+    splits_cohorts = True
 
     def __init__(self, work: Workload):
         super().__init__(work)
@@ -23,15 +23,15 @@ class Peak(Contestant):
         return {"versions": {"torch": torch.__version__}, "side": self.side}
 
     def speed(self, side: int, times: int) -> float:
-        """FLOP per second."""
+        """Return the FLOP per second of `times` products."""
         a, b = torch.ones(2, side, side, device=self.work.device)
         out = a @ b
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(times):
             torch.mm(a, b, out=out)
         if self.work.device != "cpu":
             torch.cuda.synchronize()
-        return 2 * side**3 * times / (time.perf_counter() - begun)
+        return 2 * side**3 * times / (time.perf_counter() - start)
 
     def play(self, a: int, b: int):
         flop = 2 * self.side**3 * (b - a)

@@ -1,5 +1,8 @@
-"""pfl-research: FederatedAveraging on its SimulatedBackend. Several processes each take clients of every cohort, the largest dealt
-out first as its own sampler does, and all-reduce the sum (torch.distributed with gloo, or NCCL on GPUs)."""
+"""pfl-research's FederatedAveraging on its SimulatedBackend.
+
+Several processes split each cohort: clients are dealt out in order of size, the largest first, as pfl-research's own
+sampler does. The processes all-reduce the sum of the updates (torch.distributed with gloo, or NCCL on GPUs).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def start(work: Workload) -> dict[str, Contestant]:
     from torch_layers import arrays, module, samples
 
     class Net(torch.nn.Module):
-        """The interface that PyTorchModel asks for."""
+        """The model with the methods that PyTorchModel needs."""
 
         def __init__(self):
             super().__init__()
@@ -45,13 +48,13 @@ def start(work: Workload) -> dict[str, Contestant]:
             return {}
 
     class Cohorts(FederatedDatasetBase):
-        """Cohorts that are given: its samplers would draw others."""
+        """Federated data set with fixed cohorts; pfl-research's samplers would draw others."""
 
         def __init__(self):
             super().__init__()
             self.x, self.y = samples(work)
 
-        def give(self, cohorts: list[np.ndarray], shuffle: bool) -> None:
+        def set_cohorts(self, cohorts: list[np.ndarray], shuffle: bool) -> None:
             rank, world = pytorch_ops.distributed.global_rank, pytorch_ops.distributed.world_size
             self.shuffle = shuffle
             sorted_ = [cohort[np.argsort(-work.sizes[cohort], kind="stable")] for cohort in cohorts]
@@ -59,8 +62,8 @@ def start(work: Workload) -> dict[str, Contestant]:
 
         def get_cohort(self, cohort_size: int):
             for client in next(self.shares).tolist():
-                own = slice(work.offsets[client], work.offsets[client + 1])
-                x, y = self.x[own], self.y[own]
+                rows = slice(work.offsets[client], work.offsets[client + 1])
+                x, y = self.x[rows], self.y[rows]
                 if self.shuffle:
                     order = torch.randperm(len(x))
                     x, y = x[order], y[order]
@@ -70,7 +73,7 @@ def start(work: Workload) -> dict[str, Contestant]:
             raise NotImplementedError
 
     class Pfl(Contestant):
-        divides = True
+        splits_cohorts = True
 
         def __init__(self):
             super().__init__(work)
@@ -78,7 +81,7 @@ def start(work: Workload) -> dict[str, Contestant]:
             self.backend = SimulatedBackend(self.cohorts, self.cohorts, postprocessors=[WeightByDatapoints()])
             central = torch.optim.SGD(self.net.parameters(), lr=1.0)
             self.model = PyTorchModel(self.net, partial(torch.optim.SGD, fused=True), central)
-            self.algorithm, self.done = FederatedAveraging(), 0
+            self.algorithm, self.rounds = FederatedAveraging(), 0
             self.hyper = NNTrainHyperParams(
                 local_num_epochs=work.epochs, local_learning_rate=work.lr, local_batch_size=work.batch
             )
@@ -91,10 +94,10 @@ def start(work: Workload) -> dict[str, Contestant]:
             self.net.layers.load_state_dict(module(work).state_dict())
 
         def train(self, cohorts, shuffle) -> None:
-            self.cohorts.give(cohorts, shuffle)
-            self.done += len(cohorts)
+            self.cohorts.set_cohorts(cohorts, shuffle)
+            self.rounds += len(cohorts)  # the algorithm counts its rounds and stops at this number
             params = NNAlgorithmParams(
-                central_num_iterations=self.done,
+                central_num_iterations=self.rounds,
                 evaluation_frequency=10**9,
                 train_cohort_size=len(cohorts[0]),
                 val_cohort_size=None,

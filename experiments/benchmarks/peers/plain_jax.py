@@ -1,11 +1,12 @@
-"""Plain JAX, as one would write it by hand: chunks of clients are trained all at once (`vmap`) or one after another (`scan`), and
-their weighted sum is kept. The way and the chunk are the quickest of a short search:
+"""Hand-written JAX: trains a chunk of clients at once (`vmap`) or one after another (`scan`) and adds their updates.
 
-    rolled      one compiled function for a chunk, with a loop over steps (and clients) in it
-    stepwise    a compiled function for a step, called for each: XLA's convolutions are many times slower within a loop on a CPU
+A short search chooses the fastest mode and the fastest chunk size. The modes are:
 
-Samples are resident, a step gathers its batch; a chunk takes as many steps as its longest client, clients sorted by size; samples
-and steps that a client has not got have weight zero.
+    rolled      one compiled function per chunk, which loops over steps (and clients)
+    stepwise    one compiled function per step; XLA's convolutions are many times slower inside a loop on a CPU
+
+Samples are in memory; each step gathers its batch. Clients are sorted by size, and a chunk takes the steps of its
+largest client. Missing samples and steps of smaller clients have weight zero.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 from protocol import Contestant, Workload, serve
 
 CHUNKS = (1, 4, 16, 64, 256, 1024)
-TRIAL = 0.5  # seconds for each
-SLOWER = 1.5  # than the best one so far: the search ends
+TRIAL = 0.5  # seconds per setting of the search
+SLOWER = 1.5  # a mode's search ends when a chunk is this many times slower than the best setting
 
 
 def start(work: Workload) -> dict[str, Contestant]:
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[-1 - work.share % len(cores)]})  # XLA's own threads included
+    os.sched_setaffinity(0, {cores[-1 - work.share % len(cores)]})  # holds for XLA's own threads, too
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -43,7 +44,7 @@ def start(work: Workload) -> dict[str, Contestant]:
         return jax.tree.map(lambda p, g: p - work.lr * g, weights, gradient)
 
     def client(model, rows, w, steps, x, y):
-        """The change of the model: rows, w (S, B), the first `steps` of which are trained on."""
+        """Return the change of the model after `steps` steps; rows, w are (S, B): a line per step."""
         trained = lax.fori_loop(0, steps, lambda i, weights: step(weights, rows[i], w[i], x, y), model)
         return jax.tree.map(jnp.subtract, trained, model)
 
@@ -54,8 +55,8 @@ def start(work: Workload) -> dict[str, Contestant]:
 
     @jax.jit
     def scan_rolled(model, total, rows, w, steps, n, x, y):
-        def one(total, of):
-            rows, w, steps, n = of
+        def one(total, inputs):
+            rows, w, steps, n = inputs
             return jax.tree.map(lambda t, c: t + n * c, total, client(model, rows, w, steps, x, y)), None
 
         return lax.scan(one, total, (rows, w, steps, n))[0]
@@ -87,48 +88,51 @@ def start(work: Workload) -> dict[str, Contestant]:
         return total
 
     def batches(chunk: np.ndarray, width: int, shuffle: bool):
-        """rows (C, S, B), their weights in the mean of their batch, steps (C,), samples (C,) of clients, and of nobody to fill up."""
+        """Return rows (C, S, B), their weights in a batch's mean (C, S, B), steps (C,), samples (C,).
+
+        A chunk with fewer than `width` clients is filled up with empty clients.
+        """
         n = np.zeros(width, np.int64)
         n[: len(chunk)] = sizes[chunk]
         first = np.zeros(width, np.int64)
         first[: len(chunk)] = starts[chunk]
         cells = np.arange(longest * batch)
-        there = cells < n[:, None]
-        order = np.broadcast_to(cells, there.shape)
+        exists = cells < n[:, None]
+        order = np.broadcast_to(cells, exists.shape)
         if shuffle:
-            order = np.argsort(np.where(there, draw.random(there.shape, np.float32), 2.0), axis=1)
-        rows = np.where(there, first[:, None] + order, 0).astype(np.int32).reshape(width, longest, batch)
-        count = there.reshape(width, longest, batch).sum(2, keepdims=True)
-        w = (there.reshape(rows.shape) / np.maximum(count, 1)).astype(np.float32)
+            order = np.argsort(np.where(exists, draw.random(exists.shape, np.float32), 2.0), axis=1)
+        rows = np.where(exists, first[:, None] + order, 0).astype(np.int32).reshape(width, longest, batch)
+        count = exists.reshape(width, longest, batch).sum(2, keepdims=True)
+        w = (exists.reshape(rows.shape) / np.maximum(count, 1)).astype(np.float32)
         return rows, w, -(-n // batch).astype(np.int32), n.astype(np.float32)
 
     class Plain(Contestant):
-        def __init__(self, ways: dict[str, Callable]):
+        def __init__(self, modes: dict[str, Callable]):
             super().__init__(work)
-            self.ways, self.tried = ways, {}
+            self.modes, self.speeds = modes, {}
             self.reset()
-            for self.way in ways:
+            for self.mode in modes:
                 for self.chunk in (c for c in CHUNKS if c < 2 * max(map(len, work.cohorts))):
-                    self.tried[f"{self.way} {self.chunk}"] = speed = self.speed()
-                    if speed * SLOWER < max(self.tried.values()):
+                    self.speeds[f"{self.mode} {self.chunk}"] = speed = self.speed()
+                    if speed * SLOWER < max(self.speeds.values()):
                         break
-            self.way, chunk = max(self.tried, key=self.tried.get).split()
+            self.mode, chunk = max(self.speeds, key=self.speeds.get).split()
             self.chunk = int(chunk)
 
         def speed(self) -> float:
-            """Clients per second."""
+            """Measure clients per second with the current mode and chunk."""
             part = [work.cohorts[0][: max(2 * self.chunk, 4)]]
             self.train(part, True)
-            times, begun = 0, time.perf_counter()
-            while not times or time.perf_counter() - begun < TRIAL:
+            times, start_seconds = 0, time.perf_counter()
+            while not times or time.perf_counter() - start_seconds < TRIAL:
                 self.train(part, True)
                 times += 1
             self.reset()
-            return round(int(sizes[part[0]].sum()) / sizes.mean() * times / (time.perf_counter() - begun), 1)
+            return round(int(sizes[part[0]].sum()) / sizes.mean() * times / (time.perf_counter() - start_seconds), 1)
 
         @property
         def facts(self):
-            chosen = {"way": self.way, "chunk": self.chunk, "clients per second": self.tried}
+            chosen = {"mode": self.mode, "chunk": self.chunk, "clients per second": self.speeds}
             return {"versions": {"jax": jax.__version__}, **chosen}
 
         def reset(self) -> None:
@@ -139,8 +143,8 @@ def start(work: Workload) -> dict[str, Contestant]:
                 order = cohort[np.argsort(-sizes[cohort], kind="stable")]
                 total = jax.tree.map(jnp.zeros_like, self.model)
                 for a in range(0, len(order), self.chunk):
-                    given = batches(order[a : a + self.chunk], self.chunk, shuffle)
-                    total = self.ways[self.way](self.model, total, *given, x, y)
+                    chunk = batches(order[a : a + self.chunk], self.chunk, shuffle)
+                    total = self.modes[self.mode](self.model, total, *chunk, x, y)
                 self.model = jax.tree.map(lambda m, t: m + t / sizes[cohort].sum(), self.model, total)
             jax.block_until_ready(self.model)
 

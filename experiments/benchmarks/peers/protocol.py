@@ -1,13 +1,13 @@
-"""What `fl bench` and a contestant say to each other: a folder with the workload, then one line of JSON each way.
+"""The protocol between `fl bench` and a contestant: a folder with the workload, then lines of JSON.
 
-    fl bench                                     contestant
-    SCRIPT FOLDER SHARE SHARES PORT     ----->   {"ready": {name: facts}}   or   {"unavailable": why}
-    {"of": name, "check": FILE}         ----->   {}            the first process writes the model after two small rounds
-    {"of": name, "rounds": [a, b]}      ----->   {"seconds": s, "samples": n}        cohorts a, a + 1, ... b - 1
-    (end of input)                      ----->   (ends)
+    fl bench sends                      the contestant answers
+    SCRIPT FOLDER SHARE SHARES PORT     {"ready": {name: facts}}   or   {"unavailable": reason}
+    {"of": name, "check": FILE}         {}; the first process has written the model after two small rounds to FILE
+    {"of": name, "rounds": [a, b]}      {"seconds": s, "samples": n} of rounds a, a + 1, ... b - 1
+    (end of input)                      (the process ends)
 
-One script may offer several contestants, and may run as `shares` processes at once. This file and what it imports are all that
-a contestant's environment has to have besides the contestant's own package.
+One script may offer several contestants, and may run as SHARES processes at once. A contestant's environment needs its
+own package and the imports of this file, nothing else.
 """
 
 from __future__ import annotations
@@ -30,8 +30,26 @@ CHECKED = 8  # clients in each of the two rounds of a check
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """x, y: samples, client by client: client c owns offsets[c]:offsets[c + 1].  first: the model before round 0, by torch's
-    names.  layers: what is between input and scores, [name, numbers ...] each; none if they cannot be named so."""
+    """A workload, as every contestant gets it.
+
+    Args:
+        name: name of the workload.
+        x: inputs of the samples, client by client.
+        y: labels of the samples.
+        offsets: client c has the rows offsets[c] : offsets[c + 1] of x and y, (clients + 1,).
+        cohorts: ids of the clients of each round.
+        first: the initial model, by torch's names.
+        layers: the layers, [name, numbers ...] each; None if the model is not a stack of known layers.
+        lr: learning rate of the clients.
+        batch: batch size.
+        epochs: local epochs per round.
+        device: "cpu" or "cuda".
+        workers: number of processes of contestants that start workers themselves.
+        config: configuration of the same run for fl.
+        share: number of this process, from 0.
+        shares: number of processes of this contestant.
+        port: a free TCP port, for contestants whose processes talk to each other.
+    """
 
     name: str
     x: np.ndarray
@@ -45,15 +63,16 @@ class Workload:
     epochs: int
     device: str
     workers: int
-    config: dict[str, Any]  # of ours
+    config: dict[str, Any]
     share: int
     shares: int
     port: int
 
     @classmethod
     def read(cls, folder: Path, share: int, shares: int, port: int) -> Workload:
-        told = json.loads((folder / "workload.json").read_text())
-        # mapped, so that contestants have the samples in memory once; private, so that none can touch another's
+        """Read a workload from its folder."""
+        settings = json.loads((folder / "workload.json").read_text())
+        # memory-mapped, so that all contestants share one copy; copy-on-write, so that none can change another's
         x, y = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in "xy")
         ends, clients = (np.load(folder / f"{name}.npy") for name in ("ends", "clients"))
         with np.load(folder / "first.npz") as first:
@@ -61,7 +80,7 @@ class Workload:
         cohorts = np.split(clients, ends[:-1])
         offsets = np.load(folder / "offsets.npy")
         return cls(
-            x=x, y=y, offsets=offsets, cohorts=cohorts, first=model, **told, share=share, shares=shares, port=port
+            x=x, y=y, offsets=offsets, cohorts=cohorts, first=model, **settings, share=share, shares=shares, port=port
         )
 
     @property
@@ -70,41 +89,48 @@ class Workload:
 
     @property
     def check(self) -> list[np.ndarray]:
-        """Two rounds of a few clients."""
+        """Cohorts of the check: two rounds of a few clients."""
         return [cohort[:CHECKED] for cohort in self.cohorts[:2]]
 
     def rounds(self, a: int, b: int) -> list[np.ndarray]:
-        """Their cohorts; after the last the first comes again."""
+        """Return the cohorts of rounds a .. b - 1; after the last cohort, the first one follows."""
         return [self.cohorts[r % len(self.cohorts)] for r in range(a, b)]
 
 
 class Contestant:
-    """What a script offers under one name. `divides`: its processes share a cohort among themselves; else each is given a part
-    of it, and they train models of their own."""
+    """One way to train the workload.
 
-    divides = False
+    `splits_cohorts`: the contestant's processes split each cohort among themselves and train one model. Otherwise each
+    process gets its share of the cohort and trains a model of its own.
+    """
+
+    splits_cohorts = False
 
     def __init__(self, work: Workload):
         self.work = work
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What it is: {"versions": {package: version}}, and settings it chose."""
+        """{"versions": {package: version}} and the settings that the contestant chose."""
         return {}
 
     def reset(self) -> None:
-        """Back to the first model."""
+        """Return to the initial model."""
         raise NotImplementedError
 
     def train(self, cohorts: list[np.ndarray], shuffle: bool) -> None:
-        """Rounds of federated averaging, weighted by samples; mini-batches in the order of the samples unless shuffled."""
+        """Train one round of federated averaging per cohort, weighted by samples.
+
+        Without `shuffle`, mini-batches follow the order of the samples.
+        """
         raise NotImplementedError
 
     def weights(self) -> Mapping[str, np.ndarray]:
+        """Return the current model, by torch's names."""
         raise NotImplementedError
 
     def check(self) -> Mapping[str, np.ndarray]:
-        """The model after the rounds of `Workload.check`, not shuffled."""
+        """Return the model after the rounds of `Workload.check`, without shuffling."""
         self.reset()
         self.train(self.work.check, False)
         weights = {name: np.array(weight) for name, weight in self.weights().items()}
@@ -112,53 +138,58 @@ class Contestant:
         return weights
 
     def play(self, a: int, b: int) -> dict[str, float]:
-        """Rounds a .. b - 1: seconds, and the samples that this process trained on (of all, if processes divide)."""
+        """Train rounds a .. b - 1 and return the seconds and this process's number of samples.
+
+        If the processes split cohorts, that number is an equal share of all samples.
+        """
         cohorts = self.work.rounds(a, b)
-        if not self.divides:
+        if not self.splits_cohorts:
             cohorts = [cohort[self.work.share :: self.work.shares] for cohort in cohorts]
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self.train(cohorts, True)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         samples = int(sum(self.work.sizes[cohort].sum() for cohort in cohorts))
-        return {"seconds": seconds, "samples": samples / (self.work.shares if self.divides else 1)}
+        return {"seconds": seconds, "samples": samples / (self.work.shares if self.splits_cohorts else 1)}
 
 
 Start = Callable[[Workload], Mapping[str, Contestant]]
 
 
 def serve(start: Start) -> None:
-    """Offer what `start` makes of the workload until the input ends. Whatever libraries print goes to the error output."""
-    line = Channel()
+    """Answer requests for the contestants of `start` until the input ends. Output of libraries goes to stderr."""
+    channel = Channel()
     work = Workload.read(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
     try:
         contestants = start(work)
-    except (ImportError, NotImplementedError) as why:
-        line.tell({"unavailable": f"{type(why).__name__}: {why}"})
+    except (ImportError, NotImplementedError) as error:
+        channel.send({"unavailable": f"{type(error).__name__}: {error}"})
         return
-    line.tell({"ready": {name: each.facts for name, each in contestants.items()}})
-    line.answer(contestants)
+    channel.send({"ready": {name: contestant.facts for name, contestant in contestants.items()}})
+    channel.answer(contestants)
 
 
 class Channel:
-    """This process's end."""
+    """This process's end of the connection: requests come from stdin, answers go to stdout."""
 
     def __init__(self):
         self.out = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
+        os.dup2(2, 1)  # output of libraries goes to stderr
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one line of JSON."""
         with contextlib.suppress(BrokenPipeError):
             self.out.write(json.dumps(message) + "\n")
             self.out.flush()
 
     def answer(self, contestants: Mapping[str, Contestant]) -> None:
+        """Answer requests until the input ends."""
         for text in sys.stdin:
-            asked = json.loads(text)
-            of = contestants[asked["of"]]
-            if "check" in asked:
-                model = of.check()
-                if of.work.share == 0:
-                    np.savez(asked["check"], **model)
-                self.tell({})
+            request = json.loads(text)
+            contestant = contestants[request["of"]]
+            if "check" in request:
+                model = contestant.check()
+                if contestant.work.share == 0:
+                    np.savez(request["check"], **model)
+                self.send({})
             else:
-                self.tell(of.play(*asked["rounds"]))
+                self.send(contestant.play(*request["rounds"]))

@@ -107,7 +107,7 @@ def _print_workload(console: Console, result: dict[str, Any]) -> None:
 
 def _facts(entry: dict[str, Any]) -> str:
     facts = entry["facts"]
-    texts = [f"{key} {facts[key]}" for key in ("way", "chunk", "mode", "back end", "nodes") if key in facts]
+    texts = [f"{key} {facts[key]}" for key in ("mode", "chunk", "back end", "nodes") if key in facts]
     if facts.get("auto"):
         texts.append("auto")
     if "ledger_share" in entry:

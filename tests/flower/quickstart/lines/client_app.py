@@ -1,4 +1,4 @@
-"""Clients: gradient steps on shuffled halves of their rows."""
+"""ClientApp: gradient steps on shuffled halves of the node's rows."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict

@@ -1,4 +1,4 @@
-"""FedAvg over linear models."""
+"""ServerApp: FedAvg over linear models."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context

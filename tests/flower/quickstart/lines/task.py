@@ -1,4 +1,4 @@
-"""Rows of y = x w + noise; each node has its own."""
+"""Rows of y = x w + noise, different for each node."""
 
 import numpy as np
 
