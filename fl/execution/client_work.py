@@ -74,6 +74,7 @@ class LoopWork(ClientWork):
                     during(self.dispatch.work),
                     use_memory_format(self.module, self.dispatch.plan.memory_format),
                     self.device.computing(),
+                    self.module_for(ctx.client),
                 ):
                     carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
                     reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
@@ -143,7 +144,7 @@ class BatchedWork(ClientWork):
         assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
         chunk, records = self._chunk(positions)
         for careful in (False, True):
-            with span("compute", d.work), during(d.work), self.device.computing():
+            with span("compute", d.work), during(d.work), self.device.computing(), self.module_for_many(d.plan.kind):
                 weights = None if careful else self.uploads.weights(sizes)
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
             if weights is not None and not update.groups["model"].batch:

@@ -97,13 +97,15 @@ class ClientEvaluation(Evaluation):
         clients = self.dispatch.cohort[positions]
         if self.shared:
             try:
-                self._together(positions, clients)
+                with self.module_for("evaluate", int(clients[0])):
+                    self._together(positions, clients)
             except Exception as error:
                 raise self.error(clients, error, self.stage) from None
             return
         for position, client in zip(positions, clients):
             try:
-                self._one(position[None], int(client))
+                with self.module_for("evaluate", int(client)):
+                    self._one(position[None], int(client))
             except Exception as error:
                 raise self.error(np.array([client]), error, self.stage) from None
 
@@ -144,7 +146,8 @@ class ServerEvaluation(Evaluation):
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
-            self._blocks(positions, numbers)
+            with self.module_for("evaluate", "server", int(numbers[0])):
+                self._blocks(positions, numbers)
         except Exception as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"
             raise self.error(who, error, self.stage) from None

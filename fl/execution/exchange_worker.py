@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,8 @@ from fl.execution.stages import stage_of
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
 from fl.method.fold import Fold
+from fl.tensors import random
+from fl.tensors.generators import GeneratorWatch, seed_generators
 from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class ExchangeWorker:
         self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
         period = self.job.periods[dispatch.period]
         self.partition, self.task = period.partition, period.task
+        self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
 
     def chunk(self, positions: np.ndarray) -> None:
@@ -70,6 +74,50 @@ class ExchangeWorker:
         rows = np.empty((len(positions), 3), np.int64)
         rows[:, 0], rows[:, 1], rows[:, 2] = sizes.payload_bytes, sizes.encoded_bytes, sizes.arrays
         self.columns.add(positions, {f"{direction}/{group}": rows})
+
+    @contextmanager
+    def module_for(self, *who: int | str) -> Iterator[None]:
+        """Within: the module is in its first state, and global generators are seeded, both for `who` alone.
+
+        Raises:
+            RuntimeError: the module changed a state that the first look did not see change.
+        """
+        facts = self.job.facts
+        seed_generators(
+            int(random.hash64(self.job.seed, *who, self.dispatch.number, "module")), self.device.kind == "cuda"
+        )
+        if facts.state:
+            self.state.restore()
+        yield
+        if surprises := [name for name in self.state.changes() if name not in facts.state]:
+            self.state.restore()
+            raise RuntimeError(
+                f"the model changed {', '.join(surprises)}, which a first pass with two samples did not show. Such a "
+                "state would pass from client to client; have it change from the first pass on, or not at all"
+            )
+
+    @contextmanager
+    def module_for_many(self, plan: str) -> Iterator[None]:
+        """Within: clients train together. Compiled training runs no code of the model or the method.
+
+        Raises:
+            RuntimeError: the code drew from a global generator, or the module changed its state.
+        """
+        if plan == "compiled":
+            yield
+            return
+        generators = GeneratorWatch()
+        yield
+        moved, changes = generators.since_last(), self.state.changes()
+        if moved or changes:
+            self.state.restore()
+            what = (
+                f"the model changed {', '.join(changes)}" if changes else "the model or the method drew random numbers"
+            )
+            raise RuntimeError(
+                f"{what} while clients were trained together, which a first pass with two samples did not show. "
+                "Set execution.plan: loop, which trains one client at a time"
+            )
 
     def client_context(
         self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], record: Tree
@@ -97,6 +145,7 @@ class ExchangeWorker:
             augment=job.augment,
             micro_batch=job.micro_batch,
             graphs=job.graphs,
+            facts=job.facts,
             training_loop=train,
             train=self._view(client, "train"),
             val=self._view(client, "val"),

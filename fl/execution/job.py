@@ -22,6 +22,7 @@ from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
 from fl.method.transform import Transform
 from fl.models.binding import Initial
+from fl.models.probe import ModuleFacts
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Job:
     Attributes:
         algorithm: the client algorithm.
         module: the model's structure.
+        facts: what the module does beside computing outputs.
         initial: the module's tensors as the run began.
         arrays: all clients' data by name, first axis the sample.
         server_arrays: the server's test set, likewise.
@@ -55,6 +57,7 @@ class Job:
 
     algorithm: ClientAlgorithm
     module: torch.nn.Module
+    facts: ModuleFacts
     initial: Initial
     arrays: Mapping[str, Tensor]
     server_arrays: Mapping[str, Tensor]

@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from fl.execution.client_work import BatchedWork, LoopWork
 from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.evaluation import ClientEvaluation, ServerEvaluation
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.training import compiled
 from fl.execution.workers.process import configure_process
+from fl.models.probe import ModuleState
 from fl.storage.segments import Segments
 from fl.tracking.spans import span
 
@@ -44,6 +47,7 @@ class Worker:
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
         self.round: int | None = None  # of the files in `scratch`
+        self.module_state = ModuleState(self.job.module)
 
     def run(self, dispatch: ExchangeDispatch | DispatchGroup, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
         """Work through runs [a, b) of task numbers; return the partial result. New client states go to `segment`."""
@@ -59,6 +63,10 @@ class Worker:
                     exchange.chunk(one.positions(own))
                 exchange.seconds += time.perf_counter() - start
         return dispatch.partial_result({index: exchange.partial_result() for index, exchange in started.items()})
+
+    def state_of(self, module: nn.Module) -> ModuleState:
+        """Return the first state of a module: the run's, or the skeleton of a dispatch."""
+        return self.module_state if module is self.job.module else ModuleState(module)
 
     def begin(self, dispatch: ExchangeDispatch) -> ExchangeWorker:
         """Begin a dispatch. Carries and spilled updates of an earlier round are dropped."""

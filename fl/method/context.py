@@ -12,6 +12,7 @@ from fl.data.augment import Augment
 from fl.data.views import View
 from fl.method.messages import Update
 from fl.models.binding import Initial, bind
+from fl.models.probe import ModuleFacts
 from fl.tensors import random
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
@@ -44,6 +45,7 @@ class ClientContext:
         micro_batch: most samples in one forward pass; None does not split batches.
         graphs: whether gradients are recorded as CUDA graphs.
         limit: maximum number of local steps; set when a deadline cuts training short.
+        facts: what the module does beside computing outputs.
         training_loop: the engine's loop for `LocalTraining`, such as `fl.execution.training.loop.train`.
     """
 
@@ -65,6 +67,7 @@ class ClientContext:
     micro_batch: int | None = None
     graphs: bool = False
     limit: int | None = None
+    facts: ModuleFacts = ModuleFacts()
     training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None
 
     def net(self, params: Params) -> torch.nn.Module:
@@ -72,6 +75,8 @@ class ClientContext:
 
         Tensors missing from `params` keep their initial values. The model is valid until the next call.
         """
+        if self.facts.writes_parameters:  # evaluation must not change the model
+            params = params.clone()
         bind(self.module, params, self.initial)
         self.module.eval()
         return self.module

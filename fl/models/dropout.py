@@ -12,12 +12,19 @@ from fl.models.hooks import layer_inputs
 
 
 class Dropout(nn.Module):
-    """Zero entries with probability p and scale the rest by 1 / (1 - p), by the mask in `self.mask`.
+    """Zero entries with probability p and scale the rest by 1 / (1 - p).
 
-    In training, the engine sets `mask` (B, *features) before each step; without a mask the module refuses to run.
+    In training the engine either sets `mask` (B, *features) before each step, or sets `generator`, from which the layer
+    draws a mask of its input's shape. Without either the module refuses to run.
 
     Args:
         p: probability of a zero, in [0, 1).
+
+    Attributes:
+        mask: factors of the input's entries, 0 or 1 / (1 - p).
+        generator: where masks are drawn from.
+        repeats: whether each call draws a new mask; otherwise later calls on the same batch use the first one.
+        calls: number of masks drawn on the current batch.
     """
 
     def __init__(self, p: float = 0.5):
@@ -25,15 +32,31 @@ class Dropout(nn.Module):
         within("[0, 1)", p=p)
         self.p = p
         self.mask: Tensor | None = None
+        self.generator: torch.Generator | None = None
+        self.repeats, self.calls = False, 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if self.mask is None:
-            raise RuntimeError(
-                "fl.models.dropout.Dropout in training mode has no mask; DropoutMasks draws one before each step"
-            )
-        return x * self.mask
+        if self.generator is None:
+            if self.mask is None:
+                raise RuntimeError(
+                    "fl.models.dropout.Dropout in training mode has no mask and no generator; "
+                    "the engine sets one of them before each step"
+                )
+            return x * self.mask
+        mask = self.mask
+        if mask is None or self.repeats or mask.shape != x.shape:
+            mask = self._drawn(x)
+            if self.mask is None:
+                self.mask = mask
+        return x * mask
+
+    def _drawn(self, x: Tensor) -> Tensor:
+        """A new mask of the shape of x. The draws do not depend on the device."""
+        self.calls += 1
+        mask = torch.empty(x.shape, device="cpu").bernoulli_(1 - self.p, generator=self.generator)
+        return mask.div_(1 - self.p).to(x.device)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -47,6 +70,36 @@ def with_addressed_dropout(module: nn.Module) -> nn.Module:
         if child is not None:
             setattr(module, name, with_addressed_dropout(child))
     return module
+
+
+class DropoutDraws:
+    """Has the Dropout layers of a module draw their masks from a generator, for one client at a time.
+
+    Several gradients on one batch see the same masks.
+
+    Args:
+        module: the model.
+        generator: the source of the draws.
+        repeats: whether each call of a layer draws a new mask, because the model calls some layer several times.
+    """
+
+    def __init__(self, module: nn.Module, generator: torch.Generator, repeats: bool):
+        self.layers = [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
+        self.generator, self.repeats = generator, repeats
+        self.state = torch.empty(0)
+
+    def begin_batch(self) -> None:
+        """Begin a batch: the next calls draw new masks."""
+        if not self.layers:
+            return
+        self.state = self.generator.get_state()
+        for layer in self.layers:
+            layer.mask, layer.generator, layer.repeats, layer.calls = None, self.generator, self.repeats, 0
+
+    def begin_gradient(self) -> None:
+        """Begin a further gradient on the batch, which sees the same masks."""
+        if self.layers and self.repeats:
+            self.generator.set_state(self.state)
 
 
 class DropoutMasks:
@@ -94,4 +147,4 @@ class DropoutMasks:
     def set(self, masks: Sequence[Tensor | None]) -> None:
         """Give each layer its mask for the next forward pass."""
         for layer, mask in zip(self.shapes, masks):
-            layer.mask = mask
+            layer.mask, layer.generator = mask, None

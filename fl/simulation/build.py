@@ -9,17 +9,22 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fl.config.config import Config
-from fl.data.dataset import Dataset
+from fl.data.augment import augmented
+from fl.data.dataset import Dataset, tensors
 from fl.data.partition import Partition
 from fl.data.stream import Period, split_rows
+from fl.data.views import Batch, View
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
 from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
+from fl.models.outputs import check_outputs, has_logits, sum_of_outputs, with_logits
+from fl.models.probe import ModuleFacts, probe
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
 
@@ -42,12 +47,14 @@ def set_up_run(config: Config) -> RunSetup:
         )
     _located("cohort", lambda: config.cohort.check(trainable))
     module = build_model(config, dataset)
+    facts = _located("model", lambda: first_look(config, dataset, periods, module))
+    _check_statistics(config, dataset, module, facts)
     initial = Initial.of(module)
-    plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained))
+    plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained, facts))
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
     system = config.system
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
-    return RunSetup(replace(config, execution=execution), dataset, periods, module, initial, plan, drawn)
+    return RunSetup(replace(config, execution=execution), dataset, periods, module, facts, initial, plan, drawn)
 
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
@@ -89,26 +96,62 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
 
 def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
     """Build the module; its first weights follow from the seed alone, or come from a file."""
-    parts = [part for part in (dataset.train, dataset.test) if part]
-    outputs = _located("task", lambda: max(config.task.num_outputs(part) for part in parts))
+    outputs = _num_outputs(config, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
-        module = with_addressed_dropout(
-            _located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs))
-        )
-    _check_statistics(config, dataset, module)
+        built = _located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs))
+        module = with_addressed_dropout(built)
     return module
 
 
-def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module) -> None:
-    """Check that every buffer that training changes has an owner: the client, or the average."""
-    known = {*module.state_dict()} - {*statistics_names(module, "local"), *statistics_names(module, "averaged")}
-    floats = [name for name, b in module.named_buffers() if b.is_floating_point() and name in known]
-    if floats and isinstance(config.client, LocalTraining):
+def first_look(config: Config, dataset: Dataset, periods: Sequence[Period], module: torch.nn.Module) -> ModuleFacts:
+    """Call the module with two samples, and return what it does (fl/models/probe.py).
+
+    The loss is the task's. Clients with an own objective or with work other than gradient steps may use the outputs in
+    another way, so only the passes themselves are looked at.
+    """
+    client, task, partition = config.client, periods[0].task, periods[0].partition
+    holder = int(np.argmax(np.diff(partition.offsets) > 1))
+    rows = partition.view_rows(holder, "train")[:2]
+    rows = np.resize(rows if len(rows) else np.arange(1), 2)
+    batch = dict(View(tensors(dataset.train), rows).take())
+    if config.data.augment:
+        batch["x"] = augmented(config.data.augment, batch["x"], config.seed, holder, 0, 0, 0, np.arange(2))
+    plain = isinstance(client, LocalTraining) and not overrides(client, "objective") and not overrides(client, "work")
+    wanted = _num_outputs(config, dataset)
+
+    def losses(net: torch.nn.Module, batch: Batch) -> Tensor:
+        outputs = net(batch["x"])
+        if has_logits(outputs):
+            with_logits(module)
+            outputs = outputs.logits
+        if not plain:
+            return sum_of_outputs(outputs)
+        check_outputs(outputs, wanted)
+        return task.loss(outputs, batch)
+
+    facts = probe(module, batch, losses)
+    return facts if plain else replace(facts, unused=())
+
+
+def _num_outputs(config: Config, dataset: Dataset) -> int:
+    """Outputs that the task needs."""
+    parts = [part for part in (dataset.train, dataset.test) if part]
+    return _located("task", lambda: max(config.task.num_outputs(part) for part in parts))
+
+
+RUNNING = ("running_mean", "running_var")
+
+
+def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module, facts: ModuleFacts) -> None:
+    """Check that running statistics that training changes have an owner: the client, or the average."""
+    running = [name for name in facts.state if name.rpartition(".")[2] in RUNNING]
+    if running and isinstance(config.client, LocalTraining):
         raise ConfigError(
             "model",
-            f"has buffers that training changes ({floats[0]}, ...): running statistics would leak between clients. "
-            "Use GroupNorm or LayerNorm, or set model.batch_norm: batch, local or averaged",
+            f"has buffers that training changes ({running[0]}, ...): running statistics would leak between clients. "
+            "Use GroupNorm or LayerNorm, set model.batch_norm: batch, local or averaged, or (InstanceNorm) set "
+            "track_running_stats=False",
         )
     if statistics_names(module, "local") and config.evaluation.server and dataset.test is not None:
         raise ConfigError(

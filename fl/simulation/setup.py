@@ -22,6 +22,7 @@ from fl.execution.training.plan import Plan, make_plan
 from fl.method.strategy import ServerContext
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
+from fl.models.probe import ModuleFacts
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
 from fl.tensors.params import Params
@@ -36,6 +37,7 @@ class RunSetup:
         dataset: all data.
         periods: the learning problems of the stream; one without a stream.
         module: the model's structure.
+        facts: what the module does beside computing outputs.
         initial: the module's first tensors.
         plan: how clients train.
         system: devices and presence of the clients that may train, `None` without a system model.
@@ -45,6 +47,7 @@ class RunSetup:
     dataset: Dataset
     periods: tuple[Period, ...]
     module: torch.nn.Module
+    facts: ModuleFacts
     initial: Initial
     plan: Plan
     system: SimulatedSystem | None
@@ -126,7 +129,7 @@ class RunSetup:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """Return the plan for training another module than the run's."""
         config = replace(self.config, execution=replace(self.config.execution, chunk=None))
-        return choose_plan(config, self.dataset, self.periods, module, module_params(module))
+        return choose_plan(config, self.dataset, self.periods, module, module_params(module), self.facts)
 
     def with_plan(self, plan: Plan) -> RunSetup:
         """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
@@ -148,6 +151,7 @@ class RunSetup:
         return Job(
             algorithm=config.client,
             module=self.module,
+            facts=self.facts,
             initial=self.initial,
             arrays=tensors(self.dataset.train),
             server_arrays=self.test_data,
@@ -178,11 +182,17 @@ class RunSetup:
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
             f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"
+            + "".join(f". Note: {note}" for note in self.facts.notes)
         )
 
 
 def choose_plan(
-    config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module, model: Params
+    config: Config,
+    dataset: Dataset,
+    periods: tuple[Period, ...],
+    module: torch.nn.Module,
+    model: Params,
+    facts: ModuleFacts,
 ) -> Plan:
     """Return the plan for training `module`, whose trained tensors are `model`.
 
@@ -191,7 +201,8 @@ def choose_plan(
     """
     cohort, augmented = cohort_size(config), bool(config.data.augment)
     inputs = sample_inputs(dataset)
-    return make_plan(config.client, module, model, periods[0].task, inputs, config.execution, cohort, augmented)
+    task, execution = periods[0].task, config.execution
+    return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts)
 
 
 def device(config: Config) -> Device:

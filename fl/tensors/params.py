@@ -221,8 +221,8 @@ class Params(Mapping[str, Tensor]):
 
     # -- in place ------------------------------------------------------------------------------------------------
     def copy_(self, other: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Params:
-        """Copy values from `other`: all if the layouts agree, else the tensors in `names` (default: all of `self`)."""
-        if isinstance(other, Params) and other.layout is self.layout:
+        """Copy the values of `names` from `other` (default: all of `self`)."""
+        if names is None and isinstance(other, Params) and other.layout is self.layout:
             for mine, theirs in zip(self.buffers, other.buffers):
                 mine.copy_(theirs)
         else:

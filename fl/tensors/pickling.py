@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.tensors.serialise import raw_bytes
 
@@ -27,6 +27,8 @@ class _Pickler(cloudpickle.Pickler):
     """Pickle code with cloudpickle, user code by value; keep tensor memory out of band."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, nn.Parameter):
+            return nn.Parameter, (obj.detach(), obj.requires_grad)
         if isinstance(obj, Tensor):
             origin = getattr(obj, "origin", None)
             if origin is not None:

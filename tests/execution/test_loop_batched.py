@@ -6,6 +6,7 @@ The plain training below is nn.Module + torch.optim. It shares only the addresse
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -404,10 +405,10 @@ class TwoUses(nn.Module):
         return self.drop(self.two(self.drop(self.one(x.flatten(1)))))
 
 
-def test_a_dropout_layer_called_twice_is_refused():
+def test_a_dropout_layer_called_twice_is_refused_where_masks_are_drawn_before_the_pass():
     _, contexts = make(TwoUses())
     with pytest.raises(ValueError, match="used twice in one forward pass"):
-        clients.sgd.LocalSGD().work("train", contexts[0], None)
+        clients.sgd.LocalSGD().work("train", replace(contexts[0], micro_batch=2), None)
 
 
 class LateFirst(nn.Module):

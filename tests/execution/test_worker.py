@@ -34,6 +34,7 @@ from fl.method.fold import Fold
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Collect, Product, Stack, Sum, WeightedMean
 from fl.models.binding import Initial, module_params
+from fl.models.probe import ModuleFacts
 from fl.storage.segments import NO_RECORD
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
@@ -56,6 +57,7 @@ TRAINING = LocalSGD(epochs=2, batch=4, lr=0.3)
 def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
     """Return workers 0..count-1 of one job."""
     job = Job(
+        facts=ModuleFacts(),
         algorithm=algorithm,
         module=copy.deepcopy(MODULE),
         initial=Initial.of(MODULE),

@@ -12,7 +12,7 @@ import torch
 
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.graph import place
-from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer
+from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer, gradients_of
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining, StepContext, TrainingResult
 from fl.method.messages import Update
@@ -43,6 +43,8 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
                 torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
         else:
             _take_steps(steps, theta)
+        if kept := [name for name in ctx.facts.unused if name in theta]:  # weight decay moved them
+            theta.copy_(phase_start, names=kept)
         if theta is not local:
             local.copy_(theta, names=theta)
         loss, samples, taken = loss + steps.loss_sum, samples + steps.samples, taken + steps.taken
@@ -97,6 +99,6 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
     views, leaves = [total[name] for name, _ in trained], [p for _, p in trained]
     for a in range(0, len(ctx.train), GRADIENT_BATCH):
         losses = algorithm.objective(ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
-        torch._foreach_add_(views, torch.autograd.grad(losses.sum(), leaves))
+        torch._foreach_add_(views, gradients_of(losses.sum(), leaves))
     ctx.module.train()
     return total.mul_(1.0 / max(len(ctx.train), 1))

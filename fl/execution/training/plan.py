@@ -25,6 +25,7 @@ from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
+from fl.models.probe import ModuleFacts
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 
@@ -81,6 +82,7 @@ class Setting:
     x: Tensor
     execution: Execution
     augmented: bool
+    facts: ModuleFacts
 
     @property
     def gpu(self) -> bool:
@@ -99,6 +101,8 @@ class Setting:
             return f"{type(algorithm).__name__} has its own work()"
         if not algorithm.optimiser.batched:
             return f"optimiser {type(algorithm.optimiser).__name__} trains one client only"
+        if self.facts.one_at_a_time:
+            return self.facts.one_at_a_time
         for child in self.module.modules():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 return f"{type(child).__name__} takes statistics over a client's own batch"
@@ -244,6 +248,7 @@ def make_plan(
     execution: Execution,
     cohort: int | None = None,
     augmented: bool = False,
+    facts: ModuleFacts = ModuleFacts(),
 ) -> Plan:
     """The plan for training `module` with `algorithm`. Something impossible that `execution` asks for is a ValueError.
 
@@ -256,8 +261,9 @@ def make_plan(
         execution: the section of the configuration.
         cohort: clients of a round, if known; a cohort is divided among workers.
         augmented: whether training batches are augmented.
+        facts: what the module does beside computing outputs.
     """
-    setting = Setting(algorithm, module, model, task, x, execution, augmented)
+    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts)
     candidate, why = _preferred(setting) if execution.plan == "auto" else _asked_for(setting, execution.plan)
     chunk = execution.chunk
     if chunk is None:
@@ -310,6 +316,10 @@ def _pieces_obstacle(setting: Setting) -> str | None:
         return reason
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in setting.module.modules()):
         return "BatchNorm takes statistics over the whole batch"
+    if not setting.facts.dropout_once:
+        return "the model calls a Dropout layer several times in one pass"
+    if setting.execution.graphs and setting.facts.one_at_a_time:
+        return setting.facts.one_at_a_time
     phases = setting.training.phases(0, 1)
     if setting.execution.graphs and (len(phases) > 1 or phases[0].trains is not None):
         return f"{type(algorithm).__name__} trains parts of the model one after another"

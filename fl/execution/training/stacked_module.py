@@ -35,6 +35,9 @@ class StackedModule:
         self.own = set(own)
         self.places: dict[str, tuple[StackedLayer, str]] = {}  # name of a tensor -> its stacked layer, its name there
         self.repeated: dict[str, tuple[nn.Module, str]] = {}  # the same for tensors of containers
+        self.copies: list[
+            tuple[nn.Module, nn.Module, dict[str, Any]]
+        ] = []  # container, its copy, the copy's attributes
         self._made: dict[nn.Module, nn.Module | StackedLayer] = {}
         self.module = self._stacked(module, "")
         self.tensors: Mapping[str, Tensor] = {}
@@ -69,6 +72,7 @@ class StackedModule:
                 self.repeated[name] = (made, part)
         for name, child in module._modules.items():
             made._modules[name] = child and self._stacked(child, f"{prefix}{name}.")
+        self.copies.append((module, made, dict(vars(made))))
         return made
 
     def set(self, tensors: Mapping[str, Tensor], clients: int) -> None:
@@ -83,4 +87,15 @@ class StackedModule:
             one_of_each = self.tensors[name].repeat_interleave(len(x) // self.clients, 0)
             has_sample_axis = one_of_each.ndim > 1 and one_of_each.shape[1] == 1
             container.__dict__[part] = one_of_each.squeeze(1) if has_sample_axis else one_of_each
-        return self.module(x)
+        outputs = self.module(x)
+        for container, copied, attributes in self.copies:
+            if vars(copied) != attributes:
+                self._hand_back(container, copied, attributes)
+        return outputs
+
+    def _hand_back(self, container: nn.Module, copied: nn.Module, attributes: dict[str, Any]) -> None:
+        """Give the module itself the attributes that its copy set in a forward pass; workers compare them."""
+        repeated = {part for of, part in self.repeated.values() if of is copied}
+        for name, value in vars(copied).items():
+            if name not in repeated and value is not attributes.get(name):
+                vars(container)[name] = value

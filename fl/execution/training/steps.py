@@ -32,8 +32,9 @@ from fl.method.local_training import LocalTraining, StepContext
 from fl.method.phase import Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
-from fl.models.dropout import DropoutMasks
+from fl.models.dropout import DropoutDraws, DropoutMasks
 from fl.tensors import random
+from fl.tensors.generators import seed_generators
 from fl.tensors.params import Layout, Params, clipped, zeros_like
 from fl.tracking.spans import timed_items
 
@@ -57,7 +58,7 @@ class LocalSteps:
         phase: optimiser, learning rate, batch size and budget.
         at: context that the objective is called with.
         batch: the batch of the current step.
-        masks: Dropout masks of the current batch, one for each Dropout layer.
+        masks: Dropout masks of the current batch, where they are drawn before the pass.
         names: names of the bound parameters that get gradients; set by `bind`.
         last: sum of the losses of the batch at the last gradient, a tensor ().
         loss_sum: sum of the losses of all samples at the first gradient of each batch, a float64 tensor ().
@@ -86,10 +87,11 @@ class LocalSteps:
         self.limit = ctx.limit if limit is None else limit
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
         self.statistics = statistics_names(ctx.module, "averaged")
-        self.noise: DropoutMasks | None = None
-        if training and len(ctx.train):
-            self.noise = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
-        self.sources = [ctx.generator(f"dropout/{index}")] if self.noise and self.noise.layers else []
+        self.index = index
+        self.draws = DropoutDraws(ctx.module, ctx.generator(f"dropout/{index}"), not ctx.facts.dropout_once)
+        self.drawn_before: DropoutMasks | None = None  # masks that pieces of a batch and CUDA graphs are given
+        if training and self.draws.layers and len(ctx.train) and (ctx.micro_batch or ctx.graphs):
+            self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
         self.loss_sum, self.samples, self.taken = torch.zeros((), dtype=torch.float64), 0, 0
         self.batch: Batch = {}
         self.masks: list[Tensor] = []
@@ -97,8 +99,10 @@ class LocalSteps:
     def __iter__(self) -> Iterator[Batch]:
         for self.batch in islice(self.batches, self.limit):
             count = len(self.batch["x"])
-            if self.noise and self.sources:
-                self.masks = [mask[0] for mask in self.noise.draw(self.sources, [count])]
+            if self.drawn_before:
+                self.masks = [mask[0] for mask in self.drawn_before.draw([self.draws.generator], [count])]
+            else:
+                self.draws.begin_batch()
             self.first, self.samples, self.taken = True, self.samples + count, self.taken + 1
             yield self.batch
 
@@ -112,11 +116,16 @@ class LocalSteps:
         ctx.module.train(self.training)
         own = {name: p for name, p in ctx.module.named_parameters() if p.requires_grad}
         self.names = list(own)
-        compute = partial(_gradients, self.algorithm, ctx, self.noise, list(own.values()), self.at)
+        compute = partial(_gradients, self.algorithm, ctx, self.drawn_before, list(own.values()), self.at)
         self.compute: Compute = recorded(ctx.module, compute) if ctx.graphs else compute
 
     def bound_gradient(self) -> tuple[Tensor, ...]:
         """Return the gradient of the batch's mean loss at the bound parameters, one tensor for each of `names`."""
+        if not self.first:
+            self.draws.begin_gradient()
+        if self.ctx.facts.draws:  # all gradients on a batch see the same draws
+            address = (self.ctx.client, self.ctx.participation, f"draws/{self.index}", self.taken)
+            seed_generators(int(random.hash64(self.ctx.seed, *address)), self.batch["x"].is_cuda)
         loss, gradient = self.compute(self.batch, self.masks)
         self.last = loss
         if self.first:
@@ -185,16 +194,22 @@ def _gradients(
         if noise and masks:
             noise.set(masks)
         losses = algorithm.objective(ctx.module, batch, at, ctx.task)
-        return losses.detach().sum(), torch.autograd.grad(losses.mean(), leaves)
+        return losses.detach().sum(), gradients_of(losses.mean(), leaves)
     total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for a in range(0, count, piece):
         if noise and masks:
             noise.set([mask[a : a + piece] for mask in masks])
         part = {name: array[a : a + piece] for name, array in batch.items()}
         losses = algorithm.objective(ctx.module, part, at, ctx.task)
-        torch._foreach_add_(grads, torch.autograd.grad(losses.sum() / count, leaves))
+        torch._foreach_add_(grads, gradients_of(losses.sum() / count, leaves))
         total += losses.detach().sum()
     return total, tuple(grads)
+
+
+def gradients_of(loss: Tensor, leaves: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
+    """The gradient of a loss, dense, and zero for leaves that the loss does not depend on."""
+    found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return tuple(grad if grad.layout == torch.strided else grad.to_dense() for grad in found)
 
 
 def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from fl.execution.workers.process import exclusive
 from fl.execution.workers.task_queue import TaskQueue
 from fl.storage.clients import ClientStates
+from fl.tensors.generators import preserved_generators
 from fl.tracking.spans import recording
 
 
@@ -120,7 +122,9 @@ class Serial:
         count = min(dispatch.tasks, self.threads) if threaded else 1
         if count <= 1:
             worker, writer = self.residents[0]
-            return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
+            # work that is not threaded may seed the global generators, which belong to the user's program
+            with nullcontext() if dispatch.threaded else preserved_generators():
+                return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
         while len(self.residents) < count:
             self._add_worker()
         return self._in_threads(dispatch, count)
