@@ -23,6 +23,7 @@ from fl.execution.training.vmap import Vmap
 from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
+from fl.models.probe import ModuleChanged
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 
@@ -53,7 +54,7 @@ class ClientWork(ExchangeWorker):
     def failed(self, positions: np.ndarray, error: Exception) -> None:
         """Raise the error with its place, or drop the clients, as the configuration has it."""
         clients = self.dispatch.cohort[positions]
-        if self.job.on_error == "raise":
+        if self.job.on_error == "raise" or isinstance(error, ModuleChanged):  # what leaked would reach other clients
             raise self.error(clients, error, "broadcast") from None
         stage = stage_of(error, "broadcast")
         self.errors.append(f"client {clients[0]}, stage {stage!r}: {type(error).__name__}: {error}")
@@ -130,7 +131,7 @@ class BatchedWork(ClientWork):
         try:
             self._many(positions)
         except Exception as error:
-            if self.job.on_error == "raise" or len(positions) == 1:
+            if self.job.on_error == "raise" or len(positions) == 1 or isinstance(error, ModuleChanged):
                 self.failed(positions, error)
                 return
             for position in positions:

@@ -21,6 +21,7 @@ from fl.execution.stages import stage_of
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
 from fl.method.fold import Fold
+from fl.models.probe import ModuleChanged
 from fl.tensors import random
 from fl.tensors.generators import GeneratorWatch, seed_generators
 from fl.tensors.trees import Tree
@@ -80,7 +81,7 @@ class ExchangeWorker:
         """Within: the module is in its first state, and global generators are seeded, both for `who` alone.
 
         Raises:
-            RuntimeError: the module changed a state that the first look did not see change.
+            ModuleChanged: the module changed a state that the first look did not see change.
         """
         facts = self.job.facts
         seed_generators(
@@ -91,7 +92,7 @@ class ExchangeWorker:
         yield
         if surprises := [name for name in self.state.changes() if name not in facts.state]:
             self.state.restore()
-            raise RuntimeError(
+            raise ModuleChanged(
                 f"the model changed {', '.join(surprises)}, which a first pass with two samples did not show. Such a "
                 "state would pass from client to client; have it change from the first pass on, or not at all"
             )
@@ -101,7 +102,7 @@ class ExchangeWorker:
         """Within: clients train together. Compiled training runs no code of the model or the method.
 
         Raises:
-            RuntimeError: the code drew from a global generator, or the module changed its state.
+            ModuleChanged: the code drew from a global generator, or the module changed its state.
         """
         if plan == "compiled":
             yield
@@ -114,7 +115,7 @@ class ExchangeWorker:
             what = (
                 f"the model changed {', '.join(changes)}" if changes else "the model or the method drew random numbers"
             )
-            raise RuntimeError(
+            raise ModuleChanged(
                 f"{what} while clients were trained together, which a first pass with two samples did not show. "
                 "Set execution.plan: loop, which trains one client at a time"
             )
@@ -125,9 +126,9 @@ class ExchangeWorker:
         """Return what a client knows. `record`: what is kept of it (fl/execution/client_state.py)."""
         job = self.job
         initial = job.initial
-        if job.statistics:
+        if job.statistics or any(name in initial.frozen for name in job.facts.state):
             own = initial.frozen.clone()  # training changes them in place
-            if record is not None:
+            if job.statistics and record is not None:
                 own.copy_(record["statistics"], names=job.statistics)
             initial = replace(initial, frozen=own)
         return ClientContext(

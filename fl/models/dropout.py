@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -87,19 +88,27 @@ class DropoutDraws:
         self.layers = [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
         self.generator, self.repeats = generator, repeats
         self.state = torch.empty(0)
+        self.masks: list[Tensor | None] = []
 
     def begin_batch(self) -> None:
-        """Begin a batch: the next calls draw new masks."""
-        if not self.layers:
-            return
-        self.state = self.generator.get_state()
-        for layer in self.layers:
-            layer.mask, layer.generator, layer.repeats, layer.calls = None, self.generator, self.repeats, 0
+        """Begin a batch, whose passes see new masks."""
+        if self.layers:
+            self.state, self.masks = self.generator.get_state(), [None] * len(self.layers)
 
-    def begin_gradient(self) -> None:
-        """Begin a further gradient on the batch, which sees the same masks."""
-        if self.layers and self.repeats:
+    @contextmanager
+    def gradient(self) -> Iterator[None]:
+        """Within: a pass on the batch. All passes on one batch see the same masks."""
+        if not self.layers:
+            yield
+            return
+        if self.repeats:
             self.generator.set_state(self.state)
+        for layer, mask in zip(self.layers, self.masks):
+            layer.mask, layer.generator, layer.repeats, layer.calls = mask, self.generator, self.repeats, 0
+        yield
+        self.masks = [layer.mask for layer in self.layers]
+        for layer in self.layers:
+            layer.mask = layer.generator = None
 
 
 class DropoutMasks:

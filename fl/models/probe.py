@@ -77,6 +77,10 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + more
 
 
+class ModuleChanged(RuntimeError):
+    """A module did something that its first look did not show, and that would pass from client to client."""
+
+
 class ProbeFailed(ValueError):
     """The module cannot be called with the data, or what it returns does not fit the task."""
 
@@ -101,9 +105,10 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         moved = GeneratorWatch()
         module.train()
         dropout.begin_batch()
-        unused = _backward(module, batch, losses)
+        with dropout.gradient():
+            unused = _backward(module, batch, losses)
+            once = all(layer.calls <= 1 for layer in dropout.layers)
         draws, changed = moved.since_last(), state.changes()
-        once = all(layer.calls <= 1 for layer in dropout.layers)
         module.eval()
         with torch.no_grad():
             _called(lambda: losses(module, batch), "in evaluation mode", batch)
@@ -244,8 +249,7 @@ class Kept:
         if content is None:
             return value
         if isinstance(value, Tensor):
-            with torch.no_grad():
-                value.detach().copy_(content)
+            value.data = content.clone()  # not in place: the memory may be that of a received model
         elif isinstance(value, np.ndarray):
             np.copyto(value, content)
         elif isinstance(value, list):

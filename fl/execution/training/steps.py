@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -121,12 +122,11 @@ class LocalSteps:
 
     def bound_gradient(self) -> tuple[Tensor, ...]:
         """Return the gradient of the batch's mean loss at the bound parameters, one tensor for each of `names`."""
-        if not self.first:
-            self.draws.begin_gradient()
         if self.ctx.facts.draws:  # all gradients on a batch see the same draws
             address = (self.ctx.client, self.ctx.participation, f"draws/{self.index}", self.taken)
             seed_generators(int(random.hash64(self.ctx.seed, *address)), self.batch["x"].is_cuda)
-        loss, gradient = self.compute(self.batch, self.masks)
+        with nullcontext() if self.drawn_before or not self.training else self.draws.gradient():
+            loss, gradient = self.compute(self.batch, self.masks)
         self.last = loss
         if self.first:
             self.loss_sum += loss
