@@ -10,12 +10,14 @@ from torch import nn
 
 import fl
 from clients.fedewc import fisher, spring
+from clients.fedgpm import FedGPM as GPMClient
 from clients.fedlwf import FedLwF as LwFClient
 from clients.fedlwf import distillation
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.views import View
 from fl.method.context import ClientContext
+from fl.method.optimiser import SGD, Adam, Torch
 from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation
 from fl.tasks.supervised import Classification, Regression
@@ -180,6 +182,28 @@ def test_gpm_projects_at_the_client(tmp_path):
             assert ((new.model[name] - w) @ u).abs().max() <= 2e-6 * w.norm()
     known = [sum(u.numel() for u in s.bases.values()) for s in seen]
     assert floats(result, "down") == [P, P, P + known[2], P, P + known[4], P]
+
+
+@pytest.mark.parametrize("server", [{"name": "momentum"}, {"name": "adam", "lr": 0.03}])
+def test_gpm_with_a_server_optimiser_stays_outside_the_subspace(tmp_path, server):
+    seen, _ = states(tmp_path, "fedgpm", **{"strategy.server_optimiser": server})
+    for old, new in zip(seen, seen[1:]):
+        for name, u in old.bases.items():
+            w = old.model[name]
+            assert ((new.model[name] - w) @ u).abs().max() <= 2e-6 * w.norm()
+
+
+@pytest.mark.parametrize(
+    "optimiser, complaint",
+    [
+        (Adam(), "optimiser: 'adam' rescales"),
+        (Torch(cls="RMSprop"), "optimiser: 'torch' rescales"),
+        (SGD(weight_decay=0.1), "optimiser.weight_decay: 0.1 moves weights within the subspace"),
+    ],
+)
+def test_gpm_refuses_steps_that_enter_the_subspace(optimiser, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        GPMClient(optimiser=optimiser)
 
 
 def test_gpm_is_fot_where_a_client_takes_one_step(tmp_path):
