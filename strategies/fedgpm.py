@@ -36,7 +36,7 @@ class FedGPM(FOT):
     client: ClassVar[str] = "fedgpm"
 
     def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
-        static = {"basis": Static(ctx.period, state.bases)} if state.bases else {}
+        static = {"basis": Static(state.tasks, state.bases)} if state.bases else {}
         return replace(super().broadcast(state, ctx), static=static)
 
     def allowed(self, change: Params, state: State, ctx: ServerContext) -> Params:
