@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
+from clients.fedewc import FedEWC as EWCClient
 from clients.fedewc import fisher, spring
 from clients.fedgpm import FedGPM as GPMClient
 from clients.fedlwf import FedLwF as LwFClient
@@ -131,6 +132,21 @@ def test_a_stiffer_spring_moves_less(tmp_path):
     assert 0 < moved[0] < moved[1] < moved[2]
 
 
+@pytest.mark.parametrize("fails, tasks", [({"train"}, [0, 0, 1, 1, 2]), ({"train", "fisher"}, [0, 0, 0, 1, 2])])
+def test_the_end_of_a_task_without_answers_is_taken_with_the_next(tmp_path, monkeypatch, fails, tasks):
+    work = EWCClient.work
+
+    def failing(self, name, ctx, carry):
+        if ctx.round == 1 and name in fails:
+            raise RuntimeError("no battery")
+        return work(self, name, ctx, carry)
+
+    monkeypatch.setattr(EWCClient, "work", failing)
+    seen, _ = states(tmp_path, "fedewc", **{"stream.tasks": 2, "execution.on_client_error": "drop"})
+    assert [state.tasks for state in seen] == tasks
+    assert [bool(state.fisher.buffers[0].any()) for state in seen] == [bool(number) for number in tasks]
+
+
 # -- LwF --------------------------------------------------------------------------------------------------------------
 def test_distillation_is_the_divergence_of_softened_outputs():
     g = torch.Generator().manual_seed(0)
@@ -165,7 +181,7 @@ def test_with_a_head_per_task_old_heads_are_distilled():
     """The loss uses outputs 2 and 3, and the divergence outputs 0 and 1 only."""
     g = torch.Generator().manual_seed(0)
     z, t, y = torch.randn(6, 6, generator=g), torch.randn(6, 6, generator=g), torch.tensor([2, 3, 2, 2, 3, 3])
-    at = SimpleNamespace(config={"weight": 0.5, "temperature": 2.0})
+    at = SimpleNamespace(received={"teacher": None}, config={"weight": 0.5, "temperature": 2.0})
     batch = {"x": z, "y": y, "teacher": t}
     found = LwFClient().objective(lambda x: x, batch, at, Slice(Classification(), 2, 4))
     own = F.cross_entropy(z[:, 2:4], y - 2, reduction="none")
