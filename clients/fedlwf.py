@@ -4,8 +4,8 @@
     t_s: outputs of the teacher,  z_s: outputs of the model
 
 Li, Hoiem 2016, arXiv:1606.09282; T^2 keeps the size of gradients as in Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
-The teacher's outputs are computed once per sample, in evaluation mode, before training.  In the first task there is
-no teacher.
+The teacher's outputs are computed in evaluation mode: once per sample before training, or, if training batches are
+augmented, for each batch as the model sees it.  In the first task there is no teacher.
 Equals FedAvg: weight=0.
 """
 
@@ -18,8 +18,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from clients.measure import check_graphs, reference_pass
 from fl import Batch, ClientContext, LocalTraining, Reply, StepContext, Task, Tree, View, register
 
 BLOCK = 256  # samples per forward pass of the teacher
@@ -40,7 +41,9 @@ class FedLwF(LocalTraining):
     receives: ClassVar[tuple[str, ...]] = ("model", "weight", "temperature")
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if "teacher" in ctx.received and ctx.config["weight"] and len(ctx.train):
+        if ctx.augment:  # the objective makes the teacher's passes
+            check_graphs(ctx)
+        elif "teacher" in ctx.received and ctx.config["weight"] and len(ctx.train):
             batch, net = ctx.train.take(), ctx.net(ctx.received["teacher"])
             with torch.no_grad():
                 outputs = torch.cat([net(x) for x in torch.split(batch["x"], BLOCK)])
@@ -50,9 +53,14 @@ class FedLwF(LocalTraining):
     def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
         outputs = net(batch["x"])
         loss = task.loss(outputs, batch)
-        if "teacher" not in batch:
+        if "teacher" not in at.received or not at.config["weight"]:
             return loss
+        if "teacher" in batch:
+            targets = batch["teacher"]
+        else:
+            assert isinstance(net, nn.Module)  # trained in the loop
+            targets = reference_pass(net, at.received["teacher"], at, batch["x"])
         # if the task uses a slice of the outputs, the outputs before that slice belong to old tasks
         old = slice(getattr(task, "low", 0) or None)
-        distilled = distillation(outputs[..., old], batch["teacher"][..., old], at.config["temperature"])
+        distilled = distillation(outputs[..., old], targets[..., old], at.config["temperature"])
         return loss + at.config["weight"] * distilled

@@ -12,7 +12,7 @@ Equals FedAvg: see `strategies/fednova.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,17 +22,30 @@ from clients.fedprox import FedProx
 from fl import SGD, ClientContext, LRSchedule, Reply, TrainingResult, Tree, register
 
 
-def effective_steps(steps: int, momentum: float = 0.0, nesterov: bool = False, shrink: float = 0.0) -> list[float]:
-    """Return [|a| after 0, 1, ..., steps steps]; `shrink` is the learning rate times mu.
+def effective_steps(
+    steps: int,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    shrink: float = 0.0,
+    rate: Callable[[int], float] = lambda t: 1.0,
+) -> list[float]:
+    """Return [|a| after 0, 1, ..., steps steps].
 
     >>> effective_steps(3), effective_steps(2, momentum=0.5)
     ([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.5])
+
+    Args:
+        steps: number of steps.
+        momentum: SGD's momentum.
+        nesterov: whether it is Nesterov's.
+        shrink: the learning rate times mu.
+        rate: relative learning rate of step t, from 0.
     """
     way, velocity, ways = 0.0, 0.0, [0.0]
-    for _ in range(steps):
+    for t in range(steps):
         gradient = 1.0 - shrink * way
         velocity = momentum * velocity + gradient
-        way += gradient + momentum * velocity if nesterov else velocity
+        way += rate(t) * (gradient + momentum * velocity if nesterov else velocity)
         ways.append(way)
     return ways
 

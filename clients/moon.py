@@ -6,7 +6,8 @@
 Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z the output of the layer `features` (default: the
 input of the last layer).  A client keeps its trained model and contrasts with it next time; the first time it
 contrasts with the received model, so the contrast has no gradient (in the authors' program: the client's initial
-weights).  z_received and z_previous are computed once a round, without dropout.
+weights).  z_received and z_previous are computed without dropout: once a round, or, if training batches are
+augmented, for each batch as the model sees it.
 Differs from the paper: no projection head of its own; name a layer of the model to use one.
 Loop only: representations are recorded inside the module.
 Equals FedAvg: mu=0.
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import features_of, representations
+from clients.measure import check_graphs, features_of, reference_pass, representations
 from fl import (
     Batch,
     ClientContext,
@@ -74,6 +75,9 @@ class Moon(LocalTraining):
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if not self.mu or not len(ctx.train):
             return super().work(name, ctx, carry)
+        if ctx.augment:  # the objective makes the reference passes
+            check_graphs(ctx)
+            return super().work(name, ctx, carry)
         models = {"received": ctx.received["model"], "previous": self.inputs(ctx).state}
         found = {whose: representations(ctx, model, self.features) for whose, model in models.items()}
         train = View({**ctx.train.take(), **found}, np.arange(len(ctx.train)))
@@ -85,9 +89,12 @@ class Moon(LocalTraining):
         assert isinstance(net, nn.Module)  # trained in the loop
         with features_of(net, self.features) as recorded:
             outputs = net(batch["x"])
-        return task.loss(outputs, batch) + self.mu * contrast(
-            recorded[0][1].flatten(1), batch["received"], batch["previous"], self.temperature
-        )
+            if "received" not in batch:
+                for model in (at.received["model"], at.state):
+                    reference_pass(net, model, at, batch["x"])
+        z, *others = (features.flatten(1) for _, features in recorded)
+        received, previous = others or (batch["received"], batch["previous"])
+        return task.loss(outputs, batch) + self.mu * contrast(z, received, previous, self.temperature)
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {"model": end.delta}, end.params

@@ -1,10 +1,13 @@
 """SCAFFOLD: local steps corrected by control variates.    w <- w - lr * (g - c_i + c);    then a new c_i:
 
-    option 1:  c_i+ = full gradient at the received model    option 2:  c_i+ = c_i - c + (received - w) / sum of the lrs
+    option 1:  c_i+ = full gradient at the received model    option 2:  c_i+ = c_i - c + (received - w) / way
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, arXiv:1910.06378, Algorithm 1.  Sends dy_i = w - received and
 dc_i = c_i+ - c_i, keeps c_i (zeros at first).  Option 2 (the paper's experiments) computes the average gradient from
-the change of w, which is exact for plain SGD without clip.  A client that took no step keeps its c_i.
+the change of w.  `way` is the length of the way along a constant gradient of one: the sum of the learning rates, as in
+the paper, for plain SGD; with momentum FedNova's effective steps times the rate.  Then c_i+ is a weighted mean of the
+gradients of all steps, weight decay included; clip makes it smaller.  Option 2 refuses optimisers that rescale
+gradients.  A client that took no step keeps its c_i.
 """
 
 from __future__ import annotations
@@ -15,8 +18,22 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fl import LocalTraining, Params, StepContext, TrainingInputs, TrainingResult, Tree, checks, register, zeros_like
+from clients.fednova import effective_steps
+from fl import (
+    SGD,
+    LocalTraining,
+    LRSchedule,
+    Params,
+    StepContext,
+    TrainingInputs,
+    TrainingResult,
+    Tree,
+    checks,
+    register,
+    zeros_like,
+)
 
 
 @register("client", "scaffold")
@@ -25,7 +42,8 @@ class Scaffold(LocalTraining):
     """Local training with control variates.
 
     Args:
-        option: how the new control is made: 1 (full gradient at the received model) or 2 (from the local steps).
+        option: how the new control is made: 1 (full gradient at the received model, with any optimiser) or 2 (from the
+            local steps, with the optimiser `sgd`).
     """
 
     option: Literal[1, 2] = 2
@@ -36,6 +54,12 @@ class Scaffold(LocalTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of((1, 2), option=self.option, hint="1 takes a full gradient, 2 the local steps")
+        if self.option == 2 and not isinstance(self.optimiser, SGD):
+            name = getattr(type(self.optimiser), "registered_as", type(self.optimiser).__name__)
+            raise ValueError(
+                f"optimiser: {name!r} rescales gradients, so the control cannot be made from the local steps; "
+                "use `option: 1` or the optimiser 'sgd'"
+            )
 
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return zeros_like(inputs.received["control"])
@@ -51,7 +75,20 @@ class Scaffold(LocalTraining):
         if self.option == 1:
             change = end.full_gradient(end.received["model"]) - end.state
         else:
-            lr_sum = torch.as_tensor(end.lr_sum)
-            rate = torch.where(lr_sum > 0, 1 / lr_sum, 0.0)
-            change = (-end.delta * rate - end.received["control"]) * (lr_sum > 0)
+            way = self.way(end)
+            rate = torch.where(way > 0, 1 / way, 0.0)
+            change = (-end.delta * rate - end.received["control"]) * (way > 0)
         return {"model": end.delta, "control": change}, end.state + change
+
+    def way(self, end: TrainingResult) -> Tensor:
+        """Return the length of the way along a constant gradient of one, () or (C,)."""
+        sgd, lr_sum = self.optimiser, torch.as_tensor(end.lr_sum)
+        assert isinstance(sgd, SGD)
+        if not sgd.momentum:
+            return lr_sum
+        steps = torch.as_tensor(end.steps)
+        most = int(steps.max())
+        if isinstance(self.lr, LRSchedule) and self.lr.by == "step":
+            return torch.tensor(effective_steps(most, sgd.momentum, sgd.nesterov, rate=self.lr.at)).to(lr_sum)[steps]
+        effective = torch.tensor(effective_steps(most, sgd.momentum, sgd.nesterov)).to(lr_sum)[steps]
+        return effective * (lr_sum / steps.clamp(min=1))

@@ -8,7 +8,8 @@
 Kirkpatrick et al. 2017, arXiv:1612.00796 (every); Schwarz et al. 2018, arXiv:1805.06370 (last, online EWC, gamma).
 The sum over tasks is one quadratic in w, so two trees suffice, F and b = sum_t F_t w*_t: its gradient is lam (F w -
 b). They go down once per task and client, 2 P floats; the last round of a task costs P more down (the new model) and
-P up (F_i).
+P up (F_i).  If no client answers in the last round of a task, the cohort is asked for F_i; if it does not answer
+either, the next clients that answer are asked, about the data that they have then.
 Differs from the papers: F is the empirical Fisher, of the samples' own labels.  lam times the largest F times the
 learning rate must stay below 2, or local training diverges.
 Equals FedAvg: lam=0, equal bits in the loop.
@@ -40,7 +41,10 @@ from fl import (
 
 @dataclass(frozen=True)
 class State:
-    """The model and the quadratic penalty of the tasks so far: F (zeros in the first task), b, and their number."""
+    """The model and the quadratic penalty of the tasks so far: F (zeros in the first task), b, and their number.
+
+    Two tasks count as one if no client answered at the end of the first.
+    """
 
     model: Params
     fisher: Params
@@ -97,15 +101,17 @@ class FedEWC(Strategy):
 
     def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
-        if outcome.value is None:
+        clients = ctx.cohort
+        if outcome.value is not None:
+            model, optimiser = self.server_optimiser.step(state.model, outcome.value, state.optimiser, self.lr)
+            state, clients = replace(state, model=model, optimiser=optimiser), outcome.clients
+        due = ctx.period_ends or state.tasks < ctx.period  # nobody has answered since the last task ended
+        if not due or not self.lam or not len(clients):
             return state, {}
-        model, optimiser = self.server_optimiser.step(state.model, outcome.value, state.optimiser, self.lr)
-        state = replace(state, model=model, optimiser=optimiser)
-        if not ctx.period_ends or not self.lam:
-            return state, {}
-        answer = yield Exchange(state.model, {"fisher": WeightedMean()}, work="fisher", cohort=outcome.clients)
+        answer = yield Exchange(state.model, {"fisher": WeightedMean()}, work="fisher", cohort=clients)
         if answer.value is None:
             return state, {}
         fisher = answer.value["fisher"]
         largest = max(float(fisher[name].max()) for name in fisher)
-        return consolidated(state, fisher, self.gamma, self.anchors), {"fisher_max": largest}
+        state = replace(consolidated(state, fisher, self.gamma, self.anchors), tasks=ctx.period + ctx.period_ends)
+        return state, {"fisher_max": largest}

@@ -4,7 +4,8 @@
 
 Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, with FOT's exact statistics (`strategies/fot.py`: gram, energy).
 Clients keep the basis; it goes down once per task and client, sum_l d_l k_l floats.  With plain SGD it is FOT with a
-projection in each local step; local Adam or weight decay would leave the subspace again.
+projection in each local step.  Local Adam or weight decay would enter the subspace again; `clients/fedgpm.py` refuses
+them.  A server optimiser other than `plain` has its step projected as in FOT.
 Differs from the paper: all inputs of a task enter, not some hundred samples; k is the smallest count that exceeds the
 criterion (the authors' program takes one fewer).
 Equals FedAvg: as long as there is no basis (a single task), equal bits in the loop.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fl import Broadcast, Params, ServerContext, Static, register
+from fl import Broadcast, Params, Plain, ServerContext, Static, register
 from strategies.fot import FOT, State
 
 
@@ -35,8 +36,10 @@ class FedGPM(FOT):
     client: ClassVar[str] = "fedgpm"
 
     def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
-        static = {"basis": Static(ctx.period, state.bases)} if state.bases else {}
+        static = {"basis": Static(state.tasks, state.bases)} if state.bases else {}
         return replace(super().broadcast(state, ctx), static=static)
 
     def allowed(self, change: Params, state: State, ctx: ServerContext) -> Params:
+        if not isinstance(self.server_optimiser, Plain):  # its moments are older than the basis, or rescaled
+            return super().allowed(change, state, ctx)
         return self.without_frozen_biases(change, ctx)  # the clients have projected the weights

@@ -17,11 +17,14 @@ energy of all inputs" needs the energy ratio, with which tau <= 0 adds nothing (
 Differs from the program: the weighted mean (weights=uniform is the program's), Gaussian G in every model, evaluation
 mode; the basis goes down only in the last round of a task; server optimisers, whose final step is projected, because
 their moments are older than the basis.  Local momentum and weight decay do no harm: the projection comes after them.
+If no client answers in the last round of a task, the cohort is asked about its inputs under the global model; if it
+does not answer either, the next clients that answer are asked, about the data that they have then.
 Equals FedAvg: as long as there is no basis (a single task, or the first), equal bits in the loop.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -51,6 +54,8 @@ from fl import (
     subspace,
 )
 
+SAMPLES = 128  # test samples of the forward pass that shows which layers the model calls
+
 
 @dataclass(frozen=True)
 class State:
@@ -62,6 +67,7 @@ class State:
         eps: the present threshold.
         bases: protected weight -> U (d, k); empty in the first task.
         optimiser: the server optimiser's state.
+        tasks: number of tasks that the bases cover; the version of the bases.
     """
 
     model: Params
@@ -69,6 +75,7 @@ class State:
     eps: float
     bases: dict[str, Tensor]
     optimiser: OptimiserState
+    tasks: int = 0
 
 
 @register("strategy", "fot")
@@ -84,7 +91,8 @@ class FOT(Strategy):
         residual_ratio: `norm` (the authors' program) or `energy`.
         global_inputs: take layer inputs from the new global model; False: from each client's model after local training
             (the authors' program).
-        protects: glob patterns of the protected weights. Default: all of linear and 2-d convolutional layers.
+        protects: glob patterns of the protected weights. They have to belong to linear and 2-d convolutional layers
+            that `forward` calls. Default: all trained tensors of two or more dimensions.
         head: glob patterns of weights that are not protected. If each task has its own outputs, name the last layer:
             its rows of old tasks get no gradient, and new rows need all directions.
         freeze_biases: after the first task, tensors of one dimension (biases, affine normalisation) outside the head no
@@ -125,11 +133,13 @@ class FOT(Strategy):
 
     def init(self, model: Params, ctx: ServerContext) -> State:
         sizes = subspace.protected(ctx.module, model, self.protects, self.head)
+        if ctx.test.get("x") is not None and len(ctx.test["x"]):
+            subspace.check_inputs_are_seen(ctx.module, list(sizes), ctx.test["x"][:SAMPLES])
         return State(model, sizes, self.eps, {}, self.server_optimiser.init(model))
 
     # -- an ordinary round -------------------------------------------------------------------------------------------
     def broadcast(self, state: State, ctx: ServerContext) -> Broadcast:
-        carry = ctx.period_ends and not self.global_inputs
+        carry = boundary(state, ctx) and not self.global_inputs
         return Broadcast(shared={"model": state.model}, config={"carry": True} if carry else {})
 
     def reduction(self, state: State, ctx: ServerContext) -> WeightedMean:
@@ -137,12 +147,16 @@ class FOT(Strategy):
 
     def round(self, state: State, ctx: ServerContext) -> RoundGenerator:
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
-        if outcome.value is None:
-            return state, {}
-        state, metrics = self.step(state, outcome.value, ctx)
-        if not ctx.period_ends:
+        metrics: Metrics = {}
+        if outcome.value is not None:
+            state, metrics = self.step(state, outcome.value, ctx)
+        if not boundary(state, ctx):
             return state, metrics
-        extended = yield from self.end_of_task(state, outcome.clients, ctx.period)
+        unanswered = outcome.value is None  # then no client carries a model that it trained
+        clients = ctx.cohort if unanswered else outcome.clients
+        if not len(clients):
+            return state, metrics
+        extended = yield from self.end_of_task(state, clients, ctx, self.global_inputs or unanswered)
         return extended, {**metrics, **occupancy(extended)}
 
     def step(self, state: State, reduced: Params, ctx: ServerContext) -> tuple[State, Metrics]:
@@ -162,28 +176,50 @@ class FOT(Strategy):
         return change.replace({n: 0 * change[n] for n in biases(change, self.head)})
 
     # -- the end of a task -------------------------------------------------------------------------------------------
-    def end_of_task(self, state: State, clients: np.ndarray, period: int) -> Generator[Exchange, Any, State]:
-        """Ask the clients which directions their inputs span, and extend the bases by them."""
-        shared = {"model": state.model} if self.global_inputs else {}
-        static = {"basis": Static(period, state.bases)} if state.bases else {}
+    def end_of_task(
+        self, state: State, clients: np.ndarray, ctx: ServerContext, global_inputs: bool
+    ) -> Generator[Exchange, Any, State]:
+        """Ask the clients which directions their inputs span, and extend the bases by them.
+
+        Without an answer the state stays as it is, so that the next round asks again.
+        """
+        shared = {"model": state.model} if global_inputs else {}
+        static = {"basis": Static(state.tasks, state.bases)} if state.bases else {}
         config = {"sizes": state.sizes, "factor": self.factor, "ratio": self.residual_ratio}
         broadcast = Broadcast(shared, static=static, config=config)
         outcome = yield Exchange(broadcast, {"sketch": Sum()}, work="gpse", cohort=clients)
-        eps = min(state.eps + self.eps_increment, 1.0)
         if outcome.value is None:
-            return replace(state, eps=eps)
-        bases = {}
-        for name, sent in outcome.value["sketch"].items():
+            return state
+        bases, sketches = {}, outcome.value["sketch"]
+        if not state.bases and outcome.num_examples.any():
+            warn_about_unseen([name for name, sent in sketches.items() if not sent["y"].any()])
+        for name, sent in sketches.items():
             u = self.extended(state.bases.get(name), sent["y"], sent["norms"], state.eps)
             if u is not None:
                 bases[name] = u
-        return replace(state, eps=eps, bases=bases)
+        eps, tasks = min(state.eps + self.eps_increment, 1.0), ctx.period + ctx.period_ends
+        return replace(state, eps=eps, bases=bases, tasks=tasks)
 
     def extended(self, basis: Tensor | None, y: Tensor, norms: Tensor, eps: float) -> Tensor | None:
         """Return the basis with the directions that a task adds; y and norms are sums over clients."""
         ratio = 1.0 if basis is None else float(norms[0] / norms[1].clamp(min=1e-30))
         least = input_statistics.RATIOS[self.residual_ratio].least
         return input_statistics.statistic_of(self.factor).extend(basis, y, subspace.threshold(ratio, eps), least)
+
+
+def boundary(state: State, ctx: ServerContext) -> bool:
+    """Return whether the bases are to be extended: a task ends, or no client has answered since the last one ended."""
+    return ctx.period_ends or state.tasks < ctx.period
+
+
+def warn_about_unseen(names: list[str]) -> None:
+    """Log which layers are not protected because their inputs were never seen, or were all zero."""
+    if names:
+        logging.getLogger(__name__).warning(
+            "the weights %s are not protected: the clients saw no input of their layers other than zero. "
+            "Does forward use the weight without calling the layer?",
+            names,
+        )
 
 
 def biases(model: Params, head: tuple[str, ...]) -> list[str]:

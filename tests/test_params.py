@@ -78,6 +78,19 @@ def test_algebra_is_that_of_the_tensors(shapes, c):
     torch.testing.assert_close(norm(p).double(), flat_a.norm(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("two", [np.float64(2), np.float32(2), np.int64(2), np.array(2.0)], ids=lambda two: two.dtype)
+def test_numpy_numbers_are_numbers(two):
+    p = Params.of({"w": torch.tensor([1.0, 3.0])})
+    found = [two * p, p * two, two + p, two - p, p - two, p / two]
+    expected = [[2, 6], [2, 6], [3, 5], [1, -1], [-1, 1], [0.5, 1.5]]
+    assert [q["w"].tolist() for q in found] == expected
+
+
+def test_a_numpy_array_holds_one_number_per_client():
+    p = Params.of({"w": torch.tensor([1.0, 3.0])}).layout.zeros(2) + 1.0
+    assert (np.array([1.0, 4.0]) * p)["w"].tolist() == [[1.0, 1.0], [4.0, 4.0]]
+
+
 def test_pads_stay_zero_under_functions_that_move_zero():
     p = Params.of(tensors([(3,), (2, 2)]))
     for q in (p + 1.0, 1.0 - p, p / 0.0, p / zeros_like(p), elementwise(torch.exp, p), elementwise(torch.cos, p)):

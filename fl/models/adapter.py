@@ -4,7 +4,10 @@
 
 An `Adapter` is a frozen dataclass registered under "adapter": `model: {name: ..., adapter: {name: lora, rank: 8}}`. The
 names of its tensors show their role: `first(names)` are the factors next to the inputs (A), `second(names)`
-the others (B), and `head(names)` are all other trained tensors.
+the others (B), and `head(names)` are all other trained tensors. A mark counts only as a whole part of a name:
+
+>>> first(["0.lora_A.default.weight", "0.explora_A.weight"]), head(["0.explora_A.weight"])
+(['0.lora_A.default.weight'], ['0.explora_A.weight'])
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from torch import Tensor, nn
 from fl.tensors import random
 from fl.tensors.params import Layout, Params
 
-FIRST = ("lora_A.", "vera_lambda_d.")  # peft's names
-SECOND = ("lora_B.", "vera_lambda_b.")
+FIRST = {"lora_A", "vera_lambda_d"}  # peft's names
+SECOND = {"lora_B", "vera_lambda_b"}
 
 
 class Adapter:
@@ -31,26 +34,30 @@ class Adapter:
 
 def first(names: Iterable[str]) -> list[str]:
     """The names of first factors, next to the inputs (A)."""
-    return [n for n in names if any(mark in n for mark in FIRST)]
+    return [n for n in names if not FIRST.isdisjoint(n.split("."))]
 
 
 def second(names: Iterable[str]) -> list[str]:
     """The names of second factors, next to the outputs (B)."""
-    return [n for n in names if any(mark in n for mark in SECOND)]
+    return [n for n in names if not SECOND.isdisjoint(n.split("."))]
 
 
 def head(names: Iterable[str]) -> list[str]:
     """The names that belong to no adapter: trained tensors of the model, usually its head."""
-    return [n for n in names if not any(mark in n for mark in FIRST + SECOND)]
+    return [n for n in names if (FIRST | SECOND).isdisjoint(n.split("."))]
 
 
 def layers(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Adapted layer -> (name of A, name of B), for LoRA's tensors."""
-    names = set(names)
-    pairs = {
-        n.split("lora_A.")[0].rstrip("."): (n, n.replace("lora_A.", "lora_B.")) for n in sorted(names) if "lora_A." in n
-    }
-    return {layer: pair for layer, pair in pairs.items() if pair[1] in names}
+    names, pairs = set(names), {}
+    for a in sorted(names):
+        parts = a.split(".")
+        if "lora_A" in parts:
+            k = len(parts) - 1 - parts[::-1].index("lora_A")
+            b = ".".join([*parts[:k], "lora_B", *parts[k + 1 :]])
+            if b in names:
+                pairs[".".join(parts[:k])] = (a, b)
+    return pairs
 
 
 def base_name(layer: str) -> str:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,6 +110,7 @@ class Params(Mapping[str, Tensor]):
     """Ordered mapping name -> tensor, a view of `buffers`. The module's docstring describes the algebra."""
 
     __slots__ = ("layout", "buffers")
+    __array_ufunc__ = None  # numpy leaves `np.float64(2) * params` to `Params.__rmul__`
 
     def __init__(self, layout: Layout, buffers: tuple[Tensor, ...]):
         self.layout, self.buffers = layout, buffers
@@ -302,8 +304,10 @@ def _binary(fn: Callable[..., Tensor], p: Params, q: Params | float | Tensor) ->
     return elementwise(lambda b: fn(b, _per_client(q, b)), p)
 
 
-def _per_client(factor: float | Tensor, buffer: Tensor) -> float | Tensor:
+def _per_client(factor: float | Tensor | np.ndarray, buffer: Tensor) -> float | Tensor:
     """Reshape a factor (C,) to (C, 1), so that each client's parameters are scaled by their own number."""
+    if isinstance(factor, np.ndarray):
+        factor = torch.as_tensor(factor)
     if isinstance(factor, Tensor) and factor.ndim:
         return factor.to(buffer.dtype).reshape(*factor.shape, *(1,) * max(buffer.ndim - factor.ndim, 1))
     return factor

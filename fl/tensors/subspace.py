@@ -10,6 +10,7 @@ If X lies in span(U) and D U = 0, then (W + D) X = W X. Everything here is a pur
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
@@ -24,11 +25,17 @@ Layer = nn.Linear | nn.Conv2d
 
 # -- layers and their inputs -------------------------------------------------------------------------------------------
 def layers(module: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """Return {name of weight: layer} for the linear and 2-d convolutional layers whose weights are in `trained`."""
+    """Return {name of weight: layer} for the linear and 2-d convolutional layers whose weights are in `trained`.
+
+    The output layer of nn.MultiheadAttention is left out: its weight is read, but the layer is never called.
+    """
+    attention = {
+        f"{name}.out_proj".lstrip(".") for name, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)
+    }
     found = {
         f"{name}.weight".lstrip("."): layer
         for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and name not in attention
     }
     return {weight: layer for weight, layer in found.items() if weight in trained}
 
@@ -41,27 +48,65 @@ def protected(
     Args:
         module: The model.
         trained: Its trained tensors by name.
-        patterns: Glob patterns of weights to protect; None is all linear and convolutional layers.
+        patterns: Glob patterns of weights to protect; None is all trained tensors of two or more dimensions.
         head: Glob patterns of weights that are never protected.
+
+    Raises:
+        ValueError: a weight cannot be protected, or none is left.
     """
     known = layers(module, trained)
-    chosen = list(known) if patterns is None else match(known, patterns)
-    left = set(match(known, head))
-    chosen = [name for name in chosen if name not in left]
+    left = set(match(trained, head))
+    wanted = [n for n in (trained if patterns is None else match(trained, patterns)) if n not in left]
+    chosen = [name for name in wanted if name in known]
+    others = [name for name in wanted if name not in known and trained[name].ndim > 1]
+    if others:
+        raise ValueError(
+            f"protects: {[f'{name} ({_owner(module, name)})' for name in others]} cannot be protected, because only "
+            "the inputs of linear and 2-d convolutional layers are seen; put them into `head` if they may change, "
+            f"or name the weights to protect; those that can be protected are {list(known)}"
+        )
     if not chosen:
         raise ValueError(
             f"protects: no weight is left to protect; the linear and convolutional weights are {list(known)}"
         )
     for name in chosen:
-        layer = known[name]
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            raise ValueError(
-                f"protects: {name} belongs to a convolution with {layer.groups} groups, which see different inputs; "
-                "only convolutions with one group can be protected, so name the other weights"
-            )
-        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            raise ValueError(f"protects: {name} pads with {layer.padding_mode!r}; only zero padding can be protected")
+        _check_layer(name, known[name])
+        twins = [n for n, p in module.named_parameters(remove_duplicate=False) if p is known[name].weight and n != name]
+        if twins:
+            raise ValueError(f"protects: {name} is also {twins}; only weights that one layer uses can be protected")
     return {name: known[name].weight[0].numel() for name in chosen}
+
+
+def _check_layer(name: str, layer: Layer) -> None:
+    """Require a linear layer, or a convolution with one group and zero padding."""
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        raise ValueError(
+            f"protects: {name} belongs to a convolution with {layer.groups} groups, which see different inputs; "
+            "only convolutions with one group can be protected, so name the other weights"
+        )
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        raise ValueError(f"protects: {name} pads with {layer.padding_mode!r}; only zero padding can be protected")
+
+
+def _owner(module: nn.Module, parameter: str) -> str:
+    """Return the class of the module that a parameter belongs to."""
+    return type(module.get_submodule(parameter.rpartition(".")[0])).__name__
+
+
+def check_inputs_are_seen(module: nn.Module, weights: Sequence[str], x: Tensor) -> None:
+    """Require that a forward pass of samples `x` calls the layers of all `weights`.
+
+    Raises:
+        ValueError: a layer is not called; it may be that `forward` reads its weight.
+    """
+    with torch.random.fork_rng(devices=()):
+        called = {name for name, _ in inputs(copy.deepcopy(module), weights, iter([x]))}
+    unseen = [name for name in weights if name not in called]
+    if unseen:
+        raise ValueError(
+            f"protects: forward does not call the layers of {unseen}, so their inputs are never seen; call the layers "
+            "(self.layer(x), not F.linear(x, self.layer.weight)), or put these weights into `head`"
+        )
 
 
 def columns(layer: Layer, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from fl.config.config import resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.models import adapter
+from fl.models.adapters.lora import LoRA
 from fl.models.binding import module_params
 
 CONFIG = {
@@ -59,6 +60,68 @@ def test_vera_trains_two_vectors_a_layer():
     assert {tuple(params[n].shape) for n in adapter.first(params)} == {(3,)}
     assert [params[n].shape[0] for n in adapter.second(params)] == [12, 10]
     assert not adapter.head(params)
+
+
+class Encoder(nn.Module):
+    """One encoder layer of torch over the eight rows of a digit."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, x):
+        return self.head(self.layer(x[:, 0]).mean(1))
+
+
+def adapted_encoder(**arguments) -> nn.Module:
+    torch.manual_seed(0)
+    return LoRA(rank=2, **arguments).wrap(Encoder((1, 8, 8), 10))
+
+
+def test_weights_that_attention_only_reads_are_not_adapted():
+    layers = list(adapter.layers(module_params(adapted_encoder())))
+    assert sorted(layers) == ["head", "layer.linear1", "layer.linear2"]
+    assert list(adapter.layers(module_params(adapted_encoder(targets=("linear1",))))) == ["layer.linear1"]
+    with pytest.raises(ValueError, match="targets: 'out_proj' belongs to nn.MultiheadAttention"):
+        adapted_encoder(targets=("out_proj",))
+
+
+def test_evaluation_uses_the_adapters_of_encoder_layers():
+    """The fast path of torch in evaluation would read the base weights of the adapted layers."""
+    net, x = adapted_encoder(), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name in adapter.second(module_params(net)):
+            net.get_parameter(name).normal_()
+        trained, evaluated = net.train()(x), net.eval()(x)
+    torch.testing.assert_close(evaluated, trained, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapted_encoder_layer_trains(tmp_path):
+    (tmp_path / "m.py").write_text("from tests.models.test_adapters import Encoder\n")
+    own = {"model": {"name": f"{tmp_path}/m.py:Encoder", "adapter": {"name": "lora", "rank": 2}}}
+    result = fl.run(CONFIG | own, out=tmp_path / "run")
+    assert len(result.model) == 6 and all(result.model[name].any() for name in result.model)
+
+
+def test_default_targets_are_whole_names():
+    """The linear layer "0" is a target; the convolution "a.0" is not, although its name ends in the same way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4))
+    net.add_module("a", nn.Sequential(nn.Conv2d(1, 1, 1)))
+    assert list(adapter.layers(module_params(LoRA(rank=1).wrap(net)))) == ["0"]
+
+
+def test_marks_are_whole_parts_of_names():
+    names = [
+        "explora_A.weight",
+        "explora_B.weight",
+        "explora_A.lora_A.default.weight",
+        "explora_A.lora_B.default.weight",
+    ]
+    assert adapter.first(names) == pair[:1] and adapter.second(names) == pair[1:]
+    assert adapter.head(names) == names[:2]
+    assert adapter.layers(names) == {"explora_A": tuple(pair)}
 
 
 def test_halves_and_head_are_all_that_trains():

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
+from clients.fedewc import FedEWC as EWCClient
 from clients.fedewc import fisher, spring
+from clients.fedgpm import FedGPM as GPMClient
 from clients.fedlwf import FedLwF as LwFClient
 from clients.fedlwf import distillation
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.views import View
 from fl.method.context import ClientContext
+from fl.method.optimiser import SGD, Adam, Torch
 from fl.models.binding import Initial, module_params
 from fl.simulation.simulation import Simulation
 from fl.tasks.supervised import Classification, Regression
@@ -129,6 +132,21 @@ def test_a_stiffer_spring_moves_less(tmp_path):
     assert 0 < moved[0] < moved[1] < moved[2]
 
 
+@pytest.mark.parametrize("fails, tasks", [({"train"}, [0, 0, 1, 1, 2]), ({"train", "fisher"}, [0, 0, 0, 1, 2])])
+def test_the_end_of_a_task_without_answers_is_taken_with_the_next(tmp_path, monkeypatch, fails, tasks):
+    work = EWCClient.work
+
+    def failing(self, name, ctx, carry):
+        if ctx.round == 1 and name in fails:
+            raise RuntimeError("no battery")
+        return work(self, name, ctx, carry)
+
+    monkeypatch.setattr(EWCClient, "work", failing)
+    seen, _ = states(tmp_path, "fedewc", **{"stream.tasks": 2, "execution.on_client_error": "drop"})
+    assert [state.tasks for state in seen] == tasks
+    assert [bool(state.fisher.buffers[0].any()) for state in seen] == [bool(number) for number in tasks]
+
+
 # -- LwF --------------------------------------------------------------------------------------------------------------
 def test_distillation_is_the_divergence_of_softened_outputs():
     g = torch.Generator().manual_seed(0)
@@ -163,7 +181,7 @@ def test_with_a_head_per_task_old_heads_are_distilled():
     """The loss uses outputs 2 and 3, and the divergence outputs 0 and 1 only."""
     g = torch.Generator().manual_seed(0)
     z, t, y = torch.randn(6, 6, generator=g), torch.randn(6, 6, generator=g), torch.tensor([2, 3, 2, 2, 3, 3])
-    at = SimpleNamespace(config={"weight": 0.5, "temperature": 2.0})
+    at = SimpleNamespace(received={"teacher": None}, config={"weight": 0.5, "temperature": 2.0})
     batch = {"x": z, "y": y, "teacher": t}
     found = LwFClient().objective(lambda x: x, batch, at, Slice(Classification(), 2, 4))
     own = F.cross_entropy(z[:, 2:4], y - 2, reduction="none")
@@ -180,6 +198,28 @@ def test_gpm_projects_at_the_client(tmp_path):
             assert ((new.model[name] - w) @ u).abs().max() <= 2e-6 * w.norm()
     known = [sum(u.numel() for u in s.bases.values()) for s in seen]
     assert floats(result, "down") == [P, P, P + known[2], P, P + known[4], P]
+
+
+@pytest.mark.parametrize("server", [{"name": "momentum"}, {"name": "adam", "lr": 0.03}])
+def test_gpm_with_a_server_optimiser_stays_outside_the_subspace(tmp_path, server):
+    seen, _ = states(tmp_path, "fedgpm", **{"strategy.server_optimiser": server})
+    for old, new in zip(seen, seen[1:]):
+        for name, u in old.bases.items():
+            w = old.model[name]
+            assert ((new.model[name] - w) @ u).abs().max() <= 2e-6 * w.norm()
+
+
+@pytest.mark.parametrize(
+    "optimiser, complaint",
+    [
+        (Adam(), "optimiser: 'adam' rescales"),
+        (Torch(cls="RMSprop"), "optimiser: 'torch' rescales"),
+        (SGD(weight_decay=0.1), "optimiser.weight_decay: 0.1 moves weights within the subspace"),
+    ],
+)
+def test_gpm_refuses_steps_that_enter_the_subspace(optimiser, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        GPMClient(optimiser=optimiser)
 
 
 def test_gpm_is_fot_where_a_client_takes_one_step(tmp_path):

@@ -21,6 +21,7 @@ from fl.execution.training import loop
 from fl.method.context import ClientContext
 from fl.method.fold import Fold
 from fl.method.messages import Broadcast
+from fl.method.optimiser import SGD, Adam, LRSchedule, Torch
 from fl.method.reduction import Meta, Product, Reduction
 from fl.method.requests import ExchangeResult
 from fl.method.strategy import ServerContext
@@ -178,6 +179,24 @@ def test_fedprox_drifts_less(mu):
 def test_scaffold_reaches_the_optimum(option, steps):
     algorithm = ScaffoldClient(batch="full", steps=steps, lr=LR, option=option)
     assert federate(Scaffold(), algorithm, 60) == pytest.approx(OPTIMUM, abs=1e-3)
+
+
+MOMENTUM = {"momentum": SGD(momentum=0.9), "nesterov": SGD(momentum=0.9, nesterov=True)}
+HALVING = LRSchedule(start=0.01, schedule="step", every=2, factor=0.5, by="step")
+
+
+@pytest.mark.parametrize("optimiser, lr", [("momentum", 0.005), ("nesterov", 0.005), ("momentum", HALVING)])
+def test_scaffold_with_momentum_reaches_the_optimum(optimiser, lr):
+    """Divided by the plain sum of the learning rates, the control is too large, and the run diverges."""
+    algorithm = ScaffoldClient(batch="full", steps=5, lr=lr, optimiser=MOMENTUM[optimiser])
+    assert federate(Scaffold(), algorithm, 400) == pytest.approx(OPTIMUM, abs=1e-4)
+
+
+@pytest.mark.parametrize("optimiser", [Adam(), Torch(cls="RMSprop")])
+def test_scaffold_refuses_optimisers_that_rescale_gradients(optimiser):
+    with pytest.raises(ValueError, match="optimiser: .* rescales gradients, .*`option: 1`"):
+        ScaffoldClient(optimiser=optimiser)
+    ScaffoldClient(optimiser=optimiser, option=1)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
+from clients.fot import FOT as FOTClient
 from clients.fot import layer_statistics
 from fl.config.config import resolve
 from fl.config.reading import read
@@ -78,6 +79,39 @@ def test_grouped_convolutions_are_refused():
     module = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="protects: 0.weight belongs to a convolution with 2 groups"):
         subspace.protected(module, module_params(module), None, ())
+
+
+def trained_and(module):
+    return module, module_params(module)
+
+
+@pytest.mark.parametrize(
+    "module, named",
+    [
+        (nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5)), r"0.weight \(Conv1d\)"),
+        (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5)), r"0.weight \(Embedding\)"),
+        (nn.ModuleDict({"r": nn.LSTM(3, 4), "l": nn.Linear(4, 5)}), r"r.weight_ih_l0 \(LSTM\)"),
+        (nn.TransformerEncoderLayer(8, 2, 16), r"self_attn.in_proj_weight .*self_attn.out_proj.weight"),
+    ],
+)
+def test_weights_whose_inputs_are_never_seen_are_refused(module, named):
+    with pytest.raises(ValueError, match=f"protects: .*{named}.* cannot be protected"):
+        subspace.protected(*trained_and(module), None, ())
+    with pytest.raises(ValueError, match=f"protects: .*{named}.* cannot be protected"):
+        subspace.protected(*trained_and(module), ("*weight*",), ())
+
+
+def test_weights_that_cannot_be_protected_may_be_left_out():
+    module = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
+    assert subspace.protected(*trained_and(module), ("2.weight",), ()) == {"2.weight": 12}
+    assert subspace.protected(*trained_and(module), None, ("0.*",)) == {"2.weight": 12}
+
+
+def test_a_weight_that_two_layers_use_is_refused():
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    module[2].weight = module[0].weight
+    with pytest.raises(ValueError, match="protects: 0.weight is also .*2.weight"):
+        subspace.protected(*trained_and(module), None, ())
 
 
 def test_heads_are_left_out_and_patterns_choose():
@@ -366,3 +400,65 @@ def test_fot_forgets_less_than_fedavg(tmp_path):
     runs = {s: fl.run(RUN | STREAM, out=tmp_path / s, strategy=s, **overrides).metrics[-1] for s in ("fedavg", "fot")}
     assert runs["fot"]["stream/acc"] > runs["fedavg"]["stream/acc"] + 0.03
     assert runs["fot"]["stream/fgt"] < 0.6 * runs["fedavg"]["stream/fgt"]
+
+
+# -- layers that forward does not call --------------------------------------------------------------------------------
+READS_A_WEIGHT = """
+import torch.nn.functional as F
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.a, self.b = nn.Linear(shape[0], 6), nn.Linear(6, outputs)
+    def forward(self, x):
+        return self.b(F.relu(F.linear(x.flatten(1), self.a.weight, self.a.bias)))
+"""
+
+
+def reads_a_weight(tmp_path, evaluates: bool) -> dict:
+    (tmp_path / "m.py").write_text(READS_A_WEIGHT)
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
+    tests = {} if not evaluates else {"x_test": x, "y_test": np.arange(40) % 3}
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(40) % 3, **tests)
+    own = {"data": str(tmp_path / "d.npz"), "model": f"{tmp_path}/m.py:Net", "strategy": {"name": "fot"}}
+    return {**RUN, **own, "evaluation": {"server": evaluates}, "rounds": 1}
+
+
+def test_a_weight_that_forward_only_reads_is_refused_before_round_0(tmp_path):
+    with pytest.raises(fl.ConfigError, match="forward does not call the layers of .'a.weight'."):
+        fl.run(reads_a_weight(tmp_path, True), out=tmp_path / "out")
+
+
+def test_without_a_test_set_the_first_boundary_names_it(tmp_path, caplog):
+    fl.run(reads_a_weight(tmp_path, False), out=tmp_path / "out")
+    assert "the weights ['a.weight'] are not protected" in caplog.text
+
+
+# -- a boundary without answers ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("fails, covered", [({"train"}, [0, 0, 1, 1, 2]), ({"train", "gpse"}, [0, 0, 0, 1, 2])])
+def test_a_boundary_without_answers_is_taken_with_the_next(tmp_path, monkeypatch, fails, covered):
+    """In round 1, the last of the first task, all clients fail at some work; the bases come with the next answers."""
+    work = FOTClient.work
+
+    def failing(self, name, ctx, carry):
+        if ctx.round == 1 and name in fails:
+            raise RuntimeError("no battery")
+        return work(self, name, ctx, carry)
+
+    monkeypatch.setattr(FOTClient, "work", failing)
+    settings = {"name": "fot", "eps": 1.0, "gpse": "gram", "residual_ratio": "energy"}
+    overrides = {"stream.tasks": 2, "execution.on_client_error": "drop"}
+    seen, _ = states(tmp_path, strategy=settings, **overrides)
+    assert [state.tasks for state in seen] == covered
+    assert [bool(state.bases) for state in seen] == [bool(tasks) for tasks in covered]
+    if fails == {"train"}:  # the bases hold all inputs of the first task, up to float32 noise
+        config = resolve(read(RUN | STREAM, {"strategy": "fedavg", **overrides}))
+        with Simulation(config, tmp_path / "again") as simulation:
+            setup = simulation.run_setup
+        first, second = (
+            torch.from_numpy(setup.dataset.train["x"][period.partition.indices]).flatten(1) for period in setup.periods
+        )
+        u = seen[2].bases["1.weight"]
+        outside = [float((x - x @ u @ u.T).norm() / x.norm()) for x in (first, second)]
+        assert outside[0] < 0.005 < 0.02 < outside[1]

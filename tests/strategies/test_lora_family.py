@@ -378,6 +378,16 @@ def test_ffa_is_fedavg_on_b(tmp_path):
         close(ffa[name], fedavg[name], 1e-6)
 
 
+def test_ffa_with_vera_averages_b_and_keeps_d(tmp_path):
+    """The change diag(b) B diag(d) A is linear in b, so the mean of b is exact; b has OUT floats."""
+    result = run(tmp_path, "ffa_lora", **{"model.adapter": {"name": "vera", "rank": R}})
+    assert (floats(result, "up"), floats(result, "down")) == ([OUT] * 4, [OUT] * 4)
+    (d,), (b,) = adapter.first(result.model), adapter.second(result.model)
+    assert torch.equal(result.model[d], torch.full((R,), 0.1)) and result.model[b].any()
+    with pytest.raises(fl.ConfigError, match="no adapter with a second half"):
+        fl.run({**RUN, "model": "softmax", "strategy": "ffa_lora"}, out=tmp_path / "none")
+
+
 def test_lora_fair_without_correction_runs_as_fedit(tmp_path):
     fedit, fair = run(tmp_path, "fedit").model, run(tmp_path, "lora_fair", **{"strategy.lam": 1e12}).model
     for name in fedit:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clients.fedlwf import FedLwF as LwFClient
 from clients.fednova import FedNova as FedNovaClient
 from clients.fednova import effective_steps
 from clients.fedproto import FedProto as FedProtoClient
@@ -22,6 +23,7 @@ from clients.moon import Moon as MoonClient
 from clients.moon import contrast
 from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
+from fl.data.augment import Augment
 from fl.data.views import View
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
@@ -402,6 +404,35 @@ def test_moon_without_a_past_trains_as_fedavg_does():
     plain = LocalSGD(**settings).work("train", classifying({"model": received}), None)
     for name, moved in plain.update.groups["model"].items():
         torch.testing.assert_close(moon.update.groups["model"][name], moved, atol=1e-6, rtol=1e-5)
+
+
+class Doubled(Augment):
+    """An augmentation without randomness."""
+
+    def apply(self, x, words):
+        return 2 * x
+
+
+@pytest.mark.parametrize("name", ["moon", "fedlwf"])
+def test_references_see_the_augmented_batch(name):
+    """Training on doubled batches of X equals training on 2 X. A reference pass over X would break that."""
+    models = [module_params(network(seed)) for seed in (1, 2)]
+    settings = {"steps": 4, "batch": 4, "lr": 0.1}
+    if name == "moon":
+        algorithm, received, state = MoonClient(mu=3.0, **settings), {"model": models[0]}, models[1]
+    else:
+        algorithm, received, state = LwFClient(**settings), {"model": models[0], "teacher": models[1]}, None
+    config = {"weight": 2.0, "temperature": 2.0}
+
+    def trained(x, augment):
+        arrays = {"x": x, "y": Y}
+        ctx = context(network(0), arrays, Classification(), received, state, config=config, augment=augment)
+        return algorithm.work("train", ctx, None).update.groups["model"]
+
+    augmented, doubled, plain = trained(X, (Doubled(),)), trained(2 * X, ()), trained(X, ())
+    for name in doubled:
+        torch.testing.assert_close(augmented[name], doubled[name], atol=1e-6, rtol=1e-5)
+    assert float((augmented["0.weight"] - plain["0.weight"]).norm()) > 1e-3
 
 
 # -- IFCA -------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,14 @@
     vera      W + diag(b) B diag(d) A    b, d trained       Kopiczko, Blankevoort, Asano 2023, arXiv:2310.11454
 
 Initial values: A random (Kaiming-uniform), B and b zero. VeRA's A and B are random, frozen and shared by all layers.
+The layer `out_proj` of nn.MultiheadAttention cannot be adapted: attention reads its weight and never calls it.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +24,37 @@ from fl.registry import register
 from fl.tensors.params import match
 
 
+def uncalled(module: nn.Module) -> set[str]:
+    """Return the names of layers whose weights are read by their parent, which never calls them."""
+    return {
+        f"{name}.out_proj".lstrip(".") for name, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)
+    }
+
+
+def matching(names: Iterable[str], target: str) -> list[str]:
+    """Return the names that equal `target` or end with it.
+
+    >>> matching(["0.query", "0.my_query", "query"], "query")
+    ['0.query', 'query']
+    """
+    return [name for name in names if f".{name}".endswith(f".{target}")]
+
+
+def without_fast_path(module: nn.Module) -> None:
+    """Have encoder layers call their children in evaluation, too; torch's fast path reads base weights alone."""
+    for layer in module.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            layer.activation_relu_or_gelu = 0  # one of the conditions of the fast path
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Peft(Adapter):
     """Arguments of all adapters.
 
     Args:
         rank: rank of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
+            module calls.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
     """
 
@@ -43,23 +70,34 @@ class _Peft(Adapter):
 
         own = match((n for n, _ in module.named_parameters()), self.trains)
         kept = {name.rpartition(".")[0] for name in own}
-        linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear) and name not in kept]
-        targets = list(self.targets) or linear
-        for target in targets:
-            if not any(name == target or name.endswith(f".{target}") for name, _ in module.named_modules()):
+        layers = dict(module.named_modules())
+        unused = uncalled(module)
+        called = [name for name in layers if name not in unused]
+        linear = [name for name in called if isinstance(layers[name], nn.Linear) and name not in kept]
+        for target in self.targets:
+            if not matching(layers, target):
                 raise ValueError(f"targets: {target!r} is not a layer of the model; its linear layers are {linear}")
+            if not matching(called, target):
+                raise ValueError(
+                    f"targets: {target!r} belongs to nn.MultiheadAttention, which reads its weight and never calls it, "
+                    f"so an adapter has no effect; the linear layers that are called are {linear}"
+                )
+        targets = [name for target in self.targets for name in matching(called, target)] or linear
+        if not targets:
+            raise ValueError("adapter: the model has no linear layer outside `trains` to adapt; name `targets`")
+        without_fast_path(module)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns about settings for other uses
             module = get_peft_model(
-                module, self._config(targets)
+                module, self._config("|".join(map(re.escape, targets)))
             ).base_model.model  # without peft's wrapper, so that names stay
         for name, parameter in module.named_parameters():
             if name in own:
                 parameter.requires_grad_(True)
         return module
 
-    def _config(self, targets: list[str]) -> Any:
-        """peft's configuration."""
+    def _config(self, targets: str) -> Any:
+        """peft's configuration; `targets` is a regular expression that matches the whole names of the layers."""
         raise NotImplementedError
 
 
@@ -70,7 +108,8 @@ class LoRA(_Peft):
 
     Args:
         rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
+            module calls.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         alpha: scale of the change; the change is alpha/r B A.
         dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
@@ -79,7 +118,7 @@ class LoRA(_Peft):
     alpha: float = 16.0
     dropout: float = 0.0
 
-    def _config(self, targets: list[str]) -> Any:
+    def _config(self, targets: str) -> Any:
         from peft import LoraConfig
 
         alpha: Any = self.alpha  # peft takes floats, but declares an int
@@ -93,13 +132,14 @@ class RsLoRA(LoRA):
 
     Args:
         rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
+            module calls.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         alpha: scale of the change; the change is alpha/sqrt(r) B A.
         dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
     """
 
-    def _config(self, targets: list[str]) -> Any:
+    def _config(self, targets: str) -> Any:
         config = super()._config(targets)
         config.use_rslora = True
         return config
@@ -112,7 +152,8 @@ class VeRA(_Peft):
 
     Args:
         rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains`.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
+            module calls.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         d_initial: initial value of d.
         seed: seed of the frozen A and B.
@@ -121,7 +162,7 @@ class VeRA(_Peft):
     d_initial: float = 0.1
     seed: int = 0
 
-    def _config(self, targets: list[str]) -> Any:
+    def _config(self, targets: str) -> Any:
         from peft import VeraConfig
 
         return VeraConfig(
