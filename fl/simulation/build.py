@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fl.config.config import Config
+from fl.data.checking import checked
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.data.stream import Period, split_rows
@@ -52,7 +53,7 @@ def set_up_run(config: Config) -> RunSetup:
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     """Load the data and, for each period of the run, assign its rows to clients."""
-    dataset = _located("data", config.data.load)
+    dataset = _located("data", lambda: config.data.load(partial(checked, task=config.task)))
 
     def split(part: Dataset) -> Partition:
         if part.held is None or getattr(config.partition, "keeps_held", False):

@@ -15,9 +15,10 @@ from fl import registry
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.dataset import Dataset, as_dataset
-from fl.data.sets.file import File, codes
+from fl.data.sets.file import File
 from fl.data.sets.hub import Hub
 from fl.data.sets.mapped import Mapped
+from fl.data.words import codes
 from fl.errors import ConfigError
 from tests.process import python
 
@@ -47,7 +48,8 @@ def test_forms_of_arrays():
         ({"images": X, "labels": Y}, r"data: a dict of \['images', 'labels'\] is not"),
         ({"train": {"x": X, "y": Y}, "tset": {"x": X, "y": Y}}, r"data: a dict of \['train', 'tset'\] is not"),
         ({"train": (X, Y)}, "data: train is tuple, not a dict of arrays"),
-        ({"x": X, "y": ["a", "b", "c", "a", "b", "c"]}, r"data: train.y is <U1 \(6,\), not an array of numbers"),
+        ({"x": [["a"], ["b"]], "y": [0, 1]}, r"data: train.x is <U1 \(2, 1\), not an array of numbers"),
+        ({"x": X, "y": ["a", "b", None, "a", "b", "c"]}, "data: train.y has None in row 2, which is not a word"),
         ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is not an array"),
         ({"x": X, "y": 3}, r"data: train.y is int64 \(\), not an array"),
         ({"x": X, "y": Y[:5]}, "train: arrays differ in length"),

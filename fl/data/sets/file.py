@@ -15,22 +15,10 @@ import numpy as np
 from fl.checks import positive
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import DATA_FILES, locate
+from fl.data.words import codes
 from fl.registry import register
 
 NPZ = "x, y [clients], or x_train, y_train [x_test, y_test] [clients]"
-
-
-def codes(column: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Number the distinct words of all columns 0, 1, ... in sorted order. Columns of integers are returned unchanged.
-
-    >>> [c.tolist() for c in codes(np.array(["b", "a"]), np.array(["b"]))]
-    [[1, 0], [1]]
-    """
-    columns = [np.asarray(c) for c in (column, *others)]
-    if all(c.dtype.kind in "iub" for c in columns):
-        return columns
-    numbers = np.unique(np.concatenate([c.astype(str) for c in columns]), return_inverse=True)[1]
-    return np.split(numbers, np.cumsum([len(c) for c in columns])[:-1])
 
 
 def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Dataset:
@@ -88,6 +76,19 @@ def column(table: Any, key: str, name: str) -> np.ndarray:
     if table[name].null_count:
         raise ValueError(f"{key}: column {name!r} has {table[name].null_count} missing values")
     return table[name].to_numpy()
+
+
+def labels(table: Any, name: str) -> np.ndarray:
+    """Return the column of labels: numbers, lists of numbers of one length as (N, K), or words."""
+    values = column(table, "target", name)
+    if values.dtype.kind in "biuf" or not len(values):
+        return values
+    if not isinstance(values[0], np.ndarray):
+        return values.astype(str)
+    lengths = sorted({len(row) for row in values})
+    if len(lengths) > 1:
+        raise ValueError(f"target: the lists of column {name!r} differ in length, {lengths}; pad them")
+    return np.stack(values)
 
 
 @register("data", "file")
@@ -149,9 +150,7 @@ class File(Loader):
 
         files = {key: getattr(self, key) for key in ("path", "test") if getattr(self, key) is not None}
         tables = [parquet.read_table(locate(file, key)) for key, file in files.items()]
-        targets = [column(table, "target", self.target) for table in tables]
-        if any(t.dtype.kind != "f" for t in targets):
-            targets = codes(*targets)
+        targets = [labels(table, self.target) for table in tables]
         names = self.features
         if names is None:
             names = tuple(n for n in tables[0].column_names if n not in (self.target, self.clients))
