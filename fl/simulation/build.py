@@ -14,6 +14,7 @@ from fl.config.config import Config
 from fl.data.checking import checked
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
+from fl.data.partitioner import split_checked
 from fl.data.stream import Period, split_rows
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
@@ -21,6 +22,7 @@ from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
+from fl.simulation.inputs import fitted
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
 
@@ -43,6 +45,7 @@ def set_up_run(config: Config) -> RunSetup:
         )
     _located("cohort", lambda: config.cohort.check(trainable))
     module = build_model(config, dataset)
+    dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
     initial = Initial.of(module)
     plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained))
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
@@ -57,7 +60,7 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
 
     def split(part: Dataset) -> Partition:
         if part.held is None or getattr(config.partition, "keeps_held", False):
-            return _located("partition", lambda: config.partition.split(part))
+            return _located("partition", lambda: split_checked(config.partition, part))
         return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
 
     stream, shift = config.stream, config.shift
@@ -95,10 +98,19 @@ def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
         module = with_addressed_dropout(
-            _located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs))
+            _located("model", lambda: _built(config, dataset.train["x"].shape[1:], outputs))
         )
     _check_statistics(config, dataset, module)
     return module
+
+
+def _built(config: Config, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+    try:
+        return config.model.build(shape, outputs)
+    except IndexError as error:
+        if shape:
+            raise
+        raise ConfigError("data", "x is one number per row, and the model takes vectors; make it (rows, 1)") from error
 
 
 def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module) -> None:
