@@ -7,13 +7,12 @@ array, the value, how many rows have it, the first such row (from 0, as loaded),
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl.data.dataset import PARTS, Arrays, Dataset
+from fl.data.dataset import Arrays, Dataset
 
 if TYPE_CHECKING:
     from fl.tasks.task import Task
@@ -36,8 +35,7 @@ def checked(dataset: Dataset, task: Task) -> Dataset:
             f"y has words ({', '.join(map(repr, dataset.words[:3]))}, ...), and this task needs numbers; "
             "convert them, or use task: classification"
         )
-    parts = {part: arrays for part in PARTS if (arrays := getattr(dataset, part)) is not None}
-    return replace(dataset, **{part: _checked(arrays, part, task) for part, arrays in parts.items()})
+    return dataset.mapped(lambda part, arrays: _checked(arrays, part, task))
 
 
 def _checked(arrays: Arrays, where: str, task: Task) -> Arrays:
@@ -83,7 +81,7 @@ def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy has no public name for it
 
 
-def require_labels(arrays: Arrays, where: str) -> np.ndarray | None:
+def require_labels(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray | None:
     """Return `y`; None if it is missing in the server's own rows, which may be without labels."""
     if "y" in arrays:
         return arrays["y"]

@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Dataset:
 
     def _stored_parts(self) -> dict[str, Any]:
         """Return train, test and server as they are stored, and the words of the labels."""
-        parts = {part: _checked(part, a) for part in PARTS if (a := getattr(self, part)) is not None}
+        parts = {part: _checked(part, arrays) for part, arrays in self.parts().items()}
         for part in ("test", "server"):
             if part in parts and not len(parts[part]["x"]):
                 log.warning("data: %s has no rows; it is left out", part)
@@ -102,6 +102,15 @@ class Dataset:
         if "y" not in self.train:
             raise ValueError(f"train: there is no 'y' in {list(self.train)}; this data set has no labels")
         return self.train["y"]
+
+    def parts(self) -> dict[str, Arrays]:
+        """Return the parts that there are, of train, test and server, by name."""
+        return {part: arrays for part in PARTS if (arrays := getattr(self, part)) is not None}
+
+    def mapped(self, change: Callable[[str, Arrays], Arrays]) -> Dataset:
+        """Return the data set with change(part, arrays) for the arrays of each part that there is."""
+        new = {part: change(part, arrays) for part, arrays in self.parts().items()}
+        return replace(self, train=new["train"], test=new.get("test"), server=new.get("server"))
 
     def digest(self) -> str:
         """Return the SHA-256 over part, name, dtype, shape and bytes of all arrays."""

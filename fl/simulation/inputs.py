@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
-from fl.data.dataset import PARTS, Dataset
+from fl.data.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +30,23 @@ def fitted(dataset: Dataset, module: nn.Module, vocabulary: int | None) -> Datas
     Raises:
         ValueError: an id is beyond the vocabulary, or mapped features would have to be converted.
     """
-    parts = {part: arrays for part in PARTS if (arrays := getattr(dataset, part)) is not None}
+    x = dataset.train["x"]
+    if x.ndim == 1 and any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        raise ValueError(f"x {x.dtype} {x.shape} is one id per row, and the model takes sequences (rows, positions)")
     if vocabulary is not None:
-        for part, arrays in parts.items():
+        for part, arrays in dataset.parts().items():
             require_ids(arrays["x"], part, vocabulary)
         return dataset
-    x = dataset.train["x"]
     if x.dtype.kind == "f" or not takes_numbers(module, x.shape[1:]):
         return dataset
     if x.ndim == 1:
         raise ValueError(f"x {x.dtype} {x.shape} is one number per row, and the model takes vectors; make it (rows, 1)")
-    if any(isinstance(arrays["x"], np.memmap) for arrays in parts.values()):
+    if any(isinstance(arrays["x"], np.memmap) for arrays in dataset.parts().values()):
         raise ValueError(
             f"x is {x.dtype}, and the model takes float32; mapped features are not converted: save float32"
         )
     log.warning("data: x is %s; it is converted to float32 for this model, without scaling", x.dtype)
-    return replace(dataset, **{part: a | {"x": a["x"].astype(np.float32)} for part, a in parts.items()})
+    return dataset.mapped(lambda part, arrays: arrays | {"x": arrays["x"].astype(np.float32)})
 
 
 def require_ids(x: np.ndarray, where: str, vocabulary: int) -> None:

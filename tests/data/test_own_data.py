@@ -181,7 +181,7 @@ def test_parquet_that_is_refused(tmp_path, columns, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "a.csv"}, "path: 'a.csv' must end in .npz or .parquet"),
+        ({"path": "a.tsv"}, "path: 'a.tsv' must end in .npz, .parquet or .csv"),
         ({"path": "a.npz", "target": "label"}, "target: 'label' is for .parquet"),
         ({"path": "a.npz", "scale": 0.0}, "scale: 0.0 is not positive"),
     ],

@@ -48,6 +48,8 @@ class Leaf(Loader):
     def load(self) -> Dataset:
         train, test = self._users("train"), self._users("test")
         names = sorted(train)
+        if not names:
+            raise ValueError(f"path: no user of {data_folder() / self.path / 'train'} has samples")
         parts = [part[name] for name in names for part in (train, test) if name in part]
         sizes = [len(part.y) for part in parts]
         held = [is_test for name in names for is_test, part in ((False, train), (True, test)) if name in part]
@@ -114,7 +116,7 @@ def _text(user: User, sample: Any) -> str:
 
 def _tables(users: Sequence[User]) -> list[np.ndarray]:
     """Return the numbers of each user, (n, ...) float32, with one shape of a sample for all."""
-    tables = []
+    tables: list[np.ndarray] = []
     for user in users:
         try:
             table = np.asarray(user.x, np.float32)
