@@ -30,13 +30,11 @@ def fitted(dataset: Dataset, module: nn.Module, vocabulary: int | None) -> Datas
     Raises:
         ValueError: an id is beyond the vocabulary, or mapped features would have to be converted.
     """
-    x = dataset.train["x"]
-    if x.ndim == 1 and any(isinstance(m, nn.RNNBase) for m in module.modules()):
-        raise ValueError(f"x {x.dtype} {x.shape} is one id per row, and the model takes sequences (rows, positions)")
     if vocabulary is not None:
         for part, arrays in dataset.parts().items():
             require_ids(arrays["x"], part, vocabulary)
         return dataset
+    x = dataset.train["x"]
     if x.dtype.kind == "f" or not takes_numbers(module, x.shape[1:]):
         return dataset
     if x.ndim == 1:

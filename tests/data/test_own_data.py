@@ -160,6 +160,45 @@ def test_parquet_of_columns_and_of_lists(tmp_path):
     assert_array_equal(lists.train["y"], np.array([0.5, 1.5], np.float32))
 
 
+def test_csv_is_read_as_parquet_is(tmp_path):
+    columns = {"age": [30, 40, 50], "label": ["no", "yes", "no"], "income": [1.5, 2.5, 3.5], "site": ["b", "a", "b"]}
+    lines = [",".join(map(str, row)) for row in (columns, *zip(*columns.values()))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    arguments = {"target": "label", "clients": "site"}
+    text = File(path=str(tmp_path / "a.csv"), test=str(tmp_path / "a.csv"), **arguments).load()
+    path = table(tmp_path / "a.parquet", **columns)
+    assert text.digest() == File(path=path, test=path, **arguments).load().digest()
+    assert text.labels.tolist() == [0, 1, 0] and text.clients.tolist() == [1, 0, 1]
+    (tmp_path / "a.csv").write_text("\ufeffa,y\n1,0\n2,1\n")  # a spreadsheet's file
+    assert_array_equal(File(path=str(tmp_path / "a.csv")).load().train["x"], [[1], [2]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,y\n1,0\n2,\n", "target: column 'y' has 1 missing values"),
+        ("a,y\n1,cat\n2,\n", "target: column 'y' has 1 missing values"),
+        ("a,y\nNA,0\n2,1\n", "features: column 'a' has 1 missing values"),
+        ("a,y\nword,0\n", "features: column 'a' is string, not numbers"),
+        ("a;y\n1;0\n", r"target: 'y' is not one of the columns \['a;y'\]"),
+        ("a,y\n1,0,3\n", "path: .*a.csv cannot be read: .*Expected 2 columns, got 3"),
+        ("", "path: .*a.csv cannot be read: Empty CSV file"),
+        ("a,a,y\n1,0,3\n", "path: .*a.csv has several columns with the name 'a'"),
+    ],
+)
+def test_csv_that_is_refused(text, message, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        File(path=str(tmp_path / "a.csv")).load()
+
+
+def test_lists_are_rows_of_labels(tmp_path):
+    path = table(tmp_path / "a.parquet", a=[1.0, 2.0], y=[[0, 1], [1, 1]])
+    assert File(path=path).load().labels.tolist() == [[0, 1], [1, 1]]
+    with pytest.raises(ValueError, match=r"target: the lists of column 'y' differ in length, \[1, 2\]"):
+        File(path=table(tmp_path / "a.parquet", a=[1.0, 2.0], y=[[0, 1], [1]])).load()
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [
