@@ -54,6 +54,9 @@ class Slice(Task):
     low: int
     high: int
 
+    def checked(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        return self.task.checked(arrays, where)
+
     def num_outputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         return self.task.num_outputs(arrays)
 

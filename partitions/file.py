@@ -23,7 +23,7 @@ import numpy as np
 from fl.data.dataset import Dataset
 from fl.data.folder import locate
 from fl.data.grouping import group_by
-from fl.data.partition import Partition
+from fl.data.partition import Partition, whole
 from fl.data.partitioner import Partitioner
 from fl.registry import register
 
@@ -57,7 +57,8 @@ def from_owners(client: np.ndarray, is_test: np.ndarray | None = None) -> Partit
         client: (R,) owner of each row, 0..N-1; negative: the row is not used.
         is_test: (R,) bool, whether a row is a test row of its owner.
     """
-    client, clients = np.asarray(client).astype(np.int64), int(np.max(client, initial=-1)) + 1
+    client = whole("client", client)
+    clients = int(client.max(initial=-1)) + 1
     is_test = np.zeros(len(client), bool) if is_test is None else np.asarray(is_test).astype(bool)
     if client.shape != is_test.shape or client.ndim != 1:
         raise ValueError(f"is_test: shape {is_test.shape}, but client has shape {client.shape}; one per row is needed")
@@ -66,29 +67,32 @@ def from_owners(client: np.ndarray, is_test: np.ndarray | None = None) -> Partit
     return Partition(rows[order], ends[::2], test=np.diff(ends)[1::2])
 
 
-def from_named(arrays: Mapping[str, Any]) -> Partition:
-    """Return the partition of the arrays of a file, by their names."""
+def from_named(arrays: Mapping[str, Any], rows: int | None = None) -> Partition:
+    """Return the partition of the arrays of a file, by their names. `client` needs one entry per row, if known."""
     names = set(arrays)
     if "client" in names:
+        if rows is not None and len(arrays["client"]) < rows:
+            raise ValueError(
+                f"client: {len(arrays['client'])} entries for the {rows} rows of the training set; give each row its "
+                "owner, or -1 for none"
+            )
         return from_owners(arrays["client"], arrays.get("is_test"))
     if "train" in names:
         return from_lists(arrays["train"], arrays.get("test"))
     if {"indices", "offsets"} <= names:
-        indices, offsets = (np.asarray(arrays[name]).astype(np.int64) for name in ("indices", "offsets"))
-        test = np.asarray(arrays.get("test", ())).astype(np.int64)
-        return Partition(indices, offsets, test=test)
+        return Partition(arrays["indices"], arrays["offsets"], test=arrays.get("test", np.zeros(0, np.int64)))
     raise ValueError(f"path: the file has {sorted(names)}; it needs {FORMS}")
 
 
-def read(path: str | Path) -> Partition:
-    """Read the partition in an .npz or .json file."""
+def read(path: str | Path, rows: int | None = None) -> Partition:
+    """Read the partition of a training set of that many rows in an .npz or .json file."""
     found = locate(str(path))
     if found.suffix == ".npz":
         with np.load(found, allow_pickle=False) as arrays:
-            return from_named(dict(arrays))
+            return from_named(dict(arrays), rows)
     if found.suffix == ".json":
         content = json.loads(found.read_text())
-        return from_named(content) if isinstance(content, dict) else from_lists(content)
+        return from_named(content, rows) if isinstance(content, dict) else from_lists(content)
     raise ValueError(f"path: {path} must end in .npz or .json")
 
 
@@ -111,9 +115,12 @@ class File(Partitioner):
         if (self.path is None) == (self.lists is None):
             raise ValueError("path: give either `path`, an .npz or .json file, or `lists`")
 
+    leaves_rows: ClassVar[bool] = True
+
     def split(self, dataset: Dataset) -> Partition:
-        partition = read(self.path) if self.path is not None else from_lists(self.lists or ())
-        rows, most = len(dataset), int(partition.indices.max(initial=-1))
+        rows = len(dataset)
+        partition = read(self.path, rows) if self.path is not None else from_lists(self.lists or ())
+        most = int(partition.indices.max(initial=-1))
         if most >= rows:
             raise ValueError(
                 f"{'lists' if self.path is None else 'path'}: row {most} exceeds the {rows} rows of the training set; "

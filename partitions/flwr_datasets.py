@@ -108,6 +108,7 @@ class Flwr(Partitioner):
         "partition.partitioner": "flwr_datasets.partitioner:IidPartitioner",
         "partition.arguments": {"num_partitions": 8},
     }
+    leaves_rows: ClassVar[bool] = True
 
     def split(self, dataset: Dataset) -> Partition:
         where, colon, _ = self.partitioner.rpartition(":")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -97,6 +98,8 @@ class InnerDirichlet(Partitioner):
     sizes: tuple[int, ...]
     alpha: float
     seed: int = 0
+
+    leaves_rows: ClassVar[bool] = True
 
     def split(self, dataset: Dataset) -> Partition:
         return Partition(*inner_dirichlet(dataset.labels, self.sizes, self.alpha, self.seed))

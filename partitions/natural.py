@@ -49,6 +49,7 @@ class Natural(Partitioner):
     clients: int | None = None
 
     keeps_held: ClassVar[bool] = True
+    leaves_rows: ClassVar[bool] = True
 
     def split(self, dataset: Dataset) -> Partition:
         if dataset.clients is None:

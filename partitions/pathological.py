@@ -102,6 +102,7 @@ class Pathological(Partitioner):
     seed: int = 0
 
     example_config: ClassVar[dict[str, int]] = {"partition.num_classes_per_partition": 2}
+    leaves_rows: ClassVar[bool] = True
 
     def split(self, dataset: Dataset) -> Partition:
         arguments = (self.clients, self.num_classes_per_partition, self.class_assignment_mode, self.seed)

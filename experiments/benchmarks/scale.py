@@ -23,7 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,9 @@ class Overlapping:
     """Partition that gives SAMPLES consecutive rows to each client; it starts again at row 0 after the last row."""
 
     clients: int
+
+    overlaps: ClassVar[bool] = True
+    leaves_rows: ClassVar[bool] = True  # with few clients
 
     def split(self, dataset: Dataset) -> Partition:
         rows = np.arange(self.clients * SAMPLES) % len(dataset)

@@ -13,17 +13,22 @@ Loaders are frozen dataclasses, registered under "data", with a method `load() -
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from fl.data.words import Words, numbered, plain
 from fl.tensors.pickling import map_tensor
 
+log = logging.getLogger(__name__)
+
 Arrays = dict[str, np.ndarray]
+PARTS = ("train", "test", "server")
 BLOCK = 1 << 24  # bytes that a digest reads at once
 
 
@@ -31,8 +36,9 @@ BLOCK = 1 << 24  # bytes that a digest reads at once
 class Dataset:
     """Arrays by name; see the module.
 
-    Arrays are stored contiguously, floating-point ones as float32, integer labels `y` as int64. Mapped files stay
-    mapped.
+    Arrays are stored contiguously, floating-point ones as float32, integer labels `y` as int64. Labels and clients
+    that are words are numbered 0, 1, ... in sorted order. An array has one dtype in all parts. A test set without rows
+    is left out. Mapped files stay mapped.
 
     Args:
         train: Training rows by name; `x` is required.
@@ -40,6 +46,7 @@ class Dataset:
         clients: (N,) integer, natural owner of each training row.
         server: Rows on which the server may train.
         held: (N,) bool, training rows that their natural owner only tests on.
+        words: Names of the classes 0, 1, ... if the labels were words. They are set here.
     """
 
     train: Arrays
@@ -47,20 +54,20 @@ class Dataset:
     clients: np.ndarray | None = None
     server: Arrays | None = None
     held: np.ndarray | None = None
+    words: Words | None = None
 
     def __post_init__(self) -> None:
-        if self.server is not None:
-            object.__setattr__(self, "server", _checked("server", self.server))
-        object.__setattr__(self, "train", _checked("train", self.train))
+        for name, array in self._stored_parts().items():
+            object.__setattr__(self, name, array)
         if self.test is not None:
-            object.__setattr__(self, "test", _checked("test", self.test))
             train, test = (
                 {n: (a.shape[1:], str(a.dtype)) for n, a in part.items()} for part in (self.train, self.test)
             )
             if train != test:
                 raise ValueError(f"test: {test} does not match train, which has {train} (shape and dtype of a sample)")
         if self.clients is not None:
-            object.__setattr__(self, "clients", np.ascontiguousarray(self.clients))
+            owners = plain("clients", np.ascontiguousarray(self.clients))
+            object.__setattr__(self, "clients", numbered([owners])[0][0] if owners.dtype.kind == "U" else owners)
             if self.clients.shape != (len(self),) or self.clients.dtype.kind not in "iu":
                 raise ValueError(
                     f"clients: {self.clients.dtype} {self.clients.shape} "
@@ -73,6 +80,18 @@ class Dataset:
                     f"held: {self.held.dtype} {self.held.shape} is not one bool for each of {len(self)} rows"
                 )
 
+    def _stored_parts(self) -> dict[str, Any]:
+        """Return train, test and server as they are stored, and the words of the labels."""
+        parts = {part: _checked(part, arrays) for part, arrays in self.parts().items()}
+        for part in ("test", "server"):
+            if part in parts and not len(parts[part]["x"]):
+                log.warning("data: %s has no rows; it is left out", part)
+                del parts[part]
+        parts, words = _with_labels(parts)
+        dtypes = {name: _dtype(name, [p[name] for p in parts.values() if name in p]) for name in _names(parts)}
+        stored = {part: {n: _stored(a, dtypes[n]) for n, a in arrays.items()} for part, arrays in parts.items()}
+        return {part: stored.get(part) for part in PARTS} | {"words": self.words if words is None else words}
+
     def __len__(self) -> int:
         """Number of training rows."""
         return len(self.train["x"])
@@ -83,6 +102,15 @@ class Dataset:
         if "y" not in self.train:
             raise ValueError(f"train: there is no 'y' in {list(self.train)}; this data set has no labels")
         return self.train["y"]
+
+    def parts(self) -> dict[str, Arrays]:
+        """Return the parts that there are, of train, test and server, by name."""
+        return {part: arrays for part in PARTS if (arrays := getattr(self, part)) is not None}
+
+    def mapped(self, change: Callable[[str, Arrays], Arrays]) -> Dataset:
+        """Return the data set with change(part, arrays) for the arrays of each part that there is."""
+        new = {part: change(part, arrays) for part, arrays in self.parts().items()}
+        return replace(self, train=new["train"], test=new.get("test"), server=new.get("server"))
 
     def digest(self) -> str:
         """Return the SHA-256 over part, name, dtype, shape and bytes of all arrays."""
@@ -154,7 +182,8 @@ def _array(name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"data: {name} is not an array: {error}") from None
-    if array.dtype.kind not in "biuf" or not array.ndim:
+    labels = name.endswith(".y") or name == "clients"
+    if array.dtype.kind not in ("biufOSU" if labels else "biuf") or not array.ndim:
         raise ValueError(
             f"data: {name} is {array.dtype} {array.shape}, not an array of numbers with one row per sample"
         )
@@ -167,12 +196,32 @@ def _checked(part: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{part}: arrays differ in length, {lengths}")
-    return {name: _stored(array, _dtype(name, array.dtype)) for name, array in arrays.items()}
+    return dict(arrays)
+
+
+def _names(parts: Mapping[str, Arrays]) -> list[str]:
+    return list(dict.fromkeys(name for arrays in parts.values() for name in arrays))
+
+
+def _with_labels(parts: dict[str, Arrays]) -> tuple[dict[str, Arrays], Words | None]:
+    """Number labels that are words, the same word alike in all parts, and give `y` one shape in all parts."""
+    labels = {part: plain(f"{part}.y", arrays["y"]) for part, arrays in parts.items() if "y" in arrays}
+    if len({y.shape[1:] for y in labels.values()} | {(), (1,)}) == 2:  # (N,) or (N, 1), and perhaps both
+        flat = any(y.ndim == 1 for y in labels.values())
+        labels = {part: y.reshape(-1) if flat else y for part, y in labels.items()}
+    words = None
+    if any(y.dtype.kind == "U" for y in labels.values()):
+        columns, words = numbered(list(labels.values()))
+        labels = dict(zip(labels, columns))
+    return {part: arrays | ({"y": labels[part]} if part in labels else {}) for part, arrays in parts.items()}, words
 
 
 def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if isinstance(array, np.memmap) and array.flags.c_contiguous and array.dtype.kind in "biu" and array.ndim > 1:
+        return array  # mapped features are not converted; a test set of another dtype is refused
     mapped = isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous
-    return array if mapped else np.ascontiguousarray(array, dtype)
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite; the check of the data names them
+        return array if mapped else np.ascontiguousarray(array, dtype)
 
 
 def _blocks(array: np.ndarray) -> Iterator[memoryview]:
@@ -204,7 +253,13 @@ def _map_of(array: np.memmap) -> mmap.mmap:
     return array._mmap  # type: ignore[attr-defined]  # numpy has no public name for it
 
 
-def _dtype(name: str, dtype: np.dtype) -> np.dtype:
-    if dtype.kind == "f":
+def _dtype(name: str, arrays: list[np.ndarray]) -> np.dtype:
+    """Return the dtype in which an array is stored, in all parts."""
+    kinds = {array.dtype.kind for array in arrays}
+    if wrong := kinds - set("biuf"):
+        dtype = next(array.dtype for array in arrays if array.dtype.kind in wrong)
+        raise ValueError(f"data: {name} is {dtype}, not numbers; convert it to numbers")
+    if "f" in kinds:
         return np.dtype(np.float32)
-    return np.dtype(np.int64) if name == "y" and dtype.kind in "iub" else dtype
+    common = np.dtype(np.int64) if name == "y" else np.result_type(*arrays)
+    return np.dtype(np.float32) if common.kind == "f" else common  # int64 and uint64 have no common integer type

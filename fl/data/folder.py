@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-DATA_FILES = (".npz", ".parquet")  # `data: NAME` with one of these endings is the user's own file
+DATA_FILES = (".npz", ".parquet", ".csv")  # `data: NAME` with one of these endings is the user's own file
 
 # hints for the error about a missing file: which other files can be used, and their sources
 HINTS = {

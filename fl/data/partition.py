@@ -8,6 +8,7 @@ There is no loop over clients: a million clients take a few array operations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -23,7 +24,7 @@ def _no_rows() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """The rows of each client; all arrays are int64.
+    """The rows of each client; all arrays are int64. Fractions are a `ValueError`.
 
     Args:
         indices: (R,) rows of the data set, client by client.
@@ -38,6 +39,8 @@ class Partition:
     test: np.ndarray = field(default_factory=_no_rows)
 
     def __post_init__(self) -> None:
+        for name in ("indices", "offsets", "val", "test"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         for name in ("val", "test"):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.zeros(self.num_clients, np.int64))
@@ -122,18 +125,33 @@ class Partition:
         """Return whether each of the rows 0..rows-1 belongs to a client."""
         return bool(np.all(np.bincount(self.indices, minlength=rows)[:rows]))
 
-    def check(self, rows: int) -> None:
-        """Raise a `ValueError` unless the slices are disjoint subsets of the rows 0..rows-1."""
+    def check(self, rows: int, overlaps: bool = False, leaves_rows: bool = True) -> None:
+        """Raise a `ValueError` unless the slices are disjoint subsets of the rows 0..rows-1.
+
+        Args:
+            rows: Number of rows of the data set.
+            overlaps: Whether a row may be given more than once.
+            leaves_rows: Whether some rows may belong to no client.
+        """
         sizes = np.diff(self.offsets)
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.indices) or np.any(sizes < 0):
+        if not len(self.offsets) or self.offsets[0] != 0 or self.offsets[-1] != len(self.indices) or np.any(sizes < 0):
             raise ValueError(f"offsets: not ascending from 0 to {len(self.indices)}, the number of indices")
         if len(self.indices) and not (0 <= self.indices.min() and self.indices.max() < rows):
             raise ValueError(
                 f"indices: {self.indices.min()}..{self.indices.max()} exceed the {rows} rows of the data set"
             )
-        counts = np.bincount(self.indices, minlength=1)
-        if counts.max() > 1:
-            raise ValueError(f"indices: row {counts.argmax()} is given {counts.max()} times; clients must be disjoint")
+        counts = np.bincount(self.indices, minlength=rows)
+        if not overlaps and counts.max(initial=0) > 1:
+            row, several = int(counts.argmax()), int(np.count_nonzero(counts > 1))
+            raise ValueError(
+                f"indices: row {row} is given {counts[row]} times; clients must be disjoint ({several} of {rows} rows "
+                "are given several times). If they share rows on purpose, set `overlaps = True` in the class"
+            )
+        if not leaves_rows and not counts.all():
+            raise ValueError(
+                f"indices: {int(np.count_nonzero(counts == 0))} of {rows} rows belong to no client, the first is row "
+                f"{int(counts.argmin())}. If rows are left out on purpose, set `leaves_rows = True` in the class"
+            )
         if not (len(self.val) == len(self.test) == self.num_clients):
             raise ValueError(f"val, test: {len(self.val)} and {len(self.test)} counts for {self.num_clients} clients")
         wrong = np.flatnonzero((self.val < 0) | (self.test < 0) | (self.val + self.test > sizes))
@@ -141,6 +159,25 @@ class Partition:
             raise ValueError(
                 f"val, test: client {wrong[0]} holds out more than its {sizes[wrong[0]]} rows, or a negative number"
             )
+
+
+def whole(name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return row numbers, counts or client ids (n,) as int64; whole floats are taken, fractions refused.
+
+    >>> whole("client", np.array([0.0, 2.0])).tolist()
+    [0, 2]
+    >>> whole("client", np.array([0.0, 0.5]))
+    Traceback (most recent call last):
+    ValueError: client: 0.5 at position 1 is not a whole number
+    """
+    array = np.asarray(values)
+    if array.dtype == np.int64 and array.ndim == 1:
+        return array
+    if array.ndim != 1 or (array.dtype.kind not in "iuf" and array.size):
+        raise ValueError(f"{name}: {array.dtype} {array.shape} is not one whole number per entry")
+    if array.dtype.kind == "f" and len(wrong := np.flatnonzero(~(np.floor(array) == array) | ~np.isfinite(array))):
+        raise ValueError(f"{name}: {array[wrong[0]]} at position {wrong[0]} is not a whole number")
+    return array.astype(np.int64)
 
 
 def owners(partition: Partition) -> np.ndarray:

@@ -5,7 +5,7 @@ load -> long_tail: fewer rows of later classes -> normalise: x <- (x - mean) / s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,9 +54,11 @@ class Data:
     def __post_init__(self) -> None:
         at_least(1, long_tail=self.long_tail, hint="it is the ratio of the first class's rows to the last class's rows")
 
-    def load(self) -> Dataset:
-        """Load the data set and preprocess it."""
+    def load(self, check: Callable[[Dataset], Dataset] | None = None) -> Dataset:
+        """Load the data set and preprocess it. `check` is applied before preprocessing, to the rows as loaded."""
         dataset = as_dataset(self.part.load() if hasattr(self.part, "load") else self.part)
+        if check is not None:
+            dataset = check(dataset)
         for change in self.augment:
             change.check(dataset.train["x"].shape[1:])
         if self.long_tail is not None:

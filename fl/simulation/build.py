@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fl.config.config import Config
 from fl.data.augment import augmented
+from fl.data.checking import checked
 from fl.data.dataset import Dataset, tensors
 from fl.data.partition import Partition
+from fl.data.partitioner import split_checked
 from fl.data.stream import Period, split_rows
 from fl.data.views import Batch, View
 from fl.errors import ConfigError, located
@@ -25,6 +27,7 @@ from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
 from fl.models.outputs import check_outputs, has_logits, sum_of_outputs, with_logits
 from fl.models.probe import ModuleFacts, probe
+from fl.simulation.inputs import fitted
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
 
@@ -47,6 +50,7 @@ def set_up_run(config: Config) -> RunSetup:
         )
     _located("cohort", lambda: config.cohort.check(trainable))
     module = build_model(config, dataset)
+    dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
     facts = _located("model", lambda: first_look(config, dataset, periods, module))
     _check_statistics(config, dataset, module, facts)
     initial = Initial.of(module)
@@ -59,11 +63,11 @@ def set_up_run(config: Config) -> RunSetup:
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     """Load the data and, for each period of the run, assign its rows to clients."""
-    dataset = _located("data", config.data.load)
+    dataset = _located("data", lambda: config.data.load(partial(checked, task=config.task)))
 
     def split(part: Dataset) -> Partition:
         if part.held is None or getattr(config.partition, "keeps_held", False):
-            return _located("partition", lambda: config.partition.split(part))
+            return _located("partition", lambda: split_checked(config.partition, part))
         return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
 
     stream, shift = config.stream, config.shift
@@ -99,9 +103,18 @@ def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
     outputs = _num_outputs(config, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
-        built = _located("model", lambda: config.model.build(dataset.train["x"].shape[1:], outputs))
+        built = _located("model", lambda: _built(config, dataset.train["x"].shape[1:], outputs))
         module = with_addressed_dropout(built)
     return module
+
+
+def _built(config: Config, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+    try:
+        return config.model.build(shape, outputs)
+    except IndexError as error:
+        if shape:
+            raise
+        raise ConfigError("data", "x is one number per row, and the model takes vectors; make it (rows, 1)") from error
 
 
 def first_look(config: Config, dataset: Dataset, periods: Sequence[Period], module: torch.nn.Module) -> ModuleFacts:

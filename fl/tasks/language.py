@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.data.checking import refuse, require_labels, whole_numbers
 from fl.data.views import Batch
 from fl.registry import register
 from fl.tasks.task import Metric, Task
@@ -78,6 +79,20 @@ class LanguageModelling(Task):
     """
 
     vocabulary: int | None = None
+
+    word_labels: ClassVar[bool] = False
+
+    def checked(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        """Take ids of tokens, also as whole floats, with -1 or -100 for padding; refuse ids beyond the vocabulary."""
+        y = require_labels(arrays, where)
+        if y is None or y.ndim != 2:
+            return dict(arrays)  # num_outputs refuses other shapes
+        y = whole_numbers(y, where, "tokens are whole numbers")
+        refuse((y < 0) & (y != -1) & (y != -100), y, where, "tokens are numbered from 0; padding is -1")
+        if self.vocabulary is not None:
+            hint = f"it is not in the vocabulary of {self.vocabulary} tokens; set a larger task.vocabulary"
+            refuse(y >= self.vocabulary, y, where, f"{hint}, or leave it out")
+        return {**arrays, "y": y}
 
     def num_outputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         y = arrays["y"]

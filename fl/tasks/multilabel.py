@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl.data.checking import refuse, require_labels
 from fl.data.views import Batch
 from fl.registry import register
 from fl.tasks.supervised import Loss
@@ -120,6 +121,13 @@ def _present(acc: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @dataclass(frozen=True, kw_only=True)
 class Multilabel(Task):
     """Any subset of K labels: y (B, K) of 0 and 1, integers or floats. Metrics loss, f1_micro, f1_macro and map."""
+
+    def checked(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        """Take 0 and 1 as integers, floats or bools; refuse everything else."""
+        y = require_labels(arrays, where)
+        if y is not None and y.ndim == 2:  # num_outputs refuses other shapes
+            refuse((y != 0) & (y != 1), y, where, "labels are 0 and 1: present or not")
+        return dict(arrays)
 
     def num_outputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         y = arrays["y"]

@@ -79,6 +79,20 @@ class Task:
 
     # "cross_entropy" (softmax over the last axis) or "squared_error" (half of it), for compiled kernels; None: neither
     kernel: ClassVar[str | None] = None
+    # whether labels may be words; they are numbered 0, 1, ... in sorted order
+    word_labels: ClassVar[bool] = True
+
+    def checked(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        """Check the labels once, before round 0, and return the arrays as this task needs them.
+
+        Convert what has one meaning; raise a `ValueError` for everything else: the value, how many there are, the
+        first row, and what to do (`fl.data.checking.refuse`). The default takes all arrays unchanged.
+
+        Args:
+            arrays: `x`, `y` and other arrays of one part of the data; floats are float32 and integers of `y` int64.
+            where: Name of the part: train, test or server. The server's rows may lack `y`.
+        """
+        return dict(arrays)
 
     def num_outputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Return the number of model outputs. A `ValueError` if the arrays do not fit the task."""

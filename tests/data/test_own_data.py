@@ -15,9 +15,10 @@ from fl import registry
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.dataset import Dataset, as_dataset
-from fl.data.sets.file import File, codes
+from fl.data.sets.file import File
 from fl.data.sets.hub import Hub
 from fl.data.sets.mapped import Mapped
+from fl.data.words import codes
 from fl.errors import ConfigError
 from tests.process import python
 
@@ -47,7 +48,8 @@ def test_forms_of_arrays():
         ({"images": X, "labels": Y}, r"data: a dict of \['images', 'labels'\] is not"),
         ({"train": {"x": X, "y": Y}, "tset": {"x": X, "y": Y}}, r"data: a dict of \['train', 'tset'\] is not"),
         ({"train": (X, Y)}, "data: train is tuple, not a dict of arrays"),
-        ({"x": X, "y": ["a", "b", "c", "a", "b", "c"]}, r"data: train.y is <U1 \(6,\), not an array of numbers"),
+        ({"x": [["a"], ["b"]], "y": [0, 1]}, r"data: train.x is <U1 \(2, 1\), not an array of numbers"),
+        ({"x": X, "y": ["a", "b", None, "a", "b", "c"]}, "data: train.y has None in row 2, which is not a word"),
         ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is not an array"),
         ({"x": X, "y": 3}, r"data: train.y is int64 \(\), not an array"),
         ({"x": X, "y": Y[:5]}, "train: arrays differ in length"),
@@ -158,6 +160,45 @@ def test_parquet_of_columns_and_of_lists(tmp_path):
     assert_array_equal(lists.train["y"], np.array([0.5, 1.5], np.float32))
 
 
+def test_csv_is_read_as_parquet_is(tmp_path):
+    columns = {"age": [30, 40, 50], "label": ["no", "yes", "no"], "income": [1.5, 2.5, 3.5], "site": ["b", "a", "b"]}
+    lines = [",".join(map(str, row)) for row in (columns, *zip(*columns.values()))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    arguments = {"target": "label", "clients": "site"}
+    text = File(path=str(tmp_path / "a.csv"), test=str(tmp_path / "a.csv"), **arguments).load()
+    path = table(tmp_path / "a.parquet", **columns)
+    assert text.digest() == File(path=path, test=path, **arguments).load().digest()
+    assert text.labels.tolist() == [0, 1, 0] and text.clients.tolist() == [1, 0, 1]
+    (tmp_path / "a.csv").write_text("\ufeffa,y\n1,0\n2,1\n")  # a spreadsheet's file
+    assert_array_equal(File(path=str(tmp_path / "a.csv")).load().train["x"], [[1], [2]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,y\n1,0\n2,\n", "target: column 'y' has 1 missing values"),
+        ("a,y\n1,cat\n2,\n", "target: column 'y' has 1 missing values"),
+        ("a,y\nNA,0\n2,1\n", "features: column 'a' has 1 missing values"),
+        ("a,y\nword,0\n", "features: column 'a' is string, not numbers"),
+        ("a;y\n1;0\n", r"target: 'y' is not one of the columns \['a;y'\]"),
+        ("a,y\n1,0,3\n", "path: .*a.csv cannot be read: .*Expected 2 columns, got 3"),
+        ("", "path: .*a.csv cannot be read: Empty CSV file"),
+        ("a,a,y\n1,0,3\n", "path: .*a.csv has several columns with the name 'a'"),
+    ],
+)
+def test_csv_that_is_refused(text, message, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        File(path=str(tmp_path / "a.csv")).load()
+
+
+def test_lists_are_rows_of_labels(tmp_path):
+    path = table(tmp_path / "a.parquet", a=[1.0, 2.0], y=[[0, 1], [1, 1]])
+    assert File(path=path).load().labels.tolist() == [[0, 1], [1, 1]]
+    with pytest.raises(ValueError, match=r"target: the lists of column 'y' differ in length, \[1, 2\]"):
+        File(path=table(tmp_path / "a.parquet", a=[1.0, 2.0], y=[[0, 1], [1]])).load()
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [
@@ -179,7 +220,7 @@ def test_parquet_that_is_refused(tmp_path, columns, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "a.csv"}, "path: 'a.csv' must end in .npz or .parquet"),
+        ({"path": "a.tsv"}, "path: 'a.tsv' must end in .npz, .parquet or .csv"),
         ({"path": "a.npz", "target": "label"}, "target: 'label' is for .parquet"),
         ({"path": "a.npz", "scale": 0.0}, "scale: 0.0 is not positive"),
     ],

@@ -83,7 +83,7 @@ def test_what_is_no_partition_is_refused(call, message):
 
 
 def test_a_client_with_test_rows_only_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", client=[0, 1, 1], is_test=[1, 0, 1])
+    np.savez(tmp_path / "a.npz", client=[0, 1, 1] + 5 * [-1], is_test=[1, 0, 1] + 5 * [0])
     with pytest.raises(ValueError, match="test: client 0 has test rows but no training rows"):
         File(path=str(tmp_path / "a.npz")).split(DATA)
 

@@ -1,7 +1,8 @@
-"""The user's own data set in one file, .npz or .parquet. `data: my.npz` means `data: {name: file, path: my.npz}`.
+"""The user's own data set in one file, .npz, .parquet or .csv. `data: my.npz` means `data: {name: file, path: my.npz}`.
 
 .npz       x, y [clients], or x_train, y_train [x_test, y_test] [clients]; the first axis is the sample
 .parquet   one row per sample: column `target` is y, column `clients` is the owner, the other columns are x
+.csv       the same, with the names of the columns in the first line; empty cells and NA are missing values
 """
 
 from __future__ import annotations
@@ -15,22 +16,10 @@ import numpy as np
 from fl.checks import positive
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import DATA_FILES, locate
+from fl.data.words import codes
 from fl.registry import register
 
 NPZ = "x, y [clients], or x_train, y_train [x_test, y_test] [clients]"
-
-
-def codes(column: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Number the distinct words of all columns 0, 1, ... in sorted order. Columns of integers are returned unchanged.
-
-    >>> [c.tolist() for c in codes(np.array(["b", "a"]), np.array(["b"]))]
-    [[1, 0], [1]]
-    """
-    columns = [np.asarray(c) for c in (column, *others)]
-    if all(c.dtype.kind in "iub" for c in columns):
-        return columns
-    numbers = np.unique(np.concatenate([c.astype(str) for c in columns]), return_inverse=True)[1]
-    return np.split(numbers, np.cumsum([len(c) for c in columns])[:-1])
 
 
 def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Dataset:
@@ -44,6 +33,26 @@ def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Da
     test = {"x": arrays["x_test"], "y": arrays["y_test"]} if tests & have else None
     owners = codes(arrays["clients"])[0] if "clients" in arrays else None
     return Dataset(train, test, owners)
+
+
+def read_table(path: Path, key: str) -> Any:
+    """Read a .parquet or .csv file as a pyarrow table. Errors begin with `key`, the setting that names the file."""
+    import pyarrow.csv as csv
+    import pyarrow.parquet as parquet
+
+    if path.suffix == ".npz":
+        raise ValueError(f"{key}: {path} is not a table; give a .parquet or .csv file")
+    try:
+        if path.suffix == ".csv":
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+        else:
+            table = parquet.read_table(path)
+    except ValueError as error:  # pyarrow's errors about the content are ValueErrors
+        raise ValueError(f"{key}: {path} cannot be read: {error}") from None
+    names = table.column_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{key}: {path} has several columns with the name {twice[0]!r}; rename them")
+    return table
 
 
 def features(table: Any, names: list[str]) -> np.ndarray:
@@ -90,17 +99,30 @@ def column(table: Any, key: str, name: str) -> np.ndarray:
     return table[name].to_numpy()
 
 
+def labels(table: Any, name: str) -> np.ndarray:
+    """Return the column of labels: numbers, lists of numbers of one length as (N, K), or words."""
+    values = column(table, "target", name)
+    if values.dtype.kind in "biuf" or not len(values):
+        return values
+    if not isinstance(values[0], np.ndarray):
+        return values.astype(str)
+    lengths = sorted({len(row) for row in values})
+    if len(lengths) > 1:
+        raise ValueError(f"target: the lists of column {name!r} differ in length, {lengths}; pad them")
+    return np.stack(list(values))
+
+
 @register("data", "file")
 @dataclass(frozen=True, kw_only=True)
 class File(Loader):
-    """The user's own file, .npz or .parquet. Labels and clients that are words are numbered in sorted order.
+    """The user's own file, .npz, .parquet or .csv. Labels and clients that are words are numbered in sorted order.
 
     Args:
         path: The file, relative to the configuration file, to the current directory or to the data folder.
-        test: A second .parquet file with the server's test rows.
-        target: Column of a .parquet with the labels; real values stay real.
-        clients: Column of a .parquet with the owner of each row.
-        features: Columns of a .parquet with the features. Default: all others.
+        test: A second table (.parquet or .csv) with the server's test rows.
+        target: Column of a table with the labels; real values stay real.
+        clients: Column of a table with the owner of each row.
+        features: Columns of a table with the features. Default: all others.
         scale: Divide x by this number, as float32; positive. Pixels (uint8) need it; 255 gives [0, 1].
     """
 
@@ -115,12 +137,12 @@ class File(Loader):
         for key in ("path", "test"):
             value = getattr(self, key)
             if value is not None and not value.endswith(DATA_FILES):
-                raise ValueError(f"{key}: {value!r} must end in .npz or .parquet")
+                raise ValueError(f"{key}: {value!r} must end in .npz, .parquet or .csv")
         positive(scale=self.scale)
         if Path(self.path).suffix == ".npz":
             for key, unset in (("test", None), ("target", "y"), ("clients", None), ("features", None)):
                 if getattr(self, key) != unset:
-                    raise ValueError(f"{key}: {getattr(self, key)!r} is for .parquet only; an .npz has {NPZ}")
+                    raise ValueError(f"{key}: {getattr(self, key)!r} is for .parquet and .csv only; an .npz has {NPZ}")
 
     def load(self) -> Dataset:
         if Path(self.path).suffix == ".npz":
@@ -145,13 +167,9 @@ class File(Loader):
         return replace(data, train=scaled(data.train), test=data.test and scaled(data.test))
 
     def _tables(self) -> Dataset:
-        import pyarrow.parquet as parquet
-
         files = {key: getattr(self, key) for key in ("path", "test") if getattr(self, key) is not None}
-        tables = [parquet.read_table(locate(file, key)) for key, file in files.items()]
-        targets = [column(table, "target", self.target) for table in tables]
-        if any(t.dtype.kind != "f" for t in targets):
-            targets = codes(*targets)
+        tables = [read_table(locate(file, key), key) for key, file in files.items()]
+        targets = [labels(table, self.target) for table in tables]
         names = self.features
         if names is None:
             names = tuple(n for n in tables[0].column_names if n not in (self.target, self.clients))

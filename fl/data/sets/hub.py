@@ -17,7 +17,8 @@ import numpy as np
 
 from fl.data.dataset import Dataset, Loader
 from fl.data.images import unit
-from fl.data.sets.file import codes, column, features
+from fl.data.sets.file import column, features, labels
+from fl.data.words import codes
 from fl.registry import register
 
 
@@ -53,9 +54,7 @@ class Hub(Loader):
             if name not in parts:
                 raise ValueError(f"{key}: {name!r} is not one of the parts {sorted(parts)} of {self.path}")
         chosen = [parts[name] for name in wanted.values()]
-        targets = [column(_table(part, (self.target,), "target"), "target", self.target) for part in chosen]
-        if any(t.dtype.kind != "f" for t in targets):
-            targets = codes(*targets)
+        targets = [labels(_table(part, (self.target,), "target"), self.target) for part in chosen]
         arrays = [{"x": self._inputs(part), "y": y} for part, y in zip(chosen, targets)]
         owners = None
         if self.clients is not None:

@@ -1,0 +1,122 @@
+"""Checks of a loaded data set, before anything else happens: features here, labels by the task.
+
+Each check passes once over an array. Mapped files are read in blocks, and no array is copied. A refusal names the
+array, the value, how many rows have it, the first such row (from 0, as loaded), and what to do.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl.data.dataset import Arrays, Dataset
+
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
+
+BLOCK = 1 << 22  # numbers that are checked at once
+
+
+def checked(dataset: Dataset, task: Task) -> Dataset:
+    """Return the data set as a run uses it.
+
+    Features of one dimension (N,) become (N, 1) if they are real numbers. The task checks and converts `y`.
+
+    Raises:
+        ValueError: there are no training rows, a number is not finite, or the labels do not fit the task.
+    """
+    if not len(dataset):
+        raise ValueError("train has no rows")
+    if dataset.words is not None and not task.word_labels:
+        raise ValueError(
+            f"y has words ({', '.join(map(repr, dataset.words[:3]))}, ...), and this task needs numbers; "
+            "convert them, or use task: classification"
+        )
+    return dataset.mapped(lambda part, arrays: _checked(arrays, part, task))
+
+
+def _checked(arrays: Arrays, where: str, task: Task) -> Arrays:
+    for name, array in arrays.items():
+        if name != "y":
+            require_finite(array, f"{where} {name}")
+    x = arrays["x"]
+    if x.ndim == 1 and x.dtype.kind == "f":
+        arrays = arrays | {"x": x.reshape(-1, 1)}
+    return task.checked(arrays, where)
+
+
+def require_finite(array: np.ndarray, name: str) -> None:
+    """Require finite numbers. The error names the first row, and its column if a row has several numbers.
+
+    >>> require_finite(np.array([[1.0, 2.0], [3.0, np.nan]]), "train x")
+    Traceback (most recent call last):
+    ValueError: train x has nan in row 1, column 1 (1 of 4 numbers is not finite); fill it in, or leave the row out
+    """
+    if array.dtype.kind != "f" or not array.size:
+        return
+    width, count, first = array.size // len(array), 0, None
+    for start, block in _blocks(array):
+        # smallest and largest number: both are finite if all are, and no temporary array is needed
+        if not (np.isfinite(block.min()) and np.isfinite(block.max())):
+            wrong = np.flatnonzero(~np.isfinite(block))
+            count += len(wrong)
+            first = (start + int(wrong[0]), block[wrong[0]]) if first is None else first
+    if first is not None:
+        (row, column), value = divmod(first[0], width), first[1]
+        place = f"row {row}" if array.ndim == 1 else f"row {row}, column {column}"
+        some = f"{count} of {array.size} numbers {'is' if count == 1 else 'are'} not finite"
+        hint = "fill it in, or leave the row out" if np.isnan(value) else "float32 holds numbers up to 3.4e38"
+        raise ValueError(f"{name} has {value} in {place} ({some}); {hint}")
+
+
+def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (position of the first number, numbers). Pages of a mapped file are released after reading."""
+    flat = array.reshape(-1)
+    for start in range(0, len(flat), BLOCK):
+        yield start, flat[start : start + BLOCK]
+        if isinstance(array, np.memmap):
+            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy has no public name for it
+
+
+def require_labels(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray | None:
+    """Return `y`; None if it is missing in the server's own rows, which may be without labels."""
+    if "y" in arrays:
+        return arrays["y"]
+    if where == "server":
+        return None
+    raise ValueError(f"{where} has no 'y' in {sorted(arrays)}; this task needs labels")
+
+
+def refuse(wrong: np.ndarray, y: np.ndarray, where: str, hint: str) -> None:
+    """Refuse labels where `wrong`, of the shape of `y`, is true.
+
+    >>> y = np.array([0, -1, 2, -1])
+    >>> refuse(y < 0, y, "train", "classes are numbered from 0")
+    Traceback (most recent call last):
+    ValueError: train y has -1 in row 1 (2 of 4 values are wrong); classes are numbered from 0
+    """
+    count = int(np.count_nonzero(wrong))
+    if not count:
+        return
+    row, column = divmod(int(np.argmax(wrong)), y.size // len(y))
+    place = f"row {row}" if y.ndim == 1 else f"row {row}, column {column}"
+    value = y.reshape(-1)[int(np.argmax(wrong))]
+    shown = f"{value:g}" if y.dtype.kind == "f" else str(value)
+    some = f"{count} of {y.size} values {'is' if count == 1 else 'are'} wrong"
+    raise ValueError(f"{where} y has {shown} in {place} ({some}); {hint}")
+
+
+def whole_numbers(y: np.ndarray, where: str, hint: str) -> np.ndarray:
+    """Return labels as int64; fractions, NaN and infinities are refused.
+
+    >>> whole_numbers(np.array([0.0, 2.0]), "train", "classes are whole numbers")
+    array([0, 2])
+    """
+    if y.dtype.kind != "f":
+        return y if y.dtype == np.int64 else y.astype(np.int64)
+    refuse(~(np.isfinite(y) & (y == np.floor(y))), y, where, hint)
+    refuse(np.abs(y) > 2.0**53, y, where, hint)
+    return y.astype(np.int64)
