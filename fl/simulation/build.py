@@ -20,6 +20,7 @@ from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
+from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
 
@@ -42,6 +43,7 @@ def set_up_run(config: Config) -> RunSetup:
         )
     _located("cohort", lambda: config.cohort.check(trainable))
     module = build_model(config, dataset)
+    config = with_last_batch(config, dataset, periods, module)
     initial = Initial.of(module)
     plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained))
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
