@@ -124,13 +124,13 @@ class FedALA(Personal):
         """
         if not round_ or not self.eta:
             return np.zeros_like(sizes)
-        return np.where(sizes > 0, np.maximum(1, (self.sample * sizes).astype(np.int64)), 0)
+        sampled = np.where(sizes > 0, np.maximum(1, (self.sample * sizes).astype(np.int64)), 0)
+        return self.phases(round_, rounds)[0].samples_per_epoch(sampled)
 
     def sampled(self, ctx: ClientContext, epoch: int) -> Iterator[Batch]:
         """Yield mini-batches of the share of the training data that W is learnt on."""
         n, address = len(ctx.train), (ctx.seed, ctx.client, ctx.participation)
         chosen = random.permutation(n, *address, "ala/sample")[: max(1, int(self.sample * n))]
         order = chosen[random.permutation(len(chosen), *address, "ala/shuffle", epoch)]
-        size = len(order) if self.batch == "full" else self.batch
-        for a in range(0, len(order), size):
-            yield ctx.train.take(order[a : a + size])
+        for part in self.phases(ctx.round, ctx.rounds)[0].batch_slices(len(order)):
+            yield ctx.train.take(order[part])

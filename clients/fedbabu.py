@@ -63,6 +63,7 @@ class FedBABU(LocalTraining):
             batch=self.batch,
             optimiser=self.optimiser,
             clip=self.clip,
+            last_batch=self.last_batch,
         )
         whole = ctx.initial.trained.replace(ctx.received["model"].select(body))
         start = replace(ctx, received={"model": whole}, state=None)

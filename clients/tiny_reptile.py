@@ -30,7 +30,7 @@ class TinyReptile(Reptile):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, only in (("batch", 1), ("epochs", 1), ("steps", None)):
-            if getattr(self, name) != only:
+            if getattr(self, name) not in (only, None):
                 raise ValueError(
                     f"{name}: {getattr(self, name)} is not {only}; each sample is used once, alone; use reptile"
                 )

@@ -77,7 +77,7 @@ class HeadThenBody(LocalTraining):
     body: tuple[str, ...] = ("1.*",)
 
     def phases(self, round_, rounds):
-        settings = (self.optimiser, self.lr, self.batch, self.epochs, self.steps)
+        settings = (self.optimiser, self.lr, self.batch, self.epochs or 1, self.steps)
         return Phase(*settings, self.head, name="head"), Phase(*settings, self.body, name="body")
 
 

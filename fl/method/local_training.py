@@ -17,17 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
-from fl.checks import not_negative, positive
+from fl.checks import not_negative, one_of, positive, within
 from fl.data.views import Batch
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
-from fl.method.phase import Phase
+from fl.method.phase import LastBatch, Phase
 from fl.models.binding import Initial
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
@@ -97,25 +97,38 @@ class LocalTraining(ClientAlgorithm):
     """Gradient steps from the received model. The module lists the hooks that a method overrides.
 
     Args:
-        epochs: passes over the client's training data per round, positive.
-        steps: number of local steps per round, positive. Replaces `epochs`.
+        epochs: passes over the client's training data per round, positive; 0.5 takes half of an epoch's batches, rounded to
+            whole steps (a half is rounded up), at least one. Default: 1, or `steps` if it is given.
+        steps: number of local steps per round, positive. Cannot be combined with `epochs`.
         batch: samples per step, positive; "full" takes all samples of the client.
+        last_batch: what happens to the last batch of an epoch if it is shorter than `batch`. "keep": it is a batch.
+            "drop": it is left out; a client with fewer samples than `batch` keeps its only batch. "merge": it joins
+            the batch before it. "merge_one": as "merge" if it has one sample, else as "keep". Default: "merge_one" if
+            the model cannot train on one sample alone (BatchNorm), else "keep".
         lr: learning rate, at least 0, or a schedule over rounds or steps.
         optimiser: the rule of a step.
         clip: largest Euclidean norm of a step's gradient, positive. Default: no clipping.
         trains: glob patterns of the names of trained parameters. Default: all.
     """
 
-    epochs: int = 1
+    epochs: int | float | None = None  # noqa: PYI041  # the configuration keeps 2 an int
     steps: int | None = None
     batch: int | Literal["full"] = 32
     lr: float | LRSchedule = 0.1
     optimiser: Optimiser = field(default_factory=SGD)
     clip: float | None = None
     trains: tuple[str, ...] | None = None
+    last_batch: LastBatch | None = None
 
     def __post_init__(self) -> None:
         positive(epochs=self.epochs, steps=self.steps, batch=self.batch, clip=self.clip)
+        within("(0, inf)", epochs=self.epochs)
+        one_of(get_args(LastBatch), last_batch=self.last_batch)
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"steps: {self.steps} beside epochs: {self.epochs}; they are two budgets for the same training. "
+                "Leave one out, or set it to null"
+            )
         if not isinstance(self.lr, LRSchedule):  # a schedule checks itself
             not_negative(lr=self.lr)
 
@@ -138,7 +151,16 @@ class LocalTraining(ClientAlgorithm):
             round_: the round, from 0.
             rounds: number of rounds of the run.
         """
-        phase = Phase(self.optimiser, 0.0, self.batch, self.epochs, self.steps, self.trains, self.clip)
+        phase = Phase(
+            self.optimiser,
+            lr=0.0,
+            batch=self.batch,
+            epochs=1 if self.epochs is None else self.epochs,
+            steps=self.steps,
+            trains=self.trains,
+            clip=self.clip,
+            last_batch=self.last_batch or "keep",
+        )
         return (phase.at_rate(self.lr, round_, rounds),)
 
     def phases_of(self, inputs: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
 from fl.method.optimiser import LRSchedule, Optimiser
+
+LastBatch: TypeAlias = Literal["keep", "drop", "merge", "merge_one"]
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,27 @@ class Phase:
         optimiser: the rule of a step.
         lr: learning rate of all steps, at least 0. Ignored if `decay` is given.
         batch: samples per step, positive; "full" takes all samples of the client.
-        epochs: passes over the client's training data, positive.
+        epochs: passes over the client's training data, positive. A fraction is rounded to whole steps, see `num_steps`.
         steps: number of steps, positive. Replaces `epochs`.
         trains: glob patterns of the names of trained parameters; None trains all.
         clip: largest Euclidean norm of a step's gradient, positive; None does not clip.
         name: label of the phase.
         decay: learning rate by step, counted from 0 in each phase of each round.
+        last_batch: what happens to the last batch of an epoch if it is shorter than `batch`. "keep": it is a batch.
+            "drop": it is left out, unless it is the only one. "merge": it joins the batch before it. "merge_one": as
+            "merge" if it has one sample, else as "keep".
     """
 
     optimiser: Optimiser
     lr: float
     batch: int | Literal["full"]
-    epochs: int = 1
+    epochs: float = 1
     steps: int | None = None
     trains: tuple[str, ...] | None = None
     clip: float | None = None
     name: str = "train"
     decay: LRSchedule | None = None
+    last_batch: LastBatch = "keep"
 
     def at_rate(self, lr: float | LRSchedule, round_: int, rounds: int) -> Phase:
         """Return the phase with another learning rate. A schedule by round is evaluated at `round_` of `rounds`."""
@@ -50,24 +56,82 @@ class Phase:
         return replace(self, lr=lr.start, decay=lr)
 
     def num_steps(self, n: np.ndarray) -> np.ndarray:
-        """Return the number of steps of clients with n (C,) training samples, (C,)."""
+        """Return the number of steps of clients with n (C,) training samples, (C,).
+
+        They are `epochs` times the batches of an epoch, rounded to the nearest number (a half is rounded up), and at
+        least 1 for a client with samples.
+
+        >>> from fl.method.optimiser import SGD
+        >>> Phase(SGD(), lr=0.1, batch=4, epochs=0.5).num_steps(np.array([0, 3, 10, 16]))
+        array([0, 1, 2, 2])
+        """
         if self.steps is not None:
             return np.where(n > 0, self.steps, 0)
-        return self.epochs * -(-n // self._batch_size(n))
+        per_epoch = self.batches_per_epoch(n)
+        return np.maximum(np.floor(self.epochs * per_epoch + 0.5).astype(np.int64), np.minimum(per_epoch, 1))
 
     def num_samples(self, n: np.ndarray) -> np.ndarray:
-        """Return the number of samples in all batches of clients with n (C,) training samples, (C,).
+        """Return the number of samples in all batches of clients with n (C,) training samples, (C,)."""
+        epochs, rest = np.divmod(self.num_steps(n), np.maximum(self.batches_per_epoch(n), 1))
+        return epochs * self.samples_per_epoch(n) + rest * self.batch_size(n)  # the last batch is not in the rest
 
-        The last batch of an epoch may be short.
+    def batches_per_epoch(self, n: np.ndarray) -> np.ndarray:
+        """Return the number of batches in an epoch of clients with n (C,) training samples, (C,).
+
+        >>> from fl.method.optimiser import SGD
+        >>> n = np.array([0, 3, 8, 9, 10])
+        >>> for last_batch in ("keep", "drop", "merge", "merge_one"):
+        ...     print(Phase(SGD(), lr=0.1, batch=4, last_batch=last_batch).batches_per_epoch(n))
+        [0 1 2 3 3]
+        [0 1 2 2 2]
+        [0 1 2 2 2]
+        [0 1 2 2 3]
         """
-        if self.steps is None:
-            return self.epochs * n
-        size = self._batch_size(n)
-        epochs, rest = np.divmod(self.num_steps(n), np.maximum(-(-n // size), 1))
-        return epochs * n + np.minimum(rest * size, n)
+        size = self.batch_size(n)
+        whole, tail = np.divmod(n, size)
+        if self.last_batch == "keep":
+            own = tail > 0
+        elif self.last_batch == "merge_one":
+            own = (tail > 1) | ((tail == 1) & (whole == 0))
+        else:
+            own = (tail > 0) & (whole == 0)
+        return whole + own
 
-    def _batch_size(self, n: np.ndarray) -> np.ndarray | int:
+    def samples_per_epoch(self, n: np.ndarray) -> np.ndarray:
+        """Return the number of samples in an epoch of clients with n (C,) training samples, (C,).
+
+        All batches but the last have `batch_size` samples; the last one has the rest of these samples.
+        """
+        if self.last_batch != "drop":
+            return n
+        return np.minimum(n, self.batches_per_epoch(n) * self.batch_size(n))
+
+    def smallest_batch(self, n: np.ndarray) -> np.ndarray:
+        """Return the size of the smallest batch in an epoch of clients with n (C,) training samples, (C,).
+
+        >>> from fl.method.optimiser import SGD
+        >>> Phase(SGD(), lr=0.1, batch=4).smallest_batch(np.array([0, 3, 8, 9]))
+        array([0, 3, 4, 1])
+        """
+        before = np.maximum(self.batches_per_epoch(n) - 1, 0)
+        last = self.samples_per_epoch(n) - before * self.batch_size(n)
+        return np.where(before > 0, np.minimum(self.batch_size(n), last), last)
+
+    def batch_size(self, n: np.ndarray) -> np.ndarray | int:
+        """Return the number of samples of a full batch of clients with n (C,) training samples; an int or (C,)."""
         return np.maximum(n, 1) if self.batch == "full" else self.batch
+
+    def batch_slices(self, n: int) -> list[slice]:
+        """Return the batches of an epoch over n samples, as slices of its order.
+
+        >>> from fl.method.optimiser import SGD
+        >>> Phase(SGD(), lr=0.1, batch=4, last_batch="merge").batch_slices(10)
+        [slice(0, 4, None), slice(4, 10, None)]
+        """
+        size, count, end = (
+            int(f(np.array(n))) for f in (self.batch_size, self.batches_per_epoch, self.samples_per_epoch)
+        )
+        return [slice(k * size, end if k == count - 1 else (k + 1) * size) for k in range(count)]
 
     def rate(self, t: int) -> float:
         """Return the learning rate of step t (t counts from 0)."""

@@ -9,25 +9,23 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fl.config.config import Config
-from fl.data.augment import augmented
 from fl.data.checking import checked
-from fl.data.dataset import Dataset, tensors
+from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.data.partitioner import split_checked
 from fl.data.stream import Period, split_rows
-from fl.data.views import Batch, View
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
 from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
-from fl.models.outputs import check_outputs, has_logits, sum_of_outputs, with_logits
-from fl.models.probe import ModuleFacts, probe
+from fl.models.probe import ModuleFacts
+from fl.simulation.first_look import first_look
 from fl.simulation.inputs import fitted
+from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
 
@@ -51,8 +49,9 @@ def set_up_run(config: Config) -> RunSetup:
     _located("cohort", lambda: config.cohort.check(trainable))
     module = build_model(config, dataset)
     dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
-    facts = _located("model", lambda: first_look(config, dataset, periods, module))
+    facts = _located("model", lambda: first_look(config, dataset, periods, module, _num_outputs(config, dataset)))
     _check_statistics(config, dataset, module, facts)
+    config = with_last_batch(config, dataset, periods, module)
     initial = Initial.of(module)
     plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained, facts))
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
@@ -115,36 +114,6 @@ def _built(config: Config, shape: tuple[int, ...], outputs: int) -> torch.nn.Mod
         if shape:
             raise
         raise ConfigError("data", "x is one number per row, and the model takes vectors; make it (rows, 1)") from error
-
-
-def first_look(config: Config, dataset: Dataset, periods: Sequence[Period], module: torch.nn.Module) -> ModuleFacts:
-    """Call the module with two samples, and return what it does (fl/models/probe.py).
-
-    The loss is the task's. Clients with an own objective or with work other than gradient steps may use the outputs in
-    another way, so only the passes themselves are looked at.
-    """
-    client, task, partition = config.client, periods[0].task, periods[0].partition
-    holder = int(np.argmax(np.diff(partition.offsets) > 1))
-    rows = partition.view_rows(holder, "train")[:2]
-    rows = np.resize(rows if len(rows) else np.arange(1), 2)
-    batch = dict(View(tensors(dataset.train), rows).take())
-    if config.data.augment:
-        batch["x"] = augmented(config.data.augment, batch["x"], config.seed, holder, 0, 0, 0, np.arange(2))
-    plain = isinstance(client, LocalTraining) and not overrides(client, "objective") and not overrides(client, "work")
-    wanted = _num_outputs(config, dataset)
-
-    def losses(net: torch.nn.Module, batch: Batch) -> Tensor:
-        outputs = net(batch["x"])
-        if has_logits(outputs):
-            with_logits(module)
-            outputs = outputs.logits
-        if not plain:
-            return sum_of_outputs(outputs)
-        check_outputs(outputs, wanted)
-        return task.loss(outputs, batch)
-
-    facts = probe(module, batch, losses)
-    return facts if plain else replace(facts, unused=())
 
 
 def _num_outputs(config: Config, dataset: Dataset) -> int:

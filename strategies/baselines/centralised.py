@@ -30,7 +30,7 @@ class CentralisedBaseline(Baseline):
             steps = client.steps * cohort
         else:
             batch = rows if client.batch == "full" else client.batch
-            steps = max(1, round(client.epochs * participation(run_setup) * rows / batch))
-        trainer = with_budget(FedAvg.client, run_setup, steps=steps)
+            steps = max(1, round((client.epochs or 1) * participation(run_setup) * rows / batch))
+        trainer = with_budget(FedAvg.client, run_setup, epochs=None, steps=steps)
         pooled = with_method(config, config.rounds, FedAvg(), trainer, server=True)
         return replace(pooled, splits=replace(config.splits, pooled=True), cohort=Fixed(clients=(0,)))

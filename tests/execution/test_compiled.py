@@ -215,7 +215,7 @@ for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080,
     native.train_clients(
         native.Start(start, layers),
         native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
-        native.Steps(np.full(8, 9), np.full(9, 0.1, np.float32), 10),
+        native.Steps(np.full(8, 9), np.full(9, 0.1, np.float32), 10, sizes),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
         memory)

@@ -58,10 +58,11 @@ def make_block(chunk: Chunk, phase: Phase, index: int, counts: np.ndarray, first
     """
     steps = np.arange(first, min(first + BLOCK, int(counts.max())))[:, None]
     sizes = chunk.sizes
-    size = np.maximum(sizes, 1) if phase.batch == "full" else np.full_like(sizes, phase.batch)
-    epoch, k = np.divmod(steps, np.maximum(-(-sizes // size), 1))
+    size, per_epoch = np.broadcast_to(phase.batch_size(sizes), sizes.shape), phase.batches_per_epoch(sizes)
+    epoch, k = np.divmod(steps, np.maximum(per_epoch, 1))
     runs = steps < counts
-    lengths = np.where(runs, np.minimum(size, sizes - k * size), 0)
+    last = phase.samples_per_epoch(sizes) - k * size
+    lengths = np.where(runs, np.where(k == per_epoch - 1, last, size), 0)
     shuffles = runs & (
         (k == 0) | (steps == first)
     )  # steps that compute an order: an epoch may start in an earlier block

@@ -73,7 +73,7 @@ class Compiled(LinearStack):
             wrong = native.train_clients(
                 native.Start(start_rows, layers),
                 native.Samples(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
-                native.Steps(steps, rates, batch),
+                native.Steps(steps, rates, batch, phase.samples_per_epoch(sizes)),
                 native.Shuffles(word, chunk.clients, address, SHUFFLED),
                 native.Results(out_rows, minus_start, weights, loss, seen),
                 memory,
@@ -143,6 +143,8 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
     """Why these phases of a stack of linear layers cannot be compiled, or `None`."""
     if not all(takes_plain_steps(algorithm, phase) for phase in phases):
         return f"{type(algorithm).__name__} takes steps other than w <- w - lr g"
+    if any(phase.last_batch in ("merge", "merge_one") for phase in phases):
+        return "last batches are merged"
     return _module_obstacle(module)
 
 

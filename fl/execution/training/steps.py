@@ -229,24 +229,22 @@ def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict
 def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
     """Yield the positions of each batch in a client's n training samples.
 
-    Each epoch has a new shuffle. The last batch of an epoch may be short.
+    Each epoch has a new shuffle. `phase.last_batch` decides about a short last batch of an epoch.
 
     Args:
-        phase: batch size and budget.
+        phase: batch size, last batch and budget.
         n: number of training samples of the client.
         seed: seed of the run.
         client: the client's id.
         participation: number of the exchange.
         index: index of the phase within the round.
     """
-    size = n if phase.batch == "full" else phase.batch
-    steps = int(phase.num_steps(np.array(n)))
-    per_epoch = -(-n // size) if n else 0
-    for step in range(steps):
-        epoch, k = divmod(step, per_epoch)
+    slices = phase.batch_slices(n)
+    for step in range(int(phase.num_steps(np.array(n)))):
+        epoch, k = divmod(step, len(slices))
         if k == 0:
             order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
-        yield order[k * size : (k + 1) * size]
+        yield order[slices[k]]
 
 
 def gradient_buffer(theta: Params) -> Params:

@@ -119,7 +119,8 @@ class Workload:
         np.save(folder / "ends.npy", np.cumsum([len(cohort) for cohort in cohorts]))
         first: dict[str, Any] = {name: tensor.numpy() for name, tensor in self.run_setup.model.items()}
         np.savez(folder / "first.npz", **first)
-        training = {name: getattr(config.client, name) for name in ("lr", "batch", "epochs")}
+        client: Any = config.client
+        training = {"lr": client.lr, "batch": client.batch, "epochs": client.epochs or 1}
         facts = {"name": self.name, "layers": layers(self.run_setup.module), **training}
         facts |= {"device": self.device, "workers": self.workers, "config": self.raw}
         (folder / "workload.json").write_text(json.dumps(facts, default=float))

@@ -67,11 +67,13 @@ class Steps(NamedTuple):
     counts: int64 (C,), number of steps.
     rates: float32 (T,), learning rate of each step.
     batch: samples in a batch; 0 for all samples of a client.
+    used: int64 (C,), samples in an epoch.
     """
 
     counts: np.ndarray
     rates: np.ndarray
     batch: int
+    used: np.ndarray
 
 
 class Shuffles(NamedTuple):
@@ -114,7 +116,7 @@ _integers, _floats, _matrix = _read_only(types.int64, 1), _read_only(types.float
 _SIGNATURE = types.int64(
     *(_matrix, _read_only(types.int64, 2)),  # Start
     *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # Samples
-    *(_integers, _floats, types.int64),  # Steps
+    *(_integers, _floats, types.int64, _integers),  # Steps
     *(types.uint64, _integers, _read_only(types.uint64, 1), types.boolean),  # Shuffles
     *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
     types.float32[::1],
@@ -157,12 +159,12 @@ def _train_clients(
         for i in range(0, length, WIDTH):
             store(client, i, load(initial, i))
         for step in range(steps.counts[c]):
-            if at >= sizes[c]:
+            if at >= steps.used[c]:
                 write_order(chained(word, epoch), sizes[c], shuffles.shuffled, keys, order)
                 for i in range(sizes[c]):
                     order[i] = rows[starts[c] + order[i]]
                 at, epoch = 0, epoch + 1
-            samples, rate = order[at : min(at + size, sizes[c])], steps.rates[step]
+            samples, rate = order[at : min(at + size, steps.used[c])], steps.rates[step]
             at, count = at + size, len(samples)
             gather(x, samples, layers[0, 0], tape[0])
             if c + 1 < len(sizes) and epoch == 1:
@@ -232,6 +234,7 @@ def _cached(version: int) -> Any:
         counts: np.ndarray,
         rates: np.ndarray,
         batch: int,
+        used: np.ndarray,
         word: np.uint64,
         clients: np.ndarray,
         address: np.ndarray,
@@ -247,7 +250,7 @@ def _cached(version: int) -> Any:
         return _train_clients(
             Start(params, layers),
             Samples(x, labels, targets, rows, starts, sizes),
-            Steps(counts, rates, batch),
+            Steps(counts, rates, batch, used),
             Shuffles(word, clients, address, shuffled),
             Results(out, minus_start, factors, losses, samples),
             memory,

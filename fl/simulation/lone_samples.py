@@ -1,0 +1,104 @@
+"""Models that cannot normalise one sample alone, such as those with BatchNorm, and clients that would need it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fl.config.config import Config
+from fl.data.dataset import Dataset
+from fl.data.stream import Period
+from fl.errors import ConfigError
+from fl.execution.evaluation import EVALUATION_BLOCK
+from fl.method.local_training import LocalTraining
+from fl.simulation.setup import sample_inputs
+
+COMPLAINT = "Expected more than 1 value per channel"  # of torch's batch normalisation
+
+
+def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module) -> Config:
+    """Choose what happens to last batches, and check that no batch has one sample if the model cannot normalise it.
+
+    Raises:
+        ConfigError: a client would train or be evaluated on one sample alone.
+    """
+    _check_evaluation(config, dataset, periods, module)
+    client = config.client
+    if not isinstance(client, LocalTraining) or not fails_on_one_sample(module, dataset, training=True):
+        return config
+    if client.last_batch is None:
+        client = replace(client, last_batch="merge_one")
+    trainable = periods[0].partition.num_clients - config.splits.clients
+    for period in periods:
+        sizes = period.partition.train_slices()[1][:trainable]
+        for phase in client.phases(0, config.rounds):
+            alone = np.flatnonzero(phase.smallest_batch(sizes) == 1)
+            if len(alone):
+                raise _batch_error(int(alone[0]), int(sizes[alone[0]]), len(alone), client)
+    return replace(config, client=client)
+
+
+def fails_on_one_sample(module: torch.nn.Module, dataset: Dataset, training: bool) -> bool:
+    """Whether a forward pass of one sample fails because normalisation needs more values."""
+    x = sample_inputs(dataset)[:1]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            copy.deepcopy(module).train(training)(x)
+        except Exception as error:  # other errors of a module are reported where it is used
+            return COMPLAINT in str(error)
+    return False
+
+
+def _clients(count: int, first: int, n: int, split: str) -> str:
+    """The number of clients, and the first of them with its rows, in words.
+
+    >>> _clients(2, 7, 1, "val")
+    '2 clients (the first: client 7, with 1 val row)'
+    """
+    rows = "row" if n == 1 else "rows"
+    return f"{count} client{'s' if count > 1 else ''} (the first: client {first}, with {n} {split} {rows})"
+
+
+def _batch_error(client: int, n: int, count: int, algorithm: LocalTraining) -> ConfigError:
+    """The error for the first client with a batch of one sample."""
+    text = f"{_clients(count, client, n, 'training')} would train on one row alone, which the model cannot normalise. "
+    if n == 1:
+        return ConfigError(
+            "partition",
+            f"{text}Set partition.min_size, smaller splits.val and splits.test, or use GroupNorm or LayerNorm",
+        )
+    if algorithm.batch == 1:
+        return ConfigError("client.batch", f"{text}Use batches of 2 or more, or GroupNorm or LayerNorm")
+    return ConfigError(
+        "client.last_batch",
+        f"{text}Set client.last_batch to merge_one, merge or drop, another client.batch, or use GroupNorm or LayerNorm",
+    )
+
+
+def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module) -> None:
+    """Check that no evaluation has a forward pass of one sample if the model cannot normalise it."""
+    if not fails_on_one_sample(module, dataset, training=False):
+        return
+    out = "use model.batch_norm: averaged or local, or GroupNorm or LayerNorm"
+    if config.evaluation.server and dataset.test is not None and len(dataset.test["x"]) % EVALUATION_BLOCK == 1:
+        raise ConfigError(
+            "evaluation.server",
+            f"the server's test set of {len(dataset.test['x'])} rows is evaluated in blocks of {EVALUATION_BLOCK}, the "
+            f"last of which has one row. The model cannot normalise it. Set evaluation.server: false, or {out}",
+        )
+    trainable = periods[0].partition.num_clients - config.splits.clients
+    wanted = config.evaluation.clients
+    evaluated = slice(trainable, None) if wanted == "held_out" else slice(0, 0 if wanted == 0 else trainable)
+    for period in periods:
+        for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
+            alone = np.flatnonzero(counts[evaluated] % EVALUATION_BLOCK == 1) + (evaluated.start or 0)
+            if len(alone):
+                raise ConfigError(
+                    f"splits.{split}",
+                    f"{_clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)} would be evaluated "
+                    f"on one row alone, which the model cannot normalise. "
+                    f"Set splits.{split}: 0 or larger, partition.min_size, or {out}",
+                )
