@@ -1,4 +1,4 @@
-"""Check before any work that strategy and client algorithm speak of the same groups."""
+"""Check before any work that the strategy has a model, and that strategy and client speak of the same groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
+from fl.method.strategy import Strategy
 from fl.simulation.expected_bytes import expected_upload_bytes
+from fl.tensors.params import Params
+
+
+def check_state(strategy: Strategy, state: Any) -> None:
+    """Check the state before round 0.
+
+    Raises:
+        ConfigError: `strategy.model` returns no `Params` for it.
+    """
+    try:
+        model = strategy.model(state)
+    except TypeError as error:
+        raise ConfigError("strategy", str(error)) from error
+    if not isinstance(model, Params):
+        came = f"init returned {type(state).__name__}, of which model(state) makes {type(model).__name__}"
+        raise ConfigError("strategy", f"{type(strategy).__name__}: {came}, expected Params")
 
 
 def check_groups(config: Config, request: Any) -> None:
