@@ -101,3 +101,55 @@ def test_a_wrong_return_value_names_class_hook_and_form(case, tmp_path):
     with pytest.raises(TypeError) as error:
         with_part(tmp_path, f"class Mine(Strategy):\n{body}")
     assert message in str(error.value)
+
+
+CLIENT = """class Mine(ClientAlgorithm):
+    def work(self, name, ctx, carry):
+        return Reply(Update({"model": 0 * ctx.received["model"]}, %s, %s))"""
+
+# num_examples, metrics -> the message
+NUMBERS = {
+    "negative": ("-1000", "{}", " is -1000; expected the number of samples"),
+    "nan": ("float('nan')", "{}", " is nan"),
+    "word": ("'ten'", "{}", " is 'ten'"),
+    "large": ("10**18", "{}", " is 1000000000000000000"),
+    "metric": ("1", "{'loss': 'low'}", ": metric 'loss' is 'low', not a number"),
+    "metric of many": ("1", "{'loss': torch.ones(2)}", ": metric 'loss' is tensor([1., 1.]), not a number"),
+    "metric name": ("1", "{3: 1.0}", ": metric 3 has no string as name"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_of_an_update_are_checked(case, tmp_path):
+    examples, metrics, message = NUMBERS[case]
+    with pytest.raises(RuntimeError) as error:
+        with_part(tmp_path, CLIENT % (examples, metrics), "client")
+    assert message in str(error.value).partition("\n")[0]
+    assert "client" in str(error.value)
+
+
+def test_a_metric_may_be_nan(tmp_path):
+    result = with_part(tmp_path, CLIENT % ("2", "{'loss': float('nan')}"), "client")
+    assert result.metrics[-1]["train/loss"] is None
+
+
+def test_a_reply_is_a_reply(tmp_path):
+    with pytest.raises(RuntimeError, match=r"client Mine: work returned dict, expected Reply\(update=Update"):
+        with_part(tmp_path, "class Mine(ClientAlgorithm):\n    def work(self, name, ctx, carry): return {}", "client")
+
+
+def test_a_rule_that_gives_nan_is_blamed(tmp_path):
+    body = "class Mine(Strategy):\n    def step(self, state, reduced, ctx): return state * float('nan'), {}"
+    with pytest.raises(FloatingPointError, match="strategy Mine: step returned a model that is not finite: tensor "):
+        with_part(tmp_path, body, rounds=2)
+
+
+def test_an_overflow_in_a_codec_is_blamed(tmp_path):
+    body = "class Mine(Strategy):\n    def init(self, model, ctx): return model * 0 + 1e5"
+    with pytest.raises(
+        FloatingPointError, match=r"codec.down: fp16 of .*weight overflows \(100000 > 65504\): take bf16"
+    ):
+        with_part(tmp_path, body, codec={"down": "fp16"})
+    body = CLIENT.replace("0 *", "1e5 + 0 *") % (1, {})
+    with pytest.raises(RuntimeError, match=r"not finite: fp16 of .*weight overflows \(100000 > 65504\): take bf16"):
+        with_part(tmp_path, body, "client", codec={"up": "fp16"})
