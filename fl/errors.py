@@ -42,17 +42,19 @@ class ClientError(RuntimeError):
         round_: the round, counted from 0.
         stage: the step that failed: broadcast, train, encode, reduce, evaluate, ...
         detail: the original error and its traceback.
+        user: where the error lies in a user's own file, in lines; "" if it lies elsewhere.
     """
 
-    def __init__(self, clients: np.ndarray | str, round_: int, stage: str, detail: str):
+    def __init__(self, clients: np.ndarray | str, round_: int, stage: str, detail: str, user: str = ""):
         if isinstance(clients, str):
             who = clients
         else:
             who = f"client {clients[0]}" if len(clients) == 1 else f"one of the clients {list(map(int, clients))}"
         super().__init__(f"{who}, round {round_}, stage {stage!r}: {detail}")
-        self.arguments = (clients, round_, stage, detail)
+        self.arguments = (clients, round_, stage, detail, user)
+        self.place, self.user = f"{who}, round {round_}, stage {stage!r}", user
 
-    def __reduce__(self) -> tuple[type[ClientError], tuple[np.ndarray | str, int, str, str]]:
+    def __reduce__(self) -> tuple[type[ClientError], tuple[np.ndarray | str, int, str, str, str]]:
         return ClientError, self.arguments
 
 

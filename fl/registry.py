@@ -6,13 +6,14 @@ part of the user's own is written `path/to/file.py:Name` or `module:Name`. User 
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import importlib
 import linecache
 import pkgutil
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -115,13 +116,19 @@ def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UnknownName(f"{path} does not exist")
-    # one module per file, with a name that depends on the path alone: a resumed run finds it again
-    name = f"fl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _module_name(path)
+    _forget_changed(path.parent, name)
     adopt({name: (str(path), path.read_text())})
     return sys.modules[name]
 
 
+def _module_name(path: Path) -> str:
+    """One module per file, with a name that depends on the path alone: a resumed run finds it again."""
+    return f"fl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
 _sources: dict[str, tuple[str, str]] = {}
+_texts: dict[str, tuple[str, str]] = {}  # of files that may have to be made into modules, on a worker
 
 
 def sources() -> dict[str, tuple[str, str]]:
@@ -129,17 +136,25 @@ def sources() -> dict[str, tuple[str, str]]:
     return dict(_sources)
 
 
+def user_files() -> set[str]:
+    """The paths of the user files that were loaded or are being loaded."""
+    return {path for path, _ in (*_sources.values(), *_texts.values())}
+
+
 def adopt(files: dict[str, tuple[str, str]]) -> None:
     """Make modules from the text of user files, so that workers do not need the user's disk.
 
-    A module that exists already with the same text is kept.
+    A module that exists already with the same text is kept. Files import the Python files beside them by name
+    (`from helper import f`); these modules are private to the folder, so that files of other folders do not see them.
     """
+    _texts.update(files)
     for name, (path, text) in files.items():
         previous = sys.modules.get(name)
         if previous is not None and _sources.get(name) == (path, text):
             continue
         module = types.ModuleType(name)
         module.__file__ = path
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importer(Path(path).parent)}
         sys.modules[name] = module
         linecache.cache[path] = (len(text), None, text.splitlines(True), path)  # tracebacks and inspect show the source
         try:
@@ -150,3 +165,37 @@ def adopt(files: dict[str, tuple[str, str]]) -> None:
                 sys.modules[name] = previous
             raise
         _sources[name] = (path, text)
+
+
+def _importer(folder: Path) -> Callable[..., Any]:
+    """`__import__` for user files in `folder`: a file beside them comes before an installed module of the same name."""
+
+    def import_(
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> Any:
+        path = folder / f"{name}.py"
+        private = _module_name(path)
+        if level == 0 and name.isidentifier() and name not in sys.stdlib_module_names:
+            if private in sys.modules:
+                return sys.modules[private]
+            if private not in _texts and path.is_file():
+                _texts[private] = (str(path), path.read_text())
+            if private in _texts:
+                adopt({private: _texts[private]})
+                return sys.modules[private]
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+
+    return import_
+
+
+def _forget_changed(folder: Path, main: str) -> None:
+    """Forget the files of `folder` and the module `main`, if a file was changed on disk since it was loaded."""
+    beside = {name: file for name, file in _texts.items() if Path(file[0]).parent == folder and name != main}
+    if any(not Path(path).is_file() or Path(path).read_text() != text for path, text in beside.values()):
+        for name in (*beside, main):
+            for table in (_texts, _sources, sys.modules):
+                table.pop(name, None)

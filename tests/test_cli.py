@@ -254,15 +254,15 @@ def test_ctrl_c_on_the_whole_group_leaves_ray_alone(config, tmp_path):
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_a_clients_error_is_one_line_and_exit_1(config, tmp_path):
+def test_a_clients_error_names_line_and_client_and_exit_1(config, tmp_path):
     (tmp_path / "mine.py").write_text(FAULTY)
     arguments = ["run", config, f"client={tmp_path}/mine.py:Faulty", "execution.plan=loop"]
     done = fl(*arguments, "--out", tmp_path / "a")
-    error = done.stderr.splitlines()[-1]
+    where, what, call, place, _ = done.stderr.splitlines()[-5:]
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        error.startswith("error: client ") and "round 0, stage " in error and error.endswith("OverflowError: too much")
-    )
+    assert where.startswith("error: ") and where.endswith('mine.py, line 8: raise OverflowError("too much")')
+    assert what == "OverflowError: too much" and "mine.py:Faulty, called with end: " in call
+    assert place.startswith("client ") and "round 0, stage " in place
     assert "Traceback" not in done.stderr
     assert "Traceback" in fl(*arguments, "--traceback", "--out", tmp_path / "b").stderr
     assert "Traceback" in fl(*arguments, "--out", tmp_path / "c", FL_TRACEBACK="1").stderr

@@ -1,4 +1,4 @@
-"""Errors as one line on stderr and an exit code.
+"""Errors as one line on stderr, or a few for an error in a user's own file, and an exit code.
 
 0    success
 1    the command failed: a client's error, a law that does not hold, a benchmark below its bar
@@ -15,16 +15,17 @@ from collections.abc import Collection, Iterator
 
 import typer
 
-from fl.errors import ConfigError, UnknownName
+from fl.errors import ClientError, ConfigError, UnknownName
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+MORE = "--traceback shows all calls"
 
 
 @contextlib.contextmanager
 def report_errors(traceback: bool = False) -> Iterator[None]:
-    """Turn an exception into a line `error: ...` on stderr and exit code 1 or 2.
+    """Turn an exception into `error: ...` on stderr and exit code 1 or 2.
 
     With `traceback` or FL_TRACEBACK=1 the exception passes through unchanged.
     """
@@ -36,11 +37,27 @@ def report_errors(traceback: bool = False) -> Iterator[None]:
         if traceback or os.environ.get("FL_TRACEBACK") == "1":
             raise
         usage = isinstance(error, (ConfigError, UnknownName))
-        # the first line of a client's error names client, round and stage; the rest is its traceback
-        text = str(error) if usage else str(error).partition("\n")[0] or repr(error)
-        known = usage or type(error).__module__.startswith("fl.")
-        say(f"error: {text}" if known else f"error: {type(error).__name__}: {text}")
+        say(f"error: {in_words(error)}")
         raise typer.Exit(EXIT_USAGE if usage else EXIT_FAILED) from None
+
+
+def in_words(error: Exception) -> str:
+    """An error as text. An error in a user's own file begins with the file, the line and the source line."""
+    from fl.user_code import explain, is_deliberate
+
+    if isinstance(error, ClientError):
+        place = f"{error.user}\n{error.place}\n{MORE}" if error.user else ""
+        # the first line names client, round and stage; the rest is the traceback
+        return place or str(error).partition("\n")[0]
+    if isinstance(error, (ConfigError, UnknownName)):
+        cause = error.__cause__
+        place = explain(cause) if cause is not None and not is_deliberate(cause) else ""
+        return f"{place}\n{error}\n{MORE}" if place else str(error)
+    place = explain(error)
+    if place:
+        return f"{place}\n{MORE}"
+    text = str(error).partition("\n")[0] or repr(error)
+    return text if type(error).__module__.startswith("fl.") else f"{type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager

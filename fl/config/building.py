@@ -16,6 +16,7 @@ import pydantic
 from fl import registry
 from fl.config import suggestions
 from fl.config.fields import annotations_of, arms, default, fields_of, own_keys, required
+from fl.config.part_checks import check_class
 from fl.config.references import PartReference, anchored, find, named
 from fl.data.folder import DATA_FILES
 from fl.errors import ConfigError, did_you_mean, dotted, located
@@ -102,6 +103,8 @@ class Builder:
         if kind.name == "data" and name.endswith(DATA_FILES):
             value.setdefault("path", anchored(name, Path()))
         cls = find(kind, name, dotted(path, "name") if value else path)
+        if ":" in name and isinstance(cls, type):  # our own parts are checked by their tests
+            check_class(kind, cls, name, path)
         if kind.name == "model" and not (isinstance(cls, type) and hasattr(cls, "build")):
             part = _constructed(functools.partial(model_part, cls, value), path)
         elif dataclasses.is_dataclass(cls) and isinstance(cls, type):
@@ -157,6 +160,7 @@ def _built(kind: Kind, value: Any, path: str) -> Any:
         raise ConfigError(path, f"{value!r} is neither a name nor a mapping with a name; one of {known}")
     if kind.name == "model" and not hasattr(value, "build"):
         return _constructed(functools.partial(model_part, value, {}), path)
+    check_class(kind, type(value), type(value).__name__, path)
     return value
 
 

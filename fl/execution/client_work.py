@@ -20,6 +20,7 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
+from fl.execution.update_checks import check_reply
 from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
@@ -79,6 +80,7 @@ class LoopWork(ClientWork):
                 ):
                     carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
                     reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
+                check_reply(reply, type(self.job.algorithm).__name__)
                 self._send(at, ctx, record, reply)
             except Exception as error:
                 self.failed(at, error)

@@ -25,6 +25,7 @@ from fl.models.probe import ModuleChanged
 from fl.tensors import random
 from fl.tensors.generators import GeneratorWatch, seed_generators
 from fl.tensors.trees import Tree
+from fl.user_code import explain
 
 if TYPE_CHECKING:
     from fl.execution.worker import Worker
@@ -68,7 +69,7 @@ class ExchangeWorker:
     def error(self, who: np.ndarray | str, error: Exception, default: str) -> ClientError:
         """Return an error with its place: clients or data, round, stage (`default` if none is known), traceback."""
         detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        return ClientError(who, self.dispatch.round, stage_of(error, default), detail)
+        return ClientError(who, self.dispatch.round, stage_of(error, default), detail, explain(error))
 
     def count(self, direction: str, group: str, positions: np.ndarray, sizes: Sizes) -> None:
         """Count the bytes of a group, for the ledger."""

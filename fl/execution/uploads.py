@@ -6,7 +6,6 @@ server's side:  ~~> decoded -> difference, transforms undone -> lift -> fold
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,11 +22,13 @@ from fl.communication.keys import Key, up_key
 from fl.communication.transmit import Sizes, transmit
 from fl.execution.client_state import residuals_of
 from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.finite import is_finite, non_finite, non_finite_name, overflow
 from fl.execution.stages import during
+from fl.execution.update_checks import check_numbers
 from fl.method.messages import Update
 from fl.method.reduction import Meta, Product, WeightedMean
 from fl.method.transform import TransformContext
-from fl.tensors.trees import Tree, leaves, row
+from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 
 Keep = Callable[[dict[str, Residuals]], None]
@@ -46,6 +47,7 @@ class Uploads:
         parts = reduction.parts if isinstance(reduction, Product) else {}
         alone = parts.get("model") if self.on_device and len(parts) == 1 else None
         self.mean = alone if isinstance(alone, WeightedMean) else None
+        self.before_codec: Mapping[str, Tree] = {}  # the last update before the codec, to tell who made it infinite
 
     def upload(
         self,
@@ -71,6 +73,7 @@ class Uploads:
                 that the sum stays as it was if it fails.
         """
         decoded, sizes, residuals = {}, {}, {}
+        check_numbers(update, self.dispatch.cohort[positions])
         with span("encode", "update"), during("encode"):
             if not self.on_device:
                 update, received = self.device.fetch(update), self.device.fetch(received)
@@ -84,7 +87,10 @@ class Uploads:
         with span("data", "state"), during("state"):
             keep(residuals)
         with span("reduce", "update"):
-            return self.server_side(positions, replace(update, groups=decoded), sizes, stacked, careful)
+            self.before_codec = update.groups
+            done = self.server_side(positions, replace(update, groups=decoded), sizes, stacked, careful)
+            self.before_codec = {}
+            return done
 
     # -- the client's side ----------------------------------------------------------------------------------------
     def client_side(self, positions: np.ndarray, update: Update, stacked: bool) -> Mapping[str, Tree]:
@@ -163,7 +169,10 @@ class Uploads:
         """Add leaves one by one. All are lifted before any is added, so that an error leaves the fold as it was."""
         clients, reduction = self.dispatch.cohort[positions], self.dispatch.reduction
         if bad.any() and self.job.on_error == "raise":
-            raise FloatingPointError(f"the update of client {clients[bad][0]} is not finite")
+            first = int(np.flatnonzero(bad)[0])
+            sent, arrived = (row(dict(g), first) if stacked else g for g in (self.before_codec, groups))
+            cause = overflow(self.job.up, sent, arrived) or f"tensor {non_finite_name(arrived)}"
+            raise FloatingPointError(f"the update of client {clients[first]} is not finite: {cause}")
         accs: list[Any] = []
         for i, is_bad in enumerate(bad):
             if is_bad:
@@ -197,6 +206,7 @@ class Uploads:
 
     def upload_sum(self, positions: np.ndarray, update: Update, weights: Tensor) -> bool:
         """Send the weighted sum of several clients' updates; see `upload` for the answer."""
+        check_numbers(update, self.dispatch.cohort[positions])
         with span("encode", "update"), during("encode"):
             sizes = transmit(self.job.up, update.groups["model"])[1]
         with span("reduce", "update"), during("reduce"):
@@ -213,24 +223,6 @@ class Uploads:
 
     def _spill(self, vector: Tensor) -> Any:
         return self.exchange.worker.scratch.append_vector(vector)
-
-
-def is_finite(tree: Tree) -> bool:
-    """Whether a tree holds no NaN and no infinity.
-
-    A sum is finite only if all its terms are, so one pass is enough. Where a sum overflows, the elements decide.
-    """
-    floating = [leaf for leaf in leaves(tree) if leaf.is_floating_point()]
-    return all(math.isfinite(leaf.sum()) or bool(torch.isfinite(leaf).all()) for leaf in floating)
-
-
-def non_finite(groups: Mapping[str, Tree], count: int) -> np.ndarray:
-    """Return which of `count` stacked updates hold a NaN or an infinity, (count,) bool."""
-    bad = np.zeros(count, bool)
-    for leaf in leaves(groups):
-        if leaf.is_floating_point():
-            bad |= ~torch.isfinite(leaf.reshape(count, -1)).all(-1).cpu().numpy()
-    return bad
 
 
 def _array(value: Any) -> np.ndarray:

@@ -52,7 +52,7 @@ def answer(text: str, content: RecordDict, context: Context) -> RecordDict:
     try:
         return _answer(_worker(text), content, context)
     except ClientError as error:
-        _, _, stage, detail = error.arguments
+        _, _, stage, detail, _ = error.arguments
         return RecordDict({CALL: Failure(stage, detail).to_record()})
     except Exception as error:
         return RecordDict({CALL: Failure("broadcast", f"{type(error).__name__}: {error}").to_record()})

@@ -105,6 +105,25 @@ class FedAvgEquivalent:
     bits: bool = True
 
 
+def checked_outcome(strategy: Strategy, hook: str, value: Any) -> tuple[State, Metrics]:
+    """Return `value`, the result of a strategy's hook, if it is a pair (state, metrics).
+
+    Raises:
+        TypeError: it is something else; the message names the class, the hook and what came.
+    """
+    who = f"strategy {type(strategy).__name__}: {hook} returned"
+    if not isinstance(value, tuple) or len(value) != 2:
+        came = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
+        raise TypeError(f"{who} {came}, expected a pair (state, metrics), as in `return state, {{}}`")
+    metrics = value[1]
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"{who} metrics that are {type(metrics).__name__}, expected a mapping name -> number")
+    for name in metrics:
+        if not isinstance(name, str):
+            raise TypeError(f"{who} a metric with the name {name!r}, expected a string")
+    return value
+
+
 class Strategy:
     """Base of strategies; the module describes the two forms.
 
@@ -150,7 +169,14 @@ class Strategy:
 
     def model(self, state: State) -> Params:
         """Return the model to evaluate and to save. Default: the state itself, or its field `model`."""
-        return state if isinstance(state, Params) else state.model
+        if isinstance(state, Params):
+            return state
+        if not hasattr(state, "model"):
+            raise TypeError(
+                f"strategy {type(self).__name__}: the state is {type(state).__name__} without a field `model`; a state "
+                "is Params or a dataclass with the field `model`, or the strategy defines model(self, state)"
+            )
+        return state.model
 
     # -- the full form -------------------------------------------------------------------------------------------
     def setup(self, state: State, ctx: ServerContext) -> RoundGenerator:
@@ -163,7 +189,7 @@ class Strategy:
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
         if outcome.value is None:  # no client answered
             return state, {}
-        return self.step(state, outcome.value, ctx)
+        return checked_outcome(self, "step", self.step(state, outcome.value, ctx))
 
     def final(self, state: State, ctx: ServerContext) -> RoundGenerator:
         """Work after the last round, such as training on the server. Returns (state, metrics)."""

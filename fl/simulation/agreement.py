@@ -1,4 +1,4 @@
-"""Check before any work that strategy and client algorithm speak of the same groups."""
+"""Check before any work that the strategy has a model, and that strategy and client speak of the same groups."""
 
 from __future__ import annotations
 
@@ -6,9 +6,42 @@ from typing import Any
 
 from fl.config.config import Config
 from fl.errors import ConfigError
+from fl.execution.finite import is_finite, non_finite_name
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
+from fl.method.strategy import Strategy
 from fl.simulation.expected_bytes import expected_upload_bytes
+from fl.tensors.params import Params
+
+
+def check_state(strategy: Strategy, state: Any) -> None:
+    """Check the state before round 0.
+
+    Raises:
+        ConfigError: `strategy.model` returns no `Params` for it.
+    """
+    try:
+        model = strategy.model(state)
+    except TypeError as error:
+        raise ConfigError("strategy", str(error)) from error
+    if not isinstance(model, Params):
+        came = f"init returned {type(state).__name__}, of which model(state) makes {type(model).__name__}"
+        raise ConfigError("strategy", f"{type(strategy).__name__}: {came}, expected Params")
+
+
+def check_finite(strategy: Strategy, state: Any) -> None:
+    """Check the model after a round in which all updates were finite.
+
+    Raises:
+        FloatingPointError: it is not finite, so the strategy's rule has made it so.
+    """
+    model = strategy.model(state)
+    if not is_finite(model):
+        hook = "step" if type(strategy).round is Strategy.round else "round"
+        name = non_finite_name({"model": model})
+        raise FloatingPointError(
+            f"strategy {type(strategy).__name__}: {hook} returned a model that is not finite: tensor {name}"
+        )
 
 
 def check_groups(config: Config, request: Any) -> None:

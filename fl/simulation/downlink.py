@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 
 from fl.communication.chain import find_wrapper
+from fl.communication.codec import Identity
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
 from fl.communication.keys import down_key
 from fl.communication.ledger import Ledger
 from fl.communication.transmit import Sizes, transmit
 from fl.communication.wire import wire_bytes
+from fl.execution.finite import is_finite, overflow
 from fl.method.messages import Broadcast
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup
+from fl.tensors.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Downlink:
             if self.feedback:
                 encoded[name] = self.feedback.add_residuals(tree, self.residuals.get(f"{work}/{name}"))
             shared[name], sizes = transmit(config.down, encoded[name], key=down_key(config.seed, place.number, name))
+            self._check_overflow({name: encoded[name]}, {name: shared[name]})
             if self.feedback:
                 self.residuals[f"{work}/{name}"] = compression_error(encoded[name], shared[name])
             self._book(place, name, cohort, sizes, first)
@@ -104,6 +108,7 @@ class Downlink:
         for name, value in broadcast.static.items():
             key = down_key(config.seed, place.number, name, version=value.version)
             decoded, sizes = transmit(config.down, value.value, key=key)
+            self._check_overflow({name: value.value}, {name: decoded})
             static[name] = replace(value, value=decoded)
             seen = self.versions_seen.setdefault(name, np.full(self.population, -1))
             new = seen[cohort] != value.version
@@ -114,6 +119,13 @@ class Downlink:
             seen[cohort] = value.version
         decoded_broadcast = replace(broadcast, shared=shared, static=static)
         return Sent(decoded_broadcast, replace(broadcast, shared=encoded), nbytes)
+
+    def _check_overflow(self, before: Mapping[str, Tree], after: Mapping[str, Tree]) -> None:
+        """Raise a FloatingPointError if the codec made finite numbers of a group infinite or NaN."""
+        if not isinstance(self.config.down, Identity) and not is_finite(after):
+            cause = overflow(self.config.down, before, after)
+            if cause:
+                raise FloatingPointError(f"codec.down: {cause}")
 
     def _book(self, place: Place, group: str, clients: np.ndarray, sizes: Sizes, first: bool) -> None:
         """Enter one group into the ledger; `first`: it opens the clients' message."""

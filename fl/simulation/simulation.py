@@ -22,7 +22,7 @@ from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
 from fl.method.strategy import ServerContext, Strategy
-from fl.simulation.agreement import check_groups
+from fl.simulation.agreement import check_finite, check_groups, check_state
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
 from fl.simulation.evaluation import evaluate, forgetting
@@ -110,6 +110,7 @@ class Simulation:
         cohort = self._sample()
         generator = strategy.round(self.state, self._context(cohort))
         self.state, metrics = run_generator(generator, self.exchanges, self.executor)
+        check_finite(strategy, self.state)
         row = {"round": self.round, **self.exchanges.totals.summary(), "cohort_size": len(cohort), **metrics}
         evaluated = (self.round + 1) % self.config.evaluation.every == 0 or self.round + 1 in self.run_setup.ends
         if evaluated:
@@ -188,6 +189,7 @@ class Simulation:
         except ValueError as error:
             raise located("strategy", error) from error
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
+            check_state(config.strategy, self.state)
             check_groups(config, self._first_request())
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
