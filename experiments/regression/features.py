@@ -403,7 +403,10 @@ def _training() -> Iterator[Case]:
         for plan in ("loop", *BATCHED):
             change = {"client.optimiser": optimiser, "client.lr": 0.02, "execution.plan": plan}
             yield Case(f"optimiser/{name}/{plan}", DIGITS, change)
-    budgets: dict[str, dict[str, Any]] = {"steps": {"client.steps": 5}, "full": {"client.batch": "full"}}
+    budgets: dict[str, dict[str, Any]] = {
+        "steps": {"client.steps": 5, "client.epochs": None},
+        "full": {"client.batch": "full"},
+    }
     budgets |= {
         "clip": {"client.clip": 0.5},
         "uniform": {"strategy.weights": "uniform"},
@@ -479,7 +482,7 @@ def _evaluations() -> Iterator[Case]:
     baselines = ["local", "centralised", "finetune", "majority"]
     for strategy in ("fedavg", "scaffold", "fedper", "fedprox"):
         yield Case(f"baselines/{strategy}", DIGITS, {"strategy": {"name": strategy}, "baselines": baselines})
-    yield Case("baselines/steps", DIGITS, {"client.steps": 3, "baselines": baselines})
+    yield Case("baselines/steps", DIGITS, {"client.steps": 3, "client.epochs": None, "baselines": baselines})
     momentum = {"client.optimiser": {"name": "sgd", "momentum": 0.9}}
     yield Case("baselines/momentum", DIGITS, momentum | {"baselines": baselines})
 

@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"batch_norm/{whose}": {**NORMALISED, "model.batch_norm": whose} for whose in ("averaged", "local", "batch")},
     "adam": {"client.optimiser": "adam", "client.lr": 0.01},
     "schedule": {"client.lr": {"start": 0.1, "schedule": "cosine"}},
-    "steps": {"client.steps": 3},
+    "steps": {"client.steps": 3, "client.epochs": None},
     "full_batch": {"client.batch": "full"},
     "codec": {"codec": {"up": ["error_feedback", {"top_k": {"ratio": 0.3}}], "down": ["fp16"]}},
     "delta": {"codec": {"up": ["delta", {"quantise": {"bits": 8}}], "down": ["delta", "bf16"]}},

@@ -97,8 +97,8 @@ class LocalTraining(ClientAlgorithm):
     """Gradient steps from the received model. The module lists the hooks that a method overrides.
 
     Args:
-        epochs: passes over the client's training data per round, positive; 0.5 takes half of an epoch's batches, rounded to
-            whole steps (a half is rounded up), at least one. Default: 1, or `steps` if it is given.
+        epochs: passes over the client's training data per round, positive. 0.5 takes half of the batches of an epoch,
+            rounded to the nearest number (a half is rounded up), at least one. Default: 1 if `steps` is not given.
         steps: number of local steps per round, positive. Cannot be combined with `epochs`.
         batch: samples per step, positive; "full" takes all samples of the client.
         last_batch: what happens to the last batch of an epoch if it is shorter than `batch`. "keep": it is a batch.

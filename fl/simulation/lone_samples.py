@@ -29,8 +29,7 @@ def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...
     client = config.client
     if not isinstance(client, LocalTraining) or not fails_on_one_sample(module, dataset, training=True):
         return config
-    if client.last_batch is None:
-        client = replace(client, last_batch="merge_one")
+    client = _merging(client)
     trainable = periods[0].partition.num_clients - config.splits.clients
     for period in periods:
         sizes = period.partition.train_slices()[1][:trainable]
@@ -38,7 +37,15 @@ def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...
             alone = np.flatnonzero(phase.smallest_batch(sizes) == 1)
             if len(alone):
                 raise _batch_error(int(alone[0]), int(sizes[alone[0]]), len(alone), client)
-    return replace(config, client=client)
+    evaluation = config.evaluation
+    if isinstance(evaluation.adapt, LocalTraining):
+        evaluation = replace(evaluation, adapt=_merging(evaluation.adapt))
+    return replace(config, client=client, evaluation=evaluation)
+
+
+def _merging(algorithm: LocalTraining) -> LocalTraining:
+    """The algorithm, which merges last batches of one sample if nothing else is asked for."""
+    return algorithm if algorithm.last_batch else replace(algorithm, last_batch="merge_one")
 
 
 def fails_on_one_sample(module: torch.nn.Module, dataset: Dataset, training: bool) -> bool:
@@ -64,18 +71,15 @@ def _clients(count: int, first: int, n: int, split: str) -> str:
 
 def _batch_error(client: int, n: int, count: int, algorithm: LocalTraining) -> ConfigError:
     """The error for the first client with a batch of one sample."""
-    text = f"{_clients(count, client, n, 'training')} would train on one row alone, which the model cannot normalise. "
+    who = _clients(count, client, n, "training")
+    what = f"{who} would train on a batch of one row, which the model cannot normalise"
     if n == 1:
-        return ConfigError(
-            "partition",
-            f"{text}Set partition.min_size, smaller splits.val and splits.test, or use GroupNorm or LayerNorm",
-        )
+        more = "Set partition.min_size, smaller splits.val and splits.test"
+        return ConfigError("partition", f"{what}. {more}, or use GroupNorm or LayerNorm")
     if algorithm.batch == 1:
-        return ConfigError("client.batch", f"{text}Use batches of 2 or more, or GroupNorm or LayerNorm")
-    return ConfigError(
-        "client.last_batch",
-        f"{text}Set client.last_batch to merge_one, merge or drop, another client.batch, or use GroupNorm or LayerNorm",
-    )
+        return ConfigError("client.batch", f"{what}. Use batches of 2 or more, or GroupNorm or LayerNorm")
+    more = "Set client.last_batch to merge_one, merge or drop, set another client.batch"
+    return ConfigError("client.last_batch", f"{what}. {more}, or use GroupNorm or LayerNorm")
 
 
 def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module) -> None:
@@ -83,22 +87,23 @@ def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, .
     if not fails_on_one_sample(module, dataset, training=False):
         return
     out = "use model.batch_norm: averaged or local, or GroupNorm or LayerNorm"
-    if config.evaluation.server and dataset.test is not None and len(dataset.test["x"]) % EVALUATION_BLOCK == 1:
+    rows = 0 if dataset.test is None else len(dataset.test["x"])
+    if config.evaluation.server and rows % EVALUATION_BLOCK == 1:
         raise ConfigError(
             "evaluation.server",
-            f"the server's test set of {len(dataset.test['x'])} rows is evaluated in blocks of {EVALUATION_BLOCK}, the "
-            f"last of which has one row. The model cannot normalise it. Set evaluation.server: false, or {out}",
+            f"the server's test set of {rows} rows is evaluated in blocks of {EVALUATION_BLOCK}. The last block has "
+            f"one row, which the model cannot normalise. Set evaluation.server: false, or {out}",
         )
-    trainable = periods[0].partition.num_clients - config.splits.clients
-    wanted = config.evaluation.clients
-    evaluated = slice(trainable, None) if wanted == "held_out" else slice(0, 0 if wanted == 0 else trainable)
+    trainable, wanted = periods[0].partition.num_clients - config.splits.clients, config.evaluation.clients
+    held_out = np.arange(periods[0].partition.num_clients) >= trainable
+    evaluated = held_out if wanted == "held_out" else ~held_out & (wanted != 0)
     for period in periods:
         for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
-            alone = np.flatnonzero(counts[evaluated] % EVALUATION_BLOCK == 1) + (evaluated.start or 0)
+            alone = np.flatnonzero(evaluated & (counts % EVALUATION_BLOCK == 1))
             if len(alone):
+                who = _clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)
                 raise ConfigError(
                     f"splits.{split}",
-                    f"{_clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)} would be evaluated "
-                    f"on one row alone, which the model cannot normalise. "
-                    f"Set splits.{split}: 0 or larger, partition.min_size, or {out}",
+                    f"{who} would be evaluated on one row alone, which the model cannot normalise. "
+                    f"Set splits.{split} to 0 or to more rows, set partition.min_size, or {out}",
                 )

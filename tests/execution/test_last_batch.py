@@ -119,7 +119,9 @@ def test_training_is_plain_torch_on_these_batches(rule):
             assert float(update.metrics["loss"][c]) == pytest.approx(np.mean(losses or [0.0]), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("rule, kind", [(None, "compiled"), ("keep", "compiled"), ("drop", "compiled"), ("merge", "stacked")])
+@pytest.mark.parametrize(
+    "rule, kind", [(None, "compiled"), ("keep", "compiled"), ("drop", "compiled"), ("merge", "stacked")]
+)
 def test_the_plan(rule, kind):
     module = mlp()
     x = torch.zeros(4, 3, 4)

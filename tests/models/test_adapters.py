@@ -119,6 +119,7 @@ def test_marks_are_whole_parts_of_names():
         "explora_A.lora_A.default.weight",
         "explora_A.lora_B.default.weight",
     ]
+    pair = names[2:]
     assert adapter.first(names) == pair[:1] and adapter.second(names) == pair[1:]
     assert adapter.head(names) == names[:2]
     assert adapter.layers(names) == {"explora_A": tuple(pair)}

@@ -138,10 +138,6 @@ def test_folding_normalisation_away_changes_no_prediction():
 def test_running_statistics_are_refused_where_clients_train():
     data = {"name": "noise", "shape": [1, 16, 16], "classes": 4, "clients": 4}
     config = {**CONFIG, "data": data, "partition": "natural"}
-        **CONFIG,
-        "data": {"name": "noise", "shape": [1, 16, 16], "classes": 4, "clients": 4},
-        "partition": "natural",
-    }
     config = {k: v for k, v in config.items() if k != "stream"} | {"strategy": "fedavg", "rounds": 1}
     with pytest.raises(fl.errors.ConfigError, match="running statistics would leak"):
         fl.run(config, model={"name": "conv4", "width": 8})
