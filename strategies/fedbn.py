@@ -5,8 +5,8 @@
 Li, Jiang, Zhang, Kamp, Dou 2021, arXiv:2102.07623.  Traffic per client and round: |u| floats each way.
 `private` is by default every batch, instance, group and layer normalisation of the model.  With BatchNorm,
 `model.batch_norm: local` is the paper's method (running statistics stay with the clients too); with `batch` each batch
-is normalised by itself.
-Equals FedAvg: private=().
+is normalised by itself; with `averaged` the statistics are tensors of the layers, and private as well.
+Equals FedAvg: private=(), equal bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fl import Params, norm_names, register
+from fl import FedAvgEquivalent, Params, norm_names, register
 from strategies.partial import Partial
 
 
@@ -25,6 +25,9 @@ from strategies.partial import Partial
 class FedBN(Partial):
     """Average all tensors except those of normalisation layers."""
 
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
+        strategy={"private": (), "weights": "examples"}
+    )
     # the example's model has no normalisation
     example_config: ClassVar[dict[str, Any]] = {"strategy.private": ["1.*"]}
 
