@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fl import FedAvgEquivalent, Params, norm_names, register
+from fl import Params, norm_names, register
 from strategies.partial import Partial
 
 
@@ -25,9 +25,6 @@ from strategies.partial import Partial
 class FedBN(Partial):
     """Average all tensors except those of normalisation layers."""
 
-    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
-        strategy={"private": (), "weights": "examples"}
-    )
     # the example's model has no normalisation
     example_config: ClassVar[dict[str, Any]] = {"strategy.private": ["1.*"]}
 
