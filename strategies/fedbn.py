@@ -5,8 +5,8 @@
 Li, Jiang, Zhang, Kamp, Dou 2021, arXiv:2102.07623.  Traffic per client and round: |u| floats each way.
 `private` is by default every batch, instance, group and layer normalisation of the model.  With BatchNorm,
 `model.batch_norm: local` is the paper's method (running statistics stay with the clients too); with `batch` each batch
-is normalised by itself.
-Equals FedAvg: private=().
+is normalised by itself; with `averaged` the statistics are tensors of the layers, and private as well.
+Equals FedAvg: private=(), equal bits.
 """
 
 from __future__ import annotations

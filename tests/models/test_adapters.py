@@ -113,14 +113,9 @@ def test_default_targets_are_whole_names():
 
 
 def test_marks_are_whole_parts_of_names():
-    names = [
-        "explora_A.weight",
-        "explora_B.weight",
-        "explora_A.lora_A.default.weight",
-        "explora_A.lora_B.default.weight",
-    ]
-    pair = names[2:]
-    assert adapter.first(names) == pair[:1] and adapter.second(names) == pair[1:]
+    pair = ["explora_A.lora_A.default.weight", "explora_A.lora_B.default.weight"]
+    names = ["explora_A.weight", "explora_B.weight", *pair]
+    assert (adapter.first(names), adapter.second(names)) == (pair[:1], pair[1:])
     assert adapter.head(names) == names[:2]
     assert adapter.layers(names) == {"explora_A": tuple(pair)}
 

@@ -181,6 +181,12 @@ def test_without_batch_norm(tmp_path):
         run(tmp_path, "batch", model={"name": "softmax", "batch_norm": "batch"})
 
 
+@pytest.mark.parametrize("policy", ["batch", "local", "averaged"])
+def test_fedbn_without_private_tensors_is_fedavg(tmp_path, policy):
+    fedbn = run(tmp_path, policy, "fedbn", strategy={"name": "fedbn", "private": []})
+    assert fedbn.digest == run(tmp_path, policy, "fedavg").digest
+
+
 def test_fedbn_keeps_statistics_too(tmp_path):
     text = USER_FILE.replace(", affine=False", "")
     (tmp_path / "affine.py").write_text(text)
