@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fl.config.config import Config
 from fl.execution.evaluation import EVALUATION_BLOCK, EVALUATION_CHUNK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
@@ -40,7 +41,7 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
             row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
     period, plan = setup.periods[exchanges.period], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
     for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
-        clients = _evaluated(exchanges, counts)
+        clients = evaluated_clients(setup.config, setup.trainable, counts)
         if not len(clients):
             continue
         result = exchanges.dispatch(
@@ -123,9 +124,14 @@ def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
     return row
 
 
-def _evaluated(exchanges: ExchangeRunner, counts: np.ndarray) -> np.ndarray:
-    """Return the clients to evaluate: those with rows, or a fixed random sample of them."""
-    config, trainable = exchanges.run_setup.config, exchanges.run_setup.trainable
+def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.ndarray:
+    """Return the clients to evaluate: those with rows, or a fixed random sample of them.
+
+    Args:
+        config: the configuration of the run.
+        trainable: number of clients that train; the others are held out.
+        counts: rows of each client in the split, (N,).
+    """
     clients, wanted = np.flatnonzero(counts), config.evaluation.clients
     if wanted == "held_out":
         return clients[clients >= trainable]

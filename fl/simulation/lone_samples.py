@@ -14,6 +14,7 @@ from fl.data.stream import Period
 from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
+from fl.simulation.evaluation import evaluated_clients
 from fl.simulation.setup import sample_inputs
 
 COMPLAINT = "Expected more than 1 value per channel"  # of torch's batch normalisation
@@ -25,9 +26,12 @@ def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...
     Raises:
         ConfigError: a client would train or be evaluated on one sample alone.
     """
-    _check_evaluation(config, dataset, periods, module)
+    if not fails_on_one_sample(module, dataset, training=True):
+        return config
+    if fails_on_one_sample(module, dataset, training=False):
+        _check_evaluation(config, dataset, periods)
     client = config.client
-    if not isinstance(client, LocalTraining) or not fails_on_one_sample(module, dataset, training=True):
+    if not isinstance(client, LocalTraining):
         return config
     client = _merging(client)
     trainable = periods[0].partition.num_clients - config.splits.clients
@@ -82,10 +86,8 @@ def _batch_error(client: int, n: int, count: int, algorithm: LocalTraining) -> C
     return ConfigError("client.last_batch", f"{what}. {more}, or use GroupNorm or LayerNorm")
 
 
-def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module) -> None:
-    """Check that no evaluation has a forward pass of one sample if the model cannot normalise it."""
-    if not fails_on_one_sample(module, dataset, training=False):
-        return
+def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, ...]) -> None:
+    """Check that no evaluation has a forward pass of one sample."""
     out = "use model.batch_norm: averaged or local, or GroupNorm or LayerNorm"
     rows = 0 if dataset.test is None else len(dataset.test["x"])
     if config.evaluation.server and rows % EVALUATION_BLOCK == 1:
@@ -94,12 +96,11 @@ def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, .
             f"the server's test set of {rows} rows is evaluated in blocks of {EVALUATION_BLOCK}. The last block has "
             f"one row, which the model cannot normalise. Set evaluation.server: false, or {out}",
         )
-    trainable, wanted = periods[0].partition.num_clients - config.splits.clients, config.evaluation.clients
-    held_out = np.arange(periods[0].partition.num_clients) >= trainable
-    evaluated = held_out if wanted == "held_out" else ~held_out & (wanted != 0)
+    trainable = periods[0].partition.num_clients - config.splits.clients
     for period in periods:
         for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
-            alone = np.flatnonzero(evaluated & (counts % EVALUATION_BLOCK == 1))
+            evaluated = evaluated_clients(config, trainable, counts)
+            alone = evaluated[counts[evaluated] % EVALUATION_BLOCK == 1]
             if len(alone):
                 who = _clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)
                 raise ConfigError(
