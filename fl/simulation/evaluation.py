@@ -135,6 +135,7 @@ def _evaluated(exchanges: ExchangeRunner, counts: np.ndarray) -> np.ndarray:
     return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])
 
 
+FIGURES = ("mean", "weighted", "std", "worst10", "gini")  # of `spread`
 ENOUGH = 10  # test samples of a client that counts for worst10: with fewer, one mistake means a low accuracy
 
 
