@@ -20,7 +20,8 @@ LATER = ("task", "stream/")  # metrics that a stream has in later rounds only
 
 def names_in(select: str | None, target: Mapping[str, float]) -> list[tuple[str, str]]:
     """(key of the configuration, metric) for each metric that a configuration names."""
-    return [("evaluation.select", select)] * bool(select) + [("stop.target", name) for name in target]
+    selecting = [("evaluation.select", select)] if select else []
+    return selecting + [("stop.target", name) for name in target]
 
 
 def unknown_metric(key: str, name: str, known: Iterable[str]) -> ConfigError:
