@@ -18,6 +18,7 @@ from fl.check import augment, client, codec, cohort, data, model, partition, shi
 from fl.check.bench import Bench
 from fl.check.finding import Finding, Law, try_law
 from fl.check.target import example_arguments, find_part, requires
+from fl.models.section import model_part
 
 _ROOMS = {
     "strategy": strategy,
@@ -46,7 +47,8 @@ def check(target: str, **arguments: Any) -> list[Finding]:
     if missing:
         return [Finding(law.__name__, True, f"not checked: there is no {missing[0]} here") for law in LAWS[kind]]
     if kind not in ("strategy", "client"):
-        built = part(**arguments)
+        own_model = kind == "model" and not (isinstance(part, type) and hasattr(part, "build"))
+        built = model.OwnModel(model_part(part, arguments)) if own_model else part(**arguments)
         return [try_law(law, built) for law in LAWS[kind]]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench.of(kind, name, arguments, Path(folder))

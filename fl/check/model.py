@@ -16,6 +16,7 @@ from fl.models.dropout import with_addressed_dropout
 from fl.tensors import random
 
 OUTPUTS = 7
+IDS = (20,)  # shape of a sample of ids
 
 
 class ModelPart(Protocol):
@@ -23,6 +24,27 @@ class ModelPart(Protocol):
 
     def build(self, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
         """A module that maps (B, *shape) to (B, outputs)."""
+
+
+class OwnModel:
+    """A user's module, which need not refuse the samples that it is not made for: any error counts as a refusal.
+
+    Args:
+        part: what builds the module.
+    """
+
+    def __init__(self, part: ModelPart):
+        self.part = part
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+        """Build the module and try it on two samples; ValueError if it cannot take them."""
+        x = torch.zeros(2, *shape, dtype=torch.int64 if shape == IDS else torch.float32)
+        try:
+            module = self.part.build(shape, outputs)
+            module(x)
+        except Exception as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        return module
 
 
 def reals(*shape: int) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch import nn
+
 from fl import registry
 from fl.communication.codec import Codec
 from fl.data.augment import Augment
@@ -45,6 +47,8 @@ def find_part(target: str, kinds: list[str]) -> tuple[str, str]:
 
 def _kind(part: Any, target: str, kinds: list[str]) -> str:
     bases = part.__mro__ if isinstance(part, type) else ()
+    if nn.Module in bases or isinstance(part, nn.Module):
+        return "model"
     found = [BASES[base] for base in bases if base in BASES]
     found += [kind for method, kind in METHODS.items() if hasattr(part, method)]
     if not found:

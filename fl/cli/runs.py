@@ -14,6 +14,7 @@ from fl.cli.execute import execute_flower_app, execute_runs
 from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Traceback
 from fl.cli.overrides import SMOKE_COHORT, SMOKE_ROUNDS, parse_overrides, parse_seed_range, shrink_for_smoke
 from fl.errors import ConfigError
+from fl.storage.place import check_place
 
 
 def run(
@@ -24,10 +25,15 @@ def run(
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, and write a trace.")] = False,
     as_json: AsJson = False,
     traceback: Traceback = False,
+    seed: Annotated[str | None, typer.Option("--seed", hidden=True)] = None,
 ) -> None:
     """Run a configuration. seed=0..4 makes five runs, one after the other."""
     with report_errors(traceback):
+        if seed is not None:
+            raise ConfigError("--seed", f"the seed is a key of the configuration; write seed={seed} without --")
         changes = parse_overrides(overrides)
+        if out is not None:
+            check_place(out)
         from fl.config.config import resolve
         from fl.config.reading import read
         from fl.simulation import run as simulation

@@ -19,7 +19,7 @@ from fl.config.fields import annotations_of, arms, default, fields_of, own_keys,
 from fl.config.part_checks import check_class
 from fl.config.references import PartReference, anchored, find, named
 from fl.data.folder import DATA_FILES
-from fl.errors import ConfigError, did_you_mean, dotted, located
+from fl.errors import ConfigError, dotted, located
 from fl.kinds import Kind, kind_of
 from fl.models.section import model_part
 
@@ -88,7 +88,8 @@ class Builder:
             return {key: self.value(item, arguments[1], dotted(path, key)) for key, item in value.items()}
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             if not isinstance(value, Mapping):
-                raise ConfigError(path, f"{value!r} is not a mapping of {sorted(fields_of(annotation))}")
+                meant = suggestions.for_section(value, annotation, path)
+                raise ConfigError(path, f"{value!r} is not a mapping of {sorted(fields_of(annotation))}.{meant}")
             return self.section(annotation, value, path)
         return _plain(value, annotation, path)
 
@@ -157,6 +158,8 @@ def _built(kind: Kind, value: Any, path: str) -> Any:
     """A part that the Python API was given as an object."""
     if isinstance(value, (int, float, bool, Sequence, type(None))):
         known = registry.names(kind.name)
+        if kind.name == "cohort" and isinstance(value, int):
+            raise ConfigError(path, f"{value!r} is no sampler; write {path}: {{size: {value}}}, or {path}.size={value}")
         raise ConfigError(path, f"{value!r} is neither a name nor a mapping with a name; one of {known}")
     if kind.name == "model" and not hasattr(value, "build"):
         return _constructed(functools.partial(model_part, value, {}), path)
@@ -192,7 +195,7 @@ def _plain(value: Any, annotation: Any, path: str) -> Any:
     except pydantic.ValidationError as error:
         wanted = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
         wanted = wanted.replace("an object", "a mapping").replace("valid array", "list")
-        meant = did_you_mean(value, typing.get_args(annotation))
+        meant = suggestions.for_value(value, annotation, path)
         raise ConfigError(path, f"{value!r} is not {wanted}.{meant}") from None
 
 

@@ -43,13 +43,21 @@ def _copied(node: Any) -> Any:
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The content of a file; `above` are the files that extend it."""
+    if path.is_dir():
+        resume = f"; `fl resume {path}` continues the run in it" if (path / "config.yaml").is_file() else ""
+        found = sorted(str(p) for p in path.glob("*.yaml"))
+        raise ConfigError("", f"{path} is a folder; name a YAML file{f', one of {found}' if found else ''}{resume}")
     if not path.is_file():
-        close = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.yaml")], 1)
+        beside = [str(p) for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern)]
+        twin = [p for p in beside if Path(p).stem == path.stem]
+        close = twin or difflib.get_close_matches(str(path), beside, 1)
         raise ConfigError("", f"{path} does not exist." + (f" Did you mean {close[0]}?" if close else ""))
     if path.resolve() in above:
         raise ConfigError("extends", f"{path} extends itself")
     try:
-        config = parse(path.read_text())
+        config = parse(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigError("", f"{path} is not UTF-8 text; save it as UTF-8 (some editors write UTF-16)") from None
     except yaml.YAMLError as error:
         raise ConfigError("", f"{path} is not YAML: {error}") from None
     if not isinstance(config, dict):

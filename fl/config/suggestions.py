@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from types import NoneType
@@ -57,6 +58,34 @@ def for_key(key: str, path: str, known: Collection[str], root: type | None, conf
         return here
     close = difflib.get_close_matches(str(key), {p.rpartition(".")[2] for p in elsewhere}, 1)
     return f" Did you mean {_listed([p for p in elsewhere if p.rpartition('.')[2] == close[0]])}?" if close else ""
+
+
+# words of other frameworks -> our values
+VALUES = {"gpu": "cuda", "cuda:0": "cuda"}
+
+
+def for_value(value: object, annotation: object, path: str) -> str:
+    """A sentence that suggests a value for a key whose `value` does not fit its type; "" if there is none."""
+    allowed = [a for arm in arms(annotation) for a in (typing.get_args(arm) or (arm,))]
+    word = VALUES.get(str(value))
+    if word in allowed:
+        return f" Did you mean {word!r}?"
+    if path == "seed" and (isinstance(value, (list, tuple)) or re.fullmatch(r"\d+(,\s*\d+)+", str(value))):
+        return " A run has one seed: seed=0..2 makes three runs, and `fl sweep` runs `seeds: [0, 1, 2]`."
+    return did_you_mean(value, allowed)
+
+
+def for_section(value: object, cls: type, path: str) -> str:
+    """A sentence that suggests the key for a `value` written in place of a section; "" if there is none.
+
+    A codec without a direction is one for updates: `codec=top_k` means `codec.up=top_k`.
+    """
+    for key, annotation in annotations_of(cls).items():
+        for arm in arms(annotation):
+            kind = next((k for a in (arm, *typing.get_args(arm)) if (k := kind_of(a)) is not None), None)
+            if kind is not None and isinstance(value, str) and registry.is_registered(kind.name, value):
+                return f" Did you mean {dotted(path, key)}={value}?"
+    return ""
 
 
 def _listed(paths: list[str]) -> str:

@@ -37,7 +37,7 @@ def non_finite(groups: Mapping[str, Tree], count: int) -> np.ndarray:
 def non_finite_name(groups: Mapping[str, Tree]) -> str:
     """The first tensor with a NaN or an infinity: its name in the model, or its group; "" if all are finite.
 
-    >>> non_finite_name({"model": Params({"w": torch.ones(2), "b": torch.tensor([0.0, math.inf])}), "c": torch.ones(1)})
+    >>> non_finite_name({"model": Params.of({"w": torch.ones(2), "b": torch.tensor([0.0, math.inf])})})
     'b'
     >>> non_finite_name({"model": torch.ones(2), "control": torch.tensor([math.nan])})
     'control'

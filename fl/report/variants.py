@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl.config.yaml import parse
+from fl.errors import did_you_mean
 from fl.report.client_metrics import clients
 from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
 from fl.report.render import Mean, Reached
@@ -109,7 +110,9 @@ class Variant:
         else:
             raise ValueError(f"metric: {metric!r} is neither {name}, {name}@best nor {name}@ROUNDS, as in {name}@10")
         if None in found:
-            raise ValueError(f"metric: {metric!r} is not in all runs of {self.name}, which have {self._metrics()}")
+            known = self._metrics()
+            meant = did_you_mean(name, known)
+            raise ValueError(f"metric: {metric!r} is not in all runs of {self.name}, which have {known}.{meant}")
         return np.array(found, float)
 
     def _metrics(self) -> list[str]:
@@ -168,7 +171,9 @@ class Variant:
     def cost_to_reach(self, target: Target, cost: str) -> Reached:
         """Cost up to and including the round that reached a target. `cost`: a key of `COSTS`."""
         if not any(row.get(target.metric) is not None for rows in self.runs for row in rows):
-            raise ValueError(f"target: {target.metric!r} is in no run of {self.name}, which have {self._metrics()}")
+            known = self._metrics()
+            meant = did_you_mean(target.metric, known)
+            raise ValueError(f"target: {target.metric!r} is in no run of {self.name}, which have {known}.{meant}")
         self.require_cost(cost)
         first = [target.first_row(rows) for rows in self.runs]
         costs = [cumulative_cost(rows, cost) for rows in self.runs]

@@ -141,6 +141,7 @@ def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.
     return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])
 
 
+FIGURES = ("mean", "weighted", "std", "worst10", "gini")  # of `spread`
 ENOUGH = 10  # test samples of a client that counts for worst10: with fewer, one mistake means a low accuracy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,11 +13,12 @@ from typing import Any
 
 from fl.config.config import Config, resolve
 from fl.config.reading import read
-from fl.errors import ConfigError
+from fl.errors import ConfigError, dotted
 from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation import baselines
 from fl.simulation.result import Result
 from fl.simulation.simulation import Simulation, Watcher
+from fl.storage.place import check_place
 from fl.storage.run import create_run_directory
 
 FREE_TO_CHANGE = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}  # on resume
@@ -48,6 +50,8 @@ def run(
         ConfigError: the configuration has a mistake; no work has started.
         ClientError: a client's work failed.
     """
+    if out:
+        check_place(Path(out))
     if not isinstance(config, Config):
         config = resolve(read(config, overrides))
     elif overrides:
@@ -85,7 +89,17 @@ def resume(
         number = re.fullmatch(r"(\+?)(\d+)", str(rounds))
         if number is None:
             raise ConfigError("rounds", f"{rounds!r} is neither a number of rounds nor +number, as in rounds=+100")
-        raw["rounds"] = int(number[2]) + (raw["rounds"] if number[1] else 0)
+        before, raw["rounds"] = raw["rounds"], int(number[2]) + (raw["rounds"] if number[1] else 0)
+        stretched = _schedules(raw, "")
+        if raw["rounds"] != before and stretched:
+            logging.getLogger(__name__).warning(
+                "%s: the schedule now spans %s rounds, before %s; the result differs from a run of %s rounds from the "
+                "start",
+                ", ".join(stretched),
+                raw["rounds"],
+                before,
+                raw["rounds"],
+            )
     for key in overrides:
         if key not in FREE_TO_CHANGE:
             raise ConfigError(
@@ -94,6 +108,14 @@ def resume(
                 "Start a new run instead",
             )
     return _with_baselines(resolve(read(raw, overrides)), directory, True, watch, stop)
+
+
+def _schedules(node: Any, path: str) -> list[str]:
+    """Dotted paths of the learning-rate schedules that end with the last round, in a resolved configuration."""
+    if not isinstance(node, Mapping):
+        return []
+    ends = node.get("schedule") in ("cosine", "linear") and node.get("over", 0) is None
+    return [path] * ends + [p for key, value in node.items() for p in _schedules(value, dotted(path, key))]
 
 
 def new_directory(config: Config) -> Path:

@@ -30,7 +30,7 @@ from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.requests import first_request, run_generator
 from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
-from fl.simulation.stopping import Stopping
+from fl.simulation.stopping import Stopping, check_metric_names
 from fl.simulation.totals import Row
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
@@ -180,6 +180,7 @@ class Simulation:
         self.run_setup = set_up_run(self.config)
         self.config = config = self.run_setup.config
         self.round, self.setup_done, self.best_pending = 0, False, False
+        check_metric_names(self.run_setup)
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
         self.pending: list[Row] = []  # rounds that are not committed yet

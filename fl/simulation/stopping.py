@@ -3,12 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fl.config.config import Config
+from fl.errors import ConfigError, did_you_mean
+from fl.simulation.evaluation import FIGURES
+from fl.simulation.setup import RunSetup
 from fl.simulation.totals import Row
 from fl.tasks.task import SELECT, minimised
+
+LATER = ("task", "stream/")  # metrics that a stream has in later rounds only
+
+
+def names_in(select: str | None, target: Mapping[str, float]) -> list[tuple[str, str]]:
+    """(key of the configuration, metric) for each metric that a configuration names."""
+    selecting = [("evaluation.select", select)] if select else []
+    return selecting + [("stop.target", name) for name in target]
+
+
+def unknown_metric(key: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a metric that a run does not have."""
+    known = sorted(known)
+    return ConfigError(key, f"{name!r} is not a metric of this run, which has {known}.{did_you_mean(name, known)}")
+
+
+def check_metric_names(setup: RunSetup) -> None:
+    """Check the metrics of an evaluation, eval/*, val/* and clients/*, that the configuration names.
+
+    Other names depend on the strategy and the client; the first evaluation tells.
+
+    Raises:
+        ConfigError: a metric is not measured in this run.
+    """
+    config = setup.config
+    metrics = [name for period in setup.periods for name in period.task.metrics()]
+    known = [f"eval/{m}" for m in metrics] if config.evaluation.server and setup.dataset.test is not None else []
+    if any(np.any(period.partition.val) for period in setup.periods):
+        known += [f"val/{m}" for m in metrics]
+    if any(np.any(period.partition.test) for period in setup.periods):
+        known += [f"clients/{m}_{figure}" for m in metrics for figure in FIGURES]
+    for key, name in names_in(config.evaluation.select, config.stop.target):
+        if name.partition("/")[0] in ("eval", "val", "clients") and name not in known:
+            raise unknown_metric(key, name, {*known, "train/loss"})
 
 
 class Stopping:
@@ -24,6 +63,7 @@ class Stopping:
         self.select, self.stop = config.evaluation.select, config.stop
         self.best: float | None = None
         self.waited, self.reason = 0, ""
+        self.checked = False  # whether all names have been seen in a row of metrics
 
     def record(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
@@ -41,6 +81,8 @@ class Stopping:
             evaluated: whether the round was evaluated; only then it can be the best.
             simulated_seconds: virtual time at the end of the round.
         """
+        if evaluated and not self.checked:
+            self._check_names(row)
         select = self.select or next((metric for metric in SELECT if metric in row), None)
         is_best = evaluated and select in row and not math.isnan(row[select]) and self._improves(select, row[select])
         stop = self.stop
@@ -52,6 +94,15 @@ class Stopping:
         elif stop.simulated_seconds is not None and simulated_seconds >= stop.simulated_seconds:
             self.reason = f"{simulated_seconds:.0f} simulated seconds"
         return is_best
+
+    def _check_names(self, row: Row) -> None:
+        """Raise a `ConfigError` if a metric is missing in the first evaluated round in which clients trained."""
+        if not any(name.startswith("train/") for name in row):  # nobody answered in this round
+            return
+        self.checked = True
+        for key, name in names_in(self.select, self.stop.target):
+            if name not in row and not name.startswith(LATER):
+                raise unknown_metric(key, name, [known for known, value in row.items() if isinstance(value, float)])
 
     def _improves(self, metric: str, value: float) -> bool:
         sign = -1 if minimised(metric) else 1
