@@ -378,7 +378,7 @@ def test_all_may_fail(simulate):
 @pytest.mark.parametrize("codec", ["identity", {"name": "top_k", "ratio": 0.5}])  # top_k raises on a NaN
 @pytest.mark.parametrize("plan", ["loop", "compiled", "stacked", "flat", "vmap"])
 def test_one_client_of_a_chunk_is_dropped(simulate, plan, codec):
-    settings = {"data": toy("Poisoned"), "rounds": 1, "codec.up": codec, "client": {"lr": 0.1, "batch": 4}}
+    settings = {"data": toy("Poisoned"), "rounds": 1, "codec.up": codec, "client": {"lr": 0.1, "batch": 4, "epochs": 2}}
     run = simulate(**settings, **{"execution.plan": plan, "execution.on_client_error": "drop"})
     assert column(run, "dropped") == [1] and "client 3" in run.result.metrics[0]["errors"][0]
     alone = simulate(**settings, **{"execution.plan": plan, "cohort.clients": [0, 1, 2, 4, 5]})

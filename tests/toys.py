@@ -331,12 +331,12 @@ class ReadsConfig(LocalTraining):
 # -- data -------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Poisoned:
-    """Noise for six clients with four samples each; the samples of `clients` are NaN."""
+    """Noise for six clients with four samples each; the samples of `clients` are so large that the second step overflows."""
 
     clients: tuple[int, ...] = (3,)
 
     def load(self) -> Dataset:
         clean = RandomData(shape=(6,), classes=3, clients=6, samples=4).load()
         x = clean.train["x"].copy()
-        x[np.isin(clean.clients, self.clients)] = np.nan
+        x[np.isin(clean.clients, self.clients)] = 1e30
         return Dataset({"x": x, "y": clean.train["y"]}, clients=clean.clients)

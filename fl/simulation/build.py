@@ -28,12 +28,14 @@ from fl.simulation.inputs import fitted
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
+from fl.tensors.generators import preserved_generators
 
 T = TypeVar("T")
 
 
+@preserved_generators()
 def set_up_run(config: Config) -> RunSetup:
-    """Set up a run.
+    """Set up a run. Global random generators stay as they are, whatever the user's data and model draw.
 
     Raises:
         ConfigError: parts of the configuration do not fit together.

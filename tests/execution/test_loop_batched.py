@@ -285,6 +285,8 @@ METHODS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("method, dropout", [*itertools.product(METHODS, [0.0]), ("sgd", 0.3), ("scaffold 1", 0.3)])
 def test_batched_is_the_loop(method, dropout, setting, backend):
+    if method == "scaffold 2" and "adam" in setting:
+        return  # refused: see tests/strategies/test_scaffold.py
     assert_method_agrees(METHODS[method](**{"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}), mlp(dropout), backend)
 
 

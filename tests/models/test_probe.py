@@ -233,7 +233,7 @@ def test_what_a_pass_changes_is_found_and_each_client_begins_with_the_first_stat
 
 def test_a_client_is_trained_as_if_it_were_alone(tmp_path):
     """By hand: the counter is 1, 2, 3, ... at the steps of each client, whoever came before."""
-    steps = {"client.steps": 3, "client.batch": "full", "rounds": 1, "splits.val": 0.0}
+    steps = {"client.steps": 3, "client.epochs": None, "client.batch": "full", "rounds": 1, "splits.val": 0.0}
     whole = {"cohort.size": 6}
     run_setup = set_up_run(resolve(config(IntegerBuffer, **steps, **whole)))
     model = fl.run(config(IntegerBuffer, **steps, **whole), out=tmp_path / "run").model
