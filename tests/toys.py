@@ -331,7 +331,7 @@ class ReadsConfig(LocalTraining):
 # -- data -------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Poisoned:
-    """Noise for six clients with four samples each; the samples of `clients` are so large that the second step overflows."""
+    """Noise for six clients with four samples each; those of `clients` are so large that the second step overflows."""
 
     clients: tuple[int, ...] = (3,)
 
