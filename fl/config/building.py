@@ -16,7 +16,8 @@ import pydantic
 from fl import registry
 from fl.config import suggestions
 from fl.config.fields import annotations_of, arms, default, fields_of, own_keys, required
-from fl.config.part_checks import check_class
+from fl.config.objects import from_object
+from fl.config.part_checks import DERIVED, check_class
 from fl.config.references import PartReference, anchored, find, named
 from fl.data.folder import DATA_FILES
 from fl.errors import ConfigError, dotted, located
@@ -156,15 +157,16 @@ def _chosen(value: Any, alternatives: tuple[Any, ...]) -> Any:
 
 def _built(kind: Kind, value: Any, path: str) -> Any:
     """A part that the Python API was given as an object."""
-    if isinstance(value, (int, float, bool, Sequence, type(None))):
+    arrays = kind.name == "data" and isinstance(value, tuple)
+    if isinstance(value, (int, float, bool, Sequence, type(None))) and not arrays:
         known = registry.names(kind.name)
         if kind.name == "cohort" and isinstance(value, int):
             raise ConfigError(path, f"{value!r} is no sampler; write {path}: {{size: {value}}}, or {path}.size={value}")
         raise ConfigError(path, f"{value!r} is neither a name nor a mapping with a name; one of {known}")
-    if kind.name == "model" and not hasattr(value, "build"):
-        return _constructed(functools.partial(model_part, value, {}), path)
-    check_class(kind, type(value), type(value).__name__, path)
-    return value
+    cls = value if isinstance(value, type) else type(value)
+    if kind.name in DERIVED:
+        check_class(kind, cls, cls.__name__, path)
+    return _constructed(functools.partial(from_object, kind, value), path)
 
 
 def _unnamed(kind: Kind, values: Mapping[str, Any], path: str) -> ConfigError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl.config.fields import fields_of, own_keys
+from fl.config.objects import OBJECT, reference_to
 from fl.config.references import PartReference
 from fl.errors import dotted
 from fl.kinds import kind_of
@@ -31,6 +32,10 @@ def to_plain(value: Any, path: str, references: References) -> Any:
             return {"name": reference.name, **reference.arguments}
         name = reference.name if ":" in reference.name else getattr(type(value), "registered_as", reference.name)
         return {"name": name} | _fields(value, path, references)
+    given = reference_to(value)
+    if given is not None:
+        with_fields = dataclasses.is_dataclass(value) and not given.startswith(OBJECT)
+        return {"name": given} | (_fields(value, path, references) if with_fields else {})
     if dataclasses.is_dataclass(value):
         registered = getattr(type(value), "registered_as", None)
         return ({"name": registered} if registered else {}) | _fields(value, path, references)

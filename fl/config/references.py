@@ -35,6 +35,12 @@ class PartReference:
 
 def find(kind: Kind, name: str, path: str) -> Any:
     """The part with this name, or a `ConfigError` at `path`. A data file is read by the data part for files."""
+    if name.startswith("object:"):
+        raise ConfigError(
+            path,
+            f"{name.partition(':')[2]} was given as a Python object, which config.yaml cannot hold; put it in a file, "
+            f"name it path/to/file.py:Name, and run again",
+        )
     try:
         return registry.lookup(kind.name, "file" if kind.name == "data" and name.endswith(DATA_FILES) else name)
     except UnknownName as error:
