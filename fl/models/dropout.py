@@ -80,14 +80,16 @@ class DropoutDraws:
 
     Args:
         module: the model.
-        generator: the source of the draws.
+        generator: makes the source of the draws; called only if there are layers.
         repeats: whether each call of a layer draws a new mask, because the model calls some layer several times.
     """
 
-    def __init__(self, module: nn.Module, generator: torch.Generator, repeats: bool):
+    def __init__(self, module: nn.Module, generator: Callable[[], torch.Generator], repeats: bool):
         self.layers = [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
-        self.generator, self.repeats = generator, repeats
-        self.state = torch.empty(0)
+        self.repeats = repeats
+        if self.layers:
+            self.generator = generator()
+            self.state = self.generator.get_state()
         self.masks: list[Tensor | None] = []
 
     def begin_batch(self) -> None:

@@ -98,7 +98,7 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         OutputsDoNotFit: raised by `losses`.
     """
     module = copy.deepcopy(module)
-    dropout = DropoutDraws(module, torch.Generator("cpu").manual_seed(0), repeats=True)
+    dropout = DropoutDraws(module, lambda: torch.Generator("cpu").manual_seed(0), repeats=True)
     parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
     state = ModuleState(module)
     with preserved_generators():

@@ -89,7 +89,7 @@ class LocalSteps:
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
         self.statistics = statistics_names(ctx.module, "averaged")
         self.index = index
-        self.draws = DropoutDraws(ctx.module, ctx.generator(f"dropout/{index}"), not ctx.facts.dropout_once)
+        self.draws = DropoutDraws(ctx.module, lambda: ctx.generator(f"dropout/{index}"), not ctx.facts.dropout_once)
         self.drawn_before: DropoutMasks | None = None  # masks that pieces of a batch and CUDA graphs are given
         if training and self.draws.layers and len(ctx.train) and (ctx.micro_batch or ctx.graphs):
             self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
