@@ -70,7 +70,7 @@ def _call(frame: FrameType) -> str:
 
 
 def _describe(value: object) -> str:
-    """An argument in a few words: numbers and strings as they are, tensors with their shapes, others by their type."""
+    """An argument in a few words: the value of numbers and strings, the shape of tensors, else the type."""
     shape = getattr(value, "shape", None)
     if isinstance(value, (bool, int, float, str, type(None))) or type(value).__name__ == "Params":
         text = repr(value)

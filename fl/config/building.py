@@ -18,7 +18,7 @@ from fl.config import suggestions
 from fl.config.fields import annotations_of, arms, default, fields_of, own_keys, required
 from fl.config.objects import from_object
 from fl.config.part_checks import DERIVED, check_class
-from fl.config.references import PartReference, anchored, find, named
+from fl.config.references import PartReference, anchored, find, named, with_name
 from fl.data.folder import DATA_FILES
 from fl.errors import ConfigError, dotted, located
 from fl.kinds import Kind, kind_of
@@ -136,10 +136,7 @@ class Builder:
 def _with_default_name(value: Any, field: dataclasses.Field[Any]) -> Any:
     """A mapping that names no part, with the name of the field's default part: `optimiser: {momentum: 0.9}` is SGD."""
     name = getattr(default(field), "registered_as", None)
-    if name is None or not isinstance(value, Mapping) or "name" in value:
-        return value
-    named_by_key = len(value) == 1 and isinstance(next(iter(value.values())), Mapping)  # {adam: {...}}
-    return value if named_by_key else {"name": name, **value}
+    return value if name is None or not isinstance(value, Mapping) else with_name(value, name)
 
 
 def _chosen(value: Any, alternatives: tuple[Any, ...]) -> Any:

@@ -22,7 +22,7 @@ from fl.communication.section import Codecs
 from fl.config.building import Builder
 from fl.config.dumping import to_plain
 from fl.config.fields import NOT_A_KEY, fields_of
-from fl.config.references import PartReference, anchored, named
+from fl.config.references import PartReference, anchored, named, with_name
 from fl.config.sections import Evaluation, Stop
 from fl.data.partitioner import Partitioner
 from fl.data.section import Data
@@ -145,11 +145,7 @@ def resolve(config: Mapping[str, Any]) -> Config:
 
 def _or_default(key: str, value: Any) -> Any:
     """A mapping that names no part, with the name of the kind's default part."""
-    if not isinstance(value, Mapping):
-        return value
-    values = named(key, value)
-    by_key = len(values) == 1 and isinstance(next(iter(values.values())), Mapping)  # {NAME: {...}} with a wrong name
-    return values if by_key else {"name": KINDS[key].default(), **values}
+    return with_name(named(key, value), KINDS[key].default()) if isinstance(value, Mapping) else value
 
 
 def _client(strategy: Strategy, client: Any) -> Any:

@@ -62,6 +62,16 @@ def named(kind: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
     return dict(value)
 
 
+def with_name(values: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """The arguments of a part, with the name `default` if they name no part.
+
+    >>> with_name({"momentum": 0.9}, "sgd"), with_name({"adm": {"lr": 0.1}}, "sgd")  # {NAME: {...}} names a part
+    ({'name': 'sgd', 'momentum': 0.9}, {'adm': {'lr': 0.1}})
+    """
+    names_part = "name" in values or (len(values) == 1 and isinstance(next(iter(values.values())), Mapping))
+    return dict(values) if names_part else {"name": default, **values}
+
+
 def anchor(node: Any, folder: Path) -> None:
     """Make references to user files absolute, in place; they are relative to `folder` if the file exists there."""
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fl.errors import dotted
 from fl.models.dropout import Dropout, DropoutDraws
 from fl.models.outputs import OutputsDoNotFit
 from fl.tensors.generators import GeneratorWatch, preserved_generators
@@ -170,12 +171,12 @@ class ModuleState:
             held: list[tuple[dict[str, Any], str, Any]] = [(child._buffers, *item) for item in child._buffers.items()]
             held += [(vars(child), key, value) for key, value in vars(child).items() if key not in _OWN]
             held = [entry for entry in held if not _only_parameters(entry[2])]
-            self.entries += [(_joined(prefix, key), space, key, Kept(value)) for space, key, value in held]
+            self.entries += [(dotted(prefix, key), space, key, Kept(value)) for space, key, value in held]
 
     def changes(self) -> tuple[str, ...]:
         """Names of what has changed since the state was taken."""
         found = [name for name, space, key, kept in self.entries if self._counts(space, key, kept)]
-        return (*found, *(_joined(prefix, key) for prefix, _, key in self._added()))
+        return (*found, *(dotted(prefix, key) for prefix, _, key in self._added()))
 
     def restore(self) -> None:
         """Give the module its state back."""
@@ -278,7 +279,3 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     if torch.equal(a, b):
         return True
     return a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _joined(prefix: str, key: str) -> str:
-    return f"{prefix}.{key}" if prefix else key

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @preserved_generators()
 def set_up_run(config: Config) -> RunSetup:
-    """Set up a run. Global random generators stay as they are, whatever the user's data and model draw.
+    """Set up a run. Global random generators are restored, because the user's data and model may draw.
 
     Raises:
         ConfigError: parts of the configuration do not fit together.
