@@ -49,9 +49,10 @@ def set_up_run(config: Config) -> RunSetup:
             "splits.clients", f"{config.splits.clients} of {population} clients are held out; none is left to train"
         )
     _located("cohort", lambda: config.cohort.check(trainable))
-    module = build_model(config, dataset)
+    outputs = _num_outputs(config, dataset)
+    module = build_model(config, dataset, outputs)
     dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
-    facts = _located("model", lambda: first_look(config, dataset, periods, module, _num_outputs(config, dataset)))
+    facts = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
     _check_statistics(config, dataset, module, facts)
     config = with_last_batch(config, dataset, periods, module)
     initial = Initial.of(module)
@@ -99,9 +100,8 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
     return partition.pooled() if splits.pooled else partition
 
 
-def build_model(config: Config, dataset: Dataset) -> torch.nn.Module:
+def build_model(config: Config, dataset: Dataset, outputs: int) -> torch.nn.Module:
     """Build the module; its first weights follow from the seed alone, or come from a file."""
-    outputs = _num_outputs(config, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.hash64(config.seed, "model")) >> 1)
         built = _located("model", lambda: _built(config, dataset.train["x"].shape[1:], outputs))

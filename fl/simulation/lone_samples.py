@@ -55,7 +55,7 @@ def _merging(algorithm: LocalTraining) -> LocalTraining:
 def fails_on_one_sample(module: torch.nn.Module, dataset: Dataset, training: bool) -> bool:
     """Whether a forward pass of one sample fails because normalisation needs more values."""
     x = sample_inputs(dataset)[:1]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.no_grad():
         try:
             copy.deepcopy(module).train(training)(x)
         except Exception as error:  # other errors of a module are reported where it is used
