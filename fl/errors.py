@@ -5,6 +5,7 @@ ValueError
   UnknownName      no registered part has this name
 RuntimeError
   ClientError      a client's work failed: which client, round and stage
+  MachineError     the machine failed: no space left, a lost or damaged file of the run
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ class ClientError(RuntimeError):
 
     def __reduce__(self) -> tuple[type[ClientError], tuple[np.ndarray | str, int, str, str, str]]:
         return ClientError, self.arguments
+
+
+class MachineError(RuntimeError):
+    """The machine failed and no client is at fault, so the run stops also with `execution.on_client_error: drop`.
+
+    Causes: no space left on the disk, or a file of the run that is lost or damaged.
+    """
 
 
 def dotted(path: str, key: object) -> str:

@@ -1,0 +1,67 @@
+"""One writer per run directory: a lock that the kernel releases when its process ends, however it ends.
+
+The file `run.lock` says who holds the lock. It stays in the directory and marks it as one of ours. Readers (`fl
+compare`, `fl ledger`, `fl digest`, ...) take no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from fl.errors import ConfigError
+from fl.storage import files
+
+LOCK = "run.lock"
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run directory, which is made if needed.
+
+    Raises:
+        ConfigError: another process, or another run in this process, holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = files.open_file(directory / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        _take(descriptor, directory)
+        yield
+    finally:
+        os.close(descriptor)  # also releases the lock
+
+
+def _take(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError("out", f"{directory} is in use by {_holder(descriptor)}; wait until it ends") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        log.warning(
+            "out: the file system of %s has no locks (%s); make sure that no other process writes to this run",
+            directory,
+            error.strerror,
+        )
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, (json.dumps(me) + "\n").encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds the lock, in words."""
+    try:
+        who = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (ValueError, KeyError, TypeError):  # it has taken the lock and not written yet
+        return "another process"
