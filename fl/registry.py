@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from fl import origins
 from fl.errors import UnknownName, did_you_mean
 from fl.kinds import KINDS
 
@@ -49,7 +50,7 @@ def register(kind: str, *names: str) -> Callable[[Part], Part]:
 def lookup(kind: str, name: str) -> Any:
     """The part with this name. `UnknownName` lists the known names and the closest one."""
     if ":" in name:
-        return _load(name)
+        return _load(kind, name)
     if (kind, name) not in _parts:
         _import(kind, name)
     if (kind, name) not in _parts:
@@ -96,10 +97,13 @@ def _import(kind: str, name: str | None) -> None:
                 importlib.import_module(f"{package}.{found.name}")
 
 
-def _load(reference: str) -> Any:
-    """The object that `path/to/file.py:Name` or `module:Name` refers to."""
+def _load(kind: str, reference: str) -> Any:
+    """The part that `path/to/file.py:Name` or `module:Name` refers to; see fl/origins.py for what may be one."""
     where, _, attribute = reference.rpartition(":")
-    if where.endswith(".py"):
+    is_file = where.endswith(".py")
+    if (origins.of_file(Path(where).expanduser()) if is_file else origins.of_module(where)) == "python":
+        raise UnknownName(f"{reference!r}: {where} belongs to Python's standard library, which has no parts")
+    if is_file:
         module = _load_file(Path(where))
     else:
         try:
@@ -109,20 +113,23 @@ def _load(reference: str) -> Any:
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UnknownName(f"{reference!r}: {where} has no {attribute!r}; it has {public}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    registered = any(k == kind and part is found for (k, _), part in _parts.items())
+    origins.require_part(KINDS[kind], reference, found, registered)
+    return found
 
 
 def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UnknownName(f"{path} does not exist")
-    name = _module_name(path)
+    name = module_name(path)
     _forget_changed(path.parent, name)
     adopt({name: (str(path), path.read_text())})
     return sys.modules[name]
 
 
-def _module_name(path: Path) -> str:
+def module_name(path: Path) -> str:
     """One module per file, with a name that depends on the path alone: a resumed run finds it again."""
     return f"fl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
@@ -178,7 +185,7 @@ def _importer(folder: Path) -> Callable[..., Any]:
         level: int = 0,
     ) -> Any:
         path = folder / f"{name}.py"
-        private = _module_name(path)
+        private = module_name(path)
         if level == 0 and name.isidentifier() and name not in sys.stdlib_module_names:
             if private in sys.modules:
                 return sys.modules[private]

@@ -54,6 +54,10 @@ def run(
 def resume(
     directory: Annotated[Path, typer.Argument(help="Run directory.")],
     overrides: Overrides = None,
+    changed: Annotated[
+        bool,
+        typer.Option("--changed", help="Resume although data, code, packages or settings are not those of the start."),
+    ] = False,
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
@@ -69,7 +73,7 @@ def resume(
 
             execute_flower_app(resumed(directory, changes), as_json)
             return
-        execute_runs([partial(simulation.resume, directory, **changes)], as_json)
+        execute_runs([partial(simulation.resume, directory, changed=changed, **changes)], as_json)
 
 
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
@@ -87,12 +91,9 @@ def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
 
             print(serialise.digest(Params.of(load_file(file))))
         else:  # the run has not ended, or was resumed after that file was written
-            from fl.config.config import resolve
-            from fl.config.reading import read
-            from fl.storage import checkpoint
+            from fl.storage.run import committed_model
 
-            strategy = resolve(read(directory / "config.yaml")).strategy
-            print(serialise.digest(strategy.model(checkpoint.load(directory / "checkpoints", "last")["state"])))
+            print(serialise.digest(committed_model(directory)))
 
 
 def _round_of(model_file: Path) -> str | None:

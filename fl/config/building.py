@@ -114,6 +114,8 @@ class Builder:
             part = self.section(cls, value, path, beside)
         elif callable(cls):  # a user's function checks its arguments itself
             part = _constructed(functools.partial(cls, **value), path)
+            if kind.name in DERIVED:
+                check_class(kind, type(part), name, path)
         else:
             raise ConfigError(path, f"{cls!r} is neither a dataclass nor a function")
         by_fields = dataclasses.is_dataclass(part) and type(part) is cls

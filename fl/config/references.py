@@ -89,3 +89,20 @@ def anchored(reference: str, folder: Path) -> str:
     if re.fullmatch(r"[^:]+\.py", where) and (folder / where).is_file():
         return str((folder / where).resolve()) + colon + name
     return reference
+
+
+def references_to_code(node: Any) -> list[str]:
+    """Return the user's files and modules that a resolved configuration names, in order.
+
+    >>> references_to_code({"strategy": {"name": "/home/me/rule.py:Mine", "lr": 1.0}, "codec": {"up": ["sign"]}})
+    ['/home/me/rule.py']
+    """
+    found: list[str] = []
+    if isinstance(node, Mapping):
+        name = node.get("name")
+        if isinstance(name, str) and ":" in name and not name.startswith("object:"):
+            found.append(name.rpartition(":")[0])
+    children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    for child in children:
+        found += references_to_code(child)
+    return list(dict.fromkeys(found))

@@ -20,7 +20,7 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
-from fl.execution.update_checks import check_reply
+from fl.execution.update_checks import TensorNames, TensorsDiffer, check_reply
 from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
@@ -52,10 +52,15 @@ class ClientWork(ExchangeWorker):
         for position in positions:
             self.fold.add(0, int(position), None)
 
+    def ends_the_run(self, error: Exception) -> bool:
+        """Return whether the run stops; otherwise the clients are left out of the round."""
+        no_client = isinstance(error, (ModuleChanged, TensorsDiffer)) or self.is_machine_fault(error)
+        return no_client or self.job.on_error == "raise"
+
     def failed(self, positions: np.ndarray, error: Exception) -> None:
         """Raise the error with its place, or drop the clients, as the configuration has it."""
         clients = self.dispatch.cohort[positions]
-        if self.job.on_error == "raise" or isinstance(error, ModuleChanged):  # what leaked would reach other clients
+        if self.ends_the_run(error):
             raise self.error(clients, error, "broadcast") from None
         stage = stage_of(error, "broadcast")
         self.errors.append(f"client {clients[0]}, stage {stage!r}: {type(error).__name__}: {error}")
@@ -64,6 +69,10 @@ class ClientWork(ExchangeWorker):
 
 class LoopWork(ClientWork):
     """One client at a time."""
+
+    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
+        super().__init__(worker, dispatch)
+        self.tensors = TensorNames(dispatch.reduction, self.job.algorithm.delta_reference)
 
     def chunk(self, positions: np.ndarray) -> None:
         """Have the clients at `positions` work, one after another."""
@@ -81,6 +90,7 @@ class LoopWork(ClientWork):
                     carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
                     reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
                 check_reply(reply, type(self.job.algorithm).__name__)
+                self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
                 self._send(at, ctx, record, reply)
             except Exception as error:
                 self.failed(at, error)
@@ -133,7 +143,7 @@ class BatchedWork(ClientWork):
         try:
             self._many(positions)
         except Exception as error:
-            if self.job.on_error == "raise" or len(positions) == 1 or isinstance(error, ModuleChanged):
+            if len(positions) == 1 or self.ends_the_run(error):
                 self.failed(positions, error)
                 return
             for position in positions:

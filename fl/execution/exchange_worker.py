@@ -12,11 +12,12 @@ import numpy as np
 
 from fl.communication.transmit import Sizes
 from fl.data.views import View
-from fl.errors import ClientError
+from fl.errors import ClientError, MachineError
 from fl.execution.client_state import method_state
 from fl.execution.columns import Columns
 from fl.execution.dispatch import ExchangeDispatch, PartialResult
 from fl.execution.downloads import Downloads
+from fl.execution.machine_faults import is_machine_fault
 from fl.execution.stages import stage_of
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
@@ -66,8 +67,15 @@ class ExchangeWorker:
         """Return what has come of the dispatch on this worker."""
         return PartialResult(self.device.fetch(self.fold.nodes), self.columns.packed(), self.errors, self.seconds)
 
-    def error(self, who: np.ndarray | str, error: Exception, default: str) -> ClientError:
+    def is_machine_fault(self, error: Exception) -> bool:
+        """Return whether the machine failed, and not a client."""
+        return is_machine_fault(error, (self.job.folder, self.job.scratch))
+
+    def error(self, who: np.ndarray | str, error: Exception, default: str) -> ClientError | MachineError:
         """Return an error with its place: clients or data, round, stage (`default` if none is known), traceback."""
+        if self.is_machine_fault(error):
+            stage = stage_of(error, default)
+            return MachineError(f"round {self.dispatch.round}, stage {stage!r}: {type(error).__name__}: {error}")
         detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         return ClientError(who, self.dispatch.round, stage_of(error, default), detail, explain(error))
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fl.method.context import Reply
 from fl.method.messages import Update
+from fl.method.reduction import Product, Reduction
+from fl.tensors.params import Layout, Params
 
 MOST_EXAMPLES = 2**53  # float64 holds every integer up to here
 
@@ -63,3 +65,67 @@ def _numeric(metric: Tensor | np.ndarray, clients: np.ndarray) -> bool:
     """Whether a tensor or an array holds one real number, or one for each client."""
     real = not metric.is_complex() if isinstance(metric, Tensor) else metric.dtype.kind in "biuf"
     return real and math.prod(metric.shape) in (1, len(clients))
+
+
+class TensorsDiffer(ValueError):
+    """Clients sent different tensors that the reduction adds up, and it is not known which of them is wrong."""
+
+
+class TensorNames:
+    """Check that the clients of a dispatch send tensors of the same names and shapes, for reductions that add them up.
+
+    Args:
+        reduction: the reduction of the dispatch.
+        reference: group of the update -> group of the broadcast that has its form; other groups have their own name.
+    """
+
+    def __init__(self, reduction: Reduction, reference: Mapping[str, str]):
+        parts = reduction.parts if isinstance(reduction, Product) else {}
+        self.groups = {name: reference.get(name, name) for name, part in parts.items() if part.linear}
+        self.first: dict[str, tuple[int, Layout]] = {}  # group -> first client and what it sent
+
+    def check(self, client: int, groups: Mapping[str, Any], received: Mapping[str, Any], trained: Params) -> None:
+        """Check the update of one client.
+
+        Args:
+            client: its id.
+            groups: the groups of its update.
+            received: the groups that it received.
+            trained: the tensors of the model that are trained.
+
+        Raises:
+            ValueError: a tensor has a name that is neither in the received group nor in the model, or all names are
+                those of the received group and a shape differs. The message names the client.
+            TensorsDiffer: the client sent other tensors than the first client of the dispatch on this worker.
+        """
+        for name, source in self.groups.items():
+            sent, known = groups.get(name), received.get(source)
+            if not isinstance(sent, Params) or not isinstance(known, Params) or sent.layout is known.layout:
+                continue
+            self._check_names(client, name, sent, known, trained)
+            first, layout = self.first.setdefault(name, (client, sent.layout))
+            if layout is not sent.layout:
+                raise TensorsDiffer(
+                    f"clients {first} and {client} sent different tensors in the group {name!r}: {_form(layout)} and "
+                    f"{_form(sent.layout)}"
+                )
+
+    @staticmethod
+    def _check_names(client: int, name: str, sent: Params, known: Params, trained: Params) -> None:
+        foreign = [tensor for tensor in sent if tensor not in known and tensor not in trained]
+        if foreign:
+            raise ValueError(
+                f"client {client}: the group {name!r} of its update has the tensor {foreign[0]!r}; it received "
+                f"{sorted(known)}"
+            )
+        if sent.keys() == known.keys():
+            for tensor, value in sent.items():
+                if value.shape != known[tensor].shape:
+                    raise ValueError(
+                        f"client {client}: the tensor {tensor!r} of its update has the shape {tuple(value.shape)}; it "
+                        f"received {tuple(known[tensor].shape)}"
+                    )
+
+
+def _form(layout: Layout) -> str:
+    return ", ".join(f"{entry.name}{list(entry.shape)}" for entry in layout.entries.values())

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -47,12 +47,13 @@ def resumed(directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     for key in changes:
         if key not in CHANGEABLE:
             raise ConfigError(key, f"cannot change in a resumed run; only {list(CHANGEABLE)} can. Start a new run")
-    then = yaml.safe_load((directory / "config.yaml").read_text())
+    then = parse((directory / "config.yaml").read_text())
     app = then["flower"]
     if app["source"] is None:
         raise ConfigError(
             "", f"the app of {directory} has no folder; use simulate(..., out={str(directory)!r}, resume=True)"
         )
+    logging.getLogger(__name__).warning("resume runs the code of the run: %s", app["source"])
     found = replace(load(Path(app["source"])), config=app["config"])
     execution = then["execution"] | {key.partition(".")[2]: value for key, value in changes.items()}
     return found.arguments(app["nodes"]) | execution | {"seed": then["seed"], "out": directory, "resume": True}

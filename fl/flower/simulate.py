@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -25,6 +24,7 @@ from flwr.serverapp import ServerApp
 from threadpoolctl import threadpool_limits
 
 from fl.communication.ledger import Ledger
+from fl.config.yaml import parse
 from fl.errors import ConfigError
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
@@ -34,8 +34,10 @@ from fl.flower.journal import Journal
 from fl.flower.rounds import RoundRecorder, Row, Watcher
 from fl.flower.seeding import seeded
 from fl.flower.worker import AppJob, gc_frozen
-from fl.storage import checkpoint
+from fl.storage import checkpoint, files
 from fl.storage.clients import ClientStates
+from fl.storage.lock import locked
+from fl.storage.place import check_place
 from fl.storage.run import RunDirectory, create_run_directory, read_metrics
 from fl.tensors.random import hash64
 
@@ -112,40 +114,47 @@ def simulate(
     if resume and not out:
         raise ConfigError("out", "resume continues a run: name its directory")
     directory = Path(out) if out else create_run_directory(name, seed)
+    if not resume and out:
+        check_place(directory)
     run_id, run_config = int(hash64(seed, "run")) >> 1, dict(run_config or {})
     app = {"name": name, "source": source, "nodes": num_nodes, "config": run_config, "journal": journal or resume}
-    record = _committed(directory, seed, app) if resume else None
-    if not resume and (directory / "metrics.jsonl").exists():
-        raise ConfigError(
-            "out", f"{directory} holds a run already; name another directory, or resume the run if it has a journal"
+    with locked(directory):
+        record = _committed(directory, seed, app) if resume else None
+        if not resume and (directory / "metrics.jsonl").exists():
+            raise ConfigError(
+                "out", f"{directory} holds a run already; name another directory, or resume the run if it has a journal"
+            )
+        configure_process()
+        folder = RunDirectory(directory, Ledger, record and record["lengths"])
+        states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; 0 is unused
+        if record:
+            states.restore(record["clients"])
+        else:
+            folder.configure({"seed": seed, "flower": app, "execution": {"executor": executor, "workers": workers}})
+            folder.describe({})
+        context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
+        replies = (
+            Journal(files.make_folder(directory / "journal"), record["journal"] if record else ())
+            if app["journal"]
+            else None
         )
-    configure_process()
-    folder = RunDirectory(directory, Ledger, record and record["lengths"])
-    states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; 0 is unused
-    if record:
-        states.restore(record["clients"])
-    else:
-        folder.configure({"seed": seed, "flower": app, "execution": {"executor": executor, "workers": workers}})
-        folder.describe({})
-    context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
-    replies = Journal(directory / "journal", record["journal"] if record else ()) if app["journal"] else None
-    rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watch)
-    chosen: Executor = Ray(workers or torch.multiprocessing.cpu_count()) if executor == "ray" else Serial()
-    run = AppRun(directory, f"{name}, a Flower app, {num_nodes} nodes, in {directory}", rounds.round)
-    try:
-        with threadpool_limits(1), seeded(seed, "server"), _task_identity(run_id), gc_frozen():
-            watch("start", run)
-            with seeded():  # starting workers may draw, and the server's generators must not notice
-                chosen.start(AppJob(client_app, seed, run_id, num_nodes, run_config, directory / "clients"), states)
-            watch("ready", run)
-            server_app(LocalGrid(chosen, states, run_id, rounds, replies), context)
-            rounds.end()
-    finally:
-        chosen.close()
-        if replies:
-            replies.close()
-        folder.export()
-        folder.close()
+        rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watch)
+        chosen: Executor = Ray(workers or torch.multiprocessing.cpu_count()) if executor == "ray" else Serial()
+        run = AppRun(directory, f"{name}, a Flower app, {num_nodes} nodes, in {directory}", rounds.round)
+        try:
+            with threadpool_limits(1), seeded(seed, "server"), _task_identity(run_id), gc_frozen():
+                watch("start", run)
+                with seeded():  # starting workers may draw, and the server's generators must not notice
+                    chosen.start(AppJob(client_app, seed, run_id, num_nodes, run_config, directory / "clients"), states)
+                watch("ready", run)
+                server_app(LocalGrid(chosen, states, run_id, rounds, replies), context)
+                rounds.end()
+        finally:
+            chosen.close()
+            if replies:
+                replies.close()
+            folder.export()
+            folder.close()
     return Result(read_metrics(directory), context, directory)
 
 
@@ -154,7 +163,7 @@ def _committed(directory: Path, seed: int, app: Mapping[str, Any]) -> Mapping[st
     file = directory / "config.yaml"
     if not file.is_file():
         raise ConfigError("out", f"{directory} holds no run")
-    then = yaml.safe_load(file.read_text())
+    then = parse(file.read_text())
     if "flower" not in then:
         raise ConfigError("out", f"{directory} is not a run of a Flower app; resume it with fl.resume")
     if not then["flower"]["journal"]:

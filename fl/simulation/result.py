@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl.simulation.totals import Row
+from fl.storage import files
 from fl.storage.run import RunDirectory, read_metrics
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest
@@ -69,6 +70,7 @@ def save_result(folder: RunDirectory, round_: int, reason: str, model: Params) -
     from safetensors.torch import save_file
 
     copies = {name: tensor.clone() for name, tensor in model.items()}
-    save_file(copies, folder.path / "model.safetensors", {"round": str(round_)})
+    with files.replacing(folder.path / "model.safetensors") as part:
+        save_file(copies, part, {"round": str(round_)})
     folder.export()
     return Result(read_metrics(folder.path), model, folder.path, reason)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,17 @@ from typing import Any
 
 from fl.config.config import Config, resolve
 from fl.config.reading import read
+from fl.config.references import references_to_code
 from fl.errors import ConfigError, dotted
 from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation import baselines
 from fl.simulation.result import Result
 from fl.simulation.simulation import Simulation, Watcher
+from fl.simulation.unchanged import FREE_TO_CHANGE
+from fl.storage import files
+from fl.storage.lock import locked
 from fl.storage.place import check_place
 from fl.storage.run import create_run_directory
-
-FREE_TO_CHANGE = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}  # on resume
 
 
 def never() -> bool:
@@ -58,7 +59,7 @@ def run(
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
     directory = Path(out) if out else new_directory(config)
     try:
-        return _with_baselines(config, directory, False, watch, stop)
+        return _with_baselines(config, directory, False, False, watch, stop)
     except BaseException:
         if out is None:  # remove the new directory if it is still empty
             with contextlib.suppress(OSError):
@@ -68,22 +69,33 @@ def run(
 
 
 def resume(
-    directory: str | Path, *, watch: Watcher | None = None, stop: Callable[[], bool] = never, **overrides: Any
+    directory: str | Path,
+    *,
+    changed: bool = False,
+    watch: Watcher | None = None,
+    stop: Callable[[], bool] = never,
+    **overrides: Any,
 ) -> Result:
     """Continue a run from its last committed round, to the same bits as without the interruption.
 
     Args:
         directory: the run directory.
+        changed: resume although the data, the user's code, packages or the configuration are not those with which the
+            run began. The bits then differ from an uninterrupted run.
         watch: as in `run`.
         stop: as in `run`.
         overrides: `rounds` (a larger number, or "+100" to add), execution.executor, execution.workers,
             execution.address and checkpoint.every.
 
     Raises:
-        ConfigError: another key is changed, or `rounds` is no number of rounds.
+        ConfigError: another key is changed, `rounds` is no number of rounds, or something differs from the beginning
+            of the run (fl/simulation/unchanged.py).
     """
     directory = Path(directory)
     raw = read(directory / "config.yaml")
+    code = references_to_code(raw)
+    if code:
+        logging.getLogger(__name__).warning("resume runs the code of the run: %s", ", ".join(code))
     rounds = overrides.pop("rounds", None)
     if rounds is not None:
         number = re.fullmatch(r"(\+?)(\d+)", str(rounds))
@@ -107,7 +119,7 @@ def resume(
                 f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. "
                 "Start a new run instead",
             )
-    return _with_baselines(resolve(read(raw, overrides)), directory, True, watch, stop)
+    return _with_baselines(resolve(read(raw, overrides)), directory, True, changed, watch, stop)
 
 
 def _schedules(node: Any, path: str) -> list[str]:
@@ -125,22 +137,22 @@ def new_directory(config: Config) -> Path:
 
 
 def _with_baselines(
-    config: Config, directory: Path, resumed: bool, watch: Watcher | None, stop: Callable[[], bool]
+    config: Config, directory: Path, resumed: bool, changed: bool, watch: Watcher | None, stop: Callable[[], bool]
 ) -> Result:
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
-    with keep_workers():
-        with Simulation(config, directory, resumed) as simulation:
+    with locked(directory), keep_workers():
+        with Simulation(config, directory, resumed, changed=changed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round
             result = simulation.run(watch, stop)
             continued = simulation.round > first_round
         if continued and others:
-            shutil.rmtree(directory / "baselines", ignore_errors=True)
+            files.remove_folder(directory / "baselines")
         done: dict[str, Result] = {}
         for name, other in others.items():
             if any(r.reason == "interrupted" for r in (result, *done.values())):
                 break
-            home = directory / "baselines" / name
+            home = files.make_folder(files.make_folder(directory / "baselines") / name)
             exists = (home / "checkpoints" / "last.json").is_file()
-            done[name] = _with_baselines(other, home, exists, watch, stop)
+            done[name] = _with_baselines(other, home, exists, changed, watch, stop)
         return replace(result, baselines=done)

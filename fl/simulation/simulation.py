@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
 from fl.method.strategy import ServerContext, Strategy
+from fl.simulation import unchanged
 from fl.simulation.agreement import check_finite, check_groups, check_state
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
@@ -34,6 +36,7 @@ from fl.simulation.stopping import Stopping, check_metric_names
 from fl.simulation.totals import Row
 from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
+from fl.storage.lock import locked
 from fl.storage.run import RunDirectory
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors.params import Params
@@ -52,6 +55,7 @@ class Simulation:
         directory: the run directory.
         resumed: continue from the last commit in `directory`.
         executor: runs the clients' work, in place of the one that the configuration asks for.
+        changed: resume although something that results depend on has changed.
 
     Raises:
         ConfigError: the parts do not fit together, or `directory` holds a run and `resumed` is False.
@@ -66,18 +70,26 @@ class Simulation:
     folder: RunDirectory
     states: ClientStates
 
-    def __init__(self, config: Config, directory: Path, resumed: bool = False, executor: Executor | None = None):
-        self.config, self.directory = config, directory
-        if not resumed and (directory / "checkpoints" / "last.json").exists():
-            raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` continues it")
-        configure_process()
-        self.executor: Executor = new_executor(config.execution) if executor is None else executor
-        try:
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        resumed: bool = False,
+        executor: Executor | None = None,
+        changed: bool = False,
+    ):
+        self.config, self.directory, self.changed = config, directory, changed
+        with ExitStack() as stack:
+            stack.enter_context(locked(directory))
+            if not resumed and (directory / "checkpoints" / "last.json").exists():
+                raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` continues it")
+            configure_process()
+            self.executor: Executor = new_executor(config.execution) if executor is None else executor
+            stack.callback(self.executor.close)
             self.executor.prepare()
             self._set_up(resumed)
-        except BaseException:
-            self.executor.close()
-            raise
+            stack.callback(self.folder.close)
+            self._closing = stack.pop_all()
 
     # -- the run --------------------------------------------------------------------------------------------------
     def run(self, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> Result:
@@ -197,10 +209,10 @@ class Simulation:
         self.folder = RunDirectory(self.directory, Ledger, record and record["lengths"])
         self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
         if record:
+            unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)
             self._restore(record)
         else:
-            facts = {"clients": self.run_setup.trainable, "plan": asdict(self.run_setup.plan)}
-            self.folder.describe(facts | {"data_sha256": self.run_setup.dataset.digest()})
+            unchanged.describe(self.folder, self.run_setup)
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds
 
     def _first_request(self) -> Any:
@@ -230,10 +242,13 @@ class Simulation:
     # -- commits --------------------------------------------------------------------------------------------------
     def record(self) -> Mapping[str, Any]:
         """Return what a resumed run needs."""
+        model = self.config.strategy.model(self.state)
         return {
             "round": self.round,
             "rounds": self.config.rounds,
             "state": self.state,
+            # for readers that run no code of the run: the model, unless it is the state or its field `model`
+            "model": None if model is self.state or model is getattr(self.state, "model", None) else model,
             "sampler": self.sampler,
             "exchanges": self.exchanges.record(),  # before the client states: it may have clients train
             "stopping": self.stopping.record(),
@@ -278,8 +293,7 @@ class Simulation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.executor.close()
-        self.folder.close()
+        self._closing.close()
 
 
 def new_runner(run_setup: RunSetup, executor: Executor, states: ClientStates, folder: RunDirectory) -> ExchangeRunner:

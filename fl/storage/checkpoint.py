@@ -33,15 +33,15 @@ def save(folder: Path, name: str, tree: Tree, round_: int) -> None:
             old.unlink()
 
 
-def load(folder: Path, name: str) -> Tree:
-    """Read the checkpoint `name`. A `FileNotFoundError` if there is none."""
+def load(folder: Path, name: str, plain: bool = False) -> Tree:
+    """Read the checkpoint `name`; `plain` as in `unflatten`. A `FileNotFoundError` if there is none."""
     path = folder / f"{name}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: no round was committed in this folder")
     record = json.loads(path.read_text())
     tensors = load_file(folder / record["tensors"])
     # clone: memory allocated by torch is aligned, and alignment changes the last bits of results
-    return unflatten(record["skeleton"], [tensors[key].clone() for key in sorted(tensors)])
+    return unflatten(record["skeleton"], [tensors[key].clone() for key in sorted(tensors)], plain)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -13,10 +13,10 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, MachineError
 
 
 def make_folder(path: Path) -> Path:
@@ -52,14 +52,21 @@ def open_file(path: Path, flags: int) -> int:
     return descriptor
 
 
-def open_at(path: Path, length: int) -> BinaryIO:
+def open_at(path: Path, length: int) -> FileIO:
     """Open a file in a run directory to continue it after its first `length` bytes; the rest is cut off.
 
-    Unbuffered. A new file is made if there is none. A file that is shorter is not cut, so the caller can refuse it.
+    The file is unbuffered. A new one is made if there is none.
+
+    Raises:
+        MachineError: the file has fewer bytes.
     """
-    file = os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
-    if os.fstat(file.fileno()).st_size > length:
-        file.truncate(length)
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
+    size = os.fstat(descriptor).st_size
+    if size < length:
+        os.close(descriptor)
+        raise MachineError(f"{path} has {size} bytes, but {length} were committed; restore the file or start a new run")
+    os.ftruncate(descriptor, length)
+    file = FileIO(descriptor, "r+")
     file.seek(length)
     return file
 

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 
@@ -24,19 +25,29 @@ LOCK = "run.lock"
 log = logging.getLogger(__name__)
 
 
+# directories whose lock the present thread holds
+_held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run directory, which is made if needed.
+    """Hold the lock of a run directory, which is made if needed. Within a thread it may be taken again.
 
     Raises:
-        ConfigError: another process, or another run in this process, holds it.
+        ConfigError: another process, or another thread of this one, holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    key = directory.resolve()
+    if key in _held.get():
+        yield
+        return
     descriptor = files.open_file(directory / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         _take(descriptor, directory)
+        _held.set(_held.get() | {key})
         yield
     finally:
+        _held.set(_held.get() - {key})
         os.close(descriptor)  # also releases the lock
 
 

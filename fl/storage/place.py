@@ -6,13 +6,56 @@ import os
 from pathlib import Path
 
 from fl.errors import ConfigError
+from fl.storage.lock import LOCK
+
+# what a run directory has; fl writes over these names, and deletes in these folders
+NAMES = (
+    *("config.yaml", "environment.json", "metrics.jsonl", "ledger.parquet", "clients.parquet", "model.safetensors"),
+    *("profile.json", "trace.json", "checkpoints", "clients", "streams", "scratch", "code", "journal", "baselines"),
+)
+LONGEST = 255  # bytes of a name of a file or a folder
 
 
 def check_place(directory: Path) -> None:
-    """Raise a `ConfigError` at `out` if a run directory cannot be made or written to."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    """Raise a `ConfigError` at `out` if a run directory cannot be made or written to, or holds files of others."""
+    try:
+        existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    except (ValueError, OSError) as error:  # a NUL byte, or a name that is too long
+        raise ConfigError("out", f"{str(directory)!r:.80} cannot be the name of a folder: {error}") from None
     if not existing.is_dir():
         what = "is a file" if existing == directory else f"lies below {existing}, which is a file"
         raise ConfigError("out", f"{directory} {what}; name a new folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError("out", f"{directory} cannot be written: no permission in {existing}")
+    foreign = [name for name in NAMES if os.path.lexists(directory / name)]
+    if foreign and not (directory / LOCK).is_file():
+        raise ConfigError(
+            "out", f"{directory} holds {', '.join(foreign)}, which no run of fl has written; name a new folder"
+        )
+
+
+def folder_name(path: str, name: object) -> str:
+    """Return a name that stays in its folder, for a folder that a configuration names; a `ConfigError` for others.
+
+    Args:
+        path: the key of the configuration, for the message.
+        name: the name.
+
+    >>> folder_name("variants", "FedAvg, large")
+    'FedAvg, large'
+    >>> folder_name("variants", "../photos")
+    Traceback (most recent call last):
+    fl.errors.ConfigError: variants: '../photos' cannot name a folder: it has a slash
+    """
+    text = str(name)
+    wrong = (
+        ("/" in text or os.sep in text, "it has a slash"),
+        (text in ("", ".", ".."), "it names no folder of its own"),
+        (not text.isprintable(), "it has characters that cannot be printed"),
+        (text.startswith(("~", "-", ".")), "it starts with a dot, a dash or ~"),
+        (len(text.encode(errors="replace")) > LONGEST, f"it is longer than {LONGEST} bytes"),
+    )
+    for applies, reason in wrong:
+        if applies:
+            raise ConfigError(path, f"{text[:80]!r} cannot name a folder: {reason}")
+    return text

@@ -29,15 +29,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import fl
-from fl import registry
-from fl.storage import checkpoint
+from fl.errors import ConfigError
+from fl.storage import checkpoint, files
 from fl.storage.metrics import ClientMetrics
+from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
     from fl.communication.ledger import Ledger
 
-PACKAGES = ("torch", "numpy", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
+RETRIES = 5  # to read a checkpoint that a live run replaces
+PACKAGES = ("torch", "numpy", "numba", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
 
 
 class RunDirectory:
@@ -54,28 +56,34 @@ class RunDirectory:
         self, path: Path, open_ledger: Callable[[Path, int], Ledger], lengths: Mapping[str, Any] | None = None
     ) -> None:
         self.path = path
+        path.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints", "clients", "streams", "scratch"):
-            (path / name).mkdir(parents=True, exist_ok=True)
-        for leftover in (path / "scratch").iterdir():  # from a killed run
-            leftover.unlink()
+            files.make_folder(path / name)
+        for leftover in (path / "scratch").glob("*.seg"):  # from a killed run
+            files.remove(leftover)
         lengths = lengths or {"metrics": 0, "ledger": 0, "clients": ()}
-        self.metrics = open(path / "metrics.jsonl", "r+b" if lengths["metrics"] else "wb", buffering=0)
-        self.metrics.truncate(lengths["metrics"])
-        self.metrics.seek(lengths["metrics"])
+        self.metrics = files.open_at(path / "metrics.jsonl", lengths["metrics"])
         self.ledger = open_ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
         self.clients = ClientMetrics(path / "streams", lengths["clients"])
 
     def configure(self, config: dict[str, Any]) -> None:
         """Write config.yaml."""
-        checkpoint.write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        files.write_file(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
-    def describe(self, facts: dict[str, Any]) -> None:
-        """Write environment.json, with `facts` added, and copies of the user's files, once at the start."""
+    def describe(self, facts: dict[str, Any], sources: Mapping[str, str] = {}) -> None:
+        """Write environment.json, with `facts` added, and copies of the user's files: path -> text."""
         environment = {"command": sys.argv, **machine(), **facts}
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
-        for file, text in registry.sources().values():
-            (self.path / "code").mkdir(exist_ok=True)
-            (self.path / "code" / Path(file).name).write_text(text)
+        files.write_file(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        if sources:
+            files.make_folder(self.path / "code")
+        copies: dict[str, str] = {}
+        for file, text in sources.items():
+            name = Path(file).name
+            while name in copies:
+                name = f"_{name}"  # of two files with one name in two folders
+            copies[name] = text
+        for name, text in copies.items():
+            files.write_file(self.path / "code" / name, text)
 
     def flush(self) -> dict[str, Any]:
         """Write recorded rows; return the lengths of the growing files."""
@@ -104,8 +112,9 @@ class RunDirectory:
 
     def export(self) -> None:
         """Write the tables as .parquet."""
-        self.ledger.to_parquet(self.path / "ledger.parquet")
-        self.clients.to_parquet(self.path / "clients.parquet")
+        for name, table in (("ledger", self.ledger), ("clients", self.clients)):
+            with files.replacing(self.path / f"{name}.parquet") as part:
+                table.to_parquet(part)
 
     def close(self) -> None:
         """Close all files."""
@@ -130,6 +139,27 @@ def finite(value: Any) -> Any:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the metrics of the committed rounds of a run."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def committed_model(path: Path) -> Params:
+    """Return the model of the last committed round of a run. No code of the run is imported or called.
+
+    Raises:
+        ConfigError: the directory has no committed round, or is the run of a Flower app.
+    """
+    for _ in range(RETRIES):
+        try:
+            record = checkpoint.load(path / "checkpoints", "last", plain=True)
+            break
+        except FileNotFoundError:  # the live run has committed another round in the meantime
+            continue
+    else:
+        raise ConfigError("", f"{path} has no committed round")
+    state = record.get("state")
+    found = record.get("model") or (state.get("model") if isinstance(state, dict) else state)
+    if not isinstance(found, Params):
+        raise ConfigError("", f"{path} holds no model of fl; the model of a Flower app is where the app put it")
+    return found
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -73,8 +72,18 @@ def shapes(skeleton: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     return [(getattr(torch, dtype), tuple(shape)) for dtype, shape in _parsed(skeleton)["tensors"]]
 
 
-def unflatten(skeleton: str, tensors: list[Tensor]) -> Tree:
-    """Invert `flatten`."""
+def unflatten(skeleton: str, tensors: list[Tensor], plain: bool = False) -> Tree:
+    """Invert `flatten`.
+
+    Args:
+        skeleton: the structure.
+        tensors: the tensors in order.
+        plain: make a dict of each dataclass, so that no code of the run is needed.
+
+    Raises:
+        ValueError: the skeleton names a class that no imported module has. Nothing is imported, because the skeleton
+            may come from a stranger.
+    """
     supply = iter(tensors)
 
     def walk(node: Any) -> Tree:
@@ -92,18 +101,19 @@ def unflatten(skeleton: str, tensors: list[Tensor]) -> Tree:
             return [walk(v) for v in node["list"]]
         if "tuple" in node:
             return tuple(walk(v) for v in node["tuple"])
-        return _dataclass(node["class"])(**{name: walk(value) for name, value in node["fields"]})
+        fields = {name: walk(value) for name, value in node["fields"]}
+        return fields if plain else _dataclass(node["class"])(**fields)
 
     return walk(_parsed(skeleton)["tree"])
 
 
 def _dataclass(kind: str) -> type:
     module, _, qualname = kind.partition(":")
-    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    found: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        found = getattr(found, part)
+        found = getattr(found, part, None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ValueError(f"the checkpoint names {kind}, which is not a dataclass")
+        raise ValueError(f"the checkpoint names {kind}, which is not a dataclass of this run")
     return found
 
 

@@ -18,16 +18,17 @@ the chosen settings.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import multiprocessing
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fl.config.config import resolve
 from fl.config.reading import read
@@ -36,12 +37,15 @@ from fl.config.yaml import parse
 from fl.errors import ConfigError
 from fl.execution.workers.ray_pool import keep_workers
 from fl.report.variants import Variant
+from fl.storage import files
+from fl.storage.place import LONGEST, folder_name
 from fl.storage.run import read_metrics
 from fl.tasks.task import minimised
 
 Overrides = Mapping[str, Any]
 Say = Callable[[str], None]
 FAILED = "failed.txt"  # holds the error message, in the directory of a trial that failed
+MOST_SEEDS = 10_000
 _VARIANT_KEYS = ("config", "tune", "by")
 
 
@@ -82,9 +86,7 @@ class Sweep:
         for key in ("config", "variants"):
             if key not in raw:
                 raise ConfigError(key, "missing; a sweep needs a config and variants")
-        for name in raw["variants"]:
-            if not re.fullmatch(r"[^/,]+", str(name)):
-                raise ConfigError("variants", f"{name!r} names folders, and cannot hold slashes or commas")
+        _check_names(raw)
         anchor(raw["variants"], path.parent)
         return Sweep(path.parent, **raw)
 
@@ -140,7 +142,7 @@ class Sweep:
         if tuned:
             record = out / "chosen.json"
             known = json.loads(record.read_text()) if record.is_file() else {}
-            record.write_text(json.dumps({**known, **chosen}, indent=2) + "\n")
+            files.write_file(record, json.dumps({**known, **chosen}, indent=2) + "\n")
         runs = {name: [self._plan_run(out, name, seed, chosen[name]) for seed in self.seed_list] for name in names}
         _run_missing([run for of_variant in runs.values() for run in of_variant], jobs, say)
         return [Variant.read(name, [run.out for run in of_variant]) for name, of_variant in runs.items()]
@@ -149,7 +151,8 @@ class Sweep:
         last = [key.rpartition(".")[2] for key in setting]
         keys = [key if last.count(short) > 1 else short for key, short in zip(setting, last)]
         label = [name] + [f"{k}={v}" for k, v in zip(keys, setting.values()) if len(self.settings(name)) > 1]
-        return _Run(self.config_of(name), out / ",".join(label) / f"s{seed}", self.overrides(name, seed, setting, out))
+        folder = _as_folder(",".join(label))
+        return _Run(self.config_of(name), out / folder / f"s{seed}", self.overrides(name, seed, setting, out))
 
     def _best_setting(self, out: Path, name: str) -> dict[str, Any]:
         """The setting whose metric is best at the end of its run; the first of equally good ones."""
@@ -194,7 +197,7 @@ class _Run:
         except ClientError as error:
             if not self.may_fail:
                 raise
-            (self.out / FAILED).write_text(f"{error}\n")
+            files.write_file(self.out / FAILED, f"{error}\n")
             return f"{self.out}: failed, {str(error).partition(chr(10))[0]}"
         return f"{self.out}: {result.reason}"
 
@@ -217,6 +220,37 @@ def _keep_workers_of_process() -> None:
     keeping = keep_workers()
     keeping.__enter__()
     Finalize(None, keeping.__exit__, (None, None, None), exitpriority=0)
+
+
+def _check_names(raw: Mapping[str, Any]) -> None:
+    """Check what names folders: variants and seeds."""
+    if not isinstance(raw["variants"], Mapping):
+        raise ConfigError("variants", "not a mapping of names to overrides")
+    for name in raw["variants"]:
+        if "," in folder_name("variants", name):
+            raise ConfigError("variants", f"{name!r} cannot hold commas; they separate tuned settings")
+        if not isinstance(name, str):
+            raise ConfigError("variants", f"{name!r} is not a text; put it in quotes")
+    seeds = raw.get("seeds", 1)
+    numbers = seeds if isinstance(seeds, list) else [seeds]
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers) or seeds == 0:
+        raise ConfigError("seeds", f"{seeds!r} is neither a number of seeds, 1 or more, nor a list of seeds, 0 or more")
+    if not isinstance(seeds, list) and seeds > MOST_SEEDS:
+        raise ConfigError("seeds", f"{seeds} is more than {MOST_SEEDS}")
+
+
+def _as_folder(label: str) -> str:
+    """The name of a variant with its settings as the name of one folder: slashes are written %2F, and the end of a
+    long name is a digest.
+
+    >>> _as_folder("FedAvg,init=runs/a")
+    'FedAvg,init=runs%2Fa'
+    """
+    text = "".join(c if c.isprintable() and c not in "/%" else quote(c, safe="") for c in label)
+    whole = text.encode()
+    if len(whole) <= LONGEST:
+        return text
+    return whole[: LONGEST - 17].decode(errors="ignore") + "-" + hashlib.sha256(whole).hexdigest()[:16]
 
 
 def _fill_in(value: Any, out: Path, seed: int) -> Any:
