@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fl.data.archives import read_npz
 from fl.data.dataset import Dataset
 from fl.data.folder import locate
 from fl.data.grouping import group_by
@@ -88,8 +89,7 @@ def read(path: str | Path, rows: int | None = None) -> Partition:
     """Read the partition of a training set of that many rows in an .npz or .json file."""
     found = locate(str(path))
     if found.suffix == ".npz":
-        with np.load(found, allow_pickle=False) as arrays:
-            return from_named(dict(arrays), rows)
+        return from_named(read_npz(found), rows)
     if found.suffix == ".json":
         content = json.loads(found.read_text())
         return from_named(content, rows) if isinstance(content, dict) else from_lists(content)

@@ -37,29 +37,34 @@ def parse(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _expanded_size(node, {})
+        _measure(node, {})
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values below a node, with every alias written out. `known` holds finished nodes, by id."""
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """The number of values below a node, and their levels, with every alias written out.
+
+    `known` holds the answers of finished nodes, by id.
+    """
     if isinstance(node, yaml.ScalarNode):
-        return 1
+        return 1, 1
+    where = f"line {node.start_mark.line + 1}"
     if id(node) in known:
-        if not known[id(node)]:
-            raise ConfigError("", f"line {node.start_mark.line + 1}: a value contains itself by an alias")
+        if not known[id(node)][0]:
+            raise ConfigError("", f"{where}: a value contains itself by an alias")
         return known[id(node)]
-    known[id(node)] = 0
-    size = 1
-    for child in node.value:
-        for part in child if isinstance(child, tuple) else (child,):
-            size += _expanded_size(part, known)
+    known[id(node)] = (0, 0)
+    children = [part for child in node.value for part in (child if isinstance(child, tuple) else (child,))]
+    measured = [_measure(child, known) for child in children]
+    size, depth = 1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0)
     if size > MOST_VALUES:
-        raise ConfigError("", f"line {node.start_mark.line + 1}: aliases stand for more than {MOST_VALUES:,} values")
-    known[id(node)] = size
-    return size
+        raise ConfigError("", f"{where}: aliases stand for more than {MOST_VALUES:,} values")
+    if depth > DEEPEST:
+        raise ConfigError("", f"{where}: nested in more than {DEEPEST} levels")
+    known[id(node)] = size, depth
+    return size, depth
 
 
 class _Loader(yaml.SafeLoader):

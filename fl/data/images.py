@@ -8,12 +8,12 @@ http://yann.lecun.com/exdb/mnist, https://www.cs.toronto.edu/~kriz/cifar.html.
 
 from __future__ import annotations
 
-import gzip
 import math
 from pathlib import Path
 
 import numpy as np
 
+from fl.data.archives import open_gzip
 from fl.tensors import random
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -21,7 +21,11 @@ IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 def read_idx(path: Path) -> np.ndarray:
     """Return the array of an idx file, compressed (.gz) or not."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if path.suffix == ".gz":
+        with open_gzip(path) as file:
+            raw = file.read()
+    else:
+        raw = path.read_bytes()
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(
             f"data: {path} is not an idx file: it begins with {raw[:4].hex(' ')!r} "

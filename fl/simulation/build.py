@@ -166,3 +166,5 @@ def _located(path: str, make: Callable[[], T]) -> T:
         raise
     except ValueError as error:
         raise located(path, error) from error
+    except (MemoryError, OverflowError, RecursionError) as error:  # a huge number, or a deeply nested file
+        raise ConfigError(path, f"is too large for this machine ({type(error).__name__}: {error})") from error

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from fl.checks import one_of
+from fl.data.archives import read_npz
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find, first_with
 from fl.data.images import read_cifar, some_rows, unit
@@ -109,8 +110,7 @@ class CIFAR100(Loader):
 
 
 def _arrays(*parts: str) -> Arrays:
-    with np.load(find(*parts)) as file:
-        return dict(file)
+    return read_npz(find(*parts), key="data")
 
 
 def _jpegs(header: bytes, scans: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:

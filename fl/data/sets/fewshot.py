@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from fl.checks import at_least
+from fl.data.archives import read_npz
 from fl.data.dataset import Dataset, Loader
 from fl.data.folder import find
 from fl.registry import register
@@ -67,8 +68,8 @@ class OmniglotTasks(Loader):
         if not 0 <= self.held_out < self.clients:
             raise ValueError(f"held_out: {self.held_out} is not in 0..{self.clients - 1}")
         at_least(2, ways=self.ways)
-        with np.load(find("omniglot", "omniglot28.npz")) as file:
-            x, alphabet, character, evaluation = (file[name] for name in ("x", "alphabet", "character", "evaluation"))
+        names = ("x", "alphabet", "character", "evaluation")
+        x, alphabet, character, evaluation = read_npz(find("omniglot", "omniglot28.npz"), *names, key="data").values()
         ids = np.arange(self.clients)
         tasks = []
         for part, clients in (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl.data.archives import read_npz
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import data_folder, find, first_with
 from fl.data.images import read_idx, some_rows, unit
@@ -69,7 +70,5 @@ def _stored() -> dict[str, Arrays]:
         files = first_with(("mnist", "MNIST/raw", "mnist/MNIST/raw"), *IDX.values())
         if files is not None:
             return {part: {name: read_idx(files[IDX[name, part]]) for name in "xy"} for part in ("train", "test")}
-    with np.load(find("mnist", "mnist.npz")) as raw:
-        return {
-            part: {name: raw[f"{name}_{part}"] for name in ("x", "y", "hsf", "writer")} for part in ("train", "test")
-        }
+    raw = read_npz(find("mnist", "mnist.npz"), key="data")
+    return {part: {name: raw[f"{name}_{part}"] for name in ("x", "y", "hsf", "writer")} for part in ("train", "test")}

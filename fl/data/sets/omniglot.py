@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from fl.data.archives import read_npz
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find
 from fl.registry import register
@@ -50,8 +51,8 @@ class Omniglot(Loader):
             )
 
     def load(self) -> Dataset:
-        with np.load(find("omniglot", "omniglot28.npz")) as file:
-            raw = {name: file[name] for name in ("x", "alphabet", "character", "drawer", "evaluation")}
+        names = ("x", "alphabet", "character", "drawer", "evaluation")
+        raw = read_npz(find("omniglot", "omniglot28.npz"), *names, key="data")
         background = np.unique(raw["character"][~raw["evaluation"]])
         base, field = self._base(raw, background), self._drawn("field", np.unique(raw["character"][raw["evaluation"]]))
         classes = np.concatenate([base, field])

@@ -12,7 +12,6 @@ Differs from LEAF: another edition of the text; the split is by speeches, LEAF's
 
 from __future__ import annotations
 
-import gzip
 import json
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from fl.checks import at_least, not_negative, one_of
+from fl.data.archives import open_gzip_text
 from fl.data.chars import encode, next_windows, sequence_windows
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find
@@ -62,7 +62,7 @@ class Shakespeare(Loader):
         not_negative(server_test=self.server_test, hint="0 leaves the server without test rows")
 
     def load(self) -> Dataset:
-        with gzip.open(find("shakespeare", "shakespeare_by_role.jsonl.gz"), "rt", encoding="utf-8") as file:
+        with open_gzip_text(find("shakespeare", "shakespeare_by_role.jsonl.gz")) as file:
             roles = [self._samples(json.loads(line)["speeches"]) for line in file]
         kept = np.flatnonzero([len(train[1]) >= self.min_samples for train, _ in roles])
         if self.clients is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.checks import within
+from fl.data.archives import read_npz
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import find
 from fl.registry import register
@@ -39,8 +40,7 @@ def one_hot(values: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def _arrays(name: str) -> Arrays:
-    with np.load(find("tabular", f"{name}.npz")) as raw:
-        return {key: raw[key] for key in raw}
+    return read_npz(find("tabular", f"{name}.npz"), key="data")
 
 
 def _divided(x: np.ndarray, y: np.ndarray, train: np.ndarray) -> Dataset:

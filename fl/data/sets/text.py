@@ -11,13 +11,13 @@ are not part of another phrase, so splits do not overlap. The development file i
 from __future__ import annotations
 
 import csv
-import gzip
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from fl.data.archives import open_gzip_text
 from fl.data.dataset import Dataset, Loader
 from fl.data.folder import find
 from fl.models.pretrained import model_folder
@@ -110,7 +110,7 @@ class AGNews(Loader):
     seed: int = 0
 
     def load(self) -> Dataset:
-        with gzip.open(find("ag_news", "test.csv.gz"), "rt", encoding="utf-8", newline="") as file:
+        with open_gzip_text(find("ag_news", "test.csv.gz"), newline="") as file:
             items = list(csv.reader(file))
         if not 0 < self.test < len(items):
             raise ValueError(f"test: {self.test} is not in 1..{len(items) - 1}")
@@ -123,7 +123,7 @@ class AGNews(Loader):
 
 
 def _tsv(name: str) -> tuple[list[str], np.ndarray]:
-    with gzip.open(find("sst2", name), "rt", encoding="utf-8") as file:
+    with open_gzip_text(find("sst2", name)) as file:
         rows = [line.rstrip("\n").split("\t") for line in file][1:]
     return [text.strip() for _, text in rows], np.array([int(label) for label, _ in rows])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fl.checks import positive
+from fl.data.archives import read_npz
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import data_folder, find, first_with
 from fl.data.images import resized, some_rows, unit
@@ -63,5 +64,5 @@ def _stored() -> dict[str, Arrays]:
     files = first_with(("usps",), *names.values())
     if files is not None and not (data_folder() / "usps" / "usps.npz").is_file():
         return {part: read_libsvm(files[name]) for part, name in names.items()}
-    with np.load(find("usps", "usps.npz")) as raw:
-        return {part: {"x": raw[f"x_{part}"], "y": raw[f"y_{part}"]} for part in names}
+    raw = read_npz(find("usps", "usps.npz"), key="data")
+    return {part: {"x": raw[f"x_{part}"], "y": raw[f"y_{part}"]} for part in names}
