@@ -20,7 +20,7 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this process may still take: free on the machine, within the container's limit."""
+    """Return the bytes of memory that are free, on the machine and within the limit of the container."""
     free = 1 << 62
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -44,8 +44,8 @@ def read_npz(path: Path, *names: str, key: str = "path") -> dict[str, np.ndarray
     """Return arrays of an .npz file by name; all of them without `names`.
 
     Raises:
-        ValueError: it is no .npz file, holds Python objects, is damaged, or does not fit into memory. The message begins
-            with `key`, the setting that names the file.
+        ValueError: it is no .npz file, holds Python objects, is damaged, or does not fit into memory. The message
+            begins with `key`, the setting that names the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -76,7 +76,7 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path,
         needed, stored = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if needed != stored:
             raise ValueError(
-                f"{key}: {path} is damaged: array {member.filename} of shape {shape} needs {needed} bytes and has {stored}"
+                f"{key}: {path} is damaged: array {member.filename} {shape} needs {needed} bytes, it has {stored}"
             )
 
 

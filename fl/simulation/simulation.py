@@ -87,8 +87,7 @@ class Simulation:
             self.executor: Executor = new_executor(config.execution) if executor is None else executor
             stack.callback(self.executor.close)
             self.executor.prepare()
-            self._set_up(resumed)
-            stack.callback(self.folder.close)
+            self._set_up(resumed, stack)
             self._closing = stack.pop_all()
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -187,8 +186,8 @@ class Simulation:
         return self.run_setup.server_context(self.round, cohort)
 
     # -- set-up ---------------------------------------------------------------------------------------------------
-    def _set_up(self, resumed: bool) -> None:
-        """Build the parts of the run, and take over the last commit of a resumed one."""
+    def _set_up(self, resumed: bool, stack: ExitStack) -> None:
+        """Build the parts of the run, and take over the last commit of a resumed one. `stack` closes what it opens."""
         self.run_setup = set_up_run(self.config)
         self.config = config = self.run_setup.config
         self.round, self.setup_done, self.best_pending = 0, False, False
@@ -207,6 +206,7 @@ class Simulation:
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
         self.folder = RunDirectory(self.directory, Ledger, record and record["lengths"])
+        stack.callback(self.folder.close)
         self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
         if record:
             unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)

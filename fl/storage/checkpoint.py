@@ -8,29 +8,26 @@ The JSON file is the commit. It is renamed into place last, so a reader finds ei
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from fl.storage import files
 from fl.tensors.serialise import flatten, unflatten
 from fl.tensors.trees import Tree
 
 
 def save(folder: Path, name: str, tree: Tree, round_: int) -> None:
     """Write `tree` as the checkpoint `name` and delete the older one."""
-    folder.mkdir(parents=True, exist_ok=True)
     skeleton, tensors = flatten(tree)
     file = f"{name}-{round_:06d}.safetensors"
-    part = folder / f"{file}.part"
-    save_file(
-        {f"{i:05d}": t.contiguous().clone() for i, t in enumerate(tensors)}, part
-    )  # safetensors refuses shared memory
-    os.replace(part, folder / file)
-    write_atomically(folder / f"{name}.json", json.dumps({"tensors": file, "round": round_, "skeleton": skeleton}))
+    with files.replacing(folder / file) as part:  # safetensors refuses shared memory
+        save_file({f"{i:05d}": t.contiguous().clone() for i, t in enumerate(tensors)}, part)
+    record = {"tensors": file, "round": round_, "skeleton": skeleton}
+    files.write_file(folder / f"{name}.json", json.dumps(record))
     for old in folder.glob(f"{name}-*.safetensors"):
         if old.name != file:
-            old.unlink()
+            files.remove(old)
 
 
 def load(folder: Path, name: str, plain: bool = False) -> Tree:
@@ -42,10 +39,3 @@ def load(folder: Path, name: str, plain: bool = False) -> Tree:
     tensors = load_file(folder / record["tensors"])
     # clone: memory allocated by torch is aligned, and alignment changes the last bits of results
     return unflatten(record["skeleton"], [tensors[key].clone() for key in sorted(tensors)], plain)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see either its old or its new content."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -8,12 +8,14 @@ are copied to a new segment.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fl.storage import files
 from fl.storage.segments import NO_RECORD, Segments
 
 _MAX_WRITERS = 1 << 20
@@ -78,8 +80,7 @@ class ClientStates:
         self.generation, self.length, self.total = record["generation"], record["length"], record["total"]
         self.staged, self.index, self.live = [], None, 0
         if self.length:
-            with open(self._log(), "r+b") as file:
-                file.truncate(self.length)
+            files.open_at(self._log(), self.length).close()
             rows = np.fromfile(self._log(), np.int64).reshape(-1, 4)
             index = self._index()
             index[rows[:, 0]] = rows[:, 1:]  # later rows win
@@ -89,20 +90,20 @@ class ClientStates:
         """Protect the present states, for the checkpoint `name`, from later compactions."""
         if self.index is not None:
             clients = np.flatnonzero(self.index[:, 0] >= 0)
-            part = self.folder / f"{name}.part.npy"
-            np.save(part, np.column_stack([clients, self.index[clients]]))  # rows (client, location)
-            os.replace(part, self.folder / f"{name}.npy")
+            rows = io.BytesIO()
+            np.save(rows, np.column_stack([clients, self.index[clients]]))  # rows (client, location)
+            files.write_file(self.folder / f"{name}.npy", rows.getvalue())
 
     def sweep(self) -> None:
         """Delete segments that no committed or pinned state uses. Call it after the commit record is on disk."""
         if self.generation and (self.folder / f"index-{self.generation - 1}.bin").exists():
             used = {int(s) for s in np.unique(self._index()[:, 0])}
             for pinned in self.folder.glob("*.npy"):
-                used |= {int(s) for s in np.unique(np.load(pinned)[:, 1])}
+                used |= {int(s) for s in np.unique(np.load(pinned, allow_pickle=False)[:, 1])}
             for path in self.folder.glob("*.seg"):
                 if int(path.stem) < self.segment(0) and int(path.stem) not in used:
-                    path.unlink()
-            (self.folder / f"index-{self.generation - 1}.bin").unlink()
+                    files.remove(path)
+            files.remove(self.folder / f"index-{self.generation - 1}.bin")
 
     def _index(self) -> np.ndarray:
         """Return the index (population, 3), created when it is first needed."""
@@ -115,10 +116,10 @@ class ClientStates:
 
     def _append(self, rows: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self._log(), "ab") as file:
-            file.truncate(self.length)
-            file.seek(self.length)
-            file.write(rows.astype(np.int64).tobytes())
+        with files.open_at(self._log(), self.length) as file:
+            view = memoryview(rows.astype(np.int64).tobytes())
+            while view:  # an unbuffered write may be partial
+                view = view[file.write(view) :]
             self.length = file.tell()
 
     def _worth_compacting(self) -> bool:
@@ -130,7 +131,8 @@ class ClientStates:
         clients = np.flatnonzero(index[:, 0] >= 0)
         self.generation += 1
         source, fresh, offset = Segments(self.folder), self.segment(self.new_writer()), 0
-        with open(source.path(fresh), "wb") as out:
+        new = files.open_file(source.path(fresh), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(new, "wb") as out:
             for client in clients:
                 segment, start, length = (int(x) for x in index[client])
                 out.write(source.window(segment, start, length))

@@ -14,6 +14,7 @@ files.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -62,9 +63,14 @@ class RunDirectory:
         for leftover in (path / "scratch").glob("*.seg"):  # from a killed run
             files.remove(leftover)
         lengths = lengths or {"metrics": 0, "ledger": 0, "clients": ()}
-        self.metrics = files.open_at(path / "metrics.jsonl", lengths["metrics"])
-        self.ledger = open_ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
-        self.clients = ClientMetrics(path / "streams", lengths["clients"])
+        with contextlib.ExitStack() as opened:
+            self.metrics = files.open_at(path / "metrics.jsonl", lengths["metrics"])
+            opened.callback(self.metrics.close)
+            self.ledger = open_ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
+            opened.callback(self.ledger.close)
+            self.clients = ClientMetrics(path / "streams", lengths["clients"])
+            opened.callback(self.clients.close)
+            self._opened = opened.pop_all()
 
     def configure(self, config: dict[str, Any]) -> None:
         """Write config.yaml."""
@@ -118,9 +124,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close all files."""
-        self.metrics.close()
-        self.ledger.close()
-        self.clients.close()
+        self._opened.close()
 
 
 def finite(value: Any) -> Any:

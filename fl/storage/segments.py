@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.storage import files
 from fl.tensors.params import ALIGNMENT
 from fl.tensors.serialise import aligned_offsets, flatten, raw_bytes, shapes, unflatten
 from fl.tensors.trees import Tree, row
@@ -72,7 +73,7 @@ class Segments:
     def empty(self) -> None:
         """Restart segment `own`. Vectors that are already mapped stay readable."""
         self.close()
-        self.path(self.own).unlink(missing_ok=True)
+        files.remove(self.path(self.own))
 
     # -- writing -------------------------------------------------------------------------------------------------
     def append(self, tree: Tree) -> tuple[int, int, int]:
@@ -104,7 +105,7 @@ class Segments:
     def _write(self, parts: Sequence[bytes | memoryview]) -> tuple[int, int, int]:
         if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(self.path(self.own), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+            self.file = files.open_file(self.path(self.own), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
             self.end = os.fstat(self.file).st_size
         offsets, length = aligned_offsets([len(p) for p in parts])
         start = self.end

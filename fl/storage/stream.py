@@ -8,11 +8,12 @@ Writes reach the operating system at once, so they survive a crash of the proces
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from fl.storage import files
 
 
 # pa.array, pa.scalar and pa.repeat import pandas if it is installed, which takes 0.3 s before the first commit
@@ -44,15 +45,7 @@ class ArrowStream:
 
     def __init__(self, path: str | Path, schema: pa.Schema, length: int = 0):
         self.schema, self.length = schema, length
-        self._file = open(path, "r+b" if length else "wb", buffering=0)
-        size = os.fstat(self._file.fileno()).st_size
-        if size < length:
-            self._file.close()
-            raise ValueError(
-                f"{path}: has {size} bytes, but {length} were committed; restore the file or start a new run"
-            )
-        self._file.truncate(length)
-        self._file.seek(length)
+        self._file = files.open_at(Path(path), length)
         if not length:
             self._write(schema.serialize())
 

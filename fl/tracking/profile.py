@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fl.storage import files
 from fl.tracking.spans import (
     CATEGORIES,
     OutermostSpan,
@@ -145,8 +146,8 @@ class Profile:
             "shares": self.shares,
         }
         profile = {"categories": CATEGORIES, "total": total, "rounds": self.rounds, "spans_left_out": self.left_out}
-        (self.directory / "profile.json").write_text(json.dumps(profile, indent=2) + "\n")
-        (self.directory / "trace.json").write_text(json.dumps(self.events) + "\n")
+        files.write_file(self.directory / "profile.json", json.dumps(profile, indent=2) + "\n")
+        files.write_file(self.directory / "trace.json", json.dumps(self.events) + "\n")
 
 
 def seconds_of_round(
