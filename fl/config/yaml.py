@@ -85,6 +85,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # `<<: *name`
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, Hashable):  # others are refused below
             if key in seen:

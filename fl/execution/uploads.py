@@ -24,7 +24,7 @@ from fl.execution.client_state import residuals_of
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.finite import is_finite, non_finite, non_finite_name, overflow
 from fl.execution.stages import during
-from fl.execution.update_checks import check_numbers
+from fl.execution.update_checks import TensorsDiffer, check_numbers
 from fl.method.messages import Update
 from fl.method.reduction import Meta, Product, WeightedMean
 from fl.method.transform import TransformContext
@@ -182,8 +182,11 @@ class Uploads:
                 accs.append(reduction.lift(row(groups, i), own))
             else:
                 accs.append(reduction.lift(groups, meta))
-        for position, acc in zip(positions, accs):
-            self.exchange.fold.add(0, int(position), acc)
+        for position, client, acc in zip(positions, clients, accs):
+            try:
+                self.exchange.fold.add(0, int(position), acc)
+            except Exception as error:  # the sum is lost, and not only this client's part
+                raise TensorsDiffer(f"the update of client {client} does not fit to the others: {error}") from error
         self.exchange.errors += [f"client {client}: update not finite" for client in clients[bad]]
 
     def _account(self, positions: np.ndarray, update: Update, sizes: Mapping[str, Sizes], bad: np.ndarray) -> None:

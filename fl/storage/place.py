@@ -19,9 +19,12 @@ LONGEST = 255  # bytes of a name of a file or a folder
 def check_place(directory: Path) -> None:
     """Raise a `ConfigError` at `out` if a run directory cannot be made or written to, or holds files of others."""
     try:
-        existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # looked at below
     except (ValueError, OSError) as error:  # a NUL byte, or a name that is too long
         raise ConfigError("out", f"{str(directory)!r:.80} cannot be the name of a folder: {error}") from None
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         what = "is a file" if existing == directory else f"lies below {existing}, which is a file"
         raise ConfigError("out", f"{directory} {what}; name a new folder")

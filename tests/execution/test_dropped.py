@@ -42,14 +42,14 @@ def test_whose_state_cannot_be_kept_is_not_in_the_sum(tmp_path, whose):
 
 
 def test_a_dropped_client_of_a_chunk_is_not_in_the_sum(tmp_path, monkeypatch):
-    """Four clients in chunks of two. The disk fails for the second chunk, and again for its first client alone."""
+    """Four clients in chunks of two. The states of the second chunk cannot be kept, nor that of its first client."""
     from fl.storage.segments import Segments
 
     whole, calls = Segments.append_rows, iter(range(4))
 
     def append_rows(self, tree, count):
         if next(calls) in (1, 2):
-            raise OSError("no space left")
+            raise ValueError("not a state")
         return whole(self, tree, count)
 
     together = {**CONFIG["execution"], "plan": "stacked", "chunk": 2}

@@ -169,7 +169,7 @@ class Sends(LocalSGD):
         return replace(reply, update=replace(update, groups={"model": Params.of(tensors)}))
 
 
-FEDAVG = {**DROP, "strategy": "fedavg"}
+FEDAVG = {**DROP, "strategy": "fedavg", "client": "sgd"}
 
 
 @pytest.mark.parametrize("whose", range(4))
