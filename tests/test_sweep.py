@@ -105,7 +105,7 @@ def test_the_command(write, tmp_path):
     [
         ({"seed": 3}, "seed: not a key of a sweep"),
         ({"variants": {"A": {"client.epoch": 3}}}, "client.epoch: not a key of 'sgd'"),
-        ({"variants": {"1/4": {}}}, "'1/4' names folders"),
+        ({"variants": {"1/4": {}}}, "'1/4' cannot name a folder: it has a slash"),
         ({"by": "val/f1"}, "by: 'val/f1' was not measured"),
     ],
 )

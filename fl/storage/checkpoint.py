@@ -19,6 +19,7 @@ from fl.tensors.trees import Tree
 
 def save(folder: Path, name: str, tree: Tree, round_: int) -> None:
     """Write `tree` as the checkpoint `name` and delete the older one."""
+    folder.mkdir(parents=True, exist_ok=True)
     skeleton, tensors = flatten(tree)
     file = f"{name}-{round_:06d}.safetensors"
     with files.replacing(folder / file) as part:  # safetensors refuses shared memory

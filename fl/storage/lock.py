@@ -36,19 +36,46 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process, or another thread of this one, holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     key = directory.resolve()
     if key in _held.get():
         yield
         return
-    descriptor = files.open_file(directory / LOCK, os.O_RDWR | os.O_CREAT)
+    made = not directory.exists()
+    descriptor = _taken(directory)
+    _held.set(_held.get() | {key})
     try:
-        _take(descriptor, directory)
-        _held.set(_held.get() | {key})
         yield
+    except BaseException:
+        _leave_nothing(directory, made)
+        raise
     finally:
         _held.set(_held.get() - {key})
         os.close(descriptor)  # also releases the lock
+
+
+def _taken(directory: Path) -> int:
+    """Take the lock; return the descriptor that holds it."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = files.open_file(directory / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            _take(descriptor, directory)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(directory / LOCK)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # a run that failed has deleted the file in the meantime
+
+
+def _leave_nothing(directory: Path, made: bool) -> None:
+    """Delete the lock, and a directory that was made for it, if a run failed before it wrote anything."""
+    with contextlib.suppress(OSError):
+        if os.listdir(directory) == [LOCK]:
+            (directory / LOCK).unlink()
+            if made:
+                directory.rmdir()
 
 
 def _take(descriptor: int, directory: Path) -> None:

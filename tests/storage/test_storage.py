@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl.errors import MachineError
 from fl.storage import checkpoint
 from fl.storage import clients as client_states
 from fl.storage.clients import ClientStates
@@ -327,7 +328,7 @@ def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept
 def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
     with closing(ArrowStream(tmp_path / "rows.arrow", SCHEMA)) as stream:
         length = stream.append(batch(0, 2))
-    with pytest.raises(ValueError, match=f"has {length} bytes, but {length + 1} were committed"):
+    with pytest.raises(MachineError, match=f"has {length} bytes, but {length + 1} were committed"):
         ArrowStream(tmp_path / "rows.arrow", SCHEMA, length + 1)
 
 

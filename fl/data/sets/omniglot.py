@@ -51,8 +51,8 @@ class Omniglot(Loader):
             )
 
     def load(self) -> Dataset:
-        names = ("x", "alphabet", "character", "drawer", "evaluation")
-        raw = read_npz(find("omniglot", "omniglot28.npz"), *names, key="data")
+        arrays = ("x", "alphabet", "character", "drawer", "evaluation")
+        raw = read_npz(find("omniglot", "omniglot28.npz"), *arrays, key="data")
         background = np.unique(raw["character"][~raw["evaluation"]])
         base, field = self._base(raw, background), self._drawn("field", np.unique(raw["character"][raw["evaluation"]]))
         classes = np.concatenate([base, field])
