@@ -1,6 +1,8 @@
 """A resumed run compares itself with its beginning; faults of the machine are not faults of clients."""
 
 import json
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import fl
 from clients.sgd import LocalSGD
 from fl.errors import ClientError, ConfigError, MachineError
 from fl.execution.machine_faults import is_machine_fault
+from fl.storage.run import read_metrics
 from fl.tensors.params import Params
 from tests import process
 from tests.trust.test_files import CONFIG, RULE
@@ -133,10 +136,33 @@ except fl.errors.MachineError as error:
     assert done.stdout.startswith("round 0, stage 'state': OSError: [Errno 27] File too large"), done.stderr[-500:]
 
 
-@pytest.mark.parametrize("plan", ["loop", "stacked"])
-def test_a_lost_segment_stops_the_run_in_drop_mode(plan, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 200 kB; skips without the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_continues_once_the_disk_has_room(small_disk, tmp_path):
+    config = {**DROP, "rounds": 30}
+    with pytest.raises(Exception, match="No space left on device"):
+        fl.run(config, out=small_disk / "out")
+    assert not any(row["dropped"] for row in read_metrics(small_disk / "out"))
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert fl.resume(small_disk / "out").digest == fl.run(config, out=tmp_path / "whole").digest
+
+
+RAY = pytest.param("ray", "loop", marks=pytest.mark.ray)
+
+
+@pytest.mark.parametrize(("executor", "plan"), [("serial", "loop"), ("serial", "stacked"), RAY])
+def test_a_lost_segment_stops_the_run_in_drop_mode(executor, plan, tmp_path):
     lost = []
-    config = {**DROP, "execution": {**DROP["execution"], "plan": plan}}
+    config = {**DROP, "execution": {**DROP["execution"], "executor": executor, "plan": plan}}
     first = fl.run({**config, "rounds": 1}, out=tmp_path / "out")
     for file in (first.directory / "clients").glob("*.seg"):
         lost.append(file)
