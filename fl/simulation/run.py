@@ -21,7 +21,7 @@ from fl.simulation.simulation import Simulation, Watcher
 from fl.simulation.unchanged import FREE_TO_CHANGE
 from fl.storage import files
 from fl.storage.lock import locked
-from fl.storage.place import check_place
+from fl.storage.place import check_place, folder_name
 from fl.storage.run import create_run_directory
 
 
@@ -152,7 +152,7 @@ def _with_baselines(
         for name, other in others.items():
             if any(r.reason == "interrupted" for r in (result, *done.values())):
                 break
-            home = files.make_folder(files.make_folder(directory / "baselines") / name)
+            home = files.make_folder(files.make_folder(directory / "baselines") / folder_name("baselines", name))
             exists = (home / "checkpoints" / "last.json").is_file()
             done[name] = _with_baselines(other, home, exists, changed, watch, stop)
         return replace(result, baselines=done)

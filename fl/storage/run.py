@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -39,6 +40,7 @@ from fl.tensors.trees import Tree
 if TYPE_CHECKING:
     from fl.communication.ledger import Ledger
 
+LONGEST_NAME = 50  # characters of a method's name in the name of a run directory
 RETRIES = 5  # to read a checkpoint that a live run replaces
 PACKAGES = ("torch", "numpy", "numba", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
 
@@ -191,8 +193,12 @@ def _processor() -> str:
 
 
 def create_run_directory(name: str, seed: int) -> Path:
-    """Create a new directory below runs/. Runs that start in the same second get different ones."""
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-seed{seed}"
+    """Create a new directory below runs/. Runs that start in the same second get different ones.
+
+    Characters of `name` that may lead elsewhere, such as slashes, become `_`.
+    """
+    safe = re.sub(r"[^\w.+=-]", "_", name)[:LONGEST_NAME]
+    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{safe}-seed{seed}"
     number, path = 0, base
     while True:
         try:

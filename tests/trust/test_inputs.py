@@ -15,6 +15,7 @@ from fl.config.yaml import parse
 from fl.data import archives
 from fl.errors import ConfigError
 from fl.storage.place import check_place, folder_name
+from fl.storage.run import create_run_directory
 from fl.tools.sweep import Sweep
 from tests import process
 from tests.trust.test_files import CONFIG
@@ -213,6 +214,14 @@ def test_folders_of_settings_stay_beside_their_variant(value, tmp_path):
         folder = sweep._plan_run(tmp_path / "out", "A", 0, setting).out
         assert folder.resolve().parent.parent == (tmp_path / "out").resolve() and folder.name == "s0"
         assert len(folder.parent.name.encode()) <= 255
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a\0b", "x" * 300, "..", "é" * 128])
+def test_a_new_run_directory_lies_in_runs(name, tmp_path, monkeypatch):
+    """The name of a Flower app or of a user's method becomes part of it."""
+    monkeypatch.chdir(tmp_path)
+    made = create_run_directory(name, 0)
+    assert made.is_dir() and made.resolve().parent == tmp_path / "runs"
 
 
 def test_good_names_are_kept():

@@ -161,13 +161,11 @@ RAY = pytest.param("ray", "loop", marks=pytest.mark.ray)
 
 @pytest.mark.parametrize(("executor", "plan"), [("serial", "loop"), ("serial", "stacked"), RAY])
 def test_a_lost_segment_stops_the_run_in_drop_mode(executor, plan, tmp_path):
-    lost = []
     config = {**DROP, "execution": {**DROP["execution"], "executor": executor, "plan": plan}}
     first = fl.run({**config, "rounds": 1}, out=tmp_path / "out")
     for file in (first.directory / "clients").glob("*.seg"):
-        lost.append(file)
         file.unlink()
-    with pytest.raises(MachineError, match=f"round 1, stage .*No such file or directory: .*{lost[0].name}"):
+    with pytest.raises(MachineError, match=r"round 1, stage .*No such file or directory: .*/clients/\d{12}.seg"):
         fl.resume(tmp_path / "out", rounds="+1")
 
 
