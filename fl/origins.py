@@ -111,7 +111,7 @@ def source_files(modules: Iterable[str]) -> dict[str, str]:
         seen.add(name)
         file = getattr(module, "__file__", None)
         if file and Path(file).suffix == ".py" and Path(file).is_file():
-            found[file] = Path(file).read_text()
+            found[file] = Path(file).read_text(errors="replace")
         for value in list(vars(module).values()):
             home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
             if isinstance(home, str):

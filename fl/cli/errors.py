@@ -62,14 +62,14 @@ def in_words(error: Exception) -> str:
 
 @contextlib.contextmanager
 def usage_errors(*more: type[Exception]) -> Iterator[None]:
-    """Turn a ValueError, or an exception of the types `more`, into a `ConfigError`: exit code 2.
+    """Turn a ValueError, a RecursionError, or an exception of the types `more`, into a `ConfigError`: exit code 2.
 
     For reports: what they complain about is an argument of the command.
     """
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (ValueError, *more)):
+        if not isinstance(error, (ValueError, RecursionError, *more)):
             raise
         raise ConfigError("", str(error)) from None
 

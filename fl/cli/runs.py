@@ -68,7 +68,7 @@ def resume(
         from fl.simulation import run as simulation
 
         log_to_stderr()
-        if "flower" in read(directory / "config.yaml"):
+        if "flower" in read(directory / "config.yaml"):  # nothing is built yet
             from fl.flower.app import resumed
 
             execute_flower_app(resumed(directory, changes), as_json)

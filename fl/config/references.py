@@ -11,7 +11,7 @@ from typing import Any
 from fl import registry
 from fl.data.folder import DATA_FILES
 from fl.errors import ConfigError, UnknownName
-from fl.kinds import Kind
+from fl.kinds import KINDS, Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,12 @@ def named(kind: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
         return {"name": value}
     if len(value) == 1 and "name" not in value:
         ((name, arguments),) = value.items()
-        if isinstance(arguments, Mapping) and isinstance(name, str) and registry.is_registered(kind, name):
+        # the user's own code is not loaded here, because a configuration is also read without being run
+        if (
+            isinstance(arguments, Mapping)
+            and isinstance(name, str)
+            and (":" in name or registry.is_registered(kind, name))
+        ):
             return {"name": name, **arguments}
     return dict(value)
 
@@ -91,18 +96,23 @@ def anchored(reference: str, folder: Path) -> str:
     return reference
 
 
-def references_to_code(node: Any) -> list[str]:
-    """Return the user's files and modules that a resolved configuration names, in order.
+_KEYS = {"name", *(kind.key.rpartition(".")[2] for kind in KINDS.values())}  # whose values name parts
 
-    >>> references_to_code({"strategy": {"name": "/home/me/rule.py:Mine", "lr": 1.0}, "codec": {"up": ["sign"]}})
-    ['/home/me/rule.py']
+
+def references_to_code(node: Any, key: str = "") -> list[str]:
+    """Return the user's files and modules that a configuration names, in order. Nothing is loaded.
+
+    >>> references_to_code({"strategy": {"name": "/home/me/rule.py:Mine", "lr": 1.0}, "codec": {"up": ["mine:Codec"]}})
+    ['/home/me/rule.py', 'mine']
     """
-    found: list[str] = []
+    if isinstance(node, str):
+        where, _, name = node.rpartition(":")
+        named = where != "object" and (where.endswith(".py") or (key in _KEYS and re.fullmatch(r"[\w.]+", where)))
+        return [where] if named and name.isidentifier() else []
+    children: list[tuple[str, Any]] = []
     if isinstance(node, Mapping):
-        name = node.get("name")
-        if isinstance(name, str) and ":" in name and not name.startswith("object:"):
-            found.append(name.rpartition(":")[0])
-    children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
-    for child in children:
-        found += references_to_code(child)
-    return list(dict.fromkeys(found))
+        children = [(str(k), v) for k, v in node.items()]
+        children += [("name", k) for k, v in node.items() if isinstance(k, str) and isinstance(v, Mapping)]
+    elif isinstance(node, list):
+        children = [(key, v) for v in node]
+    return list(dict.fromkeys(found for k, child in children for found in references_to_code(child, k)))

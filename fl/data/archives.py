@@ -80,6 +80,19 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path,
             )
 
 
+def read_parquet(path: Path, key: str = "path", **options: Any) -> Any:
+    """Read a .parquet file as a pyarrow table. A ValueError at `key` if it does not fit into memory.
+
+    `options` are those of `pyarrow.parquet.read_table`.
+    """
+    import pyarrow.parquet as parquet
+
+    facts = parquet.read_metadata(path)
+    columns = len(options.get("columns") or range(facts.num_columns))
+    require_room(4 * facts.num_rows * columns, path, key)  # a constant column takes few bytes in the file
+    return parquet.read_table(path, **options)
+
+
 class _Bounded(io.RawIOBase):
     """A compressed file of which no more is read than fits into memory."""
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fl.data.archives import read_parquet
+
 
 def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]:
     """Metrics of each client at the last evaluation of a finished run: name -> (clients,), sorted by client.
@@ -19,9 +21,8 @@ def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]
         split: rows that were evaluated, "test" or "val".
     """
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    found = pq.read_table(clients_file(directory), filters=pc.field("split") == split)
+    found = read_parquet(clients_file(directory), filters=pc.field("split") == split)
     if not len(found):
         raise ValueError(
             f"{directory}: no client was evaluated on its {split} rows; splits.{split} and evaluation say what is"

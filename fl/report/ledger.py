@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fl.communication import ledger
+from fl.data.archives import read_parquet
 from fl.report.variants import run_directories
 from fl.storage.run import read_metrics
 
@@ -39,7 +39,7 @@ def read(directory: Path, columns: Iterable[str]) -> pa.Table:
     done, growing = directory / "ledger.parquet", directory / "streams" / "ledger.arrow"
     if done.is_file() and not (growing.is_file() and growing.stat().st_mtime > done.stat().st_mtime):
         words = [name for name in ("direction", "group") if name in columns]
-        return pq.read_table(done, columns=columns, read_dictionary=words).unify_dictionaries()
+        return read_parquet(done, columns=columns, read_dictionary=words).unify_dictionaries()
     if not growing.is_file():
         raise ValueError(f"{directory} has no ledger: neither ledger.parquet nor streams/ledger.arrow")
     return ledger.read(growing).select(columns)

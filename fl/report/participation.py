@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fl.data.archives import read_parquet
 from fl.report.client_metrics import clients_file
 from fl.report.ledger import STATISTICS
 from fl.report.ledger import read as read_ledger
@@ -52,7 +53,7 @@ class Participation:
         file = clients_file(directory)
         asynchronous = "staleness" in pq.read_schema(file).names
         columns = ["round", "client", *(["staleness"] if asynchronous else [])]
-        found = pq.read_table(file, columns=columns, filters=pc.field("split") == "train")
+        found = read_parquet(file, columns=columns, filters=pc.field("split") == "train")
         if not len(found):
             found = read_ledger(directory, ["round", "client", "direction"])
             found = found.filter(pc.and_(pc.equal(found["direction"], "up"), pc.greater_equal(found["round"], 0)))

@@ -108,7 +108,7 @@ def _differences(before: Facts, now: Facts) -> list[str]:
         file = Path(path)
         if not file.is_file():
             found.append(f"{path} is gone")
-        elif _sha256(file.read_text()) != sha:
+        elif _sha256(file.read_text(errors="replace")) != sha:
             found.append(f"{path} (the old text is in code/)")
     for name in PACKAGES:
         old, new = before.get("packages", {}).get(name), now["packages"][name]

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 import fl
+from fl.config.reading import read
+from fl.config.references import references_to_code
 from fl.errors import ConfigError
 from fl.storage import files
 from fl.storage.lock import LOCK, locked
@@ -247,6 +249,25 @@ def test_resume_says_which_code_it_runs(own):
     done = process.fl("resume", own, "rounds=+1")
     assert done.returncode == 0
     assert f"resume runs the code of the run: {own.parent}/rule.py" in " ".join(done.stderr.split())
+
+
+def test_the_code_of_a_configuration_is_found_in_every_form():
+    raw = {
+        "strategy": "/s/rule.py:Rule",
+        "client": {"/s/client.py:Client": {"lr": 0.1}},
+        "codec": {"up": ["sign", "mine.codecs:Codec"], "down": {"name": "/s/down.py:Codec"}},
+        "data": {"name": "file", "path": "C:data"},
+        "transforms": [{"name": "clip", "bound": 1.0}, "mine:Transform"],
+        "task": "object:Task",
+        "model": {"name": "mlp", "init": "runs/a:b"},
+    }
+    code = ["/s/rule.py", "/s/client.py", "mine.codecs", "/s/down.py", "mine"]
+    assert references_to_code(raw) == code
+
+
+def test_a_configuration_is_read_without_its_code(tmp_path):
+    (tmp_path / "rule.py").write_text("raise SystemExit(9)")
+    assert read({**CONFIG, "strategy": {f"{tmp_path}/rule.py:Rule": {"lr": 1.0}}})["strategy"]["lr"] == 1.0
 
 
 PICKLE = ("import pickle", "import cloudpickle", "import dill", "import joblib", "import shelve", "import marshal")

@@ -187,6 +187,23 @@ def test_a_parquet_bomb_is_refused(tmp_path, monkeypatch):
         File(path=str(tmp_path / "bomb.parquet")).load()
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def test_deep_json_in_a_run_directory_ends_with_exit_code_2(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(DEEP + "\n")
+    done = process.fl("compare", tmp_path)
+    assert done.returncode == 2 and "recursion" in done.stderr
+
+
+def test_deep_json_of_a_partition_ends_with_exit_code_2(tmp_path):
+    (tmp_path / "parts.json").write_text(DEEP)
+    partition = {"name": "file", "path": str(tmp_path / "parts.json")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "partition": partition}))
+    done = process.fl("run", tmp_path / "config.yaml", "--out", tmp_path / "out")
+    assert done.returncode == 2 and "partition: is too large for this machine (RecursionError" in done.stderr
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 NAMES = ["../x", "a/../../x", "/etc", "..", ".", "", "a\0b", "a\nb", "x" * 256, "é" * 128, "~root", "-rf", ".hidden"]
 

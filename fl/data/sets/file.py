@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fl.checks import positive
-from fl.data.archives import read_npz, require_room
+from fl.data.archives import read_npz, read_parquet
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import DATA_FILES, locate
 from fl.data.words import codes
@@ -39,7 +39,6 @@ def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Da
 def read_table(path: Path, key: str) -> Any:
     """Read a .parquet or .csv file as a pyarrow table. Errors begin with `key`, the setting that names the file."""
     import pyarrow.csv as csv
-    import pyarrow.parquet as parquet
 
     if path.suffix == ".npz":
         raise ValueError(f"{key}: {path} is not a table; give a .parquet or .csv file")
@@ -47,9 +46,7 @@ def read_table(path: Path, key: str) -> Any:
         if path.suffix == ".csv":
             table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
         else:
-            facts = parquet.read_metadata(path)
-            require_room(4 * facts.num_rows * facts.num_columns, path, key)  # a constant column takes bytes in the file
-            table = parquet.read_table(path)
+            table = read_parquet(path, key)
     except ValueError as error:  # pyarrow's errors about the content are ValueErrors
         raise ValueError(f"{key}: {path} cannot be read: {error}") from None
     names = table.column_names
