@@ -99,17 +99,20 @@ class TensorNames:
             TensorsDiffer: the client sent other tensors than the first client of the dispatch on this worker.
         """
         for name, source in self.groups.items():
-            sent, known = groups.get(name), received.get(source)
+            sent, first = groups.get(name), self.first.get(name)
+            if first is not None and isinstance(sent, Params) and sent.layout is first[1]:
+                continue
+            known = received.get(source)
             if not isinstance(sent, Params) or not isinstance(known, Params):
                 continue
             if sent.layout is not known.layout:
                 self._check_names(client, name, sent, known, trained)
-            first, layout = self.first.setdefault(name, (client, sent.layout))
-            if layout is not sent.layout:
+            if first is not None:
                 raise TensorsDiffer(
-                    f"clients {first} and {client} sent different tensors in the group {name!r}: {_form(layout)} and "
-                    f"{_form(sent.layout)}"
+                    f"clients {first[0]} and {client} sent different tensors in the group {name!r}: {_form(first[1])} "
+                    f"and {_form(sent.layout)}"
                 )
+            self.first[name] = (client, sent.layout)
 
     @staticmethod
     def _check_names(client: int, name: str, sent: Params, known: Params, trained: Params) -> None:
