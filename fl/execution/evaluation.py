@@ -97,14 +97,14 @@ class ClientEvaluation(Evaluation):
         clients = self.dispatch.cohort[positions]
         if self.shared:
             try:
-                with self.module_for("evaluate", int(clients[0])):
+                with self.module_for(int(clients[0])):
                     self._together(positions, clients)
             except Exception as error:
                 raise self.error(clients, error, self.stage) from None
             return
         for position, client in zip(positions, clients):
             try:
-                with self.module_for("evaluate", int(client)):
+                with self.module_for(int(client)):
                     self._one(position[None], int(client))
             except Exception as error:
                 raise self.error(np.array([client]), error, self.stage) from None
@@ -146,7 +146,7 @@ class ServerEvaluation(Evaluation):
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
-            with self.module_for("evaluate", "server", int(numbers[0])):
+            with self.module_for(int(numbers[0])):
                 self._blocks(positions, numbers)
         except Exception as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
-from fl.method.phase import Phase
+from fl.method.optimiser import SGD
+from fl.method.phase import LastBatch, Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.models.dropout import DropoutDraws, DropoutMasks
@@ -239,12 +240,21 @@ def batches(phase: Phase, n: int, seed: int, client: int, participation: int, in
         participation: number of the exchange.
         index: index of the phase within the round.
     """
-    slices = phase.batch_slices(n)
-    for step in range(int(phase.num_steps(np.array(n)))):
+    steps, slices = _schedule(phase.batch, phase.epochs, phase.steps, phase.last_batch, n)
+    for step in range(steps):
         epoch, k = divmod(step, len(slices))
         if k == 0:
             order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
         yield order[slices[k]]
+
+
+@functools.lru_cache(maxsize=4096)  # phases are made for each client, and many clients have the same size
+def _schedule(
+    batch: int | Literal["full"], epochs: float, steps: int | None, last_batch: LastBatch, n: int
+) -> tuple[int, list[slice]]:
+    """Return the number of steps over n samples, and the batches of an epoch."""
+    phase = Phase(SGD(), 0.0, batch, epochs, steps, last_batch=last_batch)
+    return int(phase.num_steps(np.array(n))), phase.batch_slices(n)
 
 
 def gradient_buffer(theta: Params) -> Params:
