@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fl.models.binding import Initial, bind, module_params
 from fl.models.probe import ModuleFacts
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
+from fl.tensors import random
 from fl.tensors.params import Params
 
 
@@ -59,6 +61,20 @@ class RunSetup:
     @cached_property
     def _sizes(self) -> list[np.ndarray]:
         return [period.partition.train_slices()[1] for period in self.periods]
+
+    def evaluated(self, period: int, split: Literal["val", "test"]) -> np.ndarray:
+        """Return the clients to evaluate on a split of their own data in a period.
+
+        They are the clients that have rows there, or a fixed random sample of them, see `evaluation.clients`.
+        """
+        if (period, split) not in self._evaluated:
+            counts = getattr(self.periods[period].partition, split)
+            self._evaluated[period, split] = evaluated_clients(self.config, self.trainable, counts)
+        return self._evaluated[period, split]
+
+    @cached_property
+    def _evaluated(self) -> dict[tuple[int, str], np.ndarray]:
+        return {}
 
     @property
     def model(self) -> Params:
@@ -219,3 +235,20 @@ def cohort_size(config: Config) -> int | None:
 def sample_inputs(dataset: Dataset) -> Tensor:
     """Return the first four inputs, as the model takes them."""
     return torch.tensor(dataset.train["x"][:4])
+
+
+def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.ndarray:
+    """Return the clients to evaluate: those with rows, or a fixed random sample of them.
+
+    Args:
+        config: the configuration of the run.
+        trainable: number of clients that train; the others are held out.
+        counts: rows of each client in the split, (N,).
+    """
+    clients, wanted = np.flatnonzero(counts), config.evaluation.clients
+    if wanted == "held_out":
+        return clients[clients >= trainable]
+    clients = clients[clients < trainable]
+    if wanted == "all" or wanted >= len(clients):
+        return clients
+    return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])
