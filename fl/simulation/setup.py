@@ -153,7 +153,7 @@ class RunSetup:
             module=self.module,
             facts=self.facts,
             initial=self.initial,
-            arrays=tensors(self.dataset.train),
+            arrays=self.dataset.training_tensors(),
             server_arrays=self.test_data,
             periods=self.periods,
             seed=config.seed,
@@ -199,7 +199,7 @@ def choose_plan(
     Raises:
         ValueError: `config.execution` asks for a plan that is not possible.
     """
-    cohort, augmented = cohort_size(config), bool(config.data.augment)
+    cohort, augmented = cohort_size(config), bool(config.data.augment) or dataset.source is not None
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
     return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts)
