@@ -106,6 +106,11 @@ class Dataset:
             raise ValueError(f"train: there is no 'y' in {list(self.train)}; this data set has no labels")
         return self.train["y"]
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the first line of a run."""
+        return [] if self.source is None else ["the data set is random, so training reads its rows at each access"]
+
     def parts(self) -> dict[str, Arrays]:
         """Return the parts that there are, of train, test and server, by name."""
         return {part: arrays for part in PARTS if (arrays := getattr(self, part)) is not None}

@@ -128,7 +128,7 @@ def _block(dataset: Any, name: str) -> np.ndarray:
             lengths = sorted({np.shape(row) for row in block})
             raise ValueError(
                 f"features: the lists of column {name!r} differ in length, {lengths[:4]}; pad them"
-                if len(lengths) > 1
+                if len(lengths) > 1 and () not in lengths
                 else f"features: column {name!r} has missing values; fill them, or leave the rows out"
             )
         if not start:

@@ -1,6 +1,6 @@
 """Random rows of a user's data set, drawn again whenever training reads them.
 
-    word = hash64(seed, client, participation, "rows", phase, epoch, row)
+    word = hash64(seed, client, participation, phase, epoch, "rows", row)
 
 Before a row is read, the word seeds torch's, NumPy's and Python's global generators, so a row has the same bits on
 every executor, alone or in a batch. Evaluation, and everything else that reads a client's data, sees the rows as they
@@ -53,10 +53,10 @@ class RowSource:
         Args:
             like: The stored arrays.
             rows: Training rows.
-            *address: Integers, or arrays (n,); the row is added to it.
+            *address: Integers, or arrays (n,); "rows" and the row are added to it.
         """
         own = rows if self.rows is None else self.rows[rows]
-        words = np.broadcast_to(random.hash64(*address, own), own.shape)
+        words = np.broadcast_to(random.hash64(*address, "rows", own), own.shape)
         out = {name: np.empty((len(rows), *array.shape[1:]), _numpy(array)) for name, array in like.items()}
         with preserved_generators(), _plain_torch():
             for i, (row, word) in enumerate(zip(own.tolist(), words.tolist())):

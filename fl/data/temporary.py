@@ -33,7 +33,10 @@ def temporary_array(shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     path = folder / f"{NAME}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.posix_fallocate(file, 0, size)  # a full disk would kill the process later, when it writes to the map
+        if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later, when it writes to the map
+            os.posix_fallocate(file, 0, size)
+        else:
+            os.ftruncate(file, size)
     except OSError as error:
         path.unlink()
         raise ValueError(
@@ -52,6 +55,16 @@ def is_temporary(array: np.ndarray) -> bool:
     return isinstance(array, np.memmap) and Path(str(array.filename)).name.startswith(f"{NAME}-")
 
 
+def converted(array: np.ndarray, dtype: type) -> np.ndarray:
+    """Return an array of another type: in a new temporary file, if `array` is in one, else in memory."""
+    if not is_temporary(array):
+        return array.astype(dtype)
+    new = temporary_array(array.shape, np.dtype(dtype))
+    new[:] = array
+    new.flags.writeable = False
+    return new
+
+
 def _map_of(array: np.memmap) -> mmap.mmap:
     return array._mmap  # type: ignore[attr-defined]  # numpy has no public name for it
 
@@ -65,6 +78,16 @@ def _remove_leftovers(folder: Path) -> None:
     """Delete the files of processes on this machine that have ended."""
     for path in folder.glob(f"{NAME}-*"):
         owner = re.fullmatch(rf"{NAME}-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+", path.name)
-        if owner and not os.path.exists(f"/proc/{owner[1]}"):
+        if owner and not _is_alive(int(owner[1])):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
+        pass
+    return True

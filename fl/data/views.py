@@ -55,8 +55,8 @@ def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 
 
 def drawn(arrays: RedrawnArrays, rows: np.ndarray, *address: int | str | np.ndarray) -> dict[str, Tensor]:
-    """Return the samples at `rows`, (n,), drawn for this address, on the device of the arrays."""
-    device = next(iter(arrays.values())).device
+    """Return the samples at `rows`, (n,), drawn for this address, on the default device."""
+    device = torch.empty(0).device
     return {name: array.to(device) for name, array in arrays.source.draw(arrays, rows, *address).items()}
 
 

@@ -182,7 +182,7 @@ class RunSetup:
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
             f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"
-            + "".join(f". Note: {note}" for note in self.facts.notes)
+            + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 
 
