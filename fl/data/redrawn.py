@@ -10,7 +10,7 @@ were stored at the start (reading.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,7 +94,11 @@ def _numpy(tensor: Tensor) -> np.dtype:
 @contextmanager
 def _plain_torch() -> Iterator[None]:
     """Within: a user's transform sees torch's defaults, not the device and the precision of training."""
-    with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+    with ExitStack() as stack:
+        if torch.empty(0).device.type != "cpu":  # a context of the device slows each call into torch
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_autocast_enabled("cpu"):
+            stack.enter_context(torch.autocast("cpu", enabled=False))
         yield
 
 
