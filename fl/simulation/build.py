@@ -79,7 +79,8 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     else:
         stored = dataset
         dataset, periods = _located("stream", lambda: stream.periods(stored, split, config.task))
-        if stored.source is not None and any(dataset.train.get(n) is not a for n, a in stored.train.items()):
+        kept = dataset.source is not None and all(dataset.train.get(n) is a for n, a in stored.train.items())
+        if stored.source is not None and not kept:
             raise ConfigError("stream", f"changes rows, and {REDRAWN}; use a stream that only chooses rows")
     if shift is not None and dataset.source is not None:
         raise ConfigError("shift", f"changes rows, and {REDRAWN}; leave it out, or shift in the data set")

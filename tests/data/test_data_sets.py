@@ -244,6 +244,7 @@ def test_evaluation_sees_fixed_rows():
 
 def test_a_row_that_rarely_draws_is_found():
     rare = as_dataset(Rows(lambda i: (X[i] + (np.random.rand() if i == 41 else 0), label(i))))
+    assert rare.notes == ["the data set is random, so training reads its rows at each access"]
     assert rare.source is not None and as_dataset(Rows(lambda i: (X[i], label(i)))).source is None
 
 
