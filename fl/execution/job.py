@@ -17,6 +17,7 @@ from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.data.augment import Augment
 from fl.data.stream import Period
+from fl.data.views import placed
 from fl.execution.training.device import Device
 from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
@@ -98,6 +99,6 @@ class Job:
             self,
             module=self.device.put_module(self.module),
             initial=Initial(put(self.initial.trained), put(self.initial.frozen)),
-            arrays=self.device.resident(self.arrays),
+            arrays=placed(self.device.resident(self.arrays), self.arrays),
             server_arrays=self.device.resident(self.server_arrays),
         )

@@ -31,6 +31,7 @@ from fl.tensors import random
 from fl.tensors.generators import preserved_generators
 
 T = TypeVar("T")
+REDRAWN = "training draws the rows of this data set again at each access"
 
 
 @preserved_generators()
@@ -76,7 +77,13 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     if stream is None:
         periods: Sequence[Period] = [Period(config.rounds, split(dataset), config.task)]
     else:
-        dataset, periods = _located("stream", lambda: stream.periods(dataset, split, config.task))
+        stored = dataset
+        dataset, periods = _located("stream", lambda: stream.periods(stored, split, config.task))
+        kept = dataset.source is not None and all(dataset.train.get(n) is a for n, a in stored.train.items())
+        if stored.source is not None and not kept:
+            raise ConfigError("stream", f"changes rows, and {REDRAWN}; use a stream that only chooses rows")
+    if shift is not None and dataset.source is not None:
+        raise ConfigError("shift", f"changes rows, and {REDRAWN}; leave it out, or shift in the data set")
     if shift is not None:
         dataset = _located("shift", lambda: shift.apply(dataset, periods[0].partition))
     holders = np.sum([np.diff(period.partition.offsets) for period in periods], axis=0)

@@ -169,7 +169,7 @@ class RunSetup:
             module=self.module,
             facts=self.facts,
             initial=self.initial,
-            arrays=tensors(self.dataset.train),
+            arrays=self.dataset.training_tensors(),
             server_arrays=self.test_data,
             periods=self.periods,
             seed=config.seed,
@@ -198,7 +198,7 @@ class RunSetup:
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
             f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"
-            + "".join(f". Note: {note}" for note in self.facts.notes)
+            + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 
 
@@ -215,7 +215,7 @@ def choose_plan(
     Raises:
         ValueError: `config.execution` asks for a plan that is not possible.
     """
-    cohort, augmented = cohort_size(config), bool(config.data.augment)
+    cohort, augmented = cohort_size(config), bool(config.data.augment) or dataset.source is not None
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
     return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts)

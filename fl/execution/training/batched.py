@@ -197,7 +197,7 @@ def _run_phase(
         block = timed_block(chunk, phase, index, counts, first, theta.device)
         record = torch.zeros(block.weights.shape)
         for t, (rows, weights, losses, lengths) in enumerate(block.steps(record), first):
-            batch = timed_batch(chunk, rows, index, t)
+            batch = timed_batch(chunk, phase, rows, lengths, index, t)
             masks = gradients.masks.draw(lengths)
             losses.copy_(stepper.take(batch, weights, masks, t))
         loss += block.without_pads(record).sum((0, 2), dtype=torch.float64)

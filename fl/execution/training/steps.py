@@ -220,8 +220,9 @@ def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch
 
 def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
     address = (ctx.seed, ctx.client, ctx.participation, index)
+    per_epoch = int(phase.batches_per_epoch(np.array(len(ctx.train)))) if ctx.train.is_redrawn else 1
     for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
-        batch = dict(ctx.train.take(positions))
+        batch = ctx.train.take_for_training(positions, *address, step // per_epoch)
         if ctx.augment:
             batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
         yield batch
