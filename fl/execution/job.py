@@ -86,6 +86,17 @@ class Job:
         wraps = find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta)
         return bool(self.statistics or wraps)
 
+    @property
+    def watched(self) -> dict[str, object]:
+        """The parts that work on clients, by what they are used as (fl/execution/hidden_state.py)."""
+        return {
+            "client": [self.algorithm, self.adapt],
+            "codec": [self.up, self.down],
+            "transform": self.transforms,
+            "augment": self.augment,
+            "task": [period.task for period in self.periods],
+        }
+
     def worker(self, writer: int) -> Worker:
         """Make a worker; `writer` numbers the segments that it writes."""
         return Worker(self, writer)

@@ -28,12 +28,19 @@ class ClientAlgorithm:
         receives: groups and config values of the broadcast that the algorithm uses.
         delta_reference: group of the update -> received group of the same shape, from which the codec `delta` encodes
             the difference.
+        one_at_a_time: True: the hooks are written for one client, so clients are never trained together. Set it if the
+            shape of an update or a state differs between clients.
+        loss_over_batch: True: the objective is one loss of the whole batch, such as a contrastive loss. It may return a
+            number () in place of the loss of each sample. Batches are not padded and not split, so clients are never
+            trained together.
     """
 
     sends: ClassVar[tuple[str, ...]] = ("model",)
     optional: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ("model",)
     delta_reference: ClassVar[Mapping[str, str]] = {}
+    one_at_a_time: ClassVar[bool] = False
+    loss_over_batch: ClassVar[bool] = False
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         """Do the client's work in one exchange.

@@ -19,7 +19,7 @@ from fl.data.views import View
 from fl.execution.job import Job
 from fl.execution.training import compiled
 from fl.execution.training.device import Device
-from fl.execution.training.plan import Plan, make_plan
+from fl.execution.training.plan import ASKED_FOR, Plan, Trial, make_plan
 from fl.method.strategy import ServerContext
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
@@ -42,6 +42,7 @@ class RunSetup:
         facts: what the module does beside computing outputs.
         initial: the module's first tensors.
         plan: how clients train.
+        trial: tells whether a user's own client code can train clients together (fl/simulation/trial.py); else `None`.
         system: devices and presence of the clients that may train, `None` without a system model.
     """
 
@@ -53,6 +54,7 @@ class RunSetup:
     initial: Initial
     plan: Plan
     system: SimulatedSystem | None
+    trial: Trial | None = None
 
     def sizes(self, period: int) -> np.ndarray:
         """Return the number of training samples of each client in a period, (N,)."""
@@ -145,7 +147,7 @@ class RunSetup:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """Return the plan for training another module than the run's."""
         config = replace(self.config, execution=replace(self.config.execution, chunk=None))
-        return choose_plan(config, self.dataset, self.periods, module, module_params(module), self.facts)
+        return choose_plan(config, self.dataset, self.periods, module, module_params(module), self.facts, self.trial)
 
     def with_plan(self, plan: Plan) -> RunSetup:
         """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
@@ -190,6 +192,12 @@ class RunSetup:
             shots=config.evaluation.shots,
         )
 
+    @property
+    def _loops_because(self) -> str:
+        """Why the clients of a user's own algorithm train one at a time, in parentheses; else ""."""
+        asked = self.plan.why == ASKED_FOR
+        return f" ({self.plan.why})" if self.trial and self.plan.kind == "loop" and not asked else ""
+
     def headline(self, directory: Path) -> str:
         """Return one line that tells what runs."""
         parts = (self.config.strategy, self.config.client)
@@ -197,8 +205,8 @@ class RunSetup:
         compiles = self.plan.kind == "compiled" and not compiled.is_cached()
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
-            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"
-            + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
+            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}, "
+            f"in {directory}" + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 
 
@@ -209,8 +217,11 @@ def choose_plan(
     module: torch.nn.Module,
     model: Params,
     facts: ModuleFacts,
+    trial: Trial | None,
 ) -> Plan:
     """Return the plan for training `module`, whose trained tensors are `model`.
+
+    The other arguments are those of `RunSetup`.
 
     Raises:
         ValueError: `config.execution` asks for a plan that is not possible.
@@ -218,7 +229,7 @@ def choose_plan(
     cohort, augmented = cohort_size(config), bool(config.data.augment) or dataset.source is not None
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
-    return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts)
+    return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts, trial)
 
 
 def device(config: Config) -> Device:

@@ -26,6 +26,7 @@ from fl.execution.training.chunk import Chunk, Gradients, TakesSGDSteps, TrainsW
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.steps import gradient_buffer
+from fl.execution.update_checks import check_stacked
 from fl.execution.workers.process import pooled_buffer
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
@@ -88,6 +89,7 @@ def train(
         full_gradient=full_gradient,
     )
     groups, state = algorithm.finish(end)
+    check_stacked(groups, state, len(chunk.sizes), type(algorithm).__name__)
     return Update(groups, n, metrics), state
 
 

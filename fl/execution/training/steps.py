@@ -28,6 +28,7 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
+from fl.execution.training.objective import losses_of
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD
@@ -194,14 +195,14 @@ def _gradients(
     if piece >= count:
         if noise and masks:
             noise.set(masks)
-        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, batch, at, ctx.task)
         return losses.detach().sum(), gradients_of(losses.mean(), leaves)
     total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for a in range(0, count, piece):
         if noise and masks:
             noise.set([mask[a : a + piece] for mask in masks])
         part = {name: array[a : a + piece] for name, array in batch.items()}
-        losses = algorithm.objective(ctx.module, part, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, part, at, ctx.task)
         torch._foreach_add_(grads, gradients_of(losses.sum() / count, leaves))
         total += losses.detach().sum()
     return total, tuple(grads)
