@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import add
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from fl.method.context import ClientContext, Reply
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, tree_map
 
 
 class ClientAlgorithm:
@@ -80,6 +81,13 @@ class ClientAlgorithm:
         For the server's evaluation the context has no data and no state.
         """
         return ctx.net(ctx.received["model"])
+
+    def patched(self, group: str, value: Tree, patch: Tree) -> Tree:
+        """Return the next version of a static group from the last version and a patch. Default: their sum.
+
+        See `Static`. `value` is None for a client that has received nothing yet; the default is then the patch.
+        """
+        return patch if value is None else tree_map(add, value, patch)
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         """Return the context for predictions after the client's own training, before the server merges updates."""
