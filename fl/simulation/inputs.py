@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from fl.data.dataset import Dataset
+from fl.data.temporary import converted, is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,13 @@ def fitted(dataset: Dataset, module: nn.Module, vocabulary: int | None) -> Datas
         return dataset
     if x.ndim == 1:
         raise ValueError(f"x {x.dtype} {x.shape} is one number per row, and the model takes vectors; make it (rows, 1)")
-    if any(isinstance(arrays["x"], np.memmap) for arrays in dataset.parts().values()):
+    maps = [arrays["x"] for arrays in dataset.parts().values() if isinstance(arrays["x"], np.memmap)]
+    if not all(map(is_temporary, maps)):
         raise ValueError(
             f"x is {x.dtype}, and the model takes float32; mapped features are not converted: save float32"
         )
     log.warning("data: x is %s; it is converted to float32 for this model, without scaling", x.dtype)
-    return dataset.mapped(lambda part, arrays: arrays | {"x": arrays["x"].astype(np.float32)})
+    return dataset.mapped(lambda part, arrays: arrays | {"x": converted(arrays["x"], np.float32)})
 
 
 def require_ids(x: np.ndarray, where: str, vocabulary: int) -> None:

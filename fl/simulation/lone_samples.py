@@ -14,8 +14,7 @@ from fl.data.stream import Period
 from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
-from fl.simulation.evaluation import evaluated_clients
-from fl.simulation.setup import sample_inputs
+from fl.simulation.setup import evaluated_clients, sample_inputs
 
 COMPLAINT = "Expected more than 1 value per channel"  # of torch's batch normalisation
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
+from fl.execution.training.objective import losses_of
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
-from fl.method.phase import Phase
+from fl.method.optimiser import SGD
+from fl.method.phase import LastBatch, Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.models.dropout import DropoutDraws, DropoutMasks
@@ -193,14 +195,14 @@ def _gradients(
     if piece >= count:
         if noise and masks:
             noise.set(masks)
-        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, batch, at, ctx.task)
         return losses.detach().sum(), gradients_of(losses.mean(), leaves)
     total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for a in range(0, count, piece):
         if noise and masks:
             noise.set([mask[a : a + piece] for mask in masks])
         part = {name: array[a : a + piece] for name, array in batch.items()}
-        losses = algorithm.objective(ctx.module, part, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, part, at, ctx.task)
         torch._foreach_add_(grads, gradients_of(losses.sum() / count, leaves))
         total += losses.detach().sum()
     return total, tuple(grads)
@@ -219,8 +221,9 @@ def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch
 
 def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
     address = (ctx.seed, ctx.client, ctx.participation, index)
+    per_epoch = int(phase.batches_per_epoch(np.array(len(ctx.train)))) if ctx.train.is_redrawn else 1
     for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
-        batch = dict(ctx.train.take(positions))
+        batch = ctx.train.take_for_training(positions, *address, step // per_epoch)
         if ctx.augment:
             batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
         yield batch
@@ -239,12 +242,21 @@ def batches(phase: Phase, n: int, seed: int, client: int, participation: int, in
         participation: number of the exchange.
         index: index of the phase within the round.
     """
-    slices = phase.batch_slices(n)
-    for step in range(int(phase.num_steps(np.array(n)))):
+    steps, slices = _schedule(phase.batch, phase.epochs, phase.steps, phase.last_batch, n)
+    for step in range(steps):
         epoch, k = divmod(step, len(slices))
         if k == 0:
             order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
         yield order[slices[k]]
+
+
+@functools.lru_cache(maxsize=4096)  # phases are made for each client, and many clients have the same size
+def _schedule(
+    batch: int | Literal["full"], epochs: float, steps: int | None, last_batch: LastBatch, n: int
+) -> tuple[int, list[slice]]:
+    """Return the number of steps over n samples, and the batches of an epoch."""
+    phase = Phase(SGD(), 0.0, batch, epochs, steps, last_batch=last_batch)
+    return int(phase.num_steps(np.array(n))), phase.batch_slices(n)
 
 
 def gradient_buffer(theta: Params) -> Params:
