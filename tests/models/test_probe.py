@@ -457,7 +457,7 @@ def test_models_of_hugging_face_repeat_to_the_bit_on_every_executor_and_after_a_
     for workers in (1, 2):
         ray = {"execution.executor": "ray", "execution.workers": workers}
         assert fl.run(config(module, **data, **ray), out=tmp_path / f"ray{workers}").digest == serial.digest
-    fl.run(config(module, **data), out=tmp_path / "resumed", stop=lambda: True)
+    fl.run(config(module, **data), out=tmp_path / "resumed", interrupt=lambda: True)
     assert fl.resume(tmp_path / "resumed").digest == serial.digest
     if module.endswith("Bert"):
         facts = set_up_run(resolve(config(module, **data))).facts
