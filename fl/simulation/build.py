@@ -24,7 +24,6 @@ from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
 from fl.models.probe import ModuleFacts
 from fl.simulation.first_look import first_look
-from fl.simulation.inputs import fitted
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.tensors import random
@@ -51,10 +50,9 @@ def set_up_run(config: Config) -> RunSetup:
     _located("cohort", lambda: config.cohort.check(trainable))
     outputs = _num_outputs(config, dataset)
     module = build_model(config, dataset, outputs)
-    dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
-    facts = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
+    facts, dataset = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
     _check_statistics(config, dataset, module, facts)
-    config = with_last_batch(config, dataset, periods, module)
+    config = with_last_batch(config, dataset, periods, facts)
     initial = Initial.of(module)
     plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained, facts))
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fl.config.config import Config
 from fl.data.dataset import Dataset
@@ -14,21 +12,19 @@ from fl.data.stream import Period
 from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
+from fl.models.probe import ModuleFacts
 from fl.simulation.evaluation import evaluated_clients
-from fl.simulation.setup import sample_inputs
-
-COMPLAINT = "Expected more than 1 value per channel"  # of torch's batch normalisation
 
 
-def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module) -> Config:
+def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], facts: ModuleFacts) -> Config:
     """Choose what happens to last batches, and check that no batch has one sample if the model cannot normalise it.
 
     Raises:
         ConfigError: a client would train or be evaluated on one sample alone.
     """
-    if not fails_on_one_sample(module, dataset, training=True):
+    if not facts.needs_two:
         return config
-    if fails_on_one_sample(module, dataset, training=False):
+    if facts.needs_two_in_evaluation:
         _check_evaluation(config, dataset, periods)
     client = config.client
     if not isinstance(client, LocalTraining):
@@ -50,17 +46,6 @@ def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...
 def _merging(algorithm: LocalTraining) -> LocalTraining:
     """The algorithm, which merges last batches of one sample if nothing else is asked for."""
     return algorithm if algorithm.last_batch else replace(algorithm, last_batch="merge_one")
-
-
-def fails_on_one_sample(module: torch.nn.Module, dataset: Dataset, training: bool) -> bool:
-    """Whether a forward pass of one sample fails because normalisation needs more values."""
-    x = sample_inputs(dataset)[:1]
-    with torch.no_grad():
-        try:
-            copy.deepcopy(module).train(training)(x)
-        except Exception as error:  # other errors of a module are reported where it is used
-            return COMPLAINT in str(error)
-    return False
 
 
 def _clients(count: int, first: int, n: int, split: str) -> str:
