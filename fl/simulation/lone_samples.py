@@ -26,21 +26,20 @@ def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...
         return config
     if facts.needs_two_in_evaluation:
         _check_evaluation(config, dataset, periods)
-    client = config.client
-    if not isinstance(client, LocalTraining):
-        return config
-    client = _merging(client)
-    trainable = periods[0].partition.num_clients - config.splits.clients
-    for period in periods:
-        sizes = period.partition.train_slices()[1][:trainable]
-        for phase in client.phases(0, config.rounds):
-            alone = np.flatnonzero(phase.smallest_batch(sizes) == 1)
+    client, evaluation = config.client, config.evaluation
+    if isinstance(client, LocalTraining):
+        client = _merging(client)
+        trainable = periods[0].partition.num_clients - config.splits.clients
+        for period in periods:
+            sizes = period.partition.train_slices()[1][:trainable]
+            alone = np.flatnonzero(client.smallest_batches(sizes, 0, config.rounds) == 1)
             if len(alone):
                 raise _batch_error(int(alone[0]), int(sizes[alone[0]]), len(alone), client)
-    evaluation = config.evaluation
     if isinstance(evaluation.adapt, LocalTraining):
         evaluation = replace(evaluation, adapt=_merging(evaluation.adapt))
-    return replace(config, client=client, evaluation=evaluation)
+    config = replace(config, client=client, evaluation=evaluation)
+    _check_training_in_evaluation(config, periods)
+    return config
 
 
 def _merging(algorithm: LocalTraining) -> LocalTraining:
@@ -67,8 +66,31 @@ def _batch_error(client: int, n: int, count: int, algorithm: LocalTraining) -> C
         return ConfigError("partition", f"{what}. {more}, or use GroupNorm or LayerNorm")
     if algorithm.batch == 1:
         return ConfigError("client.batch", f"{what}. Use batches of 2 or more, or GroupNorm or LayerNorm")
-    more = "Set client.last_batch to merge_one, merge or drop, set another client.batch"
+    more = "Set client.last_batch to merge_one, merge or drop, another client.batch, or partition.min_size"
     return ConfigError("client.last_batch", f"{what}. {more}, or use GroupNorm or LayerNorm")
+
+
+def _check_training_in_evaluation(config: Config, periods: tuple[Period, ...]) -> None:
+    """Check that no client that trains before it is evaluated has a batch of one sample."""
+    evaluation = config.evaluation
+    algorithm = {"trained": config.client, "adapted": evaluation.adapt}.get(evaluation.stage)
+    if not isinstance(algorithm, LocalTraining):
+        return
+    trainable = periods[0].partition.num_clients - config.splits.clients
+    for period in periods:
+        sizes = period.partition.train_slices()[1]
+        used = np.minimum(sizes, evaluation.shots or sizes) if evaluation.stage == "adapted" else sizes
+        alone = algorithm.smallest_batches(used, 0, config.rounds) == 1
+        for counts in (period.partition.val, period.partition.test):
+            evaluated = evaluated_clients(config, trainable, counts)
+            found = evaluated[alone[evaluated]]
+            if len(found):
+                who = _clients(len(found), int(found[0]), int(sizes[found[0]]), "training")
+                what = "would train on a batch of one row before it is evaluated, which the model cannot normalise"
+                more = (
+                    "Set evaluation.shots to 2 or more" if evaluation.shots == 1 else "Set evaluation.stage: received"
+                )
+                raise ConfigError("evaluation", f"{who} {what}. {more}, or use GroupNorm or LayerNorm")
 
 
 def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, ...]) -> None:
