@@ -143,7 +143,7 @@ class Trims(nn.Module):
 
     def forward(self, x):
         x = x.flatten(1)
-        trimmed = self.a(x[:, : 1 + int((x > 12).nonzero()[:, 1].max())])
+        trimmed = self.a(x[:, : 1 + int((x > x.mean()).nonzero()[:, 1].max())])
         rows = self.b(trimmed.reshape(-1, 1)).view_as(trimmed)  # the layer's first axis is not the sample
         return self.l(F.pad(rows, (0, 64 - rows.shape[1])))
 
