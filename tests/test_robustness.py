@@ -8,7 +8,12 @@ from experiments.robustness.models import MODELS
 from experiments.robustness.table import BEGIN, CASES, END, PAGE, table
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.name}")
+def member(case):
+    slow = [pytest.mark.slow] if "Hugging Face" in case.kind else []
+    return pytest.param(case, id=f"{case.kind}-{case.name}", marks=slow)
+
+
+@pytest.mark.parametrize("case", map(member, CASES))
 def test_a_member_has_its_outcome(case):
     (outcome,) = perform([case])
     assert outcome.agrees(case), outcome
