@@ -13,7 +13,7 @@ def member(case):
     return pytest.param(case, id=f"{case.kind}-{case.name}", marks=slow)
 
 
-@pytest.mark.parametrize("case", map(member, CASES))
+@pytest.mark.parametrize("case", [member(case) for case in CASES])
 def test_a_member_has_its_outcome(case):
     (outcome,) = perform([case])
     assert outcome.agrees(case), outcome

@@ -59,7 +59,7 @@ LABELS = [
         {**arrays(test={"x": X, "y": changed(Y, -100)}), "evaluation.server": True},
         r"test y has -100 in row 17",
     ),
-    _label("regression: whole numbers", Y, task="regression", **{"client.lr": 0.01}),
+    _case("data: labels", "regression: whole numbers", {**arrays(), "task": "regression", "client.lr": 0.01}),
     _label("regression: NaN", changed(Y, np.nan), r"train y has nan in row 17", task="regression"),
     _label("regression: words", WORDS, "this task needs numbers", task="regression"),
     _label("multilabel: 2", 2 * np.eye(3, dtype=int)[Y], "train y has 2 in row 0, column 0", task="multilabel"),

@@ -10,14 +10,19 @@ from torch import nn
 from experiments.robustness import networks
 from experiments.robustness.case import Case, Status
 
-TOKENS = {"data": networks.tokens, "partition": {"name": "iid", "clients": 5}, "client.lr": 0.01, "client.batch": 5}
-IDS = {
+TOKENS: dict[str, Any] = {
+    "data": networks.tokens,
+    "partition": {"name": "iid", "clients": 5},
+    "client.lr": 0.01,
+    "client.batch": 5,
+}
+IDS: dict[str, Any] = {
     "data": {"name": "noise", "shape": [4], "vocabulary": 12, "classes": 3, "clients": 6, "samples": 9},
     "client.optimiser": "adam",
     "client.lr": 0.01,
 }
-LORA = {"model.adapter": {"name": "lora", "rank": 1}}
-ONE_ROW = {"data.samples": 7, "splits.val": 0.0, "client.batch": 3}  # batches of 3, 3 and 1
+LORA: dict[str, Any] = {"model.adapter": {"name": "lora", "rank": 1}}
+ONE_ROW: dict[str, Any] = {"data.samples": 7, "splits.val": 0.0, "client.batch": 3}  # batches of 3, 3 and 1
 
 
 def _all(

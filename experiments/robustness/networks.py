@@ -151,6 +151,8 @@ DROPOUTS = [ReusedDropout, RaggedDropout, InPlaceDropout]
 class IntegerBuffer(Net):
     """Counts its training steps in a buffer."""
 
+    n: Tensor
+
     def begin(self) -> None:
         self.register_buffer("n", torch.zeros((), dtype=torch.long))
 
@@ -162,6 +164,8 @@ class IntegerBuffer(Net):
 
 class HiddenBuffer(Net):
     """A running mean in a buffer that state dicts leave out."""
+
+    m: Tensor
 
     def begin(self) -> None:
         self.register_buffer("m", torch.zeros(D), persistent=False)
@@ -244,6 +248,8 @@ class LateCounter(Net):
 
 class Centred(Net):
     """A constant buffer."""
+
+    mean: Tensor
 
     def begin(self) -> None:
         self.register_buffer("mean", torch.full((D,), 0.5))
