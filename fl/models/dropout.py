@@ -25,9 +25,9 @@ class Dropout(nn.Module):
         mask: factors of the input's entries, 0 or 1 / (1 - p).
         generator: where masks are drawn from.
         repeats: whether each call draws a new mask; otherwise later calls on the same batch use the first one.
-        piece: (position of the first sample, samples of the batch) if the input is a micro batch, else None. The first
-            micro batch draws the mask of the whole batch, and each uses its rows. A micro batch of another shape than
-            the first has a mask of its own.
+        piece: (position of the first sample, samples of the batch) if the input is a micro batch, else None. Each call
+            in the first micro batch draws a mask for the whole batch; the others use their rows of it. An input of
+            another shape has a mask of its own.
         calls: number of masks drawn on the current batch.
     """
 
@@ -39,6 +39,8 @@ class Dropout(nn.Module):
         self.generator: torch.Generator | None = None
         self.repeats, self.calls = False, 0
         self.piece: tuple[int, int] | None = None
+        self.masks: list[Tensor] = []  # of the calls in a micro batch, for the whole batch
+        self.position = 0  # of the next call among them
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -60,10 +62,11 @@ class Dropout(nn.Module):
         return x * mask
 
     def _mask_of_piece(self, x: Tensor, first: int, samples: int) -> Tensor:
-        """The rows `first`, ... of a mask for `samples` samples; a new mask if these do not fit x."""
-        if self.mask is None:
-            self.mask = self._drawn((samples, *x.shape[1:]), x)
-        rows = self.mask[first : first + len(x)]
+        """The rows `first`, ... of this call's mask for `samples` samples; a new mask if these do not fit x."""
+        if self.position == len(self.masks):
+            self.masks.append(self._drawn((samples, *x.shape[1:]), x))
+        rows = self.masks[self.position][first : first + len(x)]
+        self.position += 1
         return rows if rows.shape == x.shape else self._drawn(x.shape, x)
 
     def _drawn(self, shape: tuple[int, ...], x: Tensor) -> Tensor:
@@ -116,7 +119,7 @@ class DropoutDraws:
     def begin_micro_batch(self, first: int, samples: int) -> None:
         """Begin the micro batch at position `first` of a batch of `samples` samples."""
         for layer in self.layers:
-            layer.piece = (first, samples)
+            layer.piece, layer.position = (first, samples), 0
 
     @contextmanager
     def gradient(self) -> Iterator[None]:
@@ -128,6 +131,7 @@ class DropoutDraws:
             self.generator.set_state(self.state)
         for layer, mask in zip(self.layers, self.masks):
             layer.mask, layer.generator, layer.repeats, layer.calls = mask, self.generator, self.repeats, 0
+            layer.piece, layer.masks = None, []  # of a client that failed
         yield
         if not self.micro_batches:
             self.masks = [layer.mask for layer in self.layers]
