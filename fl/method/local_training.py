@@ -171,7 +171,9 @@ class LocalTraining(ClientAlgorithm):
         return self.phases(round_, rounds)
 
     def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
-        """Return the loss of each sample, (B,).
+        """Return the loss of each sample, (B,). The engine takes the mean.
+
+        If the class attribute `loss_over_batch` is True, it may return one loss of the whole batch, ().
 
         Args:
             net: the model under the parameters being trained, x (B, ...) -> outputs (B, ...).

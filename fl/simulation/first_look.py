@@ -15,6 +15,7 @@ from fl.config.config import Config
 from fl.data.augment import augmented
 from fl.data.dataset import Dataset, tensors
 from fl.data.stream import Period
+from fl.data.temporary import converted, is_temporary
 from fl.data.views import Batch, View
 from fl.errors import ConfigError
 from fl.execution.training.customised import overrides
@@ -95,14 +96,15 @@ def first_look(
 
 
 def _as_real_numbers(dataset: Dataset) -> Dataset:
-    """Return the data set with `x` in float32. Mapped features are refused, because they would be copied."""
+    """Return the data set with `x` in float32. A user's mapped features are refused, because they would be copied."""
     x = dataset.train["x"]
-    if any(isinstance(arrays["x"], np.memmap) for arrays in dataset.parts().values()):
+    maps = [arrays["x"] for arrays in dataset.parts().values() if isinstance(arrays["x"], np.memmap)]
+    if not all(map(is_temporary, maps)):
         raise ConfigError(
             "data", f"x is {x.dtype}, and the model takes float32; mapped features are not converted: save float32"
         )
     log.warning("data: x is %s; it is converted to float32 for this model, without scaling", x.dtype)
-    return dataset.mapped(lambda part, arrays: arrays | {"x": arrays["x"].astype(np.float32)})
+    return dataset.mapped(lambda part, arrays: arrays | {"x": converted(arrays["x"], np.float32)})
 
 
 def _check_numbers(config: Config, dataset: Dataset, module: torch.nn.Module, sample: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleFacts
-from fl.simulation.evaluation import evaluated_clients
+from fl.simulation.setup import evaluated_clients
 
 
 def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], facts: ModuleFacts) -> Config:

@@ -16,6 +16,7 @@ import numpy as np
 from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
+from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.job import Job
 from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
@@ -36,6 +37,7 @@ from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
 from fl.system.asynchronous import Asynchronous, Buffered
+from fl.tensors.generators import GeneratorWatch
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 from fl.tracking.spans import span
@@ -107,10 +109,11 @@ class Simulation:
     def one_round(self) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
-        cohort = self._sample()
-        generator = strategy.round(self.state, self._context(cohort))
-        self.state, metrics = run_generator(generator, self.exchanges, self.executor)
-        check_finite(strategy, self.state)
+        with self.hidden_state.during(f"round {self.round}"):
+            cohort = self._sample()
+            generator = strategy.round(self.state, self._context(cohort))
+            self.state, metrics = run_generator(generator, self.exchanges, self.executor)
+            check_finite(strategy, self.state)
         row = {"round": self.round, **self.exchanges.totals.summary(), "cohort_size": len(cohort), **metrics}
         evaluated = (self.round + 1) % self.config.evaluation.every == 0 or self.round + 1 in self.run_setup.ends
         if evaluated:
@@ -138,7 +141,7 @@ class Simulation:
         """Let the strategy do its work before round 0, once; booked as round -1 if there is any."""
         if self.setup_done:
             return
-        with span("server", "setup"):
+        with span("server", "setup"), self.hidden_state.during("its work before round 0"):
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
             generator = self.config.strategy.setup(self.state, self._context(EMPTY_COHORT))
@@ -184,11 +187,16 @@ class Simulation:
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
         self.pending: list[Row] = []  # rounds that are not committed yet
+        generators = GeneratorWatch()
         self.sampler = config.cohort.init(self.run_setup.trainable)
         try:
             self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
         except ValueError as error:
             raise located("strategy", error) from error
+        self.hidden_state = HiddenStateWatch(
+            {"strategy": config.strategy, "cohort": config.cohort, "server": config.server, "codec": config.down}
+        )
+        self.hidden_state.check_draws(generators, "init")
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
             check_state(config.strategy, self.state)
             check_groups(config, self._first_request())

@@ -14,7 +14,8 @@ from torch import nn
 import fl
 from fl.config.config import resolve
 from fl.data.checking import checked, column_extremes
-from fl.data.dataset import Dataset, as_dataset
+from fl.data.dataset import Dataset
+from fl.data.forms import as_dataset
 from fl.data.partition import Partition
 from fl.data.section import Data
 from fl.data.sets.file import File

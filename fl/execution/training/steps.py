@@ -28,6 +28,7 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
+from fl.execution.training.objective import losses_of
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD
@@ -196,7 +197,7 @@ def _gradients(
     if piece >= count:
         if isinstance(dropout, DropoutMasks):
             dropout.set(masks)
-        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, batch, at, ctx.task)
         return losses.detach().sum(), gradients_of(losses.mean(), leaves)
     total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for a in range(0, count, piece):
@@ -205,7 +206,7 @@ def _gradients(
         else:
             dropout.begin_micro_batch(a, count)
         part = {name: array[a : a + piece] for name, array in batch.items()}
-        losses = algorithm.objective(ctx.module, part, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, part, at, ctx.task)
         torch._foreach_add_(grads, gradients_of(losses.sum() / count, leaves))
         total += losses.detach().sum()
     return total, tuple(grads)
@@ -224,8 +225,9 @@ def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch
 
 def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
     address = (ctx.seed, ctx.client, ctx.participation, index)
+    per_epoch = int(phase.batches_per_epoch(np.array(len(ctx.train)))) if ctx.train.is_redrawn else 1
     for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
-        batch = dict(ctx.train.take(positions))
+        batch = ctx.train.take_for_training(positions, *address, step // per_epoch)
         if ctx.augment:
             batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
         yield batch
