@@ -25,7 +25,7 @@ FREE_TO_CHANGE = {"execution.executor", "execution.workers", "execution.address"
 
 
 def never() -> bool:
-    """Never ask a run to stop."""
+    """Never interrupt a run."""
     return False
 
 
@@ -34,7 +34,7 @@ def run(
     *,
     out: str | Path | None = None,
     watch: Watcher | None = None,
-    stop: Callable[[], bool] = never,
+    interrupt: Callable[[], bool] = never,
     **overrides: Any,
 ) -> Result:
     """Run a configuration.
@@ -43,7 +43,7 @@ def run(
         config: a YAML file, a dict or a resolved `Config`.
         out: the run directory (default: a new one under runs/).
         watch: called with ("start", Simulation), ("ready", Simulation) and ("round", row of metrics).
-        stop: asked after each round; True ends the run there, and `resume` continues it.
+        interrupt: called after each round; True ends the run there, and `resume` continues it.
         overrides: values by dotted path, as in run("a.yaml", **{"cohort.size": 20}).
 
     Raises:
@@ -58,7 +58,7 @@ def run(
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
     directory = Path(out) if out else new_directory(config)
     try:
-        return _with_baselines(config, directory, False, watch, stop)
+        return _with_baselines(config, directory, False, watch, interrupt)
     except BaseException:
         if out is None:  # remove the new directory if it is still empty
             with contextlib.suppress(OSError):
@@ -68,14 +68,14 @@ def run(
 
 
 def resume(
-    directory: str | Path, *, watch: Watcher | None = None, stop: Callable[[], bool] = never, **overrides: Any
+    directory: str | Path, *, watch: Watcher | None = None, interrupt: Callable[[], bool] = never, **overrides: Any
 ) -> Result:
     """Continue a run from its last committed round, to the same bits as without the interruption.
 
     Args:
         directory: the run directory.
         watch: as in `run`.
-        stop: as in `run`.
+        interrupt: as in `run`.
         overrides: `rounds` (a larger number, or "+100" to add), execution.executor, execution.workers,
             execution.address and checkpoint.every.
 
@@ -107,7 +107,7 @@ def resume(
                 f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. "
                 "Start a new run instead",
             )
-    return _with_baselines(resolve(read(raw, overrides)), directory, True, watch, stop)
+    return _with_baselines(resolve(read(raw, overrides)), directory, True, watch, interrupt)
 
 
 def _schedules(node: Any, path: str) -> list[str]:
@@ -125,14 +125,14 @@ def new_directory(config: Config) -> Path:
 
 
 def _with_baselines(
-    config: Config, directory: Path, resumed: bool, watch: Watcher | None, stop: Callable[[], bool]
+    config: Config, directory: Path, resumed: bool, watch: Watcher | None, interrupt: Callable[[], bool]
 ) -> Result:
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
     with keep_workers():
         with Simulation(config, directory, resumed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round
-            result = simulation.run(watch, stop)
+            result = simulation.run(watch, interrupt)
             continued = simulation.round > first_round
         if continued and others:
             shutil.rmtree(directory / "baselines", ignore_errors=True)
@@ -142,5 +142,5 @@ def _with_baselines(
                 break
             home = directory / "baselines" / name
             exists = (home / "checkpoints" / "last.json").is_file()
-            done[name] = _with_baselines(other, home, exists, watch, stop)
+            done[name] = _with_baselines(other, home, exists, watch, interrupt)
         return replace(result, baselines=done)

@@ -84,8 +84,8 @@ class Simulation:
             raise
 
     # -- the run --------------------------------------------------------------------------------------------------
-    def run(self, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> Result:
-        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `stop`."""
+    def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
+        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
         watch = watch or (lambda event, value: None)
         watch("start", self)
         self.start_workers()
@@ -95,7 +95,7 @@ class Simulation:
         while not (self.finished or interrupted):
             with span("server", "round", self.round):
                 row = self.one_round()
-                interrupted = stop()
+                interrupted = interrupt()
                 if (
                     self.finished
                     or interrupted

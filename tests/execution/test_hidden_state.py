@@ -358,7 +358,7 @@ class Caches(Rule):
 def test_caches_are_taken_and_resume_to_the_same_bits(tmp_path):
     config = {**CONFIG, "strategy": {"name": f"{__name__}:Caches"}}
     whole = fl.run(config, out=tmp_path / "whole")
-    fl.run(config, out=tmp_path / "parts", stop=lambda: True)
+    fl.run(config, out=tmp_path / "parts", interrupt=lambda: True)
     assert fl.resume(tmp_path / "parts").digest == whole.digest
 
 
