@@ -46,7 +46,7 @@ class FedProto(Strategy):
     """Average class prototypes.
 
     Args:
-        weights: n_ik is the number of samples ("examples", the paper), or 1 for each client that has class k ("uniform").
+        weights: n_ik is the number of samples ("examples", the paper) or 1 ("uniform") for a client that has class k.
     """
 
     weights: Literal["examples", "uniform"] = "examples"
