@@ -99,8 +99,8 @@ def order_of_summation_changes_at_most_1e_6(bench: Bench) -> None:
 def a_resumed_run_gives_the_same_bits(bench: Bench) -> None:
     """A run that is stopped and resumed after each round equals the uninterrupted run."""
     with bench.simulation() as first:
-        first.run(stop=lambda: True)
-    resume(first.directory, stop=lambda: True)
+        first.run(interrupt=lambda: True)
+    resume(first.directory, interrupt=lambda: True)
     with Simulation(first.config, first.directory, resumed=True) as last:
         finish(last).require_same(bench.plain, "resumed after each round and uninterrupted")
 

@@ -100,7 +100,7 @@ def _override(config: dict[str, Any], path: str, value: Any) -> None:
     for i, key in enumerate(parents):
         child = node.get(key)
         if child is None or isinstance(child, (str, int, float)):
-            child = {} if child is None else {"name": child}
+            child = {"name": child} if isinstance(child, str) else {}  # a number gives way to a section: lr.schedule
             node[key] = child
         if not isinstance(child, dict):
             raise ConfigError(".".join(parents[: i + 1]), f"is {type(child).__name__}, so {path!r} names nothing in it")

@@ -84,7 +84,7 @@ class Dataset:
                 )
 
     def _stored_parts(self) -> dict[str, Any]:
-        """Return train, test and server as they are stored, and the words of the labels."""
+        """Return the converted arrays of train, test and server, and the words of the labels."""
         parts = {part: _checked(part, arrays) for part, arrays in self.parts().items()}
         for part in ("test", "server"):
             if part in parts and not len(parts[part]["x"]):
@@ -165,7 +165,7 @@ def _names(parts: Mapping[str, Arrays]) -> list[str]:
 
 
 def _with_labels(parts: dict[str, Arrays]) -> tuple[dict[str, Arrays], Words | None]:
-    """Number labels that are words, the same word alike in all parts, and give `y` one shape in all parts."""
+    """Number labels that are words, and give `y` one shape in all parts. A word has one number in all parts."""
     labels = {part: plain(f"{part}.y", arrays["y"]) for part, arrays in parts.items() if "y" in arrays}
     if len({y.shape[1:] for y in labels.values()} | {(), (1,)}) == 2:  # (N,) or (N, 1), and perhaps both
         flat = any(y.ndim == 1 for y in labels.values())

@@ -15,7 +15,7 @@ import sys
 import types
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import is_
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fl import registry
 from fl.models.probe import Kept
-from fl.tensors.generators import GeneratorWatch
+from fl.tensors.generators import seeded_generators
 from fl.tensors.params import Params
 from fl.user_code import relative
 
@@ -90,26 +90,19 @@ class HiddenStateWatch:
             raise HiddenState(found)
 
     @contextmanager
-    def during(self, when: str) -> Iterator[None]:
-        """Check parts of the server: within, no attribute changes, and no global random generator moves.
+    def during(self, when: str, word: int) -> Iterator[None]:
+        """Check parts of the server: within, no attribute changes. For users' parts, global generators are seeded.
+
+        Args:
+            when: the present round, in words.
+            word: seed of the global generators; they are restored at the end.
 
         Raises:
-            HiddenState: one does.
+            HiddenState: an attribute has changed.
         """
-        generators = GeneratorWatch() if self.places else None
-        yield
+        with seeded_generators(word) if self.places else nullcontext():
+            yield
         self.check(when)
-        if generators is not None:
-            self.check_draws(generators, when)
-
-    def check_draws(self, generators: GeneratorWatch, when: str) -> None:
-        """Raise `HiddenState` if a global random generator has moved and there are users' parts."""
-        if self.places and generators.since_last():
-            first = self.places[0]
-            raise HiddenState(
-                f"{first.use} {first.owner} drew from a global random generator (torch's, NumPy's or Python's) in "
-                f'{when}. A resumed run would draw other numbers; draw from ctx.generator("purpose")'
-            )
 
 
 class _Entry:

@@ -226,6 +226,10 @@ class LocalTraining(ClientAlgorithm):
             steps, samples = steps + phase.num_steps(sizes), samples + phase.num_samples(sizes)
         return steps, samples * self.gradients_per_step() + self.extra_samples(sizes, round_, rounds, name)
 
+    def smallest_batches(self, sizes: np.ndarray, round_: int, rounds: int) -> np.ndarray:
+        """Return the size of the smallest batch of clients with `sizes` (C,) training samples, (C,)."""
+        return np.min([phase.smallest_batch(sizes) for phase in self.phases(round_, rounds)], 0)
+
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """Return the inputs of one client's training, with the first state if the client is new."""
         inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial)

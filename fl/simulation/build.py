@@ -25,7 +25,6 @@ from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
 from fl.models.probe import ModuleFacts
 from fl.simulation.first_look import first_look
-from fl.simulation.inputs import fitted
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, choose_plan, device
 from fl.simulation.trial import Trial
@@ -54,10 +53,9 @@ def set_up_run(config: Config) -> RunSetup:
     _located("cohort", lambda: config.cohort.check(trainable))
     outputs = _num_outputs(config, dataset)
     module = build_model(config, dataset, outputs)
-    dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
-    facts = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
+    facts, dataset = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
     _check_statistics(config, dataset, module, facts)
-    config = with_last_batch(config, dataset, periods, module)
+    config = with_last_batch(config, dataset, periods, facts)
     system = config.system
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
     undecided = Plan("loop", 1, "not chosen yet")

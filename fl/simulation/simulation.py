@@ -40,12 +40,14 @@ from fl.storage.clients import ClientStates
 from fl.storage.lock import locked
 from fl.storage.run import RunDirectory
 from fl.system.asynchronous import Asynchronous, Buffered
-from fl.tensors.generators import GeneratorWatch
+from fl.tensors import random
+from fl.tensors.generators import seeded_generators
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
+INIT = -2  # address of draws in `Strategy.init`
 Watcher = Callable[[str, Any], None]
 
 
@@ -93,8 +95,8 @@ class Simulation:
             self._closing = stack.pop_all()
 
     # -- the run --------------------------------------------------------------------------------------------------
-    def run(self, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> Result:
-        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `stop`."""
+    def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
+        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
         watch = watch or (lambda event, value: None)
         watch("start", self)
         self.start_workers()
@@ -104,7 +106,7 @@ class Simulation:
         while not (self.finished or interrupted):
             with span("server", "round", self.round):
                 row = self.one_round()
-                interrupted = stop()
+                interrupted = interrupt()
                 if (
                     self.finished
                     or interrupted
@@ -120,7 +122,7 @@ class Simulation:
     def one_round(self) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
-        with self.hidden_state.during(f"round {self.round}"):
+        with self.hidden_state.during(f"round {self.round}", self._draws(self.round)):
             cohort = self._sample()
             generator = strategy.round(self.state, self._context(cohort))
             self.state, metrics = run_generator(generator, self.exchanges, self.executor)
@@ -152,7 +154,7 @@ class Simulation:
         """Let the strategy do its work before round 0, once; booked as round -1 if there is any."""
         if self.setup_done:
             return
-        with span("server", "setup"), self.hidden_state.during("its work before round 0"):
+        with span("server", "setup"), self.hidden_state.during("its work before round 0", self._draws(SETUP)):
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
             generator = self.config.strategy.setup(self.state, self._context(EMPTY_COHORT))
@@ -185,6 +187,10 @@ class Simulation:
             row |= {f"stream/{name}": value for name, value in forgetting(self.accuracy_matrix).items()}
         return row
 
+    def _draws(self, round_: int) -> int:
+        """Return the seed of the global generators, from which a user's code on the server may draw."""
+        return int(random.hash64(self.config.seed, round_, "server"))
+
     def _context(self, cohort: np.ndarray) -> ServerContext:
         return self.run_setup.server_context(self.round, cohort)
 
@@ -198,16 +204,15 @@ class Simulation:
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
         self.pending: list[Row] = []  # rounds that are not committed yet
-        generators = GeneratorWatch()
-        self.sampler = config.cohort.init(self.run_setup.trainable)
-        try:
-            self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
-        except ValueError as error:
-            raise located("strategy", error) from error
+        with seeded_generators(self._draws(INIT)):
+            self.sampler = config.cohort.init(self.run_setup.trainable)
+            try:
+                self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
+            except ValueError as error:
+                raise located("strategy", error) from error
         self.hidden_state = HiddenStateWatch(
             {"strategy": config.strategy, "cohort": config.cohort, "server": config.server, "codec": config.down}
         )
-        self.hidden_state.check_draws(generators, "init")
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
             check_state(config.strategy, self.state)
             check_groups(config, self._first_request())

@@ -197,9 +197,9 @@ class Broadcasts(Rule):
         return state
 
 
-class Draws(Rule):
-    def remember(self, mean, ctx):
-        np.random.rand()
+class Draws(Strategy):
+    def step(self, state, mean, ctx):
+        return state + np.random.rand() * mean, {}
 
 
 HIDDEN = {
@@ -240,9 +240,14 @@ def test_what_broadcast_remembers_is_caught(tmp_path):
         fl.run({**CONFIG, "strategy": Broadcasts()}, out=tmp_path / "run")
 
 
-def test_draws_from_a_global_generator_are_caught(tmp_path):
-    with pytest.raises(HiddenState, match=r"Draws drew from a global random generator .* in round 0.*ctx.generator"):
-        fl.run({**CONFIG, "strategy": Draws()}, out=tmp_path / "run")
+def test_draws_from_global_generators_repeat_and_leave_them_alone(tmp_path):
+    config = {**CONFIG, "strategy": f"{__file__}:Draws", "rounds": 3}
+    np.random.seed(1)
+    expected = np.random.RandomState(1).rand()
+    first = fl.run(config, out=tmp_path / "first")
+    assert np.random.rand() == expected
+    fl.run({**config, "rounds": 1}, out=tmp_path / "second")
+    assert fl.resume(tmp_path / "second", rounds=3).digest == first.digest
 
 
 def test_a_helper_beside_the_file_is_watched(tmp_path):
@@ -353,7 +358,7 @@ class Caches(Rule):
 def test_caches_are_taken_and_resume_to_the_same_bits(tmp_path):
     config = {**CONFIG, "strategy": {"name": f"{__name__}:Caches"}}
     whole = fl.run(config, out=tmp_path / "whole")
-    fl.run(config, out=tmp_path / "parts", stop=lambda: True)
+    fl.run(config, out=tmp_path / "parts", interrupt=lambda: True)
     assert fl.resume(tmp_path / "parts").digest == whole.digest
 
 

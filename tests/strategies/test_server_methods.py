@@ -538,6 +538,16 @@ def test_fedproto_two_rounds_by_hand():
     assert one(second.model) == 1.0
 
 
+def test_fedproto_with_uniform_weights_averages_the_clients_that_have_a_class():
+    rule = FedProto(weights="uniform")
+    sent = [table([0, 1], [[1.0], [5.0]], [1, 2]), table([0, 1], [[4.0], [9.0]], [3, 0])]
+    state, _ = answered(rule, rule.init(params(1.0), server()), [(9, {"prototypes": t}) for t in sent])
+    assert state.prototypes.values.flatten().tolist() == [2.5, 5.0]  # (1 + 4) / 2; only one client has class 1
+    assert state.prototypes.counts.tolist() == [2, 1]
+    with pytest.raises(ValueError, match="weights"):
+        answered(FedProto(weights="even"), state, [(9, {"prototypes": sent[0]})])
+
+
 NO_PROTOTYPES = Table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
 
 

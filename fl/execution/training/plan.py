@@ -331,8 +331,6 @@ def _pieces_obstacle(setting: Setting) -> str | None:
         return reason
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in setting.module.modules()):
         return "BatchNorm takes statistics over the whole batch"
-    if not setting.facts.dropout_once:
-        return "the model calls a Dropout layer several times in one pass"
     if setting.execution.graphs and setting.facts.one_at_a_time:
         return setting.facts.one_at_a_time
     phases = setting.training.phases(0, 1)

@@ -61,7 +61,7 @@ class LocalSteps:
         phase: optimiser, learning rate, batch size and budget.
         at: context that the objective is called with.
         batch: the batch of the current step.
-        masks: Dropout masks of the current batch, where they are drawn before the pass.
+        masks: Dropout masks of the current batch, which CUDA graphs are given.
         names: names of the bound parameters that get gradients; set by `bind`.
         last: sum of the losses of the batch at the last gradient, a tensor ().
         loss_sum: sum of the losses of all samples at the first gradient of each batch, a float64 tensor ().
@@ -91,9 +91,10 @@ class LocalSteps:
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
         self.statistics = statistics_names(ctx.module, "averaged")
         self.index = index
-        self.draws = DropoutDraws(ctx.module, lambda: ctx.generator(f"dropout/{index}"), not ctx.facts.dropout_once)
-        self.drawn_before: DropoutMasks | None = None  # masks that pieces of a batch and CUDA graphs are given
-        if training and self.draws.layers and len(ctx.train) and (ctx.micro_batch or ctx.graphs):
+        repeats, micro = not ctx.facts.dropout_once, bool(ctx.micro_batch)
+        self.draws = DropoutDraws(ctx.module, lambda: ctx.generator(f"dropout/{index}"), repeats, micro)
+        self.drawn_before: DropoutMasks | None = None  # masks that CUDA graphs are given
+        if training and self.draws.layers and len(ctx.train) and ctx.graphs:
             self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
         self.loss_sum, self.samples, self.taken = torch.zeros((), dtype=torch.float64), 0, 0
         self.batch: Batch = {}
@@ -119,7 +120,8 @@ class LocalSteps:
         ctx.module.train(self.training)
         own = {name: p for name, p in ctx.module.named_parameters() if p.requires_grad}
         self.names = list(own)
-        compute = partial(_gradients, self.algorithm, ctx, self.drawn_before, list(own.values()), self.at)
+        dropout = self.drawn_before or self.draws
+        compute = partial(_gradients, self.algorithm, ctx, dropout, list(own.values()), self.at)
         self.compute: Compute = recorded(ctx.module, compute) if ctx.graphs else compute
 
     def bound_gradient(self) -> tuple[Tensor, ...]:
@@ -183,7 +185,7 @@ class Descent:
 def _gradients(
     algorithm: LocalTraining,
     ctx: ClientContext,
-    noise: DropoutMasks | None,
+    dropout: DropoutMasks | DropoutDraws,
     leaves: list[torch.nn.Parameter],
     at: StepContext,
     batch: Mapping[str, Tensor],
@@ -193,14 +195,16 @@ def _gradients(
     count = len(batch["x"])
     piece = ctx.micro_batch or count
     if piece >= count:
-        if noise and masks:
-            noise.set(masks)
+        if isinstance(dropout, DropoutMasks):
+            dropout.set(masks)
         losses = losses_of(algorithm, ctx.module, batch, at, ctx.task)
         return losses.detach().sum(), gradients_of(losses.mean(), leaves)
     total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for a in range(0, count, piece):
-        if noise and masks:
-            noise.set([mask[a : a + piece] for mask in masks])
+        if isinstance(dropout, DropoutMasks):
+            dropout.set([mask[a : a + piece] for mask in masks])
+        else:
+            dropout.begin_micro_batch(a, count)
         part = {name: array[a : a + piece] for name, array in batch.items()}
         losses = losses_of(algorithm, ctx.module, part, at, ctx.task)
         torch._foreach_add_(grads, gradients_of(losses.sum() / count, leaves))
