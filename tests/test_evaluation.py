@@ -93,7 +93,7 @@ def test_the_best_checkpoint_has_the_best_val_accuracy(tmp_path, every):
     best, of_test = (max(rows, key=lambda row: row[metric])["round"] for metric in ("val/accuracy", "eval/accuracy"))
     own = max(rows, key=lambda row: row["clients/accuracy_weighted"])["round"]
     assert best not in (of_test, own, 11)  # if this fails, the test shows nothing; choose another seed
-    assert checkpoint.load(tmp_path / "checkpoints", "best")["round"] == best + 1
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")["round"] == best + 1
 
 
 def test_without_a_val_split_the_train_loss_of_evaluated_rounds_decides(tmp_path):
@@ -101,7 +101,7 @@ def test_without_a_val_split_the_train_loss_of_evaluated_rounds_decides(tmp_path
     rows = [row for row in rows_of(tmp_path) if "eval/accuracy" in row]
     best = min(rows, key=lambda row: row["train/loss"])["round"]
     assert best != max(rows, key=lambda row: row["eval/accuracy"])["round"]
-    assert checkpoint.load(tmp_path / "checkpoints", "best")["round"] == best + 1
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")["round"] == best + 1
 
 
 def test_patience_counts_evaluations_without_a_better_val_accuracy(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from fl.report.plots.bars import plot_simulated_time
 from fl.report.plots.curves import plot_curves
 from fl.report.plots.participation import plot_participation
 from fl.report.variants import OVERLAPPING, Variant, read_variants
+from fl.storage.growing import Mark
 
 TOYS = Path(__file__).with_name("toys.py")
 
@@ -212,7 +214,7 @@ def test_bytes_by_client(booked):
 def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path):
     directory = book(tmp_path / "run")
     stream = directory / "streams" / "ledger.arrow"
-    ledger = Ledger(stream, stream.stat().st_size)
+    ledger = Ledger(stream, Mark(stream.stat().st_size, xxhash.xxh3_64(stream.read_bytes()).hexdigest()))
     ledger.record(2, 0, "up", "model", np.array([3]), 40, 40, 60)
     ledger.commit()
     ledger.close()

@@ -78,8 +78,10 @@ def _monitor(interrupts: Interrupts, profiled: bool) -> Iterator[tuple[Watcher, 
         with Progress() as progress, Profile() if profiled else contextlib.nullcontext() as profile:
             yield watch, profile
     except KeyboardInterrupt:
-        committed = directory and (directory / "checkpoints" / "last.json").exists()
-        say(f"aborted; resume with: fl resume {directory}" if committed else "stopped before the first round")
+        from fl.storage.run import committed
+
+        resumable = directory and committed(directory)
+        say(f"aborted; resume with: fl resume {directory}" if resumable else "stopped before the first round")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

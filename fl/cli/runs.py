@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -79,21 +78,20 @@ def resume(
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Print the SHA-256 of a run's model. Two runs with equal digests have equal bits."""
     with report_errors():
+        from fl.storage.run import committed, committed_model, last_commit
         from fl.tensors import serialise
 
-        file, last = directory / "model.safetensors", directory / "checkpoints" / "last.json"
-        if not (file.is_file() or last.is_file()):
+        file, commit = directory / "model.safetensors", last_commit(directory) if committed(directory) else None
+        if not file.is_file() and commit is None:
             raise ConfigError("", f"{directory} holds neither model.safetensors nor a committed round")
-        if file.is_file() and (not last.is_file() or _round_of(file) == str(json.loads(last.read_text())["round"])):
+        if commit is None or (file.is_file() and _round_of(file) == str(commit["round"])):
             from safetensors.torch import load_file
 
             from fl.tensors.params import Params
 
             print(serialise.digest(Params.of(load_file(file))))
         else:  # the run has not ended, or was resumed after that file was written
-            from fl.storage.run import committed_model
-
-            print(serialise.digest(committed_model(directory)))
+            print(serialise.digest(committed_model(commit)))
 
 
 def _round_of(model_file: Path) -> str | None:

@@ -5,7 +5,7 @@
     wire_bytes      as a Flower message, see `fl.communication.wire`
 
     ledger.record(...)   any number of times
-    ledger.commit()      returns the length of the file, which is stored with the round's commit
+    ledger.commit()      returns the mark of the file, which is stored with the round's commit
     ledger.totals(round_)   uplink_bytes, downlink_bytes, ... for the metrics of the round
 
 Messages between clients and the server have the tier "client". Messages between servers have another tier, for example
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fl.checks import one_of
+from fl.storage.growing import Mark
 from fl.storage.stream import ArrowStream, column, repeated
 
 SCHEMA = pa.schema(
@@ -48,12 +49,12 @@ class Ledger:
 
     Args:
         path: The file.
-        length: Committed length in bytes. The file is cut back to it; 0 starts a new ledger.
+        mark: What is committed. The file is cut back to it; None starts a new ledger.
     """
 
-    def __init__(self, path: str | Path, length: int = 0) -> None:
+    def __init__(self, path: str | Path, mark: Mark | None = None) -> None:
         self.path = Path(path)
-        self._stream = ArrowStream(path, SCHEMA, length)
+        self._stream = ArrowStream(path, SCHEMA, mark)
         self._pending: list[tuple[tuple, list[np.ndarray]]] = []  # (constant columns, columns of one value per row)
         self._totals: dict[int, dict[str, int]] = {}  # of the latest round only
 
@@ -104,8 +105,8 @@ class Ledger:
             self._totals = {round_: dict.fromkeys(TOTALS, 0)}
         return self._totals[round_]
 
-    def commit(self) -> int:
-        """Write all rows since the last commit as one batch. Returns the length of the file in bytes."""
+    def commit(self) -> Mark:
+        """Write all rows since the last commit as one batch. Returns what the file then holds."""
         if self._pending:
             constants, arrays = zip(*self._pending)
             round_, exchange, *texts = zip(*constants)
@@ -116,7 +117,7 @@ class Ledger:
             columns = [*numbers, clients, direction, group, *bytes_, tier]
             self._stream.append(pa.record_batch(columns, schema=SCHEMA))
             self._pending = []
-        return self._stream.length
+        return self._stream.mark
 
     def forget(self) -> None:
         """Drop all rows since the last commit."""

@@ -32,6 +32,7 @@ from fl.flower.server_executor import FlowerExecutor
 from fl.simulation.result import Result
 from fl.simulation.run import new_directory
 from fl.simulation.simulation import Simulation
+from fl.storage.run import committed
 
 
 def server_app(
@@ -87,7 +88,7 @@ def run_server(
             "codec.down", "a deployment cannot use delta: the server would have to store a copy for every client"
         )
     directory = Path(out) if out else new_directory(config)
-    resumed = (directory / "checkpoints" / "last.json").exists()
+    resumed = committed(directory)
     executor = FlowerExecutor(grid, config_digest(text), wait, None if timeout is None else float(timeout))
     with Simulation(config, directory, resumed, executor) as simulation:
         result = simulation.run(_print_progress)

@@ -98,11 +98,10 @@ class RoundRecorder:
             row[f"messages/{kind}"] = means.count
             row |= {f"{kind}/{name}": value for name, value in means.values().items()}
         row |= self.folder.ledger.totals(self.round) | {"wall_seconds": time.perf_counter() - self.start}
-        record: dict[str, Any] = {"round": self.round + 1, "clients": self.states.commit()}
+        record: dict[str, Any] = {"round": self.round + 1}
         if self.journal is not None:
             record["journal"], row["journal_bytes"] = self.journal.commit(), self.journal.nbytes
-        self.folder.commit(self.round, [row], record, best=False)
-        self.states.sweep()
+        self.folder.commit([row], record, self.states, best=False)
         self.round, self.group = self.round + 1, None
         self.watch("round", row)
 

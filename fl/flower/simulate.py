@@ -34,11 +34,11 @@ from fl.flower.journal import Journal
 from fl.flower.rounds import RoundRecorder, Row, Watcher
 from fl.flower.seeding import seeded
 from fl.flower.worker import AppJob, gc_frozen
-from fl.storage import checkpoint, files
+from fl.storage import files
 from fl.storage.clients import ClientStates
 from fl.storage.lock import locked
 from fl.storage.place import check_place
-from fl.storage.run import RunDirectory, create_run_directory, read_metrics
+from fl.storage.run import committed, create_run_directory, open_run, read_metrics
 from fl.tensors.random import hash64
 
 if TYPE_CHECKING:
@@ -119,17 +119,15 @@ def simulate(
     run_id, run_config = int(hash64(seed, "run")) >> 1, dict(run_config or {})
     app = {"name": name, "source": source, "nodes": num_nodes, "config": run_config, "journal": journal or resume}
     with locked(directory):
-        record = _committed(directory, seed, app) if resume else None
+        resumed = resume and _is_committed(directory, seed, app)
         if not resume and (directory / "metrics.jsonl").exists():
             raise ConfigError(
                 "out", f"{directory} holds a run already; name another directory, or resume the run if it has a journal"
             )
         configure_process()
-        folder = RunDirectory(directory, Ledger, record and record["lengths"])
         states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; 0 is unused
-        if record:
-            states.restore(record["clients"])
-        else:
+        folder, record = open_run(directory, Ledger, states, resumed)
+        if not record:
             folder.configure({"seed": seed, "flower": app, "execution": {"executor": executor, "workers": workers}})
             folder.describe({})
         context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
@@ -155,11 +153,12 @@ def simulate(
                 replies.close()
             folder.export()
             folder.close()
+            states.close()
     return Result(read_metrics(directory), context, directory)
 
 
-def _committed(directory: Path, seed: int, app: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Load the last commit of the run in a directory; None if no round was committed. Refuses other arguments."""
+def _is_committed(directory: Path, seed: int, app: Mapping[str, Any]) -> bool:
+    """Return whether the run in a directory has a committed round. Refuses other arguments than the run had."""
     file = directory / "config.yaml"
     if not file.is_file():
         raise ConfigError("out", f"{directory} holds no run")
@@ -174,8 +173,7 @@ def _committed(directory: Path, seed: int, app: Mapping[str, Any]) -> Mapping[st
         before = then["seed"] if key == "seed" else then["flower"][key]
         if key not in ("name", "source") and before != now:
             raise ConfigError(key, f"{now!r} is not {before!r}, which the run in {directory} has")
-    there = (directory / "checkpoints" / "last.json").is_file()
-    return checkpoint.load(directory / "checkpoints", "last") if there else None
+    return committed(directory)
 
 
 @contextmanager

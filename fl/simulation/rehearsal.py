@@ -28,5 +28,5 @@ def rehearse(simulation: Simulation, rounds: Iterable[int], plan: Plan) -> list[
     finally:
         simulation.folder.forget()
         simulation.states.commit()  # frees what many rehearsals would leave on disk
-        simulation.states.sweep()
+        simulation.states.sweep(1, 1)  # no commit needs them
     return trial.pending

@@ -22,7 +22,7 @@ from fl.simulation.unchanged import FREE_TO_CHANGE
 from fl.storage import files
 from fl.storage.lock import locked
 from fl.storage.place import check_place, folder_name
-from fl.storage.run import create_run_directory
+from fl.storage.run import committed, create_run_directory
 
 
 def never() -> bool:
@@ -158,6 +158,6 @@ def _with_baselines(
             if any(r.reason == "interrupted" for r in (result, *done.values())):
                 break
             home = files.make_folder(files.make_folder(directory / "baselines") / folder_name("baselines", name))
-            exists = (home / "checkpoints" / "last.json").is_file()
+            exists = committed(home)
             done[name] = _with_baselines(other, home, exists, changed, watch, interrupt)
         return replace(result, baselines=done)

@@ -35,10 +35,9 @@ from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping, check_metric_names
 from fl.simulation.totals import Row
-from fl.storage import checkpoint
 from fl.storage.clients import ClientStates
 from fl.storage.lock import locked
-from fl.storage.run import RunDirectory
+from fl.storage.run import RunDirectory, committed, open_run
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors import random
 from fl.tensors.generators import seeded_generators
@@ -85,7 +84,7 @@ class Simulation:
         self.config, self.directory, self.changed = config, directory, changed
         with ExitStack() as stack:
             stack.enter_context(locked(directory))
-            if not resumed and (directory / "checkpoints" / "last.json").exists():
+            if not resumed and committed(directory):
                 raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` continues it")
             configure_process()
             self.executor: Executor = new_executor(config.execution) if executor is None else executor
@@ -105,16 +104,11 @@ class Simulation:
         interrupted = False
         while not (self.finished or interrupted):
             with span("server", "round", self.round):
-                row = self.one_round()
+                self.one_round()
                 interrupted = interrupt()
-                if (
-                    self.finished
-                    or interrupted
-                    or self.best_pending
-                    or self.round % rounds_per_commit(self.config) == 0
-                ):
-                    self.commit()
-            watch("round", row)
+                rows = self.commit() if interrupted or self.due else []
+            for row in rows:
+                watch("round", row)
         if interrupted and not self.finished:
             return save_result(self.folder, self.round, "interrupted", self.config.strategy.model(self.state))
         return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", self._after_rounds())
@@ -144,6 +138,11 @@ class Simulation:
     def finished(self) -> bool:
         """Whether all rounds are done, or a target, the patience or the virtual time has ended the run."""
         return self.round >= self.config.rounds or bool(self.stopping.reason)
+
+    @property
+    def due(self) -> bool:
+        """Whether the rounds since the last commit have to be committed now."""
+        return self.finished or self.best_pending or self.round % rounds_per_commit(self.config) == 0
 
     def start_workers(self) -> None:
         """Give the workers what they need."""
@@ -217,8 +216,8 @@ class Simulation:
             check_state(config.strategy, self.state)
             check_groups(config, self._first_request())
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
-        record = checkpoint.load(self.directory / "checkpoints", "last") if resumed else None
-        self.folder = RunDirectory(self.directory, Ledger, record and record["lengths"])
+        stack.callback(self.states.close)
+        self.folder, record = open_run(self.directory, Ledger, self.states, resumed)
         stack.callback(self.folder.close)
         self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
         if record:
@@ -254,7 +253,7 @@ class Simulation:
 
     # -- commits --------------------------------------------------------------------------------------------------
     def record(self) -> Mapping[str, Any]:
-        """Return what a resumed run needs."""
+        """Return what a resumed run needs, beside the states of clients."""
         model = self.config.strategy.model(self.state)
         return {
             "round": self.round,
@@ -263,11 +262,10 @@ class Simulation:
             # for readers that run no code of the run: the model, unless it is the state or its field `model`
             "model": None if model is self.state or model is getattr(self.state, "model", None) else model,
             "sampler": self.sampler,
-            "exchanges": self.exchanges.record(),  # before the client states: it may have clients train
+            "exchanges": self.exchanges.record(),  # it may have clients train, so their states come after it
             "stopping": self.stopping.record(),
             "setup_done": self.setup_done,
             "accuracy_matrix": self.accuracy_matrix,
-            "clients": self.states.commit(),
         }
 
     def _restore(self, record: Mapping[str, Any]) -> None:
@@ -275,7 +273,6 @@ class Simulation:
         self.setup_done, self.accuracy_matrix = record["setup_done"], record["accuracy_matrix"]
         self.exchanges.restore(record["exchanges"])
         self.stopping.restore(record["stopping"])
-        self.states.restore(record["clients"])
         if self.config.rounds < self.round:
             raise ConfigError(
                 "rounds", f"{self.config.rounds} is less than the {self.round} rounds done; rounds=+10 adds"
@@ -283,15 +280,12 @@ class Simulation:
         if self.config.rounds > record["rounds"]:  # more rounds are asked for, whatever ended the run before
             self.stopping.reason = ""
 
-    def commit(self) -> None:
-        """Write everything up to the present round to disk, in one step."""
+    def commit(self) -> list[Row]:
+        """Write everything up to the present round to disk, in one step; return the metrics of the new rounds."""
         with span("server", "commit"):
-            record = self.record()
-            if self.best_pending:
-                self.states.pin("best")
-            self.folder.commit(self.round, self.pending, record, self.best_pending)
-            self.states.sweep()
-            self.pending, self.best_pending = [], False
+            self.folder.commit(self.pending, self.record(), self.states, self.best_pending)
+            rows, self.pending, self.best_pending = self.pending, [], False
+        return [row for row in rows if row["round"] != SETUP]
 
     def _after_rounds(self) -> Params:
         """Let the strategy do its work after the last round; return the model. No commit contains this work."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fl.storage import files
+from fl.storage.growing import Damaged, GrowingFile
 from fl.storage.segments import NO_RECORD, Segments
 
 _MAX_WRITERS = 1 << 20
@@ -30,7 +31,8 @@ class ClientStates:
         self.index: np.ndarray | None = None
         self.staged: list[tuple[np.ndarray, np.ndarray]] = []
         self.generation = 0
-        self.length = 0  # committed bytes of the index log
+        self.log: GrowingFile | None = None  # the index log
+        self.compacted: int | None = 0  # number of the first commit with this generation; None if nothing is to sweep
         self.writers = 0
         self.total = self.live = 0  # bytes in all segments, and of the current states
 
@@ -70,21 +72,30 @@ class ClientStates:
             if self._worth_compacting():
                 self._compact()
             else:
-                rows = np.concatenate([np.column_stack(pair) for pair in self.staged])
-                self._append(rows)
+                self._append(np.concatenate([np.column_stack(pair) for pair in self.staged]))
             self.staged = []
-        return {"generation": self.generation, "length": self.length, "total": self.total}
+        return {"generation": self.generation, "log": self.log and self.log.mark, "total": self.total}
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Return to the states of a commit record."""
-        self.generation, self.length, self.total = record["generation"], record["length"], record["total"]
-        self.staged, self.index, self.live = [], None, 0
-        if self.length:
-            files.open_at(self._log(), self.length).close()
-            rows = np.fromfile(self._log(), np.int64).reshape(-1, 4)
+        """Return to the states of a commit record.
+
+        Raises:
+            Damaged: the index is damaged, or a segment is lost or too short.
+        """
+        self.close()
+        self.generation, self.total = record["generation"], record["total"]
+        self.staged, self.index, self.live, self.compacted = [], None, 0, 0
+        if record["log"]:
+            self.log = GrowingFile(self._log_path(), record["log"])
+            rows = np.fromfile(self._log_path(), np.int64).reshape(-1, 4)
             index = self._index()
             index[rows[:, 0]] = rows[:, 1:]  # later rows win
             self.live = int(index[:, 2].sum())
+            try:
+                Segments(self.folder).check(index[index[:, 0] >= 0])
+            except Damaged:
+                self.close()
+                raise
 
     def pin(self, name: str) -> None:
         """Protect the present states, for the checkpoint `name`, from later compactions."""
@@ -94,16 +105,38 @@ class ClientStates:
             np.save(rows, np.column_stack([clients, self.index[clients]]))  # rows (client, location)
             files.write_file(self.folder / f"{name}.npy", rows.getvalue())
 
-    def sweep(self) -> None:
-        """Delete segments that no committed or pinned state uses. Call it after the commit record is on disk."""
-        if self.generation and (self.folder / f"index-{self.generation - 1}.bin").exists():
-            used = {int(s) for s in np.unique(self._index()[:, 0])}
-            for pinned in self.folder.glob("*.npy"):
-                used |= {int(s) for s in np.unique(np.load(pinned, allow_pickle=False)[:, 1])}
-            for path in self.folder.glob("*.seg"):
-                if int(path.stem) < self.segment(0) and int(path.stem) not in used:
-                    files.remove(path)
-            files.remove(self.folder / f"index-{self.generation - 1}.bin")
+    def sweep(self, number: int, needed: int) -> None:
+        """Delete segments that no commit and no pinned state uses. Call it after each commit.
+
+        Args:
+            number: number of the commit that was written.
+            needed: number of the oldest commit that may still be resumed.
+        """
+        if not self.generation or self.compacted is None:
+            return
+        self.compacted = self.compacted or number
+        if self.compacted > needed:
+            return
+        used = {int(s) for s in np.unique(self._index()[:, 0])}
+        for pinned in self.folder.glob("*.npy"):
+            used |= {int(s) for s in np.unique(np.load(pinned, allow_pickle=False)[:, 1])}
+        for path in self.folder.glob("*.seg"):
+            if int(path.stem) < self.segment(0) and int(path.stem) not in used:
+                files.remove(path)
+        for path in self.folder.glob("index-*.bin"):
+            if int(path.stem.removeprefix("index-")) < self.generation:
+                files.remove(path)
+        self.compacted = None
+
+    def growing(self) -> list[Path]:
+        """Return the files that commits count on."""
+        return sorted([*self.folder.glob("*.seg"), *self.folder.glob("*.bin")])
+
+    def close(self) -> None:
+        """Close the index log."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
     def _index(self) -> np.ndarray:
         """Return the index (population, 3), created when it is first needed."""
@@ -111,16 +144,14 @@ class ClientStates:
             self.index = np.tile(np.array(NO_RECORD), (self.population, 1))
         return self.index
 
-    def _log(self) -> Path:
+    def _log_path(self) -> Path:
         return self.folder / f"index-{self.generation}.bin"
 
     def _append(self, rows: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with files.open_at(self._log(), self.length) as file:
-            view = memoryview(rows.astype(np.int64).tobytes())
-            while view:  # an unbuffered write may be partial
-                view = view[file.write(view) :]
-            self.length = file.tell()
+        if self.log is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.log = GrowingFile(self._log_path())
+        self.log.append(memoryview(rows.astype(np.int64).tobytes()))
 
     def _worth_compacting(self) -> bool:
         return self.total - self.live > max(self.live, COMPACT_ABOVE)
@@ -129,7 +160,8 @@ class ClientStates:
         """Copy the current states to one new segment, in client order, with a new generation of the index."""
         index = self._index()
         clients = np.flatnonzero(index[:, 0] >= 0)
-        self.generation += 1
+        self.close()
+        self.generation, self.compacted = self.generation + 1, 0
         source, fresh, offset = Segments(self.folder), self.segment(self.new_writer()), 0
         new = files.open_file(source.path(fresh), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(new, "wb") as out:
@@ -139,5 +171,5 @@ class ClientStates:
                 index[client] = (fresh, offset, length)
                 offset += length
         source.close()
-        self.length, self.total = 0, offset
+        self.total = offset
         self._append(np.column_stack([clients, index[clients]]))

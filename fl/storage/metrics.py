@@ -29,11 +29,11 @@ class ClientMetrics:
     def __init__(self, folder: Path, committed: Sequence[Mapping[str, Any]] = ()):
         self.folder = folder
         self.pending: list[tuple[int, str, np.ndarray, np.ndarray, dict[str, Any]]] = []
-        self.parts = [dict(part) for part in committed]  # each {"names": metrics, "length": committed bytes}
+        self.parts = [dict(part) for part in committed]  # each {"names": metrics, "mark": what is committed}
         self.stream = self._open() if self.parts else None
 
     def _open(self) -> ArrowStream:
-        return ArrowStream(self._path(len(self.parts) - 1), _schema(self.parts[-1]["names"]), self.parts[-1]["length"])
+        return ArrowStream(self._path(len(self.parts) - 1), _schema(self.parts[-1]["names"]), self.parts[-1]["mark"])
 
     def _path(self, part: int) -> Path:
         return self.folder / f"clients-{part}.arrow"
@@ -43,12 +43,12 @@ class ClientMetrics:
         self.pending.append((round_, split, np.asarray(clients), np.asarray(num_examples), dict(metrics)))
 
     def commit(self) -> list[dict[str, Any]]:
-        """Write the added rows; return the names and the length of each stream."""
+        """Write the added rows; return the names and the mark of each stream."""
         known = self.parts[-1]["names"] if self.parts else []
         names = list(dict.fromkeys([*known, *(name for *_, metrics in self.pending for name in metrics)]))
         if self.pending and (self.stream is None or names != known):
             self.close()
-            self.parts.append({"names": names, "length": 0})
+            self.parts.append({"names": names, "mark": None})
             self.stream = self._open()
         for round_, split, clients, num_examples, metrics in self.pending:
             n, stream = len(clients), self.stream
@@ -57,7 +57,7 @@ class ClientMetrics:
             columns += [column(ids.astype(np.int64)) for ids in (clients, num_examples)]
             missing = pa.nulls(n, pa.float64())
             columns += [column(np.asarray(metrics[name], np.float64)) if name in metrics else missing for name in names]
-            self.parts[-1]["length"] = stream.append(pa.record_batch(columns, schema=_schema(names)))
+            self.parts[-1]["mark"] = stream.append(pa.record_batch(columns, schema=_schema(names)))
         self.pending = []
         return [dict(part) for part in self.parts]
 

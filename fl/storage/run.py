@@ -8,8 +8,8 @@
     checkpoints/         last and best                clients/   states of clients           streams/   growing tables
     profile.json, trace.json   the time spent, if requested
 
-A round is committed by one rename: `checkpoints/last.json` names the tensors and holds the lengths of all growing
-files.
+A commit is one file of checkpoints/ (checkpoint.py). It holds the length and the checksum of each growing file, so a
+resumed run cuts them back to its commit, and a damaged one is noticed.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
 import fl
 from fl.errors import ConfigError
 from fl.storage import checkpoint, files
+from fl.storage.clients import ClientStates
+from fl.storage.growing import Damaged, GrowingFile, Mark
 from fl.storage.metrics import ClientMetrics
 from fl.tensors.params import Params
-from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
     from fl.communication.ledger import Ledger
 
+log = logging.getLogger(__name__)
+OpenLedger: TypeAlias = "Callable[[Path, Mark | None], Ledger]"
+
 LONGEST_NAME = 50  # characters of a method's name in the name of a run directory
-RETRIES = 5  # to read a checkpoint that a live run replaces
 PACKAGES = ("torch", "numpy", "numba", "ray", "flwr", "scikit-learn", "pyarrow", "safetensors")
 
 
@@ -50,28 +54,32 @@ class RunDirectory:
 
     Args:
         path: The directory; it is created if needed.
-        open_ledger: Opens the ledger at a path, cut to a committed length in bytes. The caller passes it, because
+        open_ledger: Opens the ledger at a path, cut back to a mark. The caller passes it, because
             the storage of a run does not know what a ledger counts.
-        lengths: Committed lengths of all growing files, as `flush` returned them; None starts a new run.
+        last: The file of the commit to continue from, and its marks of the growing files, as `flush` returned them.
+            None starts a new run.
+
+    Raises:
+        Damaged: A growing file does not begin with what was committed.
     """
 
-    def __init__(
-        self, path: Path, open_ledger: Callable[[Path, int], Ledger], lengths: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, path: Path, open_ledger: OpenLedger, last: tuple[Path, Mapping[str, Any]] | None = None) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints", "clients", "streams", "scratch"):
             files.make_folder(path / name)
         for leftover in (path / "scratch").glob("*.seg"):  # from a killed run
             files.remove(leftover)
-        lengths = lengths or {"metrics": 0, "ledger": 0, "clients": ()}
+        file, marks = last or (None, {"metrics": None, "ledger": None, "clients": ()})
         with contextlib.ExitStack() as opened:
-            self.metrics = files.open_at(path / "metrics.jsonl", lengths["metrics"])
+            self.metrics = GrowingFile(path / "metrics.jsonl", marks["metrics"])
             opened.callback(self.metrics.close)
-            self.ledger = open_ledger(path / "streams" / "ledger.arrow", lengths["ledger"])
+            self.ledger = open_ledger(path / "streams" / "ledger.arrow", marks["ledger"])
             opened.callback(self.ledger.close)
-            self.clients = ClientMetrics(path / "streams", lengths["clients"])
+            self.clients = ClientMetrics(path / "streams", marks["clients"])
             opened.callback(self.clients.close)
+            self.commits = checkpoint.Commits(path / "checkpoints", file)
+            opened.callback(self.commits.close)
             self._opened = opened.pop_all()
 
     def configure(self, config: dict[str, Any]) -> None:
@@ -94,24 +102,29 @@ class RunDirectory:
             files.write_file(self.path / "code" / name, text)
 
     def flush(self) -> dict[str, Any]:
-        """Write recorded rows; return the lengths of the growing files."""
-        return {"metrics": self.metrics.tell(), "ledger": self.ledger.commit(), "clients": self.clients.commit()}
+        """Write recorded rows; return the marks of the growing files."""
+        return {"metrics": self.metrics.mark, "ledger": self.ledger.commit(), "clients": self.clients.commit()}
 
-    def commit(self, round_: int, rows: list[dict[str, Any]], tree: Tree, best: bool) -> None:
-        """Commit all rounds up to `round_`.
+    def commit(
+        self, rows: Sequence[Mapping[str, Any]], tree: Mapping[str, Any], states: ClientStates, best: bool
+    ) -> None:
+        """Commit the rounds since the last commit.
 
         Args:
-            round_: The last round of the commit.
-            rows: Metrics of the rounds since the last commit.
-            tree: State from which the run continues.
+            rows: Metrics of these rounds.
+            tree: What the run continues from.
+            states: States of the clients. What they need to be found again is added to `tree`.
             best: Also save it as the checkpoint `best`.
         """
         for row in rows:
-            self.metrics.write((json.dumps(finite(row), allow_nan=False) + "\n").encode())
-        record = {**tree, "lengths": self.flush()}
+            self.metrics.append((json.dumps(finite(row), allow_nan=False) + "\n").encode())
+        record = {**tree, "clients": states.commit(), "files": self.flush()}
         if best:
-            checkpoint.save(self.path / "checkpoints", "best", record, round_)
-        checkpoint.save(self.path / "checkpoints", "last", record, round_)
+            states.pin("best")
+            checkpoint.save(self.path / "checkpoints" / "best.safetensors", record)
+        streams = sorted((self.path / "streams").iterdir())
+        self.commits.save(record, [self.metrics.path, *streams, *states.growing()])
+        states.sweep(self.commits.number, self.commits.needed)
 
     def forget(self) -> None:
         """Drop recorded rows that were not written."""
@@ -129,6 +142,48 @@ class RunDirectory:
         self._opened.close()
 
 
+def open_run(
+    path: Path, open_ledger: OpenLedger, states: ClientStates, resumed: bool
+) -> tuple[RunDirectory, Mapping[str, Any] | None]:
+    """Open the directory of a new run, or of a run that continues from its newest intact commit.
+
+    Args:
+        path: The directory.
+        open_ledger: As in `RunDirectory`.
+        states: States of the clients; they return to those of the commit.
+        resumed: Whether the run continues.
+
+    Returns:
+        The directory, and the record of the commit; None for a new run.
+
+    Raises:
+        ConfigError: No commit is intact.
+    """
+    if not resumed:
+        return RunDirectory(path, open_ledger), None
+    damages: list[Damaged] = []
+    for file, record in checkpoint.intact(path / "checkpoints"):
+        try:
+            if isinstance(record, Damaged):
+                raise record
+            states.restore(record["clients"])
+            folder = RunDirectory(path, open_ledger, (file, record["files"]))
+        except Damaged as damage:
+            damages.append(damage)
+            continue
+        if damages:
+            log.warning("%s. The run continues from the commit before it, after %s rounds", damages[0], record["round"])
+        return folder, record
+    raise ConfigError(
+        "", f"{damages[0]}, and no earlier commit is intact; start a new run" if damages else f"{path} holds no commit"
+    )
+
+
+def committed(path: Path) -> bool:
+    """Whether a directory holds a run with a commit."""
+    return checkpoint.committed(path / "checkpoints")
+
+
 def finite(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have, with None.
 
@@ -143,29 +198,35 @@ def finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of the committed rounds of a run."""
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    """Return the metrics of the committed rounds of a run. A line that a killed run has not finished is left out."""
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def committed_model(path: Path) -> Params:
-    """Return the model of the last committed round of a run. No code of the run is imported or called.
+def last_commit(path: Path) -> Mapping[str, Any]:
+    """Return the record of the newest intact commit of a run. No code of the run is imported or called.
 
     Raises:
-        ConfigError: the directory has no committed round, or is the run of a Flower app.
+        ConfigError: the directory has none.
     """
-    for _ in range(RETRIES):
-        try:
-            record = checkpoint.load(path / "checkpoints", "last", plain=True)
-            break
-        except FileNotFoundError:  # the live run has committed another round in the meantime
-            continue
-    else:
-        raise ConfigError("", f"{path} has no committed round")
+    found = [tree for _, tree in checkpoint.intact(path / "checkpoints", plain=True)]
+    record = next((tree for tree in found if not isinstance(tree, Damaged)), None)
+    if record is None:
+        raise ConfigError("", str(found[0]) if found else f"{path} has no committed round")
+    return record
+
+
+def committed_model(record: Mapping[str, Any]) -> Params:
+    """Return the model in the record of a commit, see `last_commit`.
+
+    Raises:
+        ConfigError: it is the run of a Flower app.
+    """
     state = record.get("state")
-    found = record.get("model") or (state.get("model") if isinstance(state, dict) else state)
-    if not isinstance(found, Params):
-        raise ConfigError("", f"{path} holds no model of fl; the model of a Flower app is where the app put it")
-    return found
+    model = record.get("model") or (state.get("model") if isinstance(state, dict) else state)
+    if not isinstance(model, Params):
+        raise ConfigError("", "the run has no model of fl; the model of a Flower app is where the app put it")
+    return model
 
 
 @functools.cache

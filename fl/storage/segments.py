@@ -1,8 +1,9 @@
 """Append-only segments: records written by workers, read by their location (segment, offset, length).
 
-    record   | skeleton length | skeleton text | pad to 64 | buffers of the tree, each on a 64-byte boundary |
+    record   | checksum | skeleton length | skeleton text | pad to 64 | buffers of the tree, on 64-byte boundaries |
 
-A segment has one writer, and records are never changed. The owner of the locations decides which records are current. A
+The checksum is the XXH3 (64 bits) of what follows it; every read compares it. A segment has one writer, and records
+are never changed. The owner of the locations decides which records are current. A
 record is a tree (`fl.tensors.serialise.flatten`): states of clients are text and numbers, never pickle.
 """
 
@@ -18,15 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from fl.storage import files
+from fl.storage.growing import Damaged
 from fl.tensors.params import ALIGNMENT
 from fl.tensors.serialise import aligned_offsets, flatten, raw_bytes, shapes, unflatten
 from fl.tensors.trees import Tree, row
 
 NO_RECORD = (-1, 0, 0)  # the location of no record
-_LENGTH = struct.Struct("<Q")
+_FRONT = struct.Struct("<QQ")  # checksum, length of the skeleton
+_SUMMED = 8  # the checksum is that of the bytes from here on
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,17 @@ class Segments:
     def append(self, tree: Tree) -> tuple[int, int, int]:
         """Write a tree; return its location."""
         skeleton, tensors = flatten(tree)
-        tensors = [t.contiguous() for t in tensors]
-        return self._write([_header(skeleton), *(raw_bytes(t) for t in tensors)])
+        text, buffers = skeleton.encode(), [raw_bytes(t.contiguous()) for t in tensors]
+        found = xxhash.xxh3_64(_FRONT.pack(0, len(text))[_SUMMED:] + text + _pad(_FRONT.size + len(text)))
+        for buffer in buffers:
+            found.update(buffer)
+            found.update(_pad(len(buffer)))
+        return self._write([_FRONT.pack(found.intdigest(), len(text)) + text, *buffers])
 
     def append_rows(self, tree: Tree, count: int) -> np.ndarray:
         """Write the `count` trees stacked in `tree` as one record each; return their locations (count, 3)."""
-        header = np.frombuffer(_header(flatten(row(tree, 0))[0]), np.uint8)
+        text = flatten(row(tree, 0))[0].encode()
+        header = np.frombuffer(_FRONT.pack(0, len(text)) + text, np.uint8)
         tensors = flatten(tree)[1]
         sizes = [len(header), *(t[0].numel() * t.element_size() for t in tensors)]
         offsets, length = aligned_offsets(sizes)
@@ -92,6 +101,7 @@ class Segments:
         block[:, : len(header)] = header
         for tensor, offset, size in zip(tensors, offsets[1:], sizes[1:]):
             block[:, offset : offset + size] = tensor.reshape(count, -1).contiguous().view(torch.uint8).numpy()
+        block[:, :_SUMMED] = _checksums(block).astype("<u8")[:, None].view(np.uint8)
         segment, at, _ = self._write([block.reshape(-1).data])
         start = at + length * np.arange(count)
         return np.stack([np.full(count, segment), start, np.full(count, length)], axis=1)
@@ -126,9 +136,10 @@ class Segments:
             return None
         memory = torch.empty(length, dtype=torch.uint8, device="cpu")
         raw_bytes(memory)[:] = self.window(segment, offset, length)
-        text = memory.numpy()
-        (size,) = _LENGTH.unpack_from(text.data)
-        return _tree(bytes(text[_LENGTH.size : _LENGTH.size + size]).decode(), memory, _LENGTH.size + size)
+        record = memory.numpy()
+        _, size = _FRONT.unpack_from(record.data)
+        end = _FRONT.size + size
+        return _tree(bytes(record[_FRONT.size : end]).decode(), memory, end)
 
     def read_rows(self, locations: np.ndarray) -> Tree:
         """Return copies of the trees at locations (n, 3), stacked; `None` if their structures differ."""
@@ -145,22 +156,59 @@ class Segments:
                 first + np.arange(units)
             ]
         rows = block.reshape(len(locations), -1)
-        (size,) = _LENGTH.unpack_from(rows[0].data)
-        end = _LENGTH.size + size
-        skeleton = bytes(rows[0, _LENGTH.size : end]).decode()
-        if (rows[:, :end] != rows[0, :end]).any() or '"array"' in skeleton:  # numpy arrays cannot be stacked
+        damaged = _checksums(rows) != rows[:, :_SUMMED].copy().view("<u8")[:, 0]
+        if damaged.any():
+            raise self._damage(*map(int, locations[np.argmax(damaged), :2]))
+        _, size = _FRONT.unpack_from(rows[0].data)
+        end = _FRONT.size + size
+        skeleton = bytes(rows[0, _FRONT.size : end]).decode()
+        if (
+            rows[:, _SUMMED:end] != rows[0, _SUMMED:end]
+        ).any() or '"array"' in skeleton:  # numpy arrays cannot be stacked
             return None
         return _tree(skeleton, torch.from_numpy(rows), end)
 
+    def check(self, locations: np.ndarray) -> None:
+        """Check that the files of the records at locations (n, 3) exist and are long enough.
+
+        Raises:
+            Damaged: one does not.
+        """
+        for segment in np.unique(locations[:, 0]):
+            path, mine = self.path(int(segment)), locations[locations[:, 0] == segment]
+            size = path.stat().st_size if path.is_file() else None
+            end = int((mine[:, 1] + mine[:, 2]).max())
+            if size is None or size < end:
+                raise Damaged(
+                    f"{path} {'is missing' if size is None else f'has {size} bytes, but {end} were committed'}"
+                )
+
     def window(self, segment: int, offset: int, length: int) -> memoryview:
-        """Return the bytes of a record, without a copy."""
-        return memoryview(self._map(segment, offset + length))[offset : offset + length]
+        """Return the bytes of a record, without a copy.
+
+        Raises:
+            Damaged: the record is lost, or not as it was written.
+        """
+        found = memoryview(self._map(segment, offset + length))[offset : offset + length]
+        if len(found) < length:
+            raise Damaged(f"{self.path(segment)} ends before byte {offset + length}, which was committed")
+        if xxhash.xxh3_64_intdigest(found[_SUMMED:]) != _FRONT.unpack_from(found)[0]:
+            raise self._damage(segment, offset)
+        return found
+
+    def _damage(self, segment: int, offset: int) -> Damaged:
+        return Damaged(f"{self.path(segment)} is damaged: the checksum of the record at byte {offset} differs")
 
     def _map(self, segment: int, end: int) -> mmap.mmap:
         found = self.maps.get(segment)
         if found is None or len(found) < end:
-            with open(self.path(segment), "rb") as file:
-                found = self.maps[segment] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with open(self.path(segment), "rb") as file:
+                    found = self.maps[segment] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (FileNotFoundError, ValueError) as error:  # an empty file cannot be mapped
+                raise Damaged(
+                    f"{self.path(segment)} is {'empty' if isinstance(error, ValueError) else 'missing'}"
+                ) from error
         return found
 
     def close(self) -> None:
@@ -171,9 +219,14 @@ class Segments:
         self.maps.clear()
 
 
-def _header(skeleton: str) -> bytes:
-    text = skeleton.encode()
-    return _LENGTH.pack(len(text)) + text
+def _pad(length: int) -> bytes:
+    """Return the zeros after `length` bytes, up to the next boundary."""
+    return b"\0" * (-length % ALIGNMENT)
+
+
+def _checksums(records: np.ndarray) -> np.ndarray:
+    """Return the checksum of each record, uint8 (n, length) -> uint64 (n,)."""
+    return np.array([xxhash.xxh3_64_intdigest(record[_SUMMED:]) for record in records], np.uint64)
 
 
 def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:

@@ -2,8 +2,7 @@
 
     | schema | batch | batch | batch | ba        one batch per commit; readers ignore an incomplete batch
 
-The commit record of a round holds the length of the file; a resumed run cuts the file to this length and continues.
-Writes reach the operating system at once, so they survive a crash of the process, but not a power cut.
+The commit record of a round holds the mark of the file (growing.py); a resumed run cuts the file back and continues.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fl.storage import files
+from fl.storage.growing import GrowingFile, Mark
 
 
 # pa.array, pa.scalar and pa.repeat import pandas if it is installed, which takes 0.3 s before the first commit
@@ -40,25 +39,23 @@ class ArrowStream:
     Args:
         path: The file.
         schema: Schema of all batches.
-        length: Cut an existing file to this many bytes and continue; 0 starts a new file.
+        mark: Continue after this mark, see `GrowingFile`; None starts a new file.
     """
 
-    def __init__(self, path: str | Path, schema: pa.Schema, length: int = 0):
-        self.schema, self.length = schema, length
-        self._file = files.open_at(Path(path), length)
-        if not length:
-            self._write(schema.serialize())
+    def __init__(self, path: str | Path, schema: pa.Schema, mark: Mark | None = None):
+        self.schema, self._file = schema, GrowingFile(Path(path), mark)
+        if mark is None:
+            self._file.append(memoryview(schema.serialize()))
 
-    def append(self, rows: pa.RecordBatch) -> int:
-        """Write rows with the schema of the stream; return the length of the file in bytes."""
-        self._write(rows.serialize())
-        return self.length
+    @property
+    def mark(self) -> Mark:
+        """What the file holds now."""
+        return self._file.mark
 
-    def _write(self, buffer: pa.Buffer) -> None:
-        view = memoryview(buffer)
-        while view:  # an unbuffered write may be partial
-            written = self._file.write(view)
-            view, self.length = view[written:], self.length + written
+    def append(self, rows: pa.RecordBatch) -> Mark:
+        """Write rows with the schema of the stream; return what the file then holds."""
+        self._file.append(memoryview(rows.serialize()))
+        return self.mark
 
     def close(self) -> None:
         """Close the file."""

@@ -39,7 +39,7 @@ from fl.execution.workers.ray_pool import keep_workers
 from fl.report.variants import Variant
 from fl.storage import files
 from fl.storage.place import LONGEST, folder_name
-from fl.storage.run import read_metrics
+from fl.storage.run import committed, read_metrics
 from fl.tasks.task import minimised
 
 Overrides = Mapping[str, Any]
@@ -191,7 +191,7 @@ class _Run:
         from fl.errors import ClientError
         from fl.simulation.run import resume, run
 
-        started = (self.out / "checkpoints" / "last.json").is_file()
+        started = committed(self.out)
         try:
             result = resume(self.out) if started else run(self.config, out=self.out, **self.overrides)
         except ClientError as error:

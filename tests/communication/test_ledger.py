@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.communication.ledger import SCHEMA, Ledger, read
+from fl.storage.growing import Damaged
 from fl.storage.stream import ArrowStream
 
 
@@ -30,7 +31,7 @@ NONE = {
 
 
 def play(ledger, round_, clients=(3, 5)):
-    """Record one round and return the committed length in bytes."""
+    """Record one round and return what is committed."""
     clients = np.array(clients)
     ledger.record(round_, 0, "down", "model", clients, 100, 80, 120)
     ledger.multicast(round_, 80)
@@ -110,7 +111,7 @@ def test_totals_are_the_sums_of_the_rows(rounds, tmp_path_factory):
 def test_a_file_cut_at_any_byte_holds_its_whole_commits(tmp_path, opened):
     path, cut = tmp_path / "ledger.arrow", tmp_path / "cut.arrow"
     ledger = opened(Ledger(path))
-    lengths = [play(ledger, round_) for round_ in range(3)]
+    lengths = [play(ledger, round_).length for round_ in range(3)]
     content = path.read_bytes()
     assert len(content) == lengths[-1]
     for length in range(len(content) + 1):
@@ -122,10 +123,10 @@ def test_cut_back_and_gone_on_with_is_the_uninterrupted_file(tmp_path, opened):
     whole, torn = opened(Ledger(tmp_path / "whole.arrow")), Ledger(tmp_path / "torn.arrow")
     for round_ in range(3):
         play(whole, round_)
-    length = play(torn, 0)
+    mark = play(torn, 0)
     play(torn, 1, clients=range(50))  # the run ends before this round is committed
     torn.close()
-    torn = opened(Ledger(tmp_path / "torn.arrow", length))
+    torn = opened(Ledger(tmp_path / "torn.arrow", mark))
     for round_ in (1, 2):
         play(torn, round_)
     assert (tmp_path / "torn.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
@@ -133,18 +134,18 @@ def test_cut_back_and_gone_on_with_is_the_uninterrupted_file(tmp_path, opened):
 
 def test_nothing_recorded_is_nothing_written(tmp_path, opened):
     ledger = opened(Ledger(tmp_path / "ledger.arrow"))
-    length = ledger.commit()
-    assert length == ledger.commit() == (tmp_path / "ledger.arrow").stat().st_size
+    mark = ledger.commit()
+    assert mark == ledger.commit() and mark.length == (tmp_path / "ledger.arrow").stat().st_size
     ledger.record(0, 0, "up", "model", np.array([], np.int64), 1, 1, 1)
     ledger.commit()
     assert read(tmp_path / "ledger.arrow").num_rows == 0
 
 
 def test_a_file_shorter_than_its_commit_is_refused(tmp_path, opened):
-    length = play(opened(Ledger(tmp_path / "ledger.arrow")), 0)
+    mark = play(opened(Ledger(tmp_path / "ledger.arrow")), 0)
     (tmp_path / "ledger.arrow").write_bytes((tmp_path / "ledger.arrow").read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"has {length - 1} bytes, but {length} were committed"):
-        Ledger(tmp_path / "ledger.arrow", length)
+    with pytest.raises(Damaged, match=f"has {mark.length - 1} bytes, but {mark.length} were committed"):
+        Ledger(tmp_path / "ledger.arrow", mark)
 
 
 def test_directions_are_up_and_down(tmp_path, opened):

@@ -102,7 +102,7 @@ def test_local_stays_with_each_client(tmp_path):
     result = run(tmp_path, "local", cohort={"name": "fixed", "clients": [0, 1]})
     assert set(result.model) == {"1.weight", "1.bias"}
     states = ClientStates(tmp_path / "run" / "clients", 3)
-    states.restore(checkpoint.load(tmp_path / "run" / "checkpoints", "last")["clients"])
+    states.restore(next(checkpoint.intact(tmp_path / "run" / "checkpoints"))[1]["clients"])
     segments = Segments(tmp_path / "run" / "clients")
     kept = [segments.read(location) for location in states.locations(np.arange(3))]
     assert kept[2] is None

@@ -1,8 +1,8 @@
 """Storage: records in segments, client states, checkpoints, streams, and recovery after a crash."""
 
-import shutil
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from fl.errors import MachineError
 from fl.storage import checkpoint
 from fl.storage import clients as client_states
 from fl.storage.clients import ClientStates
+from fl.storage.growing import Damaged
 from fl.storage.segments import NO_RECORD, Segments
 from fl.storage.stream import ArrowStream
 from fl.tensors.params import Params
@@ -125,7 +126,7 @@ class Store:
     """A driver and its worker: `put` states in a round, `commit` the round, `get` the states."""
 
     def __init__(self, folder, record=None, population=20):
-        self.folder, self.states = folder, ClientStates(folder, population)
+        self.folder, self.states, self.number = folder, ClientStates(folder, population), 0
         if record:
             self.states.restore(record)
         self.writer, self.segments = self.states.new_writer(), Segments(folder)
@@ -141,11 +142,13 @@ class Store:
 
     def commit(self) -> dict:
         record = self.states.commit()
-        self.states.sweep()
+        self.number += 1
+        self.states.sweep(self.number, self.number)  # no older commit is needed
         return record
 
     def close(self) -> None:
         self.segments.close()
+        self.states.close()
 
 
 @pytest.fixture
@@ -186,7 +189,7 @@ def test_who_wrote_nothing_keeps_what_it_has(store):
 def test_idle_clients_cost_nothing(tmp_path):
     states = ClientStates(tmp_path / "clients", 10**9)
     assert states.locations(np.array([0, 10**9 - 1])).tolist() == [list(NO_RECORD)] * 2
-    assert states.commit() == {"generation": 0, "length": 0, "total": 0} and not (tmp_path / "clients").exists()
+    assert states.commit() == {"generation": 0, "log": None, "total": 0} and not (tmp_path / "clients").exists()
 
 
 def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
@@ -247,57 +250,170 @@ def test_committed_states_survive_every_crash(tmp_path_factory, rounds):
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 def test_checkpoints_give_back_what_they_were_given(tmp_path):
     tree = {"round": 3, "state": state(2.5, 4), "seen": {"base": np.array([1, -1])}, "loss": float("inf"), "none": None}
-    checkpoint.save(tmp_path, "last", tree, 3)
-    found = checkpoint.load(tmp_path, "last")
+    checkpoint.save(tmp_path / "best.safetensors", tree)
+    found = checkpoint.load(tmp_path / "best.safetensors")
     assert list(found) == list(tree) and equal(found["state"], tree["state"])
     assert found["seen"]["base"].tolist() == [1, -1] and found["loss"] == float("inf") and found["none"] is None
     assert all(buffer.data_ptr() % 64 == 0 for buffer in found["state"].control.buffers)
 
 
-def test_a_checkpoint_replaces_the_one_before_and_no_other(tmp_path):
-    for round_ in range(3):
-        checkpoint.save(tmp_path, "last", state(round_), round_)
-        if round_ == 1:
-            checkpoint.save(tmp_path, "best", state(100), round_)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "best-000001.safetensors",
-        "best.json",
-        "last-000002.safetensors",
-        "last.json",
+def test_tensors_of_all_types_and_sizes(tmp_path):
+    kinds = [
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.float16,
+        torch.bfloat16,
+        torch.int32,
+        torch.float64,
+        torch.int64,
     ]
-    assert number(checkpoint.load(tmp_path, "last")) == 2 and number(checkpoint.load(tmp_path, "best")) == 100
+    tree = [torch.arange(n).to(kind) for kind in kinds for n in (0, 1, 3)] + [torch.tensor(2.0), torch.ones(2, 3).T]
+    checkpoint.save(tmp_path / "c.safetensors", tree)
+    assert all(map(equal, checkpoint.load(tmp_path / "c.safetensors"), tree))
+    assert len(load_file(tmp_path / "c.safetensors")) == len(tree)  # any reader of safetensors reads it
+    with pytest.raises(TypeError, match="complex64"):
+        checkpoint.save(tmp_path / "d.safetensors", torch.ones(2, dtype=torch.complex64))
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 def test_views_of_one_memory_are_kept_apart(tmp_path):
     whole = torch.arange(6.0)
-    checkpoint.save(tmp_path, "last", {"whole": whole, "part": whole[2:4]}, 0)
-    found = checkpoint.load(tmp_path, "last")
+    checkpoint.save(tmp_path / "c.safetensors", {"whole": whole, "part": whole[2:4]})
+    found = checkpoint.load(tmp_path / "c.safetensors")
     assert found["part"].tolist() == [2, 3] and found["whole"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_save_that_was_cut_short_leaves_the_old_one(tmp_path):
-    """Try each state of the folder during a save, as a killed process would leave it."""
-    before, after = tmp_path / "before", tmp_path / "after"
-    checkpoint.save(before, "last", state(1), 1)
-    shutil.copytree(before, after)
-    checkpoint.save(after, "last", state(2), 2)
-    torn = tmp_path / "torn"
-    shutil.copytree(before, torn)
-    (torn / "last-000002.safetensors.part").write_bytes(b"half")
-    assert number(checkpoint.load(torn, "last")) == 1
-    (torn / "last-000002.safetensors.part").unlink()
-    shutil.copy(after / "last-000002.safetensors", torn)
-    (torn / "last.json.part").write_text('{"tens')
-    assert number(checkpoint.load(torn, "last")) == 1
-    shutil.copy(after / "last.json", torn)
-    assert number(checkpoint.load(torn, "last")) == 2  # the old tensors still exist
-    checkpoint.save(torn, "last", state(3), 3)
-    assert [p.name for p in torn.glob("*.safetensors")] == ["last-000003.safetensors"]
+def test_each_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
+    file = tmp_path / "c.safetensors"
+    tree = {"a": torch.arange(3.0), "b": torch.arange(5, dtype=torch.int64), "round": 7}
+    checkpoint.save(file, tree)
+    whole, harmless = bytearray(file.read_bytes()), []
+    for place in range(len(whole)):
+        whole[place] ^= 1 << place % 8
+        file.write_bytes(whole)
+        try:
+            found = checkpoint.load(file)
+        except Damaged as damage:
+            assert "c.safetensors is damaged" in str(damage)
+        else:
+            assert list(found) == list(tree) and all(map(equal, found.values(), tree.values()))
+            harmless.append(place)
+        whole[place] ^= 1 << place % 8
+    assert len(harmless) < 10  # digits in the names of tensors, which leave their order as it is
 
 
-def test_no_checkpoint_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no round was committed in this folder"):
-        checkpoint.load(tmp_path, "last")
+# -- commits ----------------------------------------------------------------------------------------------------------
+def rounds_of(folder: Path) -> list[int]:
+    """Rounds of the intact commits, the newest first."""
+    return [tree for _, tree in checkpoint.intact(folder) if not isinstance(tree, Damaged)]
+
+
+def test_commits_are_read_from_the_newest(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 1e9)
+    assert not checkpoint.committed(tmp_path) and rounds_of(tmp_path) == []
+    with closing(checkpoint.Commits(tmp_path)) as commits:
+        for round_ in range(7):
+            commits.save(round_, [])
+            assert rounds_of(tmp_path)[: 2 if round_ else 1] == [round_, round_ - 1][: 2 if round_ else 1]
+            assert commits.number == round_ + 1 and commits.needed == 0  # nothing has reached the disk
+    assert checkpoint.committed(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 9, 60, -1])
+def test_a_commit_that_was_cut_short_leaves_the_one_before(tmp_path, cut):
+    with closing(checkpoint.Commits(tmp_path)) as commits:
+        for round_ in range(5):
+            commits.save({"round": round_, "model": torch.full((9,), 1.0 * round_)}, [])
+    newest = checkpoint.newest_first(tmp_path)[0]
+    newest.write_bytes(newest.read_bytes()[:cut])
+    found = [(file, tree) for file, tree in checkpoint.intact(tmp_path) if not isinstance(tree, Damaged)]
+    assert found[0][1]["round"] == 3
+    with closing(checkpoint.Commits(tmp_path, found[0][0])) as commits:  # the run goes on
+        commits.save({"round": 44, "model": torch.zeros(9)}, [])
+        assert found[0][0].is_file()
+    assert [tree["round"] for tree in rounds_of(tmp_path)[:2]] == [44, 3]
+
+
+def test_a_commit_on_the_disk_stays_until_another_one_is(tmp_path, monkeypatch):
+    """With a power cut, files written since then may hold anything."""
+    monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 0)
+    with closing(checkpoint.Commits(tmp_path)) as commits:
+        commits.save(0, [tmp_path / "missing.seg"])  # a growing file that is gone by then
+        commits._syncing[1].result()
+        monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 1e9)
+        for round_ in range(1, 9):
+            commits.save(round_, [])
+            assert 0 in rounds_of(tmp_path) and commits.needed == 1
+        monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 0)
+        commits.save(9, [])
+        commits._syncing[1].result()
+        commits.save(10, [])
+        assert commits.needed == 10  # the commit with number 10 is on the disk, and it is the one before the last
+        commits.save(11, [])
+        commits.save(12, [])
+        assert 0 not in rounds_of(tmp_path)
+
+
+def test_segments_stay_while_a_commit_needs_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_states, "COMPACT_ABOVE", 0)
+    one = Store(tmp_path)
+    one.put({0: 1.0, 1: 2.0})
+    old = one.states.commit()
+    one.states.sweep(1, 0)
+    for number_ in range(2, 5):
+        one.put({0: 10.0 * number_, 1: 20.0})
+        one.states.commit()
+        one.states.sweep(number_, 1)  # commit 1 may still be resumed
+    assert one.states.generation
+    again = Store(tmp_path, old)
+    assert again.get() == {0: 1.0, 1: 2.0}
+    again.close()
+    one.states.sweep(5, 5)
+    with pytest.raises(Damaged, match=r"index-0.bin is missing"):
+        Store(tmp_path, old)
+    one.close()
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+def test_each_flipped_bit_of_a_record_is_noticed(tmp_path):
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        first, second = (segments.append(state(x)) for x in (1, 2))
+        rows = segments.append_rows(stack([state(3), state(4)]), 2)
+    file = tmp_path / f"{0:012d}.seg"
+    whole = bytearray(file.read_bytes())
+    for place in range(second[1], second[1] + second[2]):
+        whole[place] ^= 1
+        file.write_bytes(whole)
+        with closing(Segments(tmp_path)) as segments:
+            assert number(segments.read(first)) == 1
+            with pytest.raises(Damaged, match=f"checksum of the record at byte {second[1]}|{second[1]}"):
+                segments.read(second)
+        whole[place] ^= 1
+    whole[int(rows[1, 1]) + 40] ^= 1
+    file.write_bytes(whole)
+    with closing(Segments(tmp_path)) as segments, pytest.raises(Damaged, match=f"at byte {rows[1, 1]} differs"):
+        segments.read_rows(rows)
+
+
+def test_lost_segments_and_indices_are_named(tmp_path):
+    one = Store(tmp_path)
+    one.put({0: 1.0, 1: 2.0})
+    record = one.commit()
+    one.close()
+    log, segment = tmp_path / "index-0.bin", next(tmp_path.glob("*.seg"))
+    for file, what in ((log, "is missing"), (segment, "is missing")):
+        file.rename(tmp_path / "away")
+        with pytest.raises(Damaged, match=f"{file.name} {what}"):
+            Store(tmp_path, record)
+        (tmp_path / "away").rename(file)
+    segment.write_bytes(segment.read_bytes()[:-1])
+    with pytest.raises(Damaged, match=f"{segment.name} has .* bytes, but .* were committed"):
+        Store(tmp_path, record)
+    log.write_bytes(bytes([log.read_bytes()[0] ^ 4]) + log.read_bytes()[1:])
+    with pytest.raises(Damaged, match="index-0.bin is damaged: the checksum of its first .* bytes differs"):
+        Store(tmp_path, record)
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------
@@ -313,13 +429,13 @@ def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept
     path = tmp_path_factory.mktemp("stream") / "rows.arrow"
     kept = min(kept, len(sizes))
     with closing(ArrowStream(path, SCHEMA)) as stream:
-        lengths = [stream.length] + [stream.append(batch(r, n)) for r, n in enumerate(sizes)]
+        marks = [stream.mark] + [stream.append(batch(r, n)) for r, n in enumerate(sizes)]
     with open(path, "ab") as file:  # rows of an uncommitted round
         file.write(torn)
-    with closing(ArrowStream(path, SCHEMA, lengths[kept])) as stream:
+    with closing(ArrowStream(path, SCHEMA, marks[kept])) as stream:
         for round_, n in enumerate(sizes[kept:], kept):
             stream.append(batch(round_, n))
-    assert path.stat().st_size == lengths[-1]
+    assert path.stat().st_size == marks[-1].length
     table = ArrowStream.read(path, SCHEMA)
     assert table["round"].to_pylist() == [r for r, n in enumerate(sizes) for _ in range(n)]
     assert table["value"].to_pylist() == [i / 2 for n in sizes for i in range(n)]
@@ -327,9 +443,19 @@ def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept
 
 def test_a_stream_shorter_than_its_commit_is_refused(tmp_path):
     with closing(ArrowStream(tmp_path / "rows.arrow", SCHEMA)) as stream:
-        length = stream.append(batch(0, 2))
-    with pytest.raises(MachineError, match=f"has {length} bytes, but {length + 1} were committed"):
-        ArrowStream(tmp_path / "rows.arrow", SCHEMA, length + 1)
+        mark = stream.append(batch(0, 2))
+    with pytest.raises(Damaged, match=f"has {mark.length} bytes, but {mark.length + 1} were committed"):
+        ArrowStream(tmp_path / "rows.arrow", SCHEMA, replace(mark, length=mark.length + 1))
+
+
+def test_a_stream_with_a_flipped_bit_is_refused(tmp_path):
+    file = tmp_path / "rows.arrow"
+    with closing(ArrowStream(file, SCHEMA)) as stream:
+        mark = stream.append(batch(0, 2))
+    file.write_bytes(file.read_bytes()[:-3] + b"\1" + file.read_bytes()[-2:] + b"more")
+    with pytest.raises(Damaged, match=f"the checksum of its first {mark.length} bytes differs"):
+        ArrowStream(file, SCHEMA, mark)
+    assert file.stat().st_size == mark.length + 4  # as it was
 
 
 def test_states_read_together_are_those_read_alone(tmp_path):

@@ -19,7 +19,7 @@ from fl.config.references import references_to_code
 from fl.errors import ConfigError
 from fl.storage import files
 from fl.storage.lock import LOCK, locked
-from fl.storage.run import committed_model
+from fl.storage.run import committed_model, last_commit
 from fl.tensors import serialise
 from tests import process
 
@@ -209,7 +209,7 @@ AVERAGED = {"strategy": {"name": "fedexp", "average": True}, "client": "sgd"}
 @pytest.mark.parametrize("method", [{}, AVERAGED, {"strategy": "fedavg", "client": "sgd"}])
 def test_the_committed_model_is_the_strategys(method, config, tmp_path):
     result = fl.run(config, out=tmp_path / "out", **method)
-    assert serialise.digest(committed_model(result.directory)) == result.digest
+    assert serialise.digest(committed_model(last_commit(result.directory))) == result.digest
 
 
 def test_a_checkpoint_imports_no_module(tmp_path):
@@ -290,8 +290,16 @@ FOLDERS = ["scratch", "checkpoints", "clients", "streams", "baselines"]
 SINGLE = [
     *("metrics.jsonl", "config.yaml", "environment.json", "ledger.parquet", "clients.parquet", "model.safetensors"),
     *("streams/ledger.arrow", "streams/clients-0.arrow", "clients/index-0.bin", "clients/000000000000.seg"),
-    *("clients/000000000001.seg", "config.yaml.part", "checkpoints/last.json.part", "model.safetensors.part", LOCK),
-    *("scratch/000000000000.seg", "checkpoints/best.json", "clients/best.npy", "ledger.parquet.part"),
+    *(
+        "clients/000000000001.seg",
+        "config.yaml.part",
+        "checkpoints/last-0.safetensors",
+        "checkpoints/best.safetensors.part",
+        "model.safetensors.part",
+        LOCK,
+    ),
+    *("scratch/000000000000.seg", "checkpoints/best.safetensors", "clients/best.npy"),
+    *("ledger.parquet.part", "checkpoints/best.safetensors.part", "model.safetensors.part"),
 ]
 
 
