@@ -124,13 +124,22 @@ class FedALA(Personal):
         """
         if not round_ or not self.eta:
             return np.zeros_like(sizes)
-        sampled = np.where(sizes > 0, np.maximum(1, (self.sample * sizes).astype(np.int64)), 0)
-        return self.phases(round_, rounds)[0].samples_per_epoch(sampled)
+        return self.phases(round_, rounds)[0].samples_per_epoch(self.num_sampled(sizes))
+
+    def smallest_batches(self, sizes: np.ndarray, round_: int, rounds: int) -> np.ndarray:
+        smallest = super().smallest_batches(sizes, round_, rounds)
+        if not self.eta:
+            return smallest
+        return np.minimum(smallest, self.phases(round_, rounds)[0].smallest_batch(self.num_sampled(sizes)))
+
+    def num_sampled(self, sizes: np.ndarray) -> np.ndarray:
+        """Return the number of samples that W is learnt on, of clients with `sizes` (C,) training samples, (C,)."""
+        return np.where(sizes > 0, np.maximum(1, (self.sample * sizes).astype(np.int64)), 0)
 
     def sampled(self, ctx: ClientContext, epoch: int) -> Iterator[Batch]:
         """Yield mini-batches of the share of the training data that W is learnt on."""
         n, address = len(ctx.train), (ctx.seed, ctx.client, ctx.participation)
-        chosen = random.permutation(n, *address, "ala/sample")[: max(1, int(self.sample * n))]
+        chosen = random.permutation(n, *address, "ala/sample")[: int(self.num_sampled(np.array(n)))]
         order = chosen[random.permutation(len(chosen), *address, "ala/shuffle", epoch)]
         for part in self.phases(ctx.round, ctx.rounds)[0].batch_slices(len(order)):
             yield ctx.train.take(order[part])

@@ -50,15 +50,15 @@ class FedDPALoRA(LoRA):
     def private(self, ctx: ClientContext) -> ClientContext:
         """Return a context whose received model is the private adapter, on W + w s B A."""
         received, initial = join(*ctx.received.values()), ctx.initial
-        pairs, increments = adapter.layers(initial.trained), {}
+        pairs, changes = adapter.layers(initial.trained), {}
         for layer, (a, b) in pairs.items():
             share = self.weight * adapter.scale(ctx.module, layer)
-            increments[f"{layer}.W"] = adapter.product(received[a], received[b], share)
+            changes[f"{layer}.W"] = adapter.product(received[a], received[b], share)
         private = (
             initial.trained.select([name for pair in pairs.values() for name in pair])
             if ctx.state is None
             else ctx.state
         )
         trained = initial.trained.replace({name: received[name] for name in initial.trained})
-        changed = replace(initial, trained=trained, frozen=adapter.folded(initial.frozen, [Params.of(increments)]))
+        changed = replace(initial, trained=trained, frozen=adapter.folded(initial.frozen, Params.of(changes)))
         return replace(ctx, received={"model": private}, state=None, initial=changed)

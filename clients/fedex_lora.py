@@ -1,9 +1,9 @@
 """FedEx-LoRA: train the received adapters on weights that the server's increments have changed.
 
-    W <- W0 + received increments;    (A, B, head) <- local steps from the received values;    send local minus received
+    W <- W0 + received change;    (A, B, head) <- local steps from the received values;    send local minus received
 
-Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  An increment is dense or a product of factors
-(`fl.models.adapter.folded`).
+Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  The change is the sum of all increments. A client
+receives the increments that it lacks, dense or as products of factors (`patched`), or the dense sum.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ class FedExLoRA(LoRA):
         return super().predictor(self.folded(ctx))
 
     def folded(self, ctx: ClientContext) -> ClientContext:
-        """Return the context with the increments added to the frozen weights."""
-        increments = [group for name, group in ctx.received.items() if name.partition(".")[0] == "base"]
-        return replace(ctx, initial=replace(ctx.initial, frozen=adapter.folded(ctx.initial.frozen, increments)))
+        """Return the context with the received change added to the frozen weights."""
+        if "base" not in ctx.received:
+            return ctx
+        frozen = adapter.folded(ctx.initial.frozen, ctx.received["base"])
+        return replace(ctx, initial=replace(ctx.initial, frozen=frozen))
+
+    def patched(self, group: str, value: Tree, patch: Tree) -> Tree:
+        return adapter.patched(value, patch)
 
     def start(self, inputs: TrainingInputs) -> Params:
-        received = {name: group for name, group in inputs.received.items() if name.partition(".")[0] != "base"}
+        received = {name: group for name, group in inputs.received.items() if name != "base"}
         return super().start(replace(inputs, received=received))

@@ -41,7 +41,7 @@ class FedLwF(LocalTraining):
     receives: ClassVar[tuple[str, ...]] = ("model", "weight", "temperature")
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if ctx.augment:  # the objective makes the teacher's passes
+        if ctx.random_batches:  # the objective makes the teacher's passes
             check_graphs(ctx)
         elif "teacher" in ctx.received and ctx.config["weight"] and len(ctx.train):
             batch, net = ctx.train.take(), ctx.net(ctx.received["teacher"])

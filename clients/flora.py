@@ -1,6 +1,6 @@
 """FLoRA: train fresh adapters on base weights that include the adapters of earlier rounds.
 
-    W <- W0 + received increments;    A <- drawn from the round's number, B <- 0
+    W <- W0 + received change;    A <- drawn from the round's number, B <- 0
     (A, B, head) <- local steps;    send the change
 
 Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976.  The first A is the model's own; a client of rank r has its

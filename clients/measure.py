@@ -59,7 +59,7 @@ def reference_pass(net: nn.Module, params: Params, at: StepContext, x: Tensor) -
 
 def check_graphs(ctx: ClientContext) -> None:
     """Refuse CUDA graphs for methods with reference passes, if training batches are augmented."""
-    if ctx.graphs and ctx.augment:
+    if ctx.graphs and ctx.random_batches:
         raise ValueError(
             "execution.graphs: the passes of other models over augmented batches cannot be recorded; leave graphs out"
         )

@@ -75,7 +75,7 @@ class Moon(LocalTraining):
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if not self.mu or not len(ctx.train):
             return super().work(name, ctx, carry)
-        if ctx.augment:  # the objective makes the reference passes
+        if ctx.random_batches:  # the objective makes the reference passes
             check_graphs(ctx)
             return super().work(name, ctx, carry)
         models = {"received": ctx.received["model"], "previous": self.inputs(ctx).state}

@@ -77,7 +77,7 @@ SECTIONS = [
         "LoRA-A sharing: FedSA-LoRA on relabelled digits",
         "fedsa_lora/digits.sweep.yaml",
         "clients/accuracy_weighted",
-        "Twenty clients, each of which permutes the labels of five classes. Accuracy on each client's own test rows.",
+        "Each of twenty clients permutes the labels of five classes. Accuracy on each client's own test rows.",
     ),
     Section(
         "LoRA-A sharing: FedSA-LoRA on SST-2 with MiniLM",

@@ -25,6 +25,7 @@ from fl.kinds import KINDS
 Part = TypeVar("Part")
 
 _parts: dict[tuple[str, str], Any] = {}
+_OWN_PACKAGES = {"builtins", *(package.partition(".")[0] for kind in KINDS.values() for package in kind.packages)}
 
 
 def register(kind: str, *names: str) -> Callable[[Part], Part]:
@@ -81,6 +82,29 @@ def names(kind: str, aliases: bool = False) -> list[str]:
 def name_of(part: Any) -> str:
     """The name under which an object's class is registered, or the name of its class."""
     return getattr(type(part), "registered_as", type(part).__name__)
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module belongs to the packages of this project, or to Python's builtins.
+
+    >>> is_ours("fl.method.strategy"), is_ours("my_rule")
+    (True, False)
+    """
+    return module.partition(".")[0] in _OWN_PACKAGES
+
+
+def is_users(cls: type) -> bool:
+    """Whether a class comes from a user: it is defined outside the packages of this project."""
+    return not is_ours(cls.__module__)
+
+
+def definer(cls: type, name: str) -> type:
+    """The class among `cls` and its bases that defines the attribute `name`; `cls` itself if none does.
+
+    >>> definer(bool, "bit_length")
+    <class 'int'>
+    """
+    return next((base for base in cls.__mro__ if name in vars(base)), cls)
 
 
 def parts() -> set[Any]:

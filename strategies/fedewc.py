@@ -82,6 +82,7 @@ class FedEWC(Strategy):
     server_optimiser: ServerOptimiser = Plain()
 
     client: ClassVar[str] = "fedewc"
+    later_metrics: ClassVar[tuple[str, ...]] = ("fisher_max",)
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(strategy={"lam": 0.0}, bits=False)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,8 @@
 
 Singhal, Ponkshe, Vepakomma 2024, arXiv:2410.09432.  Exact: W + s B A is then W + s sum_i p_i B_i A_i.  Up: r (in +
 out) per layer.  Down: the same, and E as factors, K r (in + out) for K clients, or dense, in * out, whichever is
-smaller.  E is a static group (`lora_math.Base`), counted when new to a client, so that an absent client catches up.
+smaller.  The sum of all E is a static group (`lora_math.Base`): a client receives each E that it lacks, or the dense
+sum if that is smaller.
 Differs from the authors' program: that adds E transposed, which suits weights stored (in, out) only.
 Equals FedAvg: no setting; with a cohort of one it is FedIT.
 """

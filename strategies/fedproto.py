@@ -5,15 +5,16 @@
 Tan, Long, Liu, Zhou, Lu, Jiang, Zhang 2022, arXiv:2105.00243, Algorithm 1.  Clients train and predict
 (`clients/fedproto.py`).  A class without samples in the cohort keeps its last prototype.
 Differs from the paper: equation 6 divides once more, by the number of clients that have the class, which would shrink
-C_k towards 0; that factor is left out.  The authors' program gives all clients equal weight. The run's model keeps
-its initial values; the clients' own metrics count (clients/*, val/*).
+C_k towards 0; that factor is left out.  `weights: uniform` gives all clients that have the class equal weight, as the
+authors' program and PFLlib do.  The run's model keeps its initial values; the clients' own metrics count (clients/*,
+val/*).
 Equals FedAvg: no setting.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -42,7 +43,13 @@ def renewed(old: Table, new: Table) -> Table:
 @register("strategy", "fedproto")
 @dataclass(frozen=True, kw_only=True)
 class FedProto(Strategy):
-    """Average class prototypes."""
+    """Average class prototypes.
+
+    Args:
+        weights: n_ik is the number of samples ("examples", the paper) or 1 ("uniform") for a client that has class k.
+    """
+
+    weights: Literal["examples", "uniform"] = "examples"
 
     client: ClassVar[str] = "fedproto"
 
@@ -54,7 +61,7 @@ class FedProto(Strategy):
         return {"prototypes": state.prototypes}
 
     def reduction(self, state: State, ctx: ServerContext) -> dict[str, Reduction]:
-        return {"prototypes": ClassMean()}
+        return {"prototypes": ClassMean(self.weights)}
 
     def step(self, state: State, reduced: dict[str, Table], ctx: ServerContext) -> tuple[State, Metrics]:
         mean = reduced["prototypes"]

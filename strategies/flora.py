@@ -3,10 +3,9 @@
     A = [p_1 A_1; ..; p_K A_K],  B = [B_1, .., B_K];    W <- W + s B A = W + s sum_i p_i B_i A_i;    A <- fresh, B <- 0
 
 Wang, Shen, He, Sun, Wang, Lyu, Li 2024, arXiv:2409.05976.  The model is built at the largest rank; s is the same for
-all ranks, so alpha grows with the rank.  Up: r_i (in + out) per layer.  Down: the stack, (in + out) sum_i r_i, or the
-dense product if that is smaller, as a static group (`lora_math.Base`) for clients that have not seen it; the fresh A
-is drawn from the round's number on both sides (the first one is the model's own) and costs nothing.  A head is
-averaged.
+all ranks, so alpha grows with the rank.  Up: r_i (in + out) per layer.  Down: each stack that the client lacks, (in +
+out) sum_i r_i, or their dense sum since the start if that is smaller (`lora_math.Base`).  The fresh A is drawn from the
+round's number on both sides (the first one is the model's own) and costs nothing.  A head is averaged.
 Equals FedAvg: no setting.  A cohort of one keeps that client's product.
 """
 

@@ -116,6 +116,7 @@ class FOT(Strategy):
     server_optimiser: ServerOptimiser = Plain()
 
     client: ClassVar[str] = "fot"
+    later_metrics: ClassVar[tuple[str, ...]] = ("basis/*", "capacity/*")
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(bits=False)
 
     def __post_init__(self) -> None:

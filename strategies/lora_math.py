@@ -201,7 +201,7 @@ class Products(Reduction):
 
 # -- base weights that change -----------------------------------------------------------------------------------------
 def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
-    """Return s times each piece as an increment of the layers' weights, for `adapter.folded`, in its smaller form."""
+    """Return s times each piece as an increment of the layers' weights, for `adapter.patched`, in its smaller form."""
     named: dict[str, Tensor] = {}
     for layer, piece in pieces.items():
         piece = scaled(smaller(piece), scales[layer])
@@ -211,21 +211,18 @@ def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
 
 @dataclass(frozen=True)
 class Base:
-    """Frozen weights and the increments since the start of the run, so that an absent client can catch up later.
+    """Frozen weights and their change since the start of the run, as the static group "base".
 
-    A dense key frame and the increments after it are static groups ("base", "base.0", "base.1", ...); the ledger
-    counts each when it is new to a client. Once the increments together are as large as their dense sum, the sum
-    becomes the next key frame.
+    A client that holds an earlier change receives the increments since then as patches. The newest increments are
+    kept, as long as they are together smaller than the change.
 
     Args:
         origin: the initial weights of the adapted layers.
-        key: the key frame: the dense sum of earlier increments.
-        recent: the increments after the key frame.
+        change: the sum of all increments, LAYER.W (out, in); None before the first one.
     """
 
     origin: Params
-    key: Static | None = None
-    recent: tuple[Static, ...] = ()
+    change: Static | None = None
 
     @staticmethod
     def of(model: Params, frozen: Params) -> Base:
@@ -235,22 +232,21 @@ class Base:
     @property
     def static(self) -> dict[str, Static]:
         """The static groups of a broadcast."""
-        frames = {f"base.{slot}": frame for slot, frame in enumerate(self.recent)}
-        return ({"base": self.key} if self.key else {}) | frames
+        return {} if self.change is None else {"base": self.change}
 
     @property
     def weights(self) -> Params:
         """The present weights of the adapted layers."""
-        return adapter.folded(self.origin, [frame.value for frame in self.static.values()])
+        return self.origin if self.change is None else adapter.folded(self.origin, self.change.value)
 
-    def plus(self, change: Params, round_: int) -> Base:
+    def plus(self, increment: Params, round_: int) -> Base:
         """Return the base with one more increment, of round `round_`."""
-        recent = (*self.recent, Static(round_, change))
-        if sum(frame.value.numel for frame in recent) < self.origin.numel:
-            return replace(self, recent=recent)
-        grown = replace(self, recent=recent).weights - self.origin
-        key = {name.removesuffix("base_layer.weight") + "W": grown[name] for name in grown}
-        return replace(self, key=Static(round_, Params.of(key)), recent=())
+        last = self.change or Static(-1, None)
+        value = adapter.patched(last.value, increment)
+        patches = {**last.patches, last.version: increment}
+        while sum(patch.numel for patch in patches.values()) >= value.numel:
+            del patches[min(patches)]
+        return replace(self, change=Static(round_, value, patches))
 
 
 def scales(module: torch.nn.Module, model: Params) -> dict[str, float]:

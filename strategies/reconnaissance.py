@@ -105,6 +105,7 @@ class Reconnaissance(Strategy):
     before: bool = False
 
     client: ClassVar[str] = "reconnaissance"
+    later_metrics: ClassVar[tuple[str, ...]] = ("after/*", "before/*")
     example_config: ClassVar[dict[str, Any]] = {"strategy.episodes": 0}
 
     def __post_init__(self) -> None:

@@ -124,7 +124,7 @@ def test_stopped_in_a_baseline_and_gone_on_with(tmp_path):
     config = {**CONFIG, "baselines": ["centralised", "majority"], "rounds": 3}
     whole = fl.run(config, out=tmp_path / "whole")
     rounds = iter(range(100))
-    stopped = fl.run(config, out=tmp_path / "run", stop=lambda: next(rounds) >= 4)
+    stopped = fl.run(config, out=tmp_path / "run", interrupt=lambda: next(rounds) >= 4)
     assert stopped.reason == "all rounds done" and stopped.baselines["centralised"].reason == "interrupted"
     assert "majority" not in stopped.baselines
     resumed = fl.resume(tmp_path / "run")

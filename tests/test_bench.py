@@ -47,6 +47,17 @@ def peers(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [("last_batch", "drop"), ("steps", 3), ("epochs", 0.5), ("clip", 1.0), ("optimiser", "adam"), ("trains", ["1.*"])],
+)
+def test_training_that_contestants_do_not_know_is_refused(micro, key, value):
+    training = {"epochs": 1, "batch": 4, "lr": 0.1, key: value} | ({"epochs": None} if key == "steps" else {})
+    micro.write_text(MICRO.replace("{epochs: 1, batch: 4, lr: 0.1}", json.dumps(training)))
+    with pytest.raises(ConfigError, match=f"client.{key}: .* is unknown to the contestants; leave it out"):
+        Workload.load(micro, None, "cpu")
+
+
 @pytest.mark.slow
 def test_a_micro_workload_is_measured(micro, capsys, monkeypatch):
     out, picture = micro.with_suffix(".json"), micro.with_suffix(".png")

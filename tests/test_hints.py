@@ -67,4 +67,4 @@ def test_a_module_class_is_checked_as_a_model(tmp_path):
     target = f"{tmp_path}/m.py:Net"
     assert find_part(target, ["model", "shift"]) == ("model", target)
     findings = check(target)
-    assert len(findings) == 3 and all(finding.ok for finding in findings), findings
+    assert len(findings) == 4 and all(finding.ok for finding in findings), findings

@@ -149,6 +149,21 @@ class TwoMethods(LocalTraining):
         return 1.01 * grad if params.batch else grad
 
 @dataclass(frozen=True, kw_only=True)
+class OneClient(LocalTraining):
+    """Its finish is written for one client: it takes the largest element of all."""
+    def finish(self, end):
+        return {"model": end.delta / max(1e-9, *(float(b.abs().max()) for b in end.delta.buffers))}, None
+
+@dataclass(frozen=True, kw_only=True)
+class SaysOne(OneClient):
+    one_at_a_time: ClassVar[bool] = True
+
+@dataclass(frozen=True, kw_only=True)
+class Divides(LocalTraining):
+    def objective(self, net, batch, at, task):
+        return task.loss(net(batch["x"]), batch).mean()
+
+@dataclass(frozen=True, kw_only=True)
 class BooksHalf(LocalTraining):
     """Books half of the gradients that it takes."""
     def workload(self, sizes, round_, rounds, name="train"):
@@ -363,6 +378,9 @@ BROKEN = {
     "Scribbles": {"client_work_is_a_pure_function"},
     "Withholds": {"clients_send_the_groups_they_declare"},
     "TwoMethods": {"loop_and_batched_training_agree"},
+    "OneClient": {"loop_and_batched_training_agree"},
+    "SaysOne": set(),
+    "Divides": {"three_rounds_run_and_stay_finite"},
     "BooksHalf": {"the_work_done_is_the_work_booked"},
     "Plain": set(),
     "Short": {"decoded_values_have_the_shape_and_type_of_the_input"},
@@ -406,7 +424,17 @@ BROKEN = {
 
 
 # broken parts that break only the listed laws
-EXACTLY = ("Good", "Plain", "Mutates", "Withholds", "SaysItIsFedAvg", "NeedsSomebody", "BooksHalf")
+EXACTLY = (
+    "Good",
+    "Plain",
+    "Mutates",
+    "Withholds",
+    "SaysItIsFedAvg",
+    "NeedsSomebody",
+    "BooksHalf",
+    "OneClient",
+    "SaysOne",
+)
 EXACTLY += ("Louder", "Fixed", "Renames", "SaysIt", "Tests", "Relative", "Nothing", "Everyone", "ByPlace")
 
 
@@ -424,6 +452,9 @@ RUN = (
     "Scribbles",
     "Withholds",
     "TwoMethods",
+    "OneClient",
+    "SaysOne",
+    "Divides",
     "BooksHalf",
 )
 

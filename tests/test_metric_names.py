@@ -51,3 +51,12 @@ def test_every_metric_of_a_run_can_be_a_target(tmp_path):
     names = [n for n, value in fl.run(config, out=tmp_path / "a").metrics[-1].items() if isinstance(value, float)]
     assert len(names) > 10
     fl.run(config, out=tmp_path / "b", **{"stop.target": dict.fromkeys({*names} - {"wall_seconds"}, 0.0)})
+
+
+def test_a_strategy_names_metrics_of_later_rounds(tmp_path):
+    body = """class Mine(Strategy):
+    later_metrics = ("end/*",)
+    def step(self, state, reduced, ctx): return state + reduced, {"end/norm": 1.0} if ctx.round == 2 else {}"""
+    (tmp_path / "mine.py").write_text(HEAD + body)
+    config = {**GOOD, "rounds": 5, "strategy": f"{tmp_path}/mine.py:Mine"}
+    assert len(fl.run(config, out=tmp_path / "run", **{"stop.target": {"end/norm": 1.0}}).metrics) == 3

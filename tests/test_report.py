@@ -136,6 +136,17 @@ def test_a_target_of_what_is_minimised_is_reached_from_above(metric):
     assert rounds.mean == 2.0 and str(Target.parse(f"{metric}=1")) == f"{metric}<=1"
 
 
+def test_a_metric_at_last_n_is_the_mean_of_the_last_n_evaluations():
+    values = [[0.1, None, 0.4, 0.8], [0.9, 0.3, None, 0.5]]
+    variant = Variant("v", [[{"round": r, "eval/accuracy": v} for r, v in enumerate(run)] for run in values])
+    assert variant.values("eval/accuracy@last2") == pytest.approx([0.6, 0.4])
+    assert variant.values("eval/accuracy@last3") == pytest.approx([1.3 / 3, 1.7 / 3])
+    with pytest.raises(ValueError, match="'eval/accuracy@last4' needs 4 evaluations; a run has 3"):
+        variant.values("eval/accuracy@last4")
+    with pytest.raises(ValueError, match="'eval/loss@last2' is not in all runs"):
+        variant.values("eval/loss@last2")
+
+
 # -- selection --------------------------------------------------------------------------------------------------------
 def best_of(directory, evaluation, **columns):
     directory.mkdir()
@@ -318,7 +329,10 @@ def test_commands(runs, stream, tmp_path):
         (["compare", "{0}", "--metric", "eval/f1"], "metric: 'eval/f1' is not in all runs of slow"),
         (["compare", "{0}", "--cost", "money"], "--cost: 'money' is not one of"),
         (["compare", "{0}", "--format", "html"], "--format: 'html' is not one of ['md', 'latex', 'csv']"),
-        (["compare", "{0}", "--metric", "eval/accuracy@end"], "is neither eval/accuracy, eval/accuracy@best nor"),
+        (
+            ["compare", "{0}", "--metric", "eval/accuracy@end"],
+            "is neither eval/accuracy, eval/accuracy@best, eval/accuracy@ROUNDS nor",
+        ),
         (["compare", "{0}", "--target", "eval/accuracy"], "target: 'eval/accuracy' is not METRIC=VALUE"),
         (["compare", "{0}", "--target", "eval/f1=0.5"], "target: 'eval/f1' is in no run of slow"),
         (["compare", "{0}", "--versus", "fast"], "versus: 'fast' is not one of ['slow']"),

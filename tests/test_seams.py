@@ -131,7 +131,7 @@ def test_setup_is_not_run_again(simulate):
     config = {"strategy": toy("Staged"), "client": toy("Constant"), "rounds": 3}
     whole = simulate(**config)
     with Simulation(resolve(read(copy.deepcopy(BASE), config)), whole.directory / "again") as simulation:
-        simulation.run(stop=lambda: True)
+        simulation.run(interrupt=lambda: True)
     resumed = fl.resume(whole.directory / "again")
     assert resumed.digest == whole.result.digest
     assert resumed.ledger.equals(whole.result.ledger)

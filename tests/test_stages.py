@@ -74,9 +74,9 @@ def test_a_stream_is_evaluated_on_what_was_met(tmp_path):
 
 def test_a_stream_stopped_between_tasks_goes_on_to_the_same_bits(tmp_path):
     whole = fl.run(STREAM, out=tmp_path / "whole")
-    first = fl.run(STREAM, out=tmp_path / "parts", stop=lambda: True)
+    first = fl.run(STREAM, out=tmp_path / "parts", interrupt=lambda: True)
     for _ in range(5):
-        first = fl.resume(first.directory, stop=lambda: True)
+        first = fl.resume(first.directory, interrupt=lambda: True)
     assert first.digest == whole.digest
     clean = [{k: v for k, v in row.items() if "seconds" not in k} for row in lines(first.directory)]
     assert clean == [{k: v for k, v in row.items() if "seconds" not in k} for row in lines(whole.directory)]

@@ -100,6 +100,17 @@ def test_the_command(write, tmp_path):
     assert row["name"] == "FedAvg" and row["runs"] == 1 and row["rounds"] == 2 and row["eval/accuracy"][0] > 0.1
 
 
+def test_the_command_compares_and_plots(write, tmp_path):
+    path, plot = write(tune={}), tmp_path / "curves.png"
+    options = ["sweep", str(path), "--out", str(tmp_path / "out"), "--versus", "FedAvg", "--plot", str(plot), "--json"]
+    done = CliRunner().invoke(app, [*options, "--cost", "round"])
+    fedavg, two = json.loads(done.stdout)
+    assert fedavg["eval/accuracy - FedAvg"] is None and two["eval/accuracy - FedAvg"] is not None
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    done = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "none"), "--versus", "Avg"])
+    assert done.exit_code == 2 and not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [

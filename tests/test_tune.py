@@ -46,10 +46,10 @@ class Naps(LocalTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class Fails(LocalTraining):
-    """Fails in batched plans, but not in the loop."""
+    """Fails in batched plans, but not in the loop, and not in the trial before round 0 (learning rate 0.01)."""
 
     def objective(self, net, batch, at, task):
-        if type(net).__name__ == "function":
+        if type(net).__name__ == "function" and at.phase.lr == 0.1:
             raise OverflowError("too much")
         return super().objective(net, batch, at, task)
 

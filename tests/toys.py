@@ -193,6 +193,59 @@ class Answers(ClientAlgorithm):
         return Reply(Update({"part": Sparse(positions, ctx.received["part"], 21), "seen": seen}, 1))
 
 
+# -- a static group with patches --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Book:
+    model: Params
+    pages: Static
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pages(Strategy):
+    """Clients keep a book: page t holds three times 0.1 (t + 1) and appears in round t. A patch is one page.
+
+    The newest `keep` patches are kept. With `wrong`, patches differ from what the value got.
+    """
+
+    client: ClassVar[str] = "toys.py:Reader"
+    keep: int = 3
+    wrong: bool = False
+
+    def init(self, model, ctx):
+        return Book(model, Static(0, page(0), {-1: page(0)}))
+
+    def broadcast(self, state, ctx):
+        return Broadcast(static={"pages": state.pages})
+
+    def reduction(self, state, ctx):
+        return {"seen": Stack()}
+
+    def step(self, state, reduced, ctx):
+        old, new = state.pages, page(ctx.round + 1)
+        patches = {**old.patches, old.version: new + self.wrong}
+        patches = {version: patches[version] for version in sorted(patches)[-self.keep :]}
+        pages = Static(ctx.round + 1, torch.cat([old.value, new]), patches)
+        return Book(state.model, pages), {f"seen/{meta.client}": seen.tolist() for seen, meta in reduced["seen"]}
+
+
+def page(number):
+    return torch.full((1, 3), 0.1 * (number + 1))
+
+
+@dataclass(frozen=True)
+class Reader(ClientAlgorithm):
+    """Reports the first number of each page."""
+
+    sends: ClassVar[tuple[str, ...]] = ("seen",)
+    receives: ClassVar[tuple[str, ...]] = ("pages",)
+
+    def patched(self, group, value, patch):
+        return patch if value is None else torch.cat([value, patch])
+
+    def work(self, name, ctx, carry):
+        return Reply(Update({"seen": ctx.received["pages"][:, 0]}, 1))
+
+
 # -- known replies ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Constant(ClientAlgorithm):

@@ -8,7 +8,7 @@ A record holds for each run: the digest of the model, hashes of the ledger and o
 all rounds, and the plan. For a failed run it holds the first line of the error. The models are in the folder
 OLD.json.models, so that `compare` can show how much two models differ.
 
-    fl_names.py    names of fl that the tool uses beside `fl.run` and `fl.resume`; adapt it when fl's names change
+    fl_names.py    names of fl that the tool uses besides `fl.run` and `fl.resume`; adapt it when fl's names change
     case.py        description of one run
     strategies.py  each strategy in many settings             features.py  all other parts and sections
     headline.py    shortened experiments of this repository   parts.py     data sets, models and files for the runs

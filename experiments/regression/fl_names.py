@@ -1,4 +1,4 @@
-"""The names of fl that this tool uses beside `fl.run` and `fl.resume`. If fl changes a name, change it here."""
+"""The names of fl that this tool uses besides `fl.run` and `fl.resume`. If fl changes a name, change it here."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _results(case: Case, folder: Path) -> dict[str, fl.Result | Path]:
     if case.how == "flower":
         return {"": _run_flower_app(config, folder)}
     if case.how == "resume":
-        fl.run(config, out=out, stop=lambda: True, **overrides)
+        fl.run(config, out=out, interrupt=lambda: True, **overrides)
         result = fl.resume(out)
     else:
         result = fl.run(config, out=out, **overrides)

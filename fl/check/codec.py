@@ -104,6 +104,16 @@ def errors_stay_within_the_bound(codec: Codec) -> str | None:
     return None
 
 
+def an_exact_codec_returns_the_same_bits(codec: Codec) -> str | None:
+    """What a codec that is `exact` decodes has the bits of what was encoded."""
+    if not codec.exact:
+        return "does not claim to be exact"
+    for values in _vectors():
+        if not torch.equal(_round_trip(codec, values).view(torch.int32), values.view(torch.int32)):
+            raise Broken(f"{values[:5]}... arrives as {_round_trip(codec, values)[:5]}...")
+    return None
+
+
 def non_finite_numbers_are_not_hidden(codec: Codec) -> None:
     """A NaN or an infinity is refused with a ValueError, or the decoded vector is not finite either."""
     for bad in (math.nan, math.inf, -math.inf):
@@ -125,5 +135,6 @@ LAWS: list[Law] = [
     encoding_is_deterministic,
     an_unbiased_codec_has_the_right_mean,
     errors_stay_within_the_bound,
+    an_exact_codec_returns_the_same_bits,
     non_finite_numbers_are_not_hidden,
 ]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fl.check.finding import Broken, Law, require_equal
-from fl.data.dataset import as_dataset
+from fl.data.forms import as_dataset
 from fl.data.sets.noise import RandomData
 
 EXAMPLES = {

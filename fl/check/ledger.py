@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -19,19 +20,34 @@ from fl.tensors.trees import Tree, tree_map
 
 
 def the_ledger_counts_every_byte(bench: Bench) -> None:
-    """Without compression, each row of the ledger is the size of the tensors that a client received or sent."""
+    """Without compression, each row of the ledger is the size of the tensors that a client received or sent.
+
+    A static group that has patches may cost the last patches together, if they are smaller than its value.
+    """
     expected: Counter[tuple[Any, ...]] = Counter()
+    patches: defaultdict[str, list[int]] = defaultdict(
+        list
+    )  # static group -> bytes of its patches so far, newest first
 
     def work(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         reply = own(self).work(self, name, ctx, carry)
         for direction, groups in (("down", ctx.received), ("up", reply.update.groups)):
             expected.update((ctx.round, ctx.client, direction, group, _nbytes(tree)) for group, tree in groups.items())
+        for group, sizes in patches.items():
+            smaller = (total for total in accumulate(sizes) if total < _nbytes(ctx.received[group]))
+            expected.update((ctx.round, ctx.client, "down", group, total) for total in smaller)
         return reply
 
+    def patched(self: ClientAlgorithm, group: str, value: Tree, patch: Tree) -> Tree:
+        patches[group].insert(0, _nbytes(patch))
+        return own(self).patched(self, group, value, patch)
+
     config = bench.config(**LOOP)
-    with bench.simulation(replace(config, client=with_methods(config.client, work=work))) as simulation:
+    with bench.simulation(
+        replace(config, client=with_methods(config.client, work=work, patched=patched))
+    ) as simulation:
         rows = [row for row in finish(simulation).ledger if row["tier"] == "client"]
-        static = set(simulation.exchanges.downlink.versions_seen)  # groups that clients keep: each is sent once
+        static = set(simulation.exchanges.downlink.static.versions_seen)  # groups that clients keep: each is sent once
     found = Counter((r["round"], r["client"], r["direction"], r["group"], r["encoded_bytes"]) for r in rows)
     if found - expected:
         raise Broken(f"rows of bytes that nobody sent: {sorted(found - expected)[:5]}")

@@ -13,6 +13,8 @@ from torch import Tensor
 from fl.check.finding import Broken, Law
 from fl.models.batch_norm import depends_on_batch
 from fl.models.dropout import with_addressed_dropout
+from fl.models.outputs import sum_of_outputs
+from fl.models.probe import probe
 from fl.tensors import random
 
 OUTPUTS = 7
@@ -116,8 +118,19 @@ def evaluation_treats_each_sample_alone(model: ModelPart) -> None:
             raise Broken(f"outputs for {kind} change with the other samples in the batch")
 
 
+def training_and_evaluation_passes_work(model: ModelPart) -> str:
+    """Two samples pass forward and backward; the remark tells what the module does beside computing outputs."""
+    remarks = []
+    for _, module, x in _built(model):
+        facts = probe(module, {"x": x[:2]}, lambda net, batch: sum_of_outputs(net(batch["x"])))
+        reason = facts.one_at_a_time
+        remarks += [*facts.notes, *([f"clients train one at a time: {reason}"] if reason else [])]
+    return "; ".join(dict.fromkeys(remarks))
+
+
 LAWS: list[Law] = [
     outputs_are_finite_and_have_the_requested_size,
+    training_and_evaluation_passes_work,
     the_seed_determines_the_first_weights,
     evaluation_treats_each_sample_alone,
 ]

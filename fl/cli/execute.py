@@ -39,7 +39,7 @@ def execute_runs(
             if interrupts.requested:
                 break
             with _monitor(interrupts, profiled) as (watch, profile):
-                result = start(watch=watch, stop=lambda: interrupts.requested)
+                result = start(watch=watch, interrupt=lambda: interrupts.requested)
             summaries.append(result.summary | ({"profile": profile.shares} if profile else {}))
             if not as_json:
                 print(format_summary(result.summary))

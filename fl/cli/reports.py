@@ -10,12 +10,15 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, require_one_of, usage_errors
 from fl.cli.format import format_partition_stats, print_table
-from fl.cli.options import COSTS, FORMATS, AsJson, ConfigFile, Format, Overrides, Runs, Traceback
+from fl.cli.options import COSTS, FORMATS, AsJson, ConfigFile, Cost, Format, Overrides, Plot, Runs, Traceback, Versus
 from fl.cli.overrides import parse_overrides
 
 Metrics = Annotated[
     list[str] | None,
-    typer.Option(help="Metric to compare: M (last value), M@10 (within 10 rounds) or M@best. Repeatable."),
+    typer.Option(
+        help="Metric to compare: M (last value), M@10 (last within 10 rounds), M@last5 (mean of the last 5) or M@best. "
+        "Repeatable."
+    ),
 ]
 Targets = Annotated[
     list[str] | None,
@@ -27,9 +30,9 @@ def compare(
     directories: Runs,
     metric: Metrics = None,
     target: Targets = None,
-    versus: Annotated[str | None, typer.Option(help="Show differences to this variant, paired by seed.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Plot the first metric against a cost into this file.")] = None,
-    cost: Annotated[str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down: MB).")] = "up",
+    versus: Versus = None,
+    plot: Plot = None,
+    cost: Cost = "up",
     log: Annotated[
         bool | None, typer.Option("--log/--linear", help="Scale of the plot's x axis (default: log for a wide range).")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, require_one_of, say, usage_errors
 from fl.cli.format import print_table, two_columns
-from fl.cli.options import FORMATS, AsJson, Format, Overrides, Traceback
+from fl.cli.options import COSTS, FORMATS, AsJson, Cost, Format, Overrides, Plot, Traceback, Versus
 from fl.cli.overrides import parse_overrides
 
 
@@ -19,6 +19,9 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder of the run directories; finished runs in it are reused.")],
     only: Annotated[list[str] | None, typer.Option(help="Run only this variant. Repeatable.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs at a time, each in its own process.")] = 1,
+    versus: Versus = None,
+    plot: Plot = None,
+    cost: Cost = "up",
     form: Format = "md",
     as_json: AsJson = False,
     traceback: Traceback = False,
@@ -28,11 +31,19 @@ def sweep(
         from fl.report.compare import default_metric, table
         from fl.tools.sweep import Sweep
 
+        require_one_of(COSTS, cost=cost)
         require_one_of(FORMATS, format=form)
         loaded = Sweep.load(file)
+        if versus is not None:
+            require_one_of(only or list(loaded.variants), versus=versus)
         variants = loaded.run(out, only or (), jobs, say)
         with usage_errors():
-            rows = table(variants, loaded.metrics or [default_metric(variants)])
+            metrics = loaded.metrics or [default_metric(variants)]
+            rows = table(variants, metrics, versus=versus)
+            if plot:
+                from fl.report.plots.curves import plot_curves
+
+                plot_curves(variants, metrics[0].partition("@")[0], cost, plot)
         print_table(rows, form, as_json)
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Codec, Encoded, Identity, Input, Output, RaggedTensor, Shapes, decode, encode
+from fl.communication.codec import Codec, Encoded, Input, Output, RaggedTensor, Shapes, decode, encode
 from fl.communication.keys import Key, keys_of
 from fl.tensors.random import hash64
 
@@ -46,6 +46,10 @@ class Chain(Codec):
     @property
     def draws(self) -> bool:
         return any(c.draws for c in self.codecs)
+
+    @property
+    def exact(self) -> bool:
+        return all(c.exact for c in self.codecs)
 
     @property
     def unbiased(self) -> bool:
@@ -121,11 +125,7 @@ class Chain(Codec):
 
     def bound(self, values: Tensor) -> float | None:
         """The bound of the only codec that is not exact; None if several are not exact."""
-        lossy = [
-            c
-            for c in self.codecs
-            if not (c.wraps or c.gives == "bytes" and c.takes == "any" or isinstance(c, Identity))
-        ]
+        lossy = [c for c in self.codecs if not c.exact]
         return lossy[0].bound(values) if len(lossy) == 1 else None if lossy else 0.0
 
     def for_shapes(self, shapes: Shapes) -> Codec:

@@ -118,6 +118,7 @@ class Codec:
 
         elementwise   each number is encoded by itself, so the codec also suits the values of tables and sparse vectors
         draws         encode and decode take a `key`, an int or uint64 (C,), and are functions of it
+        exact         the decoded values have the bits of what was encoded
         unbiased      the mean of the decoded values over keys is what was encoded; true for exact codecs
         takes         input: "floats", or "any" dtype
         gives         dtype of the part "values": "floats", "bytes" (only codecs that take "any" may follow), or "same"
@@ -132,6 +133,11 @@ class Codec:
 
     @property
     def draws(self) -> bool:
+        """See the class; the default is False."""
+        return False
+
+    @property
+    def exact(self) -> bool:
         """See the class; the default is False."""
         return False
 
@@ -247,6 +253,7 @@ class Identity(Codec):
     """Sends the numbers unchanged."""
 
     elementwise: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     takes: ClassVar[Input] = "any"
     gives: ClassVar[Output] = "same"

@@ -35,6 +35,17 @@ def down_key(seed: int, number: int, group: str, client: int | None = None, vers
     return hash64(seed, number, client, "codec/own", group)
 
 
+def patch_key(seed: int, group: str, version: int) -> Key:
+    """Return the key of the patch of a static group that leads on from `version`. It does not depend on the dispatch.
+
+    Args:
+        seed: Seed of the run.
+        group: Name of the group.
+        version: Version that the patch is applied to.
+    """
+    return hash64(seed, version, "codec/patch", group)
+
+
 def keys_of(key: Key, count: int) -> np.ndarray:
     """Return one key per client, uint64 (count,): the array itself, or one key repeated.
 

@@ -16,7 +16,7 @@ import pydantic
 from fl import registry
 from fl.config import suggestions
 from fl.config.fields import annotations_of, arms, default, fields_of, own_keys, required
-from fl.config.objects import from_object
+from fl.config.objects import from_object, is_given
 from fl.config.part_checks import DERIVED, check_class
 from fl.config.references import PartReference, anchored, find, named, with_name
 from fl.data.folder import DATA_FILES
@@ -96,7 +96,7 @@ class Builder:
 
     def part(self, kind: Kind, value: Any, path: str, beside: Collection[str] = ()) -> Any:
         """Build a registered part, or a user's own, from a name or a mapping with a name; return built parts."""
-        if not isinstance(value, (str, Mapping)):
+        if not isinstance(value, (str, Mapping)) or (kind.name == "data" and is_given(value)):
             return _built(kind, value, path)
         value = named(kind.name, value)
         name = value.pop("name", None)
@@ -156,8 +156,8 @@ def _chosen(value: Any, alternatives: tuple[Any, ...]) -> Any:
 
 def _built(kind: Kind, value: Any, path: str) -> Any:
     """A part that the Python API was given as an object."""
-    arrays = kind.name == "data" and isinstance(value, tuple)
-    if isinstance(value, (int, float, bool, Sequence, type(None))) and not arrays:
+    given = kind.name == "data" and is_given(value)
+    if isinstance(value, (int, float, bool, Sequence, type(None))) and not given:
         known = registry.names(kind.name)
         if kind.name == "cohort" and isinstance(value, int):
             raise ConfigError(path, f"{value!r} is no sampler; write {path}: {{size: {value}}}, or {path}.size={value}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import nn
 
 from fl import registry
 from fl.config.part_checks import DERIVED
-from fl.data.dataset import Dataset, as_dataset
+from fl.config.references import holds_data
+from fl.data.dataset import Dataset
+from fl.data.forms import GivenData, is_data_set
 from fl.kinds import KINDS, Kind
 from fl.models.section import Factory, model_part
 
@@ -43,19 +46,37 @@ def from_object(kind: Kind, value: Any) -> Any:
         if isinstance(value, nn.Module):
             return GivenModule(value)
         return value if hasattr(value, "build") and not isinstance(value, type) else model_part(value, {})
-    if kind.name == "data" and isinstance(value, tuple):
-        return as_dataset(value)
-    if isinstance(value, type) or (kind.name == "data" and callable(value) and not hasattr(value, "load")):
-        return value()
-    return value
+    if kind.name == "data":
+        return _data_part(value)
+    return value() if isinstance(value, type) else value
+
+
+def is_given(value: Any) -> bool:
+    """Whether a value of `data` is arrays or data sets, given in Python, and not the name of a part."""
+    if isinstance(value, Mapping):
+        return holds_data(value)
+    several = isinstance(value, list) and bool(value) and all(map(is_data_set, value))
+    return several or isinstance(value, tuple) or is_data_set(value)
+
+
+def _data_part(value: Any) -> Any:
+    """The data part for arrays, a data set, a function or class that returns them, or a part that loads them."""
+    made_by = None
+    if callable(value) and not is_data_set(value) and (isinstance(value, type) or not hasattr(value, "load")):
+        value, made_by = value(), value
+    loads = isinstance(value, Dataset) or (hasattr(value, "load") and not is_data_set(value))
+    return value if loads else GivenData(value, made_by)
 
 
 def reference_to(part: Any) -> str | None:
     """How config.yaml names a part that was given as an object; None for registered parts and for plain sections."""
     if isinstance(part, GivenModule):
         return OBJECT + type(part.module).__name__
-    if isinstance(part, Dataset):
-        return OBJECT + "Dataset"
+    if isinstance(part, GivenData) and part.made_by is not None:
+        return _importable(part.made_by)
+    if isinstance(part, (Dataset, GivenData)):
+        given = getattr(part, "value", None)
+        return OBJECT + (type(given).__name__ if is_data_set(given) else "Dataset")
     if isinstance(part, Factory):
         return _importable(part.make)
     if not hasattr(type(part), "registered_as") and any(isinstance(part, KINDS[k].base_class) for k in DERIVED):

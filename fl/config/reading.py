@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fl.config.fields import own_keys
-from fl.config.references import anchor, anchored, find, named
+from fl.config.references import anchor, anchored, find, holds_data, named
 from fl.config.yaml import parse
 from fl.errors import ConfigError
 from fl.kinds import KINDS
@@ -100,7 +100,7 @@ def _override(config: dict[str, Any], path: str, value: Any) -> None:
     for i, key in enumerate(parents):
         child = node.get(key)
         if child is None or isinstance(child, (str, int, float)):
-            child = {} if child is None else {"name": child}
+            child = {"name": child} if isinstance(child, str) else {}  # a number gives way to a section: lr.schedule
             node[key] = child
         if not isinstance(child, dict):
             raise ConfigError(".".join(parents[: i + 1]), f"is {type(child).__name__}, so {path!r} names nothing in it")
@@ -109,7 +109,8 @@ def _override(config: dict[str, Any], path: str, value: Any) -> None:
         _drop_foreign(parents[-1], node, value)
     if not parents and last in PARTS and isinstance(value, Mapping):
         value = named(PARTS[last], value)
-    if isinstance(value, dict) and isinstance(node.get(last), (dict, str)):
+    given = not parents and last == "data" and isinstance(value, Mapping) and holds_data(value)
+    if isinstance(value, dict) and isinstance(node.get(last), (dict, str)) and not given:
         _merge(node, last, value)
     else:
         node[last] = value

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from fl import registry
@@ -65,6 +66,19 @@ def named(kind: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
         ):
             return {"name": name, **arguments}
     return dict(value)
+
+
+def holds_data(values: Mapping[str, Any]) -> bool:
+    """Whether a mapping is data given in Python (`{"x": ..., "y": ...}`, `{"train": ...}`), not a part by its name.
+
+    >>> holds_data({"train": 5000}), holds_data({"x": [[1.0]], "y": [0]}), holds_data({"name": "mnist", "train": 500})
+    (False, True, False)
+    """
+    plain = (str, int, float, NoneType)
+    if "name" in values:
+        return False
+    of_yaml = all(isinstance(value, (*plain, list, tuple, Mapping)) for value in values.values())
+    return not of_yaml or any(not isinstance(values[key], plain) for key in ("x", "train") if key in values)
 
 
 def with_name(values: Mapping[str, Any], default: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def require_finite(array: np.ndarray, name: str) -> None:
     if array.dtype.kind != "f" or not array.size:
         return
     width, count, first = array.size // len(array), 0, None
-    for start, block in _blocks(array):
+    for start, block in _blocks(array.reshape(-1), BLOCK):
         # smallest and largest number: both are finite if all are, and no temporary array is needed
         if not (np.isfinite(block.min()) and np.isfinite(block.max())):
             wrong = np.flatnonzero(~np.isfinite(block))
@@ -72,11 +72,23 @@ def require_finite(array: np.ndarray, name: str) -> None:
         raise ValueError(f"{name} has {value} in {place} ({some}); {hint}")
 
 
-def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (position of the first number, numbers). Pages of a mapped file are released after reading."""
-    flat = array.reshape(-1)
-    for start in range(0, len(flat), BLOCK):
-        yield start, flat[start : start + BLOCK]
+def column_extremes(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest number of each column, both of the shape of a row.
+
+    >>> column_extremes(np.array([[1, 5], [3, 2]]))
+    (array([1, 2]), array([3, 5]))
+    """
+    low, high = np.array(array[0]), np.array(array[0])
+    rows = max(1, BLOCK // low.size)
+    for _, block in _blocks(array, rows):
+        low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
+    return low, high
+
+
+def _blocks(array: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first position, entries) of blocks of `size`. Pages of a mapped file are released after reading."""
+    for start in range(0, len(array), size):
+        yield start, array[start : start + size]
         if isinstance(array, np.memmap):
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy has no public name for it
 
@@ -90,8 +102,8 @@ def require_labels(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray |
     raise ValueError(f"{where} has no 'y' in {sorted(arrays)}; this task needs labels")
 
 
-def refuse(wrong: np.ndarray, y: np.ndarray, where: str, hint: str) -> None:
-    """Refuse labels where `wrong`, of the shape of `y`, is true.
+def refuse(wrong: np.ndarray, y: np.ndarray, where: str, hint: str, name: str = "y") -> None:
+    """Refuse the numbers of `y` where `wrong` is true, which has as many entries; `name` is the array's name.
 
     >>> y = np.array([0, -1, 2, -1])
     >>> refuse(y < 0, y, "train", "classes are numbered from 0")
@@ -106,7 +118,7 @@ def refuse(wrong: np.ndarray, y: np.ndarray, where: str, hint: str) -> None:
     value = y.reshape(-1)[int(np.argmax(wrong))]
     shown = f"{value:g}" if y.dtype.kind == "f" else str(value)
     some = f"{count} of {y.size} values {'is' if count == 1 else 'are'} wrong"
-    raise ValueError(f"{where} y has {shown} in {place} ({some}); {hint}")
+    raise ValueError(f"{where} {name} has {shown} in {place} ({some}); {hint}")
 
 
 def whole_numbers(y: np.ndarray, where: str, hint: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl.data.redrawn import RedrawnArrays, RowSource
 from fl.data.words import Words, numbered, plain
 from fl.tensors.pickling import map_tensor
 
@@ -47,6 +48,7 @@ class Dataset:
         server: Rows on which the server may train.
         held: (N,) bool, training rows that their natural owner only tests on.
         words: Names of the classes 0, 1, ... if the labels were words. They are set here.
+        source: Draws training rows again in training, if they are random. Default: each row is always the same.
     """
 
     train: Arrays
@@ -55,6 +57,7 @@ class Dataset:
     server: Arrays | None = None
     held: np.ndarray | None = None
     words: Words | None = None
+    source: RowSource | None = None
 
     def __post_init__(self) -> None:
         for name, array in self._stored_parts().items():
@@ -81,7 +84,7 @@ class Dataset:
                 )
 
     def _stored_parts(self) -> dict[str, Any]:
-        """Return train, test and server as they are stored, and the words of the labels."""
+        """Return the converted arrays of train, test and server, and the words of the labels."""
         parts = {part: _checked(part, arrays) for part, arrays in self.parts().items()}
         for part in ("test", "server"):
             if part in parts and not len(parts[part]["x"]):
@@ -103,9 +106,19 @@ class Dataset:
             raise ValueError(f"train: there is no 'y' in {list(self.train)}; this data set has no labels")
         return self.train["y"]
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the first line of a run."""
+        return [] if self.source is None else ["the data set is random, so training reads its rows at each access"]
+
     def parts(self) -> dict[str, Arrays]:
         """Return the parts that there are, of train, test and server, by name."""
         return {part: arrays for part in PARTS if (arrays := getattr(self, part)) is not None}
+
+    def training_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the training rows as tensors of the same memory; random rows are drawn again in training."""
+        stored = tensors(self.train)
+        return stored if self.source is None else RedrawnArrays(stored, replace(self.source, words=self.words))
 
     def mapped(self, change: Callable[[str, Arrays], Arrays]) -> Dataset:
         """Return the data set with change(part, arrays) for the arrays of each part that there is."""
@@ -138,58 +151,6 @@ class Loader:
         raise NotImplementedError
 
 
-FORMS = (
-    'a Dataset, {"x": ..., "y": ...}, {"train": {"x": ..., "y": ...}, "test": ..., "clients": ..., "server": ...}, '
-    "(x, y), or (x_train, y_train, x_test, y_test)"
-)
-
-
-def as_dataset(value: Any) -> Dataset:
-    """Convert the result of a user's function, in any of the `FORMS`, to a `Dataset`.
-
-    An array may be anything that numpy converts to one.
-
-    >>> len(as_dataset(([[1.0], [2.0]], [0, 1])))
-    2
-    """
-    if isinstance(value, Dataset):
-        return value
-    if isinstance(value, tuple):
-        if len(value) not in (2, 4):
-            raise ValueError(f"data: a tuple of {len(value)} is not {FORMS}")
-        pairs = [dict(zip("xy", value[i : i + 2])) for i in range(0, len(value), 2)]
-        return as_dataset(dict(zip(("train", "test"), pairs)))
-    if not isinstance(value, Mapping):
-        raise ValueError(f"data: {type(value).__name__} is not {FORMS}")
-    if "x" in value:
-        return Dataset(_arrays("train", value))
-    unknown = sorted(map(str, value.keys() - {"train", "test", "clients", "server", "held"}))
-    if unknown or "train" not in value:
-        raise ValueError(f"data: a dict of {sorted(map(str, value))} is not {FORMS}")
-    parts = {part: _arrays(part, value[part]) for part in ("train", "test", "server") if value.get(part) is not None}
-    rows = {name: _array(name, value[name]) for name in ("clients", "held") if value.get(name) is not None}
-    return Dataset(parts["train"], parts.get("test"), rows.get("clients"), parts.get("server"), rows.get("held"))
-
-
-def _arrays(part: str, arrays: Any) -> Arrays:
-    if not isinstance(arrays, Mapping):
-        raise ValueError(f'data: {part} is {type(arrays).__name__}, not a dict of arrays {{"x": ..., "y": ...}}')
-    return {str(name): _array(f"{part}.{name}", array) for name, array in arrays.items()}
-
-
-def _array(name: str, value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"data: {name} is not an array: {error}") from None
-    labels = name.endswith(".y") or name == "clients"
-    if array.dtype.kind not in ("biufOSU" if labels else "biuf") or not array.ndim:
-        raise ValueError(
-            f"data: {name} is {array.dtype} {array.shape}, not an array of numbers with one row per sample"
-        )
-    return array
-
-
 def _checked(part: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     if "x" not in arrays:
         raise ValueError(f"{part}: there is no 'x' in {list(arrays)}")
@@ -204,7 +165,7 @@ def _names(parts: Mapping[str, Arrays]) -> list[str]:
 
 
 def _with_labels(parts: dict[str, Arrays]) -> tuple[dict[str, Arrays], Words | None]:
-    """Number labels that are words, the same word alike in all parts, and give `y` one shape in all parts."""
+    """Number labels that are words, and give `y` one shape in all parts. A word has one number in all parts."""
     labels = {part: plain(f"{part}.y", arrays["y"]) for part, arrays in parts.items() if "y" in arrays}
     if len({y.shape[1:] for y in labels.values()} | {(), (1,)}) == 2:  # (N,) or (N, 1), and perhaps both
         flat = any(y.ndim == 1 for y in labels.values())

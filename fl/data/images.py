@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fl.data.archives import open_gzip
 from fl.tensors import random
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -55,6 +59,16 @@ def unit(pixels: np.ndarray) -> np.ndarray:
     """Scale uint8 pixels to float32 in [0, 1]."""
     out = np.empty(pixels.shape, np.float32)  # in one pass, because CIFAR takes 0.7 GB
     return np.divide(pixels, np.float32(255), out=out)
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """Convert an image of Pillow with 8 bits per channel to float32 (C, H, W) in [0, 1]."""
+    if image.mode in ("1", "P"):  # one bit; numbers of colours in a palette
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"an image has {pixels.dtype} pixels (mode {image.mode}), not 8 bits; convert it to numbers")
+    return unit(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def resized(x: np.ndarray, channels: int, side: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,14 +68,34 @@ class Partition:
         """
         if not 0 <= client < self.num_clients:
             raise ValueError(f"client: {client} is not one of 0..{self.num_clients - 1}")
-        start, end = self.offsets[client], self.offsets[client + 1]
-        first_test = end - self.test[client]
-        first_val = first_test - self.val[client]
-        spans = {"train": (start, first_val), "val": (first_val, first_test), "test": (first_test, end)}
-        if view not in spans:
-            raise ValueError(f"view: {view!r} is not one of {list(spans)}")
-        a, b = spans[view]
+        a, b = self._spans(client, view)
         return self.indices[a:b]
+
+    def views_rows(self, clients: np.ndarray, view: Literal["train", "val", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the data set in a view of several clients, one client after another, and their counts.
+
+        >>> partition = Partition(np.array([7, 8, 9]), np.array([0, 1, 3]), val=np.array([0, 1]))
+        >>> rows, counts = partition.views_rows(np.array([1, 0]), "train")
+        >>> rows.tolist(), counts.tolist()
+        ([8, 7], [1, 1])
+        """
+        starts, ends = self._spans(clients, view)
+        counts = ends - starts
+        before = np.cumsum(counts) - counts
+        return self.indices[np.arange(counts.sum()) + np.repeat(starts - before, counts)], counts
+
+    def _spans(self, clients: Any, view: str) -> tuple[Any, Any]:
+        """Return where a view begins and ends in `indices`, for one client or several."""
+        end = self.offsets[clients + 1]
+        first_test = end - self.test[clients]
+        first_val = first_test - self.val[clients]
+        if view == "train":
+            return self.offsets[clients], first_val
+        if view == "val":
+            return first_val, first_test
+        if view == "test":
+            return first_test, end
+        raise ValueError(f"view: {view!r} is not one of ['train', 'val', 'test']")
 
     def hold_out(self, val: float, test: float, seed: int) -> Partition:
         """Hold out floor(val n) validation rows and floor(test n) test rows of each client's n rows.

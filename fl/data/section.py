@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fl.checks import at_least
 from fl.data.augment import Augment
-from fl.data.dataset import Arrays, Dataset, as_dataset
+from fl.data.dataset import Arrays, Dataset
+from fl.data.forms import GivenData, as_dataset, is_data_set
 from fl.data.grouping import class_codes, rank_in_group
 from fl.tensors import random
 
@@ -40,7 +42,7 @@ class Data:
     """A data set and its preprocessing.
 
     Args:
-        part: A `Dataset`, or an object with load() -> Dataset.
+        part: An object with load() -> Dataset, or data in one of the forms of fl/data/forms.py.
         long_tail: Ratio of the training rows of the first class to those of the last class; at least 1. Default: as is.
         normalise: True normalises with the mean and standard deviation of the training rows; or give both.
         augment: Random changes of training batches, in order.
@@ -54,9 +56,19 @@ class Data:
     def __post_init__(self) -> None:
         at_least(1, long_tail=self.long_tail, hint="it is the ratio of the first class's rows to the last class's rows")
 
+    @cached_property
+    def _source(self) -> Any:
+        """The part, if it loads data; else a part for the data that a user's function returned."""
+        loads = hasattr(self.part, "load") and not is_data_set(self.part)
+        return self.part if loads else GivenData(self.part)
+
     def load(self, check: Callable[[Dataset], Dataset] | None = None) -> Dataset:
         """Load the data set and preprocess it. `check` is applied before preprocessing, to the rows as loaded."""
-        dataset = as_dataset(self.part.load() if hasattr(self.part, "load") else self.part)
+        dataset = as_dataset(self._source.load())
+        if dataset.source is not None and self.normalise is not False:
+            raise ValueError(
+                "normalise: training draws the rows again at each access; normalise in the data set instead"
+            )
         if check is not None:
             dataset = check(dataset)
         for change in self.augment:
@@ -123,4 +135,6 @@ def _each(values: Sequence[float], channels: int) -> np.ndarray:
 
 def _select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
     clients, held = (None if array is None else array[rows] for array in (dataset.clients, dataset.held))
-    return replace(dataset, train={n: array[rows] for n, array in dataset.train.items()}, clients=clients, held=held)
+    train = {n: array[rows] for n, array in dataset.train.items()}
+    source = None if dataset.source is None else dataset.source.select(rows)
+    return replace(dataset, train=train, clients=clients, held=held, source=source)

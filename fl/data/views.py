@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.data.redrawn import RedrawnArrays
+
 Batch = Mapping[str, Tensor]  # "x", "y" where labelled, and other arrays of the data set; first axis the sample
 
 
@@ -31,11 +33,33 @@ class View:
         """Return the samples at `positions` of this view, by name."""
         return gathered(self.arrays, torch.as_tensor(np.ascontiguousarray(self.rows[positions])))
 
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether training draws the rows again at each access, because the user's data set is random."""
+        return isinstance(self.arrays, RedrawnArrays)
+
+    def take_for_training(self, positions: np.ndarray, *address: int | str) -> dict[str, Tensor]:
+        """Return the samples at `positions` for a training step; random rows are drawn for this `address`."""
+        if not isinstance(self.arrays, RedrawnArrays):
+            return dict(self.take(positions))
+        return drawn(self.arrays, self.rows[positions], *address)
+
     def without(self, *names: str) -> View:
         """Return the view without some arrays: `without("y")` is unlabelled."""
-        return View({n: a for n, a in self.arrays.items() if n not in names}, self.rows)
+        return View(placed({n: a for n, a in self.arrays.items() if n not in names}, self.arrays), self.rows)
 
 
 def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """Return the samples at `rows`, (n,), on the device of `rows`, wherever the arrays are."""
     return {name: array.index_select(0, rows.to(array.device)).to(rows.device) for name, array in arrays.items()}
+
+
+def drawn(arrays: RedrawnArrays, rows: np.ndarray, *address: int | str | np.ndarray) -> dict[str, Tensor]:
+    """Return the samples at `rows`, (n,), drawn for this address, on the default device."""
+    device = torch.empty(0).device
+    return {name: array.to(device) for name, array in arrays.source.draw(arrays, rows, *address).items()}
+
+
+def placed(arrays: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return `arrays`, a copy of `original` on a device, with the source of random rows that `original` has."""
+    return RedrawnArrays(arrays, original.source) if isinstance(original, RedrawnArrays) else arrays

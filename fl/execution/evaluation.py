@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fl.execution.worker import Worker
 
 EVALUATION_BLOCK = 1024  # samples per forward pass
-EVALUATION_CHUNK = 64  # clients whose samples share forward passes
 
 Predictor = Callable[[Tensor], Tensor]
 
@@ -43,21 +42,27 @@ class Evaluation(ExchangeWorker):
         return f"evaluate/{self.dispatch.work}"
 
     def measure(
-        self, positions: np.ndarray, net: Predictor, rows: Sequence[np.ndarray], arrays: Mapping[str, Tensor]
+        self,
+        positions: np.ndarray,
+        net: Predictor,
+        rows: np.ndarray,
+        counts: np.ndarray,
+        arrays: Mapping[str, Tensor],
     ) -> None:
         """Measure a model on several lists of rows: fold the metrics, and enter each list's own as columns.
 
         Args:
             positions: one cohort position per list, (n,).
             net: x -> outputs.
-            rows: n lists of rows into `arrays`.
+            rows: rows into `arrays`, one list after another.
+            counts: length of each list, (n,).
             arrays: data by name, first axis the sample.
         """
         reduction = self.dispatch.reduction
         assert isinstance(reduction, Product)
         metrics = {name: metric for name, metric in reduction.parts.items() if isinstance(metric, Metric)}
-        owners = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-        view = View(arrays, np.concatenate(rows))
+        owners, lists = np.repeat(np.arange(len(counts)), counts), len(counts)
+        view = View(arrays, rows)
         accs: dict[str, Any] = {}
         with torch.inference_mode(), self.device.computing():
             for a in range(0, max(len(view), 1), EVALUATION_BLOCK):
@@ -65,12 +70,12 @@ class Evaluation(ExchangeWorker):
                 segments = torch.as_tensor(owners[a : a + EVALUATION_BLOCK])
                 outputs = net(batch["x"])
                 for name, metric in metrics.items():
-                    part = metric.measure(outputs, batch, segments, len(rows))
+                    part = metric.measure(outputs, batch, segments, lists)
                     accs[name] = metric.merge(accs[name], part) if name in accs else part
         accs = self.device.fetch(accs)
         for name, metric in metrics.items():
-            self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], len(rows))})
-        self.columns.add(positions, {"num_examples": np.array([len(r) for r in rows])})
+            self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], lists)})
+        self.columns.add(positions, {"num_examples": counts})
         if reduction.batched:
             self.fold.add_stacked(int(positions[0]), len(positions), self.fold.stacked(accs, len(positions)))
         else:
@@ -97,32 +102,32 @@ class ClientEvaluation(Evaluation):
         clients = self.dispatch.cohort[positions]
         if self.shared:
             try:
-                with self.module_for("evaluate", int(clients[0])):
+                with self.module_for(int(clients[0])):
                     self._together(positions, clients)
             except Exception as error:
                 raise self.error(clients, error, self.stage) from None
             return
         for position, client in zip(positions, clients):
             try:
-                with self.module_for("evaluate", int(client)):
+                with self.module_for(int(client)):
                     self._one(position[None], int(client))
             except Exception as error:
                 raise self.error(np.array([client]), error, self.stage) from None
 
     def _together(self, positions: np.ndarray, clients: np.ndarray) -> None:
-        rows = [self.partition.view_rows(int(client), self.dispatch.split) for client in clients]
+        rows, counts = self.partition.views_rows(clients, self.dispatch.split)
         ctx = self.client_context(int(clients[0]), self.downloads.common, {}, None)
-        self.measure(positions, ctx.net(self.downloads.common["model"]), rows, self.job.arrays)
+        self.measure(positions, ctx.net(self.downloads.common["model"]), rows, counts, self.job.arrays)
 
     def _one(self, at: np.ndarray, client: int) -> None:
         d = self.dispatch
         received, config, _ = self.downloads.of(client, {})
         ctx = self.client_context(client, received, config, self.worker.states.read(d.states[at[0]]))
         net = self._predictor(ctx)
-        if d.rows is None:
-            self.measure(at, net, [getattr(ctx, d.split).rows], self.job.arrays)
-        else:
-            self.measure(at, net, [d.rows], self.job.server_arrays)
+        rows = getattr(ctx, d.split).rows if d.rows is None else d.rows
+        self.measure(
+            at, net, rows, np.array([len(rows)]), self.job.arrays if d.rows is None else self.job.server_arrays
+        )
 
     def _predictor(self, ctx: ClientContext) -> Predictor:
         """Return a client's predictor: as received, after its own training, or after adapting to some samples."""
@@ -146,7 +151,7 @@ class ServerEvaluation(Evaluation):
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
-            with self.module_for("evaluate", "server", int(numbers[0])):
+            with self.module_for(int(numbers[0])):
                 self._blocks(positions, numbers)
         except Exception as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"
@@ -160,7 +165,7 @@ class ServerEvaluation(Evaluation):
         config = config(SERVER) if callable(config) else config
         with self.device.computing():
             net = self.job.algorithm.predictor(self.client_context(SERVER, self.downloads.common, config, None))
-        self.measure(positions, net, blocks, self.job.server_arrays)
+        self.measure(positions, net, np.concatenate(blocks), np.array(list(map(len, blocks))), self.job.server_arrays)
 
 
 def predicts_with_received_model(algorithm: ClientAlgorithm) -> bool:

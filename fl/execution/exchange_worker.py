@@ -58,6 +58,7 @@ class ExchangeWorker:
         self.partition, self.task = period.partition, period.task
         self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
+        self.draws = random.hash64_prefix(1, self.job.seed, dispatch.number, "module")  # the owner of the draws follows
 
     def chunk(self, positions: np.ndarray) -> None:
         """Work on consecutive cohort positions, (n,)."""
@@ -86,16 +87,17 @@ class ExchangeWorker:
         self.columns.add(positions, {f"{direction}/{group}": rows})
 
     @contextmanager
-    def module_for(self, *who: int | str) -> Iterator[None]:
-        """Within: the module is in its first state, and global generators are seeded, both for `who` alone.
+    def module_for(self, owner: int) -> Iterator[None]:
+        """Within: the module is in its first state, and global generators are seeded, for a client or a block alone.
+
+        Args:
+            owner: the client, or the block of the server's data; it addresses the draws within the dispatch.
 
         Raises:
             ModuleChanged: the module changed a state that the first look did not see change.
         """
         facts = self.job.facts
-        seed_generators(
-            int(random.hash64(self.job.seed, *who, self.dispatch.number, "module")), self.device.kind == "cuda"
-        )
+        seed_generators(random.last_word(self.draws, owner), self.device.kind == "cuda")
         if facts.state:
             self.state.restore()
         yield

@@ -17,6 +17,7 @@ from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.data.augment import Augment
 from fl.data.stream import Period
+from fl.data.views import placed
 from fl.execution.training.device import Device
 from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
@@ -85,6 +86,17 @@ class Job:
         wraps = find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta)
         return bool(self.statistics or wraps)
 
+    @property
+    def watched(self) -> dict[str, object]:
+        """The parts that work on clients, by what they are used as (fl/execution/hidden_state.py)."""
+        return {
+            "client": [self.algorithm, self.adapt],
+            "codec": [self.up, self.down],
+            "transform": self.transforms,
+            "augment": self.augment,
+            "task": [period.task for period in self.periods],
+        }
+
     def worker(self, writer: int) -> Worker:
         """Make a worker; `writer` numbers the segments that it writes."""
         return Worker(self, writer)
@@ -98,6 +110,6 @@ class Job:
             self,
             module=self.device.put_module(self.module),
             initial=Initial(put(self.initial.trained), put(self.initial.frozen)),
-            arrays=self.device.resident(self.arrays),
+            arrays=placed(self.device.resident(self.arrays), self.arrays),
             server_arrays=self.device.resident(self.server_arrays),
         )

@@ -1,19 +1,22 @@
-"""Check the reply of a client: its type, and the numbers beside the tensors of its update."""
+"""Check the replies of clients: types, the numbers beside the tensors, and the axes of several clients' updates."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fl.errors import dotted
 from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.method.reduction import Product, Reduction
 from fl.tensors.params import Layout, Params
+from fl.tensors.trees import Tree
 
 MOST_EXAMPLES = 2**53  # float64 holds every integer up to here
 
@@ -59,6 +62,45 @@ def check_numbers(update: Update, clients: np.ndarray) -> None:
         number = isinstance(metric, Real) or (isinstance(metric, (Tensor, np.ndarray)) and _numeric(metric, clients))
         if not number:
             raise ValueError(f"client {clients[0]}: metric {name!r} is {metric!r}, not a number")
+
+
+def check_stacked(groups: Mapping[str, Tree], state: Tree, count: int, who: str) -> None:
+    """Check what `finish` returned for clients that were trained together: each leaf has a leading axis of clients.
+
+    Args:
+        groups: groups of the update.
+        state: the clients' new states.
+        count: number of clients.
+        who: name of the client algorithm.
+
+    Raises:
+        ValueError: a leaf has another first axis. The message names it.
+    """
+    for name, leaf in (*_leaves("", groups), *_leaves("state", state)):
+        shape = tuple(leaf.shape)
+        if shape[:1] != (count,):
+            raise ValueError(
+                f"client {who}: finish returned {name} with shape {shape} for {count} clients that train together; "
+                f"its first axis has to be the clients, ({count}, ...). Set execution.plan: loop, or the class "
+                f"attribute one_at_a_time = True, which trains one client at a time"
+            )
+
+
+def _leaves(path: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a tree with their dotted names; a `Params` gives its first tensor, which has all its axes."""
+    if isinstance(tree, Params):
+        yield from ((dotted(path, name), tree[name]) for name in list(tree)[:1])
+    elif isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(dotted(path, key), value)
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from _leaves(dotted(path, index), value)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from _leaves(dotted(path, field.name), getattr(tree, field.name))
 
 
 def _numeric(metric: Tensor | np.ndarray, clients: np.ndarray) -> bool:

@@ -171,7 +171,8 @@ class Uploads:
         if bad.any() and self.job.on_error == "raise":
             first = int(np.flatnonzero(bad)[0])
             sent, arrived = (row(dict(g), first) if stacked else g for g in (self.before_codec, groups))
-            cause = overflow(self.job.up, sent, arrived) or f"tensor {non_finite_name(arrived)}"
+            diverged = f"tensor {non_finite_name(arrived)}; a smaller learning rate or a `clip` may help"
+            cause = overflow(self.job.up, sent, arrived) or diverged
             raise FloatingPointError(f"the update of client {clients[first]} is not finite: {cause}")
         accs: list[Any] = []
         for i, is_bad in enumerate(bad):

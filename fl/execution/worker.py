@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from fl.execution.client_work import BatchedWork, LoopWork
 from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.evaluation import ClientEvaluation, ServerEvaluation
 from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.hidden_state import HiddenState, HiddenStateWatch
 from fl.execution.training import compiled
 from fl.execution.workers.process import configure_process
 from fl.models.probe import ModuleState
@@ -48,6 +50,7 @@ class Worker:
         self.scratch.write_to(writer)
         self.round: int | None = None  # of the files in `scratch`
         self.module_state = ModuleState(self.job.module)
+        self.hidden_state = HiddenStateWatch(job.watched)
 
     def run(self, dispatch: ExchangeDispatch | DispatchGroup, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
         """Work through runs [a, b) of task numbers; return the partial result. New client states go to `segment`."""
@@ -60,9 +63,23 @@ class Worker:
                     started[index] = self.begin(one)
                 exchange, start = started[index], time.perf_counter()
                 with span(exchange.category, "task", task):
-                    exchange.chunk(one.positions(own))
+                    positions = one.positions(own)
+                    exchange.chunk(positions)
+                    if self.hidden_state.places:
+                        self._check_hidden_state(exchange, positions)
                 exchange.seconds += time.perf_counter() - start
         return dispatch.partial_result({index: exchange.partial_result() for index, exchange in started.items()})
+
+    def _check_hidden_state(self, exchange: ExchangeWorker, positions: np.ndarray) -> None:
+        """Raise a `ClientError` if a user's part changed itself in the work at some positions, (n,)."""
+        dispatch = exchange.dispatch
+        try:
+            self.hidden_state.check(f"round {dispatch.round}")
+        except HiddenState as error:
+            if dispatch.kind == "evaluate_server":
+                raise exchange.error("the server's test set", error, "evaluate") from None
+            stage = dispatch.work if dispatch.kind == "work" else "evaluate"
+            raise exchange.error(dispatch.cohort[positions], error, stage) from None
 
     def state_of(self, module: nn.Module) -> ModuleState:
         """Return the first state of a module: the run's, or the skeleton of a dispatch."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fl.execution.training.memory_format import MemoryFormat
 from fl.flower.records import get_config, get_text
@@ -24,6 +24,7 @@ ROWS = "fl.rows"  # rows of the server's data to evaluate on
 SETTINGS = "fl.config"  # tensors of the client's settings
 SUMS = "fl.merge"  # metric sums of an evaluation
 Coding = Literal["", "shared", "own", "static"]  # how a group was encoded; "" is without a codec
+Written = tuple[ArrayRecord, str, Coding]  # a group as arrays, its form, and how it was encoded
 
 
 class GroupForm(NamedTuple):
@@ -33,11 +34,28 @@ class GroupForm(NamedTuple):
     coding: Coding
 
 
+class PatchForm(NamedTuple):
+    """How to read a patch of a static group: the version that it is applied to, its form, and how it was encoded.
+
+    The patch travels as the record "GROUP/VERSION" (`patch_record`).
+    """
+
+    version: int
+    form: str
+    coding: Coding
+
+
+def patch_record(group: str, version: int) -> str:
+    """Return the name of the record that holds a patch."""
+    return f"{group}/{version}"
+
+
 @dataclass(frozen=True)
 class Call:
     """One client's share of an exchange or of an evaluation; the fields are those of `ExchangeDispatch`.
 
-    state and carry are numbers of the exchanges that wrote them; None if there is none. `store` and `stored` map static
+    state and carry are numbers of the exchanges that wrote them; None if there is none. `patches` maps static groups to
+    the patches that the client applies, in order, to the value that it has stored. `store` and `stored` map static
     groups to versions: those that the client stores from this message, and those that it has stored before.
     """
 
@@ -53,6 +71,7 @@ class Call:
     carry: int | None
     settings: str
     groups: Mapping[str, GroupForm]
+    patches: Mapping[str, Sequence[PatchForm]]
     store: Mapping[str, int]
     stored: Mapping[str, int]
 
@@ -65,7 +84,8 @@ class Call:
         """Read the call of a message."""
         fields = _fields(content)
         groups = {name: GroupForm(*pair) for name, pair in fields.pop("groups").items()}
-        return Call(**fields, groups=groups)
+        patches = {name: [PatchForm(*each) for each in forms] for name, forms in fields.pop("patches").items()}
+        return Call(**fields, groups=groups, patches=patches)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from fl.flower.call import CALL, METRICS, ROWS, SETTINGS, SUMS, Call, ClientRepl
 from fl.flower.group_records import array_to_tensor, read_group, record_to_tree, tree_to_record, write_group
 from fl.flower.hello import partition_id
 from fl.flower.records import get_arrays, get_config, get_text
+from fl.flower.static_records import read_patched, read_stored, store_static
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Product
 from fl.simulation.build import set_up_run
@@ -116,18 +117,12 @@ def _received(job: Job, call: Call, content: RecordDict, context: Context) -> di
         client, version = call.client if coding == "own" else None, call.store.get(name)
         record = get_arrays(content, name)
         received[name], _ = read_group(job.down if coding else Identity(), record, form, key(name, client, version))
-        if version is not None:
-            context.state[f"fl.static/{name}"] = record
-            context.state[f"fl.static/{name}.form"] = ConfigRecord({"form": form, "version": version})
     for name, version in call.stored.items():
-        form_key = f"fl.static/{name}.form"
-        stored = get_config(context.state, form_key) if form_key in context.state else None
-        if stored is None or stored["version"] != version:
-            raise LookupError(
-                f"version {version} of {name!r} is not in the client's Context: its SuperNode has been restarted"
-            )
-        record = get_arrays(context.state, f"fl.static/{name}")
-        received[name], _ = read_group(job.down, record, get_text(stored, "form"), key(name, version=version))
+        received[name] = read_stored(context.state, name, version)
+    for name, patches in call.patches.items():
+        received[name] = read_patched(job, content, context.state, name, patches)
+    for name, version in call.store.items():
+        store_static(context.state, name, version, received[name])
     return received
 
 

@@ -27,15 +27,27 @@ from fl.execution.job import Job
 from fl.execution.stages import during
 from fl.execution.worker import Worker
 from fl.execution.workers import executor
-from fl.flower.call import CALL, METRICS, ROWS, SETTINGS, SUMS, Call, ClientReply, Coding, Failure, GroupForm
+from fl.flower.call import (
+    CALL,
+    METRICS,
+    ROWS,
+    SETTINGS,
+    SUMS,
+    Call,
+    ClientReply,
+    Failure,
+    GroupForm,
+    PatchForm,
+    Written,
+    patch_record,
+)
 from fl.flower.group_records import read_group, record_to_tree, tensor_to_array, tree_to_record, write_group
 from fl.flower.hello import ask_hello, partition_id
 from fl.flower.records import get_arrays, get_metrics, numbers
-from fl.method.messages import Static, Update
+from fl.flower.static_records import StaticParts, StaticSender
+from fl.method.messages import Update
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import Tree
-
-Written = tuple[ArrayRecord, str, Coding]  # a group as arrays, its form, and how it was encoded
 
 
 class FlowerExecutor:
@@ -124,9 +136,10 @@ class FlowerExecutor:
         codec: Codec = job.down if d.original else Identity()
         key = partial(down_key, job.seed, d.number)
         shared = {n: write_group(codec, tree, key(n)) for n, tree in source.shared.items() if n not in source.hidden}
-        static = {n: write_group(codec, s.value, key(n, version=s.version)) for n, s in source.static.items()}
+        static = StaticSender(source.static, codec, job.seed)
         self._find_nodes(d.cohort)
         encoded = d.original is not None
+        same_values = encoded or job.down.exact  # what clients have stored is what this dispatch sends
         messages = []
         for position, client in enumerate(map(int, d.cohort)):
             groups: dict[str, Written] = {
@@ -137,24 +150,17 @@ class FlowerExecutor:
                 groups[name] = (record, form, "own")
                 if d.kind == "work":
                     exchange.count("down", name, np.array([position]), sizes)
-            stored = self._stored(client, source.static, encoded or isinstance(job.down, Identity))
-            for name, (record, form, _) in static.items():
-                if name not in stored:
-                    groups[name] = (record, form, "static" if encoded else "")
-            messages.append(self._message(d, position, client, groups, stored))
+            parts = static.parts(self.stored.get(client, {}) if same_values else {})
+            messages.append(self._message(d, position, client, groups | parts.whole, parts))
         return messages
 
-    def _stored(self, client: int, static: Mapping[str, Static], same_codec: bool) -> dict[str, int]:
-        """The static groups that the client has stored in the version that this dispatch needs."""
-        stored = self.stored.get(client, {})
-        return {name: s.version for name, s in static.items() if same_codec and stored.get(name) == s.version}
-
     def _message(
-        self, d: ExchangeDispatch, position: int, client: int, groups: Mapping[str, Written], stored: dict[str, int]
+        self, d: ExchangeDispatch, position: int, client: int, groups: Mapping[str, Written], static: StaticParts
     ) -> Message:
         config = d.broadcast.config(client) if callable(d.broadcast.config) else d.broadcast.config
         settings, tensors = tree_to_record(dict(config))
-        store = {name: s.version for name, s in d.broadcast.static.items() if name in groups and d.original is not None}
+        new = {name: s.version for name, s in d.broadcast.static.items() if name not in static.stored}
+        store = new if d.original is not None else {}
         call = Call(
             kind="work" if d.kind == "work" else "evaluate",
             work=d.work,
@@ -168,10 +174,17 @@ class FlowerExecutor:
             carry=_number(d.carries[position]),
             settings=settings,
             groups={name: GroupForm(form, coding) for name, (_, form, coding) in groups.items()},
+            patches={
+                name: [PatchForm(version, form, coding) for version, (_, form, coding) in patches.items()]
+                for name, patches in static.patches.items()
+            },
             store=store,
-            stored=stored,
+            stored=static.stored,
         )
         content = RecordDict({name: record for name, (record, _, _) in groups.items()})
+        for name, patches in static.patches.items():
+            for version, (record, _, _) in patches.items():
+                content[patch_record(name, version)] = record
         content[CALL] = call.to_record()
         if len(tensors):
             content[SETTINGS] = tensors

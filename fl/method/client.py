@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import add
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from fl.method.context import ClientContext, Reply
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, tree_map
 
 
 class ClientAlgorithm:
@@ -28,12 +29,19 @@ class ClientAlgorithm:
         receives: groups and config values of the broadcast that the algorithm uses.
         delta_reference: group of the update -> received group of the same shape, from which the codec `delta` encodes
             the difference.
+        one_at_a_time: True: the hooks are written for one client, so clients are never trained together. Set it if the
+            shape of an update or a state differs between clients.
+        loss_over_batch: True: the objective is one loss of the whole batch, such as a contrastive loss. It may return a
+            number () in place of the loss of each sample. Batches are not padded and not split, so clients are never
+            trained together.
     """
 
     sends: ClassVar[tuple[str, ...]] = ("model",)
     optional: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ("model",)
     delta_reference: ClassVar[Mapping[str, str]] = {}
+    one_at_a_time: ClassVar[bool] = False
+    loss_over_batch: ClassVar[bool] = False
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         """Do the client's work in one exchange.
@@ -73,6 +81,13 @@ class ClientAlgorithm:
         For the server's evaluation the context has no data and no state.
         """
         return ctx.net(ctx.received["model"])
+
+    def patched(self, group: str, value: Tree, patch: Tree) -> Tree:
+        """Return the next version of a static group from the last version and a patch. Default: their sum.
+
+        See `Static`. `value` is None for a client that has received nothing yet; the default is then the patch.
+        """
+        return patch if value is None else tree_map(add, value, patch)
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         """Return the context for predictions after the client's own training, before the server merges updates."""

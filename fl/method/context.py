@@ -70,6 +70,11 @@ class ClientContext:
     facts: ModuleFacts = ModuleFacts()
     training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None
 
+    @property
+    def random_batches(self) -> bool:
+        """Whether training batches differ from the stored samples: `augment`, or random rows of a user's data set."""
+        return bool(self.augment) or self.train.is_redrawn
+
     def net(self, params: Params) -> torch.nn.Module:
         """Return the model under `params` for predictions: x (B, ...) -> outputs (B, ...).
 

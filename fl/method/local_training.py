@@ -171,7 +171,9 @@ class LocalTraining(ClientAlgorithm):
         return self.phases(round_, rounds)
 
     def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
-        """Return the loss of each sample, (B,).
+        """Return the loss of each sample, (B,). The engine takes the mean.
+
+        If the class attribute `loss_over_batch` is True, it may return one loss of the whole batch, ().
 
         Args:
             net: the model under the parameters being trained, x (B, ...) -> outputs (B, ...).
@@ -223,6 +225,10 @@ class LocalTraining(ClientAlgorithm):
         for phase in self.phases(round_, rounds):
             steps, samples = steps + phase.num_steps(sizes), samples + phase.num_samples(sizes)
         return steps, samples * self.gradients_per_step() + self.extra_samples(sizes, round_, rounds, name)
+
+    def smallest_batches(self, sizes: np.ndarray, round_: int, rounds: int) -> np.ndarray:
+        """Return the size of the smallest batch of clients with `sizes` (C,) training samples, (C,)."""
+        return np.min([phase.smallest_batch(sizes) for phase in self.phases(round_, rounds)], 0)
 
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """Return the inputs of one client's training, with the first state if the client is new."""

@@ -22,13 +22,35 @@ from fl.tensors.trees import Tree
 class Static:
     """A value that clients keep, such as a frozen base model. A client receives it when its version has changed.
 
+    A value that changes little from version to version can be sent as patches: `patches[v]` leads from version v to
+    the next version. A client that last received version v gets the patches from v on, or the whole value, whichever
+    has fewer encoded bytes. A client whose version has no patch gets the whole value. With a codec that is not exact,
+    all clients get the whole value now and then (`fl.simulation.static_groups`).
+
+        v: value_v  -- patches[v] -->  v': value_v'  -- patches[v'] -->  ...  -->  version: value
+
+    `ClientAlgorithm.patched` applies one patch; by default it adds the patch. Both ways must end in the same bits.
+    Compute each new value with that function from the last value and the patch; the engine checks it. Version -1 is
+    what a client has before it receives anything. Keep a patch as long as it and those after it are smaller than the
+    value.
+
+    >>> import torch
+    >>> Static(7, torch.tensor(6.0), {3: torch.tensor(1.0), 5: torch.tensor(2.0)}).path(5)
+    (5,)
+
     Args:
         version: number of the value; change it with the value.
         value: the value.
+        patches: version -> change that leads to the next version; the last one leads to `version`.
     """
 
     version: int
     value: Tree
+    patches: Mapping[int, Tree] = field(default_factory=dict)
+
+    def path(self, version: int) -> tuple[int, ...]:
+        """Return the keys of the patches that lead from `version` to the value, in order; () if there are none."""
+        return tuple(v for v in sorted(self.patches) if v >= version) if version in self.patches else ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +73,7 @@ class Broadcast:
         select: group -> (name of a shared group, function of the client that returns int64 indices). The client
             receives the selected rows of a tensor, or elements of a `Params` (positions in `compact` order). The
             ledger counts only these.
-        static: group -> `Static`, sent and counted when its version is new to the client.
+        static: group -> `Static`, sent and counted when its version is new to the client, whole or as patches.
         config: values for the client by name, or a function of the client that returns them. The ledger does not
             count them.
         hidden: shared groups that are not sent whole, because clients only select from them.

@@ -175,7 +175,7 @@ class SparseMean(WeightedMean):
 
 @dataclass(frozen=True)
 class ClassMean(Reduction):
-    """For each key k, such as a class, the mean over clients weighted by counts: sum_i n_ik m_ik / sum_i n_ik.
+    """For each key k, such as a class, the weighted mean over clients: sum_i n_ik m_ik / sum_i n_ik.
 
     Takes and returns `Table(keys (K,), means (K, D), counts (K,))`. Keys without count are left out. Sums in float64.
 
@@ -185,13 +185,23 @@ class ClassMean(Reduction):
     >>> accs = [rule.lift(table, Meta(client=i, num_examples=1)) for i, table in enumerate([one, two])]
     >>> rule.finish(rule.merge(*accs)).values.tolist()
     [[4.0], [6.0]]
+
+    Args:
+        weights: n_ik is the client's count of key k ("examples"), or 1 for every client that has the key ("uniform").
+            The counts of the result are the sums of n_ik.
     """
 
+    weights: Literal["examples", "uniform"] = "examples"
     linear: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        one_of(("examples", "uniform"), weights=self.weights)
 
     def lift(self, value: Table, meta: Meta) -> Table:
         seen = value.counts > 0
         counts = value.counts[seen].double()
+        if self.weights == "uniform":
+            counts = torch.ones_like(counts)
         return Table(value.keys[seen], value.values[seen].double() * counts[:, None], counts)
 
     def merge(self, a: Table, b: Table) -> Table:

@@ -131,11 +131,14 @@ class Strategy:
         client: registered name of the client algorithm that the strategy uses by default.
         fedavg_equivalent: setting with which the method is FedAvg; None if there is none.
         example_config: settings by dotted path for a small example run; `fl check` uses them.
+        later_metrics: names of metrics that the first rounds may lack, also as glob patterns. `stop.target` and
+            `evaluation.select` may name them.
     """
 
     client: ClassVar[str] = KINDS["client"].default()
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None
     example_config: ClassVar[Mapping[str, Any]] = {}
+    later_metrics: ClassVar[tuple[str, ...]] = ()
 
     def averages(self) -> bool:
         """Return whether the next model is a mean of the last model and the clients' models.

@@ -117,18 +117,20 @@ def redrawn(params: Params, draw: int) -> Params:
 
 
 # -- changes of the frozen weights ------------------------------------------------------------------------------------
-def folded(frozen: Params, increments: Iterable[Params]) -> Params:
-    """Frozen tensors with `increments` added to the weights of layers.
+def patched(change: Params | None, patch: Params) -> Params:
+    """Add a patch to a change of the layers' weights, LAYER.W (out, in). A change of None is zero.
 
-    A layer's increment is LAYER.W (out, in), or the product of LAYER.B (out, k) and LAYER.A (k, in).
+    A layer's patch is LAYER.W, or the product of LAYER.B (out, k) and LAYER.A (k, in).
     """
-    weights: dict[str, Tensor] = {}
-    for increment in increments:
-        for name in increment:
-            layer, _, part = name.rpartition(".")
-            if part == "B":
-                continue
-            change = increment[name] if part == "W" else product(increment[name], increment[f"{layer}.B"])
-            weight = base_name(layer)
-            weights[weight] = (weights[weight] if weight in weights else frozen[weight]) + change
-    return frozen.replace(weights)
+    added: dict[str, Tensor] = {}
+    for name in patch:
+        layer, _, part = name.rpartition(".")
+        if part != "B":
+            added[f"{layer}.W"] = patch[name] if part == "W" else product(patch[name], patch[f"{layer}.B"])
+    return Params.of(added) if change is None else change + Params.of(added)
+
+
+def folded(frozen: Params, change: Params) -> Params:
+    """Add a change LAYER.W (out, in) to the frozen weights of layers."""
+    weights = {base_name(name.rpartition(".")[0]): change[name] for name in change}
+    return frozen.replace({name: frozen[name] + weights[name] for name in weights})

@@ -34,7 +34,9 @@ def with_statistics(module: nn.Module, policy: Statistics) -> nn.Module:
 
 def statistics_names(module: nn.Module, policy: Statistics) -> list[str]:
     """Names of the running means and variances under a policy."""
-    layers = [name for name, layer in module.named_modules() if getattr(layer, "policy", None) == policy != "batch"]
+    if policy == "batch":
+        return []
+    layers = [name for name, layer in module.named_modules() if vars(layer).get("policy") == policy]
     return [f"{name}.{statistic}".lstrip(".") for name in layers for statistic in ("running_mean", "running_var")]
 
 

@@ -53,4 +53,5 @@ def bind(
         source = next((source for source in sources if name in source), None)
         if source is not None:
             tensor.data = source[name]
-            tensor.requires_grad_(name in trained)
+            if tensor.requires_grad != (name in trained):
+                tensor.requires_grad_(name in trained)

@@ -25,6 +25,9 @@ class Dropout(nn.Module):
         mask: factors of the input's entries, 0 or 1 / (1 - p).
         generator: where masks are drawn from.
         repeats: whether each call draws a new mask; otherwise later calls on the same batch use the first one.
+        piece: (position of the first sample, samples of the batch) if the input is a micro batch, else None. Each call
+            in the first micro batch draws a mask for the whole batch; the others use their rows of it. An input of
+            another shape has a mask of its own.
         calls: number of masks drawn on the current batch.
     """
 
@@ -35,6 +38,9 @@ class Dropout(nn.Module):
         self.mask: Tensor | None = None
         self.generator: torch.Generator | None = None
         self.repeats, self.calls = False, 0
+        self.piece: tuple[int, int] | None = None
+        self.masks: list[Tensor] = []  # of the calls in a micro batch, for the whole batch
+        self.position = 0  # of the next call among them
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -46,17 +52,27 @@ class Dropout(nn.Module):
                     "the engine sets one of them before each step"
                 )
             return x * self.mask
+        if self.piece is not None:
+            return x * self._mask_of_piece(x, *self.piece)
         mask = self.mask
         if mask is None or self.repeats or mask.shape != x.shape:
-            mask = self._drawn(x)
+            mask = self._drawn(x.shape, x)
             if self.mask is None:
                 self.mask = mask
         return x * mask
 
-    def _drawn(self, x: Tensor) -> Tensor:
-        """A new mask of the shape of x. The draws do not depend on the device."""
+    def _mask_of_piece(self, x: Tensor, first: int, samples: int) -> Tensor:
+        """The rows `first`, ... of this call's mask for `samples` samples; a new mask if these do not fit x."""
+        if self.position == len(self.masks):
+            self.masks.append(self._drawn((samples, *x.shape[1:]), x))
+        rows = self.masks[self.position][first : first + len(x)]
+        self.position += 1
+        return rows if rows.shape == x.shape else self._drawn(x.shape, x)
+
+    def _drawn(self, shape: tuple[int, ...], x: Tensor) -> Tensor:
+        """A new mask on the device of x. The draws do not depend on the device."""
         self.calls += 1
-        mask = torch.empty(x.shape, device="cpu").bernoulli_(1 - self.p, generator=self.generator)
+        mask = torch.empty(shape, device="cpu").bernoulli_(1 - self.p, generator=self.generator)
         return mask.div_(1 - self.p).to(x.device)
 
     def extra_repr(self) -> str:
@@ -82,11 +98,14 @@ class DropoutDraws:
         module: the model.
         generator: makes the source of the draws; called only if there are layers.
         repeats: whether each call of a layer draws a new mask, because the model calls some layer several times.
+        micro_batches: whether a gradient has several passes, each after `begin_micro_batch`.
     """
 
-    def __init__(self, module: nn.Module, generator: Callable[[], torch.Generator], repeats: bool):
+    def __init__(
+        self, module: nn.Module, generator: Callable[[], torch.Generator], repeats: bool, micro_batches: bool = False
+    ):
         self.layers = [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
-        self.repeats = repeats
+        self.repeats, self.micro_batches = repeats, micro_batches
         if self.layers:
             self.generator = generator()
             self.state = self.generator.get_state()
@@ -97,20 +116,27 @@ class DropoutDraws:
         if self.layers:
             self.state, self.masks = self.generator.get_state(), [None] * len(self.layers)
 
+    def begin_micro_batch(self, first: int, samples: int) -> None:
+        """Begin the micro batch at position `first` of a batch of `samples` samples."""
+        for layer in self.layers:
+            layer.piece, layer.position = (first, samples), 0
+
     @contextmanager
     def gradient(self) -> Iterator[None]:
-        """Within: a pass on the batch. All passes on one batch see the same masks."""
+        """Within: the passes of one gradient on the batch. All gradients on one batch see the same masks."""
         if not self.layers:
             yield
             return
-        if self.repeats:
+        if self.repeats or self.micro_batches:  # the masks are drawn again, from the same state
             self.generator.set_state(self.state)
         for layer, mask in zip(self.layers, self.masks):
             layer.mask, layer.generator, layer.repeats, layer.calls = mask, self.generator, self.repeats, 0
+            layer.piece, layer.masks = None, []  # of a client that failed
         yield
-        self.masks = [layer.mask for layer in self.layers]
+        if not self.micro_batches:
+            self.masks = [layer.mask for layer in self.layers]
         for layer in self.layers:
-            layer.mask = layer.generator = None
+            layer.mask = layer.generator = layer.piece = None
 
 
 class DropoutMasks:

@@ -1,4 +1,4 @@
-"""A first look at a module: one training pass and one evaluation pass of two samples, on a copy, before round 0.
+"""A first look at a module: training and evaluation passes of two samples and of one, on a copy, before round 0.
 
     facts = probe(module, batch, loss)     ->  what the module does beside computing outputs from inputs and parameters
 
@@ -40,6 +40,8 @@ class ModuleFacts:
         writes_parameters: a pass changes parameters, as `nn.Embedding(max_norm=...)` does.
         unused: names of trained parameters that get no gradient.
         dropout_once: each Dropout layer of ours is called once in a pass, so its mask can be drawn beforehand.
+        needs_two: a training pass of one sample fails, because normalisation needs more values.
+        needs_two_in_evaluation: an evaluation pass of one sample fails for this reason.
     """
 
     draws: bool = False
@@ -48,6 +50,8 @@ class ModuleFacts:
     writes_parameters: bool = False
     unused: tuple[str, ...] = ()
     dropout_once: bool = True
+    needs_two: bool = False
+    needs_two_in_evaluation: bool = False
 
     @property
     def one_at_a_time(self) -> str | None:
@@ -114,9 +118,21 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         with torch.no_grad():
             _called(lambda: losses(module, batch), "in evaluation mode", batch)
         drawn = moved.since_last()
-    changed = tuple(sorted({*changed, *state.changes()}))
-    written = any(not torch.equal(p, parameters[name]) for name, p in module.named_parameters())
-    return ModuleFacts(draws, drawn, changed, written, unused, once)
+        changed = tuple(sorted({*changed, *state.changes()}))
+        written = any(not torch.equal(p, parameters[name]) for name, p in module.named_parameters())
+        alone = {name: array[:1] for name, array in batch.items()}
+        with dropout.gradient(), torch.no_grad():
+            needs_two = [_cannot_normalise(lambda: losses(module.train(mode), alone)) for mode in (True, False)]
+    return ModuleFacts(draws, drawn, changed, written, unused, once, *needs_two)
+
+
+def _cannot_normalise(call: Callable[[], Any]) -> bool:
+    """Whether a call fails because batch normalisation needs more values."""
+    try:
+        call()
+    except Exception as error:  # other errors of a module are reported where it is used
+        return "Expected more than 1 value per channel" in str(error)
+    return False
 
 
 def _backward(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], Tensor]) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def table(
 
     Args:
         variants: rows of the table.
-        metrics: columns of mean and deviation over seeds; see fl/report/variants.py for @10 and @best.
+        metrics: columns of mean and deviation over seeds; see fl/report/variants.py for @10, @last5 and @best.
         targets: for each, columns of the cost to reach it.
         versus: name of a variant; each metric gets a column of the difference to it.
         multicast: MB down count what all clients receive once.

@@ -5,6 +5,7 @@ a seed at the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`). The baselines of a
 
     eval/accuracy        last measured value
     eval/accuracy@10     last value measured in the first 10 rounds
+    eval/accuracy@last5  mean of the last 5 measured values
     eval/accuracy@best   value in the round with the best evaluation.select: validation chooses, test rows report
 
 The target val/accuracy=0.9 is reached in the first round whose value, without smoothing, is at least 0.9
@@ -100,15 +101,20 @@ class Variant:
 
     # -- metrics --------------------------------------------------------------------------------------------------
     def values(self, metric: str) -> np.ndarray:
-        """One value per run, (runs,). `metric` may end in @best or @ROUNDS, see the module."""
+        """One value per run, (runs,). `metric` may end in @best, @ROUNDS or @lastN, see the module."""
         name, _, when = metric.partition("@")
         if when == "best":
             found = [_value_at_best(rows, name, self._select_metric(i)) for i, rows in enumerate(self.runs)]
         elif re.fullmatch(r"\d*", when):
             rounds = float(when or "inf")
             found = [next(iter(_measured(rows, name, rounds)[-1:]), None) for rows in self.runs]
+        elif re.fullmatch(r"last[1-9]\d*", when):
+            found = [_mean_of_last(_measured(rows, name), int(when[4:]), metric) for rows in self.runs]
         else:
-            raise ValueError(f"metric: {metric!r} is neither {name}, {name}@best nor {name}@ROUNDS, as in {name}@10")
+            raise ValueError(
+                f"metric: {metric!r} is neither {name}, {name}@best, {name}@ROUNDS nor {name}@lastN, "
+                f"as in {name}@10 and {name}@last5"
+            )
         if None in found:
             known = self._metrics()
             meant = did_you_mean(name, known)
@@ -183,8 +189,15 @@ class Variant:
         return Reached(mean, sd, len(reached), len(first), min(missed, default=None))
 
 
-def _measured(rows: Sequence[Row], metric: str, rounds: float) -> list[float]:
+def _measured(rows: Sequence[Row], metric: str, rounds: float = float("inf")) -> list[float]:
     return [row[metric] for row in rows if row.get(metric) is not None and row["round"] < rounds]
+
+
+def _mean_of_last(values: Sequence[float], number: int, metric: str) -> float | None:
+    """The mean of the last `number` values, None without any."""
+    if values and len(values) < number:
+        raise ValueError(f"metric: {metric!r} needs {number} evaluations; a run has {len(values)}")
+    return float(np.mean(values[-number:])) if values else None
 
 
 def _value_at_best(rows: Sequence[Row], metric: str, select: str) -> float | None:

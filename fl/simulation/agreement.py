@@ -25,8 +25,8 @@ def check_state(strategy: Strategy, state: Any) -> None:
     except TypeError as error:
         raise ConfigError("strategy", str(error)) from error
     if not isinstance(model, Params):
-        came = f"init returned {type(state).__name__}, of which model(state) makes {type(model).__name__}"
-        raise ConfigError("strategy", f"{type(strategy).__name__}: {came}, expected Params")
+        came = f"init returned {type(state).__name__}; model(state) returned {type(model).__name__}, expected Params"
+        raise ConfigError("strategy", f"{type(strategy).__name__}: {came}")
 
 
 def check_finite(strategy: Strategy, state: Any) -> None:

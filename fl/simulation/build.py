@@ -18,19 +18,21 @@ from fl.data.partitioner import split_checked
 from fl.data.stream import Period, split_rows
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
+from fl.execution.training.plan import Plan
 from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.dropout import with_addressed_dropout
 from fl.models.probe import ModuleFacts
 from fl.simulation.first_look import first_look
-from fl.simulation.inputs import fitted
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, choose_plan, device
+from fl.simulation.trial import Trial
 from fl.tensors import random
 from fl.tensors.generators import preserved_generators
 
 T = TypeVar("T")
+REDRAWN = "training draws the rows of this data set again at each access"
 
 
 @preserved_generators()
@@ -51,16 +53,26 @@ def set_up_run(config: Config) -> RunSetup:
     _located("cohort", lambda: config.cohort.check(trainable))
     outputs = _num_outputs(config, dataset)
     module = build_model(config, dataset, outputs)
-    dataset = _located("data", lambda: fitted(dataset, module, getattr(config.model.part, "vocabulary", None)))
-    facts = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
+    facts, dataset = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
     _check_statistics(config, dataset, module, facts)
-    config = with_last_batch(config, dataset, periods, module)
-    initial = Initial.of(module)
-    plan = _located("execution", lambda: choose_plan(config, dataset, periods, module, initial.trained, facts))
-    execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
+    config = with_last_batch(config, dataset, periods, facts)
     system = config.system
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
-    return RunSetup(replace(config, execution=execution), dataset, periods, module, facts, initial, plan, drawn)
+    undecided = Plan("loop", 1, "not chosen yet")
+    return _planned(RunSetup(config, dataset, periods, module, facts, Initial.of(module), undecided, drawn))
+
+
+def _planned(run_setup: RunSetup) -> RunSetup:
+    """Choose the plan; a user's own client code is tried first."""
+    trial, config = Trial.of(run_setup), run_setup.config
+    if trial is not None:
+        trial.check()
+    parts = run_setup.dataset, run_setup.periods, run_setup.module, run_setup.model, run_setup.facts
+    plan = _located("execution", lambda: choose_plan(config, *parts, trial))
+    if trial is not None:
+        trial.release()
+    execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
+    return replace(run_setup, config=replace(config, execution=execution), plan=plan, trial=trial)
 
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
@@ -76,7 +88,13 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     if stream is None:
         periods: Sequence[Period] = [Period(config.rounds, split(dataset), config.task)]
     else:
-        dataset, periods = _located("stream", lambda: stream.periods(dataset, split, config.task))
+        stored = dataset
+        dataset, periods = _located("stream", lambda: stream.periods(stored, split, config.task))
+        kept = dataset.source is not None and all(dataset.train.get(n) is a for n, a in stored.train.items())
+        if stored.source is not None and not kept:
+            raise ConfigError("stream", f"changes rows, and {REDRAWN}; use a stream that only chooses rows")
+    if shift is not None and dataset.source is not None:
+        raise ConfigError("shift", f"changes rows, and {REDRAWN}; leave it out, or shift in the data set")
     if shift is not None:
         dataset = _located("shift", lambda: shift.apply(dataset, periods[0].partition))
     holders = np.sum([np.diff(period.partition.offsets) for period in periods], axis=0)

@@ -7,17 +7,17 @@ Groups of one client alone, and differences to what a client last received (`del
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fl.communication.chain import find_wrapper
-from fl.communication.codec import Identity
+from fl.communication.codec import Codec, Identity
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
-from fl.communication.keys import down_key
+from fl.communication.keys import Key, down_key
 from fl.communication.ledger import Ledger
 from fl.communication.transmit import Sizes, transmit
 from fl.communication.wire import wire_bytes
@@ -25,6 +25,7 @@ from fl.execution.finite import is_finite, overflow
 from fl.method.messages import Broadcast
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup
+from fl.simulation.static_groups import StaticGroups
 from fl.tensors.trees import Tree
 
 
@@ -55,22 +56,23 @@ class Sent:
 
 
 class Downlink:
-    """Encodes broadcasts. From round to round it keeps `versions_seen` and `residuals` (see `record`)."""
+    """Encodes broadcasts. From round to round it keeps `static` and `residuals` (see `record`)."""
 
     def __init__(self, run_setup: RunSetup, ledger: Ledger):
-        self.config, self.population, self.ledger = run_setup.config, run_setup.population, ledger
-        self.versions_seen: dict[str, np.ndarray] = {}  # static group -> version each client last saw, -1 for none
+        self.config, self.ledger = run_setup.config, ledger
+        self.static = StaticGroups(run_setup, self._send)
         self.residuals: dict[str, Residuals] = {}  # compression errors of shared groups, for error feedback
         self.feedback = find_wrapper(self.config.down, ErrorFeedback)
         self.delta = find_wrapper(self.config.down, Delta)
 
     def record(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"versions_seen": self.versions_seen, "residuals": self.residuals}
+        return {**self.static.record(), "residuals": self.residuals}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Take over a `record`."""
-        self.versions_seen, self.residuals = record["versions_seen"], record["residuals"]
+        self.static.restore(record)
+        self.residuals = record["residuals"]
 
     def per_client(self, group: str) -> bool:
         """Whether workers encode a shared group as each client's own difference."""
@@ -90,7 +92,7 @@ class Downlink:
             place: the exchange's place in the run.
         """
         config, common = self.config, set(self.common_groups(broadcast))
-        shared, encoded, static, first = {}, {}, {}, True
+        shared, encoded, deliveries, first = {}, {}, {}, True
         nbytes = np.zeros(len(cohort), np.int64)
         for name, tree in broadcast.shared.items():
             shared[name] = encoded[name] = tree
@@ -98,39 +100,46 @@ class Downlink:
                 continue
             if self.feedback:
                 encoded[name] = self.feedback.add_residuals(tree, self.residuals.get(f"{work}/{name}"))
-            shared[name], sizes = transmit(config.down, encoded[name], key=down_key(config.seed, place.number, name))
-            self._check_overflow({name: encoded[name]}, {name: shared[name]})
+            key = down_key(config.seed, place.number, name)
+            shared[name], sizes = self._send(config.down, name, encoded[name], key)
             if self.feedback:
                 self.residuals[f"{work}/{name}"] = compression_error(encoded[name], shared[name])
-            self._book(place, name, cohort, sizes, first)
-            nbytes += encoded_size(sizes)
+            nbytes += self._book(place, name, cohort, [sizes], first)
+            if len(cohort):
+                self.ledger.multicast(place.round, encoded_size(sizes))
             first = False
-        for name, value in broadcast.static.items():
-            key = down_key(config.seed, place.number, name, version=value.version)
-            decoded, sizes = transmit(config.down, value.value, key=key)
-            self._check_overflow({name: value.value}, {name: decoded})
-            static[name] = replace(value, value=decoded)
-            seen = self.versions_seen.setdefault(name, np.full(self.population, -1))
-            new = seen[cohort] != value.version
-            if new.any():
-                self._book(place, name, cohort[new], sizes, first)
-                nbytes[new] += encoded_size(sizes)
-                first = False
-            seen[cohort] = value.version
-        decoded_broadcast = replace(broadcast, shared=shared, static=static)
-        return Sent(decoded_broadcast, replace(broadcast, shared=encoded), nbytes)
+        for name, static in broadcast.static.items():
+            deliveries[name] = delivery = self.static.send(name, static, cohort)
+            for receives, pieces in delivery.due:
+                nbytes[receives] += self._book(place, name, cohort[receives], pieces, first)
+            for sizes in delivery.sizes:
+                self.ledger.multicast(place.round, encoded_size(sizes))
+            first = first and not delivery.due
+        return Sent(
+            replace(broadcast, shared=shared, static={name: d.decoded for name, d in deliveries.items()}),
+            replace(broadcast, shared=encoded, static={name: d.encoded for name, d in deliveries.items()}),
+            nbytes,
+        )
 
-    def _check_overflow(self, before: Mapping[str, Tree], after: Mapping[str, Tree]) -> None:
-        """Raise a FloatingPointError if the codec made finite numbers of a group infinite or NaN."""
-        if not isinstance(self.config.down, Identity) and not is_finite(after):
-            cause = overflow(self.config.down, before, after)
+    def _send(self, codec: Codec, group: str, tree: Tree, key: Key) -> tuple[Tree, Sizes]:
+        """Send a group through a codec.
+
+        Raises:
+            FloatingPointError: the codec made finite numbers infinite or NaN.
+        """
+        decoded, sizes = transmit(codec, tree, key=key)
+        if not isinstance(codec, Identity) and not is_finite(decoded):
+            cause = overflow(codec, {group: tree}, {group: decoded})
             if cause:
                 raise FloatingPointError(f"codec.down: {cause}")
+        return decoded, sizes
 
-    def _book(self, place: Place, group: str, clients: np.ndarray, sizes: Sizes, first: bool) -> None:
-        """Enter one group into the ledger; `first`: it opens the clients' message."""
-        wire = wire_bytes(sizes.encoded_bytes, sizes.arrays, first)
-        rows = (clients, sizes.payload_bytes, sizes.encoded_bytes, wire)
-        self.ledger.record(place.round, place.index, "down", group, *rows)
-        if len(clients):
-            self.ledger.multicast(place.round, encoded_size(sizes))
+    def _book(self, place: Place, group: str, clients: np.ndarray, pieces: Sequence[Sizes], first: bool) -> int:
+        """Enter the pieces of one group into the ledger, and return their encoded bytes.
+
+        `first`: the group opens the clients' message.
+        """
+        payload, encoded = sum(sizes.payload_bytes for sizes in pieces), sum(map(encoded_size, pieces))
+        wire = sum(wire_bytes(encoded_size(sizes), sizes.arrays, first and not i) for i, sizes in enumerate(pieces))
+        self.ledger.record(place.round, place.index, "down", group, clients, payload, encoded, wire)
+        return encoded

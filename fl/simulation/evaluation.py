@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from fl.config.config import Config
-from fl.execution.evaluation import EVALUATION_BLOCK, EVALUATION_CHUNK
+from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
@@ -22,7 +22,8 @@ from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised
-from fl.tensors import random
+
+HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 
 def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
@@ -39,11 +40,12 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
         row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}
         if len(setup.periods) > 1:
             row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
-    period, plan = setup.periods[exchanges.period], Plan("loop", EVALUATION_CHUNK, "clients share forward passes")
-    for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
-        clients = evaluated_clients(setup.config, setup.trainable, counts)
+    period = setup.periods[exchanges.period]
+    for split in HELD_OUT:
+        clients, counts = setup.evaluated(exchanges.period, split), getattr(period.partition, split)
         if not len(clients):
             continue
+        plan = Plan("loop", clients_per_chunk(counts[clients]), "clients share forward passes")
         result = exchanges.dispatch(
             kind="evaluate",
             work=setup.config.evaluation.stage,
@@ -103,6 +105,19 @@ def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, period: int, row
     return result.value
 
 
+def clients_per_chunk(counts: np.ndarray) -> int:
+    """Return how many clients share forward passes, a power of two: enough to fill one, and 64 to 1024.
+
+    Args:
+        counts: evaluated samples of each client, (n,), n > 0.
+
+    >>> [clients_per_chunk(np.full(5, samples)) for samples in (1, 3, 500)]
+    [1024, 512, 64]
+    """
+    fill = math.ceil(EVALUATION_BLOCK / float(counts.mean()))
+    return min(max(1 << (fill - 1).bit_length(), 64), 1024)
+
+
 def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
     """Return accuracy, forgetting and backward transfer of a stream, from a[t][s], the accuracy on task s after task t.
 
@@ -122,23 +137,6 @@ def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
         row["fgt"] = float(np.mean([max(a[s] for a in matrix[s:-1]) - last[s] for s in before]))
         row["bwt"] = float(np.mean([last[s] - matrix[s][s] for s in before]))
     return row
-
-
-def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.ndarray:
-    """Return the clients to evaluate: those with rows, or a fixed random sample of them.
-
-    Args:
-        config: the configuration of the run.
-        trainable: number of clients that train; the others are held out.
-        counts: rows of each client in the split, (N,).
-    """
-    clients, wanted = np.flatnonzero(counts), config.evaluation.clients
-    if wanted == "held_out":
-        return clients[clients >= trainable]
-    clients = clients[clients < trainable]
-    if wanted == "all" or wanted >= len(clients):
-        return clients
-    return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])
 
 
 FIGURES = ("mean", "weighted", "std", "worst10", "gini")  # of `spread`

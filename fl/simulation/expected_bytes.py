@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from fl.communication.codec import Codec
+from fl.communication.keys import Key
 from fl.communication.transmit import Sizes, expected_bytes, transmit
 from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
+from fl.simulation.static_pieces import Pieces
+from fl.tensors.trees import Tree
 
 
 def encoded_size(sizes: Sizes) -> int:
@@ -45,7 +48,13 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
 
 
 def expected_download_bytes(codec: Codec, broadcast: Broadcast) -> int:
-    """Return the encoded bytes of a broadcast for a client that has no static group yet, without its own groups."""
-    shared = [tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden]
-    trees = [*shared, *(static.value for static in broadcast.static.values())]
-    return sum(encoded_size(transmit(codec, tree)[1]) for tree in trees)
+    """Return the encoded bytes of a broadcast for a client that has received nothing yet, without its own groups."""
+
+    def nbytes(codec: Codec, tree: Tree, key: Key = 0) -> int:
+        return encoded_size(transmit(codec, tree, key=key)[1])
+
+    total = sum(nbytes(codec, tree) for name, tree in broadcast.shared.items() if name not in broadcast.hidden)
+    for name, static in broadcast.static.items():
+        pieces = Pieces(name, static, codec, 0, lambda codec, _, tree, key: nbytes(codec, tree, key), int)
+        total += sum(pieces[piece] for piece in pieces.due(-1))
+    return total

@@ -1,8 +1,10 @@
-"""Call the run's model with two samples of its data, before round 0."""
+"""Call the run's model with samples of its data, before round 0."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,17 +15,26 @@ from fl.config.config import Config
 from fl.data.augment import augmented
 from fl.data.dataset import Dataset, tensors
 from fl.data.stream import Period
+from fl.data.temporary import converted, is_temporary
 from fl.data.views import Batch, View
+from fl.errors import ConfigError
 from fl.execution.training.customised import overrides
 from fl.method.local_training import LocalTraining
 from fl.models.outputs import check_outputs, has_logits, sum_of_outputs, with_logits
-from fl.models.probe import ModuleFacts, probe
+from fl.models.probe import ModuleFacts, ProbeFailed, probe
+from fl.simulation.inputs import require_known_numbers, whole
+from fl.tensors.generators import preserved_generators
+
+log = logging.getLogger(__name__)
 
 
 def first_look(
     config: Config, dataset: Dataset, periods: Sequence[Period], module: torch.nn.Module, wanted: int
-) -> ModuleFacts:
-    """Call the module with two samples, and return what it does (fl/models/probe.py).
+) -> tuple[ModuleFacts, Dataset]:
+    """Call the module with two samples. Return what it does (fl/models/probe.py), and the data as it takes them.
+
+    Whole numbers in `x` become float32 if the module takes them only so. If `x` holds whole numbers, the module is
+    called with the smallest and the largest ones, too, which may be ids that it does not know.
 
     The loss is the task's. Clients with an own objective or with work other than gradient steps may use the outputs in
     another way, so only the passes themselves are looked at.
@@ -34,14 +45,16 @@ def first_look(
         periods: the learning problems; the task of the first one gives the loss.
         module: the model. If it returns objects with `logits`, it returns these from now on.
         wanted: number of outputs per sample that the task needs.
+
+    Raises:
+        ConfigError: numbers in `x` do not fit the module.
+        ProbeFailed: the module fails for another reason.
+        OutputsDoNotFit: the outputs do not fit the task.
     """
     client, task, partition = config.client, periods[0].task, periods[0].partition
     holder = int(np.argmax(np.diff(partition.offsets) > 1))
     rows = partition.view_rows(holder, "train")[:2]
     rows = np.resize(rows if len(rows) else np.arange(1), 2)
-    batch = dict(View(tensors(dataset.train), rows).take())
-    if config.data.augment:
-        batch["x"] = augmented(config.data.augment, batch["x"], config.seed, holder, 0, 0, 0, np.arange(2))
     plain = isinstance(client, LocalTraining) and not overrides(client, "objective") and not overrides(client, "work")
 
     def losses(net: torch.nn.Module, batch: Batch) -> Tensor:
@@ -54,5 +67,71 @@ def first_look(
         check_outputs(outputs, wanted)
         return task.loss(outputs, batch)
 
-    facts = probe(module, batch, losses)
-    return facts if plain else replace(facts, unused=())
+    def look(convert: Callable[[Tensor], Tensor]) -> ModuleFacts:
+        batch = dict(View(tensors(dataset.train), rows).take())
+        batch["x"] = convert(batch["x"])
+        if config.data.augment:
+            batch["x"] = augmented(config.data.augment, batch["x"], config.seed, holder, 0, 0, 0, np.arange(2))
+        return probe(module, batch, losses)
+
+    sample = np.asarray(dataset.train["x"][rows[0]])
+    try:
+        facts = look(lambda x: x)
+    except ProbeFailed as failure:
+        if sample.dtype.kind == "f":
+            _check_numbers(config, dataset, module, sample)
+            raise
+        try:
+            facts = look(Tensor.float)
+        except ProbeFailed as second:
+            _check_numbers(config, dataset, module, sample)
+            if not sample.ndim:
+                x = dataset.train["x"]
+                problem = f"x {x.dtype} {x.shape} is one number per row, which the model does not take"
+                raise ConfigError("data", f"{problem}; make it (rows, 1)") from failure
+            raise (failure if isinstance(failure.__cause__, IndexError) else second) from None
+        dataset = _as_real_numbers(dataset)
+    _check_numbers(config, dataset, module, np.asarray(dataset.train["x"][rows[0]]))
+    return facts if plain else replace(facts, unused=()), dataset
+
+
+def _as_real_numbers(dataset: Dataset) -> Dataset:
+    """Return the data set with `x` in float32. A user's mapped features are refused, because they would be copied."""
+    x = dataset.train["x"]
+    maps = [arrays["x"] for arrays in dataset.parts().values() if isinstance(arrays["x"], np.memmap)]
+    if not all(map(is_temporary, maps)):
+        raise ConfigError(
+            "data", f"x is {x.dtype}, and the model takes float32; mapped features are not converted: save float32"
+        )
+    log.warning("data: x is %s; it is converted to float32 for this model, without scaling", x.dtype)
+    return dataset.mapped(lambda part, arrays: arrays | {"x": converted(arrays["x"], np.float32)})
+
+
+def _check_numbers(config: Config, dataset: Dataset, module: torch.nn.Module, sample: np.ndarray) -> None:
+    """Require that the module takes the smallest and the largest whole numbers of `x`."""
+    if not whole(sample):
+        return
+    copied, failures = copy.deepcopy(module).eval(), list[Exception]()
+
+    def takes(x: np.ndarray) -> bool:
+        try:
+            with torch.no_grad():
+                copied(torch.from_numpy(x))
+        except Exception as error:  # whatever a user's module raises for an id that it does not know
+            failures.append(error)
+            return False
+        return True
+
+    def hint() -> str:
+        larger = (
+            "set a larger model.vocabulary"
+            if hasattr(config.model.part, "vocabulary")
+            else "give the model a larger embedding"
+        )
+        return f"{type(failures[-1]).__name__}: {failures[-1]}); number ids from 0, or {larger}"
+
+    with preserved_generators():
+        try:
+            require_known_numbers(dataset, sample, takes, hint)
+        except ValueError as error:
+            raise ConfigError("data", str(error)) from error

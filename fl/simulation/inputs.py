@@ -1,76 +1,92 @@
-"""Fit the features to the model: whole numbers for a model of real numbers, ids for a vocabulary.
+"""Numbers in `x` that the model does not take, such as ids beyond the vocabulary of an embedding.
 
-Decided by what is known without running the model: the dtype and shape of `x`, the first layer with parameters, and
-the `vocabulary` of the model's configuration.
+They are found by calls of the model, wherever in it and however it looks ids up. Two samples hold the smallest and the
+largest number of each column; if the model takes both, it takes every row. Only a row of the data that fails is
+refused.
 """
 
 from __future__ import annotations
 
-import logging
-import math
+from collections.abc import Callable
 
 import numpy as np
-from torch import nn
 
+from fl.data.checking import column_extremes, refuse
 from fl.data.dataset import Dataset
 
-log = logging.getLogger(__name__)
+Takes = Callable[[np.ndarray], bool]
+"""Whether the model takes samples (B, ...)."""
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+def whole(x: np.ndarray) -> bool:
+    """Return whether all entries are whole numbers, so that they may be ids.
+
+    >>> whole(np.array([1.0, 2.0])), whole(np.array([0.5])), whole(np.array([True]))
+    (True, False, False)
+    """
+    return x.dtype.kind in "iu" or (x.dtype.kind == "f" and bool((x == np.floor(x)).all()))
 
 
-def fitted(dataset: Dataset, module: nn.Module, vocabulary: int | None) -> Dataset:
-    """Return the data set with features that the module takes: whole numbers become float32 for a layer of numbers.
+def require_known_numbers(dataset: Dataset, sample: np.ndarray, takes: Takes, hint: Callable[[], str]) -> None:
+    """Require that the model takes the numbers of each part.
 
     Args:
-        dataset: The data.
-        module: The model; its first layer with parameters decides if it is linear or a convolution and fits `x`.
-        vocabulary: Number of ids that the model knows, if it has a vocabulary.
+        dataset: the data; `x` holds whole numbers.
+        sample: one row of `x`.
+        takes: calls the model.
+        hint: the model's last error, and the way out.
 
     Raises:
-        ValueError: an id is beyond the vocabulary, or mapped features would have to be converted.
+        ValueError: the model fails for a row, because of the size of one of its numbers.
     """
-    if vocabulary is not None:
-        for part, arrays in dataset.parts().items():
-            require_ids(arrays["x"], part, vocabulary)
-        return dataset
-    x = dataset.train["x"]
-    if x.dtype.kind == "f" or not takes_numbers(module, x.shape[1:]):
-        return dataset
-    if x.ndim == 1:
-        raise ValueError(f"x {x.dtype} {x.shape} is one number per row, and the model takes vectors; make it (rows, 1)")
-    if any(isinstance(arrays["x"], np.memmap) for arrays in dataset.parts().values()):
-        raise ValueError(
-            f"x is {x.dtype}, and the model takes float32; mapped features are not converted: save float32"
-        )
-    log.warning("data: x is %s; it is converted to float32 for this model, without scaling", x.dtype)
-    return dataset.mapped(lambda part, arrays: arrays | {"x": arrays["x"].astype(np.float32)})
+    for part, arrays in dataset.parts().items():
+        x = arrays["x"]
+        extremes = column_extremes(x)
+        if takes(np.stack(extremes)):
+            continue
+        base = next((row for row in (sample, sample.clip(0, 1), 0 * sample) if takes(_twice(row, x))), None)
+        if base is None:
+            continue  # it fails for another reason
+        for extreme, sign, side in zip(extremes, (-1, 1), ("below", "above")):
+            found = _limit(lambda row: takes(_twice(row, x)), base.reshape(-1), extreme.reshape(-1))
+            if found is None:
+                continue
+            columns, limit = found
+            wrong = np.zeros((len(x), base.size), bool)
+            wrong[:, columns] = sign * x.reshape(len(x), -1)[:, columns].astype(float) > sign * limit
+            row = int(wrong.any(1).argmax())
+            if wrong[row].any() and not takes(_twice(x[row], x)):
+                refuse(wrong, x, part, f"the model takes no number {side} {limit} ({hint()}", name="x")
 
 
-def require_ids(x: np.ndarray, where: str, vocabulary: int) -> None:
-    """Require ids in 0..vocabulary-1.
+def _twice(row: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Two equal samples, because a model with BatchNorm may need two."""
+    return np.stack([row, row]).reshape(2, *x.shape[1:]).astype(x.dtype)
 
-    >>> require_ids(np.array([[0, 7], [9, 1]]), "test", 8)
-    Traceback (most recent call last):
-    ValueError: test x has the id 9 in row 1, and the model knows the ids 0 to 7; set a larger model.vocabulary
+
+def _limit(takes: Takes, base: np.ndarray, extreme: np.ndarray) -> tuple[slice, int] | None:
+    """Return the columns that have a limit, and the last number that they take; `None` if `extreme` is taken.
+
+    Args:
+        takes: whether the model takes a row.
+        base: a row that it takes.
+        extreme: the largest number of each column, or the smallest.
     """
-    low, high = x.min(), x.max()
-    if 0 <= low and high < vocabulary:
-        return
-    value, hint = (low, "ids start at 0") if low < 0 else (high, "set a larger model.vocabulary")
-    row = int(np.argmax(x == value)) // (x.size // len(x))
-    raise ValueError(
-        f"{where} x has the id {value} in row {row}, and the model knows the ids 0 to {vocabulary - 1}; {hint}"
-    )
+    if takes(extreme):
+        return None
+    good, bad = 0, len(base)  # number of columns of `extreme` in front of the columns of `base`
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if takes(np.concatenate([extreme[:middle], base[middle:]])) else (good, middle)
+    row, column = np.concatenate([extreme[:good], base[good:]]), good
 
+    def with_number(number: int, at: int) -> np.ndarray:
+        return np.where(np.arange(len(row)) == at, number, row)
 
-def takes_numbers(module: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Return whether the first layer with parameters is linear or a convolution of the size of a sample.
-
-    >>> takes_numbers(nn.Sequential(nn.Flatten(), nn.Linear(6, 2)), (2, 3)), takes_numbers(nn.Embedding(5, 2), (3,))
-    (True, False)
-    """
-    first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
-    if isinstance(first, nn.Linear):
-        return first.in_features in (math.prod(shape), *shape[-1:])
-    return isinstance(first, CONVOLUTIONS) and bool(shape) and first.in_channels == shape[0]
+    known, unknown = int(base[column]), int(extreme[column])
+    while abs(unknown - known) > 1:
+        middle = (known + unknown) // 2
+        known, unknown = (middle, unknown) if takes(with_number(middle, column)) else (known, middle)
+    other = 0 if column else len(row) - 1
+    shared = not takes(with_number(unknown, other))  # one vocabulary for all columns
+    return slice(None) if shared else slice(column, column + 1), known

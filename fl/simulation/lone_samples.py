@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fl.config.config import Config
 from fl.data.dataset import Dataset
@@ -14,53 +12,39 @@ from fl.data.stream import Period
 from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
-from fl.simulation.evaluation import evaluated_clients
-from fl.simulation.setup import sample_inputs
-
-COMPLAINT = "Expected more than 1 value per channel"  # of torch's batch normalisation
+from fl.models.probe import ModuleFacts
+from fl.simulation.setup import evaluated_clients
 
 
-def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], module: torch.nn.Module) -> Config:
+def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], facts: ModuleFacts) -> Config:
     """Choose what happens to last batches, and check that no batch has one sample if the model cannot normalise it.
 
     Raises:
         ConfigError: a client would train or be evaluated on one sample alone.
     """
-    if not fails_on_one_sample(module, dataset, training=True):
+    if not facts.needs_two:
         return config
-    if fails_on_one_sample(module, dataset, training=False):
+    if facts.needs_two_in_evaluation:
         _check_evaluation(config, dataset, periods)
-    client = config.client
-    if not isinstance(client, LocalTraining):
-        return config
-    client = _merging(client)
-    trainable = periods[0].partition.num_clients - config.splits.clients
-    for period in periods:
-        sizes = period.partition.train_slices()[1][:trainable]
-        for phase in client.phases(0, config.rounds):
-            alone = np.flatnonzero(phase.smallest_batch(sizes) == 1)
+    client, evaluation = config.client, config.evaluation
+    if isinstance(client, LocalTraining):
+        client = _merging(client)
+        trainable = periods[0].partition.num_clients - config.splits.clients
+        for period in periods:
+            sizes = period.partition.train_slices()[1][:trainable]
+            alone = np.flatnonzero(client.smallest_batches(sizes, 0, config.rounds) == 1)
             if len(alone):
                 raise _batch_error(int(alone[0]), int(sizes[alone[0]]), len(alone), client)
-    evaluation = config.evaluation
     if isinstance(evaluation.adapt, LocalTraining):
         evaluation = replace(evaluation, adapt=_merging(evaluation.adapt))
-    return replace(config, client=client, evaluation=evaluation)
+    config = replace(config, client=client, evaluation=evaluation)
+    _check_training_in_evaluation(config, periods)
+    return config
 
 
 def _merging(algorithm: LocalTraining) -> LocalTraining:
     """The algorithm, which merges last batches of one sample if nothing else is asked for."""
     return algorithm if algorithm.last_batch else replace(algorithm, last_batch="merge_one")
-
-
-def fails_on_one_sample(module: torch.nn.Module, dataset: Dataset, training: bool) -> bool:
-    """Whether a forward pass of one sample fails because normalisation needs more values."""
-    x = sample_inputs(dataset)[:1]
-    with torch.no_grad():
-        try:
-            copy.deepcopy(module).train(training)(x)
-        except Exception as error:  # other errors of a module are reported where it is used
-            return COMPLAINT in str(error)
-    return False
 
 
 def _clients(count: int, first: int, n: int, split: str) -> str:
@@ -82,8 +66,31 @@ def _batch_error(client: int, n: int, count: int, algorithm: LocalTraining) -> C
         return ConfigError("partition", f"{what}. {more}, or use GroupNorm or LayerNorm")
     if algorithm.batch == 1:
         return ConfigError("client.batch", f"{what}. Use batches of 2 or more, or GroupNorm or LayerNorm")
-    more = "Set client.last_batch to merge_one, merge or drop, set another client.batch"
+    more = "Set client.last_batch to merge_one, merge or drop, another client.batch, or partition.min_size"
     return ConfigError("client.last_batch", f"{what}. {more}, or use GroupNorm or LayerNorm")
+
+
+def _check_training_in_evaluation(config: Config, periods: tuple[Period, ...]) -> None:
+    """Check that no client that trains before it is evaluated has a batch of one sample."""
+    evaluation = config.evaluation
+    algorithm = {"trained": config.client, "adapted": evaluation.adapt}.get(evaluation.stage)
+    if not isinstance(algorithm, LocalTraining):
+        return
+    trainable = periods[0].partition.num_clients - config.splits.clients
+    for period in periods:
+        sizes = period.partition.train_slices()[1]
+        used = np.minimum(sizes, evaluation.shots or sizes) if evaluation.stage == "adapted" else sizes
+        alone = algorithm.smallest_batches(used, 0, config.rounds) == 1
+        for counts in (period.partition.val, period.partition.test):
+            evaluated = evaluated_clients(config, trainable, counts)
+            found = evaluated[alone[evaluated]]
+            if len(found):
+                who = _clients(len(found), int(found[0]), int(sizes[found[0]]), "training")
+                what = "would train on a batch of one row before it is evaluated, which the model cannot normalise"
+                more = (
+                    "Set evaluation.shots to 2 or more" if evaluation.shots == 1 else "Set evaluation.stage: received"
+                )
+                raise ConfigError("evaluation", f"{who} {what}. {more}, or use GroupNorm or LayerNorm")
 
 
 def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, ...]) -> None:

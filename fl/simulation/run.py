@@ -26,7 +26,7 @@ from fl.storage.run import create_run_directory
 
 
 def never() -> bool:
-    """Never ask a run to stop."""
+    """Never interrupt a run."""
     return False
 
 
@@ -35,7 +35,7 @@ def run(
     *,
     out: str | Path | None = None,
     watch: Watcher | None = None,
-    stop: Callable[[], bool] = never,
+    interrupt: Callable[[], bool] = never,
     **overrides: Any,
 ) -> Result:
     """Run a configuration.
@@ -44,7 +44,7 @@ def run(
         config: a YAML file, a dict or a resolved `Config`.
         out: the run directory (default: a new one under runs/).
         watch: called with ("start", Simulation), ("ready", Simulation) and ("round", row of metrics).
-        stop: asked after each round; True ends the run there, and `resume` continues it.
+        interrupt: called after each round; True ends the run there, and `resume` continues it.
         overrides: values by dotted path, as in run("a.yaml", **{"cohort.size": 20}).
 
     Raises:
@@ -59,7 +59,7 @@ def run(
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
     directory = Path(out) if out else new_directory(config)
     try:
-        return _with_baselines(config, directory, False, False, watch, stop)
+        return _with_baselines(config, directory, False, False, watch, interrupt)
     except BaseException:
         if out is None:  # remove the new directory if it is still empty
             with contextlib.suppress(OSError):
@@ -73,7 +73,7 @@ def resume(
     *,
     changed: bool = False,
     watch: Watcher | None = None,
-    stop: Callable[[], bool] = never,
+    interrupt: Callable[[], bool] = never,
     **overrides: Any,
 ) -> Result:
     """Continue a run from its last committed round, to the same bits as without the interruption.
@@ -83,7 +83,7 @@ def resume(
         changed: resume although the data, the user's code, packages or the configuration are not those with which the
             run began. The bits then differ from an uninterrupted run.
         watch: as in `run`.
-        stop: as in `run`.
+        interrupt: as in `run`.
         overrides: `rounds` (a larger number, or "+100" to add), execution.executor, execution.workers,
             execution.address and checkpoint.every.
 
@@ -119,7 +119,7 @@ def resume(
                 f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. "
                 "Start a new run instead",
             )
-    return _with_baselines(resolve(read(raw, overrides)), directory, True, changed, watch, stop)
+    return _with_baselines(resolve(read(raw, overrides)), directory, True, changed, watch, interrupt)
 
 
 def _schedules(node: Any, path: str) -> list[str]:
@@ -137,14 +137,14 @@ def new_directory(config: Config) -> Path:
 
 
 def _with_baselines(
-    config: Config, directory: Path, resumed: bool, changed: bool, watch: Watcher | None, stop: Callable[[], bool]
+    config: Config, directory: Path, resumed: bool, changed: bool, watch: Watcher | None, interrupt: Callable[[], bool]
 ) -> Result:
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
     with locked(directory), keep_workers():
         with Simulation(config, directory, resumed, changed=changed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round
-            result = simulation.run(watch, stop)
+            result = simulation.run(watch, interrupt)
             continued = simulation.round > first_round
         if continued and others:
             files.remove_folder(directory / "baselines")
@@ -154,5 +154,5 @@ def _with_baselines(
                 break
             home = files.make_folder(files.make_folder(directory / "baselines") / folder_name("baselines", name))
             exists = (home / "checkpoints" / "last.json").is_file()
-            done[name] = _with_baselines(other, home, exists, changed, watch, stop)
+            done[name] = _with_baselines(other, home, exists, changed, watch, interrupt)
         return replace(result, baselines=done)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from fl.data.views import View
 from fl.execution.job import Job
 from fl.execution.training import compiled
 from fl.execution.training.device import Device
-from fl.execution.training.plan import Plan, make_plan
+from fl.execution.training.plan import ASKED_FOR, Plan, Trial, make_plan
 from fl.method.strategy import ServerContext
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
 from fl.models.probe import ModuleFacts
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
+from fl.tensors import random
 from fl.tensors.params import Params
 
 
@@ -40,6 +42,7 @@ class RunSetup:
         facts: what the module does beside computing outputs.
         initial: the module's first tensors.
         plan: how clients train.
+        trial: tells whether a user's own client code can train clients together (fl/simulation/trial.py); else `None`.
         system: devices and presence of the clients that may train, `None` without a system model.
     """
 
@@ -51,6 +54,7 @@ class RunSetup:
     initial: Initial
     plan: Plan
     system: SimulatedSystem | None
+    trial: Trial | None = None
 
     def sizes(self, period: int) -> np.ndarray:
         """Return the number of training samples of each client in a period, (N,)."""
@@ -59,6 +63,20 @@ class RunSetup:
     @cached_property
     def _sizes(self) -> list[np.ndarray]:
         return [period.partition.train_slices()[1] for period in self.periods]
+
+    def evaluated(self, period: int, split: Literal["val", "test"]) -> np.ndarray:
+        """Return the clients to evaluate on a split of their own data in a period.
+
+        They are the clients that have rows there, or a fixed random sample of them, see `evaluation.clients`.
+        """
+        if (period, split) not in self._evaluated:
+            counts = getattr(self.periods[period].partition, split)
+            self._evaluated[period, split] = evaluated_clients(self.config, self.trainable, counts)
+        return self._evaluated[period, split]
+
+    @cached_property
+    def _evaluated(self) -> dict[tuple[int, str], np.ndarray]:
+        return {}
 
     @property
     def model(self) -> Params:
@@ -129,7 +147,7 @@ class RunSetup:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """Return the plan for training another module than the run's."""
         config = replace(self.config, execution=replace(self.config.execution, chunk=None))
-        return choose_plan(config, self.dataset, self.periods, module, module_params(module), self.facts)
+        return choose_plan(config, self.dataset, self.periods, module, module_params(module), self.facts, self.trial)
 
     def with_plan(self, plan: Plan) -> RunSetup:
         """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
@@ -153,7 +171,7 @@ class RunSetup:
             module=self.module,
             facts=self.facts,
             initial=self.initial,
-            arrays=tensors(self.dataset.train),
+            arrays=self.dataset.training_tensors(),
             server_arrays=self.test_data,
             periods=self.periods,
             seed=config.seed,
@@ -174,6 +192,12 @@ class RunSetup:
             shots=config.evaluation.shots,
         )
 
+    @property
+    def _loops_because(self) -> str:
+        """Why the clients of a user's own algorithm train one at a time, in parentheses; else ""."""
+        asked = self.plan.why == ASKED_FOR
+        return f" ({self.plan.why})" if self.trial and self.plan.kind == "loop" and not asked else ""
+
     def headline(self, directory: Path) -> str:
         """Return one line that tells what runs."""
         parts = (self.config.strategy, self.config.client)
@@ -181,8 +205,8 @@ class RunSetup:
         compiles = self.plan.kind == "compiled" and not compiled.is_cached()
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
-            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}, in {directory}"
-            + "".join(f". Note: {note}" for note in self.facts.notes)
+            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}, "
+            f"in {directory}" + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 
 
@@ -193,16 +217,19 @@ def choose_plan(
     module: torch.nn.Module,
     model: Params,
     facts: ModuleFacts,
+    trial: Trial | None,
 ) -> Plan:
     """Return the plan for training `module`, whose trained tensors are `model`.
+
+    The other arguments are those of `RunSetup`.
 
     Raises:
         ValueError: `config.execution` asks for a plan that is not possible.
     """
-    cohort, augmented = cohort_size(config), bool(config.data.augment)
+    cohort, augmented = cohort_size(config), bool(config.data.augment) or dataset.source is not None
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
-    return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts)
+    return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts, trial)
 
 
 def device(config: Config) -> Device:
@@ -219,3 +246,20 @@ def cohort_size(config: Config) -> int | None:
 def sample_inputs(dataset: Dataset) -> Tensor:
     """Return the first four inputs, as the model takes them."""
     return torch.tensor(dataset.train["x"][:4])
+
+
+def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.ndarray:
+    """Return the clients to evaluate: those with rows, or a fixed random sample of them.
+
+    Args:
+        config: the configuration of the run.
+        trainable: number of clients that train; the others are held out.
+        counts: rows of each client in the split, (N,).
+    """
+    clients, wanted = np.flatnonzero(counts), config.evaluation.clients
+    if wanted == "held_out":
+        return clients[clients >= trainable]
+    clients = clients[clients < trainable]
+    if wanted == "all" or wanted >= len(clients):
+        return clients
+    return np.sort(clients[random.permutation(len(clients), config.seed, "evaluation")[:wanted]])

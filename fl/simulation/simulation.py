@@ -17,6 +17,7 @@ import numpy as np
 from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
+from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.job import Job
 from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
@@ -39,11 +40,14 @@ from fl.storage.clients import ClientStates
 from fl.storage.lock import locked
 from fl.storage.run import RunDirectory
 from fl.system.asynchronous import Asynchronous, Buffered
+from fl.tensors import random
+from fl.tensors.generators import seeded_generators
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
+INIT = -2  # address of draws in `Strategy.init`
 Watcher = Callable[[str, Any], None]
 
 
@@ -91,8 +95,8 @@ class Simulation:
             self._closing = stack.pop_all()
 
     # -- the run --------------------------------------------------------------------------------------------------
-    def run(self, watch: Watcher | None = None, stop: Callable[[], bool] = lambda: False) -> Result:
-        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `stop`."""
+    def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
+        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
         watch = watch or (lambda event, value: None)
         watch("start", self)
         self.start_workers()
@@ -102,7 +106,7 @@ class Simulation:
         while not (self.finished or interrupted):
             with span("server", "round", self.round):
                 row = self.one_round()
-                interrupted = stop()
+                interrupted = interrupt()
                 if (
                     self.finished
                     or interrupted
@@ -118,10 +122,11 @@ class Simulation:
     def one_round(self) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
-        cohort = self._sample()
-        generator = strategy.round(self.state, self._context(cohort))
-        self.state, metrics = run_generator(generator, self.exchanges, self.executor)
-        check_finite(strategy, self.state)
+        with self.hidden_state.during(f"round {self.round}", self._draws(self.round)):
+            cohort = self._sample()
+            generator = strategy.round(self.state, self._context(cohort))
+            self.state, metrics = run_generator(generator, self.exchanges, self.executor)
+            check_finite(strategy, self.state)
         row = {"round": self.round, **self.exchanges.totals.summary(), "cohort_size": len(cohort), **metrics}
         evaluated = (self.round + 1) % self.config.evaluation.every == 0 or self.round + 1 in self.run_setup.ends
         if evaluated:
@@ -149,7 +154,7 @@ class Simulation:
         """Let the strategy do its work before round 0, once; booked as round -1 if there is any."""
         if self.setup_done:
             return
-        with span("server", "setup"):
+        with span("server", "setup"), self.hidden_state.during("its work before round 0", self._draws(SETUP)):
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
             generator = self.config.strategy.setup(self.state, self._context(EMPTY_COHORT))
@@ -182,6 +187,10 @@ class Simulation:
             row |= {f"stream/{name}": value for name, value in forgetting(self.accuracy_matrix).items()}
         return row
 
+    def _draws(self, round_: int) -> int:
+        """Return the seed of the global generators, from which a user's code on the server may draw."""
+        return int(random.hash64(self.config.seed, round_, "server"))
+
     def _context(self, cohort: np.ndarray) -> ServerContext:
         return self.run_setup.server_context(self.round, cohort)
 
@@ -195,11 +204,15 @@ class Simulation:
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
         self.pending: list[Row] = []  # rounds that are not committed yet
-        self.sampler = config.cohort.init(self.run_setup.trainable)
-        try:
-            self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
-        except ValueError as error:
-            raise located("strategy", error) from error
+        with seeded_generators(self._draws(INIT)):
+            self.sampler = config.cohort.init(self.run_setup.trainable)
+            try:
+                self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
+            except ValueError as error:
+                raise located("strategy", error) from error
+        self.hidden_state = HiddenStateWatch(
+            {"strategy": config.strategy, "cohort": config.cohort, "server": config.server, "codec": config.down}
+        )
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
             check_state(config.strategy, self.state)
             check_groups(config, self._first_request())

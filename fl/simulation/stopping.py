@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fl.simulation.setup import RunSetup
 from fl.simulation.totals import Row
 from fl.tasks.task import SELECT, minimised
 
-LATER = ("task", "stream/")  # metrics that a stream has in later rounds only
+LATER = ("task*", "stream/*")  # metrics that a stream has in later rounds only
 
 
 def names_in(select: str | None, target: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -63,6 +64,7 @@ class Stopping:
         self.select, self.stop = config.evaluation.select, config.stop
         self.best: float | None = None
         self.waited, self.reason = 0, ""
+        self.later = (*LATER, *config.strategy.later_metrics)
         self.checked = False  # whether all names have been seen in a row of metrics
 
     def record(self) -> dict[str, Any]:
@@ -96,12 +98,15 @@ class Stopping:
         return is_best
 
     def _check_names(self, row: Row) -> None:
-        """Raise a `ConfigError` if a metric is missing in the first evaluated round in which clients trained."""
+        """Raise a `ConfigError` if a metric is missing in the first evaluated round in which clients trained.
+
+        A strategy names the metrics that come later in `later_metrics`.
+        """
         if not any(name.startswith("train/") for name in row):  # nobody answered in this round
             return
         self.checked = True
         for key, name in names_in(self.select, self.stop.target):
-            if name not in row and not name.startswith(LATER):
+            if name not in row and not any(fnmatchcase(name, pattern) for pattern in self.later):
                 raise unknown_metric(key, name, [known for known, value in row.items() if isinstance(value, float)])
 
     def _improves(self, metric: str, value: float) -> bool:

@@ -18,9 +18,10 @@ from fl.tasks.task import MeanMetric, Metric, Task
 
 log = logging.getLogger(__name__)
 
-# outputs of which a gap is not worth a warning, and outputs beyond which ids with gaps are refused, if fewer than one
-# of RARE occurs: such ids are hashes or numbers of persons
-FEW, MANY, RARE = 100, 1_000_000, 1000
+FEW = 100  # up to this number of outputs, unused ones cause no warning
+# With more than MANY outputs, of which fewer than one in RARE occurs in y, the labels are refused: they are hashes or
+# numbers of persons
+MANY, RARE = 1_000_000, 1000
 
 
 class Loss(MeanMetric):

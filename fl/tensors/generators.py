@@ -48,6 +48,14 @@ def preserved_generators() -> Iterator[None]:
         random.setstate(states[2])
 
 
+@contextlib.contextmanager
+def seeded_generators(word: int) -> Iterator[None]:
+    """Seed the global generators, see `seed_generators`, and restore their states at the end."""
+    with preserved_generators():
+        seed_generators(word)
+        yield
+
+
 def seed_generators(word: int, cuda: bool = False) -> None:
     """Seed torch's, NumPy's and Python's global generators with a word of 64 bits, in 8 microseconds.
 

@@ -47,6 +47,16 @@ def hash64_prefix(missing: int, *address: int | str | np.ndarray) -> np.ndarray:
     return word
 
 
+def last_word(prefix: np.ndarray, part: int) -> int:
+    """Return the hash of a whole address from its prefix and its last part, as an int.
+
+    >>> last_word(hash64_prefix(1, 7, "shuffle"), 3) == int(hash64(7, "shuffle", 3))
+    True
+    """
+    with np.errstate(over="ignore"):
+        return int(chained(prefix, as_word(part)))
+
+
 def chained(word: Any, part: Any) -> Any:
     """Extend a hash by one more part of the address, a uint64 or an array."""
     return mix((word ^ mix(part)) + GOLDEN)

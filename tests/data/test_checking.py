@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from torch import nn
 
 import fl
 from fl.config.config import resolve
-from fl.data.checking import checked
-from fl.data.dataset import Dataset, as_dataset
+from fl.data.checking import checked, column_extremes
+from fl.data.dataset import Dataset
+from fl.data.forms import as_dataset
 from fl.data.partition import Partition
 from fl.data.section import Data
 from fl.data.sets.file import File
@@ -248,12 +250,100 @@ def test_ids_stay_whole_numbers():
     ids = (np.arange(N * 4).reshape(N, 4) % 9).astype(np.int8)
     model = {"name": "char_lstm", "vocabulary": 9}
     assert set_up((ids, Y), model=model).dataset.train["x"].dtype == np.int8
-    ids[7, 3] = 20
-    with pytest.raises(ConfigError, match="data: train x has the id 20 in row 7, and the model knows the ids 0 to 8"):
+    ids[7, 3], ids[9, 0] = 20, 9
+    with pytest.raises(ConfigError, match=r"data: train x has 20 in row 7, column 3 \(2 of 240 values are wrong\); "):
         set_up((ids, Y), model=model)
-    ids[7, 3] = -1
-    with pytest.raises(ConfigError, match="data: train x has the id -1 in row 7, .*ids start at 0"):
+    with pytest.raises(ConfigError, match="takes no number above 8 .IndexError: .*set a larger model.vocabulary"):
         set_up((ids, Y), model=model)
+    ids[7, 3], ids[9, 0] = -1, 0
+    with pytest.raises(ConfigError, match=r"x has -1 in row 7, column 3 \(1 of 240.*takes no number below 0 .*from 0"):
+        set_up((ids, Y), model=model)
+
+
+class Lookup(nn.Module):
+    """Embeds ids; what comes first is a linear layer, and ids may be floats."""
+
+    def __init__(self, shape, outputs, embed=nn.functional.embedding):
+        super().__init__()
+        self.head, self.e = nn.Linear(4, outputs), nn.Parameter(torch.randn(9, 4))
+        self.embed = embed
+
+    def forward(self, x):
+        return self.head(self.embed(x.long(), self.e).mean(1))
+
+
+class OneHot(Lookup):
+    def __init__(self, shape, outputs):
+        super().__init__(shape, outputs, lambda x, e: nn.functional.one_hot(x, 9).float() @ e)
+
+
+class Indexed(Lookup):
+    def __init__(self, shape, outputs):
+        super().__init__(shape, outputs, lambda x, e: e[x])
+
+
+class TwoTables(nn.Module):
+    """Column 0 has 100 ids, column 1 has 9, and the rest are numbers."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.a, self.b, self.l = nn.Embedding(100, 2), nn.Embedding(9, 2), nn.Linear(6, outputs)
+
+    def forward(self, x):
+        ids = x[:, :2].long()
+        return self.l(torch.cat([self.a(ids[:, 0]), self.b(ids[:, 1]), x[:, 2:].float()], 1))
+
+
+@pytest.mark.parametrize("where", ["train", "test", "server"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.float32])
+@pytest.mark.parametrize("model", [Lookup, OneHot, Indexed])
+def test_ids_beyond_any_vocabulary(model, dtype, where):
+    """The numbers that a model does not take are found by calling it, in all parts."""
+    good = (np.arange(N * 4).reshape(N, 4) % 9).astype(dtype)
+    parts = {part: {"x": good, "y": Y} for part in ("train", "test", "server")}
+    assert set_up(parts, model=model).dataset.train["x"].dtype == good.dtype
+    bad = good.copy()
+    bad[33, 2], bad[50, 1:] = 12, 9
+    parts[where] = {"x": bad, "y": Y}
+    message = rf"data: {where} x has 12 in row 33, column 2 \(4 of 240 values are wrong\); .*no number above 8 "
+    with pytest.raises(ConfigError, match=message):
+        set_up(parts, model=model)
+
+
+def test_a_column_may_have_a_vocabulary_of_its_own():
+    x = np.stack([np.arange(N), np.arange(N) % 9, np.arange(N) * 1000, -np.arange(N)], 1)
+    set_up((x, Y), model=TwoTables)
+    x[40:, 1] = 10
+    with pytest.raises(ConfigError, match=r"x has 10 in row 40, column 1 \(20 of 240 .*no number above 8"):
+        set_up((x, Y), model=TwoTables)
+
+
+def test_rows_that_the_model_takes_are_not_refused():
+    """The largest numbers of the columns together fail here, but no row of the data does."""
+
+    class Sum(Lookup):
+        def forward(self, x):
+            return self.head(self.e[x.sum(1)])
+
+    set_up((np.eye(4, dtype=int)[np.arange(N) % 4] * 5, Y), model=Sum)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_whole_numbers_for_an_own_model_of_real_numbers(dtype):
+    """The first layer with parameters is not the first one that is called."""
+
+    class Own(nn.Module):
+        def __init__(self, shape, outputs):
+            super().__init__()
+            self.scale, self.l = nn.Parameter(torch.ones(outputs)), nn.Linear(shape[0], outputs)
+
+        def forward(self, x):
+            return self.scale * self.l(x)
+
+    x = (X > 0).astype(dtype)
+    found = set_up((x, Y), model=Own).dataset.train["x"]
+    assert found.dtype == np.float32
+    assert_array_equal(found, x)
 
 
 def test_mapped_whole_numbers_are_not_copied(tmp_path):
@@ -263,13 +353,11 @@ def test_mapped_whole_numbers_are_not_copied(tmp_path):
         set_up_run(resolve(CONFIG | {"data": {"name": "mapped", "path": str(tmp_path)}}))
 
 
-def test_first_layers():
-    from fl.simulation.inputs import takes_numbers
-
-    assert takes_numbers(nn.Linear(6, 2), (6,)) and takes_numbers(nn.Conv2d(3, 2, 3), (3, 8, 8))
-    assert not takes_numbers(nn.Linear(80, 2), (6,))  # one-hot vectors, made in forward
-    assert not takes_numbers(nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 2)), (6,))
-    assert not takes_numbers(nn.Sequential(), (6,))
+def test_column_extremes(monkeypatch):
+    monkeypatch.setattr("fl.data.checking.BLOCK", 16)
+    low, high = column_extremes(X)
+    assert_array_equal(low, X.min(0))
+    assert_array_equal(high, X.max(0))
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import fl
 from fl import registry
 from fl.config.config import resolve
 from fl.config.reading import read
-from fl.data.dataset import Dataset, as_dataset
+from fl.data.dataset import Dataset
+from fl.data.forms import as_dataset
 from fl.data.sets.file import File
 from fl.data.sets.hub import Hub
 from fl.data.sets.mapped import Mapped

@@ -75,7 +75,7 @@ def test_resumed_is_uninterrupted(method, at, tmp_path):
     raw = config(method, **{"checkpoint": {"every": 2}})
     whole = fl.run(raw, out=tmp_path / "whole")
     calls = iter(range(100))
-    stopped = fl.run(raw, out=tmp_path / "run", stop=lambda: next(calls) == at)
+    stopped = fl.run(raw, out=tmp_path / "run", interrupt=lambda: next(calls) == at)
     assert stopped.reason == "interrupted" and len(stopped.metrics) == at + 1
     assert facts(fl.resume(tmp_path / "run")) == facts(whole)
 

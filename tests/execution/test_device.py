@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import fl
 from fl.config.config import resolve
@@ -130,6 +132,29 @@ def test_micro_batches_add_up():
     assert any(not torch.equal(whole[name], pieces[name]) for name in whole)  # micro-batches do change the rounding
     for name in whole:
         torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-6)
+
+
+class Trims(nn.Module):
+    """Trims its inputs to the longest of the batch, as models of text do, before and after a Dropout layer."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.a, self.b, self.l = nn.Dropout(0.3), nn.Dropout(0.5), nn.Linear(64, outputs)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        trimmed = self.a(x[:, : 1 + int((x > x.mean()).nonzero()[:, 1].max())])
+        rows = self.b(trimmed.reshape(-1, 1)).view_as(trimmed)  # the layer's first axis is not the sample
+        return self.l(F.pad(rows, (0, 64 - rows.shape[1])))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_micro_batches_of_any_shape_of_dropout(strategy):
+    """A micro batch whose Dropout inputs have a shape of their own draws masks for them; the draws are addressed."""
+    config = CONFIG | {"model": Trims, "strategy": strategy}
+    execution = {"executor": "serial", "plan": "loop", "micro_batch": 3}
+    one, two = (fl.run(config | {"execution": execution}) for _ in range(2))
+    assert one.digest == two.digest
 
 
 @pytest.mark.parametrize("steps", [1, 10])

@@ -33,6 +33,7 @@ from fl.method.optimiser import SGD, Adam, LRSchedule
 from fl.method.phase import Phase
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout, with_addressed_dropout
+from fl.models.probe import ModuleFacts
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 from fl.tensors.params import Params
@@ -407,10 +408,16 @@ class TwoUses(nn.Module):
         return self.drop(self.two(self.drop(self.one(x.flatten(1)))))
 
 
-def test_a_dropout_layer_called_twice_is_refused_where_masks_are_drawn_before_the_pass():
+def test_micro_batches_of_a_dropout_layer_called_twice_add_up():
+    """Each call has a mask of its own, for the whole batch."""
     _, contexts = make(TwoUses())
-    with pytest.raises(ValueError, match="used twice in one forward pass"):
-        clients.sgd.LocalSGD().work("train", replace(contexts[0], micro_batch=2), None)
+    ctx = replace(contexts[0], facts=ModuleFacts(dropout_once=False))
+    algorithm = clients.sgd.LocalSGD(batch=BATCH)
+    whole, pieces = (
+        algorithm.work("train", replace(ctx, micro_batch=size), None).update.groups["model"] for size in (None, 2)
+    )
+    for name in whole:
+        torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-6)
 
 
 class LateFirst(nn.Module):

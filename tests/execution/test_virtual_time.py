@@ -166,7 +166,7 @@ def test_same_bits_on_ray_and_resumed(tmp_path):
     whole = run(tmp_path, "whole", **settings)
     ray = fl.run(PLAIN | settings, out=tmp_path / "ray", **{"execution.executor": "ray", "execution.workers": 2})
     calls = iter(range(10))
-    fl.run(PLAIN | settings, out=tmp_path / "cut", stop=lambda: next(calls) == 2)
+    fl.run(PLAIN | settings, out=tmp_path / "cut", interrupt=lambda: next(calls) == 2)
     resumed = fl.resume(tmp_path / "cut")
     timeless = [
         [{k: v for k, v in row.items() if k not in ("wall_seconds", "busy_seconds")} for row in result.metrics]

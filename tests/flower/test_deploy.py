@@ -35,6 +35,7 @@ from fl.flower.configuration import apply_run_config, config_text  # noqa: E402
 from fl.flower.deploy import client_app, run_server, server_app  # noqa: E402
 from fl.flower.export import export  # noqa: E402
 from fl.flower.group_records import read_group, write_group  # noqa: E402
+from fl.flower.static_records import StaticSender  # noqa: E402
 from fl.tensors.params import Params  # noqa: E402
 from fl.tensors.serialise import flatten  # noqa: E402
 from fl.tensors.sparse import Sparse, Table  # noqa: E402
@@ -166,12 +167,41 @@ def test_a_deployment_gives_the_simulators_bits(name, tmp_path, capsys):
 TOYS = Path(__file__).parents[1] / "toys.py"
 
 
-@pytest.mark.parametrize("name", ["ThreeExchanges", "Mixed", "ClassMeans", "Staged"])
+@pytest.mark.parametrize("name", ["ThreeExchanges", "Mixed", "Pages", "ClassMeans", "Staged"])
 def test_all_features_of_strategies_work_in_a_deployment(name, tmp_path, capsys):
-    """Several exchanges with carries, rows, static groups, settings per client, keyed tables, and stages."""
+    """Several exchanges with carries, rows, static groups, patches, settings per client, keyed tables, and stages."""
     small = {"data": FEDERATION["data"] | {"classes": 3}, "model": "softmax"}  # 21 parameters, as Mixed expects
     rule = {"strategy": f"{TOYS}:{name}", "execution": {"executor": "serial", "plan": "loop"}}
     same_run(resolve(read(FEDERATION | small | rule)), tmp_path)
+
+
+@pytest.mark.parametrize("codec", ["identity", "zstd", {"quantise": {"bits": 8}}], ids=["identity", "zstd", "quantise"])
+def test_patches_of_a_static_group_give_the_simulators_bits(codec, tmp_path, capsys, monkeypatch):
+    """Clients take part again after some rounds, and apply the increments that they lack to the stored sum.
+
+    The arrays in the messages have the bytes of the ledger.
+    """
+    parts, patches, whole = StaticSender.parts, [], []
+
+    def counted(self, versions):
+        found = parts(self, versions)
+        patches.extend(record for group in found.patches.values() for record, _, _ in group.values())
+        whole.extend(record for record, _, _ in found.whole.values())
+        return found
+
+    monkeypatch.setattr(StaticSender, "parts", counted)
+    settings = {
+        "rounds": 5,
+        "data": FEDERATION["data"] | {"shape": [40], "classes": 30},
+        "model": {"name": "softmax", "adapter": {"name": "lora", "rank": 1}},
+        "strategy": "fedex_lora",
+        "splits": {"val": 0},
+        "codec": {"down": codec},
+    }
+    same_run(resolve(read({**FEDERATION, **settings, "cohort": {"name": "uniform", "size": 3}})), tmp_path)
+    ledger = pq.read_table(tmp_path / "there" / "ledger.parquet").to_pylist()
+    nbytes = sum(array.numpy().nbytes for record in [*patches, *whole] for array in record.values())
+    assert nbytes == sum(row["encoded_bytes"] for row in ledger if row["group"] == "base") and len(patches) > 3
 
 
 def same_run(config, folder):

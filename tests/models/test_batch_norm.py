@@ -126,7 +126,7 @@ def test_local_statistics_survive_a_resume(tmp_path):
     whole = run(tmp_path, "local", "whole", **data)
     asked = iter([False, True, True])
     config = read(tmp_path / "whole" / "config.yaml")
-    fl.run(config, out=tmp_path / "halved", stop=lambda: next(asked))
+    fl.run(config, out=tmp_path / "halved", interrupt=lambda: next(asked))
     resumed = fl.resume(tmp_path / "halved")
     assert resumed.digest == whole.digest
     assert [row["val/loss"] for row in resumed.metrics] == [row["val/loss"] for row in whole.metrics]

@@ -146,3 +146,36 @@ def test_the_choice_is_part_of_the_resolved_configuration(tmp_path):
     again = run(tmp_path, [9, 17], out="again", **{"client.last_batch": "merge_one"})
     for name, tensor in first.model.items():
         assert torch.equal(tensor, again.model[name])
+
+
+@pytest.mark.parametrize("stage", ["adapted", "trained"])
+def test_clients_that_train_before_they_are_evaluated(tmp_path, stage):
+    """Held-out clients with one training row and one test row; and one shot."""
+    held = {"splits.clients": 1, "splits.test": 0.5, "evaluation.clients": "held_out", "cohort.size": 2}
+    settings = {"evaluation.stage": stage}
+    if stage == "adapted":
+        settings["evaluation.adapt"] = {"name": "sgd", "lr": 0.1}
+    who = r"evaluation: 1 client \(the first: client 2, with 1 training row\) would train on a batch of one row before"
+    with pytest.raises(ConfigError, match=who):
+        run(tmp_path, [9, 9, 2], **held, **settings)
+    run(tmp_path, [9, 9, 5], out="more", **held, **settings)
+    if stage == "adapted":
+        with pytest.raises(ConfigError, match="Set evaluation.shots to 2 or more"):
+            run(tmp_path, [9, 9, 5], out="shots", **held, **settings, **{"evaluation.shots": 1})
+        run(tmp_path, [9, 9, 5], out="shots2", **held, **settings, **{"evaluation.shots": 2})
+
+
+def test_fedala_learns_its_weights_on_a_share(tmp_path):
+    """Of two rows, the share .8 is one row."""
+    ala = {"strategy": "fedala", "batch_norm": "local", "rounds": 2}
+    with pytest.raises(ConfigError, match=r"\(the first: client 1, with 2 training rows\) .*partition.min_size"):
+        run(tmp_path, [9, 2], **ala)
+    run(tmp_path, [9, 2], out="whole", **ala, **{"client.sample": 1.0})
+    run(tmp_path, [9, 9], out="rest", **ala, **{"client.batch": 6})  # 7 rows: batches of 6 and 1
+
+
+def test_dropout_before_normalisation(tmp_path):
+    layers = "nn.Dropout(.1), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs)"
+    (tmp_path / "more.py").write_text(f"from torch import nn\ndef net(outputs): return nn.Sequential({layers})")
+    run(tmp_path, [9, 17], **{"model.name": f"{tmp_path}/more.py:net"})
+    assert resolved(tmp_path)["client"]["last_batch"] == "merge_one"

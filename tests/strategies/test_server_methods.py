@@ -24,6 +24,8 @@ from clients.moon import contrast
 from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
 from fl.data.augment import Augment
+from fl.data.items import Reader
+from fl.data.redrawn import RedrawnArrays, RowSource
 from fl.data.views import View
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
@@ -415,7 +417,10 @@ class Doubled(Augment):
 
 @pytest.mark.parametrize("name", ["moon", "fedlwf"])
 def test_references_see_the_augmented_batch(name):
-    """Training on doubled batches of X equals training on 2 X. A reference pass over X would break that."""
+    """Training on doubled batches of X equals training on 2 X. A reference pass over X would break that.
+
+    The same holds if a user's data set gives 2 X at each access, and X is what was stored.
+    """
     models = [module_params(network(seed)) for seed in (1, 2)]
     settings = {"steps": 4, "batch": 4, "lr": 0.1}
     if name == "moon":
@@ -424,14 +429,17 @@ def test_references_see_the_augmented_batch(name):
         algorithm, received, state = LwFClient(**settings), {"model": models[0], "teacher": models[1]}, None
     config = {"weight": 2.0, "temperature": 2.0}
 
-    def trained(x, augment):
-        arrays = {"x": x, "y": Y}
+    def trained(x, augment, arrays=None):
+        arrays = {"x": x, "y": Y} if arrays is None else arrays
         ctx = context(network(0), arrays, Classification(), received, state, config=config, augment=augment)
         return algorithm.work("train", ctx, None).update.groups["model"]
 
     augmented, doubled, plain = trained(X, (Doubled(),)), trained(2 * X, ()), trained(X, ())
+    source = RowSource(Reader([(2 * x, y) for x, y in zip(X, Y)], "train", {"x": 0, "y": 1}))
+    redrawn = trained(X, (), RedrawnArrays({"x": X, "y": Y}, source))
     for name in doubled:
         torch.testing.assert_close(augmented[name], doubled[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(redrawn[name], doubled[name], atol=1e-6, rtol=1e-5)
     assert float((augmented["0.weight"] - plain["0.weight"]).norm()) > 1e-3
 
 
@@ -528,6 +536,16 @@ def test_fedproto_two_rounds_by_hand():
     assert second.prototypes.values.flatten().tolist() == [3.25, 6.0, 8.0]  # class 0 keeps its last prototype
     assert renewed(second.prototypes, second.prototypes) is second.prototypes
     assert one(second.model) == 1.0
+
+
+def test_fedproto_with_uniform_weights_averages_the_clients_that_have_a_class():
+    rule = FedProto(weights="uniform")
+    sent = [table([0, 1], [[1.0], [5.0]], [1, 2]), table([0, 1], [[4.0], [9.0]], [3, 0])]
+    state, _ = answered(rule, rule.init(params(1.0), server()), [(9, {"prototypes": t}) for t in sent])
+    assert state.prototypes.values.flatten().tolist() == [2.5, 5.0]  # (1 + 4) / 2; only one client has class 1
+    assert state.prototypes.counts.tolist() == [2, 1]
+    with pytest.raises(ValueError, match="weights"):
+        answered(FedProto(weights="even"), state, [(9, {"prototypes": sent[0]})])
 
 
 NO_PROTOTYPES = Table(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))

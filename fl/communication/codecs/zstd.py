@@ -52,6 +52,7 @@ class Zstd(PerClientCodec):
     shuffle: bool = True
 
     draws: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     takes: ClassVar[Input] = "any"
     gives: ClassVar[Output] = "bytes"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.checks import at_least
-from fl.data.dataset import Arrays, Dataset, Loader, as_dataset
+from fl.data.dataset import Arrays, Dataset, Loader
+from fl.data.forms import as_dataset
 from fl.data.images import resized
 from fl.registry import register
 from fl.tensors import random

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fl.data.dataset import Dataset, Loader
-from fl.data.images import unit
-from fl.data.sets.file import column, features, labels
-from fl.data.words import codes
+from fl.data.hugging_face import read_columns
 from fl.registry import register
 
 
@@ -54,12 +50,12 @@ class Hub(Loader):
             if name not in parts:
                 raise ValueError(f"{key}: {name!r} is not one of the parts {sorted(parts)} of {self.path}")
         chosen = [parts[name] for name in wanted.values()]
-        targets = [labels(_table(part, (self.target,), "target"), self.target) for part in chosen]
-        arrays = [{"x": self._inputs(part), "y": y} for part, y in zip(chosen, targets)]
-        owners = None
-        if self.clients is not None:
-            owners = codes(column(_table(chosen[0], (self.clients,), "clients"), "clients", self.clients))[0]
-        return Dataset(arrays[0], arrays[1] if len(arrays) > 1 else None, owners)
+        owned = dict(zip(wanted, (self.clients, None)))
+        parts = {
+            key: read_columns(part, key, self.features, self.target, owned[key]) for key, part in zip(wanted, chosen)
+        }
+        clients = parts["train"].pop("clients", None)
+        return Dataset(parts["train"], parts.get("test"), clients)
 
     def _parts(self) -> dict[str, Any]:
         try:
@@ -74,32 +70,3 @@ class Hub(Loader):
             return dict(datasets.load_dataset(self.path, self.config, revision=self.revision))
         except (OSError, ValueError) as error:
             raise ValueError(f"path: {self.path} is not a folder, and the hub did not provide it: {error}") from error
-
-    def _inputs(self, part: Any) -> np.ndarray:
-        import datasets
-
-        kinds = {name: part.features.get(name) for name in self.features}
-        if not any(isinstance(kind, datasets.Image) for kind in kinds.values()):
-            return features(_table(part, self.features, "features"), list(self.features))
-        if len(kinds) > 1:
-            raise ValueError(f"features: {list(kinds)}; images must come from a single column")
-        images = [np.asarray(image) for image in part[self.features[0]]]
-        shapes = sorted({image.shape for image in images})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"features: images of {len(shapes)} shapes, {shapes[:3]} ...; resize them in your own function"
-            )
-        if images[0].dtype != np.uint8:
-            raise ValueError(
-                f"features: images of {images[0].dtype} instead of 8 bits; scale them in your own function"
-            )
-        pixels = np.stack(images)
-        return unit(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2))
-
-
-def _table(part: Any, names: tuple[str, ...], key: str) -> Any:
-    """Return the columns as a pyarrow table."""
-    for name in names:
-        if name not in part.column_names:
-            raise ValueError(f"{key}: {name!r} is not one of the columns {part.column_names}")
-    return part.select_columns(list(names)).with_format("arrow")[:]

@@ -26,6 +26,7 @@ from fl.execution.training.chunk import Chunk, Gradients, TakesSGDSteps, TrainsW
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.steps import gradient_buffer
+from fl.execution.update_checks import check_stacked
 from fl.execution.workers.process import pooled_buffer
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
@@ -88,6 +89,7 @@ def train(
         full_gradient=full_gradient,
     )
     groups, state = algorithm.finish(end)
+    check_stacked(groups, state, len(chunk.sizes), type(algorithm).__name__)
     return Update(groups, n, metrics), state
 
 
@@ -197,7 +199,7 @@ def _run_phase(
         block = timed_block(chunk, phase, index, counts, first, theta.device)
         record = torch.zeros(block.weights.shape)
         for t, (rows, weights, losses, lengths) in enumerate(block.steps(record), first):
-            batch = timed_batch(chunk, rows, index, t)
+            batch = timed_batch(chunk, phase, rows, lengths, index, t)
             masks = gradients.masks.draw(lengths)
             losses.copy_(stepper.take(batch, weights, masks, t))
         loss += block.without_pads(record).sum((0, 2), dtype=torch.float64)

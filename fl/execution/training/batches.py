@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import augmented
-from fl.data.views import gathered
+from fl.data.redrawn import RedrawnArrays
+from fl.data.views import drawn, gathered
 from fl.execution.training.chunk import Chunk
 from fl.method.phase import Phase
 from fl.tensors import random
@@ -85,9 +86,21 @@ def make_block(chunk: Chunk, phase: Phase, index: int, counts: np.ndarray, first
     )
 
 
-def make_batch(chunk: Chunk, rows: Tensor, index: int, step: int) -> dict[str, Tensor]:
-    """The batches of the first A clients in a step, from their `rows` (A, B), augmented; name -> (A, B, ...)."""
+def make_batch(
+    chunk: Chunk, phase: Phase, rows: Tensor, lengths: np.ndarray, index: int, step: int
+) -> dict[str, Tensor]:
+    """The batches of the first A clients in a step, from their `rows` (A, B), augmented; name -> (A, B, ...).
+
+    `lengths` (A,): the samples in each batch. Random rows of a user's data set are drawn again, without pads.
+    """
     batch = gather(chunk.arrays, rows)
+    if isinstance(chunk.arrays, RedrawnArrays):
+        client, column = np.nonzero(np.arange(rows.shape[1]) < lengths[:, None])
+        epoch = step // np.maximum(phase.batches_per_epoch(chunk.sizes[: len(lengths)]), 1)
+        owner = (chunk.seed, chunk.clients[client], chunk.participation)
+        found = drawn(chunk.arrays, rows.cpu().numpy()[client, column], *owner, index, epoch[client])
+        for name, values in found.items():
+            batch[name][torch.from_numpy(client), torch.from_numpy(column)] = values.to(rows.device)
     if chunk.augment:
         x = batch["x"]
         clients, columns = chunk.clients[: x.shape[0], None], np.arange(x.shape[1])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from fl import registry
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
+from fl.tasks.task import Task
+
+HOOKS = ("first_state", "start", "phases", "phases_of", "objective", "gradient", "finish", "inputs")
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:
@@ -27,3 +31,15 @@ def custom_training(algorithm: ClientAlgorithm) -> str | None:
     ):
         return None
     return f"{type(algorithm).__name__} has its own work() or objective()"
+
+
+def users_training(algorithm: LocalTraining, task: Task) -> bool:
+    """Whether hooks of local training, the loss or the optimiser come from a user and not from this project."""
+    hooks = any(registry.is_users(registry.definer(type(algorithm), hook)) for hook in HOOKS)
+    return hooks or users_loss(algorithm, task) or registry.is_users(type(algorithm.optimiser))
+
+
+def users_loss(algorithm: LocalTraining, task: Task) -> bool:
+    """Whether the objective or the task's loss comes from a user."""
+    owners = registry.definer(type(algorithm), "objective"), registry.definer(type(task), "loss")
+    return any(map(registry.is_users, owners))

@@ -12,6 +12,7 @@ import torch
 
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.graph import place
+from fl.execution.training.objective import losses_of
 from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer, gradients_of
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining, StepContext, TrainingResult
@@ -98,7 +99,7 @@ def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, 
     trained = [(name, p) for name, p in ctx.module.named_parameters() if p.requires_grad]
     views, leaves = [total[name] for name, _ in trained], [p for _, p in trained]
     for a in range(0, len(ctx.train), GRADIENT_BATCH):
-        losses = algorithm.objective(ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
         torch._foreach_add_(views, gradients_of(losses.sum(), leaves))
     ctx.module.train()
     return total.mul_(1.0 / max(len(ctx.train), 1))

@@ -30,6 +30,7 @@ from fl.tasks.task import Task
 from fl.tensors.params import Params
 
 Kind = Literal["loop", "compiled", "stacked", "flat", "vmap"]
+Trial = Callable[[Kind], str | None]  # why clients that were trained in this way before round 0 did not agree, or None
 
 # Parameters that are trained together: with more of them, calls cost less per client; with fewer, they stay in the
 # cache. `fl bench` on 2 cores, MLP of 209,662 parameters, compared with bare loops: chunks of 2, 4, 8 gave 0.9, 1.2,
@@ -51,6 +52,7 @@ CONVOLUTION_ACTIVATIONS = 1 << 14  # elements per sample
 # A GPU has more memory and needs larger chunks. Not measured yet: `fl bench --device cuda` and `fl tune` measure it
 GPU_CHUNK_ELEMENTS = 1 << 26
 GPU_ACTIVATION_ELEMENTS = 1 << 29
+ASKED_FOR = "asked for"  # why a plan that the configuration names is taken
 ASSUMED_FULL_BATCH = 256  # samples that a batch of all data is assumed to have
 
 
@@ -83,6 +85,7 @@ class Setting:
     execution: Execution
     augmented: bool
     facts: ModuleFacts
+    trial: Trial | None
 
     @property
     def gpu(self) -> bool:
@@ -99,6 +102,9 @@ class Setting:
             return f"{type(algorithm).__name__} is not a LocalTraining"
         if overrides(algorithm, "work"):
             return f"{type(algorithm).__name__} has its own work()"
+        for flag in ("one_at_a_time", "loss_over_batch"):
+            if getattr(algorithm, flag):
+                return f"{type(algorithm).__name__} sets {flag} = True"
         if not algorithm.optimiser.batched:
             return f"optimiser {type(algorithm.optimiser).__name__} trains one client only"
         if self.facts.one_at_a_time:
@@ -195,9 +201,16 @@ class Candidate:
     why: Callable[[str], str]
     chunk: Callable[[Setting], int]
 
+    def impossible(self, setting: Setting) -> str | None:
+        """Why this kind is impossible, or `None`; the trial comes last, because it trains a few clients."""
+        return self.obstacle(setting) or self._tried(setting)
+
     def rejected(self, setting: Setting) -> str | None:
         """Why `auto` does not take this kind, or `None`."""
-        return self.obstacle(setting) or self.drawback(setting)
+        return self.obstacle(setting) or self.drawback(setting) or self._tried(setting)
+
+    def _tried(self, setting: Setting) -> str | None:
+        return setting.trial(self.kind) if setting.trial and self.kind != "loop" else None
 
 
 CANDIDATES = (  # in order of preference
@@ -249,6 +262,7 @@ def make_plan(
     cohort: int | None = None,
     augmented: bool = False,
     facts: ModuleFacts = ModuleFacts(),
+    trial: Trial | None = None,
 ) -> Plan:
     """The plan for training `module` with `algorithm`. Something impossible that `execution` asks for is a ValueError.
 
@@ -262,8 +276,9 @@ def make_plan(
         cohort: clients of a round, if known; a cohort is divided among workers.
         augmented: whether training batches are augmented.
         facts: what the module does beside computing outputs.
+        trial: tells whether clients that train together end as those that train alone, for a user's own code.
     """
-    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts)
+    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts, trial)
     candidate, why = _preferred(setting) if execution.plan == "auto" else _asked_for(setting, execution.plan)
     chunk = execution.chunk
     if chunk is None:
@@ -293,10 +308,10 @@ def _preferred(setting: Setting) -> tuple[Candidate, str]:
 def _asked_for(setting: Setting, kind: str) -> tuple[Candidate, str]:
     """The candidate of this kind; an error that lists the other kinds if it is impossible."""
     candidate = next(candidate for candidate in CANDIDATES if candidate.kind == kind)
-    if obstacle := candidate.obstacle(setting):
-        others = [repr(other.kind) for other in CANDIDATES if other.obstacle(setting) is None]
+    if obstacle := candidate.impossible(setting):
+        others = [repr(other.kind) for other in CANDIDATES if other.impossible(setting) is None]
         raise ValueError(f"plan: {kind!r} is not possible: {obstacle}. Use {', '.join(others)} or 'auto'")
-    return candidate, "asked for"
+    return candidate, ASKED_FOR
 
 
 def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
@@ -316,8 +331,6 @@ def _pieces_obstacle(setting: Setting) -> str | None:
         return reason
     if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in setting.module.modules()):
         return "BatchNorm takes statistics over the whole batch"
-    if not setting.facts.dropout_once:
-        return "the model calls a Dropout layer several times in one pass"
     if setting.execution.graphs and setting.facts.one_at_a_time:
         return setting.facts.one_at_a_time
     phases = setting.training.phases(0, 1)

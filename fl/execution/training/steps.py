@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ from torch import Tensor
 from fl.data.augment import augmented
 from fl.data.views import Batch
 from fl.execution.training.graph import Compute, recorded
+from fl.execution.training.objective import losses_of
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
-from fl.method.phase import Phase
+from fl.method.optimiser import SGD
+from fl.method.phase import LastBatch, Phase
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.models.dropout import DropoutDraws, DropoutMasks
@@ -59,7 +61,7 @@ class LocalSteps:
         phase: optimiser, learning rate, batch size and budget.
         at: context that the objective is called with.
         batch: the batch of the current step.
-        masks: Dropout masks of the current batch, where they are drawn before the pass.
+        masks: Dropout masks of the current batch, which CUDA graphs are given.
         names: names of the bound parameters that get gradients; set by `bind`.
         last: sum of the losses of the batch at the last gradient, a tensor ().
         loss_sum: sum of the losses of all samples at the first gradient of each batch, a float64 tensor ().
@@ -89,9 +91,10 @@ class LocalSteps:
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
         self.statistics = statistics_names(ctx.module, "averaged")
         self.index = index
-        self.draws = DropoutDraws(ctx.module, lambda: ctx.generator(f"dropout/{index}"), not ctx.facts.dropout_once)
-        self.drawn_before: DropoutMasks | None = None  # masks that pieces of a batch and CUDA graphs are given
-        if training and self.draws.layers and len(ctx.train) and (ctx.micro_batch or ctx.graphs):
+        repeats, micro = not ctx.facts.dropout_once, bool(ctx.micro_batch)
+        self.draws = DropoutDraws(ctx.module, lambda: ctx.generator(f"dropout/{index}"), repeats, micro)
+        self.drawn_before: DropoutMasks | None = None  # masks that CUDA graphs are given
+        if training and self.draws.layers and len(ctx.train) and ctx.graphs:
             self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
         self.loss_sum, self.samples, self.taken = torch.zeros((), dtype=torch.float64), 0, 0
         self.batch: Batch = {}
@@ -117,7 +120,8 @@ class LocalSteps:
         ctx.module.train(self.training)
         own = {name: p for name, p in ctx.module.named_parameters() if p.requires_grad}
         self.names = list(own)
-        compute = partial(_gradients, self.algorithm, ctx, self.drawn_before, list(own.values()), self.at)
+        dropout = self.drawn_before or self.draws
+        compute = partial(_gradients, self.algorithm, ctx, dropout, list(own.values()), self.at)
         self.compute: Compute = recorded(ctx.module, compute) if ctx.graphs else compute
 
     def bound_gradient(self) -> tuple[Tensor, ...]:
@@ -181,7 +185,7 @@ class Descent:
 def _gradients(
     algorithm: LocalTraining,
     ctx: ClientContext,
-    noise: DropoutMasks | None,
+    dropout: DropoutMasks | DropoutDraws,
     leaves: list[torch.nn.Parameter],
     at: StepContext,
     batch: Mapping[str, Tensor],
@@ -191,16 +195,18 @@ def _gradients(
     count = len(batch["x"])
     piece = ctx.micro_batch or count
     if piece >= count:
-        if noise and masks:
-            noise.set(masks)
-        losses = algorithm.objective(ctx.module, batch, at, ctx.task)
+        if isinstance(dropout, DropoutMasks):
+            dropout.set(masks)
+        losses = losses_of(algorithm, ctx.module, batch, at, ctx.task)
         return losses.detach().sum(), gradients_of(losses.mean(), leaves)
     total, grads = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for a in range(0, count, piece):
-        if noise and masks:
-            noise.set([mask[a : a + piece] for mask in masks])
+        if isinstance(dropout, DropoutMasks):
+            dropout.set([mask[a : a + piece] for mask in masks])
+        else:
+            dropout.begin_micro_batch(a, count)
         part = {name: array[a : a + piece] for name, array in batch.items()}
-        losses = algorithm.objective(ctx.module, part, at, ctx.task)
+        losses = losses_of(algorithm, ctx.module, part, at, ctx.task)
         torch._foreach_add_(grads, gradients_of(losses.sum() / count, leaves))
         total += losses.detach().sum()
     return total, tuple(grads)
@@ -219,8 +225,9 @@ def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch
 
 def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
     address = (ctx.seed, ctx.client, ctx.participation, index)
+    per_epoch = int(phase.batches_per_epoch(np.array(len(ctx.train)))) if ctx.train.is_redrawn else 1
     for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
-        batch = dict(ctx.train.take(positions))
+        batch = ctx.train.take_for_training(positions, *address, step // per_epoch)
         if ctx.augment:
             batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
         yield batch
@@ -239,12 +246,21 @@ def batches(phase: Phase, n: int, seed: int, client: int, participation: int, in
         participation: number of the exchange.
         index: index of the phase within the round.
     """
-    slices = phase.batch_slices(n)
-    for step in range(int(phase.num_steps(np.array(n)))):
+    steps, slices = _schedule(phase.batch, phase.epochs, phase.steps, phase.last_batch, n)
+    for step in range(steps):
         epoch, k = divmod(step, len(slices))
         if k == 0:
             order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
         yield order[slices[k]]
+
+
+@functools.lru_cache(maxsize=4096)  # phases are made for each client, and many clients have the same size
+def _schedule(
+    batch: int | Literal["full"], epochs: float, steps: int | None, last_batch: LastBatch, n: int
+) -> tuple[int, list[slice]]:
+    """Return the number of steps over n samples, and the batches of an epoch."""
+    phase = Phase(SGD(), 0.0, batch, epochs, steps, last_batch=last_batch)
+    return int(phase.num_steps(np.array(n))), phase.batch_slices(n)
 
 
 def gradient_buffer(theta: Params) -> Params:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
+from fl.execution.training.objective import losses_of
 from fl.method.local_training import LocalTraining, StepContext
 from fl.models.binding import bind
 from fl.tensors.params import NOTHING, Params
@@ -51,7 +52,7 @@ class Vmap:
 
             state, start = replace_leaves(per_client, per_client_leaves)
             here = replace(at, state=state, start=at.start if start is None else start)
-            losses = self.algorithm.objective(net, batch, here, self.task)
+            losses = losses_of(self.algorithm, net, batch, here, self.task)
             return (losses * weights).sum(), losses.detach()
 
         gradient = torch.func.vmap(torch.func.grad(objective, has_aux=True))

@@ -165,7 +165,7 @@ class Comparison:
                 yield contestant
 
     def _offered(self, processes: Processes, program: Program, several: str) -> Iterator[Contestant]:
-        """What a program says it offers, as far as it is wanted. `several` ends the names."""
+        """Yield the contestants of a started program that `only` selects. `several` is the end of their names."""
         self.running.append(processes)
         try:
             answer = processes.answers()[0]

@@ -26,6 +26,7 @@ import fl
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
+from fl.method.optimiser import SGD
 from fl.simulation.build import set_up_run
 from fl.simulation.setup import RunSetup
 from fl.system.flops import flops_per_sample
@@ -77,6 +78,7 @@ class Workload:
         missing = {"epochs", "batch", "lr"} - {*vars(config.client)}
         if missing:
             raise ConfigError("client", f"has no {sorted(missing)}; contestants only know mini-batch gradient descent")
+        _require_plain_training(config.client)
         if config.execution.workers is None:
             raise ConfigError("execution.workers", "missing; set it or `fl bench --workers`: the number of processes")
         return cls(path, raw, set_up_run(config), device)
@@ -124,6 +126,26 @@ class Workload:
         facts = {"name": self.name, "layers": layers(self.run_setup.module), **training}
         facts |= {"device": self.device, "workers": self.workers, "config": self.raw}
         (folder / "workload.json").write_text(json.dumps(facts, default=float))
+
+
+def _require_plain_training(client: Any) -> None:
+    """Require epochs of gradient steps of one size on batches in order: contestants know nothing else.
+
+    Raises:
+        ConfigError: the client has another budget, optimiser, clipping or rule for last batches.
+    """
+    unknown = {
+        "steps": client.steps is not None,
+        "epochs": not float(client.epochs or 1).is_integer(),
+        "lr": not isinstance(client.lr, (int, float)),
+        "optimiser": client.optimiser != SGD(),
+        "clip": client.clip is not None,
+        "trains": client.trains is not None,
+        "last_batch": client.last_batch not in (None, "keep"),
+    }
+    for key in unknown:
+        if unknown[key]:
+            raise ConfigError(f"client.{key}", f"{getattr(client, key)!r} is unknown to the contestants; leave it out")
 
 
 def layers(module: nn.Module) -> list[list[Any]] | None:

@@ -77,9 +77,8 @@ def possible_plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) ->
     def make(kind: Kind, chunk: int | None = None, memory_format: MemoryFormat | None = None) -> Plan:
         execution = replace(config.execution, plan=kind, chunk=chunk, memory_format=memory_format)
         asked = replace(config, execution=execution)
-        return choose_plan(
-            asked, run_setup.dataset, run_setup.periods, run_setup.module, run_setup.model, run_setup.facts
-        )
+        parts = run_setup.dataset, run_setup.periods, run_setup.module, run_setup.model, run_setup.facts
+        return choose_plan(asked, *parts, run_setup.trial)
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):
         try:
