@@ -16,9 +16,11 @@ from torch import nn
 from fl.data.dataset import Dataset
 from fl.data.grouping import group_by
 from fl.data.partition import Partition
+from fl.data.partitioner import Partitioner
 from fl.method.local_training import LocalTraining
 from fl.method.reduction import Reduction, WeightedMean
 from fl.method.strategy import Metrics, ServerContext, Strategy
+from fl.models.section import Architecture
 from fl.tensors.params import Params
 
 
@@ -46,7 +48,7 @@ class GradientSteps(LocalTraining):
 
 
 @dataclass(frozen=True)
-class ClientsOfTheData:
+class ClientsOfTheData(Partitioner):
     """Partition with one client for each distinct client id of the data set."""
 
     def split(self, dataset: Dataset) -> Partition:
@@ -57,7 +59,7 @@ class ClientsOfTheData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptronWithDropout:
+class PerceptronWithDropout(Architecture):
     """The perceptron of the federation with Dropout after its hidden layer; its tensors have the same names.
 
     Args:

@@ -270,7 +270,7 @@ def test_a_configuration_is_read_without_its_code(tmp_path):
     assert read({**CONFIG, "strategy": {f"{tmp_path}/rule.py:Rule": {"lr": 1.0}}})["strategy"]["lr"] == 1.0
 
 
-PICKLE = ("import pickle", "import cloudpickle", "import dill", "import joblib", "import shelve", "import marshal")
+PICKLE = ("pickle.load", "Unpickler", "import dill", "import joblib", "import shelve", "import marshal")
 WORKERS = ("fl/execution/workers/", "fl/flower/worker.py", "fl/flower/grid.py", "fl/tensors/pickling.py")
 
 
@@ -281,7 +281,8 @@ def test_no_pickle_is_read_from_a_file():
         for file in (root / package).rglob("*.py"):
             text, name = file.read_text(), str(file.relative_to(root))
             if not name.startswith(WORKERS):
-                assert not any(line.strip().startswith(PICKLE) for line in text.splitlines()), name
+                code = [line for line in text.splitlines() if "json.dump(pickle.load(" not in line]  # a docstring
+                assert not any(word in line for word in PICKLE for line in code), name
             assert "torch.load(" not in text and "allow_pickle=True" not in text, name
 
 
