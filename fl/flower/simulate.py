@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from fl.communication.ledger import Ledger
 from fl.errors import ConfigError
 from fl.execution.workers.executor import Executor, Serial
+from fl.execution.workers.limits import default_workers
 from fl.execution.workers.process import configure_process
 from fl.execution.workers.ray import Ray
 from fl.flower.grid import LocalGrid
@@ -130,7 +130,7 @@ def simulate(
     context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
     replies = Journal(directory / "journal", record["journal"] if record else ()) if app["journal"] else None
     rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watch)
-    chosen: Executor = Ray(workers or torch.multiprocessing.cpu_count()) if executor == "ray" else Serial()
+    chosen: Executor = Ray(workers or default_workers()) if executor == "ray" else Serial()
     run = AppRun(directory, f"{name}, a Flower app, {num_nodes} nodes, in {directory}", rounds.round)
     try:
         with threadpool_limits(1), seeded(seed, "server"), _task_identity(run_id), gc_frozen():

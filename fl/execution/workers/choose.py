@@ -6,6 +6,7 @@ import torch
 
 from fl.execution.section import Execution
 from fl.execution.workers.executor import Executor, Serial
+from fl.execution.workers.limits import default_workers
 from fl.execution.workers.ray import Ray
 
 
@@ -14,5 +15,5 @@ def new_executor(execution: Execution) -> Executor:
     if execution.executor == "serial":
         return Serial(execution.workers)
     gpus = execution.device == "cuda"
-    default = torch.cuda.device_count() if gpus else torch.multiprocessing.cpu_count()
-    return Ray(execution.workers or max(1, default), execution.address, gpus)
+    workers = execution.workers or (max(1, torch.cuda.device_count()) if gpus else default_workers())
+    return Ray(workers, execution.address, gpus)
