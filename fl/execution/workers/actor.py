@@ -36,7 +36,17 @@ class Actor:
         name: str,
         local: str,
     ) -> None:
-        """Take a job; `memory` holds its bytes on other nodes than the driver's, `local`. Shared files have a `name`."""
+        """Take a job.
+
+        Args:
+            sources: files of registered parts.
+            handle: the job.
+            recording: whether to record spans.
+            memory: the job's bytes, on other nodes than the driver's.
+            writer: number of the worker's segments.
+            name: of the run's shared files.
+            local: the driver's node.
+        """
         import ray
 
         from fl import registry

@@ -113,7 +113,7 @@ def _accept(listener: socket.socket, key: bytes) -> Connection | None:
     try:
         deliver_challenge(connection, key)
         answer_challenge(connection, key)
-    except (AuthenticationError, EOFError, OSError):
+    except (AuthenticationError, AssertionError, EOFError, OSError):  # Python 3.11 asserts the form of a challenge
         connection.close()
         return None
     return connection

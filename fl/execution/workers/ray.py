@@ -26,8 +26,8 @@ import numpy as np
 from fl import registry
 from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, WorkerDied
 from fl.execution.workers.executor import Dispatch, Job
-from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.folders import new_name
+from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.shared import Handle, Region, SharedFiles
 from fl.execution.workers.task_queue import split
 from fl.storage.clients import ClientStates

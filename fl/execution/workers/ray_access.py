@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 
@@ -56,17 +57,19 @@ def with_token(token: str) -> Iterator[None]:
 
 def forget_token() -> None:
     """Let Ray read mode and token of the environment again; it keeps them from its first use on."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray import _raylet
 
-    Config.initialize("")  # before the token goes: threads of Ray that are ending still ask for it in token mode
-    AuthenticationTokenLoader.instance().reset_cache()
+    native: Any = _raylet
+    native.Config.initialize("")  # before the token goes: threads of Ray that are ending may need it in token mode
+    native.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def asks_for_token() -> bool:
     """Whether Ray asks for a token in this process."""
-    from ray._raylet import AuthenticationMode, get_authentication_mode
+    from ray import _raylet
 
-    return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
+    native: Any = _raylet
+    return bool(native.get_authentication_mode() == native.AuthenticationMode.TOKEN)
 
 
 def process_tree() -> list[int]:

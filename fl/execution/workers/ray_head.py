@@ -30,7 +30,7 @@ from fl.execution.workers.limits import object_store_bytes
 from fl.execution.workers.ray_access import LOOPBACK, asks_for_token, on_loopback, outside_listeners, process_tree
 
 NAMESPACE = NAME = "fl"
-LONGEST_PARENT = 25  # characters; paths of Ray's sockets are 82 longer, and the system allows 107
+LONGEST_PARENT = 20  # characters; paths of Ray's sockets are 87 longer, and the system allows 107
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     os.dup2(2, 1)  # output of libraries is no answer
     session = PrivateFolder(_parent(), new_name())
     try:
-        _start(int(sys.argv[1]), session.path)
+        _start(int(sys.argv[1]), session.path / "r")  # Ray makes its folder accessible to all users
         closed = select.select([sys.stdin], [], [], 0)[0]  # no driver is waiting
         actors = [] if closed else create_actors(int(sys.argv[1]), float(sys.argv[2]), NAME)
     except Exception as error:  # the folder stays, for a look at the logs
@@ -72,7 +72,7 @@ def _start(workers: int, folder: Path) -> None:
             _node_ip_address=LOOPBACK,
             _temp_dir=str(folder),
             # on one node the object store carries next to nothing; it must not take room in a small /dev/shm
-            _plasma_directory=str(folder),
+            _plasma_directory=str(folder.parent),
         )
 
 

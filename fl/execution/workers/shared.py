@@ -1,8 +1,8 @@
 """Memory that processes on one node share: values written once and mapped by all, and a queue of tasks.
 
-`SharedFiles` are the files of one run on one node. A `Region` holds one value at a time. Its `Handle` takes a few hundred bytes
-and opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it changes no
-other copy.
+`SharedFiles` are the files of one run on one node. A `Region` holds one value at a time. Its `Handle` takes a few
+hundred bytes and opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it
+changes no other copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from fl.execution.workers.folders import PrivateFolder, disk_folder, memory_fold
 from fl.execution.workers.task_queue import next_task
 from fl.tensors.pickling import pack, unpack
 from fl.tensors.serialise import aligned_offsets
-
 
 # room for 65,535 runs: one per worker, and more pieces after workers have died; the system allocates what is written
 QUEUE_BYTES = 1 << 20
