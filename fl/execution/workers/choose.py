@@ -11,7 +11,7 @@ from fl.execution.workers.ray import Ray
 
 
 def new_executor(execution: Execution) -> Executor:
-    """Make an executor. Without `execution.workers`, Ray has one worker per core, or per GPU."""
+    """Make an executor. Without `execution.workers`, Ray has one worker per GPU, or per core (see limits.py)."""
     if execution.executor == "serial":
         return Serial(execution.workers)
     gpus = execution.device == "cuda"
