@@ -363,7 +363,7 @@ def test_limits_of_control_groups(group, tmp_path):
     assert (cpu_quota(tmp_path), memory_limit(tmp_path)) == (cpu, memory)
 
 
-def test_default_workers_follow_the_limits(monkeypatch):
+def test_default_workers_follow_the_limits(monkeypatch, caplog):
     from fl.execution.workers import limits
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
@@ -377,6 +377,13 @@ def test_default_workers_follow_the_limits(monkeypatch):
         monkeypatch.setattr(limits, "cpu_quota", lambda value=quota: value)
         monkeypatch.setattr(limits, "memory_limit", lambda value=memory: value)
         assert (limits.default_workers(), limits.object_store_bytes()) == (workers, store)
+    assert caplog.messages[0].startswith("the memory limit of 3072 MB has room for 4 of 8 workers")
+    caplog.clear()
+    limits.warn_if_memory_is_small()
+    monkeypatch.setattr(limits, "memory_limit", lambda: GB / 2)
+    limits.warn_if_memory_is_small()
+    (line,) = caplog.messages
+    assert line.startswith("the memory limit of 512 MB is less than Ray needs") and "serial" in line
 
 
 def test_the_memory_file_system_is_used():

@@ -16,6 +16,7 @@ from pathlib import Path
 WORKER_BYTES = 512 << 20  # memory of a worker process with torch, before it trains
 BASE_BYTES = 1 << 30  # memory of the driver and of Ray's own processes
 STORE_BYTES, LEAST_STORE_BYTES = 256 << 20, 80 << 20  # Ray's object store: the usual size, about the least allowed
+NO_LIMIT = 1 << 60  # bytes
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +36,27 @@ def default_workers() -> int:
     Logs a line if memory is what limits it.
     """
     count, memory = cores(), memory_limit()
-    if memory < BASE_BYTES + count * WORKER_BYTES:
-        room = max(1, int((memory - BASE_BYTES) // WORKER_BYTES))
-        if room < count:
-            log.warning(
-                "the memory limit of %d MB has room for %d of %d workers; execution.workers sets their number",
-                memory / (1 << 20),
-                room,
-                count,
-            )
-        return min(count, room)
-    return count
+    room = max(1, int((min(memory, NO_LIMIT) - BASE_BYTES) // WORKER_BYTES))
+    if room >= count:
+        return count
+    log.warning(
+        "the memory limit of %d MB has room for %d of %d workers; execution.workers sets their number",
+        memory / (1 << 20),
+        room,
+        count,
+    )
+    return room
+
+
+def warn_if_memory_is_small() -> None:
+    """Log a line if a memory limit has no room for Ray: the kernel may kill the run, which then says nothing."""
+    memory = memory_limit()
+    if memory < BASE_BYTES:
+        log.warning(
+            "the memory limit of %d MB is less than Ray needs, about %d MB; execution.executor=serial needs less",
+            memory / (1 << 20),
+            BASE_BYTES >> 20,
+        )
 
 
 def object_store_bytes() -> int:
@@ -78,7 +89,7 @@ def memory_limit(system: Path = Path("/")) -> float:
     found = [float("inf")]
     for group in _groups(system, "memory"):
         limit = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes")
-        if limit.isdecimal() and int(limit) < 1 << 60:
+        if limit.isdecimal() and int(limit) < NO_LIMIT:
             found.append(int(limit))
     return min(found)
 

@@ -27,6 +27,7 @@ from fl import registry
 from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, WorkerDied
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.folders import new_name
+from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.shared import Handle, Region, SharedFiles
 from fl.execution.workers.task_queue import split
@@ -71,6 +72,8 @@ class Ray:
 
     def prepare(self) -> None:
         """Begin to start Ray and its workers."""
+        if self.address is None:
+            warn_if_memory_is_small()
         self.pool = acquire_pool(self.workers, self.address, self.gpus)
 
     def start(self, job: Job, states: ClientStates) -> None:
