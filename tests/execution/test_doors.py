@@ -3,6 +3,7 @@
 `make newest-ray` runs this file with the newest Ray.
 """
 
+import contextlib
 import os
 import pickle
 import re
@@ -28,6 +29,7 @@ from fl.execution.workers.channel import _accept, serve
 from fl.execution.workers.folders import MEMORY, PrivateFolder, memory_folder, new_name
 from fl.execution.workers.limits import cpu_quota, memory_limit
 from fl.execution.workers.ray_access import check_doors, outside_listeners
+from fl.execution.workers.ray_pool import RayPool, keep_workers
 
 CONFIG = {
     "rounds": 2,
@@ -39,6 +41,7 @@ CONFIG = {
     "client": {"lr": 0.1, "batch": 8},
     "execution": {"executor": "ray", "workers": 2},
 }
+WORKERS_STAY = False
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 KEY = b"k" * 32
 SMALL_MEMORY = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'  # of a container that Docker starts
@@ -53,7 +56,7 @@ def listening(pids):
 # -- Ray --------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What a run on Ray looked like at the end of round 0, and its digest. Ray stays for the tests of this module."""
+    """What a run on Ray looked like at the end of round 0, and its digest. Ray lives until `stop` is called."""
     found = {}
 
     def watch(event, run):
@@ -72,10 +75,13 @@ def seen(tmp_path_factory):
             found["session"] = Path(ray._private.worker._global_node.get_session_dir_path())
             found["address"], found["token"] = ray.get_runtime_context().gcs_address, executor.pool.token
 
-    before = set(listening([os.getpid()]))
-    found["digest"] = fl.run(CONFIG, out=tmp_path_factory.mktemp("ray") / "run", watch=watch).digest
-    found["driver"] = set(listening([os.getpid()])) - before
-    return found
+    with contextlib.ExitStack() as ray_lives:
+        ray_lives.enter_context(keep_workers())
+        found["stop"] = ray_lives.close
+        before = set(listening([os.getpid()]))
+        found["digest"] = fl.run(CONFIG, out=tmp_path_factory.mktemp("ray") / "run", watch=watch).digest
+        found["driver"] = set(listening([os.getpid()])) - before
+        yield found
 
 
 @pytest.mark.ray
@@ -125,11 +131,22 @@ def test_folders_are_private(seen):
 
 
 @pytest.mark.ray
-def test_the_end_of_ray_leaves_no_file(seen, no_ray):
+def test_the_end_of_ray_leaves_no_file(seen):
+    assert seen["session"].exists()
+    seen["stop"]()
     deadline = time.monotonic() + 300
     while seen["session"].parent.parent.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not seen["session"].parent.parent.exists()
+
+
+def test_ray_without_a_folder_says_so(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/missing")
+    pool = RayPool(1, None)
+    with pytest.raises(RuntimeError, match="Ray did not start: FileNotFoundError: .*/missing/fl-.*executor=serial"):
+        pool.acquire(1)
+    pool.shut_down()
+    assert pool.head.wait(60) == 0
 
 
 def test_a_socket_for_other_machines_is_found_and_stops_ray_without_token():
@@ -294,7 +311,7 @@ def test_values_without_room_in_memory_lie_on_disk():
 
 
 @pytest.mark.ray
-def test_a_run_in_a_container_of_docker(no_ray, tmp_path):
+def test_a_run_in_a_container_of_docker(tmp_path):
     """A /dev/shm of 64 MB; the training data take 80 MB. Ray's files lie in a short path, which stays empty."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.random((20_000, 1_000), np.float32), y=rng.integers(0, 3, 20_000))

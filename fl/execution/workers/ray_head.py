@@ -38,13 +38,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of libraries is no answer
-    session = PrivateFolder(_parent(), new_name())
+    session = None
     try:
+        session = PrivateFolder(_parent(), new_name())
         _start(int(sys.argv[1]), session.path / "r")  # Ray makes its folder accessible to all users
         closed = select.select([sys.stdin], [], [], 0)[0]  # no driver is waiting
         actors = [] if closed else create_actors(int(sys.argv[1]), float(sys.argv[2]), NAME)
     except Exception as error:  # the folder stays, for a look at the logs
-        _answer(out, {"error": f"{type(error).__name__}: {error}", "logs": str(session.path)})
+        _answer(out, {"error": f"{type(error).__name__}: {error}", "logs": str(session.path) if session else None})
         return
     if not closed:
         with contextlib.suppress(BrokenPipeError):

@@ -111,7 +111,7 @@ class RayPool:
         assert self.head is not None and self.head.stdout is not None
         answer: dict[str, Any] = json.loads(self.head.stdout.readline() or '{"error": "its process died"}')
         if "error" in answer:
-            logs = f" Its logs are in {answer['logs']} until the next start." if "logs" in answer else ""
+            logs = f" Its logs are in {answer['logs']} until the next start." if answer.get("logs") else ""
             raise RuntimeError(f"Ray did not start: {answer['error']}.{logs} execution.executor=serial needs no Ray")
         return answer
 
