@@ -29,7 +29,8 @@ from fl.execution.workers.channel import _accept, serve
 from fl.execution.workers.folders import MEMORY, PrivateFolder, memory_folder, new_name
 from fl.execution.workers.limits import cpu_quota, memory_limit
 from fl.execution.workers.ray_access import check_doors, outside_listeners
-from fl.execution.workers.ray_pool import RayPool, keep_workers
+from fl.execution.workers.ray_pool import keep_workers
+from tests.process import python
 
 CONFIG = {
     "rounds": 2,
@@ -140,13 +141,12 @@ def test_the_end_of_ray_leaves_no_file(seen):
     assert not seen["session"].parent.parent.exists()
 
 
-def test_ray_without_a_folder_says_so(monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", "/missing")
-    pool = RayPool(1, None)
-    with pytest.raises(RuntimeError, match="Ray did not start: FileNotFoundError: .*/missing/fl-.*executor=serial"):
-        pool.acquire(1)
-    pool.shut_down()
-    assert pool.head.wait(60) == 0
+def test_ray_without_a_folder_says_so():
+    done = python(
+        "from fl.execution.workers.ray_pool import RayPool; RayPool(1, None).acquire(1)", RAY_TMPDIR="/missing"
+    )
+    line = done.stderr.splitlines()[-1]
+    assert re.search("Ray did not start: FileNotFoundError: .*/missing/fl-.*execution.executor=serial", line)
 
 
 def test_a_socket_for_other_machines_is_found_and_stops_ray_without_token():
