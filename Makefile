@@ -11,7 +11,7 @@ PINS := setup.cfg pyproject.toml constraints.txt
 
 SHARED := -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast check bench clean
+.PHONY: demo test test-fast check newest-ray bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,6 +28,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy fl strategies clients partitions
+
+# start the newest Ray that setup.cfg allows, whatever constraints.txt pins, and attack it: a minute
+newest-ray: $(VENV)/.installed-dev
+	rm -rf build/newest-ray
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/newest-ray 'ray<3'
+	PYTHONPATH=$(CURDIR)/build/newest-ray $(BIN)/python -m pytest tests/execution/test_doors.py
 
 bench: $(VENV)/.installed
 	$(BIN)/fl bench

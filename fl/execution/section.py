@@ -18,7 +18,7 @@ class Execution:
     Args:
         executor: "ray": worker processes; "serial": this process.
         workers: number of worker processes, 1 or more (serial: threads of compiled training). Default: one per CPU
-            core, or per GPU.
+            core that this process may use (fewer under a memory limit), or per GPU.
         address: address of a Ray cluster, "auto" for the running one; None: this machine.
         plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several
             together; "auto" the fastest that fits the model.

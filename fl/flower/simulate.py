@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -27,6 +26,7 @@ from fl.communication.ledger import Ledger
 from fl.config.yaml import parse
 from fl.errors import ConfigError
 from fl.execution.workers.executor import Executor, Serial
+from fl.execution.workers.limits import default_workers
 from fl.execution.workers.process import configure_process
 from fl.execution.workers.ray import Ray
 from fl.flower.grid import LocalGrid
@@ -137,7 +137,7 @@ def simulate(
             else None
         )
         rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watch)
-        chosen: Executor = Ray(workers or torch.multiprocessing.cpu_count()) if executor == "ray" else Serial()
+        chosen: Executor = Ray(workers or default_workers()) if executor == "ray" else Serial()
         run = AppRun(directory, f"{name}, a Flower app, {num_nodes} nodes, in {directory}", rounds.round)
         try:
             with threadpool_limits(1), seeded(seed, "server"), _task_identity(run_id), gc_frozen():

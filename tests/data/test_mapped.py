@@ -19,7 +19,6 @@ MB = 1 << 20
 PROBE = """
 import json, sys
 import fl
-from fl.execution.workers.shared import shared_folder
 
 def memory(process, *names):
     lines = open(f"/proc/{process}/status").read().splitlines()
@@ -34,7 +33,7 @@ found = {}
 def watch(event, value):
     if event == "ready":
         watch.run = value
-        found["shared"] = sum(path.stat().st_size for path in shared_folder().glob(value.executor.prefix + "-*"))
+        found["shared"] = sum(path.stat().st_size for path in value.executor.files.folder.path.iterdir())
     if event == "round":
         found["driver's peak"] = memory("self", "VmHWM")
         found["workers"] = [held(m.pid) for m in watch.run.executor.members]

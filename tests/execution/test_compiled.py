@@ -28,6 +28,7 @@ from fl.execution.training.compiled import Compiled
 from fl.execution.training.native import clients as native
 from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
+from fl.execution.workers.limits import cores
 from fl.method.fold import Fold
 from fl.method.optimiser import SGD
 from fl.method.reduction import Sum
@@ -371,6 +372,6 @@ def test_steps_that_are_not_plain_are_stacked(tmp_path, change, why):
 def test_the_serial_executor_has_as_many_threads_as_cores():
     serial = Serial()
     try:
-        assert serial.threads == torch.multiprocessing.cpu_count()
+        assert serial.threads == cores()
     finally:
         serial.pool.shutdown()

@@ -8,23 +8,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.execution.workers.shared import QUEUE_BYTES, SMALL, Region, SharedQueue, new_prefix, remove
+from fl.execution.workers.folders import new_name
+from fl.execution.workers.shared import QUEUE_BYTES, SMALL, Region, SharedFiles, SharedQueue
 from fl.tensors.params import ALIGNMENT, Params
 
 
 @pytest.fixture
-def prefix():
-    name = new_prefix()
-    yield name
-    remove(name)
+def files():
+    shared = SharedFiles(new_name())
+    yield shared
+    shared.remove()
 
 
 @pytest.mark.parametrize("rows", [10, 100_000])  # small values are copied, large ones are mapped
-def test_values_lie_aligned_and_are_the_readers_own(prefix, rows):
+def test_values_lie_aligned_and_are_the_readers_own(files, rows):
     """Kernels choose their code path by alignment, which changes last bits."""
     params = Params.of({"a": torch.randn(3, 5), "b": torch.randn(7)})
     value = {"params": params, "ids": np.arange(rows), "x": torch.randn(rows, 3)}
-    region = Region(prefix)
+    region = Region(files)
     handle = region.write(value)
     assert (sum(handle.sizes) < SMALL) == (rows == 10)
     one, other = handle.open(), handle.open()

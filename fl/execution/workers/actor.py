@@ -33,28 +33,40 @@ class Actor:
         recording: bool,
         memory: np.ndarray | None,
         writer: int,
-        prefix: str,
+        name: str,
         local: str,
     ) -> None:
-        """Take a job; `memory` holds its bytes on other nodes than the driver's, `local`."""
+        """Take a job.
+
+        Args:
+            sources: files of registered parts.
+            handle: the job.
+            recording: whether to record spans.
+            memory: the job's bytes, on other nodes than the driver's.
+            writer: number of the worker's segments.
+            name: of the run's shared files.
+            local: the driver's node.
+        """
         import ray
 
         from fl import registry
-        from fl.execution.workers.shared import Region, SharedQueue, shared_folder
+        from fl.execution.workers.shared import Region, SharedFiles, SharedQueue
         from fl.tracking import spans
 
         spans.record_spans(recording)
         registry.adopt(sources)
         self.node = ray.get_runtime_context().get_node_id()
-        self.is_local, self.prefix = self.node == local, prefix
-        self.region, self.queue = Region(prefix), SharedQueue(shared_folder() / f"{prefix}-{self.node[:8]}-queue")
+        self.is_local = self.node == local
+        # two nodes may be on one machine
+        self.files = SharedFiles(name if self.is_local else f"{name}-{self.node[:8]}")
+        self.region, self.queue = Region(self.files), SharedQueue(self.files.queue)
         self.worker = self._open(handle, memory).worker(writer)
 
-    def serve(self, path: str) -> None:
-        """Answer a driver on this machine over a socket until it hangs up."""
+    def serve(self, path: str, key: bytes) -> None:
+        """Answer a driver on this machine over a socket until it hangs up; both know the key."""
         from fl.execution.workers.channel import serve
 
-        serve(self, path)
+        serve(self, path, key)
 
     def clock(self) -> float:
         """Return this process's clock, in seconds."""
@@ -86,13 +98,14 @@ class Actor:
         import gc
 
         from fl.execution.workers.process import trim
-        from fl.execution.workers.shared import remove
 
-        if not self.is_local:
-            remove(self.prefix)
+        if self.is_local:
+            self.files.leave()
+        else:
+            self.files.remove()
         self.worker.close()
         self.queue.close()
-        del self.worker, self.region, self.queue
+        del self.worker, self.region, self.queue, self.files
         gc.collect()
         trim()
 

@@ -1,6 +1,7 @@
 """How a driver talks to a worker: one request at a time, one answer.
 
 LocalChannel    a socket of this machine: 0.1 ms per request. One call of Ray, `Actor.serve`, lasts as long as the job.
+                It carries a key, and both ends prove with a challenge that they know it before they unpickle anything.
 RemoteChannel   one call of Ray per request: milliseconds.
 """
 
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import secrets
 import socket
-from multiprocessing.connection import Connection
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,20 +70,17 @@ class LocalChannel:
     def __init__(self, actor: Any, path: Path):
         import ray
 
+        key = secrets.token_bytes(32)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(1)
             listener.settimeout(LIVENESS_SECONDS)
-            serving = actor.serve.remote(str(path))
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    accepted, _ = listener.accept()
-                    break
+            serving = actor.serve.remote(str(path), key)
+            while (connection := _accept(listener, key)) is None:
                 if ray.wait([serving], timeout=0)[0]:
                     ray.get(serving)  # raises the worker's error
         path.unlink()
-        accepted.settimeout(None)
-        self.connection = Connection(accepted.detach())
+        self.connection = connection
 
     def send(self, method: str, *args: Any) -> None:
         """Have the worker call one of its methods."""
@@ -102,11 +102,30 @@ class LocalChannel:
         self.connection.close()
 
 
-def serve(worker: Any, path: str) -> None:
+def _accept(listener: socket.socket, key: bytes) -> Connection | None:
+    """Return the connection of a process that knows the key; None if none came in time, or one without it."""
+    try:
+        accepted, _ = listener.accept()
+    except TimeoutError:
+        return None
+    accepted.settimeout(None)
+    connection = Connection(accepted.detach())
+    try:
+        deliver_challenge(connection, key)
+        answer_challenge(connection, key)
+    except (AuthenticationError, AssertionError, EOFError, OSError):  # Python 3.11 asserts the form of a challenge
+        connection.close()
+        return None
+    return connection
+
+
+def serve(worker: Any, path: str, key: bytes) -> None:
     """Answer requests at a worker's end of `LocalChannel` until the driver hangs up."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(path)
         connection = Connection(caller.detach())
+    answer_challenge(connection, key)
+    deliver_challenge(connection, key)
     with connection, contextlib.suppress(EOFError, OSError):
         while True:
             method, args = pickle.loads(connection.recv_bytes())

@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
+from fl.execution.workers.limits import cores
 from fl.execution.workers.process import exclusive
 from fl.execution.workers.task_queue import TaskQueue
 from fl.storage.clients import ClientStates
@@ -104,7 +104,7 @@ class Serial:
     remote = False
 
     def __init__(self, threads: int | None = None):
-        self.threads = threads or torch.multiprocessing.cpu_count()
+        self.threads = threads or cores()
         self.pool = ThreadPoolExecutor(max(self.threads - 1, 1), "fl-worker")  # beside this thread
         self.residents: list[tuple[Worker, int]] = []  # each with its writer's number
 

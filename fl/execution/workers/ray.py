@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ import numpy as np
 from fl import registry
 from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, WorkerDied
 from fl.execution.workers.executor import Dispatch, Job
+from fl.execution.workers.folders import new_name
+from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
-from fl.execution.workers.shared import Handle, Region, new_prefix, remove, shared_folder
+from fl.execution.workers.shared import Handle, Region, SharedFiles
 from fl.execution.workers.task_queue import split
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
@@ -64,11 +67,13 @@ class Ray:
         self.workers, self.address, self.gpus = workers, address, gpus
         self.active = workers  # how many of them get tasks
         self.pool: RayPool | None = None
-        self.prefix: str | None = None  # of shared files
+        self.files: SharedFiles | None = None
         self.members: list[_Member] = []
 
     def prepare(self) -> None:
         """Begin to start Ray and its workers."""
+        if self.address is None:
+            warn_if_memory_is_small()
         self.pool = acquire_pool(self.workers, self.address, self.gpus)
 
     def start(self, job: Job, states: ClientStates) -> None:
@@ -76,8 +81,8 @@ class Ray:
         if self.pool is None:
             self.prepare()
         assert self.pool is not None
-        self.states, self.prefix = states, new_prefix()
-        self.job, self.region = Region(self.prefix), Region(self.prefix)
+        self.states, self.files = states, SharedFiles(new_name())
+        self.job, self.region = Region(self.files), Region(self.files)
         self.job_handle = self.job.write(job)
         self.job_memory: Any = None  # in the object store, for other nodes
         handles = self.pool.acquire(self.workers)
@@ -97,16 +102,17 @@ class Ray:
         members = [_Member(h.actor, self.states.new_writer(), h.node, h.pid, RemoteChannel(h.actor)) for h in handles]
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
-        common = (registry.sources(), self.job_handle, spans.recording())
+        assert self.files is not None
+        common, name = (registry.sources(), self.job_handle, spans.recording()), self.files.name
         self.ray.get(
             [
-                m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, self.prefix, self.local)
+                m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, name, self.local)
                 for m in members
             ]
         )
         for m in members:
             if m.node == self.local:
-                m.channel = LocalChannel(m.actor, shared_folder() / f"{self.prefix}-socket-{m.pid}")
+                m.channel = LocalChannel(m.actor, self.files.folder.path / f"socket-{m.pid}")
             elif spans.recording():
                 m.clock_shift = spans.clock_shift(partial(self._clock, m.actor))
         return members
@@ -176,6 +182,9 @@ class Ray:
         with spans.span("waits", "workers"):
             handle, record = member.channel.receive()
         spans.add_worker_record(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.clock_shift)
+        assert self.files is not None
+        if member.node == self.local and handle.path is not None:
+            self.files.say_if_on_disk(Path(handle.path))
         with spans.span("transfer", "answer"):
             return handle.open()
 
@@ -217,5 +226,5 @@ class Ray:
             for member in self.members:
                 member.channel.close()
             release_pool(pool, [ActorHandle(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
-        if self.prefix is not None:
-            remove(self.prefix)
+        if self.files is not None:
+            self.files.remove()

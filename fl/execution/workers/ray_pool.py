@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ from typing import Any
 
 from fl.errors import ConfigError
 from fl.execution.workers.actor import create_actors
+from fl.execution.workers.ray_access import check_doors, forget_token, on_loopback, token_environment, with_token
 from fl.execution.workers.ray_head import NAME, NAMESPACE
 
 START_SECONDS = 120  # for new actors to start up
@@ -44,6 +46,7 @@ class RayPool:
     def __init__(self, workers: int, address: str | None, gpus: bool = False):
         self.workers, self.address, self.gpus = workers, address, gpus
         self.head: subprocess.Popen[str] | None = None
+        self.token = secrets.token_hex(32)  # of the Ray that the head starts
         self.connected = False
         self.disconnects = False  # whether the connection is ours to close
         self.idle: list[ActorHandle] = []
@@ -55,7 +58,7 @@ class RayPool:
             paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
             self.head = subprocess.Popen(
                 command,
-                env=os.environ | paths,
+                env=os.environ | paths | token_environment(self.token),
                 text=True,
                 start_new_session=True,
                 stdin=subprocess.PIPE,
@@ -86,18 +89,14 @@ class RayPool:
     def _connect(self) -> None:
         import ray
 
-        address = self.address
-        if self.head is not None:
-            assert self.head.stdout is not None
-            answer = json.loads(self.head.stdout.readline() or '{"error": "its process died"}')
-            if "error" in answer:
-                raise RuntimeError(
-                    f"Ray did not start: {answer['error']}. See its logs, or use execution.executor=serial"
-                )
-            address = answer["address"]
+        address = self.address if self.head is None else self._answer()["address"]
         if not ray.is_initialized():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            with contextlib.ExitStack() as ours:
+                if self.head is not None:
+                    ours.enter_context(on_loopback())
+                    ours.enter_context(with_token(self.token))
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             self.disconnects = True
         self.connected = True
         cores = int(ray.cluster_resources().get("CPU", 0))
@@ -105,6 +104,16 @@ class RayPool:
             raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
         if self.head is not None:
             self.idle = _located([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
+            check_doors(**self._answer())
+
+    def _answer(self) -> dict[str, Any]:
+        """Return the next line of the process that starts Ray."""
+        assert self.head is not None and self.head.stdout is not None
+        answer: dict[str, Any] = json.loads(self.head.stdout.readline() or '{"error": "its process died"}')
+        if "error" in answer:
+            logs = f" Its logs are in {answer['logs']} until the next start." if answer.get("logs") else ""
+            raise RuntimeError(f"Ray did not start: {answer['error']}.{logs} execution.executor=serial needs no Ray")
+        return answer
 
     def suits(self, workers: int, address: str | None, gpus: bool) -> bool:
         """Whether another run can use this pool."""
@@ -120,6 +129,8 @@ class RayPool:
                 ray.kill(handle.actor)
             if self.disconnects:
                 ray.shutdown()
+                if self.head is not None:
+                    forget_token()
         if self.head is None:
             return
         assert self.head.stdin is not None and self.head.stdout is not None

@@ -1,20 +1,22 @@
 """Memory that processes on one node share: values written once and mapped by all, and a queue of tasks.
 
-Files lie in the node's memory file system. A `Region` holds one value at a time. Its `Handle` takes a few hundred bytes
-and opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it changes no
-other copy.
+`SharedFiles` are the files of one run on one node. A `Region` holds one value at a time. Its `Handle` takes a few
+hundred bytes and opens to the value, with every tensor and array mapped in place. The mapping is private: writing to it
+changes no other copy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
+import logging
 import mmap
 import os
-import re
 import secrets
-import tempfile
+import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,36 +25,108 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl.execution.workers.folders import PrivateFolder, disk_folder, memory_folder
 from fl.execution.workers.task_queue import next_task
 from fl.tensors.pickling import pack, unpack
 from fl.tensors.serialise import aligned_offsets
 
-
-def shared_folder() -> Path:
-    """Return the folder of shared files: in memory if the system has a file system for it."""
-    memory = Path("/dev/shm")
-    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-
-
-def new_prefix() -> str:
-    """Return a new name for a run's files, with the process id; remove files of processes that have ended."""
-    for path in shared_folder().glob("fl-*"):
-        owner = re.match(r"fl-(\d+)-", path.name)
-        if owner and not os.path.exists(f"/proc/{owner[1]}"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-    return f"fl-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def remove(prefix: str) -> None:
-    """Delete all files of a run."""
-    for path in shared_folder().glob(f"{prefix}-*"):
-        path.unlink(missing_ok=True)
-
-
 # room for 65,535 runs: one per worker, and more pieces after workers have died; the system allocates what is written
 QUEUE_BYTES = 1 << 20
 SMALL = 1 << 18  # bytes, below which a copy is cheaper than a mapping
+RESERVE = 4 << 20  # bytes of the memory file system that a `Region` leaves free
+
+log = logging.getLogger(__name__)
+
+
+class SharedFiles:
+    """The files that the processes of a run share on one node, in a private folder.
+
+    Files lie in the memory file system. Once it has no room (Docker gives it 64 MB), files lie on disk.
+
+    Args:
+        name: of the folder, see folders.py.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.folder = PrivateFolder(memory_folder(), name)
+        self.disk: PrivateFolder | None = None
+        self.queue = self.folder.path / "queue"
+        SharedQueue(self.queue).close()  # takes its room before anything else does
+
+    def reserve(self, path: Path, size: int) -> Path:
+        """Give a file `size` bytes, and return its path: another one if the file has to lie on disk."""
+        try:
+            return _reserve(path, size, RESERVE)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            if self.folder.path.parent == disk_folder() or path.parent != self.folder.path:
+                raise _no_room(size, path.parent.parent) from None
+        path.unlink(missing_ok=True)
+        self.disk = self.disk or PrivateFolder(disk_folder(), self.name)
+        try:
+            moved = _reserve(self.disk.path / path.name, size)
+        except OSError:
+            raise _no_room(size, disk_folder()) from None
+        self.say_if_on_disk(moved)
+        return moved
+
+    def say_if_on_disk(self, path: Path) -> None:
+        """Warn once per process if a file of any worker lies on disk."""
+        if path.parent.parent != self.folder.path.parent and self not in _warned:
+            _warned.add(self)
+            free = _free(self.folder.path) >> 20
+            log.warning(
+                "%s has %d MB free, too little: shared values lie in %s, which may be slower. "
+                "Docker's option --shm-size gives more",
+                self.folder.path.parent,
+                free,
+                disk_folder(),
+            )
+
+    def leave(self) -> None:
+        """Stop using the files; other processes may still."""
+        for folder in filter(None, (self.folder, self.disk)):
+            folder.leave()
+
+    def remove(self) -> None:
+        """Delete the files, those of other processes on this node too."""
+        self.leave()
+        for parent in {memory_folder(), disk_folder()}:
+            shutil.rmtree(parent / self.name, ignore_errors=True)
+
+
+_warned: weakref.WeakSet[SharedFiles] = weakref.WeakSet()
+
+
+def _reserve(path: Path, size: int, spare: int = 0) -> Path:
+    """Give a file of mode 0600 at least `size` bytes; `spare` bytes have to remain.
+
+    Writing to a mapped page for which there is no room would kill the process.
+    """
+    with open(path, "a+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+        if spare and _free(path) < size - os.fstat(file.fileno()).st_size + spare:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    return path
+
+
+def _free(path: Path) -> int:
+    """Bytes that a file system has room for."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def _no_room(size: int, folder: Path) -> OSError:
+    return OSError(
+        errno.ENOSPC,
+        f"a value of {size >> 20} MB for the workers has no room; free some there, or set TMPDIR to another folder",
+        str(folder),
+    )
 
 
 @dataclass(frozen=True)
@@ -93,8 +167,8 @@ class Handle:
 class Region:
     """A file of shared memory, rewritten by each `write`, growing as needed."""
 
-    def __init__(self, prefix: str):
-        self.path = shared_folder() / f"{prefix}-{secrets.token_hex(4)}"
+    def __init__(self, files: SharedFiles):
+        self.files, self.path = files, files.folder.path / secrets.token_hex(4)
         self.map: mmap.mmap | None = None
 
     def write(self, value: Any) -> Handle:
@@ -103,8 +177,8 @@ class Region:
         sizes = [m.nbytes for m in memories]
         offsets, total = aligned_offsets(sizes)
         if total and (self.map is None or len(self.map) < total):
-            with open(self.path, "a+b") as file:
-                file.truncate(total)
+            self.path = self.files.reserve(self.path, total)
+            with open(self.path, "r+b") as file:
                 self.map = mmap.mmap(file.fileno(), total)
         for memory, offset in zip(memories, offsets):
             assert self.map is not None  # `total` is not 0
@@ -127,8 +201,7 @@ class SharedQueue:
     """
 
     def __init__(self, path: Path):
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(self.file, QUEUE_BYTES)
+        self.file = os.open(_reserve(path, QUEUE_BYTES), os.O_RDWR)
         self.memory = np.frombuffer(mmap.mmap(self.file, 0), np.int64).reshape(-1, 2)
 
     def tasks(

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
+from fl.execution.workers.limits import default_workers
 from fl.system.asynchronous import Asynchronous
 from fl.tools.tune.candidates import Candidate, possible_plans, worker_counts
 from fl.tools.tune.race import Race, run_race
@@ -114,7 +114,7 @@ def _stated(execution: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measure(config: Config, measured: Config, kept: Mapping[str, Any], seconds: float, say: Say) -> Tuned:
     """Run both races. `measured` is `config` without evaluations."""
-    counts = worker_counts(measured.execution, kept, torch.multiprocessing.cpu_count())
+    counts = worker_counts(measured.execution, kept, default_workers())
     with (
         tempfile.TemporaryDirectory(prefix="fl-tune-") as folder,
         RoundTimer(measured, Path(folder), counts) as timer,
