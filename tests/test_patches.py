@@ -16,11 +16,12 @@ from fl.method.messages import Static
 from tests.test_seams import BASE, column, rows, simulate, toy  # noqa: F401
 
 PAGE = 3 * 4
+RANDOM = {"quantise": {"bits": 2, "norm": "l2"}}  # each number becomes 0, or the norm with its sign
 BOOK = {"strategy": toy("Pages"), "client": toy("Reader"), "rounds": 5, "cohort": {"name": "cyclic", "size": 4}}
 
 
 def test_a_client_pays_for_the_patches_that_it_lacks(simulate):  # noqa: F811
-    """The cohorts are 0123, 0145, 2345, 0123, 0145. A new client gets the book, which is as large as its patches."""
+    """The cohorts are 0123, 0145, 2345, 0123, 0145. A new client gets patches, which are as large as the book."""
     book = simulate(**BOOK)
     assert rows(book, "down", "pages") == {
         **{(0, 0, c): PAGE for c in (0, 1, 2, 3)},
@@ -33,8 +34,8 @@ def test_a_client_pays_for_the_patches_that_it_lacks(simulate):  # noqa: F811
         **{(4, 0, c): PAGE for c in (0, 1)},
         **{(4, 0, c): 2 * PAGE for c in (4, 5)},  # last in round 2
     }
-    # with multicast each piece counts once: the book or its newest pages, whichever pieces the cohort needs
-    pages = [1, 1 + 2, 2, 2, 2]
+    # with multicast each page counts once
+    pages = [1, 2, 2, 2, 2]
     assert column(book, "downlink_multicast_bytes") == [PAGE * count for count in pages]
     check_books(book, lambda number: np.float32(0.1 * (number + 1)))
 
@@ -48,20 +49,29 @@ def test_a_client_that_was_away_long_pays_for_the_whole_value_once(simulate):  #
 def test_a_codec_that_loses_something_leaves_all_clients_with_the_same_bits(simulate):  # noqa: F811
     """Patches are 3 x 2 bytes. Round 0 is a key version, because its patch is as large as the book, which all pay for.
 
-    In round 1 new clients get two pages without the codec, so that they hold the bits that patches give.
+    In round 1 new clients get round 0's book and its patch. In round 4 the oldest page is no longer a patch, so all
+    clients get the whole book.
     """
     book = simulate(**BOOK, **{"codec.down": "fp16"})
     found = rows(book, "down", "pages")
     assert {found[0, 0, c] for c in range(4)} == {6}
-    assert [found[1, 0, c] for c in (0, 1, 4, 5)] == [6, 6, 2 * PAGE, 2 * PAGE]
+    assert [found[1, 0, c] for c in (0, 1, 4, 5)] == [6, 6, 6 + 6, 6 + 6]
+    assert [found[4, 0, c] for c in (0, 1, 4, 5)] == [5 * 6] * 4
     check_books(book, lambda number: np.float32(np.float16(np.float32(0.1 * (number + 1)))))
 
 
-def test_a_whole_value_of_patches_is_sent_without_a_codec_that_loses_something(simulate):  # noqa: F811
-    """Client r first takes part in round r. Round 0 is a key version, and no patch leads there from nothing."""
-    book = simulate(**BOOK | {"cohort": {"name": "cyclic", "size": 1}}, **{"codec.down": "fp16"})
-    assert list(rows(book, "down", "pages").values()) == [6, 2 * PAGE, 3 * PAGE, 4 * PAGE, 5 * PAGE]
-    check_books(book, lambda number: np.float32(np.float16(np.float32(0.1 * (number + 1)))))
+def test_a_new_client_receives_the_key_version_in_the_codec_and_the_patches_since_then(simulate):  # noqa: F811
+    """Client r first takes part in round r. A book of t pages has 4 bytes for the norm and 3 t numbers of 2 bits.
+
+    Rounds 0 and 2 are key versions: in round 2, two patches of 5 bytes are more than a book of 7. The codec rounds at
+    random, but the second client of a key version gets the bits of the first one.
+    """
+    settings = BOOK | {"cohort": {"name": "cyclic", "size": 1}, "rounds": 4}
+    book = simulate(**settings, **{"codec.down": RANDOM})
+    assert list(rows(book, "down", "pages").values()) == [5, 5 + 5, 7, 7 + 5]
+    first, second, third, fourth = [row[f"seen/{client}"] for client, row in enumerate(book.result.metrics)]
+    assert second[:1] == first and fourth[:3] == third
+    assert {0.0} < {*first, *second, *third, *fourth}  # 0 or the norm, by chance
 
 
 def check_books(simulation, first_number):
@@ -72,12 +82,14 @@ def check_books(simulation, first_number):
             assert_array_equal(np.float32(seen), [first_number(number) for number in range(round_ + 1)])
 
 
-@pytest.mark.parametrize("codec", ["identity", "fp16"])
-def test_a_resumed_run_sends_the_same(codec, tmp_path):
-    config = {**BASE, **BOOK, "codec": {"down": codec}}
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("codec", ["identity", RANDOM], ids=["identity", "random"])
+def test_a_resumed_run_sends_the_same(codec, size, tmp_path):
+    """With one client per round and "random", client 3 receives the key version of round 2 after the resume."""
+    config = {**BASE, **BOOK, "codec": {"down": codec}, "cohort": {"name": "cyclic", "size": size}}
     whole = fl.run(config, out=tmp_path / "whole")
-    fl.run(config | {"rounds": 2}, out=tmp_path / "parts")
-    resumed = fl.resume(tmp_path / "parts", rounds="+3")
+    fl.run(config | {"rounds": 3}, out=tmp_path / "parts")
+    resumed = fl.resume(tmp_path / "parts", rounds="+2")
     assert resumed.ledger.equals(whole.ledger)
     seen = [[{k: v for k, v in row.items() if k.startswith("seen")} for row in r.metrics] for r in (whole, resumed)]
     assert seen[0] == seen[1] and seen[0][4]

@@ -22,7 +22,7 @@ from fl.tensors.trees import Tree, tree_map
 def the_ledger_counts_every_byte(bench: Bench) -> None:
     """Without compression, each row of the ledger is the size of the tensors that a client received or sent.
 
-    A static group that has patches may cost the last patches together, if they are smaller than its value.
+    A static group that has patches may cost the last patches together, if they are not larger than its value.
     """
     expected: Counter[tuple[Any, ...]] = Counter()
     patches: defaultdict[str, list[int]] = defaultdict(
@@ -34,8 +34,8 @@ def the_ledger_counts_every_byte(bench: Bench) -> None:
         for direction, groups in (("down", ctx.received), ("up", reply.update.groups)):
             expected.update((ctx.round, ctx.client, direction, group, _nbytes(tree)) for group, tree in groups.items())
         for group, sizes in patches.items():
-            smaller = (total for total in accumulate(sizes) if total < _nbytes(ctx.received[group]))
-            expected.update((ctx.round, ctx.client, "down", group, total) for total in smaller)
+            totals = (total for total in accumulate(sizes) if total <= _nbytes(ctx.received[group]))
+            expected.update((ctx.round, ctx.client, "down", group, total) for total in totals)
         return reply
 
     def patched(self: ClientAlgorithm, group: str, value: Tree, patch: Tree) -> Tree:

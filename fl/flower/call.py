@@ -55,8 +55,9 @@ class Call:
     """One client's share of an exchange or of an evaluation; the fields are those of `ExchangeDispatch`.
 
     state and carry are numbers of the exchanges that wrote them; None if there is none. `patches` maps static groups to
-    the patches that the client applies, in order, to the value that it has stored. `store` and `stored` map static
-    groups to versions: those that the client stores from this message, and those that it has stored before.
+    the patches that the client applies, in order, to the value in the message, or else to the value that it has stored.
+    `store` and `stored` map static groups to versions: those that the client stores from this message, and those that
+    it has stored before.
     """
 
     kind: Literal["work", "evaluate"]

@@ -34,7 +34,7 @@ from fl.flower.call import CALL, METRICS, ROWS, SETTINGS, SUMS, Call, ClientRepl
 from fl.flower.group_records import array_to_tensor, read_group, record_to_tree, tree_to_record, write_group
 from fl.flower.hello import partition_id
 from fl.flower.records import get_arrays, get_config, get_text
-from fl.flower.static_records import read_patched, read_stored, store_static
+from fl.flower.static_records import add_patches, read_stored, store_static
 from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Product
 from fl.simulation.build import set_up_run
@@ -114,13 +114,17 @@ def _received(job: Job, call: Call, content: RecordDict, context: Context) -> di
     """Decode the groups of a message, store its static groups, and add those stored before."""
     received, key = {}, functools.partial(down_key, job.seed, call.number)
     for name, (form, coding) in call.groups.items():
-        client, version = call.client if coding == "own" else None, call.store.get(name)
+        client, patches = call.client if coding == "own" else None, call.patches.get(name)
+        version = patches[0].version if patches else call.store.get(name)
         record = get_arrays(content, name)
         received[name], _ = read_group(job.down if coding else Identity(), record, form, key(name, client, version))
     for name, version in call.stored.items():
         received[name] = read_stored(context.state, name, version)
     for name, patches in call.patches.items():
-        received[name] = read_patched(job, content, context.state, name, patches)
+        first = patches[0].version
+        if name not in received:
+            received[name] = read_stored(context.state, name, first) if first >= 0 else None
+        received[name] = add_patches(job, content, name, received[name], patches)
     for name, version in call.store.items():
         store_static(context.state, name, version, received[name])
     return received

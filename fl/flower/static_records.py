@@ -1,7 +1,7 @@
 """Static groups in Flower messages: the server sends what a client lacks, and the client keeps the decoded value.
 
-server    StaticSender.parts(versions that a client has stored) -> whole values | patches | nothing
-client    read_stored, read_patched -> value     store_static: the value in the Context's state
+server    StaticSender.parts(versions that a client has stored) -> values, patches
+client    read_stored, add_patches -> value     store_static: the value in the Context's state
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StaticParts:
     """What one client receives of the static groups.
 
     Args:
-        whole: group -> the whole value.
+        whole: group -> the value of the key version.
         patches: group -> the patches, by the version that they are applied to, in order.
         stored: group -> its version, if the client has stored it already.
     """
@@ -50,14 +50,15 @@ class StaticSender:
     """
 
     def __init__(self, static: Mapping[str, Static], codec: Codec, seed: int) -> None:
+        self.codec = codec
         self.pieces = {
-            name: Pieces(name, value, codec, seed, self._write, lambda sent: encoded_size(sent[1]))
+            name: Pieces(name, value, seed, self._write, lambda sent: encoded_size(sent[1]))
             for name, value in static.items()
         }
 
-    def _write(self, codec: Codec, group: str, tree: Tree, key: Key) -> tuple[Written, Sizes]:
-        record, form, sizes = write_group(codec, tree, key)
-        return (record, form, "" if isinstance(codec, Identity) else "static"), sizes
+    def _write(self, group: str, tree: Tree, key: Key) -> tuple[Written, Sizes]:
+        record, form, sizes = write_group(self.codec, tree, key)
+        return (record, form, "" if isinstance(self.codec, Identity) else "static"), sizes
 
     def parts(self, versions: Mapping[str, int]) -> StaticParts:
         """Return what a client receives that has stored `versions`, group -> version."""
@@ -67,12 +68,11 @@ class StaticSender:
             if name in versions and versions[name] == version:
                 parts.stored[name] = version
                 continue
-            due = pieces.due(versions.get(name, -1))
-            patches = {piece: pieces[piece][0] for piece in due if piece is not None}
-            if patches:
-                parts.patches[name] = patches
-            else:  # the whole value; also of version -1, which needs no bytes in the ledger
+            due = pieces.due(versions.get(name, -1)) or (None,)  # version -1 needs no bytes in the ledger
+            if None in due:
                 parts.whole[name] = pieces[None][0]
+            if patches := {piece: pieces[piece][0] for piece in due if piece is not None}:
+                parts.patches[name] = patches
         return parts
 
 
@@ -95,10 +95,8 @@ def read_stored(state: RecordDict, name: str, version: int) -> Tree:
     return record_to_tree(get_text(stored, "form"), get_arrays(state, f"fl.static/{name}"))
 
 
-def read_patched(job: Job, content: RecordDict, state: RecordDict, name: str, patches: Sequence[PatchForm]) -> Tree:
-    """Return the value of a static group: the stored value with the patches of a message applied."""
-    first = patches[0].version
-    value = read_stored(state, name, first) if first >= 0 else None
+def add_patches(job: Job, content: RecordDict, name: str, value: Tree, patches: Sequence[PatchForm]) -> Tree:
+    """Return the value of a static group after the patches of a message."""
     for version, form, coding in patches:
         record = get_arrays(content, patch_record(name, version))
         key = patch_key(job.seed, name, version)

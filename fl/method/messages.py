@@ -25,7 +25,8 @@ class Static:
     A value that changes little from version to version can be sent as patches: `patches[v]` leads from version v to
     the next version. A client that last received version v gets the patches from v on, or the whole value, whichever
     has fewer encoded bytes. A client whose version has no patch gets the whole value. With a codec that is not exact,
-    all clients get the whole value now and then (`fl.simulation.static_groups`).
+    the whole value is the last key version and the patches since then, and all clients get each key version
+    (`fl.simulation.static_groups`).
 
         v: value_v  -- patches[v] -->  v': value_v'  -- patches[v'] -->  ...  -->  version: value
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fl.communication.chain import find_wrapper
-from fl.communication.codec import Codec, Identity
+from fl.communication.codec import Identity
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
 from fl.communication.keys import Key, down_key
@@ -101,7 +101,7 @@ class Downlink:
             if self.feedback:
                 encoded[name] = self.feedback.add_residuals(tree, self.residuals.get(f"{work}/{name}"))
             key = down_key(config.seed, place.number, name)
-            shared[name], sizes = self._send(config.down, name, encoded[name], key)
+            shared[name], sizes = self._send(name, encoded[name], key)
             if self.feedback:
                 self.residuals[f"{work}/{name}"] = compression_error(encoded[name], shared[name])
             nbytes += self._book(place, name, cohort, [sizes], first)
@@ -121,12 +121,13 @@ class Downlink:
             nbytes,
         )
 
-    def _send(self, codec: Codec, group: str, tree: Tree, key: Key) -> tuple[Tree, Sizes]:
-        """Send a group through a codec.
+    def _send(self, group: str, tree: Tree, key: Key) -> tuple[Tree, Sizes]:
+        """Send a group through the codec.
 
         Raises:
             FloatingPointError: the codec made finite numbers infinite or NaN.
         """
+        codec = self.config.down
         decoded, sizes = transmit(codec, tree, key=key)
         if not isinstance(codec, Identity) and not is_finite(decoded):
             cause = overflow(codec, {group: tree}, {group: decoded})

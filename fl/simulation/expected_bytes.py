@@ -50,11 +50,11 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
 def expected_download_bytes(codec: Codec, broadcast: Broadcast) -> int:
     """Return the encoded bytes of a broadcast for a client that has received nothing yet, without its own groups."""
 
-    def nbytes(codec: Codec, tree: Tree, key: Key = 0) -> int:
+    def nbytes(group: str, tree: Tree, key: Key = 0) -> int:
         return encoded_size(transmit(codec, tree, key=key)[1])
 
-    total = sum(nbytes(codec, tree) for name, tree in broadcast.shared.items() if name not in broadcast.hidden)
+    total = sum(nbytes(name, tree) for name, tree in broadcast.shared.items() if name not in broadcast.hidden)
     for name, static in broadcast.static.items():
-        pieces = Pieces(name, static, codec, 0, lambda codec, _, tree, key: nbytes(codec, tree, key), int)
-        total += sum(pieces[piece] for piece in pieces.due(-1))
+        pieces = Pieces(name, static, 0, nbytes, int)
+        total += pieces.size(pieces.due(-1))
     return total

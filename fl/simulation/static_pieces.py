@@ -1,18 +1,29 @@
-"""The pieces of a static group on the way down, its patches and the whole value, and which of them a client is due."""
+"""The pieces of a static group on the way down, and which of them a client is due.
+
+    key version  -- patch -->  ..  -- patch -->  present version
+
+A client is due the patches that lead on from its version, or the value of the key version and the patches after it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fl.communication.codec import Codec, Identity
 from fl.communication.keys import Key, down_key, patch_key
 from fl.method.messages import Static
 from fl.tensors.trees import Tree
 
-Piece = int | None  # the version that a patch is applied to; None is the whole value
+Piece = int | None  # the version that a patch is applied to; None is the value of the key version
 E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Keyed(Static):
+    """A static group with its key version. Its patches lead from there to its version, if that is another one."""
+
+    key: Static = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -21,42 +32,43 @@ class Pieces(Generic[E]):
 
     Args:
         group: name of the group.
-        static: the group. If it has patches, its value is what clients hold after them.
-        codec: codec of the pieces.
+        static: the group; it is its own key version if it is not `Keyed`.
         seed: seed of the run.
-        encode: encodes a piece: (codec, group, tree, key) -> the encoded piece.
+        encode: encodes a piece: (group, tree, key) -> the encoded piece.
         nbytes: encoded piece -> its bytes.
-        encoded: (piece, whether it went through the codec) -> the piece, if it is encoded already.
+        encoded: address of the codec's draws -> the piece, if it is encoded already.
     """
 
     group: str
     static: Static
-    codec: Codec
     seed: int
-    encode: Callable[[Codec, str, Tree, Key], E]
+    encode: Callable[[str, Tree, Key], E]
     nbytes: Callable[[E], int]
-    encoded: dict[tuple[Piece, bool], E] = field(default_factory=dict)
+    encoded: dict[Key, E] = field(default_factory=dict)
 
-    def codec_of(self, piece: Piece) -> Codec:
-        """Return the codec of a piece. A value that patches also lead to travels unchanged."""
-        return self.codec if piece is not None or not self.static.patches or self.codec.exact else Identity()
+    @property
+    def key(self) -> Static:
+        """The key version."""
+        return self.static.key if isinstance(self.static, Keyed) else self.static
 
     def __getitem__(self, piece: Piece) -> E:
-        codec, static, seed = self.codec_of(piece), self.static, self.seed
-        place = piece, codec is self.codec
-        if place not in self.encoded:
-            if piece is None:
-                tree, key = static.value, down_key(seed, 0, self.group, version=static.version)
-            else:
-                tree, key = static.patches[piece], patch_key(seed, self.group, piece)
-            self.encoded[place] = self.encode(codec, self.group, tree, key)
-        return self.encoded[place]
+        if piece is None:
+            tree, address = self.key.value, down_key(self.seed, 0, self.group, version=self.key.version)
+        else:
+            tree, address = self.static.patches[piece], patch_key(self.seed, self.group, piece)
+        if address not in self.encoded:
+            self.encoded[address] = self.encode(self.group, tree, address)
+        return self.encoded[address]
+
+    def size(self, pieces: Iterable[Piece]) -> int:
+        """Return the encoded bytes of some pieces."""
+        return sum(self.nbytes(self[piece]) for piece in pieces)
 
     def due(self, version: int) -> tuple[Piece, ...]:
         """Return the pieces that a client with `version` receives; () if its version is the present one."""
         if version == self.static.version:
             return ()
-        path = self.static.path(version)
-        if path and sum(self.nbytes(self[patch]) for patch in path) < self.nbytes(self[None]):
+        path, whole = self.static.path(version), (None, *self.static.path(self.key.version))
+        if path and (set(path) <= set(whole) or self.size(path) <= self.size(whole)):
             return path
-        return (None,)
+        return whole
