@@ -78,10 +78,14 @@ def resume(
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Print the SHA-256 of a run's model. Two runs with equal digests have equal bits."""
     with report_errors():
+        from fl.storage import sums
         from fl.storage.run import committed, committed_model, last_commit
         from fl.tensors import serialise
 
-        file, commit = directory / "model.safetensors", last_commit(directory) if committed(directory) else None
+        file, commit = (
+            sums.checked(directory / "model.safetensors"),
+            last_commit(directory) if committed(directory) else None,
+        )
         if not file.is_file() and commit is None:
             raise ConfigError("", f"{directory} holds neither model.safetensors nor a committed round")
         if commit is None or (file.is_file() and _round_of(file) == str(commit["round"])):

@@ -49,7 +49,7 @@ class Ledger:
 
     Args:
         path: The file.
-        mark: What is committed. The file is cut back to it; None starts a new ledger.
+        mark: What is committed, see `GrowingFile`; None starts a new ledger.
     """
 
     def __init__(self, path: str | Path, mark: Mark | None = None) -> None:
@@ -118,6 +118,10 @@ class Ledger:
             self._stream.append(pa.record_batch(columns, schema=SCHEMA))
             self._pending = []
         return self._stream.mark
+
+    def cut(self) -> None:
+        """Cut off what the file holds after its mark."""
+        self._stream.cut()
 
     def forget(self) -> None:
         """Drop all rows since the last commit."""

@@ -34,7 +34,7 @@ from fl.flower.journal import Journal
 from fl.flower.rounds import RoundRecorder, Row, Watcher
 from fl.flower.seeding import seeded
 from fl.flower.worker import AppJob, gc_frozen
-from fl.storage import files
+from fl.storage import files, sums
 from fl.storage.clients import ClientStates
 from fl.storage.lock import locked
 from fl.storage.place import check_place
@@ -60,7 +60,7 @@ class Result:
         """The ledger: bytes per round, node, direction and record."""
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.directory / "ledger.parquet")
+        return pq.read_table(sums.checked(self.directory / "ledger.parquet"))
 
 
 @dataclass(frozen=True)

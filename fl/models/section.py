@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fl.models.adapter import Adapter
 from fl.models.batch_norm import Statistics, statistics_names, with_statistics
+from fl.storage.sums import checked
 from fl.tensors.params import match
 
 
@@ -120,7 +121,7 @@ def stored(path: Path, key: str) -> dict[str, Tensor]:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{key}: there is no file {file}; make it first")
-    return load_file(file)
+    return load_file(checked(file))
 
 
 def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, hint: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fl.data.archives import read_parquet
+from fl.storage import sums
 
 
 def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]:
@@ -22,7 +23,7 @@ def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]
     """
     import pyarrow.compute as pc
 
-    found = read_parquet(clients_file(directory), filters=pc.field("split") == split)
+    found = read_parquet(sums.checked(clients_file(directory)), filters=pc.field("split") == split)
     if not len(found):
         raise ValueError(
             f"{directory}: no client was evaluated on its {split} rows; splits.{split} and evaluation say what is"

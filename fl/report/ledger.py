@@ -19,6 +19,7 @@ import pyarrow as pa
 from fl.communication import ledger
 from fl.data.archives import read_parquet
 from fl.report.variants import run_directories
+from fl.storage import sums
 from fl.storage.run import read_metrics
 
 Row = dict[str, Any]
@@ -34,12 +35,12 @@ STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
 
 
 def read(directory: Path, columns: Iterable[str]) -> pa.Table:
-    """Columns of a run's ledger: of the Parquet file that a finished run has, or of the stream if that is newer."""
+    """Columns of a run's ledger: of the Parquet file that a finished run has, else of the growing stream."""
     columns = list(columns)
     done, growing = directory / "ledger.parquet", directory / "streams" / "ledger.arrow"
-    if done.is_file() and not (growing.is_file() and growing.stat().st_mtime > done.stat().st_mtime):
+    if done.is_file() and (sums.present(directory) or not growing.is_file()):
         words = [name for name in ("direction", "group") if name in columns]
-        return read_parquet(done, columns=columns, read_dictionary=words).unify_dictionaries()
+        return read_parquet(sums.checked(done), columns=columns, read_dictionary=words).unify_dictionaries()
     if not growing.is_file():
         raise ValueError(f"{directory} has no ledger: neither ledger.parquet nor streams/ledger.arrow")
     return ledger.read(growing).select(columns)

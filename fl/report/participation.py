@@ -22,6 +22,7 @@ from fl.report.ledger import read as read_ledger
 from fl.report.render import Mean
 from fl.report.variants import Variant
 from fl.simulation.evaluation import gini
+from fl.storage import sums
 from fl.storage.run import read_metrics
 from fl.system.metrics import histogram, jain, participations
 from fl.system.synchronous import OUTCOMES
@@ -53,7 +54,7 @@ class Participation:
         file = clients_file(directory)
         asynchronous = "staleness" in pq.read_schema(file).names
         columns = ["round", "client", *(["staleness"] if asynchronous else [])]
-        found = read_parquet(file, columns=columns, filters=pc.field("split") == "train")
+        found = read_parquet(sums.checked(file), columns=columns, filters=pc.field("split") == "train")
         if not len(found):
             found = read_ledger(directory, ["round", "client", "direction"])
             found = found.filter(pc.and_(pc.equal(found["direction"], "up"), pc.greater_equal(found["round"], 0)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl.simulation.totals import Row
-from fl.storage import files
+from fl.storage import files, sums
 from fl.storage.run import RunDirectory, read_metrics
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest
@@ -45,7 +45,7 @@ class Result:
         """Bytes per round, exchange, client, direction and group."""
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.directory / "ledger.parquet")
+        return pq.read_table(sums.checked(self.directory / "ledger.parquet"))
 
     @property
     def summary(self) -> Row:

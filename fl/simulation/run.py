@@ -101,7 +101,10 @@ def resume(
         number = re.fullmatch(r"(\+?)(\d+)", str(rounds))
         if number is None:
             raise ConfigError("rounds", f"{rounds!r} is neither a number of rounds nor +number, as in rounds=+100")
-        before, raw["rounds"] = raw["rounds"], int(number[2]) + (raw["rounds"] if number[1] else 0)
+        before = raw.get("rounds")
+        if not isinstance(before, int):
+            raise ConfigError("rounds", f"{before!r} in {directory / 'config.yaml'} is no number of rounds")
+        raw["rounds"] = int(number[2]) + (before if number[1] else 0)
         stretched = _schedules(raw, "")
         if raw["rounds"] != before and stretched:
             logging.getLogger(__name__).warning(

@@ -87,7 +87,7 @@ class ClientStates:
         self.staged, self.index, self.live, self.compacted = [], None, 0, 0
         if record["log"]:
             self.log = GrowingFile(self._log_path(), record["log"])
-            rows = np.fromfile(self._log_path(), np.int64).reshape(-1, 4)
+            rows = np.fromfile(self._log_path(), np.int64, self.log.length // 8).reshape(-1, 4)
             index = self._index()
             index[rows[:, 0]] = rows[:, 1:]  # later rows win
             self.live = int(index[:, 2].sum())

@@ -1,6 +1,7 @@
 """Files that only grow, with a checksum of everything in them.
 
 file = GrowingFile(path, mark)     continues after a committed `mark`; None: a new file
+file.cut()                         cuts off what was not committed
 file.append(data)
 file.mark                          the length and the checksum, for the record of a commit
 """
@@ -8,6 +9,7 @@ file.mark                          the length and the checksum, for the record o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import xxhash
@@ -40,7 +42,7 @@ class GrowingFile:
 
     Args:
         path: the file.
-        mark: continue after this mark, and cut off the rest. None makes a new file.
+        mark: continue after this mark; the file is changed by `cut` or the first `append`. None makes a new file.
 
     Raises:
         Damaged: the file does not begin with the bytes of `mark`.
@@ -49,26 +51,35 @@ class GrowingFile:
     def __init__(self, path: Path, mark: Mark | None = None):
         self.path = path
         self._sum, self.length = xxhash.xxh3_64(), 0
-        if mark is not None:
+        self._file: FileIO | None = None
+        if mark is None:
+            self.cut()
+        else:
             self._sum, self.length = _checked(path, mark), mark.length
-        self._file = files.open_at(path, self.length)
 
     @property
     def mark(self) -> Mark:
         """What the file holds now."""
         return Mark(self.length, self._sum.hexdigest())
 
+    def cut(self) -> FileIO:
+        """Cut off what the file holds after the mark; return the open file."""
+        if self._file is None:
+            self._file = files.open_at(self.path, self.length)
+        return self._file
+
     def append(self, data: bytes | memoryview) -> None:
         """Write `data` to the end."""
-        view = memoryview(data)
+        view, file = memoryview(data), self.cut()
         self._sum.update(view)
         while view:  # an unbuffered write may be partial
-            written = self._file.write(view)
+            written = file.write(view)
             view, self.length = view[written:], self.length + written
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _checked(path: Path, mark: Mark) -> xxhash.xxh3_64:

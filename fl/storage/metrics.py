@@ -61,6 +61,11 @@ class ClientMetrics:
         self.pending = []
         return [dict(part) for part in self.parts]
 
+    def cut(self) -> None:
+        """Cut off what the open stream holds after its mark."""
+        if self.stream is not None:
+            self.stream.cut()
+
     def forget(self) -> None:
         """Drop the rows added since the last commit."""
         self.pending = []

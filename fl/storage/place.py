@@ -7,11 +7,13 @@ from pathlib import Path
 
 from fl.errors import ConfigError
 from fl.storage.lock import LOCK
+from fl.storage.sums import NAME as SUMS
 
 # what a run directory has; fl writes over these names, and deletes in these folders
 NAMES = (
     *("config.yaml", "environment.json", "metrics.jsonl", "ledger.parquet", "clients.parquet", "model.safetensors"),
     *("profile.json", "trace.json", "checkpoints", "clients", "streams", "scratch", "code", "journal", "baselines"),
+    SUMS,
 )
 LONGEST = 255  # bytes of a name of a file or a folder
 

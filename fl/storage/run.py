@@ -4,7 +4,7 @@
     environment.json     versions, machine, command          code/   copies of the user's own files
     metrics.jsonl        one object per committed round
     ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
-    model.safetensors    the final model by tensor names
+    model.safetensors    the final model by tensor names             SHA256SUMS   digests of all these files
     checkpoints/         last and best                clients/   states of clients           streams/   growing tables
     profile.json, trace.json   the time spent, if requested
 
@@ -33,7 +33,7 @@ import yaml
 
 import fl
 from fl.errors import ConfigError
-from fl.storage import checkpoint, files
+from fl.storage import checkpoint, files, sums
 from fl.storage.clients import ClientStates
 from fl.storage.growing import Damaged, GrowingFile, Mark
 from fl.storage.metrics import ClientMetrics
@@ -68,8 +68,6 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints", "clients", "streams", "scratch"):
             files.make_folder(path / name)
-        for leftover in (path / "scratch").glob("*.seg"):  # from a killed run
-            files.remove(leftover)
         file, marks = last or (None, {"metrics": None, "ledger": None, "clients": ()})
         with contextlib.ExitStack() as opened:
             self.metrics = GrowingFile(path / "metrics.jsonl", marks["metrics"])
@@ -81,6 +79,14 @@ class RunDirectory:
             self.commits = checkpoint.Commits(path / "checkpoints", file)
             opened.callback(self.commits.close)
             self._opened = opened.pop_all()
+
+    def begin(self) -> None:
+        """Cut off what was not committed, and delete what a killed or finished run has left."""
+        for growing in (self.metrics, self.ledger, self.clients):
+            growing.cut()
+        files.remove(self.path / sums.NAME)
+        for leftover in (self.path / "scratch").glob("*.seg"):
+            files.remove(leftover)
 
     def configure(self, config: dict[str, Any]) -> None:
         """Write config.yaml."""
@@ -132,10 +138,11 @@ class RunDirectory:
         self.clients.forget()
 
     def export(self) -> None:
-        """Write the tables as .parquet."""
+        """Write the tables as .parquet, and the digests of all files that a finished run leaves."""
         for name, table in (("ledger", self.ledger), ("clients", self.clients)):
             with files.replacing(self.path / f"{name}.parquet") as part:
                 table.to_parquet(part)
+        sums.write_sums(self.path)
 
     def close(self) -> None:
         """Close all files."""
@@ -160,7 +167,9 @@ def open_run(
         ConfigError: No commit is intact.
     """
     if not resumed:
-        return RunDirectory(path, open_ledger), None
+        folder = RunDirectory(path, open_ledger)
+        folder.begin()
+        return folder, None
     damages: list[Damaged] = []
     for file, record in checkpoint.intact(path / "checkpoints"):
         try:
@@ -171,6 +180,7 @@ def open_run(
         except Damaged as damage:
             damages.append(damage)
             continue
+        folder.begin()
         if damages:
             log.warning("%s. The run continues from the commit before it, after %s rounds", damages[0], record["round"])
         return folder, record
@@ -199,7 +209,7 @@ def finite(value: Any) -> Any:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the metrics of the committed rounds of a run. A line that a killed run has not finished is left out."""
-    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines = sums.checked(path / "metrics.jsonl").read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

@@ -57,6 +57,10 @@ class ArrowStream:
         self._file.append(memoryview(rows.serialize()))
         return self.mark
 
+    def cut(self) -> None:
+        """Cut off what the file holds after its mark."""
+        self._file.cut()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
