@@ -69,15 +69,15 @@ def require_part(kind: Kind, reference: str, found: Any, registered: bool) -> No
         return
     if kind.name == "model" and _is_module(cls if not inspect.isroutine(made) else _returned(made)):
         return
-    if of_module(getattr(called, "__module__", None) or "builtins") != "user" and not _is_plain_data(kind, found):
+    if of_module(getattr(called, "__module__", None) or "builtins") != "user" and not _is_plain(found):
         needs = f"a registered part or a subclass of {kind.base_class.__name__}"
         needs += " or nn.Module, or a function that is annotated to return one" if kind.name == "model" else ""
         raise UnknownName(f"{reference!r} is not a {kind.name}: outside your own files it must be {needs}")
 
 
-def _is_plain_data(kind: Kind, found: Any) -> bool:
-    """Whether a data set was named as arrays, which are not called."""
-    return kind.name == "data" and isinstance(found, tuple)
+def _is_plain(found: Any) -> bool:
+    """Whether a name stands for a number, a text or a tuple (such as a data set's arrays), which is not called."""
+    return type(found).__module__ == "builtins" and not callable(found)
 
 
 def _is_module(cls: Any) -> bool:
