@@ -175,12 +175,15 @@ def open_run(
         try:
             if isinstance(record, Damaged):
                 raise record
-            states.restore(record["clients"])
-            folder = RunDirectory(path, open_ledger, (file, record["files"]))
+            with contextlib.ExitStack() as opened:
+                folder = RunDirectory(path, open_ledger, (file, record["files"]))
+                opened.callback(folder.close)
+                states.restore(record["clients"])
+                folder.begin()
+                opened.pop_all()
         except Damaged as damage:
             damages.append(damage)
             continue
-        folder.begin()
         if damages:
             log.warning("%s. The run continues from the commit before it, after %s rounds", damages[0], record["round"])
         return folder, record

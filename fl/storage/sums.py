@@ -28,7 +28,7 @@ def present(directory: Path) -> bool:
 
 
 def checked(file: Path) -> Path:
-    """Return `file`, after comparing it with its digest. A file of a run that has not ended has none, and passes.
+    """Return `file`, after comparing it with its digest. A file without one passes, and so does a missing file.
 
     Raises:
         ConfigError: the file has another digest.
@@ -37,7 +37,7 @@ def checked(file: Path) -> Path:
     if sums.is_file():
         lines = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]
         listed = {name: digest for digest, _, name in lines}
-        if file.name in listed and (not file.is_file() or listed[file.name] != _digest(file)):
+        if file.name in listed and file.is_file() and listed[file.name] != _digest(file):
             raise ConfigError("", f"{file} is damaged: its SHA-256 is not that in {sums.name}; copy the run again")
     return file
 

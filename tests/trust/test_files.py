@@ -291,14 +291,7 @@ FOLDERS = ["scratch", "checkpoints", "clients", "streams", "baselines"]
 SINGLE = [
     *("metrics.jsonl", "config.yaml", "environment.json", "ledger.parquet", "clients.parquet", "model.safetensors"),
     *("streams/ledger.arrow", "streams/clients-0.arrow", "clients/index-0.bin", "clients/000000000000.seg"),
-    *(
-        "clients/000000000001.seg",
-        "config.yaml.part",
-        "checkpoints/last-0.safetensors",
-        "checkpoints/best.safetensors.part",
-        "model.safetensors.part",
-        LOCK,
-    ),
+    *("clients/000000000001.seg", "config.yaml.part", "checkpoints/last-0.safetensors", LOCK),
     *("scratch/000000000000.seg", "checkpoints/best.safetensors", "clients/best.npy"),
     *("ledger.parquet.part", "checkpoints/best.safetensors.part", "model.safetensors.part"),
 ]
