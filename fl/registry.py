@@ -123,6 +123,14 @@ def _import(kind: str, name: str | None) -> None:
 
 def _load(kind: str, reference: str) -> Any:
     """The part that `path/to/file.py:Name` or `module:Name` refers to; see fl/origins.py for what may be one."""
+    found = named(reference)
+    registered = any(k == kind and part is found for (k, _), part in _parts.items())
+    origins.require_part(KINDS[kind], reference, found, registered)
+    return found
+
+
+def named(reference: str) -> Any:
+    """What `path/to/file.py:Name` or `module:Name` names, of any kind. Use `lookup` for what is called."""
     where, _, attribute = reference.rpartition(":")
     is_file = where.endswith(".py")
     if (origins.of_file(Path(where).expanduser()) if is_file else origins.of_module(where)) == "python":
@@ -137,10 +145,7 @@ def _load(kind: str, reference: str) -> Any:
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UnknownName(f"{reference!r}: {where} has no {attribute!r}; it has {public}")
-    found = getattr(module, attribute)
-    registered = any(k == kind and part is found for (k, _), part in _parts.items())
-    origins.require_part(KINDS[kind], reference, found, registered)
-    return found
+    return getattr(module, attribute)
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -74,7 +74,7 @@ class Mutates(Strategy):
 @dataclass(frozen=True)
 class Dice(Strategy):
     def step(self, state, mean, ctx):
-        return state + torch.rand(()) * mean, {}
+        return state + np.random.default_rng().random() * mean, {}
 
 @dataclass(frozen=True)
 class Box:

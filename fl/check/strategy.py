@@ -23,6 +23,7 @@ from fl.execution.training.loop import train
 from fl.method.context import ClientContext
 from fl.method.strategy import Metrics, RoundGenerator, ServerContext, State, Strategy
 from fl.simulation.simulation import Simulation
+from fl.tensors.generators import seed_generators
 from fl.tensors.params import Params
 from fl.tensors.trees import tree_map
 
@@ -32,9 +33,11 @@ def a_round_is_a_pure_function(bench: Bench) -> None:
 
     def round_(self: Strategy, state: State, ctx: ServerContext) -> RoundGenerator:
         before, answers = fingerprint(state), list[Any]()
+        seed_generators(ctx.round)  # a run seeds them for each round
         first = yield from _record(own(self).round(self, state, ctx), answers)
         if fingerprint(state) != before:
             raise Broken("a round changed the state it was given; make a new one (p + q, not p.add_(q))")
+        seed_generators(ctx.round)
         again = _replay(own(self).round(self, state, ctx), answers)
         require_equal(fingerprint(list(again)), fingerprint(list(first)), "two rounds on the same state and answers")
         return first

@@ -37,7 +37,7 @@ def find_part(target: str, kinds: list[str]) -> tuple[str, str]:
     if colon and kind in kinds:
         return kind, name
     if colon:
-        return _kind(registry.lookup("strategy", target), target, kinds), target
+        return _kind(registry.named(target), target, kinds), target
     for kind in kinds:
         if target in registry.names(kind):
             return kind, target

@@ -43,7 +43,8 @@ def run(
     Args:
         config: a YAML file, a dict or a resolved `Config`.
         out: the run directory (default: a new one under runs/).
-        watch: called with ("start", Simulation), ("ready", Simulation) and ("round", row of metrics).
+        watch: called with ("start", Simulation), ("ready", Simulation), ("computed", row of metrics) after each round
+            and ("round", row of metrics) for each round once it is committed, which a crash cannot lose.
         interrupt: called after each round; True ends the run there, and `resume` continues it.
         overrides: values by dotted path, as in run("a.yaml", **{"cohort.size": 20}).
 

@@ -104,10 +104,11 @@ class Simulation:
         interrupted = False
         while not (self.finished or interrupted):
             with span("server", "round", self.round):
-                self.one_round()
+                row = self.one_round()
                 interrupted = interrupt()
-                rows = self.commit() if interrupted or self.due else []
-            for row in rows:
+                committed_rows = self.commit() if interrupted or self.due else []
+            watch("computed", row)
+            for row in committed_rows:
                 watch("round", row)
         if interrupted and not self.finished:
             return save_result(self.folder, self.round, "interrupted", self.config.strategy.model(self.state))

@@ -60,12 +60,12 @@ class Profile:
         record_spans(False)
 
     def __call__(self, event: str, value: Any) -> None:
-        """Watch a run: "start" with the run, "round" with the row of a committed round."""
+        """Watch a run: "start" with the run, "computed" with the row of a round."""
         if event == "start":  # of a run, or of a baseline after it
             self._write()
             self.directory, self.begin = value.directory, time.perf_counter()
             self.rounds, self.events, self.tracks, self.left_out = [], [], {}, 0
-        if event == "round":
+        if event == "computed":
             self._add_round(value["round"])
 
     # -- a round --------------------------------------------------------------------------------------------------

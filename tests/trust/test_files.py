@@ -248,7 +248,8 @@ def own(tmp_path, config) -> Path:
 def test_resume_says_which_code_it_runs(own):
     done = process.fl("resume", own, "rounds=+1")
     assert done.returncode == 0
-    assert f"resume runs the code of the run: {own.parent}/rule.py" in " ".join(done.stderr.split())
+    said = "".join(done.stderr.split())  # lines are wrapped, also within a path
+    assert f"resumerunsthecodeoftherun:{own.parent}/rule.py" in said
 
 
 def test_the_code_of_a_configuration_is_found_in_every_form():

@@ -162,11 +162,14 @@ RAY = pytest.param("ray", "loop", marks=pytest.mark.ray)
 @pytest.mark.parametrize(("executor", "plan"), [("serial", "loop"), ("serial", "stacked"), RAY])
 def test_a_lost_segment_stops_the_run_in_drop_mode(executor, plan, tmp_path):
     config = {**DROP, "execution": {**DROP["execution"], "executor": executor, "plan": plan}}
-    first = fl.run({**config, "rounds": 1}, out=tmp_path / "out")
-    for file in (first.directory / "clients").glob("*.seg"):
-        file.unlink()
-    with pytest.raises(MachineError, match=r"round 1, stage .*No such file or directory: .*/clients/\d{12}.seg"):
-        fl.resume(tmp_path / "out", rounds="+1")
+
+    def lose(event: str, value: object) -> None:
+        if event == "round":
+            for file in (tmp_path / "out" / "clients").glob("*.seg"):
+                file.unlink()
+
+    with pytest.raises(MachineError, match=r"round 1, stage .*/clients/\d{12}.seg is missing"):
+        fl.run(config, out=tmp_path / "out", watch=lose)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ class Ours(Contestant):
             self.ledger = value.folder.ledger = TimedLedger(value.folder.ledger)
         elif event == "ready":
             self.wait()
-        elif event == "round":
+        elif event == "computed":
             self.rounds_left -= 1
             if not self.rounds_left:
                 seconds = time.perf_counter() - self.start
