@@ -38,7 +38,7 @@ class Evaluation(ExchangeWorker):
 
     @property
     def stage(self) -> str:
-        """The stage that errors are reported with."""
+        """The stage of errors."""
         return f"evaluate/{self.dispatch.work}"
 
     def measure(
@@ -97,22 +97,29 @@ class ClientEvaluation(Evaluation):
             and not (depends_on_batch(self.job.module) or self.job.statistics)
         )
 
+    @property
+    def runs_client_code(self) -> bool:
+        """The received model predicts without any."""
+        return not self.shared
+
     def chunk(self, positions: np.ndarray) -> None:
         """Evaluate the clients at `positions`."""
         clients = self.dispatch.cohort[positions]
         if self.shared:
             try:
-                with self.module_for(int(clients[0])):
+                with self.isolated, self.module_for(int(clients[0])):
                     self._together(positions, clients)
             except Exception as error:
                 raise self.error(clients, error, self.stage) from None
+            self.check_shared(positions)
             return
         for position, client in zip(positions, clients):
             try:
-                with self.module_for(int(client)):
+                with self.isolated, self.module_for(int(client)):
                     self._one(position[None], int(client))
             except Exception as error:
                 raise self.error(np.array([client]), error, self.stage) from None
+            self.check_shared(position[None])
 
     def _together(self, positions: np.ndarray, clients: np.ndarray) -> None:
         rows, counts = self.partition.views_rows(clients, self.dispatch.split)
@@ -147,11 +154,16 @@ class ClientEvaluation(Evaluation):
 class ServerEvaluation(Evaluation):
     """Metrics of the model on blocks of the server's data; the cohort are block numbers."""
 
+    @property
+    def runs_client_code(self) -> bool:
+        """The server has no client."""
+        return False
+
     def chunk(self, positions: np.ndarray) -> None:
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
-            with self.module_for(int(numbers[0])):
+            with self.isolated, self.module_for(int(numbers[0])):
                 self._blocks(positions, numbers)
         except Exception as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"

@@ -18,6 +18,7 @@ from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.hidden_state import HiddenStateWatch
+from fl.execution.isolation import isolated
 from fl.execution.job import Job
 from fl.execution.workers.choose import new_executor
 from fl.execution.workers.executor import Executor
@@ -90,13 +91,18 @@ class Simulation:
             self.executor: Executor = new_executor(config.execution) if executor is None else executor
             stack.callback(self.executor.close)
             self.executor.prepare()
-            self._set_up(resumed, stack)
+            with isolated():
+                self._set_up(resumed, stack)
             self._closing = stack.pop_all()
 
     # -- the run --------------------------------------------------------------------------------------------------
     def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
         """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
         watch = watch or (lambda event, value: None)
+        with isolated():
+            return self._run(watch, interrupt)
+
+    def _run(self, watch: Watcher, interrupt: Callable[[], bool]) -> Result:
         watch("start", self)
         self.start_workers()
         watch("ready", self)

@@ -16,4 +16,4 @@ def new_executor(execution: Execution) -> Executor:
         return Serial(execution.workers)
     gpus = execution.device == "cuda"
     workers = execution.workers or (max(1, torch.cuda.device_count()) if gpus else default_workers())
-    return Ray(workers, execution.address, gpus)
+    return Ray(workers, execution.address, gpus, execution.client_timeout)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import warnings
@@ -93,6 +94,7 @@ class RayPool:
         if not ray.is_initialized():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
             with contextlib.ExitStack() as ours:
+                ours.enter_context(own_handler())
                 if self.head is not None:
                     ours.enter_context(on_loopback())
                     ours.enter_context(with_token(self.token))
@@ -144,6 +146,23 @@ class RayPool:
             self.head.kill()
             self.head.wait()
         self.head.stdout.close()
+
+
+@contextlib.contextmanager
+def own_handler() -> Iterator[None]:
+    """Let this program handle SIGTERM: the handler of `ray.init` would end it at once."""
+    from ray._private import utils
+
+    name, handler = "set_sigterm_handler", signal.getsignal(signal.SIGTERM)
+    theirs = getattr(utils, name, None)
+    setattr(utils, name, lambda handler: None)
+    try:
+        yield
+    finally:
+        if theirs is not None:
+            setattr(utils, name, theirs)
+        if signal.getsignal(signal.SIGTERM) is not handler:  # another version of Ray
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _local_gpus() -> int:
