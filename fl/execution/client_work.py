@@ -99,7 +99,8 @@ class LoopWork(ClientWork):
         ):
             carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
             own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
-            reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
+            with self.isolated:
+                reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
             if own:
                 own.check([ctx.client])
         check_reply(reply, type(self.job.algorithm).__name__)
@@ -175,8 +176,14 @@ class BatchedWork(ClientWork):
         assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
         chunk, records = self._chunk(positions)
         for careful in (False, True):
-            with span("compute", d.work), during(d.work), self.device.computing(), self.module_for_many(d.plan.kind):
-                weights = None if careful else self.uploads.weights(sizes)
+            weights = None if careful else self.uploads.weights(sizes)
+            with (
+                span("compute", d.work),
+                during(d.work),
+                self.device.computing(),
+                self.module_for_many(d.plan.kind),
+                self.isolated,
+            ):
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
             if weights is not None and not update.groups["model"].batch:
                 uploaded = self.uploads.upload_sum(positions, update, weights)

@@ -124,7 +124,9 @@ class ExchangeDispatch:
         """Return an error that names the clients of a task."""
         stage = self.work if self.kind == "work" else f"evaluate/{self.work}"
         server = self.kind == "evaluate_server"
-        return ClientError("the server's data" if server else self.cohort[self.positions(task)], self.round, stage, detail)
+        return ClientError(
+            "the server's data" if server else self.cohort[self.positions(task)], self.round, stage, detail
+        )
 
     def missing(self, parts: Iterable[PartialResult]) -> np.ndarray:
         """Return the tasks that no part covers."""

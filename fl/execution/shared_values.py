@@ -16,7 +16,6 @@ import xxhash
 from torch import Tensor
 
 from fl.errors import dotted
-from fl.tensors.params import Params
 from fl.tensors.serialise import raw_bytes
 from fl.tensors.trees import Tree
 

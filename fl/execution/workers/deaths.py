@@ -8,9 +8,58 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fl.execution.workers.executor import Dispatch
+
+
+log = logging.getLogger(__name__)
+
+
+class Deaths:
+    """Workers that died in a run. A task that ends two of them in one dispatch stops the run.
+
+    Args:
+        client_seconds: longest time for one client, in seconds.
+    """
+
+    def __init__(self, client_seconds: float | None):
+        self.client_seconds, self.kills = client_seconds, out_of_memory_kills()
+
+    def begin(self, dispatch: Dispatch) -> None:
+        """Begin a dispatch, in which no task has ended a worker."""
+        self.dispatch, self.tasks = dispatch, set[int]()
+
+    def add(self, pid: int, task: int | None, place: str) -> None:
+        """Enter the death of a worker.
+
+        Args:
+            pid: its process.
+            task: the task that it worked on, if known.
+            place: where its code was when a client took too long, else "".
+
+        Raises:
+            Exception: the task has ended a worker before. The error names the clients.
+        """
+        kills, self.kills = self.kills, out_of_memory_kills()
+        if place:
+            reason = f"it took longer than execution.client_timeout, {self.client_seconds:g} s, at {place}"
+        elif self.kills > kills:
+            reason = "the kernel ended its process, because memory ran out: use fewer execution.workers"
+        else:
+            reason = "its process crashed (a segmentation fault, os._exit) or was killed"
+        if task in self.tasks:
+            assert task is not None
+            raise self.dispatch.error(task, f"{reason}, for the second time")
+        if task is not None:
+            self.tasks.add(task)
+        who = "its clients" if task is None else str(self.dispatch.error(task, reason))
+        log.warning("worker %d died; trying again: %s", pid, who)
 
 
 class Deadline:
@@ -31,6 +80,7 @@ class Deadline:
             if self.seconds and self.file:
                 faulthandler.dump_traceback_later(self.seconds * max(1, clients(task)), file=self.file, exit=True)
             yield task, end
+        self.__exit__()
 
     def __enter__(self) -> None:
         pass

@@ -69,8 +69,7 @@ class RayPool:
 
     def acquire(self, count: int) -> list[ActorHandle]:
         """Return `count` living actors without a job; missing ones are created."""
-        if not self.connected:
-            self._connect()
+        self.connect()
         found = _living(self.idle)
         found, self.idle = found[:count], found[count:]
         return found + (self._create(count - len(found)) if count > len(found) else [])
@@ -87,7 +86,10 @@ class RayPool:
         """Return the share of a GPU that each worker gets."""
         return min(1.0, gpus / self.workers)
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Connect to Ray, once; the idle actors of a head are those that it has created."""
+        if self.connected:
+            return
         import ray
 
         address = self.address if self.head is None else self._answer()["address"]
@@ -105,7 +107,12 @@ class RayPool:
         if self.workers > cores:
             raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
         if self.head is not None:
-            self.idle = _located([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
+            actors = [ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)]
+            try:
+                self.idle = _located(actors)
+            except ray.exceptions.RayActorError:  # one has died; `acquire` creates others
+                for actor in actors:
+                    ray.kill(actor)
             check_doors(**self._answer())
 
     def _answer(self) -> dict[str, Any]:
