@@ -144,7 +144,11 @@ class ClientEvaluation(Evaluation):
             algorithm = self.job.adapt
             ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
         if self.dispatch.work != "received":
-            with use_memory_format(self.module, self.dispatch.plan.memory_format), self.device.computing(), self.isolated:
+            with (
+                use_memory_format(self.module, self.dispatch.plan.memory_format),
+                self.device.computing(),
+                self.isolated,
+            ):
                 reply = algorithm.work("train", ctx, None)
             ctx = algorithm.context_after_training(ctx, reply)
         with self.device.computing(), self.isolated:

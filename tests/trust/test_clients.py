@@ -131,6 +131,22 @@ def test_a_client_that_writes_into_shared_values_is_named(name, attacked, tmp_pa
     assert said.startswith(f"client 2, round 0, stage 'train': SharedValueWritten: it wrote into {name}; change a copy")
 
 
+STATE = """
+    def first_state(self, inputs):
+        return {"n": torch.zeros(1)}
+
+    def finish(self, end):
+        return super().finish(end)[0], {"n": torch.ones(1)}
+"""
+
+
+def test_a_client_that_writes_into_its_old_state_is_named(attacked):
+    """Round 1 is the first round of a resumed run; in round 0 there is no old state."""
+    out = attacked('ctx.state and ctx.state["n"].add_(1)', more=STATE, rounds=1).directory
+    with pytest.raises(ClientError, match="client 2, round 1, stage 'train': .* it wrote into ctx.state.n; change"):
+        fl.resume(out, rounds="+1")
+
+
 def test_large_data_are_compared_less_often():
     """After clients 1, 2, 4, ... and the last: several are suspects."""
     data = torch.zeros(1 << 21)  # 8 MB
@@ -245,13 +261,13 @@ def test_clients_that_end_their_worker_once_are_tried_again(attacked, unharmed, 
 
 
 @pytest.mark.ray
-def test_a_client_that_crashes_twice_is_named(attacked):
-    """Also in drop mode: a time-out or a crash drops no client. Ray leaves the handlers of signals as they are."""
+def test_a_client_that_crashes_twice_is_named(attacked, capfd):
+    """Also in drop mode: a time-out or a crash drops no client. Ray changes no handler of signals, and prints nothing."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ClientError) as caught:
         attacked("ctypes.string_at(0)", **RAY, **{"execution.on_client_error": "drop"})
     crash = "its process crashed (a segmentation fault, os._exit) or was killed, for the second time"
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(signal.SIGTERM) is handler and capfd.readouterr().out == ""
     assert str(caught.value) == f"client 2, round 0, stage 'train': {crash}"
 
 
@@ -260,7 +276,7 @@ def test_a_client_that_hangs_twice_is_named(attacked):
     with pytest.raises(ClientError) as caught:
         attacked("time.sleep(600)", **RAY, **TIMEOUT, **{"execution.on_client_error": "drop"})
     late = (
-        r"it took longer than execution.client_timeout, 3 s, at File .*rule.py., line 31 in attack, for the second time"
+        r"it took longer than execution.client_timeout, 3 s, at File .*rule.py., line 33 in attack, for the second time"
     )
     assert re.fullmatch(f"client 2, round 0, stage 'train': {late}", str(caught.value))
 

@@ -96,7 +96,7 @@ class RayPool:
         if not ray.is_initialized():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
             with contextlib.ExitStack() as ours:
-                ours.enter_context(own_handler())
+                ours.enter_context(as_a_guest())
                 if self.head is not None:
                     ours.enter_context(on_loopback())
                     ours.enter_context(with_token(self.token))
@@ -156,18 +156,23 @@ class RayPool:
 
 
 @contextlib.contextmanager
-def own_handler() -> Iterator[None]:
-    """Let this program handle SIGTERM: the handler of `ray.init` would end it at once."""
-    from ray._private import utils
+def as_a_guest() -> Iterator[None]:
+    """Let `ray.init` leave this program's handler of SIGTERM, and its standard output, as they are.
 
-    name, handler = "set_sigterm_handler", signal.getsignal(signal.SIGTERM)
-    theirs = getattr(utils, name, None)
-    setattr(utils, name, lambda handler: None)
+    Ray's handler would end the program at once, and a thread of Ray prints when a worker dies, which we log.
+    """
+    from ray._private import utils, worker
+
+    handler, names = signal.getsignal(signal.SIGTERM), {utils: "set_sigterm_handler", worker: "listen_error_messages"}
+    theirs = {module: getattr(module, name, None) for module, name in names.items()}
+    for module, name in names.items():
+        setattr(module, name, lambda *_: None)
     try:
         yield
     finally:
-        if theirs is not None:
-            setattr(utils, name, theirs)
+        for module, name in names.items():
+            if theirs[module] is not None:
+                setattr(module, name, theirs[module])
         if signal.getsignal(signal.SIGTERM) is not handler:  # another version of Ray
             signal.signal(signal.SIGTERM, handler)
 
