@@ -198,13 +198,6 @@ class RunSetup:
         asked = self.plan.why == ASKED_FOR
         return f" ({self.plan.why})" if self.trial and self.plan.kind == "loop" and not asked else ""
 
-    @property
-    def _notes(self) -> tuple[str, ...]:
-        """What a user should know about the run."""
-        serial = ("a crash or a hang of client code ends a serial run",)
-        notes = (*self.facts.notes, *self.dataset.notes)
-        return notes + serial if self.config.execution.executor == "serial" else notes
-
     def headline(self, directory: Path) -> str:
         """Return one line that tells what runs."""
         parts = (self.config.strategy, self.config.client)
@@ -213,7 +206,7 @@ class RunSetup:
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
             f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}, "
-            f"in {directory}" + "".join(f". Note: {note}" for note in self._notes)
+            f"in {directory}" + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 
 

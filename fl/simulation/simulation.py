@@ -21,7 +21,7 @@ from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.isolation import isolated
 from fl.execution.job import Job
 from fl.execution.workers.choose import new_executor
-from fl.execution.workers.executor import Executor
+from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
 from fl.method.strategy import ServerContext, Strategy
@@ -48,6 +48,7 @@ from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
 INIT = -2  # address of draws in `Strategy.init`
+UNPROTECTED = "a crash or a hang of client code ends a serial run"
 Watcher = Callable[[str, Any], None]
 
 
@@ -256,7 +257,8 @@ class Simulation:
     @property
     def headline(self) -> str:
         """One line that tells what runs."""
-        return self.run_setup.headline(self.directory)
+        line = self.run_setup.headline(self.directory)
+        return f"{line}. Note: {UNPROTECTED}" if isinstance(self.executor, Serial) else line
 
     # -- commits --------------------------------------------------------------------------------------------------
     def record(self) -> Mapping[str, Any]:

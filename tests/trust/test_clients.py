@@ -262,7 +262,7 @@ def test_clients_that_end_their_worker_once_are_tried_again(attacked, unharmed, 
 
 @pytest.mark.ray
 def test_a_client_that_crashes_twice_is_named(attacked, capfd):
-    """Also in drop mode: a time-out or a crash drops no client. Ray changes no handler of signals, and prints nothing."""
+    """Also in drop mode: a time-out or a crash drops no client. Ray keeps our handler, and prints nothing."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ClientError) as caught:
         attacked("ctypes.string_at(0)", **RAY, **{"execution.on_client_error": "drop"})
