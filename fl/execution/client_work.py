@@ -12,6 +12,7 @@ from fl.communication.codecs.error_feedback import Residuals
 from fl.execution.client_state import last_received, method_state, new_record, same_entries
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.isolation import as_error
 from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.stages import during, stage_of
 from fl.execution.training import batched
@@ -81,10 +82,9 @@ class LoopWork(ClientWork):
         for position in positions:
             at = position[None]
             try:
-                with self.isolated:
-                    self._work(at)
-            except Exception as error:
-                self.failed(at, error)
+                self._work(at)
+            except BaseException as error:
+                self.failed(at, as_error(error))
             self.check_shared(at)
 
     def _work(self, at: np.ndarray) -> None:
@@ -158,9 +158,9 @@ class BatchedWork(ClientWork):
     def chunk(self, positions: np.ndarray) -> None:
         """Train the clients at `positions` together; after an error one by one, to find the client that failed."""
         try:
-            with self.isolated:
-                self._many(positions)
-        except Exception as error:
+            self._many(positions)
+        except BaseException as caught:
+            error = as_error(caught)
             if len(positions) == 1 or self.ends_the_run(error):
                 self.failed(positions, error)
                 return

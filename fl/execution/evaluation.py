@@ -13,6 +13,7 @@ from torch import Tensor
 from fl.data.views import View
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
+from fl.execution.isolation import as_error
 from fl.execution.training.customised import overrides
 from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
@@ -107,18 +108,18 @@ class ClientEvaluation(Evaluation):
         clients = self.dispatch.cohort[positions]
         if self.shared:
             try:
-                with self.isolated, self.module_for(int(clients[0])):
+                with self.module_for(int(clients[0])):
                     self._together(positions, clients)
-            except Exception as error:
-                raise self.error(clients, error, self.stage) from None
+            except BaseException as error:
+                raise self.error(clients, as_error(error), self.stage) from None
             self.check_shared(positions)
             return
         for position, client in zip(positions, clients):
             try:
-                with self.isolated, self.module_for(int(client)):
+                with self.module_for(int(client)):
                     self._one(position[None], int(client))
-            except Exception as error:
-                raise self.error(np.array([client]), error, self.stage) from None
+            except BaseException as error:
+                raise self.error(np.array([client]), as_error(error), self.stage) from None
             self.check_shared(position[None])
 
     def _together(self, positions: np.ndarray, clients: np.ndarray) -> None:
@@ -167,11 +168,11 @@ class ServerEvaluation(Evaluation):
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
-            with self.isolated, self.module_for(int(numbers[0])):
+            with self.module_for(int(numbers[0])):
                 self._blocks(positions, numbers)
-        except Exception as error:
+        except BaseException as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"
-            raise self.error(who, error, self.stage) from None
+            raise self.error(who, as_error(error), self.stage) from None
 
     def _blocks(self, positions: np.ndarray, numbers: np.ndarray) -> None:
         rows = self.dispatch.rows

@@ -47,11 +47,19 @@ class isolated:
     ) -> None:
         if _settings() != self.before:
             _restore(self.before)
-        if error is None or isinstance(error, (Exception, GeneratorExit)) or raised_by_signal(error):
-            return
-        ended = ExitRaised(f"{type(error).__name__}({error}): code of a run must not end the process; raise an error")
-        ended.__dict__.update(error.__dict__)  # the stage (fl/execution/stages.py)
-        raise ended.with_traceback(trace) from None
+        if error is not None and not isinstance(error, (Exception, GeneratorExit)):
+            raise as_error(error) from None
+
+
+def as_error(error: BaseException) -> Exception:
+    """Return an exception as an error of the code that raised it; those that a signal has raised are raised again."""
+    if isinstance(error, Exception):
+        return error
+    if raised_by_signal(error):
+        raise error
+    ended = ExitRaised(f"{type(error).__name__}({error}): code of a run must not end the process; raise an error")
+    ended.__dict__.update(error.__dict__)  # the stage (fl/execution/stages.py)
+    return ended.with_traceback(error.__traceback__)
 
 
 def raised_by_signal(error: BaseException) -> bool:

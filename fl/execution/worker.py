@@ -21,6 +21,7 @@ from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.evaluation import ClientEvaluation, ServerEvaluation
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.hidden_state import HiddenState, HiddenStateWatch
+from fl.execution.isolation import isolated
 from fl.execution.shared_values import SharedValues
 from fl.execution.training import compiled
 from fl.execution.workers.process import configure_process
@@ -59,8 +60,8 @@ class Worker:
         """Work through runs [a, b) of task numbers; return the partial result. New client states go to `segment`."""
         self.states.write_to(segment)
         started: dict[int, ExchangeWorker] = {}
-        for first, last in tasks:
-            for task in range(first, last):
+        with isolated():
+            for task in (task for first, last in tasks for task in range(first, last)):
                 index, one, own = dispatch.at(task)
                 if index not in started:
                     started[index] = self.begin(one)
