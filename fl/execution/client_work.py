@@ -82,30 +82,26 @@ class LoopWork(ClientWork):
         for position in positions:
             at = position[None]
             try:
-                self._work(at)
+                ctx, record = self._receive(at)
+                with (
+                    span("compute", self.dispatch.work, ctx.client),
+                    during(self.dispatch.work),
+                    use_memory_format(self.module, self.dispatch.plan.memory_format),
+                    self.device.computing(),
+                    self.module_for(ctx.client),
+                ):
+                    carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
+                    own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
+                    with self.isolated:
+                        reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
+                    if own:
+                        own.check([ctx.client])
+                check_reply(reply, type(self.job.algorithm).__name__)
+                self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
+                self._send(at, ctx, record, reply)
             except BaseException as error:
                 self.failed(at, as_error(error))
             self.check_shared(at)
-
-    def _work(self, at: np.ndarray) -> None:
-        """Have the client at one position, (1,), work, and upload its update."""
-        ctx, record = self._receive(at)
-        with (
-            span("compute", self.dispatch.work, ctx.client),
-            during(self.dispatch.work),
-            use_memory_format(self.module, self.dispatch.plan.memory_format),
-            self.device.computing(),
-            self.module_for(ctx.client),
-        ):
-            carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
-            own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
-            with self.isolated:
-                reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
-            if own:
-                own.check([ctx.client])
-        check_reply(reply, type(self.job.algorithm).__name__)
-        self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
-        self._send(at, ctx, record, reply)
 
     def _receive(self, at: np.ndarray) -> tuple[ClientContext, Tree]:
         """Return (context, last record) of the client at one position, (1,)."""

@@ -14,6 +14,7 @@ from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.config.references import references_to_code
 from fl.errors import ConfigError, dotted
+from fl.execution.isolation import isolated
 from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation import baselines
 from fl.simulation.result import Result
@@ -149,7 +150,7 @@ def _with_baselines(
     interrupt: Callable[[], bool],
 ) -> Result:
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
-    with locked(directory), keep_workers():
+    with locked(directory), keep_workers(), isolated():
         with Simulation(config, directory, resumed, changed=changed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round

@@ -18,7 +18,6 @@ from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.hidden_state import HiddenStateWatch
-from fl.execution.isolation import isolated
 from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor, Serial
@@ -96,13 +95,11 @@ class Simulation:
             given = executor if self.choice is None else new_executor(self.choice, config.execution)
             if given is not None:  # Ray starts while the run is set up
                 self._prepare(given, stack)
-            with isolated():
-                self.run_setup = set_up_run(config)
+            self.run_setup = set_up_run(config)
             if given is None:
                 self.choice = choose_executor(self.run_setup)
                 self._prepare(new_executor(self.choice, config.execution), stack)
-            with isolated():
-                self._set_up(resumed, stack)
+            self._set_up(resumed, stack)
             self._closing = stack.pop_all()
 
     def _prepare(self, executor: Executor, stack: ExitStack) -> None:
@@ -115,10 +112,6 @@ class Simulation:
     def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
         """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
         watch = watch or (lambda event, value: None)
-        with isolated():
-            return self._run(watch, interrupt)
-
-    def _run(self, watch: Watcher, interrupt: Callable[[], bool]) -> Result:
         watch("start", self)
         self.start_workers()
         watch("ready", self)
