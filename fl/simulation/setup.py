@@ -17,8 +17,8 @@ from fl.data.dataset import Dataset, tensors
 from fl.data.stream import Period
 from fl.data.views import View
 from fl.execution.job import Job
-from fl.execution.training import compiled
 from fl.execution.training.device import Device
+from fl.execution.training.native import cache
 from fl.execution.training.plan import ASKED_FOR, Plan, Trial, make_plan
 from fl.method.strategy import ServerContext
 from fl.models.batch_norm import statistics_names
@@ -198,15 +198,21 @@ class RunSetup:
         asked = self.plan.why == ASKED_FOR
         return f" ({self.plan.why})" if self.trial and self.plan.kind == "loop" and not asked else ""
 
-    def headline(self, directory: Path) -> str:
-        """Return one line that tells what runs."""
+    def headline(self, directory: Path, place: str) -> str:
+        """Return one line that tells what runs.
+
+        Args:
+            directory: the run directory.
+            place: the executor in words, see `Choice.words`; "" if clients are elsewhere.
+        """
         parts = (self.config.strategy, self.config.client)
         strategy, client = (getattr(type(part), "registered_as", type(part).__name__) for part in parts)
-        compiles = self.plan.kind == "compiled" and not compiled.is_cached()
+        compiles = self.plan.kind == "compiled" and not cache.is_cached()
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
-            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}, "
-            f"in {directory}" + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
+            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}"
+            f"{' in ' * bool(place)}{place}, in {directory}"
+            + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 
 

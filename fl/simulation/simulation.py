@@ -19,7 +19,7 @@ from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.job import Job
-from fl.execution.workers.choose import new_executor
+from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
@@ -35,6 +35,7 @@ from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping, check_metric_names
 from fl.simulation.totals import Row
+from fl.simulation.workload import choose_executor
 from fl.storage.clients import ClientStates
 from fl.storage.lock import locked
 from fl.storage.run import RunDirectory, committed, open_run
@@ -72,6 +73,8 @@ class Simulation:
     exchanges: ExchangeRunner
     folder: RunDirectory
     states: ClientStates
+    executor: Executor
+    choice: Choice | None  # of the executor; None if it was given
 
     def __init__(
         self,
@@ -87,11 +90,22 @@ class Simulation:
             if not resumed and committed(directory):
                 raise ConfigError("out", f"{directory} holds a run already; `fl resume {directory}` continues it")
             configure_process()
-            self.executor: Executor = new_executor(config.execution) if executor is None else executor
-            stack.callback(self.executor.close)
-            self.executor.prepare()
+            self.choice = asked_for(config.execution) if executor is None else None
+            given = executor if self.choice is None else new_executor(self.choice, config.execution)
+            if given is not None:  # Ray starts while the run is set up
+                self._prepare(given, stack)
+            self.run_setup = set_up_run(config)
+            if given is None:
+                self.choice = choose_executor(self.run_setup)
+                self._prepare(new_executor(self.choice, config.execution), stack)
             self._set_up(resumed, stack)
             self._closing = stack.pop_all()
+
+    def _prepare(self, executor: Executor, stack: ExitStack) -> None:
+        """Take an executor, and begin its start."""
+        self.executor = executor
+        stack.callback(executor.close)
+        executor.prepare()
 
     # -- the run --------------------------------------------------------------------------------------------------
     def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
@@ -196,8 +210,7 @@ class Simulation:
 
     # -- set-up ---------------------------------------------------------------------------------------------------
     def _set_up(self, resumed: bool, stack: ExitStack) -> None:
-        """Build the parts of the run, and take over the last commit of a resumed one. `stack` closes what it opens."""
-        self.run_setup = set_up_run(self.config)
+        """Make the state of the run, and take over the last commit of a resumed one. `stack` closes what it opens."""
         self.config = config = self.run_setup.config
         self.round, self.setup_done, self.best_pending = 0, False, False
         check_metric_names(self.run_setup)
@@ -250,7 +263,8 @@ class Simulation:
     @property
     def headline(self) -> str:
         """One line that tells what runs."""
-        return self.run_setup.headline(self.directory)
+        place = "" if self.choice is None else self.choice.words(self.run_setup.plan.kind)
+        return self.run_setup.headline(self.directory, place)
 
     # -- commits --------------------------------------------------------------------------------------------------
     def record(self) -> Mapping[str, Any]:

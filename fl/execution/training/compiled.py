@@ -7,13 +7,9 @@ It covers plain gradient descent on a client's own samples. With hooks, momentum
 from __future__ import annotations
 
 import functools
-import os
-import tempfile
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +51,8 @@ class Compiled(LinearStack):
     def train_whole(
         chunk: Chunk, phase: Phase, start: Params, out: Params, minus_start: bool, factors: Tensor | None
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        from fl.execution.training.native.memory import memory_length
+
         native, layers = load(), _layers(chunk.module, out.layout)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
@@ -68,7 +66,7 @@ class Compiled(LinearStack):
         weights = _NO_WEIGHTS if factors is None else factors.float().numpy()
         longest = int(sizes.max(initial=1))
         totals = len(weights).bit_length()
-        memory = thread_memory(native.memory.memory_length(layers, min(batch or longest, longest), totals))
+        memory = thread_memory(memory_length(layers, min(batch or longest, longest), totals))
         with release_lock():
             wrong = native.train_clients(
                 native.Start(start_rows, layers),
@@ -86,16 +84,18 @@ class Compiled(LinearStack):
 @functools.lru_cache(maxsize=8)
 def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
     """The layers as `native/memory.py` describes them, (L, 6)."""
-    native = load()
+    from fl.execution.training.native import products
+    from fl.execution.training.native.memory import client_length
+
     rows: list[list[int]] = []
     for name, child in module._modules.items():
         if isinstance(child, nn.Linear):
             weight, bias = layout.entries[f"{name}.weight"], layout.entries.get(f"{name}.bias")
             n_out, n_in = weight.shape
-            offset = native.memory.client_length(rows) if rows else 0
+            offset = client_length(rows) if rows else 0
             rows.append([n_in, n_out, weight.offset, bias.offset if bias else -1, 0, offset])
         elif child is not None and type(child) in ACTIVATIONS:
-            rows[-1][4] = getattr(native.products, ACTIVATIONS[type(child)])
+            rows[-1][4] = getattr(products, ACTIVATIONS[type(child)])
     return np.array(rows, np.int64)
 
 
@@ -115,27 +115,10 @@ def thread_memory(elements: int) -> np.ndarray:
     return _memory.tensor.numpy()
 
 
-def is_cached() -> bool:
-    """Whether machine code was compiled before, judging by numba's usual cache folder."""
-    return any((Path(__file__).parent / "native" / "__pycache__").glob("clients.*.nbi"))
-
-
 def load() -> ModuleType:
     """Load the machine code: half a second, or about 20 seconds when it has to be compiled first."""
-    try:
-        from fl.execution.training.native import clients
-    except RuntimeError as error:
-        if "no locator available" not in str(error):
-            raise
-        import numba
+    from fl.execution.training.native import clients
 
-        # Neither the package's folder nor the home folder can be written: the code is compiled once for all of the
-        # user's processes, into the temporary folder. Code that another user put there is not run.
-        folder = Path(tempfile.gettempdir()) / f"fl-machine-code-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        settings: Any = numba.config
-        settings.CACHE_DIR = str(folder) if folder.lstat().st_uid == os.getuid() else tempfile.mkdtemp()
-        from fl.execution.training.native import clients
     return clients
 
 

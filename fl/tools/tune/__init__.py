@@ -29,8 +29,9 @@ from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.workers.limits import default_workers
+from fl.simulation.workload import choose_executor
 from fl.system.asynchronous import Asynchronous
-from fl.tools.tune.candidates import Candidate, possible_plans, worker_counts
+from fl.tools.tune.candidates import Candidate, default_first, possible_plans, worker_counts
 from fl.tools.tune.race import Race, run_race
 from fl.tools.tune.timing import RoundTimer
 
@@ -107,9 +108,9 @@ def tune(config: Path, overrides: Mapping[str, Any], seconds: float, out: Path, 
 
 
 def _stated(execution: Mapping[str, Any]) -> dict[str, Any]:
-    """The execution settings that a raw configuration fixes; `plan: auto` fixes nothing."""
+    """The execution settings that a raw configuration fixes; `auto` fixes nothing."""
     stated = {key: execution[key] for key in EXECUTION_KEYS if execution.get(key) is not None}
-    return {key: value for key, value in stated.items() if (key, value) != ("plan", "auto")}
+    return {key: value for key, value in stated.items() if value != "auto"}
 
 
 def _measure(config: Config, measured: Config, kept: Mapping[str, Any], seconds: float, say: Say) -> Tuned:
@@ -119,6 +120,7 @@ def _measure(config: Config, measured: Config, kept: Mapping[str, Any], seconds:
         tempfile.TemporaryDirectory(prefix="fl-tune-") as folder,
         RoundTimer(measured, Path(folder), counts) as timer,
     ):
+        counts = default_first(counts, choose_executor(timer.run_setup))
         plan = replace(timer.run_setup.plan, why="tried")
         default = Candidate(counts[0], plan)
         timer.run(default, [0])
@@ -139,7 +141,7 @@ def _measure(config: Config, measured: Config, kept: Mapping[str, Any], seconds:
     execution = replace(
         config.execution,
         executor="ray" if best.workers else "serial",
-        workers=best.workers or None,
+        workers=best.workers or config.execution.workers,
         plan=best.plan.kind,
         chunk=best.plan.chunk,
         memory_format=best.plan.memory_format,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from fl.execution.section import Execution
 from fl.execution.training.memory_format import MemoryFormat
 from fl.execution.training.plan import Kind, Plan
+from fl.execution.workers.choose import Choice
 from fl.simulation.setup import RunSetup, choose_plan
 
 CHUNK_FACTORS = (2, 0.5, 4, 0.25)  # chunks to try, relative to the default's
@@ -49,19 +50,33 @@ class Candidate:
 
 
 def worker_counts(execution: Execution, kept: Mapping[str, Any], cores: int) -> list[int]:
-    """Worker counts to compare, the default first; 0 is the serial executor.
+    """Worker counts to compare; 0 is the serial executor.
 
     Args:
         execution: the configuration's section.
         kept: its keys that the configuration states.
         cores: cores of this machine.
     """
-    default = 0 if execution.executor == "serial" else execution.workers or cores
-    if "workers" in kept or execution.executor == "serial" or execution.address:
-        return [default]
+    if execution.executor == "serial":
+        return [0]
+    most = execution.workers or cores
+    if execution.address:
+        return [most]
+    serial = [] if "executor" in kept else [0]
+    if "workers" in kept:
+        return [most, *serial]
     counts = range(1, cores + 1) if cores <= MANY_CORES else [2**k for k in range(cores.bit_length()) if 2**k < cores]
-    others = ([] if "executor" in kept else [0]) + [count for count in counts if count != default]
-    return [default, *others]
+    return [most, *serial, *(count for count in counts if count != most)]
+
+
+def default_first(counts: Sequence[int], choice: Choice) -> list[int]:
+    """Worker counts to compare, that of the run's own executor first.
+
+    >>> default_first([2, 0, 1], Choice("serial", 2, ""))
+    [0, 2, 1]
+    """
+    default = 0 if choice.executor == "serial" else choice.workers
+    return [default, *(count for count in counts if count != default)]
 
 
 def possible_plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) -> tuple[list[Plan], dict[str, str]]:

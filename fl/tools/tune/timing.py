@@ -50,7 +50,7 @@ class SwitchedExecutor:
     def __init__(self, counts: Sequence[int], execution: Execution):
         most = max(counts)
         self._ray = Ray(most, execution.address, execution.device == "cuda") if most else None
-        self._serial = Serial() if 0 in counts else None
+        self._serial = Serial(execution.workers) if 0 in counts else None
         self._all: list[Executor] = [each for each in (self._ray, self._serial) if each is not None]
         self.use(counts[0])
 

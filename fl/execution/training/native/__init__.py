@@ -3,7 +3,8 @@
     z = h W^T + b,  h = phi(z)                                      g = dL/dz of the mean loss
     W <- W - lr g^T h,  b <- b - lr sum(g),  g <- (g W) * phi'(h)
 
-    clients.py     all steps of a chunk, one client after another; the compiled function and numba's cache
+    clients.py     all steps of a chunk, one client after another; the compiled function
+    cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples
     memory.py      how one client's layers and batches are stored; sums of updates
     products.py    forward and backward pass of a layer, gradient step

@@ -1,18 +1,16 @@
 """All steps of all clients of a chunk, one client after another; see the package.
 
-`train_clients` is compiled on its first import on a machine, for the processor at hand, and kept in numba's cache.
+`train_clients` is compiled on its first import on a machine, for the processor at hand, and kept (cache.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, types
 
-from fl.execution.training.native import jit, losses, memory, products, shuffle, vector
+from fl.execution.training.native import cache
 from fl.execution.training.native.jit import OPTIONS, inlined
 from fl.execution.training.native.losses import cross_entropy, squared_error
 from fl.execution.training.native.memory import (
@@ -28,7 +26,6 @@ from fl.execution.training.native.memory import (
 from fl.execution.training.native.products import backward, forward, gradient_step
 from fl.execution.training.native.shuffle import chained, write_order
 from fl.execution.training.native.vector import WIDTH, load, prefetch, store
-from fl.tensors import random
 
 _0 = np.float32(0)
 
@@ -207,59 +204,45 @@ def _train_clients(
     return -1
 
 
-def _version() -> int:
-    """Hash of the files that the machine code is made from."""
-    modules = (jit, losses, memory, products, shuffle, vector, random)
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
-    return int.from_bytes(hashlib.sha256(sources).digest()[:7], "little")
+@njit(**OPTIONS)
+def _compiled(
+    params: np.ndarray,
+    layers: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    counts: np.ndarray,
+    rates: np.ndarray,
+    batch: int,
+    used: np.ndarray,
+    word: np.uint64,
+    clients: np.ndarray,
+    address: np.ndarray,
+    shuffled: bool,
+    out: np.ndarray,
+    minus_start: bool,
+    factors: np.ndarray,
+    losses: np.ndarray,
+    samples: np.ndarray,
+    memory: np.ndarray,
+) -> int:
+    return _train_clients(
+        Start(params, layers),
+        Samples(x, labels, targets, rows, starts, sizes),
+        Steps(counts, rates, batch, used),
+        Shuffles(word, clients, address, shuffled),
+        Results(out, minus_start, factors, losses, samples),
+        memory,
+    )
 
 
-def _cached(version: int) -> Any:
-    """Compile the training, or load it from numba's cache.
-
-    numba notices changes of this file only. `version` is part of the cache's key because the function refers to it. The
-    function takes the fields of the structures, because numba needs 25 microseconds to check the structures themselves.
-    """
-
-    @njit(_SIGNATURE, **OPTIONS, cache=True)
-    def compiled(
-        params: np.ndarray,
-        layers: np.ndarray,
-        x: np.ndarray,
-        labels: np.ndarray,
-        targets: np.ndarray,
-        rows: np.ndarray,
-        starts: np.ndarray,
-        sizes: np.ndarray,
-        counts: np.ndarray,
-        rates: np.ndarray,
-        batch: int,
-        used: np.ndarray,
-        word: np.uint64,
-        clients: np.ndarray,
-        address: np.ndarray,
-        shuffled: bool,
-        out: np.ndarray,
-        minus_start: bool,
-        factors: np.ndarray,
-        losses: np.ndarray,
-        samples: np.ndarray,
-        memory: np.ndarray,
-    ) -> int:
-        _ = version
-        return _train_clients(
-            Start(params, layers),
-            Samples(x, labels, targets, rows, starts, sizes),
-            Steps(counts, rates, batch, used),
-            Shuffles(word, clients, address, shuffled),
-            Results(out, minus_start, factors, losses, samples),
-            memory,
-        )
-
-    return compiled
-
-
-_compiled = _cached(_version())
+# it takes the fields of the structures, because numba needs 25 microseconds to check the structures themselves
+cache.keep(_compiled)
+_compiled.compile(_SIGNATURE)
+_compiled.disable_compile()
 
 
 def train_clients(

@@ -1,0 +1,57 @@
+"""An estimate of a run's training, by which `executor: auto` decides whether worker processes pay."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from fl.execution.training.plan import Plan
+from fl.execution.workers.choose import Choice, Work, choose, worker_count
+from fl.method.local_training import LocalTraining
+from fl.method.optimiser import SGD
+from fl.method.phase import Phase
+from fl.models.binding import bind
+from fl.simulation.setup import RunSetup, cohort_size, sample_inputs
+from fl.system.flops import forward_flops_per_sample
+from fl.tensors.generators import preserved_generators
+
+STEP_SECONDS = 2e-4  # a step of a small model in the loop
+CORE_FLOPS, GPU_FLOPS = 2e10, 1e13  # floating-point operations per second in training
+OTHER_WORK = Phase(SGD(), lr=0.0, batch=32)  # assumed of clients that do other work than local training
+
+
+def choose_executor(run_setup: RunSetup) -> Choice:
+    """Return the executor of a run."""
+    execution = run_setup.config.execution
+    return choose(execution, run_setup.plan.kind, lambda: training_work(run_setup), lambda: worker_count(execution))
+
+
+def training_work(run_setup: RunSetup) -> Work:
+    """Estimate all training of a run."""
+    config, server = run_setup.config, run_setup.config.server
+    cohort = cohort_size(config) or run_setup.trainable
+    sizes = run_setup.sizes(0)[: run_setup.trainable]
+    client, rounds = config.client, config.rounds
+    phases = client.phases(0, rounds) if isinstance(client, LocalTraining) else [OTHER_WORK]
+    steps = sum(float(np.mean(phase.num_steps(sizes))) for phase in phases)
+    samples = sum(float(np.mean(phase.num_samples(sizes))) for phase in phases)
+    flops = samples * 3 * _forward_flops(run_setup)  # the backward pass costs twice the forward pass
+    speed = GPU_FLOPS if config.execution.device == "cuda" else CORE_FLOPS
+    seconds = steps * STEP_SECONDS / _together(run_setup.plan) + flops / speed
+    return Work(seconds * cohort * rounds, rounds, getattr(server, "concurrency", cohort))
+
+
+def _together(plan: Plan) -> int:
+    """Return the number of clients that share the fixed cost of a step."""
+    return 1 if plan.kind == "loop" else plan.chunk
+
+
+@preserved_generators()
+def _forward_flops(run_setup: RunSetup) -> float:
+    """Return the floating-point operations of a forward pass per sample."""
+    module = copy.deepcopy(run_setup.module)
+    bind(module, run_setup.initial.trained, run_setup.initial, run_setup.initial.trained)
+    with torch.no_grad():
+        return forward_flops_per_sample(module.eval(), sample_inputs(run_setup.dataset))
