@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fl import registry
-from fl.cli.docstring import argument_descriptions, own_docstring, split_args, summary_line
+from fl.cli import source
 from fl.cli.errors import EXIT_FAILED, report_errors
 from fl.cli.format import two_columns
 from fl.cli.options import Traceback
-from fl.config.fields import fields_of, section_of
+from fl.cli.source import Definition
 from fl.errors import UnknownName
 from fl.kinds import KINDS
 
@@ -29,8 +26,7 @@ def list_(
     with report_errors():
         for each in [_known_kind(kind)] if kind else KINDS:
             print(each)
-            found = {name: registry.lookup(each, name) for name in registry.names(each)}
-            print(two_columns((f"  {name}", summary_line(part, _alone(part))) for name, part in found.items()))
+            print(two_columns((f"  {name}", part.summary) for name, part in source.registered(each).items()))
 
 
 def show(
@@ -48,12 +44,12 @@ def show(
         if kind is None or name is None:
             print(_section(kind))
             return
-        part = registry.lookup(_known_kind(kind), name)
-        print("\n\n".join(filter(None, (own_docstring(sys.modules[part.__module__]), _description(part)))) + "\n")
-        if dataclasses.is_dataclass(part):
+        part = source.find(_known_kind(kind), name)
+        print("\n\n".join(filter(None, (part.module.docstring, part.text))) + "\n")
+        if part.is_dataclass:
             print(_arguments(part))
         if kind == "strategy":
-            print(f"\nclient algorithm: {part.client}")
+            print(f"\nclient algorithm: {part.value('client')}")
 
 
 def check(
@@ -74,19 +70,28 @@ def check(
 
 def _section(name: str | None) -> str:
     """The keys of a section of the configuration; those of the whole configuration for None."""
-    from fl.config.config import Config
-
-    sections = {key: cls for key in fields_of(Config) if (cls := section_of(Config, key)) is not None}
+    config = source.definition_of("fl.config.config:Config")
+    sections = {each.name: found for each in config.arguments() if (found := _section_class(config, each.name))}
     if name is None:
-        defaults = {key: repr(kind.default()) for key, kind in KINDS.items() if kind.top_level and kind.default()}
+        defaults = {key: repr(source.default_name(key)) for key, kind in KINDS.items() if kind.top_level}
+        defaults = {key: value for key, value in defaults.items() if value != "''"}
         defaults |= {"client": "the strategy's"} | {key: f"see `fl show {key}`" for key in sections}
-        return _arguments(Config, defaults)
-    lines = [_description(sections[name]), _arguments(sections[name])] if name in sections else []
+        return _arguments(config, defaults)
+    lines = [sections[name].text, _arguments(sections[name])] if name in sections else []
     if name in KINDS:
-        lines.append(f"`fl show {name} NAME` shows one of {', '.join(registry.names(name))}.")
+        lines.append(f"`fl show {name} NAME` shows one of {', '.join(source.registered(name))}.")
     if lines:
         return textwrap.fill(lines.pop(), WIDTH) if len(lines) == 1 else "\n\n".join(lines)
     raise UnknownName(f"{name!r} is neither a section, one of {sorted(sections)}, nor a kind, one of {sorted(KINDS)}")
+
+
+def _section_class(config: Definition, key: str) -> Definition | None:
+    """The dataclass of a section; None for a part without options, or a plain value."""
+    for found in config.annotation(key):
+        bases = [source.definition_of(kind.base) for kind in KINDS.values()]
+        if found.is_dataclass and found not in bases:
+            return found
+    return None
 
 
 def _known_kind(kind: str) -> str:
@@ -95,31 +100,14 @@ def _known_kind(kind: str) -> str:
     return kind
 
 
-def _alone(part: Any) -> bool:
-    """Whether the part is the only one that its module registers."""
-    return sum(getattr(other, "__module__", "") == part.__module__ for other in registry.parts()) == 1
-
-
-def _description(part: Any) -> str:
-    """The docstring without the `Args:` section, which is printed field by field."""
-    return split_args(own_docstring(part))[0]
-
-
-def _arguments(part: Any, defaults: Mapping[str, str] = {}) -> str:
-    """Name, type and default of each constructor argument, with its description below; `defaults` replace its own."""
-    fields = [field for name, field in fields_of(part).items() if name != "part"]  # written by its name
-    described = argument_descriptions(part)
-    width = max((len(field.name) for field in fields), default=0)
+def _arguments(part: Definition, defaults: Mapping[str, str] = {}) -> str:
+    """Name, type and default of each argument, with its description below; `defaults` replace its own."""
+    arguments = [argument for argument in part.arguments() if argument.name != "part"]  # written by its name
+    width = max((len(argument.name) for argument in arguments), default=0)
     lines = []
-    for field in fields:
-        lines.append(f"{field.name:<{width}}  {field.type} = {defaults.get(field.name) or _default(field)}")
-        if field.name in described:
+    for each in arguments:
+        lines.append(f"{each.name:<{width}}  {each.type} = {defaults.get(each.name) or each.default}")
+        if each.description:
             indent = " " * (width + 4)
-            lines.append(textwrap.fill(described[field.name], WIDTH, initial_indent=indent, subsequent_indent=indent))
+            lines.append(textwrap.fill(each.description, WIDTH, initial_indent=indent, subsequent_indent=indent))
     return "\n".join(lines)
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
-    return "required" if field.default is dataclasses.MISSING else repr(field.default)

@@ -211,7 +211,7 @@ class RunSetup:
         return (
             f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
             f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}"
-            f"{' in ' * bool(place)}{place}, in {directory}"
+            f"{place and ' '}{place}, in {directory}"
             + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
         )
 

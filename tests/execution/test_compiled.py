@@ -206,13 +206,14 @@ COMPILE = """
 import hashlib
 import numpy as np
 from fl.execution.training.compiled import load
+from fl.execution.training.native.memory import memory_length
 native, draw = load(), np.random.default_rng(0)
 bits = []
 for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
     theta, x = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32)
     labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)
-    sizes, memory = np.full(8, 25), np.zeros(native.memory.memory_length(shapes, 10, 0), np.float32)
+    sizes, memory = np.full(8, 25), np.zeros(memory_length(shapes, 10, 0), np.float32)
     native.train_clients(
         native.Start(start, layers),
         native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),

@@ -62,12 +62,15 @@ class Choice:
         """Describe the executor of a run with this plan in words.
 
         >>> Choice("serial", 2, "compiled training needs no processes").words("compiled")
-        '2 threads of this process (compiled training needs no processes)'
+        'in 2 threads of this process (compiled training needs no processes)'
         """
-        count = self.workers if self.executor == "ray" or plan == "compiled" else 1
-        unit = "Ray worker" if self.executor == "ray" else "thread"
-        place = "" if self.executor == "ray" else " of this process"
-        return f"{count} {unit}{'s' * (count > 1)}{place} ({self.why})"
+        if self.executor == "ray":
+            place = f"on {self.workers} Ray worker{'s' * (self.workers > 1)}"
+        elif plan == "compiled" and self.workers > 1:
+            place = f"in {self.workers} threads of this process"
+        else:
+            place = "in this process"
+        return f"{place} ({self.why})"
 
 
 def asked_for(execution: Execution) -> Choice | None:
