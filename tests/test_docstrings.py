@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from fl import registry
-from fl.cli.docstring import argument_descriptions, own_docstring
+from fl.cli.docstring import split_args
 from fl.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,24 @@ def undocumented(module: types.ModuleType, protocols: list[type]) -> list[str]:
             lacking = [n for n in methods_of(value) if not any(is_documented(base, n) for base in bases)]
             found += [f"{value.__qualname__}.{n}" for n in lacking]
     return found
+
+
+def argument_descriptions(part: type) -> dict[str, str]:
+    """Return the description of each argument of a class; base classes describe those that they define."""
+    found: dict[str, str] = {}
+    for base in reversed(part.__mro__):
+        if not base.__module__ == "builtins":
+            found |= split_args(own_docstring(base))[1]
+    return found
+
+
+def own_docstring(part: Any) -> str:
+    """Return the docstring of a module, class or function, without indentation.
+
+    It is "" without one, also for a dataclass, to which Python gives its signature as docstring.
+    """
+    text = vars(part).get("__doc__") or ""
+    return "" if re.fullmatch(rf"{part.__name__}\(.*\)", text) else inspect.cleandoc(text)
 
 
 def undescribed(part: type) -> list[str]:

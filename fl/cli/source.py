@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -21,6 +22,7 @@ from fl.kinds import KINDS
 
 ROOT = Path(fl.__file__).resolve().parents[1]
 PACKAGES = sorted({package.partition(".")[0] for kind in KINDS.values() for package in kind.packages})
+DEFAULT_PART = re.compile(r"KINDS\['(\w+)'\]\.default\(\)")
 EMPTY = {"dict": "{}", "list": "[]", "tuple": "()"}  # default factories
 
 
@@ -154,7 +156,8 @@ class Definition:
         for each in self.lineage:
             values = dict(_assigned(each.node.body))
             if name in values:
-                return str(ast.literal_eval(values[name]))
+                default = DEFAULT_PART.fullmatch(ast.unparse(values[name]))
+                return default_name(default[1]) if default else str(ast.literal_eval(values[name]))
         return ""
 
     def _default(self, value: ast.expr | None) -> str:

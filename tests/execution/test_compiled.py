@@ -4,12 +4,14 @@ import copy
 import itertools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from fl.errors import ConfigError
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.native import cache
 from fl.execution.training.native import clients as native
 from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
@@ -183,13 +186,40 @@ def test_the_compiled_hash_is_that_of_random():
     assert [int(chained(word, number)) for number, word in enumerate(words)] == expected.tolist()
 
 
-def test_machine_code_is_compiled_again_when_one_of_its_files_changes(tmp_path, monkeypatch):
-    """numba's cache key contains the function's closure, which holds a number computed from all files."""
-    (closure,) = native._compiled.py_func.__closure__
-    assert closure.cell_contents == native._version()
-    (tmp_path / "vector.py").write_text(Path(native.vector.__file__).read_text() + "#")
-    monkeypatch.setattr(native.vector, "__file__", str(tmp_path / "vector.py"))
-    assert closure.cell_contents != native._version()
+def test_the_key_of_machine_code_names_all_files_that_it_is_made_from():
+    """The files of the folder, and the random numbers; another text has another key."""
+    assert {Path(path).name for path in cache.SOURCES} >= {"clients.py", "products.py", "vector.py", "random.py"}
+    assert cache.key() == cache.key_of(b"".join(path.read_bytes() for path in cache.SOURCES))
+    assert cache.key_of(b"a") != cache.key_of(b"b")
+
+
+def test_machine_code_is_kept_in_a_private_folder(tmp_path, monkeypatch):
+    """numba reads it with pickle: a folder that others can open, a link or a file is refused."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = cache.folder()
+    assert kept == tmp_path / "fl" / "machine-code" and stat.S_IMODE(kept.stat().st_mode) == 0o700
+    kept.chmod(0o755)
+    with pytest.raises(cache.NotPrivate, match="only this user"):
+        cache.folder()
+    kept.chmod(0o700)
+    kept.rename(tmp_path / "elsewhere")
+    kept.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(cache.NotPrivate):
+        cache.folder()
+    assert not cache.is_cached()
+    kept.unlink()
+    kept.mkdir(0o700)
+    (tmp_path / "fl").chmod(0o777)  # whoever can write there can put another folder in its place
+    with pytest.raises(cache.NotPrivate):
+        cache.folder()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_another_users_folder_of_machine_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    os.chown(cache.folder(), 65534, 65534)
+    with pytest.raises(cache.NotPrivate):
+        cache.folder()
 
 
 @pytest.mark.parametrize("name", ["softmax", "wide"])
@@ -228,27 +258,39 @@ print(bits)
 
 @pytest.mark.slow
 def test_every_process_computes_the_same(tmp_path):
-    """Processes that load compiled code agree with one that must compile because it can write to no cache folder."""
+    """Processes that load machine code, from another checkout too, agree with the one that compiled it."""
     for package in ("fl", "clients", "strategies", "partitions", "experiments"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(Path(fl.__file__).parents[1] / package, tmp_path / package, ignore=ignored)
-    # a file in place of the cache folder, so that the folder cannot be created
-    (tmp_path / "fl" / "execution" / "training" / "native" / "__pycache__").touch()
-    (tmp_path / "tmp").mkdir()
 
-    def told(seed: int, **places: str) -> str:
-        environment = {n: v for n, v in os.environ.items() if n not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
-        environment |= {"PYTHONHASHSEED": str(seed), **places}
+    def told(seed: int, checkout: Path) -> str:
+        places = {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment = os.environ | {"PYTHONHASHSEED": str(seed), **places}
         done = subprocess.run(
             [sys.executable, "-c", COMPILE], env=environment, cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    nowhere = {"HOME": "/dev/null", "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(tmp_path)}
-    compiled = told(1, **nowhere)
-    assert len([*(tmp_path / "tmp").glob(f"fl-machine-code-{os.getuid()}/**/clients.*compiled*.nbc")]) == 1
-    assert told(2, **nowhere) == told(3, PYTHONPATH=str(Path(fl.__file__).parents[1])) == compiled
+    compiled = told(1, tmp_path)
+    (code,) = (tmp_path / "cache" / "fl" / "machine-code").glob("*/*.nbc")
+    written = code.stat().st_mtime_ns
+    assert told(2, tmp_path) == told(3, Path(fl.__file__).parents[1]) == compiled
+    assert code.stat().st_mtime_ns == written and [*code.parent.parent.glob("*/*.nbc")] == [code]
+    assert not [*tmp_path.glob("fl/**/*.nb[ci]")]
+
+
+def test_machine_code_in_an_open_folder_is_neither_read_nor_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    function = numba.njit(lambda x: x)
+    usual = function._cache
+    cache.folder().chmod(0o777)
+    cache.keep(function)
+    assert function._cache is usual and "machine code is compiled in each process" in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    (tmp_path / "fl" / "machine-code").chmod(0o700)
+    cache.keep(function)
+    assert str(tmp_path) in function._cache.cache_path
 
 
 def test_an_invalid_label_is_an_error():
