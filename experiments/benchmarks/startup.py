@@ -1,102 +1,112 @@
-"""Measure the seconds from the command to the end of round 0.
+"""Measure the seconds from the command to the end of round 0, and compare them with what they cannot fall below.
 
-    python -m experiments.benchmarks.startup [--turns 5] [--clients 100000]
+    python -m experiments.benchmarks.startup [--turns 5] [--clients 1000]
 
-Softmax regression runs serially and on two Ray workers, twice in a process. For comparison, a process runs
-`import torch, ray; ray.init()` only. These take turns; the table shows medians of the parts of each:
+    import torch    a process that imports torch
+    bare ray        a process that starts Ray and two actors
+    serial          `fl run` of softmax regression, until round 0 is announced
+    ray             the same on two Ray workers
 
-    imports         imports, and reading the configuration
-    data, model     data, partition and model; Ray starts at the same time
-    workers         time until the workers are ready after that
-    round 0         the first round
+They take turns, after one turn that is not measured (it compiles, and fills the caches). The bars:
+
+    serial <= 1.6 x import torch + 1 s              ray <= the same + bare ray
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
-RUN = """
-import json, sys, tempfile, time
-start = time.perf_counter()
+import yaml
 
-def measure(config, out):
-    started, marks = time.perf_counter(), {}
-
-    def watch(event, value):
-        marks[event] = time.perf_counter() - started
-
-    fl.run(config, out=out, watch=watch)
-    return marks
-
-if __name__ == "__main__":
-    import fl
-    from fl.config.config import resolve
-    from fl.config.reading import read
-    from fl.execution.workers.ray_pool import keep_workers
-    config = resolve(read(json.loads(sys.argv[1])))
-    imports = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder, keep_workers():
-        for name in "ab":
-            print(json.dumps({"imports": imports, **measure(config, folder + "/" + name)}))
-"""
-BARE = """
-import json, time
-start = time.perf_counter()
-import torch, ray
+ACTORS = """
+import ray
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-print(json.dumps({"total": time.perf_counter() - start}))
+
+@ray.remote(num_cpus=1)
+class Actor:
+    def ready(self):
+        return True
+
+actors = [Actor.remote() for _ in range(2)]
+ray.get([actor.ready.remote() for actor in actors])
 """
+FIRST_ROUND = re.compile(r"\s*1/1\s")  # the line that announces it
 
 
-def config(executor: str, clients: int) -> dict:
+def config(clients: int) -> dict[str, object]:
+    """Return a round of softmax regression."""
     return {
         "rounds": 1,
         "data": {"name": "noise", "clients": clients},
         "partition": "natural",
         "splits": {"val": 0.0},
         "model": "softmax",
-        "cohort": {"size": 1000},
+        "cohort": {"size": 100},
         "strategy": "fedavg",
         "client": {"lr": 0.05, "batch": 10},
-        "execution": {"executor": executor, "workers": 2},
     }
 
 
-def run_code(code: str, *arguments: str) -> list[dict[str, float]]:
-    """Run code in a new Python process and return its output, one JSON object per line."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def seconds_of_code(code: str) -> float:
+    """Return the duration of a Python process."""
+    start = time.perf_counter()
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
-def split(marks: dict[str, float], again: bool = False) -> dict[str, float]:
-    """Return the seconds of each part and their total. A second run in a process (`again`) imports nothing."""
-    parts = {"imports": 0.0 if again else marks["imports"], "data, model": marks["start"]}
-    parts |= {"workers": marks["ready"] - marks["start"], "round 0": marks["round"] - marks["ready"]}
-    return parts | {"total": sum(parts.values())}
+def seconds_to_round_0(file: Path, executor: str) -> float:
+    """Return the time until a run announces round 0."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "fl", "run", str(file), "--out", f"{out}/run"]
+        command += [f"execution.executor={executor}", "execution.workers=2"]
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if FIRST_ROUND.match(line):
+                    taken = time.perf_counter() - start
+        if process.returncode:
+            raise SystemExit("".join(lines))
+        return taken
 
 
 def main() -> None:
+    """Print a table of medians, and the bars."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="number of turns")
-    parser.add_argument("--clients", type=int, default=100_000, help="number of clients")
+    parser.add_argument("--clients", type=int, default=1000, help="number of clients")
     arguments = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {}
-    for _ in range(arguments.turns):
-        for executor in ("serial", "ray"):
-            first, second = run_code(RUN, json.dumps(config(executor, arguments.clients)))
-            results.setdefault(executor, []).append(split(first))
-            results.setdefault(f"{executor}, the next run", []).append(split(second, again=True))
-        results.setdefault("bare torch and ray", []).extend(run_code(BARE))
-    columns = ["imports", "data, model", "workers", "round 0", "total"]
-    print(f"| seconds, medians of {arguments.turns} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for name, turns in results.items():
-        medians = [f"{statistics.median(t[c] for t in turns):.2f}" if c in turns[0] else "" for c in columns]
-        print(f"| {name} | {' | '.join(medians)} |")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "softmax.yaml"
+        file.write_text(yaml.safe_dump(config(arguments.clients)))
+        contestants: dict[str, Callable[[], float]] = {
+            "import torch": lambda: seconds_of_code("import torch"),
+            "serial": lambda: seconds_to_round_0(file, "serial"),
+            "bare ray": lambda: seconds_of_code(ACTORS),
+            "ray": lambda: seconds_to_round_0(file, "ray"),
+        }
+        turns = [{name: run() for name, run in contestants.items()} for _ in range(arguments.turns + 1)][1:]
+    medians = {name: statistics.median(turn[name] for turn in turns) for name in contestants}
+    serial = 1.6 * medians["import torch"] + 1
+    bars = {"serial": serial, "ray": serial + medians["bare ray"]}
+    print(f"load {os.getloadavg()[0]:.1f}, medians of {arguments.turns} turns")
+    print("| | seconds | fastest | bar | of the bar |\n|---|---:|---:|---:|---:|")
+    for name, median in medians.items():
+        fastest, bar = min(turn[name] for turn in turns), bars.get(name)
+        compared = f"{bar:.2f} | {median / bar:.2f}" if bar else " | "
+        print(f"| {name} | {median:.2f} | {fastest:.2f} | {compared} |")
 
 
 if __name__ == "__main__":

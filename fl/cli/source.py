@@ -137,12 +137,12 @@ class Definition:
         for each in reversed(self.lineage):
             described |= split_args(each.docstring)[1]
             for node in each.node.body if each._decorated else ():
-                if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
+                if isinstance(node, ast.AnnAssign):
                     found[ast.unparse(node.target)] = each, node
         return [
             Argument(name, ast.unparse(node.annotation), where._default(node.value), described.get(name, ""))
             for name, (where, node) in found.items()
-            if _is_key(node.value)
+            if _is_key(node)
         ]
 
     def annotation(self, name: str) -> list[Definition]:
@@ -187,9 +187,10 @@ class Definition:
         return self._constant(source, what) if source is not None else None
 
 
-def _is_key(value: ast.expr | None) -> bool:
-    """Whether a field is a configuration key (fl/config/fields.py)."""
-    return "NOT_A_KEY" not in (text := ast.unparse(value) if value else "") and "init=False" not in text
+def _is_key(node: ast.AnnAssign) -> bool:
+    """Whether a field is a configuration key (fl/config/fields.py); a class variable may replace a base's field."""
+    text = ast.unparse(node)
+    return not any(word in text for word in ("ClassVar", "NOT_A_KEY", "init=False"))
 
 
 def _assigned(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:

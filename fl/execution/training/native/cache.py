@@ -111,7 +111,7 @@ def _cache(place: Path) -> Callable[[Any], Any]:
     class Entry(CompileResultCacheImpl):
         """Writes and reads compiled functions."""
 
-        _locator_classes = [Locator]
+        _locator_classes: Any = [Locator]
 
     class Cache(FunctionCache):
         """The cache of one function."""
