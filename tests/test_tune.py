@@ -126,11 +126,13 @@ def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
 
 
 def test_worker_counts():
-    """The default is first; 0 means serial."""
+    """0 means serial."""
     assert worker_counts(Execution(), {}, 2) == [2, 0, 1]
     assert worker_counts(Execution(), {"executor": "ray"}, 4) == [4, 1, 2, 3]
     assert worker_counts(Execution(), {}, 32) == [32, 0, 1, 2, 4, 8, 16]
-    assert worker_counts(Execution(workers=3), {"workers": 3}, 4) == [3]
+    assert worker_counts(Execution(workers=3), {"workers": 3}, 4) == [3, 0]
+    assert worker_counts(Execution(executor="ray", workers=3), {"executor": "ray", "workers": 3}, 4) == [3]
+    assert worker_counts(Execution(address="auto", workers=3), {}, 4) == [3]
     assert worker_counts(Execution(executor="serial"), {"executor": "serial"}, 4) == [0]
 
 
