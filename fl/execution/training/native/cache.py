@@ -91,6 +91,7 @@ def keep(dispatcher: Any) -> None:
 def _cache(place: Path) -> Callable[[Any], Any]:
     """Return a class of numba caches whose files lie in `place`."""
     from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+    from numba.core.runtime import rtsys
 
     class Locator(_CacheLocator):
         """Finds the folder. Its name stands for the source, which numba would compare by place and time."""
@@ -117,5 +118,14 @@ def _cache(place: Path) -> Callable[[Any], Any]:
         """The cache of one function."""
 
         _impl_class = Entry
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            """Return the compiled function, or None.
+
+            numba's own method first imports all that compiling needs, half a second. Machine code needs the runtime
+            for its arrays only.
+            """
+            rtsys.initialize(target_context)
+            return self._load_overload(sig, target_context)
 
     return Cache
