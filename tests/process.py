@@ -34,9 +34,9 @@ def fl(*arguments: object, folder: Path | None = None, **environment: str) -> Co
     return _finished(_run_command, tuple(map(str, arguments)), folder, environment)
 
 
-def start(code: str) -> BaseProcess:
-    """Start a process that runs Python code, to kill it or wait for it; its output is lost."""
-    process = CONTEXT.Process(target=_child, args=(_run_code, (code, False), os.devnull, os.devnull, None, {}))
+def start(code: str, output: Path | str = os.devnull) -> BaseProcess:
+    """Start a process that runs Python code, to kill it or wait for it; `output`: the file for what it prints."""
+    process = CONTEXT.Process(target=_child, args=(_run_code, (code, False), str(output), str(output), None, {}))
     process.start()
     return process
 

@@ -28,11 +28,13 @@ def client_work_is_a_pure_function(bench: Bench) -> None:
     """Work that runs twice on the same message gives the same reply and changes nothing that it was given."""
 
     def work(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        given = [dict(ctx.received), ctx.state, carry]
+        given = [dict(ctx.received), ctx.state, carry, dict(ctx.train.arrays), ctx.initial.trained, dict(ctx.config)]
         before = fingerprint(given)
         first, again = (own(self).work(self, name, ctx, carry) for _ in range(2))
         if fingerprint(given) != before:
-            raise Broken("work changed what it received, its old state or its carry; make new ones")
+            raise Broken(
+                "work changed what it received, its old state, its carry, the first model or the data: copy it"
+            )
         one, other = ([dict(r.update.groups), dict(r.update.metrics), r.state, r.carry] for r in (first, again))
         require_equal(fingerprint(one), fingerprint(other), "two replies to the same message")
         return first

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import typer
 
 from fl.cli import flower, parts, reports, runs, tools
+from fl.cli.interrupts import stop_on_signals
 
 PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Runs": {"run": runs.run, "resume": runs.resume, "digest": runs.digest},
@@ -47,4 +48,5 @@ app.add_typer(flower_app, name="flower", rich_help_panel="Flower")
 
 def main() -> None:
     """Run the command that `sys.argv` names."""
-    app()
+    with stop_on_signals():
+        app()

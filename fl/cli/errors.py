@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 
 import typer
 
+from fl.cli.interrupts import stopped
 from fl.errors import ClientError, ConfigError, UnknownName
 
 EXIT_FAILED = 1
@@ -24,18 +25,23 @@ MORE = "--traceback shows all calls"
 
 
 @contextlib.contextmanager
-def report_errors(traceback: bool = False) -> Iterator[None]:
-    """Turn an exception into `error: ...` on stderr and exit code 1 or 2.
+def report_errors(traceback: bool = False, interrupted: str = "stopped") -> Iterator[None]:
+    """Turn an exception into `error: ...` on stderr and exit code 1 or 2, or after a signal 130.
 
-    With `traceback` or FL_TRACEBACK=1 the exception passes through unchanged.
+    With `traceback` or FL_TRACEBACK=1 the exception passes through unchanged. `interrupted`: the line after a signal.
     """
     try:
         yield
     except typer.Exit:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if stopped() or isinstance(error, KeyboardInterrupt):
+            say(interrupted)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        if not isinstance(error, Exception):  # a user's module calls sys.exit while it is imported
+            error = RuntimeError(f"{type(error).__name__}({error}) was raised").with_traceback(error.__traceback__)
         if traceback or os.environ.get("FL_TRACEBACK") == "1":
-            raise
+            raise error
         usage = isinstance(error, (ConfigError, UnknownName))
         say(f"error: {in_words(error)}")
         raise typer.Exit(EXIT_USAGE if usage else EXIT_FAILED) from None

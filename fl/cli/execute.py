@@ -13,6 +13,7 @@ import typer
 from fl.cli.errors import EXIT_INTERRUPTED, say
 from fl.cli.format import format_baselines, format_profile, format_summary, four_decimals, two_columns
 from fl.cli.interrupts import Interrupts
+from fl.errors import MachineError
 
 if TYPE_CHECKING:
     from fl.simulation.result import Result
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def execute_runs(
-    starts: Sequence[Callable[..., Result]], as_json: bool, several: bool = False, profiled: bool = False
+    starts: Sequence[Callable[..., Result]],
+    as_json: bool,
+    several: bool = False,
+    profiled: bool = False,
+    directory: Path | None = None,
 ) -> None:
     """Execute runs one after another on the same workers, and print what came out.
 
@@ -30,6 +35,7 @@ def execute_runs(
         as_json: print one JSON object on stdout and nothing else.
         several: the JSON object is {"runs": [...]}, even for one run.
         profiled: record where the time goes, and write profile.json and trace.json.
+        directory: of a run that is resumed.
     """
     from fl.execution.workers.ray_pool import keep_workers
 
@@ -38,7 +44,7 @@ def execute_runs(
         for start in starts:
             if interrupts.requested:
                 break
-            with _monitor(interrupts, profiled) as (watch, profile):
+            with _monitor(interrupts, profiled, directory) as (watch, profile):
                 result = start(watch=watch, interrupt=lambda: interrupts.requested)
             summaries.append(result.summary | ({"profile": profile.shares} if profile else {}))
             if not as_json:
@@ -55,7 +61,9 @@ def execute_runs(
 
 
 @contextlib.contextmanager
-def _monitor(interrupts: Interrupts, profiled: bool) -> Iterator[tuple[Watcher, Profile | None]]:
+def _monitor(
+    interrupts: Interrupts, profiled: bool, directory: Path | None
+) -> Iterator[tuple[Watcher, Profile | None]]:
     """Show the progress of a run, and say after Ctrl-C how it can be resumed. Yields its watcher and its profile.
 
     A context manager and not a function that calls the run, so that tracebacks of runs are short.
@@ -63,12 +71,11 @@ def _monitor(interrupts: Interrupts, profiled: bool) -> Iterator[tuple[Watcher, 
     from fl.tracking.profile import Profile
     from fl.tracking.progress import Progress
 
-    directory: Path | None = None
-
     def watch(event: str, value: Any) -> None:
         nonlocal directory
-        if event == "ready":
+        if event == "start":
             directory = value.directory
+        elif event == "ready":
             interrupts.rounds_begin()
         progress(event, value)
         if profile:
@@ -77,7 +84,9 @@ def _monitor(interrupts: Interrupts, profiled: bool) -> Iterator[tuple[Watcher, 
     try:
         with Progress() as progress, Profile() if profiled else contextlib.nullcontext() as profile:
             yield watch, profile
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MachineError) as error:
+        if isinstance(error, MachineError) and not interrupts.requested:  # the signal may have ended all workers, too
+            raise
         from fl.storage.run import committed
 
         resumable = directory and committed(directory)

@@ -27,7 +27,7 @@ def run(
     seed: Annotated[str | None, typer.Option("--seed", hidden=True)] = None,
 ) -> None:
     """Run a configuration. seed=0..4 makes five runs, one after the other."""
-    with report_errors(traceback):
+    with report_errors(traceback, "stopped before the first round"):
         if seed is not None:
             raise ConfigError("--seed", f"the seed is a key of the configuration; write seed={seed} without --")
         changes = parse_overrides(overrides)
@@ -61,7 +61,7 @@ def resume(
     traceback: Traceback = False,
 ) -> None:
     """Resume a run from its last committed round, or a Flower app run with --journal. rounds=+100 adds rounds."""
-    with report_errors(traceback):
+    with report_errors(traceback, f"stopped; resume with: fl resume {directory}"):
         changes = parse_overrides(overrides)
         from fl.config.reading import read
         from fl.simulation import run as simulation
@@ -72,7 +72,7 @@ def resume(
 
             execute_flower_app(resumed(directory, changes), as_json)
             return
-        execute_runs([partial(simulation.resume, directory, changed=changed, **changes)], as_json)
+        execute_runs([partial(simulation.resume, directory, changed=changed, **changes)], as_json, directory=directory)
 
 
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:

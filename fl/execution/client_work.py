@@ -12,6 +12,8 @@ from fl.communication.codecs.error_feedback import Residuals
 from fl.execution.client_state import last_received, method_state, new_record, same_entries
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.isolation import as_error
+from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.stages import during, stage_of
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk
@@ -54,7 +56,8 @@ class ClientWork(ExchangeWorker):
 
     def ends_the_run(self, error: Exception) -> bool:
         """Return whether the run stops; otherwise the clients are left out of the round."""
-        no_client = isinstance(error, (ModuleChanged, TensorsDiffer)) or self.is_machine_fault(error)
+        kinds = (ModuleChanged, TensorsDiffer, SharedValueWritten)
+        no_client = isinstance(error, kinds) or self.is_machine_fault(error)
         return no_client or self.job.on_error == "raise"
 
     def failed(self, positions: np.ndarray, error: Exception) -> None:
@@ -79,21 +82,30 @@ class LoopWork(ClientWork):
         for position in positions:
             at = position[None]
             try:
-                ctx, record = self._receive(at)
-                with (
-                    span("compute", self.dispatch.work, ctx.client),
-                    during(self.dispatch.work),
-                    use_memory_format(self.module, self.dispatch.plan.memory_format),
-                    self.device.computing(),
-                    self.module_for(ctx.client),
-                ):
-                    carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
-                    reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
-                check_reply(reply, type(self.job.algorithm).__name__)
-                self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
-                self._send(at, ctx, record, reply)
-            except Exception as error:
-                self.failed(at, error)
+                self._work(at)
+            except BaseException as error:
+                self.failed(at, as_error(error))
+            self.check_shared(at)
+
+    def _work(self, at: np.ndarray) -> None:
+        """Have the client at one position, (1,), work, and upload its update."""
+        ctx, record = self._receive(at)
+        with (
+            span("compute", self.dispatch.work, ctx.client),
+            during(self.dispatch.work),
+            use_memory_format(self.module, self.dispatch.plan.memory_format),
+            self.device.computing(),
+            self.module_for(ctx.client),
+        ):
+            carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
+            own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
+            with self.isolated:
+                reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
+            if own:
+                own.check([ctx.client])
+        check_reply(reply, type(self.job.algorithm).__name__)
+        self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
+        self._send(at, ctx, record, reply)
 
     def _receive(self, at: np.ndarray) -> tuple[ClientContext, Tree]:
         """Return (context, last record) of the client at one position, (1,)."""
@@ -138,16 +150,23 @@ class LoopWork(ClientWork):
 class BatchedWork(ClientWork):
     """Chunks of clients, trained together."""
 
+    @property
+    def runs_client_code(self) -> bool:
+        """Compiled training runs none."""
+        return self.dispatch.plan.kind != "compiled"
+
     def chunk(self, positions: np.ndarray) -> None:
         """Train the clients at `positions` together; after an error one by one, to find the client that failed."""
         try:
             self._many(positions)
-        except Exception as error:
+        except BaseException as caught:
+            error = as_error(caught)
             if len(positions) == 1 or self.ends_the_run(error):
                 self.failed(positions, error)
                 return
             for position in positions:
                 self.chunk(position[None])
+        self.check_shared(positions)
 
     def _many(self, positions: np.ndarray) -> None:
         """Train the clients at consecutive positions together, and upload their updates."""
@@ -157,8 +176,14 @@ class BatchedWork(ClientWork):
         assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
         chunk, records = self._chunk(positions)
         for careful in (False, True):
-            with span("compute", d.work), during(d.work), self.device.computing(), self.module_for_many(d.plan.kind):
-                weights = None if careful else self.uploads.weights(sizes)
+            weights = None if careful else self.uploads.weights(sizes)
+            with (
+                span("compute", d.work),
+                during(d.work),
+                self.device.computing(),
+                self.module_for_many(d.plan.kind),
+                self.isolated,
+            ):
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
             if weights is not None and not update.groups["model"].batch:
                 uploaded = self.uploads.upload_sum(positions, update, weights)

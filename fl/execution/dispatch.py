@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fl.errors import ClientError
 from fl.execution.columns import Columns
 from fl.execution.training.plan import Plan
 from fl.method.fold import Fold
@@ -115,9 +116,17 @@ class ExchangeDispatch:
         """Return a worker's answer, from its parts by index of the dispatch."""
         return parts.get(0) or PartialResult({}, Columns())
 
-    def where(self, task: int) -> str:
-        """Describe a task in words, for messages."""
-        return f"round {self.round}, at or near client {self.cohort[task * self.plan.chunk]}"
+    def clients(self, task: int) -> int:
+        """Return the number of clients in a task."""
+        return len(self.positions(task))
+
+    def error(self, task: int, detail: str) -> ClientError:
+        """Return an error that names the clients of a task."""
+        stage = self.work if self.kind == "work" else f"evaluate/{self.work}"
+        server = self.kind == "evaluate_server"
+        return ClientError(
+            "the server's data" if server else self.cohort[self.positions(task)], self.round, stage, detail
+        )
 
     def missing(self, parts: Iterable[PartialResult]) -> np.ndarray:
         """Return the tasks that no part covers."""
@@ -180,10 +189,15 @@ class DispatchGroup:
         """Return a worker's answer, by index of the dispatch."""
         return dict(parts)
 
-    def where(self, task: int) -> str:
-        """Describe a task in words, for messages."""
+    def clients(self, task: int) -> int:
+        """Return the number of clients in a task."""
         _, dispatch, own = self.at(task)
-        return dispatch.where(own)
+        return dispatch.clients(own)
+
+    def error(self, task: int, detail: str) -> ClientError:
+        """Return an error that names the clients of a task."""
+        _, dispatch, own = self.at(task)
+        return dispatch.error(own, detail)
 
     def missing(self, parts: Iterable[Mapping[int, PartialResult]]) -> np.ndarray:
         """Return the tasks that no part covers."""

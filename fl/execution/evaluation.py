@@ -13,6 +13,7 @@ from torch import Tensor
 from fl.data.views import View
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
+from fl.execution.isolation import as_error
 from fl.execution.training.customised import overrides
 from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
@@ -38,7 +39,7 @@ class Evaluation(ExchangeWorker):
 
     @property
     def stage(self) -> str:
-        """The stage that errors are reported with."""
+        """The stage of errors."""
         return f"evaluate/{self.dispatch.work}"
 
     def measure(
@@ -97,6 +98,11 @@ class ClientEvaluation(Evaluation):
             and not (depends_on_batch(self.job.module) or self.job.statistics)
         )
 
+    @property
+    def runs_client_code(self) -> bool:
+        """The received model predicts without any."""
+        return not self.shared
+
     def chunk(self, positions: np.ndarray) -> None:
         """Evaluate the clients at `positions`."""
         clients = self.dispatch.cohort[positions]
@@ -104,15 +110,17 @@ class ClientEvaluation(Evaluation):
             try:
                 with self.module_for(int(clients[0])):
                     self._together(positions, clients)
-            except Exception as error:
-                raise self.error(clients, error, self.stage) from None
+            except BaseException as error:
+                raise self.error(clients, as_error(error), self.stage) from None
+            self.check_shared(positions)
             return
         for position, client in zip(positions, clients):
             try:
                 with self.module_for(int(client)):
                     self._one(position[None], int(client))
-            except Exception as error:
-                raise self.error(np.array([client]), error, self.stage) from None
+            except BaseException as error:
+                raise self.error(np.array([client]), as_error(error), self.stage) from None
+            self.check_shared(position[None])
 
     def _together(self, positions: np.ndarray, clients: np.ndarray) -> None:
         rows, counts = self.partition.views_rows(clients, self.dispatch.split)
@@ -137,15 +145,24 @@ class ClientEvaluation(Evaluation):
             algorithm = self.job.adapt
             ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
         if self.dispatch.work != "received":
-            with use_memory_format(self.module, self.dispatch.plan.memory_format), self.device.computing():
+            with (
+                use_memory_format(self.module, self.dispatch.plan.memory_format),
+                self.device.computing(),
+                self.isolated,
+            ):
                 reply = algorithm.work("train", ctx, None)
             ctx = algorithm.context_after_training(ctx, reply)
-        with self.device.computing():
+        with self.device.computing(), self.isolated:
             return algorithm.predictor(ctx)
 
 
 class ServerEvaluation(Evaluation):
     """Metrics of the model on blocks of the server's data; the cohort are block numbers."""
+
+    @property
+    def runs_client_code(self) -> bool:
+        """The server has no client."""
+        return False
 
     def chunk(self, positions: np.ndarray) -> None:
         """Evaluate the blocks at `positions`."""
@@ -153,9 +170,9 @@ class ServerEvaluation(Evaluation):
         try:
             with self.module_for(int(numbers[0])):
                 self._blocks(positions, numbers)
-        except Exception as error:
+        except BaseException as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"
-            raise self.error(who, error, self.stage) from None
+            raise self.error(who, as_error(error), self.stage) from None
 
     def _blocks(self, positions: np.ndarray, numbers: np.ndarray) -> None:
         rows = self.dispatch.rows

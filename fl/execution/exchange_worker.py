@@ -17,7 +17,9 @@ from fl.execution.client_state import method_state
 from fl.execution.columns import Columns
 from fl.execution.dispatch import ExchangeDispatch, PartialResult
 from fl.execution.downloads import Downloads
+from fl.execution.isolation import isolated
 from fl.execution.machine_faults import is_machine_fault
+from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.stages import stage_of
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
@@ -59,6 +61,8 @@ class ExchangeWorker:
         self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
         self.draws = random.hash64_prefix(1, self.job.seed, dispatch.number, "module")  # the owner of the draws follows
+        self.isolated = isolated()
+        self.compared: list[SharedValues] = []  # values that clients must not write into; in the first round
 
     def chunk(self, positions: np.ndarray) -> None:
         """Work on consecutive cohort positions, (n,)."""
@@ -66,6 +70,7 @@ class ExchangeWorker:
 
     def partial_result(self) -> PartialResult:
         """Return what has come of the dispatch on this worker."""
+        self.check_shared(np.empty(0, np.int64), last=True)
         return PartialResult(self.device.fetch(self.fold.nodes), self.columns.packed(), self.errors, self.seconds)
 
     def is_machine_fault(self, error: Exception) -> bool:
@@ -79,6 +84,33 @@ class ExchangeWorker:
             return MachineError(f"round {self.dispatch.round}, stage {stage!r}: {type(error).__name__}: {error}")
         detail = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         return ClientError(who, self.dispatch.round, stage_of(error, default), detail, explain(error))
+
+    @property
+    def runs_client_code(self) -> bool:
+        """Whether code of the client algorithm runs."""
+        return True
+
+    def compare(self, data: SharedValues) -> None:
+        """Look after each client whether it has written into `data` or into the broadcast."""
+        broadcast = self.dispatch.broadcast
+        groups = {**broadcast.shared, **self.downloads.common}
+        self.compared = [SharedValues({"ctx.received": groups, "ctx.config": broadcast.config}), data]
+
+    def check_shared(self, positions: np.ndarray, last: bool = False) -> None:
+        """Raise a `ClientError` if the clients at some positions, (n,), wrote into values that all clients read.
+
+        `last`: compare large values, too; otherwise they are compared less often (fl/execution/shared_values.py).
+        """
+        for values in self.compared:
+            try:
+                values.check(self.dispatch.cohort[positions], last)
+            except SharedValueWritten as error:
+                raise self.error(np.array(values.suspects), error, self.stage) from None
+
+    @property
+    def stage(self) -> str:
+        """The stage of errors that name no other one."""
+        return self.dispatch.work
 
     def count(self, direction: str, group: str, positions: np.ndarray, sizes: Sizes) -> None:
         """Count the bytes of a group, for the ledger."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fl.checks import at_least
+from fl.checks import at_least, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class Execution:
         graphs: on a GPU, run the gradients of the loop as CUDA graphs.
         deterministic: on a GPU, use only algorithms that give the same bits each time.
         on_client_error: "raise" ends the run; "drop" leaves the client out of the round.
+        client_timeout: longest time for the work of one client, in seconds, with executor ray; None: no limit. A
+            client that takes longer is tried again on a new worker; the second time, the run stops and names it.
     """
 
     executor: Literal["auto", "serial", "ray"] = "auto"
@@ -46,8 +48,15 @@ class Execution:
     graphs: bool = False
     deterministic: bool = False
     on_client_error: Literal["raise", "drop"] = "raise"
+    client_timeout: float | None = None
 
     def __post_init__(self) -> None:
         at_least(1, workers=self.workers, micro_batch=self.micro_batch)
+        positive(client_timeout=self.client_timeout)
+        if self.client_timeout is not None and self.executor == "serial":
+            raise ValueError(
+                "client_timeout: the serial executor cannot end a client that hangs; set executor: ray, or leave "
+                "client_timeout out"
+            )
         if self.graphs and self.device == "cpu":
             raise ValueError("graphs: CUDA graphs need a GPU; set device: cuda, or leave graphs out")

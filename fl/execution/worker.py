@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.evaluation import ClientEvaluation, ServerEvaluation
 from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.hidden_state import HiddenState, HiddenStateWatch
+from fl.execution.isolation import isolated
+from fl.execution.shared_values import SharedValues
 from fl.execution.training import compiled
 from fl.execution.workers.process import configure_process
 from fl.models.probe import ModuleState
@@ -49,6 +52,7 @@ class Worker:
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)
         self.round: int | None = None  # of the files in `scratch`
+        self.first_round: int | None = None
         self.module_state = ModuleState(self.job.module)
         self.hidden_state = HiddenStateWatch(job.watched)
 
@@ -56,8 +60,8 @@ class Worker:
         """Work through runs [a, b) of task numbers; return the partial result. New client states go to `segment`."""
         self.states.write_to(segment)
         started: dict[int, ExchangeWorker] = {}
-        for first, last in tasks:
-            for task in range(first, last):
+        with isolated():
+            for task in (task for first, last in tasks for task in range(first, last)):
                 index, one, own = dispatch.at(task)
                 if index not in started:
                     started[index] = self.begin(one)
@@ -88,13 +92,25 @@ class Worker:
     def begin(self, dispatch: ExchangeDispatch) -> ExchangeWorker:
         """Begin a dispatch. Carries and spilled updates of an earlier round are dropped."""
         if dispatch.round != self.round:
+            self.first_round = dispatch.round if self.round is None else None
             self.round = dispatch.round
             self.scratch.empty()
+        exchange = self._exchange(dispatch)
+        if exchange.runs_client_code and dispatch.round == self.first_round:
+            exchange.compare(self.data)
+        return exchange
+
+    def _exchange(self, dispatch: ExchangeDispatch) -> ExchangeWorker:
         if dispatch.kind == "evaluate":
             return ClientEvaluation(self, dispatch)
         if dispatch.kind == "evaluate_server":
             return ServerEvaluation(self, dispatch)
         return LoopWork(self, dispatch) if dispatch.plan.kind == "loop" else BatchedWork(self, dispatch)
+
+    @cached_property
+    def data(self) -> SharedValues:
+        """Hashes of what clients read in all rounds."""
+        return SharedValues({"ctx.initial": self.job.initial, "ctx.train.arrays": self.job.arrays}, thrifty=True)
 
     def close(self) -> None:
         """Close the files of client states."""

@@ -25,6 +25,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from threadpoolctl import threadpool_limits
 
+from fl.errors import MachineError
 from fl.execution.workers.process import configure_process
 from fl.flower.records import RecordSizes, content_to_tree, copy_content, record_sizes, tree_to_content
 from fl.flower.seeding import seed_all
@@ -122,10 +123,14 @@ class AppBatch:
         found = {at: result for part in parts for at, result in part.results.items()}
         return [found[at] for at in range(len(self.messages))]
 
-    def where(self, task: int) -> str:
-        """Describe a task, for error messages."""
+    def clients(self, task: int) -> int:
+        """Return the number of nodes in a task."""
+        return 1
+
+    def error(self, task: int, detail: str) -> MachineError:
+        """Return an error that names the node of a task."""
         metadata = self.messages[task].metadata
-        return f"{metadata.message_type!r} at or near node {metadata.dst_node_id}"
+        return MachineError(f"{metadata.message_type!r} at node {metadata.dst_node_id}: {detail}")
 
     def __reduce__(self) -> Reduced:
         return _batch, (_to_array((self.contents, self.messages)),)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fl.execution.isolation import isolated
 from fl.execution.workers.executor import Executor
 from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
 from fl.method.strategy import ServerContext, Strategy, checked_outcome
@@ -30,7 +31,7 @@ def run_generator(
     answer: Any = None
     while True:
         try:
-            with span("server", "strategy"):
+            with span("server", "strategy"), isolated():
                 request = generator.send(answer)
         except StopIteration as end:
             state, metrics = checked_outcome(strategy, getattr(generator, "__name__", "round"), end.value)

@@ -86,7 +86,7 @@ def resume(
         watch: as in `run`.
         interrupt: as in `run`.
         overrides: `rounds` (a larger number, or "+100" to add), execution.executor, execution.workers,
-            execution.address and checkpoint.every.
+            execution.address, execution.client_timeout and checkpoint.every.
 
     Raises:
         ConfigError: another key is changed, `rounds` is no number of rounds, or something differs from the beginning

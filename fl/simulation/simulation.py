@@ -18,9 +18,10 @@ from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.hidden_state import HiddenStateWatch
+from fl.execution.isolation import isolated
 from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
-from fl.execution.workers.executor import Executor
+from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
 from fl.method.messages import Broadcast
 from fl.method.strategy import ServerContext, Strategy
@@ -48,6 +49,7 @@ from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
 INIT = -2  # address of draws in `Strategy.init`
+UNPROTECTED = "a crash or a hang of client code ends a serial run"
 Watcher = Callable[[str, Any], None]
 
 
@@ -94,11 +96,13 @@ class Simulation:
             given = executor if self.choice is None else new_executor(self.choice, config.execution)
             if given is not None:  # Ray starts while the run is set up
                 self._prepare(given, stack)
-            self.run_setup = set_up_run(config)
+            with isolated():
+                self.run_setup = set_up_run(config)
             if given is None:
                 self.choice = choose_executor(self.run_setup)
                 self._prepare(new_executor(self.choice, config.execution), stack)
-            self._set_up(resumed, stack)
+            with isolated():
+                self._set_up(resumed, stack)
             self._closing = stack.pop_all()
 
     def _prepare(self, executor: Executor, stack: ExitStack) -> None:
@@ -111,6 +115,10 @@ class Simulation:
     def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
         """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
         watch = watch or (lambda event, value: None)
+        with isolated():
+            return self._run(watch, interrupt)
+
+    def _run(self, watch: Watcher, interrupt: Callable[[], bool]) -> Result:
         watch("start", self)
         self.start_workers()
         watch("ready", self)
@@ -264,7 +272,8 @@ class Simulation:
     def headline(self) -> str:
         """One line that tells what runs."""
         place = "" if self.choice is None else self.choice.words(self.run_setup.plan.kind)
-        return self.run_setup.headline(self.directory, place)
+        line = self.run_setup.headline(self.directory, place)
+        return f"{line}. Note: {UNPROTECTED}" if isinstance(self.executor, Serial) else line
 
     # -- commits --------------------------------------------------------------------------------------------------
     def record(self) -> Mapping[str, Any]:

@@ -22,7 +22,10 @@ from fl.storage.run import RunDirectory, machine
 from fl.tensors.serialise import digest
 
 # keys of the configuration that do not change results
-FREE_TO_CHANGE = {"execution.executor", "execution.workers", "execution.address", "checkpoint.every"}
+FREE_TO_CHANGE = {
+    *(f"execution.{key}" for key in ("executor", "workers", "address", "client_timeout")),
+    "checkpoint.every",
+}
 FREE = {"rounds", "checkpoint.best"} | FREE_TO_CHANGE
 PACKAGES = ("fl", "torch", "numpy", "numba")  # those that compute
 DIGESTS = {"data_sha256": "the data", "partition_sha256": "the partition", "model_sha256": "the first model"}

@@ -35,6 +35,7 @@ class Actor:
         writer: int,
         name: str,
         local: str,
+        client_seconds: float | None,
     ) -> None:
         """Take a job.
 
@@ -46,10 +47,12 @@ class Actor:
             writer: number of the worker's segments.
             name: of the run's shared files.
             local: the driver's node.
+            client_seconds: longest time for one client; the process ends after a longer one.
         """
         import ray
 
         from fl import registry
+        from fl.execution.workers.deaths import Deadline
         from fl.execution.workers.shared import Region, SharedFiles, SharedQueue
         from fl.tracking import spans
 
@@ -60,6 +63,7 @@ class Actor:
         # two nodes may be on one machine
         self.files = SharedFiles(name if self.is_local else f"{name}-{self.node[:8]}")
         self.region, self.queue = Region(self.files), SharedQueue(self.files.queue)
+        self.deadline = Deadline(self.files.folder.path, client_seconds)
         self.worker = self._open(handle, memory).worker(writer)
 
     def serve(self, path: str, key: bytes) -> None:
@@ -78,20 +82,29 @@ class Actor:
 
         with spans.span("transfer", "call"):
             handle, number, runs, steal, index, segment = pickle.loads(request)
-            tasks = self.queue.tasks(number, runs, index, steal)
-            answer = self._answer(self.worker.run(self._open(handle, memory), tasks, segment))
+            dispatch = self._open(handle, memory)
+            with self.deadline:
+                tasks = self.deadline.watched(self.queue.tasks(number, runs, index, steal), dispatch.clients)
+                answer = self._answer(self.worker.run(dispatch, tasks, segment))
         return answer, spans.take_record(spans.MAX_SENT)
 
     def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
         """Call a function of the server."""
+        from fl.execution.isolation import isolated
         from fl.tracking import spans
 
         with spans.span("transfer", "call"):
             fn, args = self._open(handle, memory)
-            with spans.span("server", "work"):
+            with spans.span("server", "work"), isolated():
                 value = fn(*args)
             answer = self._answer(value)
         return answer, spans.take_record(spans.MAX_SENT)
+
+    def last_words(self, attempt: int, index: int, pid: int) -> tuple[int | None, str]:
+        """Return the task in which another worker on this node ended, and where it was if it took too long."""
+        from fl.execution.workers.deaths import late
+
+        return self.queue.present_task(attempt, index), late(self.files.folder.path, pid)
 
     def retire(self) -> None:
         """Drop the job; on another node than the driver's, remove its shared files."""
@@ -105,7 +118,7 @@ class Actor:
             self.files.remove()
         self.worker.close()
         self.queue.close()
-        del self.worker, self.region, self.queue, self.files
+        del self.worker, self.region, self.queue, self.files, self.deadline
         gc.collect()
         trim()
 

@@ -80,7 +80,7 @@ def asked_for(execution: Execution) -> Choice | None:
     if execution.executor == "ray":
         return Choice("ray", worker_count(execution), "execution.executor: ray")
     for key in ("address", "client_timeout"):
-        if getattr(execution, key, None) is not None:
+        if getattr(execution, key) is not None:
             return Choice("ray", worker_count(execution), f"execution.{key} needs Ray")
     return None
 
@@ -139,4 +139,4 @@ def new_executor(choice: Choice, execution: Execution) -> Executor:
         return Serial(choice.workers)
     from fl.execution.workers.ray import Ray
 
-    return Ray(choice.workers, execution.address, execution.device == "cuda")
+    return Ray(choice.workers, execution.address, execution.device == "cuda", execution.client_timeout)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fl.execution.isolation import isolated
 from fl.execution.workers.limits import cores
 from fl.execution.workers.process import exclusive
 from fl.execution.workers.task_queue import TaskQueue
@@ -71,8 +72,11 @@ class Dispatch(Protocol):
     def gather(self, parts: Iterable[Any], retried: int = 0) -> Any:
         """Return the result. Nothing refers to the partial results afterwards."""
 
-    def where(self, task: int) -> str:
-        """Describe a task in words, for messages."""
+    def clients(self, task: int) -> int:
+        """Return the number of clients in a task."""
+
+    def error(self, task: int, detail: str) -> Exception:
+        """Return an error that names the clients of a task. `detail`: what happened to its worker."""
 
 
 class Executor(Protocol):
@@ -158,7 +162,8 @@ class Serial:
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args)."""
-        return fn(*args)
+        with isolated():
+            return fn(*args)
 
     def close(self) -> None:
         """Stop the threads, and close the workers' files."""

@@ -5,7 +5,8 @@
     runs of tasks                ----->   SharedQueue per node: own run, then steal  likewise
     gather              <-----            Region per worker: its partial result      carried by the return value
 
-If a worker dies, its unfinished tasks run again on the others, and the reduction tree gives the same bits.
+If a worker dies, its unfinished tasks run again on the others, and the reduction tree gives the same bits. The client
+that a worker died with is tried once more; if that ends a worker again, the run stops and names the client.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from typing import Any
 import numpy as np
 
 from fl import registry
+from fl.errors import MachineError
 from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, WorkerDied
+from fl.execution.workers.deaths import Deaths, late
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.folders import new_name
 from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
-from fl.execution.workers.shared import Handle, Region, SharedFiles
+from fl.execution.workers.shared import Handle, Region, SharedFiles, SharedQueue
 from fl.execution.workers.task_queue import split
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
 from fl.tracking import spans
 
-ATTEMPTS = 4  # at a dispatch whose workers die, before the run stops
+ATTEMPTS = 4  # at a dispatch whose workers die, or to create workers, before the run stops
+FEWER = "If memory ran out, use fewer execution.workers or a smaller execution.chunk"
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +63,19 @@ class Ray:
         workers: number of actors.
         address: join a running cluster ("auto" finds it); `None` starts Ray on this machine.
         gpus: whether the actors share the GPUs.
+        client_seconds: longest time for one client; a worker ends after a longer one.
     """
 
     remote = False
 
-    def __init__(self, workers: int, address: str | None = None, gpus: bool = False):
-        self.workers, self.address, self.gpus = workers, address, gpus
+    def __init__(
+        self,
+        workers: int,
+        address: str | None = None,
+        gpus: bool = False,
+        client_seconds: float | None = None,
+    ):
+        self.workers, self.address, self.gpus, self.client_seconds = workers, address, gpus, client_seconds
         self.active = workers  # how many of them get tasks
         self.pool: RayPool | None = None
         self.files: SharedFiles | None = None
@@ -82,15 +93,16 @@ class Ray:
             self.prepare()
         assert self.pool is not None
         self.states, self.files = states, SharedFiles(new_name())
+        self.queue, self.deaths = SharedQueue(self.files.queue), Deaths(self.client_seconds)
         self.job, self.region = Region(self.files), Region(self.files)
         self.job_handle = self.job.write(job)
         self.job_memory: Any = None  # in the object store, for other nodes
-        handles = self.pool.acquire(self.workers)
+        self.attempts = 0
+        self.pool.connect()
         import ray
 
         self.ray, self.local = ray, ray.get_runtime_context().get_node_id()
-        self.attempts = 0
-        self.members = self._with_job(handles)
+        self._add_workers()
 
     def use_workers(self, count: int) -> None:
         """Divide the following dispatches among the first `count` workers."""
@@ -103,12 +115,10 @@ class Ray:
         if any(m.node != self.local for m in members) and self.job_memory is None:
             self.job_memory = self.ray.put(self.job.copy(self.job_handle))
         assert self.files is not None
-        common, name = (registry.sources(), self.job_handle, spans.recording()), self.files.name
+        common = registry.sources(), self.job_handle, spans.recording()
+        more = self.files.name, self.local, self.client_seconds
         self.ray.get(
-            [
-                m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, name, self.local)
-                for m in members
-            ]
+            [m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, *more) for m in members]
         )
         for m in members:
             if m.node == self.local:
@@ -121,17 +131,35 @@ class Ray:
         return self.ray.get(actor.clock.remote())
 
     def _replace_dead(self) -> None:
-        """Create workers in place of dead ones; if the cluster has no room for them, the others continue alone."""
-        if all(m.actor is not None for m in self.members):
-            return
+        """Create workers in place of dead ones."""
+        if any(m.actor is None for m in self.members):
+            self.members = [m for m in self.members if m.actor is not None]
+            self._add_workers()
+
+    def _add_workers(self) -> None:
+        """Create workers that are missing. If they do not start, the others continue alone.
+
+        Raises:
+            MachineError: no worker is alive after `ATTEMPTS` attempts.
+        """
         assert self.pool is not None
-        self.members = [m for m in self.members if m.actor is not None]
-        try:
-            self.members += self._with_job(self.pool.acquire(self.workers - len(self.members)))
-        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
-            log.warning("no room for new workers; continuing with %d", len(self.members))
-            if not self.members:
-                raise
+        missing = self.workers - len(self.members)
+        for _ in range(ATTEMPTS):
+            handles: list[ActorHandle] = []
+            try:
+                handles = self.pool.acquire(missing)
+                self.members += self._with_job(handles)
+                return
+            except self.ray.exceptions.GetTimeoutError:
+                problem = "the cluster has no room for new workers"
+            except self.ray.exceptions.RayActorError:
+                problem = "new workers died before they worked"
+            for handle in handles:
+                self.ray.kill(handle.actor)
+            if self.members:
+                log.warning("%s; continuing with %d", problem, len(self.members))
+                return
+        raise MachineError(f"{problem}, {ATTEMPTS} times, and no other worker is alive. {FEWER}")
 
     def _memory_for(self, member: _Member, memory: Any) -> Any:
         """Return a value's bytes for a worker on another node, which does not see this node's memory."""
@@ -142,6 +170,7 @@ class Ray:
         """Have the workers work through all tasks; tasks of workers that die run again."""
         parts: list[Any] = []
         missing, retried = np.arange(dispatch.tasks), 0
+        self.deaths.begin(dispatch)
         for attempt in range(ATTEMPTS):
             self._replace_dead()
             parts += self._attempt(dispatch, missing, steal=not dispatch.pin or attempt > 0)
@@ -150,10 +179,7 @@ class Ray:
                 return dispatch.gather(parts, retried)
             retried += len(missing)
             parts = copy.deepcopy(parts)  # they are views of memory that the workers are about to write again
-        raise RuntimeError(
-            f"{dispatch.where(missing[0])}: workers died {ATTEMPTS} times. If they ran out of memory, use fewer "
-            "execution.workers or a smaller execution.chunk"
-        )
+        raise MachineError(f"workers die faster than they are replaced: {ATTEMPTS} times in one exchange. {FEWER}")
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args), computed by a worker."""
@@ -166,9 +192,7 @@ class Ray:
                 return tree_map(lambda leaf: leaf.clone(), self._answer(member, asked))
             except WorkerDied:
                 member.actor = None
-        raise RuntimeError(
-            f"server work {fn} killed {ATTEMPTS} workers; if memory ran out, use fewer execution.workers"
-        )
+        raise MachineError(f"server work {fn} ended {ATTEMPTS} workers. {FEWER}")
 
     def _share(self, value: Any) -> tuple[Handle, Any]:
         """Write a value where every worker can open it."""
@@ -193,7 +217,8 @@ class Ray:
         handle, memory = self._share(dispatch)
         self.attempts += 1
         parts: list[Any] = []
-        requests: list[tuple[_Member, float]] = []
+        requests: list[tuple[_Member, int, float]] = []
+        dead: list[tuple[_Member, int]] = []
         failure: Exception | None = None
         members = sorted(self.members[: self.active], key=lambda m: m.node)
         shares = iter(split(dispatch.costs()[tasks], tasks, len(members)))
@@ -205,19 +230,34 @@ class Ray:
                 segment = self.states.segment(member.writer)
                 request = pickle.dumps((handle, self.attempts, runs, steal, index, segment))
                 with spans.span("transfer", "call"):
-                    requests.append((member, time.perf_counter()))
+                    requests.append((member, index, time.perf_counter()))
                     member.channel.send("run", request, self._memory_for(member, memory))
-        for member, asked in requests:
+        for member, index, asked in requests:
             try:
                 parts.append(self._answer(member, asked))
             except WorkerDied:
-                log.warning("worker %d died; its clients run again", member.pid)
                 member.actor = None
+                dead.append((member, index))
             except Exception as error:
                 failure = failure or error
         if failure is not None:
             raise failure
+        for member, index in dead:
+            self.deaths.add(member.pid, *self._last_words(member, index))
         return parts
+
+    def _last_words(self, member: _Member, index: int) -> tuple[int | None, str]:
+        """Return the task that a dead worker had taken, if known, and where it was if that took too long."""
+        assert self.files is not None
+        if member.node == self.local:
+            return self.queue.present_task(self.attempts, index), late(self.files.folder.path, member.pid)
+        for other in self.members:  # one on the same node, which sees the files
+            if other.node == member.node and other.actor is not None:
+                try:
+                    return self.ray.get(other.actor.last_words.remote(self.attempts, index, member.pid))
+                except self.ray.exceptions.RayError:
+                    continue
+        return None, ""
 
     def close(self) -> None:
         """Return the workers to the pool, and remove shared files."""
@@ -227,4 +267,5 @@ class Ray:
                 member.channel.close()
             release_pool(pool, [ActorHandle(m.actor, m.node, m.pid) for m in self.members if m.actor is not None])
         if self.files is not None:
+            self.queue.close()
             self.files.remove()

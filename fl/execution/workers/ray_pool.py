@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import warnings
@@ -68,8 +69,7 @@ class RayPool:
 
     def acquire(self, count: int) -> list[ActorHandle]:
         """Return `count` living actors without a job; missing ones are created."""
-        if not self.connected:
-            self._connect()
+        self.connect()
         found = _living(self.idle)
         found, self.idle = found[:count], found[count:]
         return found + (self._create(count - len(found)) if count > len(found) else [])
@@ -86,13 +86,17 @@ class RayPool:
         """Return the share of a GPU that each worker gets."""
         return min(1.0, gpus / self.workers)
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Connect to Ray, once; the idle actors of a head are those that it has created."""
+        if self.connected:
+            return
         import ray
 
         address = self.address if self.head is None else self._answer()["address"]
         if not ray.is_initialized():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray")
             with contextlib.ExitStack() as ours:
+                ours.enter_context(as_a_guest())
                 if self.head is not None:
                     ours.enter_context(on_loopback())
                     ours.enter_context(with_token(self.token))
@@ -103,7 +107,12 @@ class RayPool:
         if self.workers > cores:
             raise ConfigError("execution.workers", f"{self.workers} need as many cores; the Ray cluster has {cores}")
         if self.head is not None:
-            self.idle = _located([ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)])
+            actors = [ray.get_actor(f"{NAME}-{i}", NAMESPACE) for i in range(self.workers)]
+            try:
+                self.idle = _located(actors)
+            except ray.exceptions.RayActorError:  # one has died; `acquire` creates others
+                for actor in actors:
+                    ray.kill(actor)
             check_doors(**self._answer())
 
     def _answer(self) -> dict[str, Any]:
@@ -144,6 +153,28 @@ class RayPool:
             self.head.kill()
             self.head.wait()
         self.head.stdout.close()
+
+
+@contextlib.contextmanager
+def as_a_guest() -> Iterator[None]:
+    """Let `ray.init` leave this program's handler of SIGTERM, and its standard output, as they are.
+
+    Ray's handler would end the program at once, and a thread of Ray prints when a worker dies, which we log.
+    """
+    from ray._private import utils, worker
+
+    handler, names = signal.getsignal(signal.SIGTERM), {utils: "set_sigterm_handler", worker: "listen_error_messages"}
+    theirs = {module: getattr(module, name, None) for module, name in names.items()}
+    for module, name in names.items():
+        setattr(module, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        for module, name in names.items():
+            if theirs[module] is not None:
+                setattr(module, name, theirs[module])
+        if signal.getsignal(signal.SIGTERM) is not handler:  # another version of Ray
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _local_gpus() -> int:

@@ -195,9 +195,10 @@ class SharedQueue:
     """The task queue of all workers on a node (see task_queue.py), in a shared file.
 
     The file's lock protects it; the system releases the lock when its holder dies. The first runs belong to the
-    workers; further runs have no owner.
+    workers; further runs have no owner. The last pairs tell what each worker works on, so that the driver can name the
+    client that ended a worker.
 
-        int64 pairs    (attempt, number of runs)  [front, back)  [front, back) ...
+        int64 pairs    (attempt, number of runs)  [front, back)  [front, back) ...    (attempt, task) of worker 1, 0
     """
 
     def __init__(self, path: Path):
@@ -216,7 +217,14 @@ class SharedQueue:
                 self.memory[0] = attempt, len(runs)
                 self.memory[1 : 1 + len(runs)] = runs
         while (task := self._next(attempt, worker, steal)) is not None:
+            self.memory[-1 - worker] = attempt, task
             yield task, task + 1
+        self.memory[-1 - worker] = 0, 0
+
+    def present_task(self, attempt: int, worker: int) -> int | None:
+        """Return the task that a worker has taken and not finished in an attempt, or `None`."""
+        of, task = self.memory[-1 - worker].tolist()
+        return task if of == attempt else None
 
     def _next(self, attempt: int, worker: int, steal: bool) -> int | None:
         with self._locked():

@@ -127,6 +127,10 @@ class Comparison:
                 found = [*self._start(Path(folder), workers), *self._start_trees(Path(folder), facts)]
                 self._check(found, Path(folder))
                 self._measure(found)
+            except BaseException:  # such as a signal: contestants may be in the middle of long rounds
+                for processes in self.running:
+                    processes.kill()
+                raise
             finally:
                 for processes in self.running:
                     processes.close()
@@ -144,7 +148,8 @@ class Comparison:
             for copies in dict.fromkeys(workers if p == "k" else int(p) for p in program.processes):
                 self.say(f"{self.name}: {program.name} x{copies} starts")
                 several = f" x{copies}" if len(program.processes) > 1 else ""
-                yield from self._offered(Processes(python, program.script, copies, folder), program, several)
+                self.running.append(Processes(python, program.script, copies, folder))
+                yield from self._offered(self.running[-1], program, several)
 
     def _start_trees(self, folder: Path, facts: dict[str, Any]) -> Iterator[Contestant]:
         """Contestants of other checkouts, from a workload that each writes itself."""
@@ -159,14 +164,13 @@ class Comparison:
             if written.returncode:
                 self.missing[tree.name] = written.stderr[-1000:]
                 continue
-            processes = Processes(Path(sys.executable), OURS.script, 1, own, tree)
-            for contestant in self._offered(processes, OURS, ""):
+            self.running.append(Processes(Path(sys.executable), OURS.script, 1, own, tree))
+            for contestant in self._offered(self.running[-1], OURS, ""):
                 contestant.name = f"{tree.name}: {contestant.name}"
                 yield contestant
 
     def _offered(self, processes: Processes, program: Program, several: str) -> Iterator[Contestant]:
         """Yield the contestants of a started program that `only` selects. `several` is the end of their names."""
-        self.running.append(processes)
         try:
             answer = processes.answers()[0]
         except ContestantFailed as failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -46,20 +47,24 @@ class Processes:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         self.name, self.stderr = script, tempfile.TemporaryFile("w+")
+        self.processes: list[subprocess.Popen[bytes]] = []
         peers = tree / PEERS
-        self.processes = [
-            subprocess.Popen(
-                [str(python), str(peers / f"{script}.py"), str(folder), str(share), str(copies), str(port)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.stderr,
-                env=environment(peers, tree) | ONE_THREAD,
-                cwd=None if tree == TREE else tree,  # Ray's workers import from the working directory first
-                start_new_session=True,
-                bufsize=0,
-            )
-            for share in range(copies)
-        ]
+        try:
+            for share in range(copies):
+                process = subprocess.Popen(
+                    [str(python), str(peers / f"{script}.py"), str(folder), str(share), str(copies), str(port)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self.stderr,
+                    env=environment(peers, tree) | ONE_THREAD,
+                    cwd=None if tree == TREE else tree,  # Ray's workers import from the working directory first
+                    start_new_session=True,
+                    bufsize=0,
+                )
+                self.processes.append(process)
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         """Send a message to all processes at once, and return their answers."""
@@ -91,6 +96,12 @@ class Processes:
         self.stderr.seek(0)
         return (self.stderr.read().strip() or "ended without a message")[-1000:]
 
+    def kill(self) -> None:
+        """Kill the processes at once, with the processes that they have started in their groups."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End the processes; kill those that do not end in time."""
         for process in self.processes:
@@ -100,7 +111,7 @@ class Processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                self.kill()
                 process.wait()
             _pipe(process.stdout).close()
         self.stderr.close()
