@@ -16,8 +16,9 @@ class Execution:
     last bits of results. The run directory holds the values of `plan`, `chunk` and `memory_format` that were chosen.
 
     Args:
-        executor: "ray": worker processes; "serial": this process; "auto": Ray if an `address` is given, or if plans
-            other than "compiled" have several `workers` or so much work that processes save time, else this process.
+        executor: "ray": worker processes; "serial": this process; "auto": Ray if an `address` or a
+            `client_timeout` is given, or if a plan other than "compiled" has several `workers` or so much work that
+            processes save time, else this process.
         workers: number of worker processes, 1 or more ("serial": threads of compiled training). Default: one per CPU
             core that this process may use (fewer under a memory limit), or per GPU.
         address: address of a Ray cluster, "auto" for the running one; None: this machine.

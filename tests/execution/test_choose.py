@@ -26,6 +26,7 @@ def chosen(plan="loop", work=LITTLE, cores=2, **settings):
         ({"executor": "serial", "workers": 3, "work": MUCH}, ("serial", 3, "execution.executor: serial")),
         ({"executor": "ray", "workers": 3, "plan": "compiled"}, ("ray", 3, "execution.executor: ray")),
         ({"address": "auto", "workers": 3, "plan": "compiled"}, ("ray", 3, "execution.address needs Ray")),
+        ({"client_timeout": 9.0, "workers": 3, "plan": "compiled"}, ("ray", 3, "execution.client_timeout needs Ray")),
         ({"plan": "compiled", "work": MUCH, "workers": 2}, ("serial", 2, "compiled training needs no processes")),
         ({"workers": 2}, ("ray", 2, "execution.workers: 2")),
         ({"workers": 1, "work": MUCH}, ("serial", 1, "execution.workers: 1")),
