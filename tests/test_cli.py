@@ -190,6 +190,7 @@ def test_resume_equals_one_run(config, finished, tmp_path):
     )  # MB of all three rounds
     # an old model file does not hide later committed rounds; without a model file the checkpoint is used
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "two")
+    (tmp_path / "two" / "SHA256SUMS").unlink()  # as a resumed run that was killed leaves it
     assert fl("digest", tmp_path / "two").stdout == summary["digest"] + "\n" != old
     (tmp_path / "two" / "model.safetensors").unlink()
     assert fl("digest", tmp_path / "two").stdout == summary["digest"] + "\n"
