@@ -22,6 +22,7 @@ from typing import Any
 
 from fl.tensors import random
 
+TRIED = ("0.68.",)  # versions of numba whose machine code needs no more than numba's runtime
 SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(random.__file__))
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,10 @@ def _cache(place: Path) -> Callable[[Any], Any]:
             """Return the compiled function, or None.
 
             numba's own method first imports all that compiling needs, half a second. Machine code needs the runtime
-            for its arrays only.
+            for its arrays only. This was tried with the versions `TRIED`; others take numba's way.
             """
+            if not version("numba").startswith(TRIED):
+                return super().load_overload(sig, target_context)
             rtsys.initialize(target_context)
             return self._load_overload(sig, target_context)
 
