@@ -127,6 +127,7 @@ def simulate(
         configure_process()
         states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; 0 is unused
         folder, record = open_run(directory, Ledger, states, resumed)
+        folder.begin()
         if not record:
             folder.configure({"seed": seed, "flower": app, "execution": {"executor": executor, "workers": workers}})
             folder.describe({})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised
+from fl.tensors.params import Params
 
 HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
@@ -64,6 +66,26 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
             figures = spread(values, counts[clients], minimised(name))
             row |= {f"clients/{name}_{key}": figure for key, figure in figures.items()}
     return row
+
+
+def with_model(broadcast: Broadcast, model: Params) -> Broadcast:
+    """Return a broadcast whose group `model` is `model`, which clients see."""
+    hidden = tuple(name for name in broadcast.hidden if name != "model")
+    return replace(broadcast, shared={**broadcast.shared, "model": model}, hidden=hidden)
+
+
+def add_period(matrix: list[list[float]], row: Row, period: int) -> Row:
+    """Add the accuracies at the end of a stream's period to their matrix, and return the stream's metrics.
+
+    Args:
+        matrix: accuracy on each task after each task, see `forgetting`.
+        row: metrics of the evaluation; without accuracies by task, nothing happens.
+        period: the period that ends.
+    """
+    if "task0/accuracy" not in row:
+        return {}
+    matrix.append([row[f"task{s}/accuracy"] for s in range(period + 1)])
+    return {f"stream/{name}": value for name, value in forgetting(matrix).items()}
 
 
 def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:

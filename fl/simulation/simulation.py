@@ -6,9 +6,8 @@ sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from fl.simulation import unchanged
 from fl.simulation.agreement import check_finite, check_groups, check_state
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
-from fl.simulation.evaluation import evaluate, forgetting
+from fl.simulation.evaluation import add_period, evaluate, with_model
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
+from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_generator
 from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
@@ -53,7 +53,7 @@ Watcher = Callable[[str, Any], None]
 
 
 class Simulation:
-    """A run in progress. `record()` is all that lasts from round to round.
+    """A run in progress. What lasts from round to round is in its record (record.py).
 
     Args:
         config: the resolved configuration.
@@ -191,15 +191,12 @@ class Simulation:
 
     def _evaluate(self, cohort: np.ndarray) -> Row:
         """Evaluate the strategy's model, with whatever else clients receive beside it."""
-        strategy, last_of_period = self.config.strategy, self.round + 1 in self.run_setup.ends
+        strategy = self.config.strategy
         broadcast = Broadcast.of(strategy.broadcast(self.state, self._context(cohort)))
-        shared = {**broadcast.shared, "model": strategy.model(self.state)}
-        hidden = tuple(name for name in broadcast.hidden if name != "model")
         with span("evaluate", "evaluation"):
-            row = evaluate(self.exchanges, replace(broadcast, shared=shared, hidden=hidden))
-        if last_of_period and len(self.run_setup.periods) > 1 and "task0/accuracy" in row:
-            self.accuracy_matrix.append([row[f"task{s}/accuracy"] for s in range(self.exchanges.period + 1)])
-            row |= {f"stream/{name}": value for name, value in forgetting(self.accuracy_matrix).items()}
+            row = evaluate(self.exchanges, with_model(broadcast, strategy.model(self.state)))
+        if self.round + 1 in self.run_setup.ends:
+            row |= add_period(self.accuracy_matrix, row, self.exchanges.period)
         return row
 
     def _draws(self, round_: int) -> int:
@@ -237,8 +234,9 @@ class Simulation:
         self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
         if record:
             unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)
-            self._restore(record)
-        else:
+            restore(self, record)
+        self.folder.begin()
+        if not record:
             unchanged.describe(self.folder, self.run_setup)
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds
 
@@ -269,38 +267,10 @@ class Simulation:
         return f"{line}. Note: {UNPROTECTED}" if isinstance(self.executor, Serial) else line
 
     # -- commits --------------------------------------------------------------------------------------------------
-    def record(self) -> Mapping[str, Any]:
-        """Return what a resumed run needs, beside the states of clients."""
-        model = self.config.strategy.model(self.state)
-        return {
-            "round": self.round,
-            "rounds": self.config.rounds,
-            "state": self.state,
-            # for readers that run no code of the run: the model, unless it is the state or its field `model`
-            "model": None if model is self.state or model is getattr(self.state, "model", None) else model,
-            "sampler": self.sampler,
-            "exchanges": self.exchanges.record(),  # it may have clients train, so their states come after it
-            "stopping": self.stopping.record(),
-            "setup_done": self.setup_done,
-            "accuracy_matrix": self.accuracy_matrix,
-        }
-
-    def _restore(self, record: Mapping[str, Any]) -> None:
-        self.round, self.state, self.sampler = record["round"], record["state"], record["sampler"]
-        self.setup_done, self.accuracy_matrix = record["setup_done"], record["accuracy_matrix"]
-        self.exchanges.restore(record["exchanges"])
-        self.stopping.restore(record["stopping"])
-        if self.config.rounds < self.round:
-            raise ConfigError(
-                "rounds", f"{self.config.rounds} is less than the {self.round} rounds done; rounds=+10 adds"
-            )
-        if self.config.rounds > record["rounds"]:  # more rounds are asked for, whatever ended the run before
-            self.stopping.reason = ""
-
     def commit(self) -> list[Row]:
         """Write everything up to the present round to disk, in one step; return the metrics of the new rounds."""
         with span("server", "commit"):
-            self.folder.commit(self.pending, self.record(), self.states, self.best_pending)
+            self.folder.commit(self.pending, record_of(self), self.states, self.best_pending)
             rows, self.pending, self.best_pending = self.pending, [], False
         return [row for row in rows if row["round"] != SETUP]
 

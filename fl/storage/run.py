@@ -81,7 +81,7 @@ class RunDirectory:
             self._opened = opened.pop_all()
 
     def begin(self) -> None:
-        """Cut off what was not committed, and delete what a killed or finished run has left."""
+        """Cut off what was not committed, and delete what a killed or finished run has left. Call it before writing."""
         for growing in (self.metrics, self.ledger, self.clients):
             growing.cut()
         files.remove(self.path / sums.NAME)
@@ -154,6 +154,8 @@ def open_run(
 ) -> tuple[RunDirectory, Mapping[str, Any] | None]:
     """Open the directory of a new run, or of a run that continues from its newest intact commit.
 
+    Call `RunDirectory.begin` when the run is sure to begin. Until then nothing is changed that a refusal would lose.
+
     Args:
         path: The directory.
         open_ledger: As in `RunDirectory`.
@@ -167,9 +169,7 @@ def open_run(
         ConfigError: No commit is intact.
     """
     if not resumed:
-        folder = RunDirectory(path, open_ledger)
-        folder.begin()
-        return folder, None
+        return RunDirectory(path, open_ledger), None
     damages: list[Damaged] = []
     for file, record in checkpoint.intact(path / "checkpoints"):
         try:
@@ -179,7 +179,6 @@ def open_run(
                 folder = RunDirectory(path, open_ledger, (file, record["files"]))
                 opened.callback(folder.close)
                 states.restore(record["clients"])
-                folder.begin()
                 opened.pop_all()
         except Damaged as damage:
             damages.append(damage)
