@@ -119,7 +119,8 @@ def _restore(before: tuple[Any, ...]) -> None:
         _kept[-1].__enter__()
     torch.set_grad_enabled(grad)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    if _settings()[5:7] != (deterministic, warn_only):  # the call imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.set_float32_matmul_precision(precision)
     torch.set_autocast_enabled("cpu", autocast)
     torch.autograd.set_detect_anomaly(anomaly)
