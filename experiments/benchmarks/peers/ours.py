@@ -1,7 +1,7 @@
 """Our own rounds: sampling, broadcast, training, codec, reduction, ledger.
 
-Each possible plan is a contestant, in one process and on Ray workers. On the softmax workloads, another contestant also
-evaluates and commits in each round; it measures the ledger's share of the time.
+Each possible plan is a contestant, in one process and on Ray workers. On some workloads, another contestant also
+evaluates and commits in each round, as a default run does; it measures the ledger's share of the time.
 
     stacked x1             a thread performs a run; at the end of the requested rounds it waits for the next request
     stacked xk             the same on k Ray workers; the workers of all contestants belong to one Ray
@@ -35,7 +35,11 @@ from fl.simulation.build import set_up_run
 from fl.simulation.run import run
 from fl.tensors import random
 
-EVALUATED = {"softmax", "softmax_10k"}  # workloads that are also measured with an evaluation and a commit per round
+EVALUATED = {
+    "softmax",
+    "softmax_10k",
+    "femnist_mlp",
+}  # workloads that are also measured with an evaluation and a commit per round
 
 
 class StopRun(Exception):
@@ -74,9 +78,9 @@ class TimedLedger:
 class Ours(Contestant):
     """A run in a thread, which starts at the first request for rounds."""
 
-    def __init__(self, work: Workload, config: Config, auto: bool):
+    def __init__(self, work: Workload, config: Config, auto: bool, bare: str | None = None):
         super().__init__(work)
-        self.config, self.auto = config, auto
+        self.config, self.auto, self.bare = config, auto, bare
         self.requests: queue.Queue[int] = queue.Queue()  # numbers of rounds; 0 ends the run
         self.answers: queue.Queue[float | Exception] = queue.Queue()  # seconds, or the error of the run
         self.thread: threading.Thread | None = None
@@ -84,7 +88,9 @@ class Ours(Contestant):
     @property
     def facts(self):
         execution = self.config.execution
-        return {"plan": execution.plan, "chunk": execution.chunk, "auto": self.auto, "executor": execution.executor}
+        return {"plan": execution.plan, "chunk": execution.chunk, "auto": self.auto, "executor": execution.executor} | (
+            {"bare": self.bare} if self.bare else {}
+        )
 
     def check(self):
         """Return the model after the check's cohorts, trained in this process without shuffling."""
@@ -171,12 +177,14 @@ def variants(work: Workload) -> dict[str, Ours]:
                 execution = replace(resolved.execution, executor=executor, workers=workers)
                 contestants[f"ours {kind}{suffix}"] = Ours(work, replace(resolved, execution=execution), kind == auto)
     if work.name in EVALUATED:
-        best = contestants[f"ours {auto} x{work.workers}"].config
+        bare = f"ours {auto}, {work.workers} threads"  # where `executor: auto` trains
+        bare = bare if bare in contestants else f"ours {auto} x{work.workers}"
+        best = contestants[bare].config
         sections = {
             "evaluation": Evaluation(every=1, server=False, clients=max(map(len, work.cohorts))),
             "checkpoint": replace(best.checkpoint, every=1, best=True),
         }
-        contestants["ours, evaluated and committed"] = Ours(work, replace(best, **sections), True)
+        contestants["ours, evaluated and committed"] = Ours(work, replace(best, **sections), True, bare)
     return contestants
 
 
