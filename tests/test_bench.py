@@ -219,6 +219,22 @@ def test_a_contestant_of_another_checkout_is_compared_with_the_same_one_of_ours(
     assert found["bars"] == [{"against": "old: ours loop x1", "bar": 0.97, "ratio": 20 / 25, "reached": False}]
 
 
+@pytest.mark.parametrize(("workload", "bar"), [("softmax", 0.5), ("femnist_mlp", 0.9), ("lora", None)])
+def test_rounds_that_are_evaluated_and_committed_have_a_bar(workload, bar):
+    """The medians are 80 and 48; the median of the ratios of the turns .1, .8, .6 counts."""
+    entries = {
+        "ours flat, 2 threads": {"clients_per_second": 80.0, "turns": [100.0, 50.0, 80.0], "facts": {}},
+        "ours, evaluated and committed": {
+            "clients_per_second": 40.0,
+            "turns": [10.0, 40.0, 48.0],
+            "facts": {"bare": "ours flat, 2 threads"},
+        },
+    }
+    facts = {"device": "cpu", "workers": 2, "flops": 1.0, "samples": 1.0, "contestants": entries}
+    expected = [{"against": "ours, evaluated and committed", "bar": bar, "ratio": 0.6, "reached": bar == 0.5}]
+    assert report.summary({"workload": workload, **facts})["bars"] == (expected if bar else [])
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
