@@ -433,6 +433,7 @@ def test_a_stream_is_cut_to_its_commit_and_goes_on(tmp_path_factory, sizes, kept
     with open(path, "ab") as file:  # rows of an uncommitted round
         file.write(torn)
     with closing(ArrowStream(path, SCHEMA, marks[kept])) as stream:
+        stream.cut()
         for round_, n in enumerate(sizes[kept:], kept):
             stream.append(batch(round_, n))
     assert path.stat().st_size == marks[-1].length
