@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,12 +171,12 @@ class Commits:
         """Number of the oldest commit that a killed process or a power cut may leave as the newest one; 0: none yet."""
         return 0 if self._durable is None else min(self.number - 1, self._numbers[self._durable])
 
-    def save(self, tree: Tree, growing: Iterable[Path]) -> None:
+    def save(self, tree: Tree, growing: Callable[[], Iterable[Path]]) -> None:
         """Write a commit.
 
         Args:
             tree: what the run continues from.
-            growing: files whose contents the commit counts on.
+            growing: returns the files whose contents the commit counts on.
         """
         self._collect()
         busy = {self._last, self._durable, self._syncing and self._syncing[0]}
@@ -188,7 +188,7 @@ class Commits:
         self._numbers[index], self._last = self.number, index
         if self._syncing is None and time.monotonic() - self._synced > SYNC_SECONDS:
             self._thread = self._thread or ThreadPoolExecutor(1, "fsync")
-            paths = [*growing, _path(self.folder, index), self.folder]
+            paths = [*growing(), _path(self.folder, index), self.folder]
             self._syncing, self._synced = (index, self._thread.submit(_sync, paths)), time.monotonic()
 
     def _collect(self) -> None:

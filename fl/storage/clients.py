@@ -130,7 +130,7 @@ class ClientStates:
 
     def growing(self) -> list[Path]:
         """Return the files that commits count on."""
-        return sorted([*self.folder.glob("*.seg"), *self.folder.glob("*.bin")])
+        return [*self.folder.glob("*.seg"), *self.folder.glob("*.bin")]
 
     def close(self) -> None:
         """Close the index log."""

@@ -128,8 +128,11 @@ class RunDirectory:
         if best:
             states.pin("best")
             checkpoint.save(self.path / "checkpoints" / "best.safetensors", record)
-        streams = sorted((self.path / "streams").iterdir())
-        self.commits.save(record, [self.metrics.path, *streams, *states.growing()])
+
+        def growing() -> list[Path]:
+            return [self.metrics.path, *(self.path / "streams").iterdir(), *states.growing()]
+
+        self.commits.save(record, growing)
         states.sweep(self.commits.number, self.commits.needed)
 
     def forget(self) -> None:

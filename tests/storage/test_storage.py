@@ -314,7 +314,7 @@ def test_commits_are_read_from_the_newest(tmp_path, monkeypatch):
     assert not checkpoint.committed(tmp_path) and rounds_of(tmp_path) == []
     with closing(checkpoint.Commits(tmp_path)) as commits:
         for round_ in range(7):
-            commits.save(round_, [])
+            commits.save(round_, list)
             assert rounds_of(tmp_path)[: 2 if round_ else 1] == [round_, round_ - 1][: 2 if round_ else 1]
             assert commits.number == round_ + 1 and commits.needed == 0  # nothing has reached the disk
     assert checkpoint.committed(tmp_path)
@@ -324,13 +324,13 @@ def test_commits_are_read_from_the_newest(tmp_path, monkeypatch):
 def test_a_commit_that_was_cut_short_leaves_the_one_before(tmp_path, cut):
     with closing(checkpoint.Commits(tmp_path)) as commits:
         for round_ in range(5):
-            commits.save({"round": round_, "model": torch.full((9,), 1.0 * round_)}, [])
+            commits.save({"round": round_, "model": torch.full((9,), 1.0 * round_)}, list)
     newest = checkpoint.newest_first(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:cut])
     found = [(file, tree) for file, tree in checkpoint.intact(tmp_path) if not isinstance(tree, Damaged)]
     assert found[0][1]["round"] == 3
     with closing(checkpoint.Commits(tmp_path, found[0][0])) as commits:  # the run goes on
-        commits.save({"round": 44, "model": torch.zeros(9)}, [])
+        commits.save({"round": 44, "model": torch.zeros(9)}, list)
         assert found[0][0].is_file()
     assert [tree["round"] for tree in rounds_of(tmp_path)[:2]] == [44, 3]
 
@@ -339,19 +339,19 @@ def test_a_commit_on_the_disk_stays_until_another_one_is(tmp_path, monkeypatch):
     """With a power cut, files written since then may hold anything."""
     monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 0)
     with closing(checkpoint.Commits(tmp_path)) as commits:
-        commits.save(0, [tmp_path / "missing.seg"])  # a growing file that is gone by then
+        commits.save(0, lambda: [tmp_path / "missing.seg"])  # a growing file that is gone by then
         commits._syncing[1].result()
         monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 1e9)
         for round_ in range(1, 9):
-            commits.save(round_, [])
+            commits.save(round_, list)
             assert 0 in rounds_of(tmp_path) and commits.needed == 1
         monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 0)
-        commits.save(9, [])
+        commits.save(9, list)
         commits._syncing[1].result()
-        commits.save(10, [])
+        commits.save(10, list)
         assert commits.needed == 10  # the commit with number 10 is on the disk, and it is the one before the last
-        commits.save(11, [])
-        commits.save(12, [])
+        commits.save(11, list)
+        commits.save(12, list)
         assert 0 not in rounds_of(tmp_path)
 
 
