@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import fl
+from fl import registry
 from fl.check.check import check
 from fl.errors import ClientError, ConfigError, MachineError
 from fl.execution.isolation import ExitRaised, _settings, isolated
@@ -282,8 +283,10 @@ def test_a_client_that_hangs_twice_is_named(attacked):
 
 @pytest.mark.ray
 def test_workers_that_die_faster_than_they_are_replaced_end_the_run(attacked, monkeypatch):
-    """Each worker dies while it imports the client's file."""
+    """Each worker dies while it imports the client's file. Workers of later runs must not import it."""
     monkeypatch.setattr(ray, "ATTEMPTS", 2)
+    monkeypatch.setattr(registry, "_sources", registry.sources())
+    monkeypatch.setattr(registry, "_texts", dict(registry._texts))
     with pytest.raises(MachineError) as caught:
         attacked("pass", more="if in_worker(): os._exit(1)", **RAY | {"execution.workers": 1})
     assert str(caught.value).startswith("new workers died before they worked, 2 times, and no other worker is alive. ")
