@@ -182,7 +182,7 @@ class FOT(Strategy):
     ) -> Generator[Exchange, Any, State]:
         """Ask the clients which directions their inputs span, and extend the bases by them.
 
-        Without an answer the state stays as it is, so that the next round asks again.
+        Without an answer the state does not change, and the next round asks again.
         """
         shared = {"model": state.model} if global_inputs else {}
         static = {"basis": Static(state.tasks, state.bases)} if state.bases else {}

@@ -213,8 +213,8 @@ def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
 class Base:
     """Frozen weights and their change since the start of the run, as the static group "base".
 
-    A client that holds an earlier change receives the increments since then as patches. The newest increments are
-    kept, as long as they are together smaller than the change.
+    A client that holds an earlier change receives the increments since then as patches. The newest increments
+    are kept while their total size is below that of the change.
 
     Args:
         origin: the initial weights of the adapted layers.

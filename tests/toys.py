@@ -6,7 +6,7 @@ A configuration names them as {name: tests/toys.py:ThreeExchanges}. The client o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from fl.data.dataset import Dataset
 from fl.data.sets.noise import RandomData
 from fl.method.client import ClientAlgorithm
-from fl.method.context import Reply
+from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
 from fl.method.messages import Broadcast, Static, Update
 from fl.method.phase import Phase
@@ -24,6 +24,9 @@ from fl.method.requests import Exchange, ServerWork
 from fl.method.strategy import Strategy
 from fl.tensors.params import Params, zeros_like
 from fl.tensors.sparse import Sparse, Table
+
+if TYPE_CHECKING:
+    import pytest
 
 
 # -- three exchanges in a round, connected by a carry -----------------------------------------------------------------
@@ -393,3 +396,16 @@ class Poisoned:
         x = clean.train["x"].copy()
         x[np.isin(clean.clients, self.clients)] = 1e30
         return Dataset({"x": x, "y": clean.train["y"]}, clients=clean.clients)
+
+
+# -- clients that fail ------------------------------------------------------------------------------------------------
+def fail_in_round(patch: pytest.MonkeyPatch, algorithm: type[ClientAlgorithm], round_: int, work: set[str]) -> None:
+    """Have all clients of an algorithm fail at some work in one round."""
+    works = algorithm.work
+
+    def failing(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Any) -> Reply:
+        if ctx.round == round_ and name in work:
+            raise RuntimeError("no battery")
+        return works(self, name, ctx, carry)
+
+    patch.setattr(algorithm, "work", failing)

@@ -39,7 +39,7 @@ class Actor:
 actors = [Actor.remote() for _ in range(2)]
 ray.get([actor.ready.remote() for actor in actors])
 """
-# bytecode is kept, as it is by default: a machine has compiled the modules once
+# keep bytecode, Python's default: a user's machine has compiled the modules once
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 FIRST_ROUND = re.compile(r"\s*1/1\s")  # the line that announces it
 

@@ -28,7 +28,7 @@ EMPTY = {"dict": "{}", "list": "[]", "tuple": "()"}  # default factories
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a part: its name, its type and default as text, and what it means ("" if nobody says)."""
+    """An argument of a part: its name, its type and default as text, and what it means ("" without a description)."""
 
     name: str
     type: str

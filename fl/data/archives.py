@@ -94,7 +94,7 @@ def read_parquet(path: Path, key: str = "path", **options: Any) -> Any:
 
 
 class _Bounded(io.RawIOBase):
-    """A compressed file of which no more is read than fits into memory."""
+    """Read a compressed file, up to the size of the free memory."""
 
     def __init__(self, path: Path):
         self.path, self.file, self.left = path, gzip.open(path, "rb"), free_memory()

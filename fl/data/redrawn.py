@@ -66,7 +66,7 @@ class RowSource:
         return {name: torch.from_numpy(array) for name, array in out.items()}
 
     def _converted(self, name: str, value: np.ndarray, array: np.ndarray, row: int) -> np.ndarray:
-        """Return a value as it is stored. One number may be stored with or without an axis."""
+        """Return a value in its stored form. One number may be stored with or without an axis."""
         shape = array.shape[1:]
         if value.shape != shape and not value.size == 1 == int(np.prod(shape)):
             raise ValueError(

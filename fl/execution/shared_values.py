@@ -6,7 +6,6 @@ workers would not, so the run stops and names the client. Values are compared by
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,8 +15,9 @@ import xxhash
 from torch import Tensor
 
 from fl.errors import dotted
+from fl.tensors.params import Params
 from fl.tensors.serialise import raw_bytes
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, named_leaves
 
 LARGE = 1 << 22  # bytes, above which data are compared after the clients 1, 2, 4, 8, ... of a worker, and the last
 HUGE = 1 << 30  # bytes, above which only `ROWS` rows of data are compared
@@ -38,7 +38,7 @@ class SharedValues:
 
     def __init__(self, values: Mapping[str, Tree], thrifty: bool = False):
         self.values = values
-        nbytes = sum(leaf.nbytes for _, leaf in _leaves("", values) if isinstance(leaf, (Tensor, np.ndarray)))
+        nbytes = sum(leaf.nbytes for _, leaf in _leaves(values) if isinstance(leaf, (Tensor, np.ndarray)))
         self.large, self.huge = thrifty and nbytes > LARGE, thrifty and nbytes > HUGE
         self.before = self._hashes()
         self.checks = 0
@@ -60,22 +60,16 @@ class SharedValues:
         self.suspects = []
 
     def _hashes(self) -> dict[str, Any]:
-        return {name: _hash(leaf, self.huge) for name, leaf in _leaves("", self.values)}
+        return {name: _hash(leaf, self.huge) for name, leaf in _leaves(self.values)}
 
 
-def _leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    """Tensors, arrays, numbers and texts of a tree, with their dotted names."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(dotted(path, key), value)
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from _leaves(dotted(path, index), value)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from _leaves(dotted(path, field.name), getattr(tree, field.name))
-    elif isinstance(tree, (Tensor, np.ndarray, bool, int, float, str)):
-        yield path, tree
+def _leaves(values: Mapping[str, Tree]) -> Iterator[tuple[str, Any]]:
+    """Tensors, arrays, numbers and texts of trees, with their dotted names."""
+    for name, leaf in named_leaves(values):
+        if isinstance(leaf, Params):
+            yield from ((dotted(name, key), tensor) for key, tensor in leaf.items())
+        elif isinstance(leaf, (Tensor, np.ndarray, bool, int, float, str)):
+            yield name, leaf
 
 
 def _hash(leaf: Any, sampled: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Real
@@ -16,7 +15,7 @@ from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.method.reduction import Product, Reduction
 from fl.tensors.params import Layout, Params
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, named_leaves
 
 MOST_EXAMPLES = 2**53  # float64 holds every integer up to here
 
@@ -76,7 +75,7 @@ def check_stacked(groups: Mapping[str, Tree], state: Tree, count: int, who: str)
     Raises:
         ValueError: a leaf has another first axis. The message names it.
     """
-    for name, leaf in (*_leaves("", groups), *_leaves("state", state)):
+    for name, leaf in (*_tensors(groups), *_tensors(state, "state")):
         shape = tuple(leaf.shape)
         if shape[:1] != (count,):
             raise ValueError(
@@ -86,21 +85,13 @@ def check_stacked(groups: Mapping[str, Tree], state: Tree, count: int, who: str)
             )
 
 
-def _leaves(path: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:
+def _tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors of a tree with their dotted names; a `Params` gives its first tensor, which has all its axes."""
-    if isinstance(tree, Params):
-        yield from ((dotted(path, name), tree[name]) for name in list(tree)[:1])
-    elif isinstance(tree, Tensor):
-        yield path, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(dotted(path, key), value)
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from _leaves(dotted(path, index), value)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from _leaves(dotted(path, field.name), getattr(tree, field.name))
+    for name, leaf in named_leaves(tree, path):
+        if isinstance(leaf, Params):
+            yield from ((dotted(name, first), leaf[first]) for first in list(leaf)[:1])
+        elif isinstance(leaf, Tensor):
+            yield name, leaf
 
 
 def _numeric(metric: Tensor | np.ndarray, clients: np.ndarray) -> bool:

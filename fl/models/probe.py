@@ -242,7 +242,7 @@ class Kept:
             self.content = set(value)
 
     def differs(self, now: Any) -> bool:
-        """Whether `now` is not the value as it was."""
+        """Whether `now` differs from the kept value."""
         value, content = self.value, self.content
         if content is None:
             return now is not value and not (isinstance(value, _PLAIN) and type(now) is type(value) and now == value)

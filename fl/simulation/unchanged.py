@@ -44,7 +44,7 @@ def require_unchanged(folder: RunDirectory, run_setup: RunSetup, round_: int, ch
 
     Args:
         folder: the run directory.
-        run_setup: the run as it is set up now.
+        run_setup: the present set-up of the run.
         round_: the round at which the run continues.
         changed: resume with other results; the changes are recorded in environment.json.
 

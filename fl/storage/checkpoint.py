@@ -52,7 +52,7 @@ def load(path: Path, plain: bool = False) -> Tree:
     """Read the tree in a file; `plain` as in `unflatten`.
 
     Raises:
-        Damaged: the file is not as it was written.
+        Damaged: the file does not hold what was written.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from fl.errors import ConfigError, MachineError
+from fl.errors import ConfigError
 
 
 def make_folder(path: Path) -> Path:
@@ -55,16 +55,9 @@ def open_file(path: Path, flags: int) -> int:
 def open_at(path: Path, length: int) -> FileIO:
     """Open a file in a run directory to continue it after its first `length` bytes; the rest is cut off.
 
-    The file is unbuffered. A new one is made if there is none.
-
-    Raises:
-        MachineError: the file has fewer bytes.
+    The file is unbuffered. A new one is made if there is none. The caller has checked the first bytes (growing.py).
     """
     descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
-    size = os.fstat(descriptor).st_size
-    if size < length:
-        os.close(descriptor)
-        raise MachineError(f"{path} has {size} bytes, but {length} were committed; restore the file or start a new run")
     os.ftruncate(descriptor, length)
     file = FileIO(descriptor, "r+")
     file.seek(length)

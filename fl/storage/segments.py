@@ -187,7 +187,7 @@ class Segments:
         """Return the bytes of a record, without a copy.
 
         Raises:
-            Damaged: the record is lost, or not as it was written.
+            Damaged: the record is lost, or its bytes have changed.
         """
         found = memoryview(self._map(segment, offset + length))[offset : offset + length]
         if len(found) < length:

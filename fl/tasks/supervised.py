@@ -19,8 +19,8 @@ from fl.tasks.task import MeanMetric, Metric, Task
 log = logging.getLogger(__name__)
 
 FEW = 100  # up to this number of outputs, unused ones cause no warning
-# With more than MANY outputs, of which fewer than one in RARE occurs in y, the labels are refused: they are hashes or
-# numbers of persons
+# Labels are refused if they need more than MANY outputs and fewer than one output in RARE occurs in y. Such labels are
+# hashes or numbers of persons.
 MANY, RARE = 1_000_000, 1000
 
 

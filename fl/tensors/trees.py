@@ -7,12 +7,13 @@ container apart and rebuilds it; every other walk over trees builds on it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fl.errors import dotted
 from fl.tensors.params import Params
 
 Tree = Any
@@ -93,6 +94,25 @@ def leaves(tree: Tree) -> list[Tensor]:
     found: list[Tensor] = []
     tree_map(lambda leaf: found.extend(leaf.buffers if isinstance(leaf, Params) else [leaf]), tree)
     return found
+
+
+def named_leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield everything in a tree that is no container, with its dotted name below `path`. A `Params` is one leaf.
+
+    >>> list(named_leaves({"a": [1, "x"], "b": (2.5,)}, "state"))
+    [('state.a.0', 1), ('state.a.1', 'x'), ('state.b.0', 2.5)]
+    """
+    if isinstance(tree, Mapping) and not isinstance(tree, Params):
+        children: Iterable[tuple[Any, Tree]] = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        children = enumerate(tree)
+    elif is_container(tree):
+        children = ((field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree))
+    else:
+        yield path, tree
+        return
+    for key, value in children:
+        yield from named_leaves(value, dotted(path, key))
 
 
 def replace_leaves(tree: Tree, tensors: list[Tensor]) -> Tree:

@@ -30,18 +30,10 @@ from fl.execution.workers.folders import MEMORY, PrivateFolder, memory_folder, n
 from fl.execution.workers.limits import cpu_quota, memory_limit
 from fl.execution.workers.ray_access import check_doors, outside_listeners
 from fl.execution.workers.ray_pool import keep_workers
+from tests.execution import test_ray_pool
 from tests.process import python
 
-CONFIG = {
-    "rounds": 2,
-    "data": "digits",
-    "partition": {"name": "dirichlet", "clients": 20, "alpha": 0.3, "min_size": 5},
-    "model": {"name": "mlp", "hidden": [8]},
-    "cohort": {"size": 6},
-    "strategy": "fedavg",
-    "client": {"lr": 0.1, "batch": 8},
-    "execution": {"executor": "ray", "workers": 2},
-}
+CONFIG = {**test_ray_pool.CONFIG, "rounds": 2}
 WORKERS_STAY = False
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 KEY = b"k" * 32

@@ -300,7 +300,7 @@ def test_each_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
             assert list(found) == list(tree) and all(map(equal, found.values(), tree.values()))
             harmless.append(place)
         whole[place] ^= 1 << place % 8
-    assert len(harmless) < 10  # digits in the names of tensors, which leave their order as it is
+    assert len(harmless) < 10  # digits in the names of tensors that do not change their order
 
 
 # -- commits ----------------------------------------------------------------------------------------------------------

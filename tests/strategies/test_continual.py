@@ -26,6 +26,7 @@ from fl.tensors.params import Params
 from partitions.classes import Slice
 from strategies.fedewc import FedEWC, State, consolidated
 from strategies.fedlwf import FedLwF
+from tests.toys import fail_in_round
 
 RUN = {
     "data": {"name": "digits", "test": 0.6},
@@ -134,14 +135,7 @@ def test_a_stiffer_spring_moves_less(tmp_path):
 
 @pytest.mark.parametrize("fails, tasks", [({"train"}, [0, 0, 1, 1, 2]), ({"train", "fisher"}, [0, 0, 0, 1, 2])])
 def test_the_end_of_a_task_without_answers_is_taken_with_the_next(tmp_path, monkeypatch, fails, tasks):
-    work = EWCClient.work
-
-    def failing(self, name, ctx, carry):
-        if ctx.round == 1 and name in fails:
-            raise RuntimeError("no battery")
-        return work(self, name, ctx, carry)
-
-    monkeypatch.setattr(EWCClient, "work", failing)
+    fail_in_round(monkeypatch, EWCClient, 1, fails)
     seen, _ = states(tmp_path, "fedewc", **{"stream.tasks": 2, "execution.on_client_error": "drop"})
     assert [state.tasks for state in seen] == tasks
     assert [bool(state.fisher.buffers[0].any()) for state in seen] == [bool(number) for number in tasks]

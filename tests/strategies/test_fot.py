@@ -19,6 +19,7 @@ from fl.tasks.task import Task
 from fl.tensors import subspace
 from fl.tensors.input_statistics import RATIOS
 from strategies.fot import FOT
+from tests.toys import fail_in_round
 
 RUN = {
     "data": {"name": "digits", "test": 0.6},
@@ -439,14 +440,7 @@ def test_without_a_test_set_the_first_boundary_names_it(tmp_path, caplog):
 @pytest.mark.parametrize("fails, covered", [({"train"}, [0, 0, 1, 1, 2]), ({"train", "gpse"}, [0, 0, 0, 1, 2])])
 def test_a_boundary_without_answers_is_taken_with_the_next(tmp_path, monkeypatch, fails, covered):
     """In round 1, the last of the first task, all clients fail at some work; the bases come with the next answers."""
-    work = FOTClient.work
-
-    def failing(self, name, ctx, carry):
-        if ctx.round == 1 and name in fails:
-            raise RuntimeError("no battery")
-        return work(self, name, ctx, carry)
-
-    monkeypatch.setattr(FOTClient, "work", failing)
+    fail_in_round(monkeypatch, FOTClient, 1, fails)
     settings = {"name": "fot", "eps": 1.0, "gpse": "gram", "residual_ratio": "energy"}
     overrides = {"stream.tasks": 2, "execution.on_client_error": "drop"}
     seen, _ = states(tmp_path, strategy=settings, **overrides)

@@ -25,6 +25,7 @@ from fl.execution.isolation import ExitRaised, _settings, isolated
 from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.workers import ray
 from tests import process
+from tests.test_bench import MICRO
 
 CONFIG = {
     "rounds": 2,
@@ -36,7 +37,7 @@ CONFIG = {
     "execution": {"executor": "serial", "plan": "loop"},
 }
 RAY = {"execution.executor": "ray", "execution.workers": 2}
-# a client algorithm, one client of which does something after its training
+# a client algorithm; one of its clients does something after its training
 RULE = """
 import contextlib, ctypes, os, sys, time
 from dataclasses import dataclass
@@ -375,21 +376,11 @@ from fl.tools.bench import comparison
 
 comparison.PROGRAMS = [replace(p, script={script!r}) for p in comparison.PROGRAMS if p.name == "bare"]
 """
-WORKLOAD = """
-data: {name: noise, shape: [6], classes: 3, clients: 12, samples: 8}
-partition: natural
-splits: {val: 0.0, test: 0.0}
-model: softmax
-cohort: {size: 6}
-strategy: fedavg
-client: {epochs: 1, batch: 4, lr: 0.1}
-execution: {executor: ray, workers: 2, plan: compiled}
-"""
 
 
 def test_a_benchmark_that_is_stopped_leaves_no_contestant(tmp_path):
     (tmp_path / "busy.py").write_text(BUSY.format(folder=str(tmp_path)))
-    (tmp_path / "mini.yaml").write_text(WORKLOAD)
+    (tmp_path / "mini.yaml").write_text(MICRO)
 
     def contestants():
         found = []

@@ -22,7 +22,7 @@ MEMORY = Path("/dev/shm")
 
 
 def new_name() -> str:
-    """Return a name for a private folder that nobody can guess."""
+    """Return an unpredictable name for a private folder."""
     return f"fl-{secrets.token_hex(8)}"
 
 

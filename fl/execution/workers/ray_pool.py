@@ -157,7 +157,7 @@ class RayPool:
 
 @contextlib.contextmanager
 def as_a_guest() -> Iterator[None]:
-    """Let `ray.init` leave this program's handler of SIGTERM, and its standard output, as they are.
+    """Keep this program's SIGTERM handler and standard output while `ray.init` runs.
 
     Ray's handler would end the program at once, and a thread of Ray prints when a worker dies, which we log.
     """
