@@ -27,6 +27,7 @@ from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleChanged
+from fl.tensors.generators import GeneratorWatch
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 
@@ -88,14 +89,15 @@ class LoopWork(ClientWork):
                     during(self.dispatch.work),
                     use_memory_format(self.module, self.dispatch.plan.memory_format),
                     self.device.computing(),
-                    self.module_for(ctx.client),
                 ):
+                    self.begin_alone(ctx.client)
                     carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
                     own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
                     with self.isolated:
                         reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
                     if own:
                         own.check([ctx.client])
+                    self.end_alone()
                 check_reply(reply, type(self.job.algorithm).__name__)
                 self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
                 self._send(at, ctx, record, reply)
@@ -151,8 +153,30 @@ class BatchedWork(ClientWork):
         """Compiled training runs none."""
         return self.dispatch.plan.kind != "compiled"
 
+    def resume(self) -> None:
+        """Watch the module and the global generators, unless clients run no code."""
+        self.generators = GeneratorWatch() if self.runs_client_code else None
+        self.worked: list[np.ndarray] = []  # positions since
+
+    def pause(self) -> None:
+        """Raise a `ClientError` if code drew from a global generator, or if the module changed its state."""
+        if self.generators is None or not self.worked:
+            return
+        moved, changes = self.generators.since_last(), self.state.changes()
+        if moved or changes:
+            self.state.restore()
+            what = (
+                f"the model changed {', '.join(changes)}" if changes else "the model or the method drew random numbers"
+            )
+            error = ModuleChanged(
+                f"{what} while clients were trained together, which a first pass with two samples did not show. "
+                "Set execution.plan: loop, which trains one client at a time"
+            )
+            raise self.error(self.dispatch.cohort[np.concatenate(self.worked)], error, self.stage)
+
     def chunk(self, positions: np.ndarray) -> None:
         """Train the clients at `positions` together; after an error one by one, to find the client that failed."""
+        self.worked.append(positions)
         try:
             self._many(positions)
         except BaseException as caught:
@@ -177,7 +201,6 @@ class BatchedWork(ClientWork):
                 span("compute", d.work),
                 during(d.work),
                 self.device.computing(),
-                self.module_for_many(d.plan.kind),
                 self.isolated,
             ):
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)

@@ -108,16 +108,18 @@ class ClientEvaluation(Evaluation):
         clients = self.dispatch.cohort[positions]
         if self.shared:
             try:
-                with self.module_for(int(clients[0])):
-                    self._together(positions, clients)
+                self.begin_alone(int(clients[0]))
+                self._together(positions, clients)
+                self.end_alone()
             except BaseException as error:
                 raise self.error(clients, as_error(error), self.stage) from None
             self.check_shared(positions)
             return
         for position, client in zip(positions, clients):
             try:
-                with self.module_for(int(client)):
-                    self._one(position[None], int(client))
+                self.begin_alone(int(client))
+                self._one(position[None], int(client))
+                self.end_alone()
             except BaseException as error:
                 raise self.error(np.array([client]), as_error(error), self.stage) from None
             self.check_shared(position[None])
@@ -168,8 +170,9 @@ class ServerEvaluation(Evaluation):
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
-            with self.module_for(int(numbers[0])):
-                self._blocks(positions, numbers)
+            self.begin_alone(int(numbers[0]))
+            self._blocks(positions, numbers)
+            self.end_alone()
         except BaseException as error:
             who = f"block {', '.join(map(str, numbers))} of the server's data"
             raise self.error(who, as_error(error), self.stage) from None

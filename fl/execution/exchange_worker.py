@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from fl.method.context import ClientContext
 from fl.method.fold import Fold
 from fl.models.probe import ModuleChanged
 from fl.tensors import random
-from fl.tensors.generators import GeneratorWatch, seed_generators
+from fl.tensors.generators import seed_generators
 from fl.tensors.trees import Tree
 from fl.user_code import explain
 
@@ -60,7 +60,6 @@ class ExchangeWorker:
         self.partition, self.task = period.partition, period.task
         self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
-        self.draws = random.hash64_prefix(1, self.job.seed, dispatch.number, "module")  # the owner of the draws follows
         self.isolated = isolated()
         self.compared: list[SharedValues] = []  # values that clients must not write into; in the first round
 
@@ -118,50 +117,36 @@ class ExchangeWorker:
         rows[:, 0], rows[:, 1], rows[:, 2] = sizes.payload_bytes, sizes.encoded_bytes, sizes.arrays
         self.columns.add(positions, {f"{direction}/{group}": rows})
 
-    @contextmanager
-    def module_for(self, owner: int) -> Iterator[None]:
-        """Within: the module is in its first state, and global generators are seeded, for a client or a block alone.
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """The address of draws from global generators, before its last part: a client, or a block of data."""
+        return random.hash64_prefix(1, self.job.seed, self.dispatch.number, "module")
+
+    def begin_alone(self, owner: int) -> None:
+        """Put the module in its first state, and seed global generators if they may be drawn from.
 
         Args:
-            owner: the client, or the block of the server's data; it addresses the draws within the dispatch.
-
-        Raises:
-            ModuleChanged: the module changed a state that the first look did not see change.
+            owner: the client, or the block of the server's data, that the module works for.
         """
-        facts = self.job.facts
-        seed_generators(random.last_word(self.draws, owner), self.device.kind == "cuda")
-        if facts.state:
+        if self.job.seeded:
+            seed_generators(random.last_word(self.draws, owner), self.device.kind == "cuda")
+        if self.job.facts.state:
             self.state.restore()
-        yield
-        if surprises := [name for name in self.state.changes() if name not in facts.state]:
+
+    def end_alone(self) -> None:
+        """Raise `ModuleChanged` if the module changed a state that the first look did not see change."""
+        if surprises := [name for name in self.state.changes() if name not in self.job.facts.state]:
             self.state.restore()
             raise ModuleChanged(
                 f"the model changed {', '.join(surprises)}, which a first pass with two samples did not show. Such a "
                 "state would pass from client to client; have it change from the first pass on, or not at all"
             )
 
-    @contextmanager
-    def module_for_many(self, plan: str) -> Iterator[None]:
-        """Within: clients train together. Compiled training runs no code of the model or the method.
+    def resume(self) -> None:
+        """Begin, or go on after the worker has worked on another dispatch."""
 
-        Raises:
-            ModuleChanged: the code drew from a global generator, or the module changed its state.
-        """
-        if plan == "compiled":
-            yield
-            return
-        generators = GeneratorWatch()
-        yield
-        moved, changes = generators.since_last(), self.state.changes()
-        if moved or changes:
-            self.state.restore()
-            what = (
-                f"the model changed {', '.join(changes)}" if changes else "the model or the method drew random numbers"
-            )
-            raise ModuleChanged(
-                f"{what} while clients were trained together, which a first pass with two samples did not show. "
-                "Set execution.plan: loop, which trains one client at a time"
-            )
+    def pause(self) -> None:
+        """End, or leave the worker to another dispatch. Raises a `ClientError` for what is found only then."""
 
     def client_context(
         self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], record: Tree

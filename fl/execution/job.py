@@ -54,6 +54,7 @@ class Job:
         micro_batch: samples that pass through the model at once in the loop (default: all).
         graphs: whether the loop's gradients are CUDA graphs.
         compiled: whether workers load machine code before the first round.
+        seeded: whether global generators are seeded for each client, because its work may draw from them.
     """
 
     algorithm: ClientAlgorithm
@@ -79,6 +80,7 @@ class Job:
     micro_batch: int | None = None
     graphs: bool = False
     compiled: bool = False
+    seeded: bool = True
 
     @cached_property
     def has_engine_state(self) -> bool:

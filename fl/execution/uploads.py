@@ -88,7 +88,8 @@ class Uploads:
             keep(residuals)
         with span("reduce", "update"):
             self.before_codec = update.groups
-            done = self.server_side(positions, replace(update, groups=decoded), sizes, stacked, careful)
+            arrived_update = Update(decoded, update.num_examples, update.metrics, update.owned)
+            done = self.server_side(positions, arrived_update, sizes, stacked, careful)
             self.before_codec = {}
             return done
 
@@ -149,7 +150,7 @@ class Uploads:
             ids: Any = dispatch.cohort[positions]
             ids = torch.from_numpy(ids) if stacked else int(ids[0])
             together = stacked and dispatch.reduction.batched and not careful
-            meta = Meta(ids, update.num_examples, 0, update.owned and together, self._spill)
+            meta = Meta(ids, update.num_examples, 0, update.owned and (together or not stacked), self._spill)
             if together:
                 fold = self.exchange.fold
                 node = fold.stacked(dispatch.reduction.lift(groups, meta), len(positions))
@@ -159,7 +160,7 @@ class Uploads:
                 bad = np.zeros(len(positions), bool)
             else:
                 bad = non_finite(groups, len(positions)) if stacked else np.array([not is_finite(groups)])
-                self._add_each(positions, groups, replace(meta, owned=update.owned and not stacked), bad, stacked)
+                self._add_each(positions, groups, meta, bad, stacked)
             self._account(positions, update, sizes, bad)
         return True
 

@@ -60,18 +60,26 @@ class Worker:
         """Work through runs [a, b) of task numbers; return the partial result. New client states go to `segment`."""
         self.states.write_to(segment)
         started: dict[int, ExchangeWorker] = {}
+        present: ExchangeWorker | None = None
         with isolated():
             for task in (task for first, last in tasks for task in range(first, last)):
                 index, one, own = dispatch.at(task)
                 if index not in started:
                     started[index] = self.begin(one)
                 exchange, start = started[index], time.perf_counter()
+                if exchange is not present:
+                    if present is not None:
+                        present.pause()
+                    exchange.resume()
+                    present = exchange
                 with span(exchange.category, "task", task):
                     positions = one.positions(own)
                     exchange.chunk(positions)
                     if self.hidden_state.places:
                         self._check_hidden_state(exchange, positions)
                 exchange.seconds += time.perf_counter() - start
+            if present is not None:
+                present.pause()
         return dispatch.partial_result({index: exchange.partial_result() for index, exchange in started.items()})
 
     def _check_hidden_state(self, exchange: ExchangeWorker, positions: np.ndarray) -> None:

@@ -59,6 +59,7 @@ class AppJob:
     nodes: int
     run_config: Mapping[str, Any]
     states: Path
+    seeded: ClassVar[bool] = True
 
     def worker(self, writer: int) -> AppWorker:
         """Make a worker."""

@@ -27,7 +27,7 @@ from fl.data.views import Batch
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
-from fl.method.phase import LastBatch, Phase
+from fl.method.phase import LastBatch, Phase, rate_at
 from fl.models.binding import Initial
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
@@ -151,17 +151,19 @@ class LocalTraining(ClientAlgorithm):
             round_: the round, from 0.
             rounds: number of rounds of the run.
         """
+        lr, decay = rate_at(self.lr, round_, rounds)
         phase = Phase(
             self.optimiser,
-            lr=0.0,
+            lr=lr,
             batch=self.batch,
             epochs=1 if self.epochs is None else self.epochs,
             steps=self.steps,
             trains=self.trains,
             clip=self.clip,
+            decay=decay,
             last_batch=self.last_batch or "keep",
         )
-        return (phase.at_rate(self.lr, round_, rounds),)
+        return (phase,)
 
     def phases_of(self, inputs: TrainingInputs, round_: int, rounds: int) -> tuple[Phase, ...]:
         """Return the phases, for a method that needs the inputs to name the trained tensors. Default: `phases`.
@@ -233,7 +235,8 @@ class LocalTraining(ClientAlgorithm):
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """Return the inputs of one client's training, with the first state if the client is new."""
         inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial)
-        return replace(inputs, state=self.first_state(inputs)) if ctx.state is None else inputs
+        first = self.first_state(inputs) if ctx.state is None else None
+        return inputs if first is None else replace(inputs, state=first)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """Return the model at the start of local training, private tensors included."""

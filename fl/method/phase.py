@@ -12,6 +12,13 @@ from fl.method.optimiser import LRSchedule, Optimiser
 LastBatch: TypeAlias = Literal["keep", "drop", "merge", "merge_one"]
 
 
+def rate_at(lr: float | LRSchedule, round_: int, rounds: int) -> tuple[float, LRSchedule | None]:
+    """Return `lr` and `decay` of a phase. A schedule by round is evaluated at `round_` of `rounds`."""
+    if not isinstance(lr, LRSchedule):
+        return float(lr), None
+    return (lr.at(round_, rounds), None) if lr.by == "round" else (lr.start, lr)
+
+
 @dataclass(frozen=True)
 class Phase:
     """Gradient steps with one setting.
@@ -48,12 +55,9 @@ class Phase:
     last_batch: LastBatch = "keep"
 
     def at_rate(self, lr: float | LRSchedule, round_: int, rounds: int) -> Phase:
-        """Return the phase with another learning rate. A schedule by round is evaluated at `round_` of `rounds`."""
-        if not isinstance(lr, LRSchedule):
-            return replace(self, lr=float(lr), decay=None)
-        if lr.by == "round":
-            return replace(self, lr=lr.at(round_, rounds), decay=None)
-        return replace(self, lr=lr.start, decay=lr)
+        """Return the phase with another learning rate, see `rate_at`."""
+        rate, decay = rate_at(lr, round_, rounds)
+        return replace(self, lr=rate, decay=decay)
 
     def num_steps(self, n: np.ndarray) -> np.ndarray:
         """Return the number of steps of clients with n (C,) training samples, (C,).

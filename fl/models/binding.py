@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fl.models.batch_norm import statistics_names
+from fl.models.structure import structure
 from fl.tensors.params import NOTHING, Params
 
 
@@ -45,13 +46,19 @@ class Initial:
 
 def bind(
     module: torch.nn.Module, params: Params, initial: Initial, trained: Mapping[str, Tensor] | None = None
-) -> None:
-    """Make the module's tensors views: of `trained` (with gradients), else of `params`, else of the initial tensors."""
+) -> dict[str, Tensor]:
+    """Make the module's tensors views: of `trained` (with gradients), else of `params`, else of the initial tensors.
+
+    Returns the views by name.
+    """
     trained = NOTHING if trained is None else trained
     sources = (trained, params, initial.trained, initial.frozen)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        source = next((source for source in sources if name in source), None)
-        if source is not None:
-            tensor.data = source[name]
-            if tensor.requires_grad != (name in trained):
-                tensor.requires_grad_(name in trained)
+    views: dict[str, Tensor] = {}
+    for name, tensor in structure(module).tensors:
+        for source in sources:
+            if name in source:
+                tensor.data = views[name] = source[name]
+                if tensor.requires_grad != (source is trained):
+                    tensor.requires_grad_(source is trained)
+                break
+    return views

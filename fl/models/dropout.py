@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -90,21 +90,25 @@ def with_addressed_dropout(module: nn.Module) -> nn.Module:
 
 
 class DropoutDraws:
-    """Has the Dropout layers of a module draw their masks from a generator, for one client at a time.
+    """Has Dropout layers draw their masks from a generator, for one client at a time.
 
     Several gradients on one batch see the same masks.
 
     Args:
-        module: the model.
+        layers: the model's Dropout layers.
         generator: makes the source of the draws; called only if there are layers.
         repeats: whether each call of a layer draws a new mask, because the model calls some layer several times.
         micro_batches: whether a gradient has several passes, each after `begin_micro_batch`.
     """
 
     def __init__(
-        self, module: nn.Module, generator: Callable[[], torch.Generator], repeats: bool, micro_batches: bool = False
+        self,
+        layers: Iterable[Dropout],
+        generator: Callable[[], torch.Generator],
+        repeats: bool,
+        micro_batches: bool = False,
     ):
-        self.layers = [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
+        self.layers = [layer for layer in layers if layer.p > 0]
         self.repeats, self.micro_batches = repeats, micro_batches
         if self.layers:
             self.generator = generator()

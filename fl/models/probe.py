@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fl.errors import dotted
 from fl.models.dropout import Dropout, DropoutDraws
 from fl.models.outputs import OutputsDoNotFit
+from fl.models.structure import structure
 from fl.tensors.generators import GeneratorWatch, preserved_generators
 
 Batch = Mapping[str, Tensor]
@@ -103,7 +104,7 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         OutputsDoNotFit: raised by `losses`.
     """
     module = copy.deepcopy(module)
-    dropout = DropoutDraws(module, lambda: torch.Generator("cpu").manual_seed(0), repeats=True)
+    dropout = DropoutDraws(structure(module).dropout, lambda: torch.Generator("cpu").manual_seed(0), repeats=True)
     parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
     state = ModuleState(module)
     with preserved_generators():
@@ -192,7 +193,9 @@ class ModuleState:
     def changes(self) -> tuple[str, ...]:
         """Names of what has changed since the state was taken."""
         found = [name for name, space, key, kept in self.entries if self._counts(space, key, kept)]
-        return (*found, *(dotted(prefix, key) for prefix, _, key in self._added()))
+        if any(len(space) != count for _, space, count in self.spaces):
+            found += [dotted(prefix, key) for prefix, _, key in self._added()]
+        return tuple(found)
 
     def restore(self) -> None:
         """Give the module its state back."""
@@ -204,7 +207,10 @@ class ModuleState:
 
     @staticmethod
     def _counts(space: dict[str, Any], key: str, kept: Kept) -> bool:
-        return kept.differs(space.get(key)) and not _only_parameters(space.get(key))
+        now = space.get(key)
+        if kept.content is None and now is kept.value:  # most attributes; a call less
+            return False
+        return kept.differs(now) and not _only_parameters(now)
 
     def _added(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Attributes that the module did not have: (prefix of the submodule, its attributes, key)."""

@@ -16,6 +16,7 @@ from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
 from fl.data.stream import Period
 from fl.data.views import View
+from fl.execution.global_draws import may_draw
 from fl.execution.job import Job
 from fl.execution.training.device import Device
 from fl.execution.training.native import cache
@@ -185,6 +186,20 @@ class RunSetup:
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
             compiled=self.plan.kind == "compiled",
+            seeded=may_draw(
+                (
+                    config.strategy,
+                    config.client,
+                    config.up,
+                    config.down,
+                    config.transforms,
+                    config.data.augment,
+                    config.evaluation.adapt,
+                    [period.task for period in self.periods],
+                ),
+                self.module,
+                self.facts,
+            ),
             on_error=config.execution.on_client_error,
             folder=folder,
             scratch=scratch,

@@ -18,8 +18,8 @@ from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining, StepContext, TrainingResult
 from fl.method.messages import Update
 from fl.method.phase import Phase
-from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
+from fl.models.structure import structure
 from fl.tensors.params import Params, match, zeros_like
 
 GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
@@ -39,7 +39,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
         steps.bind(theta, local)
         if takes_plain_steps(algorithm, phase):  # the numbers of _take_steps, without copying the gradient
-            weights = [theta[name] for name in steps.names]
+            weights = [steps.views[name] for name in steps.names]
             for t, _ in enumerate(steps):
                 torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
         else:
@@ -84,7 +84,7 @@ def _take_steps(steps: LocalSteps, theta: Params) -> None:
 
 def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
     """Return the parameters that a phase trains. The module itself updates averaged running statistics."""
-    averaged = set(statistics_names(module, "averaged"))
+    averaged = structure(module).averaged
     if not averaged:
         return local.select(phase.trains)
     names = match(local, phase.trains) if phase.trains else local
@@ -94,12 +94,12 @@ def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:
 def mean_gradient(algorithm: LocalTraining, ctx: ClientContext, params: Params, at: StepContext) -> Params:
     """Return the mean gradient of the objective over the client's training data at `params`, without Dropout."""
     bind(ctx.module, params, ctx.initial, params)
-    ctx.module.eval()
+    structure(ctx.module).set_training(ctx.module, False)
     total = zeros_like(params)
-    trained = [(name, p) for name, p in ctx.module.named_parameters() if p.requires_grad]
+    trained = structure(ctx.module).trained
     views, leaves = [total[name] for name, _ in trained], [p for _, p in trained]
     for a in range(0, len(ctx.train), GRADIENT_BATCH):
         losses = losses_of(algorithm, ctx.module, ctx.train.take(slice(a, a + GRADIENT_BATCH)), at, ctx.task)
         torch._foreach_add_(views, gradients_of(losses.sum(), leaves))
-    ctx.module.train()
+    structure(ctx.module).set_training(ctx.module, True)
     return total.mul_(1.0 / max(len(ctx.train), 1))

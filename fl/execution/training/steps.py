@@ -33,9 +33,9 @@ from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD
 from fl.method.phase import LastBatch, Phase
-from fl.models.batch_norm import statistics_names
 from fl.models.binding import bind
 from fl.models.dropout import DropoutDraws, DropoutMasks
+from fl.models.structure import structure
 from fl.tensors import random
 from fl.tensors.generators import seed_generators
 from fl.tensors.params import Layout, Params, clipped, zeros_like
@@ -63,6 +63,7 @@ class LocalSteps:
         batch: the batch of the current step.
         masks: Dropout masks of the current batch, which CUDA graphs are given.
         names: names of the bound parameters that get gradients; set by `bind`.
+        views: the bound tensors by name; set by `bind`.
         last: sum of the losses of the batch at the last gradient, a tensor ().
         loss_sum: sum of the losses of all samples at the first gradient of each batch, a float64 tensor ().
         samples: number of samples so far.
@@ -89,10 +90,10 @@ class LocalSteps:
         self.at = at
         self.limit = ctx.limit if limit is None else limit
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
-        self.statistics = statistics_names(ctx.module, "averaged")
+        self.structure = structure(ctx.module)
         self.index = index
         repeats, micro = not ctx.facts.dropout_once, bool(ctx.micro_batch)
-        self.draws = DropoutDraws(ctx.module, lambda: ctx.generator(f"dropout/{index}"), repeats, micro)
+        self.draws = DropoutDraws(self.structure.dropout, lambda: ctx.generator(f"dropout/{index}"), repeats, micro)
         self.drawn_before: DropoutMasks | None = None  # masks that CUDA graphs are given
         if training and self.draws.layers and len(ctx.train) and ctx.graphs:
             self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
@@ -114,11 +115,12 @@ class LocalSteps:
         """Make the module's tensors views of `trained`. Tensors missing from `trained` are taken from `params`."""
         ctx = self.ctx
         descending: Mapping[str, Tensor] = trained
-        if any(name in trained for name in self.statistics):  # the module updates them itself, without gradients
-            descending = {name: trained[name] for name in trained if name not in self.statistics}
-        bind(ctx.module, trained if params is None else params, ctx.initial, descending)
-        ctx.module.train(self.training)
-        own = {name: p for name, p in ctx.module.named_parameters() if p.requires_grad}
+        averaged = self.structure.averaged
+        if any(name in trained for name in averaged):  # the module updates them itself, without gradients
+            descending = {name: trained[name] for name in trained if name not in averaged}
+        self.views = bind(ctx.module, trained if params is None else params, ctx.initial, descending)
+        self.structure.set_training(ctx.module, self.training)
+        own = dict(self.structure.trained)
         self.names = list(own)
         dropout = self.drawn_before or self.draws
         compute = partial(_gradients, self.algorithm, ctx, dropout, list(own.values()), self.at)

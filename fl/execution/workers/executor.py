@@ -38,6 +38,10 @@ class Worker(Protocol):
 class Job(Protocol):
     """What does not change during a run; it travels to the workers."""
 
+    @property
+    def seeded(self) -> bool:
+        """Whether workers seed the global generators, which belong to the user's program."""
+
     def worker(self, writer: int) -> Worker:
         """Make a worker; `writer` numbers the segments that it writes."""
 
@@ -126,8 +130,7 @@ class Serial:
         count = min(dispatch.tasks, self.threads) if threaded else 1
         if count <= 1:
             worker, writer = self.residents[0]
-            # work that is not threaded may seed the global generators, which belong to the user's program
-            with nullcontext() if dispatch.threaded else preserved_generators():
+            with preserved_generators() if self.job.seeded and not dispatch.threaded else nullcontext():
                 return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
         while len(self.residents) < count:
             self._add_worker()
