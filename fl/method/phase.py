@@ -92,10 +92,10 @@ class Phase:
         [0 1 2 2 3]
         """
         size = self.batch_size(n)
-        whole, tail = np.divmod(n, size)
         if self.last_batch == "keep":
-            own = tail > 0
-        elif self.last_batch == "merge_one":
+            return -(-n // size)
+        whole, tail = np.divmod(n, size)
+        if self.last_batch == "merge_one":
             own = (tail > 1) | ((tail == 1) & (whole == 0))
         else:
             own = (tail > 0) & (whole == 0)
