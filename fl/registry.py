@@ -172,9 +172,23 @@ def sources() -> dict[str, tuple[str, str]]:
     return dict(_sources)
 
 
-def user_files() -> set[str]:
-    """The paths of the user files that were loaded or are being loaded."""
-    return {path for path, _ in (*_sources.values(), *_texts.values())}
+_folders: set[Path] = set()
+
+
+def add_user_folder(folder: Path) -> None:
+    """Treat all files in a folder as the user's own, for messages."""
+    _folders.add(folder.resolve())
+
+
+def is_user_file(path: str) -> bool:
+    """Whether a path is a user file that was loaded or is being loaded, or lies in a user's folder.
+
+    Installed packages in a user's folder (`.venv`) are not the user's own.
+    """
+    if any(path == file for file, _ in (*_sources.values(), *_texts.values())):
+        return True
+    inside = [Path(path).relative_to(folder) for folder in _folders if Path(path).is_relative_to(folder)]
+    return any("site-packages" not in each.parts for each in inside)
 
 
 def adopt(files: dict[str, tuple[str, str]]) -> None:

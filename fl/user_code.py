@@ -20,9 +20,11 @@ LONGEST = 60  # characters of an argument's description
 
 def explain(error: BaseException) -> str:
     """Describe an error that was raised in, or below, a user's file: three lines as in the module; "" for others."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    files = registry.user_files()
-    mine = [(frame, line) for frame, line in frames if frame.f_code.co_filename in files]
+    if isinstance(error, SyntaxError) and error.filename and registry.is_user_file(error.filename):
+        source = (error.text or "").strip()
+        return f"{relative(error.filename)}, line {error.lineno}: {source}\n{type(error).__name__}: {error.msg}"
+    frames = traceback.walk_tb(error.__traceback__)
+    mine = [(frame, line) for frame, line in frames if registry.is_user_file(frame.f_code.co_filename)]
     if not mine:
         return ""
     frame, line = mine[-1]

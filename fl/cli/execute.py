@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fl.cli.errors import EXIT_INTERRUPTED, say
+from fl.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, say
 from fl.cli.format import format_baselines, format_profile, format_summary, four_decimals, two_columns
 from fl.cli.interrupts import Interrupts
+from fl.cli.json_output import print_json
 from fl.errors import MachineError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def execute_runs(
     if as_json:
         from fl.storage.run import finite
 
-        print(json.dumps(finite({"runs": summaries} if several else summaries[0])))
+        print_json(finite({"runs": summaries} if several else summaries[0]))
     if len(summaries) < len(starts) or _interrupted(summaries[-1]):
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -111,8 +111,19 @@ def execute_flower_app(arguments: dict[str, Any], as_json: bool) -> None:
     with Progress() as progress:
         result = simulate(**arguments, watch=progress)
     last = result.metrics[-1] if result.metrics else {}
+    counts = {"rounds": len(result.metrics), **result.replies}
     if as_json:
-        print(json.dumps(finite({"directory": str(result.directory), "final": last})))
-        return
-    lines = {"rounds": len(result.metrics)} | {k: four_decimals(v) for k, v in last.items() if "/" in k}
-    print(two_columns((lines | {"directory": result.directory}).items()))
+        found = {"first_error": result.first_error, "failed_rounds": result.failed_rounds}
+        print_json(finite({"directory": str(result.directory), **counts, **found, "final": last}))
+    else:
+        counted = ("messages/", "errors/", "late/")
+        named = {k: four_decimals(v) for k, v in last.items() if "/" in k and not k.startswith(counted)}
+        lines = counts | named | {"directory": result.directory}
+        print(two_columns(lines.items()), flush=True)
+    if result.failed_rounds:
+        for kind, rounds in result.failed_rounds.items():
+            share = f"{len(rounds)} of {len(result.metrics)} rounds"
+            say(f"error: {share} had no good reply to {kind!r}: all were errors or late")
+        if result.first_error:
+            say(f"the first: {result.first_error}")
+        raise typer.Exit(EXIT_FAILED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,33 @@ def run(
     journal: Annotated[
         bool, typer.Option("--journal", help="Keep every reply on disk, so that `fl resume` can resume the app.")
     ] = False,
+    federation: Annotated[
+        str | None, typer.Option(help="One of the app's federations (default: the app's default).")
+    ] = None,
+    federation_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'KEY=VALUE ...'",
+            help="Options in place of the federation's, as `flwr run` takes them: client-resources-num-gpus=0.5",
+        ),
+    ] = None,
+    node_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'KEY=VALUE ...'",
+            help="Configuration of all nodes, as `flower-supernode` takes it: 'batch-size=32 path=\"/data\"'",
+        ),
+    ] = None,
+    node_configs: Annotated[
+        Path | None, typer.Option(help="A file with one line per node, each as --node-config takes it.")
+    ] = None,
+    apply_timeouts: Annotated[
+        bool,
+        typer.Option(
+            "--apply-timeouts",
+            help="Drop replies of clients that work longer than the timeout. Results depend on the machine's speed.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
@@ -41,12 +68,25 @@ def run(
             key, equals, changes[key] = text.partition("=")
             if not equals:
                 raise ConfigError("", f"{text}: not key=value, as in num-server-rounds=5")
+        if node_config is not None and node_configs is not None:
+            raise ConfigError("--node-configs", "goes without --node-config; put the common keys into each line")
         from fl.flower.app import load
+        from fl.flower.node_config import parse_pairs, read_lines
 
         log_to_stderr()
-        app = load(folder, changes)
-        execution = {"executor": "serial" if workers == 1 else "ray", "workers": workers, "seed": seed, "out": out}
-        execute_flower_app(app.arguments(nodes) | execution | {"journal": journal}, as_json)
+        app = load(folder, changes, federation, federation_config)
+        settings: dict[str, Any] = {
+            "executor": "serial" if workers == 1 else "ray",
+            "workers": workers,
+            "seed": seed,
+            "out": out,
+        }
+        settings |= {"journal": journal, "apply_timeouts": apply_timeouts}
+        if node_config is not None:
+            settings["node_config"] = parse_pairs(node_config, "--node-config")
+        if node_configs is not None:
+            settings["node_config"] = read_lines(node_configs)
+        execute_flower_app(app.arguments(nodes) | settings, as_json)
 
 
 def export(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from fl.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from fl.simulation.result import Result
@@ -27,7 +28,10 @@ def print_table(rows: Sequence[Mapping[str, Any]], form: str, as_json: bool) -> 
     """Print rows on stdout as a table in one of `options.FORMATS`, or as JSON."""
     from fl.report import render
 
-    print(json.dumps(render.plain(rows)) if as_json else render.FORMATS[form](rows), end="\n" if as_json else "")
+    if as_json:
+        print_json(render.plain(rows))
+    else:
+        print(render.FORMATS[form](rows), end="")
 
 
 def four_decimals(value: float | None) -> str:

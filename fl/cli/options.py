@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fl.cli.json_output import reserve_stdout
+
 FORMATS = ("md", "latex", "csv")
 COSTS = ("round", "up", "down", "multicast", "hours", "joules", "work")  # the keys of fl.report.costs.COSTS
 
@@ -20,6 +22,11 @@ NewRun = Annotated[Path | None, typer.Option(help="Run directory (default: a new
 Versus = Annotated[str | None, typer.Option(help="Show differences to this variant, paired by seed.")]
 Plot = Annotated[Path | None, typer.Option(help="Plot the first metric against a cost into this file.")]
 Cost = Annotated[str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down: MB).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only one JSON object or list on stdout.")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=reserve_stdout, is_eager=True, help="Print only one JSON object or list on stdout."
+    ),
+]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error (or set FL_TRACEBACK=1).")]
 Format = Annotated[str, typer.Option("--format", help="Format of the table: md, latex (booktabs) or csv.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, require_one_of, usage_errors
 from fl.cli.format import format_partition_stats, print_table
+from fl.cli.json_output import print_json
 from fl.cli.options import COSTS, FORMATS, AsJson, ConfigFile, Cost, Format, Overrides, Plot, Runs, Traceback, Versus
 from fl.cli.overrides import parse_overrides
 
@@ -167,7 +167,7 @@ def partition(
         stats = [statistics(period.partition, labels) for period in periods]
         unassigned = len(dataset) - sum(one["rows"] for one in stats)
         if as_json:
-            print(json.dumps({"rows": len(dataset), "unassigned": unassigned, "periods": stats}))
+            print_json({"rows": len(dataset), "unassigned": unassigned, "periods": stats})
         else:
             texts = [format_partition_stats(one) for one in stats]
             if unassigned:

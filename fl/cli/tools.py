@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, require_one_of, say, usage_errors
 from fl.cli.format import print_table, two_columns
+from fl.cli.json_output import print_json
 from fl.cli.options import COSTS, FORMATS, AsJson, Cost, Format, Overrides, Plot, Traceback, Versus
 from fl.cli.overrides import parse_overrides
 
@@ -66,7 +67,7 @@ def tune(
         tuned = tune(config, changes, seconds, out, say)
         if as_json:
             found = {"execution": tuned.execution, "verdicts": tuned.verdicts, "tried": tuned.rows}
-            print(json.dumps(found | {"impossible": tuned.impossible, "kept": tuned.kept, "out": str(out)}))
+            print_json(found | {"impossible": tuned.impossible, "kept": tuned.kept, "out": str(out)})
             return
         if tuned.rows:
             print_table(tuned.rows, form, as_json=False)
@@ -107,4 +108,5 @@ def bench(
         from fl.tools import bench
 
         chosen = (side or (), only or (), workers, device, tree or ())
-        raise typer.Exit(bench.main(workloads or (), seconds, *chosen, out, plot, as_json, say))
+        show = functools.partial(print_json, indent=2) if as_json else None
+        raise typer.Exit(bench.main(workloads or (), seconds, *chosen, out, plot, show, say))

@@ -18,27 +18,30 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fl import registry
 from fl.config.yaml import parse
 from fl.errors import ConfigError
+from fl.flower.federation import Federation, read_federation
+from fl.flower.node_config import flatten
 
 CHANGEABLE = ("execution.executor", "execution.workers")  # keys that may change when a run continues
-NODES = 10  # if neither the command nor the app gives a number
 
 
 @dataclass(frozen=True)
 class App:
-    """A Flower app: its two halves, its config and its default number of nodes."""
+    """A Flower app: its two halves, its config and its federation."""
 
     name: str
     server: ServerApp
     client: ClientApp
     config: dict[str, Any]
-    nodes: int
+    federation: Federation
     folder: Path
 
     def arguments(self, nodes: int | None = None) -> dict[str, Any]:
         """Return the arguments for `fl.flower.simulate`; `nodes` replaces the app's own number."""
-        parts = {"server_app": self.server, "client_app": self.client, "num_nodes": nodes or self.nodes}
+        parts = {"server_app": self.server, "client_app": self.client, "num_nodes": nodes or self.federation.nodes}
+        parts |= {"gpus_per_client": self.federation.gpus_per_client, "gpus": self.federation.gpus}
         return {**parts, "run_config": self.config, "name": self.name, "source": str(self.folder)}
 
 
@@ -55,12 +58,25 @@ def resumed(directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         )
     logging.getLogger(__name__).warning("resume runs the code of the run: %s", app["source"])
     found = replace(load(Path(app["source"])), config=app["config"])
-    execution = then["execution"] | {key.partition(".")[2]: value for key, value in changes.items()}
-    return found.arguments(app["nodes"]) | execution | {"seed": then["seed"], "out": directory, "resume": True}
+    settings = {key: app[key] for key in ("node_config", "apply_timeouts") if key in app}
+    settings |= then["execution"] | {key.partition(".")[2]: value for key, value in changes.items()}
+    return found.arguments(app["nodes"]) | settings | {"seed": then["seed"], "out": directory, "resume": True}
 
 
-def load(folder: Path, overrides: Mapping[str, str] | None = None) -> App:
-    """Load the app in a folder, which goes onto sys.path. `overrides` are texts by key of the app's config."""
+def load(
+    folder: Path,
+    overrides: Mapping[str, str] | None = None,
+    federation: str | None = None,
+    federation_config: str | None = None,
+) -> App:
+    """Load the app in a folder, which goes onto sys.path.
+
+    Args:
+        folder: Folder of the app's pyproject.toml.
+        overrides: Texts by key of the app's config.
+        federation: Name of one of the app's federations; None is its default.
+        federation_config: Options that replace those of the federation, as `flwr run --federation-config` takes them.
+    """
     folder = folder.resolve()
     file = folder / "pyproject.toml"
     if not file.is_file():
@@ -75,25 +91,17 @@ def load(folder: Path, overrides: Mapping[str, str] | None = None) -> App:
     for half in ("serverapp", "clientapp"):
         if half not in parts:
             raise ConfigError("app", f'{file} lacks {half} = "module:name" in [tool.flwr.app.components]')
-    config = _flat(app.get("config", {}))
+    config = flatten(app.get("config", {}))
+    options = read_federation(flwr.get("federations", {}), federation, federation_config)
+    registry.add_user_folder(folder)
     for key, text in (overrides or {}).items():
         config[key] = _value(key, text, config)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     server = _part(folder, parts["serverapp"], ServerApp)
     client = _part(folder, parts["clientapp"], ClientApp)
-    federations = flwr.get("federations", {})
-    options = federations.get(federations.get("default"), {}).get("options", {})
     name = project.get("project", {}).get("name", folder.name)
-    return App(name, server, client, config, options.get("num-supernodes", NODES), folder)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested tables to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    return App(name, server, client, config, options, folder)
 
 
 def _value(key: str, text: str, config: Mapping[str, Any]) -> Any:
@@ -113,7 +121,12 @@ def _value(key: str, text: str, config: Mapping[str, Any]) -> Any:
 def _part(folder: Path, reference: str, kind: type) -> Any:
     """Import "module:name" from the folder and check its type."""
     where, _, attribute = reference.partition(":")
-    module = importlib.import_module(where)
+    try:
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError("app", f"{reference}: {folder} has no module {error.name!r}") from None
     if folder not in Path(module.__file__ or "").resolve().parents:
         raise ConfigError(
             "app", f"{where!r} is {module.__file__}, not in {folder}: another module of that name hides it"

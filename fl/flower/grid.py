@@ -4,13 +4,15 @@
     pull_messages(ids) -> [replies]         all pending messages run as one batch; replies are in the order of the ids
     send_and_receive = push, then pull      replies are in the order of the messages, for any number of workers
 
-Two messages to one node run one after the other. Timeouts are not applied: they depend on the wall clock, so the load
-of the machine would decide who answers. An idle node is only a number. A node's Context is on disk between messages.
+Two messages to one node run one after the other. An idle node is only a number. A node's Context is on disk between
+messages. Timeouts and the messages' TTL are compared with the time of each client's own work. They are not applied by
+default, because the load of the machine would decide which clients answer; a warning names the first late client.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import threading
 from collections.abc import Iterable, Sequence
@@ -18,8 +20,8 @@ from itertools import count
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fl.execution.workers.executor import Executor
@@ -58,6 +60,7 @@ class LocalGrid(Grid):
         run_id: Flower's id of the run.
         observer: Is told of every batch.
         journal: Journal of replies, or None.
+        apply_timeouts: Whether the replies of late clients are dropped.
     """
 
     def __init__(
@@ -67,12 +70,16 @@ class LocalGrid(Grid):
         run_id: int,
         observer: BatchObserver,
         journal: Journal | None = None,
+        apply_timeouts: bool = False,
     ) -> None:
+        self.apply_timeouts, self.warned = apply_timeouts, False
+        self.seen_errors: set[str] = set()
         self.executor, self.states, self.observer, self.journal = executor, states, observer, journal
         self._run = Run.create_empty(run_id)
         self.num_messages: dict[int, int] = {}  # per node that had one
         self.ids, self.lock = count(1), threading.RLock()
         self.pending: dict[str, Message] = {}
+        self.timeouts: dict[str, float] = {}  # seconds, of pending messages that have one
         self.replies: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
@@ -122,14 +129,18 @@ class LocalGrid(Grid):
             return [self.replies.pop(name) for name in wanted if name in self.replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return their replies, in order. `timeout` is not applied."""
+        """Send messages and return their replies, in order. `timeout`: seconds; see the module for its meaning."""
         with self.lock:
-            return self.pull_messages(self.push_messages(messages))
+            names = list(self.push_messages(messages))
+            if timeout is not None:
+                self.timeouts |= dict.fromkeys(names, timeout)
+            return self.pull_messages(names)
 
     def _run_pending(self) -> None:
         pending, self.pending = self.pending, {}
         messages = list(pending.values())
         recorded, key = None, ""
+        replies: list[Message | None]
         if self.journal is not None:
             key = batch_key(messages)
             recorded = self.journal.take(key, messages)
@@ -141,12 +152,15 @@ class LocalGrid(Grid):
             replies = recorded
             for message in messages:
                 self._count(message.metadata.dst_node_id)
+        self.timeouts.clear()
         for name, reply in zip(pending, replies):
+            if reply is None:
+                continue
             vars(reply.metadata).update(_message_id=f"{int(name, 16) | 1 << 255:064x}")
             self.replies[name] = reply
 
-    def _work(self, pending: dict[str, Message]) -> list[Message]:
-        """Let clients work on messages by id; returns the replies in their order."""
+    def _work(self, pending: dict[str, Message]) -> list[Message | None]:
+        """Let clients work on messages by id; returns the replies in their order, None for late ones."""
         messages = list(pending.values())
         self.observer.batch_started(messages)
         contents = {id(message.content): message.content for message in messages}  # the messages of a round share one
@@ -155,10 +169,45 @@ class LocalGrid(Grid):
         results: dict[str, AppResult] = {}
         for wave in _waves(pending):
             results |= zip(wave, self._run_wave(pickled, places, [pending[name] for name in wave]))
-        done = [results[name] for name in pending]
+        done = [self._timed(name, pending[name], results[name]) for name in pending]
+        self._log_errors(messages, done)
         sizes = {key: record_sizes(content) for key, content in contents.items()}
         self.observer.batch_finished(messages, [sizes[id(message.content)] for message in messages], done)
-        return [result.reply for result in done]
+        return [None if result.late else result.reply for result in done]
+
+    def _timed(self, name: str, message: Message, result: AppResult) -> AppResult:
+        """Mark a result as late if timeouts are applied, else warn once that they are not."""
+        timeout, ttl = self.timeouts.get(name, math.inf), message.metadata.ttl
+        limit = min(timeout, ttl)
+        if result.seconds <= limit:
+            return result
+        if self.apply_timeouts:
+            if timeout <= ttl:
+                return result._replace(late=True)
+            reason = f"the message has expired: its TTL is {ttl:g} s"  # a loop that polls ends by this reply
+            return result._replace(reply=Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=message))
+        if not self.warned:
+            self.warned = True
+            log.warning(
+                "node %d worked for %.1f s on %r, longer than the timeout of %g s. Its reply counts, because timeouts "
+                "are not applied; --apply-timeouts (apply_timeouts=True) drops such replies. Said once",
+                *(message.metadata.dst_node_id, result.seconds, message.metadata.message_type, limit),
+            )
+        return result
+
+    def _log_errors(self, messages: Sequence[Message], results: Sequence[AppResult]) -> None:
+        """Log the errors of a batch: equal ones once, and the traceback when an error is new."""
+        found: dict[tuple[str, str], list[int]] = {}
+        tracebacks: dict[str, str] = {}
+        for message, result in zip(messages, results):
+            if result.trouble:
+                tracebacks.setdefault(result.trouble.summary, result.trouble.traceback)
+                key = message.metadata.message_type, result.trouble.summary
+                found.setdefault(key, []).append(message.metadata.dst_node_id)
+        for (kind, summary), (node, *others) in found.items():
+            text = summary if summary in self.seen_errors else f"{summary}\n{tracebacks[summary]}"
+            self.seen_errors.add(summary)
+            log.error("node %d, %s: %s%s", node, kind, text, f"\n(and {len(others)} other nodes)" if others else "")
 
     def _run_wave(self, contents: list[bytes], places: dict[int, int], messages: list[Message]) -> list[AppResult]:
         nodes = np.array([message.metadata.dst_node_id for message in messages])
@@ -169,10 +218,8 @@ class LocalGrid(Grid):
         with seeded():  # the executor may draw, and the server's generators must not notice
             results = self.executor.run(AppBatch(contents, tasks))
         self.states.stage(nodes, np.array([result.state for result in results]))
-        for task, result in zip(tasks, results):
+        for task in tasks:
             self._count(task.metadata.dst_node_id)
-            if result.trouble:
-                log.error("node %d, %s: %s", task.metadata.dst_node_id, task.metadata.message_type, result.trouble)
         return results
 
     def _count(self, node: int) -> None:

@@ -40,11 +40,11 @@ class Journal:
         """Bytes of all batches."""
         return sum(length for _, _, length in self.locations)
 
-    def add(self, key: str, replies: Sequence[Message]) -> None:
-        """Add the replies to a batch of messages."""
+    def add(self, key: str, replies: Sequence[Message | None]) -> None:
+        """Add the replies to a batch of messages; None for a reply that was late."""
         self.locations.append(self.segments.append([key, [_to_tree(reply) for reply in replies]]))
 
-    def take(self, key: str, messages: Sequence[Message]) -> list[Message] | None:
+    def take(self, key: str, messages: Sequence[Message]) -> list[Message | None] | None:
         """Return the recorded replies to the next batch; None when there are no more."""
         if not self.remaining:
             return None
@@ -78,11 +78,15 @@ def batch_key(messages: Sequence[Message]) -> str:
     return digest.hexdigest()
 
 
-def _to_tree(reply: Message) -> Tree:
+def _to_tree(reply: Message | None) -> Tree:
+    if reply is None:
+        return []
     return [reply.error.code, reply.error.reason] if reply.has_error() else {"content": content_to_tree(reply.content)}
 
 
-def _from_tree(tree: Tree, message: Message) -> Message:
+def _from_tree(tree: Tree, message: Message) -> Message | None:
+    if not tree:
+        return None
     if isinstance(tree, dict):
         return Message(tree_to_content(tree["content"]), reply_to=message)
     return Message(Error(code=tree[0], reason=tree[1]), reply_to=message)

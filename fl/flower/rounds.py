@@ -40,11 +40,14 @@ class RoundRecorder:
         self, folder: RunDirectory, states: ClientStates, journal: Journal | None, round_: int, watch: Watcher
     ) -> None:
         self.folder, self.states, self.journal, self.round, self.watch = folder, states, journal, round_, watch
+        self.first_error: str | None = None  # its node, message type and round, and its place in the app
         self._start(None)
 
     def _start(self, group: str | None) -> None:
         self.group = group  # None until the first message of a round
-        self.exchange = self.dropped = 0
+        self.exchange = 0
+        self.errors: dict[str, int] = defaultdict(int)  # numbers of replies, by message type
+        self.late: dict[str, int] = defaultdict(int)
         self.nodes: set[int] = set()
         self.means: dict[str, WeightedMeans] = defaultdict(WeightedMeans)
         self.start = time.perf_counter()
@@ -64,10 +67,15 @@ class RoundRecorder:
         nodes = [message.metadata.dst_node_id for message in messages]
         replies: dict[str, list[tuple[int, float, dict[str, float]]]] = defaultdict(list)
         for node, message, result in zip(nodes, messages, results):
-            weight, metrics = _metrics(result.reply)
+            weight, metrics = _metrics(result)
             kind = message.metadata.message_type
             self.means[kind].add(weight, metrics)
-            self.dropped += result.reply.has_error()
+            if result.late:
+                self.late[kind] += 1
+            elif result.reply.has_error():
+                self.errors[kind] += 1
+                what = result.trouble.summary if result.trouble else result.reply.error.reason
+                self.first_error = self.first_error or f"node {node}, {kind!r}, round {self.round}\n{what}"
             if metrics:
                 replies[kind].append((node, weight, metrics))
         self.nodes.update(nodes)
@@ -93,9 +101,12 @@ class RoundRecorder:
         """Commit the present round, if there is one."""
         if self.group is None:
             return
-        row: Row = {"round": self.round, "cohort_size": len(self.nodes), "dropped": self.dropped}
+        dropped = sum(self.errors.values()) + sum(self.late.values())
+        row: Row = {"round": self.round, "cohort_size": len(self.nodes), "dropped": dropped}
         for kind, means in self.means.items():
             row[f"messages/{kind}"] = means.count
+            for name, numbers_of in (("errors", self.errors), ("late", self.late)):
+                row |= {f"{name}/{kind}": numbers_of[kind]} if numbers_of.get(kind) else {}
             row |= {f"{kind}/{name}": value for name, value in means.values().items()}
         row |= self.folder.ledger.totals(self.round) | {"wall_seconds": time.perf_counter() - self.start}
         record: dict[str, Any] = {"round": self.round + 1}
@@ -106,12 +117,12 @@ class RoundRecorder:
         self.watch("round", row)
 
 
-def _metrics(reply: Message) -> tuple[float, dict[str, float]]:
-    """(weight, numbers by name) of a reply's MetricRecords; the weight is 1 if the reply has none."""
-    if not reply.has_content():
+def _metrics(result: AppResult) -> tuple[float, dict[str, float]]:
+    """(weight, numbers by name) of a reply's MetricRecords; the weight is 1 if the reply has none or is late."""
+    if not result.reply.has_content() or result.late:
         return 1.0, {}
     found: dict[str, float] = {}
-    for record in reply.content.values():
+    for record in result.reply.content.values():
         if isinstance(record, MetricRecord):
             found |= numbers(record)
     weight = next((found.pop(key) for key in WEIGHTS if key in found), 1)

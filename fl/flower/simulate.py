@@ -5,12 +5,13 @@
     ledger.parquet    bytes per round, node, direction and record
 
 A row holds `train/M` and `evaluate/M` (weighted by `num-examples` if the reply has it) and `messages/train`, ...;
-`cohort_size` counts nodes and `dropped` counts error replies. `fl.flower.rounds` says what a round is.
+`cohort_size` counts nodes, `dropped` counts replies that are errors (`errors/train`, ...) or late (`late/train`).
+`fl.flower.rounds` says what a round is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,10 @@ from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.limits import default_workers
 from fl.execution.workers.process import configure_process
 from fl.execution.workers.ray import Ray
+from fl.flower.federation import gpu_shares
 from fl.flower.grid import LocalGrid
 from fl.flower.journal import Journal
+from fl.flower.node_config import NodeConfig, check_node_config
 from fl.flower.rounds import RoundRecorder, Row, Watcher
 from fl.flower.seeding import seeded
 from fl.flower.worker import AppJob, gc_frozen
@@ -49,11 +52,37 @@ EXECUTORS = ("serial", "ray")
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. The results of the ServerApp are in `context.state`, or wherever the app put them."""
+    """A finished run. The results of the ServerApp are in `context.state`, or wherever the app put them.
+
+    `first_error` is the first error of a client: its node, message type and round, then its place in the app.
+    """
 
     metrics: list[Row]
     context: Context
     directory: Path
+    first_error: str | None = None
+
+    @property
+    def failed_rounds(self) -> dict[str, list[int]]:
+        """Rounds without a good reply, by message type: every reply to these messages was an error or late."""
+        failed: dict[str, list[int]] = {}
+        for row in self.metrics:
+            for key, errors in row.items():
+                name, _, kind = key.partition("/")
+                if name == "errors" and errors + row.get(f"late/{kind}", 0) == row[f"messages/{kind}"]:
+                    failed.setdefault(kind, []).append(row["round"])
+        return failed
+
+    @property
+    def replies(self) -> dict[str, int]:
+        """Numbers of messages, of replies that are errors, and of replies that were late."""
+        counts = {"messages": 0, "errors": 0, "late": 0}
+        for row in self.metrics:
+            for key, number in row.items():
+                name = key.partition("/")[0]
+                if name in counts:
+                    counts[name] += number
+        return counts
 
     @property
     def ledger(self) -> pa.Table:
@@ -88,6 +117,10 @@ def simulate(
     source: str | None = None,
     journal: bool = False,
     resume: bool = False,
+    gpus_per_client: float | None = None,
+    gpus: int | None = None,
+    node_config: NodeConfig | Sequence[NodeConfig] | None = None,
+    apply_timeouts: bool = False,
     watch: Watcher = lambda event, value: None,
 ) -> Result:
     """Run an app over `num_nodes` nodes.
@@ -105,6 +138,13 @@ def simulate(
         source: Folder of the app, stored in config.yaml.
         journal: Whether to keep every reply on disk, so that the run can continue after it was killed.
         resume: Whether to continue the run in `out`. The other arguments must be the same.
+        gpus_per_client: GPUs of each worker process, as Flower's client-resources.num-gpus: a fraction, or a whole
+            number. None and 0 mean that worker processes see no GPU. Clients in this process see all its GPUs.
+        gpus: Number of GPUs of this machine; None counts them.
+        node_config: What clients find in `context.node_config` beside `partition-id` and `num-partitions`: one mapping
+            for all nodes, or a list with one for each node.
+        apply_timeouts: Whether replies of clients that worked longer than the timeout of their message are dropped. The
+            result then depends on the speed of the machine.
         watch: Called with ("start", AppRun), ("ready", AppRun) and, for each round, ("round", row).
     """
     if num_nodes < 1:
@@ -113,11 +153,17 @@ def simulate(
         raise ConfigError("executor", f"{executor!r} is not one of {list(EXECUTORS)}")
     if resume and not out:
         raise ConfigError("out", "resume continues a run: name its directory")
+    configs = check_node_config(node_config, num_nodes)
+    if executor == "ray":
+        workers = workers or default_workers()
+    shares = gpu_shares(workers if executor == "ray" else None, gpus_per_client, gpus)
     directory = Path(out) if out else create_run_directory(name, seed)
     if not resume and out:
         check_place(directory)
     run_id, run_config = int(hash64(seed, "run")) >> 1, dict(run_config or {})
-    app = {"name": name, "source": source, "nodes": num_nodes, "config": run_config, "journal": journal or resume}
+    app: dict[str, Any] = {"name": name, "source": source, "nodes": num_nodes, "config": run_config}
+    app |= {"journal": journal or resume, "node_config": configs, "apply_timeouts": apply_timeouts}
+    execution = {"executor": executor, "workers": workers, "gpus_per_client": gpus_per_client, "gpus": gpus}
     with locked(directory):
         resumed = resume and _is_committed(directory, seed, app)
         if not resume and (directory / "metrics.jsonl").exists():
@@ -129,7 +175,7 @@ def simulate(
         folder, record = open_run(directory, Ledger, states, resumed)
         folder.begin()
         if not record:
-            folder.configure({"seed": seed, "flower": app, "execution": {"executor": executor, "workers": workers}})
+            folder.configure({"seed": seed, "flower": app, "execution": execution})
             folder.describe({})
         context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
         replies = (
@@ -138,15 +184,17 @@ def simulate(
             else None
         )
         rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watch)
-        chosen: Executor = Ray(workers or default_workers()) if executor == "ray" else Serial()
+        chosen: Executor = Ray(workers, gpus=shares) if executor == "ray" and workers else Serial()
+        folder_of_app = Path(source) if source else None
+        job = AppJob(client_app, seed, run_id, num_nodes, run_config, directory / "clients", configs, folder_of_app)
         run = AppRun(directory, f"{name}, a Flower app, {num_nodes} nodes, in {directory}", rounds.round)
         try:
             with threadpool_limits(1), seeded(seed, "server"), _task_identity(run_id), gc_frozen():
                 watch("start", run)
                 with seeded():  # starting workers may draw, and the server's generators must not notice
-                    chosen.start(AppJob(client_app, seed, run_id, num_nodes, run_config, directory / "clients"), states)
+                    chosen.start(job, states)
                 watch("ready", run)
-                server_app(LocalGrid(chosen, states, run_id, rounds, replies), context)
+                server_app(LocalGrid(chosen, states, run_id, rounds, replies, apply_timeouts), context)
                 rounds.end()
         finally:
             chosen.close()
@@ -155,7 +203,7 @@ def simulate(
             folder.export()
             folder.close()
             states.close()
-    return Result(read_metrics(directory), context, directory)
+    return Result(read_metrics(directory), context, directory, rounds.first_error)
 
 
 def _is_committed(directory: Path, seed: int, app: Mapping[str, Any]) -> bool:
@@ -171,7 +219,7 @@ def _is_committed(directory: Path, seed: int, app: Mapping[str, Any]) -> bool:
             "out", f"{directory} has no journal, so its run cannot continue. Start a new run with journal"
         )
     for key, now in {"seed": seed, **app}.items():
-        before = then["seed"] if key == "seed" else then["flower"][key]
+        before = then["seed"] if key == "seed" else then["flower"].get(key, now)  # an older run lacks new keys
         if key not in ("name", "source") and before != now:
             raise ConfigError(key, f"{now!r} is not {before!r}, which the run in {directory} has")
     return committed(directory)

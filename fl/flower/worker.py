@@ -11,10 +11,12 @@ from __future__ import annotations
 import gc
 import pickle
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,11 +27,14 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from threadpoolctl import threadpool_limits
 
+from fl import registry
 from fl.errors import MachineError
 from fl.execution.workers.process import configure_process
+from fl.flower.node_config import NodeConfig, of_node
 from fl.flower.records import RecordSizes, content_to_tree, copy_content, record_sizes, tree_to_content
 from fl.flower.seeding import seed_all
 from fl.storage.segments import NO_RECORD, Segments
+from fl.user_code import explain
 
 Location = tuple[int, int, int]
 Reduced = tuple[Callable[..., Any], tuple[Any, ...]]  # what `__reduce__` returns
@@ -51,6 +56,8 @@ class AppJob:
         nodes: Number of nodes.
         run_config: Flower's run config.
         states: Folder of the nodes' states.
+        node_config: Flower's node config of all nodes, or a list with one for each node.
+        source: The app's folder, whose files are named in errors; None if it has none.
     """
 
     app: ClientApp
@@ -59,6 +66,8 @@ class AppJob:
     nodes: int
     run_config: Mapping[str, Any]
     states: Path
+    node_config: NodeConfig | Sequence[NodeConfig] = field(default_factory=dict)
+    source: Path | None = None
     seeded: ClassVar[bool] = True
 
     def worker(self, writer: int) -> AppWorker:
@@ -66,7 +75,7 @@ class AppJob:
         return AppWorker(self)
 
     def __reduce__(self) -> Reduced:
-        fields = self.app, self.seed, self.run_id, self.nodes, self.run_config, self.states
+        fields = tuple(getattr(self, each.name) for each in dataclass_fields(self))
         return _job, (list(sys.path), _to_array(fields, cloudpickle.dumps))
 
 
@@ -84,13 +93,28 @@ class AppTask(NamedTuple):
     state: Location  # of the node's state
 
 
+class Trouble(NamedTuple):
+    """An error of a client."""
+
+    summary: str  # file and line of the app, and the error; in lines
+    traceback: str
+
+    @staticmethod
+    def of(error: BaseException) -> Trouble:
+        """Describe the error that is being handled."""
+        what = f"{type(error).__name__}: {error}"
+        return Trouble(explain(error) or what.partition("\n")[0], traceback.format_exc())
+
+
 class AppResult(NamedTuple):
     """The reply to a message."""
 
     reply: Message
     state: Location  # of the new state; NO_RECORD if there is none to write
     sizes: RecordSizes  # of the reply
-    trouble: str | None  # the traceback of an error
+    trouble: Trouble | None
+    seconds: float  # of the client's work
+    late: bool = False  # whether a timeout is over, so that the ServerApp does not get the reply
 
 
 @dataclass(frozen=True)
@@ -163,6 +187,8 @@ class AppWorker:
         configure_process()
         threadpool_limits(1)
         gc.freeze()  # see `gc_frozen`
+        if job.source is not None:
+            registry.add_user_folder(job.source)
         self.job, self.states = job, Segments(job.states)
 
     def run(self, batch: AppBatch, tasks: Iterable[tuple[int, int]], segment: int) -> AppPartialResult:
@@ -181,19 +207,21 @@ class AppWorker:
         context = Context(
             run_id=self.job.run_id,
             node_id=node,
-            node_config={"partition-id": node - 1, "num-partitions": self.job.nodes},
+            node_config=of_node(self.job.node_config, node, self.job.nodes),
             state=tree_to_content(self.states.read(task.state)),
             run_config=dict(self.job.run_config),
         )
         seed_all(self.job.seed, "client", node, task.number)
+        start = time.perf_counter()
         try:
             reply = self.job.app(message, context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp answered {reply!r}, not a Message")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a client that calls sys.exit does not end the run
             code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"
             failed = Message(Error(code=code, reason=reason), reply_to=message)
-            return AppResult(failed, NO_RECORD, [], traceback.format_exc())
+            return AppResult(failed, NO_RECORD, [], Trouble.of(error), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         state = NO_RECORD
         if len(context.state) or task.state[0] >= 0:
             state = self.states.append(content_to_tree(context.state))
@@ -201,7 +229,7 @@ class AppWorker:
         if reply.has_content():
             reply.content = copy_content(reply.content)  # so that the client cannot change it later
             sizes = record_sizes(reply.content)
-        return AppResult(reply, state, sizes, None)
+        return AppResult(reply, state, sizes, None, seconds)
 
     def close(self) -> None:
         """Close the state files."""

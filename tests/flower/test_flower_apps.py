@@ -566,6 +566,8 @@ def test_an_apps_folder_runs_by_the_command(tmp_path):
         "config": {"num-server-rounds": 2, "learning-rate": 0.05, "label": "plain"},
         "source": str(QUICKSTART),
         "journal": False,
+        "node_config": {},
+        "apply_timeouts": False,
     }
     losses = variant.runs[0]
     assert losses[1]["evaluate/loss"] < losses[0]["evaluate/loss"]

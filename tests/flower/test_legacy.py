@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -55,6 +56,8 @@ class Lines(NumPyClient):
             update, told = update * min(1, scale), {"dpfedavg_norm_bit": bool(scale >= 1)}
         if self.partition == config.get("fails"):
             raise OverflowError("too much")
+        if self.partition == config.get("sleeps"):
+            time.sleep(8.0)
         return [w + update], len(rows_of(self.partition)[1]), told
 
     def evaluate(self, parameters, config):
@@ -249,6 +252,18 @@ def test_a_client_that_drops_out_is_left_out(tmp_path):
     mean, most = exact(seen[0], [0, 1, 3, 4, 5])
     assert np.abs(seen[1] - mean).max() < most
     assert result.metrics[0]["dropped"] == 1
+
+
+def test_a_client_that_is_late_is_left_out(tmp_path, clock):
+    """The client sleeps in its training, as in Flower's example of secure aggregation. Only the clock moves."""
+    seen = Seen()
+    rule = strategy.FedAvg(**settings(seen), on_fit_config_fn=lambda round_: {"sleeps": 2})
+    workflow = SecAggPlusWorkflow(num_shares=5, reconstruction_threshold=3, max_weight=WEIGHT, timeout=5.0)
+    client = clients(secaggplus_mod, draws=False)
+    result = simulate(by_workflow(rule, 1, workflow), client, NODES, out=tmp_path / "run", seed=3, apply_timeouts=True)
+    mean, most = exact(seen[0], [0, 1, 3, 4, 5])
+    assert np.abs(seen[1] - mean).max() < most
+    assert result.metrics[0]["dropped"] == result.metrics[0]["late/train"] == 1
 
 
 # -- models that are bytes --------------------------------------------------------------------------------------------

@@ -137,6 +137,8 @@ def new_executor(choice: Choice, execution: Execution) -> Executor:
     """Make an executor."""
     if choice.executor == "serial":
         return Serial(choice.workers)
+    from fl.execution.workers.gpus import GpuShares
     from fl.execution.workers.ray import Ray
 
-    return Ray(choice.workers, execution.address, execution.device == "cuda", execution.client_timeout)
+    gpus = GpuShares() if execution.device == "cuda" else None
+    return Ray(choice.workers, execution.address, gpus, execution.client_timeout)

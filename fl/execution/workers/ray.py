@@ -30,6 +30,7 @@ from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, W
 from fl.execution.workers.deaths import Deaths, late
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.folders import new_name
+from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.shared import Handle, Region, SharedFiles, SharedQueue
@@ -62,7 +63,7 @@ class Ray:
     Args:
         workers: number of actors.
         address: join a running cluster ("auto" finds it); `None` starts Ray on this machine.
-        gpus: whether the actors share the GPUs.
+        gpus: the actors' shares of GPUs; `None`: they see no GPU.
         client_seconds: longest time for one client; a worker ends after a longer one.
     """
 
@@ -72,7 +73,7 @@ class Ray:
         self,
         workers: int,
         address: str | None = None,
-        gpus: bool = False,
+        gpus: GpuShares | None = None,
         client_seconds: float | None = None,
     ):
         self.workers, self.address, self.gpus, self.client_seconds = workers, address, gpus, client_seconds

@@ -1,7 +1,7 @@
-"""The process that starts Ray on this machine: `python -m fl.execution.workers.ray_head WORKERS GPU`.
+"""The process that starts Ray on this machine: `python -m fl.execution.workers.ray_head WORKERS GPU TOTAL`.
 
-It creates the actors too, each with the share GPU of a GPU. It answers two lines of JSON, and shuts Ray down when its
-standard input is closed:
+It creates the actors too, each with the share GPU of a GPU. TOTAL is the number of GPUs; "" lets Ray count them. It
+answers two lines of JSON, and shuts Ray down when its standard input is closed:
 
     {"address": ...} or {"error": ..., "logs": ...}    as soon as Ray runs
     {"token": ..., "outside": [...]}                   once the actors' processes run: whether Ray asks for a token,
@@ -41,7 +41,8 @@ def main() -> None:
     session = None
     try:
         session = PrivateFolder(_parent(), new_name())
-        _start(int(sys.argv[1]), session.path / "r")  # Ray makes its folder accessible to all users
+        gpus = int(sys.argv[3]) if sys.argv[3] else None
+        _start(int(sys.argv[1]), gpus, session.path / "r")  # Ray makes its folder accessible to all users
         closed = select.select([sys.stdin], [], [], 0)[0]  # no driver is waiting
         actors = [] if closed else create_actors(int(sys.argv[1]), float(sys.argv[2]), NAME)
     except Exception as error:  # the folder stays, for a look at the logs
@@ -56,7 +57,7 @@ def main() -> None:
     session.remove()
 
 
-def _start(workers: int, folder: Path) -> None:
+def _start(workers: int, gpus: int | None, folder: Path) -> None:
     """Start Ray on the loopback address; its files lie in the folder."""
     import ray
 
@@ -65,6 +66,7 @@ def _start(workers: int, folder: Path) -> None:
         ray.init(
             "local",  # never some other cluster that happens to run on this machine
             num_cpus=workers,
+            num_gpus=gpus,
             object_store_memory=object_store_bytes(),
             namespace=NAMESPACE,
             include_dashboard=False,

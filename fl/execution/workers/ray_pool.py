@@ -24,6 +24,7 @@ from typing import Any
 
 from fl.errors import ConfigError
 from fl.execution.workers.actor import create_actors
+from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.ray_access import check_doors, forget_token, on_loopback, token_environment, with_token
 from fl.execution.workers.ray_head import NAME, NAMESPACE
 
@@ -42,9 +43,9 @@ class ActorHandle:
 
 
 class RayPool:
-    """Ray with room for `workers` actors, and the idle ones among them; with `gpus` they share the GPUs."""
+    """Ray with room for `workers` actors, and the idle ones among them; with `gpus` they have shares of GPUs."""
 
-    def __init__(self, workers: int, address: str | None, gpus: bool = False):
+    def __init__(self, workers: int, address: str | None, gpus: GpuShares | None = None):
         self.workers, self.address, self.gpus = workers, address, gpus
         self.head: subprocess.Popen[str] | None = None
         self.token = secrets.token_hex(32)  # of the Ray that the head starts
@@ -52,9 +53,11 @@ class RayPool:
         self.disconnects = False  # whether the connection is ours to close
         self.idle: list[ActorHandle] = []
         if address is None and not _initialized():
-            gpu = self._gpu_share(_local_gpus() if gpus else 0)
+            share = gpus.share(gpus.on_this_machine(), workers) if gpus else 0.0
+            total = gpus.total if gpus and gpus.total is not None else ""
             # -P: no file of the present folder hides a module
-            command = [sys.executable, "-P", "-m", "fl.execution.workers.ray_head", str(workers), str(gpu)]
+            command = [sys.executable, "-P", "-m", "fl.execution.workers.ray_head"]
+            command += [str(workers), str(share), str(total)]
             # workers find modules where this process does; its own session: the terminal's signals do not reach it
             paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
             self.head = subprocess.Popen(
@@ -77,14 +80,16 @@ class RayPool:
     def _create(self, count: int) -> list[ActorHandle]:
         import ray
 
-        gpus = ray.cluster_resources().get("GPU", 0) if self.gpus else 0
-        if self.gpus and not gpus:
+        if self.gpus is None:
+            return _located(create_actors(count, 0.0))
+        gpus = ray.cluster_resources().get("GPU", 0)
+        room = self.gpus.room(gpus)
+        if room is None and not gpus:
             raise ConfigError("execution.device", "'cuda', but the Ray cluster has no GPU; use 'cpu'")
-        return _located(create_actors(count, self._gpu_share(gpus)))
-
-    def _gpu_share(self, gpus: float) -> float:
-        """Return the share of a GPU that each worker gets."""
-        return min(1.0, gpus / self.workers)
+        if room is not None and room < self.workers:
+            each = f"{self.workers} workers with {self.gpus.per_worker:g} GPUs each"
+            raise ConfigError("workers", f"{each}, but the {gpus:g} GPUs of the Ray cluster have room for {room}")
+        return _located(create_actors(count, self.gpus.share(gpus, self.workers)))
 
     def connect(self) -> None:
         """Connect to Ray, once; the idle actors of a head are those that it has created."""
@@ -124,7 +129,7 @@ class RayPool:
             raise RuntimeError(f"Ray did not start: {answer['error']}.{logs} execution.executor=serial needs no Ray")
         return answer
 
-    def suits(self, workers: int, address: str | None, gpus: bool) -> bool:
+    def suits(self, workers: int, address: str | None, gpus: GpuShares | None) -> bool:
         """Whether another run can use this pool."""
         alive = _initialized() and (self.head is None or self.head.poll() is None)
         return alive and (self.address, self.gpus) == (address, gpus) and workers <= self.workers
@@ -177,12 +182,6 @@ def as_a_guest() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _local_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _initialized() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
@@ -217,7 +216,7 @@ _keepers = 0  # open `keep_workers` contexts
 _kept_pool: RayPool | None = None  # between two runs
 
 
-def acquire_pool(workers: int, address: str | None, gpus: bool = False) -> RayPool:
+def acquire_pool(workers: int, address: str | None, gpus: GpuShares | None = None) -> RayPool:
     """Return a pool for a run: the kept one if it suits, else a new one that starts up."""
     global _kept_pool
     pool, _kept_pool = _kept_pool, None

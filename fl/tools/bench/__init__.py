@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fl.errors import ConfigError
 from fl.tools.bench.comparison import Comparison
@@ -37,10 +38,10 @@ def main(
     trees: Sequence[Path] = (),
     out: Path | None = None,
     picture: Path | None = None,
-    as_json: bool = False,
+    show: Callable[[list[dict[str, Any]]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Measure workloads, and print a table or JSON. Returns 1 if one of ours misses a bar that was measured, else 0.
+    """Measure workloads and print the results. Returns 1 if one of ours misses a bar that was measured, else 0.
 
     Args:
         workloads: names in experiments/benchmarks, or YAML files; empty for all of `BARS`.
@@ -52,7 +53,7 @@ def main(
         trees: other checkouts of fl, whose rounds are measured beside ours.
         out: JSON file for the measurements, written after each workload.
         picture: file for the plot.
-        as_json: print JSON.
+        show: prints the results; None prints a table.
         say: prints a line of progress.
     """
     pythons, names, results = interpreters(sides), [program.name for program in PROGRAMS], []
@@ -70,10 +71,7 @@ def main(
             out.write_text(json.dumps(results, indent=2) + "\n")
     if picture:
         plot(results, picture)
-    if as_json:
-        print(json.dumps(results, indent=2))
-    else:
-        print_table(results)
+    (show or print_table)(results)
     return int(any(not bar["reached"] for result in results for bar in result["bars"]))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fl.config.config import Config
 from fl.execution.section import Execution
 from fl.execution.workers.executor import Executor, Job, Serial
+from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.ray import Ray
 from fl.simulation.rehearsal import rehearse
 from fl.simulation.setup import RunSetup
@@ -49,7 +50,8 @@ class SwitchedExecutor:
 
     def __init__(self, counts: Sequence[int], execution: Execution):
         most = max(counts)
-        self._ray = Ray(most, execution.address, execution.device == "cuda") if most else None
+        gpus = GpuShares() if execution.device == "cuda" else None
+        self._ray = Ray(most, execution.address, gpus) if most else None
         self._serial = Serial(execution.workers) if 0 in counts else None
         self._all: list[Executor] = [each for each in (self._ray, self._serial) if each is not None]
         self.use(counts[0])
