@@ -10,6 +10,7 @@ from experiments.benchmarks import plans
 from tests.process import python
 
 ROOT = Path(fl.__file__).parent.parent
+INTERFACES = ROOT / "docs/interfaces"
 SMALL = {"rounds": 2, "execution.executor": "serial"}
 
 
@@ -40,7 +41,10 @@ def test_the_readmes_configuration_resolves_and_runs(tmp_path):
     assert len(result.metrics) == 2
 
 
-@pytest.mark.parametrize("block", blocks("docs/methods.md", "python") + blocks("docs/models.md", "python"))
+PAGES = ["docs/methods.md", "docs/models.md", *sorted(f"docs/interfaces/{p.name}" for p in INTERFACES.glob("*.md"))]
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "python")])
 def test_snippets_of_the_docs_run(block):
     done = python(block, strict=True)
     assert done.returncode == 0, done.stderr
