@@ -18,15 +18,20 @@ import yaml
 from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.config.yaml import parse
+from fl.flower.deployable import deployable
 
 APP_KEYS = ("out", "wait", "timeout")  # keys of the run config for the ServerApp itself, not for the configuration
 Source = str | Path | Mapping[str, Any] | Config  # a file, a mapping or a resolved configuration
 
 
+def resolved(config: Source) -> Config:
+    """Return the resolved configuration of a deployment; a `ConfigError` if a deployment cannot run it."""
+    return deployable(config if isinstance(config, Config) else resolve(read(config)))
+
+
 def config_text(config: Source) -> str:
-    """Return the resolved configuration as YAML."""
-    resolved = config if isinstance(config, Config) else resolve(read(config))
-    return yaml.safe_dump(resolved.to_dict(), sort_keys=False)
+    """Return the resolved configuration of a deployment as YAML."""
+    return yaml.safe_dump(resolved(config).to_dict(), sort_keys=False)
 
 
 def apply_run_config(text: str, run_config: Mapping[str, Any]) -> str:

@@ -20,18 +20,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl.communication.chain import find_wrapper
-from fl.communication.codecs.delta import Delta
 from fl.config.config import resolve
 from fl.config.yaml import parse
-from fl.errors import ConfigError
+from fl.errors import ClientError
 from fl.flower.client_worker import answer
 from fl.flower.configuration import APP_KEYS, Source, apply_run_config, config_digest, config_text
+from fl.flower.deployable import assembled
 from fl.flower.hello import answer_hello
 from fl.flower.server_executor import FlowerExecutor
 from fl.simulation.result import Result
 from fl.simulation.run import new_directory
-from fl.simulation.simulation import Simulation
 from fl.storage.run import committed
 
 
@@ -55,7 +53,10 @@ def server_app(
         chosen: dict[str, Any] = {"out": out, "wait": wait, "timeout": timeout}
         chosen |= {key: context.run_config[key] for key in APP_KEYS if context.run_config.get(key)}
         changed = apply_run_config(text, context.run_config)
-        run_server(grid, changed, chosen["out"], float(chosen["wait"]), chosen["timeout"])
+        try:
+            run_server(grid, changed, chosen["out"], float(chosen["wait"]), chosen["timeout"])
+        except ClientError as error:  # its text goes on with a traceback, and Flower's log shows another one
+            raise RuntimeError(str(error).partition("\n")[0]) from None
 
     return app
 
@@ -81,16 +82,9 @@ def run_server(
 ) -> Result:
     """Run a resolved configuration (YAML) over the SuperNodes of a grid; the other arguments as in `server_app`."""
     config = resolve(parse(text))
-    if config.baselines:
-        raise ConfigError("baselines", f"a deployment cannot run {list(config.baselines)}; run them with `fl run`")
-    if find_wrapper(config.down, Delta):
-        raise ConfigError(
-            "codec.down", "a deployment cannot use delta: the server would have to store a copy for every client"
-        )
     directory = Path(out) if out else new_directory(config)
-    resumed = committed(directory)
     executor = FlowerExecutor(grid, config_digest(text), wait, None if timeout is None else float(timeout))
-    with Simulation(config, directory, resumed, executor) as simulation:
+    with assembled(config, directory, committed(directory), executor) as simulation:
         result = simulation.run(_print_progress)
     print(f"{result.reason}; model {result.digest[:12]} in {result.directory}", flush=True)
     return result

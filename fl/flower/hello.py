@@ -13,9 +13,12 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 HELLO = "hello"
+# errors that the SuperLink reports in place of a node that has gone
+LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 
 
 def answer_hello(app: ClientApp, **facts: Any) -> ClientApp:
@@ -36,16 +39,20 @@ def answer_hello(app: ClientApp, **facts: Any) -> ClientApp:
 
 
 def partition_id(facts: Mapping[str, Any]) -> int:
-    """Return the partition-id in a node config or in an answer."""
+    """Return the partition-id in a node config or in an answer; a ValueError if there is none."""
+    if "partition-id" not in facts:
+        raise ValueError("the node has no partition-id; start its SuperNode with --node-config partition-id=NUMBER")
     return int(facts["partition-id"])
 
 
 def ask_hello(
     grid: Grid, nodes: Iterable[int], timeout: float | None = None
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Ask nodes; yields (node, answer) for those that answered within `timeout` seconds."""
+    """Ask nodes; yields (node, answer) for those that answered within `timeout` seconds and are still connected."""
     hellos = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{HELLO}") for node in nodes]
     for reply in grid.send_and_receive(hellos, timeout=timeout) if hellos else ():
+        if reply.has_error() and reply.error.code in LOST:
+            continue
         if reply.has_error():
             raise RuntimeError(f"node {reply.metadata.src_node_id} does not answer: {reply.error.reason}")
         yield reply.metadata.src_node_id, reply.content[HELLO]

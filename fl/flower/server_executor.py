@@ -8,7 +8,7 @@ The server's own evaluation runs in this process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ from fl.flower.call import (
     Written,
     patch_record,
 )
+from fl.flower.deployable import OTHER_MODULE
 from fl.flower.group_records import read_group, record_to_tree, tensor_to_array, tree_to_record, write_group
 from fl.flower.hello import ask_hello, partition_id
 from fl.flower.records import get_arrays, get_metrics, numbers
@@ -48,6 +49,8 @@ from fl.flower.static_records import StaticParts, StaticSender
 from fl.method.messages import Update
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import Tree
+
+NO_SUPERNODE = "the client has no SuperNode"
 
 
 class FlowerExecutor:
@@ -77,6 +80,7 @@ class FlowerExecutor:
         if not isinstance(job, Job):
             raise TypeError(f"a deployment runs the exchanges of a configuration, not a {type(job).__name__}")
         self.states, self.writer = states, states.new_writer()
+        self.drops = job.on_error == "drop"
         self.worker = Worker(job, self.writer)
         self.workers = states.population
         self._find_nodes(np.arange(states.population))
@@ -87,18 +91,19 @@ class FlowerExecutor:
             result = self.worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(self.writer))
             return dispatch.gather([result])
         if dispatch.skeleton is not None:
-            raise ValueError("clients train a module other than the run's, and no message can carry a module")
+            raise ConfigError("strategy", OTHER_MODULE)
         exchange = self.worker.begin(dispatch)
-        replies = self._replies(dispatch, self._messages(exchange))
+        replies = self._replies(self._messages(exchange))
         for position in range(len(dispatch.cohort)):
             at = np.array([position])
             try:
-                self._receive(exchange, at, replies.pop(position, "no reply"))
+                self._receive(exchange, at, replies.get(position, NO_SUPERNODE))
             except Exception as error:
-                if not isinstance(exchange, ClientWork):
-                    raise exchange.error(dispatch.cohort[at], error, dispatch.work) from None
-                exchange.failed(at, error)
-        return dispatch.gather([exchange.partial_result()])
+                self._failed(exchange, at, error)
+        result = dispatch.gather([exchange.partial_result()])
+        if result.value is None and exchange.errors and not isinstance(exchange, ClientWork):
+            raise TimeoutError(f"no client has evaluated the model of round {dispatch.round}: {exchange.errors[0]}")
+        return result
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run server work in this process."""
@@ -109,39 +114,68 @@ class FlowerExecutor:
         if hasattr(self, "worker"):
             self.worker.close()
 
-    def _find_nodes(self, clients: Iterable[int]) -> None:
-        """Wait until every one of these clients has a SuperNode. Each new node is asked for its partition-id."""
+    def _failed(self, exchange: ExchangeWorker, at: np.ndarray, error: Exception) -> None:
+        """Raise the error with its client, or leave the client out: of the round, or of an evaluation."""
+        if isinstance(exchange, ClientWork):
+            exchange.failed(at, error)
+            return
+        dispatch = exchange.dispatch
+        if not isinstance(error, ConnectionError) or not self.drops:  # only a lost client is left out of an evaluation
+            raise exchange.error(dispatch.cohort[at], error, dispatch.work) from None
+        exchange.errors.append(f"client {dispatch.cohort[at[0]]}, stage {dispatch.work!r}: {error}")
+        exchange.fold.add(0, int(at[0]), None)
+
+    def _find_nodes(self, clients: Iterable[int], drops: bool = False) -> None:
+        """Wait until every one of these clients has a SuperNode. Each new node is asked for its partition-id.
+
+        `drops`: do not wait for clients without a SuperNode while any client has one.
+        """
         end = time.monotonic() + self.wait
-        while missing := [int(c) for c in clients if int(c) not in self.nodes]:
-            new = [node for node in self.grid.get_node_ids() if node not in self.known]
-            for node, facts in ask_hello(self.grid, new, self.wait):
-                self.known.add(node)
-                client = partition_id(facts)
-                if facts["config"] != self.digest:
-                    raise ConfigError("", f"client {client} runs another configuration than the server")
-                self.nodes[client] = node
+        patience = self.wait if self.timeout is None or not drops else min(self.wait, self.timeout)
+        while [c for c in clients if int(c) not in self.nodes]:
+            online = list(self.grid.get_node_ids())
+            new = [node for node in online if node not in self.known]
+            for node, facts in ask_hello(self.grid, new, patience):
+                self._add_node(node, facts, online)
+            missing = [int(c) for c in clients if int(c) not in self.nodes]
+            if not missing or (drops and self.nodes):
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"no SuperNode for {len(missing)} clients, the first {missing[:5]}; "
+                    f"start them with --node-config partition-id={missing[0]}"
+                )
             if not new:
-                if time.monotonic() > end:
-                    raise TimeoutError(
-                        f"no SuperNode for {len(missing)} clients, the first {missing[:5]}; "
-                        f"start them with --node-config partition-id={missing[0]}"
-                    )
                 time.sleep(0.5)
 
+    def _add_node(self, node: int, facts: Mapping[str, Any], online: Collection[int]) -> None:
+        """Take a SuperNode that has answered hello. `online`: all nodes that are connected."""
+        self.known.add(node)
+        client = partition_id(facts)
+        if facts["config"] != self.digest:
+            raise ConfigError("", f"client {client} runs another configuration than the server")
+        if self.nodes.get(client, node) in set(online) - {node}:
+            raise ConfigError(
+                "", f"two SuperNodes have partition-id={client} ({self.nodes[client]}, {node}); give each its own"
+            )
+        self.nodes[client] = node
+
     # -- down -----------------------------------------------------------------------------------------------------
-    def _messages(self, exchange: ExchangeWorker) -> list[Message]:
-        """Make one message per position of the cohort. Shared groups are encoded once."""
+    def _messages(self, exchange: ExchangeWorker) -> dict[int, Message]:
+        """Make one message per position whose client has a SuperNode. Shared groups are encoded once."""
         d, job = exchange.dispatch, exchange.job
         source = d.original or d.broadcast
         codec: Codec = job.down if d.original else Identity()
         key = partial(down_key, job.seed, d.number)
         shared = {n: write_group(codec, tree, key(n)) for n, tree in source.shared.items() if n not in source.hidden}
         static = StaticSender(source.static, codec, job.seed)
-        self._find_nodes(d.cohort)
+        self._find_nodes(d.cohort, self.drops)
         encoded = d.original is not None
         same_values = encoded or job.down.exact  # what clients have stored is what this dispatch sends
-        messages = []
+        messages: dict[int, Message] = {}
         for position, client in enumerate(map(int, d.cohort)):
+            if client not in self.nodes:
+                continue
             groups: dict[str, Written] = {
                 name: (record, form, "shared" if encoded else "") for name, (record, form, _) in shared.items()
             }
@@ -151,7 +185,7 @@ class FlowerExecutor:
                 if d.kind == "work":
                     exchange.count("down", name, np.array([position]), sizes)
             parts = static.parts(self.stored.get(client, {}) if same_values else {})
-            messages.append(self._message(d, position, client, groups | parts.whole, parts))
+            messages[position] = self._message(d, position, client, groups | parts.whole, parts)
         return messages
 
     def _message(
@@ -195,20 +229,27 @@ class FlowerExecutor:
         kind = "train" if d.kind == "work" else "evaluate"
         return Message(content, dst_node_id=self.nodes[client], message_type=kind, group_id=str(d.round))
 
-    def _replies(self, d: ExchangeDispatch, messages: list[Message]) -> dict[int, RecordDict | str]:
-        """Send the messages: position -> reply, or the reason why there is none."""
-        position = {self.nodes[int(client)]: i for i, client in enumerate(d.cohort)}
+    def _replies(self, messages: Mapping[int, Message]) -> dict[int, RecordDict | str]:
+        """Send messages by position: position -> reply, or the reason why there is none."""
+        answers = self.grid.send_and_receive(list(messages.values()), timeout=self.timeout) if messages else ()
+        # an error of the SuperLink (no heartbeat of the node) comes from the SuperLink, and only names the message
+        found = {reply.metadata.reply_to_message_id: reply for reply in answers}
         replies: dict[int, RecordDict | str] = {}
-        for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
-            node = reply.metadata.src_node_id
-            replies[position[node]] = str(reply.error.reason) if reply.has_error() else reply.content
-        for node, i in position.items():
-            if not isinstance(replies.get(i), RecordDict):  # the client may come back on another node: look it up again
-                client = int(d.cohort[i])
-                self.nodes.pop(client)
-                self.known.discard(node)
-                self.stored.pop(client, None)
+        for position, message in messages.items():
+            reply = found.get(message.metadata.message_id)
+            if reply is not None and not reply.has_error():
+                replies[position] = reply.content
+                continue
+            replies[position] = str(reply.error.reason) if reply else f"no reply within {self.timeout:g} s"
+            self._forget(message.metadata.dst_node_id)
         return replies
+
+    def _forget(self, node: int) -> None:
+        """Forget which client a node is: it may come back on another node, without what it has stored."""
+        client = next(client for client, home in self.nodes.items() if home == node)
+        del self.nodes[client]
+        self.known.discard(node)
+        self.stored.pop(client, None)
 
     # -- up -------------------------------------------------------------------------------------------------------
     def _receive(self, exchange: ExchangeWorker, at: np.ndarray, content: RecordDict | str) -> None:

@@ -184,7 +184,7 @@ class Simulation:
         """Draw the cohort, and begin the round at the virtual time at which it starts."""
         sizes = self.run_setup.sizes(self.run_setup.period_at(self.round))[: self.run_setup.trainable]
         with span("server", "sample"):
-            self.sampler, cohort, starts = self.exchanges.sample(self.sampler, self._first_request, self.round, sizes)
+            self.sampler, cohort, starts = self.exchanges.sample(self.sampler, self.first_request, self.round, sizes)
         self.exchanges.begin(self.round, self.round, cohort)
         self.exchanges.wait(starts)
         return cohort
@@ -226,7 +226,7 @@ class Simulation:
         )
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
             check_state(config.strategy, self.state)
-            check_groups(config, self._first_request())
+            check_groups(config, self.first_request())
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         stack.callback(self.states.close)
         self.folder, record = open_run(self.directory, Ledger, self.states, resumed)
@@ -240,7 +240,8 @@ class Simulation:
             unchanged.describe(self.folder, self.run_setup)
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds
 
-    def _first_request(self) -> Any:
+    def first_request(self) -> Any:
+        """Return what the strategy yields first in the present round; None if nothing. The round is not run."""
         context = self._context(np.arange(min(self.run_setup.trainable, 2)))
         return first_request(self.config.strategy, self.state, context)
 
