@@ -6,7 +6,8 @@ fl ledger runs/a --by client      fl participation runs/a runs/b --plot particip
 fl partition quickstart.yaml partition.alpha=0.1 --plot partition.png
 fl sweep sweep.yaml --out runs      fl tune quickstart.yaml --seconds 60 --out tuned.yaml      fl bench
 fl list strategy      fl show strategy scaffold      fl check strategy:fedavg
-fl flower run APP_DIR num-server-rounds=5 --nodes 100      fl flower export quickstart.yaml app/ partition.clients=3
+fl flower run APP_DIR num-server-rounds=5 --nodes 100      fl flower certificates tls --host server.example.org
+fl flower export quickstart.yaml app/ partition.clients=3 cohort.size=3
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ flower_app = typer.Typer(
 )
 flower_app.command("run")(flower.run)
 flower_app.command("export")(flower.export)
+flower_app.command("certificates")(flower.certificates)
 app.add_typer(flower_app, name="flower", rich_help_panel="Flower")
 
 

@@ -95,10 +95,29 @@ def export(
     overrides: Overrides = None,
     traceback: Traceback = False,
 ) -> None:
-    """Write a Flower project that runs a configuration on SuperNodes."""
+    """Write a Flower project that runs a configuration on SuperNodes, and print the commands that run it.
+
+    The configuration is checked as `fl run` checks it, and nothing is written if a deployment cannot run it.
+    """
     with report_errors(traceback):
         from fl.config.reading import read
         from fl.flower.export import export
 
-        export(read(config, parse_overrides(overrides)), folder)
-        print(f"flwr run {folder}")
+        print(export(read(config, parse_overrides(overrides)), folder).next_steps)
+
+
+def certificates(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files; none of them may exist.")],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Name or IP address under which other machines reach the SuperLink; repeatable."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=0, help="Number of SuperNodes to make a key pair for: node-0, ...")] = 0,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days for which the certificates are valid.")] = 365,
+    traceback: Traceback = False,
+) -> None:
+    """Make the certificates and keys of a deployment: ca.crt, server.crt, their keys, and keys of SuperNodes."""
+    with report_errors(traceback):
+        from fl.flower.certificates import make_certificates
+
+        print(*make_certificates(folder, hosts or (), nodes, days), sep="\n")

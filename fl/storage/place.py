@@ -20,23 +20,28 @@ LONGEST = 255  # bytes of a name of a file or a folder
 
 def check_place(directory: Path) -> None:
     """Raise a `ConfigError` at `out` if a run directory cannot be made or written to, or holds files of others."""
-    try:
-        os.lstat(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # looked at below
-    except (ValueError, OSError) as error:  # a NUL byte, or a name that is too long
-        raise ConfigError("out", f"{str(directory)!r:.80} cannot be the name of a folder: {error}") from None
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        what = "is a file" if existing == directory else f"lies below {existing}, which is a file"
-        raise ConfigError("out", f"{directory} {what}; name a new folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError("out", f"{directory} cannot be written: no permission in {existing}")
+    check_folder("out", directory)
     foreign = [name for name in NAMES if os.path.lexists(directory / name)]
     if foreign and not (directory / LOCK).is_file():
         raise ConfigError(
             "out", f"{directory} holds {', '.join(foreign)}, which no run of fl has written; name a new folder"
         )
+
+
+def check_folder(key: str, directory: Path) -> None:
+    """Raise a `ConfigError` at `key` if a folder cannot be made or written to."""
+    try:
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # looked at below
+    except (ValueError, OSError) as error:  # a NUL byte, or a name that is too long
+        raise ConfigError(key, f"{str(directory)!r:.80} cannot be the name of a folder: {error}") from None
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        what = "is a file" if existing == directory else f"lies below {existing}, which is a file"
+        raise ConfigError(key, f"{directory} {what}; name a new folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(key, f"{directory} cannot be written: no permission in {existing}")
 
 
 def folder_name(path: str, name: object) -> str:
