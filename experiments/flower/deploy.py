@@ -2,8 +2,8 @@
 
     python -m experiments.flower.deploy [--only fedavg] [--out DIR]
 
-The deployment is a SuperLink and three SuperNodes, each in its own process, connected by TLS with certificates that
-this script creates. A proxy between each SuperNode and the SuperLink forwards the encrypted bytes and counts them.
+The deployment is a SuperLink and three SuperNodes, each in its own process, connected by TLS with certificates of
+`fl flower certificates`. A proxy between each SuperNode and the SuperLink forwards the encrypted bytes and counts them.
 
     idle     bytes of polling and heartbeats in the same time, at the rate measured before the first run
     ratio    (bytes on the wire - idle) / bytes in the ledger
@@ -12,8 +12,6 @@ this script creates. A proxy between each SuperNode and the SuperLink forwards t
 from __future__ import annotations
 
 import argparse
-import datetime
-import ipaddress
 import os
 import socket
 import subprocess
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import fl
 from fl.config.reading import read
+from fl.flower.certificates import make_certificates
 
 HERE, NODES = Path(__file__).parent, 3
 ROOT = HERE.parent.parent
@@ -37,45 +36,6 @@ METHODS: dict[str, dict] = {
 }
 TLS = (("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "ca.crt"))
 IDLE_SECONDS = 20  # duration of the measurement of polling and heartbeats
-
-
-def certificates(folder: Path) -> None:
-    """Write ca.crt, and server.crt and server.key for this machine, signed by it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    now = datetime.datetime.now(datetime.UTC)
-
-    def make(name: str, issuer, signer, authority: bool):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        signer = signer or key
-        builder = (
-            x509.CertificateBuilder(issuer or subject, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=2))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        )
-        if authority:
-            usage = {"key_cert_sign": True, "crl_sign": True, "digital_signature": True}
-            off = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-            usage |= dict.fromkeys((*off, "encipher_only", "decipher_only"), False)
-            builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
-        else:
-            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        return builder.sign(signer, hashes.SHA256()), key
-
-    pem = serialization.Encoding.PEM
-    authority, signer = make("fl experiment CA", None, None, True)
-    server, key = make("localhost", authority.subject, signer, False)
-    (folder / "ca.crt").write_bytes(authority.public_bytes(pem))
-    (folder / "server.crt").write_bytes(server.public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "server.key").write_bytes(private)
 
 
 class Proxy:
@@ -113,8 +73,7 @@ class Deployment:
 
     def __init__(self, folder: Path):
         self.folder, self.processes = folder, []
-        (folder / "tls").mkdir(parents=True, exist_ok=True)
-        certificates(folder / "tls")
+        make_certificates(folder / "tls")
         self.port, *self.local = _free_ports(1 + NODES)
         self.proxies = [Proxy(self.port) for _ in range(NODES)]
         # SuperLink and SuperNodes start other programs by name
@@ -213,7 +172,7 @@ def main() -> None:
         for name in [args.only] if args.only else METHODS:
             config = read(HERE / "digits.yaml") | METHODS[name]
             simulated = fl.run(config, out=base / name / "simulated")
-            app, out = export(config, base / name / "app"), base / name / "deployed"
+            app, out = export(config, base / name / "app").directory, base / name / "deployed"
             before, start = deployment.count(), time.monotonic()
             deployment.run(app, out)
             seconds = time.monotonic() - start

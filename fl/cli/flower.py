@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fl.cli.errors import log_to_stderr, report_errors
+from fl.cli.errors import log_to_stderr, report_errors, say
 from fl.cli.execute import execute_flower_app
 from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Traceback
 from fl.cli.overrides import parse_overrides
@@ -116,8 +116,14 @@ def certificates(
     days: Annotated[int, typer.Option(min=1, max=3650, help="Days for which the certificates are valid.")] = 365,
     traceback: Traceback = False,
 ) -> None:
-    """Make the certificates and keys of a deployment: ca.crt, server.crt, their keys, and keys of SuperNodes."""
-    with report_errors(traceback):
-        from fl.flower.certificates import make_certificates
+    """Make the certificates and keys of a deployment: ca.crt, server.crt, their keys, and keys of SuperNodes.
 
-        print(*make_certificates(folder, hosts or (), nodes, days), sep="\n")
+    Prints the SuperLink connection for ~/.flwr/config.toml, which `flwr run` reads.
+    """
+    with report_errors(traceback):
+        from fl.flower.certificates import connection, make_certificates
+
+        hosts = hosts or []
+        for file in make_certificates(folder, hosts, nodes, days):
+            say(f"wrote {file}")
+        print(connection(folder, (*hosts, "127.0.0.1")[0]), end="")

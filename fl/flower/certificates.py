@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,14 @@ def make_certificates(directory: Path, hosts: Sequence[str] = (), nodes: int = 0
         with open(handle, "wb") as opened:
             opened.write(content)
     return list(files)
+
+
+def connection(directory: Path, host: str) -> str:
+    """Return the SuperLink connection of `flwr run`, TOML for Flower's config.toml; its paths must be absolute."""
+    return (
+        f'[superlink.my-superlink]\naddress = "{host}:8000"\n'
+        f"root-certificates = {json.dumps(str((directory / 'ca.crt').absolute()))}\n"
+    )
 
 
 def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:

@@ -94,3 +94,5 @@ def _print_progress(event: str, value: Any) -> None:
     if event == "round":
         figures = {k: v for k, v in value.items() if k.endswith(("loss", "accuracy")) and isinstance(v, float)}
         print(f"round {value['round']}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()), flush=True)
+        for error in value.get("errors", ()):
+            print(f"left out: {error}", flush=True)

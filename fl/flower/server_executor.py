@@ -255,8 +255,9 @@ class FlowerExecutor:
     def _receive(self, exchange: ExchangeWorker, at: np.ndarray, content: RecordDict | str) -> None:
         """Decode and fold the reply of the client at a position; raise its error if it failed."""
         if isinstance(content, str):
+            way_out = "" if self.drops else "; execution.on_client_error=drop would go on without the client"
             with during(exchange.dispatch.work):
-                raise ConnectionError(content)
+                raise ConnectionError(f"{content}{way_out}")
         if failure := Failure.of(content):
             self.stored.pop(int(exchange.dispatch.cohort[at[0]]), None)
             with during(failure.stage):
