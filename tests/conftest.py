@@ -1,13 +1,9 @@
-"""Settings and fixtures of all tests: Ray, the digits, a clock."""
+"""Settings and fixtures of all tests: Ray, a clock."""
 
-import copy
-import functools
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import pytest
-import sklearn.datasets
 import torch
 from hypothesis import settings
 
@@ -66,16 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return getattr(module and module.obj, "WORKERS_STAY", True), item.path not in slow
 
     items.sort(key=place)
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
-@pytest.fixture(autouse=True, scope="session")
-def digits_are_read_once() -> Iterator[None]:
-    """Parse scikit-learn's text file of digits once; each call gets a copy of the arrays."""
-    patch, read = pytest.MonkeyPatch(), functools.cache(sklearn.datasets.load_digits)
-    patch.setattr(sklearn.datasets, "load_digits", lambda **options: copy.deepcopy(read(**options)))
-    yield
-    patch.undo()
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
