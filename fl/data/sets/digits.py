@@ -33,9 +33,8 @@ class Digits(Loader):
         within("[0, 1)", test=self.test)
         table = _table()
         images, target = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1]
-        arrays = {"x": (images / 16.0).astype(np.float32), "y": target.astype(np.int64)}
-        words = np.asarray(random.hash64(self.seed, "digits", np.arange(len(target))))
-        held_out = np.zeros(len(target), bool)
+        arrays: dict[str, np.ndarray] = {"x": (images / 16.0).astype(np.float32), "y": target.astype(np.int64)}
+        words, held_out = random.hash64(self.seed, "digits", np.arange(len(target))), np.zeros(len(target), bool)
         for label in range(10):
             rows = np.flatnonzero(arrays["y"] == label)
             held_out[rows[np.argsort(words[rows])][: round(self.test * len(rows))]] = True
