@@ -1,5 +1,6 @@
 """The commands of docs/flower.md run as they are written there: real processes of Flower, TLS and `flwr run`."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ pytest.importorskip("flwr", minversion="1.41")  # the commands are those of this
 import fl  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-PORTS = (8000, 9094, 9095)  # of the page
+PORTS = (8000, 9094, 9095, 9096)  # those of the page, and one more
 READY = "Uvicorn running"  # what the page says to wait for
 
 
@@ -44,7 +46,7 @@ def free_ports(lines):
     others = {str(port): str(held.getsockname()[1]) for port, held in sockets.items()}
     for held in sockets.values():
         held.close()
-    return [re.sub(r"\b(8000|9094|9095)\b", lambda found: others[found[0]], line) for line in lines]
+    return [re.sub(r"\b(8000|909[456])\b", lambda found: others[found[0]], line) for line in lines]
 
 
 class Terminals:
@@ -64,25 +66,31 @@ class Terminals:
 
     def __exit__(self, *_):
         for process, _ in reversed(self.running):
-            os.killpg(process.pid, signal.SIGTERM)
+            self._signal(process, signal.SIGTERM)
         for process, _ in self.running:
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                pass
+            self._signal(process, signal.SIGKILL)  # what it has started, too
+            process.wait()
 
-    def type(self, line, fails=False):
-        """Run a command; returns its output, or for one that goes on the process, once it is ready."""
+    @staticmethod
+    def _signal(process, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    def type(self, line, ready=READY):
+        """Run a command; returns its output, or for one that goes on its process, once it has said `ready`."""
         if line.endswith("&"):
-            return self._start(line.removesuffix("&"))
+            return self._start(line.removesuffix("&"), ready)
         done = subprocess.run(
             ["bash", "-c", line], cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=500
         )
-        assert (done.returncode != 0) == fails, f"{line}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
         return done.stdout + done.stderr
 
-    def _start(self, line):
+    def _start(self, line, ready):
         log = self.folder / f"{len(self.running)}.log"
         with open(log, "w") as output:
             process = subprocess.Popen(
@@ -94,7 +102,7 @@ class Terminals:
                 start_new_session=True,
             )
         self.running.append((process, log))
-        self.wait_for(log, READY)
+        self.wait_for(log, ready)
         return process
 
     def wait_for(self, log, text, seconds=240.0):
@@ -122,22 +130,59 @@ def test_the_commands_for_one_machine_give_the_simulators_model(tmp_path):
     assert (there / "model.safetensors").read_bytes() == (tmp_path / "here" / "model.safetensors").read_bytes()
 
 
+SLOW = """
+import time
+from dataclasses import dataclass
+from fl.method.local_training import LocalTraining
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(LocalTraining):
+    def work(self, name, ctx, carry):
+        if ctx.client == 1:
+            time.sleep(600)
+        return super().work(name, ctx, carry)
+"""
+CONFIG = """
+rounds: 1
+data: digits
+partition: {name: iid, clients: 2}
+splits: {val: 0, test: 0.2}
+model: softmax
+cohort: {size: 2}
+strategy: fedavg
+client: slow.py:Slow
+"""
+
+
 @pytest.mark.slow
-def test_the_commands_for_authenticated_supernodes(tmp_path):
-    """A SuperNode whose key is not registered does not come in."""
+def test_the_commands_for_authenticated_supernodes_and_one_that_is_killed(tmp_path):
+    """A SuperNode without a registered key does not come in. SuperNode 1 is killed while it trains for two runs.
+
+    One run goes on without its client, and the other one ends with a line that names the client.
+    """
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "config.yaml").write_text(CONFIG)
     stranger = (
-        "flower-supernode --superlink 127.0.0.1:8000 --root-certificates tls/ca.crt --port 9095 --max-retries 1 "
-        '--node-config "partition-id=0"'
+        "flower-supernode --superlink 127.0.0.1:8000 --root-certificates tls/ca.crt --port 9096 --max-retries 1 "
+        '--node-config "partition-id=1" &'
     )
-    *lines, stranger = free_ports([*commands("Authenticated SuperNodes"), stranger])
+    *lines, run, stranger = free_ports([*commands("Authenticated SuperNodes"), stranger])
     with Terminals(tmp_path) as terminals:
         (tmp_path / ".flwr").mkdir()
-        terminals.type(
-            "fl flower export experiments/quickstart.yaml app/ partition.clients=2 cohort.size=2 splits={val: 0} "
-            "model=softmax".replace("{val: 0}", '"{val: 0}"')
-        )
+        terminals.type("fl flower export config.yaml app/ execution.on_client_error=drop")
+        terminals.type("fl flower export config.yaml strict/")
         for line in lines:
+            node = terminals.type(line)
             if "partition-id=1" in line:
-                assert "Exit Code: 305" in terminals.type(stranger, fails=True)
-            output = terminals.type(line)
-    assert "all rounds done; model" in output
+                terminals.type(stranger, "Exit Code: 305")
+        log = next(log for process, log in terminals.running if process is node)
+        with ThreadPoolExecutor() as threads:
+            outputs = [threads.submit(terminals.type, line) for line in (run, run.replace("app/", "strict/"))]
+            terminals.wait_for(log, "Receiving: train message")
+            node.kill()
+            tolerant, strict = (output.result() for output in outputs)
+    lost = "client 1, stage 'train': ConnectionError: Error: Node Unavailable"
+    assert f"left out: {lost}" in tolerant and "left out: client 1, stage 'received'" in tolerant
+    assert "all rounds done; model" in tolerant
+    assert "RuntimeError: client 1, round 0, stage 'train': ConnectionError: Error: Node Unavailable" in strict
+    assert "execution.on_client_error=drop would go on without the client" in strict and "all rounds" not in strict
