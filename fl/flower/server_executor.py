@@ -123,6 +123,7 @@ class FlowerExecutor:
         if not isinstance(error, ConnectionError) or not self.drops:  # only a lost client is left out of an evaluation
             raise exchange.error(dispatch.cohort[at], error, dispatch.work) from None
         exchange.errors.append(f"client {dispatch.cohort[at[0]]}, stage {dispatch.work!r}: {error}")
+        exchange.columns.add(at, {"dropped": True})
         exchange.fold.add(0, int(at[0]), None)
 
     def _find_nodes(self, clients: Iterable[int], drops: bool = False) -> None:

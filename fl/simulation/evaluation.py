@@ -57,7 +57,9 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
             plan=plan,
             split=split,
         )
-        each = result.columns.metrics(len(clients))
+        answered = ~result.columns.column("dropped", len(clients), False)  # a deployment may have lost clients
+        each = {name: values[answered] for name, values in result.columns.metrics(len(clients)).items()}
+        clients = clients[answered]
         exchanges.folder.clients.add(exchanges.ledger_round, split, clients, counts[clients], each)
         if split == "val":
             row |= {f"val/{name}": value for name, value in result.value.items()}

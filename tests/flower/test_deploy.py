@@ -1,7 +1,10 @@
 """Our methods as Flower apps: records keep all bits, and a deployment gives the simulator's model."""
 
 import json
+import re
 import runpy
+import ssl
+import stat
 import tomllib
 from pathlib import Path
 
@@ -12,7 +15,9 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr", minversion="1.22")
 
-from flwr.app import ArrayRecord, RecordDict  # noqa: E402
+from flwr.app import ArrayRecord, Error, Message, RecordDict  # noqa: E402
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode  # noqa: E402
+from flwr.serverapp import ServerApp  # noqa: E402
 
 import fl  # noqa: E402
 from fl import registry  # noqa: E402
@@ -26,10 +31,13 @@ from fl.communication.codecs.threshold import Threshold  # noqa: E402
 from fl.communication.codecs.top_k import TopK  # noqa: E402
 from fl.communication.codecs.zstd import Zstd  # noqa: E402
 from fl.communication.transmit import transmit  # noqa: E402
-from fl.config.config import resolve  # noqa: E402
+from fl.config.config import Config, resolve  # noqa: E402
+from fl.config.fields import fields_of  # noqa: E402
 from fl.config.reading import read  # noqa: E402
-from fl.errors import ConfigError  # noqa: E402
+from fl.errors import ClientError, ConfigError  # noqa: E402
+from fl.execution.section import Execution  # noqa: E402
 from fl.flower import simulate  # noqa: E402
+from fl.flower.certificates import make_certificates  # noqa: E402
 from fl.flower.client_worker import ContextStore  # noqa: E402
 from fl.flower.configuration import apply_run_config, config_text  # noqa: E402
 from fl.flower.deploy import client_app, run_server, server_app  # noqa: E402
@@ -39,6 +47,7 @@ from fl.flower.static_records import StaticSender  # noqa: E402
 from fl.tensors.params import Params  # noqa: E402
 from fl.tensors.serialise import flatten  # noqa: E402
 from fl.tensors.sparse import Sparse, Table  # noqa: E402
+from tests import process  # noqa: E402
 
 torch.manual_seed(0)
 MODEL = Params.of({"w": torch.randn(7, 5), "b": torch.randn(5), "n": torch.arange(3)})
@@ -261,7 +270,7 @@ def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch, no
     expected = fl.run(config, out=tmp_path / "here")
     assert [row["dropped"] for row in expected.metrics] == [0, 1, 0]
 
-    folder = export(config, tmp_path / "app")
+    folder = export(config, tmp_path / "app").directory
     project = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert project["config"]["rounds"] == 3 and project["config"]["client"]["lr"] == 0.1
     (tmp_path / "mine.py").unlink()  # the project has its own copy
@@ -283,15 +292,42 @@ def test_an_exported_project_gives_the_simulators_bits(tmp_path, monkeypatch, no
     assert "client 1, stage 'train'" in rows[1]["errors"][0] and "out of battery" in rows[1]["errors"][0]
 
 
-def test_what_a_deployment_does_not_do_is_said():
-    with pytest.raises(ConfigError, match="a deployment cannot run .*; run them with `fl run`"):
-        run_server(None, json.dumps(resolve(CONFIG | {"baselines": ["local"]}).to_dict()))
+# -- refusals ---------------------------------------------------------------------------------------------------------
+DEVICES = {"devices": {"name": "identical", "ms_per_sample": 1.0}}
+REFUSED = {  # key of the message -> a configuration with it
+    "server": {"system": DEVICES, "server": {"name": "buffered", "buffer": 2, "concurrency": 3}},
+    "system": {"system": DEVICES},
+    "baselines": {"baselines": ["local"]},
+    "codec.down": {"codec": {"down": ["delta", "fp16"]}},
+    "execution.workers": {"execution": {"workers": 2}},
+    "execution.address": {"execution": {"address": "auto"}},
+    "execution.client_timeout": {"execution": {"executor": "ray", "client_timeout": 5.0}},
+    "execution.plan": {"execution": {"plan": "vmap"}},
+    "execution.chunk": {"execution": {"chunk": 4}},
+}
 
 
-def test_what_a_server_would_have_to_keep_for_every_client_is_refused():
-    config = resolve(CONFIG | {"codec": {"down": ["delta", "fp16"]}})
-    with pytest.raises(ConfigError, match="codec.down: a deployment cannot use delta"):
-        run_server(None, json.dumps(config.to_dict()))
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_a_deployment_cannot_do_is_refused_by_all_ends(key, tmp_path):
+    config = resolve(CONFIG | REFUSED[key])
+    for refuse in (server_app, client_app, lambda config: export(config, tmp_path / "app")):
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)}: ") as caught:
+            refuse(config)
+        assert caught.value.path == key
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_has_every_key_of_a_configuration():
+    page = (Path(__file__).parents[2] / "docs/flower.md").read_text()
+    table = page.split("### What a deployment does with each key")[1].split("###")[0]
+    named = set(re.findall(r"`([\w.]+)`", "".join(row.split("|")[1] for row in table.splitlines() if row[:1] == "|")))
+    top = {name.partition(".")[0] for name in named if name[0] != "."}
+    assert set(fields_of(Config)) <= top
+    assert {f"execution.{name}" in named or f".{name}" in named for name in fields_of(Execution)} == {True}
+
+
+def test_server_and_clients_train_in_the_loop():
+    assert fl.config.yaml.parse(config_text(CONFIG | {"execution": {}}))["execution"]["plan"] == "loop"
 
 
 def test_flowers_run_config_overrides_the_configuration():
@@ -300,7 +336,168 @@ def test_flowers_run_config_overrides_the_configuration():
     assert (changed["rounds"], changed["client"]["lr"], changed["seed"]) == (5, 0.25, 0)
 
 
+# -- export -----------------------------------------------------------------------------------------------------------
+QUICKSTART = Path(__file__).parents[2] / "experiments/quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "cohort.size: 10 clients of a population of 3; use 1..3"),
+        ({"cohort.size": 3, "evaluation.select": "val/f1"}, "evaluation.select: 'val/f1' is not a metric of this run"),
+        ({"cohort.size": 3, "strategy": f"{TOYS}:Narrow"}, "strategy: clients train a module other than the run's"),
+    ],
+    ids=["cohort", "metric", "module"],
+)
+def test_an_export_checks_the_run_and_writes_nothing(changes, message, tmp_path):
+    config = read(QUICKSTART, {"partition.clients": 3, **changes})
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        export(config, tmp_path / "app")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_ends_with_code_2_or_with_the_next_commands(tmp_path):
+    refused = process.fl("flower", "export", QUICKSTART, tmp_path / "app", "partition.clients=3")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: cohort.size: 10 clients")
+    assert not list(tmp_path.iterdir())
+    done = process.fl("flower", "export", QUICKSTART, tmp_path / "app", "partition.clients=3", "cohort.size=3")
+    assert done.returncode == 0 and "partition-id=0" in done.stdout and f"flwr run {tmp_path}/app" in done.stdout
+    assert "1 to 2, with --port 9095 to 9096" in done.stdout
+
+
 def test_an_export_overwrites_nothing(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="is not empty; export to a new directory"):
+    with pytest.raises(ConfigError, match="DIR: .* is not empty; export to a new directory"):
         export(CONFIG, tmp_path)
+    with pytest.raises(ConfigError, match="DIR: .*thesis.tex is a file"):
+        export(CONFIG, tmp_path / "thesis.tex")
+    with pytest.raises(ConfigError, match="DIR: .*app lies below .*thesis.tex, which is a file"):
+        export(CONFIG, tmp_path / "thesis.tex" / "app")
+
+
+def test_an_export_has_the_files_beside_the_users_files(tmp_path, monkeypatch):
+    """Files of one name in two folders stay apart, and each finds the helper of its own folder."""
+    texts = {
+        "a/helper.py": "RATE = 0.5",
+        "a/mine.py": "import helper\nfrom strategies.fedavg import FedAvg\nclass Rule(FedAvg):\n    rate = helper.RATE",
+        "b/helper.py": "RATE = 0.25",
+        "b/mine.py": "import helper\nfrom fl import LocalTraining\nclass Mine(LocalTraining):\n    rate = helper.RATE",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    parts = {"strategy": f"{tmp_path}/a/mine.py:Rule", "client": f"{tmp_path}/b/mine.py:Mine"}
+    folder = export(CONFIG | parts, tmp_path / "app").directory
+    for name in texts:
+        (tmp_path / name).unlink()
+    config = resolve(read(folder / "config.yaml"))
+    assert (config.strategy.rate, config.client.rate) == (0.5, 0.25)
+
+
+# -- lost SuperNodes --------------------------------------------------------------------------------------------------
+def lossy_server(config, out, lost):
+    """A ServerApp on whose grid nodes are lost; `lost`: (client, group of the messages)."""
+    app, text = ServerApp(), config_text(config)
+
+    @app.main()
+    def main(grid, context):
+        run_server(LossyGrid(grid, lost), text, out)
+
+    return app
+
+
+class LossyGrid:
+    """A grid that answers some messages as a SuperLink does whose node has gone: the error comes from the SuperLink."""
+
+    def __init__(self, grid, lost):
+        self.grid, self.lost = grid, lost
+
+    def get_node_ids(self):
+        return self.grid.get_node_ids()
+
+    def send_and_receive(self, messages, timeout=None):
+        gone = [m for m in messages if (m.metadata.dst_node_id - 1, m.metadata.group_id) in self.lost]
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+        for message in gone:
+            (reply,) = (r for r in replies if r.metadata.reply_to_message_id == message.metadata.message_id)
+            error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable"), reply_to=message)
+            vars(error.metadata)["_src_node_id"] = SUPERLINK_NODE_ID
+            replies[replies.index(reply)] = error
+        return replies
+
+
+PLAIN_RUN = CONFIG | {"strategy": "fedavg", "codec": {}, "splits": {"val": 0.1}, "evaluation": {"every": 1}}
+
+
+def test_a_lost_supernode_is_named(tmp_path, capsys):
+    config = PLAIN_RUN | {"execution": {"executor": "serial"}}
+    line = "client 1, round 1, stage 'train': ConnectionError: Error: Node Unavailable; execution.on_client_error=drop"
+    with pytest.raises(ClientError, match=line):
+        app = lossy_server(config, tmp_path / "there", {(1, "1")})
+        simulate(app, client_app(config), 3, out=tmp_path / "grid")
+
+
+def test_the_run_goes_on_without_a_lost_supernode(tmp_path, capsys):
+    """Client 1 is left out of round 1 and its evaluation. In round 2 it answers again: the node is asked for again."""
+    app = lossy_server(PLAIN_RUN, tmp_path / "there", {(1, "1")})
+    simulate(app, client_app(PLAIN_RUN), 3, out=tmp_path / "grid")
+    rows = [json.loads(line) for line in (tmp_path / "there" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["dropped"] for row in rows] == [0, 1, 0] and rows[1]["cohort_size"] == 3
+    assert rows[1]["errors"] == [
+        "client 1, stage 'train': ConnectionError: Error: Node Unavailable",
+        "client 1, stage 'received': Error: Node Unavailable",
+    ]
+    assert "left out: client 1, stage 'train'" in capsys.readouterr().out
+    table = pq.read_table(tmp_path / "there" / "clients.parquet").to_pylist()
+    answered = {row["client"]: row for row in table if (row["round"], row["split"]) == (1, "val")}
+    assert answered.keys() == {0, 2}
+    total = sum(row["num_examples"] * row["loss"] for row in answered.values())
+    pooled = total / sum(row["num_examples"] for row in answered.values())
+    assert rows[1]["val/loss"] == pytest.approx(pooled, rel=1e-6)
+
+
+# -- certificates -----------------------------------------------------------------------------------------------------
+def test_certificates_serve_tls_for_their_hosts_and_overwrite_nothing(tmp_path):
+    files = make_certificates(tmp_path / "tls", ["server.example.org", "10.1.2.3"], nodes=2)
+    names = ["ca.crt", "ca.key", "server.crt", "server.key", "node-0", "node-0.pub", "node-1", "node-1.pub"]
+    assert [file.name for file in files] == names
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
+    assert all(modes[name] == 0o600 for name in ("ca.key", "server.key", "node-0", "node-1"))
+    assert stat.S_IMODE((tmp_path / "tls").stat().st_mode) == 0o700
+    for host in ("server.example.org", "10.1.2.3", "localhost", "127.0.0.1"):
+        assert handshake(tmp_path / "tls", host) is None
+    assert "not valid for 'other.example.org'" in handshake(tmp_path / "tls", "other.example.org")
+    before = {file: file.read_bytes() for file in files}
+    with pytest.raises(ConfigError, match="DIR: .* holds ca.crt, ca.key, server.crt, server.key already"):
+        make_certificates(tmp_path / "tls")
+    assert {file: file.read_bytes() for file in files} == before
+
+
+def handshake(folder, host):
+    """Connect a client that trusts ca.crt to a server in memory; returns the client's error, or None."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=folder / "ca.crt")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    server.load_cert_chain(folder / "server.crt", folder / "server.key")
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [server.wrap_bio(up, down, server_side=True), client.wrap_bio(down, up, server_hostname=host)]
+    for end in [ends[1], ends[0]] * 3:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as error:
+            return str(error)
+    return None
+
+
+def test_hosts_are_names_or_addresses(tmp_path):
+    with pytest.raises(ConfigError, match="--host: 'https://server:8000' is neither"):
+        make_certificates(tmp_path / "tls", ["https://server:8000"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_the_connection_for_flwr_run(tmp_path):
+    done = process.fl("flower", "certificates", "tls", "--host", "server.example.org", folder=tmp_path)
+    connection = tomllib.loads(done.stdout)["superlink"]["my-superlink"]
+    assert connection == {"address": "server.example.org:8000", "root-certificates": f"{tmp_path}/tls/ca.crt"}
+    assert done.stderr.splitlines()[0] == "wrote tls/ca.crt"
