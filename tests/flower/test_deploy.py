@@ -43,6 +43,7 @@ from fl.flower.configuration import apply_run_config, config_text  # noqa: E402
 from fl.flower.deploy import client_app, run_server, server_app  # noqa: E402
 from fl.flower.export import export  # noqa: E402
 from fl.flower.group_records import read_group, write_group  # noqa: E402
+from fl.flower.hello import HELLO, partition_id  # noqa: E402
 from fl.flower.static_records import StaticSender  # noqa: E402
 from fl.tensors.params import Params  # noqa: E402
 from fl.tensors.serialise import flatten  # noqa: E402
@@ -395,15 +396,20 @@ def test_an_export_has_the_files_beside_the_users_files(tmp_path, monkeypatch):
 
 
 # -- lost SuperNodes --------------------------------------------------------------------------------------------------
-def lossy_server(config, out, lost):
-    """A ServerApp on whose grid nodes are lost; `lost`: (client, group of the messages)."""
+def server_on(changed_grid, config, out):
+    """A ServerApp whose grid is `changed_grid(grid)`."""
     app, text = ServerApp(), config_text(config)
 
     @app.main()
     def main(grid, context):
-        run_server(LossyGrid(grid, lost), text, out)
+        run_server(changed_grid(grid), text, out)
 
     return app
+
+
+def lossy_server(config, out, lost):
+    """A ServerApp on whose grid nodes are lost; `lost`: (client, group of the messages)."""
+    return server_on(lambda grid: LossyGrid(grid, lost), config, out)
 
 
 class LossyGrid:
@@ -423,6 +429,16 @@ class LossyGrid:
             error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable"), reply_to=message)
             vars(error.metadata)["_src_node_id"] = SUPERLINK_NODE_ID
             replies[replies.index(reply)] = error
+        return replies
+
+
+class TwinGrid(LossyGrid):
+    """A grid whose nodes all say that they are client 0."""
+
+    def send_and_receive(self, messages, timeout=None):
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            reply.content[HELLO]["partition-id"] = 0
         return replies
 
 
@@ -454,6 +470,17 @@ def test_the_run_goes_on_without_a_lost_supernode(tmp_path, capsys):
     total = sum(row["num_examples"] * row["loss"] for row in answered.values())
     pooled = total / sum(row["num_examples"] for row in answered.values())
     assert rows[1]["val/loss"] == pytest.approx(pooled, rel=1e-6)
+
+
+def test_two_supernodes_of_one_client_are_refused(tmp_path, capsys):
+    app = server_on(lambda grid: TwinGrid(grid, ()), CONFIG, tmp_path / "there")
+    with pytest.raises(ConfigError, match=r"two SuperNodes have partition-id=0 \(1, 2\); give each its own"):
+        simulate(app, client_app(CONFIG), 3, out=tmp_path / "grid")
+
+
+def test_a_node_without_partition_id_is_told_how_to_get_one():
+    with pytest.raises(ValueError, match="start its SuperNode with --node-config partition-id=NUMBER"):
+        partition_id({"num-partitions": 3})
 
 
 # -- certificates -----------------------------------------------------------------------------------------------------
