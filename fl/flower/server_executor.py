@@ -7,8 +7,7 @@ The server's own evaluation runs in this process.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -43,9 +42,9 @@ from fl.flower.call import (
 )
 from fl.flower.deployable import OTHER_MODULE
 from fl.flower.group_records import read_group, record_to_tree, tensor_to_array, tree_to_record, write_group
-from fl.flower.hello import ask_hello, partition_id
 from fl.flower.records import get_arrays, get_metrics, numbers
 from fl.flower.static_records import StaticParts, StaticSender
+from fl.flower.supernodes import SuperNodes
 from fl.method.messages import Update
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import Tree
@@ -66,9 +65,8 @@ class FlowerExecutor:
     remote = True
 
     def __init__(self, grid: Grid, digest: str, wait: float, timeout: float | None) -> None:
-        self.grid, self.digest, self.wait, self.timeout = grid, digest, wait, timeout
-        self.nodes: dict[int, int] = {}  # client -> node
-        self.known: set[int] = set()  # nodes that have told their client
+        self.grid, self.timeout = grid, timeout
+        self.nodes = SuperNodes(grid, digest, wait, timeout)
         self.stored: dict[int, dict[str, int]] = {}  # client -> static group -> version that it has stored
         self.workers = 1
 
@@ -83,7 +81,7 @@ class FlowerExecutor:
         self.drops = job.on_error == "drop"
         self.worker = Worker(job, self.writer)
         self.workers = states.population
-        self._find_nodes(np.arange(states.population))
+        self.nodes.find(range(states.population))
 
     def run(self, dispatch: ExchangeDispatch) -> DispatchResult:
         """Run one exchange or one evaluation."""
@@ -126,41 +124,6 @@ class FlowerExecutor:
         exchange.columns.add(at, {"dropped": True})
         exchange.fold.add(0, int(at[0]), None)
 
-    def _find_nodes(self, clients: Iterable[int], drops: bool = False) -> None:
-        """Wait until every one of these clients has a SuperNode. Each new node is asked for its partition-id.
-
-        `drops`: do not wait for clients without a SuperNode while any client has one.
-        """
-        end = time.monotonic() + self.wait
-        patience = self.wait if self.timeout is None or not drops else min(self.wait, self.timeout)
-        while [c for c in clients if int(c) not in self.nodes]:
-            online = list(self.grid.get_node_ids())
-            new = [node for node in online if node not in self.known]
-            for node, facts in ask_hello(self.grid, new, patience):
-                self._add_node(node, facts, online)
-            missing = [int(c) for c in clients if int(c) not in self.nodes]
-            if not missing or (drops and self.nodes):
-                return
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    f"no SuperNode for {len(missing)} clients, the first {missing[:5]}; "
-                    f"start them with --node-config partition-id={missing[0]}"
-                )
-            if not new:
-                time.sleep(0.5)
-
-    def _add_node(self, node: int, facts: Mapping[str, Any], online: Collection[int]) -> None:
-        """Take a SuperNode that has answered hello. `online`: all nodes that are connected."""
-        self.known.add(node)
-        client = partition_id(facts)
-        if facts["config"] != self.digest:
-            raise ConfigError("", f"client {client} runs another configuration than the server")
-        if self.nodes.get(client, node) in set(online) - {node}:
-            raise ConfigError(
-                "", f"two SuperNodes have partition-id={client} ({self.nodes[client]}, {node}); give each its own"
-            )
-        self.nodes[client] = node
-
     # -- down -----------------------------------------------------------------------------------------------------
     def _messages(self, exchange: ExchangeWorker) -> dict[int, Message]:
         """Make one message per position whose client has a SuperNode. Shared groups are encoded once."""
@@ -170,12 +133,12 @@ class FlowerExecutor:
         key = partial(down_key, job.seed, d.number)
         shared = {n: write_group(codec, tree, key(n)) for n, tree in source.shared.items() if n not in source.hidden}
         static = StaticSender(source.static, codec, job.seed)
-        self._find_nodes(d.cohort, self.drops)
+        self.nodes.find(map(int, d.cohort), self.drops)
         encoded = d.original is not None
         same_values = encoded or job.down.exact  # what clients have stored is what this dispatch sends
         messages: dict[int, Message] = {}
         for position, client in enumerate(map(int, d.cohort)):
-            if client not in self.nodes:
+            if client not in self.nodes.of:
                 continue
             groups: dict[str, Written] = {
                 name: (record, form, "shared" if encoded else "") for name, (record, form, _) in shared.items()
@@ -228,7 +191,7 @@ class FlowerExecutor:
         if store:
             self.stored.setdefault(client, {}).update(store)
         kind = "train" if d.kind == "work" else "evaluate"
-        return Message(content, dst_node_id=self.nodes[client], message_type=kind, group_id=str(d.round))
+        return Message(content, dst_node_id=self.nodes.of[client], message_type=kind, group_id=str(d.round))
 
     def _replies(self, messages: Mapping[int, Message]) -> dict[int, RecordDict | str]:
         """Send messages by position: position -> reply, or the reason why there is none."""
@@ -242,15 +205,9 @@ class FlowerExecutor:
                 replies[position] = reply.content
                 continue
             replies[position] = str(reply.error.reason) if reply else f"no reply within {self.timeout:g} s"
-            self._forget(message.metadata.dst_node_id)
+            if (client := self.nodes.forget(message.metadata.dst_node_id)) is not None:
+                self.stored.pop(client, None)  # it may come back on another node, without what it has stored
         return replies
-
-    def _forget(self, node: int) -> None:
-        """Forget which client a node is: it may come back on another node, without what it has stored."""
-        client = next(client for client, home in self.nodes.items() if home == node)
-        del self.nodes[client]
-        self.known.discard(node)
-        self.stored.pop(client, None)
 
     # -- up -------------------------------------------------------------------------------------------------------
     def _receive(self, exchange: ExchangeWorker, at: np.ndarray, content: RecordDict | str) -> None:
