@@ -1,6 +1,6 @@
 """Run the tests of fl.flower on other versions of Flower.
 
-    python -m experiments.flower.versions [--versions 1.22.0 1.41.0] [--folder DIR]
+    python -m experiments.flower.versions [--versions 1.22.0 1.41.0 1.42.0] [--folder DIR]
 
 Each version is installed into a separate folder, with those of its requirements that differ from the installed
 packages. Python then searches this folder first. The installed version is tested, too. The exit code is 1 if a test
@@ -20,7 +20,8 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-VERSIONS = ("1.22.0", "1.41.0")  # the oldest version that setup.cfg allows, and the version of constraints.txt
+# the oldest version that setup.cfg allows, the last one with typer's and uv's older requirements, that of constraints.txt
+VERSIONS = ("1.22.0", "1.41.0", "1.42.0")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
 
 
