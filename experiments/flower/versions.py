@@ -11,38 +11,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
-import os
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-# the oldest version that setup.cfg allows, the last one with typer's and uv's older requirements, that of constraints.txt
+from experiments.flower.packages import ROOT, environment, install
+
+# the oldest version that setup.cfg allows, the one before that of constraints.txt, and that one
 VERSIONS = ("1.22.0", "1.41.0", "1.42.0")
-PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
-
-
-def install(folder: Path, *requirements: str) -> Path:
-    """Install requirements and their dependencies into `folder`, except those already installed; return the folder."""
-    if not (done := folder / "installed.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        report = folder / "report.json"
-        subprocess.run([*PIP, "--dry-run", "--report", report, *requirements], check=True)
-        packages = [package["metadata"] for package in json.loads(report.read_text())["install"]]
-        exact = [f"{package['name']}=={package['version']}" for package in packages]
-        if exact:
-            subprocess.run([*PIP, "--no-deps", "--target", folder, *exact], check=True)
-        report.rename(done)
-    return folder
-
-
-def environment(folder: Path | None) -> dict[str, str]:
-    """Return environment variables with which Python searches `folder` and this repository first."""
-    path = [str(place) for place in (folder, ROOT) if place]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def run_tests(folder: Path | None, results: Path) -> tuple[str, dict[str, int]]:

@@ -1,0 +1,56 @@
+"""Run an app on Flower's own simulation, in this process and on Ray, with the app's configuration.
+
+    python -m experiments.flower.ray_simulation APP_DIR
+
+`run_simulation` has no argument for the run config. Both halves of the app therefore set it before they work.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fl.flower.app import load
+
+
+@dataclass(frozen=True)
+class ConfiguredClient:
+    """A ClientApp with the run config of its app."""
+
+    app: ClientApp
+    config: Mapping[str, Any]
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        context.run_config = dict(self.config)
+        return self.app(message, context)
+
+
+@dataclass(frozen=True)
+class ConfiguredServer:
+    """A ServerApp with the run config of its app."""
+
+    app: ServerApp
+    config: Mapping[str, Any]
+
+    def __call__(self, grid: Grid, context: Context) -> None:
+        context.run_config = dict(self.config)
+        self.app(grid, context)
+
+
+def main(folder: Path) -> None:
+    """Run the app in a folder, with its own number of nodes."""
+    from flwr.simulation import run_simulation
+
+    app = load(folder)
+    run_simulation(ConfiguredServer(app.server, app.config), ConfiguredClient(app.client, app.config), app.nodes)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
