@@ -29,8 +29,7 @@ from fl.models.pretrained import model_folder
 
 ROWS = {"train": 10_000, "test": 2_000}
 IMAGES = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-Column = pa.Array | np.ndarray | list[Any]
-Rows = Mapping[str, Mapping[str, Column]]  # by split and column
+Rows = Mapping[str, Mapping[str, Any]]  # by split and column: arrays of pyarrow or numpy, or lists
 Features = dict[str, Any]  # of the columns that are more than numbers or texts, as `datasets` stores them
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -49,7 +49,8 @@ def main(folder: Path) -> None:
     from flwr.simulation import run_simulation
 
     app = load(folder)
-    run_simulation(ConfiguredServer(app.server, app.config), ConfiguredClient(app.client, app.config), app.nodes)
+    server, client = ConfiguredServer(app.server, app.config), ConfiguredClient(app.client, app.config)
+    run_simulation(cast(ServerApp, server), cast(ClientApp, client), app.nodes)  # Flower only calls them
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run_tests(folder: Path | None, results: Path) -> tuple[str, dict[str, int]]:
         subprocess.run(pytest, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     if not results.exists():
         raise RuntimeError(f"pytest did not run; see {output}")
-    suite = xml.parse(results).getroot().find("testsuite").attrib
+    suite = next(xml.parse(results).getroot().iter("testsuite")).attrib
     failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
     return version.strip(), {"passed": int(suite["tests"]) - failed - skipped, "skipped": skipped, "failed": failed}
 
