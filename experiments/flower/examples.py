@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="folder of apps; default: write those of `flwr new`")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="apps to run; default: all")
+    pip_help = "requirements of all apps beside their own, as in --pip 'datasets<4'"
+    parser.add_argument("--pip", nargs="+", default=[], metavar="REQUIREMENT", help=pip_help)
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a run of an app is stopped")
     parser.add_argument("--no-flower", action="store_true", help="leave out Flower's own simulation")
     parser.add_argument("--out", type=Path, help="write the table into this file, .md or .csv, too")
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(line(HEADER), "|---" * len(HEADER) + "|", sep="\n", flush=True)
     outcomes: list[Outcome] = []
     for app in apps:
-        outcomes.append(run_app(app, base, runs / app.name, args.limit, flower=not args.no_flower))
+        outcomes.append(run_app(app, base, runs / app.name, args.limit, not args.no_flower, args.pip))
         print(line(cells(outcomes[-1])), flush=True)
         if args.out:
             write_table(args.out, outcomes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-TRACEBACK = "Traceback (most recent call last):"
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):\s*$|\bray::\w+")  # also of an error in a process of Ray
 FRAME = re.compile(r'^\s*(?:\(.*\)\s)?File "(?P<file>[^"]+)", line (?P<line>\d+)')
 # what Ray, pip and our own log put before a line
 PREFIX = re.compile(r"^(?:\(\w+ pid=\d+\)\s?)|(?:ERROR\s*:?\s+)")
@@ -58,7 +58,7 @@ def first_fault(output: str, app: Path) -> Fault | None:
     Without a traceback, it is the first line that begins with "error:".
     """
     lines = [_plain(line) for line in output.splitlines()]
-    found = [_read(lines[at + 1 :], app) for at, line in enumerate(lines) if line.rstrip().endswith(TRACEBACK)]
+    found = [_read(lines[at + 1 :], app) for at, line in enumerate(lines) if TRACEBACK.search(line)]
     faults = [fault for fault in found if fault]
     for fault in faults:
         if fault.place:

@@ -84,12 +84,13 @@ def _ag_news() -> tuple[Features, Rows]:
     return {"label": _label(4)}, rows
 
 
-def _iris() -> tuple[Features, Rows]:
+def _iris(names: tuple[str, ...], species: str, texts: bool) -> tuple[Features, Rows]:
+    """Return Iris; `names` are the hub's names of the four lengths, and `texts` makes the species words."""
     from sklearn.datasets import load_iris
 
     iris = load_iris()
-    names = ("sepal_length", "sepal_width", "petal_length", "petal_width")
-    return {"species": _label(3)}, {"train": dict(zip(names, iris.data.T)) | {"species": iris.target}}
+    kinds = [f"Iris-{iris.target_names[i]}" for i in iris.target] if texts else iris.target
+    return {} if texts else {species: _label(3)}, {"train": dict(zip(names, iris.data.T)) | {species: kinds}}
 
 
 def _credit_default() -> tuple[Features, Rows]:
@@ -112,7 +113,12 @@ DATASETS: dict[str, Callable[[], tuple[Features, Rows]]] = {
     "stanfordnlp/sst2": partial(_sst2, "sentence"),
     "stanfordnlp/imdb": partial(_sst2, "text"),
     "fancyzhx/ag_news": _ag_news,
-    "hitorilabs/iris": _iris,
+    "hitorilabs/iris": partial(
+        _iris, ("sepal_length", "sepal_width", "petal_length", "petal_width"), "species", texts=False
+    ),
+    "scikit-learn/iris": partial(
+        _iris, ("SepalLengthCm", "SepalWidthCm", "PetalLengthCm", "PetalWidthCm"), "Species", texts=True
+    ),
     "jxie/higgs": _credit_default,
 }
 # stand-ins with other data than their name says

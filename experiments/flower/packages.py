@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -65,20 +66,20 @@ class NotInstallable(Exception):
     """pip finds no versions that an app and the installed Flower both accept; the message names the packages."""
 
 
-def packages_of(app: Path, base: Path) -> Path | None:
+def packages_of(app: Path, base: Path, more: Sequence[str] = ()) -> Path | None:
     """Install what an app requires into a folder below `base`; None if the installed packages suffice.
 
     The app runs with the installed versions of flwr and torch. Its other requirements are installed as it states them,
-    or, if pip finds no such versions, in the newest versions that fit.
+    or, if pip finds no such versions, in the newest versions that fit. `more` are requirements for all apps.
     """
     requirements = _requirements(app)
-    if all(_is_installed(requirement) for requirement in requirements):
+    if all(_is_installed(requirement) for requirement in [*requirements, *map(Requirement, more)]):
         return None
-    pins = [f"{name}=={importlib.metadata.version(name)}" for name in KEPT]
+    pins = [*more, *(f"{name}=={importlib.metadata.version(name)}" for name in KEPT)]
     stated = [str(requirement) for requirement in requirements]
     newest = [f"{r.name}[{','.join(sorted(r.extras))}]" if r.extras else r.name for r in requirements]
     for wanted in (stated, newest):
-        folder = base / f"for-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:12]}"
+        folder = base / f"for-{hashlib.sha256(' '.join([*wanted, *pins]).encode()).hexdigest()[:12]}"
         try:
             install(folder, *wanted, *pins)
         except subprocess.CalledProcessError as error:

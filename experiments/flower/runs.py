@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def apps_in(folder: Path) -> list[Path]:
     return [file.parent for file in files if file.is_file() and "[tool.flwr.app" in file.read_text()]
 
 
-def run_app(app: Path, base: Path, place: Path, limit: float, flower: bool) -> Outcome:
+def run_app(
+    app: Path, base: Path, place: Path, limit: float, flower: bool, requirements: Sequence[str] = ()
+) -> Outcome:
     """Run an app on our engine and, if `flower` and nothing is missing, on Flower's.
 
     Args:
@@ -68,10 +71,11 @@ def run_app(app: Path, base: Path, place: Path, limit: float, flower: bool) -> O
         place: Working directory and log files of this app; it must not exist.
         limit: Seconds after which either of the two is stopped.
         flower: Whether to run Flower's own simulation, too.
+        requirements: Requirements in pip's form beside those of the app.
     """
     version = importlib.metadata.version("flwr")
     try:
-        packages = packages_of(app, base)
+        packages = packages_of(app, base, requirements)
     except NotInstallable as error:
         return Outcome(app.name, version, False, f"needs packages: {error}")
     names = hub.names_in(app)

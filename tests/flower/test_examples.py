@@ -120,6 +120,19 @@ def test_the_first_error_and_its_line_in_the_app(tmp_path):
     assert fault.missing_data([]) == ["jxie/higgs"] and fault.missing_package() is None
 
 
+def test_an_error_in_a_process_of_ray(tmp_path):
+    output = f"""ERROR:     ray::ClientAppActor.run() (pid=18434, ip=127.0.0.1)
+                  ^^^^^
+  File "{tmp_path}/pkg/task.py", line 24, in load_data
+    X = dataset["image"].reshape(-1)
+AttributeError: 'Column' object has no attribute 'reshape'
+
+The above exception was the direct cause of the following exception:
+"""
+    fault = first_fault(output, tmp_path)
+    assert str(fault) == "AttributeError: 'Column' object has no attribute 'reshape' (pkg/task.py:24)"
+
+
 def test_what_is_missing():
     assert Fault("ModuleNotFoundError: No module named 'xgboost'", "a.py:1").missing_package() == "xgboost"
     connection = "OSError: We couldn't connect to 'https://huggingface.co' to load the files"
