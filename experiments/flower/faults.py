@@ -17,7 +17,7 @@ HUB = re.compile(
     r"on the Hub|Hugging Face Hub|huggingface\.co|OfflineMode|LocalEntryNotFound|HF_HUB_OFFLINE"
     r"|Couldn't find (?:a (?:dataset|module) script|any data file)"
 )
-HUB_NAME = re.compile(r"'(?:hf://datasets/)?([\w.-]+/[\w.-]+?)(?:@\w+)?(?:/[^']*)?' (?:on the Hub|doesn't exist)")
+HUB_NAME = re.compile(r"'(?:hf://datasets/)?([\w.-]+(?:/[\w.-]+?)?)(?:@\w+)?(?:/[^']*)?' (?:on the Hub|doesn't exist)")
 LONGEST = 160  # characters of an error in a table
 
 

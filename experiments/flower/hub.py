@@ -1,4 +1,4 @@
-"""Stand-ins for the Hugging Face hub: folders with the hub's names, which `datasets` and `transformers` read instead.
+"""Stand-ins for the Hugging Face hub: folders with the hub's names, read by datasets, transformers and evaluate.
 
     write("ylecun/mnist", folder)  ->  folder/ylecun/mnist/train.parquet, test.parquet
 
@@ -141,7 +141,30 @@ def _bert_tiny(folder: Path) -> None:
     AutoTokenizer.from_pretrained(model_folder("minilm")).save_pretrained(folder)
 
 
-MODELS: dict[str, Callable[[Path], None]] = {"prajjwal1/bert-tiny": _bert_tiny}
+# the metric `accuracy` of the package evaluate, whose code is on the hub
+ACCURACY = """
+import datasets
+import evaluate
+
+
+class Accuracy(evaluate.Metric):
+    def _info(self):
+        label = datasets.Value("int64")
+        features = datasets.Features({"predictions": label, "references": label})
+        return evaluate.MetricInfo(description="Share of equal labels.", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        equal = [p == r for p, r in zip(predictions, references)]
+        return {"accuracy": sum(equal) / len(equal)}
+"""
+
+
+def _accuracy(folder: Path) -> None:
+    (folder / "accuracy.py").write_text(ACCURACY)
+
+
+# models and metrics: functions that fill a folder
+FOLDERS: dict[str, Callable[[Path], None]] = {"prajjwal1/bert-tiny": _bert_tiny, "accuracy": _accuracy}
 
 
 def names_in(app: Path) -> list[str]:
@@ -153,7 +176,7 @@ def names_in(app: Path) -> list[str]:
 
 def is_known(name: str) -> bool:
     """Whether there is a stand-in for a name of the hub."""
-    return name in DATASETS or name in MODELS
+    return name in DATASETS or name in FOLDERS
 
 
 def write(name: str, folder: Path) -> None:
@@ -161,9 +184,9 @@ def write(name: str, folder: Path) -> None:
     place = folder / name
     if place.exists():
         return
-    if name in MODELS:
+    if name in FOLDERS:
         place.mkdir(parents=True)
-        MODELS[name](place)
+        FOLDERS[name](place)
         return
     features, rows = DATASETS[name]()
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}

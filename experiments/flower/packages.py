@@ -37,7 +37,7 @@ sys.meta_path.insert(0, Before())
 
 def environment(*folders: Path | None) -> dict[str, str]:
     """Return environment variables with which Python searches `folders` and this repository first."""
-    path = [str(place) for place in (*folders, ROOT) if place]
+    path = [str(place) for place in (*folders, ROOT, os.environ.get("PYTHONPATH")) if place]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 

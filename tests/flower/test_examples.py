@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("flwr", minversion="1.22")
 
+from experiments.flower import hub  # noqa: E402
 from experiments.flower.examples import main  # noqa: E402
 from experiments.flower.faults import Fault, first_fault  # noqa: E402
 from experiments.flower.runs import apps_in  # noqa: E402
@@ -97,6 +98,27 @@ def test_unknown_names_and_empty_folders_are_refused(folder, tmp_path, capsys):
     assert "['bad', 'good']" in capsys.readouterr().err
 
 
+def test_a_stand_in_is_read_like_the_data_set_of_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    hub.write("hitorilabs/iris", tmp_path)
+    iris = datasets.load_dataset("hitorilabs/iris", cache_dir=str(tmp_path / "cache"))["train"]
+    assert iris.num_rows == 150 and iris.features["species"].names == ["0", "1", "2"]
+    assert iris[0] == {  # the first row of Fisher's table
+        "sepal_length": 5.1,
+        "sepal_width": 3.5,
+        "petal_length": 1.4,
+        "petal_width": 0.2,
+        "species": 0,
+    }
+
+
+def test_names_of_the_hub_in_an_app(folder):
+    file = folder / "good" / "good_app" / "both.py"
+    file.write_text(file.read_text() + '\nFederatedDataset(dataset="jxie/higgs")\nload_dataset("mnist", "a b/c")\n')
+    assert hub.names_in(folder / "good") == ["jxie/higgs", "mnist"]
+
+
 OUTPUT = """
 INFO :      Starting
 ERROR    node 1, train: Traceback (most recent call last):
@@ -137,4 +159,6 @@ def test_what_is_missing():
     assert Fault("ModuleNotFoundError: No module named 'xgboost'", "a.py:1").missing_package() == "xgboost"
     connection = "OSError: We couldn't connect to 'https://huggingface.co' to load the files"
     assert Fault(connection, "a.py:1").missing_data(["owner/model"]) == ["owner/model"]  # the error does not name it
+    script = "FileNotFoundError: Couldn't find a module script. Module 'f1' doesn't exist on the Hugging Face Hub"
+    assert Fault(script, "a.py:1").missing_data(["owner/model"]) == ["f1"]
     assert Fault("ImportError: cannot import name 'X' from 'flwr.common'", "a.py:1").missing_data(["a/b"]) is None
