@@ -170,7 +170,8 @@ FOLDERS: dict[str, Callable[[Path], None]] = {"prajjwal1/bert-tiny": _bert_tiny,
 def names_in(app: Path) -> list[str]:
     """Return the names of the hub that may be meant in an app: its texts of the form "owner/name", and known names."""
     files = [app / "pyproject.toml", *sorted(app.rglob("*.py"))]
-    texts = {text for file in files for text in re.findall(r"[\"']([\w.-]+(?:/[\w.-]+)?)[\"']", file.read_text())}
+    code = "\n".join(file.read_text(errors="replace") for file in files)
+    texts = set(re.findall(r"[\"']([\w.-]+(?:/[\w.-]+)?)[\"']", code))
     return sorted(text for text in texts if "/" in text or is_known(text))
 
 

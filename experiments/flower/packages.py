@@ -63,7 +63,7 @@ def _pip(*arguments: str | Path) -> None:
 
 
 class NotInstallable(Exception):
-    """pip finds no versions that an app and the installed Flower both accept; the message names the packages."""
+    """pip finds no versions that an app and the installed Flower both accept; the message has the packages and why."""
 
 
 def packages_of(app: Path, base: Path, more: Sequence[str] = ()) -> Path | None:
@@ -83,17 +83,18 @@ def packages_of(app: Path, base: Path, more: Sequence[str] = ()) -> Path | None:
         try:
             install(folder, *wanted, *pins)
         except subprocess.CalledProcessError as error:
-            reason = error.stderr.strip().rpartition("\n")[2]
+            errors = [line for line in error.stderr.splitlines() if line.startswith("ERROR: ")]
+            reason = errors[0].removeprefix("ERROR: ") if errors else error.stderr.strip()
             continue
         _declare_operators(folder, wanted)
         return folder
-    raise NotInstallable(f"{', '.join(newest)}: {reason}")
+    raise NotInstallable(f"{', '.join(newest)} ({reason})")
 
 
 def _requirements(app: Path) -> list[Requirement]:
     """Return the requirements of an app for this machine, without those of `KEPT`; [] if its file cannot be read."""
     try:
-        project = tomllib.loads((app / "pyproject.toml").read_text()).get("project", {})
+        project = tomllib.loads((app / "pyproject.toml").read_text(errors="replace")).get("project", {})
         found = [Requirement(text) for text in project.get("dependencies", [])]
     except (tomllib.TOMLDecodeError, InvalidRequirement):
         return []  # the run says what is wrong

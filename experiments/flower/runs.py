@@ -57,7 +57,7 @@ def apps_in(folder: Path) -> list[Path]:
     folder = folder.resolve()
     places = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
     files = [place / "pyproject.toml" for place in places]
-    return [file.parent for file in files if file.is_file() and "[tool.flwr.app" in file.read_text()]
+    return [file.parent for file in files if file.is_file() and "[tool.flwr.app" in file.read_text(errors="replace")]
 
 
 def run_app(
