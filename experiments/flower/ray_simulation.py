@@ -2,7 +2,8 @@
 
     python -m experiments.flower.ray_simulation APP_DIR
 
-`run_simulation` has no argument for the run config. Both halves of the app therefore set it before they work.
+`run_simulation` has no argument for the run config. Both halves of the app therefore get a Context with it. Flower
+refuses changes to the run config of its own Context.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ from flwr.serverapp import Grid, ServerApp
 from fl.flower.app import load
 
 
+def _configured(context: Context, config: Mapping[str, Any]) -> Context:
+    """Return a Context with another run config and the same state."""
+    return Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config=context.node_config,
+        state=context.state,
+        run_config=dict(config),
+    )
+
+
 @dataclass(frozen=True)
 class ConfiguredClient:
     """A ClientApp with the run config of its app."""
@@ -28,8 +40,10 @@ class ConfiguredClient:
     config: Mapping[str, Any]
 
     def __call__(self, message: Message, context: Context) -> Message:
-        context.run_config = dict(self.config)
-        return self.app(message, context)
+        inner = _configured(context, self.config)
+        reply = self.app(message, inner)
+        context.state = inner.state
+        return reply
 
 
 @dataclass(frozen=True)
@@ -40,8 +54,7 @@ class ConfiguredServer:
     config: Mapping[str, Any]
 
     def __call__(self, grid: Grid, context: Context) -> None:
-        context.run_config = dict(self.config)
-        self.app(grid, context)
+        self.app(grid, _configured(context, self.config))
 
 
 def main(folder: Path) -> None:

@@ -163,7 +163,7 @@ def _seconds_or_reason(done: Finished, app: Path, limit: float) -> str:
     if done.code is None:
         return f"stopped after {limit:.0f} s"
     fault = first_fault(done.output, app)
-    if done.code or (fault and fault.place):  # a client's error is only logged
+    if done.code or fault:  # an error of a client is only in the output
         return f"raised {fault}" if fault else f"exit code {done.code}"
     return f"{done.seconds:.0f}"
 
