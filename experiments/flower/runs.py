@@ -19,6 +19,8 @@ from experiments.flower import hub
 from experiments.flower.faults import Fault, first_fault
 from experiments.flower.packages import NotInstallable, environment, packages_of
 
+METRICS = 3  # shown of each app
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -178,8 +180,9 @@ def _messages(rows: list[dict[str, Any]]) -> int:
 
 
 def _first_and_last(rows: list[dict[str, Any]]) -> str:
-    """Return the metrics of the first and the last round: "evaluate/loss 2.30 -> 2.04"."""
+    """Return some metrics of the first and the last round, evaluations first: "evaluate/loss 2.30 -> 2.04"."""
     if not rows:
         return ""
     numbers = [{k: v for k, v in row.items() if "/" in k and isinstance(v, float)} for row in (rows[0], rows[-1])]
-    return ", ".join(f"{key} {numbers[0][key]:.3g} -> {numbers[1][key]:.3g}" for key in numbers[0] if key in numbers[1])
+    common = sorted((key for key in numbers[0] if key in numbers[1]), key=lambda key: not key.startswith("evaluate/"))
+    return ", ".join(f"{key} {numbers[0][key]:.3g} -> {numbers[1][key]:.3g}" for key in common[:METRICS])
