@@ -11,7 +11,7 @@ from experiments.flower.packages import environment, install
 
 WRITER = "1.22.0"
 # name of the app -> the template's name in `flwr new --framework`. Left out: "Flower Baseline", which has no data, and
-# FlowerTune, which needs a language model of 7 GB.
+# FlowerTune, which needs a language model of 7 billion parameters.
 FRAMEWORKS = {
     "numpy": "NumPy",
     "jax": "JAX",
