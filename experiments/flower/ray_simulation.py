@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
 
     app = load(folder)
     server, client = ConfiguredServer(app.server, app.config), ConfiguredClient(app.client, app.config)
-    run_simulation(cast(ServerApp, server), cast(ClientApp, client), app.nodes)  # Flower only calls them
+    run_simulation(cast(ServerApp, server), cast(ClientApp, client), app.federation.nodes)  # Flower only calls them
 
 
 if __name__ == "__main__":
