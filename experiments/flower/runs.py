@@ -107,7 +107,7 @@ def run_app(
     theirs = ""
     if flower and not missing:
         # Ray's workers import the app by its folder
-        command = ["-m", "experiments.flower.ray_simulation", str(app)]
+        command = ["-m", "experiments.benchmarks.peers.flower_app", str(app)]
         done = _execute(command, place, environment(packages, app) | settings, place / "flower.log", limit)
         theirs = _seconds_or_reason(done, app, limit)
     seconds = None if ours.code is None else ours.seconds

@@ -1,6 +1,6 @@
 """Run an app on Flower's own simulation, in this process and on Ray, with the app's configuration.
 
-    python -m experiments.flower.ray_simulation APP_DIR
+    python -m experiments.benchmarks.peers.flower_app APP_DIR
 
 `run_simulation` has no argument for the run config. Both halves of the app therefore get a Context with it. Flower
 refuses changes to the run config of its own Context.
