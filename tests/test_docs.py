@@ -45,8 +45,8 @@ PAGES = ["docs/methods.md", "docs/models.md", *sorted(f"docs/interfaces/{p.name}
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "python")])
-def test_snippets_of_the_docs_run(block):
-    done = python(block, strict=True)
+def test_snippets_of_the_docs_run(block, tmp_path):
+    done = python(block, tmp_path, strict=True)
     assert done.returncode == 0, done.stderr
 
 
