@@ -64,6 +64,7 @@ class FedBABU(LocalTraining):
             optimiser=self.optimiser,
             clip=self.clip,
             last_batch=self.last_batch,
+            rates=self.rates,
         )
         whole = ctx.initial.trained.replace(ctx.received["model"].select(body))
         start = replace(ctx, received={"model": whole}, state=None)

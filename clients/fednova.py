@@ -70,6 +70,8 @@ class FedNova(FedProx):
             raise ValueError(f"optimiser: {name!r} rescales gradients, so steps cannot be normalised; use 'sgd'")
         if isinstance(self.lr, LRSchedule) and self.lr.by == "step":
             raise ValueError("lr: a schedule by step has no single rate to normalise steps by; schedule it by round")
+        if self.mu and self.rates:
+            raise ValueError("rates: with mu > 0 the number of effective steps depends on one learning rate; set mu: 0")
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         steps = torch.as_tensor(end.steps)

@@ -15,7 +15,7 @@ Equals local training: lam=0 with `head`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -70,6 +70,20 @@ class FedProto(Local):
         checks.one_of(("prototypes", "head"), predict=self.predict)
         if self.lam == 0:
             logging.getLogger(__name__).warning("lam=0: this trains as local does")
+
+    def check_models(self, modules: Mapping[str, nn.Module], x: Tensor) -> None:
+        widths = {}
+        for name, module in modules.items():
+            with features_of(module, self.features) as recorded:
+                module(x)
+            widths[name] = recorded[0][1].flatten(1).shape[1]
+        if len(set(widths.values())) > 1:
+            found = ", ".join(f"{name} {width}" for name, width in widths.items())
+            raise ValueError(
+                f"features: prototypes of all clients need one width, and the models' representations have {found}. "
+                "Name a layer that has the same width in all models, or choose models whose last layer has inputs of "
+                "one width"
+            )
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         y = ctx.train.arrays["y"]

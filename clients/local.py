@@ -19,6 +19,7 @@ class Local(LocalTraining):
 
     sends: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ()
+    private_models: ClassVar[bool] = True
 
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return inputs.initial.trained

@@ -49,6 +49,8 @@ class QFedAvg(LocalTraining):
         checks.not_negative(q=self.q, hint="0 gives all clients equal weights")
         if self.lr == 0:
             raise ValueError("lr: 0 has no 1 / lr to bound the curvature by")
+        if self.rates:
+            raise ValueError("rates: the curvature is bounded by 1 / lr of one learning rate; leave `rates` out")
         if self.q == 0:
             logging.getLogger(__name__).warning("q=0: this is fedavg with weights=uniform")
 

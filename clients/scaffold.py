@@ -60,6 +60,8 @@ class Scaffold(LocalTraining):
                 f"optimiser: {name!r} rescales gradients, so the control cannot be made from the local steps; "
                 "use `option: 1` or the optimiser 'sgd'"
             )
+        if self.option == 2 and self.rates:
+            raise ValueError("rates: the control is made from local steps of one learning rate; use `option: 1`")
 
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return zeros_like(inputs.received["control"])

@@ -68,7 +68,9 @@ class TinyMetaFed(TinyReptile):
         if not len(ctx.train):
             return model
         lr = self.phases(ctx.round, ctx.rounds)[0].lr if self.rebuild_lr is None else self.rebuild_lr
-        trainer = LocalSGD(batch="full", steps=self.rebuild_steps, lr=lr, clip=self.clip, trains=local)
+        trainer = LocalSGD(
+            batch="full", steps=self.rebuild_steps, lr=lr, clip=self.clip, trains=local, rates=self.rates
+        )
         few = View(ctx.train.arrays, ctx.train.rows[: self.rebuild])
         whole = replace(ctx, received={"model": model}, train=few, limit=None)  # a deadline cuts the online steps
         return model + trainer.work("train", whole, None).update.groups["model"]
@@ -92,7 +94,14 @@ class TinyMetaFed(TinyReptile):
         ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[order]))
         model = self.rebuilt(ctx)
         rest = View(ctx.train.arrays, ctx.train.rows[self.rebuild :])
-        online = LocalSGD(batch=1, lr=self.lr, optimiser=self.optimiser, clip=self.clip, trains=tuple(learnt))
+        online = LocalSGD(
+            batch=1,
+            lr=self.lr,
+            optimiser=self.optimiser,
+            clip=self.clip,
+            trains=tuple(learnt),
+            rates=self.rates,
+        )
         reply = online.work("train", replace(ctx, received={"model": model}, train=rest), None)
         delta = reply.update.groups["model"].select(learnt).compact()
         sparse = keep_largest(delta, ctx.config["share"])

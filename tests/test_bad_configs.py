@@ -15,7 +15,7 @@ GOOD = {
     "client": {"lr": 0.1},
     "execution": {"executor": "serial"},
 }
-SGD = "['batch', 'clip', 'epochs', 'last_batch', 'lr', 'optimiser', 'steps', 'trains']"
+SGD = "['batch', 'clip', 'epochs', 'last_batch', 'lr', 'optimiser', 'rates', 'steps', 'trains']"
 
 # (overrides, start of the message, other parts of the message)
 BAD = {

@@ -83,6 +83,7 @@ class LoopWork(ClientWork):
         for position in positions:
             at = position[None]
             try:
+                self.turn_to(int(self.dispatch.cohort[position]))
                 ctx, record = self._receive(at)
                 with (
                     span("compute", self.dispatch.work, ctx.client),
@@ -136,8 +137,8 @@ class LoopWork(ClientWork):
     ) -> None:
         """Write what is kept of the client at one position."""
         engine: dict[str, Tree] = {"residuals": residuals} if self.uploads.feedback else {}
-        if self.job.statistics:
-            engine["statistics"] = ctx.initial.frozen.select(self.job.statistics)
+        if self.statistics:
+            engine["statistics"] = ctx.initial.frozen.select(self.statistics)
         if self.downloads.differences:
             engine["last_received"] = {name: ctx.received[name] for name in self.downloads.differences}
         kept = self.device.fetch(new_record(self.job, record, state, engine))

@@ -95,7 +95,7 @@ class ClientEvaluation(Evaluation):
             and dispatch.work == "received"
             and dispatch.broadcast.uniform
             and predicts_with_received_model(self.job.algorithm)
-            and not (depends_on_batch(self.job.module) or self.job.statistics)
+            and not (depends_on_batch(self.job.module) or self.job.statistics or self.job.by_client)
         )
 
     @property
@@ -117,6 +117,7 @@ class ClientEvaluation(Evaluation):
             return
         for position, client in zip(positions, clients):
             try:
+                self.turn_to(int(client))
                 self.begin_alone(int(client))
                 self._one(position[None], int(client))
                 self.end_alone()
@@ -170,6 +171,7 @@ class ServerEvaluation(Evaluation):
         """Evaluate the blocks at `positions`."""
         numbers = self.dispatch.cohort[positions]
         try:
+            self.turn_to(SERVER)
             self.begin_alone(int(numbers[0]))
             self._blocks(positions, numbers)
             self.end_alone()

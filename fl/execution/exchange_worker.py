@@ -55,7 +55,13 @@ class ExchangeWorker:
         self.columns, self.seconds = Columns(), 0.0
         self.errors: list[str] = []
         self.device = self.job.device
-        self.module = self.job.module if dispatch.skeleton is None else self.device.put_module(dispatch.skeleton)
+        self.model = self.job.models[0]
+        if dispatch.skeleton is not None:
+            if self.job.by_client is not None:
+                raise ValueError("skeleton: with model.by_client each client has a module of its own")
+            self.model = replace(self.model, module=self.device.put_module(dispatch.skeleton))
+        self.module = self.model.module
+        self.statistics = self.job.statistics
         period = self.job.periods[dispatch.period]
         self.partition, self.task = period.partition, period.task
         self.state = worker.state_of(self.module)
@@ -130,17 +136,25 @@ class ExchangeWorker:
         """
         if self.job.seeded:
             seed_generators(random.last_word(self.draws, owner), self.device.kind == "cuda")
-        if self.job.facts.state:
+        if self.model.facts.state:
             self.state.restore()
 
     def end_alone(self) -> None:
         """Raise `ModuleChanged` if the module changed a state that the first look did not see change."""
-        if surprises := [name for name in self.state.changes() if name not in self.job.facts.state]:
+        if surprises := [name for name in self.state.changes() if name not in self.model.facts.state]:
             self.state.restore()
             raise ModuleChanged(
                 f"the model changed {', '.join(surprises)}, which a first pass with two samples did not show. Such a "
                 "state would pass from client to client; have it change from the first pass on, or not at all"
             )
+
+    def turn_to(self, client: int) -> None:
+        """Use a client's own model from now on, if clients have different architectures."""
+        if self.job.by_client is None:
+            return
+        self.model = self.job.by_client.of(client)
+        self.module, self.statistics = self.model.module, self.model.statistics
+        self.state = self.worker.state_of(self.module)
 
     def resume(self) -> None:
         """Begin, or go on after the worker has worked on another dispatch."""
@@ -152,12 +166,12 @@ class ExchangeWorker:
         self, client: int, received: Mapping[str, Tree], config: Mapping[str, Any], record: Tree
     ) -> ClientContext:
         """Return what a client knows. `record`: what is kept of it (fl/execution/client_state.py)."""
-        job = self.job
-        initial = job.initial
-        if job.statistics or any(name in initial.frozen for name in job.facts.state):
+        job, facts, statistics = self.job, self.model.facts, self.statistics
+        initial = self.model.initial
+        if statistics or any(name in initial.frozen for name in facts.state):
             own = initial.frozen.clone()  # training changes them in place
-            if job.statistics and record is not None:
-                own.copy_(record["statistics"], names=job.statistics)
+            if statistics and record is not None:
+                own.copy_(record["statistics"], names=statistics)
             initial = replace(initial, frozen=own)
         return ClientContext(
             client=client,
@@ -174,7 +188,7 @@ class ExchangeWorker:
             augment=job.augment,
             micro_batch=job.micro_batch,
             graphs=job.graphs,
-            facts=job.facts,
+            facts=facts,
             training_loop=train,
             train=self._view(client, "train"),
             val=self._view(client, "val"),

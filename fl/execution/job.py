@@ -23,6 +23,7 @@ from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
 from fl.method.transform import Transform
 from fl.models.binding import Initial
+from fl.models.client_models import ClientModel, ClientModels
 from fl.models.probe import ModuleFacts
 
 
@@ -55,6 +56,8 @@ class Job:
         graphs: whether the loop's gradients are CUDA graphs.
         compiled: whether workers load machine code before the first round.
         seeded: whether global generators are seeded for each client, because its work may draw from them.
+        by_client: the clients' models, if they have different architectures; `module`, `facts` and `initial` are then
+            those of the first one.
     """
 
     algorithm: ClientAlgorithm
@@ -81,6 +84,7 @@ class Job:
     graphs: bool = False
     compiled: bool = False
     seeded: bool = True
+    by_client: ClientModels | None = None
 
     @cached_property
     def has_engine_state(self) -> bool:
@@ -99,6 +103,17 @@ class Job:
             "task": [period.task for period in self.periods],
         }
 
+    @property
+    def models(self) -> tuple[ClientModel, ...]:
+        """The architectures of the run."""
+        one = ClientModel("", self.module, self.facts, self.initial)
+        return (one,) if self.by_client is None else self.by_client.models
+
+    def _placed(self, model: ClientModel) -> ClientModel:
+        put, initial = self.device.put, model.initial
+        first = Initial(put(initial.trained), put(initial.frozen))
+        return replace(model, module=self.device.put_module(model.module), initial=first)
+
     def worker(self, writer: int) -> Worker:
         """Make a worker; `writer` numbers the segments that it writes."""
         return Worker(self, writer)
@@ -107,11 +122,13 @@ class Job:
         """Return the job with its tensors on its device."""
         if self.device.kind == "cpu":
             return self
-        put = self.device.put
+        by_client = None if self.by_client is None else self.by_client.changed(self._placed)
+        first = self._placed(self.models[0]) if by_client is None else by_client.models[0]
         return replace(
             self,
-            module=self.device.put_module(self.module),
-            initial=Initial(put(self.initial.trained), put(self.initial.frozen)),
+            module=first.module,
+            initial=first.initial,
+            by_client=by_client,
             arrays=placed(self.device.resident(self.arrays), self.arrays),
             server_arrays=self.device.resident(self.server_arrays),
         )

@@ -53,7 +53,7 @@ class Worker:
         self.scratch.write_to(writer)
         self.round: int | None = None  # of the files in `scratch`
         self.first_round: int | None = None
-        self.module_state = ModuleState(self.job.module)
+        self.module_states = [(model.module, ModuleState(model.module)) for model in self.job.models]
         self.hidden_state = HiddenStateWatch(job.watched)
 
     def run(self, dispatch: ExchangeDispatch | DispatchGroup, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
@@ -94,8 +94,9 @@ class Worker:
             raise exchange.error(dispatch.cohort[positions], error, stage) from None
 
     def state_of(self, module: nn.Module) -> ModuleState:
-        """Return the first state of a module: the run's, or the skeleton of a dispatch."""
-        return self.module_state if module is self.job.module else ModuleState(module)
+        """Return the first state of a module: one of the run's, or the skeleton of a dispatch."""
+        known = next((state for own, state in self.module_states if own is module), None)
+        return ModuleState(module) if known is None else known
 
     def begin(self, dispatch: ExchangeDispatch) -> ExchangeWorker:
         """Begin a dispatch. Carries and spilled updates of an earlier round are dropped."""
@@ -118,7 +119,8 @@ class Worker:
     @cached_property
     def data(self) -> SharedValues:
         """Hashes of what clients read in all rounds."""
-        return SharedValues({"ctx.initial": self.job.initial, "ctx.train.arrays": self.job.arrays}, thrifty=True)
+        initial = [model.initial for model in self.job.models]
+        return SharedValues({"ctx.initial": initial, "ctx.train.arrays": self.job.arrays}, thrifty=True)
 
     def close(self) -> None:
         """Close the files of client states."""

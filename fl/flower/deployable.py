@@ -66,6 +66,11 @@ REFUSALS = (
         "such as error_feedback",
     ),
     Refusal(
+        "model.by_client.assign",
+        lambda config: getattr(config.model.part, "path", None),
+        "SuperNodes do not have this file; write the list of names into the configuration",
+    ),
+    Refusal(
         "execution.workers",
         lambda config: config.execution.workers,
         "each SuperNode trains one client at a time; leave it out (execution.workers=null)",

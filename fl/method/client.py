@@ -12,7 +12,7 @@ from operator import add
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.method.context import ClientContext, Reply
 from fl.tensors.trees import Tree, tree_map
@@ -34,6 +34,8 @@ class ClientAlgorithm:
         loss_over_batch: True: the objective is one loss of the whole batch, such as a contrastive loss. It may return a
             number () in place of the loss of each sample. Batches are not padded and not split, so clients are never
             trained together.
+        private_models: True: each client's model is its state and no parameters are exchanged, so clients may have
+            different architectures (`model: {by_client: ...}`).
     """
 
     sends: ClassVar[tuple[str, ...]] = ("model",)
@@ -42,6 +44,7 @@ class ClientAlgorithm:
     delta_reference: ClassVar[Mapping[str, str]] = {}
     one_at_a_time: ClassVar[bool] = False
     loss_over_batch: ClassVar[bool] = False
+    private_models: ClassVar[bool] = False
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         """Do the client's work in one exchange.
@@ -74,6 +77,17 @@ class ClientAlgorithm:
         The arguments are those of `workload`.
         """
         return np.zeros_like(sizes)
+
+    def check_models(self, modules: Mapping[str, nn.Module], x: Tensor) -> None:
+        """Check before round 0 that the architectures of the clients fit together. Default: any do.
+
+        Args:
+            modules: name -> module, in evaluation mode.
+            x: some inputs, (B, ...).
+
+        Raises:
+            ValueError: they do not; the message says what differs and names the way out.
+        """
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """Return the model that this client predicts with: x (B, ...) -> outputs (B, ...). Default: the received model.

@@ -74,7 +74,7 @@ class TrainingResult(TrainingInputs):
         start: the local parameters before the first step.
         params: the local parameters after the last step.
         steps: number of steps.
-        lr_sum: sum of the learning rates of all steps.
+        lr_sum: sum of the learning rates of all steps, without the factors of `Phase.rates`.
         num_examples: number of training samples of the client.
         full_gradient: function of parameters; mean gradient of the objective over the client's training data.
     """
@@ -109,6 +109,8 @@ class LocalTraining(ClientAlgorithm):
         optimiser: the rule of a step.
         clip: largest Euclidean norm of a step's gradient, positive. Default: no clipping.
         trains: glob patterns of the names of trained parameters. Default: all.
+        rates: glob pattern -> factor of the learning rate of the parameters whose names match, positive, such as
+            {"head.*": 10.0}. A parameter may match one pattern. Default: 1 for all.
     """
 
     epochs: int | float | None = None  # noqa: PYI041  # the configuration keeps 2 an int
@@ -119,11 +121,14 @@ class LocalTraining(ClientAlgorithm):
     clip: float | None = None
     trains: tuple[str, ...] | None = None
     last_batch: LastBatch | None = None
+    rates: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         positive(epochs=self.epochs, steps=self.steps, batch=self.batch, clip=self.clip)
         within("(0, inf)", epochs=self.epochs)
         one_of(get_args(LastBatch), last_batch=self.last_batch)
+        for pattern, factor in (self.rates or {}).items():
+            positive(rates=factor, hint=f"it is the factor of {pattern!r}; `trains` leaves parameters out")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(
                 f"steps: {self.steps} beside epochs: {self.epochs}; they are two budgets for the same training. "
@@ -162,6 +167,7 @@ class LocalTraining(ClientAlgorithm):
             clip=self.clip,
             decay=decay,
             last_batch=self.last_batch or "keep",
+            rates=self.rates,
         )
         return (phase,)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
 from fl.method.optimiser import LRSchedule, Optimiser
+from fl.method.rates import GroupRates
 
 LastBatch: TypeAlias = Literal["keep", "drop", "merge", "merge_one"]
 
@@ -41,6 +43,8 @@ class Phase:
         last_batch: what happens to the last batch of an epoch if it is shorter than `batch`. "keep": it is a batch.
             "drop": it is left out, unless it is the only one. "merge": it joins the batch before it. "merge_one": as
             "merge" if it has one sample, else as "keep".
+        rates: glob pattern -> factor of the learning rate of the parameters whose names match, positive. Other
+            parameters have the factor 1. None: all have.
     """
 
     optimiser: Optimiser
@@ -53,6 +57,12 @@ class Phase:
     name: str = "train"
     decay: LRSchedule | None = None
     last_batch: LastBatch = "keep"
+    rates: Mapping[str, float] | None = None
+
+    @property
+    def rule(self) -> Optimiser:
+        """The rule of a step: the optimiser, with the factors of `rates` if there are any."""
+        return GroupRates(self.optimiser, self.rates) if self.rates else self.optimiser
 
     def at_rate(self, lr: float | LRSchedule, round_: int, rounds: int) -> Phase:
         """Return the phase with another learning rate, see `rate_at`."""

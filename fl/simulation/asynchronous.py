@@ -123,7 +123,7 @@ class AsynchronousRunner(ExchangeRunner):
             self.nbytes = (down, expected_upload_bytes(config, request))
         clients = np.arange(self.run_setup.trainable)
         _, samples = config.client.workload(sizes, round_, config.rounds, request.work)
-        flops = self.run_setup.flops_per_sample
+        flops = self.run_setup.flops_per_sample(clients)
         times = replace(system, jitter=0.0).times(clients, samples, *self.nbytes, flops_per_sample=flops)
         try:
             return Clock(config.server, system, times)

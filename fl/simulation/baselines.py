@@ -19,6 +19,7 @@ from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.sampler import Uniform
 from fl.method.strategy import Strategy
+from fl.simulation.client_models import check_method
 from fl.simulation.setup import RunSetup
 
 
@@ -26,7 +27,8 @@ def baseline_configs(run_setup: RunSetup, directory: Path) -> dict[str, Config]:
     """Return the configurations of a run's baselines by name; `directory` is the run directory.
 
     Raises:
-        ConfigError: the run has baselines, and is a stream of tasks or evaluates held-out clients.
+        ConfigError: the run has baselines, and is a stream of tasks or evaluates held-out clients; or a baseline
+            exchanges parameters, and clients have different architectures.
     """
     config = run_setup.config
     if config.baselines and (config.stream is not None or config.evaluation.clients == "held_out"):
@@ -34,7 +36,13 @@ def baseline_configs(run_setup: RunSetup, directory: Path) -> dict[str, Config]:
         raise ConfigError(
             "baselines", f"they need a run of one task that evaluates the clients that train; leave out {key}"
         )
-    return {registry.name_of(part): part.config(run_setup, directory) for part in config.baselines}
+    found = {registry.name_of(part): part.config(run_setup, directory) for part in config.baselines}
+    for name, other in found.items():
+        try:
+            check_method(other)
+        except ConfigError as error:
+            raise ConfigError("baselines", f"{name}: {error}") from error
+    return found
 
 
 def with_method(

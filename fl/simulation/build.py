@@ -20,13 +20,17 @@ from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
 from fl.execution.training.plan import Plan
 from fl.method.local_training import LocalTraining
+from fl.method.rates import check_rates
+from fl.models.architectures.by_client import ByClient
 from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
+from fl.models.client_models import ClientModel
 from fl.models.dropout import with_addressed_dropout
 from fl.models.probe import ModuleFacts
+from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
-from fl.simulation.setup import RunSetup, choose_plan, device
+from fl.simulation.setup import RunSetup, device, sample_inputs
 from fl.simulation.trial import Trial
 from fl.tensors import random
 from fl.tensors.generators import preserved_generators
@@ -52,14 +56,25 @@ def set_up_run(config: Config) -> RunSetup:
         )
     _located("cohort", lambda: config.cohort.check(trainable))
     outputs = _num_outputs(config, dataset)
-    module = build_model(config, dataset, outputs)
-    facts, dataset = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
-    _check_statistics(config, dataset, module, facts)
-    config = with_last_batch(config, dataset, periods, facts)
+    by_client = None
+
+    def make(one: Config, dataset: Dataset) -> tuple[ClientModel, Dataset]:
+        return _model(one, dataset, periods, outputs)
+
+    if isinstance(config.model.part, ByClient):
+        by_client, dataset = set_up_models(config, dataset, population, make)
+        check_fit(config.client, by_client, sample_inputs(dataset))
+    else:
+        model, dataset = make(config, dataset)
+    models = (model,) if by_client is None else by_client.models
+    _check_rates(config, models)
+    config = with_last_batch(config, dataset, periods, models)
     system = config.system
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
     undecided = Plan("loop", 1, "not chosen yet")
-    return _planned(RunSetup(config, dataset, periods, module, facts, Initial.of(module), undecided, drawn))
+    first = models[0]
+    about = (first.module, first.facts, first.initial)
+    return _planned(RunSetup(config, dataset, periods, *about, undecided, drawn, by_client=by_client))
 
 
 def _planned(run_setup: RunSetup) -> RunSetup:
@@ -67,8 +82,7 @@ def _planned(run_setup: RunSetup) -> RunSetup:
     trial, config = Trial.of(run_setup), run_setup.config
     if trial is not None:
         trial.check()
-    parts = run_setup.dataset, run_setup.periods, run_setup.module, run_setup.model, run_setup.facts
-    plan = _located("execution", lambda: choose_plan(config, *parts, trial))
+    plan = _located("execution", lambda: run_setup.choose_plan(config, trial))
     if trial is not None:
         trial.release()
     execution = replace(config.execution, plan=plan.kind, chunk=plan.chunk, memory_format=plan.memory_format)
@@ -116,6 +130,14 @@ def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
     if splits.per_class is not None:
         partition = partition.capped(dataset.labels, splits.per_class)
     return partition.pooled() if splits.pooled else partition
+
+
+def _model(config: Config, dataset: Dataset, periods: tuple[Period, ...], outputs: int) -> tuple[ClientModel, Dataset]:
+    """Build the model of a configuration and look at it; return it, and the data as it takes them."""
+    module = build_model(config, dataset, outputs)
+    facts, dataset = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
+    _check_statistics(config, dataset, module, facts)
+    return ClientModel("", module, facts, Initial.of(module)), dataset
 
 
 def build_model(config: Config, dataset: Dataset, outputs: int) -> torch.nn.Module:
@@ -174,6 +196,16 @@ def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module,
                 "model.batch_norm",
                 f"'averaged' needs a client that takes gradient steps only; {type(client).__name__} does other work",
             )
+
+
+def _check_rates(config: Config, models: Sequence[ClientModel]) -> None:
+    """Check that the patterns of `rates` name trained parameters, each of them once."""
+    parameters = [pair for model in models for pair in model.module.named_parameters()]
+    trained = dict.fromkeys(name for name, p in parameters if p.requires_grad)
+    for path, client in (("client", config.client), ("evaluation.adapt", config.evaluation.adapt)):
+        if isinstance(client, LocalTraining):
+            for phase in client.phases(0, config.rounds):
+                _located(path, partial(check_rates, phase.rates, trained))
 
 
 def _located(path: str, make: Callable[[], T]) -> T:

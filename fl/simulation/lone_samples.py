@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,19 +13,21 @@ from fl.data.stream import Period
 from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
-from fl.models.probe import ModuleFacts
+from fl.models.client_models import ClientModel
 from fl.simulation.setup import evaluated_clients
 
 
-def with_last_batch(config: Config, dataset: Dataset, periods: tuple[Period, ...], facts: ModuleFacts) -> Config:
+def with_last_batch(
+    config: Config, dataset: Dataset, periods: tuple[Period, ...], models: Sequence[ClientModel]
+) -> Config:
     """Choose what happens to last batches, and check that no batch has one sample if the model cannot normalise it.
 
     Raises:
         ConfigError: a client would train or be evaluated on one sample alone.
     """
-    if not facts.needs_two:
+    if not any(model.facts.needs_two for model in models):
         return config
-    if facts.needs_two_in_evaluation:
+    if any(model.facts.needs_two_in_evaluation for model in models):
         _check_evaluation(config, dataset, periods)
     client, evaluation = config.client, config.evaluation
     if isinstance(client, LocalTraining):

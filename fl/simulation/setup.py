@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +16,22 @@ from torch import Tensor
 from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
 from fl.data.stream import Period
-from fl.data.views import View
+from fl.data.views import Batch, View
 from fl.execution.global_draws import may_draw
 from fl.execution.job import Job
 from fl.execution.training.device import Device
-from fl.execution.training.native import cache
-from fl.execution.training.plan import ASKED_FOR, Plan, Trial, make_plan
+from fl.execution.training.plan import Plan, Trial, make_plan
 from fl.method.strategy import ServerContext
-from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial, bind, module_params
+from fl.models.client_models import ClientModel, ClientModels
+from fl.models.dropout import DropoutDraws
 from fl.models.probe import ModuleFacts
+from fl.models.structure import structure
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
+from fl.tasks.task import Task
 from fl.tensors import random
-from fl.tensors.params import Params
+from fl.tensors.params import NOTHING, Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,8 @@ class RunSetup:
         plan: how clients train.
         trial: tells whether a user's own client code can train clients together (fl/simulation/trial.py); else `None`.
         system: devices and presence of the clients that may train, `None` without a system model.
+        by_client: the clients' models, if they have different architectures. `module`, `facts` and `initial` are then
+            those of the first architecture.
     """
 
     config: Config
@@ -56,6 +61,7 @@ class RunSetup:
     plan: Plan
     system: SimulatedSystem | None
     trial: Trial | None = None
+    by_client: ClientModels | None = None
 
     def sizes(self, period: int) -> np.ndarray:
         """Return the number of training samples of each client in a period, (N,)."""
@@ -81,8 +87,14 @@ class RunSetup:
 
     @property
     def model(self) -> Params:
-        """The first model: all tensors that may be trained."""
-        return self.initial.trained
+        """The first model: all tensors that may be trained. It is empty if each client has its own."""
+        return self.initial.trained if self.by_client is None else NOTHING
+
+    @property
+    def models(self) -> tuple[ClientModel, ...]:
+        """The architectures of the run."""
+        one = ClientModel("", self.module, self.facts, self.initial)
+        return (one,) if self.by_client is None else self.by_client.models
 
     @property
     def population(self) -> int:
@@ -94,16 +106,23 @@ class RunSetup:
         """Number of clients that may train."""
         return self.population - self.config.splits.clients
 
-    @cached_property
-    def flops_per_sample(self) -> float:
-        """Floating-point operations of training on one sample; NaN unless `system.compute` is "flops"."""
-        system, period = self.config.system, self.periods[0]
-        if system is None or system.compute != "flops":
+    def flops_per_sample(self, clients: np.ndarray) -> float | np.ndarray:
+        """Return the floating-point operations of training on one sample; NaN unless `system.compute` is "flops".
+
+        Clients (n,) with different architectures have a number each, (n,).
+        """
+        if self.config.system is None or self.config.system.compute != "flops":
             return math.nan
+        return self._flops[0] if self.by_client is None else self._flops[self.by_client.assigned[clients]]
+
+    @cached_property
+    def _flops(self) -> np.ndarray:
+        """Measured on the first client's data, one number for each architecture."""
+        period = self.periods[0]
         client = int(np.flatnonzero(np.diff(period.partition.offsets) > 0)[0])
         batch = View(tensors(self.dataset.train), period.partition.view_rows(client, "train")[:32]).take()
-        bind(self.module, self.initial.trained, self.initial, self.initial.trained)
-        return flops_per_sample(self.module, batch["x"], lambda outputs: period.task.loss(outputs, batch).sum())
+
+        return np.array([training_flops(model, batch, period.task) for model in self.models])
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -135,7 +154,7 @@ class RunSetup:
             cohort=cohort,
             task=self.periods[period].task,
             module=self.module,
-            frozen=self.initial.frozen,
+            frozen=self.initial.frozen if self.by_client is None else NOTHING,
             period=period,
             period_begins=round_ == 0 or round_ in self.ends,
             period_ends=round_ + 1 in self.ends,
@@ -148,7 +167,12 @@ class RunSetup:
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """Return the plan for training another module than the run's."""
         config = replace(self.config, execution=replace(self.config.execution, chunk=None))
-        return choose_plan(config, self.dataset, self.periods, module, module_params(module), self.facts, self.trial)
+        other = ClientModel("", module, self.facts, Initial(module_params(module), NOTHING))
+        return choose_plan(config, self.dataset, self.periods, (other,), self.trial)
+
+    def choose_plan(self, config: Config, trial: Trial | None) -> Plan:
+        """Return the plan for training the run's models; the arguments are those of the function `choose_plan`."""
+        return choose_plan(config, self.dataset, self.periods, self.models, trial)
 
     def with_plan(self, plan: Plan) -> RunSetup:
         """Return the same set-up with another plan. It is made once per plan, so that its cached values are kept."""
@@ -167,6 +191,16 @@ class RunSetup:
     def job(self, folder: Path, scratch: Path) -> Job:
         """Return what workers need; they write client states to `folder` and files of one round to `scratch`."""
         config = self.config
+        drawing = (
+            config.strategy,
+            config.client,
+            config.up,
+            config.down,
+            config.transforms,
+            config.data.augment,
+            config.evaluation.adapt,
+            [period.task for period in self.periods],
+        )
         return Job(
             algorithm=config.client,
             module=self.module,
@@ -181,68 +215,41 @@ class RunSetup:
             down=config.down,
             transforms=config.transforms,
             augment=config.data.augment,
-            statistics=tuple(statistics_names(self.module, "local")),
+            statistics=tuple(dict.fromkeys(name for model in self.models for name in model.statistics)),
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
             compiled=self.plan.kind == "compiled",
-            seeded=may_draw(
-                (
-                    config.strategy,
-                    config.client,
-                    config.up,
-                    config.down,
-                    config.transforms,
-                    config.data.augment,
-                    config.evaluation.adapt,
-                    [period.task for period in self.periods],
-                ),
-                self.module,
-                self.facts,
-            ),
+            seeded=any(may_draw(drawing, model.module, model.facts) for model in self.models),
             on_error=config.execution.on_client_error,
             folder=folder,
             scratch=scratch,
             adapt=config.evaluation.adapt,
             shots=config.evaluation.shots,
+            by_client=self.by_client,
         )
 
-    @property
-    def _loops_because(self) -> str:
-        """Why the clients of a user's own algorithm train one at a time, in parentheses; else ""."""
-        asked = self.plan.why == ASKED_FOR
-        return f" ({self.plan.why})" if self.trial and self.plan.kind == "loop" and not asked else ""
 
-    def headline(self, directory: Path, place: str) -> str:
-        """Return one line that tells what runs.
-
-        Args:
-            directory: the run directory.
-            place: the executor in words, see `Choice.words`; "" if clients are elsewhere.
-        """
-        parts = (self.config.strategy, self.config.client)
-        strategy, client = (getattr(type(part), "registered_as", type(part).__name__) for part in parts)
-        compiles = self.plan.kind == "compiled" and not cache.is_cached()
-        return (
-            f"{strategy} with client {client}, {self.population} clients, {self.model.numel} parameters, "
-            f"training {self.plan.kind}{' (half a minute, the first time)' if compiles else ''}{self._loops_because}"
-            f"{place and ' '}{place}, in {directory}"
-            + "".join(f". Note: {note}" for note in (*self.facts.notes, *self.dataset.notes))
-        )
+def training_flops(model: ClientModel, batch: Batch, task: Task) -> float:
+    """Return the floating-point operations of a forward and backward pass per sample of a batch."""
+    module, first = model.module, model.initial
+    bind(module, first.trained, first, first.trained)
+    masks = DropoutDraws(structure(module).dropout, lambda: random.torch_generator("flops"), repeats=True)
+    masks.begin_batch()
+    with masks.gradient():
+        return flops_per_sample(module, batch["x"], lambda outputs: task.loss(outputs, batch).sum())
 
 
 def choose_plan(
     config: Config,
     dataset: Dataset,
     periods: tuple[Period, ...],
-    module: torch.nn.Module,
-    model: Params,
-    facts: ModuleFacts,
+    models: Sequence[ClientModel],
     trial: Trial | None,
 ) -> Plan:
-    """Return the plan for training `module`, whose trained tensors are `model`.
+    """Return the plan for training the architectures of a run. The other arguments are those of `RunSetup`.
 
-    The other arguments are those of `RunSetup`.
+    Clients with different architectures train one at a time. Their images are stored as all architectures prefer.
 
     Raises:
         ValueError: `config.execution` asks for a plan that is not possible.
@@ -250,7 +257,24 @@ def choose_plan(
     cohort, augmented = cohort_size(config), bool(config.data.augment) or dataset.source is not None
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
-    return make_plan(config.client, module, model, task, inputs, execution, cohort, augmented, facts, trial)
+    plans = [
+        make_plan(
+            config.client,
+            model.module,
+            model.initial.trained,
+            task,
+            inputs,
+            execution,
+            cohort,
+            augmented,
+            model.facts,
+            trial,
+            architectures=len(models),
+        )
+        for model in models
+    ]
+    alike = len({plan.memory_format for plan in plans}) == 1
+    return plans[0] if alike else replace(plans[0], memory_format="contiguous")
 
 
 def device(config: Config) -> Device:

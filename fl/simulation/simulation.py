@@ -29,6 +29,7 @@ from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
 from fl.simulation.evaluation import add_period, evaluate, with_model
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
+from fl.simulation.headline import headline
 from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_generator
 from fl.simulation.result import Result, save_result
@@ -264,7 +265,7 @@ class Simulation:
     def headline(self) -> str:
         """One line that tells what runs."""
         place = "" if self.choice is None else self.choice.words(self.run_setup.plan.kind)
-        line = self.run_setup.headline(self.directory, place)
+        line = headline(self.run_setup, self.directory, place)
         return f"{line}. Note: {UNPROTECTED}" if isinstance(self.executor, Serial) else line
 
     # -- commits --------------------------------------------------------------------------------------------------

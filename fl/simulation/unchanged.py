@@ -14,9 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fl import origins, registry
 from fl.config.references import references_to_code
 from fl.errors import ConfigError, dotted
+from fl.models.client_models import ClientModel
 from fl.simulation.setup import RunSetup
 from fl.storage.run import RunDirectory, machine
 from fl.tensors.serialise import digest
@@ -80,16 +83,24 @@ def _facts(run_setup: RunSetup, sources: Mapping[str, str]) -> Facts:
     for period in run_setup.periods:
         for array in (period.partition.indices, period.partition.offsets):
             partition.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
-    initial = run_setup.initial
+    tensors = {name: tensor for model in run_setup.models for name, tensor in _tensors(model).items()}
+    if run_setup.by_client is not None:
+        tensors["by_client"] = torch.from_numpy(run_setup.by_client.assigned)
     return {
         "clients": run_setup.trainable,
         "plan": asdict(run_setup.plan),
         "config": json.loads(json.dumps(run_setup.config.to_dict())),  # tuples become lists
         "data_sha256": run_setup.dataset.digest(),
         "partition_sha256": partition.hexdigest(),
-        "model_sha256": digest({**initial.frozen, **initial.trained}),
+        "model_sha256": digest(tensors),
         "code": {path: _sha256(text) for path, text in sources.items()},
     }
+
+
+def _tensors(model: ClientModel) -> dict[str, torch.Tensor]:
+    """Return a model's first tensors by name; the name of its architecture comes first, if it has one."""
+    of_all = {**model.initial.frozen, **model.initial.trained}
+    return {dotted(model.name, name): tensor for name, tensor in of_all.items()}
 
 
 def _sources(run_setup: RunSetup) -> dict[str, str]:

@@ -93,7 +93,7 @@ class VirtualTime:
         about = (sizes, round_, config.rounds, exchange.work)
         (steps, samples), extra = config.client.workload(*about), config.client.extra_samples(*about)
         up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
-        flops = self.run_setup.flops_per_sample
+        flops = self.run_setup.flops_per_sample(cohort)
         trip = RoundTrip(config.server, self.system, self.now, number, cohort, steps, samples, down, flops, extra)
         return trip.uploading(np.full(len(cohort), up))
 

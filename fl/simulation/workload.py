@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fl.execution.training.plan import Plan
 from fl.execution.workers.choose import Choice, Work, choose, worker_count
@@ -13,6 +14,7 @@ from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
 from fl.models.binding import bind
+from fl.models.client_models import ClientModel
 from fl.simulation.setup import RunSetup, cohort_size, sample_inputs
 from fl.system.flops import forward_flops_per_sample
 from fl.tensors.generators import preserved_generators
@@ -37,7 +39,9 @@ def training_work(run_setup: RunSetup) -> Work:
     phases = client.phases(0, rounds) if isinstance(client, LocalTraining) else [OTHER_WORK]
     steps = sum(float(np.mean(phase.num_steps(sizes))) for phase in phases)
     samples = sum(float(np.mean(phase.num_samples(sizes))) for phase in phases)
-    flops = samples * 3 * _forward_flops(run_setup)  # the backward pass costs twice the forward pass
+    models, counts = run_setup.models, [1] if run_setup.by_client is None else run_setup.by_client.counts()
+    forward = np.average([_forward_flops(model, sample_inputs(run_setup.dataset)) for model in models], weights=counts)
+    flops = samples * 3 * float(forward)  # the backward pass costs twice the forward pass
     speed = GPU_FLOPS if config.execution.device == "cuda" else CORE_FLOPS
     seconds = steps * STEP_SECONDS / _together(run_setup.plan) + flops / speed
     return Work(seconds * cohort * rounds, rounds, getattr(server, "concurrency", cohort))
@@ -49,9 +53,9 @@ def _together(plan: Plan) -> int:
 
 
 @preserved_generators()
-def _forward_flops(run_setup: RunSetup) -> float:
-    """Return the floating-point operations of a forward pass per sample."""
-    module = copy.deepcopy(run_setup.module)
-    bind(module, run_setup.initial.trained, run_setup.initial, run_setup.initial.trained)
+def _forward_flops(model: ClientModel, x: Tensor) -> float:
+    """Return the floating-point operations of a forward pass per sample. x: inputs (B, ...)."""
+    module = copy.deepcopy(model.module)
+    bind(module, model.initial.trained, model.initial, model.initial.trained)
     with torch.no_grad():
-        return forward_flops_per_sample(module.eval(), sample_inputs(run_setup.dataset))
+        return forward_flops_per_sample(module.eval(), x)

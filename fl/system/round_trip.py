@@ -28,7 +28,7 @@ class RoundTrip:
     steps: np.ndarray
     samples: np.ndarray
     down: np.ndarray
-    flops_per_sample: float = math.nan
+    flops_per_sample: float | np.ndarray = math.nan
     extra: np.ndarray | int = 0
     round: RoundTiming | None = None
 

@@ -64,7 +64,7 @@ class SimulatedSystem:
         down_bytes: int | np.ndarray,
         up_bytes: int | np.ndarray,
         dispatch: int | np.ndarray = 0,
-        flops_per_sample: float = math.nan,
+        flops_per_sample: float | np.ndarray = math.nan,
     ) -> Times:
         """Return the durations of a round trip.
 
@@ -74,12 +74,12 @@ class SimulatedSystem:
             down_bytes: (n,) bytes received.
             up_bytes: (n,) bytes sent.
             dispatch: Part of the address of the jitter, see the module.
-            flops_per_sample: FLOPs to train on one sample; needed with `compute: flops`.
+            flops_per_sample: FLOPs to train on one sample, a number or (n,); needed with `compute: flops`.
         """
         d, clients = self.devices, np.asarray(clients)
         latency = d.latency_seconds[clients]
         if self.compute == "flops":
-            if not flops_per_sample >= 0:
+            if not np.all(np.asarray(flops_per_sample) >= 0):
                 raise ValueError(f"flops_per_sample: {flops_per_sample} is unknown; use compute: samples")
             compute = samples * (flops_per_sample / d.flops_per_second[clients])
         else:

@@ -230,7 +230,8 @@ class _OptimiserSteps:
         self.algorithm, self.gradients, self.at, self.theta = algorithm, gradients, at, theta
         self.hooked = overrides(algorithm, "gradient")
         self.grad: Params = gradient_buffer(theta)
-        self.memory: dict[str, Any] = at.phase.optimiser.state(theta)
+        self.rule = at.phase.rule
+        self.memory: dict[str, Any] = self.rule.state(theta)
         self.active = 0
 
     def take(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor], t: int) -> Tensor:
@@ -246,7 +247,7 @@ class _OptimiserSteps:
         step = self.algorithm.gradient(self.g, self.params, self.here) if self.hooked else self.g
         if phase.clip is not None:
             step = clipped(step, phase.clip)
-        phase.optimiser.step(self.params, step, self.m, phase.rate(t), t)
+        self.rule.step(self.params, step, self.m, phase.rate(t), t)
         return losses
 
     def finish(self) -> None:

@@ -124,6 +124,8 @@ def load() -> ModuleType:
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:
     """Why these phases of a stack of linear layers cannot be compiled, or `None`."""
+    if any(phase.rates for phase in phases):
+        return "parameters have different learning rates (rates)"
     if not all(takes_plain_steps(algorithm, phase) for phase in phases):
         return f"{type(algorithm).__name__} takes steps other than w <- w - lr g"
     if any(phase.last_batch in ("merge", "merge_one") for phase in phases):

@@ -19,7 +19,8 @@ def overrides(algorithm: LocalTraining, name: str) -> bool:
 
 def takes_plain_steps(algorithm: LocalTraining, phase: Phase) -> bool:
     """Whether each step is w <- w - lr g, with the plain gradient g."""
-    return not overrides(algorithm, "gradient") and phase.clip is None and phase.optimiser == SGD()
+    plain = phase.clip is None and not phase.rates and phase.optimiser == SGD()
+    return plain and not overrides(algorithm, "gradient")
 
 
 def custom_training(algorithm: ClientAlgorithm) -> str | None:

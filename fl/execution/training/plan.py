@@ -86,6 +86,7 @@ class Setting:
     augmented: bool
     facts: ModuleFacts
     trial: Trial | None
+    architectures: int = 1
 
     @property
     def gpu(self) -> bool:
@@ -96,6 +97,8 @@ class Setting:
     def together_obstacle(self) -> str | None:
         """Why clients cannot be trained together, or `None`."""
         algorithm, execution = self.algorithm, self.execution
+        if self.architectures > 1:
+            return f"clients have models of {self.architectures} architectures"
         if execution.micro_batch or execution.graphs:
             return f"{'micro batches' if execution.micro_batch else 'CUDA graphs'} exist in the loop only"
         if not isinstance(algorithm, LocalTraining):
@@ -263,6 +266,7 @@ def make_plan(
     augmented: bool = False,
     facts: ModuleFacts = ModuleFacts(),
     trial: Trial | None = None,
+    architectures: int = 1,
 ) -> Plan:
     """The plan for training `module` with `algorithm`. Something impossible that `execution` asks for is a ValueError.
 
@@ -277,8 +281,9 @@ def make_plan(
         augmented: whether training batches are augmented.
         facts: what the module does beside computing outputs.
         trial: tells whether clients that train together end as those that train alone, for a user's own code.
+        architectures: number of architectures in the run, of which `module` is one.
     """
-    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts, trial)
+    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts, trial, architectures)
     candidate, why = _preferred(setting) if execution.plan == "auto" else _asked_for(setting, execution.plan)
     chunk = execution.chunk
     if chunk is None:

@@ -162,11 +162,12 @@ class Descent:
     """Optimiser steps on one set of parameters, in place.
 
     Args:
-        phase: optimiser, learning rate and bound of the gradient's norm.
+        phase: optimiser, learning rates and bound of the gradient's norm.
         params: the parameters to change.
 
     Attributes:
-        phase: optimiser, learning rate and bound of the gradient's norm.
+        phase: optimiser, learning rates and bound of the gradient's norm.
+        rule: the rule of a step, `Phase.rule`.
         params: the parameters.
         t: number of steps so far.
         memory: what the optimiser remembers between steps, such as its velocity.
@@ -174,14 +175,15 @@ class Descent:
 
     def __init__(self, phase: Phase, params: Params):
         self.phase, self.params, self.t = phase, params, 0
-        self.memory: dict[str, Any] = phase.optimiser.state(params)
+        self.rule = phase.rule
+        self.memory: dict[str, Any] = self.rule.state(params)
 
     def step(self, gradient: Params) -> None:
         """Clip the gradient and take one step along it. The learning rate is that of step `t` of the phase."""
         phase = self.phase
         if phase.clip is not None:
             gradient = clipped(gradient, phase.clip)
-        phase.optimiser.step(self.params, gradient, self.memory, phase.rate(self.t), self.t)
+        self.rule.step(self.params, gradient, self.memory, phase.rate(self.t), self.t)
         self.t += 1
 
 

@@ -10,7 +10,7 @@ from fl.execution.section import Execution
 from fl.execution.training.memory_format import MemoryFormat
 from fl.execution.training.plan import Kind, Plan
 from fl.execution.workers.choose import Choice
-from fl.simulation.setup import RunSetup, choose_plan
+from fl.simulation.setup import RunSetup
 
 CHUNK_FACTORS = (2, 0.5, 4, 0.25)  # chunks to try, relative to the default's
 MANY_CORES = 8  # above it, only powers of two of workers are tried
@@ -92,8 +92,7 @@ def possible_plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) ->
     def make(kind: Kind, chunk: int | None = None, memory_format: MemoryFormat | None = None) -> Plan:
         execution = replace(config.execution, plan=kind, chunk=chunk, memory_format=memory_format)
         asked = replace(config, execution=execution)
-        parts = run_setup.dataset, run_setup.periods, run_setup.module, run_setup.model, run_setup.facts
-        return choose_plan(asked, *parts, run_setup.trial)
+        return run_setup.choose_plan(asked, run_setup.trial)
 
     for kind in [kept["plan"]] if "plan" in kept else get_args(Kind):
         try:

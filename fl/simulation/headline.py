@@ -1,0 +1,49 @@
+"""The first line of a run: what runs, and what a user may not know about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl import registry
+from fl.execution.training.native import cache
+from fl.execution.training.plan import ASKED_FOR
+from fl.simulation.setup import RunSetup
+
+
+def headline(setup: RunSetup, directory: Path, place: str) -> str:
+    """Return one line that tells what runs.
+
+    Args:
+        setup: the run.
+        directory: the run directory.
+        place: the executor in words, see `Choice.words`; "" if clients are elsewhere.
+    """
+    strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
+    compiles = setup.plan.kind == "compiled" and not cache.is_cached()
+    return (
+        f"{strategy} with client {client}, {setup.population} clients, {_parameters(setup)}, "
+        f"training {setup.plan.kind}{' (half a minute, the first time)' if compiles else ''}{_loops_because(setup)}"
+        f"{place and ' '}{place}, in {directory}"
+        + "".join(f". Note: {note}" for note in (*_notes(setup), *setup.dataset.notes))
+    )
+
+
+def _loops_because(setup: RunSetup) -> str:
+    """Why the clients of a user's own algorithm train one at a time, in parentheses; else ""."""
+    asked = setup.plan.why == ASKED_FOR
+    return f" ({setup.plan.why})" if setup.trial and setup.plan.kind == "loop" and not asked else ""
+
+
+def _parameters(setup: RunSetup) -> str:
+    """The sizes of the models, in words."""
+    if setup.by_client is None:
+        return f"{setup.model.numel} parameters"
+    models = zip(setup.models, setup.by_client.counts())
+    return ", ".join(f"{count} {model.name} of {model.initial.trained.numel} parameters" for model, count in models)
+
+
+def _notes(setup: RunSetup) -> list[str]:
+    """What a user may not know about the models."""
+    if setup.by_client is None:
+        return setup.facts.notes
+    return [f"model {model.name}: {note}" for model in setup.models for note in model.facts.notes]
