@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +27,48 @@ from fl import (
     Batch,
     ClientContext,
     Descent,
+    Extended,
     LocalSteps,
     Params,
     Reply,
     StepContext,
     Task,
+    TrainingInputs,
     Tree,
     Update,
+    View,
     checks,
+    class_counts,
     head_layer,
-    layer_inputs,
+    join,
     layer_outputs,
     register,
 )
+
+WEIGHT, BIAS = "personal.weight", "personal.bias"  # the client's own tensors
+
+
+class WithPersonalHead(Extended):
+    """A model with a second head, which starts at zero.
+
+    Args:
+        original: the model.
+        head: name of its last linear layer.
+    """
+
+    def __init__(self, original: nn.Module, head: str):
+        layer = original.get_submodule(head)
+        assert isinstance(layer, nn.Linear)
+        personal = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features)
+        super().__init__(original, "personal", personal)
+        self.head = head
+        for parameter in personal.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, parts: bool = False) -> Any:
+        """Return g(x) + p(h(x)), or g(x) and h(x) as `parts`."""
+        shared, features = self.with_inputs(self.head, x)
+        return (shared, features) if parts else shared + self.added(features)
 
 
 def balanced(outputs: Tensor, counts: Tensor, balance: float) -> Tensor:
@@ -55,10 +84,10 @@ def head_gradient(head: Params, features: Tensor, shared: Tensor, y: Tensor) -> 
 
     It is the gradient in (weight (K, d), bias (K,)).
     """
-    error = (shared + F.linear(features, head["weight"], head["bias"])).softmax(-1)
+    error = (shared + F.linear(features, head[WEIGHT], head[BIAS])).softmax(-1)
     error[torch.arange(len(y)), y] -= 1.0
     error = error / len(y)
-    return Params.of({"weight": error.T @ features, "bias": error.sum(0)})
+    return Params.of({WEIGHT: error.T @ features, BIAS: error.sum(0)})
 
 
 @register("client", "fedrod")
@@ -78,39 +107,33 @@ class FedROD(Personal):
         if self.balance == 0:
             logging.getLogger(__name__).warning("client: fedrod with balance=0 trains the shared model as FedAvg does")
 
+    def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        return WithPersonalHead(module, head_layer(module, [name for name, _ in module.named_parameters()]))
+
+    def facts(self, view: View, task: Task, outputs: int) -> Tree:
+        return class_counts(view, outputs).float()
+
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return inputs.initial.trained.select([WEIGHT, BIAS])
+
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if ctx.task.kernel != "cross_entropy":
             raise ValueError(f"task: fedrod is for classification, this is {type(ctx.task).__name__}")
-        received, shared_head = ctx.received["model"], head_layer(ctx.module, ctx.received["model"])
-        layer = cast(nn.Linear, ctx.module.get_submodule(shared_head))
-        counts = torch.bincount(ctx.train.take()["y"], minlength=layer.out_features).float()
-        steps = LocalSteps(self, replace(ctx, config={**ctx.config, "counts": counts}))
-        w, head = received.clone(), self.first_head(layer) if ctx.state is None else ctx.state.clone()
+        steps, received = LocalSteps(self, ctx), ctx.received["model"]
+        w, head = received.clone(), steps.at.state.clone()
         shared, personal = Descent(steps.phase, w), Descent(steps.phase, head)
         for batch in steps:
-            with layer_inputs(ctx.module, shared_head) as features, layer_outputs(ctx.module, "") as outputs:
+            with layer_outputs(ctx.module, "") as recorded:
                 gradient = steps.gradient(w)
-            personal.step(head_gradient(head, features[-1][1].detach(), outputs[-1][1].detach(), batch["y"]))
+            outputs, features = (part.detach() for part in recorded[-1][1])
+            personal.step(head_gradient(head, features, outputs, batch["y"]))
             shared.step(gradient)
         return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss}), head)
 
-    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
-        outputs = net(batch["x"])
-        return task.loss(balanced(outputs, at.config["counts"], self.balance) if self.balance else outputs, batch)
+    def objective(self, net: Callable[..., Any], batch: Batch, at: StepContext, task: Task) -> Tensor:
+        outputs, _ = net(batch["x"], parts=True)
+        return task.loss(balanced(outputs, at.facts, self.balance) if self.balance else outputs, batch)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        net, shared_head = ctx.net(ctx.received["model"]), head_layer(ctx.module, ctx.received["model"])
-        if ctx.state is None:
-            return net
-
-        def both(x: Tensor) -> Tensor:
-            with layer_inputs(ctx.module, shared_head) as features:
-                outputs = net(x)
-            return outputs + F.linear(features[-1][1].detach(), ctx.state["weight"], ctx.state["bias"])
-
-        return both
-
-    @staticmethod
-    def first_head(layer: nn.Linear) -> Params:
-        """Return a personal head of zeros."""
-        return Params.of({"weight": torch.zeros(layer.weight.shape), "bias": torch.zeros(layer.out_features)})
+        received = ctx.received["model"]
+        return ctx.net(received if ctx.state is None else join(received, ctx.state))

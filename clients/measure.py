@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from fl import Batch, ClientContext, Params, StepContext, last_layer, layer_inputs, layer_outputs
+from fl import Batch, ClientContext, Params, last_layer, layer_inputs, layer_outputs
 
 BLOCK = 1024  # samples per forward pass
 
@@ -40,21 +40,6 @@ def features_of(module: nn.Module, layer: str | None) -> AbstractContextManager[
     if layer not in known:
         raise ValueError(f"features: {layer!r} is not a layer of the model; it has {[n for n in known if n]}")
     return layer_outputs(module, layer)
-
-
-def reference_pass(net: nn.Module, params: Params, at: StepContext, x: Tensor) -> Tensor:
-    """Return the outputs for `x` under `params`, without gradients and without dropout.
-
-    Unlike `ClientContext.net`, this leaves the module bound to the parameters that it trains. So an objective can call
-    it, with the batch that the model sees.
-    """
-    training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            return torch.func.functional_call(net, {**at.initial.frozen, **at.initial.trained, **params}, (x,))
-    finally:
-        net.train(training)
 
 
 def check_graphs(ctx: ClientContext) -> None:

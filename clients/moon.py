@@ -8,7 +8,9 @@ input of the last layer).  A client keeps its trained model and contrasts with i
 contrasts with the received model, so the contrast has no gradient (in the authors' program: the client's initial
 weights).  z_received and z_previous are computed without dropout: once a round, or, if training batches are
 augmented, for each batch as the model sees it.
-Differs from the paper: no projection head of its own; name a layer of the model to use one.
+With `projection` a head of two layers lies between the model's body and its last layer, as in the paper:
+body -> Linear(h, h) -> ReLU -> Linear(h, projection) -> last layer; z is then the head's output.
+Differs from the paper: without `projection` there is no head; the paper's has the width 256.
 Loop only: representations are recorded inside the module.
 Equals FedAvg: mu=0.
 """
@@ -18,16 +20,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import check_graphs, features_of, reference_pass, representations
+from clients.measure import check_graphs, features_of, representations
 from fl import (
     Batch,
     ClientContext,
+    Extended,
     LocalTraining,
     Reply,
     StepContext,
@@ -37,6 +41,7 @@ from fl import (
     Tree,
     View,
     checks,
+    last_layer,
     register,
 )
 
@@ -45,6 +50,26 @@ def contrast(z: Tensor, received: Tensor, previous: Tensor, temperature: float) 
     """Return the contrastive loss of each sample, (B,), from three (B, D)."""
     cosines = [F.cosine_similarity(z, other) for other in (received, previous)]
     return -F.log_softmax(torch.stack(cosines, 1) / temperature, 1)[:, 0]
+
+
+class WithProjection(Extended):
+    """A model whose features pass through the part `projection` before its last layer."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.with_layer(self.last, lambda last, features: last(self.added(features)), x)
+
+
+def with_projection(module: nn.Module, width: int) -> WithProjection:
+    """Return the model with a projection head of `width` outputs; the last layer is a new one if they do not fit it."""
+    name = last_layer(module)
+    last = module.get_submodule(name)
+    if not name or not isinstance(last, nn.Linear):
+        raise ValueError(f"projection: the last layer of the model has to be a linear one, it is {name or 'alone'}")
+    features = last.in_features
+    head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, width))
+    fits = width == features
+    replaced = {} if fits else {name: nn.Linear(width, last.out_features, bias=last.bias is not None)}
+    return WithProjection(module, "projection", head, replaced)
 
 
 @register("client", "moon")
@@ -56,18 +81,23 @@ class Moon(LocalTraining):
         mu: weight of the contrastive loss, at least 0. 0 is FedAvg.
         temperature: temperature T of the contrastive loss, positive.
         features: name of the layer whose outputs are the representations. Default: the inputs of the last layer.
+        projection: width of the projection head's outputs, positive; the paper takes 256. Default: no such head.
     """
 
     mu: float = 1.0
     temperature: float = 0.5
     features: str | None = None
+    projection: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.not_negative(mu=self.mu, hint="0 is plain local training")
-        checks.positive(temperature=self.temperature)
+        checks.positive(temperature=self.temperature, projection=self.projection)
         if self.mu == 0:
             logging.getLogger(__name__).warning("mu=0: this is fedavg")
+
+    def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        return module if self.projection is None else with_projection(module, self.projection)
 
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return inputs.received["model"]
@@ -91,7 +121,7 @@ class Moon(LocalTraining):
             outputs = net(batch["x"])
             if "received" not in batch:
                 for model in (at.received["model"], at.state):
-                    reference_pass(net, model, at, batch["x"])
+                    at.under(model, batch["x"])
         z, *others = (features.flatten(1) for _, features in recorded)
         received, previous = others or (batch["received"], batch["previous"])
         return task.loss(outputs, batch) + self.mu * contrast(z, received, previous, self.temperature)

@@ -27,7 +27,7 @@ _HOMES = {
         "fl.method.requests": "Evaluate Exchange ExchangeResult ServerWork Transfer",
         "fl.method.client": "ClientAlgorithm",
         "fl.method.context": "ClientContext Reply",
-        "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
+        "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult class_counts",
         "fl.method.phase": "Phase",
         "fl.method": "server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
@@ -45,6 +45,7 @@ _HOMES = {
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter",
         "fl.models.adapter": "product",
+        "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
         "fl.models.layers": "head_layer head_names last_layer norm_names",
         "fl.communication.codecs.top_k": "TopK keep_largest",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         StepContext as StepContext,
         TrainingInputs as TrainingInputs,
         TrainingResult as TrainingResult,
+        class_counts as class_counts,
     )
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
     from fl.method.phase import Phase as Phase
@@ -111,6 +113,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.models import adapter as adapter
     from fl.models.adapter import product as product
+    from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
     from fl.models.layers import (
         head_layer as head_layer,

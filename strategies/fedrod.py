@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import FedAvgEquivalent, register
-from strategies.fedavg import FedAvg
+from fl import FedAvgEquivalent, Params, ServerContext, register
+from strategies.fedavg import FedAvg, State
 
 
 @register("strategy", "fedrod")
@@ -25,3 +25,7 @@ class FedROD(FedAvg):
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
         strategy={"lr": 1.0, "weights": "examples"}, client={"balance": 0.0}, bits=False
     )
+
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        """Return the first state, without the head that each client adds and keeps (`personal.*`)."""
+        return super().init(model.select([name for name in model if not name.startswith("personal.")]), ctx)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.graph import register_multi_grad_hook
 
 from fl.check import runs
 from fl.check.bench import TRAINING, Bench, fingerprint, own, with_methods
@@ -19,7 +20,7 @@ from fl.data.views import View
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, leaves
 
 BATCH = int(TRAINING["batch"])
 
@@ -88,11 +89,13 @@ def _gradients_counted(module: torch.nn.Module) -> Iterator[list[int | None]]:
     """The number of samples of each backward pass through the outputs of `module`; `None` where it is unknown."""
     taken: list[int | None] = []
 
-    def forward(_: torch.nn.Module, __: Any, outputs: torch.Tensor) -> None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(outputs):
+    def forward(_: torch.nn.Module, __: Any, outputs: Any) -> None:
+        tensors = leaves(outputs)  # a method's module may return a tuple or a dict
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
             taken.append(None)
-        elif outputs.requires_grad:
-            outputs.register_hook(lambda _: taken.append(len(outputs)))
+        elif differentiable := [tensor for tensor in tensors if tensor.requires_grad]:
+            count = len(differentiable[0])
+            register_multi_grad_hook(differentiable, lambda _: taken.append(count), mode="any")
 
     handle = module.register_forward_hook(forward)
     try:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fl.check import reference, runs
@@ -121,8 +122,9 @@ def a_cohort_of_one_is_that_client(bench: Bench) -> str | None:
 
 
 def _context(simulation: Simulation, client: int) -> ClientContext:
-    """The context of a client in round 0 of a run that has not started; it receives the initial model."""
-    setup = simulation.run_setup
+    """The context of a client in round 0 of a run that has not started; it receives the strategy's initial model."""
+    setup, strategy = simulation.run_setup, simulation.run_setup.config.strategy
+    state = strategy.init(setup.model.clone(), setup.server_context(0, np.empty(0, np.int64)))
     arrays = {name: torch.from_numpy(array) for name, array in setup.dataset.train.items()}
     partition = setup.periods[0].partition
     return ClientContext(
@@ -131,7 +133,7 @@ def _context(simulation: Simulation, client: int) -> ClientContext:
         round=0,
         rounds=1,
         participation=0,
-        received={"model": setup.model.clone()},
+        received={"model": strategy.model(state).clone()},
         config={},
         state=None,
         train=View(arrays, partition.view_rows(client, "train")),
@@ -140,6 +142,7 @@ def _context(simulation: Simulation, client: int) -> ClientContext:
         initial=setup.initial,
         module=copy.deepcopy(setup.module),
         task=setup.config.task,
+        module_facts=setup.facts,
         training_loop=train,
     )
 

@@ -28,7 +28,7 @@ from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleChanged
 from fl.tensors.generators import GeneratorWatch
-from fl.tensors.trees import Tree, row
+from fl.tensors.trees import Tree, leaves, row, stack
 from fl.tracking.spans import span
 
 if TYPE_CHECKING:
@@ -245,8 +245,22 @@ class BatchedWork(ClientWork):
             self.task,
             job.augment,
             None if stacked is None else (known, self.device.put(stacked)),
+            None if self.facts is None else self._stacked_facts(clients),
         )
         return chunk, records
+
+    def _stacked_facts(self, clients: np.ndarray) -> Tree:
+        """Return the facts of the data of `clients` (C,), each leaf (C, ...)."""
+        facts = [self.facts_of(int(client)) for client in clients]
+        first = [tuple(leaf.shape) for leaf in leaves(facts[0])]
+        for client, each in zip(clients, facts):
+            if (shapes := [tuple(leaf.shape) for leaf in leaves(each)]) != first:
+                name = type(self.job.algorithm).__name__
+                raise ValueError(
+                    f"facts of {name} have shapes {first} for client {clients[0]} and {shapes} for client {client}; "
+                    "clients that train together need the same shapes. Return the same, or set one_at_a_time = True"
+                )
+        return stack(facts)
 
     def _keeper(
         self, positions: np.ndarray, records: Sequence[Tree], states: Tree

@@ -18,7 +18,7 @@ from fl.execution.training.customised import overrides
 from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext
-from fl.method.local_training import LocalTraining
+from fl.method.local_training import LocalTraining, data_facts
 from fl.method.reduction import Product
 from fl.models.batch_norm import depends_on_batch
 from fl.tasks.task import Metric
@@ -146,7 +146,10 @@ class ClientEvaluation(Evaluation):
         if self.dispatch.work == "adapted":
             assert self.job.adapt is not None
             algorithm = self.job.adapt
-            ctx = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[: self.job.shots]))
+            train, facts = View(ctx.train.arrays, ctx.train.rows[: self.job.shots]), None
+            if isinstance(algorithm, LocalTraining):
+                facts = self.device.put(data_facts(algorithm, train, self.task, self.job.facts.outputs))
+            ctx = replace(ctx, train=train, facts=facts)
         if self.dispatch.work != "received":
             with (
                 use_memory_format(self.module, self.dispatch.plan.memory_format),

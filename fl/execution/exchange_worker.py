@@ -20,7 +20,7 @@ from fl.execution.downloads import Downloads
 from fl.execution.isolation import isolated
 from fl.execution.machine_faults import is_machine_fault
 from fl.execution.shared_values import SharedValues, SharedValueWritten
-from fl.execution.stages import stage_of
+from fl.execution.stages import during, stage_of
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
 from fl.method.fold import Fold
@@ -66,6 +66,7 @@ class ExchangeWorker:
         self.partition, self.task = period.partition, period.task
         self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
+        self.facts = worker.facts  # of clients' data; None for a client algorithm without any
         self.isolated = isolated()
         self.compared: list[SharedValues] = []  # values that clients must not write into; in the first round
 
@@ -188,12 +189,19 @@ class ExchangeWorker:
             augment=job.augment,
             micro_batch=job.micro_batch,
             graphs=job.graphs,
-            facts=facts,
+            module_facts=facts,
+            facts=None if self.facts is None or client == SERVER else self.facts_of(client),
             training_loop=train,
             train=self._view(client, "train"),
             val=self._view(client, "val"),
             test=self._view(client, "test"),
         )
+
+    def facts_of(self, client: int) -> Tree:
+        """Return the facts of a client's training data in the dispatch's period."""
+        assert self.facts is not None
+        with during("facts"), self.isolated:
+            return self.facts.of(self.dispatch.period, client)
 
     def _view(self, client: int, split: Literal["train", "val", "test"]) -> View:
         rows = np.empty(0, np.int64) if client == SERVER else self.partition.view_rows(client, split)

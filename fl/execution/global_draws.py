@@ -42,4 +42,6 @@ def _has_users_code(part: Any) -> bool:
 def _is_known(layer: nn.Module) -> bool:
     """Whether a layer computes what its class says, and the class is torch's or ours."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer).__module__.partition(".")[0] in _PACKAGES and "forward" not in vars(layer) and not any(hooks)
+    kinds = type(layer), vars(layer).get("original_class", nn.Module)  # of a module that a method has extended
+    known = all(kind.__module__.partition(".")[0] in _PACKAGES for kind in kinds)
+    return known and "forward" not in vars(layer) and not any(hooks)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from fl.data.views import View
+from fl.execution.client_facts import ClientFacts
 from fl.execution.client_work import BatchedWork, LoopWork
 from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.evaluation import ClientEvaluation, ServerEvaluation
@@ -24,9 +26,12 @@ from fl.execution.hidden_state import HiddenState, HiddenStateWatch
 from fl.execution.isolation import isolated
 from fl.execution.shared_values import SharedValues
 from fl.execution.training import compiled
+from fl.execution.training.customised import overrides
 from fl.execution.workers.process import configure_process
+from fl.method.local_training import LocalTraining, data_facts
 from fl.models.probe import ModuleState
 from fl.storage.segments import Segments
+from fl.tensors.trees import Tree
 from fl.tracking.spans import span
 
 if TYPE_CHECKING:
@@ -55,6 +60,20 @@ class Worker:
         self.first_round: int | None = None
         self.module_states = [(model.module, ModuleState(model.module)) for model in self.job.models]
         self.hidden_state = HiddenStateWatch(job.watched)
+
+    @cached_property
+    def facts(self) -> ClientFacts | None:
+        """Facts of clients' data; None if the client algorithm has none."""
+        job, algorithm = self.job, self.job.algorithm
+        if not isinstance(algorithm, LocalTraining) or not overrides(algorithm, "facts"):
+            return None
+
+        def compute(period: int, client: int) -> Tree:
+            part = job.periods[period]
+            view = View(job.arrays, part.partition.view_rows(client, "train"))
+            return job.device.put(data_facts(algorithm, view, part.task, job.facts.outputs))
+
+        return ClientFacts(compute)
 
     def run(self, dispatch: ExchangeDispatch | DispatchGroup, tasks: Iterable[tuple[int, int]], segment: int) -> Any:
         """Work through runs [a, b) of task numbers; return the partial result. New client states go to `segment`."""
@@ -119,7 +138,8 @@ class Worker:
     @cached_property
     def data(self) -> SharedValues:
         """Hashes of what clients read in all rounds."""
-        initial = [model.initial for model in self.job.models]
+        by_client = self.job.by_client
+        initial = self.job.initial if by_client is None else {model.name: model.initial for model in by_client.models}
         return SharedValues({"ctx.initial": initial, "ctx.train.arrays": self.job.arrays}, thrifty=True)
 
     def close(self) -> None:

@@ -46,6 +46,21 @@ class ClientAlgorithm:
     loss_over_batch: ClassVar[bool] = False
     private_models: ClassVar[bool] = False
 
+    def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Return the run's model with parts that the method adds, such as a projection head. Default: the model.
+
+        It is called once, when the model is built: after a warm start by `model.init`, before `freeze` and adapters.
+        The added tensors are drawn from seeded generators. They lie under one prefix, and the model's own tensors keep
+        their names; `fl.Extended` does both. From then on they are tensors like any other: sent, kept, frozen,
+        evaluated, checkpointed and adapted by name.
+
+        Args:
+            module: the model; it may be changed in place.
+            sample_shape: shape of a sample, without the batch's axis.
+            outputs: number of outputs that the task needs.
+        """
+        return module
+
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         """Do the client's work in one exchange.
 

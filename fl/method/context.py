@@ -45,7 +45,8 @@ class ClientContext:
         micro_batch: most samples in one forward pass; None does not split batches.
         graphs: whether gradients are recorded as CUDA graphs.
         limit: maximum number of local steps; set when a deadline cuts training short.
-        facts: what the module does beside computing outputs.
+        module_facts: what the module does beside computing outputs.
+        facts: what `LocalTraining.facts` returned for the training rows; None if nobody has asked for them yet.
         training_loop: the engine's loop for `LocalTraining`, such as `fl.execution.training.loop.train`.
     """
 
@@ -67,7 +68,8 @@ class ClientContext:
     micro_batch: int | None = None
     graphs: bool = False
     limit: int | None = None
-    facts: ModuleFacts = ModuleFacts()
+    module_facts: ModuleFacts = ModuleFacts()
+    facts: Tree = None
     training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None
 
     @property
@@ -80,7 +82,7 @@ class ClientContext:
 
         Tensors missing from `params` keep their initial values. The model is valid until the next call.
         """
-        if self.facts.writes_parameters:  # evaluation must not change the model
+        if self.module_facts.writes_parameters:  # evaluation must not change the model
             params = params.clone()
         bind(self.module, params, self.initial)
         self.module.eval()

@@ -1,5 +1,7 @@
 """Client algorithms that train by gradient steps. A method overrides only the hooks that differ:
 
+    extend(module, shape, outputs)      the model, with own parts       default: the model
+    facts(view, task, outputs)          facts of a client's data        default: None
     first_state(inputs)                 state of a new client           default: None
     start(inputs)                       initial local parameters        default: the received model
     phases(round, rounds)               budget and learning rate        default: one phase with the arguments
@@ -20,17 +22,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fl.checks import not_negative, one_of, positive, within
-from fl.data.views import Batch
+from fl.data.views import Batch, View
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.phase import LastBatch, Phase, rate_at
-from fl.models.binding import Initial
+from fl.models.binding import Initial, outputs_under
+from fl.models.probe import ModuleFacts
 from fl.tensors.params import Params
-from fl.tensors.trees import Tree
+from fl.tensors.trees import Tree, named_leaves
 
 if TYPE_CHECKING:
     from fl.tasks.task import Task
@@ -45,12 +49,15 @@ class TrainingInputs:
         state: the client's state; with C clients each leaf has a leading axis C.
         config: values of the broadcast's `config`.
         initial: the model's tensors at the start of the run.
+        facts: what `LocalTraining.facts` returned for the client's training data; with C clients each leaf has a
+            leading axis C.
     """
 
     received: Mapping[str, Tree]
     state: Tree
     config: Mapping[str, Any]
     initial: Initial
+    facts: Tree = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,34 @@ class StepContext(TrainingInputs):
     Attributes:
         phase: the current phase.
         start: the parameters that the phase trains, as they were at its start.
+        module: the model that `under` calls.
+        module_facts: what the model does beside computing outputs.
     """
 
     phase: Phase
     start: Params
+    module: nn.Module | None = field(default=None, kw_only=True)
+    module_facts: ModuleFacts = field(default=ModuleFacts(), kw_only=True)
+
+    def under(self, params: Params, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's outputs for x under other parameters, in evaluation mode and without gradients.
+
+        Evaluation mode means: no Dropout. An objective may call it in every plan. The training goes on with its own
+        parameters and mode.
+
+        Args:
+            params: for example `at.received["model"]`, or an old model in `at.state`. Tensors missing from them keep
+                their initial values. In the hook `gradient` they may hold C clients, (C, ...); then x is the same for
+                all clients, and each output has a leading axis C.
+            x: inputs (B, ...).
+            args: further arguments of the model's `forward`.
+            kwargs: further keyword arguments of the model's `forward`.
+        """
+        if self.module is None:
+            raise ValueError("module: this context has none; make it with module=...")
+        if self.module_facts.writes_parameters:  # such a pass must not change what was received
+            params = params.clone()
+        return outputs_under(self.module, params, self.initial, (x, *args), kwargs)
 
 
 @dataclass(frozen=True)
@@ -138,6 +169,19 @@ class LocalTraining(ClientAlgorithm):
             not_negative(lr=self.lr)
 
     # -- hooks of a method ---------------------------------------------------------------------------------------
+    def facts(self, view: View, task: Task, outputs: int) -> Tree:
+        """Return facts of a client's training data, such as class counts; hooks see them as `inputs.facts`.
+
+        The engine calls it once for each client (and period of a stream) on each worker, so it must be pure. Leaves are
+        tensors; clients that train together need the same shapes. `fl.class_counts` counts classes.
+
+        Args:
+            view: the client's training data; empty where the server predicts.
+            task: the run's task.
+            outputs: number of the model's outputs for a sample; for a classification, the number of classes.
+        """
+        return None
+
     def first_state(self, inputs: TrainingInputs) -> Tree:
         """Return the state of a client that has none yet."""
         return None
@@ -178,13 +222,14 @@ class LocalTraining(ClientAlgorithm):
         """
         return self.phases(round_, rounds)
 
-    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
+    def objective(self, net: Callable[..., Any], batch: Batch, at: StepContext, task: Task) -> Tensor:
         """Return the loss of each sample, (B,). The engine takes the mean.
 
         If the class attribute `loss_over_batch` is True, it may return one loss of the whole batch, ().
 
         Args:
-            net: the model under the parameters being trained, x (B, ...) -> outputs (B, ...).
+            net: the model under the parameters being trained. `net(x, *args, **kwargs)` returns what the model's
+                `forward` returns; `net(x)` returns the outputs (B, ...) that evaluations use.
             batch: arrays of B samples by name.
             at: the phase and the inputs.
             task: the run's task.
@@ -240,10 +285,38 @@ class LocalTraining(ClientAlgorithm):
 
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """Return the inputs of one client's training, with the first state if the client is new."""
-        inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial)
+        facts = data_facts(self, ctx.train, ctx.task, ctx.module_facts.outputs) if ctx.facts is None else ctx.facts
+        inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial, facts=facts)
         first = self.first_state(inputs) if ctx.state is None else None
         return inputs if first is None else replace(inputs, state=first)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """Return the model at the start of local training, private tensors included."""
         return ctx.net(self.start(self.inputs(ctx)))
+
+
+def data_facts(algorithm: LocalTraining, view: View, task: Task, outputs: int) -> Tree:
+    """Return `algorithm.facts`; ValueError if they hold something else than tensors."""
+    facts = algorithm.facts(view, task, outputs)
+    if facts is None:
+        return None
+    for path, leaf in named_leaves(facts, "facts"):
+        if not isinstance(leaf, (Tensor, Params)):
+            name = type(algorithm).__name__
+            raise ValueError(f"{path} of {name} is a {type(leaf).__name__}; facts of a client's data hold tensors only")
+    return facts
+
+
+def class_counts(view: View, classes: int) -> Tensor:
+    """Return the number of samples of each class 0, ..., classes - 1 in a view, int64 (classes,).
+
+    >>> import torch
+    >>> class_counts(View({"y": torch.tensor([0, 2, 2])}, np.arange(3)), 4).tolist()
+    [1, 0, 2, 0]
+    """
+    y = view.arrays["y"]
+    if y.is_floating_point() or y.ndim != 1:
+        raise ValueError(
+            f"class counts need one class per sample, y is {tuple(y.shape)} of {y.dtype}; use task: classification"
+        )
+    return y[torch.as_tensor(view.rows, device=y.device)].bincount(minlength=classes)

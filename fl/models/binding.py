@@ -2,12 +2,14 @@
 
 initial = Initial.of(module)        its tensors at the start of the run: trained and frozen
 bind(module, params, initial)       the module's tensors become views of `params`
+outputs_under(module, ...)          outputs under other tensors, which leaves the module as it is
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +64,30 @@ def bind(
                     tensor.requires_grad_(source is trained)
                 break
     return views
+
+
+def outputs_under(
+    module: torch.nn.Module,
+    params: Mapping[str, Tensor],
+    initial: Initial,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Return `module(*args, **kwargs)` under `params`, in evaluation mode and without gradients.
+
+    Unlike `bind`, this leaves the module with the tensors and the mode that it has. Tensors missing from `params` keep
+    their initial values. With `params` of C clients, (C, ...), the module is called for each of them with the same
+    arguments, and each output has a leading axis C.
+    """
+    layers, training = structure(module), module.training
+
+    def call(tensors: Mapping[str, Tensor]) -> Any:
+        everything = {**initial.frozen, **initial.trained, **tensors}
+        return torch.func.functional_call(module, everything, args, dict(kwargs))
+
+    layers.set_training(module, False)
+    try:
+        with torch.no_grad():
+            return torch.func.vmap(call)(dict(params)) if isinstance(params, Params) and params.batch else call(params)
+    finally:
+        layers.set_training(module, training)

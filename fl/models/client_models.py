@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class ClientModel:
     facts: ModuleFacts
     initial: Initial
 
-    @property
+    @cached_property
     def statistics(self) -> tuple[str, ...]:
         """Names of the running statistics that each client keeps for itself."""
         return tuple(statistics_names(self.module, "local"))

@@ -1,10 +1,19 @@
-"""Layers with a role, found by structure: the head and the normalisation layers."""
+"""Layers with a role, found by structure: the head and the normalisation layers.
+
+The head and the last layer are those of the model itself, whatever a method has added to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from torch import nn
+
+
+def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers with their names, without those that a method has added (fl/models/extension.py)."""
+    added = vars(module).get("extension")
+    return [(n, layer) for n, layer in module.named_modules() if not added or n.partition(".")[0] != added]
 
 
 def head_names(module: nn.Module, names: Iterable[str]) -> list[str]:
@@ -15,7 +24,7 @@ def head_names(module: nn.Module, names: Iterable[str]) -> list[str]:
     ['2.weight', '2.bias']
     """
     known = set(names)
-    for layer, child in reversed(list(module.named_modules())):
+    for layer, child in reversed(_layers(module)):
         found = [
             n for n in (f"{layer}.{own}".lstrip(".") for own, _ in child.named_parameters(recurse=False)) if n in known
         ]
@@ -39,9 +48,7 @@ def last_layer(module: nn.Module) -> str:
     >>> last_layer(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     '2'
     """
-    return [name for name, child in module.named_modules() if next(child.parameters(recurse=False), None) is not None][
-        -1
-    ]
+    return [name for name, child in _layers(module) if next(child.parameters(recurse=False), None) is not None][-1]
 
 
 def norm_names(module: nn.Module, names: Iterable[str]) -> list[str]:

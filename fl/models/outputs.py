@@ -28,10 +28,18 @@ def _take_logits(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output.logits if has_logits(output) else output
 
 
+def check_tensor(outputs: Any) -> None:
+    """Raise `OutputsDoNotFit` if outputs are no tensor. Evaluations call `net(x)`; other calls may return a tuple."""
+    if not isinstance(outputs, Tensor):
+        raise OutputsDoNotFit(
+            f"forward returns {described(outputs)}; it has to return one tensor of outputs (B, ...) when it is called "
+            "with x alone, as evaluations do. A client algorithm's net(x, True), for example, may return more"
+        )
+
+
 def check_outputs(outputs: Any, wanted: int) -> None:
     """Raise `OutputsDoNotFit` if outputs are no tensor, or too few for the task."""
-    if not isinstance(outputs, Tensor):
-        raise OutputsDoNotFit(f"forward returns {described(outputs)}; it has to return one tensor of outputs (B, ...)")
+    check_tensor(outputs)
     if not outputs.is_floating_point():
         raise OutputsDoNotFit(f"forward returns {described(outputs)}; outputs have to be floating-point numbers")
     if outputs.ndim == 2 and outputs.shape[1] < wanted:

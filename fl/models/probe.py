@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class ModuleFacts:
         dropout_once: each Dropout layer of ours is called once in a pass, so its mask can be drawn beforehand.
         needs_two: a training pass of one sample fails, because normalisation needs more values.
         needs_two_in_evaluation: an evaluation pass of one sample fails for this reason.
+        dropout_idle: a training pass `net(x)` calls some Dropout layer of ours not at all.
+        outputs: size of the last axis of what an evaluation pass returns; 0 if unknown.
     """
 
     draws: bool = False
@@ -53,6 +55,8 @@ class ModuleFacts:
     dropout_once: bool = True
     needs_two: bool = False
     needs_two_in_evaluation: bool = False
+    dropout_idle: bool = False
+    outputs: int = field(default=0, compare=False)
 
     @property
     def one_at_a_time(self) -> str | None:
@@ -65,6 +69,8 @@ class ModuleFacts:
             return "the model changes its parameters in its forward pass"
         if self.unused:
             return f"the loss does not depend on some parameters ({', '.join(self.unused[:3])})"
+        if self.dropout_idle:
+            return "net(x) alone calls not all Dropout layers of the model, so their masks cannot be drawn beforehand"
         return None if self.dropout_once else "the model calls a Dropout layer several times in one pass"
 
     @property
@@ -114,6 +120,7 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         with dropout.gradient():
             unused = _backward(module, batch, losses)
             once = all(layer.calls <= 1 for layer in dropout.layers)
+            idle = any(layer.calls == 0 for layer in dropout.layers)
         draws, changed = moved.since_last(), state.changes()
         module.eval()
         with torch.no_grad():
@@ -124,7 +131,8 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         alone = {name: array[:1] for name, array in batch.items()}
         with dropout.gradient(), torch.no_grad():
             needs_two = [_cannot_normalise(lambda: losses(module.train(mode), alone)) for mode in (True, False)]
-    return ModuleFacts(draws, drawn, changed, written, unused, once, *needs_two)
+    found = ModuleFacts(draws, drawn, changed, written, unused, once, *needs_two)
+    return replace(found, dropout_idle=idle)
 
 
 def _cannot_normalise(call: Callable[[], Any]) -> bool:

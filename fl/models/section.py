@@ -1,8 +1,7 @@
 """The `model` section: a part that builds a module, and the changes to the module before training.
 
-build -> batch_norm: whose statistics (batch_norm.py) -> init: weights from a file -> freeze: parameters that are not
-trained
--> adapter: LoRA and its variants (adapter.py)
+build -> batch_norm: whose statistics (batch_norm.py) -> init: weights from a file -> extend: parts that the method adds
+(extension.py) -> freeze: parameters that are not trained -> adapter: LoRA and its variants (adapter.py)
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fl.models.adapter import Adapter
-from fl.models.batch_norm import Statistics, statistics_names, with_statistics
+from fl.models.batch_norm import BatchNorm, Statistics, statistics_names, with_statistics
+from fl.models.extension import Extend
 from fl.storage.sums import checked
 from fl.tensors.params import match
 
@@ -46,15 +46,29 @@ class Model:
     freeze: tuple[str, ...] = ()
     adapter: Adapter | None = None
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """Build the module for samples of `shape`, with all changes of the section applied."""
+    def build(self, shape: tuple[int, ...], outputs: int, extend: Extend | None = None) -> nn.Module:
+        """Build the module for samples of `shape`, with all changes of the section applied.
+
+        `extend` adds the parts of a method. The file of `init` holds the model with these parts, or without them.
+        """
         module = self.part.build(shape, outputs)
-        if self.batch_norm:
+        if self.batch_norm and (extend is None or any(isinstance(m, BatchNorm) for m in module.modules())):
             module = with_statistics(module, self.batch_norm)
-        if self.init:
-            tensors, buffers = stored(Path(self.init), "init"), dict(module.named_buffers())
-            own = {**dict(module.named_parameters()), **{n: buffers[n] for n in statistics_names(module, "averaged")}}
-            fill(own, tensors, f"init: {self.init}", "they need the same names and shapes")
+        loaded = stored(Path(self.init), "init") if self.init else None
+        if loaded is not None:
+            own = _filled(module)
+            shared = {n: t for n, t in loaded.items() if n in own and own[n].shape == t.shape}
+            if extend is None or len(shared) == len(own) == len(loaded):
+                self._fill(own, loaded)
+                loaded = None
+            else:  # the file may hold the model with the parts that the method adds
+                self._fill({name: own[name] for name in shared}, shared)
+        if extend is not None:
+            module = extend(module, shape, outputs)
+            if self.batch_norm:
+                module = with_statistics(module, self.batch_norm)
+            if loaded is not None:
+                self._fill(_filled(module), loaded)
         named = dict(module.named_parameters())
         for name in match(named, self.freeze):
             named[name].requires_grad_(False)
@@ -63,6 +77,15 @@ class Model:
         if not any(p.requires_grad for p in module.parameters()):
             raise ValueError("freeze: nothing is left to train")
         return module
+
+    def _fill(self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        fill(own, tensors, f"init: {self.init}", "they need the same names and shapes")
+
+
+def _filled(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that `init` sets: parameters and averaged statistics."""
+    buffers = dict(module.named_buffers())
+    return {**dict(module.named_parameters()), **{n: buffers[n] for n in statistics_names(module, "averaged")}}
 
 
 class Factory:

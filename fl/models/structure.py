@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fl.models.batch_norm import statistics_names
 from fl.models.dropout import Dropout
+from fl.models.extension import Extended
 
 
 class Structure:
@@ -34,7 +35,7 @@ class Structure:
         self._parameters, self._buffers = _places(module, "_parameters"), _places(module, "_buffers")
         self._children = [(layer._modules, list(layer._modules.values())) for layer in every if layer._modules]
         self._counts = [(held, len(held)) for layer in every for held in (layer._parameters, layer._buffers)]
-        self._plain = all(type(layer).train is nn.Module.train for layer in every)
+        self._plain = all(map(_has_plain_train, every))
 
     def describes(self) -> bool:
         """Whether the module still has these layers, with as many parameters and buffers."""
@@ -63,6 +64,13 @@ class Structure:
         modes = (layer.training for layer in (module, *self.layers))
         if not self._plain or any(mode is not training for mode in modes):
             module.train(training)
+
+
+def _has_plain_train(layer: nn.Module) -> bool:
+    """Whether a layer's mode is a flag and no more."""
+    if type(layer).train is Extended.train:
+        return vars(layer)["original_class"].train is nn.Module.train
+    return type(layer).train is nn.Module.train
 
 
 def _places(module: nn.Module, kind: str) -> list[tuple[str, dict[str, Any], str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from fl import registry
 from fl.config.config import Config
 from fl.data.checking import checked
 from fl.data.dataset import Dataset
@@ -19,6 +22,7 @@ from fl.data.stream import Period, split_rows
 from fl.errors import ConfigError, located
 from fl.execution.training.customised import overrides
 from fl.execution.training.plan import Plan
+from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.rates import check_rates
 from fl.models.architectures.by_client import ByClient
@@ -26,6 +30,7 @@ from fl.models.batch_norm import statistics_names
 from fl.models.binding import Initial
 from fl.models.client_models import ClientModel
 from fl.models.dropout import with_addressed_dropout
+from fl.models.extension import Extend, extended
 from fl.models.probe import ModuleFacts
 from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
@@ -151,11 +156,34 @@ def build_model(config: Config, dataset: Dataset, outputs: int) -> torch.nn.Modu
 
 def _built(config: Config, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
     try:
-        return config.model.build(shape, outputs)
+        return config.model.build(shape, outputs, _extension(config))
     except IndexError as error:
         if shape:
             raise
         raise ConfigError("data", "x is one number per row, and the model takes vectors; make it (rows, 1)") from error
+
+
+def _extension(config: Config) -> Extend | None:
+    """What adds the method's parts to the model, with random numbers of its own; `None` if it adds none."""
+    client, adapt = config.client, config.evaluation.adapt
+    if all(type(part).extend is ClientAlgorithm.extend for part in (client, adapt) if part is not None):
+        return None
+    word, name = int(random.hash64(config.seed, "extension")), registry.name_of(client)
+
+    def extend(module: torch.nn.Module, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+        made = _located("client", lambda: extended(client.extend, module, shape, outputs, word, name))
+        if adapt is not None and type(adapt) is not type(client):
+            copied = copy.deepcopy(made)
+            with contextlib.suppress(Exception):  # it fails where there is such a part already
+                if adapt.extend(copied, shape, outputs) is copied:
+                    return made
+            raise ConfigError(
+                "evaluation.adapt",
+                f"{registry.name_of(adapt)} adds parts to the model, which only the run's client may do",
+            )
+        return made
+
+    return extend
 
 
 def _num_outputs(config: Config, dataset: Dataset) -> int:

@@ -20,7 +20,7 @@ from fl.data.views import Batch, View
 from fl.errors import ConfigError
 from fl.execution.training.customised import overrides
 from fl.method.local_training import LocalTraining
-from fl.models.outputs import check_outputs, has_logits, sum_of_outputs, with_logits
+from fl.models.outputs import check_outputs, check_tensor, has_logits, sum_of_outputs, with_logits
 from fl.models.probe import ModuleFacts, ProbeFailed, probe
 from fl.simulation.inputs import require_known_numbers, whole
 from fl.tensors.generators import preserved_generators
@@ -37,7 +37,7 @@ def first_look(
     called with the smallest and the largest ones, too, which may be ids that it does not know.
 
     The loss is the task's. Clients with an own objective or with work other than gradient steps may use the outputs in
-    another way, so only the passes themselves are looked at.
+    another way, so only the passes themselves are looked at, and that `net(x)` returns one tensor in evaluations.
 
     Args:
         config: the configuration.
@@ -55,14 +55,20 @@ def first_look(
     holder = int(np.argmax(np.diff(partition.offsets) > 1))
     rows = partition.view_rows(holder, "train")[:2]
     rows = np.resize(rows if len(rows) else np.arange(1), 2)
+    widths = [0]
     plain = isinstance(client, LocalTraining) and not overrides(client, "objective") and not overrides(client, "work")
+    predicts = isinstance(client, LocalTraining) and not overrides(client, "predictor")
 
     def losses(net: torch.nn.Module, batch: Batch) -> Tensor:
         outputs = net(batch["x"])
         if has_logits(outputs):
             with_logits(module)
             outputs = outputs.logits
+        if not net.training and isinstance(outputs, Tensor) and outputs.ndim > 1:
+            widths.append(outputs.shape[-1])
         if not plain:
+            if not net.training and predicts:
+                check_tensor(outputs)
             return sum_of_outputs(outputs)
         check_outputs(outputs, wanted)
         return task.loss(outputs, batch)
@@ -92,7 +98,8 @@ def first_look(
             raise (failure if isinstance(failure.__cause__, IndexError) else second) from None
         dataset = _as_real_numbers(dataset)
     _check_numbers(config, dataset, module, np.asarray(dataset.train["x"][rows[0]]))
-    return facts if plain else replace(facts, unused=()), dataset
+    facts = replace(facts, outputs=widths[-1])
+    return replace(facts, dropout_idle=False) if plain else replace(facts, unused=()), dataset
 
 
 def _as_real_numbers(dataset: Dataset) -> Dataset:

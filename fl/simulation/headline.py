@@ -7,6 +7,7 @@ from pathlib import Path
 from fl import registry
 from fl.execution.training.native import cache
 from fl.execution.training.plan import ASKED_FOR
+from fl.models.extension import note as added_parts
 from fl.simulation.setup import RunSetup
 
 
@@ -44,6 +45,8 @@ def _parameters(setup: RunSetup) -> str:
 
 def _notes(setup: RunSetup) -> list[str]:
     """What a user may not know about the models."""
+    client = registry.name_of(setup.config.client)
     if setup.by_client is None:
-        return setup.facts.notes
-    return [f"model {model.name}: {note}" for model in setup.models for note in model.facts.notes]
+        return [*added_parts(setup.module, client), *setup.facts.notes]
+    notes = {model.name: [*added_parts(model.module, client), *model.facts.notes] for model in setup.models}
+    return [f"model {name}: {note}" for name, own in notes.items() for note in own]

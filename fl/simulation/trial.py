@@ -36,7 +36,7 @@ from fl.execution.training.objective import name_of_objective, objective_error
 from fl.execution.training.plan import Kind
 from fl.execution.training.vmap import Vmap
 from fl.method.context import ClientContext
-from fl.method.local_training import LocalTraining
+from fl.method.local_training import LocalTraining, data_facts
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
@@ -45,7 +45,7 @@ from fl.models.binding import Initial
 from fl.simulation.requests import first_request
 from fl.simulation.setup import RunSetup
 from fl.tensors.generators import preserved_generators, seed_generators
-from fl.tensors.trees import Tree, leaves, row, tree_map
+from fl.tensors.trees import Tree, leaves, row, stack, tree_map
 
 SIZES = np.array([5, 2, 3])  # samples of the clients
 RATE, STEPS = 0.01, 2  # learning rate, and the most steps of a phase with a number of steps
@@ -192,7 +192,7 @@ class Trial:
             module=self._module,
             task=self.task,
             augment=setup.config.data.augment,
-            facts=setup.facts,
+            module_facts=setup.facts,
             training_loop=train,
         )
         reply = algorithm.work("train", ctx, None)
@@ -220,6 +220,7 @@ class Trial:
             module=self._module,
             task=self.task,
             augment=setup.config.data.augment,
+            facts=self._facts,
         )
         found: list[list[_Trained]] = [[] for _ in range(count)]
         while True:
@@ -236,6 +237,13 @@ class Trial:
         """Rows of the first client, repeated if they are too few."""
         setup = self.run_setup
         return View(tensors(setup.dataset.train), np.resize(setup.periods[0].partition.indices, SIZES.sum())).take()
+
+    @property
+    def _facts(self) -> Tree:
+        """Facts of the data of all clients, stacked."""
+        rows, outputs = np.split(np.arange(SIZES.sum()), np.cumsum(SIZES)[:-1]), self.run_setup.facts.outputs
+        facts = [data_facts(self.client, View(self._arrays, own), self.task, outputs) for own in rows]
+        return None if facts[0] is None else stack(facts)
 
     @property
     def _module(self) -> torch.nn.Module:

@@ -411,7 +411,7 @@ class TwoUses(nn.Module):
 def test_micro_batches_of_a_dropout_layer_called_twice_add_up():
     """Each call has a mask of its own, for the whole batch."""
     _, contexts = make(TwoUses())
-    ctx = replace(contexts[0], facts=ModuleFacts(dropout_once=False))
+    ctx = replace(contexts[0], module_facts=ModuleFacts(dropout_once=False))
     algorithm = clients.sgd.LocalSGD(batch=BATCH)
     whole, pieces = (
         algorithm.work("train", replace(ctx, micro_batch=size), None).update.groups["model"] for size in (None, 2)

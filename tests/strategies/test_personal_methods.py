@@ -26,6 +26,7 @@ from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
 from fl.models.dropout import Dropout
 from fl.models.layers import head_names, norm_names
+from fl.models.probe import ModuleFacts
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import Params
 from strategies.fedbn import FedBN
@@ -82,6 +83,16 @@ def classifier(noise: float = 0.0, **more) -> ClientContext:
         module = nn.Sequential(nn.Flatten(), nn.Linear(IN, HIDDEN), hidden, nn.Linear(HIDDEN, OUT))
         arrays = {"x": torch.randn(20, IN), "y": torch.randint(OUT - 1, (20,))}  # no sample has the last class
     return context(module, arrays, Classification(), {"model": Initial.of(module).trained}, **more)
+
+
+def with_head(ctx: ClientContext) -> ClientContext:
+    """Return the context with FedROD's head in its model."""
+    module = fedrod.FedROD().extend(ctx.module, (IN,), OUT)
+    return replace(ctx, module=module, initial=Initial.of(module), module_facts=ModuleFacts(outputs=OUT))
+
+
+def extended(ctx: ClientContext, algorithm) -> ClientContext:
+    return with_head(ctx) if isinstance(algorithm, fedrod.FedROD) else ctx
 
 
 def same(p, q) -> bool:
@@ -250,7 +261,8 @@ def test_per_fedavg_without_alpha_is_fedavg_to_the_bit():
 @pytest.mark.parametrize("limit", [None, 2])
 def test_neutral_settings_are_fedavg_with_dropout_to_the_bit(algorithm, limit):
     ctx = classifier(noise=0.5, limit=limit)
-    assert same(sent(algorithm.work("train", ctx, None)), sent(LocalSGD(**SETTINGS).work("train", ctx, None)))
+    fedavg = sent(LocalSGD(**SETTINGS).work("train", ctx, None))
+    assert same(sent(algorithm.work("train", extended(ctx, algorithm), None)), fedavg)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +271,7 @@ def test_neutral_settings_are_fedavg_with_dropout_to_the_bit(algorithm, limit):
     ids=lambda a: type(a).__name__,
 )
 def test_dropout_changes_what_is_trained_and_is_off_in_predictions(algorithm):
-    ctx, noisy = classifier(), classifier(noise=0.5)
+    ctx, noisy = (extended(classifier(noise=noise), algorithm) for noise in (0.0, 0.5))
     reply, other = algorithm.work("train", ctx, None), algorithm.work("train", noisy, None)
     assert not same(sent(reply), sent(other)) and same(sent(other), sent(algorithm.work("train", noisy, None)))
     x = ctx.train.take()["x"]
@@ -372,23 +384,25 @@ def test_fedrod_losses():
     weighted = counts * z.exp()
     expected = -(weighted[torch.arange(5), y] / weighted.sum(-1)).log()
     torch.testing.assert_close(F.cross_entropy(fedrod.balanced(z, counts, 1.0), y, reduction="none"), expected)
-    head = Params.of({"weight": torch.randn(3, 2, generator=draw), "bias": torch.randn(3, generator=draw)})
-    weight, bias = (head[n].clone().requires_grad_() for n in ("weight", "bias"))
+    names = fedrod.WEIGHT, fedrod.BIAS
+    head = Params.of(dict(zip(names, (torch.randn(3, 2, generator=draw), torch.randn(3, generator=draw)))))
+    weight, bias = (head[n].clone().requires_grad_() for n in names)
     F.cross_entropy(z + h @ weight.T + bias, y).backward()
     torch.testing.assert_close(
-        dict(fedrod.head_gradient(head, h, z, y)), {"weight": weight.grad, "bias": bias.grad}, rtol=1e-5, atol=1e-6
+        dict(fedrod.head_gradient(head, h, z, y)), dict(zip(names, (weight.grad, bias.grad))), rtol=1e-5, atol=1e-6
     )
 
 
 def test_fedrod_keeps_a_head_and_predicts_with_both():
     ctx = classifier()
-    plain, balanced = (fedrod.FedROD(balance=b, **SETTINGS).work("train", ctx, None) for b in (0.0, 1.0))
     shared = sent(LocalSGD(**SETTINGS).work("train", ctx, None))
+    ctx = with_head(ctx)
+    plain, balanced = (fedrod.FedROD(balance=b, **SETTINGS).work("train", ctx, None) for b in (0.0, 1.0))
     torch.testing.assert_close(dict(sent(plain)), dict(shared), rtol=0, atol=1e-6)
     assert not same(sent(balanced), sent(plain)) and torch.isfinite(balanced.state.compact()).all()
     w, head, x = ctx.received["model"], balanced.state, ctx.train.take()["x"]
     h = torch.tanh(x @ w["1.weight"].T + w["1.bias"])
-    expected = h @ (w["3.weight"] + head["weight"]).T + w["3.bias"] + head["bias"]
+    expected = h @ (w["3.weight"] + head[fedrod.WEIGHT]).T + w["3.bias"] + head[fedrod.BIAS]
     with torch.inference_mode():
         outputs = fedrod.FedROD(**SETTINGS).predictor(replace(ctx, state=head))(x)
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)

@@ -95,7 +95,7 @@ def train(
 
 def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
     """The inputs of C clients, with the first state for clients without one."""
-    inputs = TrainingInputs(chunk.received, None, chunk.config, chunk.initial)
+    inputs = TrainingInputs(chunk.received, None, chunk.config, chunk.initial, facts=chunk.facts)
     first = algorithm.first_state(inputs)
     if chunk.known_states is not None:
         has_state, known = chunk.known_states
@@ -132,7 +132,7 @@ def _train_whole(
         out = Params(start.layout, (pooled_buffer(start.layout.lengths[0]),))
     steps, loss, seen = backend.train_whole(chunk, phase, start, out, not finishes, factors)
     lr_sum = phase.lr_sum(steps) if finishes else np.zeros(0)
-    at = StepContext(**vars(inputs), phase=phase, start=start)
+    at = StepContext(**vars(inputs), phase=phase, start=start, module=chunk.module)
     return _Trained(out, not finishes, loss, seen, steps, lr_sum, at)
 
 
@@ -151,14 +151,15 @@ def _train_in_steps(
         by_size = np.argsort(-sizes, kind="stable")  # more samples mean at least as many steps
         chunk = replace(chunk, **{n: getattr(chunk, n)[by_size] for n in ("clients", "starts", "sizes")})
         there = _tensor(by_size, start)
-        inputs, start = replace(inputs, state=row(inputs.state, there)), _rows(start, there)
+        inputs = replace(inputs, state=row(inputs.state, there), facts=row(inputs.facts, there))
+        start = _rows(start, there)
     local = start.layout.empty(len(sizes)).copy_(start)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
     steps, lr_sum = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
     for index, phase in enumerate(phases):
         theta = local.select(phase.trains)
         phase_start = start.select(phase.trains) if index == 0 and not start.batch else theta.clone()
-        at = StepContext(**vars(inputs), phase=phase, start=phase_start)
+        at = StepContext(**vars(inputs), phase=phase, start=phase_start, module=chunk.module)
         counts = phase.num_steps(chunk.sizes)
         if counts.any():
             gradients = backend(algorithm, chunk, local, theta, index)
@@ -172,7 +173,7 @@ def _train_in_steps(
         back = _tensor(order, start)
         local, loss = local.row(back), loss[back]
         steps, lr_sum, seen = steps[order], lr_sum[order], seen[order]
-        at = replace(at, state=original_inputs.state, start=_rows(at.start, back))
+        at = replace(at, state=original_inputs.state, facts=original_inputs.facts, start=_rows(at.start, back))
     return _Trained(local, False, loss, seen, steps, lr_sum, at)
 
 
@@ -241,7 +242,8 @@ class _OptimiserSteps:
             clients = slice(0, self.active)
             self.params, self.g = self.theta.row(clients), self.grad.row(clients)
             self.m = row(self.memory, clients)
-            self.here = replace(self.at, state=row(self.at.state, clients), start=_rows(self.at.start, clients))
+            state, facts = row(self.at.state, clients), row(self.at.facts, clients)
+            self.here = replace(self.at, state=state, facts=facts, start=_rows(self.at.start, clients))
         phase = self.at.phase
         losses = self.gradients(self.params, batch, weights, masks, self.here, self.g)
         step = self.algorithm.gradient(self.g, self.params, self.here) if self.hooked else self.g

@@ -34,6 +34,7 @@ class Chunk:
     initial: the model as the run started.
     augment: what changes training batches at random.
     known_states: in place of `states`: bool (C,), which clients have a state, and their states, stacked.
+    facts: facts of the clients' data, stacked; `None` for a client algorithm without any.
     """
 
     clients: np.ndarray
@@ -53,6 +54,7 @@ class Chunk:
     task: Task
     augment: tuple[Augment, ...] = ()
     known_states: tuple[np.ndarray, Tree] | None = None
+    facts: Tree = None
 
     def sample(self) -> Tensor:
         """One input, (1, ...)."""

@@ -9,7 +9,7 @@ from fl.method.optimiser import SGD
 from fl.method.phase import Phase
 from fl.tasks.task import Task
 
-HOOKS = ("first_state", "start", "phases", "phases_of", "objective", "gradient", "finish", "inputs")
+HOOKS = ("facts", "first_state", "start", "phases", "phases_of", "objective", "gradient", "finish", "inputs")
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:

@@ -34,7 +34,9 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     for index, phase in enumerate(algorithm.phases_of(inputs, ctx.round, ctx.rounds)):
         theta = _trained(ctx.module, local, phase)
         phase_start = start if theta is local and index == 0 else theta.clone()
-        at = StepContext(**vars(inputs), phase=phase, start=phase_start)
+        at = StepContext(
+            **vars(inputs), phase=phase, start=phase_start, module=ctx.module, module_facts=ctx.module_facts
+        )
         left = None if ctx.limit is None else ctx.limit - taken
         steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
         steps.bind(theta, local)
@@ -44,7 +46,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
                 torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
         else:
             _take_steps(steps, theta)
-        if kept := [name for name in ctx.facts.unused if name in theta]:  # weight decay moved them
+        if kept := [name for name in ctx.module_facts.unused if name in theta]:  # weight decay moved them
             theta.copy_(phase_start, names=kept)
         if theta is not local:
             local.copy_(theta, names=theta)

@@ -16,9 +16,7 @@ from fl.tasks.task import Task
 TOLERANCE = 1e-4  # relative; losses that are divided by the size of the batch differ by 0.5
 
 
-def losses_of(
-    algorithm: LocalTraining, net: Callable[[Tensor], Any], batch: Batch, at: StepContext, task: Task
-) -> Tensor:
+def losses_of(algorithm: LocalTraining, net: Callable[..., Any], batch: Batch, at: StepContext, task: Task) -> Tensor:
     """Return the objective as one loss per sample, (B,). One loss of the whole batch counts for each sample.
 
     Raises:
@@ -41,7 +39,7 @@ def name_of_objective(algorithm: LocalTraining, task: Task) -> str:
 def objective_error(
     name: str,
     algorithm: LocalTraining,
-    net: Callable[[Tensor], Any],
+    net: Callable[..., Any],
     batch: Batch,
     at: StepContext,
     task: Task,

@@ -81,13 +81,13 @@ class StackedModule:
         for name, (layer, part) in self.places.items():
             layer.clients, layer.own[part] = clients, tensors[name]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """x (A B, ...): the samples of one client after those of another."""
         for name, (container, part) in self.repeated.items():
             one_of_each = self.tensors[name].repeat_interleave(len(x) // self.clients, 0)
             has_sample_axis = one_of_each.ndim > 1 and one_of_each.shape[1] == 1
             container.__dict__[part] = one_of_each.squeeze(1) if has_sample_axis else one_of_each
-        outputs = self.module(x)
+        outputs = self.module(x, *args, **kwargs)
         for container, copied, attributes in self.copies:
             if vars(copied) != attributes:
                 self._hand_back(container, copied, attributes)

@@ -86,13 +86,14 @@ class LocalSteps:
         self.phase = algorithm.phases(ctx.round, ctx.rounds)[0] if phase is None else phase
         if at is None:
             inputs = algorithm.inputs(ctx)
-            at = StepContext(**vars(inputs), phase=self.phase, start=algorithm.start(inputs))
+            start, facts = algorithm.start(inputs), ctx.module_facts
+            at = StepContext(**vars(inputs), phase=self.phase, start=start, module=ctx.module, module_facts=facts)
         self.at = at
         self.limit = ctx.limit if limit is None else limit
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
         self.structure = structure(ctx.module)
         self.index = index
-        repeats, micro = not ctx.facts.dropout_once, bool(ctx.micro_batch)
+        repeats, micro = not ctx.module_facts.dropout_once, bool(ctx.micro_batch)
         self.draws = DropoutDraws(self.structure.dropout, lambda: ctx.generator(f"dropout/{index}"), repeats, micro)
         self.drawn_before: DropoutMasks | None = None  # masks that CUDA graphs are given
         if training and self.draws.layers and len(ctx.train) and ctx.graphs:
@@ -128,7 +129,7 @@ class LocalSteps:
 
     def bound_gradient(self) -> tuple[Tensor, ...]:
         """Return the gradient of the batch's mean loss at the bound parameters, one tensor for each of `names`."""
-        if self.ctx.facts.draws:  # all gradients on a batch see the same draws
+        if self.ctx.module_facts.draws:  # all gradients on a batch see the same draws
             address = (self.ctx.client, self.ctx.participation, f"draws/{self.index}", self.taken)
             seed_generators(int(random.hash64(self.ctx.seed, *address)), self.batch["x"].is_cuda)
         own_masks = self.draws.layers and self.training and not self.drawn_before

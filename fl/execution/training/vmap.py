@@ -35,7 +35,7 @@ class Vmap:
         at: StepContext,
         grad: Params,
     ) -> Tensor:
-        per_client = (at.state, at.start if at.start.batch else None)
+        per_client = (at.state, at.start if at.start.batch else None, at.facts)
 
         def objective(
             tensors: dict[str, Tensor],
@@ -47,11 +47,11 @@ class Vmap:
         ) -> tuple[Tensor, Tensor]:
             self.masks.layers.set(masks)
 
-            def net(x: Tensor) -> Any:
-                return torch.func.functional_call(self.module, {**frozen, **tensors}, (x,))
+            def net(*args: Any, **kwargs: Any) -> Any:
+                return torch.func.functional_call(self.module, {**frozen, **tensors}, args, kwargs)
 
-            state, start = replace_leaves(per_client, per_client_leaves)
-            here = replace(at, state=state, start=at.start if start is None else start)
+            state, start, facts = replace_leaves(per_client, per_client_leaves)
+            here = replace(at, state=state, start=at.start if start is None else start, facts=facts)
             losses = losses_of(self.algorithm, net, batch, here, self.task)
             return (losses * weights).sum(), losses.detach()
 
