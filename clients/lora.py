@@ -47,12 +47,16 @@ class LoRA(LocalTraining):
         return self.sent(end.delta, end.received), None
 
     def sent(self, delta: Params, received: Mapping[str, Tree]) -> dict[str, Params]:
-        """Return the change of each received group, at the rank that it was received in."""
-        return {
-            name: adapter.resized(delta.select(group), adapter.shapes(group))
+        """Return the change of the trained tensors of each received group, at the rank that they were received in.
+
+        An evaluation sends the server's whole model, with tensors that this client does not train.
+        """
+        trained = {
+            name: group.select([tensor for tensor in group if tensor in delta])
             for name, group in received.items()
             if name in self.sends
         }
+        return {name: adapter.resized(delta.select(group), adapter.shapes(group)) for name, group in trained.items()}
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         model = self.start(self.inputs(ctx))

@@ -23,8 +23,8 @@ _HOMES = {
         "fl.simulation.run": "resume run",
         "fl.errors": "ConfigError",
         "fl.registry": "register",
-        "fl.method.strategy": "FedAvgEquivalent Metrics RoundGenerator ServerContext Strategy",
-        "fl.method.requests": "Evaluate Exchange ExchangeResult ServerWork Transfer",
+        "fl.method.strategy": "EvaluationGenerator FedAvgEquivalent Metrics RoundGenerator ServerContext Strategy",
+        "fl.method.requests": "Evaluate EvaluateModel Exchange ExchangeResult ServerWork Transfer",
         "fl.method.client": "ClientAlgorithm",
         "fl.method.context": "ClientContext Reply",
         "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult class_counts",
@@ -37,7 +37,7 @@ _HOMES = {
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
         "fl.data.views": "Batch View",
-        "fl.tasks.task": "Metric Task",
+        "fl.tasks.task": "ClientMetric Metric Task",
         "fl.tensors": "input_statistics random subspace",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
@@ -98,6 +98,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         ServerOptimiser as ServerOptimiser,
     )
     from fl.method.strategy import (
+        EvaluationGenerator as EvaluationGenerator,
         FedAvgEquivalent as FedAvgEquivalent,
         Metrics as Metrics,
         RoundGenerator as RoundGenerator,
@@ -106,6 +107,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.method.requests import (
         Evaluate as Evaluate,
+        EvaluateModel as EvaluateModel,
         Exchange as Exchange,
         ExchangeResult as ExchangeResult,
         ServerWork as ServerWork,
@@ -124,7 +126,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.registry import register as register
     from fl.simulation.result import Result as Result
     from fl.simulation.run import resume as resume, run as run
-    from fl.tasks.task import Metric as Metric, Task as Task
+    from fl.tasks.task import ClientMetric as ClientMetric, Metric as Metric, Task as Task
     from fl.data.views import Batch as Batch
     from fl.tensors import input_statistics as input_statistics, random as random, subspace as subspace
     from fl.tensors.params import (

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl import Broadcast, FedAvgEquivalent, Metrics, Params, Reduction, ServerContext, Stack, Strategy, register
+from fl import Broadcast, FedAvgEquivalent, Metrics, Params, Reduction, ServerContext, Stack, Strategy, Tree, register
 from strategies.graphs import directed, edges_of, metropolis
 
 
@@ -47,7 +47,7 @@ class Links:
         """Return the client's part of the arrays; it is empty for ids that are not in the graph."""
         return slice(self.begins[client], self.begins[client + 1]) if 0 <= client < len(self.begins) - 1 else slice(0)
 
-    def models(self, client: int, shared: Mapping[str, Any]) -> tuple[Params, ...]:
+    def models(self, client: int, shared: Mapping[str, Any], state: Tree) -> tuple[Params, ...]:
         """Return the models of the client's neighbours."""
         return tuple(shared["models"].row(int(other)) for other in self.others[self._of(client)])
 

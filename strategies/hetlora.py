@@ -28,6 +28,7 @@ from fl import (
     Reduction,
     ServerContext,
     Strategy,
+    Tree,
     WeightedMean,
     adapter,
     checks,
@@ -52,7 +53,7 @@ class ClientRank:
 
     ranks: Tensor
 
-    def __call__(self, client: int, shared: Mapping[str, Params]) -> Params:
+    def __call__(self, client: int, shared: Mapping[str, Params], state: Tree) -> Params:
         rank = self.ranks[client % len(self.ranks)] if client >= 0 else self.ranks.max()
         return adapter.at_rank(shared["pairs"], int(rank))
 

@@ -15,7 +15,7 @@ Equals FedAvg: edge_rounds=1 with any edges, to 1e-6; with one edge equal bits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -33,6 +33,7 @@ from fl import (
     ServerContext,
     Strategy,
     Transfer,
+    Tree,
     WeightedMean,
     checks,
     register,
@@ -74,7 +75,7 @@ def edge_of_clients(edges: int | Sequence[int], population: int) -> np.ndarray:
     return np.array(edges, np.int64)
 
 
-def model_of_edge(edge_of: np.ndarray, client: int, shared: dict[str, Any]) -> Params:
+def model_of_edge(edge_of: np.ndarray, client: int, shared: Mapping[str, Any], state: Tree) -> Params:
     """Return the model of a client's edge. A client held out of training has no edge and gets the cloud's model."""
     return shared["edges"][edge_of[client]] if client < len(edge_of) else shared["model"]
 

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fl import Meta, Params, Reduction, Static, adapter, checks, join, product
+from fl import Meta, Params, Reduction, Static, Tree, adapter, checks, join, product
 
 Weights = Literal["examples", "uniform"]
 Piece = Tensor | tuple[Tensor, Tensor]  # (out, in), or (A (k, in), B (out, k))
@@ -146,7 +146,7 @@ class FirstRanks:
 
     ranks: Sequence[int]
 
-    def __call__(self, client: int, shared: Mapping[str, Params]) -> Params:
+    def __call__(self, client: int, shared: Mapping[str, Params], state: Tree) -> Params:
         return adapter.at_rank(shared["pairs"], rank_of(self.ranks, client))
 
 

@@ -118,9 +118,10 @@ def test_two_exchanges_with_half_of_the_cohort_each(simulate):
 def test_setup_and_final(simulate):
     staged = simulate(strategy=toy("Staged"), client=toy("Constant"))
     mean = weighted_mean(ALL + 1)
-    setup, *rounds = staged.result.metrics
+    setup, *rounds, final = staged.result.metrics
     assert setup["round"] == -1 and [row["start"] for row in rounds] == [3.5, 3.5]
     assert setup["uplink_bytes"] == 2 * len(ALL) * staged.first.nbytes  # two groups from each client
+    assert (final["round"], final["stage"]) == (2, "final") and final["uplink_bytes"] == 2 * staged.first.nbytes
     assert_allclose(model_change(staged), 2 * mean + 3.5 + 1.0, rtol=1e-5)  # two rounds, the stored number, client 0
     assert_allclose(
         (staged.state.model - staged.first).compact(), 2 * mean, rtol=1e-5

@@ -173,11 +173,11 @@ class Mixed(Strategy):
         return state, {f"seen/{meta.client}": seen.tolist() for seen, meta in reduced["seen"]}
 
 
-def scaled(client, shared):
+def scaled(client, shared, state):
     return client * shared["scale"]
 
 
-def third(client):
+def third(client, state):
     return torch.arange(client % 3, 21, 3)
 
 

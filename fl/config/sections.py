@@ -8,19 +8,26 @@ from typing import Literal
 from fl.checks import at_least, not_negative, positive
 from fl.method.client import ClientAlgorithm
 
+Stage = Literal["received", "trained", "adapted"]
+Split = Literal["train", "val", "test"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """When, and on which clients, the model is evaluated.
 
-    Metrics: eval/* on the server's test set, val/* on clients' validation rows, clients/* on clients' test rows.
+    Metrics: eval/* on the server's test set, val/* on clients' validation rows, clients/* on clients' test rows,
+    train_rows/* on clients' training rows.
 
     Args:
         every: rounds between evaluations, 1 or more. The last round is always evaluated.
         server: evaluate on the server's test set.
         clients: "all" clients that train; a number of them, 0 or more, drawn once; or the clients that are "held_out"
             by `splits.clients`.
-        stage: which model clients evaluate: "received" from the server, "trained" locally, or "adapted" by `adapt`.
+        splits: clients' rows that are evaluated: "val", "test" and "train".
+        stage: which model clients evaluate: "received" from the server, "trained" locally, or "adapted" by `adapt`; or
+            a list of them. The metrics of the first have plain names, those of the others begin with the stage, as
+            in trained/clients/loss_mean.
         adapt: client algorithm of the stage "adapted".
         shots: number of training samples that `adapt` uses, the first ones, 1 or more; None: all.
         select: metric by which the best model is chosen. Default: val/accuracy or val/loss if there are
@@ -30,17 +37,28 @@ class Evaluation:
     every: int = 1
     server: bool = True
     clients: int | Literal["all", "held_out"] = "all"
-    stage: Literal["received", "trained", "adapted"] = "received"
+    splits: tuple[Split, ...] = ("val", "test")
+    stage: Stage | tuple[Stage, ...] = "received"
     adapt: ClientAlgorithm | None = None
     shots: int | None = None
     select: str | None = None
 
     def __post_init__(self) -> None:
         at_least(1, every=self.every, shots=self.shots)
-        if (self.stage == "adapted") != (self.adapt is not None):
+        if not self.stages:
+            raise ValueError("stage: an empty list; name a stage, such as received")
+        for name, values in (("stage", self.stages), ("splits", self.splits)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {list(values)} names one twice")
+        if ("adapted" in self.stages) != (self.adapt is not None):
             raise ValueError(f"adapt: {self.adapt} with stage {self.stage!r}; stage 'adapted' needs a client algorithm")
         if isinstance(self.clients, int):
             not_negative(clients=self.clients)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, one or several."""
+        return (self.stage,) if isinstance(self.stage, str) else self.stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,8 @@ class LoopWork(ClientWork):
         with span("data", "state"):
             record = self.worker.states.read(d.states[at[0]])
         with span("encode", "receive"):
-            received, config, sizes = self.downloads.of(
-                client, last_received(record) if self.downloads.differences else {}
-            )
+            last = last_received(record) if self.downloads.differences else {}
+            received, config, sizes = self.downloads.of(client, last, method_state(self.job, record))
             for name, of_group in sizes.items():
                 self.count("down", name, at, of_group)
         ctx = self.client_context(client, received, config, record)

@@ -34,15 +34,18 @@ class Downloads:
         self.differences = [name for name in visible if delta and delta.covers(name)]
 
     def of(
-        self, client: int, last_received: Mapping[str, Tree]
+        self, client: int, last_received: Mapping[str, Tree], state: Tree
     ) -> tuple[dict[str, Tree], Mapping[str, Any], dict[str, Sizes]]:
         """Return what one client receives: (groups, config, sizes of the groups that are encoded for it alone).
 
-        `last_received`: the groups that it had before, for differences.
+        Args:
+            client: its id.
+            last_received: the groups that it had before, for differences.
+            state: its state, on which its own groups may depend.
         """
         broadcast, received, sizes = self.dispatch.broadcast, dict(self.common), {}
         config = broadcast.config(client) if callable(broadcast.config) else broadcast.config
-        for name, tree in broadcast.groups_for(client).items():
+        for name, tree in broadcast.groups_for(client, state).items():
             arrived, sizes[name] = transmit(self.job.down, tree, None, self.own_key(client, name))
             received[name] = self.job.device.put(arrived)
         for name in self.differences:

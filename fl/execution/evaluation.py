@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fl.data.views import View
+from fl.execution.client_state import method_state
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
 from fl.execution.isolation import as_error
@@ -19,7 +21,6 @@ from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, data_facts
-from fl.method.reduction import Product
 from fl.models.batch_norm import depends_on_batch
 from fl.tasks.task import Metric
 from fl.tensors.trees import row
@@ -36,6 +37,12 @@ class Evaluation(ExchangeWorker):
     """What both kinds of evaluation share."""
 
     category = "evaluate"
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is measured: all metrics of the task on clients, those that pool on the server's data."""
+        clients = self.dispatch.kind == "evaluate"
+        return {name: metric for name, metric in self.task.metrics().items() if clients or metric.pools}
 
     @property
     def stage(self) -> str:
@@ -59,9 +66,7 @@ class Evaluation(ExchangeWorker):
             counts: length of each list, (n,).
             arrays: data by name, first axis the sample.
         """
-        reduction = self.dispatch.reduction
-        assert isinstance(reduction, Product)
-        metrics = {name: metric for name, metric in reduction.parts.items() if isinstance(metric, Metric)}
+        reduction, metrics = self.dispatch.reduction, self.metrics
         owners, lists = np.repeat(np.arange(len(counts)), counts), len(counts)
         view = View(arrays, rows)
         accs: dict[str, Any] = {}
@@ -77,6 +82,7 @@ class Evaluation(ExchangeWorker):
         for name, metric in metrics.items():
             self.columns.add(positions, {f"metric/{name}": metric.each(accs[name], lists)})
         self.columns.add(positions, {"num_examples": counts})
+        accs = {name: acc for name, acc in accs.items() if metrics[name].pools}
         if reduction.batched:
             self.fold.add_stacked(int(positions[0]), len(positions), self.fold.stacked(accs, len(positions)))
         else:
@@ -132,8 +138,9 @@ class ClientEvaluation(Evaluation):
 
     def _one(self, at: np.ndarray, client: int) -> None:
         d = self.dispatch
-        received, config, _ = self.downloads.of(client, {})
-        ctx = self.client_context(client, received, config, self.worker.states.read(d.states[at[0]]))
+        record = self.worker.states.read(d.states[at[0]])
+        received, config, _ = self.downloads.of(client, {}, method_state(self.job, record))
+        ctx = self.client_context(client, received, config, record)
         net = self._predictor(ctx)
         rows = getattr(ctx, d.split).rows if d.rows is None else d.rows
         self.measure(

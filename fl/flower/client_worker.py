@@ -39,6 +39,7 @@ from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Product
 from fl.simulation.build import set_up_run
 from fl.storage.segments import Segments
+from fl.tasks.task import pooled
 from fl.tensors.trees import Tree
 
 
@@ -84,7 +85,7 @@ def _answer(worker: Worker, content: RecordDict, context: Context) -> RecordDict
         number=call.number,
         cohort=np.array([client]),
         broadcast=Broadcast(_received(job, call, content, context), config=settings),
-        reduction=Product({} if is_work else job.periods[call.period].task.metrics()),
+        reduction=Product({}) if is_work else pooled(job.periods[call.period].task.metrics()),
         plan=Plan("loop", 1, "a deployed client trains alone", memory_format=call.memory_format),
         states=_location(call.state),
         carries=_location(call.carry),

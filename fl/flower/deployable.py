@@ -19,8 +19,10 @@ from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.execution.isolation import isolated
 from fl.execution.workers.executor import Executor
+from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
+from fl.method.unknown_state import StateNotHere, UnknownState
 from fl.simulation.simulation import Simulation
 from fl.system.synchronous import Synchronous
 
@@ -119,17 +121,25 @@ def assembled(config: Config, directory: Path, resumed: bool, executor: Executor
         ConfigError: a deployment cannot run the configuration, or its parts do not fit together.
     """
     with isolated(), Simulation(deployable(config), directory, resumed, executor) as simulation:
-        _check_module(simulation)
+        _check_exchange(simulation)
         yield simulation
 
 
-def _check_module(simulation: Simulation) -> None:
-    """Refuse strategies whose clients train another module. One that sets its state up first is checked in its rounds.
+def _check_exchange(simulation: Simulation) -> None:
+    """Refuse strategies whose clients train another module, or receive what depends on their states.
 
-    The same test of each later exchange is in `FlowerExecutor.run`.
+    A strategy that sets its state up first is checked in its rounds: the same tests of each later exchange are in
+    `FlowerExecutor`.
     """
-    if type(simulation.config.strategy).setup is not Strategy.setup:
+    strategy = simulation.config.strategy
+    if type(strategy).setup is not Strategy.setup:
         return
     request = simulation.first_request()
-    if isinstance(request, Exchange) and request.skeleton is not None:
+    if not isinstance(request, Exchange):
+        return
+    if request.skeleton is not None:
         raise ConfigError("strategy", f"{OTHER_MODULE}; use another strategy, or `fl run`")
+    try:
+        Broadcast.of(request.broadcast).groups_for(0, UnknownState())
+    except StateNotHere as error:
+        raise ConfigError("strategy", f"{type(strategy).__name__}: {error}") from error

@@ -46,6 +46,7 @@ from fl.flower.records import get_arrays, get_metrics, numbers
 from fl.flower.static_records import StaticParts, StaticSender
 from fl.flower.supernodes import SuperNodes
 from fl.method.messages import Update
+from fl.method.unknown_state import UnknownState
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import Tree
 
@@ -143,7 +144,7 @@ class FlowerExecutor:
             groups: dict[str, Written] = {
                 name: (record, form, "shared" if encoded else "") for name, (record, form, _) in shared.items()
             }
-            for name, tree in d.broadcast.groups_for(client).items():
+            for name, tree in d.broadcast.groups_for(client, UnknownState()).items():
                 record, form, sizes = write_group(job.down, tree, exchange.downloads.own_key(client, name))
                 groups[name] = (record, form, "own")
                 if d.kind == "work":
@@ -236,7 +237,7 @@ class FlowerExecutor:
                 key = uploads.key(at, name)
                 decoded, sizes[name] = read_group(exchange.job.up, get_arrays(content, name), form, key)
                 if uploads.delta and received is None:
-                    received, _, _ = exchange.downloads.of(int(exchange.dispatch.cohort[at[0]]), {})
+                    received, _, _ = exchange.downloads.of(int(exchange.dispatch.cohort[at[0]]), {}, UnknownState())
                 groups[name] = uploads.incoming(name, decoded, received or {}, stacked=False)
         uploads.server_side(at, Update(groups, examples, metrics, owned=True), sizes, stacked=False, careful=True)
         where = {name: np.array([(0, exchange.dispatch.number, 0)]) for name in reply.wrote}

@@ -9,7 +9,7 @@ A group is a tree of `Params`, tensors, `Table`s and `Sparse` values. The ledger
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -61,19 +61,21 @@ class Broadcast:
     >>> import torch
     >>> broadcast = Broadcast(
     ...     shared={"table": torch.tensor([10.0, 20.0, 30.0])},
-    ...     select={"part": ("table", lambda client: torch.tensor([0, client]))},
+    ...     select={"part": ("table", lambda client, state: torch.tensor([0, client]))},
     ...     hidden=("table",),
     ... )
-    >>> broadcast.groups_for(2), broadcast.names
+    >>> broadcast.groups_for(2, None), broadcast.names
     ({'part': tensor([10., 30.])}, {'part'})
 
     Args:
         shared: group -> tree, the same for all clients. Encoded once; the ledger counts it once per receiving client,
             and once for multicast.
-        rows: group -> function of (client, shared) that returns the client's tree, computed on the worker.
-        select: group -> (name of a shared group, function of the client that returns int64 indices). The client
+        rows: group -> function of (client, shared, state) that returns the client's tree, computed on the worker.
+            `state` is the client's state from its last participation, None before the first. It is read-only.
+        select: group -> (name of a shared group, function of (client, state) that returns int64 indices). The client
             receives the selected rows of a tensor, or elements of a `Params` (positions in `compact` order). The
-            ledger counts only these.
+            ledger counts only these values, not the indices: both sides know them, from the client's id or state.
+            k float32 elements cost 4 k bytes. A method whose clients must be told the indices sends them in `rows`.
         static: group -> `Static`, sent and counted when its version is new to the client, whole or as patches.
         config: values for the client by name, or a function of the client that returns them. The ledger does not
             count them.
@@ -81,8 +83,8 @@ class Broadcast:
     """
 
     shared: Mapping[str, Tree] = field(default_factory=dict)
-    rows: Mapping[str, Callable[[int, Mapping[str, Tree]], Tree]] = field(default_factory=dict)
-    select: Mapping[str, tuple[str, Callable[[int], Tensor]]] = field(default_factory=dict)
+    rows: Mapping[str, Callable[[int, Mapping[str, Tree], Tree], Tree]] = field(default_factory=dict)
+    select: Mapping[str, tuple[str, Callable[[int, Tree], Tensor]]] = field(default_factory=dict)
     static: Mapping[str, Static] = field(default_factory=dict)
     config: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
@@ -105,12 +107,17 @@ class Broadcast:
         """Whether every client receives the same, so that clients can be trained together."""
         return not (self.rows or self.select or callable(self.config))
 
-    def groups_for(self, client: int) -> dict[str, Tree]:
-        """Return the groups that only this client receives: `rows` and `select`."""
-        groups = {name: fn(client, self.shared) for name, fn in self.rows.items()}
+    def with_model(self, model: Params) -> Broadcast:
+        """Return the same broadcast with the shared group "model", which clients see."""
+        hidden = tuple(name for name in self.hidden if name != "model")
+        return replace(self, shared={**self.shared, "model": model}, hidden=hidden)
+
+    def groups_for(self, client: int, state: Tree) -> dict[str, Tree]:
+        """Return the groups that only this client receives: `rows` and `select`. `state`: the client's state."""
+        groups = {name: fn(client, self.shared, state) for name, fn in self.rows.items()}
         for name, (source, choose) in self.select.items():
             array = self.shared[source]
-            groups[name] = (array.compact() if isinstance(array, Params) else array)[choose(client)]
+            groups[name] = (array.compact() if isinstance(array, Params) else array)[choose(client, state)]
         return groups
 
 

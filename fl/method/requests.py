@@ -1,4 +1,8 @@
-"""Requests that a strategy's round yields to the engine: exchanges, server work, transfers, evaluations."""
+"""Requests that a strategy's generators yield to the engine.
+
+round, setup, final:  Exchange, ServerWork, Transfer, Evaluate
+evaluation:           Exchange(free=True), ServerWork, Evaluate, EvaluateModel
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,8 @@ class Exchange:
         cohort: ids of the clients. Default: the round's cohort.
         skeleton: module that clients use in place of the run's model, with other widths or ranks.
         pin: True keeps each client on one worker during all exchanges of a round.
+        free: True for an exchange of an evaluation. It costs no bytes and no virtual time, and its metrics are not in
+            `train/*`. Clients keep the states that they had. Only `evaluation` may yield it.
     """
 
     broadcast: Broadcast | Params | Mapping[str, Tree]
@@ -34,6 +40,7 @@ class Exchange:
     cohort: Sequence[int] | np.ndarray | None = None
     skeleton: torch.nn.Module | None = None
     pin: bool = False
+    free: bool = False
 
     @property
     def reductions(self) -> dict[str, Reduction]:
@@ -104,6 +111,21 @@ class Evaluate:
     rows: Mapping[str, np.ndarray]
     cohort: Sequence[int] | np.ndarray | None = None
     stage: Literal["received", "trained"] = "received"
+
+
+@dataclass(frozen=True)
+class EvaluateModel:
+    """The evaluation of one model that the configuration asks for (`evaluation:`). It costs no bytes.
+
+    Answered by metric -> value, such as eval/*, val/* and clients/*.
+
+    Args:
+        broadcast: the model, and the groups that clients receive with it; see `Broadcast.of` for the short forms.
+        name: prefix of the metrics, as in `NAME/eval/loss`; a strategy that evaluates several models names all but one.
+    """
+
+    broadcast: Broadcast | Params | Mapping[str, Tree]
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from fl.kinds import KINDS
 from fl.method.messages import Broadcast
 from fl.method.reduction import Reduction, WeightedMean
-from fl.method.requests import Evaluate, Exchange, ServerWork, Transfer
+from fl.method.requests import Evaluate, EvaluateModel, Exchange, ServerWork, Transfer
 from fl.tensors import random
 from fl.tensors.params import NOTHING, Params
 from fl.tensors.trees import Tree
@@ -58,6 +58,9 @@ class ServerContext:
         server: the server's own training data by name, (N, ...) each.
         test: the server's test set by name, (N, ...) each.
         tiers: number of tiers of a tiered server; else 1.
+        sample_shape: shape of one sample `x`, without the batch axis.
+        outputs: number of outputs that the model is built for, K.
+        evaluated: ids of the clients that the configuration evaluates, ascending, (n,); empty outside `evaluation`.
     """
 
     seed: int
@@ -74,6 +77,9 @@ class ServerContext:
     server: Mapping[str, Tensor] = field(default_factory=dict)
     test: Mapping[str, Tensor] = field(default_factory=dict)
     tiers: int = 1
+    sample_shape: tuple[int, ...] = ()
+    outputs: int = 0
+    evaluated: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def last(self) -> bool:
@@ -86,6 +92,7 @@ class ServerContext:
 
 
 RoundGenerator = Generator[Exchange | ServerWork | Transfer | Evaluate, Any, tuple[State, Metrics]]
+EvaluationGenerator = Generator[Exchange | ServerWork | Evaluate | EvaluateModel, Any, Metrics]
 
 
 @dataclass(frozen=True)
@@ -115,13 +122,24 @@ def checked_outcome(strategy: Strategy, hook: str, value: Any) -> tuple[State, M
     if not isinstance(value, tuple) or len(value) != 2:
         came = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
         raise TypeError(f"{who} {came}, expected a pair (state, metrics), as in `return state, {{}}`")
-    metrics = value[1]
+    return value[0], checked_metrics(strategy, hook, value[1])
+
+
+def checked_metrics(strategy: Strategy, hook: str, metrics: Any) -> Metrics:
+    """Return the metrics that a strategy's hook returned, if they are a mapping of names.
+
+    Raises:
+        TypeError: they are something else; the message names the class, the hook and what came.
+    """
+    who = f"strategy {type(strategy).__name__}: {hook} returned"
     if not isinstance(metrics, Mapping):
         raise TypeError(f"{who} metrics that are {type(metrics).__name__}, expected a mapping name -> number")
-    for name in metrics:
+    for name, value in metrics.items():
         if not isinstance(name, str):
             raise TypeError(f"{who} a metric with the name {name!r}, expected a string")
-    return value
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise TypeError(f"{who} the metric {name!r} as a tensor {tuple(value.shape)}, expected one number")
+    return metrics
 
 
 class Strategy:
@@ -195,6 +213,19 @@ class Strategy:
         return checked_outcome(self, "step", self.step(state, outcome.value, ctx))
 
     def final(self, state: State, ctx: ServerContext) -> RoundGenerator:
-        """Work after the last round, such as training on the server. Returns (state, metrics)."""
+        """Work after the last round, such as training on the server. Returns (state, metrics).
+
+        The model of the new state is evaluated and saved. A run that continues with more rounds starts from the state
+        before.
+        """
         yield from ()
         return state, {}
+
+    def evaluation(self, state: State, ctx: ServerContext) -> EvaluationGenerator:
+        """Evaluate after a round. Returns metrics by name.
+
+        Default: evaluate the model, with the groups that clients receive beside it. A method whose clients have to be
+        asked for something first yields `Exchange(free=True)`.
+        """
+        broadcast = Broadcast.of(self.broadcast(state, ctx))
+        return (yield EvaluateModel(broadcast.with_model(self.model(state))))

@@ -10,6 +10,7 @@ import numpy as np
 from fl.report.costs import COSTS
 from fl.report.render import Difference, Mean
 from fl.report.variants import Target, Variant
+from fl.storage.run import rounds_done
 
 PREFERRED = ("eval/accuracy", "clients/accuracy_weighted", "val/accuracy", "eval/loss", "train/loss")
 
@@ -65,7 +66,7 @@ def table(
     rows = []
     for variant in variants:
         row: dict[str, Any] = {"name": variant.name, "runs": len(variant.runs)}
-        row["rounds"] = max(of_run[-1]["round"] for of_run in variant.runs) + 1
+        row["rounds"] = max(rounds_done(of_run[-1]) for of_run in variant.runs)
         for metric in metrics:
             row[metric] = Mean.of(variant.values(metric))
             if other is not None:

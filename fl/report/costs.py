@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fl.storage.run import rounds_done
+
 Row = Mapping[str, Any]
 
 
@@ -48,7 +50,7 @@ def cumulative_cost(rows: Sequence[Row], cost: str) -> np.ndarray:
         cost: a key of `COSTS`.
     """
     if cost == "round":
-        return np.array([row["round"] + 1 for row in rows])
+        return np.array([rounds_done(row) for row in rows])
     _, column, unit = COSTS[cost]
     return np.cumsum([row.get(column) or 0 for row in rows]) / unit
 

@@ -3,9 +3,9 @@
 A variant is a run directory, a folder of run directories (one per seed), or run directories whose names differ only in
 a seed at the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`). The baselines of a run are variants of their own.
 
-    eval/accuracy        last measured value
+    eval/accuracy        last measured value; after the strategy's final work, if it has any
     eval/accuracy@10     last value measured in the first 10 rounds
-    eval/accuracy@last5  mean of the last 5 measured values
+    eval/accuracy@last5  mean of the last 5 measured values of rounds
     eval/accuracy@best   value in the round with the best evaluation.select: validation chooses, test rows report
 
 The target val/accuracy=0.9 is reached in the first round whose value, without smoothing, is at least 0.9
@@ -28,7 +28,7 @@ from fl.errors import did_you_mean
 from fl.report.client_metrics import clients
 from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
 from fl.report.render import Mean, Reached
-from fl.storage.run import read_metrics
+from fl.storage.run import of_rounds, read_metrics
 from fl.tasks.task import SELECT, minimised
 
 BASELINES = "baselines/*/metrics.jsonl"  # below a run directory, see fl/simulation/baselines.py
@@ -104,12 +104,12 @@ class Variant:
         """One value per run, (runs,). `metric` may end in @best, @ROUNDS or @lastN, see the module."""
         name, _, when = metric.partition("@")
         if when == "best":
-            found = [_value_at_best(rows, name, self._select_metric(i)) for i, rows in enumerate(self.runs)]
+            found = [_value_at_best(of_rounds(rows), name, self._select_metric(i)) for i, rows in enumerate(self.runs)]
         elif re.fullmatch(r"\d*", when):
             rounds = float(when or "inf")
             found = [next(iter(_measured(rows, name, rounds)[-1:]), None) for rows in self.runs]
         elif re.fullmatch(r"last[1-9]\d*", when):
-            found = [_mean_of_last(_measured(rows, name), int(when[4:]), metric) for rows in self.runs]
+            found = [_mean_of_last(_measured(of_rounds(rows), name), int(when[4:]), metric) for rows in self.runs]
         else:
             raise ValueError(
                 f"metric: {metric!r} is neither {name}, {name}@best, {name}@ROUNDS nor {name}@lastN, "

@@ -11,7 +11,13 @@ from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
 from fl.simulation.expected_bytes import expected_upload_bytes
+from fl.system.asynchronous import Asynchronous
 from fl.tensors.params import Params
+
+BEGINS_WITH_EXCHANGE = "an asynchronous server takes strategies that begin a round with an exchange"
+ONE_EXCHANGE = "an asynchronous server takes strategies with one exchange per round, in which all clients do the same"
+SAME_MESSAGE = "an asynchronous server takes strategies that send the same to all clients"
+SYNCHRONOUS = "Use a synchronous server"
 
 
 def check_state(strategy: Strategy, state: Any) -> None:
@@ -29,19 +35,46 @@ def check_state(strategy: Strategy, state: Any) -> None:
         raise ConfigError("strategy", f"{type(strategy).__name__}: {came}")
 
 
-def check_finite(strategy: Strategy, state: Any) -> None:
+def check_finite(strategy: Strategy, state: Any, hook: str | None = None) -> None:
     """Check the model after a round in which all updates were finite.
+
+    Args:
+        strategy: the run's strategy.
+        state: its state.
+        hook: what returned the state. Default: `step` or `round`, whichever the strategy defines.
 
     Raises:
         FloatingPointError: it is not finite, so the strategy's rule has made it so.
     """
     model = strategy.model(state)
     if not is_finite(model):
-        hook = "step" if type(strategy).round is Strategy.round else "round"
+        hook = hook or ("step" if type(strategy).round is Strategy.round else "round")
         name = non_finite_name({"model": model})
         raise FloatingPointError(
             f"strategy {type(strategy).__name__}: {hook} returned a model that is not finite: tensor {name}"
         )
+
+
+def check_asynchronous(config: Config, request: Any) -> None:
+    """Check that an asynchronous server can carry out the first request of a round. Other servers pass.
+
+    Args:
+        config: the run's configuration.
+        request: what the strategy yields first.
+
+    Raises:
+        ConfigError: the request is no exchange in which all clients do the same with the same message.
+    """
+    if not isinstance(config.server, Asynchronous):
+        return
+    name = type(config.strategy).__name__
+    if not isinstance(request, Exchange):
+        came = type(request).__name__
+        raise ConfigError("server", f"{BEGINS_WITH_EXCHANGE}; {name} begins with {came}. {SYNCHRONOUS}")
+    if request.cohort is not None or request.skeleton is not None or request.pin:
+        raise ConfigError("server", f"{ONE_EXCHANGE}; {name} sets cohort, skeleton or pin. {SYNCHRONOUS}")
+    if not Broadcast.of(request.broadcast).uniform:
+        raise ConfigError("server", f"{SAME_MESSAGE}; {name} sends each its own groups or config. {SYNCHRONOUS}")
 
 
 def check_groups(config: Config, request: Any) -> None:

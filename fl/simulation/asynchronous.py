@@ -28,6 +28,7 @@ from fl.method.fold import Fold
 from fl.method.messages import Broadcast
 from fl.method.reduction import Meta, Product, Stack
 from fl.method.requests import Exchange, ExchangeResult
+from fl.simulation.agreement import BEGINS_WITH_EXCHANGE, ONE_EXCHANGE, SAME_MESSAGE
 from fl.simulation.downlink import Place
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.expected_bytes import expected_download_bytes, expected_upload_bytes
@@ -114,10 +115,7 @@ class AsynchronousRunner(ExchangeRunner):
         config, system = self.run_setup.config, self.run_setup.system
         assert isinstance(config.server, Asynchronous) and system is not None
         if not isinstance(request, Exchange):
-            raise ConfigError(
-                "server",
-                f"an asynchronous server takes strategies that begin a round with an exchange, not {request!r}",
-            )
+            raise ConfigError("server", f"{BEGINS_WITH_EXCHANGE}, not {request!r}")
         if self.nbytes is None:
             down = expected_download_bytes(config.down, Broadcast.of(request.broadcast))
             self.nbytes = (down, expected_upload_bytes(config, request))
@@ -135,9 +133,7 @@ class AsynchronousRunner(ExchangeRunner):
         """Send the present version to who starts, and reduce the updates of who arrives."""
         step, self.step = self.step, None
         if step is None or exchange.cohort is not None or exchange.skeleton is not None or exchange.pin:
-            raise ValueError(
-                "an asynchronous server takes strategies with one exchange per round, in which all clients do the same"
-            )
+            raise ValueError(ONE_EXCHANGE)
         self._start(exchange, step)
         arrivals = sorted(step.arrivals, key=lambda a: (-self.sizes[a.client], a.client, a.dispatch))
         if any(a.dispatch not in self.results for a in (*arrivals, *step.discarded)):
@@ -163,7 +159,7 @@ class AsynchronousRunner(ExchangeRunner):
         clients = np.array([start.client for start in starts], np.int64)
         broadcast = self.downlink.send(exchange.work, Broadcast.of(exchange.broadcast), clients, self.place).decoded
         if not broadcast.uniform:
-            raise ValueError("an asynchronous server takes strategies that send the same to all clients")
+            raise ValueError(SAME_MESSAGE)
         assert self.clock_state is not None  # `sample` made it
         failing = {int(row[0]) for row in self.clock_state.in_flight if row[4]} | set(step.failed)
         repeats: dict[int, int] = defaultdict(int)  # a quick client may start twice with one version

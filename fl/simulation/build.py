@@ -78,7 +78,7 @@ def set_up_run(config: Config) -> RunSetup:
     drawn = None if system is None else _located("system", lambda: system.draw(config.seed, trainable))
     undecided = Plan("loop", 1, "not chosen yet")
     first = models[0]
-    about = (first.module, first.facts, first.initial)
+    about = (first.module, first.facts, first.initial, outputs)
     return _planned(RunSetup(config, dataset, periods, *about, undecided, drawn, by_client=by_client))
 
 

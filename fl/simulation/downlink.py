@@ -121,6 +121,19 @@ class Downlink:
             nbytes,
         )
 
+    def send_free(self, work: str, broadcast: Broadcast, place: Place) -> Broadcast:
+        """Return the broadcast of an evaluation as clients see it. No bytes are booked, and no residuals change.
+
+        Static groups are whole and exact, and clients do not keep them.
+        """
+        shared = dict(broadcast.shared)
+        for name in self.common_groups(broadcast):
+            tree = shared[name]
+            if self.feedback:
+                tree = self.feedback.add_residuals(tree, self.residuals.get(f"{work}/{name}"))
+            shared[name] = self._send(name, tree, down_key(self.config.seed, place.number, name))[0]
+        return replace(broadcast, shared=shared)
+
     def _send(self, group: str, tree: Tree, key: Key) -> tuple[Tree, Sizes]:
         """Send a group through the codec.
 

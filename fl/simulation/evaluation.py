@@ -3,77 +3,110 @@
 eval/*      the server's test set
 val/*       clients' validation rows, pooled
 clients/*   how a metric is spread over the clients, on their own test rows
+train_rows/*   clients' training rows, pooled
 taskN/*     in a stream: the test rows of each task so far; eval/* is then their unweighted mean
+
+Several stages: the metrics of the first have these names, the others begin with their stage, as in trained/val/loss.
+A metric that does not pool has no pooled value; val/* and train_rows/* then have its spread over the clients.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
+from fl.config.sections import Evaluation, Split, Stage
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
-from fl.method.reduction import Product
 from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.setup import RunSetup
 from fl.simulation.totals import Row, weighted_mean
-from fl.tasks.task import minimised
-from fl.tensors.params import Params
+from fl.tasks.task import minimised, pooled
 
-HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
+SPLIT_PREFIXES: dict[Split, str] = {"val": "val", "test": "clients", "train": "train_rows"}
 
 
-def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast) -> Row:
+def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast, name: str = "") -> Row:
     """Return all metrics that the configuration asks for.
 
     Args:
         exchanges: carries out the evaluations.
         broadcast: the model, and the groups that clients receive with it.
+        name: name of the model, a prefix of its metrics; "" for none.
     """
     setup = exchanges.run_setup
     row: Row = {}
     if setup.config.evaluation.server and setup.dataset.test is not None:
         tasks = [_on_server(exchanges, broadcast, period) for period in range(exchanges.period + 1)]
-        row |= {f"eval/{name}": float(np.mean([task[name] for task in tasks])) for name in tasks[0]}
+        row |= {f"eval/{metric}": float(np.mean([task[metric] for task in tasks])) for metric in tasks[0]}
         if len(setup.periods) > 1:
-            row |= {f"task{s}/{name}": value for s, task in enumerate(tasks) for name, value in task.items()}
-    period = setup.periods[exchanges.period]
-    for split in HELD_OUT:
-        clients, counts = setup.evaluated(exchanges.period, split), getattr(period.partition, split)
-        if not len(clients):
-            continue
-        plan = Plan("loop", clients_per_chunk(counts[clients]), "clients share forward passes")
-        result = exchanges.dispatch(
-            kind="evaluate",
-            work=setup.config.evaluation.stage,
-            cohort=clients,
-            broadcast=broadcast,
-            reduction=Product(period.task.metrics()),
-            plan=plan,
-            split=split,
-        )
-        answered = ~result.columns.column("dropped", len(clients), False)  # a deployment may have lost clients
-        each = {name: values[answered] for name, values in result.columns.metrics(len(clients)).items()}
-        clients = clients[answered]
-        exchanges.folder.clients.add(exchanges.ledger_round, split, clients, counts[clients], each)
-        if split == "val":
-            row |= {f"val/{name}": value for name, value in result.value.items()}
-            continue
-        for name, values in each.items():
+            row |= {f"task{s}/{metric}": value for s, task in enumerate(tasks) for metric, value in task.items()}
+    for prefix, stage in stage_prefixes(setup.config.evaluation):
+        for split in setup.config.evaluation.splits:
+            found = _on_clients(exchanges, broadcast, stage, split, f"{name and name + '/'}{prefix}{split}")
+            row |= {f"{prefix}{metric}": value for metric, value in found.items()}
+    return {f"{name}/{metric}": value for metric, value in row.items()} if name else row
+
+
+def stage_prefixes(evaluation: Evaluation) -> list[tuple[str, Stage]]:
+    """Return the prefix of the metrics of each stage: none for the first one.
+
+    >>> stage_prefixes(Evaluation(stage=("received", "trained")))
+    [('', 'received'), ('trained/', 'trained')]
+    """
+    first, *others = evaluation.stages
+    return [("", first), *((f"{stage}/", stage) for stage in others)]
+
+
+def _on_clients(exchanges: ExchangeRunner, broadcast: Broadcast, stage: Stage, split: Split, label: str) -> Row:
+    """Return metrics of clients on a split of their own rows. `label` names them in the table of client metrics."""
+    setup = exchanges.run_setup
+    clients, counts = setup.evaluated(exchanges.period, split), setup.counts(exchanges.period, split)
+    if not len(clients):
+        return {}
+    metrics = setup.periods[exchanges.period].task.metrics()
+    result = exchanges.dispatch(
+        kind="evaluate",
+        work=stage,
+        cohort=clients,
+        broadcast=broadcast,
+        reduction=pooled(metrics),
+        plan=Plan("loop", clients_per_chunk(counts[clients]), "clients share forward passes"),
+        split=split,
+    )
+    answered = ~result.columns.column("dropped", len(clients), False)  # a deployment may have lost clients
+    each = {name: values[answered] for name, values in result.columns.metrics(len(clients)).items()}
+    clients = clients[answered]
+    exchanges.folder.clients.add(exchanges.ledger_round, label, clients, counts[clients], each)
+    prefix = SPLIT_PREFIXES[split]
+    row: Row = {} if split == "test" else {f"{prefix}/{name}": value for name, value in result.value.items()}
+    for name, values in each.items():
+        if split == "test" or not metrics[name].pools:
             figures = spread(values, counts[clients], minimised(name))
-            row |= {f"clients/{name}_{key}": figure for key, figure in figures.items()}
+            row |= {f"{prefix}/{name}_{key}": figure for key, figure in figures.items()}
     return row
 
 
-def with_model(broadcast: Broadcast, model: Params) -> Broadcast:
-    """Return a broadcast whose group `model` is `model`, which clients see."""
-    hidden = tuple(name for name in broadcast.hidden if name != "model")
-    return replace(broadcast, shared={**broadcast.shared, "model": model}, hidden=hidden)
+def metric_names(setup: RunSetup) -> list[str]:
+    """Return the names of the metrics of an evaluation of one model."""
+    evaluation = setup.config.evaluation
+    metrics = {name: metric for period in setup.periods for name, metric in period.task.metrics().items()}
+    pooling = [name for name, metric in metrics.items() if metric.pools]
+    names = [f"eval/{name}" for name in pooling] if evaluation.server and setup.dataset.test is not None else []
+    for stage, _ in stage_prefixes(evaluation):
+        for split in evaluation.splits:
+            if not any(np.any(setup.counts(period, split)) for period in range(len(setup.periods))):
+                continue
+            prefix, spread_over = f"{stage}{SPLIT_PREFIXES[split]}", set(metrics)
+            if split != "test":
+                names += [f"{prefix}/{name}" for name in pooling]
+                spread_over -= set(pooling)
+            names += [f"{prefix}/{name}_{figure}" for name in metrics if name in spread_over for figure in FIGURES]
+    return names
 
 
 def add_period(matrix: list[list[float]], row: Row, period: int) -> Row:
@@ -102,7 +135,7 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
             work=request.stage,
             cohort=cohort,
             broadcast=broadcast,
-            reduction=Product(exchanges.run_setup.periods[exchanges.period].task.metrics()),
+            reduction=pooled(exchanges.run_setup.periods[exchanges.period].task.metrics()),
             plan=Plan("loop", 1, "each client has its own model"),
             rows=np.asarray(rows, np.int64),
         )
@@ -122,7 +155,7 @@ def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, period: int, row
         period=period,
         cohort=np.arange(-(-len(rows) // EVALUATION_BLOCK)),
         broadcast=broadcast,
-        reduction=Product(part.task.metrics()),
+        reduction=pooled(part.task.metrics()),
         plan=Plan("loop", 1, "blocks of the server's data"),
         rows=np.asarray(rows, np.int64),
     )

@@ -10,19 +10,23 @@ training which updates it will sum. Without a deadline or over-selection, second
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
+from fl.execution.client_state import method_state
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
+from fl.execution.job import Job
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult, Transfer
+from fl.method.unknown_state import UnknownState
 from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup
@@ -30,7 +34,7 @@ from fl.simulation.totals import RoundTotals, weighted_mean
 from fl.simulation.virtual_time import VirtualTime
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
-from fl.storage.segments import NO_RECORD
+from fl.storage.segments import NO_RECORD, Segments
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tensors.trees import Tree
@@ -62,6 +66,10 @@ class ExchangeRunner:
         self.period = self.run_setup.period_at(round_)
         self.sizes = self.run_setup.sizes(self.period)
 
+    def begin_evaluation(self) -> None:
+        """Begin an evaluation: its exchanges get no carries of the round."""
+        self.carries = {}
+
     @property
     def place(self) -> Place:
         """The place of the exchange at hand."""
@@ -91,7 +99,7 @@ class ExchangeRunner:
 
     def run(self, exchange: Exchange) -> ExchangeResult:
         """Broadcast, train, reduce: carry out one exchange and book its bytes and metrics."""
-        cohort = self._largest_first(exchange)
+        cohort = self.largest_first(exchange)
         broadcast = Broadcast.of(exchange.broadcast)
         with span("encode", "broadcast"):
             sent = self.downlink.send(exchange.work, broadcast, cohort, self.place)
@@ -104,6 +112,7 @@ class ExchangeRunner:
             down=sent.nbytes,
             downlink=self.downlink,
             sizes=self.sizes[cohort],
+            state_of=self.state_of,
         )
         participants, limits = (cohort, None) if trip is None else trip.takes()
         dispatch = self.new_dispatch(
@@ -113,7 +122,7 @@ class ExchangeRunner:
             broadcast=sent.decoded,
             reduction=Product(exchange.reductions),
             plan=self.plan(exchange, sent.decoded) if limits is None else Plan("loop", 1, "some do part of their work"),
-            carries=self._carries(participants),
+            carries=self.carries_of(participants),
             skeleton=exchange.skeleton,
             pin=exchange.pin,
             limits=limits,
@@ -151,10 +160,7 @@ class ExchangeRunner:
         """Number an exchange or evaluation of the round at hand; `fields` are those of `ExchangeDispatch`."""
         cohort = fields["cohort"]
         on_server = fields["kind"] == "evaluate_server"
-        place = self.place
-        if fields["kind"] != "work":
-            place = Place(self.ledger_round, EVALUATIONS + self.evaluations)
-            self.evaluations += 1
+        place = self.place if fields["kind"] == "work" else self.evaluation_place()
         defaults: dict[str, Any] = {
             "round": self.round,
             "number": place.number,
@@ -167,6 +173,25 @@ class ExchangeRunner:
             **(defaults | fields),
         )
 
+    def state_of(self, client: int) -> Tree:
+        """Return the client algorithm's state of a client; in a deployment only the client has it."""
+        if self.executor.remote:
+            return UnknownState()
+        return method_state(self._job, self._stored.read(self.states.locations(np.array([client]))[0]))
+
+    @cached_property
+    def _job(self) -> Job:
+        return self.run_setup.job(self.states.folder, self.states.folder)
+
+    @cached_property
+    def _stored(self) -> Segments:
+        return Segments(self.states.folder)
+
+    def evaluation_place(self) -> Place:
+        """Return the place of the next evaluation of the round."""
+        self.evaluations += 1
+        return Place(self.ledger_round, EVALUATIONS + self.evaluations - 1)
+
     def plan(self, exchange: Exchange, broadcast: Broadcast) -> Plan:
         """Return the plan for training in `exchange`."""
         per_client = any(map(self.downlink.per_client, broadcast.shared))
@@ -174,12 +199,12 @@ class ExchangeRunner:
             return Plan("loop", 1, "clients receive different messages, or do not train")
         return self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
 
-    def _largest_first(self, exchange: Exchange) -> np.ndarray:
+    def largest_first(self, exchange: Exchange) -> np.ndarray:
         """Return the cohort, largest clients first: similar sizes then share a chunk, and long work starts early."""
         cohort = self.cohort if exchange.cohort is None else np.unique(np.asarray(exchange.cohort, np.int64))
         return cohort[np.argsort(-self.sizes[cohort], kind="stable")]
 
-    def _carries(self, cohort: np.ndarray) -> np.ndarray:
+    def carries_of(self, cohort: np.ndarray) -> np.ndarray:
         """Return where the carries of the round's earlier exchanges lie, (n, 3)."""
         carries = _nowhere(len(cohort))
         if self.carries:
@@ -194,19 +219,28 @@ class ExchangeRunner:
         cohort = np.sort(cohort)
         dropped = columns.column("dropped", n, False)
         self.stage_states(cohort, columns, dropped)
-        carries = columns.column("carry", n, -1)
-        if carries.ndim == 2:
-            carries[dropped] = NO_RECORD
-            self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
         self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)
         examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
         if "loss" in metrics:
             answered = {name: values[~dropped] for name, values in metrics.items()}
             self.folder.clients.add(self.ledger_round, "train", cohort[~dropped], examples[~dropped], answered)
-        pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in metrics.items()}
-        self.totals.add_metrics(pooled, float(examples[~dropped].sum()))
+        outcome = self.outcome(exchange, cohort, result, columns)
+        self.totals.add_metrics(outcome.metrics, float(outcome.num_examples.sum()))
         self.totals.dropped += int(dropped.sum())
         self.index += 1
+        return outcome
+
+    def outcome(
+        self, exchange: Exchange, cohort: np.ndarray, result: DispatchResult, columns: Columns
+    ) -> ExchangeResult:
+        """Return what the strategy gets, and remember the clients' carries. `columns` are in the order of `cohort`."""
+        n, dropped = len(cohort), columns.column("dropped", len(cohort), False)
+        carries = columns.column("carry", n, -1)
+        if carries.ndim == 2:
+            carries[dropped] = NO_RECORD
+            self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
+        examples = columns.column("num_examples", n, 0)
+        pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in columns.metrics(n).items()}
         return ExchangeResult(exchange.reduced(result.value), cohort[~dropped], examples[~dropped], pooled)
 
     def stage_states(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
 from fl.models.client_models import ClientModel
-from fl.simulation.setup import evaluated_clients
+from fl.simulation.setup import evaluated_clients, split_counts
 
 
 def with_last_batch(
@@ -76,15 +77,17 @@ def _batch_error(client: int, n: int, count: int, algorithm: LocalTraining) -> C
 def _check_training_in_evaluation(config: Config, periods: tuple[Period, ...]) -> None:
     """Check that no client that trains before it is evaluated has a batch of one sample."""
     evaluation = config.evaluation
-    algorithm = {"trained": config.client, "adapted": evaluation.adapt}.get(evaluation.stage)
-    if not isinstance(algorithm, LocalTraining):
-        return
+    trains = {"trained": config.client, "adapted": evaluation.adapt}
     trainable = periods[0].partition.num_clients - config.splits.clients
-    for period in periods:
+    for stage, period in itertools.product(evaluation.stages, periods):
+        algorithm = trains.get(stage)
+        if not isinstance(algorithm, LocalTraining):
+            continue
         sizes = period.partition.train_slices()[1]
-        used = np.minimum(sizes, evaluation.shots or sizes) if evaluation.stage == "adapted" else sizes
+        used = np.minimum(sizes, evaluation.shots or sizes) if stage == "adapted" else sizes
         alone = algorithm.smallest_batches(used, 0, config.rounds) == 1
-        for counts in (period.partition.val, period.partition.test):
+        for split in evaluation.splits:
+            counts = split_counts(period.partition, split)
             evaluated = evaluated_clients(config, trainable, counts)
             found = evaluated[alone[evaluated]]
             if len(found):
@@ -108,13 +111,14 @@ def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, .
         )
     trainable = periods[0].partition.num_clients - config.splits.clients
     for period in periods:
-        for split, counts in (("val", period.partition.val), ("test", period.partition.test)):
+        for split in config.evaluation.splits:
+            counts = split_counts(period.partition, split)
             evaluated = evaluated_clients(config, trainable, counts)
             alone = evaluated[counts[evaluated] % EVALUATION_BLOCK == 1]
             if len(alone):
                 who = _clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)
                 raise ConfigError(
-                    f"splits.{split}",
+                    "evaluation.splits" if split == "train" else f"splits.{split}",
                     f"{who} would be evaluated on one row alone, which the model cannot normalise. "
                     f"Set splits.{split} to 0 or to more rows, set partition.min_size, or {out}",
                 )

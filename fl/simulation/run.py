@@ -44,8 +44,9 @@ def run(
     Args:
         config: a YAML file, a dict or a resolved `Config`.
         out: the run directory (default: a new one under runs/).
-        watch: called with ("start", Simulation), ("ready", Simulation), ("computed", row of metrics) after each round
-            and ("round", row of metrics) for each round once it is committed, which a crash cannot lose.
+        watch: called with ("start", Simulation), ("ready", Simulation), ("computed", row of metrics) after each round,
+            ("round", row of metrics) for each round once it is committed, which a crash cannot lose, and at the end
+            ("final", row of metrics) if the strategy works after the last round.
         interrupt: called after each round; True ends the run there, and `resume` continues it.
         overrides: values by dotted path, as in run("a.yaml", **{"cohort.size": 20}).
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl.config.config import Config
+from fl.config.sections import Split
 from fl.data.dataset import Dataset, tensors
+from fl.data.partition import Partition
 from fl.data.stream import Period
 from fl.data.views import Batch, View
 from fl.execution.global_draws import may_draw
@@ -45,6 +46,7 @@ class RunSetup:
         module: the model's structure.
         facts: what the module does beside computing outputs.
         initial: the module's first tensors.
+        outputs: number of outputs that the model is built for.
         plan: how clients train.
         trial: tells whether a user's own client code can train clients together (fl/simulation/trial.py); else `None`.
         system: devices and presence of the clients that may train, `None` without a system model.
@@ -58,6 +60,7 @@ class RunSetup:
     module: torch.nn.Module
     facts: ModuleFacts
     initial: Initial
+    outputs: int
     plan: Plan
     system: SimulatedSystem | None
     trial: Trial | None = None
@@ -71,18 +74,33 @@ class RunSetup:
     def _sizes(self) -> list[np.ndarray]:
         return [period.partition.train_slices()[1] for period in self.periods]
 
-    def evaluated(self, period: int, split: Literal["val", "test"]) -> np.ndarray:
+    def counts(self, period: int, split: Split) -> np.ndarray:
+        """Return the number of rows of each client in a split of a period, (N,)."""
+        return self.sizes(period) if split == "train" else split_counts(self.periods[period].partition, split)
+
+    def all_evaluated(self, period: int) -> np.ndarray:
+        """Return the clients that are evaluated on any split in a period, ascending."""
+        if period not in self._all_evaluated:
+            clients = [self.evaluated(period, split) for split in self.config.evaluation.splits]
+            self._all_evaluated[period] = np.unique(np.concatenate([np.empty(0, np.int64), *clients]))
+        return self._all_evaluated[period]
+
+    @cached_property
+    def _all_evaluated(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def evaluated(self, period: int, split: Split) -> np.ndarray:
         """Return the clients to evaluate on a split of their own data in a period.
 
         They are the clients that have rows there, or a fixed random sample of them, see `evaluation.clients`.
         """
         if (period, split) not in self._evaluated:
-            counts = getattr(self.periods[period].partition, split)
+            counts = self.counts(period, split)
             self._evaluated[period, split] = evaluated_clients(self.config, self.trainable, counts)
         return self._evaluated[period, split]
 
     @cached_property
-    def _evaluated(self) -> dict[tuple[int, str], np.ndarray]:
+    def _evaluated(self) -> dict[tuple[int, Split], np.ndarray]:
         return {}
 
     @property
@@ -161,6 +179,8 @@ class RunSetup:
             server=self.server_data,
             test=self.test_data,
             tiers=getattr(self.config.server, "tiers", 1),
+            sample_shape=self.dataset.train["x"].shape[1:],
+            outputs=self.outputs,
         )
 
     # -- plans ----------------------------------------------------------------------------------------------------
@@ -291,6 +311,11 @@ def cohort_size(config: Config) -> int | None:
 def sample_inputs(dataset: Dataset) -> Tensor:
     """Return the first four inputs, as the model takes them."""
     return torch.tensor(dataset.train["x"][:4])
+
+
+def split_counts(partition: Partition, split: Split) -> np.ndarray:
+    """Return the number of rows of each client in a split, (N,)."""
+    return partition.train_slices()[1] if split == "train" else {"val": partition.val, "test": partition.test}[split]
 
 
 def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,17 @@ from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
-from fl.method.messages import Broadcast
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation import unchanged
-from fl.simulation.agreement import check_finite, check_groups, check_state
+from fl.simulation.agreement import check_asynchronous, check_finite, check_groups, check_state
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
-from fl.simulation.evaluation import add_period, evaluate, with_model
+from fl.simulation.evaluation import add_period
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
+from fl.simulation.final_work import run_final
 from fl.simulation.headline import headline
 from fl.simulation.record import record_of, restore
-from fl.simulation.requests import first_request, run_generator
+from fl.simulation.requests import first_request, run_evaluation, run_generator
 from fl.simulation.result import Result, save_result
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping, check_metric_names
@@ -43,7 +44,6 @@ from fl.storage.run import RunDirectory, committed, open_run
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors import random
 from fl.tensors.generators import seeded_generators
-from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 from fl.tracking.spans import span
 
@@ -128,20 +128,27 @@ class Simulation:
                 watch("round", row)
         if interrupted and not self.finished:
             return save_result(self.folder, self.round, "interrupted", self.config.strategy.model(self.state))
-        return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", self._after_rounds())
+        state, final_row = run_final(self)
+        if final_row is not None:
+            self.folder.keep_final(final_row, {"round": self.round, "state": state}, self.states)
+            watch("final", final_row)
+        model = self.config.strategy.model(state)
+        return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", model)
 
     def one_round(self) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
         with self.hidden_state.during(f"round {self.round}", self._draws(self.round)):
             cohort = self._sample()
-            generator = strategy.round(self.state, self._context(cohort))
+            generator = strategy.round(self.state, self.context(cohort))
             self.state, metrics = run_generator(generator, self.exchanges, self.executor)
             check_finite(strategy, self.state)
         row = {"round": self.round, **self.exchanges.totals.summary(), "cohort_size": len(cohort), **metrics}
         evaluated = (self.round + 1) % self.config.evaluation.every == 0 or self.round + 1 in self.run_setup.ends
         if evaluated:
-            row |= self._evaluate(cohort)
+            row |= self.evaluate(self.state, cohort)
+            if self.round + 1 in self.run_setup.ends:
+                row |= add_period(self.accuracy_matrix, row, self.exchanges.period)
         row |= self.folder.ledger.totals(self.round)
         self.best_pending |= (
             self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
@@ -173,7 +180,7 @@ class Simulation:
         with span("server", "setup"), self.hidden_state.during("its work before round 0", self._draws(SETUP)):
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
-            generator = self.config.strategy.setup(self.state, self._context(EMPTY_COHORT))
+            generator = self.config.strategy.setup(self.state, self.context(EMPTY_COHORT))
             self.state, metrics = run_generator(generator, self.exchanges, self.executor)
             if self.exchanges.index or metrics:
                 totals = {**self.exchanges.totals.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
@@ -190,21 +197,18 @@ class Simulation:
         self.exchanges.wait(starts)
         return cohort
 
-    def _evaluate(self, cohort: np.ndarray) -> Row:
-        """Evaluate the strategy's model, with whatever else clients receive beside it."""
-        strategy = self.config.strategy
-        broadcast = Broadcast.of(strategy.broadcast(self.state, self._context(cohort)))
+    def evaluate(self, state: Any, cohort: np.ndarray) -> Row:
+        """Return the metrics of the strategy's evaluation of a state."""
+        context = replace(self.context(cohort), evaluated=self.run_setup.all_evaluated(self.exchanges.period))
         with span("evaluate", "evaluation"):
-            row = evaluate(self.exchanges, with_model(broadcast, strategy.model(self.state)))
-        if self.round + 1 in self.run_setup.ends:
-            row |= add_period(self.accuracy_matrix, row, self.exchanges.period)
-        return row
+            return run_evaluation(self.config.strategy.evaluation(state, context), self.exchanges, self.executor)
 
     def _draws(self, round_: int) -> int:
         """Return the seed of the global generators, from which a user's code on the server may draw."""
         return int(random.hash64(self.config.seed, round_, "server"))
 
-    def _context(self, cohort: np.ndarray) -> ServerContext:
+    def context(self, cohort: np.ndarray) -> ServerContext:
+        """Return what the strategy may know in the present round."""
         return self.run_setup.server_context(self.round, cohort)
 
     # -- set-up ---------------------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ class Simulation:
         with seeded_generators(self._draws(INIT)):
             self.sampler = config.cohort.init(self.run_setup.trainable)
             try:
-                self.state = config.strategy.init(self.run_setup.model, self._context(EMPTY_COHORT))
+                self.state = config.strategy.init(self.run_setup.model, self.context(EMPTY_COHORT))
             except ValueError as error:
                 raise located("strategy", error) from error
         self.hidden_state = HiddenStateWatch(
@@ -227,7 +231,9 @@ class Simulation:
         )
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
             check_state(config.strategy, self.state)
-            check_groups(config, self.first_request())
+            request = self.first_request()
+            check_groups(config, request)
+            check_asynchronous(config, request)
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         stack.callback(self.states.close)
         self.folder, record = open_run(self.directory, Ledger, self.states, resumed)
@@ -243,7 +249,7 @@ class Simulation:
 
     def first_request(self) -> Any:
         """Return what the strategy yields first in the present round; None if nothing. The round is not run."""
-        context = self._context(np.arange(min(self.run_setup.trainable, 2)))
+        context = self.context(np.arange(min(self.run_setup.trainable, 2)))
         return first_request(self.config.strategy, self.state, context)
 
     @property
@@ -275,15 +281,6 @@ class Simulation:
             self.folder.commit(self.pending, record_of(self), self.states, self.best_pending)
             rows, self.pending, self.best_pending = self.pending, [], False
         return [row for row in rows if row["round"] != SETUP]
-
-    def _after_rounds(self) -> Params:
-        """Let the strategy do its work after the last round; return the model. No commit contains this work."""
-        with span("server", "final"):
-            self.exchanges.begin(self.round, self.round, EMPTY_COHORT)
-            generator = self.config.strategy.final(self.state, self._context(EMPTY_COHORT))
-            last, _ = run_generator(generator, self.exchanges, self.executor)
-            self.folder.flush()
-            return self.config.strategy.model(last)
 
     def __enter__(self) -> Simulation:
         return self

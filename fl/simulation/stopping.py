@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
-
-import numpy as np
+from typing import Any, get_args
 
 from fl.config.config import Config
+from fl.config.sections import Stage
 from fl.errors import ConfigError, did_you_mean
-from fl.simulation.evaluation import FIGURES
+from fl.method.strategy import Strategy
+from fl.simulation.evaluation import SPLIT_PREFIXES, metric_names
 from fl.simulation.setup import RunSetup
 from fl.simulation.totals import Row
 from fl.tasks.task import SELECT, minimised
@@ -32,7 +32,7 @@ def unknown_metric(key: str, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def check_metric_names(setup: RunSetup) -> None:
-    """Check the metrics of an evaluation, eval/*, val/* and clients/*, that the configuration names.
+    """Check the metrics of an evaluation, such as eval/*, val/* and clients/*, that the configuration names.
 
     Other names depend on the strategy and the client; the first evaluation tells.
 
@@ -40,14 +40,11 @@ def check_metric_names(setup: RunSetup) -> None:
         ConfigError: a metric is not measured in this run.
     """
     config = setup.config
-    metrics = [name for period in setup.periods for name in period.task.metrics()]
-    known = [f"eval/{m}" for m in metrics] if config.evaluation.server and setup.dataset.test is not None else []
-    if any(np.any(period.partition.val) for period in setup.periods):
-        known += [f"val/{m}" for m in metrics]
-    if any(np.any(period.partition.test) for period in setup.periods):
-        known += [f"clients/{m}_{figure}" for m in metrics for figure in FIGURES]
+    if type(config.strategy).evaluation is not Strategy.evaluation:
+        return
+    known, own = metric_names(setup), {"eval", *SPLIT_PREFIXES.values(), *get_args(Stage)}
     for key, name in names_in(config.evaluation.select, config.stop.target):
-        if name.partition("/")[0] in ("eval", "val", "clients") and name not in known:
+        if name.partition("/")[0] in own and name not in known:
             raise unknown_metric(key, name, {*known, "train/loss"})
 
 

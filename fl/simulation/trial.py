@@ -153,11 +153,11 @@ class Trial:
             raise _NoTrial("the strategy's first exchange is not training")
         return Broadcast.of(request.broadcast)
 
-    def _received(self, client: int) -> dict[str, Tree]:
+    def _received(self, client: int, state: Tree) -> dict[str, Tree]:
         broadcast = self._broadcast
         shared = {name: tree for name, tree in broadcast.shared.items() if name not in broadcast.hidden}
         static = {name: value.value for name, value in broadcast.static.items()}
-        return tree_map(lambda leaf: leaf.clone(), {**shared, **static, **broadcast.groups_for(client)})
+        return tree_map(lambda leaf: leaf.clone(), {**shared, **static, **broadcast.groups_for(client, state)})
 
     @cached_property
     def _alone(self) -> list[list[_Trained]]:
@@ -182,7 +182,7 @@ class Trial:
             round=0,
             rounds=setup.config.rounds,
             participation=0,
-            received=self._received(client),
+            received=self._received(client, state),
             config=config(client) if callable(config) else config,
             state=state,
             train=View(arrays, rows),
@@ -209,7 +209,7 @@ class Trial:
             round=0,
             rounds=setup.config.rounds,
             participation=0,
-            received=self._received(0),
+            received=self._received(0, None),
             config=config,
             states=[None] * count,
             arrays=self._arrays,
@@ -229,7 +229,7 @@ class Trial:
                 ends.append(_Trained(row(dict(update.groups), client), row(states, client)))
             if states is None or len(found[0]) == 2:
                 return found
-            chunk = replace(chunk, received=self._received(0), states=[end.state for (end,) in found])
+            chunk = replace(chunk, received=self._received(0, None), states=[end.state for (end,) in found])
 
     # -- what it works on ----------------------------------------------------------------------------------------
     @cached_property

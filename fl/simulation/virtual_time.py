@@ -6,7 +6,7 @@ Without `system:` no virtual time passes and every client of the cohort takes pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class VirtualTime:
         down: np.ndarray,
         downlink: Downlink,
         sizes: np.ndarray,
+        state_of: Callable[[int], Tree],
     ) -> RoundTrip | None:
         """Plan the cohort's round trip before anybody trains, `None` without a system model.
 
@@ -80,13 +81,14 @@ class VirtualTime:
             down: encoded bytes of the common groups per client, (n,); each client's own groups are added here.
             downlink: which groups are sent as differences.
             sizes: training samples of the cohort's clients, (n,).
+            state_of: client -> its state.
         """
         if self.system is None:
             return None
         config = self.run_setup.config
         assert isinstance(config.server, Synchronous)
         for position, client in enumerate(cohort) if not broadcast.uniform else ():
-            own = broadcast.groups_for(int(client))
+            own = broadcast.groups_for(int(client), state_of(int(client)))
             down[position] += sum(encoded_size(transmit(config.down, tree)[1]) for tree in own.values())
         for name in filter(downlink.per_client, broadcast.shared):
             down += encoded_size(transmit(config.down, broadcast.shared[name])[1])

@@ -2,10 +2,10 @@
 
     config.yaml          resolved configuration with all defaults: `fl run DIR/config.yaml` repeats the run
     environment.json     versions, machine, command          code/   copies of the user's own files
-    metrics.jsonl        one object per committed round
+    metrics.jsonl        one object per committed round, and one of the work after the last round, if there is any
     ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
     model.safetensors    the final model by tensor names             SHA256SUMS   digests of all these files
-    checkpoints/         last and best                clients/   states of clients           streams/   growing tables
+    checkpoints/         last, best, final            clients/   states of clients           streams/   growing tables
     profile.json, trace.json   the time spent, if requested
 
 A commit is one file of checkpoints/ (checkpoint.py). It holds the length and the checksum of each growing file, so a
@@ -84,7 +84,8 @@ class RunDirectory:
         """Cut off what was not committed, and delete what a killed or finished run has left. Call it before writing."""
         for growing in (self.metrics, self.ledger, self.clients):
             growing.cut()
-        files.remove(self.path / sums.NAME)
+        for name in (sums.NAME, "checkpoints/final.safetensors", "clients/final.npy"):
+            files.remove(self.path / name)
         for leftover in (self.path / "scratch").glob("*.seg"):
             files.remove(leftover)
 
@@ -123,7 +124,7 @@ class RunDirectory:
             best: Also save it as the checkpoint `best`.
         """
         for row in rows:
-            self.metrics.append((json.dumps(finite(row), allow_nan=False) + "\n").encode())
+            self._append(row)
         record = {**tree, "clients": states.commit(), "files": self.flush()}
         if best:
             states.pin("best")
@@ -134,6 +135,22 @@ class RunDirectory:
 
         self.commits.save(record, growing)
         states.sweep(self.commits.number, self.commits.needed)
+
+    def keep_final(self, row: Mapping[str, Any], tree: Mapping[str, Any], states: ClientStates) -> None:
+        """Keep the result of the work after the last round. No commit contains it, and a resumed run removes it.
+
+        Args:
+            row: Its metrics.
+            tree: The strategy's state after the work, for `checkpoints/final.safetensors`.
+            states: States of the clients after the work.
+        """
+        self._append(row)
+        self.flush()
+        states.pin("final")
+        checkpoint.save(self.path / "checkpoints" / "final.safetensors", tree)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self.metrics.append((json.dumps(finite(row), allow_nan=False) + "\n").encode())
 
     def forget(self) -> None:
         """Drop recorded rows that were not written."""
@@ -216,6 +233,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the metrics of the committed rounds of a run. A line that a killed run has not finished is left out."""
     lines = sums.checked(path / "metrics.jsonl").read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def rounds_done(row: Mapping[str, Any]) -> int:
+    """Return the number of rounds that are done at a row of metrics. The row of the final work is no round.
+
+    >>> rounds_done({"round": -1}), rounds_done({"round": 4}), rounds_done({"round": 5, "stage": "final"})
+    (0, 5, 5)
+    """
+    return int(row["round"]) + ("stage" not in row)
+
+
+def of_rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows without that of the work after the last round."""
+    return [row for row in rows if "stage" not in row]
 
 
 def last_commit(path: Path) -> Mapping[str, Any]:

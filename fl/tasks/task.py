@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fl.data.views import Batch
-from fl.method.reduction import Meta, Reduction
+from fl.method.reduction import Meta, Product, Reduction
 from fl.tensors.trees import row
 
 # the best round is selected by the first of these metrics that is measured; never by test rows
@@ -29,9 +29,15 @@ def minimised(metric: str) -> bool:
 
 
 class Metric(Reduction):
-    """A metric that pools exactly: `measure` each batch, `merge` the accumulators, `finish` to a number."""
+    """A metric that pools exactly: `measure` each batch, `merge` the accumulators, `finish` to a number.
+
+    Attributes:
+        pools: False for a metric that is defined for one client only, such as a rank statistic; see `ClientMetric`.
+            It has no pooled value (eval/*, val/*), and is measured on clients' rows only.
+    """
 
     linear: ClassVar[bool] = True
+    pools: ClassVar[bool] = True
 
     def measure(self, outputs: Tensor, batch: Batch, segments: Tensor, count: int) -> Any:
         """Return accumulators per client, each leaf (count, ...). `segments` (B,) int64: client of each sample."""
@@ -72,6 +78,38 @@ class MeanMetric(Metric):
     def each(self, accs: Any, count: int) -> np.ndarray:
         total, samples = accs
         return torch.where(samples > 0, total / samples, torch.nan).cpu().numpy()
+
+
+class ClientMetric(Metric):
+    """A metric of all of a client's samples together, such as the area under a curve. It is not pooled over clients."""
+
+    pools: ClassVar[bool] = False
+
+    def value(self, outputs: Tensor, batch: Batch) -> float:
+        """Return the metric of one client from its outputs (B, ...) and its samples without `x`, B > 0."""
+        raise NotImplementedError
+
+    def measure(self, outputs: Tensor, batch: Batch, segments: Tensor, count: int) -> Any:
+        return [(segments, outputs, {name: array for name, array in batch.items() if name != "x"})]
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def each(self, accs: Any, count: int) -> np.ndarray:
+        segments, outputs = (torch.cat([part[i] for part in accs]) for i in range(2))
+        batch = {name: torch.cat([samples[name] for _, _, samples in accs]) for name in accs[0][2]}
+        ends = np.cumsum(torch.bincount(segments, minlength=count).numpy())
+        found = np.full(count, np.nan)
+        for i, (start, end) in enumerate(zip([0, *ends], ends)):
+            if end > start:  # samples of a client are consecutive
+                own = slice(int(start), int(end))
+                found[i] = self.value(outputs[own], {name: array[own] for name, array in batch.items()})
+        return found
+
+
+def pooled(metrics: Mapping[str, Metric]) -> Product:
+    """Return the reduction that pools those metrics that pool."""
+    return Product({name: metric for name, metric in metrics.items() if metric.pools})
 
 
 class Task:

@@ -90,6 +90,8 @@ class Progress:
             self.status = f"round {value.round}"
         elif event == "round":
             self._show_round(value)
+        elif event == "final":
+            self._show_final(value)
 
     def _start(self, run: WatchedRun) -> None:
         """Start with a run, or with a baseline after it."""
@@ -122,6 +124,16 @@ class Progress:
             self.lines.append(line)
             if not self.live:
                 self._print(line)
+
+    def _show_final(self, row: Row) -> None:
+        """Show the work after the last round."""
+        self.up += row["uplink_bytes"]
+        self.down += row["downlink_bytes"]
+        line = ["final", _metric_cell(row, self.metric), _metric_cell(row, "train/loss")]
+        self.latest = None
+        self.lines.append([*line, megabytes(self.up), megabytes(self.down), "-", "-"])
+        if not self.live:
+            self._print(self.lines[-1])
 
     def _cells(self, row: Row, done: int) -> list[str]:
         seconds = max(sum(r["wall_seconds"] for r in self.recent), 1e-9)

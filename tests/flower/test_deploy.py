@@ -224,7 +224,8 @@ def same_run(config, folder):
 def same_metrics(theirs, ours):
     for a, b in zip(theirs, ours, strict=True):
         assert a.keys() == b.keys()
-        for name in b.keys() - {"errors"}:
+        assert a.get("stage") == b.get("stage")
+        for name in b.keys() - {"errors", "stage"}:
             if "seconds" not in name:
                 assert a[name] == pytest.approx(b[name], rel=1e-6), name
 

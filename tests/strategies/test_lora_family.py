@@ -238,7 +238,7 @@ def test_hetlora_remembers_pruned_ranks():
     federation = Federation(HetLoRA(ranks=(4,)), rank=4).answer(factors((4, 3, 2)))
     assert federation.state.ranks.tolist() == [4, 3, 2]
     row = Broadcast.of(federation.strategy.broadcast(federation.state, federation.context()))
-    assert [row.rows["model"](i, row.shared)[A].shape for i in range(3)] == [(4, IN), (3, IN), (2, IN)]
+    assert [row.rows["model"](i, row.shared, None)[A].shape for i in range(3)] == [(4, IN), (3, IN), (2, IN)]
 
 
 def test_lora_fair_misses_less_than_fedit_and_is_fedit_without_correction():
@@ -525,3 +525,26 @@ def test_feddpa_keeps_what_it_trained_beside_the_shared_one():
 def test_mistakes(name, settings, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         run(tmp_path, name, **settings)
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "fedex_lora"])
+def test_a_lone_clients_trained_model_is_the_next_rounds_model(strategy, tmp_path):
+    """With one client and full batches, training before the evaluation of round 0 is the training of round 1."""
+    config = {
+        "rounds": 2,
+        "data": {"name": "noise", "shape": [6], "classes": 4, "clients": 1, "samples": 40},
+        "partition": "natural",
+        "splits": {"val": 0.0, "test": 0.4},
+        "model": {"name": "mlp", "hidden": [5], "adapter": {"name": "lora", "rank": 2}},
+        "strategy": strategy,
+        "client": {"steps": 3, "batch": "full", "lr": 0.1},
+        "cohort": {"size": 1},
+        "execution": {"executor": "serial"},
+    }
+
+    def losses(stage):
+        result = fl.run(config, out=tmp_path / stage, **{"evaluation.stage": stage})
+        return [row["clients/loss_mean"] for row in result.metrics]
+
+    received, trained = losses("received"), losses("trained")
+    assert received[0] != received[1] and trained[0] == pytest.approx(received[1], rel=1e-5)

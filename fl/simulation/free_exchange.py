@@ -1,0 +1,34 @@
+"""Free exchanges: part of an evaluation, so that nothing is booked and clients keep the states that they had."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl.method.messages import Broadcast
+from fl.method.reduction import Product
+from fl.method.requests import Exchange, ExchangeResult
+
+if TYPE_CHECKING:
+    from fl.simulation.exchange import ExchangeRunner
+
+
+def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
+    """Carry out an exchange of an evaluation. It has the number of an evaluation, so later draws stay the same."""
+    cohort, place = exchanges.largest_first(exchange), exchanges.evaluation_place()
+    broadcast = exchanges.downlink.send_free(exchange.work, Broadcast.of(exchange.broadcast), place)
+    result = exchanges.dispatch(
+        kind="work",
+        number=place.number,
+        work=exchange.work,
+        cohort=cohort,
+        broadcast=broadcast,
+        reduction=Product(exchange.reductions),
+        plan=exchanges.plan(exchange, broadcast),
+        carries=exchanges.carries_of(cohort),
+        skeleton=exchange.skeleton,
+        pin=exchange.pin,
+    )
+    columns = result.columns.reordered(np.argsort(cohort))
+    return exchanges.outcome(exchange, np.sort(cohort), result, columns)
