@@ -49,6 +49,9 @@ class Dataset:
         held: (N,) bool, training rows that their natural owner only tests on.
         words: Names of the classes 0, 1, ... if the labels were words. They are set here.
         source: Draws training rows again in training, if they are random. Default: each row is always the same.
+        names: Names of the columns of `x` (N, D), if they are known.
+        parties: For a vertical partition, `x` of each client, (N, its columns); `train` then has the columns of the
+            active party, and the labels. Set by the engine.
     """
 
     train: Arrays
@@ -58,6 +61,8 @@ class Dataset:
     held: np.ndarray | None = None
     words: Words | None = None
     source: RowSource | None = None
+    names: tuple[str, ...] | None = None
+    parties: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         for name, array in self._stored_parts().items():
@@ -133,6 +138,7 @@ class Dataset:
             "test": self.test or {},
             "server": self.server or {},
             "": {name: array for name in ("clients", "held") if (array := getattr(self, name)) is not None},
+            "party": {str(client): x for client, x in enumerate(self.parties)},
         }
         for part, arrays in parts.items():
             for name in sorted(arrays):
@@ -197,12 +203,12 @@ def _blocks(array: np.ndarray) -> Iterator[memoryview]:
 def tensors(arrays: Mapping[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
     """Return the arrays as tensors of the same memory. Mapped files stay mapped, also in other processes."""
     return {
-        name: map_tensor(*_origin(array)) if isinstance(array, np.memmap) else torch.from_numpy(array)
+        name: map_tensor(*file_origin(array)) if isinstance(array, np.memmap) else torch.from_numpy(array)
         for name, array in (arrays or {}).items()
     }
 
 
-def _origin(array: np.memmap) -> tuple[str, int, tuple[int, ...], str]:
+def file_origin(array: np.memmap) -> tuple[str, int, tuple[int, ...], str]:
     """Return (path, offset, shape, dtype) of a mapped array or of consecutive rows of one."""
     # a slice keeps the `offset` of the whole array, so its position is found from the addresses
     map_start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY

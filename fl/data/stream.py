@@ -81,6 +81,7 @@ def split_rows(dataset: Dataset, rows: np.ndarray, split: Split) -> Partition:
         {name: array[rows] for name, array in dataset.train.items()},
         clients=None if dataset.clients is None else dataset.clients[rows],
         held=None if dataset.held is None else dataset.held[rows],
+        names=dataset.names,
     )
     partition = split(part)
     return Partition(rows[partition.indices], partition.offsets, partition.val, partition.test)

@@ -204,5 +204,6 @@ class ExchangeWorker:
             return self.facts.of(self.dispatch.period, client)
 
     def _view(self, client: int, split: Literal["train", "val", "test"]) -> View:
-        rows = np.empty(0, np.int64) if client == SERVER else self.partition.view_rows(client, split)
-        return View(self.job.arrays, rows)
+        if client == SERVER:
+            return View(self.job.arrays, np.empty(0, np.int64))
+        return View(self.job.arrays_of(client), self.partition.view_rows(client, split))

@@ -16,6 +16,7 @@ from fl.communication.codec import Codec
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.data.augment import Augment
+from fl.data.parties import PartyArrays
 from fl.data.stream import Period
 from fl.data.views import placed
 from fl.execution.training.device import Device
@@ -38,6 +39,7 @@ class Job:
         initial: the module's tensors as the run began.
         arrays: all clients' data by name, first axis the sample.
         server_arrays: the server's test set, likewise.
+        parties: arrays of each client of a vertical partition, in place of `arrays`; None if clients hold rows.
         periods: the learning problems of the stream; one without a stream.
         seed: the run's seed.
         rounds: rounds planned.
@@ -75,6 +77,7 @@ class Job:
     on_error: Literal["raise", "drop"]
     folder: Path
     scratch: Path
+    parties: PartyArrays | None = None
     adapt: ClientAlgorithm | None = None
     shots: int | None = None
     augment: tuple[Augment, ...] = ()
@@ -91,6 +94,10 @@ class Job:
         """Whether the engine stores client state beside the method's own state (fl/execution/client_state.py)."""
         wraps = find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta)
         return bool(self.statistics or wraps)
+
+    def arrays_of(self, client: int) -> Mapping[str, Tensor]:
+        """Return the data in which the rows of a client lie: those of all clients, or its own columns."""
+        return self.arrays if self.parties is None else self.parties.of(client)
 
     @property
     def watched(self) -> dict[str, object]:

@@ -24,6 +24,7 @@ from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
 from fl.method.unknown_state import StateNotHere, UnknownState
 from fl.simulation.simulation import Simulation
+from fl.simulation.vertical import is_vertical
 from fl.system.synchronous import Synchronous
 
 OTHER_MODULE = "clients train a module other than the run's, and no message can carry a module"
@@ -71,6 +72,12 @@ REFUSALS = (
         "model.by_client.assign",
         lambda config: getattr(config.model.part, "path", None),
         "SuperNodes do not have this file; write the list of names into the configuration",
+    ),
+    Refusal(
+        "partition",
+        is_vertical,
+        "it distributes columns, and each Flower app loads the whole data set, with the columns and labels of all "
+        "parties; use `fl run`",
     ),
     Refusal(
         "execution.workers",

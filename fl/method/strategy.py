@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -61,6 +61,9 @@ class ServerContext:
         sample_shape: shape of one sample `x`, without the batch axis.
         outputs: number of outputs that the model is built for, K.
         evaluated: ids of the clients that the configuration evaluates, ascending, (n,); empty outside `evaluation`.
+        val: validation rows of the active party by name, if the partition is vertical; else {}. Then `server`, `val`
+            and `test` hold the active party's columns and labels, row by row as `ctx.train`, `ctx.val` and `ctx.test`
+            of the other parties.
     """
 
     seed: int
@@ -80,6 +83,7 @@ class ServerContext:
     sample_shape: tuple[int, ...] = ()
     outputs: int = 0
     evaluated: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    val: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def last(self) -> bool:
@@ -151,12 +155,14 @@ class Strategy:
         example_config: settings by dotted path for a small example run; `fl check` uses them.
         later_metrics: names of metrics that the first rounds may lack, also as glob patterns. `stop.target` and
             `evaluation.select` may name them.
+        axis: what clients hold: "rows", with all columns, or "columns" of all rows (vertical federated learning).
     """
 
     client: ClassVar[str] = KINDS["client"].default()
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None
     example_config: ClassVar[Mapping[str, Any]] = {}
     later_metrics: ClassVar[tuple[str, ...]] = ()
+    axis: ClassVar[Literal["rows", "columns"]] = "rows"
 
     def averages(self) -> bool:
         """Return whether the next model is a mean of the last model and the clients' models.

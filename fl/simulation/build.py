@@ -37,6 +37,14 @@ from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.setup import RunSetup, device, sample_inputs
 from fl.simulation.trial import Trial
+from fl.simulation.vertical import (
+    check_axis,
+    check_cohort,
+    check_vertical,
+    is_vertical,
+    require_divisible,
+    with_columns,
+)
 from fl.tensors import random
 from fl.tensors.generators import preserved_generators
 
@@ -52,6 +60,7 @@ def set_up_run(config: Config) -> RunSetup:
         ConfigError: parts of the configuration do not fit together.
     """
     _located("execution", device(config).check)
+    check_axis(config)
     dataset, periods = load_data(config)
     population = periods[0].partition.num_clients
     trainable = population - config.splits.clients
@@ -60,6 +69,8 @@ def set_up_run(config: Config) -> RunSetup:
             "splits.clients", f"{config.splits.clients} of {population} clients are held out; none is left to train"
         )
     _located("cohort", lambda: config.cohort.check(trainable))
+    if is_vertical(config):
+        check_cohort(config, periods[0].partition.train_slices()[1])
     outputs = _num_outputs(config, dataset)
     by_client = None
 
@@ -96,7 +107,12 @@ def _planned(run_setup: RunSetup) -> RunSetup:
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     """Load the data and, for each period of the run, assign its rows to clients."""
+    vertical = is_vertical(config)
+    if vertical:
+        check_vertical(config)
     dataset = _located("data", lambda: config.data.load(partial(checked, task=config.task)))
+    if vertical:
+        _located("data", lambda: require_divisible(dataset))
 
     def split(part: Dataset) -> Partition:
         if part.held is None or getattr(config.partition, "keeps_held", False):
@@ -125,7 +141,8 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
     split_up = [_located("splits", partial(_split, period.partition, dataset, config)) for period in periods]
-    return dataset, tuple(replace(period, partition=partition) for period, partition in zip(periods, split_up))
+    periods = tuple(replace(period, partition=partition) for period, partition in zip(periods, split_up))
+    return _located("partition", lambda: with_columns(config, dataset, periods)) if vertical else (dataset, periods)
 
 
 def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:

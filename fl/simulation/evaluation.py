@@ -23,7 +23,7 @@ from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
-from fl.simulation.setup import RunSetup
+from fl.simulation.setup import RunSetup, split_counts
 from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised, pooled
 
@@ -52,6 +52,12 @@ def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast, name: str = "") ->
     return {f"{name}/{metric}": value for metric, value in row.items()} if name else row
 
 
+def all_evaluated(setup: RunSetup, period: int) -> np.ndarray:
+    """Return the clients that are evaluated on any split in a period, ascending."""
+    clients = [setup.evaluated(period, split) for split in setup.config.evaluation.splits]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *clients]))
+
+
 def stage_prefixes(evaluation: Evaluation) -> list[tuple[str, Stage]]:
     """Return the prefix of the metrics of each stage: none for the first one.
 
@@ -65,10 +71,10 @@ def stage_prefixes(evaluation: Evaluation) -> list[tuple[str, Stage]]:
 def _on_clients(exchanges: ExchangeRunner, broadcast: Broadcast, stage: Stage, split: Split, label: str) -> Row:
     """Return metrics of clients on a split of their own rows. `label` names them in the table of client metrics."""
     setup = exchanges.run_setup
-    clients, counts = setup.evaluated(exchanges.period, split), setup.counts(exchanges.period, split)
+    clients, period = setup.evaluated(exchanges.period, split), setup.periods[exchanges.period]
     if not len(clients):
         return {}
-    metrics = setup.periods[exchanges.period].task.metrics()
+    counts, metrics = split_counts(period.partition, split), period.task.metrics()
     result = exchanges.dispatch(
         kind="evaluate",
         work=stage,
@@ -99,7 +105,7 @@ def metric_names(setup: RunSetup) -> list[str]:
     names = [f"eval/{name}" for name in pooling] if evaluation.server and setup.dataset.test is not None else []
     for stage, _ in stage_prefixes(evaluation):
         for split in evaluation.splits:
-            if not any(np.any(setup.counts(period, split)) for period in range(len(setup.periods))):
+            if not any(np.any(split_counts(period.partition, split)) for period in setup.periods):
                 continue
             prefix, spread_over = f"{stage}{SPLIT_PREFIXES[split]}", set(metrics)
             if split != "test":
@@ -126,6 +132,11 @@ def add_period(matrix: list[list[float]], row: Row, period: int) -> Row:
 def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
     """Carry out an evaluation that a strategy asks for during a round; return set of rows -> metric -> value."""
     broadcast = Broadcast.of(request.broadcast)
+    if exchanges.run_setup.dataset.parties:
+        raise ValueError(
+            "Evaluate: workers have no labels in a vertical federation; yield Exchange(..., free=True) and measure on "
+            "the server, with ctx.test"
+        )
     if request.cohort is None:
         return {name: _on_server(exchanges, broadcast, exchanges.period, rows) for name, rows in request.rows.items()}
     cohort, answer = np.unique(np.asarray(request.cohort, np.int64)), {}

@@ -10,31 +10,28 @@ training which updates it will sum. Without a deadline or over-selection, second
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
-from fl.execution.client_state import method_state
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
-from fl.execution.job import Job
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult, Transfer
-from fl.method.unknown_state import UnknownState
 from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup
+from fl.simulation.stored_states import StoredStates
 from fl.simulation.totals import RoundTotals, weighted_mean
 from fl.simulation.virtual_time import VirtualTime
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
-from fl.storage.segments import NO_RECORD, Segments
+from fl.storage.segments import NO_RECORD
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tensors.trees import Tree
@@ -56,6 +53,7 @@ class ExchangeRunner:
         self.run_setup, self.executor, self.states, self.folder = run_setup, executor, states, folder
         self.downlink = Downlink(run_setup, folder.ledger)
         self.time = VirtualTime(run_setup)
+        self.stored_states = StoredStates(run_setup, states, executor.remote)
         self.begin(0, 0, EMPTY_COHORT)
 
     def begin(self, round_: int, ledger_round: int, cohort: np.ndarray) -> None:
@@ -65,10 +63,6 @@ class ExchangeRunner:
         self.carries: dict[int, tuple[int, ...]] = {}  # client -> where its carry to the next exchange lies
         self.period = self.run_setup.period_at(round_)
         self.sizes = self.run_setup.sizes(self.period)
-
-    def begin_evaluation(self) -> None:
-        """Begin an evaluation: its exchanges get no carries of the round."""
-        self.carries = {}
 
     @property
     def place(self) -> Place:
@@ -112,7 +106,7 @@ class ExchangeRunner:
             down=sent.nbytes,
             downlink=self.downlink,
             sizes=self.sizes[cohort],
-            state_of=self.state_of,
+            state_of=self.stored_states.of,
         )
         participants, limits = (cohort, None) if trip is None else trip.takes()
         dispatch = self.new_dispatch(
@@ -173,20 +167,6 @@ class ExchangeRunner:
             **(defaults | fields),
         )
 
-    def state_of(self, client: int) -> Tree:
-        """Return the client algorithm's state of a client; in a deployment only the client has it."""
-        if self.executor.remote:
-            return UnknownState()
-        return method_state(self._job, self._stored.read(self.states.locations(np.array([client]))[0]))
-
-    @cached_property
-    def _job(self) -> Job:
-        return self.run_setup.job(self.states.folder, self.states.folder)
-
-    @cached_property
-    def _stored(self) -> Segments:
-        return Segments(self.states.folder)
-
     def evaluation_place(self) -> Place:
         """Return the place of the next evaluation of the round."""
         self.evaluations += 1
@@ -224,24 +204,11 @@ class ExchangeRunner:
         if "loss" in metrics:
             answered = {name: values[~dropped] for name, values in metrics.items()}
             self.folder.clients.add(self.ledger_round, "train", cohort[~dropped], examples[~dropped], answered)
-        outcome = self.outcome(exchange, cohort, result, columns)
+        outcome = outcome_of(self, exchange, cohort, result, columns)
         self.totals.add_metrics(outcome.metrics, float(outcome.num_examples.sum()))
         self.totals.dropped += int(dropped.sum())
         self.index += 1
         return outcome
-
-    def outcome(
-        self, exchange: Exchange, cohort: np.ndarray, result: DispatchResult, columns: Columns
-    ) -> ExchangeResult:
-        """Return what the strategy gets, and remember the clients' carries. `columns` are in the order of `cohort`."""
-        n, dropped = len(cohort), columns.column("dropped", len(cohort), False)
-        carries = columns.column("carry", n, -1)
-        if carries.ndim == 2:
-            carries[dropped] = NO_RECORD
-            self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
-        examples = columns.column("num_examples", n, 0)
-        pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in columns.metrics(n).items()}
-        return ExchangeResult(exchange.reduced(result.value), cohort[~dropped], examples[~dropped], pooled)
 
     def stage_states(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
         """Take over the clients' new states; a dropped client keeps the state it had."""
@@ -271,6 +238,20 @@ class ExchangeRunner:
         """Enter virtual seconds and client outcomes."""
         self.totals.add_simulated(trip.metrics())
         self.folder.clients.add(self.ledger_round, "system", trip.cohort, trip.samples, trip.columns())
+
+
+def outcome_of(
+    exchanges: ExchangeRunner, exchange: Exchange, cohort: np.ndarray, result: DispatchResult, columns: Columns
+) -> ExchangeResult:
+    """Return what the strategy gets, and remember the clients' carries. `columns` are in the order of `cohort`."""
+    n, dropped = len(cohort), columns.column("dropped", len(cohort), False)
+    carries = columns.column("carry", n, -1)
+    if carries.ndim == 2:
+        carries[dropped] = NO_RECORD
+        exchanges.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
+    examples = columns.column("num_examples", n, 0)
+    pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in columns.metrics(n).items()}
+    return ExchangeResult(exchange.reduced(result.value), cohort[~dropped], examples[~dropped], pooled)
 
 
 def _nowhere(count: int) -> np.ndarray:

@@ -111,6 +111,7 @@ def _as_real_numbers(dataset: Dataset) -> Dataset:
             "data", f"x is {x.dtype}, and the model takes float32; mapped features are not converted: save float32"
         )
     log.warning("data: x is %s; it is converted to float32 for this model, without scaling", x.dtype)
+    dataset = replace(dataset, parties=tuple(converted(x, np.float32) for x in dataset.parties))
     return dataset.mapped(lambda part, arrays: arrays | {"x": converted(arrays["x"], np.float32)})
 
 

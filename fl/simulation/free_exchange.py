@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult
-
-if TYPE_CHECKING:
-    from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.exchange import ExchangeRunner, outcome_of
 
 
 def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
@@ -31,4 +27,4 @@ def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
         pin=exchange.pin,
     )
     columns = result.columns.reordered(np.argsort(cohort))
-    return exchanges.outcome(exchange, np.sort(cohort), result, columns)
+    return outcome_of(exchanges, exchange, np.sort(cohort), result, columns)

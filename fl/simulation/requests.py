@@ -14,7 +14,7 @@ from fl.method.messages import Broadcast
 from fl.method.requests import Evaluate, EvaluateModel, Exchange, ServerWork, Transfer
 from fl.method.strategy import ServerContext, Strategy, checked_metrics, checked_outcome
 from fl.simulation.evaluation import assess, evaluate
-from fl.simulation.exchange import ExchangeRunner
+from fl.simulation.exchange import EVALUATIONS, ExchangeRunner
 from fl.simulation.free_exchange import run_free
 from fl.simulation.totals import Row
 from fl.tracking.spans import span
@@ -65,6 +65,8 @@ def run_generator(
                     f"strategy {type(strategy).__name__}: {hook} yielded Exchange(free=True); only `evaluation` may, "
                     "because the bytes of a round are counted"
                 )
+            if exchanges.index == EVALUATIONS:
+                raise ValueError(f"a round has at most {EVALUATIONS} exchanges; use larger batches, or shorter rounds")
             requests.answer = exchanges.run(request)
         elif isinstance(request, Transfer):
             requests.answer = exchanges.transfer(request)
@@ -87,7 +89,7 @@ def run_evaluation(
     strategy, names = exchanges.run_setup.config.strategy, set[str]()
     who = f"strategy {type(strategy).__name__}: evaluation"
     _check_generator(strategy, generator, "evaluation")
-    exchanges.begin_evaluation()
+    exchanges.carries = {}  # those of the round
     requests = Requests(generator)
     for request in requests:
         if isinstance(request, Exchange):

@@ -15,6 +15,7 @@ from torch import Tensor
 from fl.config.config import Config
 from fl.config.sections import Split
 from fl.data.dataset import Dataset, tensors
+from fl.data.parties import ServerRows, party_arrays, server_rows
 from fl.data.partition import Partition
 from fl.data.stream import Period
 from fl.data.views import Batch, View
@@ -74,28 +75,15 @@ class RunSetup:
     def _sizes(self) -> list[np.ndarray]:
         return [period.partition.train_slices()[1] for period in self.periods]
 
-    def counts(self, period: int, split: Split) -> np.ndarray:
-        """Return the number of rows of each client in a split of a period, (N,)."""
-        return self.sizes(period) if split == "train" else split_counts(self.periods[period].partition, split)
-
-    def all_evaluated(self, period: int) -> np.ndarray:
-        """Return the clients that are evaluated on any split in a period, ascending."""
-        if period not in self._all_evaluated:
-            clients = [self.evaluated(period, split) for split in self.config.evaluation.splits]
-            self._all_evaluated[period] = np.unique(np.concatenate([np.empty(0, np.int64), *clients]))
-        return self._all_evaluated[period]
-
-    @cached_property
-    def _all_evaluated(self) -> dict[int, np.ndarray]:
-        return {}
-
     def evaluated(self, period: int, split: Split) -> np.ndarray:
         """Return the clients to evaluate on a split of their own data in a period.
 
         They are the clients that have rows there, or a fixed random sample of them, see `evaluation.clients`.
         """
+        if self.dataset.parties:
+            return np.empty(0, np.int64)  # no party predicts alone: the strategy evaluates
         if (period, split) not in self._evaluated:
-            counts = self.counts(period, split)
+            counts = split_counts(self.periods[period].partition, split)
             self._evaluated[period, split] = evaluated_clients(self.config, self.trainable, counts)
         return self._evaluated[period, split]
 
@@ -152,14 +140,9 @@ class RunSetup:
         return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.periods) - 1)
 
     @cached_property
-    def server_data(self) -> dict[str, Tensor]:
-        """The server's own training data, by name."""
-        return tensors(self.dataset.server)
-
-    @cached_property
-    def test_data(self) -> dict[str, Tensor]:
-        """The server's test set, by name."""
-        return tensors(self.dataset.test)
+    def server_rows(self) -> ServerRows:
+        """The server's own rows, and its test set; those of the active party if the partition is vertical."""
+        return server_rows(self.dataset, self.periods[0].partition)
 
     def server_context(self, round_: int, cohort: np.ndarray) -> ServerContext:
         """Return what the strategy may know in a round."""
@@ -176,8 +159,9 @@ class RunSetup:
             period=period,
             period_begins=round_ == 0 or round_ in self.ends,
             period_ends=round_ + 1 in self.ends,
-            server=self.server_data,
-            test=self.test_data,
+            server=self.server_rows.train,
+            test=self.server_rows.test,
+            val=self.server_rows.val,
             tiers=getattr(self.config.server, "tiers", 1),
             sample_shape=self.dataset.train["x"].shape[1:],
             outputs=self.outputs,
@@ -226,8 +210,9 @@ class RunSetup:
             module=self.module,
             facts=self.facts,
             initial=self.initial,
-            arrays=self.dataset.training_tensors(),
-            server_arrays=self.test_data,
+            arrays={} if self.dataset.parties else self.dataset.training_tensors(),
+            server_arrays={} if self.dataset.parties else self.server_rows.test,  # no labels for passive parties
+            parties=party_arrays(self.dataset),
             periods=self.periods,
             seed=config.seed,
             rounds=config.rounds,

@@ -27,7 +27,7 @@ from fl.simulation import unchanged
 from fl.simulation.agreement import check_asynchronous, check_finite, check_groups, check_state
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
-from fl.simulation.evaluation import add_period
+from fl.simulation.evaluation import add_period, all_evaluated
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.final_work import run_final
 from fl.simulation.headline import headline
@@ -199,7 +199,7 @@ class Simulation:
 
     def evaluate(self, state: Any, cohort: np.ndarray) -> Row:
         """Return the metrics of the strategy's evaluation of a state."""
-        context = replace(self.context(cohort), evaluated=self.run_setup.all_evaluated(self.exchanges.period))
+        context = replace(self.context(cohort), evaluated=all_evaluated(self.run_setup, self.exchanges.period))
         with span("evaluate", "evaluation"):
             return run_evaluation(self.config.strategy.evaluation(state, context), self.exchanges, self.executor)
 

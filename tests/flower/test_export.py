@@ -32,6 +32,7 @@ REFUSED = {  # key of the message -> a configuration with it
     "baselines": {"baselines": ["local"]},
     "codec.down": {"codec": {"down": ["delta", "fp16"]}},
     "model.by_client.assign": {"model": {"by_client": {"assign": "names.json", "models": {"small": "mlp"}}}},
+    "partition": {"partition": {"name": "vertical", "parties": 2}},
     "execution.workers": {"execution": {"workers": 2}},
     "execution.address": {"execution": {"address": "auto"}},
     "execution.client_timeout": {"execution": {"executor": "ray", "client_timeout": 5.0}},

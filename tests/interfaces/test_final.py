@@ -80,7 +80,7 @@ def test_the_row_evaluates_the_model_that_is_saved(tmp_path):
     from fl.config.config import resolve
     from fl.simulation.build import set_up_run
 
-    test = set_up_run(resolve(config)).test_data
+    test = set_up_run(resolve(config)).server_rows.test
     (weight, bias) = (next(t for t in saved.values() if t.ndim == n) for n in (2, 1))
     logits = test["x"].flatten(1) @ weight.T + bias
     assert result.metrics[-1]["eval/loss"] == pytest.approx(F.cross_entropy(logits, test["y"]).item(), rel=1e-5)

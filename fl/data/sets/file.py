@@ -118,4 +118,5 @@ class File(Loader):
             raise ValueError(f"features: no column is left in {tables[0].column_names}")
         parts = [{"x": features(table, list(names)), "y": y} for table, y in zip(tables, targets)]
         owners = None if self.clients is None else codes(column(tables[0], "clients", self.clients))[0]
-        return Dataset(parts[0], parts[1] if len(parts) > 1 else None, owners)
+        each = names if parts[0]["x"].shape[1] == len(names) else None  # a column of lists gives several features
+        return Dataset(parts[0], parts[1] if len(parts) > 1 else None, owners, names=each)
