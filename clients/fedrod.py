@@ -4,9 +4,9 @@
     p_i <- steps on  softmax cross-entropy of  g(x) + p_i(h(x)),  g and h fixed
 
 g = v(h(x)) are the shared outputs, h the inputs of the last linear layer, n_y the number of the client's training
-samples of class y.  Sends the change of (u, v), keeps p_i, predicts with g + p_i; the server and a client without p_i
-predict with g. Virtual time counts one gradient a step: p_i's gradient needs no pass through the model. Chen, Chao
-2022, arXiv:2107.00778.
+samples of class y.  p_i is the part `personal` of the model.  Sends the change of (u, v), keeps p_i, predicts with
+g + p_i; the server and a client without p_i predict with g. Virtual time counts one gradient a step: p_i's gradient
+needs no pass through the model. Chen, Chao 2022, arXiv:2107.00778.
 Differs from the paper: p_i is linear and starts at zero; no hypernetwork.
 Equals FedAvg: balance=0 trains the shared model as FedAvg does, equal bits in the loop.
 """

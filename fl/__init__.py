@@ -27,12 +27,16 @@ _HOMES = {
         "fl.method.requests": "Evaluate EvaluateModel Exchange ExchangeResult ServerWork Transfer",
         "fl.method.client": "ClientAlgorithm",
         "fl.method.context": "ClientContext Reply",
-        "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult class_counts",
+        "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
+        "fl.method.facts": "class_counts",
         "fl.method.phase": "Phase",
         "fl.method": "server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
         "fl.method.reduction": "ClassMean Collect Meta Reduction SparseMean Stack Sum WeightedMean",
+        "fl.method.sampler": "CohortSampler",
+        "fl.method.adversary": "Adversary AttackContext",
+        "fl.method.after_reduction": "AfterReduction Reduced ReductionContext",
         "fl.method.optimiser": "SGD Adam LRSchedule Optimiser",
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
@@ -60,14 +64,20 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.communication.codecs.top_k import TopK as TopK, keep_largest as keep_largest
     from fl.errors import ConfigError as ConfigError
     from fl.execution.training.steps import Descent as Descent, LocalSteps as LocalSteps
+    from fl.method.adversary import Adversary as Adversary, AttackContext as AttackContext
+    from fl.method.after_reduction import (
+        AfterReduction as AfterReduction,
+        Reduced as Reduced,
+        ReductionContext as ReductionContext,
+    )
     from fl.method.client import ClientAlgorithm as ClientAlgorithm
     from fl.method.local_training import (
         LocalTraining as LocalTraining,
         StepContext as StepContext,
         TrainingInputs as TrainingInputs,
         TrainingResult as TrainingResult,
-        class_counts as class_counts,
     )
+    from fl.method.facts import class_counts as class_counts
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
     from fl.method.phase import Phase as Phase
     from fl.data.views import View as View
@@ -90,6 +100,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Sum as Sum,
         WeightedMean as WeightedMean,
     )
+    from fl.method.sampler import CohortSampler as CohortSampler
     from fl.method.server_optimiser import (
         Momentum as Momentum,
         OptimiserState as OptimiserState,

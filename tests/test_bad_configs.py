@@ -109,7 +109,7 @@ BAD = {
     ),
     "not close to any key": (
         ["zzz=1"],
-        "zzz: not a key of a configuration, which has ['baselines', 'checkpoint',",
+        "zzz: not a key of a configuration, which has ['adversary', 'after_reduction',",
         ["'transforms'].\n"],
     ),
     "not key=value": (["cohort.size"], "cohort.size: not key=value", ["rounds=100"]),

@@ -162,7 +162,7 @@ def _chains() -> dict[str, list[Any]]:
 
 # -- partitions -------------------------------------------------------------------------------------------------------
 def _partitions() -> Iterator[Case]:
-    """Yield runs of each partition, sampler and shift."""
+    """Yield runs of each partition, sampler, adversary, part after the reduction and shift."""
     ten = {"clients": 10}
     partitions: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": 0.3, **ten},
@@ -202,13 +202,20 @@ def _partitions() -> Iterator[Case]:
     samplers: dict[str, dict[str, Any]] = {
         "cyclic": {"size": 4},
         "fixed": {"clients": [1, 3, 7]},
+        "oort": {"size": 4},
         "poisson": {"rate": 0.4},
+        "power_of_choice": {"size": 3, "candidates": 6},
+        "rpow": {"size": 3, "candidates": 6},
         "uniform": {"size": 4},
         "weighted": {"size": 4},
     }
     for name in fl_names.names("cohort"):
         yield Case(f"sampler/{name}", _without("cohort"), {"cohort": {"name": name, **samplers.get(name, {})}})
     yield Case("sampler/fraction", _without("cohort"), {"cohort": {"fraction": 0.5}})
+    for name in fl_names.names("adversary"):
+        yield Case(f"adversary/{name}", DIGITS, {"adversary": {"name": name, "share": 0.4}})
+    for name in fl_names.names("after_reduction"):
+        yield Case(f"after_reduction/{name}", DIGITS, {"after_reduction": [{"name": name, "std": 0.01}]})
     shifts = {"relabel": {"classes": 3}, "noise": {"random_order": True}, "rotate": {"degrees": 30}}
     for name in fl_names.names("shift"):
         yield Case(f"shift/{name}", PICTURES, {"shift": {"name": name, **shifts.get(name, {})}})

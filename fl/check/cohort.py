@@ -10,8 +10,9 @@ import numpy as np
 from fl.check.bench import fingerprint
 from fl.check.finding import Broken, Law, require_equal
 from fl.method.sampler import CohortSampler
+from fl.tensors.serialise import flatten, unflatten
 
-EXAMPLES = {"size": 4, "rate": 0.5, "clients": (1, 4, 6)}
+EXAMPLES = {"size": 4, "rate": 0.5, "clients": (1, 4, 6), "candidates": 6}
 SIZES = np.arange(1, 13)  # samples of each client of the population
 
 
@@ -36,6 +37,28 @@ def a_draw_depends_on_state_round_and_seed_only(sampler: CohortSampler) -> None:
         require_equal(fingerprint(one), fingerprint(two), f"states after round {round_} drawn twice")
         here = one
     require_equal(fingerprint(start), before, "the state that sample() was given, before and after,")
+
+
+def learning_depends_on_what_was_observed_only(sampler: CohortSampler) -> str | None:
+    """Observing a round twice gives the same state, which can be stored; the given state is not modified."""
+    if not (sampler.observes or sampler.chooses):
+        return "does not learn"
+    state = sampler.init(len(SIZES))
+    for round_ in range(3):
+        state, cohort = sampler.sample(state, round_, 0, SIZES)
+        losses = np.arange(float(len(cohort)))
+        losses[:1] = np.nan  # the first client did not answer
+        given = fingerprint(state)
+        (one, chosen), (two, again) = (sampler.choose(state, cohort, losses) for _ in range(2))
+        require_equal(chosen.tolist(), again.tolist(), "cohorts chosen twice")
+        require_equal(fingerprint(one), fingerprint(two), "states after choosing twice")
+        answered = ~np.isnan(losses)
+        metrics = {"loss": losses, "answered": 1.0 * answered, "num_examples": SIZES[cohort] * answered}
+        one, two = (sampler.observe(state, cohort, metrics, losses) for _ in range(2))
+        require_equal(fingerprint(one), fingerprint(two), "states after observing twice")
+        require_equal(fingerprint(state), given, "the state that observe() was given, before and after,")
+        state = unflatten(*flatten(one))
+    return None
 
 
 class _Sized(Protocol):
@@ -64,4 +87,5 @@ LAWS: list[Law] = [
     cohorts_are_ascending_distinct_ids,
     a_draw_depends_on_state_round_and_seed_only,
     impossible_cohort_sizes_are_refused,
+    learning_depends_on_what_was_observed_only,
 ]

@@ -32,6 +32,8 @@ from fl.data.stream import Stream
 from fl.errors import ConfigError
 from fl.execution.section import Execution
 from fl.kinds import KINDS
+from fl.method.adversary import Adversary
+from fl.method.after_reduction import AfterReduction
 from fl.method.baseline import Baseline
 from fl.method.client import ClientAlgorithm
 from fl.method.sampler import CohortSampler
@@ -63,7 +65,9 @@ class Config:
         cohort: chooses the clients of each round.
         strategy: the server rule.
         client: the client algorithm (local training). By default the strategy chooses it.
+        adversary: clients that send other updates than they trained; None: all are honest.
         transforms: change updates before encoding and before the sum, in this order.
+        after_reduction: changes reduced values before the strategy sees them, in this order.
         codec: how messages are encoded in each direction.
         system: the clients' devices, networks and availability; None: no virtual time.
         server: when the server steps: in synchronous rounds, or asynchronously. All but plain synchronous rounds need
@@ -88,7 +92,9 @@ class Config:
     cohort: CohortSampler
     strategy: Strategy
     client: ClientAlgorithm
+    adversary: Adversary | None = None
     transforms: tuple[Transform, ...] = ()
+    after_reduction: tuple[AfterReduction, ...] = ()
     codec: Codecs = field(default_factory=Codecs)
     system: System | None = None
     server: ServerMode = field(default_factory=Synchronous)

@@ -10,7 +10,19 @@ from fl.errors import ConfigError
 from fl.kinds import Kind
 
 # kinds with a base class that every part derives from; the bases of other kinds are protocols
-DERIVED = ("strategy", "client", "codec", "cohort", "task", "transform", "augment", "optimiser", "server_optimiser")
+DERIVED = (
+    "strategy",
+    "client",
+    "codec",
+    "cohort",
+    "task",
+    "transform",
+    "augment",
+    "optimiser",
+    "server_optimiser",
+    "adversary",
+    "after_reduction",
+)
 METHODS = {"partition": "split", "shift": "apply", "stream": "periods"}  # kind -> the method that its parts define
 
 

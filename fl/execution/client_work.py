@@ -12,6 +12,7 @@ from fl.communication.codecs.error_feedback import Residuals
 from fl.execution.client_state import last_received, method_state, new_record, same_entries
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import ExchangeWorker
+from fl.execution.held_uploads import HeldUploads
 from fl.execution.isolation import as_error
 from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.stages import during, stage_of
@@ -47,7 +48,7 @@ class ClientWork(ExchangeWorker):
 
     def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
         super().__init__(worker, dispatch)
-        self.uploads = Uploads(self)
+        self.uploads = Uploads(self) if dispatch.attackers is None else HeldUploads(self)
 
     def drop(self, positions: np.ndarray) -> None:
         """Leave clients out of the reduction."""

@@ -5,10 +5,10 @@ ExchangeDispatch -> tasks (chunks of cohort positions) ~~> workers ~~> PartialRe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from fl.method.messages import Broadcast
 from fl.method.reduction import Reduction
 from fl.tensors.trees import tree_map
 from fl.tracking.spans import span
+
+if TYPE_CHECKING:
+    from fl.execution.submissions import Submission
 
 
 @dataclass
@@ -49,7 +52,8 @@ class ExchangeDispatch:
     """One exchange, or one evaluation, as workers need it. Columns are by cohort position, (n, ...).
 
     Attributes:
-        kind: client work, an evaluation on clients, or an evaluation on the server's data.
+        kind: client work, an evaluation on clients, or an evaluation on the server's data; "submit": the second stage
+            of client work with attackers, which reduces what the first stage held.
         work: what clients do; for evaluations which model: received, trained or adapted.
         round: the round, from 0.
         period: the stream's learning problem, the present one or the one that is evaluated.
@@ -67,9 +71,11 @@ class ExchangeDispatch:
         rows: evaluate on these rows of the server's data instead.
         limits: maximum number of local steps of each client, (n,); set when a deadline cuts training short.
         original: the broadcast before the codec, for executors that encode it themselves.
+        attackers: whether each client is an attacker, (n,), in the first stage; None: updates are reduced at once.
+        submissions: what each client sends in the second stage, by cohort position; None for a dropped client.
     """
 
-    kind: Literal["work", "evaluate", "evaluate_server"]
+    kind: Literal["work", "evaluate", "evaluate_server", "submit"]
     work: str
     round: int
     period: int
@@ -87,6 +93,8 @@ class ExchangeDispatch:
     rows: np.ndarray | None = None
     limits: np.ndarray | None = None
     original: Broadcast | None = None
+    attackers: np.ndarray | None = None
+    submissions: Sequence[Submission | None] | None = None
 
     @property
     def threaded(self) -> bool:
@@ -122,7 +130,7 @@ class ExchangeDispatch:
 
     def error(self, task: int, detail: str) -> ClientError:
         """Return an error that names the clients of a task."""
-        stage = self.work if self.kind == "work" else f"evaluate/{self.work}"
+        stage = self.work if self.kind in ("work", "submit") else f"evaluate/{self.work}"
         server = self.kind == "evaluate_server"
         return ClientError(
             "the server's data" if server else self.cohort[self.positions(task)], self.round, stage, detail

@@ -20,7 +20,8 @@ from fl.execution.training.customised import overrides
 from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext
-from fl.method.local_training import LocalTraining, data_facts
+from fl.method.facts import data_facts
+from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import depends_on_batch
 from fl.tasks.task import Metric
 from fl.tensors.trees import row

@@ -37,7 +37,7 @@ _DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property, 
 _ADVICE = {
     "strategy": "return it from init() and step() as part of the strategy's state",
     "client": "return it from first_state() and finish() (or in Reply) as the client's state",
-    "cohort": "return it from init() and sample() as the sampler's state",
+    "cohort": "return it from init() and sample(), or from observe(), as the sampler's state",
 }
 
 

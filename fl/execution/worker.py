@@ -25,10 +25,12 @@ from fl.execution.exchange_worker import ExchangeWorker
 from fl.execution.hidden_state import HiddenState, HiddenStateWatch
 from fl.execution.isolation import isolated
 from fl.execution.shared_values import SharedValues
+from fl.execution.submissions import SubmitWork
 from fl.execution.training import compiled
 from fl.execution.training.customised import overrides
 from fl.execution.workers.process import configure_process
-from fl.method.local_training import LocalTraining, data_facts
+from fl.method.facts import data_facts
+from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleState
 from fl.storage.segments import Segments
 from fl.tensors.trees import Tree
@@ -109,7 +111,7 @@ class Worker:
         except HiddenState as error:
             if dispatch.kind == "evaluate_server":
                 raise exchange.error("the server's test set", error, "evaluate") from None
-            stage = dispatch.work if dispatch.kind == "work" else "evaluate"
+            stage = dispatch.work if dispatch.kind in ("work", "submit") else "evaluate"
             raise exchange.error(dispatch.cohort[positions], error, stage) from None
 
     def state_of(self, module: nn.Module) -> ModuleState:
@@ -133,6 +135,8 @@ class Worker:
             return ClientEvaluation(self, dispatch)
         if dispatch.kind == "evaluate_server":
             return ServerEvaluation(self, dispatch)
+        if dispatch.kind == "submit":
+            return SubmitWork(self, dispatch)
         return LoopWork(self, dispatch) if dispatch.plan.kind == "loop" else BatchedWork(self, dispatch)
 
     @cached_property

@@ -58,6 +58,12 @@ REFUSALS = (
         "the devices of a deployment are real, so no virtual time passes; leave it out (system=null), or use `fl run`",
     ),
     Refusal(
+        "adversary",
+        lambda config: config.adversary,
+        "an attack needs the updates of all honest clients on one machine; leave it out (adversary=null), or use "
+        "`fl run`",
+    ),
+    Refusal(
         "baselines",
         lambda config: config.baselines,
         "a deployment cannot run baselines; leave them out (baselines=[]), and run them with `fl run`",

@@ -22,19 +22,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fl.checks import not_negative, one_of, positive, within
 from fl.data.views import Batch, View
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
+from fl.method.facts import data_facts
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.phase import LastBatch, Phase, rate_at
 from fl.models.binding import Initial, outputs_under
 from fl.models.probe import ModuleFacts
 from fl.tensors.params import Params
-from fl.tensors.trees import Tree, named_leaves
+from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
     from fl.tasks.task import Task
@@ -293,30 +293,3 @@ class LocalTraining(ClientAlgorithm):
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """Return the model at the start of local training, private tensors included."""
         return ctx.net(self.start(self.inputs(ctx)))
-
-
-def data_facts(algorithm: LocalTraining, view: View, task: Task, outputs: int) -> Tree:
-    """Return `algorithm.facts`; ValueError if they hold something else than tensors."""
-    facts = algorithm.facts(view, task, outputs)
-    if facts is None:
-        return None
-    for path, leaf in named_leaves(facts, "facts"):
-        if not isinstance(leaf, (Tensor, Params)):
-            name = type(algorithm).__name__
-            raise ValueError(f"{path} of {name} is a {type(leaf).__name__}; facts of a client's data hold tensors only")
-    return facts
-
-
-def class_counts(view: View, classes: int) -> Tensor:
-    """Return the number of samples of each class 0, ..., classes - 1 in a view, int64 (classes,).
-
-    >>> import torch
-    >>> class_counts(View({"y": torch.tensor([0, 2, 2])}, np.arange(3)), 4).tolist()
-    [1, 0, 2, 0]
-    """
-    y = view.arrays["y"]
-    if y.is_floating_point() or y.ndim != 1:
-        raise ValueError(
-            f"class counts need one class per sample, y is {tuple(y.shape)} of {y.dtype}; use task: classification"
-        )
-    return y[torch.as_tensor(view.rows, device=y.device)].bincount(minlength=classes)

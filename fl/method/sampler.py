@@ -1,12 +1,16 @@
 """Cohort samplers: which clients take part in a round.
 
     state, cohort = sample(state, round_, seed, sizes)
+    state, cohort = choose(state, cohort, losses)                   # only if the sampler overrides it
+    state = observe(state, cohort, metrics, durations)              # after the round
 
-Random draws have the address (seed, "cohort", round). The samplers of this module have no state (None).
+Random draws have the address (seed, "cohort", round). The samplers of this module have no state (None). Samplers that
+learn from the rounds are in power_of_choice.py and oort.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,6 +61,47 @@ class CohortSampler:
         """
         raise NotImplementedError
 
+    def choose(self, state: Tree, candidates: np.ndarray, losses: np.ndarray) -> tuple[Tree, np.ndarray]:
+        """Choose the cohort among the clients that `sample` drew: (next state, ids of the clients, ascending).
+
+        If a sampler overrides this method, the engine evaluates the present model on the candidates' training data
+        before each round. The ledger has the model down to each candidate and 8 bytes up; virtual time passes.
+
+        Args:
+            state: the sampler's state.
+            candidates: ids of the candidates, ascending, (d,).
+            losses: their mean losses, (d,). NaN for a candidate that did not answer.
+        """
+        return state, candidates
+
+    def observe(
+        self, state: Tree, cohort: np.ndarray, metrics: Mapping[str, np.ndarray], durations: np.ndarray
+    ) -> Tree:
+        """Return the state after a round, from what the round showed. Default: the same state, at no cost.
+
+        A sampler that overrides this method knows clients by their ids. So, with a system model, `sample` gets the
+        sizes of all clients, and size 0 for those that are not available.
+
+        Args:
+            state: the sampler's state.
+            cohort: ids of the round's clients, ascending, (n,).
+            metrics: the clients' metrics by name, (n,) each, NaN where a client sent none. "answered" is 1 if the
+                client's update was used, else 0. "num_examples" is its number of training samples, 0 without update.
+            durations: seconds of virtual time from broadcast to arrival, summed over the round's exchanges, (n,). NaN
+                without a system model, and for a client whose update was not used.
+        """
+        return state
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the sampler needs the losses of candidates."""
+        return type(self).choose is not CohortSampler.choose
+
+    @property
+    def observes(self) -> bool:
+        """Whether the sampler learns from the rounds."""
+        return type(self).observe is not CohortSampler.observe
+
 
 @register("cohort", "uniform")
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +125,7 @@ class Uniform(CohortSampler):
         within("(0, 1]", fraction=self.fraction)
 
     def check(self, population: int) -> None:
-        _check_size(self._size(population), population)
+        check_size(self._size(population), population)
 
     def min_present(self, population: int) -> int:
         return self.size or 1
@@ -138,7 +183,7 @@ class Weighted(CohortSampler):
     size: int
 
     def check(self, population: int) -> None:
-        _check_size(self.size, population)
+        check_size(self.size, population)
 
     def min_present(self, population: int) -> int:
         return self.size
@@ -147,8 +192,7 @@ class Weighted(CohortSampler):
         clients = np.flatnonzero(sizes)
         if self.size > len(clients):
             raise ValueError(f"size: {self.size} clients of {len(clients)} that have training samples")
-        keys = -np.log1p(-random.uniform(seed, "cohort", round_, clients)) / sizes[clients]
-        return state, np.sort(clients[np.argpartition(keys, self.size - 1)[: self.size]])
+        return state, np.sort(draw_weighted(self.size, clients, sizes[clients], seed, "cohort", round_))
 
 
 @register("cohort", "cyclic")
@@ -167,7 +211,7 @@ class Cyclic(CohortSampler):
     among_present: ClassVar[bool] = False
 
     def check(self, population: int) -> None:
-        _check_size(self.size, population)
+        check_size(self.size, population)
 
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, np.sort((round_ * self.size + np.arange(self.size)) % len(sizes))
@@ -198,12 +242,36 @@ class Fixed(CohortSampler):
         return state, np.sort(np.array(self.clients, np.int64))
 
 
-def _check_size(size: int, population: int) -> None:
+def check_size(size: int, population: int) -> None:
+    """Check that a cohort of `size` clients can be drawn from a population.
+
+    Raises:
+        ValueError: it cannot.
+    """
     positive(size=size)
     if size > population:
         raise ValueError(
             f"size: {size} clients of a population of {population}; use 1..{population} or more partition.clients"
         )
+
+
+def draw_weighted(size: int, clients: np.ndarray, weights: np.ndarray, *address: int | str) -> np.ndarray:
+    """Draw `size` clients one after another without replacement, with probability proportional to positive weights.
+
+    These are the clients with the smallest keys -log(u_c) / w_c, u_c uniform (Efraimidis, Spirakis 2006). The result
+    is in the order of drawing.
+
+    Args:
+        size: number of clients, at most n.
+        clients: ids, (n,); the last part of the address of u_c.
+        weights: w_c, (n,).
+        address: the first parts of the address of u_c.
+    """
+    keys = -np.log1p(-random.uniform(*address, clients)) / weights
+    if size < len(keys):
+        smallest = np.argpartition(keys, size)[:size]
+        keys, clients = keys[smallest], clients[smallest]
+    return clients[np.argsort(keys, kind="stable")]
 
 
 def _subset(generator: np.random.Generator, population: int, size: int) -> np.ndarray:

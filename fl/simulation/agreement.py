@@ -1,11 +1,17 @@
-"""Check before any work that the strategy has a model, and that strategy and client speak of the same groups."""
+"""Check before any work that the parts of a run fit together: strategy, client, sampler, server."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from fl.checks import one_of
+from fl.communication.chain import find_wrapper
+from fl.communication.codecs.delta import Delta
+from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.config.config import Config
-from fl.errors import ConfigError
+from fl.data.stream import Period
+from fl.errors import ConfigError, located
 from fl.execution.finite import is_finite, non_finite_name
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
@@ -104,3 +110,65 @@ def check_groups(config: Config, request: Any) -> None:
                 f"with strategy {names[1]!r}, client {names[0]!r} does not {verb} {sorted(missing)}; "
                 f"the strategy's own client is {strategy.client!r}",
             )
+
+
+def check_adversary(config: Config, trainable: int) -> None:
+    """Check that a run can have its adversary; `trainable` is the number of clients that train.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.adversary is None:
+        return
+    if isinstance(config.server, Asynchronous):
+        raise ConfigError(
+            "adversary",
+            "an attack needs the honest updates of a round, and an asynchronous server has no rounds; "
+            "use server: sync, or leave adversary out",
+        )
+    for wrapper in (ErrorFeedback, Delta):
+        if find_wrapper(config.up, wrapper):
+            raise ConfigError(
+                "codec.up",
+                f"{wrapper.__name__} remembers what a client sent, and attackers have no such memory; use a codec "
+                "without memory, or leave adversary out",
+            )
+    try:
+        config.adversary.check(trainable)
+        for group in config.adversary.groups or ():
+            one_of(sorted(config.client.sends), groups=group)
+    except ValueError as error:
+        raise located("adversary", error) from error
+
+
+def check_after_reduction(config: Config) -> None:
+    """Check that the parts after the reduction fit the groups that clients send.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for index, part in enumerate(config.after_reduction):
+        try:
+            part.check(config.client.sends)
+        except ValueError as error:
+            raise located(f"after_reduction[{index}]", error) from error
+
+
+def check_sampler(config: Config, periods: Sequence[Period]) -> None:
+    """Check that the server and the task give the sampler what it learns from.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    sampler = config.cohort
+    if not (sampler.chooses or sampler.observes):
+        return
+    name = getattr(type(sampler), "registered_as", type(sampler).__name__)
+    if isinstance(config.server, Asynchronous):
+        raise ConfigError(
+            "cohort",
+            f"{name!r} learns from rounds, and the clock of an asynchronous server chooses the clients; leave cohort "
+            "out, or use server: sync",
+        )
+    if sampler.chooses and any("loss" not in period.task.metrics() for period in periods):
+        raise ConfigError("cohort", f"{name!r} needs the metric 'loss', which the task does not have")

@@ -244,7 +244,7 @@ class AsynchronousRunner(ExchangeRunner):
         self.folder.clients.add(self.ledger_round, "train", clients, examples, columns)
         self.totals.add_metrics(pooled, float(examples.sum()))
         self.totals.dropped += len(arrivals) - len(good)
-        return ExchangeResult(exchange.reduced(fold.finish()), clients, examples, pooled, step.tier)
+        return self.answer(exchange, self.place.number, fold.finish(), clients, examples, pooled, step.tier)
 
     def _book_uploads(self, arrived: list[tuple[int, ClientResult]]) -> None:
         """Enter the bytes of updates into the ledger."""

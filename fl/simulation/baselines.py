@@ -11,6 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fl import registry
 from fl.config.config import Config
 from fl.config.sections import Stop
@@ -48,7 +50,7 @@ def baseline_configs(run_setup: RunSetup, directory: Path) -> dict[str, Config]:
 def with_method(
     config: Config, rounds: int, strategy: Strategy, client: ClientAlgorithm, server: bool = False
 ) -> Config:
-    """Return the run's configuration with another method, in which every client takes part in every round.
+    """Return the run's configuration with another method: all clients in every round, no adversary.
 
     Args:
         config: the configuration of the run.
@@ -71,7 +73,9 @@ def with_method(
         strategy=strategy,
         client=client,
         cohort=Uniform(fraction=1.0),
+        adversary=None,
         transforms=(),
+        after_reduction=(),
         evaluation=evaluation,
         execution=replace(config.execution, plan="auto", chunk=None, memory_format=None),
         stop=Stop(),
@@ -115,5 +119,6 @@ def participation(run_setup: RunSetup) -> float:
     """Return the fraction of clients in a cohort, measured in round 0; in (0, 1]."""
     config = run_setup.config
     state = config.cohort.init(run_setup.trainable)
-    _, cohort = config.cohort.sample(state, 0, config.seed, run_setup.sizes(0)[: run_setup.trainable])
+    state, cohort = config.cohort.sample(state, 0, config.seed, run_setup.sizes(0)[: run_setup.trainable])
+    _, cohort = config.cohort.choose(state, cohort, np.zeros(len(cohort)))
     return max(len(cohort), 1) / run_setup.trainable

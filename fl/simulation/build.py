@@ -32,6 +32,7 @@ from fl.models.client_models import ClientModel
 from fl.models.dropout import with_addressed_dropout
 from fl.models.extension import Extend, extended
 from fl.models.probe import ModuleFacts
+from fl.simulation.agreement import check_adversary, check_after_reduction, check_sampler
 from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
@@ -71,6 +72,9 @@ def set_up_run(config: Config) -> RunSetup:
     _located("cohort", lambda: config.cohort.check(trainable))
     if is_vertical(config):
         check_cohort(config, periods[0].partition.train_slices()[1])
+    check_sampler(config, periods)
+    check_adversary(config, trainable)
+    check_after_reduction(config)
     outputs = _num_outputs(config, dataset)
     by_client = None
 

@@ -10,7 +10,7 @@ training which updates it will sum. Without a deadline or over-selection, second
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,17 @@ from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
+from fl.execution.isolation import isolated
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
+from fl.method.after_reduction import ReductionContext, apply_all
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult, Transfer
+from fl.simulation.attacked_exchanges import AttackedExchanges
 from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
+from fl.simulation.observed import Observed
 from fl.simulation.setup import RunSetup
 from fl.simulation.stored_states import StoredStates
 from fl.simulation.totals import RoundTotals, weighted_mean
@@ -41,6 +45,14 @@ EMPTY_COHORT = np.empty(0, np.int64)  # for exchanges outside any round
 EVALUATIONS = 1 << 15  # first number of a round's evaluations
 
 
+class Answers(NamedTuple):
+    """The clients that answered an exchange: ids and numbers of training samples, (n,), and means of their metrics."""
+
+    clients: np.ndarray
+    num_examples: np.ndarray
+    metrics: Mapping[str, Any]
+
+
 class ExchangeRunner:
     """Carries out the exchanges of a run.
 
@@ -54,15 +66,24 @@ class ExchangeRunner:
         self.downlink = Downlink(run_setup, folder.ledger)
         self.time = VirtualTime(run_setup)
         self.stored_states = StoredStates(run_setup, states, executor.remote)
+        self.observed = Observed() if run_setup.config.cohort.observes else None
+        self.attacked = AttackedExchanges.of(run_setup, executor, folder.path / "scratch")
         self.begin(0, 0, EMPTY_COHORT)
 
     def begin(self, round_: int, ledger_round: int, cohort: np.ndarray) -> None:
         """Begin a round of `cohort`. Bytes and clients' metrics are booked under `ledger_round`."""
-        self.round, self.ledger_round, self.cohort = round_, ledger_round, cohort
+        self.round, self.ledger_round = round_, ledger_round
         self.index, self.evaluations, self.totals = 0, 0, RoundTotals()
         self.carries: dict[int, tuple[int, ...]] = {}  # client -> where its carry to the next exchange lies
         self.period = self.run_setup.period_at(round_)
         self.sizes = self.run_setup.sizes(self.period)
+        self.set_cohort(cohort)
+
+    def set_cohort(self, cohort: np.ndarray) -> None:
+        """Set the clients of the round's exchanges, ids ascending, (n,)."""
+        self.cohort = cohort
+        if self.observed is not None:
+            self.observed.begin(cohort)
 
     @property
     def place(self) -> Place:
@@ -122,7 +143,7 @@ class ExchangeRunner:
             limits=limits,
             original=sent.encoded if self.executor.remote else None,
         )
-        result = self.executor.run(dispatch)
+        result = self.executor.run(dispatch) if self.attacked is None else self.attacked.run(dispatch, self.totals)
         with span("server", "books"):
             outcome = self._book(exchange, participants, result)
         if trip is not None:
@@ -202,13 +223,56 @@ class ExchangeRunner:
         self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)
         examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
         if "loss" in metrics:
-            answered = {name: values[~dropped] for name, values in metrics.items()}
-            self.folder.clients.add(self.ledger_round, "train", cohort[~dropped], examples[~dropped], answered)
-        outcome = outcome_of(self, exchange, cohort, result, columns)
-        self.totals.add_metrics(outcome.metrics, float(outcome.num_examples.sum()))
+            own = {name: values[~dropped] for name, values in metrics.items()}
+            self.folder.clients.add(self.ledger_round, "train", cohort[~dropped], examples[~dropped], own)
+        answered = self.answers(cohort, columns)
+        self.totals.add_metrics(answered.metrics, float(answered.num_examples.sum()))
         self.totals.dropped += int(dropped.sum())
+        number = self.place.number
+        if self.observed is not None:
+            self.observed.add(cohort, ~dropped, examples, metrics)
         self.index += 1
-        return outcome
+        return self.answer(exchange, number, result.value, *answered)
+
+    def answers(self, cohort: np.ndarray, columns: Columns) -> Answers:
+        """Return who answered, and remember the clients' carries. `columns` are in the order of `cohort`, (n,)."""
+        n, dropped = len(cohort), columns.column("dropped", len(cohort), False)
+        carries = columns.column("carry", n, -1)
+        if carries.ndim == 2:
+            carries[dropped] = NO_RECORD
+            self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
+        examples = columns.column("num_examples", n, 0)
+        pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in columns.metrics(n).items()}
+        return Answers(cohort[~dropped], examples[~dropped], pooled)
+
+    def answer(
+        self,
+        exchange: Exchange,
+        number: int,
+        value: Any,
+        clients: np.ndarray,
+        examples: np.ndarray,
+        metrics: Mapping[str, Any],
+        tier: int = 0,
+    ) -> ExchangeResult:
+        """Return what the strategy is answered, after the parts of `after_reduction`.
+
+        Args:
+            exchange: the strategy's request.
+            number: number of the exchange in the run.
+            value: group -> reduced value; None if no client answered.
+            clients: ids of the clients that answered, (n,).
+            examples: their numbers of training samples, (n,).
+            metrics: means over these clients.
+            tier: tier of the clients, for a tiered server.
+        """
+        config = self.run_setup.config
+        if config.after_reduction and value is not None:
+            ctx = ReductionContext(config.seed, self.round, number, exchange.work, clients, examples)
+            with span("server", "after reduction"), isolated():
+                value, figures = apply_all(config.after_reduction, value, ctx)
+            self.totals.after_reduction |= figures
+        return ExchangeResult(exchange.reduced(value), clients, examples, metrics, tier)
 
     def stage_states(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
         """Take over the clients' new states; a dropped client keeps the state it had."""
@@ -238,20 +302,9 @@ class ExchangeRunner:
         """Enter virtual seconds and client outcomes."""
         self.totals.add_simulated(trip.metrics())
         self.folder.clients.add(self.ledger_round, "system", trip.cohort, trip.samples, trip.columns())
-
-
-def outcome_of(
-    exchanges: ExchangeRunner, exchange: Exchange, cohort: np.ndarray, result: DispatchResult, columns: Columns
-) -> ExchangeResult:
-    """Return what the strategy gets, and remember the clients' carries. `columns` are in the order of `cohort`."""
-    n, dropped = len(cohort), columns.column("dropped", len(cohort), False)
-    carries = columns.column("carry", n, -1)
-    if carries.ndim == 2:
-        carries[dropped] = NO_RECORD
-        exchanges.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
-    examples = columns.column("num_examples", n, 0)
-    pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in columns.metrics(n).items()}
-    return ExchangeResult(exchange.reduced(result.value), cohort[~dropped], examples[~dropped], pooled)
+        if self.observed is not None:
+            included = trip.timing.included
+            self.observed.add_seconds(trip.cohort[included], trip.timing.times.total[included])
 
 
 def _nowhere(count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult
-from fl.simulation.exchange import ExchangeRunner, outcome_of
+from fl.simulation.exchange import ExchangeRunner
 
 
 def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
@@ -27,4 +27,4 @@ def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
         pin=exchange.pin,
     )
     columns = result.columns.reordered(np.argsort(cohort))
-    return outcome_of(exchanges, exchange, np.sort(cohort), result, columns)
+    return ExchangeResult(exchange.reduced(result.value), *exchanges.answers(np.sort(cohort), columns))

@@ -18,6 +18,7 @@ class RoundTotals:
     def __init__(self) -> None:
         self.pooled: dict[str, list[tuple[float, float]]] = {}  # (value, samples) of each exchange
         self.simulated: dict[str, float] = {}
+        self.after_reduction: dict[str, float] = {}  # metrics of these parts
         self.errors: list[str] = []
         self.dropped = self.retried = 0
         self.busy_seconds = self.server_seconds = 0.0
@@ -34,7 +35,7 @@ class RoundTotals:
         self.errors += result.errors
 
     def add_simulated(self, figures: Mapping[str, float]) -> None:
-        """Add virtual seconds and counts of client outcomes."""
+        """Add virtual seconds and counts of clients: outcomes, attackers."""
         for name, value in figures.items():
             self.simulated[name] = self.simulated.get(name, 0) + value
 
@@ -48,7 +49,7 @@ class RoundTotals:
             row["server_seconds"] = self.server_seconds
         if self.errors:
             row["errors"] = self.errors
-        return row | self.simulated
+        return row | self.simulated | self.after_reduction
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:

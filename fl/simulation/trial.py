@@ -36,7 +36,8 @@ from fl.execution.training.objective import name_of_objective, objective_error
 from fl.execution.training.plan import Kind
 from fl.execution.training.vmap import Vmap
 from fl.method.context import ClientContext
-from fl.method.local_training import LocalTraining, data_facts
+from fl.method.facts import data_facts
+from fl.method.local_training import LocalTraining
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase

@@ -50,6 +50,10 @@ class VirtualTime:
         if opens == math.inf:
             raise ValueError(f"availability: fewer than {least} clients are ever present at once after {self.now} s")
         present = self.system.available(opens)
+        if sampler.observes:  # it knows clients by their ids
+            masked = np.zeros_like(sizes)
+            masked[present] = sizes[present]
+            return *sampler.sample(state, round_, seed, masked), opens
         state, chosen = sampler.sample(state, round_, seed, sizes[present])
         return state, present[chosen], opens
 

@@ -54,6 +54,35 @@ class Vector:
         array = np.memmap(self.path, np.uint8, "c", self.offset, (self.length,))
         return torch.from_numpy(array).view(getattr(torch, self.dtype))
 
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.length // getattr(torch, self.dtype).itemsize
+
+    def read(self, start: int = 0, stop: int | None = None, file: int | None = None) -> Tensor:
+        """Return a copy of the elements from `start` up to `stop`, default all. Nothing of the file stays mapped.
+
+        Args:
+            start: first element.
+            stop: element after the last one.
+            file: descriptor of the segment's file, if it is open; many reads are quicker then.
+        """
+        if file is None:
+            file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                return self.read(start, stop, file)
+            finally:
+                os.close(file)
+        dtype = getattr(torch, self.dtype)
+        out = torch.empty((self.numel if stop is None else stop) - start, dtype=dtype, device="cpu")
+        left, place = raw_bytes(out), self.offset + start * dtype.itemsize
+        while len(left):  # one call reads 2 GiB at most
+            count = os.preadv(file, [left], place)
+            if not count:
+                raise Damaged(f"{self.path} ends before byte {self.offset + self.length}")
+            left, place = left[count:], place + count
+        return out
+
 
 class Segments:
     """The segments in one folder. Writes go to segment `own` (see `write_to`), which the first write creates."""

@@ -29,6 +29,7 @@ DEVICES = {"devices": {"name": "identical", "ms_per_sample": 1.0}}
 REFUSED = {  # key of the message -> a configuration with it
     "server": {"system": DEVICES, "server": {"name": "buffered", "buffer": 2, "concurrency": 3}},
     "system": {"system": DEVICES},
+    "adversary": {"adversary": {"name": "sign_flip", "share": 0.2}},
     "baselines": {"baselines": ["local"]},
     "codec.down": {"codec": {"down": ["delta", "fp16"]}},
     "model.by_client.assign": {"model": {"by_client": {"assign": "names.json", "models": {"small": "mlp"}}}},

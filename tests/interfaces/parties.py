@@ -54,7 +54,9 @@ class Look(ClientAlgorithm):
         held = {id(o): o for o in reached if type(o) in (torch.Tensor, np.ndarray)}
         columns, labels = 0, 0
         for array in held.values():
-            values = array.detach().numpy() if isinstance(array, torch.Tensor) else array
+            if isinstance(array, torch.Tensor):  # NumPy has no bfloat16
+                array = array.detach().float() if array.dtype == torch.bfloat16 else array.detach()
+            values = np.asarray(array)
             if values.dtype == np.float32:
                 found = values[(values >= FIRST) & (values < FIRST + 50)]
                 columns |= sum(1 << int(v - FIRST) for v in np.unique(found))
