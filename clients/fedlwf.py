@@ -12,7 +12,7 @@ Equals FedAvg: weight=0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.measure import check_graphs
-from fl import Batch, ClientContext, LocalTraining, Reply, StepContext, Task, Tree, View, register
+from fl import Batch, ClientContext, LocalTraining, StepContext, Task, View, register
 
 BLOCK = 256  # samples per forward pass of the teacher
 
@@ -40,15 +40,16 @@ class FedLwF(LocalTraining):
 
     receives: ClassVar[tuple[str, ...]] = ("model", "weight", "temperature")
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+    def samples(self, ctx: ClientContext) -> View:
         if ctx.random_batches:  # the objective makes the teacher's passes
             check_graphs(ctx)
-        elif "teacher" in ctx.received and ctx.config["weight"] and len(ctx.train):
-            batch, net = ctx.train.take(), ctx.net(ctx.received["teacher"])
-            with torch.no_grad():
-                outputs = torch.cat([net(x) for x in torch.split(batch["x"], BLOCK)])
-            ctx = replace(ctx, train=View({**batch, "teacher": outputs}, np.arange(len(ctx.train))))
-        return super().work(name, ctx, carry)
+            return ctx.train
+        if "teacher" not in ctx.received or not ctx.config["weight"] or not len(ctx.train):
+            return ctx.train
+        batch, net = ctx.train.take(), ctx.net(ctx.received["teacher"])
+        with torch.no_grad():
+            outputs = torch.cat([net(x) for x in torch.split(batch["x"], BLOCK)])
+        return View({**batch, "teacher": outputs}, np.arange(len(ctx.train)))
 
     def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
         outputs = net(batch["x"])

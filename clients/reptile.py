@@ -23,7 +23,7 @@ class Reptile(LocalTraining):
         samples: number of training samples that a client draws for a round, at least 1. Default: all.
     """
 
-    samples: int | None = None
+    samples: int | None = None  # type: ignore[assignment]  # the number hides a hook that this client does not use
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ _HOMES = {
         "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
         "fl.method.facts": "class_counts",
         "fl.method.phase": "Phase",
+        "fl.method.views": "Beside",
         "fl.method": "server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.facts import class_counts as class_counts
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
     from fl.method.phase import Phase as Phase
+    from fl.method.views import Beside as Beside
     from fl.data.views import View as View
     from fl.method import server_optimiser as server_optimiser
     from fl.method.grouped import (

@@ -1,7 +1,7 @@
 """Natural owners: one client per distinct id of the data set, in ascending order of ids.
 
-With `clients: n` only the n lowest ids take part; other rows are not used. Rows that a client only tests on
-(`Dataset.held`) are its test rows; splits.test stays 0 then.
+With `clients: n` only the n lowest ids take part; other rows are not used. Rows that the data keep for validation or
+tests (`Dataset.held`) are the client's validation and test rows; splits.val or splits.test stays 0 then.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Natural(Partitioner):
         partition = Partition(*natural(dataset.clients, self.clients))
         if dataset.held is None:
             return partition
-        held, owner, count = dataset.held[partition.indices], owners(partition), partition.num_clients
-        order, _ = group_by(2 * owner + held, 2 * count)
-        return Partition(partition.indices[order], partition.offsets, test=np.bincount(owner[held], minlength=count))
+        owner, count = owners(partition), partition.num_clients
+        val, test = (dataset.held_for(split)[partition.indices] for split in ("val", "test"))
+        order, _ = group_by(3 * owner + val + 2 * test, 3 * count)
+        counts = (np.bincount(owner[held], minlength=count) for held in (val, test))
+        return Partition(partition.indices[order], partition.offsets, *counts)

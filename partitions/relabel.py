@@ -50,5 +50,6 @@ class Relabel(Shift):
         names = relabelling(partition.num_clients, int(y.max()) + 1, self.classes, self.seed)
         owner = owners(partition)
         relabelled = y.copy()
-        relabelled[partition.indices] = names[owner, y[partition.indices]]
+        mine = y[partition.indices]
+        relabelled[partition.indices] = np.where(mine < 0, mine, names[owner, mine])  # -1 has no label
         return replace(dataset, train={**dataset.train, "y": relabelled})

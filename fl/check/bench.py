@@ -91,9 +91,13 @@ class Bench:
         return cls({"name": strategy}, {"name": name, **training(name), **arguments}, folder)
 
     def config(self, **overrides: Any) -> Config:
-        """The federation with both parts, the strategy's `example_config` and overrides by dotted path."""
+        """The federation with both parts, their `example_config` and overrides by dotted path."""
         parts = {"strategy": self.strategy, "client": self.client}
-        needs = registry.lookup("strategy", self.strategy["name"]).example_config
+        parts_of_run = (
+            registry.lookup("strategy", self.strategy["name"]),
+            registry.lookup("client", self.client["name"]),
+        )
+        needs = {key: value for part in parts_of_run for key, value in getattr(part, "example_config", {}).items()}
         return resolve(read(copy.deepcopy(FEDERATION | parts), {**needs, **overrides}))
 
     def simulation(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl import registry
-from fl.check import augment, client, codec, cohort, data, model, partition, shift, strategy, task
+from fl.check import augment, client, codec, cohort, data, labels, model, partition, shift, strategy, task
 from fl.check.bench import Bench
 from fl.check.finding import Finding, Law, try_law
 from fl.check.target import example_arguments, find_part, requires
@@ -26,6 +26,7 @@ _ROOMS = {
     "codec": codec,
     "partition": partition,
     "shift": shift,
+    "labels": labels,
     "cohort": cohort,
     "augment": augment,
     "model": model,

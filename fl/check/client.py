@@ -20,6 +20,7 @@ from fl.data.views import View
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
+from fl.simulation.workload import workload_of
 from fl.tensors.trees import Tree, leaves
 
 BATCH = int(TRAINING["batch"])
@@ -72,7 +73,9 @@ def _require_booked(client: LocalTraining, name: str, ctx: ClientContext, carry:
     n = len(ctx.train) // BATCH * BATCH  # batches of one size: each step takes as long
     even = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[:n]))
     about = np.array([n]), ctx.round, ctx.rounds, name
-    (steps,), (samples,) = client.workload(*about)
+    steps, samples = (
+        int(values[0]) for values in workload_of(client, about[0], np.array([len(ctx.unlabelled)]), *about[1:])
+    )
     (extra,) = client.extra_samples(*about)
     for limit in (None, max(1, int(steps) // 2)):
         with _gradients_counted(ctx.module) as taken:

@@ -24,7 +24,13 @@ BASES: dict[type, str] = {
     Augment: "augment",
     Task: "task",
 }
-METHODS = {"split": "partition", "apply": "shift", "build": "model", "load": "data"}  # of parts without a base class
+METHODS = {
+    "split": "partition",
+    "apply": "shift",
+    "keep": "labels",
+    "build": "model",
+    "load": "data",
+}  # of parts without a base class
 
 
 def find_part(target: str, kinds: list[str]) -> tuple[str, str]:

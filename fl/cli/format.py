@@ -96,6 +96,11 @@ def format_partition_stats(stats: Mapping[str, Any]) -> str:
     lines = {"clients": stats["clients"], "rows": stats["rows"]}
     lines |= {"train, val, test": ", ".join(str(stats[name]) for name in ("train", "val", "test"))}
     lines |= {"rows per client": f"{spread('size')}  (min .. median .. max)"}
+    if "unlabelled" in stats:
+        lines |= {
+            "unlabelled": f"{stats['unlabelled']} training rows",
+            "labelled per client": spread("labelled"),
+        }
     if "labels" in stats:
         lines |= {"labels per client": f"{spread('labels')}  of {stats['classes']}"}
         lines |= {"mean EMD": f"{stats['emd']:.4f}", "mean entropy": f"{stats['entropy']:.4f} nats"}

@@ -24,6 +24,7 @@ from fl.config.dumping import to_plain
 from fl.config.fields import NOT_A_KEY, fields_of
 from fl.config.references import PartReference, anchored, named, with_name
 from fl.config.sections import Evaluation, Stop
+from fl.data.labels import Labels
 from fl.data.partitioner import Partitioner
 from fl.data.section import Data
 from fl.data.shift import Shift
@@ -59,6 +60,7 @@ class Config:
         partition: gives training rows to clients.
         stream: a sequence of learning problems; None: one problem.
         shift: changes each client's samples in its own way; None: no change.
+        labels: which training rows keep their labels; None: all.
         splits: fractions of rows, and number of clients, that are held out of training.
         model: the model, with options for all models beside its own.
         task: loss, outputs and metrics.
@@ -86,6 +88,7 @@ class Config:
     partition: Partitioner
     stream: Stream | None = None
     shift: Shift | None = None
+    labels: Labels | None = None
     splits: Splits = field(default_factory=Splits)
     model: Model
     task: Task

@@ -23,7 +23,8 @@ DERIVED = (
     "adversary",
     "after_reduction",
 )
-METHODS = {"partition": "split", "shift": "apply", "stream": "periods"}  # kind -> the method that its parts define
+# kind -> the method that its parts define
+METHODS = {"partition": "split", "shift": "apply", "labels": "keep", "stream": "periods"}
 
 
 def check_class(kind: Kind, cls: type, name: str, path: str) -> None:

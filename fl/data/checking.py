@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl.data.dataset import Arrays, Dataset
+from fl.data.labels import NO_LABEL, has_no_label, without_labels
 
 if TYPE_CHECKING:
     from fl.tasks.task import Task
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 BLOCK = 1 << 22  # numbers that are checked at once
 
 
-def checked(dataset: Dataset, task: Task) -> Dataset:
+def checked(dataset: Dataset, task: Task, gaps: bool = False) -> Dataset:
     """Return the data set as a run uses it.
 
-    Features of one dimension (N,) become (N, 1) if they are real numbers. The task checks and converts `y`.
+    Features of one dimension (N,) become (N, 1) if they are real numbers. The task checks and converts `y`. With
+    `gaps`, training rows with y = -1 or NaN have no label: the task checks the other rows, and these have -1 (in real
+    numbers NaN) in the result.
 
     Raises:
         ValueError: there are no training rows, a number is not finite, or the labels do not fit the task.
@@ -35,7 +38,23 @@ def checked(dataset: Dataset, task: Task) -> Dataset:
             f"y has words ({', '.join(map(repr, dataset.words[:3]))}, ...), and this task needs numbers; "
             "convert them, or use task: classification"
         )
-    return dataset.mapped(lambda part, arrays: _checked(arrays, part, task))
+    return dataset.mapped(
+        lambda part, arrays: (_with_gaps if gaps and part == "train" else _checked)(arrays, part, task)
+    )
+
+
+def _with_gaps(arrays: Arrays, where: str, task: Task) -> Arrays:
+    y = require_labels(arrays, where)
+    assert y is not None
+    missing = has_no_label(y)
+    if y.dtype.kind == "f" and task.kernel == "cross_entropy":  # classes as real numbers
+        missing |= (y == NO_LABEL).all(axis=tuple(range(1, y.ndim)))
+    if missing.all():
+        raise ValueError(f"{where} y has no labels: all {len(y)} rows are -1 or NaN")
+    filled = np.array(y)
+    filled[missing] = y[np.argmin(missing)]
+    arrays = _checked({**arrays, "y": filled}, where, task)
+    return {**arrays, "y": without_labels(arrays["y"], np.flatnonzero(missing))}
 
 
 def _checked(arrays: Arrays, where: str, task: Task) -> Arrays:

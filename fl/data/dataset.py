@@ -4,8 +4,8 @@
     test    the same names, or None            rows on which the server evaluates
     clients (N,) or None                       natural owner of each training row (a writer, a speaker, a device)
     server  {"x": ..., "y": ..., ...} or None  rows on which the server may train (public data, base classes)
-    held    (N,) bool or None                  training rows that their natural owner only tests on. The partition
-                                               `natural` keeps them as test rows; other partitions leave them out.
+    held    (N,) int8, bool or None            0: a row for training, 1: for validation, 2 (or True): for tests. The
+                                               partition `natural` keeps held rows; other partitions leave them out.
 
 Loaders are frozen dataclasses, registered under "data", with a method `load() -> Dataset`.
 """
@@ -17,7 +17,7 @@ import logging
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Dataset:
         test: The server's test rows, with the names, shapes and dtypes of `train`.
         clients: (N,) integer, natural owner of each training row.
         server: Rows on which the server may train.
-        held: (N,) bool, training rows that their natural owner only tests on.
+        held: (N,) int8, what each row is for: 0 training, 1 validation, 2 tests of its natural owner. True is 2.
         words: Names of the classes 0, 1, ... if the labels were words. They are set here.
         source: Draws training rows again in training, if they are random. Default: each row is always the same.
         names: Names of the columns of `x` (N, D), if they are known.
@@ -82,11 +82,7 @@ class Dataset:
                     f"is not one integer for each of {len(self)} rows"
                 )
         if self.held is not None:
-            object.__setattr__(self, "held", np.ascontiguousarray(self.held))
-            if self.held.shape != (len(self),) or self.held.dtype != bool:
-                raise ValueError(
-                    f"held: {self.held.dtype} {self.held.shape} is not one bool for each of {len(self)} rows"
-                )
+            object.__setattr__(self, "held", _held(np.ascontiguousarray(self.held), len(self)))
 
     def _stored_parts(self) -> dict[str, Any]:
         """Return the converted arrays of train, test and server, and the words of the labels."""
@@ -115,6 +111,14 @@ class Dataset:
     def notes(self) -> list[str]:
         """Sentences for the first line of a run."""
         return [] if self.source is None else ["the data set is random, so training reads its rows at each access"]
+
+    def held_for(self, split: Literal["val", "test"]) -> np.ndarray:
+        """Return (N,) bool: the rows that their natural owner keeps for validation or for tests."""
+        if self.held is None:
+            return np.zeros(len(self), bool)
+        if self.held.dtype == bool:
+            return self.held if split == "test" else np.zeros(len(self), bool)
+        return self.held == (1 if split == "val" else 2)
 
     def parts(self) -> dict[str, Arrays]:
         """Return the parts that there are, of train, test and server, by name."""
@@ -155,6 +159,18 @@ class Loader:
     def load(self) -> Dataset:
         """Read or generate the data set."""
         raise NotImplementedError
+
+
+def _held(held: np.ndarray, rows: int) -> np.ndarray:
+    """Return `held` as bool or int8."""
+    if held.shape == (rows,) and held.dtype == bool:
+        return held
+    if held.shape != (rows,) or held.dtype.kind not in "iu" or not np.isin(held, (0, 1, 2)).all():
+        raise ValueError(
+            f"held: {held.dtype} {held.shape} is not one bool for each of {rows} rows, nor one of 0 (training), "
+            "1 (validation) and 2 (test)"
+        )
+    return held.astype(np.int8)
 
 
 def _checked(part: str, arrays: Mapping[str, np.ndarray]) -> Arrays:

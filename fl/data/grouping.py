@@ -115,3 +115,18 @@ def rank_in_group(groups: np.ndarray, key: np.ndarray) -> np.ndarray:
     found = np.empty(len(order), np.int64)
     found[order] = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
     return found
+
+
+def hashed_rank(groups: np.ndarray, count: int, words: np.ndarray) -> np.ndarray:
+    """Return `rank_in_group` by hashed `words` (n,), several times faster; `groups` (n,) are in 0..count-1.
+
+    Only the upper bits of the words count; ties are broken by position.
+
+    >>> hashed_rank(np.array([0, 1, 0]), 2, np.array([5 << 60, 1 << 60, 2 << 60], np.uint64)).tolist()
+    [1, 0, 0]
+    """
+    shuffled = hash_order(words)
+    order, offsets = group_by(groups[shuffled], count)
+    found = np.empty(len(groups), np.int64)
+    found[shuffled[order]] = np.arange(len(groups)) - np.repeat(offsets[:-1], np.diff(offsets))
+    return found

@@ -1,7 +1,7 @@
 """Partitions: the rows of each client, as two arrays for any number of clients.
 
     indices  |--- client 0 ---|-- client 1 --|------ client 2 ------| ...      client c: offsets[c] .. offsets[c+1]
-             | train |val|test|
+             |labelled|unlabelled|val|test|         "train": rows with labels, all of them without `labels:`
 
 There is no loop over clients: a million clients take a few array operations.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fl.data.grouping import class_codes, group_by, hash_order, rank_in_group
 from fl.tensors import random
+
+ViewName = Literal["train", "unlabelled", "val", "test"]
 
 
 def _no_rows() -> np.ndarray:
@@ -31,17 +33,19 @@ class Partition:
         offsets: (N + 1,) start of each client's slice in `indices`, and the end of the last one.
         val: (N,) number of validation rows, before the test rows of each slice. Default: none.
         test: (N,) number of test rows at the end of each slice. Default: none.
+        unlabelled: (N,) number of training rows without labels, before the validation rows. Default: none.
     """
 
     indices: np.ndarray
     offsets: np.ndarray
     val: np.ndarray = field(default_factory=_no_rows)
     test: np.ndarray = field(default_factory=_no_rows)
+    unlabelled: np.ndarray = field(default_factory=_no_rows)
 
     def __post_init__(self) -> None:
-        for name in ("indices", "offsets", "val", "test"):
+        for name in ("indices", "offsets", "val", "test", "unlabelled"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
-        for name in ("val", "test"):
+        for name in ("val", "test", "unlabelled"):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.zeros(self.num_clients, np.int64))
 
@@ -56,10 +60,13 @@ class Partition:
         return np.flatnonzero(np.diff(self.offsets) == 0)
 
     def train_slices(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (starts, sizes), each (N,): client c trains on indices[starts[c] : starts[c] + sizes[c]]."""
-        return self.offsets[:-1], np.diff(self.offsets) - self.val - self.test
+        """Return (starts, sizes), each (N,): client c trains on indices[starts[c] : starts[c] + sizes[c]].
 
-    def view_rows(self, client: int, view: Literal["train", "val", "test"]) -> np.ndarray:
+        These are the rows with labels.
+        """
+        return self.offsets[:-1], np.diff(self.offsets) - self.unlabelled - self.val - self.test
+
+    def view_rows(self, client: int, view: ViewName) -> np.ndarray:
         """Return the rows of the data set in a view of one client.
 
         >>> partition = Partition(np.array([7, 8, 9]), np.array([0, 1, 3]), val=np.array([0, 1]))
@@ -71,7 +78,7 @@ class Partition:
         a, b = self._spans(client, view)
         return self.indices[a:b]
 
-    def views_rows(self, clients: np.ndarray, view: Literal["train", "val", "test"]) -> tuple[np.ndarray, np.ndarray]:
+    def views_rows(self, clients: np.ndarray, view: ViewName) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the data set in a view of several clients, one client after another, and their counts.
 
         >>> partition = Partition(np.array([7, 8, 9]), np.array([0, 1, 3]), val=np.array([0, 1]))
@@ -90,18 +97,27 @@ class Partition:
         first_test = end - self.test[clients]
         first_val = first_test - self.val[clients]
         if view == "train":
-            return self.offsets[clients], first_val
+            return self.offsets[clients], first_val - self.unlabelled[clients]
+        if view == "unlabelled":
+            return first_val - self.unlabelled[clients], first_val
         if view == "val":
             return first_val, first_test
         if view == "test":
             return first_test, end
-        raise ValueError(f"view: {view!r} is not one of ['train', 'val', 'test']")
+        raise ValueError(f"view: {view!r} is not one of {list(get_args(ViewName))}")
 
-    def hold_out(self, val: float, test: float, seed: int) -> Partition:
+    def hold_out(self, val: float, test: float, seed: int, eligible: np.ndarray | None = None) -> Partition:
         """Hold out floor(val n) validation rows and floor(test n) test rows of each client's n rows.
 
         The rows are drawn in an order that depends on (seed, row) only. At least one row stays for training. If the
-        partition already has test rows, they are kept, n counts the other rows, and `test` must be 0.
+        partition already has test rows, they are kept, n counts the other rows, and `test` must be 0. If it has
+        validation rows, both must be 0. Call it before `with_labelled`.
+
+        Args:
+            val: Fraction of validation rows.
+            test: Fraction of test rows.
+            seed: Seed of the order.
+            eligible: (R,) bool, which of `indices` may be held out; n counts these rows only. Default: all.
         """
         if not (val >= 0 and test >= 0 and val + test < 1):
             raise ValueError(f"val: {val} and test: {test} are not fractions with val + test < 1")
@@ -110,15 +126,29 @@ class Partition:
             raise ValueError(f"test: {test} with a partition that has its own test rows; set it to 0")
         if val == test == 0:
             return self
+        if self.val.any():
+            raise ValueError(
+                f"val: {val} and test: {test} with data that say which rows are for validation; set both to 0"
+            )
         sizes = np.diff(self.offsets) - self.test
         # two groups per client: its other rows, then its test rows
         groups = np.repeat(np.arange(2 * self.num_clients), np.stack([sizes, self.test], 1).ravel())
+        count = 2 * self.num_clients
+        if eligible is not None:  # three groups: first the rows that must not be held out
+            may = (groups % 2 == 0) & eligible
+            sizes = np.bincount(groups[may] // 2, minlength=self.num_clients)
+            groups, count = groups // 2 * 3 + np.where(groups % 2, 2, may), 3 * self.num_clients
         shuffled = hash_order(random.hash64(seed, "hold_out", self.indices))
-        order = shuffled[group_by(groups[shuffled], 2 * self.num_clients)[0]]
+        order = shuffled[group_by(groups[shuffled], count)[0]]
         spare = np.maximum(sizes - 1, 0)
         tests = np.minimum((test * sizes).astype(np.int64), spare)
         vals = np.minimum((val * sizes).astype(np.int64), spare - tests)
         return replace(self, indices=self.indices[order], val=vals, test=self.test if has_test else tests)
+
+    def rows_of(self, *views: ViewName) -> np.ndarray:
+        """Return the rows of the data set in some views of all clients."""
+        clients = np.arange(self.num_clients)
+        return np.concatenate([self.views_rows(clients, view)[0] for view in views])
 
     def capped(self, labels: np.ndarray, most: int) -> Partition:
         """Keep at most `most` training rows per client and class, the first in order, and all held-out rows."""
@@ -130,14 +160,19 @@ class Partition:
         return replace(self, indices=self.indices[kept], offsets=offsets)
 
     def pooled(self) -> Partition:
-        """Give all training rows to client 0. Held-out rows stay with their clients."""
-        train, held = self._is_train(), self.val + self.test
-        held[0] += int(train.sum())
+        """Give all training rows to client 0, also those without labels. Held-out rows stay with their clients."""
+        held, unlabelled = self.val + self.test, np.zeros_like(self.unlabelled)
+        unlabelled[0] = self.unlabelled.sum()
+        trained = self.rows_of("train", "unlabelled")
+        sizes = np.diff(self.offsets)
+        is_held = np.arange(len(self.indices)) >= np.repeat(self.offsets[1:] - held, sizes)
+        held[0] += len(trained)
         offsets = np.concatenate([[0], np.cumsum(held)])
-        return replace(self, indices=np.concatenate([self.indices[train], self.indices[~train]]), offsets=offsets)
+        indices = np.concatenate([trained, self.indices[is_held]])
+        return replace(self, indices=indices, offsets=offsets, unlabelled=unlabelled)
 
     def _is_train(self) -> np.ndarray:
-        """Return (R,) bool: which of `indices` are training rows."""
+        """Return (R,) bool: which of `indices` are training rows with labels."""
         starts, sizes = self.train_slices()
         return np.arange(len(self.indices)) < (starts + sizes)[owners(self)]
 
@@ -174,6 +209,8 @@ class Partition:
             )
         if not (len(self.val) == len(self.test) == self.num_clients):
             raise ValueError(f"val, test: {len(self.val)} and {len(self.test)} counts for {self.num_clients} clients")
+        if self.unlabelled.any():
+            raise ValueError("unlabelled: a partition gives rows only; `labels:` of the configuration hides labels")
         wrong = np.flatnonzero((self.val < 0) | (self.test < 0) | (self.val + self.test > sizes))
         if len(wrong):
             raise ValueError(

@@ -21,17 +21,22 @@ from fl.data.partition import Partition, owners
 def held(labels: np.ndarray, partition: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Count the rows of each client and class.
 
+    Rows whose label is -1 in the data are left out.
+
     Returns (classes (K,), client (M,), class index (M,), rows (M,)), one element per client and class with rows.
     """
-    classes, codes = class_codes(labels[partition.indices])
-    pairs, rows = np.unique(owners(partition) * len(classes) + codes, return_counts=True)
+    labelled, owner = labels[partition.indices], owners(partition)
+    if labelled.min(initial=0) < 0:
+        labelled, owner = labelled[labelled >= 0], owner[labelled >= 0]
+    classes, codes = class_codes(labelled)
+    pairs, rows = np.unique(owner * len(classes) + codes, return_counts=True)
     return classes, pairs // len(classes), pairs % len(classes), rows
 
 
 def skew(labels: np.ndarray, partition: Partition) -> dict[str, np.ndarray]:
     """Return the number of `labels`, `emd` and `entropy` of each client that has rows, by name."""
     classes, client, which, rows = held(labels, partition)
-    sizes = np.diff(partition.offsets)
+    sizes = np.bincount(client, rows, partition.num_clients)
     overall = np.bincount(which, rows, len(classes)) / rows.sum()
     share = rows / sizes[client]
     each = {
@@ -49,9 +54,12 @@ def statistics(partition: Partition, labels: np.ndarray | None) -> dict[str, Any
     found |= {"train": int(partition.train_slices()[1].sum())}
     found |= {"val": int(partition.val.sum()), "test": int(partition.test.sum())}
     found["size"] = _spread(sizes)
+    if partition.unlabelled.any():
+        found["unlabelled"] = int(partition.unlabelled.sum())
+        found["labelled"] = _spread(partition.train_slices()[1])
     if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and len(partition.indices):
         each = skew(labels, partition)
-        found["classes"] = len(np.unique(labels[partition.indices]))
+        found["classes"] = int((np.unique(labels[partition.indices]) >= 0).sum())
         found["labels"] = _spread(each["labels"])
         found |= {name: float(each[name].mean()) for name in ("emd", "entropy")}
     return found

@@ -17,8 +17,8 @@ class Partitioner(Protocol):
     Attributes:
         overlaps: Whether clients may share rows. If not, a row that is given twice stops the run before round 0.
         leaves_rows: Whether rows may be left out. If not, a row that belongs to no client stops the run.
-        keeps_held: Whether `split` makes test rows of the rows that owners only test on (`Dataset.held`). If not, it
-            gets the data set without them.
+        keeps_held: Whether `split` makes validation and test rows of the rows that the data keep for this
+            (`Dataset.held`). If not, it gets the data set without them.
         axis: What is distributed: "rows", or "columns" (`ColumnPartitioner`).
     """
 

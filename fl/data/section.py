@@ -45,13 +45,15 @@ class Data:
         part: An object with load() -> Dataset, or data in one of the forms of fl/data/forms.py.
         long_tail: Ratio of the training rows of the first class to those of the last class; at least 1. Default: as is.
         normalise: True normalises with the mean and standard deviation of the training rows; or give both.
-        augment: Random changes of training batches, in order.
+        augment: Random changes of training batches, in order: the weak chain of methods that use two.
+        strong: The strong chain of these methods, in order; other methods do not use it.
     """
 
     part: Any
     long_tail: float | None = None
     normalise: bool | Standard = False
     augment: tuple[Augment, ...] = ()
+    strong: tuple[Augment, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(1, long_tail=self.long_tail, hint="it is the ratio of the first class's rows to the last class's rows")
@@ -71,7 +73,7 @@ class Data:
             )
         if check is not None:
             dataset = check(dataset)
-        for change in self.augment:
+        for change in (*self.augment, *self.strong):
             change.check(dataset.train["x"].shape[1:])
         if self.long_tail is not None:
             dataset = _select_rows(dataset, long_tailed(dataset.labels, self.long_tail))

@@ -49,6 +49,9 @@ class View:
         return View(placed({n: a for n, a in self.arrays.items() if n not in names}, self.arrays), self.rows)
 
 
+NO_ROWS = View({}, np.empty(0, np.int64))  # a view of nothing
+
+
 def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """Return the samples at `rows`, (n,), on the device of `rows`, wherever the arrays are."""
     return {name: array.index_select(0, rows.to(array.device)).to(rows.device) for name, array in arrays.items()}

@@ -245,6 +245,8 @@ class BatchedWork(ClientWork):
             self.task,
             job.augment,
             None if stacked is None else (known, self.device.put(stacked)),
+            job.strong,
+            self.partition.unlabelled[clients] if self.has_unlabelled else None,
             None if self.facts is None else self._stacked_facts(clients),
         )
         return chunk, records

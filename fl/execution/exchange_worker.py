@@ -6,12 +6,13 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fl.communication.transmit import Sizes
-from fl.data.views import View
+from fl.data.partition import ViewName
+from fl.data.views import NO_ROWS, View
 from fl.errors import ClientError, MachineError
 from fl.execution.client_state import method_state
 from fl.execution.columns import Columns
@@ -64,6 +65,7 @@ class ExchangeWorker:
         self.statistics = self.job.statistics
         period = self.job.periods[dispatch.period]
         self.partition, self.task = period.partition, period.task
+        self.has_unlabelled = worker.has_unlabelled[dispatch.period]
         self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
         self.facts = worker.facts  # of clients' data; None for a client algorithm without any
@@ -187,6 +189,7 @@ class ExchangeWorker:
             module=self.module,
             task=self.task,
             augment=job.augment,
+            strong=job.strong,
             micro_batch=job.micro_batch,
             graphs=job.graphs,
             module_facts=facts,
@@ -195,6 +198,7 @@ class ExchangeWorker:
             train=self._view(client, "train"),
             val=self._view(client, "val"),
             test=self._view(client, "test"),
+            unlabelled=self._view(client, "unlabelled").without("y") if self.has_unlabelled else NO_ROWS,
         )
 
     def facts_of(self, client: int) -> Tree:
@@ -203,7 +207,7 @@ class ExchangeWorker:
         with during("facts"), self.isolated:
             return self.facts.of(self.dispatch.period, client)
 
-    def _view(self, client: int, split: Literal["train", "val", "test"]) -> View:
+    def _view(self, client: int, split: ViewName) -> View:
         if client == SERVER:
             return View(self.job.arrays, np.empty(0, np.int64))
         return View(self.job.arrays_of(client), self.partition.view_rows(client, split))

@@ -52,6 +52,7 @@ class Job:
         adapt: how clients adapt before an evaluation of the stage "adapted".
         shots: training samples to adapt to (default: all).
         augment: random changes of training batches.
+        strong: the chain `data.strong`.
         statistics: names of the running statistics that each client keeps for itself.
         device: where clients train.
         micro_batch: samples that pass through the model at once in the loop (default: all).
@@ -81,6 +82,7 @@ class Job:
     adapt: ClientAlgorithm | None = None
     shots: int | None = None
     augment: tuple[Augment, ...] = ()
+    strong: tuple[Augment, ...] = ()
     statistics: tuple[str, ...] = ()
     device: Device = Device()
     micro_batch: int | None = None
@@ -106,7 +108,7 @@ class Job:
             "client": [self.algorithm, self.adapt],
             "codec": [self.up, self.down],
             "transform": self.transforms,
-            "augment": self.augment,
+            "augment": [self.augment, self.strong],
             "task": [period.task for period in self.periods],
         }
 

@@ -55,6 +55,7 @@ class Worker:
             compiled.load()
         self.job, self.writer = job.placed(), writer
         self.slices = [period.partition.train_slices() for period in job.periods]
+        self.has_unlabelled = [bool(period.partition.unlabelled.any()) for period in job.periods]
         self.states = Segments(job.folder)
         self.scratch = Segments(job.scratch)
         self.scratch.write_to(writer)

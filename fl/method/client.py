@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from operator import add
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class ClientAlgorithm:
             trained together.
         private_models: True: each client's model is its state and no parameters are exchanged, so clients may have
             different architectures (`model: {by_client: ...}`).
+        example_config: settings by dotted path for a small example run; `fl check` uses them.
     """
 
     sends: ClassVar[tuple[str, ...]] = ("model",)
@@ -45,6 +46,7 @@ class ClientAlgorithm:
     one_at_a_time: ClassVar[bool] = False
     loss_over_batch: ClassVar[bool] = False
     private_models: ClassVar[bool] = False
+    example_config: ClassVar[Mapping[str, Any]] = {}
 
     def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Return the run's model with parts that the method adds, such as a projection head. Default: the model.

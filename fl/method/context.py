@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fl.data.augment import Augment
-from fl.data.views import View
+from fl.data.views import NO_ROWS, View
 from fl.method.messages import Update
 from fl.models.binding import Initial, bind
 from fl.models.probe import ModuleFacts
@@ -35,18 +35,20 @@ class ClientContext:
         received: groups of the broadcast by name, decoded.
         config: values of the broadcast's `config` for this client.
         state: the client's state from its last participation; None before the first.
-        train: the client's training rows.
+        train: the client's training rows; with `labels:` those that have labels.
         val: its validation rows.
         test: its test rows.
         initial: the model's tensors at the start of the run.
         module: the model; `net` binds parameters to it.
         task: the loss and the metrics.
         augment: random changes of training batches.
+        strong: the chain `data.strong`, for methods that change samples in two ways.
         micro_batch: most samples in one forward pass; None does not split batches.
         graphs: whether gradients are recorded as CUDA graphs.
         limit: maximum number of local steps; set when a deadline cuts training short.
         module_facts: what the module does beside computing outputs.
         facts: what `LocalTraining.facts` returned for the training rows; None if nobody has asked for them yet.
+        unlabelled: the client's training rows without labels, without the array "y".
         training_loop: the engine's loop for `LocalTraining`, such as `fl.execution.training.loop.train`.
     """
 
@@ -70,6 +72,8 @@ class ClientContext:
     limit: int | None = None
     module_facts: ModuleFacts = ModuleFacts()
     facts: Tree = None
+    unlabelled: View = NO_ROWS
+    strong: tuple[Augment, ...] = ()
     training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None
 
     @property

@@ -3,6 +3,7 @@
     extend(module, shape, outputs)      the model, with own parts       default: the model
     facts(view, task, outputs)          facts of a client's data        default: None
     first_state(inputs)                 state of a new client           default: None
+    samples(ctx)                        samples to train on             default: the labelled rows
     start(inputs)                       initial local parameters        default: the received model
     phases(round, rounds)               budget and learning rate        default: one phase with the arguments
     objective(net, batch, at, task)     per-sample loss                 default: the task's loss
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from fl.method.context import ClientContext, Reply
 from fl.method.facts import data_facts
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.phase import LastBatch, Phase, rate_at
+from fl.method.views import TrainingView
 from fl.models.binding import Initial, outputs_under
 from fl.models.probe import ModuleFacts
 from fl.tensors.params import Params
@@ -142,6 +144,9 @@ class LocalTraining(ClientAlgorithm):
         trains: glob patterns of the names of trained parameters. Default: all.
         rates: glob pattern -> factor of the learning rate of the parameters whose names match, positive, such as
             {"head.*": 10.0}. A parameter may match one pattern. Default: 1 for all.
+
+    Attributes:
+        weight_view: view whose rows are the client's `num_examples`, the weight of its update. Default: labelled rows.
     """
 
     epochs: int | float | None = None  # noqa: PYI041  # the configuration keeps 2 an int
@@ -168,6 +173,8 @@ class LocalTraining(ClientAlgorithm):
         if not isinstance(self.lr, LRSchedule):  # a schedule checks itself
             not_negative(lr=self.lr)
 
+    weight_view: ClassVar[TrainingView] = "train"
+
     # -- hooks of a method ---------------------------------------------------------------------------------------
     def facts(self, view: View, task: Task, outputs: int) -> Tree:
         """Return facts of a client's training data, such as class counts; hooks see them as `inputs.facts`.
@@ -192,6 +199,14 @@ class LocalTraining(ClientAlgorithm):
         Tensors missing from them keep their initial values.
         """
         return inputs.received["model"]
+
+    def samples(self, ctx: ClientContext) -> View:
+        """Return the samples that the client trains on this time, as its view `train`. Default: `ctx.train`.
+
+        A view of new arrays may have further samples, or further arrays beside "x" and "y". The number of its rows is
+        the client's `num_examples`; `extra_samples` tells virtual time how many rows it has beyond `ctx.train`.
+        """
+        return ctx.train
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         """Return the phases of one round, in order.
@@ -274,14 +289,25 @@ class LocalTraining(ClientAlgorithm):
 
         The samples are those of all phases times `gradients_per_step`, plus `extra_samples`.
         """
-        steps, samples = np.zeros_like(sizes), np.zeros_like(sizes)
+        return self.workload_of_views(sizes, np.zeros_like(sizes), round_, rounds, name)
+
+    def workload_of_views(
+        self, labelled: np.ndarray, unlabelled: np.ndarray, round_: int, rounds: int, name: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return `workload` of clients with these numbers of training rows with and without labels, (C,) each."""
+        steps, samples = np.zeros_like(labelled), np.zeros_like(labelled)
         for phase in self.phases(round_, rounds):
-            steps, samples = steps + phase.num_steps(sizes), samples + phase.num_samples(sizes)
-        return steps, samples * self.gradients_per_step() + self.extra_samples(sizes, round_, rounds, name)
+            n = phase.rows(labelled, unlabelled)
+            taken = phase.num_steps(n)
+            steps, samples = steps + taken, samples + phase.num_samples(n)
+            if phase.beside:
+                samples = samples + taken * phase.samples_beside(labelled, unlabelled)
+        return steps, samples * self.gradients_per_step() + self.extra_samples(labelled, round_, rounds, name)
 
     def smallest_batches(self, sizes: np.ndarray, round_: int, rounds: int) -> np.ndarray:
         """Return the size of the smallest batch of clients with `sizes` (C,) training samples, (C,)."""
-        return np.min([phase.smallest_batch(sizes) for phase in self.phases(round_, rounds)], 0)
+        phases = [phase for phase in self.phases(round_, rounds) if phase.view == "train"]
+        return np.min([phase.smallest_batch(sizes) for phase in phases], 0) if phases else np.zeros_like(sizes)
 
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """Return the inputs of one client's training, with the first state if the client is new."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, overload
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, get_args, overload
 
 import numpy as np
 
+from fl.checks import one_of
 from fl.method.optimiser import LRSchedule, Optimiser
 from fl.method.rates import GroupRates
+from fl.method.views import Beside, Chain, TrainingView, check_changes, weak
 
 LastBatch: TypeAlias = Literal["keep", "drop", "merge", "merge_one"]
 
@@ -45,6 +47,9 @@ class Phase:
             "merge" if it has one sample, else as "keep".
         rates: glob pattern -> factor of the learning rate of the parameters whose names match, positive. Other
             parameters have the factor 1. None: all have.
+        view: rows that batches are made of: with labels ("train"), without ("unlabelled"), or both ("all").
+        changes: arrays of changed samples in a batch, each with its chain of augmentations, see `Beside`.
+        beside: further samples of a step, by name.
     """
 
     optimiser: Optimiser
@@ -58,11 +63,41 @@ class Phase:
     decay: LRSchedule | None = None
     last_batch: LastBatch = "keep"
     rates: Mapping[str, float] | None = None
+    view: TrainingView = "train"
+    changes: Mapping[str, Chain] = field(default_factory=weak)
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.has_views:  # phases are made for each client
+            one_of(get_args(TrainingView), view=self.view)
+            check_changes(self.changes)
 
     @property
     def rule(self) -> Optimiser:
         """The rule of a step: the optimiser, with the factors of `rates` if there are any."""
         return GroupRates(self.optimiser, self.rates) if self.rates else self.optimiser
+
+    @property
+    def has_views(self) -> bool:
+        """Whether steps take other rows than labelled ones, or change samples in other ways than `data.augment`."""
+        return self.view != "train" or bool(self.beside) or self.changes != {"x": "weak"}
+
+    def rows(self, labelled: np.ndarray, unlabelled: np.ndarray) -> np.ndarray:
+        """Return the number of rows of the phase's view, (C,), of clients with these numbers of training rows, (C,)."""
+        if self.view == "all":
+            return labelled + unlabelled
+        return labelled if self.view == "train" else unlabelled
+
+    def samples_beside(self, labelled: np.ndarray, unlabelled: np.ndarray) -> np.ndarray:
+        """Return the samples beside the phase's view in one step, (C,). All received rows count as none."""
+        total = np.zeros_like(labelled)
+        for beside in self.beside.values():
+            n = {"train": labelled, "unlabelled": unlabelled, "all": labelled + unlabelled}.get(beside.view)
+            if n is not None:
+                total = total + (n if beside.batch == "full" else np.where(n > 0, beside.batch, 0))
+            elif beside.batch != "full":
+                total = total + beside.batch
+        return total
 
     def at_rate(self, lr: float | LRSchedule, round_: int, rounds: int) -> Phase:
         """Return the phase with another learning rate, see `rate_at`."""

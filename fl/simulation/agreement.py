@@ -17,6 +17,7 @@ from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
 from fl.simulation.expected_bytes import expected_upload_bytes
+from fl.simulation.view_checks import received_groups
 from fl.system.asynchronous import Asynchronous
 from fl.tensors.params import Params
 
@@ -101,7 +102,10 @@ def check_groups(config: Config, request: Any) -> None:
     broadcast = Broadcast.of(request.broadcast)
     for verb, missing in (
         ("send", set(request.reductions) - set(client.sends)),
-        ("receive", set(client.receives) - broadcast.names if not callable(broadcast.config) else set()),
+        (
+            "receive",
+            {*client.receives, *received_groups(client)} - broadcast.names if not callable(broadcast.config) else set(),
+        ),
     ):
         if missing:
             names = [getattr(type(part), "registered_as", type(part).__name__) for part in (client, strategy)]

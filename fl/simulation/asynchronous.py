@@ -34,6 +34,7 @@ from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.expected_bytes import expected_download_bytes, expected_upload_bytes
 from fl.simulation.setup import RunSetup
 from fl.simulation.totals import weighted_mean
+from fl.simulation.workload import workload_of
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
 from fl.system.asynchronous import Asynchronous
@@ -120,7 +121,8 @@ class AsynchronousRunner(ExchangeRunner):
             down = expected_download_bytes(config.down, Broadcast.of(request.broadcast))
             self.nbytes = (down, expected_upload_bytes(config, request))
         clients = np.arange(self.run_setup.trainable)
-        _, samples = config.client.workload(sizes, round_, config.rounds, request.work)
+        unlabelled = self.run_setup.periods[self.period].partition.unlabelled[clients]
+        _, samples = workload_of(config.client, sizes, unlabelled, round_, config.rounds, request.work)
         flops = self.run_setup.flops_per_sample(clients)
         times = replace(system, jitter=0.0).times(clients, samples, *self.nbytes, flops_per_sample=flops)
         try:

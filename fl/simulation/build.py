@@ -16,6 +16,7 @@ from fl import registry
 from fl.config.config import Config
 from fl.data.checking import checked
 from fl.data.dataset import Dataset
+from fl.data.labels import chosen, hide, moved_to_server, unlabelled_rows
 from fl.data.partition import Partition
 from fl.data.partitioner import split_checked
 from fl.data.stream import Period, split_rows
@@ -46,6 +47,7 @@ from fl.simulation.vertical import (
     require_divisible,
     with_columns,
 )
+from fl.simulation.view_checks import check_views
 from fl.tensors import random
 from fl.tensors.generators import preserved_generators
 
@@ -62,6 +64,7 @@ def set_up_run(config: Config) -> RunSetup:
     """
     _located("execution", device(config).check)
     check_axis(config)
+    _located("client", lambda: check_views(config))
     dataset, periods = load_data(config)
     population = periods[0].partition.num_clients
     trainable = population - config.splits.clients
@@ -111,17 +114,19 @@ def _planned(run_setup: RunSetup) -> RunSetup:
 
 def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
     """Load the data and, for each period of the run, assign its rows to clients."""
+    labels = config.labels
+    gaps = labels is not None and getattr(labels, "in_data", False)
     vertical = is_vertical(config)
     if vertical:
         check_vertical(config)
-    dataset = _located("data", lambda: config.data.load(partial(checked, task=config.task)))
+    dataset = _located("data", lambda: config.data.load(partial(checked, task=config.task, gaps=gaps)))
     if vertical:
         _located("data", lambda: require_divisible(dataset))
 
     def split(part: Dataset) -> Partition:
         if part.held is None or getattr(config.partition, "keeps_held", False):
             return _located("partition", lambda: split_checked(config.partition, part))
-        return split_rows(replace(part, held=None), np.flatnonzero(~part.held), split)
+        return split_rows(replace(part, held=None), np.flatnonzero(part.held == 0), split)
 
     stream, shift = config.stream, config.shift
     if stream is None:
@@ -144,18 +149,43 @@ def load_data(config: Config) -> tuple[Dataset, tuple[Period, ...]]:
             f"{len(empty)} of {len(holders)} clients have no data (the first: {[int(c) for c in empty[:5]]}). "
             "Set partition.min_size, fewer clients, or a larger alpha",
         )
-    split_up = [_located("splits", partial(_split, period.partition, dataset, config)) for period in periods]
+    if labels is not None and dataset.source is not None:
+        raise ConfigError("labels", f"hides labels, and {REDRAWN}, with them; leave it out, or store the rows")
+    split_up: Sequence[Partition] = [
+        _located("splits", partial(_split, period.partition, dataset, config)) for period in periods
+    ]
+    if labels is not None:
+        dataset, split_up = _located("labels", lambda: _with_labels(config, dataset, split_up))
+    if config.splits.pooled:
+        split_up = [partition.pooled() for partition in split_up]
     periods = tuple(replace(period, partition=partition) for period, partition in zip(periods, split_up))
     return _located("partition", lambda: with_columns(config, dataset, periods)) if vertical else (dataset, periods)
 
 
 def _split(partition: Partition, dataset: Dataset, config: Config) -> Partition:
     """Split each client's rows into train, val and test."""
-    splits = config.splits
-    partition = partition.hold_out(splits.val, splits.test, getattr(config.partition, "seed", 0))
-    if splits.per_class is not None:
-        partition = partition.capped(dataset.labels, splits.per_class)
-    return partition.pooled() if splits.pooled else partition
+    splits, labels = config.splits, config.labels
+    eligible = None
+    if labels is not None and getattr(labels, "in_data", False):
+        eligible = chosen(labels, dataset, partition)
+    partition = partition.hold_out(splits.val, splits.test, getattr(config.partition, "seed", 0), eligible)
+    return partition if splits.per_class is None else partition.capped(dataset.labels, splits.per_class)
+
+
+def _with_labels(
+    config: Config, dataset: Dataset, partitions: Sequence[Partition]
+) -> tuple[Dataset, Sequence[Partition]]:
+    """Hide the labels of the training rows that `labels:` does not choose, in each period."""
+    labels = config.labels
+    assert labels is not None
+    partitions = [hide(labels, dataset, partition) for partition in partitions]
+    if getattr(labels, "to_server", False):
+        if config.stream is not None:
+            raise ValueError("rows move to the server before round 0, and a stream shows them later; leave one out")
+        dataset, partition = moved_to_server(dataset, partitions[0])
+        partitions = [partition]
+    unlabelled_rows(dataset, partitions)  # checks them
+    return dataset, partitions
 
 
 def _model(config: Config, dataset: Dataset, periods: tuple[Period, ...], outputs: int) -> tuple[ClientModel, Dataset]:

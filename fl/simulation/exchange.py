@@ -9,6 +9,7 @@ training which updates it will sum. Without a deadline or over-selection, second
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -40,6 +41,9 @@ from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tensors.trees import Tree
 from fl.tracking.spans import span
+
+log = logging.getLogger(__name__)
+NO_LABELS = "round %d: no client of the cohort has a training row with a label; the model stays as it is"
 
 EMPTY_COHORT = np.empty(0, np.int64)  # for exchanges outside any round
 EVALUATIONS = 1 << 15  # first number of a round's evaluations
@@ -128,6 +132,7 @@ class ExchangeRunner:
             downlink=self.downlink,
             sizes=self.sizes[cohort],
             state_of=self.stored_states.of,
+            unlabelled=self.run_setup.periods[self.period].partition.unlabelled[cohort],
         )
         participants, limits = (cohort, None) if trip is None else trip.takes()
         dispatch = self.new_dispatch(
@@ -267,6 +272,10 @@ class ExchangeRunner:
             tier: tier of the clients, for a tiered server.
         """
         config = self.run_setup.config
+        if exchange.work == "train" and len(examples) and not examples.any():
+            self.totals.unweighted += 1
+            log.warning(NO_LABELS, self.round)
+            value = None
         if config.after_reduction and value is not None:
             ctx = ReductionContext(config.seed, self.round, number, exchange.work, clients, examples)
             with span("server", "after reduction"), isolated():

@@ -52,7 +52,7 @@ def first_look(
         OutputsDoNotFit: the outputs do not fit the task.
     """
     client, task, partition = config.client, periods[0].task, periods[0].partition
-    holder = int(np.argmax(np.diff(partition.offsets) > 1))
+    holder = int(np.argmax(np.minimum(partition.train_slices()[1], 2)))
     rows = partition.view_rows(holder, "train")[:2]
     rows = np.resize(rows if len(rows) else np.arange(1), 2)
     widths = [0]

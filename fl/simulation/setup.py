@@ -15,6 +15,7 @@ from torch import Tensor
 from fl.config.config import Config
 from fl.config.sections import Split
 from fl.data.dataset import Dataset, tensors
+from fl.data.labels import tensors_for_workers
 from fl.data.parties import ServerRows, party_arrays, server_rows
 from fl.data.partition import Partition
 from fl.data.stream import Period
@@ -29,6 +30,7 @@ from fl.models.client_models import ClientModel, ClientModels
 from fl.models.dropout import DropoutDraws
 from fl.models.probe import ModuleFacts
 from fl.models.structure import structure
+from fl.simulation.view_checks import views_obstacle
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
 from fl.tasks.task import Task
@@ -125,9 +127,9 @@ class RunSetup:
     def _flops(self) -> np.ndarray:
         """Measured on the first client's data, one number for each architecture."""
         period = self.periods[0]
-        client = int(np.flatnonzero(np.diff(period.partition.offsets) > 0)[0])
-        batch = View(tensors(self.dataset.train), period.partition.view_rows(client, "train")[:32]).take()
-
+        client = int(np.argmax(period.partition.train_slices()[1] > 0))
+        rows = period.partition.view_rows(client, "train")[:32]
+        batch = View(tensors(self.dataset.train), rows if len(rows) else period.partition.indices[:32]).take()
         return np.array([training_flops(model, batch, period.task) for model in self.models])
 
     @cached_property
@@ -202,6 +204,7 @@ class RunSetup:
             config.down,
             config.transforms,
             config.data.augment,
+            config.data.strong,
             config.evaluation.adapt,
             [period.task for period in self.periods],
         )
@@ -210,7 +213,9 @@ class RunSetup:
             module=self.module,
             facts=self.facts,
             initial=self.initial,
-            arrays={} if self.dataset.parties else self.dataset.training_tensors(),
+            arrays={}
+            if self.dataset.parties
+            else tensors_for_workers(self.dataset, [period.partition for period in self.periods]),
             server_arrays={} if self.dataset.parties else self.server_rows.test,  # no labels for passive parties
             parties=party_arrays(self.dataset),
             periods=self.periods,
@@ -220,6 +225,7 @@ class RunSetup:
             down=config.down,
             transforms=config.transforms,
             augment=config.data.augment,
+            strong=config.data.strong,
             statistics=tuple(dict.fromkeys(name for model in self.models for name in model.statistics)),
             device=device(config),
             micro_batch=config.execution.micro_batch,
@@ -262,6 +268,7 @@ def choose_plan(
     cohort, augmented = cohort_size(config), bool(config.data.augment) or dataset.source is not None
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
+    views = views_obstacle(config.client, dataset, periods)
     plans = [
         make_plan(
             config.client,
@@ -274,6 +281,7 @@ def choose_plan(
             augmented,
             model.facts,
             trial,
+            views,
             architectures=len(models),
         )
         for model in models

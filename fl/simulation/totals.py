@@ -20,7 +20,7 @@ class RoundTotals:
         self.simulated: dict[str, float] = {}
         self.after_reduction: dict[str, float] = {}  # metrics of these parts
         self.errors: list[str] = []
-        self.dropped = self.retried = 0
+        self.dropped = self.retried = self.unweighted = 0
         self.busy_seconds = self.server_seconds = 0.0
 
     def add_metrics(self, metrics: Mapping[str, float], samples: float) -> None:
@@ -45,6 +45,8 @@ class RoundTotals:
         for name, pieces in self.pooled.items():
             row[f"train/{name}"] = pieces[0][0] if len(pieces) == 1 else weighted_mean(*np.array(pieces).T)
         row |= {"dropped": self.dropped, "busy_seconds": self.busy_seconds}
+        if self.unweighted:  # training exchanges whose updates have no weight
+            row["unweighted"] = self.unweighted
         if self.server_seconds:
             row["server_seconds"] = self.server_seconds
         if self.errors:

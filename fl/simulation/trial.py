@@ -193,7 +193,9 @@ class Trial:
             module=self._module,
             task=self.task,
             augment=setup.config.data.augment,
+            strong=setup.config.data.strong,
             module_facts=setup.facts,
+            unlabelled=View(arrays, rows).without("y"),
             training_loop=train,
         )
         reply = algorithm.work("train", ctx, None)
@@ -214,9 +216,11 @@ class Trial:
             config=config,
             states=[None] * count,
             arrays=self._arrays,
-            rows=np.arange(SIZES.sum()),
-            starts=np.cumsum(SIZES) - SIZES,
+            rows=np.concatenate([np.tile(rows, 2) for rows in np.split(np.arange(SIZES.sum()), np.cumsum(SIZES)[:-1])]),
+            starts=2 * (np.cumsum(SIZES) - SIZES),
             sizes=SIZES,
+            unlabelled=SIZES,  # the same rows once more
+            strong=setup.config.data.strong,
             initial=self._initial,
             module=self._module,
             task=self.task,
@@ -236,8 +240,10 @@ class Trial:
     @cached_property
     def _arrays(self) -> Mapping[str, Tensor]:
         """Rows of the first client, repeated if they are too few."""
-        setup = self.run_setup
-        return View(tensors(setup.dataset.train), np.resize(setup.periods[0].partition.indices, SIZES.sum())).take()
+        setup, partition = self.run_setup, self.run_setup.periods[0].partition
+        rows = partition.rows_of("train") if partition.unlabelled.any() else partition.indices
+        rows = rows if len(rows) else partition.indices
+        return View(tensors(setup.dataset.train), np.resize(rows, SIZES.sum())).take()
 
     @property
     def _facts(self) -> Tree:

@@ -53,6 +53,7 @@ def check_vertical(config: Config) -> None:
     for key, is_set in (
         ("stream", config.stream is not None),
         ("shift", config.shift is not None),
+        ("labels", config.labels is not None),
         ("splits.clients", bool(splits.clients)),
         ("splits.per_class", splits.per_class is not None),
         ("splits.pooled", splits.pooled),

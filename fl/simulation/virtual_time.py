@@ -17,6 +17,7 @@ from fl.method.requests import Exchange
 from fl.simulation.downlink import Downlink
 from fl.simulation.expected_bytes import encoded_size, expected_upload_bytes
 from fl.simulation.setup import RunSetup
+from fl.simulation.workload import workload_of
 from fl.system.round_trip import RoundTrip
 from fl.system.synchronous import Synchronous
 from fl.tensors.trees import Tree
@@ -73,6 +74,7 @@ class VirtualTime:
         downlink: Downlink,
         sizes: np.ndarray,
         state_of: Callable[[int], Tree],
+        unlabelled: np.ndarray,
     ) -> RoundTrip | None:
         """Plan the cohort's round trip before anybody trains, `None` without a system model.
 
@@ -86,6 +88,7 @@ class VirtualTime:
             downlink: which groups are sent as differences.
             sizes: training samples of the cohort's clients, (n,).
             state_of: client -> its state.
+            unlabelled: their training samples without labels, (n,).
         """
         if self.system is None:
             return None
@@ -96,8 +99,9 @@ class VirtualTime:
             down[position] += sum(encoded_size(transmit(config.down, tree)[1]) for tree in own.values())
         for name in filter(downlink.per_client, broadcast.shared):
             down += encoded_size(transmit(config.down, broadcast.shared[name])[1])
-        about = (sizes, round_, config.rounds, exchange.work)
-        (steps, samples), extra = config.client.workload(*about), config.client.extra_samples(*about)
+        client, about = config.client, (round_, config.rounds, exchange.work)
+        steps, samples = workload_of(client, sizes, unlabelled, *about)
+        extra = client.extra_samples(sizes, *about)
         up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
         flops = self.run_setup.flops_per_sample(cohort)
         trip = RoundTrip(config.server, self.system, self.now, number, cohort, steps, samples, down, flops, extra)

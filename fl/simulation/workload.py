@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.execution.training.customised import overrides
 from fl.execution.training.plan import Plan
 from fl.execution.workers.choose import Choice, Work, choose, worker_count
+from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
@@ -37,14 +39,29 @@ def training_work(run_setup: RunSetup) -> Work:
     sizes = run_setup.sizes(0)[: run_setup.trainable]
     client, rounds = config.client, config.rounds
     phases = client.phases(0, rounds) if isinstance(client, LocalTraining) else [OTHER_WORK]
-    steps = sum(float(np.mean(phase.num_steps(sizes))) for phase in phases)
-    samples = sum(float(np.mean(phase.num_samples(sizes))) for phase in phases)
+    rows = [phase.rows(sizes, run_setup.periods[0].partition.unlabelled[: run_setup.trainable]) for phase in phases]
+    steps = sum(float(np.mean(phase.num_steps(n))) for phase, n in zip(phases, rows))
+    samples = sum(float(np.mean(phase.num_samples(n))) for phase, n in zip(phases, rows))
     models, counts = run_setup.models, [1] if run_setup.by_client is None else run_setup.by_client.counts()
     forward = np.average([_forward_flops(model, sample_inputs(run_setup.dataset)) for model in models], weights=counts)
     flops = samples * 3 * float(forward)  # the backward pass costs twice the forward pass
     speed = GPU_FLOPS if config.execution.device == "cuda" else CORE_FLOPS
     seconds = steps * STEP_SECONDS / _together(run_setup.plan) + flops / speed
     return Work(seconds * cohort * rounds, rounds, getattr(server, "concurrency", cohort))
+
+
+def workload_of(
+    client: ClientAlgorithm,
+    labelled: np.ndarray,
+    unlabelled: np.ndarray,
+    round_: int,
+    rounds: int,
+    work: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (local steps, samples) of clients with these numbers of training rows, (C,) each; see `workload`."""
+    if isinstance(client, LocalTraining) and not overrides(client, "workload"):
+        return client.workload_of_views(labelled, unlabelled, round_, rounds, work)
+    return client.workload(labelled, round_, rounds, work)
 
 
 def _together(plan: Plan) -> int:

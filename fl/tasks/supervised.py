@@ -49,6 +49,11 @@ class SquaredError(MeanMetric):
         return (outputs.view_as(y) - y).square().mean(-1)
 
 
+_NEGATIVE = (
+    "classes are numbered from 0; leave these rows out, or number the classes (`labels: given`: -1 has no label)"
+)
+
+
 def _require_dense(y: np.ndarray, where: str) -> None:
     """Refuse class ids far above the number of classes; log a warning where they are merely well above it."""
     outputs = int(y.max()) + 1
@@ -80,7 +85,7 @@ class Classification(Task):
         if y.ndim != 1:
             return dict(arrays)  # num_outputs refuses the shape
         y = whole_numbers(y, where, "classes are whole numbers; round them, or use task: regression")
-        refuse(y < 0, y, where, "classes are numbered from 0; leave these rows out, or number the classes")
+        refuse(y < 0, y, where, _NEGATIVE)
         _require_dense(y, where)
         return {**arrays, "y": y}
 

@@ -123,7 +123,7 @@ def test_caps_and_pooling_by_hand():
         ),
         (
             {"name": "digits", "augment": ["crob"]},
-            r"data.augment\[0\]: 'crob' is not one of \['crop', 'flip'\].*'crop'",
+            r"data.augment\[0\]: 'crob' is not one of \['crop', 'cutout', 'flip', .*\].*'crop'",
         ),
         ({"name": "synthetic", "augment": ["flip"]}, r"data.augment: flip needs images .* a sample has shape \(60,\)"),
         ({"name": "digits", "augment": [{"name": "crop", "padding": 8}]}, "padding: 8 is not smaller than the sides"),

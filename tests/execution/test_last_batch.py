@@ -9,9 +9,9 @@ import fl
 from clients.sgd import LocalSGD
 from fl.execution.section import Execution
 from fl.execution.training import batched
+from fl.execution.training.client_batches import batches
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.plan import make_plan
-from fl.execution.training.steps import batches
 from fl.models.binding import module_params
 from fl.tasks.supervised import Classification
 from fl.tensors import random

@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+import fl
+from fl.config.config import resolve
 from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.registry import lookup, names
+from fl.simulation.build import load_data
 from partitions.dirichlet import dirichlet, proportions
 from partitions.iid import iid
 from partitions.min_size import repaired
@@ -180,3 +183,29 @@ def test_the_last_rows_of_a_client_are_like_its_others():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# -- rows that the data keep for validation and tests -----------------------------------------------------------------
+HELD = {
+    "x": np.arange(14.0).reshape(7, 2), "y": np.array([0, 1, 0, 1, 0, 1, 0]),
+    "clients": np.array([9, 9, 9, 9, 4, 4, 4]), "held": np.array([0, 0, 1, 2, 2, 0, 1]),
+}  # fmt: skip
+
+
+def test_data_may_keep_rows_for_validation_and_tests():
+    """The last row in time is the test row, and the one before it the validation row."""
+    config = {"data": {"train": {n: HELD[n] for n in "xy"}, "clients": HELD["clients"], "held": HELD["held"]},
+              "model": "softmax", "strategy": "fedavg", "cohort": {"size": 1}, "partition": "natural"}  # fmt: skip
+    with pytest.raises(fl.ConfigError, match=r"splits.val: 0.1 and test: 0.0 with data that say .*; set both to 0"):
+        load_data(resolve(config))
+    _, (period,) = load_data(resolve(config | {"splits": {"val": 0}}))
+    views = [[period.partition.view_rows(c, view).tolist() for view in ("train", "val", "test")] for c in (0, 1)]
+    assert views == [[[5], [6], [4]], [[0, 1], [2], [3]]]
+    _, (others,) = load_data(resolve(config | {"partition": {"name": "iid", "clients": 3}, "splits": {"val": 0}}))
+    assert sorted(others.partition.indices.tolist()) == [0, 1, 5]  # partitions without owners leave held rows out
+
+
+@pytest.mark.parametrize("held", [[0, 1, 3, 0, 0, 0, 0], [0, 1], [0.5] * 7])
+def test_other_marks_of_held_rows_are_refused(held):
+    with pytest.raises(ValueError, match="held: .* is not one bool for each of 7 rows, nor one of 0"):
+        Dataset({"x": HELD["x"]}, held=np.array(held))

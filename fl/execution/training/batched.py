@@ -64,6 +64,11 @@ def train(
     """
     inputs = _inputs(algorithm, chunk)
     phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
+    if any(phase.has_views and (phase.view != "train" or not backend.takes_views) for phase in phases):
+        raise ValueError(
+            f"phases: those of round {chunk.round} take steps over several views, and those of round 0 do not; set "
+            "execution.plan: loop"
+        )
     start = algorithm.start(inputs)  # batched (C,), or one for all clients
     if issubclass(backend, TrainsWholePhases) and backend.trains_whole(algorithm, chunk, phases):
         trained = _train_whole(algorithm, chunk, backend, phases[0], inputs, start, factors)
@@ -149,7 +154,8 @@ def _train_in_steps(
     sort = bool((sizes[1:] > sizes[:-1]).any())
     if sort:
         by_size = np.argsort(-sizes, kind="stable")  # more samples mean at least as many steps
-        chunk = replace(chunk, **{n: getattr(chunk, n)[by_size] for n in ("clients", "starts", "sizes")})
+        names = ("clients", "starts", "sizes", *(() if chunk.unlabelled is None else ("unlabelled",)))
+        chunk = replace(chunk, **{n: getattr(chunk, n)[by_size] for n in names})
         there = _tensor(by_size, start)
         inputs = replace(inputs, state=row(inputs.state, there), facts=row(inputs.facts, there))
         start = _rows(start, there)

@@ -13,6 +13,7 @@ from fl.data.augment import augmented
 from fl.data.redrawn import RedrawnArrays
 from fl.data.views import drawn, gathered
 from fl.execution.training.chunk import Chunk
+from fl.execution.training.chunk_views import with_views
 from fl.method.phase import Phase
 from fl.tensors import random
 
@@ -101,6 +102,8 @@ def make_batch(
         found = drawn(chunk.arrays, rows.cpu().numpy()[client, column], *owner, index, epoch[client])
         for name, values in found.items():
             batch[name][torch.from_numpy(client), torch.from_numpy(column)] = values.to(rows.device)
+    if phase.has_views:
+        return with_views(chunk, phase, batch, index, step)
     if chunk.augment:
         x = batch["x"]
         clients, columns = chunk.clients[: x.shape[0], None], np.arange(x.shape[1])

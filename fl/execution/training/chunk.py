@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class Chunk:
     rows, starts, sizes: int64; starts and sizes are (C,).
     initial: the model as the run started.
     augment: what changes training batches at random.
+    strong: the chain `data.strong`.
+    unlabelled: int64 (C,), number of rows without labels, behind the training rows of each client; None: none.
     known_states: in place of `states`: bool (C,), which clients have a state, and their states, stacked.
     facts: facts of the clients' data, stacked; `None` for a client algorithm without any.
     """
@@ -54,6 +56,8 @@ class Chunk:
     task: Task
     augment: tuple[Augment, ...] = ()
     known_states: tuple[np.ndarray, Tree] | None = None
+    strong: tuple[Augment, ...] = ()
+    unlabelled: np.ndarray | None = None
     facts: Tree = None
 
     def sample(self) -> Tensor:
@@ -95,6 +99,7 @@ class Gradients(Protocol):
     """
 
     masks: ChunkMasks
+    takes_views: ClassVar[bool] = False  # whether a batch may have further arrays of other lengths
 
     def __init__(
         self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None

@@ -9,12 +9,13 @@ from fl.method.optimiser import SGD
 from fl.method.phase import Phase
 from fl.tasks.task import Task
 
-HOOKS = ("facts", "first_state", "start", "phases", "phases_of", "objective", "gradient", "finish", "inputs")
+HOOKS = ("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "gradient", "finish", "inputs")
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:
-    """Whether the method overrides the hook `name` of LocalTraining."""
-    return getattr(type(algorithm), name) is not getattr(LocalTraining, name)
+    """Whether the method overrides the hook `name` of LocalTraining. A field of this name is no hook."""
+    own = getattr(type(algorithm), name)
+    return own is not getattr(LocalTraining, name) and callable(own)
 
 
 def takes_plain_steps(algorithm: LocalTraining, phase: Phase) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ TOLERANCE = 1e-3  # relative to the largest output
 
 class Flat:
     """Gradients for the models and methods that `covers` accepts; see `chunk.Gradients`."""
+
+    takes_views: ClassVar[bool] = False
 
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, x: Tensor) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class _Names:
 
 class LinearStack:
     """Gradients for the models that `covers` accepts; see `chunk.Gradients`."""
+
+    takes_views: ClassVar[bool] = False
 
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:

@@ -8,8 +8,11 @@ device (no `.item()`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from fl.execution.training.client_batches import view_of
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.graph import place
 from fl.execution.training.objective import losses_of
@@ -27,6 +30,8 @@ GRADIENT_BATCH = 256  # samples per forward pass of a full gradient
 
 def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     """Train one client in all phases; return its update and its new state."""
+    if overrides(algorithm, "samples"):
+        ctx = replace(ctx, train=algorithm.samples(ctx))
     inputs = algorithm.inputs(ctx)
     start = algorithm.start(inputs)
     local = place(start) if ctx.graphs else start.clone()
@@ -58,7 +63,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     def full_gradient(params: Params) -> Params:
         return mean_gradient(algorithm, ctx, params, at)
 
-    n = len(ctx.train)
+    n = len(ctx.train if algorithm.weight_view == "train" else view_of(ctx, algorithm.weight_view))
     metrics = {"loss": float(loss) / max(samples, 1)}
     if not overrides(algorithm, "finish"):  # the default finish, without a copy
         return Reply(Update({"model": local.sub_(start)}, n, metrics, owned=True))

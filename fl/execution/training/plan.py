@@ -86,6 +86,7 @@ class Setting:
     augmented: bool
     facts: ModuleFacts
     trial: Trial | None
+    views: str | None
     architectures: int = 1
 
     @property
@@ -105,6 +106,12 @@ class Setting:
             return f"{type(algorithm).__name__} is not a LocalTraining"
         if overrides(algorithm, "work"):
             return f"{type(algorithm).__name__} has its own work()"
+        if overrides(algorithm, "samples"):
+            return f"{type(algorithm).__name__} chooses its samples itself"
+        if algorithm.weight_view != "train":
+            return f"{type(algorithm).__name__} counts other rows than labelled ones"
+        if self.views:
+            return self.views
         for flag in ("one_at_a_time", "loss_over_batch"):
             if getattr(algorithm, flag):
                 return f"{type(algorithm).__name__} sets {flag} = True"
@@ -118,6 +125,12 @@ class Setting:
             if isinstance(child, nn.RNNBase):
                 return f"{type(child).__name__} is one fused kernel, which takes one set of weights"
         return None
+
+    @property
+    def views_obstacle(self) -> str | None:
+        """Why only vmap trains clients together, once `together_obstacle` is known to be `None`; else `None`."""
+        views = any(phase.has_views for phase in self.training.phases(0, 1))
+        return f"{type(self.algorithm).__name__} takes steps over several views" if views else None
 
     @property
     def training(self) -> LocalTraining:
@@ -134,8 +147,8 @@ class Setting:
     @cached_property
     def stacked_obstacle(self) -> str | None:
         """Why clients cannot be trained as stacks of linear layers, or `None`."""
-        if self.together_obstacle:
-            return self.together_obstacle
+        if self.together_obstacle or self.views_obstacle:
+            return self.together_obstacle or self.views_obstacle
         if len(self.model) < sum(1 for _ in self.module.parameters()):
             return "some parameters are frozen"
         if obstacle := LinearStack.covers(self.training, self.module, self.task, self.trains):
@@ -158,7 +171,9 @@ class Setting:
     @cached_property
     def flat_obstacle(self) -> str | None:
         """Why clients cannot be trained flat, or `None`."""
-        return self.together_obstacle or Flat.covers(self.training, self.module, self.task, self.x)
+        if self.together_obstacle or self.views_obstacle:
+            return self.together_obstacle or self.views_obstacle
+        return Flat.covers(self.training, self.module, self.task, self.x)
 
     @cached_property
     def flat_drawback(self) -> str | None:
@@ -266,6 +281,7 @@ def make_plan(
     augmented: bool = False,
     facts: ModuleFacts = ModuleFacts(),
     trial: Trial | None = None,
+    views: str | None = None,
     architectures: int = 1,
 ) -> Plan:
     """The plan for training `module` with `algorithm`. Something impossible that `execution` asks for is a ValueError.
@@ -281,9 +297,10 @@ def make_plan(
         augmented: whether training batches are augmented.
         facts: what the module does beside computing outputs.
         trial: tells whether clients that train together end as those that train alone, for a user's own code.
+        views: why steps over several views cannot be taken for many clients together, or `None`.
         architectures: number of architectures in the run, of which `module` is one.
     """
-    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts, trial, architectures)
+    setting = Setting(algorithm, module, model, task, x, execution, augmented, facts, trial, views, architectures)
     candidate, why = _preferred(setting) if execution.plan == "auto" else _asked_for(setting, execution.plan)
     chunk = execution.chunk
     if chunk is None:

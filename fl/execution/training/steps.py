@@ -19,27 +19,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fl.data.augment import augmented
 from fl.data.views import Batch
+from fl.execution.training.client_batches import mini_batches
 from fl.execution.training.graph import Compute, recorded
 from fl.execution.training.objective import losses_of
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining, StepContext
-from fl.method.optimiser import SGD
-from fl.method.phase import LastBatch, Phase
+from fl.method.phase import Phase
 from fl.models.binding import bind
 from fl.models.dropout import DropoutDraws, DropoutMasks
 from fl.models.structure import structure
 from fl.tensors import random
 from fl.tensors.generators import seed_generators
 from fl.tensors.params import Layout, Params, clipped, zeros_like
-from fl.tracking.spans import timed_items
 
 
 class LocalSteps:
@@ -225,51 +222,6 @@ def gradients_of(loss: Tensor, leaves: list[torch.nn.Parameter]) -> tuple[Tensor
         torch.zeros_like(leaf) if grad is None else grad if grad.layout == torch.strided else grad.to_dense()
         for grad, leaf in zip(found, leaves)
     )
-
-
-def mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterable[Batch]:
-    """Yield the batch of each step, augmented. The time is booked as `data`."""
-    return timed_items("data", "batch", _mini_batches(ctx, phase, index))
-
-
-def _mini_batches(ctx: ClientContext, phase: Phase, index: int) -> Iterator[dict[str, Tensor]]:
-    address = (ctx.seed, ctx.client, ctx.participation, index)
-    per_epoch = int(phase.batches_per_epoch(np.array(len(ctx.train)))) if ctx.train.is_redrawn else 1
-    for step, positions in enumerate(batches(phase, len(ctx.train), *address)):
-        batch = ctx.train.take_for_training(positions, *address, step // per_epoch)
-        if ctx.augment:
-            batch["x"] = augmented(ctx.augment, batch["x"], *address, step, np.arange(len(positions)))
-        yield batch
-
-
-def batches(phase: Phase, n: int, seed: int, client: int, participation: int, index: int) -> Iterator[np.ndarray]:
-    """Yield the positions of each batch in a client's n training samples.
-
-    Each epoch has a new shuffle. `phase.last_batch` decides about a short last batch of an epoch.
-
-    Args:
-        phase: batch size, last batch and budget.
-        n: number of training samples of the client.
-        seed: seed of the run.
-        client: the client's id.
-        participation: number of the exchange.
-        index: index of the phase within the round.
-    """
-    steps, slices = _schedule(phase.batch, phase.epochs, phase.steps, phase.last_batch, n)
-    for step in range(steps):
-        epoch, k = divmod(step, len(slices))
-        if k == 0:
-            order = random.permutation(n, seed, client, participation, "shuffle", index, epoch)
-        yield order[slices[k]]
-
-
-@functools.lru_cache(maxsize=4096)  # phases are made for each client, and many clients have the same size
-def _schedule(
-    batch: int | Literal["full"], epochs: float, steps: int | None, last_batch: LastBatch, n: int
-) -> tuple[int, list[slice]]:
-    """Return the number of steps over n samples, and the batches of an epoch."""
-    phase = Phase(SGD(), 0.0, batch, epochs, steps, last_batch=last_batch)
-    return int(phase.num_steps(np.array(n))), phase.batch_slices(n)
 
 
 def gradient_buffer(theta: Params) -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from fl.tensors.trees import leaves, replace_leaves
 
 class Vmap:
     """Gradients by vmap over torch.func.grad of the objective; see `chunk.Gradients`."""
+
+    takes_views: ClassVar[bool] = True
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         self.algorithm, self.module, self.task = algorithm, chunk.module.train(index is not None), chunk.task

@@ -1,0 +1,1 @@
+"""Which training rows of the clients keep their labels, one rule per file: `labels: NAME`."""
