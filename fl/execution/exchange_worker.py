@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,9 @@ class ExchangeWorker:
         self.state = worker.state_of(self.module)
         self.downloads = Downloads(self.job, dispatch)
         self.facts = worker.facts  # of clients' data; None for a client algorithm without any
-        self.isolated = isolated()
+        self.isolated: AbstractContextManager[None] = (
+            isolated() if self.job.seeded else nullcontext()
+        )  # our own code leaves torch as it was
         self.compared: list[SharedValues] = []  # values that clients must not write into; in the first round
 
     def chunk(self, positions: np.ndarray) -> None:

@@ -90,17 +90,17 @@ class HiddenStateWatch:
             raise HiddenState(found)
 
     @contextmanager
-    def during(self, when: str, word: int) -> Iterator[None]:
+    def during(self, when: str, word: Callable[[], int]) -> Iterator[None]:
         """Check parts of the server: within, no attribute changes. For users' parts, global generators are seeded.
 
         Args:
             when: the present round, in words.
-            word: seed of the global generators; they are restored at the end.
+            word: returns the seed of the global generators; they are restored at the end.
 
         Raises:
             HiddenState: an attribute has changed.
         """
-        with seeded_generators(word) if self.places else nullcontext():
+        with seeded_generators(word()) if self.places else nullcontext():
             yield
         self.check(when)
 

@@ -58,7 +58,8 @@ class Job:
         micro_batch: samples that pass through the model at once in the loop (default: all).
         graphs: whether the loop's gradients are CUDA graphs.
         compiled: whether workers load machine code before the first round.
-        seeded: whether global generators are seeded for each client, because its work may draw from them.
+        seeded: whether users' code may run, or the model draws: then global generators are seeded for each client, and
+            torch's settings are compared.
         by_client: the clients' models, if they have different architectures; `module`, `facts` and `initial` are then
             those of the first one.
     """

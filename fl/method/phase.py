@@ -11,7 +11,7 @@ import numpy as np
 from fl.checks import one_of
 from fl.method.optimiser import LRSchedule, Optimiser
 from fl.method.rates import GroupRates
-from fl.method.views import Beside, Chain, TrainingView, check_changes, weak
+from fl.method.views import WEAK, Beside, Chain, TrainingView, check_changes
 
 LastBatch: TypeAlias = Literal["keep", "drop", "merge", "merge_one"]
 
@@ -64,7 +64,7 @@ class Phase:
     last_batch: LastBatch = "keep"
     rates: Mapping[str, float] | None = None
     view: TrainingView = "train"
-    changes: Mapping[str, Chain] = field(default_factory=weak)
+    changes: Mapping[str, Chain] = field(default_factory=lambda: WEAK)
     beside: Mapping[str, Beside] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Phase:
     @property
     def has_views(self) -> bool:
         """Whether steps take other rows than labelled ones, or change samples in other ways than `data.augment`."""
-        return self.view != "train" or bool(self.beside) or self.changes != {"x": "weak"}
+        return self.view != "train" or bool(self.beside) or (self.changes is not WEAK and self.changes != WEAK)
 
     def rows(self, labelled: np.ndarray, unlabelled: np.ndarray) -> np.ndarray:
         """Return the number of rows of the phase's view, (C,), of clients with these numbers of training rows, (C,)."""

@@ -14,9 +14,7 @@ Chain: TypeAlias = Literal["weak", "strong"] | tuple[Augment, ...]
 RECEIVED = "received:"
 
 
-def weak() -> dict[str, Chain]:
-    """Return the default changes: `x` under the chain `data.augment`."""
-    return {"x": "weak"}
+WEAK: Mapping[str, Chain] = {"x": "weak"}  # the default changes: `x` under the chain `data.augment`
 
 
 def check_changes(changes: Mapping[str, Chain]) -> None:
@@ -45,7 +43,7 @@ class Beside:
 
     view: str = "unlabelled"
     batch: int | Literal["full"] = 32
-    changes: Mapping[str, Chain] = field(default_factory=weak)
+    changes: Mapping[str, Chain] = field(default_factory=lambda: WEAK)
 
     def __post_init__(self) -> None:
         if not self.group:

@@ -42,7 +42,10 @@ class Structure:
         for held, layers in self._children:
             if list(held.values()) != layers:
                 return False
-        return all(len(held) == count for held, count in self._counts)
+        for tensors, count in self._counts:
+            if len(tensors) != count:
+                return False
+        return True
 
     @property
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -61,8 +64,10 @@ class Structure:
 
     def set_training(self, module: nn.Module, training: bool) -> None:
         """Put the module, which this structure was made of, in training mode or in evaluation mode."""
-        modes = (layer.training for layer in (module, *self.layers))
-        if not self._plain or any(mode is not training for mode in modes):
+        same = self._plain and module.training is training
+        for layer in self.layers:
+            same = same and layer.training is training
+        if not same:
             module.train(training)
 
 

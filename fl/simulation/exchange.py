@@ -50,11 +50,19 @@ EVALUATIONS = 1 << 15  # first number of a round's evaluations
 
 
 class Answers(NamedTuple):
-    """The clients that answered an exchange: ids and numbers of training samples, (n,), and means of their metrics."""
+    """What the clients of an exchange answered.
+
+    Args:
+        clients: ids of those that answered, (n,).
+        num_examples: their numbers of training samples, (n,).
+        pooled: means of their metrics, weighted by these numbers.
+        metrics: their metrics, (n,) each.
+    """
 
     clients: np.ndarray
     num_examples: np.ndarray
-    metrics: Mapping[str, Any]
+    pooled: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray]
 
 
 class ExchangeRunner:
@@ -226,29 +234,35 @@ class ExchangeRunner:
         dropped = columns.column("dropped", n, False)
         self.stage_states(cohort, columns, dropped)
         self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)
-        examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
+        answers = self.answers(cohort, columns, dropped)
+        clients, examples, pooled, metrics = answers
         if "loss" in metrics:
-            own = {name: values[~dropped] for name, values in metrics.items()}
-            self.folder.clients.add(self.ledger_round, "train", cohort[~dropped], examples[~dropped], own)
-        answered = self.answers(cohort, columns)
-        self.totals.add_metrics(answered.metrics, float(answered.num_examples.sum()))
-        self.totals.dropped += int(dropped.sum())
+            self.folder.clients.add(self.ledger_round, "train", clients, examples, metrics)
+        self.totals.add_metrics(pooled, float(examples.sum()))
+        self.totals.dropped += n - len(clients)
         number = self.place.number
         if self.observed is not None:
-            self.observed.add(cohort, ~dropped, examples, metrics)
+            self.observed.add(cohort, ~dropped, columns.column("num_examples", n, 0), columns.metrics(n))
         self.index += 1
-        return self.answer(exchange, number, result.value, *answered)
+        return self.answer(exchange, number, result.value, clients, examples, pooled)
 
-    def answers(self, cohort: np.ndarray, columns: Columns) -> Answers:
-        """Return who answered, and remember the clients' carries. `columns` are in the order of `cohort`, (n,)."""
-        n, dropped = len(cohort), columns.column("dropped", len(cohort), False)
+    def answers(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> Answers:
+        """Return what clients answered, and remember their carries.
+
+        Args:
+            cohort: ids of the clients, (n,).
+            columns: what came of their work, in the order of `cohort`.
+            dropped: whether each was left out, bool (n,).
+        """
+        n, good = len(cohort), ~dropped
         carries = columns.column("carry", n, -1)
         if carries.ndim == 2:
             carries[dropped] = NO_RECORD
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
         examples = columns.column("num_examples", n, 0)
-        pooled = {name: weighted_mean(values, examples * ~dropped) for name, values in columns.metrics(n).items()}
-        return Answers(cohort[~dropped], examples[~dropped], pooled)
+        metrics = columns.metrics(n)
+        pooled = {name: weighted_mean(values, examples * good) for name, values in metrics.items()}
+        return Answers(cohort[good], examples[good], pooled, {name: values[good] for name, values in metrics.items()})
 
     def answer(
         self,

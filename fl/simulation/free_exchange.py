@@ -27,4 +27,5 @@ def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
         pin=exchange.pin,
     )
     columns = result.columns.reordered(np.argsort(cohort))
-    return ExchangeResult(exchange.reduced(result.value), *exchanges.answers(np.sort(cohort), columns))
+    answers = exchanges.answers(np.sort(cohort), columns, columns.column("dropped", len(cohort), False))
+    return ExchangeResult(exchange.reduced(result.value), answers.clients, answers.num_examples, answers.pooled)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Simulation:
     def one_round(self) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
-        with self.hidden_state.during(f"round {self.round}", self._draws(self.round)):
+        with self.hidden_state.during(f"round {self.round}", partial(self._draws, self.round)):
             cohort = self._sample()
             generator = strategy.round(self.state, self.context(cohort))
             self.state, metrics = run_generator(generator, self.exchanges, self.executor)
@@ -181,7 +182,7 @@ class Simulation:
         """Let the strategy do its work before round 0, once; booked as round -1 if there is any."""
         if self.setup_done:
             return
-        with span("server", "setup"), self.hidden_state.during("its work before round 0", self._draws(SETUP)):
+        with span("server", "setup"), self.hidden_state.during("its work before round 0", partial(self._draws, SETUP)):
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
             generator = self.config.strategy.setup(self.state, self.context(EMPTY_COHORT))

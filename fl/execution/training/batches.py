@@ -60,7 +60,7 @@ def make_block(chunk: Chunk, phase: Phase, index: int, counts: np.ndarray, first
     """
     steps = np.arange(first, min(first + BLOCK, int(counts.max())))[:, None]
     sizes = chunk.sizes
-    size, per_epoch = np.broadcast_to(phase.batch_size(sizes), sizes.shape), phase.batches_per_epoch(sizes)
+    size, per_epoch = phase.batch_size(sizes), phase.batches_per_epoch(sizes)
     epoch, k = np.divmod(steps, np.maximum(per_epoch, 1))
     runs = steps < counts
     last = phase.samples_per_epoch(sizes) - k * size
