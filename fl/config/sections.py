@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fl.checks import at_least, not_negative, positive
+from fl.data.partition import ViewName
 from fl.method.client import ClientAlgorithm
 
 Stage = Literal["received", "trained", "adapted"]
-Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +17,15 @@ class Evaluation:
     """When, and on which clients, the model is evaluated.
 
     Metrics: eval/* on the server's test set, val/* on clients' validation rows, clients/* on clients' test rows,
-    train_rows/* on clients' training rows.
+    train_rows/* on clients' training rows, unlabelled_rows/* on their rows without labels.
 
     Args:
         every: rounds between evaluations, 1 or more. The last round is always evaluated.
         server: evaluate on the server's test set.
         clients: "all" clients that train; a number of them, 0 or more, drawn once; or the clients that are "held_out"
             by `splits.clients`.
-        splits: clients' rows that are evaluated: "val", "test" and "train".
+        splits: clients' rows that are evaluated: "val", "test", "train" and "unlabelled" (with the true labels, which
+            clients do not get).
         stage: which model clients evaluate: "received" from the server, "trained" locally, or "adapted" by `adapt`; or
             a list of them. The metrics of the first have plain names, those of the others begin with the stage, as
             in trained/clients/loss_mean.
@@ -37,7 +38,7 @@ class Evaluation:
     every: int = 1
     server: bool = True
     clients: int | Literal["all", "held_out"] = "all"
-    splits: tuple[Split, ...] = ("val", "test")
+    splits: tuple[ViewName, ...] = ("val", "test")
     stage: Stage | tuple[Stage, ...] = "received"
     adapt: ClientAlgorithm | None = None
     shots: int | None = None

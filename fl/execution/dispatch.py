@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from fl.data.partition import ViewName
 from fl.errors import ClientError
 from fl.execution.columns import Columns
 from fl.execution.training.plan import Plan
@@ -89,7 +90,7 @@ class ExchangeDispatch:
     cost: np.ndarray
     skeleton: torch.nn.Module | None = None
     pin: bool = False
-    split: Literal["train", "val", "test"] = "test"
+    split: ViewName = "test"
     rows: np.ndarray | None = None
     limits: np.ndarray | None = None
     original: Broadcast | None = None

@@ -132,10 +132,17 @@ class ClientEvaluation(Evaluation):
                 raise self.error(np.array([client]), as_error(error), self.stage) from None
             self.check_shared(position[None])
 
+    @property
+    def _arrays(self) -> Mapping[str, Tensor]:
+        """The clients' data, with the true labels if these are measured."""
+        if self.dispatch.split != "unlabelled" or self.job.true_labels is None:
+            return self.job.arrays
+        return {**self.job.arrays, "y": self.job.true_labels}
+
     def _together(self, positions: np.ndarray, clients: np.ndarray) -> None:
         rows, counts = self.partition.views_rows(clients, self.dispatch.split)
         ctx = self.client_context(int(clients[0]), self.downloads.common, {}, None)
-        self.measure(positions, ctx.net(self.downloads.common["model"]), rows, counts, self.job.arrays)
+        self.measure(positions, ctx.net(self.downloads.common["model"]), rows, counts, self._arrays)
 
     def _one(self, at: np.ndarray, client: int) -> None:
         d = self.dispatch
@@ -144,9 +151,7 @@ class ClientEvaluation(Evaluation):
         ctx = self.client_context(client, received, config, record)
         net = self._predictor(ctx)
         rows = getattr(ctx, d.split).rows if d.rows is None else d.rows
-        self.measure(
-            at, net, rows, np.array([len(rows)]), self.job.arrays if d.rows is None else self.job.server_arrays
-        )
+        self.measure(at, net, rows, np.array([len(rows)]), self._arrays if d.rows is None else self.job.server_arrays)
 
     def _predictor(self, ctx: ClientContext) -> Predictor:
         """Return a client's predictor: as received, after its own training, or after adapting to some samples."""

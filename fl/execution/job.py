@@ -37,7 +37,8 @@ class Job:
         module: the model's structure.
         facts: what the module does beside computing outputs.
         initial: the module's tensors as the run began.
-        arrays: all clients' data by name, first axis the sample.
+        arrays: all clients' data by name, first axis the sample; `y` is -1 or NaN where clients have no label.
+        true_labels: the data's own `y`, for evaluations on rows without labels; None without such evaluations.
         server_arrays: the server's test set, likewise.
         parties: arrays of each client of a vertical partition, in place of `arrays`; None if clients hold rows.
         periods: the learning problems of the stream; one without a stream.
@@ -90,6 +91,7 @@ class Job:
     graphs: bool = False
     compiled: bool = False
     seeded: bool = True
+    true_labels: Tensor | None = None
     by_client: ClientModels | None = None
 
     @cached_property

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fl.data.partition import ViewName
 from fl.execution.training.memory_format import MemoryFormat
 from fl.flower.records import get_config, get_text
 
@@ -66,7 +67,7 @@ class Call:
     period: int
     number: int
     client: int
-    split: Literal["train", "val", "test"]
+    split: ViewName
     memory_format: MemoryFormat
     state: int | None
     carry: int | None

@@ -4,6 +4,7 @@ eval/*      the server's test set
 val/*       clients' validation rows, pooled
 clients/*   how a metric is spread over the clients, on their own test rows
 train_rows/*   clients' training rows, pooled
+unlabelled_rows/*   clients' rows without labels, pooled; workers have their true labels for this alone
 taskN/*     in a stream: the test rows of each task so far; eval/* is then their unweighted mean
 
 Several stages: the metrics of the first have these names, the others begin with their stage, as in trained/val/loss.
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fl.config.sections import Evaluation, Split, Stage
+from fl.config.sections import Evaluation, Stage
+from fl.data.partition import ViewName
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
@@ -27,7 +29,12 @@ from fl.simulation.setup import RunSetup, split_counts
 from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.task import minimised, pooled
 
-SPLIT_PREFIXES: dict[Split, str] = {"val": "val", "test": "clients", "train": "train_rows"}
+SPLIT_PREFIXES: dict[ViewName, str] = {
+    "val": "val",
+    "test": "clients",
+    "train": "train_rows",
+    "unlabelled": "unlabelled_rows",
+}
 
 
 def evaluate(exchanges: ExchangeRunner, broadcast: Broadcast, name: str = "") -> Row:
@@ -68,7 +75,7 @@ def stage_prefixes(evaluation: Evaluation) -> list[tuple[str, Stage]]:
     return [("", first), *((f"{stage}/", stage) for stage in others)]
 
 
-def _on_clients(exchanges: ExchangeRunner, broadcast: Broadcast, stage: Stage, split: Split, label: str) -> Row:
+def _on_clients(exchanges: ExchangeRunner, broadcast: Broadcast, stage: Stage, split: ViewName, label: str) -> Row:
     """Return metrics of clients on a split of their own rows. `label` names them in the table of client metrics."""
     setup = exchanges.run_setup
     clients, period = setup.evaluated(exchanges.period, split), setup.periods[exchanges.period]

@@ -118,7 +118,7 @@ def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, .
             if len(alone):
                 who = _clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)
                 raise ConfigError(
-                    "evaluation.splits" if split == "train" else f"splits.{split}",
+                    f"splits.{split}" if split in ("val", "test") else "evaluation.splits",
                     f"{who} would be evaluated on one row alone, which the model cannot normalise. "
                     f"Set splits.{split} to 0 or to more rows, set partition.min_size, or {out}",
                 )

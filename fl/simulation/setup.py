@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from fl.config.config import Config
-from fl.config.sections import Split
 from fl.data.dataset import Dataset, tensors
 from fl.data.labels import tensors_for_workers
 from fl.data.parties import ServerRows, party_arrays, server_rows
-from fl.data.partition import Partition
+from fl.data.partition import Partition, ViewName
 from fl.data.stream import Period
 from fl.data.views import Batch, View
 from fl.execution.global_draws import may_draw
@@ -77,7 +76,7 @@ class RunSetup:
     def _sizes(self) -> list[np.ndarray]:
         return [period.partition.train_slices()[1] for period in self.periods]
 
-    def evaluated(self, period: int, split: Split) -> np.ndarray:
+    def evaluated(self, period: int, split: ViewName) -> np.ndarray:
         """Return the clients to evaluate on a split of their own data in a period.
 
         They are the clients that have rows there, or a fixed random sample of them, see `evaluation.clients`.
@@ -90,7 +89,7 @@ class RunSetup:
         return self._evaluated[period, split]
 
     @cached_property
-    def _evaluated(self) -> dict[tuple[int, Split], np.ndarray]:
+    def _evaluated(self) -> dict[tuple[int, ViewName], np.ndarray]:
         return {}
 
     @property
@@ -213,9 +212,8 @@ class RunSetup:
             module=self.module,
             facts=self.facts,
             initial=self.initial,
-            arrays={}
-            if self.dataset.parties
-            else tensors_for_workers(self.dataset, [period.partition for period in self.periods]),
+            arrays=self._arrays_for_workers,
+            true_labels=torch.tensor(self.dataset.labels) if "unlabelled" in config.evaluation.splits else None,
             server_arrays={} if self.dataset.parties else self.server_rows.test,  # no labels for passive parties
             parties=party_arrays(self.dataset),
             periods=self.periods,
@@ -239,6 +237,13 @@ class RunSetup:
             shots=config.evaluation.shots,
             by_client=self.by_client,
         )
+
+    @property
+    def _arrays_for_workers(self) -> Mapping[str, Tensor]:
+        """The clients' data as workers get them; nothing for parties, whose columns lie in files."""
+        if self.dataset.parties:
+            return {}
+        return tensors_for_workers(self.dataset, [period.partition for period in self.periods])
 
 
 def training_flops(model: ClientModel, batch: Batch, task: Task) -> float:
@@ -306,9 +311,10 @@ def sample_inputs(dataset: Dataset) -> Tensor:
     return torch.tensor(dataset.train["x"][:4])
 
 
-def split_counts(partition: Partition, split: Split) -> np.ndarray:
+def split_counts(partition: Partition, split: ViewName) -> np.ndarray:
     """Return the number of rows of each client in a split, (N,)."""
-    return partition.train_slices()[1] if split == "train" else {"val": partition.val, "test": partition.test}[split]
+    held = {"val": partition.val, "test": partition.test, "unlabelled": partition.unlabelled}
+    return partition.train_slices()[1] if split == "train" else held[split]
 
 
 def evaluated_clients(config: Config, trainable: int, counts: np.ndarray) -> np.ndarray:

@@ -21,9 +21,14 @@ def check_views(config: Config) -> None:
     """Check the views and chains of the clients' first round.
 
     Raises:
-        ConfigError: they take rows without labels, and all rows have labels; or they use the strong chain, and there
-            is none.
+        ConfigError: they, or evaluations, take rows without labels that do not exist; or they use the strong chain, and
+            there is none.
     """
+    if "unlabelled" in config.evaluation.splits:
+        if config.labels is None:
+            raise ConfigError("evaluation.splits", "unlabelled: all rows have labels; set labels:, or leave it out")
+        if getattr(config.labels, "in_data", False):
+            raise ConfigError("evaluation.splits", "unlabelled: nobody knows the labels of these rows; leave it out")
     for client in (config.client, config.evaluation.adapt):
         name = registry.name_of(client)
         used, chains = _views(client), _chains(client)

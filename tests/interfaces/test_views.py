@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pyarrow import parquet
 
 import fl
@@ -248,6 +249,26 @@ def test_a_round_without_weight_leaves_the_model(strategy, tmp_path, caplog):
         row = run.one_round()
         assert torch.equal(run.config.strategy.model(run.state).buffers[0], before.buffers[0])
     assert row["unweighted"] == 1 and "no client of the cohort has a training row with a label" in caplog.text
+
+
+def test_evaluations_on_rows_without_labels_use_the_true_labels(tmp_path):
+    """The pooled loss is the cross-entropy of the saved model, computed with torch."""
+    config = DIGITS | {"evaluation": {"splits": ["unlabelled"], "server": False}, "data": "digits"}
+    result = fl.run(config, out=tmp_path / "run")
+    setup = set_up_run(resolve(config))
+    rows = setup.periods[0].partition.rows_of("unlabelled")
+    x, y = (torch.tensor(setup.dataset.train[name][rows]) for name in "xy")
+    weight, bias = (next(t for t in result.model.values() if t.ndim == n) for n in (2, 1))
+    logits = x.flatten(1) @ weight.T + bias
+    row = result.metrics[-1]
+    assert row["unlabelled_rows/loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+    assert row["unlabelled_rows/accuracy"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
+
+
+@pytest.mark.parametrize("labels, message", [(None, "all rows have labels"), ({"name": "given"}, "nobody knows")])
+def test_rows_without_labels_or_without_true_labels_are_not_evaluated(labels, message):
+    with pytest.raises(ConfigError, match=f"evaluation.splits: unlabelled: {message}"):
+        set_up_run(resolve(DIGITS | {"labels": labels, "evaluation": {"splits": ["unlabelled"]}}))
 
 
 def test_a_method_may_count_all_rows(tmp_path):
