@@ -8,7 +8,7 @@ from protocol import Contestant, Workload, serve
 from torch_layers import Descent, arrays, module, samples
 
 from fl.config.config import resolve
-from fl.simulation.build import build_model
+from fl.simulation.build import set_up_run
 
 
 class Bare(Contestant):
@@ -22,8 +22,7 @@ class Bare(Contestant):
         """Build the model with its initial weights. A model that is not a stack of layers is built by fl."""
         if self.work.layers:
             return module(self.work)
-        config = resolve(self.work.config)
-        return build_model(config, config.data.load()).to(self.work.device)
+        return set_up_run(resolve(self.work.config)).module.to(self.work.device)
 
     @property
     def facts(self):
