@@ -29,6 +29,7 @@ from fl.method.messages import Broadcast
 from fl.method.reduction import Meta, Product, Stack
 from fl.method.requests import Exchange, ExchangeResult
 from fl.simulation.agreement import BEGINS_WITH_EXCHANGE, ONE_EXCHANGE, SAME_MESSAGE
+from fl.simulation.answers import Answers, result_for
 from fl.simulation.downlink import Place
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.expected_bytes import expected_download_bytes, expected_upload_bytes
@@ -246,7 +247,8 @@ class AsynchronousRunner(ExchangeRunner):
         self.folder.clients.add(self.ledger_round, "train", clients, examples, columns)
         self.totals.add_metrics(pooled, float(examples.sum()))
         self.totals.dropped += len(arrivals) - len(good)
-        return self.answer(exchange, self.place.number, fold.finish(), clients, examples, pooled, step.tier)
+        answers = Answers(clients, examples, pooled, metrics)
+        return result_for(self, exchange, self.place.number, fold.finish(), answers, step.tier)
 
     def _book_uploads(self, arrived: list[tuple[int, ClientResult]]) -> None:
         """Enter the bytes of updates into the ledger."""

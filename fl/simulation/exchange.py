@@ -9,9 +9,8 @@ training which updates it will sum. Without a deadline or over-selection, second
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,20 +18,19 @@ from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
-from fl.execution.isolation import isolated
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
-from fl.method.after_reduction import ReductionContext, apply_all
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult, Transfer
+from fl.simulation.answers import answers_of, result_for
 from fl.simulation.attacked_exchanges import AttackedExchanges
 from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.observed import Observed
 from fl.simulation.setup import RunSetup
 from fl.simulation.stored_states import StoredStates
-from fl.simulation.totals import RoundTotals, weighted_mean
+from fl.simulation.totals import RoundTotals
 from fl.simulation.virtual_time import VirtualTime
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
@@ -42,27 +40,8 @@ from fl.tensors.random import hash64
 from fl.tensors.trees import Tree
 from fl.tracking.spans import span
 
-log = logging.getLogger(__name__)
-NO_LABELS = "round %d: no client of the cohort has a training row with a label; the model stays as it is"
-
 EMPTY_COHORT = np.empty(0, np.int64)  # for exchanges outside any round
 EVALUATIONS = 1 << 15  # first number of a round's evaluations
-
-
-class Answers(NamedTuple):
-    """What the clients of an exchange answered.
-
-    Args:
-        clients: ids of those that answered, (n,).
-        num_examples: their numbers of training samples, (n,).
-        pooled: means of their metrics, weighted by these numbers.
-        metrics: their metrics, (n,) each.
-    """
-
-    clients: np.ndarray
-    num_examples: np.ndarray
-    pooled: Mapping[str, Any]
-    metrics: Mapping[str, np.ndarray]
 
 
 class ExchangeRunner:
@@ -234,68 +213,24 @@ class ExchangeRunner:
         dropped = columns.column("dropped", n, False)
         self.stage_states(cohort, columns, dropped)
         self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)
-        answers = self.answers(cohort, columns, dropped)
-        clients, examples, pooled, metrics = answers
-        if "loss" in metrics:
-            self.folder.clients.add(self.ledger_round, "train", clients, examples, metrics)
-        self.totals.add_metrics(pooled, float(examples.sum()))
-        self.totals.dropped += n - len(clients)
+        self.remember_carries(cohort, columns, dropped)
+        answers = answers_of(cohort, columns, dropped)
+        if "loss" in answers.metrics:
+            self.folder.clients.add(self.ledger_round, "train", answers.clients, answers.num_examples, answers.metrics)
+        self.totals.add_metrics(answers.pooled, float(answers.num_examples.sum()))
+        self.totals.dropped += n - len(answers.clients)
         number = self.place.number
         if self.observed is not None:
             self.observed.add(cohort, ~dropped, columns.column("num_examples", n, 0), columns.metrics(n))
         self.index += 1
-        return self.answer(exchange, number, result.value, clients, examples, pooled)
+        return result_for(self, exchange, number, result.value, answers)
 
-    def answers(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> Answers:
-        """Return what clients answered, and remember their carries.
-
-        Args:
-            cohort: ids of the clients, (n,).
-            columns: what came of their work, in the order of `cohort`.
-            dropped: whether each was left out, bool (n,).
-        """
-        n, good = len(cohort), ~dropped
-        carries = columns.column("carry", n, -1)
+    def remember_carries(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
+        """Remember where the carries of clients lie; `columns` and `dropped`, (n,), are in the order of `cohort`."""
+        carries = columns.column("carry", len(cohort), -1)
         if carries.ndim == 2:
             carries[dropped] = NO_RECORD
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
-        examples = columns.column("num_examples", n, 0)
-        metrics = columns.metrics(n)
-        pooled = {name: weighted_mean(values, examples * good) for name, values in metrics.items()}
-        return Answers(cohort[good], examples[good], pooled, {name: values[good] for name, values in metrics.items()})
-
-    def answer(
-        self,
-        exchange: Exchange,
-        number: int,
-        value: Any,
-        clients: np.ndarray,
-        examples: np.ndarray,
-        metrics: Mapping[str, Any],
-        tier: int = 0,
-    ) -> ExchangeResult:
-        """Return what the strategy is answered, after the parts of `after_reduction`.
-
-        Args:
-            exchange: the strategy's request.
-            number: number of the exchange in the run.
-            value: group -> reduced value; None if no client answered.
-            clients: ids of the clients that answered, (n,).
-            examples: their numbers of training samples, (n,).
-            metrics: means over these clients.
-            tier: tier of the clients, for a tiered server.
-        """
-        config = self.run_setup.config
-        if exchange.work == "train" and len(examples) and not examples.any():
-            self.totals.unweighted += 1
-            log.warning(NO_LABELS, self.round)
-            value = None
-        if config.after_reduction and value is not None:
-            ctx = ReductionContext(config.seed, self.round, number, exchange.work, clients, examples)
-            with span("server", "after reduction"), isolated():
-                value, figures = apply_all(config.after_reduction, value, ctx)
-            self.totals.after_reduction |= figures
-        return ExchangeResult(exchange.reduced(value), clients, examples, metrics, tier)
 
     def stage_states(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
         """Take over the clients' new states; a dropped client keeps the state it had."""

@@ -7,6 +7,7 @@ import numpy as np
 from fl.method.messages import Broadcast
 from fl.method.reduction import Product
 from fl.method.requests import Exchange, ExchangeResult
+from fl.simulation.answers import answers_of
 from fl.simulation.exchange import ExchangeRunner
 
 
@@ -27,5 +28,7 @@ def run_free(exchanges: ExchangeRunner, exchange: Exchange) -> ExchangeResult:
         pin=exchange.pin,
     )
     columns = result.columns.reordered(np.argsort(cohort))
-    answers = exchanges.answers(np.sort(cohort), columns, columns.column("dropped", len(cohort), False))
+    dropped = columns.column("dropped", len(cohort), False)
+    exchanges.remember_carries(np.sort(cohort), columns, dropped)
+    answers = answers_of(np.sort(cohort), columns, dropped)
     return ExchangeResult(exchange.reduced(result.value), answers.clients, answers.num_examples, answers.pooled)
