@@ -7,6 +7,8 @@ The ledger books both ways under the round, as exchange -1. A forward pass takes
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from fl.communication.keys import down_key
@@ -14,17 +16,32 @@ from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
-from fl.method.reduction import Product
 from fl.simulation.downlink import Place
 from fl.simulation.evaluation import clients_per_chunk
 from fl.simulation.exchange import EVALUATIONS, ExchangeRunner
 from fl.simulation.expected_bytes import encoded_size
 from fl.system.round_trip import RoundTrip
 from fl.system.synchronous import Synchronous
+from fl.tasks.task import pooled
+from fl.tracking.spans import span
+
+if TYPE_CHECKING:
+    from fl.simulation.simulation import Simulation
 
 BEFORE_EXCHANGES = -1  # the ledger's exchange
 LOSS_BYTES = 8  # one double
 FORWARD = 1 / 3  # computation of a forward pass, as a share of forward and backward pass
+
+
+def choose_cohort(run: Simulation, candidates: np.ndarray) -> np.ndarray:
+    """Have the run's sampler choose the cohort from candidates, (d,), by their losses; return the cohort, (n,)."""
+    strategy = run.config.strategy
+    broadcast = Broadcast.of(strategy.broadcast(run.state, run.context(candidates)))
+    with span("evaluate", "candidates"):
+        losses = candidate_losses(run.exchanges, broadcast.with_model(strategy.model(run.state)), candidates)
+    run.sampler, cohort = run.config.cohort.choose(run.sampler, candidates, losses)
+    run.exchanges.set_cohort(cohort)
+    return cohort
 
 
 def candidate_losses(exchanges: ExchangeRunner, broadcast: Broadcast, candidates: np.ndarray) -> np.ndarray:
@@ -57,7 +74,7 @@ def candidate_losses(exchanges: ExchangeRunner, broadcast: Broadcast, candidates
         number=number,
         cohort=candidates,
         broadcast=decoded,
-        reduction=Product(exchanges.run_setup.periods[exchanges.period].task.metrics()),
+        reduction=pooled(exchanges.run_setup.periods[exchanges.period].task.metrics()),
         plan=Plan("loop", clients_per_chunk(np.maximum(counts, 1)), "clients share forward passes"),
         split="train",
         original=message if exchanges.executor.remote else None,

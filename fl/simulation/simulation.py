@@ -23,13 +23,12 @@ from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
-from fl.method.messages import Broadcast
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation import unchanged
 from fl.simulation.agreement import check_asynchronous, check_finite, check_groups, check_state
 from fl.simulation.asynchronous import AsynchronousRunner
 from fl.simulation.build import set_up_run
-from fl.simulation.candidates import candidate_losses
+from fl.simulation.candidates import choose_cohort
 from fl.simulation.evaluation import add_period, all_evaluated
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.final_work import run_final
@@ -200,20 +199,7 @@ class Simulation:
             self.sampler, cohort, starts = self.exchanges.sample(self.sampler, self.first_request, self.round, sizes)
         self.exchanges.begin(self.round, self.round, cohort)
         self.exchanges.wait(starts)
-        return self._choose(cohort) if self.config.cohort.chooses else cohort
-
-    def _choose(self, candidates: np.ndarray) -> np.ndarray:
-        """Have the sampler choose the cohort by the candidates' losses."""
-        with span("evaluate", "candidates"):
-            losses = candidate_losses(self.exchanges, self._model_broadcast(candidates), candidates)
-        self.sampler, cohort = self.config.cohort.choose(self.sampler, candidates, losses)
-        self.exchanges.set_cohort(cohort)
-        return cohort
-
-    def _model_broadcast(self, cohort: np.ndarray) -> Broadcast:
-        """Return the strategy's model, with whatever else clients receive beside it."""
-        strategy = self.config.strategy
-        return Broadcast.of(strategy.broadcast(self.state, self.context(cohort))).with_model(strategy.model(self.state))
+        return choose_cohort(self, cohort) if self.config.cohort.chooses else cohort
 
     def evaluate(self, state: Any, cohort: np.ndarray) -> Row:
         """Return the metrics of the strategy's evaluation of a state."""
