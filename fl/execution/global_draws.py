@@ -23,19 +23,19 @@ def may_draw(parts: Iterable[Any], module: nn.Module, facts: ModuleFacts) -> boo
     """Whether users' code runs among `parts` or in the module, or the module drew random numbers in its first look."""
     if facts.draws or facts.draws_in_evaluation:
         return True
-    return any(map(_has_users_code, parts)) or not all(map(_is_known, module.modules()))
+    return any(map(has_users_code, parts)) or not all(map(_is_known, module.modules()))
 
 
-def _has_users_code(part: Any) -> bool:
+def has_users_code(part: Any) -> bool:
     """Whether a part, or something that it is made of, is a user's."""
     if isinstance(part, (list, tuple)):
-        return any(map(_has_users_code, part))
+        return any(map(has_users_code, part))
     if isinstance(part, Mapping):
-        return any(map(_has_users_code, part.values()))
+        return any(map(has_users_code, part.values()))
     if isinstance(part, (types.FunctionType, type)):
         return not registry.is_ours(part.__module__)
     if is_dataclass(part):
-        return registry.is_users(type(part)) or any(_has_users_code(getattr(part, f.name, None)) for f in fields(part))
+        return registry.is_users(type(part)) or any(has_users_code(getattr(part, f.name, None)) for f in fields(part))
     return hasattr(part, "__dict__") and registry.is_users(type(part))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class Worker:
         self.states.write_to(segment)
         started: dict[int, ExchangeWorker] = {}
         present: ExchangeWorker | None = None
-        with isolated():
+        with isolated() if self.job.seeded else nullcontext():
             for task in (task for first, last in tasks for task in range(first, last)):
                 index, one, own = dispatch.at(task)
                 if index not in started:

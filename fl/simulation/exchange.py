@@ -18,6 +18,7 @@ from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
+from fl.execution.global_draws import has_users_code
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
 from fl.method.messages import Broadcast
@@ -56,6 +57,7 @@ class ExchangeRunner:
         self.run_setup, self.executor, self.states, self.folder = run_setup, executor, states, folder
         self.downlink = Downlink(run_setup, folder.ledger)
         self.time = VirtualTime(run_setup)
+        self.users_strategy = has_users_code(run_setup.config.strategy)
         self.stored_states = StoredStates(run_setup, states, executor.remote)
         self.observed = Observed() if run_setup.config.cohort.observes else None
         self.attacked = AttackedExchanges.of(run_setup, executor, folder.path / "scratch")

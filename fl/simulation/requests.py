@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,13 +24,18 @@ from fl.tracking.spans import span
 class Requests:
     """The requests of a strategy's generator, as an iterator. Set `answer` to the answer of each.
 
+    Args:
+        generator: what the strategy's hook returned.
+        users: whether it is a user's code, which is isolated.
+
     Attributes:
         answer: what the generator gets for its last request.
         value: what the generator returned.
     """
 
-    def __init__(self, generator: Generator[Any, Any, Any]):
+    def __init__(self, generator: Generator[Any, Any, Any], users: bool):
         self.generator = generator
+        self.guard: AbstractContextManager[None] = isolated() if users else nullcontext()
         self.answer: Any = None
         self.value: Any = None
 
@@ -39,7 +45,7 @@ class Requests:
     def __next__(self) -> Any:
         answer, self.answer = self.answer, None
         try:
-            with span("server", "strategy"), isolated():
+            with span("server", "strategy"), self.guard:
                 return self.generator.send(answer)
         except StopIteration as end:
             self.value = end.value
@@ -57,7 +63,7 @@ def run_generator(
     """
     strategy, hook = exchanges.run_setup.config.strategy, getattr(generator, "__name__", "round")
     _check_generator(strategy, generator, "round, setup or final")
-    requests = Requests(generator)
+    requests = Requests(generator, exchanges.users_strategy)
     for request in requests:
         if isinstance(request, Exchange):
             if request.free:
@@ -90,7 +96,7 @@ def run_evaluation(
     who = f"strategy {type(strategy).__name__}: evaluation"
     _check_generator(strategy, generator, "evaluation")
     exchanges.carries = {}  # those of the round
-    requests = Requests(generator)
+    requests = Requests(generator, exchanges.users_strategy)
     for request in requests:
         if isinstance(request, Exchange):
             if not request.free:

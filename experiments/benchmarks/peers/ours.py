@@ -30,10 +30,10 @@ from fl.data.section import Data
 from fl.errors import ConfigError
 from fl.execution.training import compiled
 from fl.execution.training.plan import Kind
-from fl.method.sampler import CohortSampler
 from fl.simulation.build import set_up_run
 from fl.simulation.run import run
 from fl.tensors import random
+from fl.tools.bench.cohorts import FixedCohorts
 
 EVALUATED = {
     "softmax",
@@ -44,16 +44,6 @@ EVALUATED = {
 
 class StopRun(Exception):
     """Ends the run of a thread after its last requested round."""
-
-
-class FixedCohorts(CohortSampler):
-    """Sampler that returns the cohorts of a list, one per round."""
-
-    def __init__(self, cohorts: list[np.ndarray]):
-        self.cohorts = cohorts
-
-    def sample(self, state, round_, seed, sizes):
-        return state, self.cohorts[round_]
 
 
 class TimedLedger:
