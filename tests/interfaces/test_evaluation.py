@@ -1,6 +1,5 @@
 """Evaluation as a generator: clients are asked first, at no cost; several models and stages; metrics of one client."""
 
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +24,7 @@ from fl import (
 from fl.errors import ConfigError
 from fl.report.client_metrics import clients
 from fl.tasks.supervised import Classification
+from tests.interfaces.laws import check_on_ray, check_resumed, rows, traced_devices
 
 CONFIG = {
     "rounds": 2,
@@ -104,15 +104,6 @@ def fedavg(tmp_path_factory):
     return fl.run(PLAIN, out=tmp_path_factory.mktemp("fedavg") / "run")
 
 
-def rows(result):
-    times = ("wall_seconds", "busy_seconds")
-    return [{k: v for k, v in row.items() if k not in times} for row in result.metrics]
-
-
-def facts(result):
-    return result.digest, json.dumps(rows(result)), result.ledger.to_pylist()
-
-
 def test_free_exchanges_cost_nothing_and_change_nothing(serial, fedavg):
     """The ledger, the model and all other metrics are FedAvg's: no byte, no state, no draw, no training loss."""
     assert serial.digest == fedavg.digest and serial.ledger.equals(fedavg.ledger)
@@ -154,30 +145,22 @@ def test_names_of_metrics_work_in_targets(tmp_path):
 
 
 def test_a_resumed_run_has_the_same_bits(serial, tmp_path):
-    fl.run(CONFIG, out=tmp_path / "run", interrupt=lambda: True)
-    assert facts(fl.resume(tmp_path / "run")) == facts(serial)
+    check_resumed(CONFIG, serial, tmp_path)
 
 
 @pytest.mark.ray
 def test_ray_has_the_same_bits(serial, tmp_path):
-    ray = {"execution.executor": "ray", "execution.workers": 2}
-    assert facts(fl.run(CONFIG, out=tmp_path / "run", **ray)) == facts(serial)
-
-
-def devices(folder):
-    trace = "client,ms_per_sample,up_mbps,down_mbps\n" + "".join(f"{c},1,1,1\n" for c in range(5))
-    (folder / "devices.csv").write_text(trace)
-    return {"devices": {"name": "trace", "path": f"{folder}/devices.csv"}}
+    check_on_ray(CONFIG, serial, tmp_path)
 
 
 def test_free_exchanges_take_no_virtual_time(tmp_path):
-    system = {"system": devices(tmp_path)}
+    system = {"system": traced_devices(tmp_path, [f"{c},1,1,1" for c in range(5)])}
     ours, plain = (fl.run(c | system, out=tmp_path / n) for n, c in (("ours", CONFIG), ("plain", PLAIN)))
     assert [r["simulated_seconds"] for r in ours.metrics] == [r["simulated_seconds"] for r in plain.metrics]
 
 
 def test_an_asynchronous_server_evaluates_by_exchanges(tmp_path):
-    system = devices(tmp_path)
+    system = traced_devices(tmp_path, [f"{c},1,1,1" for c in range(5)])
     server = {"system": system, "server": {"name": "buffered", "buffer": 2, "concurrency": 3}}
     ours, plain = (fl.run(c | server, out=tmp_path / n) for n, c in (("ours", CONFIG), ("plain", PLAIN)))
     assert ours.digest == plain.digest and ours.ledger.equals(plain.ledger) and "own/val/loss" in ours.metrics[-1]

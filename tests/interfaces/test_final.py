@@ -1,6 +1,5 @@
 """Work after the last round: its metrics, an evaluation of its result and its bytes are a row of their own."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from fl.report.compare import table
 from fl.report.variants import Variant
 from fl.storage import checkpoint
 from fl.storage.run import read_metrics
+from tests.interfaces.laws import check_on_ray, facts
 
 CONFIG = {
     "rounds": 3,
@@ -51,12 +51,6 @@ class Realigned(Strategy):
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     return fl.run(CONFIG, out=tmp_path_factory.mktemp("serial") / "run")
-
-
-def facts(result):
-    times = ("wall_seconds", "busy_seconds")
-    rows = [{k: v for k, v in row.items() if k not in times} for row in result.metrics]
-    return result.digest, json.dumps(rows), result.ledger.to_pylist()
 
 
 def test_the_rows_of_the_rounds_and_the_row_of_the_final_work(serial, tmp_path):
@@ -98,8 +92,7 @@ def test_resumed_and_longer_runs(serial, tmp_path):
 
 @pytest.mark.ray
 def test_ray_has_the_same_bits(serial, tmp_path):
-    ray = {"execution.executor": "ray", "execution.workers": 2}
-    assert facts(fl.run(CONFIG, out=tmp_path / "run", **ray)) == facts(serial)
+    check_on_ray(CONFIG, serial, tmp_path)
 
 
 def test_no_work_has_no_row(tmp_path):

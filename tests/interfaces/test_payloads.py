@@ -3,7 +3,6 @@
 d = 650 elements (softmax on digits, 64 x 10 + 10), k = 65 of them in a mask: 4 d bytes down at first, 4 k afterwards.
 """
 
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ import fl
 from fl import Broadcast, LocalTraining, Params, Strategy
 from fl.errors import ConfigError
 from fl.simulation.build import set_up_run
+from tests.interfaces.laws import check_on_ray, check_resumed, traced_devices
 
 K, D = 65, 650
 CONFIG = {
@@ -73,12 +73,6 @@ def serial(tmp_path_factory):
     return fl.run(CONFIG, out=tmp_path_factory.mktemp("serial") / "run")
 
 
-def facts(result):
-    times = ("wall_seconds", "busy_seconds")
-    rows = [{k: v for k, v in row.items() if k not in times} for row in result.metrics]
-    return result.digest, json.dumps(rows), result.ledger.to_pylist()
-
-
 def test_the_ledger_counts_the_elements_of_the_mask(serial):
     seen, expected = set(), []
     for round_ in range(4):
@@ -94,25 +88,17 @@ def test_the_ledger_counts_the_elements_of_the_mask(serial):
 
 
 def test_a_resumed_run_has_the_same_bits(serial, tmp_path):
-    fl.run(CONFIG, out=tmp_path / "run", interrupt=lambda: True)
-    assert facts(fl.resume(tmp_path / "run")) == facts(serial)
+    check_resumed(CONFIG, serial, tmp_path)
 
 
 @pytest.mark.ray
 def test_ray_has_the_same_bits(serial, tmp_path):
-    ray = {"execution.executor": "ray", "execution.workers": 2}
-    assert facts(fl.run(CONFIG, out=tmp_path / "run", **ray)) == facts(serial)
-
-
-def devices(folder):
-    trace = "client,ms_per_sample,up_mbps,down_mbps\n" + "".join(f"{c},0,1,0.08\n" for c in range(6))
-    (folder / "devices.csv").write_text(trace)
-    return {"devices": {"name": "trace", "path": f"{folder}/devices.csv"}}
+    check_on_ray(CONFIG, serial, tmp_path)
 
 
 def test_virtual_time_passes_for_the_elements_of_the_mask(tmp_path):
     """Round 0 downloads 4 d bytes, a round of known clients 4 k bytes, at 10,000 bytes a second."""
-    system = devices(tmp_path)
+    system = traced_devices(tmp_path, [f"{c},0,1,0.08" for c in range(6)])
     cohort = {"name": "fixed", "clients": [0, 1, 2]}
     result = fl.run(CONFIG | {"rounds": 2, "system": system, "cohort": cohort}, out=tmp_path / "run")
     seconds = [row["simulated_download_seconds"] for row in result.metrics]
@@ -135,7 +121,7 @@ def test_a_deployment_refuses_before_round_0(tmp_path, capsys):
 
 
 def test_an_asynchronous_server_refuses_before_round_0(tmp_path):
-    system = devices(tmp_path)
+    system = traced_devices(tmp_path, [f"{c},0,1,0.08" for c in range(6)])
     server = {"server": {"name": "buffered", "buffer": 2, "concurrency": 4}, "system": system}
     with pytest.raises(ConfigError, match="server: an asynchronous server takes strategies that send the same to all"):
         fl.run(CONFIG | server, out=tmp_path / "run")
