@@ -2,7 +2,7 @@
 
 initial = Initial.of(module)        its tensors at the start of the run: trained and frozen
 bind(module, params, initial)       the module's tensors become views of `params`
-outputs_under(module, ...)          outputs under other tensors, which leaves the module as it is
+outputs_under(module, ...)          outputs under other tensors; the module keeps its own
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def result_for(
         totals.unweighted += 1
         value = None
         log.warning(
-            "round %d: no client of the cohort has a training row with a label; the model stays as it is",
+            "round %d: no client of the cohort has a training row with a label; the model does not change",
             exchanges.round,
         )
     if config.after_reduction and value is not None:

@@ -291,8 +291,8 @@ def choose_plan(
         )
         for model in models
     ]
-    alike = len({plan.memory_format for plan in plans}) == 1
-    return plans[0] if alike else replace(plans[0], memory_format="contiguous")
+    same_format = len({plan.memory_format for plan in plans}) == 1
+    return plans[0] if same_format else replace(plans[0], memory_format="contiguous")
 
 
 def device(config: Config) -> Device:

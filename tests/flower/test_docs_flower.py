@@ -1,4 +1,4 @@
-"""The commands of docs/flower.md run as they are written there: real processes of Flower, TLS and `flwr run`."""
+"""The commands of docs/flower.md run literally: real processes of Flower, TLS and `flwr run`."""
 
 import contextlib
 import os

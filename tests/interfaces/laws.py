@@ -3,6 +3,9 @@
 import json
 
 import fl
+from fl.check.bench import finish
+from fl.check.executors import Scattered
+from fl.simulation.simulation import Simulation
 
 TIMES = ("wall_seconds", "busy_seconds")
 
@@ -27,6 +30,20 @@ def check_on_ray(config, serial, folder):
     """A run on two Ray workers has the bits of `serial`."""
     ray = {"execution.executor": "ray", "execution.workers": 2}
     assert facts(fl.run(config, out=folder / "run", **ray)) == facts(serial)
+
+
+def check_order_and_resume(federation, settings):
+    """The division of work among workers, and a resume, change no bits.
+
+    Returns the plain run, and the directory of the resumed one.
+    """
+    plain = federation.run(**settings)
+    federation.run(executor=Scattered(), **settings).require_same(plain, "scattered over two workers")
+    with federation.simulation(**settings) as first:
+        first.run(interrupt=lambda: True)
+    with Simulation(first.config, first.directory, resumed=True) as last:
+        finish(last).require_same(plain, "resumed")
+    return plain, first.directory
 
 
 def traced_devices(folder, rows):

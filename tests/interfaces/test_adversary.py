@@ -14,12 +14,11 @@ from torch import Tensor
 
 import fl
 from fl.check.bench import CLIENTS, Bench, finish
-from fl.check.executors import Scattered
 from fl.errors import ClientError, ConfigError
 from fl.method.adversary import Adversary, AttackContext, GaussianUpdate, MeanShift, SignFlip, largest_z
 from fl.simulation import attacked_exchanges
-from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params
+from tests.interfaces.laws import check_order_and_resume
 
 ALL = {"cohort": {"name": "uniform", "size": CLIENTS}}
 LOOP = {"execution.plan": "loop"}
@@ -164,14 +163,8 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["default plan", "loop, codec", "stacked"])
 def test_order_of_work_and_a_resume_change_no_bits(settings, tmp_path):
-    federation = bench(tmp_path)
-    plain = federation.run(**settings)
-    federation.run(executor=Scattered(), **settings).require_same(plain, "scattered over two workers")
-    with federation.simulation(**settings) as first:
-        first.run(interrupt=lambda: True)
-    with Simulation(first.config, first.directory, resumed=True) as last:
-        finish(last).require_same(plain, "resumed")
-    assert list((first.directory / "scratch").glob("attack*")) == []
+    _, directory = check_order_and_resume(bench(tmp_path), settings)
+    assert list((directory / "scratch").glob("attack*")) == []
 
 
 @pytest.mark.ray

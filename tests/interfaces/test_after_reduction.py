@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fl.check.bench import Bench, finish
-from fl.check.executors import Scattered
+from fl.check.bench import Bench
 from fl.errors import ConfigError
 from fl.method.after_reduction import AfterReduction, ReductionContext
 from fl.method.reduction import WeightedMean
 from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
-from fl.simulation.simulation import Simulation
 from tests.flower.test_deploy import same_run
+from tests.interfaces.laws import check_order_and_resume
 
 ONE_ROUND = {"rounds": 1}
 
@@ -103,12 +102,7 @@ def test_central_noise(tmp_path):
 def test_order_of_work_and_a_resume_change_no_bits(tmp_path):
     settings = {"after_reduction": [{"name": "central_noise", "std": 0.01}]}
     federation = bench(tmp_path)
-    plain = federation.run(**settings)
-    federation.run(executor=Scattered(), **settings).require_same(plain, "scattered over two workers")
-    with federation.simulation(**settings) as first:
-        first.run(interrupt=lambda: True)
-    with Simulation(first.config, first.directory, resumed=True) as last:
-        finish(last).require_same(plain, "resumed")
+    plain, _ = check_order_and_resume(federation, settings)
     silent = federation.run(after_reduction=[{"name": "central_noise", "std": 0.0}])
     assert all(torch.equal(a, b) for a, b in zip(silent.model.buffers, federation.run().model.buffers))
     assert plain.ledger == silent.ledger

@@ -298,7 +298,7 @@ def make_plan(
         facts: what the module does beside computing outputs.
         trial: tells whether clients that train together end as those that train alone, for a user's own code.
         views: why steps over several views cannot be taken for many clients together, or `None`.
-        architectures: number of architectures in the run, of which `module` is one.
+        architectures: number of architectures in the run; `module` is one of them.
     """
     setting = Setting(algorithm, module, model, task, x, execution, augmented, facts, trial, views, architectures)
     candidate, why = _preferred(setting) if execution.plan == "auto" else _asked_for(setting, execution.plan)

@@ -69,7 +69,7 @@ class _Peft(Adapter):
         from peft import get_peft_model  # seconds to import
 
         own = match((n for n, _ in module.named_parameters()), self.trains)
-        added = vars(module).get("extension")  # a method's own parts are trained as they are
+        added = vars(module).get("extension")  # parts that a method adds are trained whole, without an adapter
         own += [n for n, p in module.named_parameters() if added and n.startswith(f"{added}.") and p.requires_grad]
         kept = {name.rpartition(".")[0] for name in own}
         layers = dict(module.named_modules())
