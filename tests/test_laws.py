@@ -49,6 +49,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from fl.data.augment import Augment
+from fl.method.adversary import Adversary
+from fl.method.after_reduction import AfterReduction
 from fl.method.local_training import LocalTraining
 from fl.communication.codec import Codec, Encoded
 from fl.data.dataset import Dataset
@@ -350,6 +352,59 @@ class Rolled(Augment):
     """By a number of pixels that no word says."""
     def apply(self, x, words):
         return x.roll(1, -1)
+
+class Doubles(Adversary):
+    """A sound attack."""
+    def attack(self, honest, own, ctx):
+        return 2 * own
+
+class OneRow(Adversary):
+    """All attackers in one row."""
+    def attack(self, honest, own, ctx):
+        return own[:1]
+
+class Worsens(Adversary):
+    """A change of what it was given."""
+    def attack(self, honest, own, ctx):
+        return own.neg_()
+
+class Whims(Adversary):
+    """Noise from the global generator."""
+    def attack(self, honest, own, ctx):
+        return torch.randn_like(own)
+
+class Crowd(Adversary):
+    """The mean of the honest clients, also where there is none."""
+    def attack(self, honest, own, ctx):
+        return honest.mean(0).expand_as(own)
+
+class Volunteers(Adversary):
+    """One attacker less than the share."""
+    def attack(self, honest, own, ctx):
+        return -own
+    def attackers(self, seed, population):
+        return np.arange(population) < round(self.share * population) - 1
+
+class Shorter(AfterReduction):
+    """A sound change."""
+    def apply(self, groups, ctx):
+        return {"model": 0.5 * groups["model"]}, {"factor": 0.5}
+
+class Joins(AfterReduction):
+    """A vector in place of parameters."""
+    def apply(self, groups, ctx):
+        return {"model": groups["model"].compact()}, {}
+
+class InPlace(AfterReduction):
+    """A change of what it was given."""
+    def apply(self, groups, ctx):
+        groups["model"].buffers[0].zero_()
+        return groups, {}
+
+class Jitters(AfterReduction):
+    """Noise from the global generator."""
+    def apply(self, groups, ctx):
+        return {"model": float(torch.rand(())) * groups["model"]}, {}
 '''
 BROKEN = {
     "Good": set(),
@@ -420,6 +475,16 @@ BROKEN = {
     "BesideTheMean": {"each_sample_has_its_own_loss"},
     "Rows": set(),
     "Thrown": {"loading_twice_gives_the_same_finite_data"},
+    "Doubles": set(),
+    "OneRow": {"attackers_send_finite_updates_of_their_own_form"},
+    "Worsens": {"attackers_send_finite_updates_of_their_own_form"},
+    "Whims": {"the_same_exchange_is_attacked_in_the_same_way"},
+    "Crowd": {"a_cohort_of_attackers_is_possible"},
+    "Volunteers": {"the_seed_determines_the_attackers"},
+    "Shorter": set(),
+    "Joins": {"groups_keep_their_form"},
+    "InPlace": {"groups_keep_their_form"},
+    "Jitters": {"the_same_exchange_gives_the_same_values"},
 }
 
 
@@ -435,6 +500,7 @@ EXACTLY = (
     "OneClient",
     "SaysOne",
 )
+EXACTLY += ("Doubles", "Shorter", "Whims", "Crowd", "Volunteers", "Jitters")
 EXACTLY += ("Louder", "Fixed", "Renames", "SaysIt", "Tests", "Relative", "Nothing", "Everyone", "ByPlace")
 
 

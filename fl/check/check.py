@@ -14,7 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from fl import registry
-from fl.check import augment, client, codec, cohort, data, labels, model, partition, shift, strategy, task
+from fl.check import (
+    adversary,
+    after_reduction,
+    augment,
+    client,
+    codec,
+    cohort,
+    data,
+    labels,
+    model,
+    partition,
+    shift,
+    strategy,
+    task,
+)
 from fl.check.bench import Bench
 from fl.check.finding import Finding, Law, try_law
 from fl.check.target import example_arguments, find_part, requires
@@ -29,6 +43,8 @@ _ROOMS = {
     "labels": labels,
     "cohort": cohort,
     "augment": augment,
+    "adversary": adversary,
+    "after_reduction": after_reduction,
     "model": model,
     "task": task,
     "data": data,

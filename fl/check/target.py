@@ -11,6 +11,8 @@ from fl import registry
 from fl.communication.codec import Codec
 from fl.data.augment import Augment
 from fl.errors import UnknownName
+from fl.method.adversary import Adversary
+from fl.method.after_reduction import AfterReduction
 from fl.method.client import ClientAlgorithm
 from fl.method.sampler import CohortSampler
 from fl.method.strategy import Strategy
@@ -22,6 +24,8 @@ BASES: dict[type, str] = {
     Codec: "codec",
     CohortSampler: "cohort",
     Augment: "augment",
+    Adversary: "adversary",
+    AfterReduction: "after_reduction",
     Task: "task",
 }
 METHODS = {
