@@ -33,6 +33,7 @@ from fl.tensors.params import NOTHING, Params
 from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
+    from fl.method.client import ClientAlgorithm
     from fl.tasks.task import Task
 
 State = Any  # a tree; each strategy has its own
@@ -170,6 +171,15 @@ class Strategy:
         Models with averaged BatchNorm statistics are refused if it is not.
         """
         return False
+
+    def check_client(self, client: ClientAlgorithm) -> None:
+        """Check before round 0 that the method can have this client algorithm and its hyper-parameters. Default: any.
+
+        That the client sends and receives the groups of the first exchange is checked without this hook.
+
+        Raises:
+            ValueError: it cannot; the message is "key: reason and way out" with a key of the section `client`.
+        """
 
     # -- the simple form -----------------------------------------------------------------------------------------
     def init(self, model: Params, ctx: ServerContext) -> State:

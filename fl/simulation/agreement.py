@@ -92,7 +92,8 @@ def check_groups(config: Config, request: Any) -> None:
         request: what the strategy yields first.
 
     Raises:
-        ConfigError: the client does not send a group that is reduced, or needs one that is not broadcast.
+        ConfigError: the client does not send a group that is reduced, or needs one that is not broadcast, or the
+            strategy refuses it.
     """
     strategy, client = config.strategy, config.client
     if not isinstance(request, Exchange) or request.work != "train":
@@ -114,6 +115,10 @@ def check_groups(config: Config, request: Any) -> None:
                 f"with strategy {names[1]!r}, client {names[0]!r} does not {verb} {sorted(missing)}; "
                 f"the strategy's own client is {strategy.client!r}",
             )
+    try:
+        strategy.check_client(client)
+    except ValueError as error:
+        raise located("client", error) from error
 
 
 def check_adversary(config: Config, trainable: int) -> None:

@@ -350,14 +350,15 @@ def sqrt(p: Params) -> Params:
     return elementwise(torch.sqrt, p)
 
 
-def dot(p: Params, q: Params) -> Tensor:
-    """Inner product over all tensors, of shape () or (C,).
+def dot(p: Params, q: Params, dtype: torch.dtype | None = None) -> Tensor:
+    """Inner product over all tensors, of shape () or (C,). `dtype`: that of products and sums; default: the tensors'.
 
     >>> p = Params.of({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])})
     >>> float(dot(p, p))
     14.0
     """
-    return sum(((a * b).sum(-1) for a, b in zip(p.buffers, q.buffers)), torch.zeros(()))
+    pairs = ((a, b) if dtype is None else (a.to(dtype), b.to(dtype)) for a, b in zip(p.buffers, q.buffers))
+    return sum(((a * b).sum(-1) for a, b in pairs), torch.zeros((), dtype=dtype))
 
 
 def norm(p: Params) -> Tensor:

@@ -27,6 +27,7 @@ from fl.errors import ConfigError
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
+from fl.execution.training.kernels import LinearStack
 from fl.execution.training.native import cache
 from fl.execution.training.native import clients as native
 from fl.execution.training.native.shuffle import COUNTED, chained, write_order
@@ -35,8 +36,10 @@ from fl.execution.workers.limits import cores
 from fl.method.fold import Fold
 from fl.method.optimiser import SGD
 from fl.method.reduction import Sum
+from fl.models.architectures.linear import MLP
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout
+from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 
@@ -54,6 +57,12 @@ def net(*widths: int, activation=nn.ReLU, bias=True) -> nn.Sequential:
     for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b, bias=bias), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+def normalised(inputs: int, *widths: int, normalise: str, activation="relu") -> nn.Sequential:
+    torch.manual_seed(0)
+    model = MLP(hidden=widths[:-1], activation=activation, bias=False, normalise=normalise)
+    return model.build((inputs,), widths[-1])
 
 
 def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> Chunk:
@@ -110,6 +119,8 @@ NETS = {
     "wide": net(300, 80, 50, 3),
     "wide inside": net(70, 40, 290, 5, activation=nn.Sigmoid),
     "without bias": net(33, 65, 9, bias=False),
+    "features normalised": normalised(33, 65, 18, 9, normalise="feature"),
+    "layers normalised": normalised(33, 65, 18, 9, normalise="layer"),
 }
 LENGTHS = {
     "epochs": ({"epochs": 2, "batch": 20}, lambda n: (2 * -(-n // 20), 20)),
@@ -130,6 +141,49 @@ def test_it_is_plain_torch_training(name, length, task):
         change, loss = plainly(module, given, c, *taken(n))
         assert_allclose(update.groups["model"].row(c).compact(), change, rtol=1e-3, atol=2e-6)
         assert float(update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("normalise", ["feature", "layer"])
+def test_gradients_of_normalised_networks_are_those_of_autograd(normalise, activation, backend):
+    """One step at rate 1 on all samples is the gradient. Some samples are zeros, so that their features are."""
+    module = normalised(33, 20, 13, 5, normalise=normalise, activation=activation)
+    given = chunk(module)
+    given.arrays["x"][given.rows[given.starts[2] : given.starts[2] + 3]] = 0.0
+    update, _ = batched.train(clients.sgd.LocalSGD(lr=1.0, steps=1, batch="full"), given, backend)
+    for c, n in enumerate(SIZES.tolist()):
+        expected = np.zeros(update.groups["model"].numel)
+        if n:
+            at, double = torch.from_numpy(given.rows[given.starts[c] :][:n]), copy.deepcopy(module).double()
+            loss = F.cross_entropy(double(given.arrays["x"][at].double()), given.arrays["y"][at])
+            gradients = torch.autograd.grad(loss, list(double.parameters()))
+            expected = -torch.cat([g.flatten() for g in gradients]).numpy()
+        assert_allclose(update.groups["model"].row(c).compact(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+def test_a_step_is_orthogonal_to_the_layer_below_normalised_features(backend):
+    """|W'|^2 = |W|^2 + |W' - W|^2 after one plain step on the last hidden layer's weights W."""
+    module = normalised(33, 20, 13, 5, normalise="feature")
+    update, _ = batched.train(clients.sgd.LocalSGD(lr=1.0, steps=1, batch=20), chunk(module), backend)
+    weight = module[3].weight.detach().double()
+    for change in update.groups["model"]["3.weight"].double():
+        squares = [float(t.square().sum()) for t in (weight + change, weight, change)]
+        assert squares[0] == pytest.approx(squares[1] + squares[2], abs=1e-6)
+
+
+def test_normalisation_before_an_activation_is_not_compiled_but_stacked():
+    torch.manual_seed(0)
+    layers = [nn.Linear(33, 9, bias=False), FeatureNorm(), nn.ReLU(), nn.Linear(9, 8), SampleNorm(), nn.Tanh()]
+    module = nn.Sequential(nn.Flatten(), *layers, nn.Linear(8, 4))
+    algorithm, given = clients.sgd.LocalSGD(lr=LR, epochs=1, batch=20), chunk(module)
+    reason = Compiled.covers(algorithm, module, given.task, None)
+    assert reason == "the model has a ReLU after a FeatureNorm"
+    assert LinearStack.covers(algorithm, module, given.task, None) is None
+    update, _ = batched.train(algorithm, given, LinearStack)
+    change, _ = plainly(module, given, 2, 3, 20)
+    assert_allclose(update.groups["model"].row(2).compact(), change, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("count", [*range(1, 9), 100, 128])
@@ -222,7 +276,7 @@ def test_another_users_folder_of_machine_code_is_refused(tmp_path, monkeypatch):
         cache.folder()
 
 
-@pytest.mark.parametrize("name", ["softmax", "wide"])
+@pytest.mark.parametrize("name", ["softmax", "wide", "features normalised", "layers normalised"])
 def test_other_clients_of_the_chunk_change_no_bits(name):
     """A client's update has the same bits alone and in a chunk."""
     algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
@@ -239,7 +293,9 @@ from fl.execution.training.compiled import load
 from fl.execution.training.native.memory import memory_length
 native, draw = load(), np.random.default_rng(0)
 bits = []
-for shapes in ([(60, 10, 0, 608, 0, 0)], [(50, 80, 0, 4000, 1, 0), (80, 3, 4080, 4320, 0, 5200)]):
+two = [(50, 80, 0, 4000, 1, 0, 0), (80, 3, 4080, 4320, 0, 5200, 0)]
+normalised = [(*two[0][:6], 2), two[1]]
+for shapes in ([(60, 10, 0, 608, 0, 0, 0)], two, normalised):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
     theta, x = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32)
     labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)

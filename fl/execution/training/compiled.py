@@ -22,12 +22,14 @@ from fl.execution.workers.process import release_lock
 from fl.method.local_training import LocalTraining
 from fl.method.phase import Phase
 from fl.models.dropout import Dropout
+from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.params import Layout, Params
 
 SHUFFLED = True  # benchmarks that need the same batches in two programs take samples in order
 ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
+NORMS = {FeatureNorm: "FEATURE", SampleNorm: "LAYER"}
 
 _NO_WEIGHTS, _NO_LABELS = np.empty(0, np.float32), np.empty(0, np.int64)
 
@@ -83,8 +85,8 @@ class Compiled(LinearStack):
 
 @functools.lru_cache(maxsize=8)
 def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
-    """The layers as `native/memory.py` describes them, (L, 6)."""
-    from fl.execution.training.native import products
+    """The layers as `native/memory.py` describes them, (L, 7)."""
+    from fl.execution.training.native import norms, products
     from fl.execution.training.native.memory import client_length
 
     rows: list[list[int]] = []
@@ -93,9 +95,11 @@ def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
             weight, bias = layout.entries[f"{name}.weight"], layout.entries.get(f"{name}.bias")
             n_out, n_in = weight.shape
             offset = client_length(rows) if rows else 0
-            rows.append([n_in, n_out, weight.offset, bias.offset if bias else -1, 0, offset])
+            rows.append([n_in, n_out, weight.offset, bias.offset if bias else -1, 0, offset, 0])
         elif child is not None and type(child) in ACTIVATIONS:
             rows[-1][4] = getattr(products, ACTIVATIONS[type(child)])
+        elif child is not None and type(child) in NORMS:
+            rows[-1][6] = getattr(norms, NORMS[type(child)])
     return np.array(rows, np.int64)
 
 
@@ -138,9 +142,12 @@ def _module_obstacle(module: nn.Module) -> str | None:
     layers = list(module._modules.values())
     if any(isinstance(layer, Dropout) and layer.p > 0 for layer in layers):
         return "the model has a Dropout layer"
-    activations = [type(layer) in ACTIVATIONS for layer in layers if not isinstance(layer, Dropout)]
-    if any(a and b for a, b in zip(activations, activations[1:])):
-        return "the model has two activations in a row"
+    kinds = [type(layer) for layer in layers if not isinstance(layer, Dropout)]
+    for kind, following in zip(kinds, kinds[1:]):
+        if kind in ACTIVATIONS and following in ACTIVATIONS:
+            return "the model has two activations in a row"
+        if kind in NORMS and following in (*ACTIVATIONS, *NORMS):
+            return f"the model has a {following.__name__} after a {kind.__name__}"
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         return "the model's parameters are not float32"
     return None

@@ -4,13 +4,15 @@
     dW_l = G_l^T h_{l-1},  db_l = sum_B G_l,  G_{l-1} = (G_l W_l) * mask * phi'(z_{l-1})
 
 Two batched matrix products per layer replace a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
-Sigmoid and Dropout under cross-entropy or squared error; `LinearStack.covers` says whether it covers a model.
+Sigmoid, Dropout, FeatureNorm and SampleNorm under cross-entropy or squared error; `LinearStack.covers` says whether it
+covers a model. The gradients of both norms are in `feature_norm_gradient` and `sample_norm_gradient`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -20,16 +22,17 @@ from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
 from fl.method.local_training import LocalTraining, StepContext
 from fl.models.dropout import Dropout
+from fl.models.normalise import FEATURE_EPS, LAYER_EPS, FeatureNorm, SampleNorm
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 
 Layer = tuple[Tensor, Tensor | None]  # weights (A, out, in), biases (A, out)
-Factor = tuple[Tensor, bool]
+Backward = Callable[[Tensor], Tensor]  # the gradient after a layer without parameters -> the gradient before it
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Names of a layer's tensors, and the activations and Dropout layers after it."""
+    """Names of a layer's tensors, and the layers without parameters after it."""
 
     weight: str
     bias: str | None
@@ -56,7 +59,7 @@ class LinearStack:
         for child in module:
             if isinstance(child, nn.Linear):
                 started = True
-            elif isinstance(child, (nn.ReLU, nn.Tanh, nn.Sigmoid, Dropout)):
+            elif isinstance(child, (nn.ReLU, nn.Tanh, nn.Sigmoid, Dropout, FeatureNorm, SampleNorm)):
                 if not started:
                     return f"the model has a {type(child).__name__} before the first Linear layer"
             elif not isinstance(child, nn.Flatten) or started:
@@ -127,7 +130,7 @@ class LinearStack:
         """Forward pass; then, from the last layer to the first, use(layer, G, inputs). Returns the losses (A, B)."""
         next_mask = iter(masks)
         h = batch["x"].flatten(2)
-        tape: list[tuple[Tensor, list[Factor]]] = []
+        tape: list[tuple[Tensor, list[Backward]]] = []
         for layer, (weight, bias) in zip(self.layers, layers):
             tape.append((h, []))
             h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
@@ -139,8 +142,8 @@ class LinearStack:
             use(k, g, tape[k][0])
             if below is not None:
                 g = below
-                for factor, positive in reversed(tape[k - 1][1]):
-                    g = torch.ops.aten.threshold_backward(g, factor, 0) if positive else g.mul_(factor)
+                for backward in reversed(tape[k - 1][1]):
+                    g = backward(g)
         return losses
 
     def _views(self, params: Params) -> list[Layer]:
@@ -152,22 +155,31 @@ class LinearStack:
         return views[1]
 
     @staticmethod
-    def _forward(module: nn.Module, h: Tensor, masks: Iterator[Tensor], tape: list[Factor]) -> Tensor:
-        """phi(h). Records the factor of the gradient, and whether only the factor's sign counts."""
+    def _forward(module: nn.Module, h: Tensor, masks: Iterator[Tensor], tape: list[Backward]) -> Tensor:
+        """The output of a layer without parameters. Records how its gradient is computed."""
         if isinstance(module, nn.ReLU):
             h = h.relu_()
-            tape.append((h, True))
+            tape.append(partial(_where_positive, h))
         elif isinstance(module, nn.Tanh):
             h = h.tanh_()
-            tape.append((1 - h * h, False))
+            tape.append(partial(_times, 1 - h * h))
         elif isinstance(module, nn.Sigmoid):
             h = h.sigmoid()  # not in place: a ReLU before it keeps h, and sigmoid would change its sign
-            tape.append((h * (1 - h), False))
+            tape.append(partial(_times, h * (1 - h)))
+        elif isinstance(module, FeatureNorm):
+            norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+            scale = h.shape[-1] ** 0.5 / norm.clamp_min(FEATURE_EPS)
+            tape.append(partial(feature_norm_gradient, h, scale, norm >= FEATURE_EPS))
+            h = h * scale
+        elif isinstance(module, SampleNorm):
+            inputs = h
+            h, mean, scale = torch.native_layer_norm(inputs, inputs.shape[-1:], None, None, LAYER_EPS)
+            tape.append(partial(sample_norm_gradient, inputs, mean, scale))
         elif isinstance(module, Dropout) and module.p > 0:
             mask = next(masks, None)
             if mask is not None:
                 h = h * mask
-                tape.append((mask, False))
+                tape.append(partial(_times, mask))
         return h
 
     def _loss(self, outputs: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,3 +193,38 @@ class LinearStack:
             g = outputs - y.view_as(outputs)
             losses = 0.5 * g.square().sum(-1)
         return g.mul_(weights.unsqueeze(-1)), losses
+
+
+def _where_positive(h: Tensor, g: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(g, h, 0)
+
+
+def _times(factor: Tensor, g: Tensor) -> Tensor:
+    return g.mul_(factor)
+
+
+def feature_norm_gradient(z: Tensor, scale: Tensor, depends: Tensor, g: Tensor) -> Tensor:
+    """Return s (g - y <y, g> / h), y = s z, s = sqrt(h) / max(|z|, eps): the gradient of FN.
+
+    Args:
+        z: the inputs, (..., h).
+        scale: s, (..., 1).
+        depends: whether s depends on z, |z| >= eps, (..., 1). Elsewhere the gradient is s g.
+        g: gradient of the loss in y, (..., h).
+    """
+    y = z * scale
+    along = (y * g).sum(-1, keepdim=True) * depends / y.shape[-1]
+    return (g - y * along) * scale
+
+
+def sample_norm_gradient(a: Tensor, mean: Tensor, scale: Tensor, g: Tensor) -> Tensor:
+    """Return s (g - mean g - y mean(y g)), y = s (a - mean a), s = 1 / sqrt(var a + eps): the gradient of LN.
+
+    Args:
+        a: the inputs, (..., m).
+        mean: their means, (..., 1).
+        scale: s, (..., 1).
+        g: gradient of the loss in y, (..., m).
+    """
+    outputs = [True, False, False]
+    return torch.ops.aten.native_layer_norm_backward(g, a, a.shape[-1:], mean, scale, None, None, outputs)[0]

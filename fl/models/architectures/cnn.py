@@ -7,8 +7,9 @@
     cnn_pfllib   conv 32, pool, conv 64, pool, dense 512, dense outputs                        5 x 5, no padding
     cnn_pfl      conv 32, conv 64, pool, dropout 1/4, dense 128, dropout 1/2, dense outputs    3 x 3, no padding
 
-A ReLU follows every layer except the last; pools are maxima over 2 x 2. Numbers of parameters: cnn_small 271,786 on
-3 x 32 x 32 with 10 outputs, cnn_tiny 6,090 on 1 x 8 x 8 with 10, cnn_fedavg 1,663,370 and cnn_pfllib 582,026 on
+A ReLU follows every layer except the last; pools are maxima over 2 x 2. `normalise: layer` adds a normalisation after
+each ReLU, `feature` adds one before the last layer (fl/models/normalise.py). Numbers of parameters: cnn_small 271,786
+on 3 x 32 x 32 with 10 outputs, cnn_tiny 6,090 on 1 x 8 x 8 with 10, cnn_fedavg 1,663,370 and cnn_pfllib 582,026 on
 1 x 28 x 28 with 10, cnn_leaf 6,603,710 on 1 x 28 x 28 with 62, cnn_pfl 1,626,442 on 3 x 32 x 32 with 10.
 
 cnn_fedavg is the MNIST network of McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv:1602.05629. cnn_leaf is
@@ -25,74 +26,110 @@ from dataclasses import dataclass
 from torch import nn
 
 from fl.models.dropout import Dropout
+from fl.models.normalise import Normalise, check_normalise, normalised
 from fl.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNN:
+    """Base of the convolutional networks.
+
+    Args:
+        bias: whether the layers have biases.
+        normalise: normalisation without parameters, for clients with few classes: none, feature (FN: the inputs of the
+            last layer are scaled to one norm) or layer (LN: after each ReLU). Set bias: false with it.
+    """
+
+    bias: bool = True
+    normalise: Normalise = "none"
+
+    def __post_init__(self) -> None:
+        check_normalise(self.normalise, self.bias)
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        return nn.Sequential(*normalised(self.layers(shape, outputs), self.normalise))
+
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
+        """Return the layers, without those of `normalise`, for images of this shape (channels, height, width)."""
+        raise NotImplementedError
+
+    def conv(self, inputs: int, outputs: int, kernel: int, padding: int = 0) -> list[nn.Module]:
+        """Return a convolution and its ReLU."""
+        return [nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=self.bias), nn.ReLU()]
+
+    def dense(self, inputs: int, hidden: int, outputs: int) -> list[nn.Module]:
+        """Return a dense layer, its ReLU and the last layer, for feature maps of `inputs` numbers."""
+        return [
+            *(nn.Flatten(), nn.Linear(inputs, hidden, bias=self.bias), nn.ReLU()),
+            nn.Linear(hidden, outputs, bias=self.bias),
+        ]
 
 
 @register("model", "cnn_small")
 @dataclass(frozen=True, kw_only=True)
-class CNNSmall:
+class CNNSmall(CNN):
     """Four convolutions and a dense layer, for images of at least 16 x 16 pixels."""
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
         channels, height, width = image("cnn_small", shape, 16)
         flat = 64 * _twice_conv_pool(height) * _twice_conv_pool(width)
-        return nn.Sequential(
-            *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(flat, 128), nn.ReLU(), nn.Linear(128, outputs)),
-        )
+        return [
+            *(*self.conv(channels, 32, 3), *self.conv(32, 32, 3), nn.MaxPool2d(2)),
+            *(*self.conv(32, 64, 3), *self.conv(64, 64, 3), nn.MaxPool2d(2)),
+            *self.dense(flat, 128, outputs),
+        ]
 
 
 @register("model", "cnn_tiny")
 @dataclass(frozen=True, kw_only=True)
-class CNNTiny:
+class CNNTiny(CNN):
     """Two convolutions, for images of at least 4 x 4 pixels, such as the digits."""
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
         channels, height, width = image("cnn_tiny", shape, 4)
-        return nn.Sequential(
-            *(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(32 * (height // 4) * (width // 4), outputs)),
-        )
+        return [
+            *(*self.conv(channels, 16, 3, padding=1), nn.MaxPool2d(2)),
+            *(*self.conv(16, 32, 3, padding=1), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(32 * (height // 4) * (width // 4), outputs, bias=self.bias)),
+        ]
 
 
 @register("model", "cnn_fedavg")
 @dataclass(frozen=True, kw_only=True)
-class CNNFedAvg:
+class CNNFedAvg(CNN):
     """The MNIST network of McMahan et al., for images of at least 4 x 4 pixels."""
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        return _two_wide_convolutions("cnn_fedavg", shape, 512, outputs)
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
+        return _two_wide_convolutions(self, image("cnn_fedavg", shape, 4), 512, outputs)
 
 
 @register("model", "cnn_leaf")
 @dataclass(frozen=True, kw_only=True)
-class CNNLeaf:
+class CNNLeaf(CNN):
     """LEAF's FEMNIST network, for images of at least 4 x 4 pixels: cnn_fedavg with a wider dense layer."""
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        return _two_wide_convolutions("cnn_leaf", shape, 2048, outputs)
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
+        return _two_wide_convolutions(self, image("cnn_leaf", shape, 4), 2048, outputs)
 
 
 @register("model", "cnn_pfllib")
 @dataclass(frozen=True, kw_only=True)
-class CNNPFLlib:
+class CNNPFLlib(CNN):
     """PFLlib's FedAvgCNN, for images of at least 16 x 16 pixels."""
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
         channels, height, width = image("cnn_pfllib", shape, 16)
         flat = 64 * _twice_conv_pool(height) * _twice_conv_pool(width)
-        return nn.Sequential(
-            *(nn.Conv2d(channels, 32, 5), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(flat, 512), nn.ReLU(), nn.Linear(512, outputs)),
-        )
+        return [
+            *(*self.conv(channels, 32, 5), nn.MaxPool2d(2)),
+            *(*self.conv(32, 64, 5), nn.MaxPool2d(2)),
+            *self.dense(flat, 512, outputs),
+        ]
 
 
 @register("model", "cnn_pfl")
 @dataclass(frozen=True, kw_only=True)
-class CNNPfl:
+class CNNPfl(CNN):
     """pfl-research's CIFAR-10 network, for images of at least 6 x 6 pixels.
 
     Args:
@@ -101,27 +138,27 @@ class CNNPfl:
 
     dropout: bool = True
 
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def layers(self, shape: tuple[int, ...], outputs: int) -> list[nn.Module]:
         channels, height, width = image("cnn_pfl", shape, 6)
         after_pool, after_dense = ([Dropout(p)] if self.dropout else [] for p in (0.25, 0.5))
-        module = nn.Sequential(
-            *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), *after_pool),
-            *(nn.Flatten(), nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128), nn.ReLU(), *after_dense),
-            nn.Linear(128, outputs),
-        )
-        for layer in module:
+        layers = [
+            *(*self.conv(channels, 32, 3), *self.conv(32, 64, 3), nn.MaxPool2d(2), *after_pool),
+            *self.dense(64 * ((height - 4) // 2) * ((width - 4) // 2), 128, outputs),
+        ]
+        layers[-1:-1] = after_dense
+        for layer in layers:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(layer.weight)
-        return module
+        return layers
 
 
-def _two_wide_convolutions(model: str, shape: tuple[int, ...], dense: int, outputs: int) -> nn.Module:
-    channels, height, width = image(model, shape, 4)
-    return nn.Sequential(
-        *(nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(64 * (height // 4) * (width // 4), dense), nn.ReLU(), nn.Linear(dense, outputs)),
-    )
+def _two_wide_convolutions(model: CNN, shape: tuple[int, ...], dense: int, outputs: int) -> list[nn.Module]:
+    channels, height, width = shape
+    return [
+        *(*model.conv(channels, 32, 5, padding=2), nn.MaxPool2d(2)),
+        *(*model.conv(32, 64, 5, padding=2), nn.MaxPool2d(2)),
+        *model.dense(64 * (height // 4) * (width // 4), dense, outputs),
+    ]
 
 
 def _twice_conv_pool(side: int) -> int:

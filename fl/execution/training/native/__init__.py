@@ -8,6 +8,7 @@
     shuffle.py     the order of a client's samples
     memory.py      how one client's layers and batches are stored; sums of updates
     products.py    forward and backward pass of a layer, gradient step
+    norms.py       forward and backward pass of FN and LN
     losses.py      softmax cross-entropy and squared error
     vector.py      vectors of eight float32
 

@@ -23,7 +23,8 @@ from fl.execution.training.native.memory import (
     unpad_layers,
     weights_length,
 )
-from fl.execution.training.native.products import backward, forward, gradient_step
+from fl.execution.training.native.norms import normalise, normalise_backward
+from fl.execution.training.native.products import IDENTITY, backward, forward, gradient_step
 from fl.execution.training.native.shuffle import chained, write_order
 from fl.execution.training.native.vector import WIDTH, load, prefetch, store
 
@@ -34,7 +35,7 @@ class Start(NamedTuple):
     """The model before training.
 
     params: float32 (1, P) for all clients, or (C, P).
-    layers: int64 (L, 6), see memory.py.
+    layers: int64 (L, 7), see memory.py.
     """
 
     params: np.ndarray
@@ -139,9 +140,12 @@ def _train_clients(
     client, initial = memory[:length], memory[length : 2 * length]  # a client's layers, now and before training
     end = (2 + levels) * length
     totals, area = memory[2 * length : end], (longest + 1) * widest  # samples come in pairs, so there is one more
-    tape = memory[end : end + (depth + 3) * area].reshape(depth + 3, area)  # activations, then two gradients
+    normalised = np.any(layers[:, 6] > 0)
+    batches = 2 * depth + 3 if normalised else depth + 3
+    tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
-    g, below = tape[depth + 1], tape[depth + 2]
+    # inputs of the layers and the outputs, two gradients; then, if layers are normalised, activations before that
+    g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, longest + 1), np.float32)
     order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
     for c in range(len(sizes)):
         if c + 2 < len(sizes):
@@ -168,9 +172,12 @@ def _train_clients(
                 begin = starts[c + 1]
                 prefetch_samples(x, labels, rows[begin + min(at - size, sizes[c + 1]) : begin + min(at, sizes[c + 1])])
             for k in range(depth):
-                n_in, n_out, _, _, activation, offset = layers[k]
+                n_in, n_out, _, _, activation, offset, norm = layers[k]
                 weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
-                forward(weight, bias, tape[k], tape[k + 1], count, n_in, n_out, activation)
+                h = tape[depth + 3 + k] if normalised and norm else tape[k + 1]
+                forward(weight, bias, tape[k], h, count, n_in, n_out, activation)
+                if normalised and norm:
+                    normalise(h, tape[k + 1], scales[k], count, n_out, norm)
             if len(labels):
                 for b in range(count):
                     if not 0 <= labels[samples[b]] < classes:
@@ -180,10 +187,14 @@ def _train_clients(
                 loss += squared_error(tape[depth], targets, samples, g)
             results.samples[c] += count
             for k in range(depth - 1, -1, -1):
-                n_in, n_out, _, biased, _, offset = layers[k]
+                n_in, n_out, _, biased, _, offset, _ = layers[k]
                 weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
                 if k:
-                    backward(weight, g, tape[k], count, n_in, n_out, layers[k - 1, 4], below)
+                    activation, norm = layers[k - 1, 4], layers[k - 1, 6] if normalised else 0
+                    backward(weight, g, tape[k], count, n_in, n_out, IDENTITY if norm else activation, below)
+                    if norm:
+                        h = tape[depth + 2 + k]
+                        normalise_backward(below, tape[k], h, scales[k - 1], count, n_in, norm, activation)
                 gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
                 g, below = below, g
         results.losses[c] += loss

@@ -6,10 +6,10 @@
 Pads hold zeros, and the products add zeros to them. Only numbers that overflow change pads; each client starts with new
 ones.
 
-A row of `layers` (L, 6) describes one layer:
+A row of `layers` (L, 7) describes one layer:
 
     inputs, outputs, offset of the weights in a row of `Params`, offset of the bias (-1: none), activation, padded
-    offset
+    offset, norm (0: none, see norms.py)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def weights_length(n_in: int, n_out: int) -> int:
 
 def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     """Elements of a client's padded layers."""
-    n_in, n_out, _, _, _, offset = layers[-1]
+    n_in, n_out, _, _, _, offset, _ = layers[-1]
     rows = -(-n_out // ROWS) * ROWS
     return int(offset + rows * padded.py_func(n_in) + padded.py_func(n_out))
 
@@ -49,7 +49,10 @@ def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
 def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, totals: int) -> int:
     """Elements of memory that `train_clients` needs for batches of `longest` samples and `totals` partial sums."""
     widest = max(padded.py_func(width) for layer in layers for width in layer[:2])
-    return int((2 + totals) * client_length(layers) + (len(layers) + 3) * (longest + 1) * widest)
+    batches = len(layers) + 3
+    if any(layer[6] for layer in layers):  # activations before normalisation
+        batches += len(layers)
+    return int((2 + totals) * client_length(layers) + batches * (longest + 1) * widest)
 
 
 @inlined
@@ -66,7 +69,7 @@ def pad_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
     """client <- row, a row of `Params`. Missing biases become zeros."""
     client[:] = _0
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _, offset = layers[k]
+        n_in, n_out, weight, bias, _, offset, _ = layers[k]
         for o in range(n_out):
             copy(row, weight + o * n_in, n_in, client, offset + o * padded(n_in))
         if bias >= 0:
@@ -77,7 +80,7 @@ def pad_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
 def unpad_layers(client: np.ndarray, layers: np.ndarray, row: np.ndarray) -> None:
     """row <- client, with zeros in the gaps of `Params`."""
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _, offset = layers[k]
+        n_in, n_out, weight, bias, _, offset, _ = layers[k]
         for o in range(n_out):
             copy(client, offset + o * padded(n_in), n_in, row, weight + o * n_in)
         row[weight + n_out * n_in : weight + padded(n_out * n_in)] = _0

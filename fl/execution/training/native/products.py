@@ -14,7 +14,7 @@ from fl.execution.training.native.vector import WIDTH, fma, load, splat, store, 
 COLUMNS = (
     256  # columns of a matrix that are worked on at once; for the samples of a batch they stay in the nearest cache
 )
-RELU, TANH, SIGMOID = 1, 2, 3
+IDENTITY, RELU, TANH, SIGMOID = 0, 1, 2, 3
 
 _0, _1 = np.float32(0), np.float32(1)
 
@@ -71,7 +71,13 @@ def backward(
     wide, across = padded(n_in), padded(n_out)
     below[: count * wide] = _0
     _add_product(below, count, g, across, 1, _1, weight, n_out, wide)
-    for i in range(count * wide):
+    times_slope(below, h, count * wide, activation)
+
+
+@inlined
+def times_slope(below: np.ndarray, h: np.ndarray, n: int, activation: int) -> None:
+    """below[:n] <- below[:n] * phi'(h[:n])."""
+    for i in range(n):
         if activation == RELU:
             below[i] = below[i] if h[i] > 0 else _0
         elif activation == TANH:

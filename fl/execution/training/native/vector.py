@@ -4,6 +4,7 @@ v = load(array, i)          array[i : i + 8], of one dimension          store(ar
 splat(number)               eight times the number                      x + y    x - y    x * y    each rounded
 fma(x, y, z)                x y + z, rounded once                       exp(x)          x <= 0
 sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
+total(x)                        the sum of the eight numbers
 prefetch(array, i)              array[i] will be needed soon
 """
 
@@ -161,6 +162,19 @@ def sums(typing: Any, a: Any, b: Any, c: Any, d: Any, addend: Any, index: Any, o
         builder.store(total, _pointer(context, builder, signature.args[6], (out, place), _QUAD), align=4)
 
     return types.void(_vector, _vector, _vector, _vector, addend, types.intp, out, types.intp), made
+
+
+@intrinsic
+def total(typing: Any, x: Any) -> Typed:
+    """The sum of the eight numbers, a float32."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        four = _pairs(builder, *arguments * 2)
+        four = _pairs(builder, four, four)
+        low, high = (builder.extract_element(four, ir.Constant(ir.IntType(32), place)) for place in (0, 4))
+        return builder.fadd(low, high)
+
+    return types.float32(_vector), made
 
 
 LEAST, LN_2 = -87.0, 355 / 512  # LN_2 has few digits, so that an integer times LN_2 is exact
