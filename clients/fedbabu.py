@@ -14,14 +14,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from clients.partial import shared_names
+from clients.partial import FixedPart, shared_names
 from clients.sgd import LocalSGD
-from fl import ClientContext, LocalTraining, LRSchedule, Params, Phase, Reply, TrainingInputs, checks, register
+from fl import ClientContext, LRSchedule, checks, register
 
 
 @register("client", "fedbabu")
 @dataclass(frozen=True, kw_only=True)
-class FedBABU(LocalTraining):
+class FedBABU(FixedPart):
     """Local training of the body; fine-tuning before predictions.
 
     Args:
@@ -38,17 +38,6 @@ class FedBABU(LocalTraining):
         super().__post_init__()
         checks.one_of(("all", "head", "body"), tune=self.tune)
         checks.not_negative(tune_epochs=self.tune_epochs, hint="0 predicts without fine-tuning")
-
-    def start(self, inputs: TrainingInputs) -> Params:
-        return inputs.received["model"].select(shared_names(inputs))  # all other tensors keep their initial values
-
-    def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
-        (phase,) = super().phases(round_, rounds)
-        return (replace(phase, trains=self.trains or ("*",)),)  # of the body: the head is not among the parameters
-
-    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
-        received, change = ctx.received["model"], reply.update.groups["model"]
-        return replace(ctx, received={**ctx.received, "model": received.added(change)})
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         body, head = shared_names(ctx), ctx.config.get("private", ())

@@ -61,13 +61,13 @@ class WithPersonalHead(Extended):
         assert isinstance(layer, nn.Linear)
         personal = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features)
         super().__init__(original, "personal", personal)
-        self.head = head
+        self.shared_head = head
         for parameter in personal.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, parts: bool = False) -> Any:
         """Return g(x) + p(h(x)), or g(x) and h(x) as `parts`."""
-        shared, features = self.with_inputs(self.head, x)
+        shared, features = self.with_inputs(self.shared_head, x)
         return (shared, features) if parts else shared + self.added(features)
 
 

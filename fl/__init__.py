@@ -46,13 +46,15 @@ _HOMES = {
         "fl.tensors": "input_statistics random subspace",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
+        "fl.tensors.rows": "with_norms",
+        "fl.tensors.simplex": "simplex",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter",
         "fl.models.adapter": "product",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
-        "fl.models.layers": "head_layer head_names last_layer norm_names",
+        "fl.models.layers": "classifier head_layer head_names last_layer norm_names",
         "fl.communication.codecs.top_k": "TopK keep_largest",
     }.items()
     for name in names.split()
@@ -131,6 +133,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
     from fl.models.layers import (
+        classifier as classifier,
         head_layer as head_layer,
         head_names as head_names,
         last_layer as last_layer,
@@ -162,6 +165,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         prototypes as prototypes,
         squared_distances as squared_distances,
     )
+    from fl.tensors.rows import with_norms as with_norms
+    from fl.tensors.simplex import simplex as simplex
     from fl.tensors.sparse import Sparse as Sparse, Table as Table
     from fl.tensors.trees import Tree as Tree
 else:

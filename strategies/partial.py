@@ -9,7 +9,7 @@ the private part keeps its initial values, so the clients' own metrics count (cl
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -91,4 +91,4 @@ class Partial(Strategy):
 
     def step(self, state: State, reduced: Params, ctx: ServerContext) -> tuple[State, Metrics]:
         shared, optimiser = self.server_optimiser.step(state.model.select(list(reduced)), reduced, state.optimiser)
-        return State(state.model.replace(shared), optimiser), {}
+        return replace(state, model=state.model.replace(shared), optimiser=optimiser), {}

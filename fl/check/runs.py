@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,14 +19,18 @@ from fl.check.bench import (
     client_states,
     fingerprint,
     finish,
+    own,
     require_equal_bits,
+    with_methods,
 )
 from fl.check.executors import LeftToRight, Scattered
 from fl.check.finding import Broken, Law, require_close, require_equal
 from fl.errors import ConfigError
 from fl.execution.training.plan import Kind
+from fl.method.strategy import RoundGenerator, ServerContext, State, Strategy
 from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
+from fl.tensors.params import Params
 from fl.tensors.serialise import flatten, unflatten
 
 LOOP: dict[str, Any] = {"execution.plan": "loop"}  # clients train one after the other
@@ -63,10 +68,16 @@ def cohort_order_does_not_matter(bench: Bench) -> None:
 
 
 def an_empty_round_changes_nothing(bench: Bench) -> None:
-    """A round without any client runs and leaves the model as it is."""
-    with bench.simulation(cohort={"name": "poisson", "rate": 1e-9}, rounds=1) as simulation:
-        before = simulation.config.strategy.model(simulation.state).clone()
-        require_equal_bits(finish(simulation).model, before, "before and after a round without clients")
+    """A round without any client runs and leaves the model as it is after `setup`."""
+    before: list[Params] = []
+
+    def round_(self: Strategy, state: State, ctx: ServerContext) -> RoundGenerator:
+        before.append(self.model(state).clone())
+        return (yield from own(self).round(self, state, ctx))
+
+    config = bench.config(cohort={"name": "poisson", "rate": 1e-9}, rounds=1)
+    run = bench.run(replace(config, strategy=with_methods(config.strategy, round=round_)))
+    require_equal_bits(run.model, before[0], "before and after a round without clients")
 
 
 def evaluation_has_no_effect_on_training(bench: Bench) -> None:

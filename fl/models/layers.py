@@ -42,6 +42,32 @@ def head_layer(module: nn.Module, names: Iterable[str]) -> str:
     return head_names(module, names)[0].rpartition(".")[0]
 
 
+def classifier(module: nn.Module, outputs: int) -> tuple[str, nn.Linear]:
+    """Return the name of the head's layer, see `head_names`, and the layer, whose outputs are the model's scores.
+
+    >>> classifier(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), 2)
+    ('2', Linear(in_features=3, out_features=2, bias=True))
+
+    Args:
+        module: the model.
+        outputs: number of scores for a sample.
+
+    Raises:
+        ValueError: the last linear layer is the whole module, or has another number of outputs.
+    """
+    name = head_layer(module, [name for name, _ in module.named_parameters()])
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    if not name:
+        raise ValueError("model: it is a single linear layer; use model: softmax, or put the layer in an nn.Sequential")
+    if layer.out_features != outputs:
+        raise ValueError(
+            f"model: its last linear layer {name} has {layer.out_features} outputs, and the task has {outputs}; use a "
+            "model whose last linear layer returns the scores of the classes"
+        )
+    return name, layer
+
+
 def last_layer(module: nn.Module) -> str:
     """Name of the last layer with parameters of its own; its inputs are the model's features.
 

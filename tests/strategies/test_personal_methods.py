@@ -410,6 +410,13 @@ def test_fedrod_keeps_a_head_and_predicts_with_both():
         fedrod.FedROD(**SETTINGS).work("train", quadratic(0.0), None)
 
 
+def test_fedrod_extends_a_model_whose_layer_is_called_head():
+    module = nn.Sequential()
+    module.add_module("head", nn.Linear(IN, OUT))
+    x = torch.randn(3, IN)
+    torch.testing.assert_close(fedrod.FedROD().extend(module, (IN,), OUT)(x), module.get_submodule("head")(x))
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
