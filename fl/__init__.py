@@ -44,10 +44,12 @@ _HOMES = {
         "fl.data.views": "Batch View",
         "fl.tasks.task": "ClientMetric Metric Task",
         "fl.tensors": "input_statistics random subspace",
+        "fl.tensors.generators": "seeded_generators",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
         "fl.tensors.rows": "with_norms",
         "fl.tensors.simplex": "simplex",
+        "fl.tensors.masks": "pack_mask unpack_mask",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter",
@@ -55,7 +57,10 @@ _HOMES = {
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
         "fl.models.layers": "classifier head_layer head_names last_layer norm_names",
+        "fl.models.section": "Architecture",
+        "fl.models.architectures.linear": "MLP",
         "fl.communication.codecs.top_k": "TopK keep_largest",
+        "fl.communication.positions": "pack_positions",
     }.items()
     for name in names.split()
 }
@@ -132,6 +137,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.models.adapter import product as product
     from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
+    from fl.models.section import Architecture as Architecture
+    from fl.models.architectures.linear import MLP as MLP
     from fl.models.layers import (
         classifier as classifier,
         head_layer as head_layer,
@@ -144,6 +151,9 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.simulation.run import resume as resume, run as run
     from fl.tasks.task import ClientMetric as ClientMetric, Metric as Metric, Task as Task
     from fl.data.views import Batch as Batch
+    from fl.tensors.generators import seeded_generators as seeded_generators
+    from fl.tensors.masks import pack_mask as pack_mask, unpack_mask as unpack_mask
+    from fl.communication.positions import pack_positions as pack_positions
     from fl.tensors import input_statistics as input_statistics, random as random, subspace as subspace
     from fl.tensors.params import (
         Layout as Layout,
