@@ -41,7 +41,7 @@ from fl import (
     Tree,
     View,
     checks,
-    last_layer,
+    last_linear,
     register,
 )
 
@@ -61,10 +61,7 @@ class WithProjection(Extended):
 
 def with_projection(module: nn.Module, width: int) -> WithProjection:
     """Return the model with a projection head of `width` outputs; the last layer is a new one if they do not fit it."""
-    name = last_layer(module)
-    last = module.get_submodule(name)
-    if not name or not isinstance(last, nn.Linear):
-        raise ValueError(f"projection: the last layer of the model has to be a linear one, it is {name or 'alone'}")
+    name, last = last_linear(module)
     features = last.in_features
     head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, width))
     fits = width == features

@@ -56,7 +56,7 @@ _HOMES = {
         "fl.models.adapter": "product",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
-        "fl.models.layers": "classifier head_layer head_names last_layer norm_names",
+        "fl.models.layers": "classifier head_layer head_names last_layer last_linear norm_names",
         "fl.models.section": "Architecture",
         "fl.models.architectures.linear": "MLP",
         "fl.communication.codecs.top_k": "TopK keep_largest",
@@ -144,6 +144,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         head_layer as head_layer,
         head_names as head_names,
         last_layer as last_layer,
+        last_linear as last_linear,
         norm_names as norm_names,
     )
     from fl.registry import register as register

@@ -9,7 +9,7 @@ go on to work. The added tensors lie under one prefix, which the module has as i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,27 +87,35 @@ class Extended(nn.Module):
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the original's forward pass returns; of an object with `logits`, these."""
-        return self._call(None, args, kwargs)
+        return self._call((), args, kwargs)
 
     def with_inputs(self, layer: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Return what the original's forward pass returns, and the first input of one of its layers, by name."""
         place = _Place(layer, lambda original, *inputs, **named: original(*inputs, **named))
-        outputs = self._call(place, args, kwargs)
+        outputs = self._call((place,), args, kwargs)
         return outputs, place.inputs[0]
 
     def with_layer(self, layer: str, instead: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the original's forward pass in which `instead(layer, *inputs)` is called in place of a layer."""
-        return self._call(_Place(layer, instead), args, kwargs)
+        return self.with_layers({layer: instead}, *args, **kwargs)
 
-    def _call(self, place: _Place | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def with_layers(self, instead: Mapping[str, Callable[..., Any]], *args: Any, **kwargs: Any) -> Any:
+        """Return the original's forward pass in which each `instead[name](layer, *inputs)` replaces a layer's call.
+
+        No layer contains another one.
+        """
+        return self._call([_Place(name, call) for name, call in instead.items()], args, kwargs)
+
+    def _call(self, places: Sequence[_Place], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         layers = self._layers()
-        copies = [] if place is None else place.fill(layers)
+        copies = [pair for place in places for pair in place.fill(layers)]
         view = self._view(layers)
         outputs = view(*args, **kwargs)
-        if place is not None and not place.inputs:
-            raise ValueError(f"the model's forward pass does not call the layer {place.name!r}")
+        for place in places:
+            if not place.inputs:
+                raise ValueError(f"the model's forward pass does not call the layer {place.name!r}")
         _hand_back(view, self.original_attributes)
-        for container, copied in copies:
+        for container, copied in reversed(copies):  # a container of two places is copied twice
             _hand_back(copied, vars(container))
         return outputs.logits if has_logits(outputs) else outputs
 

@@ -77,6 +77,22 @@ def last_layer(module: nn.Module) -> str:
     return [name for name, child in _layers(module) if next(child.parameters(recurse=False), None) is not None][-1]
 
 
+def last_linear(module: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and layer of `last_layer`, which has to be a linear layer below the module.
+
+    >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    ('2', Linear(in_features=3, out_features=2, bias=True))
+
+    Raises:
+        ValueError: it is another layer, or the module itself.
+    """
+    name = last_layer(module)
+    layer = module.get_submodule(name)
+    if not name or not isinstance(layer, nn.Linear):
+        raise ValueError(f"the last layer of the model has to be a linear one, it is {name or 'alone'}")
+    return name, layer
+
+
 def norm_names(module: nn.Module, names: Iterable[str]) -> list[str]:
     """The names that belong to normalisation layers.
 

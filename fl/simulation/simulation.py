@@ -190,6 +190,15 @@ class Simulation:
                 totals = {**self.exchanges.totals.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
                 self.pending.append({"round": SETUP, **totals, "wall_seconds": time.perf_counter() - start})
             self.setup_done = True
+        if type(self.config.strategy).setup is not Strategy.setup:
+            self._check_state()
+
+    def _check_state(self) -> None:
+        """Check the state with which round 0 starts, and the first request that the strategy makes from it."""
+        check_state(self.config.strategy, self.state)
+        request = self.first_request()
+        check_groups(self.config, request)
+        check_asynchronous(self.config, request)
 
     # -- parts of a round -----------------------------------------------------------------------------------------
     def _sample(self) -> np.ndarray:
@@ -235,10 +244,7 @@ class Simulation:
             | {"adversary": config.adversary, "after_reduction": config.after_reduction}
         )
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
-            check_state(config.strategy, self.state)
-            request = self.first_request()
-            check_groups(config, request)
-            check_asynchronous(config, request)
+            self._check_state()
         self.states = ClientStates(self.directory / "clients", self.run_setup.population)
         stack.callback(self.states.close)
         self.folder, record = open_run(self.directory, Ledger, self.states, resumed)

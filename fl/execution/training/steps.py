@@ -138,9 +138,9 @@ class LocalSteps:
             self.first = False
         return gradient
 
-    def gradient(self, params: Params) -> Params:
-        """Return the gradient of the batch's mean loss at `params`."""
-        self.bind(params)
+    def gradient(self, params: Params, others: Params | None = None) -> Params:
+        """Return the gradient of the batch's mean loss at `params`. Tensors missing from them come from `others`."""
+        self.bind(params, others)
         packed = zeros_like(params)
         torch._foreach_copy_([packed[name] for name in self.names], self.bound_gradient())
         return packed
