@@ -93,12 +93,15 @@ class Bench:
     def config(self, **overrides: Any) -> Config:
         """The federation with both parts, their `example_config` and overrides by dotted path."""
         parts = {"strategy": self.strategy, "client": self.client}
-        parts_of_run = (
-            registry.lookup("strategy", self.strategy["name"]),
-            registry.lookup("client", self.client["name"]),
+        return resolve(read(copy.deepcopy(FEDERATION | parts), {**self.needs, **overrides}))
+
+    @property
+    def needs(self) -> dict[str, Any]:
+        """The `example_config` of both parts, by dotted path. The key "model" means: the method needs this model."""
+        parts = (
+            registry.lookup(kind, part["name"]) for kind, part in (("strategy", self.strategy), ("client", self.client))
         )
-        needs = {key: value for part in parts_of_run for key, value in getattr(part, "example_config", {}).items()}
-        return resolve(read(copy.deepcopy(FEDERATION | parts), {**needs, **overrides}))
+        return {key: value for part in parts for key, value in getattr(part, "example_config", {}).items()}
 
     def simulation(
         self, config: Config | None = None, executor: Executor | None = None, **overrides: Any

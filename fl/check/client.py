@@ -48,7 +48,8 @@ def client_work_is_a_pure_function(bench: Bench) -> None:
 def the_work_done_is_the_work_booked(bench: Bench) -> str | None:
     """Virtual time counts each sample whose gradient a method takes, also where a deadline cuts training short.
 
-    The model has Dropout. A method that computes gradients by function transforms cannot be counted and is only run.
+    The model has Dropout, unless the method needs a model of its own. A method that computes gradients by function
+    transforms cannot be counted and is only run.
     """
     checked: set[tuple[str, int]] = set()
 
@@ -58,7 +59,7 @@ def the_work_done_is_the_work_booked(bench: Bench) -> str | None:
             _require_booked(self, name, ctx, carry)
         return own(self).work(self, name, ctx, carry)
 
-    config = bench.config(**WITH_DROPOUT)
+    config = bench.config(**(LOOP if "model" in bench.needs else WITH_DROPOUT))
     if not isinstance(config.client, LocalTraining):
         bench.run(config)
         return "it takes no gradient steps"
