@@ -31,7 +31,7 @@ _HOMES = {
         "fl.method.facts": "class_counts",
         "fl.method.phase": "Phase",
         "fl.method.views": "Beside",
-        "fl.method": "server_optimiser",
+        "fl.method": "aligned fitting server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
         "fl.method.reduction": "ClassMean Collect Meta Reduction SparseMean Stack Sum WeightedMean",
@@ -42,6 +42,7 @@ _HOMES = {
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
         "fl.data.views": "Batch View",
+        "fl.tasks.auroc": "auroc",
         "fl.tasks.task": "ClientMetric Metric Task",
         "fl.tensors": "input_statistics random subspace",
         "fl.tensors.generators": "seeded_generators",
@@ -52,7 +53,7 @@ _HOMES = {
         "fl.tensors.masks": "pack_mask unpack_mask",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
-        "fl.models": "adapter",
+        "fl.models": "adapter perceptron",
         "fl.models.adapter": "product",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
@@ -90,7 +91,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.phase import Phase as Phase
     from fl.method.views import Beside as Beside
     from fl.data.views import View as View
-    from fl.method import server_optimiser as server_optimiser
+    from fl.method import aligned as aligned, fitting as fitting, server_optimiser as server_optimiser
+    from fl.tasks.auroc import auroc as auroc
     from fl.method.grouped import (
         ByClient as ByClient,
         GroupMean as GroupMean,
@@ -133,7 +135,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         ServerWork as ServerWork,
         Transfer as Transfer,
     )
-    from fl.models import adapter as adapter
+    from fl.models import adapter as adapter, perceptron as perceptron
     from fl.models.adapter import product as product
     from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs

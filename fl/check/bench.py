@@ -128,6 +128,11 @@ class Bench:
         """The uninterrupted run that others are compared with."""
         return self.run_once()
 
+    @property
+    def is_vertical(self) -> bool:
+        """Whether clients hold columns. Then all of them take part in each round, and the server is synchronous."""
+        return self.config().strategy.axis == "columns"
+
     def fedavg_equivalent(self, **overrides: Any) -> Config | None:
         """The setting in which the strategy equals FedAvg, or `None` if there is none."""
         equivalent = self.config().strategy.fedavg_equivalent

@@ -105,3 +105,19 @@ def format_partition_stats(stats: Mapping[str, Any]) -> str:
         lines |= {"labels per client": f"{spread('labels')}  of {stats['classes']}"}
         lines |= {"mean EMD": f"{stats['emd']:.4f}", "mean entropy": f"{stats['entropy']:.4f} nats"}
     return two_columns(lines.items())
+
+
+def format_party_stats(stats: Mapping[str, Any]) -> str:
+    """Statistics of a partition of columns: the columns of each party, their importance and their correlation."""
+    rows = stats["rows"]
+    lines = {"parties": str(len(stats["columns"]))}
+    lines |= {
+        "train, val, test": ", ".join(str(rows[name]) for name in ("train", "val", "test")) + " rows of all parties"
+    }
+    for party, (own, share) in enumerate(zip(stats["columns"], stats["importance"])):
+        name = "active party" if party == 0 else f"client {party - 1}"
+        shown = ", ".join(map(str, own[:12])) + (", ..." if len(own) > 12 else "")
+        lines |= {name: f"importance {share:.3f}, {len(own)} columns: {shown}"}
+    lines |= {"alpha": f"{stats['alpha']:.3g}  (of the importance in a linear model)"}
+    lines |= {"Icor": f"{stats['icor']:.4f}  (correlation between parties beyond that inside)"}
+    return two_columns(lines.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from fl.cli.format import format_partition_stats, print_table
 from fl.cli.json_output import print_json
 from fl.cli.options import COSTS, FORMATS, AsJson, ConfigFile, Cost, Format, Overrides, Plot, Runs, Traceback, Versus
 from fl.cli.overrides import parse_overrides
+
+if TYPE_CHECKING:
+    from fl.data.dataset import Dataset
+    from fl.data.partition import Partition
 
 Metrics = Annotated[
     list[str] | None,
@@ -149,7 +153,10 @@ def matrix(
 def partition(
     config: ConfigFile,
     overrides: Overrides = None,
-    plot: Annotated[Path | None, typer.Option(help="Plot the rows of each client by label into this file.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Plot the rows of each client by label, or the columns of each party, into this file."),
+    ] = None,
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
@@ -164,6 +171,9 @@ def partition(
         log_to_stderr()
         dataset, periods = load_data(resolve(read(config, changes)))
         labels = dataset.train.get("y")
+        if dataset.parties:
+            _vertical(dataset, periods[0].partition, plot, as_json)
+            return
         stats = [statistics(period.partition, labels) for period in periods]
         unassigned = len(dataset) - sum(one["rows"] for one in stats)
         if as_json:
@@ -177,3 +187,19 @@ def partition(
             from fl.report.plots.partition import plot_partition
 
             plot_partition(periods[0].partition, labels, plot)
+
+
+def _vertical(dataset: Dataset, rows: Partition, plot: Path | None, as_json: bool) -> None:
+    """Show how a partition distributes columns: the columns of each party, their importance and their correlation."""
+    from fl.cli.format import format_party_stats
+    from fl.data.party_stats import PartyStats
+
+    stats = PartyStats.of(dataset, rows)
+    if as_json:
+        print_json(stats.to_dict())
+    else:
+        print(format_party_stats(stats.to_dict()))
+    if plot:
+        from fl.report.plots.parties import plot_parties
+
+        plot_parties(stats, plot)

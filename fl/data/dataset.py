@@ -52,6 +52,8 @@ class Dataset:
         names: Names of the columns of `x` (N, D), if they are known.
         parties: For a vertical partition, `x` of each client, (N, its columns); `train` then has the columns of the
             active party, and the labels. Set by the engine.
+        party_columns: For a vertical partition, the numbers of each party's columns, the active party first. Set by
+            the engine.
     """
 
     train: Arrays
@@ -63,6 +65,7 @@ class Dataset:
     source: RowSource | None = None
     names: tuple[str, ...] | None = None
     parties: tuple[np.ndarray, ...] = ()
+    party_columns: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         for name, array in self._stored_parts().items():

@@ -109,7 +109,8 @@ def divided(
     parties = tuple(_in_file([part["x"] for part in parts], own, axis) for own in columns[1:])
     active = {name: np.concatenate([part[name] for part in parts]) for name in dataset.train}
     active["x"] = np.ascontiguousarray(active["x"].take(columns[0], axis))
-    return replace(dataset, train=active, test=None, clients=None, held=None, names=None, parties=parties), partition
+    mine = replace(dataset, train=active, test=None, clients=None, held=None, names=None, parties=parties)
+    return replace(mine, party_columns=tuple(np.asarray(own) for own in columns)), partition
 
 
 def _even(partition: Partition) -> bool:

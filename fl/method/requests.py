@@ -32,6 +32,8 @@ class Exchange:
         pin: True keeps each client on one worker during all exchanges of a round.
         free: True for an exchange of an evaluation. It costs no bytes and no virtual time, and its metrics are not in
             `train/*`. Clients keep the states that they had. Only `evaluation` may yield it.
+        samples: number of samples whose gradient each client takes in this exchange, at least 0. Virtual time is
+            computed from it. Default: the client's `workload`.
     """
 
     broadcast: Broadcast | Params | Mapping[str, Tree]
@@ -41,6 +43,7 @@ class Exchange:
     skeleton: torch.nn.Module | None = None
     pin: bool = False
     free: bool = False
+    samples: int | None = None
 
     @property
     def reductions(self) -> dict[str, Reduction]:

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fl.communication.chain import find_wrapper
+from fl.communication.codecs.delta import Delta
+from fl.communication.codecs.error_feedback import ErrorFeedback
 from fl.config.config import Config
 from fl.data.dataset import Dataset
 from fl.data.parties import check_columns, divided
@@ -62,6 +65,20 @@ def check_vertical(config: Config) -> None:
     ):
         if is_set:
             raise ConfigError(key, "is for clients that hold rows; leave it out with a partition of columns")
+    for key, codec in (("codec.up", config.up), ("codec.down", config.down)):
+        for wrapper, name in ((ErrorFeedback, "error_feedback"), (Delta, "delta")):
+            if find_wrapper(codec, wrapper):
+                raise ConfigError(
+                    key,
+                    f"{name} refers to a client's last message, and the messages of a vertical federation are about "
+                    "other rows each time; use another codec, such as quantise or top_k alone",
+                )
+    if config.system is not None and getattr(config.system, "compute", None) == "flops":
+        raise ConfigError(
+            "system.compute",
+            "flops counts those of `model:`, and the parties of a vertical federation have models of their own; use "
+            "ms_per_sample",
+        )
     if not isinstance(config.server, Synchronous):
         raise ConfigError("server", "has to be synchronous with a partition of columns: each step needs all parties")
 

@@ -102,6 +102,8 @@ class VirtualTime:
         client, about = config.client, (round_, config.rounds, exchange.work)
         steps, samples = workload_of(client, sizes, unlabelled, *about)
         extra = client.extra_samples(sizes, *about)
+        if exchange.samples is not None:
+            steps, samples, extra = (np.full_like(sizes, number) for number in (1, exchange.samples, 0))
         up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
         flops = self.run_setup.flops_per_sample(cohort)
         trip = RoundTrip(config.server, self.system, self.now, number, cohort, steps, samples, down, flops, extra)

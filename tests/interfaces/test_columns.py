@@ -300,6 +300,9 @@ def lists(*columns: list) -> dict:
         ({"cohort": {"size": 1}}, "cohort", "1 of the 2 passive parties"),
         ({"shift": {"name": "noise"}}, "shift", "clients that hold rows"),
         ({"splits": {"clients": 1}}, "splits.clients", "clients that hold rows"),
+        ({"codec": {"up": ["error_feedback", "sign"]}}, "codec.up", "about other rows each time"),
+        ({"codec": {"down": ["delta", "sign"]}}, "codec.down", "about other rows each time"),
+        ({"system": {"devices": {"name": "identical"}, "compute": "flops"}}, "system.compute", "use ms_per_sample"),
         ({"data": "digits", "partition": VERTICAL, "splits": {"test": 0.2}}, "splits.test", "has test rows"),
     ],
 )

@@ -117,12 +117,22 @@ class HeartDisease(Loader):
 @register("data", "letter")
 @dataclass(frozen=True, kw_only=True)
 class Letter(Loader):
-    """Letter recognition: 16 numbers per image, classes 0 (A) to 25 (Z). The first 16,000 rows are for training."""
+    """Letter recognition: 16 numbers per image, classes 0 (A) to 25 (Z). The first four fifths are for training.
+
+    Args:
+        rows: Number of rows that are used, the first ones of the file; 5 to 20,000.
+    """
+
+    rows: int = 20_000
+
+    def __post_init__(self) -> None:
+        within("[5, 20000]", rows=self.rows)
 
     def load(self) -> Dataset:
         raw = _arrays("letter")
-        train = np.arange(len(raw["y"])) < 16000
-        return _divided(standardised(raw["x"], train), raw["y"], train)
+        x, y = raw["x"][: self.rows], raw["y"][: self.rows]
+        train = np.arange(self.rows) < self.rows * 4 // 5
+        return _divided(standardised(x, train), y, train)
 
 
 @register("data", "credit_default")

@@ -1,8 +1,6 @@
-"""Columns of parties that hold the same rows (vertical federated learning).
+"""Equal shares of the columns, or given columns, for parties that hold the same rows (vertical federated learning).
 
-    party p: columns floor(p D / P) .. floor((p+1) D / P) of the D columns, in order or shuffled;  or given lists
-
-Party 0 is the active party: the server, with the labels. The clients 0..P-2 are the passive parties 1..P-1.
+party p: columns floor(p D / P) .. floor((p+1) D / P) of the D columns, in order or shuffled;  or given lists
 """
 
 from __future__ import annotations
