@@ -116,9 +116,11 @@ class FedROD(Personal):
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return inputs.initial.trained.select([WEIGHT, BIAS])
 
+    def check_task(self, task: Task) -> None:
+        if task.kernel != "cross_entropy":
+            raise ValueError(f"client fedrod is for classification, this is {type(task).__name__}")
+
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if ctx.task.kernel != "cross_entropy":
-            raise ValueError(f"task: fedrod is for classification, this is {type(ctx.task).__name__}")
         steps, received = LocalSteps(self, ctx), ctx.received["model"]
         w, head = received.clone(), steps.at.state.clone()
         shared, personal = Descent(steps.phase, w), Descent(steps.phase, head)

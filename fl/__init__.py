@@ -41,6 +41,7 @@ _HOMES = {
         "fl.method.optimiser": "SGD Adam LRSchedule Optimiser",
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
+        "fl.execution.training.server": "train_on_rows",
         "fl.data.views": "Batch View",
         "fl.tasks.auroc": "auroc",
         "fl.tasks.task": "ClientMetric Metric Task",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.communication.codecs.top_k import TopK as TopK, keep_largest as keep_largest
     from fl.errors import ConfigError as ConfigError
     from fl.execution.training.steps import Descent as Descent, LocalSteps as LocalSteps
+    from fl.execution.training.server import train_on_rows as train_on_rows
     from fl.method.adversary import Adversary as Adversary, AttackContext as AttackContext
     from fl.method.after_reduction import (
         AfterReduction as AfterReduction,

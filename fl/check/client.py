@@ -54,7 +54,7 @@ def the_work_done_is_the_work_booked(bench: Bench) -> str | None:
     checked: set[tuple[str, int]] = set()
 
     def work(self: LocalTraining, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if len(ctx.train) >= BATCH and len(checked) < 4:
+        if max(len(ctx.train), len(ctx.unlabelled)) >= BATCH and len(checked) < 4:
             checked.add((name, ctx.client))
             _require_booked(self, name, ctx, carry)
         return own(self).work(self, name, ctx, carry)
@@ -71,21 +71,24 @@ def the_work_done_is_the_work_booked(bench: Bench) -> str | None:
 
 def _require_booked(client: LocalTraining, name: str, ctx: ClientContext, carry: Tree) -> None:
     """Train fully and for half of the steps; compare the samples booked with those whose gradient was taken."""
-    n = len(ctx.train) // BATCH * BATCH  # batches of one size: each step takes as long
-    even = replace(ctx, train=View(ctx.train.arrays, ctx.train.rows[:n]))
+    even = replace(ctx, train=_whole_batches(ctx.train), unlabelled=_whole_batches(ctx.unlabelled))
+    n, unlabelled = len(even.train), len(even.unlabelled)
     about = np.array([n]), ctx.round, ctx.rounds, name
-    steps, samples = (
-        int(values[0]) for values in workload_of(client, about[0], np.array([len(ctx.unlabelled)]), *about[1:])
-    )
+    steps, samples = (int(found[0]) for found in workload_of(client, about[0], np.array([unlabelled]), *about[1:]))
     (extra,) = client.extra_samples(*about)
     for limit in (None, max(1, int(steps) // 2)):
         with _gradients_counted(ctx.module) as taken:
             own(client).work(client, name, replace(even, limit=limit), carry)
         booked = samples if limit is None or not steps else extra + (samples - extra) * limit // steps
         if None not in taken:
-            how = f"{name} on {n} samples, {'all' if limit is None else limit} of {steps} steps"
+            how = f"{name} on {n + unlabelled} samples, {'all' if limit is None else limit} of {steps} steps"
             counted = sum(count for count in taken if count is not None)
             require_equal(int(booked), counted, f"{how}: samples booked and samples whose gradient was taken")
+
+
+def _whole_batches(view: View) -> View:
+    """Return the first rows of a view that make batches of one size, so that each step takes as long."""
+    return View(view.arrays, view.rows[: len(view) // BATCH * BATCH])
 
 
 @contextmanager

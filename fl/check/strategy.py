@@ -85,7 +85,7 @@ def _compare_with_fedavg(bench: Bench, overrides: Settings) -> str | None:
     declared = None if config is None else config.strategy.fedavg_equivalent
     if config is None or declared is None:
         return "no setting of it is FedAvg"
-    example = config.strategy.example_config.items()
+    example = {**config.strategy.example_config, **config.client.example_config}.items()
     needs = {path: value for path, value in example if path.split(".")[0] not in ("strategy", "client")}
     expected = _fedavg(json.dumps([dict(declared.fedavg), needs | overrides], sort_keys=True))
     ours = bench.run(config).model

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from operator import add
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from fl.method.context import ClientContext, Reply
 from fl.tensors.trees import Tree, tree_map
+
+if TYPE_CHECKING:
+    from fl.tasks.task import Task
 
 
 class ClientAlgorithm:
@@ -94,6 +97,16 @@ class ClientAlgorithm:
         The arguments are those of `workload`.
         """
         return np.zeros_like(sizes)
+
+    def check_task(self, task: Task) -> None:
+        """Check before round 0 that the method can learn the task. Default: it can learn any.
+
+        Args:
+            task: the run's task; with a stream, the task of each period.
+
+        Raises:
+            ValueError: it cannot; the message names the tasks that it can learn.
+        """
 
     def check_models(self, modules: Mapping[str, nn.Module], x: Tensor) -> None:
         """Check before round 0 that the architectures of the clients fit together. Default: any do.

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -144,9 +144,6 @@ class LocalTraining(ClientAlgorithm):
         trains: glob patterns of the names of trained parameters. Default: all.
         rates: glob pattern -> factor of the learning rate of the parameters whose names match, positive, such as
             {"head.*": 10.0}. A parameter may match one pattern. Default: 1 for all.
-
-    Attributes:
-        weight_view: view whose rows are the client's `num_examples`, the weight of its update. Default: labelled rows.
     """
 
     epochs: int | float | None = None  # noqa: PYI041  # the configuration keeps 2 an int
@@ -173,9 +170,15 @@ class LocalTraining(ClientAlgorithm):
         if not isinstance(self.lr, LRSchedule):  # a schedule checks itself
             not_negative(lr=self.lr)
 
-    weight_view: ClassVar[TrainingView] = "train"
-
     # -- hooks of a method ---------------------------------------------------------------------------------------
+    @property
+    def weight_view(self) -> TrainingView:
+        """View whose rows are the client's `num_examples`, the weight of its update. Default: labelled rows.
+
+        A method overrides it by a class attribute, or by a field that the user sets.
+        """
+        return "train"
+
     def facts(self, view: View, task: Task, outputs: int) -> Tree:
         """Return facts of a client's training data, such as class counts; hooks see them as `inputs.facts`.
 

@@ -70,7 +70,7 @@ def result_for(
         totals.unweighted += 1
         value = None
         log.warning(
-            "round %d: no client of the cohort has a training row with a label; the model does not change",
+            "round %d: no client of the cohort has a row to learn from; their updates have no weight",
             exchanges.round,
         )
     if config.after_reduction and value is not None:

@@ -78,6 +78,8 @@ def set_up_run(config: Config) -> RunSetup:
     check_sampler(config, periods)
     check_adversary(config, trainable)
     check_after_reduction(config)
+    for task in (config.task, *(period.task for period in periods)):
+        _located("task", partial(config.client.check_task, task))
     outputs = _num_outputs(config, dataset)
     by_client = None
 

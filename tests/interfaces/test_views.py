@@ -248,7 +248,7 @@ def test_a_round_without_weight_leaves_the_model(strategy, tmp_path, caplog):
         run.start_workers()
         row = run.one_round()
         assert torch.equal(run.config.strategy.model(run.state).buffers[0], before.buffers[0])
-    assert row["unweighted"] == 1 and "no client of the cohort has a training row with a label" in caplog.text
+    assert row["unweighted"] == 1 and "no client of the cohort has a row to learn from" in caplog.text
 
 
 def test_evaluations_on_rows_without_labels_use_the_true_labels(tmp_path):

@@ -139,7 +139,10 @@ class LocalSteps:
         return gradient
 
     def gradient(self, params: Params, others: Params | None = None) -> Params:
-        """Return the gradient of the batch's mean loss at `params`. Tensors missing from them come from `others`."""
+        """Return the gradient of the batch's mean loss at `params`, of their shape.
+
+        Tensors missing from them are taken from `others`; by default they keep their initial values.
+        """
         self.bind(params, others)
         packed = zeros_like(params)
         torch._foreach_copy_([packed[name] for name in self.names], self.bound_gradient())

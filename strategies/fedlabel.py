@@ -1,0 +1,29 @@
+"""FedLabel: FedAvg over clients that learn pseudo-labels of the surer of the local and the received model.
+
+    w <- w + sum_i p_i (w_i - w)            (`clients/fedlabel.py` has the local steps)
+
+Cho, Joshi, Dimitriadis 2023, arXiv:2307.08809.  p_i counts all training rows of client i, with and without
+labels; the client's `weight_view` changes that.  The traffic is FedAvg's.
+Equals FedAvg: the client's threshold above 1, agreement=0, weight_view=train, to 1e-6 (it trains in the loop).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl import FedAvgEquivalent, register
+from strategies.fedavg import FedAvg
+
+
+@register("strategy", "fedlabel")
+@dataclass(frozen=True, kw_only=True)
+class FedLabel(FedAvg):
+    """FedAvg over clients that learn pseudo-labels of the surer of two models."""
+
+    client: ClassVar[str] = "fedlabel"
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
+        strategy={"lr": 1.0, "weights": "examples"},
+        client={"threshold": 2.0, "agreement": 0.0, "weight_view": "train"},
+        bits=False,
+    )

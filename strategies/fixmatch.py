@@ -1,0 +1,29 @@
+"""FixMatch: FedAvg over clients that learn sure pseudo-labels of one model.
+
+    w <- w + sum_i p_i (w_i - w)            (`clients/fixmatch.py` has the local steps)
+
+Sohn et al. 2020, arXiv:2001.07685, at each client.  p_i counts all training rows of client i, with and without
+labels; the client's `weight_view` changes that.  The traffic is FedAvg's.
+Equals FedAvg: the client's threshold above 1, weight_view=train, to 1e-6 (it trains in the loop).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fl import FedAvgEquivalent, register
+from strategies.fedavg import FedAvg
+
+
+@register("strategy", "fixmatch")
+@dataclass(frozen=True, kw_only=True)
+class FixMatch(FedAvg):
+    """FedAvg over clients that learn sure pseudo-labels of one model."""
+
+    client: ClassVar[str] = "fixmatch"
+    fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
+        strategy={"lr": 1.0, "weights": "examples"},
+        client={"threshold": 2.0, "weight_view": "train"},
+        bits=False,
+    )
