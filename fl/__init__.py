@@ -45,7 +45,7 @@ _HOMES = {
         "fl.data.views": "Batch View",
         "fl.tasks.auroc": "auroc",
         "fl.tasks.task": "ClientMetric Metric Task",
-        "fl.tensors": "input_statistics random subspace",
+        "fl.tensors": "clustering input_statistics random subspace",
         "fl.tensors.generators": "seeded_generators",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
@@ -159,7 +159,12 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.tensors.generators import seeded_generators as seeded_generators
     from fl.tensors.masks import pack_mask as pack_mask, unpack_mask as unpack_mask
     from fl.communication.positions import pack_positions as pack_positions
-    from fl.tensors import input_statistics as input_statistics, random as random, subspace as subspace
+    from fl.tensors import (
+        clustering as clustering,
+        input_statistics as input_statistics,
+        random as random,
+        subspace as subspace,
+    )
     from fl.tensors.params import (
         Layout as Layout,
         Params as Params,

@@ -19,13 +19,15 @@ SELECT = ("val/accuracy", "val/loss", "train/loss")
 
 
 def minimised(metric: str) -> bool:
-    """Return whether a smaller value of a metric is better, by its name. Standard deviations and Gini are minimised.
+    """Return whether a smaller value of a metric is better, by its name.
+
+    Losses, errors, standard deviations, Gini coefficients and gaps are minimised.
 
     >>> minimised("val/loss"), minimised("clients/mse_worst10"), minimised("val/accuracy"), minimised("accuracy_std")
     (True, True, False, True)
     """
     metric = re.sub("_(mean|weighted|worst10)$", "", metric)
-    return metric.endswith(("_std", "_gini", "loss", "mse", "perplexity"))
+    return metric.endswith(("_std", "_gini", "gap", "loss", "mse", "perplexity"))
 
 
 class Metric(Reduction):

@@ -7,7 +7,7 @@ from fl.check.bench import finish
 from fl.check.executors import Scattered
 from fl.simulation.simulation import Simulation
 
-TIMES = ("wall_seconds", "busy_seconds")
+TIMES = ("wall_seconds", "busy_seconds", "server_seconds")
 
 
 def rows(result):

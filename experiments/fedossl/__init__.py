@@ -1,0 +1,1 @@
+"""FedoSSL: an experiment with classes without labels."""
