@@ -34,7 +34,7 @@ _HOMES = {
         "fl.method": "aligned fitting server_optimiser",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
-        "fl.method.reduction": "ClassMean Collect Meta Reduction SparseMean Stack Sum WeightedMean",
+        "fl.method.reduction": "ClassMean Collect Meta Reduction RowMean SparseMean Stack Sum WeightedMean",
         "fl.method.sampler": "CohortSampler",
         "fl.method.adversary": "Adversary AttackContext",
         "fl.method.after_reduction": "AfterReduction Reduced ReductionContext",
@@ -47,6 +47,8 @@ _HOMES = {
         "fl.tasks.task": "ClientMetric Metric Task",
         "fl.tensors": "clustering input_statistics random subspace",
         "fl.tensors.generators": "seeded_generators",
+        "fl.tasks.ranking": "Ranking",
+        "fl.tasks": "ranking",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
         "fl.tensors.rows": "with_norms",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Collect as Collect,
         Meta as Meta,
         Reduction as Reduction,
+        RowMean as RowMean,
         SparseMean as SparseMean,
         Stack as Stack,
         Sum as Sum,
@@ -154,6 +157,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.registry import register as register
     from fl.simulation.result import Result as Result
     from fl.simulation.run import resume as resume, run as run
+    from fl.tasks import ranking as ranking
+    from fl.tasks.ranking import Ranking as Ranking
     from fl.tasks.task import ClientMetric as ClientMetric, Metric as Metric, Task as Task
     from fl.data.views import Batch as Batch
     from fl.tensors.generators import seeded_generators as seeded_generators

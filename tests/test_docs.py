@@ -41,7 +41,9 @@ def test_the_readmes_configuration_resolves_and_runs(tmp_path):
     assert len(result.metrics) == 2
 
 
-PAGES = [f"docs/{name}.md" for name in ("methods", "models", "open_world", "semi_supervised", "vertical")]
+PAGES = [
+    f"docs/{name}.md" for name in ("methods", "models", "open_world", "recommendation", "semi_supervised", "vertical")
+]
 PAGES += sorted(f"docs/interfaces/{p.name}" for p in INTERFACES.glob("*.md"))
 
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from experiments.benchmarks.recommendation import measure_in_process
 from tests.process import python
 
 pytestmark = pytest.mark.slow
@@ -80,3 +81,12 @@ def test_a_million_clients_cost_their_rows():
     growth = large["driver"] - small["driver"]
     print(f"first round after {large['first_round_seconds']:.1f} s, growth {growth // MB} MB, arrays {needed // MB} MB")
     assert growth < 3 * needed  # sorting makes temporary copies
+
+
+@pytest.mark.ray
+def test_users_with_states_cost_no_memory():
+    """Each user keeps a table of its own on disk; memory stays from the sixth of 50 rounds to the last."""
+    found = measure_in_process(1000, 2, "fedrap")
+    assert max(found["driver"]) - found["driver"][5] < 20 * MB
+    assert max(found["workers"]) - found["workers"][5] < 20 * MB
+    assert found["disk"] < 1000 * 2 * 10**4  # 100,000 such users take less than 2 GB

@@ -91,17 +91,19 @@ class Bench:
         return cls({"name": strategy}, {"name": name, **training(name), **arguments}, folder)
 
     def config(self, **overrides: Any) -> Config:
-        """The federation with both parts, their `example_config` and overrides by dotted path."""
-        parts = {"strategy": self.strategy, "client": self.client}
-        return resolve(read(copy.deepcopy(FEDERATION | parts), {**self.needs, **overrides}))
+        """The federation with both parts, their `example_config` and overrides by dotted path.
 
-    @property
-    def needs(self) -> dict[str, Any]:
-        """The `example_config` of both parts, by dotted path. The key "model" means: the method needs this model."""
-        parts = (
-            registry.lookup(kind, part["name"]) for kind, part in (("strategy", self.strategy), ("client", self.client))
+        A part whose example names a model keeps it, because it cannot train another one.
+        """
+        parts = {"strategy": self.strategy, "client": self.client}
+        parts_of_run = (
+            registry.lookup("strategy", self.strategy["name"]),
+            registry.lookup("client", self.client["name"]),
         )
-        return {key: value for part in parts for key, value in getattr(part, "example_config", {}).items()}
+        needs = {key: value for part in parts_of_run for key, value in getattr(part, "example_config", {}).items()}
+        if "model" in needs:
+            overrides.pop("model.name", None)
+        return resolve(read(copy.deepcopy(FEDERATION | parts), copy.deepcopy({**needs, **overrides})))
 
     def simulation(
         self, config: Config | None = None, executor: Executor | None = None, **overrides: Any

@@ -59,7 +59,7 @@ def the_work_done_is_the_work_booked(bench: Bench) -> str | None:
             _require_booked(self, name, ctx, carry)
         return own(self).work(self, name, ctx, carry)
 
-    config = bench.config(**(LOOP if "model" in bench.needs else WITH_DROPOUT))
+    config = bench.config(**WITH_DROPOUT)
     if not isinstance(config.client, LocalTraining):
         bench.run(config)
         return "it takes no gradient steps"

@@ -19,6 +19,8 @@ HINTS = {
     "from https://www.cs.toronto.edu/~kriz/cifar.html",
     "omniglot": "It is made from the drawings at https://github.com/brendenlake/omniglot: arrays x (N, 28, 28) uint8, "
     "alphabet, character, drawer (N,) and evaluation (N,) bool",
+    "movielens_latest_small": "It is made from ml-latest-small.zip of https://grouplens.org/datasets/movielens: "
+    "arrays user, item (numbered from 0), rating_x2 and timestamp (N,)",
     "sst2": "train.tsv.gz and dev.tsv.gz are GLUE's SST-2 files (https://gluebenchmark.com/tasks), gzip-compressed",
     "ag_news": "test.csv.gz is test.csv of AG News (class, title, description), compressed with gzip",
 }

@@ -212,6 +212,54 @@ class ClassMean(Reduction):
 
 
 @dataclass(frozen=True)
+class RowMean(Reduction):
+    """The mean change of the rows of a matrix, of which each client sends a `Table` of those that it changed.
+
+    `over="clients"`: sum_i w_i r_ij / sum_i w_i, where a row that a client does not send is 0. `over="senders"`: the
+    sums run over the clients that send row j. Takes and returns `Table`; the counts of the result are the sums of the
+    weights of the senders. Sums in float64. None if all weights are 0.
+
+    >>> clients, senders = RowMean(over="clients"), RowMean(over="senders")
+    >>> def table(keys, rows):
+    ...     return Table(torch.tensor(keys), torch.tensor(rows), torch.ones(len(keys)))
+    >>> one, two = table([0, 2], [[2.0], [4.0]]), table([2], [[8.0]])
+    >>> for rule in (clients, senders):
+    ...     a, b = (rule.lift(t, Meta(client=i, num_examples=5)) for i, t in enumerate((one, two)))
+    ...     rule.finish(rule.merge(a, b)).values.tolist()
+    [[1.0], [6.0]]
+    [[2.0], [6.0]]
+
+    Args:
+        over: clients whose weights a row is divided by: all ("clients") or those that send it ("senders").
+        weights: w_i is 1 ("uniform") or the number of training samples ("examples").
+    """
+
+    over: Literal["clients", "senders"] = "clients"
+    weights: Literal["examples", "uniform"] = "uniform"
+    linear: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        one_of(("clients", "senders"), over=self.over)
+        one_of(("examples", "uniform"), weights=self.weights)
+
+    def lift(self, value: Table, meta: Meta) -> tuple[Table, Tensor]:
+        weight = 1.0 if self.weights == "uniform" else float(meta.num_examples)
+        counts = torch.full((len(value.keys),), weight, dtype=torch.float64, device=value.values.device)
+        rows = Table(value.keys.long(), value.values.double() * weight, counts)
+        return rows, torch.tensor(weight, dtype=torch.float64)
+
+    def merge(self, a: tuple[Table, Tensor], b: tuple[Table, Tensor]) -> tuple[Table, Tensor]:
+        return a[0].merge(b[0]), a[1] + b[1]
+
+    def finish(self, acc: tuple[Table, Tensor]) -> Table | None:
+        rows, weight = acc
+        if not weight > 0:
+            return None
+        divisor = weight if self.over == "clients" else rows.counts.clamp(min=torch.finfo(torch.float64).tiny)
+        return Table(rows.keys, rows.values / divisor.reshape(-1, *(1,) * (rows.values.ndim - 1)), rows.counts)
+
+
+@dataclass(frozen=True)
 class Stack(Reduction):
     """The updates themselves: a list of (update, Meta) in the order of the tree. Memory grows with the cohort.
 

@@ -61,4 +61,4 @@ def sum_of_outputs(outputs: Any) -> Tensor:
     """The sum of all outputs of each sample, (B,): a stand-in for a loss that is not known."""
     outputs = outputs.logits if has_logits(outputs) else outputs
     tensors = [outputs] if isinstance(outputs, Tensor) else [o for o in outputs if isinstance(o, Tensor)]
-    return torch.stack([tensor.float().flatten(1).sum(1) for tensor in tensors]).sum(0)
+    return torch.stack([tensor.float().reshape(len(tensor), -1).sum(1) for tensor in tensors]).sum(0)

@@ -15,7 +15,7 @@ from fl.method.reduction import Meta, Product, Reduction
 from fl.tensors.trees import row
 
 # the best round is selected by the first of these metrics that is measured; never by test rows
-SELECT = ("val/accuracy", "val/loss", "train/loss")
+SELECT = ("val/accuracy", "val/ndcg10", "val/loss", "train/loss")
 
 
 def minimised(metric: str) -> bool:

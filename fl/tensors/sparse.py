@@ -16,7 +16,7 @@ class Table:
     (`fl.tensors.prototypes`); in an accumulator they are sums, which `merge` adds.
 
     Args:
-        keys: int64 (k,), ascending.
+        keys: int64 or int32 (k,), ascending.
         values: (k, ...), one row per key.
         counts: (k,), number of samples behind each row.
     """
