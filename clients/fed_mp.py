@@ -34,6 +34,7 @@ from fl import (
     Tree,
     View,
     checks,
+    first_rows,
     join,
     register,
 )
@@ -103,7 +104,9 @@ class FedMP(LocalTraining):
 
     def facts(self, view: View, task: Task, outputs: int) -> Tree:
         """Return the client's classes (C_k,), ascending, and the features of their descriptions (C_k, D)."""
-        return own_texts(view.take())
+        rows = view.take()
+        classes, first = first_rows(rows["y"])
+        return {"classes": classes, "texts": rows["text"][first]}
 
     def start(self, inputs: TrainingInputs) -> Params:
         return join(inputs.received["model"], inputs.initial.trained.select([RESIDUAL]))
@@ -118,16 +121,3 @@ class FedMP(LocalTraining):
         classes, texts = end.facts["classes"], end.facts["texts"]
         adapted = F.normalize(texts + self.alpha * end.params[RESIDUAL][classes], dim=-1)
         return {"model": end.delta.select(list(end.received["model"])), "texts": adapted}, None
-
-
-def own_texts(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the classes of rows (C_k,), ascending, and the features of their descriptions, those of a first row.
-
-    >>> rows = {"y": torch.tensor([4, 2, 4]), "text": torch.tensor([[1.0], [2.0], [1.0]])}
-    >>> {name: value.tolist() for name, value in own_texts(rows).items()}
-    {'classes': [2, 4], 'texts': [[2.0], [1.0]]}
-    """
-    y = arrays["y"]
-    classes = y.unique()
-    first = (y[None] == classes[:, None]).int().argmax(1) if len(y) else y
-    return {"classes": classes, "texts": arrays["text"][first]}

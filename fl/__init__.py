@@ -50,7 +50,7 @@ _HOMES = {
         "fl.tasks.ranking": "Ranking",
         "fl.tasks": "ranking",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
-        "fl.tensors.prototypes": "class_means embed merge_means nearest prototypes squared_distances",
+        "fl.tensors.prototypes": "class_means embed first_rows merge_means nearest prototypes squared_distances",
         "fl.tensors.rows": "with_norms",
         "fl.tensors.simplex": "simplex",
         "fl.tensors.masks": "pack_mask unpack_mask",
@@ -185,6 +185,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.tensors.prototypes import (
         class_means as class_means,
         embed as embed,
+        first_rows as first_rows,
         merge_means as merge_means,
         nearest as nearest,
         prototypes as prototypes,

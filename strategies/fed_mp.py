@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.fed_mp import RESIDUAL, own_texts
 from fl import (
     Broadcast,
     EvaluationGenerator,
@@ -36,6 +35,7 @@ from fl import (
     Stack,
     Strategy,
     checks,
+    first_rows,
     random,
     register,
     weighted_sum,
@@ -97,15 +97,16 @@ def accuracies(
     module: nn.Module, model: Params, arrays: dict[str, Tensor], settings: tuple[float, float, int]
 ) -> dict[str, float]:
     """Return the four accuracies on the rows of `arrays`, in their order. `settings`: scale, rho, batch."""
-    asked, x = own_texts(arrays), arrays["x"]
+    classes, first = first_rows(arrays["y"])
+    texts, x = arrays["text"][first], arrays["x"]
     with torch.no_grad():
         gated = torch.func.functional_call(module.eval(), dict(model), (x,))
         scale, rho, batch = settings
         result = {}
         for name, features in (("adapted", gated), ("encoder", F.normalize(x, dim=-1))):
             for rule, bound in (("accuracy", 0.0), ("prototypes", rho)):
-                predicted, _ = streamed(features, asked["texts"], scale, bound, batch)
-                result[f"{name}/{rule}"] = float((asked["classes"][predicted] == arrays["y"]).double().mean())
+                predicted, _ = streamed(features, texts, scale, bound, batch)
+                result[f"{name}/{rule}"] = float((classes[predicted] == arrays["y"]).double().mean())
     return result
 
 
@@ -145,7 +146,7 @@ class FedMP(Strategy):
                 "data: fed_mp needs a test set of query classes with the array 'text', the features of their "
                 "descriptions; data: embedded makes one"
             )
-        return model.select([name for name in model if name != RESIDUAL])
+        return model.select([name for name in model if not name.startswith("residual.")])
 
     def broadcast(self, state: Params, ctx: ServerContext) -> Broadcast:
         return Broadcast({"model": state}, config={"scale": self.scale})
@@ -154,7 +155,7 @@ class FedMP(Strategy):
         return {"model": Stack(), "texts": Stack()}
 
     def step(self, state: Params, reduced: dict[str, Any], ctx: ServerContext) -> tuple[Params, Metrics]:
-        queries = own_texts(ctx.test)["texts"]
+        queries = ctx.test["text"][first_rows(ctx.test["y"])[1]]
         weights = shares([similarity(queries, texts, self.weights) for texts, _ in reduced["texts"]])
         change = weighted_sum((weight, change) for weight, (change, _) in zip(weights, reduced["model"]))
         return state + change, {"weight/max": max(weights)}

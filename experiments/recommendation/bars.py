@@ -1,6 +1,6 @@
 """Draw HR@10 of each variant of a sweep, with the popularity baseline of the same runs.
 
-    python -m experiments.recommendation.bars OUT FILE        OUT: the directory of the sweep
+python -m experiments.recommendation.bars OUT FILE        OUT: the directory of the sweep
 """
 
 from __future__ import annotations

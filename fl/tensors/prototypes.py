@@ -41,6 +41,16 @@ def prototypes(z: Tensor, y: Tensor) -> Table:
     return Table(means.keys, means.values, means.counts.int())
 
 
+def first_rows(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes in `y` (n,), ascending, and the position of the first row of each, int64 (C,) both.
+
+    >>> first_rows(torch.tensor([4, 2, 4]))
+    (tensor([2, 4]), tensor([1, 0]))
+    """
+    classes = y.unique()
+    return classes, (y == classes[:, None]).int().argmax(1) if len(y) else classes
+
+
 def merge_means(table: Table | None, increment: Table) -> Table:
     """Return the means after more samples were seen. `increment` describes the new samples only.
 
