@@ -310,25 +310,6 @@ def test_labels_move_one_part_and_pseudo_labels_the_other(plain, tmp_path):
     assert all(torch.equal(s[name], first[name]) for name in s) and any(t.any() for t in u.values())
 
 
-def test_the_penalty_by_hand():
-    """s = (1, 2), u = (3, -1): l1 |u| + l2 |s - u|^2 = 4 l1 + 13 l2; its slope reaches u only."""
-    s, u = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0, -1.0], requires_grad=True)
-    found = FedMatch(l1=0.5, l2=0.1).penalty({"w": s, "psi.w": u})
-    found.backward()
-    assert found.item() == pytest.approx(4 * 0.5 + 13 * 0.1)
-    assert u.grad.tolist() == pytest.approx([0.5 + 0.2 * 2, -0.5 - 0.2 * 3]) and s.grad is None
-
-
-def test_the_sum_of_both_parts_is_the_model():
-    module, w = model(0)
-    extended = FedMatch().extend(module, (4,), CLASSES)
-    x = batch()["x"]
-    torch.testing.assert_close(extended(x), F.linear(x, w["weight"], w["bias"]))
-    with torch.no_grad():
-        extended.get_parameter("psi.weight").fill_(0.5)
-    torch.testing.assert_close(extended(x), F.linear(x, w["weight"] + 0.5, w["bias"]))
-
-
 def test_helpers_cost_bytes(tmp_path):
     """Up 2 |w|. Down 2 |w| in the first round, then (2 + 2 helpers) |w|: 4 clients, |w| = 650 floats."""
     config = RUN | {"strategy": {"name": "fedmatch", "helpers": 2}, "client": FEDMATCH}
