@@ -40,7 +40,7 @@ def draw(out: Path, file: Path) -> None:
         axes.axvline(CHANCE, color="0.4", ls=":")
         axes.set_yticks(range(len(values)), list(values))
         axes.invert_yaxis()
-        axes.set(xlabel="HR@10 of test items (dots: seeds; orange: popularity; dotted: chance)", xlim=(0, 1))
+        axes.set(xlabel="HR@10 (points: seeds; orange: popularity)", xlim=(0, 1))
         save(figure, file)
 
 
