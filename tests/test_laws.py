@@ -1,16 +1,18 @@
 """The laws of `fl.check.check`: all registered parts satisfy them, and each law finds parts that break it."""
 
 import functools
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
 
 from fl import registry
 from fl.check.bench import Bench
-from fl.check.check import LAWS, check, find
-from fl.check.finding import Broken
+from fl.check.check import LAWS, bench_of, check, find
+from fl.check.finding import Broken, try_law
 from fl.check.ledger import the_ledger_counts_every_byte
 from fl.check.runs import an_asynchronous_server_without_delays_is_a_synchronous_one as asynchronous_is_synchronous
 
@@ -18,8 +20,25 @@ TARGETS = [f"{kind}:{name}" for kind in LAWS for name in registry.names(kind)]
 
 
 @functools.cache
+def home(target: str) -> str:
+    """Return the strategy whose federation is also that of a client, or the target itself."""
+    if find(target)[0] != "client":
+        return target
+    ours = bench_of(target, Path())
+    strategy = f"strategy:{ours.strategy['name']}"
+    theirs = bench_of(strategy, Path())
+    return strategy if (ours.strategy, ours.client) == (theirs.strategy, theirs.client) else target
+
+
+@functools.cache
 def findings(target: str) -> dict:
-    return {finding.law: finding for finding in check(target)}
+    """Return the findings of a part by law. A strategy and its client, in one federation, share their runs."""
+    if find(target)[0] != "strategy":
+        return {finding.law: finding for finding in check(target)}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = bench_of(target, Path(folder))
+        laws = dict.fromkeys([*LAWS["strategy"], *LAWS["client"]])
+        return {law.__name__: try_law(law, bench) for law in laws}
 
 
 # the laws of these parts are quick tests: sums, halves of adapters, control variates
@@ -27,18 +46,18 @@ QUICK = {"strategy:fedavg", "strategy:fedsa_lora", "client:scaffold", "data:digi
 
 
 def cases() -> Iterator[ParameterSet]:
-    """Yield a case for each part and law; one process checks all laws of a part."""
+    """Yield a case for each part and law; one process checks all laws of a strategy and its client."""
     for target in TARGETS:
         kind = target.partition(":")[0]
         slow = kind in ("strategy", "client", "data", "model") and target not in QUICK
-        marks = [pytest.mark.xdist_group(target)] + [pytest.mark.slow] * slow
+        marks = [pytest.mark.xdist_group(home(target))] + [pytest.mark.slow] * slow
         for law in LAWS[kind]:
             yield pytest.param(target, law.__name__, id=f"{target}-{law.__name__}", marks=marks)
 
 
 @pytest.mark.parametrize("target, law", list(cases()))
 def test_law(target, law):
-    finding = findings(target)[law]
+    finding = findings(home(target))[law]
     assert finding.ok, finding.detail
 
 

@@ -56,8 +56,7 @@ def check(target: str, **arguments: Any) -> list[Finding]:
     """Check every law of the part that `target` names (see `find`), built with `arguments`."""
     kind, name = find(target)
     part = registry.lookup(kind, name)
-    examples: dict[str, Any] = getattr(_ROOMS[kind], "EXAMPLES", {})
-    arguments = example_arguments(kind, part, examples) | arguments
+    arguments = _with_examples(kind, part, arguments)
     missing = [module for module in getattr(part, "requires", ()) if importlib.util.find_spec(module) is None]
     if kind == "data" and requires(part, "path") and "path" not in arguments:
         missing.append("file of the user's")
@@ -70,6 +69,17 @@ def check(target: str, **arguments: Any) -> list[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench.of(kind, name, arguments, Path(folder))
         return [try_law(law, bench) for law in LAWS[kind]]
+
+
+def bench_of(target: str, folder: Path) -> Bench:
+    """Return the federation that a strategy or a client is checked on; its runs go to `folder`."""
+    kind, name = find(target)
+    return Bench.of(kind, name, _with_examples(kind, registry.lookup(kind, name), {}), folder)
+
+
+def _with_examples(kind: str, part: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return `arguments`, with examples for those that the part requires."""
+    return example_arguments(kind, part, getattr(_ROOMS[kind], "EXAMPLES", {})) | arguments
 
 
 def find(target: str) -> tuple[str, str]:
