@@ -19,21 +19,21 @@ PAGE = Page(
             "stream/acc",
             "Four tasks. ACC is the mean accuracy over all tasks after the last one, "
             "FGT the mean drop from each task's best.",
-            ("FedAvg", "FOT"),
+            matrices=("FedAvg", "FOT"),
         ),
         Section(
             "Orthogonal updates: FOT on permuted MNIST",
             "fot/permuted_mnist.sweep.yaml",
             "stream/acc",
             "Ten tasks.",
-            ("FedAvg", "FOT"),
+            matrices=("FedAvg", "FOT"),
         ),
         Section(
             "Orthogonal updates: FOT on split MNIST, one shared head",
             "fot/split_mnist.sweep.yaml",
             "stream/acc",
             "Five tasks of two digits.",
-            ("FedAvg", "FOT"),
+            matrices=("FedAvg", "FOT"),
         ),
         Section(
             "LoRA-A sharing: FedSA-LoRA on relabelled digits",

@@ -32,6 +32,7 @@ class Section:
         sweep: sweep file, relative to this folder.
         metric: metric to plot against MB up.
         description: sentences below the heading.
+        plotted: names of the variants in the plot. Default: all.
         matrices: for a task stream, the variants to plot accuracy matrices of (first seed).
     """
 
@@ -39,6 +40,7 @@ class Section:
     sweep: str
     metric: str
     description: str
+    plotted: tuple[str, ...] = ()
     matrices: tuple[str, ...] = ()
 
     @property
@@ -90,16 +92,17 @@ def render(page: Page, section: Section, out: Path, jobs: int) -> str:
     sweep = Sweep.load(HERE / section.sweep)
     chosen = sweep.run(out / section.name, jobs=jobs)
     plots = HERE / page.name
-    plot_curves(chosen, "eval/accuracy" if section.matrices else section.metric, "up", plots / f"{section.name}.png")
+    shown = [variant for variant in chosen if not section.plotted or variant.name in section.plotted]
+    plot_curves(shown, "eval/accuracy" if section.matrices else section.metric, "up", plots / f"{section.name}.png")
     command = f"fl sweep experiments/{section.sweep} --out OUT/{section.name}"
     lines = [f"## {section.title}", fill(section.description, 120), f"    {command}"]
     lines += [markdown(table(chosen, sweep.metrics or [section.metric])).rstrip()]
     lines += [f"![{section.title}]({page.name}/{section.name}.png)"]
     if section.matrices:
         runs = {path.name: path for path in (out / section.name).iterdir() if path.is_dir()}
-        shown = [(name, next(p for n, p in runs.items() if n.split(",")[0] == name)) for name in section.matrices]
+        drawn = [(name, next(p for n, p in runs.items() if n.split(",")[0] == name)) for name in section.matrices]
         plot_accuracy_matrices(
-            [(name, accuracy_matrix(path / f"s{sweep.seed_list[0]}")) for name, path in shown],
+            [(name, accuracy_matrix(path / f"s{sweep.seed_list[0]}")) for name, path in drawn],
             plots / f"{section.name}-matrix.png",
         )
         lines += [f"![accuracy on every task after every task]({page.name}/{section.name}-matrix.png)"]

@@ -147,6 +147,22 @@ def test_a_metric_at_last_n_is_the_mean_of_the_last_n_evaluations():
         variant.values("eval/loss@last2")
 
 
+def test_a_variant_without_a_metric_that_others_have_gets_an_empty_cell(tmp_path):
+    """A pre-training run beside runs with other metrics; a metric that no variant has is an error."""
+    one = write(tmp_path / "one", [0.5, 0.7], 10, **{"frame/accuracy": 0.25})
+    two = write(tmp_path / "two", [0.4], 10)
+    for directory in (one, two):
+        (directory / "config.yaml").write_text("seed: 0")
+    chosen = read_variants([one, two])
+    first, second = table(chosen, ["eval/accuracy", "frame/accuracy@2"], versus="two")
+    assert first["frame/accuracy@2"] == (0.25, None) and second["frame/accuracy@2"] is None
+    assert first["frame/accuracy@2 - two"] is None and first["eval/accuracy - two"].mean == pytest.approx(0.3)
+    assert "| two | 1 | 1 | 0.400 |  |  |" in markdown(table(chosen, ["eval/accuracy", "frame/accuracy"], versus="two"))
+    plot_curves(chosen, "frame/accuracy", "round", tmp_path / "a.png")
+    with pytest.raises(ValueError, match="'frame/loss' is not in all runs of one"):
+        table(chosen, ["frame/loss"])
+
+
 # -- selection --------------------------------------------------------------------------------------------------------
 def best_of(directory, evaluation, **columns):
     directory.mkdir()

@@ -52,7 +52,8 @@ def table(
 
     Args:
         variants: rows of the table.
-        metrics: columns of mean and deviation over seeds; see fl/report/variants.py for @10, @last5 and @best.
+        metrics: columns of mean and deviation over seeds; see fl/report/variants.py for @10, @last5 and @best. A
+            variant without a metric that others have gets an empty cell.
         targets: for each, columns of the cost to reach it.
         versus: name of a variant; each metric gets a column of the difference to it.
         multicast: MB down count what all clients receive once.
@@ -68,9 +69,11 @@ def table(
         row: dict[str, Any] = {"name": variant.name, "runs": len(variant.runs)}
         row["rounds"] = max(rounds_done(of_run[-1]) for of_run in variant.runs)
         for metric in metrics:
-            row[metric] = Mean.of(variant.values(metric))
+            missing = not variant.has(metric) and any(each.has(metric) for each in variants)
+            row[metric] = None if missing else Mean.of(variant.values(metric))
             if other is not None:
-                row[f"{metric} - {versus}"] = None if variant is other else difference(variant, other, metric)
+                alone = variant is other or missing or not other.has(metric)
+                row[f"{metric} - {versus}"] = None if alone else difference(variant, other, metric)
         for target in targets:
             for cost in to_target:
                 reached = variant.cost_to_reach(target, cost) if variant.has_cost(cost) else None

@@ -121,6 +121,11 @@ class Variant:
             raise ValueError(f"metric: {metric!r} is not in all runs of {self.name}, which have {known}.{meant}")
         return np.array(found, float)
 
+    def has(self, metric: str) -> bool:
+        """Whether a run has a value of the metric in any round; @best, @ROUNDS and @lastN do not matter."""
+        name = metric.partition("@")[0]
+        return any(row.get(name) is not None for rows in self.runs for row in rows)
+
     def _metrics(self) -> list[str]:
         return sorted({key for rows in self.runs for row in rows for key in row if "/" in key})
 

@@ -24,13 +24,14 @@ def plot_curves(
     """Plot a metric against a cost: the mean over runs as a line and their range as a band.
 
     Args:
-        variants: one line each.
+        variants: one line each; those without the metric are left out.
         metric: metric on the y axis.
         cost: a key of `COSTS`, on the x axis.
         file: the figure; its suffix chooses the format.
         title: title of the figure.
         log: logarithmic x axis; None chooses it for a wide range of costs.
     """
+    variants = [variant for variant in variants if variant.has(metric)] or variants
     every = [variant.curves(metric, cost) for variant in variants]
     label, scale = COSTS[cost].label, 1
     if cost == "hours":
