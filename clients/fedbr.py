@@ -121,6 +121,7 @@ class FedBR(Personal):
 
     sends: ClassVar[tuple[str, ...]] = ("model", "items")
     optional: ClassVar[tuple[str, ...]] = ("items",)
+    classes_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

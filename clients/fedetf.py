@@ -138,6 +138,8 @@ class FedETF(FixedPart):
     frame_lr: float = 0.1
     projection_lr: float = 0.05
 
+    classes_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least(1, dimensions=self.dimensions, turn_epochs=self.turn_epochs)

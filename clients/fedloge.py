@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,8 @@ class FedLoGe(Partial):
 
     norm: float = 0.1
     absent: Literal["keep", "mask"] = "keep"
+
+    classes_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,8 @@ class FedROD(Personal):
 
     balance: float = 1.0
 
+    classes_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.not_negative(balance=self.balance, hint="0 is the plain loss")
@@ -115,10 +117,6 @@ class FedROD(Personal):
 
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return inputs.initial.trained.select([WEIGHT, BIAS])
-
-    def check_task(self, task: Task) -> None:
-        if task.kernel != "cross_entropy":
-            raise ValueError(f"client fedrod is for classification, this is {type(task).__name__}")
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         steps, received = LocalSteps(self, ctx), ctx.received["model"]

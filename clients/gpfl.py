@@ -113,6 +113,8 @@ class GPFLBase(Partial):
     mu: float = 0.1
     angle: float = 1.0
 
+    classes_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.not_negative(lam=self.lam, mu=self.mu, angle=self.angle)

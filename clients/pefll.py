@@ -40,6 +40,7 @@ class PeFLL(LocalTraining):
 
     sends: ClassVar[tuple[str, ...]] = ("descriptor", "model", "embedding")
     receives: ClassVar[tuple[str, ...]] = ("embedding", "model", "gradient")
+    classes_only: ClassVar[bool] = True
     example_config: ClassVar[Mapping[str, Any]] = {"client.steps": None}
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:

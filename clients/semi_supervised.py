@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from fl import Batch, ClientAlgorithm, ClientContext, LocalTraining, Phase, StepContext, Task, checks
+from fl import Batch, ClientContext, LocalTraining, Phase, StepContext, Task, checks
 
 
 def pseudo_label_losses(task: Task, outputs: Tensor, probabilities: Tensor, threshold: float | Tensor) -> Tensor:
@@ -41,15 +41,6 @@ def pseudo_label_losses(task: Task, outputs: Tensor, probabilities: Tensor, thre
     return task.loss(outputs, {"y": label}) * (surest >= least)
 
 
-def check_classification(client: ClientAlgorithm, task: Task) -> None:
-    """Raise a `ValueError` if the task has no classes that could be pseudo-labels."""
-    if task.kernel != "cross_entropy":
-        raise ValueError(
-            f"client {type(client).__name__} gives samples classes as labels, and {type(task).__name__} is no "
-            "classification; use task: classification (a stream: head: joint or shared)"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class SemiSupervised(LocalTraining):
     """A labelled phase and an unlabelled phase. Subclasses define `unlabelled_loss`.
@@ -64,6 +55,7 @@ class SemiSupervised(LocalTraining):
     unlabelled_batch: int | None = None
     weight_view: Literal["train", "unlabelled", "all"] = "all"
 
+    classes_only: ClassVar[bool] = True
     example_config: ClassVar[dict[str, Any]] = {
         "labels": {"name": "budget", "share": 0.5},
         "data.strong": ["noise"],
@@ -74,9 +66,6 @@ class SemiSupervised(LocalTraining):
         checks.positive(unlabelled_batch=self.unlabelled_batch)
         checks.not_negative(unlabelled_steps=self.unlabelled_steps, hint="0 trains on the labels only")
         checks.one_of(("train", "unlabelled", "all"), weight_view=self.weight_view)
-
-    def check_task(self, task: Task) -> None:
-        check_classification(self, task)
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         (labelled,) = super().phases(round_, rounds)

@@ -22,7 +22,6 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from clients.measure import BLOCK
-from clients.semi_supervised import check_classification
 from fl import Batch, Beside, ClientContext, LocalTraining, Phase, StepContext, Task, View, checks, random, register
 
 
@@ -41,15 +40,13 @@ class SemiFL(LocalTraining):
     mix: float = 1.0
     alpha: float = 0.75
 
+    classes_only: ClassVar[bool] = True
     example_config: ClassVar[dict[str, Any]] = {"client.threshold": 1e-6}  # every row, as virtual time books
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(threshold=self.threshold, alpha=self.alpha)
         checks.not_negative(mix=self.mix, hint="0 leaves mixtures out")
-
-    def check_task(self, task: Task) -> None:
-        check_classification(self, task)
 
     def samples(self, ctx: ClientContext) -> View:
         """Return the rows with a sure pseudo-label `y`, and `lam`, the first sample's share of a mixture."""

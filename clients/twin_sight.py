@@ -135,6 +135,7 @@ class TwinSight(LocalTraining):
     projection: int = 2048
     unlabelled_weight: float = 1.0
 
+    classes_only: ClassVar[bool] = True
     loss_over_batch: ClassVar[bool] = True
     example_config: ClassVar[Mapping[str, Any]] = {
         "labels": {"name": "clients", "labelled": 5},
@@ -163,8 +164,6 @@ class TwinSight(LocalTraining):
         return 1 + bool(self.mu_ins or self.mu_sim) + bool(self.mu_ins) + bool(self.pseudo)
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if ctx.task.kernel != "cross_entropy":
-            raise ValueError(f"task: twin_sight is for classification, this is {type(ctx.task).__name__}")
         reply = super().work(name, ctx, carry)
         weight = len(ctx.train) + int(self.unlabelled_weight * len(ctx.unlabelled) + 0.5)
         return replace(reply, update=replace(reply.update, num_examples=weight))

@@ -104,8 +104,6 @@ class FedBR(Strategy):
         return self.server_optimiser.averages()
 
     def init(self, model: Params, ctx: ServerContext) -> State:
-        if ctx.task.kernel != "cross_entropy":
-            raise ValueError(f"task: fedbr is for classification, this is {type(ctx.task).__name__}")
         return State(model, self.server_optimiser.init(model), torch.empty(0, *ctx.sample_shape))
 
     def setup(self, state: State, ctx: ServerContext) -> RoundGenerator:

@@ -18,7 +18,6 @@ from typing import ClassVar
 from torch import nn
 
 from fl import Params, ServerContext, register
-from strategies.classification import require_classification
 from strategies.fedavg import State
 from strategies.partial import Partial
 
@@ -36,7 +35,6 @@ class FedETF(Partial):
         return [name for name in model if name.startswith("etf.frame.")]
 
     def init(self, model: Params, ctx: ServerContext) -> State:
-        require_classification("fedetf", ctx)
         if not self.default_private(model, ctx.module):
             raise ValueError(
                 "name: fedetf needs the frame etf.frame.* in the model; use client: fedetf or fedetf_balanced, and "

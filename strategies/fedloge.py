@@ -38,7 +38,6 @@ from fl import (
     with_norms,
 )
 from strategies import fedavg
-from strategies.classification import require_classification
 from strategies.partial import Partial, without
 from strategies.sparse_frame import entries_kept, sparse_frame
 
@@ -102,7 +101,6 @@ class FedLoGe(Partial):
         return without(super().shared_names(model, ctx), [FRAME])
 
     def init(self, model: Params, ctx: ServerContext) -> State:
-        require_classification("fedloge", ctx)
         head = head_layer(ctx.module, [name for name, _ in ctx.module.named_parameters()])
         shapes = {name: model[name].shape for name in (FRAME, f"{head}.weight") if name in model}
         if len(shapes) < 2 or len(set(shapes.values())) > 1 or not self.default_private(model, ctx.module):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import Params, ServerContext, register
-from strategies.classification import require_classification
 from strategies.fedavg import State
 from strategies.partial import Partial
 
@@ -32,7 +31,6 @@ class GPFL(Partial):
     client: ClassVar[str] = "gpfl"
 
     def init(self, model: Params, ctx: ServerContext) -> State:
-        require_classification("gpfl", ctx)
         if EMBEDDINGS not in self.shared_names(model, ctx):
             raise ValueError(
                 f"name: gpfl needs {EMBEDDINGS} among the tensors that travel; use client: gpfl or gpfl_sample, and "

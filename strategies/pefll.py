@@ -116,8 +116,6 @@ class PeFLL(Hypernetwork):
     def network(self, ctx: ServerContext) -> LabelledInputs:
         """Return the embedding network; its weights are the first ones."""
         shape, classes = ctx.sample_shape, ctx.outputs
-        if ctx.task.kernel != "cross_entropy":
-            raise ValueError(f"pefll describes samples by their classes, this is {type(ctx.task).__name__}")
         if self.labels == "planes" and len(shape) != 3:
             raise ValueError(f"labels: planes are for images (channels, height, width), x is {shape}; use vector")
         joined = (shape[0] + classes, *shape[1:]) if self.labels == "planes" else (math.prod(shape) + classes,)

@@ -37,6 +37,7 @@ class ClientAlgorithm:
         loss_over_batch: True: the objective is one loss of the whole batch, such as a contrastive loss. It may return a
             number () in place of the loss of each sample. Batches are not padded and not split, so clients are never
             trained together.
+        classes_only: True: the method needs a class for each sample, so other tasks are refused before round 0.
         private_models: True: each client's model is its state and no parameters are exchanged, so clients may have
             different architectures (`model: {by_client: ...}`).
         example_config: settings by dotted path for a small example run; `fl check` uses them.
@@ -48,6 +49,7 @@ class ClientAlgorithm:
     delta_reference: ClassVar[Mapping[str, str]] = {}
     one_at_a_time: ClassVar[bool] = False
     loss_over_batch: ClassVar[bool] = False
+    classes_only: ClassVar[bool] = False
     private_models: ClassVar[bool] = False
     example_config: ClassVar[Mapping[str, Any]] = {}
 
@@ -99,7 +101,7 @@ class ClientAlgorithm:
         return np.zeros_like(sizes)
 
     def check_task(self, task: Task) -> None:
-        """Check before round 0 that the method can learn the task. Default: it can learn any.
+        """Check before round 0 that the method can learn the task. Default: any, or a classification: `classes_only`.
 
         Args:
             task: the run's task; with a stream, the task of each period.
@@ -107,6 +109,11 @@ class ClientAlgorithm:
         Raises:
             ValueError: it cannot; the message names the tasks that it can learn.
         """
+        if self.classes_only and task.kernel != "cross_entropy":
+            raise ValueError(
+                f"client {type(self).__name__} needs a class for each sample, and {type(task).__name__} is no "
+                "classification; use task: classification (a stream: head: joint or shared)"
+            )
 
     def check_models(self, modules: Mapping[str, nn.Module], x: Tensor) -> None:
         """Check before round 0 that the architectures of the clients fit together. Default: any do.

@@ -12,11 +12,12 @@ from clients.feddyn import FedDyn
 from clients.fedprox import FedProx
 from clients.scaffold import Scaffold
 from clients.sgd import LocalSGD
+from fl import registry
 from fl.data.views import View
 from fl.execution.training import loop
 from fl.method.context import ClientContext
 from fl.models.binding import Initial
-from fl.tasks.supervised import Regression
+from fl.tasks.supervised import Classification, Regression
 from fl.tensors.params import NOTHING, Params
 
 SETTINGS = {"batch": "full", "steps": 2, "lr": 0.5}
@@ -103,3 +104,18 @@ def test_feddyn_exact_minimum_keeps_the_gradient_there():
 def test_impossible_values_are_named(make, complaint):
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+CLASSES_ONLY = [
+    name for name in registry.names("client") if getattr(registry.lookup("client", name), "classes_only", False)
+]
+
+
+@pytest.mark.parametrize("name", CLASSES_ONLY)
+def test_methods_that_need_classes_refuse_other_tasks(name):
+    client = registry.lookup("client", name)()
+    client.check_task(Classification())
+    with pytest.raises(
+        ValueError, match="needs a class for each sample, and Regression is no classification; use task:"
+    ):
+        client.check_task(Regression())

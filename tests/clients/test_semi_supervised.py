@@ -387,8 +387,8 @@ def test_a_round_without_pseudo_labels_still_trains_the_server(tmp_path):
     [
         ({"labels": None}, "labels: missing; client fedlabel takes steps on rows without labels"),
         ({"data": "digits"}, "data.strong: missing; client fedlabel uses the strong chain"),
-        ({"task": "regression"}, "task: client FedLabel gives samples classes as labels, and Regression is no"),
-        ({"stream": {"name": "classes", "tasks": 2, "rounds": 1, "head": "per_task"}}, "task: client FedLabel gives"),
+        ({"task": "regression"}, "task: client FedLabel needs a class for each sample, and Regression is no"),
+        ({"stream": {"name": "classes", "tasks": 2, "rounds": 1, "head": "per_task"}}, "task: client FedLabel needs"),
         ({"strategy": "semifl", "client": "semifl"}, "labels: semifl trains on labels at the server"),
     ],
 )

@@ -211,7 +211,7 @@ def test_balance_alone_sends_no_projection(tmp_path):
     [
         ({"strategy": {"name": "fedbr", "items": 0}}, r"does not receive \['pseudo'\]"),
         ({"strategy": {"name": "fedbr", "per_item": 1}}, "strategy.per_item: 1 is not at least 2"),
-        ({"task": "regression"}, "fedbr is for classification"),
+        ({"task": "regression"}, "needs a class for each sample, and Regression is no classification"),
         ({"client": {"order": "first"}}, "client.order"),
         ({"strategy": {"name": "fedbr", "per_item": 10_000}}, "per_item: 10000 samples are more than any client"),
     ],

@@ -21,13 +21,11 @@ from fl.method.context import ClientContext
 from fl.method.local_training import StepContext
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
-from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
 from fl.models.probe import ModuleFacts
 from fl.simulation.build import set_up_run
-from fl.tasks.supervised import Classification, Regression
+from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
-from strategies.fedetf import FedETF as FedETFStrategy
 
 IN, HIDDEN, OUT = 6, 8, 4
 RUN = {
@@ -241,7 +239,7 @@ def test_turns_train_copies_of_the_frame_and_the_projection_before_predictions()
         ({"client.name": "sgd"}, "strategy.name: fedetf needs the frame"),
         ({"model.freeze": ["etf.*"]}, "strategy.name: fedetf needs the frame"),
         ({"client.dimensions": 3}, "client: .*dimensions: 3 is not at least 4"),
-        ({"task": "regression"}, "client: .*classes: 1 is not at least 2"),
+        ({"task": "regression"}, "task: client FedETF needs a class for each sample, and Regression is no"),
         ({"client.temperature": 0.0}, "client.temperature: 0.0 is not at least 0.01"),
         ({"client": {"name": "fedetf_balanced", "balance": 0.0}}, "client.balance: 0.0 is not positive"),
     ],
@@ -249,9 +247,3 @@ def test_turns_train_copies_of_the_frame_and_the_projection_before_predictions()
 def test_wrong_combinations_are_refused_before_round_0(settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         fl.run(RUN, out=tmp_path / "run", **settings)
-
-
-def test_other_tasks_are_refused():
-    ctx = ServerContext(0, 0, 1, 1, np.arange(1), Regression(), nn.Identity())
-    with pytest.raises(ValueError, match="fedetf is for classification, and the task is Regression"):
-        FedETFStrategy().init(Params.of({FRAME: torch.zeros(2, 2)}), ctx)

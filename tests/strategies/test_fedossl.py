@@ -194,7 +194,7 @@ def test_edge_clients_train(tmp_path):
         ({"client.threshold": 1.5}, "threshold"),
         ({"client.pair": -1.0}, "pair"),
         ({"strategy.centroid_lr": 0.0}, "centroid_lr"),
-        ({"task": "regression", "labels": EvenRows()}, "fedossl is for classification"),
+        ({"task": "regression", "labels": EvenRows()}, "needs a class for each sample, and Regression"),
     ],
 )
 def test_wrong_settings_are_refused(change, message, tmp_path):

@@ -19,12 +19,10 @@ from fl.method.context import ClientContext
 from fl.method.local_training import StepContext
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
-from fl.method.strategy import ServerContext
 from fl.models.binding import Initial
 from fl.models.probe import ModuleFacts
-from fl.tasks.supervised import Classification, Regression
+from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
-from strategies.gpfl import GPFL as Strategy
 
 IN, HIDDEN, OUT = 6, 8, 4
 BODY = IN * HIDDEN + HIDDEN
@@ -240,9 +238,3 @@ def test_the_sample_wise_form_trains_many_clients_together(tmp_path):
 def test_wrong_combinations_are_refused_before_round_0(settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         fl.run(RUN, out=tmp_path / "run", **settings)
-
-
-def test_other_tasks_are_refused():
-    ctx = ServerContext(0, 0, 1, 1, np.arange(1), Regression(), nn.Identity())
-    with pytest.raises(ValueError, match="gpfl is for classification, and the task is Regression"):
-        Strategy().init(Params.of({EMBEDDINGS: torch.zeros(2, 2)}), ctx)
