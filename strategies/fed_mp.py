@@ -129,7 +129,7 @@ class FedMP(Strategy):
 
     client: ClassVar[str] = "fed_mp"
     example_config: ClassVar[dict[str, Any]] = {
-        "data": {"name": "embedded", "of": {"name": "newsgroups20", "length": 16, "per_class": 5}, "clients": 8},
+        "data": {"name": "described", "clients": 8},
         "partition": "natural",
         "model": {"name": "gate"},
     }
