@@ -6,6 +6,7 @@ server's side:  ~~> decoded -> difference, transforms undone -> lift -> fold
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,10 @@ class Uploads:
     """The uploads of one dispatch on one worker."""
 
     def __init__(self, exchange: ExchangeWorker):
-        self.exchange, self.job, self.dispatch = exchange, exchange.job, exchange.dispatch
+        # the exchange owns its uploads: a strong reference back would keep it, with 2 KB per client, until Python looks
+        # for cycles, which it seldom does in a worker
+        self.exchange: ExchangeWorker = weakref.proxy(exchange)
+        self.job, self.dispatch = exchange.job, exchange.dispatch
         self.device = self.job.device
         self.feedback, self.delta = find_wrapper(self.job.up, ErrorFeedback), find_wrapper(self.job.up, Delta)
         reduction = self.dispatch.reduction

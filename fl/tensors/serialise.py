@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,34 +32,37 @@ def flatten(tree: Tree) -> tuple[str, list[Tensor]]:
     {'round': 3, 'velocity': tensor([1., 1.])}
     """
     tensors: list[Tensor] = []
-
-    def walk(node: Tree) -> Any:
-        if isinstance(node, PLAIN):
-            return node
-        if isinstance(node, Params):
-            tensors.extend(node.buffers)
-            return {"params": node.layout.spec, "n": len(node.buffers)}
-        if isinstance(node, Tensor):
-            tensors.append(node.detach())
-            return {"tensor": None}
-        if isinstance(node, (np.ndarray, np.generic)):
-            tensors.append(torch.from_numpy(np.array(node)))
-            return {"array": str(node.dtype)}
-        if isinstance(node, dict):
-            return {"dict": [[walk(k), walk(v)] for k, v in node.items()]}
-        if isinstance(node, (list, tuple)) and not hasattr(node, "_fields"):
-            return {type(node).__name__: [walk(v) for v in node]}
-        if dataclasses.is_dataclass(node) and not isinstance(node, type):
-            kind = f"{type(node).__module__}:{type(node).__qualname__}"
-            return {"class": kind, "fields": [[f.name, walk(getattr(node, f.name))] for f in dataclasses.fields(node)]}
-        raise TypeError(
-            "a state may hold dataclasses, dicts, lists, tuples, Params, tensors, arrays and plain values, "
-            f"got {type(node)}"
-        )
-
-    structure = walk(tree)
+    structure = _described(tree, tensors)
     shapes = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
     return json.dumps({"tree": structure, "tensors": shapes}, separators=(",", ":")), tensors
+
+
+# no function inside `flatten`: one that calls itself is a reference cycle, which would keep the tensors of each state
+def _described(node: Tree, tensors: list[Tensor]) -> Any:
+    """Return the structure of a node, and append its tensors to `tensors`."""
+    if isinstance(node, PLAIN):
+        return node
+    if isinstance(node, Params):
+        tensors.extend(node.buffers)
+        return {"params": node.layout.spec, "n": len(node.buffers)}
+    if isinstance(node, Tensor):
+        tensors.append(node.detach())
+        return {"tensor": None}
+    if isinstance(node, (np.ndarray, np.generic)):
+        tensors.append(torch.from_numpy(np.array(node)))
+        return {"array": str(node.dtype)}
+    if isinstance(node, dict):
+        return {"dict": [[_described(k, tensors), _described(v, tensors)] for k, v in node.items()]}
+    if isinstance(node, (list, tuple)) and not hasattr(node, "_fields"):
+        return {type(node).__name__: [_described(v, tensors) for v in node]}
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        kind = f"{type(node).__module__}:{type(node).__qualname__}"
+        fields = [[f.name, _described(getattr(node, f.name), tensors)] for f in dataclasses.fields(node)]
+        return {"class": kind, "fields": fields}
+    raise TypeError(
+        "a state may hold dataclasses, dicts, lists, tuples, Params, tensors, arrays and plain values, "
+        f"got {type(node)}"
+    )
 
 
 @functools.lru_cache(maxsize=1024)  # the states of all clients share one skeleton, or a few
@@ -84,27 +87,27 @@ def unflatten(skeleton: str, tensors: list[Tensor], plain: bool = False) -> Tree
         ValueError: the skeleton names a class that no imported module has. Nothing is imported, because the skeleton
             may come from a stranger.
     """
-    supply = iter(tensors)
+    return _built(_parsed(skeleton)["tree"], iter(tensors), plain)
 
-    def walk(node: Any) -> Tree:
-        if not isinstance(node, dict):
-            return node
-        if "params" in node:
-            return Params(Layout.from_spec(node["params"]), tuple(next(supply) for _ in range(node["n"])))
-        if "tensor" in node:
-            return next(supply)
-        if "array" in node:
-            return next(supply).numpy()
-        if "dict" in node:
-            return {walk(k): walk(v) for k, v in node["dict"]}
-        if "list" in node:
-            return [walk(v) for v in node["list"]]
-        if "tuple" in node:
-            return tuple(walk(v) for v in node["tuple"])
-        fields = {name: walk(value) for name, value in node["fields"]}
-        return fields if plain else _dataclass(node["class"])(**fields)
 
-    return walk(_parsed(skeleton)["tree"])
+def _built(node: Any, supply: Iterator[Tensor], plain: bool) -> Tree:
+    """Return the tree of a structure, with the next tensors of `supply`."""
+    if not isinstance(node, dict):
+        return node
+    if "params" in node:
+        return Params(Layout.from_spec(node["params"]), tuple(next(supply) for _ in range(node["n"])))
+    if "tensor" in node:
+        return next(supply)
+    if "array" in node:
+        return next(supply).numpy()
+    if "dict" in node:
+        return {_built(k, supply, plain): _built(v, supply, plain) for k, v in node["dict"]}
+    if "list" in node:
+        return [_built(v, supply, plain) for v in node["list"]]
+    if "tuple" in node:
+        return tuple(_built(v, supply, plain) for v in node["tuple"])
+    fields = {name: _built(value, supply, plain) for name, value in node["fields"]}
+    return fields if plain else _dataclass(node["class"])(**fields)
 
 
 def _dataclass(kind: str) -> type:

@@ -11,7 +11,7 @@ from clients.sgd import LocalSGD
 from fl import Extended, LocalTraining
 from fl.errors import ClientError, ConfigError
 from fl.execution import worker
-from fl.execution.client_facts import ClientFacts
+from fl.execution.client_facts import ENTRY_BYTES, ClientFacts
 from fl.method.facts import data_facts
 from fl.method.local_training import StepContext, TrainingInputs
 from fl.method.optimiser import SGD
@@ -156,12 +156,26 @@ def test_facts_are_computed_once_and_dropped_when_they_are_too_large():
         calls.append((period, client))
         return torch.zeros(10, dtype=torch.int64)
 
-    facts = ClientFacts(compute, limit=160)
+    room = 2 * (80 + ENTRY_BYTES)
+    facts = ClientFacts(compute, limit=room)
     for key in ((0, 1), (0, 1), (1, 1), (0, 1)):
         facts.of(*key)
-    assert calls == [(0, 1), (1, 1)] and facts.size == 160
+    assert calls == [(0, 1), (1, 1)] and facts.size == room
     facts.of(0, 2)  # (1, 1) was not used for the longest time
-    assert facts.of(0, 1) is not None and calls == [(0, 1), (1, 1), (0, 2)] and facts.size == 160
+    assert facts.of(0, 1) is not None and calls == [(0, 1), (1, 1), (0, 2)] and facts.size == room
+
+
+def test_clients_without_facts_take_no_memory():
+    facts = ClientFacts(lambda period, client: None)
+    assert facts.of(0, 1) is None and not facts._known and facts.size == 0
+
+
+def test_small_facts_of_many_clients_stay_within_the_limit():
+    """An entry takes more memory than its few elements, so entries count too."""
+    facts = ClientFacts(lambda period, client: torch.zeros(1), limit=1 << 20)
+    for client in range(10_000):
+        facts.of(0, client)
+    assert len(facts._known) < (1 << 20) / 800  # an entry takes 800 bytes at least
 
 
 def test_facts_of_each_client_reach_their_client_in_every_plan(tmp_path, monkeypatch):
