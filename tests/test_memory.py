@@ -1,16 +1,19 @@
 """Memory is flat: a ten times larger cohort costs driver and workers nothing, a million idle clients only their rows.
 
-Each run has its own process, because a peak (VmHWM) never falls. Workers report their peak after the last round.
+Each run that measures has its own process, because a peak (VmHWM) never falls. Workers report their peak after the
+last round.
 """
 
+import collections
+import gc
 import json
 
 import pytest
+from torch import Tensor
 
-from experiments.benchmarks.recommendation import measure_in_process
+import fl
+from experiments.benchmarks.recommendation import measure_in_process, settings
 from tests.process import python
-
-pytestmark = pytest.mark.slow
 
 MB = 1 << 20
 
@@ -58,6 +61,7 @@ def probe(executor, data, model, cohort, rounds):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_larger_cohort_costs_no_memory(executor):
     data = {"shape": [784], "classes": 62, "clients": 1000, "samples": 5}
@@ -72,6 +76,7 @@ def test_a_larger_cohort_costs_no_memory(executor):
     assert max(growth) < 50 * MB  # the updates of 900 more clients are 720 MB
 
 
+@pytest.mark.slow
 def test_a_million_clients_cost_their_rows():
     few, many, samples, features = 1000, 1_000_000, 3, 10
     data = {"shape": [features], "classes": 10, "samples": samples}
@@ -90,3 +95,97 @@ def test_users_with_states_cost_no_memory():
     assert max(found["driver"]) - found["driver"][5] < 20 * MB
     assert max(found["workers"]) - found["workers"][5] < 20 * MB
     assert found["disk"] < 1000 * 2 * 10**4  # 100,000 such users take less than 2 GB
+
+
+# -- reference cycles -------------------------------------------------------------------------------------------------
+SMALL = {
+    "rounds": 2,
+    "data": {"name": "noise", "shape": [6], "classes": 3, "clients": 8, "samples": 6},
+    "partition": "natural",
+    "splits": {"val": 0.2},
+    "model": "softmax",
+    "cohort": {"size": 6},
+    "strategy": "fedavg",
+    "client": {"batch": 3, "lr": 0.1},
+    "evaluation": {"every": 1, "clients": 6},
+    "execution": {"executor": "serial"},
+}
+LOOP = {"execution": {"executor": "serial", "plan": "loop"}}
+RUNS = {
+    "batched": {},
+    "loop": LOOP,
+    "batched, with states": {"strategy": "scaffold"},
+    "loop, with states": {"strategy": "scaffold", **LOOP},
+    "batched, with residuals": {"codec": {"up": {"name": "top_k", "ratio": 0.5}}},
+    "loop, with residuals": {"codec": {"up": {"name": "top_k", "ratio": 0.5}}, **LOOP},
+    "differences": {"codec": {"down": ["delta", "fp16"]}, **LOOP},
+    "attackers": {"adversary": {"name": "sign_flip", "share": 0.4}},
+    "per client": {"strategy": "median"},
+    "own models": {"strategy": "ditto"},
+}
+
+
+def begin_to_watch():
+    """Keep Python from looking for reference cycles, and leave out the objects that exist already."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def end_watching():
+    """Return how many tensors and objects of this project were only held by reference cycles, by type or function."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    gc.set_debug(0)
+    gc.enable()
+    gc.unfreeze()
+    held = [o for o in gc.garbage if isinstance(o, Tensor) or getattr(o, "__module__", "").startswith("fl.")]
+    found = collections.Counter(getattr(o, "__qualname__", type(o).__qualname__) for o in held)
+    gc.garbage.clear()
+    return dict(found)
+
+
+def left_by(config, folder):
+    """Run a configuration; return what its process, or one of its workers, left in reference cycles."""
+    found = []
+
+    def watch(event, value):
+        if event == "start":
+            watch.call = value.executor.call
+        elif event == "ready":
+            watch.call(begin_to_watch)
+        elif event == "round":
+            watch.rounds += 1
+            if watch.rounds == config["rounds"]:
+                found.append(watch.call(end_watching))
+
+    watch.rounds = 0
+    fl.run(config, out=folder, watch=watch)
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_rounds_leave_no_reference_cycles(name, tmp_path):
+    """Python looks for cycles so seldom that a worker would keep the records of all clients of many rounds."""
+    assert left_by(SMALL | RUNS[name], tmp_path) == [{}]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)], ids=["serial", "ray"])
+def test_users_with_states_leave_no_reference_cycles(workers, tmp_path):
+    assert left_by(settings(200, workers, "fedrap") | {"rounds": 3}, tmp_path) == [{}]
+
+
+def test_a_reference_cycle_is_found_out():
+    begin_to_watch()
+    counter = Leaks()
+    del counter
+    assert end_watching() == {"Leaks": 1}
+
+
+class Leaks:
+    """An object that refers to itself."""
+
+    __module__ = "fl.leaks"
+
+    def __init__(self):
+        self.own = self
