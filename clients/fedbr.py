@@ -55,10 +55,11 @@ class WithProjection(Extended):
 
     Args:
         original: the model; its last layer is a linear one.
+        outputs: number of outputs for a sample; None: it is not compared with the layer's.
     """
 
-    def __init__(self, original: nn.Module):
-        h = last_linear(original)[1].in_features
+    def __init__(self, original: nn.Module, outputs: int | None = None):
+        h = last_linear(original, outputs)[1].in_features
         layers = (nn.Linear(h, 2 * h), nn.ReLU(), nn.Linear(2 * h, 2 * h), nn.ReLU(), nn.Linear(2 * h, h))
         super().__init__(original, PROJECTION, nn.Sequential(*layers))
 
@@ -131,7 +132,7 @@ class FedBR(Personal):
         checks.one_of(("alternate", "together"), order=self.order)
 
     def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        return WithProjection(module) if self.mu else module
+        return WithProjection(module, outputs) if self.mu else module
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         phases = super().phases(round_, rounds)

@@ -114,10 +114,11 @@ class WithPool(Extended):
         original: the network; its last layer is a linear one.
         entries: number of entries P.
         chosen: number of entries k that each sample uses.
+        outputs: number of outputs for a sample; None: it is not compared with the last layer's.
     """
 
-    def __init__(self, original: nn.Module, entries: int, chosen: int):
-        name, head = last_linear(original)
+    def __init__(self, original: nn.Module, entries: int, chosen: int, outputs: int | None = None):
+        name, head = last_linear(original, outputs)
         found = widths(original, name)
         super().__init__(original, "adapters", Pool(entries, sum(found.values()), head))
         self.widths, self.chosen = found, chosen
@@ -177,7 +178,7 @@ class FedIns(LocalTraining):
             )
 
     def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        return WithPool(module, self.entries, self.chosen)
+        return WithPool(module, self.entries, self.chosen, outputs)
 
     def objective(self, net: Callable[..., Any], batch: Batch, at: StepContext, task: Task) -> Tensor:
         outputs, near = net(batch["x"], similarities=True)

@@ -64,7 +64,7 @@ from fl import (
     Update,
     checks,
     class_means,
-    last_layer,
+    last_linear,
     layer_outputs,
     register,
 )
@@ -98,12 +98,9 @@ class WithFeatures(Extended):
         return self.with_inputs(self.last, x) if features else self.original(x)
 
 
-def with_cosine(module: nn.Module, scale: float) -> WithFeatures:
-    """Return the model with cosines in place of its last layer."""
-    name = last_layer(module)
-    layer = module.get_submodule(name)
-    if not name or not isinstance(layer, nn.Linear):
-        raise ValueError(f"model: its last layer has to be a linear one, it is {name or 'alone'}; choose another model")
+def with_cosine(module: nn.Module, scale: float, outputs: int | None = None) -> WithFeatures:
+    """Return the model with cosines in place of its last layer, which is compared with `outputs` if they are given."""
+    name, layer = last_linear(module, outputs)
     return WithFeatures(module, "cosine", nn.Identity(), {name: Cosine(layer, scale)})
 
 
@@ -172,7 +169,7 @@ class FedoSSL(LocalTraining):
         checks.within("(0, 1]", beta=self.beta)
 
     def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        return with_cosine(module, self.scale)
+        return with_cosine(module, self.scale, outputs)
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         (phase,) = super().phases(round_, rounds)

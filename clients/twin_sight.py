@@ -42,7 +42,7 @@ from fl import (
     Task,
     Tree,
     checks,
-    last_layer,
+    last_linear,
     register,
 )
 
@@ -63,18 +63,16 @@ class Twins(Extended):
         return self.original(x)
 
 
-def with_twin(module: nn.Module, hidden: int, width: int) -> Twins:
+def with_twin(module: nn.Module, hidden: int, width: int, outputs: int | None = None) -> Twins:
     """Return the model with its twin, whose layers are drawn anew by their `reset_parameters`.
 
     Args:
         module: the model; its last layer has to be linear.
         hidden: width of the projector's hidden layer.
         width: number of projected features.
+        outputs: number of outputs for a sample; None: it is not compared with the layer's.
     """
-    name = last_layer(module)
-    last = module.get_submodule(name)
-    if not name or not isinstance(last, nn.Linear):
-        raise ValueError(f"model: its last layer has to be a linear one, it is {name or 'alone'}; choose another model")
+    name, last = last_linear(module, outputs)
     encoder = copy.deepcopy(module)
     encoder.set_submodule(name, nn.Identity())
     for layer in encoder.modules():
@@ -153,7 +151,7 @@ class TwinSight(LocalTraining):
             logging.getLogger(__name__).warning("all weights are 0: this is fedavg over the rows with labels")
 
     def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        return with_twin(module, self.hidden, self.projection)
+        return with_twin(module, self.hidden, self.projection, outputs)
 
     def phases(self, round_: int, rounds: int) -> tuple[Phase, ...]:
         (phase,) = super().phases(round_, rounds)

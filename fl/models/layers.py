@@ -55,17 +55,23 @@ def classifier(module: nn.Module, outputs: int) -> tuple[str, nn.Linear]:
     Raises:
         ValueError: the last linear layer is the whole module, or has another number of outputs.
     """
+    if not any(isinstance(layer, nn.Linear) for _, layer in _layers(module)):
+        raise ValueError("model: it has no linear layer; use a model whose last linear layer returns its outputs")
     name = head_layer(module, [name for name, _ in module.named_parameters()])
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     if not name:
         raise ValueError("model: it is a single linear layer; use model: softmax, or put the layer in an nn.Sequential")
+    _check_outputs(name, layer, outputs)
+    return name, layer
+
+
+def _check_outputs(name: str, layer: nn.Linear, outputs: int) -> None:
     if layer.out_features != outputs:
         raise ValueError(
             f"model: its last linear layer {name} has {layer.out_features} outputs, and the task has {outputs}; use a "
-            "model whose last linear layer returns the scores of the classes"
+            "model whose last linear layer returns the outputs of the model"
         )
-    return name, layer
 
 
 def last_layer(module: nn.Module) -> str:
@@ -77,20 +83,32 @@ def last_layer(module: nn.Module) -> str:
     return [name for name, child in _layers(module) if next(child.parameters(recurse=False), None) is not None][-1]
 
 
-def last_linear(module: nn.Module) -> tuple[str, nn.Linear]:
+def last_linear(module: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear]:
     """Name and layer of `last_layer`, which has to be a linear layer below the module.
 
     >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     ('2', Linear(in_features=3, out_features=2, bias=True))
 
+    Args:
+        module: the model.
+        outputs: number of outputs for a sample; None: it is not compared with the layer's.
+
     Raises:
-        ValueError: it is another layer, or the module itself.
+        ValueError: it is another layer, or the module itself, or has another number of outputs.
     """
     name = last_layer(module)
     layer = module.get_submodule(name)
     if not name or not isinstance(layer, nn.Linear):
-        raise ValueError(f"the last layer of the model has to be a linear one, it is {name or 'alone'}")
+        raise ValueError(
+            f"model: its last layer has to be a linear one, it is {_described(name, layer)}; choose another model"
+        )
+    if outputs is not None:
+        _check_outputs(name, layer, outputs)
     return name, layer
+
+
+def _described(name: str, layer: nn.Module) -> str:
+    return f"{name} ({type(layer).__name__})" if name else "the only layer"
 
 
 def norm_names(module: nn.Module, names: Iterable[str]) -> list[str]:

@@ -222,5 +222,7 @@ def test_wrong_settings_are_refused_before_round_0(more, message, tmp_path):
 
 
 def test_models_without_a_linear_last_layer_are_refused():
-    with pytest.raises(ValueError, match="last layer of the model has to be a linear one"):
+    with pytest.raises(ValueError, match=r"last layer has to be a linear one, it is 1 \(LayerNorm\)"):
         FedBR().extend(nn.Sequential(nn.Linear(IN, H), nn.LayerNorm(H)), (IN,), H)
+    with pytest.raises(ValueError, match="last linear layer 0 has 5 outputs, and the task has 4"):
+        FedBR().extend(nn.Sequential(nn.Linear(IN, 5), nn.Softmax(-1)), (IN,), 4)

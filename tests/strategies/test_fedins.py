@@ -198,7 +198,8 @@ def test_channels_and_tokens_are_scaled_by_feature():
     [
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)), "normalises over the batch"),
         (nn.Sequential(nn.Flatten(), nn.Linear(2, 2)), "no linear, convolution or normalisation layer before"),
-        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "last layer of the model has to be a linear one"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "last layer has to be a linear one"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3)), "2 has 3 outputs, and the task has 2"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(module, message):

@@ -82,6 +82,8 @@ def test_outputs_are_cosines():
     assert torch.allclose(outputs, expected, atol=1e-6) and torch.equal(net(x), outputs)
     with pytest.raises(ValueError, match="last layer has to be a linear one"):
         with_cosine(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), 10.0)
+    with pytest.raises(ValueError, match="last linear layer 2 has 2 outputs, and the task has 3"):
+        FedoSSL().extend(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (3,), 3)
 
 
 # -- centroids --------------------------------------------------------------------------------------------------------

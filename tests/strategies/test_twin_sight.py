@@ -78,6 +78,8 @@ def test_the_model_predicts_without_its_twin():
     assert net(x, "u")[1].shape == (5, 5)
     with pytest.raises(ValueError, match="last layer has to be a linear one"):
         with_twin(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), 6, 5)
+    with pytest.raises(ValueError, match="last linear layer 2 has 2 outputs, and the task has 3"):
+        with_twin(module, 6, 5, outputs=3)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

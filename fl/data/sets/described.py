@@ -1,6 +1,6 @@
 """Synthetic features of samples and of their classes' descriptions, for methods with open vocabularies.
 
-    text_c = n_c / |n_c|,    x = u / |u|,  u = text_y + noise n / sqrt(D)          n_c, n standard normal in D dimensions
+    text_c = n_c / |n_c|,    x = u / |u|,  u = text_y + noise n / sqrt(D)      n_c, n standard normal in D dimensions
 
 The last `held_out` classes belong to no client; their rows are the server's test set. The other classes are dealt out
 to `clients` natural owners, as those of `embedded` are (fl/data/sets/embedded.py).
