@@ -94,6 +94,7 @@ class FedMP(LocalTraining):
     sends: ClassVar[tuple[str, ...]] = ("model", "texts")
     receives: ClassVar[tuple[str, ...]] = ("model", "scale")
     loss_over_batch: ClassVar[bool] = True
+    classes_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ Equals FedAvg: no setting; the weights `uniform` are FedAvg's of the gate.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -143,8 +144,15 @@ class FedMP(Strategy):
     def init(self, model: Params, ctx: ServerContext) -> Params:
         if "text" not in ctx.test:
             raise ValueError(
-                "data: fed_mp needs a test set of query classes with the array 'text', the features of their "
-                "descriptions; data: embedded makes one"
+                "name: fed_mp needs a test set of query classes with the array 'text', the features of their "
+                "descriptions; use data: embedded, which makes one, or another strategy"
+            )
+        with torch.no_grad():
+            made = copy.deepcopy(ctx.module).eval()(torch.zeros(1, *ctx.sample_shape))
+        if made.shape[1:] != ctx.test["text"].shape[1:]:
+            raise ValueError(
+                f"name: fed_mp compares the model's outputs, {tuple(made.shape[1:])} for a sample, with features of "
+                f"descriptions, {tuple(ctx.test['text'].shape[1:])}; use model: gate"
             )
         return model.select([name for name in model if not name.startswith("residual.")])
 

@@ -80,9 +80,9 @@ class Recommendation(Strategy):
             ValueError: the task is no ranking, or the model has no table of items.
         """
         if not isinstance(ctx.task, Ranking):
-            raise ValueError(f"task: recommendation needs `task: ranking`, this is {type(ctx.task).__name__}")
+            raise ValueError(f"name: recommendation needs task: ranking, and the task is {type(ctx.task).__name__}")
         if ranking.ITEMS not in model:
-            raise ValueError(f"model: it has no trained {ranking.ITEMS}; use `model: {{name: item_table, dim: 32}}`")
+            raise ValueError(f"name: the model trains no {ranking.ITEMS}; use model: {{name: item_table, dim: 32}}")
         private = set(match(model, self.private))
         shared = model.select([name for name in model if name not in private])
         return State(shared, self.server_optimiser.init(shared))

@@ -78,7 +78,7 @@ class SemiFL(FedAvg):
 
     def init(self, model: Params, ctx: ServerContext) -> Any:
         if not ctx.server:
-            raise ValueError("labels: semifl trains on labels at the server; set labels: {name: server, share: 0.01}")
+            raise ValueError("name: semifl trains on labels at the server; set labels: {name: server, share: 0.01}")
         return State(model, self.server_optimiser.init(model))
 
     def round(self, state: State, ctx: ServerContext) -> RoundGenerator:

@@ -389,7 +389,7 @@ def test_a_round_without_pseudo_labels_still_trains_the_server(tmp_path):
         ({"data": "digits"}, "data.strong: missing; client fedlabel uses the strong chain"),
         ({"task": "regression"}, "task: client FedLabel needs a class for each sample, and Regression is no"),
         ({"stream": {"name": "classes", "tasks": 2, "rounds": 1, "head": "per_task"}}, "task: client FedLabel needs"),
-        ({"strategy": "semifl", "client": "semifl"}, "labels: semifl trains on labels at the server"),
+        ({"strategy": "semifl", "client": "semifl"}, "strategy.name: semifl trains on labels at the server"),
     ],
 )
 def test_mistakes_before_round_0(change, message, tmp_path):

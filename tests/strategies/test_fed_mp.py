@@ -193,5 +193,17 @@ def test_the_ledger_has_the_closed_form(encoder, tmp_path):
 
 
 def test_data_without_descriptions_are_refused(encoder, tmp_path):
-    with pytest.raises(ConfigError, match="the array 'text'"):
+    with pytest.raises(ConfigError, match="strategy.name: fed_mp needs .* the array 'text'"):
         run(tmp_path, data={"name": "noise", "shape": [D], "classes": 3, "clients": 3})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"task": "regression"}, "task: client FedMP needs a class for each sample"),
+        ({"model": {"name": "mlp", "hidden": [4]}}, "strategy.name: fed_mp compares .*use model: gate"),
+    ],
+)
+def test_other_tasks_and_models_are_refused_before_round_0(change, message, encoder, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, **change)

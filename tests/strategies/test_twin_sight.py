@@ -171,6 +171,7 @@ def test_clients_with_and_without_labels_in_one_batch(tmp_path):
         ({"client.unlabelled_weight": 2.0}, "unlabelled_weight"),
         ({"client.mu_sim": -1.0}, "mu_sim"),
         ({"data.strong": []}, "data.strong: missing"),
+        ({"task": "regression"}, "task: client TwinSight .* and Regression is no classification"),
     ],
 )
 def test_wrong_settings_are_refused(change, message, tmp_path):
