@@ -34,6 +34,9 @@ class WithPsi(Extended):
     def forward(self, x: Tensor) -> Any:
         """Return the outputs under the sums."""
         tensors = dict(self.named_parameters())
+        missing = [name for name in tensors if not name.startswith(PSI) and PSI + name not in tensors]
+        if missing:
+            raise ValueError(f"fedmatch has no second part for {missing[0]} of an adapter; leave model.adapter out")
         sums = {f"model.{name}": t + tensors[PSI + name] for name, t in tensors.items() if not name.startswith(PSI)}
         return torch.func.functional_call(_Original(self), sums, (x,))
 

@@ -41,6 +41,8 @@ from fl import (
 )
 from strategies.fedavg import FedAvg
 
+PSI = "psi."  # the names of the second part
+
 
 @dataclass(frozen=True)
 class State:
@@ -136,6 +138,13 @@ class FedMatch(FedAvg):
         checks.positive(probes=self.probes)
 
     def init(self, model: Params, ctx: ServerContext) -> Any:
+        alone = sorted(name for name in model if f"{PSI}{name}" not in model and not name.startswith(PSI))
+        alone += sorted(name for name in model if name.startswith(PSI) and name.removeprefix(PSI) not in model)
+        if alone:
+            raise ValueError(
+                f"name: fedmatch trains two parts of each weight, and only {alone[0]} is trained; use client: "
+                f"fedmatch, and freeze the other part too, such as model.freeze: [1.*, {PSI}1.*]"
+            )
         return State(model, self.server_optimiser.init(model))
 
     def round(self, state: State, ctx: ServerContext) -> RoundGenerator:

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fl
 from clients.fedmatch import FedMatch
+from fl import ConfigError
 
 
 def test_the_penalty_by_hand():
@@ -24,3 +26,26 @@ def test_the_sum_of_both_parts_is_the_model():
     with torch.no_grad():
         extended.get_parameter("psi.weight").fill_(0.5)
     torch.testing.assert_close(extended(x), F.linear(x, w["weight"] + 0.5, w["bias"]))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model.freeze": ["1.*"]}, "strategy.name: fedmatch trains two parts of each weight, and only psi.1.bias"),
+        ({"model.freeze": ["psi.*"]}, "strategy.name: fedmatch trains two parts of each weight, and only 1.bias"),
+        ({"model.adapter": {"name": "lora", "rank": 2}}, "fedmatch has no second part for .*; leave model.adapter out"),
+    ],
+)
+def test_parts_without_the_other_part_are_refused_before_round_0(change, message, tmp_path):
+    config = {
+        "data": {"name": "digits", "strong": ["cutout"]},
+        "partition": {"name": "iid", "clients": 4},
+        "labels": {"name": "budget", "total": 40},
+        "model": {"name": "mlp", "hidden": [4]},
+        "cohort": {"size": 2},
+        "strategy": "fedmatch",
+        "execution": {"executor": "serial"},
+        "rounds": 1,
+    }
+    with pytest.raises(ConfigError, match=message):
+        fl.run(config, out=tmp_path / "run", **change)
