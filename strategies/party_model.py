@@ -99,8 +99,8 @@ def answers(values: Sequence[tuple[Any, Any]] | None, ctx: ServerContext) -> lis
     missing = sorted(set(range(ctx.population)) - set(found))
     if missing:
         raise ValueError(
-            f"the passive parties {missing} have not answered; a vertical model needs all of them. Leave deadlines, "
-            "availability and execution.on_client_error: drop out"
+            f"the passive parties {missing} have not answered; a vertical model needs all of them. Do without "
+            "system.availability, server.deadline_seconds and execution.on_client_error: drop"
         )
     return [found[party] for party in range(ctx.population)]
 

@@ -202,7 +202,7 @@ class ExchangeRunner:
     def carries_of(self, cohort: np.ndarray) -> np.ndarray:
         """Return where the carries of the round's earlier exchanges lie, (n, 3)."""
         carries = _nowhere(len(cohort))
-        if self.carries:
+        if self.carries and len(cohort):
             carries[:] = [self.carries.get(int(c), NO_RECORD) for c in cohort]
         return carries
 

@@ -84,10 +84,10 @@ def check_vertical(config: Config) -> None:
 
 
 def check_cohort(config: Config, sizes: np.ndarray) -> None:
-    """Check with the first cohort that all passive parties take part. `sizes`: training rows of each, (n,).
+    """Check that all passive parties take part, as in the first cohort. `sizes`: training rows of each, (n,).
 
     Raises:
-        ConfigError: the cohort has fewer.
+        ConfigError: the cohort has fewer, or parties drop out.
     """
     sampler = config.cohort
     size = len(sampler.sample(sampler.init(len(sizes)), 0, config.seed, sizes)[1])
@@ -96,6 +96,11 @@ def check_cohort(config: Config, sizes: np.ndarray) -> None:
             "cohort",
             f"has {size} of the {len(sizes)} passive parties; in a vertical federation all take part in each round. "
             "Set cohort: {fraction: 1.0}",
+        )
+    if config.system is not None and config.system.dropout:
+        raise ConfigError(
+            "system.dropout",
+            f"is {config.system.dropout}; in a vertical federation all passive parties answer in each round. Set 0",
         )
 
 

@@ -261,6 +261,14 @@ def test_a_client_that_fails_in_the_second_exchange_is_left_out(tmp_path):
     assert {row["client"] for row in failing.ledger.to_pylist() if row["exchange"] == 2} == {0, 4}
 
 
+def test_rounds_in_which_all_clients_drop_out_after_the_first_exchange(tmp_path):
+    devices = {"lognormal": {"ms_per_sample": 10, "up_mbps": 1, "down_mbps": 5}}
+    system = {"devices": devices, "dropout": 0.7}
+    result = fl.run(CONFIG, out=tmp_path / "run", rounds=6, system=system, cohort={"size": 2})
+    exchanges = [{row["exchange"] for row in result.ledger.to_pylist() if row["round"] == r} for r in range(6)]
+    assert {0} in exchanges and {0, 1, 2} in exchanges  # the cohort of the second exchange is empty in a round
+
+
 @dataclass(frozen=True, kw_only=True)
 class FailsToTrain(Client):
     """Client 1 fails in its training."""

@@ -308,6 +308,12 @@ def test_mistakes_stop_before_round_0(strategy, key, words, tmp_path):
     assert caught.value.path == key
 
 
+def test_dropout_is_refused_before_round_0(tmp_path):
+    system = {"devices": {"identical": {"ms_per_sample": 1}}, "dropout": 0.1}
+    with pytest.raises(fl.ConfigError, match=r"system.dropout: is 0.1; in a vertical federation .*Set 0"):
+        fl.run(settings(system=system), out=tmp_path / "run")
+
+
 def test_too_many_batches_are_refused_with_the_way_out(tmp_path):
     rows = 16_001
     config = settings(data=(np.zeros((rows, 30), np.float32), np.arange(rows) % 2), splits={"val": 0.0})
