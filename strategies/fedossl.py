@@ -39,7 +39,6 @@ from fl import (
     WeightedMean,
     checks,
     clustering,
-    head_names,
     register,
 )
 from strategies.fedavg import FedAvg
@@ -119,8 +118,13 @@ class FedoSSL(FedAvg):
         checks.positive(centroid_lr=self.centroid_lr)
 
     def init(self, model: Params, ctx: ServerContext) -> State:  # type: ignore[override]  # a state with more fields
-        weight = model[head_names(ctx.module, model)[0]]
-        centroids = F.normalize(torch.randn(weight.shape, generator=ctx.generator("centroids")), dim=-1)
+        head = f"{getattr(ctx.module, 'last', None)}.weight"
+        if head not in model:
+            raise ValueError(
+                "name: fedossl trains the whole last linear layer of the model; use client: fedossl, leave that layer "
+                "out of model.freeze, and use no adapter for it"
+            )
+        centroids = F.normalize(torch.randn(model[head].shape, generator=ctx.generator("centroids")), dim=-1)
         none = torch.zeros(0, dtype=torch.int64)
         return State(model, self.server_optimiser.init(model), centroids, Table(none, centroids[:0], none))
 

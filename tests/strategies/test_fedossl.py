@@ -197,6 +197,8 @@ def test_edge_clients_train(tmp_path):
         ({"client.pair": -1.0}, "pair"),
         ({"strategy.centroid_lr": 0.0}, "centroid_lr"),
         ({"task": "regression", "labels": EvenRows()}, "needs a class for each sample, and Regression"),
+        ({"model.freeze": ["3.*"]}, "strategy.name: fedossl trains the whole last linear layer"),
+        ({"model.adapter": {"name": "lora", "rank": 2}}, "strategy.name: fedossl trains the whole .*use no adapter"),
     ],
 )
 def test_wrong_settings_are_refused(change, message, tmp_path):
