@@ -124,7 +124,7 @@ class FedMatch(WithThreshold):
         assert isinstance(net, nn.Module)  # trained in the loop
         with torch.no_grad():
             p = net(batch["x"]).softmax(-1)
-        theirs = [at.under(helper, batch["x"]) for helper in at.received["helpers"]]
+        theirs = [at.under(helper, batch["x"]) for helper in at.received.get("helpers", ())]  # evaluations send none
         outputs = net(batch["strong"])
         label = voted(p, [other.softmax(-1) for other in theirs])
         loss = task.loss(outputs, {"y": label}) * (p.amax(-1) >= self.threshold)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl import FedAvgEquivalent, register
-from strategies.fedavg import FedAvg
+from fl import FedAvgEquivalent, Params, ServerContext, register
+from strategies.fedavg import FedAvg, State
 
 
 @register("strategy", "fedins")
@@ -30,3 +30,12 @@ class FedIns(FedAvg):
 
     client: ClassVar[str] = "fedins"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = None
+
+    def init(self, model: Params, ctx: ServerContext) -> State:
+        others = [name for name in model if not name.startswith("adapters.")]
+        if others:
+            raise ValueError(
+                f"name: fedins trains the parts adapters.* around a frozen body, and {others[0]} is trained too; use "
+                "client: fedins without model.adapter"
+            )
+        return super().init(model, ctx)

@@ -100,11 +100,12 @@ class Recommendation(Strategy):
         return State(model, optimiser), {"rows_trained": len(rows.keys)}
 
     def evaluation(self, state: State, ctx: ServerContext) -> EvaluationGenerator:
-        metrics = yield EvaluateModel(Broadcast.of(self.broadcast(state, ctx)).with_model(state.model))
+        sent = Broadcast.of(self.broadcast(state, ctx)).with_model(state.model)
+        metrics = yield EvaluateModel(sent)
         if not len(ctx.evaluated):
             return metrics
         everyone = np.arange(ctx.population)
         counted = yield Exchange({}, {"counts": Sum()}, work="count", cohort=everyone, free=True)
         shared = {"model": state.model, "popularity": counted.value["counts"]}
-        popularity = yield EvaluateModel(Broadcast(shared), name="popularity")
+        popularity = yield EvaluateModel(Broadcast(shared, config=sent.config), name="popularity")
         return {**metrics, **popularity}

@@ -8,6 +8,17 @@ import fl
 from clients.fedmatch import FedMatch
 from fl import ConfigError
 
+CONFIG = {
+    "data": {"name": "digits", "strong": ["cutout"]},
+    "partition": {"name": "iid", "clients": 4},
+    "labels": {"name": "budget", "total": 40},
+    "model": {"name": "mlp", "hidden": [4]},
+    "cohort": {"size": 2},
+    "strategy": "fedmatch",
+    "execution": {"executor": "serial"},
+    "rounds": 1,
+}
+
 
 def test_the_penalty_by_hand():
     """s = (1, 2), u = (3, -1): l1 |u| + l2 |s - u|^2 = 4 l1 + 13 l2; its slope reaches u only."""
@@ -37,15 +48,11 @@ def test_the_sum_of_both_parts_is_the_model():
     ],
 )
 def test_parts_without_the_other_part_are_refused_before_round_0(change, message, tmp_path):
-    config = {
-        "data": {"name": "digits", "strong": ["cutout"]},
-        "partition": {"name": "iid", "clients": 4},
-        "labels": {"name": "budget", "total": 40},
-        "model": {"name": "mlp", "hidden": [4]},
-        "cohort": {"size": 2},
-        "strategy": "fedmatch",
-        "execution": {"executor": "serial"},
-        "rounds": 1,
-    }
     with pytest.raises(ConfigError, match=message):
-        fl.run(config, out=tmp_path / "run", **change)
+        fl.run(CONFIG, out=tmp_path / "run", **change)
+
+
+def test_trained_models_are_evaluated_without_helpers_and_change_no_bit(tmp_path):
+    ends = [fl.run(CONFIG, out=tmp_path / "run", rounds=2, **{"evaluation.stage": "received"})]
+    ends.append(fl.run(CONFIG, out=tmp_path / "both", rounds=2, **{"evaluation.stage": ["received", "trained"]}))
+    assert ends[0].digest == ends[1].digest and "trained/val/accuracy" in ends[1].metrics[-1]

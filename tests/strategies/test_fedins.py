@@ -234,3 +234,8 @@ def test_a_client_without_samples_sends_no_change():
 def test_more_chosen_than_entries_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="chosen: 5 is more than the 4 entries"):
         fl.run({**RUN, "client": {**RUN["client"], "chosen": 5}}, out=tmp_path / "run")
+
+
+def test_an_adapter_of_the_body_is_refused_before_round_0(tmp_path):
+    with pytest.raises(ConfigError, match="strategy.name: fedins trains the parts .*client: fedins without model.adap"):
+        fl.run(RUN, out=tmp_path / "run", **{"model.adapter": {"name": "lora", "rank": 1}})

@@ -338,3 +338,9 @@ def test_random_interactions_score_a_tenth_and_the_published_pool_leaks(tmp_path
         assert found["clean"][name] <= 0.1 + error, name
     assert found["as_published"]["clients/hr10_mean"] >= 0.5
     assert found["as_published"]["popularity/clients/hr10_mean"] == found["clean"]["popularity/clients/hr10_mean"]
+
+
+def test_trained_models_are_evaluated_with_the_curriculum(tmp_path):
+    config = RUN | {"rounds": 1, "strategy": "fedrap", "client": COOL}
+    result = fl.run(config, out=tmp_path / "run", **{"evaluation.stage": "trained"})
+    assert 0 <= result.metrics[-1]["clients/hr10_mean"] <= 1
