@@ -120,10 +120,19 @@ class PeFLL(Hypernetwork):
             raise ValueError(f"labels: planes are for images (channels, height, width), x is {shape}; use vector")
         joined = (shape[0] + classes, *shape[1:]) if self.labels == "planes" else (math.prod(shape) + classes,)
         with seeded_generators(ctx.generator("embedding").initial_seed()):
-            embedding = self.embedding.build(joined, self.length(ctx))
+            embedding = self._embedding(joined, self.length(ctx))
         if buffers := [name for name, _ in embedding.named_buffers()]:
             raise ValueError(f"embedding: {buffers} are no parameters, so no message holds them; use layers without")
         return LabelledInputs(embedding, classes, self.labels == "planes")
+
+    def _embedding(self, shape: tuple[int, ...], length: int) -> nn.Module:
+        try:
+            return self.embedding.build(shape, length)
+        except ValueError as error:
+            raise ValueError(
+                f"embedding: it does not take inputs of shape {shape}, which labels: {self.labels} makes ({error}); "
+                "use the other value of strategy.labels, or another network, such as {name: mlp, hidden: [100]}"
+            ) from error
 
     def first_networks(self, model: Params, ctx: ServerContext) -> Params:
         return join(super().first_networks(model, ctx), Params.of(dict(self.network(ctx).named_parameters())))

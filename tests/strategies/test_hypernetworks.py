@@ -361,3 +361,10 @@ def test_workers_killed_between_exchanges_change_nothing(serial, tmp_path):
 
     assert result.digest == serial.digest and result.ledger.to_pylist() == serial.ledger.to_pylist()
     assert without(rows(result)) == without(rows(serial))
+
+
+def test_an_embedding_network_that_does_not_take_the_inputs_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(
+        fl.ConfigError, match=r"strategy.embedding: it does not take .*labels: vector .*strategy.labels"
+    ):
+        fl.run(CONFIG, out=tmp_path / "run", **{"strategy.embedding": "resnet8"})
