@@ -68,3 +68,11 @@ def test_a_module_class_is_checked_as_a_model(tmp_path):
     assert find_part(target, ["model", "shift"]) == ("model", target)
     findings = check(target)
     assert len(findings) == 4 and all(finding.ok for finding in findings), findings
+
+
+def test_an_unknown_key_is_not_compared_with_its_own_section():
+    from fl.config.config import Config
+    from fl.config.suggestions import for_key
+
+    config = {"strategy": "splitnn", "client": {"name": "splitnn"}}
+    assert for_key("clip", "client", ["hidden", "optimiser"], Config, config) != " Did you mean client?"

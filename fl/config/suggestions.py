@@ -46,7 +46,7 @@ def for_key(key: str, path: str, known: Collection[str], root: type | None, conf
         root: the dataclass of the whole configuration; None: look in this section only.
         config: the whole configuration as plain values; it says which parts there are.
     """
-    elsewhere = [p for p in (keys_of(root, config) if root else ()) if p.rpartition(".")[0] != path]
+    elsewhere = [p for p in (keys_of(root, config) if root else ()) if p.rpartition(".")[0] != path and p != path]
     for word in (key, SYNONYMS.get(key)):
         if word in known:
             return f" Did you mean {word!r}?"

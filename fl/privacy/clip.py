@@ -42,5 +42,6 @@ class Clip(Transform):
         update = groups.get(self.group)
         if not isinstance(update, Params):
             known = [name for name, tree in groups.items() if isinstance(tree, Params)]
-            raise ValueError(f"group: {self.group!r} is not one of the update's groups of parameters, {known}")
+            hint = "" if known else "; clip is not for methods with such updates, so leave it out"
+            raise ValueError(f"group: {self.group!r} is not one of the update's groups of parameters, {known}{hint}")
         return {**groups, self.group: clipped(update, self.bound)}

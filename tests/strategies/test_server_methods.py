@@ -649,3 +649,10 @@ def test_clipping_on_either_side(side, other):
 def test_clipping_of_a_group_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match=r"group: 'head' is not one of the update's groups of parameters, \['model'\]"):
         Clip(bound=1.0, group="head").client({"model": params(1.0), "steps": torch.tensor(1.0)}, None)
+
+
+def test_clipping_of_an_update_without_parameters_names_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"parameters, \[\]; clip is not for methods with such updates, so leave it out"
+    ):
+        Clip(bound=1.0).client({"rows": torch.tensor(1.0)}, None)
