@@ -185,7 +185,12 @@ class Simulation:
             start = time.perf_counter()
             self.exchanges.begin(self.round, SETUP, EMPTY_COHORT)
             generator = self.config.strategy.setup(self.state, self.context(EMPTY_COHORT))
-            self.state, metrics = run_generator(generator, self.exchanges, self.executor)
+            try:
+                self.state, metrics = run_generator(generator, self.exchanges, self.executor)
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise located("strategy", error) from error
             if self.exchanges.index or metrics:
                 totals = {**self.exchanges.totals.summary(), **metrics, **self.folder.ledger.totals(SETUP)}
                 self.pending.append({"round": SETUP, **totals, "wall_seconds": time.perf_counter() - start})

@@ -161,7 +161,7 @@ REFUSED = {
     **dict.fromkeys(
         ["active_party", "fedonce", "gal", "splitnn"], "partition: it distributes columns, and each Flower"
     ),
-    "fedselect": "strategy: FedSelect: the payload depends on the client's state, which a deployed server does not have",
+    "fedselect": "strategy: FedSelect: the payload depends on the client's state, which a deployed server does not",
     "pefll": "strategy: clients train a module other than the run's, and no message can carry a module",
 }
 
