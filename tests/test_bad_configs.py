@@ -40,7 +40,7 @@ BAD = {
     ),
     "unknown strategy": (
         ["strategy=fedavgg"],
-        "strategy: 'fedavgg' is not one of ['apfl', 'ditto',",
+        "strategy: 'fedavgg' is not one of ['active_party', 'apfl',",
         ["path/to/file.py:Name", "Did you mean 'fedavg'?"],
     ),
     "no rounds": (["rounds=0"], "rounds: 0 is not at least 1", []),
