@@ -64,8 +64,7 @@ class FedNCF(Recommendation):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.not_negative(user_std=self.user_std)
-        for width in self.hidden:
-            checks.positive(hidden=width)
+        checks.positive(hidden=self.hidden)
 
     def extend(self, module: nn.Module, sample_shape: tuple[int, ...], outputs: int) -> nn.Module:
         added = Perceptron(item_table(module).embedding_dim, self.hidden, self.user_std)

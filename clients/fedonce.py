@@ -9,26 +9,23 @@ FedOnce is in strategies/fedonce.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from clients.party import FittingParty
 from fl import (
-    Adam,
-    ClientAlgorithm,
     ClientContext,
-    Optimiser,
     Params,
     Reply,
     Tree,
     Update,
-    View,
-    checks,
+    aligned,
     perceptron,
     random,
     register,
@@ -47,41 +44,22 @@ def assigned(z: Tensor, targets: Tensor) -> Tensor:
 
 @register("client", "fedonce")
 @dataclass(frozen=True, kw_only=True)
-class FedOnceParty(ClientAlgorithm):
+class FedOnceParty(FittingParty):
     """Learn a representation without labels, send it for all training rows, and keep the model for predictions.
 
     Args:
-        hidden: hidden units of the representation model.
-        optimiser: rule of a step.
-        lr: learning rate, at least 0.
-        batch: rows of a step, positive; also the rows among which targets are assigned.
+        batch: rows of a step, positive; targets are assigned among them.
         epochs: passes over the training rows, positive.
     """
 
-    hidden: tuple[int, ...] = (100, 100)
-    optimiser: Optimiser = Adam(weight_decay=1e-5)
-    lr: float = 1e-3
-    batch: int = 128
     epochs: int = 20
 
     sends: ClassVar[tuple[str, ...]] = ("representation",)
     receives: ClassVar[tuple[str, ...]] = ()
 
-    def __post_init__(self) -> None:
-        for size in self.hidden:
-            checks.positive(hidden=size)
-        checks.positive(batch=self.batch, epochs=self.epochs)
-        checks.not_negative(lr=self.lr)
-
-    def workload(
-        self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return -(-sizes // self.batch) * self.epochs, sizes * self.epochs
-
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         model = self._learned(ctx) if name == "represent" else ctx.state
-        view: View = getattr(ctx, ctx.config["view"])
-        x = view.take()["x"]
+        x = aligned.all_rows(ctx)
         with torch.no_grad():
             z = normalize(perceptron.outputs(model, x))
         return Reply(Update({"representation": z}, len(x)), state=model)
@@ -89,18 +67,12 @@ class FedOnceParty(ClientAlgorithm):
     def _learned(self, ctx: ClientContext) -> Params:
         """Return the representation model, trained on the training rows."""
         x, width, address = ctx.train.take()["x"], ctx.config["width"], (ctx.seed, ctx.client)
-        sizes = (int(np.prod(x.shape[1:])), *self.hidden, width)
-        model = Params.of(perceptron.first_weights(sizes, random.torch_generator(*address, "fedonce")))
         targets = torch.randn((len(x), width), generator=random.torch_generator(*address, "targets"))
-        targets, memory, steps = normalize(targets), self.optimiser.state(model), 0
-        for epoch in range(self.epochs):
-            order = torch.from_numpy(random.permutation(len(x), *address, "fedonce", epoch))
-            for rows in order.split(self.batch):
-                weights = {name: tensor.detach().requires_grad_() for name, tensor in model.items()}
-                z = normalize(perceptron.outputs(weights, x[rows]))
-                targets[rows] = targets[rows][assigned(z.detach(), targets[rows])]
-                loss = (z - targets[rows]).square().sum(1).mean()
-                gradients = torch.autograd.grad(loss, list(weights.values()))
-                self.optimiser.step(model, Params.of(dict(zip(weights, gradients))), memory, self.lr, steps)
-                steps += 1
-        return model
+        targets = normalize(targets)
+
+        def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+            z = normalize(perceptron.outputs(weights, x[rows]))
+            targets[rows] = targets[rows][assigned(z.detach(), targets[rows])]
+            return (z - targets[rows]).square().sum(1).mean()
+
+        return self.train(self.first_model(x, width, *address, "fedonce"), len(x), loss, *address, "fedonce")

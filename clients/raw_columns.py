@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import ClientAlgorithm, ClientContext, Reply, Tree, Update, View, register
+from fl import ClientAlgorithm, ClientContext, Reply, Tree, Update, aligned, register
 
 
 @register("client", "raw_columns")
@@ -17,6 +17,5 @@ class RawColumns(ClientAlgorithm):
     receives: ClassVar[tuple[str, ...]] = ()
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        view: View = getattr(ctx, ctx.config["view"])
-        x = view.take()["x"].flatten(1).float()
+        x = aligned.all_rows(ctx).flatten(1).float()
         return Reply(Update({"columns": x}, len(x)))

@@ -24,7 +24,6 @@ from fl import (
     Reply,
     Tree,
     Update,
-    View,
     aligned,
     checks,
     perceptron,
@@ -39,12 +38,6 @@ def first_bottom(ctx: ClientContext, sizes: tuple[int, ...], optimiser: Optimise
     generator = random.torch_generator(ctx.seed, ctx.client, "bottom")
     model = Params.of(perceptron.first_weights((columns, *sizes), generator))
     return {"model": model, "optimiser": optimiser.state(model), "steps": 0}
-
-
-def all_rows(ctx: ClientContext) -> Tensor:
-    """Return the columns of all rows of the view that `ctx.config["view"]` names: "train", "val" or "test"."""
-    view: View = getattr(ctx, ctx.config["view"])
-    return view.take()["x"]
 
 
 @register("client", "splitnn")
@@ -64,8 +57,7 @@ class SplitNNParty(ClientAlgorithm):
     receives: ClassVar[tuple[str, ...]] = ("gradient",)
 
     def __post_init__(self) -> None:
-        for size in self.hidden:
-            checks.positive(hidden=size)
+        checks.positive(hidden=self.hidden)
         if not self.optimiser.batched:
             raise ValueError("optimiser: the memory of torch's optimisers cannot be stored; use sgd or adam")
 
@@ -74,7 +66,7 @@ class SplitNNParty(ClientAlgorithm):
         if own is None:
             own = first_bottom(ctx, (*self.hidden, ctx.config["cut"]), self.optimiser)
         if name == "predict":
-            x = all_rows(ctx)
+            x = aligned.all_rows(ctx)
         else:
             config, count = ctx.config, len(ctx.train)
             x = ctx.train.take(aligned.batch_rows(count, ctx.seed, ctx.round, config["step"], config["batch"]))["x"]

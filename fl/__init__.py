@@ -31,7 +31,8 @@ _HOMES = {
         "fl.method.facts": "class_counts",
         "fl.method.phase": "Phase",
         "fl.method.views": "Beside",
-        "fl.method": "aligned fitting server_optimiser",
+        "fl.method": "aligned server_optimiser",
+        "fl.method.fitting": "PerceptronFit",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
         "fl.method.reduction": "ClassMean Collect Meta Reduction RowMean SparseMean Stack Sum WeightedMean",
@@ -95,7 +96,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.phase import Phase as Phase
     from fl.method.views import Beside as Beside
     from fl.data.views import View as View
-    from fl.method import aligned as aligned, fitting as fitting, server_optimiser as server_optimiser
+    from fl.method import aligned as aligned, server_optimiser as server_optimiser
+    from fl.method.fitting import PerceptronFit as PerceptronFit
     from fl.tasks.auroc import auroc as auroc
     from fl.method.grouped import (
         ByClient as ByClient,

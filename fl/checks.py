@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Collection
 
 
-def positive(*, hint: str = "", **values: float | str | None) -> None:
-    """Require numbers above 0. Strings such as "full" are not checked here; the type check of the field does that.
+def positive(*, hint: str = "", **values: float | str | tuple[float, ...] | None) -> None:
+    """Require numbers above 0, or tuples of them. Strings such as "full" are left to the type check of the field.
 
     >>> positive(rank=0)
     Traceback (most recent call last):
     ValueError: rank: 0 is not positive
+    >>> positive(hidden=(100, -1))
+    Traceback (most recent call last):
+    ValueError: hidden: -1 is not positive
     """
     for name, value in values.items():
-        if value is not None and not isinstance(value, str) and not value > 0:
-            raise _error(name, value, "is not positive", hint)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not isinstance(number, str) and not number > 0:
+                raise _error(name, number, "is not positive", hint)
 
 
 def not_negative(*, hint: str = "", **values: float | str | None) -> None:

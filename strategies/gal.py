@@ -26,18 +26,15 @@ import torch
 from torch import Tensor
 
 from fl import (
-    Adam,
     Broadcast,
     EvaluationGenerator,
     Exchange,
-    Optimiser,
     Params,
+    PerceptronFit,
     RoundGenerator,
     ServerContext,
     Stack,
     Strategy,
-    checks,
-    fitting,
     perceptron,
     register,
 )
@@ -114,22 +111,11 @@ def predict_config(client: int, scales: Tensor, view: str) -> dict[str, Any]:
 
 @register("strategy", "gal")
 @dataclass(frozen=True, kw_only=True)
-class GAL(Strategy):
+class GAL(PerceptronFit, Strategy):
     """Gradient assisted learning: an additive model of all parties, one term per round.
 
-    Args:
-        hidden: hidden units of the active party's models. Those of the passive parties are `client.hidden`.
-        optimiser: rule of a step of the active party's fit.
-        lr: learning rate of this fit, at least 0.
-        batch: rows of a step, positive.
-        epochs: passes over the training rows in a round, positive.
+    The arguments are those of the active party's fits; the passive parties have their own, such as `client.hidden`.
     """
-
-    hidden: tuple[int, ...] = (100, 100)
-    optimiser: Optimiser = Adam(weight_decay=1e-5)
-    lr: float = 1e-3
-    batch: int = 128
-    epochs: int = 10
 
     client: ClassVar[str] = "gal"
     axis: ClassVar[Literal["rows", "columns"]] = "columns"
@@ -139,12 +125,6 @@ class GAL(Strategy):
         "cohort.size": 2,
         "strategy.epochs": 2,
     }
-
-    def __post_init__(self) -> None:
-        for size in self.hidden:
-            checks.positive(hidden=size)
-        checks.positive(batch=self.batch, epochs=self.epochs)
-        checks.not_negative(lr=self.lr)
 
     def init(self, model: Params, ctx: ServerContext) -> State:
         check_task(ctx)
@@ -169,10 +149,7 @@ class GAL(Strategy):
         residual = -torch.autograd.grad(total(outputs), outputs)[0].float()
         answer = yield Exchange(Broadcast({"residual": residual}), {"fit": Stack()}, work="fit")
         passive = answers(answer.value and answer.value["fit"], ctx)
-        rule = fitting.Regression(
-            hidden=self.hidden, optimiser=self.optimiser, lr=self.lr, batch=self.batch, epochs=self.epochs
-        )
-        model = rule.fit(rows["x"], residual, *address)
+        model = self.fit(rows["x"], residual, *address)
         with torch.no_grad():
             fits = [perceptron.outputs(model, rows["x"]), *passive]
             w = simplex_weights(residual, fits)

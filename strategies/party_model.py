@@ -129,11 +129,7 @@ class PartyModel(Strategy):
     later_metrics: ClassVar[tuple[str, ...]] = ("eval/*", "val/*")
 
     def __post_init__(self) -> None:
-        for size in self.hidden:
-            checks.positive(hidden=size)
-        for size in self.top:
-            checks.positive(top=size)
-        checks.positive(cut=self.cut, batch=self.batch)
+        checks.positive(hidden=self.hidden, top=self.top, cut=self.cut, batch=self.batch)
         if not isinstance(self.lr, LRSchedule):
             checks.not_negative(lr=self.lr)
         elif self.lr.by == "step":

@@ -1,12 +1,18 @@
-"""Rows of a training step that all parties of a vertical federation derive from the seed, so that no ids travel."""
+"""Rows that the parties of a vertical federation have in common: of a training step, and of a whole view.
+
+All parties derive the rows of a step from the seed, so that no ids travel.
+"""
 
 from __future__ import annotations
 
 import functools
 
 import numpy as np
+from torch import Tensor
 
+from fl.data.views import View
 from fl.errors import ConfigError
+from fl.method.context import ClientContext
 from fl.tensors import random
 
 MOST_BATCHES = 16_000  # in a round with two exchanges per batch; places of exchanges in a round have 15 bits
@@ -54,3 +60,9 @@ def check_batches(count: int, batch: int) -> None:
             f"{batch} makes {batches(count, batch)} batches of {count} rows, and a round has at most {MOST_BATCHES}; "
             f"use batch: {-(-count // MOST_BATCHES)} or more",
         )
+
+
+def all_rows(ctx: ClientContext) -> Tensor:
+    """Return the columns of all rows of the view that `ctx.config["view"]` names: "train", "val" or "test"."""
+    view: View = getattr(ctx, ctx.config["view"])
+    return view.take()["x"]

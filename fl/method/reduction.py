@@ -213,7 +213,7 @@ class ClassMean(Reduction):
 
 @dataclass(frozen=True)
 class RowMean(Reduction):
-    """The mean change of the rows of a matrix, of which each client sends a `Table` of those that it changed.
+    """The mean change of the rows of a matrix. Each client sends a `Table` of the rows that it changed.
 
     `over="clients"`: sum_i w_i r_ij / sum_i w_i, where a row that a client does not send is 0. `over="senders"`: the
     sums run over the clients that send row j. Takes and returns `Table`; the counts of the result are the sums of the
