@@ -8,7 +8,8 @@ The logits are scale <v', t'>.  Samples of one class count as each other's negat
 sends the change of the gate, and t'_c of its own classes, (C_k, D); r is the part `residual` of the model, not sent.
 Zeng, Yue, Wang 2024, arXiv:2404.01232.
 Differs from the authors' program: r starts in each round from the same draw from U(-residual, residual); theirs is
-U(-5, 5), larger than any description, drawn anew.  The gate of the last epoch is sent, not that of the best one.
+U(-5, 5), larger than any description; it is drawn in each round.  The gate of the last epoch is sent, not that of the
+best one.
 Equals FedAvg: no setting; there is no classifier.
 """
 
@@ -82,7 +83,7 @@ class FedMP(LocalTraining):
     """Local training of a gate and of the residuals of own class descriptions.
 
     Args:
-        alpha: weight of the residuals, at least 0. 0 leaves the descriptions as they are. The paper takes 0.3.
+        alpha: weight of the residuals, at least 0. 0 does not change the descriptions. The paper takes 0.3.
         residual: bound of the residuals' first values, at least 0.
         mask: whether samples of one class are left out of each other's negatives.
     """

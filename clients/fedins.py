@@ -1,4 +1,4 @@
-"""FedIns's client: a frozen network with a pool of adapters, of which each sample uses the k nearest.
+"""FedIns's client: a frozen network with a pool of adapters. Each sample uses the k nearest ones.
 
     q = h(x) of the frozen network,    s_j = cos(q, key_j),    J = the k entries with the largest s_j (ties: first)
     a <- a * mean_J scale_j + mean_J shift_j        after each linear, convolution and normalisation layer of the body

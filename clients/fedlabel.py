@@ -8,7 +8,7 @@
 w is the received model, w_k the current local one; h is how sure a model is (`confidence`); a tie goes to the local
 model.  The steps before are gradient steps on the labels (`clients/semi_supervised.py`).
 Cho, Joshi, Dimitriadis 2023, arXiv:2307.08809.  The paper's setting: steps=5, unlabelled_steps=5, batch=20, lr=.05.
-Differs from the paper, of which no program is public: the weight of L_c grows with the share of agreeing samples, p_l
+Differs from the paper, which has no public program: the weight of L_c grows with the share of agreeing samples, p_l
 is that of the current local model, and the received model predicts without Dropout.
 Equals FedAvg: threshold above 1, agreement=0, weight_view=train, equal bits in the loop.
 """

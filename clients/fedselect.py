@@ -3,7 +3,7 @@
     theta <- own entries where k_i = 1, received entries where k_i = 0
     `alternations` times:  local training of the entries with k_i = 1, then of those with k_i = 0
     send  theta - received where k_i = 0;    keep theta
-    every `every` participations, per tensor with m entries, of which s are shared:
+    every `every` participations, per tensor with m entries and s shared ones:
         the  min(floor(share s), floor(limit m) - (m - s))  shared entries of largest |theta - ref| become own
         (among equal ones the first, none with 0);  ref <- theta
 

@@ -9,7 +9,7 @@
     4. keep theta_u. Of private tensors with a row for each item, keep the rows that ever occurred, as `Table`
 
 Weight decay acts on the item rows of a batch (those with a gradient) and on all other tensors. So rows that did not
-occur stay as they are. `decay: as_published` decays all rows in each step, as released code does; then all rows travel
+occur do not change. `decay: as_published` decays all rows in each step, as released code does; then all rows travel
 and are kept.
 A client predicts scores (B, 1 + candidates) of a held item and of the candidates of `fl.tasks.ranking`. If the server
 sends the group `popularity` (I,), these are the scores.

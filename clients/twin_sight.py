@@ -64,7 +64,7 @@ class Twins(Extended):
 
 
 def with_twin(module: nn.Module, hidden: int, width: int, outputs: int | None = None) -> Twins:
-    """Return the model with its twin, whose layers are drawn anew by their `reset_parameters`.
+    """Return the model with its twin, whose layers are drawn by their `reset_parameters`.
 
     Args:
         module: the model; its last layer has to be linear.

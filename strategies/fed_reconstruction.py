@@ -1,4 +1,4 @@
-"""Federated Reconstruction: users rebuild their vectors in each round, so that nobody has a state.
+"""Federated Reconstruction: users rebuild their vectors in each round, so clients have no state.
 
     Q <- server optimiser along  sum_u n_u (Q_u - Q) / sum_u n_u
 

@@ -1,6 +1,6 @@
 """FedSelect: each client keeps some entries of the model for itself; the others are averaged over who shares them.
 
-    w_j <- w_j + sum_i (1 - k_ij) D_ij / sum_i (1 - k_ij);    an entry that nobody shares stays
+    w_j <- w_j + sum_i (1 - k_ij) D_ij / sum_i (1 - k_ij);    an entry that no client shares stays
 
 k_i is the mask of client i's own entries, D_i its change; the mean is uniform.  Tamirisa, Xie, Bao, Zhou, Arel,
 Shamsian 2024, arXiv:2404.02478.  `clients/fedselect.py` has the training and the growth of masks.

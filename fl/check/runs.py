@@ -72,7 +72,7 @@ def cohort_order_does_not_matter(bench: Bench) -> str | None:
 
 
 def an_empty_round_changes_nothing(bench: Bench) -> str | None:
-    """A round without any client runs and leaves the model as it is after `setup`."""
+    """A round without any client does not change the model that `setup` returned."""
     if bench.is_vertical:
         return ALL_PARTIES
     before: list[Params] = []
