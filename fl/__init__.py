@@ -20,7 +20,8 @@ _HOMES = {
     name: module
     for module, names in {
         "fl.simulation.result": "Result",
-        "fl.simulation.run": "resume run",
+        "fl.simulation.run": "Rounds resume rounds run",
+        "fl.tracking.callback": "Callback Run",
         "fl.errors": "ConfigError",
         "fl.registry": "register",
         "fl.method.strategy": "EvaluationGenerator FedAvgEquivalent Metrics RoundGenerator ServerContext Strategy",
@@ -158,7 +159,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.registry import register as register
     from fl.simulation.result import Result as Result
-    from fl.simulation.run import resume as resume, run as run
+    from fl.simulation.run import Rounds as Rounds, resume as resume, rounds as rounds, run as run
+    from fl.tracking.callback import Callback as Callback, Run as Run
     from fl.tasks import ranking as ranking
     from fl.tasks.ranking import Ranking as Ranking
     from fl.tasks.task import ClientMetric as ClientMetric, Metric as Metric, Task as Task

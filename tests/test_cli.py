@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fl.cli.docstring import split_args
-from fl.tracking.progress import first_metric, format_seconds, megabytes
+from fl.tracking.round_lines import first_metric, format_seconds, megabytes
 from tests.process import fl
 
 FL = [sys.executable, "-m", "fl"]

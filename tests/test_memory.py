@@ -28,17 +28,18 @@ def peak(process):
 
 found = {}
 
-def watch(event, value):
-    if event == "start":
-        watch.simulation = value
-    elif event == "round":
+class Watch(fl.Callback):
+    def start(self, run):
+        self.run = run
+
+    def round(self, row):
         found.setdefault("first_round_seconds", time.perf_counter() - start)
-        found["workers"] = [peak(m.pid) for m in getattr(watch.simulation.executor, "members", [])]
+        found["workers"] = [peak(m.pid) for m in getattr(self.run.executor, "members", [])]
         found["driver"] = peak("self")
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        fl.run(CONFIG, out=folder, watch=watch)
+        fl.run(CONFIG, out=folder, callbacks=[Watch()])
     print(json.dumps(found))
 """
 
@@ -149,18 +150,21 @@ def left_by(config, folder):
     """Run a configuration; return what its process, or one of its workers, left in reference cycles."""
     found = []
 
-    def watch(event, value):
-        if event == "start":
-            watch.call = value.executor.call
-        elif event == "ready":
-            watch.call(begin_to_watch)
-        elif event == "round":
-            watch.rounds += 1
-            if watch.rounds == config["rounds"]:
-                found.append(watch.call(end_watching))
+    class Watch(fl.Callback):
+        rounds = 0
 
-    watch.rounds = 0
-    fl.run(config, out=folder, watch=watch)
+        def start(self, run):
+            self.call = run.executor.call
+
+        def ready(self, run):
+            self.call(begin_to_watch)
+
+        def round(self, row):
+            self.rounds += 1
+            if self.rounds == config["rounds"]:
+                found.append(self.call(end_watching))
+
+    fl.run(config, out=folder, callbacks=[Watch()])
     return found
 
 

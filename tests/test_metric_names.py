@@ -6,6 +6,7 @@ import fl
 from fl.errors import ConfigError
 from tests.test_bad_configs import GOOD
 from tests.test_user_parts import HEAD
+from tests.watching import AtStart
 
 # overrides -> parts of the message, before round 0
 WRONG = {
@@ -29,7 +30,7 @@ def test_an_unknown_metric_stops_before_round_0(case, tmp_path):
     overrides, message = WRONG[case]
     rounds = []
     with pytest.raises(ConfigError) as error:
-        fl.run(GOOD, out=tmp_path / "run", watch=lambda event, value: rounds.append(event), **overrides)
+        fl.run(GOOD, out=tmp_path / "run", callbacks=[AtStart(rounds.append)], **overrides)
     assert not rounds
     for part in message:
         assert part in str(error.value)

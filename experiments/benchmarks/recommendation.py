@@ -21,6 +21,7 @@ from typing import Any
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.simulation.run import run
+from fl.tracking.callback import Callback, Row, Run
 
 MB = 1 << 20
 ROUNDS = 50
@@ -50,33 +51,34 @@ def resident(process: int | str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-class Watch:
+class Watch(Callback):
     """Record the memory of driver and workers after each round."""
 
     def __init__(self) -> None:
         self.simulation: Any = None
         self.driver: list[int] = []
         self.workers: list[int] = []
-        self.start = 0.0
+        self.begun = 0.0
 
-    def __call__(self, event: str, value: Any) -> None:
-        if event == "start":
-            self.simulation = value
-        elif event == "ready":
-            self.start = time.perf_counter()
-        elif event == "round":
-            members = getattr(self.simulation.executor, "members", [])
-            self.driver.append(resident("self"))
-            self.workers.append(max((resident(member.pid) for member in members), default=0))
+    def start(self, run: Run) -> None:
+        self.simulation = run
+
+    def ready(self, run: Run) -> None:
+        self.begun = time.perf_counter()
+
+    def round(self, row: Row) -> None:
+        members = getattr(self.simulation.executor, "members", [])
+        self.driver.append(resident("self"))
+        self.workers.append(max((resident(member.pid) for member in members), default=0))
 
 
 def measure(users: int, workers: int, method: str) -> dict[str, Any]:
     """Perform the run in this process. Return memory by round, bytes on disk, and seconds."""
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
-        run(resolve(read(settings(users, workers, method))), out=Path(folder) / "run", watch=watch)
+        run(resolve(read(settings(users, workers, method))), out=Path(folder) / "run", callbacks=[watch])
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    seconds = time.perf_counter() - watch.start
+    seconds = time.perf_counter() - watch.begun
     return {"driver": watch.driver, "workers": watch.workers, "disk": disk, "seconds": seconds}
 
 

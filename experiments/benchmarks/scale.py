@@ -33,6 +33,7 @@ from fl.data.dataset import Dataset
 from fl.data.partition import Partition
 from fl.method.sampler import CohortSampler, Uniform
 from fl.simulation.run import run
+from fl.tracking.callback import Callback, Row, Run
 
 SAMPLES, ROWS = 20, 1_000_000
 MB = 1 << 20
@@ -80,21 +81,22 @@ def config(clients: int, workers: int, rounds: int, cohorts: tuple[int, ...], **
     } | more
 
 
-class Watch:
+class Watch(Callback):
     """Record the seconds of each round, with its commit, and the memory of this process."""
 
     def __init__(self):
-        self.start, self.rows, self.growth = time.perf_counter(), [], 0
+        self.begun, self.rows, self.growth = time.perf_counter(), [], 0
+        self.last = self.begun
 
-    def __call__(self, event: str, value: Any) -> None:
-        now = time.perf_counter()
-        if event == "ready":
-            Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM)
-            self.ready, self.before = now - self.start, memory("VmRSS")
-        elif event == "round":
-            seconds = now - self.last
-            self.rows.append({"clients": value["cohort_size"], "seconds": seconds, "busy": value["busy_seconds"]})
-            self.growth = memory("VmHWM") - self.before
+    def ready(self, run: Run) -> None:
+        self.last = time.perf_counter()
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM)
+        self.seconds_to_start, self.before = self.last - self.begun, memory("VmRSS")
+
+    def round(self, row: Row) -> None:
+        seconds = time.perf_counter() - self.last
+        self.rows.append({"clients": row["cohort_size"], "seconds": seconds, "busy": row["busy_seconds"]})
+        self.growth = memory("VmHWM") - self.before
         self.last = time.perf_counter()
 
 
@@ -108,9 +110,15 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Perform a run in this process and return its figures."""
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
-        run(resolve(read(settings)), out=folder, watch=watch)
+        run(resolve(read(settings)), out=folder, callbacks=[watch])
         states = sum(path.stat().st_size for path in Path(folder, "clients").iterdir())
-    return {"rows": watch.rows, "ready": watch.ready, "before": watch.before, "growth": watch.growth, "states": states}
+    return {
+        "rows": watch.rows,
+        "ready": watch.seconds_to_start,
+        "before": watch.before,
+        "growth": watch.growth,
+        "states": states,
+    }
 
 
 def measure_in_process(settings: dict[str, Any]) -> dict[str, Any]:

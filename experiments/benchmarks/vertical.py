@@ -87,22 +87,19 @@ class Bottom(ClientAlgorithm):
 
 
 @dataclass
-class Clock:
+class Clock(fl.Callback):
     """Adds up the seconds of all rounds after round 0, which loads code; `active`: of the active party's steps."""
 
     cpu: float = 0.0
     wall: float = 0.0
     active: float = 0.0
 
-    def watch(self, event: str, value: Any) -> None:
-        """Look at the clocks after each round."""
-        if event != "computed":
-            return
-        if value["round"] == 0:
+    def computed(self, row: Mapping[str, Any]) -> None:
+        if row["round"] == 0:
             self.begin = time.process_time(), time.perf_counter()
         else:
             self.cpu, self.wall = time.process_time() - self.begin[0], time.perf_counter() - self.begin[1]
-            self.active += value["active_seconds"]
+            self.active += row["active_seconds"]
 
 
 def main() -> None:
@@ -128,7 +125,7 @@ def main() -> None:
         "checkpoint": {"every": options.rounds + 1},
     }
     with tempfile.TemporaryDirectory() as folder:
-        fl.run(config, out=Path(folder) / "run", watch=clock.watch)
+        fl.run(config, out=Path(folder) / "run", callbacks=[clock])
     exchanges = options.rounds * 2 * -(-ROWS // BATCH)
     cpu, wall, active = (1000 * seconds / exchanges for seconds in (clock.cpu, clock.wall, clock.active))
     print(

@@ -109,11 +109,21 @@ def _result(case: Case, workers: int) -> str | Outcome:
         files = Path(name) / "files"
         try:
             config = case.config(files, **execution)
-            return fl.run(config, out=Path(name) / "run", watch=lambda event, value: events.append(event)).digest
+            return fl.run(config, out=Path(name) / "run", callbacks=[_Started(events)]).digest
         except Exception as error:  # the table shows whatever comes
             refused = isinstance(error, ConfigError) and not events
             message = str(error).partition("\n")[0].replace(str(files), ".")
             return Outcome("refused" if refused else "stopped", message)
+
+
+class _Started(fl.Callback):
+    """Notes that a run has begun."""
+
+    def __init__(self, events: list[str]):
+        self.events = events
+
+    def start(self, run: fl.Run) -> None:
+        self.events.append("start")
 
 
 def first_sentence(message: str) -> str:

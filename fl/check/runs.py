@@ -32,6 +32,7 @@ from fl.simulation.run import resume
 from fl.simulation.simulation import Simulation
 from fl.tensors.params import Params
 from fl.tensors.serialise import flatten, unflatten
+from fl.tracking.callback import Callback, Row
 
 LOOP: dict[str, Any] = {"execution.plan": "loop"}  # clients train one after the other
 WITH_DROPOUT: dict[str, Any] = {"model.name": reference.DROPOUT_MODEL, **LOOP, "rounds": 1}
@@ -130,12 +131,12 @@ def client_states_do_not_leak(bench: Bench) -> str | None:
     settings: Settings = {"cohort": {"name": "cyclic", "size": 3}, **LOOP}
     history: list[dict[int, str]] = [{}]
 
-    def remember(event: str, _: Any) -> None:
-        if event == "round":
+    class Remember(Callback):
+        def round(self, row: Row) -> None:
             history.append(client_states(simulation))
 
     with bench.simulation(**settings) as simulation:
-        simulation.run(watch=remember)
+        simulation.run([Remember()])
     for round_, (before, after) in enumerate(zip(history, history[1:])):
         cohort = {(3 * round_ + k) % CLIENTS for k in range(3)}
         for client, state in before.items():

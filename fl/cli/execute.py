@@ -17,7 +17,7 @@ from fl.errors import MachineError
 
 if TYPE_CHECKING:
     from fl.simulation.result import Result
-    from fl.simulation.simulation import Watcher
+    from fl.tracking.callback import Callback, Run
     from fl.tracking.profile import Profile
 
 
@@ -26,15 +26,17 @@ def execute_runs(
     as_json: bool,
     several: bool = False,
     profiled: bool = False,
+    quiet: bool = False,
     directory: Path | None = None,
 ) -> None:
     """Execute runs one after another on the same workers, and print what came out.
 
     Args:
-        starts: functions with the arguments `watch` and `stop`, each of which executes one run.
+        starts: functions with the arguments `callbacks`, `progress` and `interrupt`, each of which executes one run.
         as_json: print one JSON object on stdout and nothing else.
         several: the JSON object is {"runs": [...]}, even for one run.
         profiled: record where the time goes, and write profile.json and trace.json.
+        quiet: show no progress and no summary.
         directory: of a run that is resumed.
     """
     from fl.execution.workers.ray_pool import keep_workers
@@ -44,10 +46,10 @@ def execute_runs(
         for start in starts:
             if interrupts.requested:
                 break
-            with _monitor(interrupts, profiled, directory) as (watch, profile):
-                result = start(watch=watch, interrupt=lambda: interrupts.requested)
+            with _monitor(interrupts, profiled, quiet, directory) as (callbacks, profile):
+                result = start(callbacks=callbacks, progress=False, interrupt=lambda: interrupts.requested)
             summaries.append(result.summary | ({"profile": profile.shares} if profile else {}))
-            if not as_json:
+            if not as_json and not quiet:
                 print(format_summary(result.summary))
                 print(format_baselines(result), end="")
             if profile and not as_json:
@@ -62,28 +64,31 @@ def execute_runs(
 
 @contextlib.contextmanager
 def _monitor(
-    interrupts: Interrupts, profiled: bool, directory: Path | None
-) -> Iterator[tuple[Watcher, Profile | None]]:
-    """Show the progress of a run, and say after Ctrl-C how it can be resumed. Yields its watcher and its profile.
+    interrupts: Interrupts, profiled: bool, quiet: bool, directory: Path | None
+) -> Iterator[tuple[list[Callback], Profile | None]]:
+    """Show the progress of a run, and say after Ctrl-C how it can be resumed. Yields its callbacks and its profile.
 
     A context manager and not a function that calls the run, so that tracebacks of runs are short.
     """
+    from fl.tracking.callback import Callback
     from fl.tracking.profile import Profile
     from fl.tracking.progress import Progress
 
-    def watch(event: str, value: Any) -> None:
-        nonlocal directory
-        if event == "start":
-            directory = value.directory
-        elif event == "ready":
+    class Begun(Callback):
+        """Remembers the directory, and lets signals wait for the end of a round once there are rounds."""
+
+        def start(self, run: Run) -> None:
+            nonlocal directory
+            directory = run.directory
+
+        def ready(self, run: Run) -> None:
             interrupts.rounds_begin()
-        progress(event, value)
-        if profile:
-            profile(event, value)
 
     try:
-        with Progress() as progress, Profile() if profiled else contextlib.nullcontext() as profile:
-            yield watch, profile
+        with contextlib.ExitStack() as stack:
+            profile = stack.enter_context(Profile()) if profiled else None
+            progress = None if quiet else stack.enter_context(Progress())
+            yield [Begun(), *(each for each in (progress, profile) if each is not None)], profile
     except (KeyboardInterrupt, MachineError) as error:
         if isinstance(error, MachineError) and not interrupts.requested:  # the signal may have ended all workers, too
             raise
@@ -109,7 +114,7 @@ def execute_flower_app(arguments: dict[str, Any], as_json: bool) -> None:
 
     logging.getLogger("flwr").propagate = False  # its own handler already prints
     with Progress() as progress:
-        result = simulate(**arguments, watch=progress)
+        result = simulate(**arguments, callbacks=[progress])
     last = result.metrics[-1] if result.metrics else {}
     counts = {"rounds": len(result.metrics), **result.replies}
     if as_json:

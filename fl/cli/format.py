@@ -41,7 +41,7 @@ def four_decimals(value: float | None) -> str:
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """The summary of a run: why it ended, last metrics, MB sent, time, digest, and how to continue."""
-    from fl.tracking.progress import format_seconds, megabytes
+    from fl.tracking.round_lines import format_seconds, megabytes
 
     final, directory = summary["final"], summary["directory"]
     finished = summary["reason"] != "interrupted"

@@ -28,5 +28,6 @@ AsJson = Annotated[
         "--json", callback=reserve_stdout, is_eager=True, help="Print only one JSON object or list on stdout."
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary; run.log has both.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error (or set FL_TRACEBACK=1).")]
 Format = Annotated[str, typer.Option("--format", help="Format of the table: md, latex (booktabs) or csv.")]

@@ -10,7 +10,7 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, say
 from fl.cli.execute import execute_flower_app, execute_runs
-from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Traceback
+from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Quiet, Traceback
 from fl.cli.overrides import SMOKE_COHORT, SMOKE_ROUNDS, parse_overrides, parse_seed_range, shrink_for_smoke
 from fl.errors import ConfigError
 from fl.storage.place import check_place
@@ -22,6 +22,7 @@ def run(
     out: NewRun = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Run two rounds of at most four clients, as a test.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, and write a trace.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
     traceback: Traceback = False,
     seed: Annotated[str | None, typer.Option("--seed", hidden=True)] = None,
@@ -47,7 +48,7 @@ def run(
             say(f"smoke: {SMOKE_ROUNDS} rounds of at most {SMOKE_COHORT} clients")
         outs = [out / f"seed-{seed}" if out else None for seed in seeds] or [out]
         starts = [partial(simulation.run, resolved, out=directory) for resolved, directory in zip(configs, outs)]
-        execute_runs(starts, as_json, several=bool(seeds), profiled=profile)
+        execute_runs(starts, as_json, several=bool(seeds), profiled=profile, quiet=quiet)
 
 
 def resume(
@@ -57,6 +58,7 @@ def resume(
         bool,
         typer.Option("--changed", help="Resume although data, code, packages or settings are not those of the start."),
     ] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
@@ -72,7 +74,8 @@ def resume(
 
             execute_flower_app(resumed(directory, changes), as_json)
             return
-        execute_runs([partial(simulation.resume, directory, changed=changed, **changes)], as_json, directory=directory)
+        start = partial(simulation.resume, directory, changed=changed, **changes)
+        execute_runs([start], as_json, quiet=quiet, directory=directory)
 
 
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:

@@ -31,6 +31,7 @@ from fl.flower.server_executor import FlowerExecutor
 from fl.simulation.result import Result
 from fl.simulation.run import new_directory
 from fl.storage.run import committed
+from fl.tracking.callback import Callback, Row
 
 
 def server_app(
@@ -85,14 +86,16 @@ def run_server(
     directory = Path(out) if out else new_directory(config)
     executor = FlowerExecutor(grid, config_digest(text), wait, None if timeout is None else float(timeout))
     with assembled(config, directory, committed(directory), executor) as simulation:
-        result = simulation.run(_print_progress)
+        result = simulation.run([_PrintedRounds()])
     print(f"{result.reason}; model {result.digest[:12]} in {result.directory}", flush=True)
     return result
 
 
-def _print_progress(event: str, value: Any) -> None:
-    if event == "round":
-        figures = {k: v for k, v in value.items() if k.endswith(("loss", "accuracy")) and isinstance(v, float)}
-        print(f"round {value['round']}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()), flush=True)
-        for error in value.get("errors", ()):
+class _PrintedRounds(Callback):
+    """Prints a line for each round: ServerApps run without a terminal."""
+
+    def round(self, row: Row) -> None:
+        figures = {k: v for k, v in row.items() if k.endswith(("loss", "accuracy")) and isinstance(v, float)}
+        print(f"round {row['round']}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()), flush=True)
+        for error in row.get("errors", ()):
             print(f"left out: {error}", flush=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from fl.flower.records import RecordSizes, numbers
 from fl.flower.worker import AppResult
 from fl.storage.clients import ClientStates
 from fl.storage.run import RunDirectory
+from fl.tracking.callback import Callbacks
 
 Row = dict[str, Any]
-Watcher = Callable[[str, Any], None]  # called with ("start", AppRun), ("ready", AppRun), ("round", Row)
 WEIGHTS = ("num-examples", "num_examples")  # Flower's name, and the name in apps with a client_fn
 
 
@@ -33,13 +33,14 @@ class RoundRecorder:
         states: States of the nodes.
         journal: Journal of replies, or None.
         round_: Number of the first round.
-        watch: Called with ("round", row) after each commit.
+        callbacks: They see each round once it is committed.
     """
 
     def __init__(
-        self, folder: RunDirectory, states: ClientStates, journal: Journal | None, round_: int, watch: Watcher
+        self, folder: RunDirectory, states: ClientStates, journal: Journal | None, round_: int, callbacks: Callbacks
     ) -> None:
-        self.folder, self.states, self.journal, self.round, self.watch = folder, states, journal, round_, watch
+        self.folder, self.states, self.journal, self.round = folder, states, journal, round_
+        self.callbacks = callbacks
         self.first_error: str | None = None  # its node, message type and round, and its place in the app
         self._start(None)
 
@@ -114,7 +115,7 @@ class RoundRecorder:
             record["journal"], row["journal_bytes"] = self.journal.commit(), self.journal.nbytes
         self.folder.commit([row], record, self.states, best=False)
         self.round, self.group = self.round + 1, None
-        self.watch("round", row)
+        self.callbacks.round(row)
 
 
 def _metrics(result: AppResult) -> tuple[float, dict[str, float]]:

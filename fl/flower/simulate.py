@@ -11,7 +11,7 @@ A row holds `train/M` and `evaluate/M` (weighted by `num-examples` if the reply 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from fl.flower.federation import gpu_shares
 from fl.flower.grid import LocalGrid
 from fl.flower.journal import Journal
 from fl.flower.node_config import NodeConfig, check_node_config
-from fl.flower.rounds import RoundRecorder, Row, Watcher
+from fl.flower.rounds import RoundRecorder, Row
 from fl.flower.seeding import seeded
 from fl.flower.worker import AppJob, gc_frozen
 from fl.storage import files, sums
@@ -43,6 +43,7 @@ from fl.storage.lock import locked
 from fl.storage.place import check_place
 from fl.storage.run import committed, create_run_directory, open_run, read_metrics
 from fl.tensors.random import hash64
+from fl.tracking.callback import Callback, Callbacks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +95,7 @@ class Result:
 
 @dataclass(frozen=True)
 class AppRun:
-    """A run of an app, as its watchers see it."""
+    """A run of an app, as callbacks see it."""
 
     directory: Path
     headline: str
@@ -121,7 +122,7 @@ def simulate(
     gpus: int | None = None,
     node_config: NodeConfig | Sequence[NodeConfig] | None = None,
     apply_timeouts: bool = False,
-    watch: Watcher = lambda event, value: None,
+    callbacks: Iterable[Callback] = (),
 ) -> Result:
     """Run an app over `num_nodes` nodes.
 
@@ -145,7 +146,8 @@ def simulate(
             for all nodes, or a list with one for each node.
         apply_timeouts: Whether replies of clients that worked longer than the timeout of their message are dropped. The
             result then depends on the speed of the machine.
-        watch: Called with ("start", AppRun), ("ready", AppRun) and, for each round, ("round", row).
+        callbacks: Called at the start, when the workers are ready, and after each round; see `fl.Callback`.
+            Only the app has the model, so `measure` is not called, and `run.model` and `run.stop` do not exist.
     """
     if num_nodes < 1:
         raise ConfigError("num_nodes", f"{num_nodes} is not at least 1")
@@ -153,6 +155,7 @@ def simulate(
         raise ConfigError("executor", f"{executor!r} is not one of {list(EXECUTORS)}")
     if resume and not out:
         raise ConfigError("out", "resume continues a run: name its directory")
+    watching = Callbacks(callbacks)
     configs = check_node_config(node_config, num_nodes)
     if executor == "ray":
         workers = workers or default_workers()
@@ -183,17 +186,17 @@ def simulate(
             if app["journal"]
             else None
         )
-        rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watch)
+        rounds = RoundRecorder(folder, states, replies, record["round"] if record else 0, watching)
         chosen: Executor = Ray(workers, gpus=shares) if executor == "ray" and workers else Serial()
         folder_of_app = Path(source) if source else None
         job = AppJob(client_app, seed, run_id, num_nodes, run_config, directory / "clients", configs, folder_of_app)
         run = AppRun(directory, f"{name}, a Flower app, {num_nodes} nodes, in {directory}", rounds.round)
         try:
             with threadpool_limits(1), seeded(seed, "server"), _task_identity(run_id), gc_frozen():
-                watch("start", run)
+                watching.start(run)  # type: ignore[arg-type]  # only a ServerApp knows its model
                 with seeded():  # starting workers may draw, and the server's generators must not notice
                     chosen.start(job, states)
-                watch("ready", run)
+                watching.ready(run)  # type: ignore[arg-type]
                 server_app(LocalGrid(chosen, states, run_id, rounds, replies, apply_timeouts), context)
                 rounds.end()
         finally:

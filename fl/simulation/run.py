@@ -1,11 +1,11 @@
-"""The Python API: run a configuration, or resume a run."""
+"""The Python API: run a configuration, whole or round by round, or resume a run."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from fl.execution.isolation import isolated
 from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation import baselines
 from fl.simulation.result import Result
-from fl.simulation.simulation import Simulation, Watcher
+from fl.simulation.simulation import Simulation, Steps, exhausted
+from fl.simulation.totals import Row
 from fl.simulation.unchanged import FREE_TO_CHANGE
 from fl.storage import files
 from fl.storage.lock import locked
 from fl.storage.place import check_place, folder_name
 from fl.storage.run import committed, create_run_directory
+from fl.tensors.params import Params
+from fl.tracking.callback import Callback, Callbacks, Run
+from fl.tracking.progress import Progress
+from fl.tracking.run_log import RunLog
 
 
 def never() -> bool:
@@ -35,7 +40,8 @@ def run(
     config: str | Path | Mapping[str, Any] | Config,
     *,
     out: str | Path | None = None,
-    watch: Watcher | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool | None = None,
     interrupt: Callable[[], bool] = never,
     **overrides: Any,
 ) -> Result:
@@ -44,9 +50,8 @@ def run(
     Args:
         config: a YAML file, a dict or a resolved `Config`.
         out: the run directory (default: a new one under runs/).
-        watch: called with ("start", Simulation), ("ready", Simulation), ("computed", row of metrics) after each round,
-            ("round", row of metrics) for each round once it is committed, which a crash cannot lose, and at the end
-            ("final", row of metrics) if the strategy works after the last round.
+        callbacks: your own code at fixed points of the run, see `fl.Callback`.
+        progress: show the progress. Default: in a notebook, and on a terminal.
         interrupt: called after each round; True ends the run there, and `resume` continues it.
         overrides: values by dotted path, as in run("a.yaml", **{"cohort.size": 20}).
 
@@ -54,20 +59,138 @@ def run(
         ConfigError: the configuration has a mistake; no work has started.
         ClientError: a client's work failed.
     """
+    return rounds(config, out=out, callbacks=callbacks, progress=progress, interrupt=interrupt, **overrides).finish()
+
+
+def rounds(
+    config: str | Path | Mapping[str, Any] | Config,
+    *,
+    out: str | Path | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool | None = None,
+    interrupt: Callable[[], bool] = never,
+    **overrides: Any,
+) -> Rounds:
+    """Run a configuration round by round. The arguments and errors are those of `run`.
+
+    for row in (run := fl.rounds("a.yaml")):
+        if row["val/accuracy"] > 0.9:
+            run.stop("accurate enough")
+    run.result.model
+    """
     if out:
         check_place(Path(out))
     if not isinstance(config, Config):
         config = resolve(read(config, overrides))
     elif overrides:
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
-    directory = Path(out) if out else new_directory(config)
+    watcher = _Watcher()
+    all_ = Callbacks([RunLog(), watcher, *callbacks])
+    return Rounds(_new_run(config, Path(out) if out else None, all_, progress, interrupt), watcher)
+
+
+class Rounds(Iterator[Row]):
+    """The rounds of a run: an iterator over the metrics of each round, once it is committed.
+
+    A loop that is left early, by `break` or an exception, interrupts the run; `fl.resume` continues it. The run begins
+    with the first step.
+
+    Args:
+        steps: the run.
+        watcher: learns about the run.
+    """
+
+    def __init__(self, steps: Steps, watcher: _Watcher):
+        self._steps, self._watcher = steps, watcher
+        self._whole: Result | None = None
+
+    def __iter__(self) -> Rounds:
+        return self
+
+    def __next__(self) -> Row:
+        try:
+            return next(self._steps)
+        except StopIteration as end:
+            self._whole = end.value or self._whole
+            raise StopIteration from None
+
+    def finish(self) -> Result:
+        """Run all rounds that are left, and return the result."""
+        for _ in self:
+            pass
+        return self.result
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the run after the present round, as a condition of the section `stop` does."""
+        self._begun.stop(reason)
+
+    def close(self) -> None:
+        """Interrupt the run after the present round. A loop that is left early does this by itself."""
+        self._steps.close()
+
+    @property
+    def model(self) -> Params:
+        """The server's model after the last round that was computed."""
+        return self._begun.model
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self._begun.directory
+
+    @property
+    def result(self) -> Result:
+        """The result. It interrupts a run that has not finished."""
+        self.close()
+        result = self._whole or self._watcher.result
+        if result is None:
+            raise RuntimeError("the run has no result: it has not begun, or an error has ended it")
+        return result
+
+    @property
+    def _begun(self) -> Run:
+        if self._watcher.run is None:
+            raise RuntimeError("the run has not begun; it begins with the first step of the loop")
+        return self._watcher.run
+
+
+class _Watcher(Callback):
+    """Remembers the main run, not its baselines, and its result."""
+
+    run: Run | None = None
+    result: Result | None = None
+
+    def start(self, run: Run) -> None:
+        self.run = self.run or run
+
+    def end(self, result: Result) -> None:
+        self.result = self.result or result
+
+
+@contextlib.contextmanager
+def _shown(progress: bool | None, callbacks: Callbacks) -> Iterator[Callbacks]:
+    """Context in which progress is shown, if it is asked for or somebody looks. Yields the callbacks with it."""
+    shown = Progress()
+    if progress or (progress is None and shown.screen.watched):
+        with shown:
+            yield Callbacks([shown, *callbacks.all])
+    else:
+        yield callbacks
+
+
+def _new_run(
+    config: Config, directory: Path | None, callbacks: Callbacks, progress: bool | None, interrupt: Callable[[], bool]
+) -> Steps:
+    """Run a configuration in a directory, or in a new one."""
+    place = directory or new_directory(config)
     try:
-        return _with_baselines(config, directory, False, False, watch, interrupt)
+        with _shown(progress, callbacks) as all_:
+            return (yield from _with_baselines(config, place, False, False, all_, interrupt))
     except BaseException:
-        if out is None:  # remove the new directory if it is still empty
+        if directory is None:  # remove the new directory if it is still empty
             with contextlib.suppress(OSError):
-                directory.rmdir()
-                directory.parent.rmdir()
+                place.rmdir()
+                place.parent.rmdir()
         raise
 
 
@@ -75,7 +198,8 @@ def resume(
     directory: str | Path,
     *,
     changed: bool = False,
-    watch: Watcher | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool | None = None,
     interrupt: Callable[[], bool] = never,
     **overrides: Any,
 ) -> Result:
@@ -85,7 +209,8 @@ def resume(
         directory: the run directory.
         changed: resume although the data, the user's code, packages or the configuration are not those with which the
             run began. The bits then differ from an uninterrupted run.
-        watch: as in `run`.
+        callbacks: as in `run`.
+        progress: as in `run`.
         interrupt: as in `run`.
         overrides: `rounds` (a larger number, or "+100" to add), execution.executor, execution.workers,
             execution.address, execution.client_timeout and checkpoint.every.
@@ -125,7 +250,8 @@ def resume(
                 f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. "
                 "Start a new run instead",
             )
-    return _with_baselines(resolve(read(raw, overrides)), directory, True, changed, watch, interrupt)
+    with _shown(progress, Callbacks([RunLog(), *callbacks])) as all_:
+        return exhausted(_with_baselines(resolve(read(raw, overrides)), directory, True, changed, all_, interrupt))
 
 
 def _schedules(node: Any, path: str) -> list[str]:
@@ -147,15 +273,15 @@ def _with_baselines(
     directory: Path,
     resumed: bool,
     changed: bool,
-    watch: Watcher | None,
+    callbacks: Callbacks,
     interrupt: Callable[[], bool],
-) -> Result:
+) -> Steps:
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
     with locked(directory), keep_workers(), isolated():
         with Simulation(config, directory, resumed, changed=changed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round
-            result = simulation.run(watch, interrupt)
+            result = yield from simulation.steps(callbacks, interrupt)
             continued = simulation.round > first_round
         if continued and others:
             files.remove_folder(directory / "baselines")
@@ -165,5 +291,5 @@ def _with_baselines(
                 break
             home = files.make_folder(files.make_folder(directory / "baselines") / folder_name("baselines", name))
             exists = committed(home)
-            done[name] = _with_baselines(other, home, exists, changed, watch, interrupt)
+            done[name] = exhausted(_with_baselines(other, home, exists, changed, callbacks, interrupt))
         return replace(result, baselines=done)

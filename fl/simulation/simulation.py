@@ -6,7 +6,7 @@ sample a cohort -> the strategy's round (each Exchange: broadcast, train, reduce
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from fl.communication.ledger import Ledger
 from fl.config.config import Config
 from fl.errors import ConfigError, located
 from fl.execution.hidden_state import HiddenStateWatch
+from fl.execution.isolation import isolated
 from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor, Serial
@@ -46,13 +47,16 @@ from fl.storage.run import RunDirectory, committed, open_run
 from fl.system.asynchronous import Asynchronous, Buffered
 from fl.tensors import random
 from fl.tensors.generators import seeded_generators
+from fl.tensors.params import Params
 from fl.tensors.trees import Tree
+from fl.tracking.callback import Callback, Callbacks
 from fl.tracking.spans import span
 
 SETUP = -1  # the ledger's round for work before round 0
 INIT = -2  # address of draws in `Strategy.init`
 UNPROTECTED = "a crash or a hang of client code ends a serial run"
-Watcher = Callable[[str, Any], None]
+NO_CALLBACKS = Callbacks()
+Steps = Generator[Row, None, Result]
 
 
 class Simulation:
@@ -112,32 +116,61 @@ class Simulation:
         executor.prepare()
 
     # -- the run --------------------------------------------------------------------------------------------------
-    def run(self, watch: Watcher | None = None, interrupt: Callable[[], bool] = lambda: False) -> Result:
-        """Run all rounds that are left; see fl/simulation/run.py for `watch` and `interrupt`."""
-        watch = watch or (lambda event, value: None)
-        watch("start", self)
-        self.start_workers()
-        watch("ready", self)
-        self.before_rounds()
-        interrupted = False
-        while not (self.finished or interrupted):
-            with span("server", "round", self.round):
-                row = self.one_round()
-                interrupted = interrupt()
-                committed_rows = self.commit() if interrupted or self.due else []
-            watch("computed", row)
-            for row in committed_rows:
-                watch("round", row)
-        if interrupted and not self.finished:
-            return save_result(self.folder, self.round, "interrupted", self.config.strategy.model(self.state))
+    def run(self, callbacks: Iterable[Callback] = (), interrupt: Callable[[], bool] = lambda: False) -> Result:
+        """Run all rounds that are left; see fl/simulation/run.py for `callbacks` and `interrupt`."""
+        return exhausted(self.steps(Callbacks(callbacks), interrupt))
+
+    def steps(self, callbacks: Callbacks, interrupt: Callable[[], bool]) -> Steps:
+        """Run all rounds that are left; yield the row of each committed round. Closing the generator interrupts."""
+        try:
+            callbacks.start(self)
+            self.start_workers()
+            callbacks.ready(self)
+            self.before_rounds()
+            interrupted = False
+            while not (self.finished or interrupted):
+                with span("server", "round", self.round):
+                    row = self.one_round(callbacks)
+                    interrupted = interrupt()
+                    committed_rows = self.commit() if interrupted or self.due else []
+                callbacks.computed(row)
+                for row in committed_rows:
+                    callbacks.round(row)
+                    yield row
+            result = self._interrupted() if interrupted and not self.finished else self._finish(callbacks)
+            callbacks.end(result)
+            return result
+        except GeneratorExit:
+            if self.pending:  # the caller stops in the middle of several rounds of one commit
+                self.commit()
+            callbacks.end(self._interrupted())
+            raise
+        except BaseException as error:
+            callbacks.failure(error)
+            raise
+
+    def stop(self, reason: str) -> None:
+        """End the run after the present round, as a condition of the section `stop` does."""
+        self.stopping.reason = reason or "stopped"
+
+    @property
+    def model(self) -> Params:
+        """The server's model after the last round that was computed."""
+        return self.config.strategy.model(self.state)
+
+    def _interrupted(self) -> Result:
+        return save_result(self.folder, self.round, "interrupted", self.model)
+
+    def _finish(self, callbacks: Callbacks) -> Result:
+        """Let the strategy work after the last round, and write the result."""
         state, final_row = run_final(self)
         if final_row is not None:
             self.folder.keep_final(final_row, {"round": self.round, "state": state}, self.states)
-            watch("final", final_row)
+            callbacks.final(final_row)
         model = self.config.strategy.model(state)
         return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", model)
 
-    def one_round(self) -> Row:
+    def one_round(self, callbacks: Callbacks = NO_CALLBACKS) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
         start, strategy = time.perf_counter(), self.config.strategy
         with self.hidden_state.during(f"round {self.round}", partial(self._draws, self.round)):
@@ -157,10 +190,18 @@ class Simulation:
         self.best_pending |= (
             self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
         )
+        row |= self._measured(callbacks, row)
         row["wall_seconds"] = time.perf_counter() - start
         self.round += 1
         self.pending.append(row)
         return row
+
+    def _measured(self, callbacks: Callbacks, row: Row) -> dict[str, float]:
+        """Return the metrics of the user's callbacks. What they draw and set does not reach the run."""
+        if not callbacks.measures:
+            return {}
+        with seeded_generators(int(random.hash64(self.config.seed, self.round, "callbacks"))), isolated():
+            return callbacks.measure(self, row)
 
     @property
     def finished(self) -> bool:
@@ -303,6 +344,15 @@ class Simulation:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
+
+
+def exhausted(steps: Steps) -> Result:
+    """Take all steps of a run, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def new_runner(run_setup: RunSetup, executor: Executor, states: ClientStates, folder: RunDirectory) -> ExchangeRunner:

@@ -3,8 +3,8 @@
     driver    |server|encode|transfer|  waits                 |reduce|server|      a round is an outermost span
     worker    | idle        |transfer|data|compute|data|...|encode|reduce| idle |  and so is a worker's call
 
-In each round the categories of a process add up to the round's wall time. `Profile` is a watcher (`fl.run(watch=...)`)
-and a context. It writes into the run directory:
+In each round the categories of a process add up to the round's wall time. `Profile` is a callback
+(`fl.run(callbacks=[profile])`) and a context. It writes into the run directory:
 
     profile.json    seconds by category, for every round and in total, and the driver's part
     trace.json      the spans as Chrome trace events, a track for each process
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.storage import files
+from fl.tracking.callback import Callback, Row, Run
 from fl.tracking.spans import (
     CATEGORIES,
     OutermostSpan,
@@ -41,8 +42,8 @@ MAX_TRACE_EVENTS = 100_000  # further spans are only counted
 Interval = tuple[float, float]  # (start, end) in seconds
 
 
-class Profile:
-    """Watcher that records where the time of a run goes, and writes profile.json and trace.json."""
+class Profile(Callback):
+    """Callback that records where the time of a run goes, and writes profile.json and trace.json."""
 
     def __init__(self) -> None:
         self.directory: Path | None = None
@@ -59,14 +60,13 @@ class Profile:
         self._write()
         record_spans(False)
 
-    def __call__(self, event: str, value: Any) -> None:
-        """Watch a run: "start" with the run, "computed" with the row of a round."""
-        if event == "start":  # of a run, or of a baseline after it
-            self._write()
-            self.directory, self.begin = value.directory, time.perf_counter()
-            self.rounds, self.events, self.tracks, self.left_out = [], [], {}, 0
-        if event == "computed":
-            self._add_round(value["round"])
+    def start(self, run: Run) -> None:  # of a run, or of a baseline after it
+        self._write()
+        self.directory, self.begin = run.directory, time.perf_counter()
+        self.rounds, self.events, self.tracks, self.left_out = [], [], {}, 0
+
+    def computed(self, row: Row) -> None:
+        self._add_round(row["round"])
 
     # -- a round --------------------------------------------------------------------------------------------------
     def _add_round(self, number: int) -> None:

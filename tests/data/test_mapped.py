@@ -30,16 +30,17 @@ def held(process):
 
 found = {}
 
-def watch(event, value):
-    if event == "ready":
-        watch.run = value
-        found["shared"] = sum(path.stat().st_size for path in value.executor.files.folder.path.iterdir())
-    if event == "round":
+class Watch(fl.Callback):
+    def ready(self, run):
+        self.run = run
+        found["shared"] = sum(path.stat().st_size for path in run.executor.files.folder.path.iterdir())
+
+    def round(self, row):
         found["driver's peak"] = memory("self", "VmHWM")
-        found["workers"] = [held(m.pid) for m in watch.run.executor.members]
+        found["workers"] = [held(m.pid) for m in self.run.executor.members]
 
 if __name__ == "__main__":
-    fl.run(json.loads(sys.argv[1]), out=sys.argv[2], watch=watch)
+    fl.run(json.loads(sys.argv[1]), out=sys.argv[2], callbacks=[Watch()])
     print(json.dumps(found))
 """
 

@@ -32,6 +32,7 @@ from fl.execution.workers.ray_access import check_doors, outside_listeners
 from fl.execution.workers.ray_pool import keep_workers
 from tests.execution import test_ray_pool
 from tests.process import python
+from tests.watching import AfterRound, AtReady
 
 CONFIG = {**test_ray_pool.CONFIG, "rounds": 2}
 WORKERS_STAY = False
@@ -52,10 +53,8 @@ def seen(tmp_path_factory):
     """What a run on Ray looked like at the end of round 0, and its digest. Ray lives until `stop` is called."""
     found = {}
 
-    def watch(event, run):
-        if event == "ready":
-            found["run"] = run
-        if event == "round" and "sockets" not in found:
+    def look(row):
+        if "sockets" not in found:
             import ray
 
             executor = found.pop("run").executor
@@ -72,7 +71,11 @@ def seen(tmp_path_factory):
         ray_lives.enter_context(keep_workers())
         found["stop"] = ray_lives.close
         before = set(listening([os.getpid()]))
-        found["digest"] = fl.run(CONFIG, out=tmp_path_factory.mktemp("ray") / "run", watch=watch).digest
+        found["digest"] = fl.run(
+            CONFIG,
+            out=tmp_path_factory.mktemp("ray") / "run",
+            callbacks=[AtReady(lambda run: found.update(run=run)), AfterRound(look)],
+        ).digest
         found["driver"] = set(listening([os.getpid()])) - before
         yield found
 

@@ -90,8 +90,8 @@ def config(**execution):
 
 def profiled(out, **execution):
     """Return (result of the run, profile.json, trace.json)."""
-    with Profile() as watch:
-        result = fl.run(config(**execution), out=out, watch=watch)
+    with Profile() as profile:
+        result = fl.run(config(**execution), out=out, callbacks=[profile])
     return result, *(json.loads((out / file).read_text()) for file in ("profile.json", "trace.json"))
 
 

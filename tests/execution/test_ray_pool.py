@@ -12,6 +12,7 @@ import yaml
 import fl
 from fl.errors import ConfigError
 from fl.execution.workers import ray_pool
+from tests.watching import AtReady
 
 pytestmark = pytest.mark.ray
 WORKERS_STAY = False
@@ -40,8 +41,8 @@ class Scaled(LocalSGD):
 
 
 def members(seen):
-    """Return a watcher that records the processes of a run's workers."""
-    return lambda event, run: event == "ready" and seen.append({m.pid for m in run.executor.members})
+    """Return a callback that records the processes of a run's workers."""
+    return AtReady(lambda run: seen.append({m.pid for m in run.executor.members}))
 
 
 def by(rule):
@@ -59,10 +60,10 @@ def test_runs_share_workers_and_nothing_else(tmp_path, monkeypatch):
     scaffold = {**CONFIG, "strategy": "scaffold"}
     with ray_pool.keep_workers():
         for name, config in (("scaffold", scaffold), ("fedavg", CONFIG), ("seed", {**CONFIG, "seed": 1})):
-            runs[name] = fl.run(config, out=tmp_path / name, watch=members(pids)).digest
+            runs[name] = fl.run(config, out=tmp_path / name, callbacks=[members(pids)]).digest
         for factor in (2, 3):  # a file that changes between two runs
             rule.write_text(RULE.format(factor=factor))
-            runs[factor] = fl.run(by(rule), out=tmp_path / f"{factor}", watch=members(pids)).digest
+            runs[factor] = fl.run(by(rule), out=tmp_path / f"{factor}", callbacks=[members(pids)]).digest
         assert all(map(alive, pids[0]))
     assert len(pids) == 5 and all(one == pids[0] for one in pids)
     assert runs["scaffold"] == fl.run(scaffold, out=tmp_path / "a", **SERIAL).digest

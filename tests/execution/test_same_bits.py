@@ -18,6 +18,7 @@ import pytest
 
 import fl
 from tests.process import start
+from tests.watching import AfterRound
 
 TOYS = Path(__file__).parent.parent / "toys.py"
 METHODS = {
@@ -107,14 +108,14 @@ def _run_and_kill_workers(raw, out, kills):
 
         killers = []
 
-        def watch(event, row):
-            if event == "round" and row["round"] in (2, 9) and len(killers) < kills:
+        def begin_to_kill(row):
+            if row["round"] in (2, 9) and len(killers) < kills:
                 killers.append(threading.Thread(target=kill))
                 killers[-1].start()
-            elif event == "round" and killers and row["round"] in (5, 12):
+            elif killers and row["round"] in (5, 12):
                 killers[-1].join()  # wait for the killer, so that rounds remain after it
 
-        return simulation.run(watch), len(done)
+        return simulation.run([AfterRound(begin_to_kill)]), len(done)
 
 
 @pytest.mark.slow
@@ -161,9 +162,10 @@ def count(frame, event, argument):
     if calls == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-def watch(event, row):
-    if event == "round" and {kills}:
-        sys.setprofile(count)
+class Count(fl.Callback):
+    def round(self, row):
+        if {kills}:
+            sys.setprofile(count)
 
 {start}
 """
@@ -177,9 +179,9 @@ def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
     out = tmp_path / "run"
     for attempt in range(KILLS + 1):
         begin = (
-            f"fl.resume({str(out)!r}, watch=watch)"
+            f"fl.resume({str(out)!r}, callbacks=[Count()])"
             if attempt
-            else f"fl.run({config(method)}, out={str(out)!r}, watch=watch)"
+            else f"fl.run({config(method)}, out={str(out)!r}, callbacks=[Count()])"
         )
         process = start(DRIVER.format(attempt=attempt, most=CALLS, kills=attempt < KILLS, start=begin))
         process.join()

@@ -27,6 +27,7 @@ from partitions.classes import Slice
 from strategies.fedewc import FedEWC, State, consolidated
 from strategies.fedlwf import FedLwF
 from tests.toys import fail_in_round
+from tests.watching import AfterRound
 
 RUN = {
     "data": {"name": "digits", "test": 0.6},
@@ -45,7 +46,7 @@ def states(tmp_path, strategy, **overrides):
     seen = []
     with Simulation(resolve(read(RUN, {"strategy": strategy, **overrides})), tmp_path) as simulation:
         seen.append(simulation.state)
-        result = simulation.run(watch=lambda event, _: seen.append(simulation.state) if event == "round" else None)
+        result = simulation.run([AfterRound(lambda _: seen.append(simulation.state))])
     return seen, result
 
 

@@ -20,6 +20,7 @@ from fl.models.binding import Initial
 from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
 from fl.tensors.params import NOTHING, Params, join
+from tests.watching import AfterRound
 
 CLIENTS, IN, HIDDEN, OUT, R = 5, 6, 7, 4, 2
 RUN = {
@@ -71,7 +72,7 @@ def test_a_client_goes_on_from_the_b_and_head_it_left(tmp_path):
     history = []
     config = {**RUN, "rounds": 8, "client": {**RUN["client"], "name": f"{__file__}:Watched"}}
     with Simulation(resolve(read(config)), tmp_path / "run") as simulation:
-        simulation.run(watch=lambda event, _: history.append(states(simulation)) if event == "round" else None)
+        simulation.run([AfterRound(lambda _: history.append(states(simulation)))])
     returned = 0
     for before, after in zip(history, history[1:]):
         for client, state in before.items():

@@ -20,6 +20,7 @@ from fl.tensors import subspace
 from fl.tensors.input_statistics import RATIOS
 from strategies.fot import FOT
 from tests.toys import fail_in_round
+from tests.watching import AfterRound
 
 RUN = {
     "data": {"name": "digits", "test": 0.6},
@@ -284,7 +285,7 @@ def states(tmp_path, **overrides):
     seen = []
     with Simulation(resolve(read(RUN | STREAM, overrides)), tmp_path) as simulation:
         seen.append(simulation.state)
-        result = simulation.run(watch=lambda event, _: seen.append(simulation.state) if event == "round" else None)
+        result = simulation.run([AfterRound(lambda _: seen.append(simulation.state))])
     return seen, result
 
 

@@ -16,6 +16,7 @@ from fl.config.reading import read
 from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
 from strategies.gal import line_search, simplex_projection, simplex_weights
+from tests.watching import AfterRound
 
 ROWS, TEST = 70, 21
 FEW = {"hidden": [5], "epochs": 2, "batch": 16}
@@ -54,12 +55,11 @@ def test_fedonce_communicates_once(width, tmp_path):
     kept = []
     with Simulation(resolve(read(config)), tmp_path / "run") as simulation:
 
-        def watch(event, _):
-            if event == "round":
-                states = Segments(simulation.directory / "clients")
-                kept.append([states.read(place) for place in simulation.states.locations(np.arange(2))])
+        def keep(_):
+            states = Segments(simulation.directory / "clients")
+            kept.append([states.read(place) for place in simulation.states.locations(np.arange(2))])
 
-        result = simulation.run(watch)
+        result = simulation.run([AfterRound(keep)])
         collected = simulation.state.collected
     sent = [(r["round"], r["direction"], r["encoded_bytes"]) for r in result.ledger.to_pylist()]
     assert sent == [(-1, "up", (ROWS - TEST) * width * 4)] * 2

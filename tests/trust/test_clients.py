@@ -26,6 +26,7 @@ from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.workers import ray
 from tests import process
 from tests.test_bench import MICRO
+from tests.watching import AtStart
 
 CONFIG = {
     "rounds": 2,
@@ -303,7 +304,7 @@ def test_a_timeout_needs_ray(tmp_path):
 
 def test_the_first_line_of_a_serial_run_says_what_ends_it(tmp_path):
     lines = []
-    fl.run(CONFIG, out=tmp_path / "out", watch=lambda event, run: event == "start" and lines.append(run.headline))
+    fl.run(CONFIG, out=tmp_path / "out", callbacks=[AtStart(lambda run: lines.append(run.headline))])
     assert lines[0].endswith("a crash or a hang of client code ends a serial run")
 
 

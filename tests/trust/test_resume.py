@@ -19,6 +19,7 @@ from fl.storage.run import read_metrics
 from fl.tensors.params import Params
 from tests import process
 from tests.trust.test_files import CONFIG, RULE
+from tests.watching import AfterRound
 
 DIFFER = "has changed since the run began: "
 
@@ -163,13 +164,12 @@ RAY = pytest.param("ray", "loop", marks=pytest.mark.ray)
 def test_a_lost_segment_stops_the_run_in_drop_mode(executor, plan, tmp_path):
     config = {**DROP, "execution": {**DROP["execution"], "executor": executor, "plan": plan}}
 
-    def lose(event: str, value: object) -> None:
-        if event == "round":
-            for file in (tmp_path / "out" / "clients").glob("*.seg"):
-                file.unlink()
+    def lose(row: object) -> None:
+        for file in (tmp_path / "out" / "clients").glob("*.seg"):
+            file.unlink()
 
     with pytest.raises(MachineError, match=r"round 1, stage .*/clients/\d{12}.seg is missing"):
-        fl.run(config, out=tmp_path / "out", watch=lose)
+        fl.run(config, out=tmp_path / "out", callbacks=[AfterRound(lose)])
 
 
 @dataclass(frozen=True, kw_only=True)

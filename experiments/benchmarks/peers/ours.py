@@ -34,6 +34,7 @@ from fl.simulation.build import set_up_run
 from fl.simulation.run import run
 from fl.tensors import random
 from fl.tools.bench.cohorts import FixedCohorts
+from fl.tracking.callback import Callback
 
 EVALUATED = {
     "softmax",
@@ -111,30 +112,41 @@ class Ours(Contestant):
         """Perform the run; the thread's function."""
         try:
             with tempfile.TemporaryDirectory() as out, contextlib.suppress(StopRun):
-                run(self.config, out=Path(out) / "run", watch=self.watch)
+                run(self.config, out=Path(out) / "run", callbacks=[_Clock(self)], progress=False)
         except Exception as error:
             self.answers.put(error)
 
-    def watch(self, event: str, value: Any) -> None:
-        """Count rounds; after the last requested one, answer and wait for the next request."""
-        if event == "start":
-            self.ledger = value.folder.ledger = TimedLedger(value.folder.ledger)
-        elif event == "ready":
+    def count_round(self) -> None:
+        """Count a round; after the last requested one, answer and wait for the next request."""
+        self.rounds_left -= 1
+        if not self.rounds_left:
+            seconds = time.perf_counter() - self.begun
+            self.ledger_seconds = self.ledger.seconds
+            self.answers.put(seconds)
             self.wait()
-        elif event == "computed":
-            self.rounds_left -= 1
-            if not self.rounds_left:
-                seconds = time.perf_counter() - self.start
-                self.ledger_seconds = self.ledger.seconds
-                self.answers.put(seconds)
-                self.wait()
 
     def wait(self) -> None:
         """Wait for a request and start the clock."""
         self.rounds_left = self.requests.get()
         if not self.rounds_left:
             raise StopRun
-        self.ledger.seconds, self.start = 0.0, time.perf_counter()
+        self.ledger.seconds, self.begun = 0.0, time.perf_counter()
+
+
+class _Clock(Callback):
+    """Counts the rounds of a contestant's run; after the last requested one, answers and waits for the next request."""
+
+    def __init__(self, contestant: Ours):
+        self.contestant = contestant
+
+    def start(self, run: Any) -> None:
+        self.contestant.ledger = run.folder.ledger = TimedLedger(run.folder.ledger)
+
+    def ready(self, run: Any) -> None:
+        self.contestant.wait()
+
+    def computed(self, row: Any) -> None:
+        self.contestant.count_round()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,178 @@
+"""Callbacks: a user's own code at fixed points of a run.
+
+    class Norm(fl.Callback):
+        def measure(self, run, row):                 # a metric of your own, each round
+            return {"norm": float(fl.norm(run.model))}
+
+    fl.run("a.yaml", callbacks=[Norm()])
+
+    start -> ready -> (measure -> computed -> round) for each round -> final -> end          failure ends a run early
+
+A round is computed first and then committed, perhaps together with later ones (`checkpoint.every`). Only a committed
+round is safe from a crash, so `round` is called for each round once it is committed. The baselines of a run are runs of
+their own, and callbacks see them one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fl.config.config import Config
+    from fl.simulation.result import Result
+    from fl.tensors.params import Params
+
+Row = Mapping[str, Any]
+
+
+class Run(Protocol):
+    """A run in progress, as callbacks see it."""
+
+    directory: Path
+    config: Config
+
+    @property
+    def headline(self) -> str:
+        """One line about the run."""
+
+    @property
+    def round(self) -> int:
+        """The round at hand; between rounds the next one."""
+
+    @property
+    def rounds(self) -> int | None:
+        """Number of rounds planned; None if it is unknown, as in a Flower app."""
+
+    @property
+    def every(self) -> int:
+        """Rounds from one evaluation to the next."""
+
+    @property
+    def model(self) -> Params:
+        """The server's model after the last round that was computed."""
+
+    def stop(self, reason: str) -> None:
+        """End the run after the present round, as a condition of the section `stop` does."""
+
+
+class Callback:
+    """Base of callbacks. Override the methods that you need; by default they do nothing.
+
+    An exception in a callback ends the run with this exception. Committed rounds are safe, and `fl.resume` continues.
+    """
+
+    def start(self, run: Run) -> None:
+        """Look at a run that is set up, before its workers start."""
+
+    def ready(self, run: Run) -> None:
+        """Look at a run whose workers have started."""
+
+    def measure(self, run: Run, row: Row) -> Mapping[str, float]:
+        """Return metrics of your own for the round that was just computed. They are written with the row.
+
+        `run.stop(reason)` ends the run after this round. Random numbers drawn here do not change the run.
+
+        Args:
+            run: the run; `run.model` is the model after the round.
+            row: the round's metrics; those of an evaluation are there only if the round was evaluated.
+        """
+        return {}
+
+    def computed(self, row: Row) -> None:
+        """Look at the metrics of a round that was computed, whether it is committed or not."""
+
+    def round(self, row: Row) -> None:
+        """Look at the metrics of a committed round."""
+
+    def final(self, row: Row) -> None:
+        """Look at the metrics of the strategy's work after the last round; only some strategies have any."""
+
+    def end(self, result: Result) -> None:
+        """Look at the result of a run that has finished, or was interrupted after a round."""
+
+    def failure(self, error: BaseException) -> None:
+        """Look at the exception that ends a run; it is raised again."""
+
+
+class Callbacks(Callback):
+    """Several callbacks, called in their order.
+
+    Args:
+        callbacks: the callbacks.
+
+    Attributes:
+        all: the callbacks.
+        measures: whether any of them has metrics of its own.
+
+    Raises:
+        ConfigError: one of them is no `Callback`.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback] = ()):
+        self.all: Sequence[Callback] = tuple(callbacks)
+        for each in self.all:
+            if not isinstance(each, Callback):
+                hint = f"; write {each.__name__}()" if isinstance(each, type) and issubclass(each, Callback) else ""
+                raise ConfigError("callbacks", f"{each!r} is no instance of fl.Callback{hint}")
+        self.measures = any(type(each).measure is not Callback.measure for each in self.all)
+
+    def start(self, run: Run) -> None:
+        for each in self.all:
+            each.start(run)
+
+    def ready(self, run: Run) -> None:
+        for each in self.all:
+            each.ready(run)
+
+    def measure(self, run: Run, row: Row) -> dict[str, float]:
+        """Return the metrics of all callbacks.
+
+        Raises:
+            TypeError: a callback returned something else than numbers by name.
+            ValueError: a metric has a name that the row has already.
+        """
+        found: dict[str, float] = {}
+        for each in self.all:
+            if type(each).measure is Callback.measure:
+                continue
+            who, measured = f"callback {type(each).__name__}: measure returned", each.measure(run, row)
+            if not isinstance(measured, Mapping):
+                raise TypeError(f"{who} {type(measured).__name__}, expected a mapping name -> number; {{}} for none")
+            for name, value in measured.items():
+                if name in row or name in found:
+                    raise ValueError(f"{who} the metric {name!r}, which the round has already; choose another name")
+                found[name] = _number(value, f"{who} {name!r}: {value!r}")
+        return found
+
+    def computed(self, row: Row) -> None:
+        for each in self.all:
+            each.computed(row)
+
+    def round(self, row: Row) -> None:
+        for each in self.all:
+            each.round(row)
+
+    def final(self, row: Row) -> None:
+        for each in self.all:
+            each.final(row)
+
+    def end(self, result: Result) -> None:
+        for each in self.all:
+            each.end(result)
+
+    def failure(self, error: BaseException) -> None:
+        for each in self.all:
+            each.failure(error)
+
+
+def _number(value: Any, who: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{who}, expected one number") from None
+    return int(value) if isinstance(value, int) and math.isfinite(number) else number
