@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from matplotlib.image import imread
+from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
 from fl.cli.app import app
@@ -81,7 +83,7 @@ def test_seeds_of_a_variant_come_together(runs, tmp_path):
     assert (slow["rounds"], slow["MB up"], slow["MB down"]) == (3, pytest.approx(3.0), pytest.approx(6.0))
     assert quick["eval/accuracy"] == (0.9, None) and quick["MB up"] == pytest.approx(0.5)
     text = markdown([slow, quick])
-    assert "| slow | 2 | 3 | 0.500 ± 0.141 | 3 | 6 |" in text and "| quick | 1 | 2 | 0.900 | 0.5 | 1 |" in text
+    assert "| slow | 2 | 3 | 0.500 ± 0.141 | 3 | 6 |" in text and "| quick | 1 | 2 | **0.900** | 0.5 | 1 |" in text
 
 
 def test_a_curve_has_the_points_that_were_measured(runs):
@@ -205,8 +207,9 @@ def test_differences_are_paired_by_seed(tmp_path):
     new, old = table([ours, theirs], ["eval/accuracy"], versus="old")
     # differences .1, .2, .3: mean .2, deviation .1; t_{.975, 2} = 4.302653, over sqrt(3)
     half = 4.302653 * 0.1 / np.sqrt(3)
-    assert new["eval/accuracy - old"] == pytest.approx((0.2, 0.2 - half, 0.2 + half, 3), abs=1e-6)
-    assert str(new["eval/accuracy - old"]) == "+0.200 [-0.048, 0.448], n=3"
+    p = ttest_rel([0.6, 0.4, 0.9], [0.5, 0.2, 0.6]).pvalue
+    assert new["eval/accuracy - old"] == pytest.approx((0.2, 0.2 - half, 0.2 + half, 3, p), abs=1e-6)
+    assert str(new["eval/accuracy - old"]) == "+0.200 [-0.048, 0.448], n=3, p=0.074"
     assert old["eval/accuracy - old"] is None
 
 
@@ -221,6 +224,38 @@ def test_a_pair_needs_a_seed_of_its_own(tmp_path):
         table([unknown, other], ["eval/accuracy"], versus="other")
 
 
+def test_p_values_are_corrected_for_the_number_of_differences(tmp_path):
+    values = {"old": [0.5, 0.2, 0.6], "a": [0.6, 0.4, 0.9], "b": [0.51, 0.22, 0.6], "c": [0.5, 0.2, 0.7]}
+    variants = [seeded(tmp_path / name, dict(enumerate(each))) for name, each in values.items()]
+    rows = table(variants, ["eval/accuracy"], versus="old")[1:]
+    alone = [ttest_rel(values[name], values["old"]).pvalue for name in "abc"]
+    corrected = multipletests(alone)
+    assert [row["eval/accuracy - old"].p for row in rows] == pytest.approx(corrected)
+    assert corrected[0] == pytest.approx(3 * alone[0])  # the smallest of three
+
+
+def multipletests(values):
+    """Holm's step-down by its definition: reject p_(j) while p_(j) <= level / (n - j); the smallest such level."""
+    levels, n = {}, len(values)
+    ordered = sorted(values)
+    for i, value in enumerate(ordered):
+        levels[value] = min(1.0, max((n - j) * ordered[j] for j in range(i + 1)))
+    return [levels[value] for value in values]
+
+
+def test_the_best_of_a_metric_is_bold_and_baselines_do_not_compete(tmp_path):
+    values = {"a": [0.5, 0.7], "b": [0.6, 0.8], "central": [0.9, 0.9]}
+    variants = [seeded(tmp_path / name, dict(enumerate(each))) for name, each in values.items()]
+    variants[2] = replace(variants[2], baseline=True)
+    rows = table(variants, ["eval/accuracy"])
+    assert [line.split(" | ")[3] for line in markdown(rows).splitlines()[2:]] == [
+        "0.600 ± 0.141",
+        "**0.700 ± 0.141**",
+        "0.900 ± 0.000",
+    ]
+    assert r"\textbf{0.700 $\pm$ 0.141}" in latex(rows) and "**" not in as_csv(rows)
+
+
 # -- formats ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def rows(runs, tmp_path):
@@ -230,7 +265,7 @@ def rows(runs, tmp_path):
 def test_markdown_cells(rows):
     slow, quick = markdown(rows).splitlines()[2:]
     assert slow == "| slow | 2 | 3 | 0.500 ± 0.141 | 3 (1/2 reached) | 3 (1/2 reached) | 6 (1/2 reached) | 3 | 6 |"
-    assert quick == "| quick | 1 | 2 | 0.900 | 1 | 0.25 | 0.5 | 0.5 | 1 |"
+    assert quick == "| quick | 1 | 2 | **0.900** | 1 | 0.25 | 0.5 | 0.5 | 1 |"
 
 
 def test_latex_is_a_booktabs_table_with_its_signs_escaped(rows):
@@ -352,7 +387,13 @@ def test_commands(runs, stream, tmp_path):
         (["compare", "{0}", "--target", "eval/accuracy"], "target: 'eval/accuracy' is not METRIC=VALUE"),
         (["compare", "{0}", "--target", "eval/f1=0.5"], "target: 'eval/f1' is in no run of slow"),
         (["compare", "{0}", "--versus", "fast"], "versus: 'fast' is not one of ['slow']"),
-        (["compare", "{0}", "--plot-clients", "clients.png"], "has no clients.parquet"),
+        (["plot", "{0}", "--kind", "clients", "--out", "clients.png"], "has no clients.parquet"),
+        (["plot", "{0}", "--kind", "pie", "--out", "a.png"], "--kind: 'pie' is not one of"),
+        (["plot", "{0}", "--width", "wide", "--out", "a.png"], "width: 'wide' is neither a number of inches nor one"),
+        (["plot", "{0}", "--label", "fast=F", "--out", "a.png"], "label: 'fast' is not one of ['slow']"),
+        (["compare", "{0}", "--budget", "up=3parsec"], "budget: 'up=3parsec' is not COST=VALUE with one of the units"),
+        (["compare", "{0}", "--budget", "money=3"], "budget: 'money=3' is not COST=VALUE of one of the costs"),
+        (["compare", "{0}", "--budget", "hours=3"], "cost: 'hours' was not counted in slow"),
         (["compare", "{0}/nothing"], "is no run directory"),
         (["matrix", "{0}"], "No such file"),
     ],
@@ -383,8 +424,10 @@ def test_five_seeds_are_one_row_with_their_mean_and_deviation(tmp_path):
     finals = [run["final"] for run in json.loads(done.stdout)["runs"]]
     metrics = ["eval/accuracy", "clients/accuracy_gini"]
     arguments = ["compare", str(out), *(part for metric in metrics for part in ("--metric", metric))]
-    (row,) = json.loads(cli.invoke(app, [*arguments, "--json", "--plot-clients", str(tmp_path / "c.png")]).stdout)
-    assert (row["name"], row["runs"], row["rounds"]) == ("OUT", 5, 2) and (tmp_path / "c.png").is_file()
+    (row,) = json.loads(cli.invoke(app, [*arguments, "--json"]).stdout)
+    assert (row["name"], row["runs"], row["rounds"]) == ("OUT", 5, 2)
+    shown = cli.invoke(app, ["plot", str(out), "--kind", "clients", "--out", str(tmp_path / "c.png")])
+    assert shown.stdout == f"{tmp_path / 'c.png'}\n" and (tmp_path / "c.png").is_file()
     for metric in metrics:
         values = [final[metric] for final in finals]
         assert len(set(values)) > 1

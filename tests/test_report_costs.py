@@ -24,6 +24,7 @@ from fl.report.participation import Participation, by_staleness, by_times, by_va
 from fl.report.plots.bars import plot_simulated_time
 from fl.report.plots.curves import plot_curves
 from fl.report.plots.participation import plot_participation
+from fl.report.plots.style import Look
 from fl.report.variants import OVERLAPPING, Variant, read_variants
 from fl.storage.growing import Mark
 
@@ -128,7 +129,7 @@ def test_where_time_went(tmp_path):
     assert overlapping.simulated_hours() == dict.fromkeys(("download", "compute", "upload", "waiting"), 0.0) | {
         OVERLAPPING: 1.0
     }
-    plot_simulated_time([both, overlapping], tmp_path / "time.png", "title")
+    plot_simulated_time([both, overlapping], tmp_path / "time.png", Look(title="title"))
     assert shown(tmp_path / "time.png") > 20
 
 
@@ -389,9 +390,11 @@ def test_commands(runs, tmp_path):
     (row,) = csv.DictReader(done.stdout.splitlines())
     assert float(row["simulated hours to val/accuracy>=0.9 mean"]) == 1.5 and float(row["MB down (multicast)"]) == 0.4
     done = invoke(
-        "compare", runs, "--plot", tmp_path / "a.png", "--plot-time", tmp_path / "b.png", "--cost", "work", "--log"
+        "plot", runs, "--out", tmp_path / "a.pdf", "--cost", "work", "--log", "--width", "column", "--band", "sd"
     )
-    assert done.exit_code == 0 and (tmp_path / "a.png").is_file() and (tmp_path / "b.png").is_file()
+    assert done.exit_code == 0 and (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    done = invoke("plot", runs, "--kind", "time", "--out", tmp_path / "b.png")
+    assert done.exit_code == 0 and (tmp_path / "b.png").is_file()
     book(tmp_path / "booked")
     done = invoke("ledger", tmp_path / "booked")
     assert (

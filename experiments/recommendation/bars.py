@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from fl.report.plots.style import figure_style, save
+from fl.report.plots.style import figure_style, new_figure, save
 from fl.storage.run import read_metrics
 from fl.tools.sweep import Sweep
 
@@ -31,7 +30,7 @@ def draw(out: Path, file: Path) -> None:
     sweep = Sweep.load(Path(__file__).parent / "movielens.sweep.yaml")
     values = {name: found for name in sweep.variants if (found := last_values(out, name))[0]}
     with figure_style():
-        figure, axes = plt.subplots(figsize=(6.4, 1.0 + 0.28 * len(values)), layout="constrained")
+        figure, axes = new_figure(6.4, 1.0 + 0.28 * len(values))
         for at, (own, popular) in enumerate(values.values()):
             leaks = list(values)[at].endswith("published")
             axes.barh(at, np.mean(own), color="tab:red" if leaks else "tab:blue", height=0.6)

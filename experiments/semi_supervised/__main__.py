@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from fl.report.plots.style import colours, figure_style, save
+from fl.report.plots.style import colours, figure_style, new_figure, save
 from fl.tools.sweep import Sweep
 
 SHARES = (0.002, 0.01, 0.05, 0.2)
@@ -55,7 +54,7 @@ def draw(found: Mapping[str, np.ndarray], names: list[str], file: Path) -> None:
     """Draw the mean over runs of each method over the share of labels in %, and their range as a band."""
     percent = [100 * share for share in SHARES]
     with figure_style():
-        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        figure, axes = new_figure(6.4, 4.0)
         colour = colours(len(names))
         for i, name in enumerate(names):
             runs = np.stack([found[f"{name} {share:g}"] for share in SHARES])  # (shares, runs)

@@ -2,6 +2,7 @@
 
 fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
 fl compare runs/a runs/b --target val/accuracy=0.9 --plot curves.png      fl matrix runs/stream --plot matrix.png
+fl plot runs/a runs/b --out curves.pdf --width column --label "a=FedAvg"
 fl ledger runs/a --by client      fl participation runs/a runs/b --plot participation.png
 fl partition quickstart.yaml partition.alpha=0.1 --plot partition.png
 fl sweep sweep.yaml --out runs      fl tune quickstart.yaml --seconds 60 --out tuned.yaml      fl bench
@@ -23,6 +24,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Runs": {"run": runs.run, "resume": runs.resume, "digest": runs.digest},
     "Reports": {
         "compare": reports.compare,
+        "plot": reports.plot,
         "ledger": reports.ledger,
         "participation": reports.participation,
         "matrix": reports.matrix,

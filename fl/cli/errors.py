@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 from collections.abc import Collection, Iterator
 
@@ -35,6 +36,8 @@ def report_errors(traceback: bool = False, interrupted: str = "stopped") -> Iter
     except typer.Exit:
         raise
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # as in `fl list | head`
+            raise typer.Exit from None
         if stopped() or isinstance(error, KeyboardInterrupt):
             say(interrupted)
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -45,6 +48,16 @@ def report_errors(traceback: bool = False, interrupted: str = "stopped") -> Iter
         usage = isinstance(error, (ConfigError, UnknownName))
         say(f"error: {in_words(error)}")
         raise typer.Exit(EXIT_USAGE if usage else EXIT_FAILED) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more. What is still to be written then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def in_words(error: Exception) -> str:

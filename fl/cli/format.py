@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fl.cli.json_output import print_json
 
+MOST_METRICS = 5  # lines of metrics in the summary of a run, so that it has at most 12 lines
+
 if TYPE_CHECKING:
     from fl.simulation.result import Result
     from fl.tracking.profile import Profile
@@ -39,6 +41,12 @@ def four_decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _importance(metric: str) -> tuple[bool, int]:
+    """Sort key of metrics: accuracies and losses first, and short names before statistics over clients."""
+    plain = metric.rpartition("/")[2]
+    return not plain.startswith(("accuracy", "loss")), plain.count("_")
+
+
 def format_summary(summary: Mapping[str, Any]) -> str:
     """The summary of a run: why it ended, last metrics, MB sent, time, digest, and how to continue."""
     from fl.tracking.round_lines import format_seconds, megabytes
@@ -47,7 +55,11 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     finished = summary["reason"] != "interrupted"
     up, down = megabytes(summary["total_uplink_bytes"]), megabytes(summary["total_downlink_bytes"])
     lines = {"ended": f"{summary['reason']} ({final.get('round', -1) + 1} rounds)"}
-    lines |= {k: four_decimals(v) for k, v in final.items() if k.startswith(("eval/", "val/", "clients/"))}
+    metrics = {k: v for k, v in final.items() if k.startswith(("eval/", "val/", "clients/"))}
+    shown = sorted(metrics, key=_importance)[: MOST_METRICS if len(metrics) > MOST_METRICS + 1 else None]
+    lines |= {k: four_decimals(v) for k, v in metrics.items() if k in shown}
+    if len(shown) < len(metrics):
+        lines["more metrics"] = f"{len(metrics) - len(shown)} in {directory}/metrics.jsonl"
     lines |= {"MB up, down": f"{up}, {down}", "time": format_seconds(summary["total_wall_seconds"])}
     lines |= {"digest": summary["digest"], "directory": directory}
     if finished:

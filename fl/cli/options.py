@@ -20,6 +20,12 @@ Overrides = Annotated[
 Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders of runs that differ only in their seed.")]
 NewRun = Annotated[Path | None, typer.Option(help="Run directory (default: a new directory under runs/).")]
 Versus = Annotated[str | None, typer.Option(help="Show differences to this variant, paired by seed.")]
+Width = Annotated[
+    str, typer.Option(help="Width of a figure: column (3.4 inches), text (6.9 inches), or a number of inches.")
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="NAME=TEXT", help="Name in the legend. Repeatable.")
+]
 Plot = Annotated[Path | None, typer.Option(help="Plot the first metric against a cost into this file.")]
 Cost = Annotated[str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down: MB).")]
 AsJson = Annotated[
@@ -28,6 +34,6 @@ AsJson = Annotated[
         "--json", callback=reserve_stdout, is_eager=True, help="Print only one JSON object or list on stdout."
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary; run.log has both.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary; run.log tells what happened.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error (or set FL_TRACEBACK=1).")]
 Format = Annotated[str, typer.Option("--format", help="Format of the table: md, latex (booktabs) or csv.")]

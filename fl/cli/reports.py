@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,21 @@ import typer
 from fl.cli.errors import log_to_stderr, report_errors, require_one_of, usage_errors
 from fl.cli.format import format_partition_stats, print_table
 from fl.cli.json_output import print_json
-from fl.cli.options import COSTS, FORMATS, AsJson, ConfigFile, Cost, Format, Overrides, Plot, Runs, Traceback, Versus
+from fl.cli.options import (
+    COSTS,
+    FORMATS,
+    AsJson,
+    ConfigFile,
+    Cost,
+    Format,
+    Labels,
+    Overrides,
+    Plot,
+    Runs,
+    Traceback,
+    Versus,
+    Width,
+)
 from fl.cli.overrides import parse_overrides
 
 if TYPE_CHECKING:
@@ -34,28 +49,30 @@ def compare(
     directories: Runs,
     metric: Metrics = None,
     target: Targets = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COST=VALUE", help="Show the first metric within a budget: up=100MB,hours=2. Repeatable."),
+    ] = None,
+    robust: Annotated[
+        bool,
+        typer.Option("--robust", help="Show what runs of one method keep of the first metric when updates are lost."),
+    ] = False,
     versus: Versus = None,
     plot: Plot = None,
     cost: Cost = "up",
-    log: Annotated[
-        bool | None, typer.Option("--log/--linear", help="Scale of the plot's x axis (default: log for a wide range).")
-    ] = None,
     multicast: Annotated[
         bool, typer.Option("--multicast", help="Count what all clients receive once in MB down.")
     ] = False,
-    plot_time: Annotated[Path | None, typer.Option(help="Plot where simulated time goes into this file.")] = None,
-    title: Annotated[str, typer.Option(help="Title of the plots.")] = "",
-    plot_clients: Annotated[
-        Path | None, typer.Option(help="Plot the metric of each client, worst first, into this file.")
-    ] = None,
     form: Format = "md",
     as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
     """Compare runs: metrics as mean ± deviation over seeds, and costs: bytes, hours, joules, client-rounds."""
     with report_errors(traceback):
-        from fl.report.client_metrics import client_metric_name
+        log_to_stderr()
+        from fl.report.budget import Budget
         from fl.report.compare import default_metric, find_target, table
+        from fl.report.robust import robustness
         from fl.report.variants import read_variants
 
         require_one_of(COSTS, cost=cost)
@@ -64,20 +81,74 @@ def compare(
             variants = read_variants(directories)
             metrics = metric or [default_metric(variants)]
             targets = [find_target(text, variants) for text in target or ()]
-            rows = table(variants, metrics, targets, versus, multicast)
+            budgets = [Budget.parse(text) for text in budget or ()]
+            if robust:
+                rows = robustness(variants, metrics[0])
+            else:
+                rows = table(variants, metrics, targets, versus, multicast, budgets)
             if plot:
                 from fl.report.plots.curves import plot_curves
 
-                plot_curves(variants, metrics[0].partition("@")[0], cost, plot, title, log)
-            if plot_time:
-                from fl.report.plots.bars import plot_simulated_time
-
-                plot_simulated_time(variants, plot_time, title)
-            if plot_clients:
-                from fl.report.plots.curves import plot_client_metric
-
-                plot_client_metric(variants, client_metric_name(metrics), plot_clients, title)
+                plot_curves(variants, metrics[0].partition("@")[0], cost, plot)
         print_table(rows, form, as_json)
+
+
+def plot(
+    directories: Runs,
+    out: Annotated[Path, typer.Option(help="The figure; its suffix (.pdf, .svg, .png) chooses the format.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="curves: a metric against a cost; clients: a metric of each client, worst first; "
+            "time: where simulated time goes."
+        ),
+    ] = "curves",
+    metric: Annotated[str | None, typer.Option(help="Metric on the y axis (default: the first that all have).")] = None,
+    cost: Cost = "up",
+    log: Annotated[
+        bool | None, typer.Option("--log/--linear", help="Scale of the x axis (default: log for a wide range).")
+    ] = None,
+    band: Annotated[str, typer.Option(help="Band around a line: range, sd, none.")] = "range",
+    width: Width = "6.4",
+    height: Annotated[float | None, typer.Option(help="Height in inches (default: follows from the width).")] = None,
+    title: Annotated[str, typer.Option(help="Title of the figure.")] = "",
+    label: Labels = None,
+    traceback: Traceback = False,
+) -> None:
+    """Plot runs for a paper. Curves differ in colour, dashes and markers, so that they can be told apart in print."""
+    with report_errors(traceback):
+        log_to_stderr()
+        from fl.report.client_metrics import client_metric_name
+        from fl.report.compare import default_metric
+        from fl.report.plots.bars import plot_simulated_time
+        from fl.report.plots.curves import BANDS, plot_client_metric, plot_curves
+        from fl.report.plots.style import Look, width_of
+        from fl.report.variants import read_variants
+
+        require_one_of(("curves", "clients", "time"), kind=kind)
+        require_one_of(COSTS, cost=cost)
+        require_one_of(tuple(BANDS), band=band)
+        with usage_errors():
+            variants = read_variants(directories)
+            labels = _labels(label or (), [variant.name for variant in variants])
+            look = Look(width_of(width), height, title, labels)
+            if kind == "curves":
+                name = metric or default_metric(variants)
+                plot_curves(variants, name.partition("@")[0], cost, out, look, log, band)  # type: ignore[arg-type]
+            elif kind == "clients":
+                plot_client_metric(variants, client_metric_name([metric] if metric else []), out, look)
+            else:
+                plot_simulated_time(variants, out, look)
+        print(out)
+
+
+def _labels(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read NAME=TEXT; each name must be that of a variant."""
+    labels = dict(text.partition("=")[::2] for text in texts)
+    for name in labels:
+        if name not in names:
+            raise ValueError(f"label: {name!r} is not one of {list(names)}; write NAME=TEXT")
+    return labels
 
 
 def ledger(

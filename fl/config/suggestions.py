@@ -29,8 +29,11 @@ SYNONYMS = {
     "optimizer": "optimiser",
     "random_seed": "seed",
     "num_workers": "workers",
+    "y": "target",
+    "label": "target",
 }
 MOST = 3  # suggestions in one message
+SHORT = 3  # letters; shorter words are similar to everything
 
 
 def for_key(key: str, path: str, known: Collection[str], root: type | None, config: Mapping[str, Any]) -> str:
@@ -56,6 +59,8 @@ def for_key(key: str, path: str, known: Collection[str], root: type | None, conf
     here = did_you_mean(key, known)
     if here:
         return here
+    if len(str(key)) < SHORT:
+        return ""
     close = difflib.get_close_matches(str(key), {p.rpartition(".")[2] for p in elsewhere}, 1)
     return f" Did you mean {_listed([p for p in elsewhere if p.rpartition('.')[2] == close[0]])}?" if close else ""
 

@@ -207,7 +207,8 @@ def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return array  # mapped features are not converted; a test set of another dtype is refused
     mapped = isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous
     with np.errstate(over="ignore"):  # numbers too large for float32 become infinite; the check of the data names them
-        return array if mapped else np.ascontiguousarray(array, dtype)
+        # torch warns of arrays that are read-only, such as the columns of a pandas frame
+        return array if mapped else np.require(array, dtype, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
 def _blocks(array: np.ndarray) -> Iterator[memoryview]:

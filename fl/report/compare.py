@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from fl.report.budget import Budget
 from fl.report.costs import COSTS
-from fl.report.render import Difference, Mean
+from fl.report.render import Best, Difference, Mean
 from fl.report.variants import Target, Variant
 from fl.storage.run import rounds_done
+from fl.tasks.task import minimised
 
 PREFERRED = ("eval/accuracy", "clients/accuracy_weighted", "val/accuracy", "eval/loss", "train/loss")
 
@@ -47,8 +49,11 @@ def table(
     targets: Sequence[Target] = (),
     versus: str | None = None,
     multicast: bool = False,
+    budgets: Sequence[Budget] = (),
 ) -> list[dict[str, Any]]:
     """One row per variant: name, runs, rounds, metrics, costs to reach each target, total costs of a run.
+
+    The best value of each metric is marked; baselines of a run do not compete.
 
     Args:
         variants: rows of the table.
@@ -57,6 +62,7 @@ def table(
         targets: for each, columns of the cost to reach it.
         versus: name of a variant; each metric gets a column of the difference to it.
         multicast: MB down count what all clients receive once.
+        budgets: for each, a column of the first metric's last value within the budget.
     """
     other = next((variant for variant in variants if variant.name == versus), None)
     if versus is not None and other is None:
@@ -74,6 +80,8 @@ def table(
             if other is not None:
                 alone = variant is other or missing or not other.has(metric)
                 row[f"{metric} - {versus}"] = None if alone else difference(variant, other, metric)
+        for budget in budgets:
+            row[f"{metrics[0]} with {budget}"] = _within(variant, budget, metrics[0])
         for target in targets:
             for cost in to_target:
                 reached = variant.cost_to_reach(target, cost) if variant.has_cost(cost) else None
@@ -81,11 +89,57 @@ def table(
         for cost in totals:
             row[COSTS[cost].label] = variant.total_cost(cost) if variant.has_cost(cost) else None
         rows.append(row)
+    for metric in metrics:
+        _mark_best(rows, variants, metric)
+        _correct(rows, f"{metric} - {versus}")
+    for budget in budgets:
+        _mark_best(rows, variants, f"{metrics[0]} with {budget}")
     return rows
 
 
+def _within(variant: Variant, budget: Budget, metric: str) -> Mean | None:
+    """Return the mean over runs within a budget; None if a run has measured nothing within it."""
+    for cost in budget.most:
+        variant.require_cost(cost)
+    found = [budget.value(rows, metric.partition("@")[0]) for rows in variant.runs]
+    return None if None in found else Mean.of(np.array(found, float))
+
+
+def _mark_best(rows: list[dict[str, Any]], variants: Sequence[Variant], column: str) -> None:
+    """Mark the best of several means in a column."""
+    sign = -1 if minimised(column.partition(" ")[0].partition("@")[0]) else 1
+    mine = [i for i, variant in enumerate(variants) if not variant.baseline and isinstance(rows[i][column], Mean)]
+    if len(mine) > 1:
+        top = max(sign * rows[i][column].mean for i in mine)
+        for i in mine:
+            if sign * rows[i][column].mean == top:
+                rows[i][column] = Best(*rows[i][column])
+
+
+def _correct(rows: list[dict[str, Any]], column: str) -> None:
+    """Correct the p-values of a column of differences by Holm's method."""
+    mine = [row for row in rows if isinstance(row.get(column), Difference) and row[column].p is not None]
+    for row, p in zip(mine, holm([row[column].p for row in mine])):
+        row[column] = row[column]._replace(p=p)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values of n tests, corrected so that at most a share p of such tables has any false positive.
+
+    In ascending order p'_i = max_{j <= i} min(1, (n - j) p_j), j from 0 (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order, largest, corrected = np.argsort(values, kind="stable"), 0.0, [0.0] * len(values)
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        corrected[i] = largest
+    return corrected
+
+
 def difference(variant: Variant, other: Variant, metric: str) -> Difference:
-    """Mean difference over the seeds that both variants have, with Student's 95 % interval.
+    """Mean difference over the seeds that both variants have, with Student's 95 % interval and p-value.
 
     mean(d) +- t_{.975, n-1} sd(d) / sqrt(n),    d = variant - other for each of n seeds
     """
@@ -105,5 +159,7 @@ def difference(variant: Variant, other: Variant, metric: str) -> Difference:
         return Difference(mean, None, None, 1)
     from scipy.stats import t
 
-    half = float(t.ppf(0.975, len(seeds) - 1)) * sd / len(seeds) ** 0.5
-    return Difference(mean, mean - half, mean + half, len(seeds))
+    error = sd / len(seeds) ** 0.5
+    half = float(t.ppf(0.975, len(seeds) - 1)) * error
+    p = 2 * float(t.sf(abs(mean) / error, len(seeds) - 1)) if error else float(mean == 0)
+    return Difference(mean, mean - half, mean + half, len(seeds), p)

@@ -3,7 +3,7 @@
               Markdown, LaTeX                                CSV columns
 Mean          0.500 ± 0.141                                  mean, sd
 Reached       12.0 ± 1.4, 12.0 (1/3 reached), > 100          mean, sd, reached, beyond
-Difference    +0.020 [-0.010, 0.050], n=5                    mean, low, high, seeds
+Difference    +0.020 [-0.010, 0.050], n=5, p=0.14            mean, low, high, seeds, p
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Mean(NamedTuple):
         return _with_deviation(self.mean, self.sd, ".3f")
 
 
+class Best(Mean):
+    """The best mean of a column. Tables print it in bold."""
+
+
 class Reached(NamedTuple):
     """Cost to reach a target.
 
@@ -62,15 +66,26 @@ class Reached(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean difference over `seeds` pairs, and its 95 % interval [low, high] (None for one pair)."""
+    """Mean difference over `seeds` pairs, with its 95 % interval and its significance; None for one pair.
+
+    Args:
+        mean: mean difference.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        seeds: number of pairs.
+        p: p-value of the paired t-test, corrected by Holm's method for all differences of the column.
+    """
 
     mean: float
     low: float | None
     high: float | None
     seeds: int
+    p: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}], n={self.seeds}")
+        if self.low is None:
+            return f"{self.mean:+.3f}"
+        return f"{self.mean:+.3f} [{self.low:.3f}, {self.high:.3f}], n={self.seeds}, p={self.p:.2g}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -78,8 +93,14 @@ def markdown(rows: Sequence[Row]) -> str:
     header = list(rows[0])
     words = _text_columns(rows)
     lines = [header, ["---" if name in words else "---:" for name in header]]
-    lines += [[_cell(row[name]) for name in header] for row in rows]
+    lines += [
+        [f"**{_cell(row[name])}**" if _is_best(row[name]) else _cell(row[name]) for name in header] for row in rows
+    ]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+
+
+def _bold(text: str, value: Any) -> str:
+    return f"**{text}**" if _is_best(value) else text
 
 
 def _text_columns(rows: Sequence[Row]) -> set[str]:
@@ -101,7 +122,12 @@ def latex(rows: Sequence[Row]) -> str:
         return " & ".join(cells) + r" \\"
 
     header, words = list(rows[0]), _text_columns(rows)
-    body = [line([_escaped(_cell(row[name]), number=name not in words) for name in header]) for row in rows]
+
+    def cell(name: str, value: Any) -> str:
+        text = _escaped(_cell(value), number=name not in words)
+        return rf"\textbf{{{text}}}" if _is_best(value) else text
+
+    body = [line([cell(name, row[name]) for name in header]) for row in rows]
     columns = "".join("l" if name in words else "r" for name in header)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(map(_escaped, header)), r"\midrule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -119,8 +145,9 @@ def _escaped(text: str, number: bool = False) -> str:
 
 _PARTS = {
     Mean: ("mean", "sd"),
+    Best: ("mean", "sd"),
     Reached: ("mean", "sd", "reached", "beyond"),
-    Difference: ("mean", "low", "high", "seeds"),
+    Difference: ("mean", "low", "high", "seeds", "p"),
 }
 
 
@@ -147,10 +174,15 @@ FORMATS = {"md": markdown, "latex": latex, "csv": as_csv}
 
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows for JSON: `Mean` as a list [mean, sd], other measurements as objects."""
+
     return [
         {name: value._asdict() if isinstance(value, (Reached, Difference)) else value for name, value in row.items()}
         for row in rows
     ]
+
+
+def _is_best(value: Any) -> bool:
+    return isinstance(value, Best)
 
 
 def _cell(value: Any) -> str:

@@ -14,6 +14,7 @@ The target val/accuracy=0.9 is reached in the first round whose value, without s
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,14 @@ from fl.errors import did_you_mean
 from fl.report.client_metrics import clients
 from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
 from fl.report.render import Mean, Reached
-from fl.storage.run import of_rounds, read_metrics
+from fl.storage.run import of_rounds, read_metrics, rounds_done
 from fl.tasks.task import SELECT, minimised
 
 BASELINES = "baselines/*/metrics.jsonl"  # below a run directory, see fl/simulation/baselines.py
 OVERLAPPING = "overlapping trips"  # simulated time of asynchronous servers, whose clients' activities overlap
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class Target(NamedTuple):
@@ -72,20 +76,33 @@ class Variant:
         name: name in tables and plots.
         runs: for each run, the rows of its metrics.jsonl.
         directories: run directories in the same order; empty if the rows come from memory.
+        baseline: whether they are baselines of other runs.
     """
 
     name: str
     runs: Sequence[Sequence[Row]]
     directories: Sequence[Path] = ()
+    baseline: bool = False
 
     @classmethod
-    def read(cls, name: str, directories: Sequence[Path]) -> Variant:
-        """Read the metrics of run directories. Each needs at least one finished round."""
-        runs = [read_metrics(path) for path in directories]
-        for path, rows in zip(directories, runs):
-            if not rows:
-                raise ValueError(f"{path} has no finished round yet; wait, or resume it: fl resume {path}")
-        return cls(name, runs, directories)
+    def read(cls, name: str, directories: Sequence[Path], baseline: bool = False) -> Variant:
+        """Read the metrics of run directories. Those without a finished round are left out, with a warning.
+
+        Raises:
+            ValueError: no run is left.
+        """
+        runs = {path: rows for path in directories if (rows := read_metrics(path))}
+        for path in directories if runs else ():
+            if path not in runs:
+                _LOG.warning("%s has no finished round yet and is left out; fl resume %s continues it", path, path)
+        if not runs:
+            path = directories[0]
+            raise ValueError(f"{path} has no finished round yet; wait, or resume it: fl resume {path}")
+        done = [rounds_done(rows[-1]) for rows in runs.values()]
+        if len(set(done)) > 1:
+            words = ", ".join(f"{path.name}: {n}" for path, n in zip(runs, done))
+            _LOG.warning("the runs of %s have done different numbers of rounds (%s)", name, words)
+        return cls(name, list(runs.values()), list(runs), baseline)
 
     @cached_property
     def configs(self) -> list[Mapping[str, Any]]:
@@ -190,8 +207,8 @@ class Variant:
         costs = [cumulative_cost(rows, cost) for rows in self.runs]
         reached = np.array([of_run[i] for of_run, i in zip(costs, first) if i is not None], float)
         missed = [float(of_run[-1]) for of_run, i in zip(costs, first) if i is None]
-        mean, sd = Mean.of(reached) if len(reached) else (None, None)
-        return Reached(mean, sd, len(reached), len(first), min(missed, default=None))
+        found = Mean.of(reached) if len(reached) else None
+        return Reached(found and found.mean, found and found.sd, len(reached), len(first), min(missed, default=None))
 
 
 def _measured(rows: Sequence[Row], metric: str, rounds: float = float("inf")) -> list[float]:
@@ -216,7 +233,7 @@ def _value_at_best(rows: Sequence[Row], metric: str, select: str) -> float | Non
 def read_variants(directories: Iterable[Path]) -> list[Variant]:
     """Group run directories into variants and read them; baselines come after all runs."""
     found: dict[str, list[Path]] = {}
-    for directory in directories:
+    for directory in [each for given in directories for each in _variant_folders(given)]:
         for path in run_directories(directory):
             name = directory.name if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
             found.setdefault(name or directory.name, []).append(path)
@@ -225,10 +242,22 @@ def read_variants(directories: Iterable[Path]) -> list[Variant]:
         for name, paths in found.items()
     }
     unambiguous = sum(map(bool, baselines.values())) == 1
+    others: dict[str, list[Path]] = {}
     for name, paths in baselines.items():
         for path in paths:
-            found.setdefault(path.name if unambiguous else f"{name}: {path.name}", []).append(path)
-    return [Variant.read(name, paths) for name, paths in found.items()]
+            others.setdefault(path.name if unambiguous else f"{name}: {path.name}", []).append(path)
+    finished = {name: paths for name, paths in found.items() if len(found) == 1 or any(map(read_metrics, paths))}
+    for name in found.keys() - finished.keys():
+        _LOG.warning("%s has no finished round yet and is left out", name)
+    methods = [Variant.read(name, paths) for name, paths in finished.items()]
+    return methods + [Variant.read(name, paths, baseline=True) for name, paths in others.items()]
+
+
+def _variant_folders(directory: Path) -> list[Path]:
+    """Return `directory`, or the folders of its variants if it is the folder of a sweep: OUT/VARIANT/s0."""
+    if any(directory.glob("metrics.jsonl")) or any(directory.glob("*/metrics.jsonl")):
+        return [directory]
+    return sorted({file.parent.parent for file in directory.glob("*/*/metrics.jsonl")}) or [directory]
 
 
 def run_directories(directory: Path) -> list[Path]:

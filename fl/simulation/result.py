@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fl.simulation.totals import Row
@@ -14,10 +15,12 @@ from fl.tensors.params import Params
 from fl.tensors.serialise import digest
 
 if TYPE_CHECKING:
+    import pandas
     import pyarrow
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A finished or interrupted run.
 
@@ -47,6 +50,52 @@ class Result:
 
         return pq.read_table(sums.checked(self.directory / "ledger.parquet"))
 
+    def frame(self) -> pandas.DataFrame:
+        """Return the metrics as a frame with a row for each round; pandas must be installed."""
+        return _pandas().DataFrame(self.metrics)
+
+    def ledger_frame(self) -> pandas.DataFrame:
+        """Return the ledger as a frame: round, exchange, client, direction, group, bytes, tier."""
+        _pandas()
+        return self.ledger.to_pandas()
+
+    def plot(self, metric: str | None = None, cost: str = "round") -> Figure:
+        """Return a figure of a metric against a cost, with the run's baselines.
+
+        Args:
+            metric: metric on the y axis. Default: the first of the accuracies and losses that the run measured.
+            cost: "round", "up" or "down" (MB), "hours" (simulated), or another key of `fl.report.costs.COSTS`.
+        """
+        from fl.report.compare import default_metric
+        from fl.report.plots.curves import draw_curves
+        from fl.report.variants import Variant
+
+        mine = Variant(self.directory.name, [self.metrics])
+        others = [Variant(name, [result.metrics], baseline=True) for name, result in self.baselines.items()]
+        return draw_curves([mine, *others], metric or default_metric([mine]), cost)
+
+    def __repr__(self) -> str:
+        last = {name: f"{value:.4f}" for name, value in self.shown.items()}
+        figures = "".join(f", {name} {value}" for name, value in last.items())
+        done = len([row for row in self.metrics if row["round"] >= 0 and "stage" not in row])
+        return f"<Result: {done} rounds{figures}, {self.reason}, {self.directory}>"
+
+    def _repr_html_(self) -> str:
+        from fl.tracking.round_lines import megabytes
+        from fl.tracking.screens import html_table
+
+        summary = self.summary
+        rows = [[name, f"{value:.4f}"] for name, value in self.shown.items()]
+        rows += [["MB up", megabytes(summary["total_uplink_bytes"])]]
+        rows += [["MB down", megabytes(summary["total_downlink_bytes"])], ["ended", self.reason]]
+        return html_table(["", str(self.directory)], rows)
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """The metrics of the last evaluation: on the server's test set, and on clients' rows."""
+        last = self.metrics[-1] if self.metrics else {}
+        return {k: v for k, v in last.items() if k.startswith(("eval/", "val/", "clients/")) and v is not None}
+
     @property
     def summary(self) -> Row:
         """The last round's metrics, totals over all rounds, and the model's digest."""
@@ -56,6 +105,14 @@ class Result:
         row = {"directory": str(self.directory), "reason": self.reason, "digest": self.digest, "final": last, **totals}
         others = {name: result.summary for name, result in self.baselines.items()}
         return {**row, "baselines": others} if others else row
+
+
+def _pandas() -> ModuleType:
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("a frame needs pandas; install it with: pip install pandas") from None
+    return pandas
 
 
 def save_result(folder: RunDirectory, round_: int, reason: str, model: Params) -> Result:

@@ -163,6 +163,8 @@ class Simulation:
 
     def _finish(self, callbacks: Callbacks) -> Result:
         """Let the strategy work after the last round, and write the result."""
+        if self.stopping.reason != self.committed_reason:  # the caller has stopped the run between two rounds
+            self.commit()
         state, final_row = run_final(self)
         if final_row is not None:
             self.folder.keep_final(final_row, {"round": self.round, "state": state}, self.states)
@@ -279,6 +281,7 @@ class Simulation:
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
         self.pending: list[Row] = []  # rounds that are not committed yet
+        self.committed_reason = ""  # of the end, as the last commit has it
         with seeded_generators(self._draws(INIT)):
             self.sampler = config.cohort.init(self.run_setup.trainable)
             try:
@@ -299,6 +302,7 @@ class Simulation:
         if record:
             unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)
             restore(self, record)
+            self.committed_reason = self.stopping.reason
         self.folder.begin()
         if not record:
             unchanged.describe(self.folder, self.run_setup)
@@ -337,6 +341,7 @@ class Simulation:
         with span("server", "commit"):
             self.folder.commit(self.pending, record_of(self), self.states, self.best_pending)
             rows, self.pending, self.best_pending = self.pending, [], False
+            self.committed_reason = self.stopping.reason
         return [row for row in rows if row["round"] != SETUP]
 
     def __enter__(self) -> Simulation:

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from fl.report.costs import ACTIVITIES
-from fl.report.plots.style import figure_style, save, time_unit
+from fl.report.plots.style import Look, figure_style, new_figure, save, time_unit
 from fl.report.render import format_number
 from fl.report.variants import OVERLAPPING, Variant
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "0.8")  # of ACTIVITIES
 
 
-def plot_simulated_time(variants: Sequence[Variant], file: Path, title: str = "") -> None:
+def plot_simulated_time(variants: Sequence[Variant], file: Path, look: Look = Look()) -> None:
     """Plot simulated hours by variant: download, compute, upload of the last client in each round, and waiting."""
     hours = [variant.simulated_hours() for variant in variants]
     label, scale = time_unit(max(sum(each.values()) for each in hours))
     scaled = [{name: scale * value for name, value in each.items()} for each in hours]
     parts = [*((name, colour, "") for name, colour in zip(ACTIVITIES, COLOURS)), (OVERLAPPING, "white", "////")]
-    with figure_style():
-        figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.42 * len(variants)), layout="constrained")
-        draw_stacked_bars(axes, [variant.name for variant in variants], scaled, parts, {})
-        axes.set(xlabel=label, title=title)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    with figure_style(small=look.narrow):
+        figure, axes = new_figure(look.width, look.height or 1.2 + 0.42 * len(variants))
+        draw_stacked_bars(axes, [look.name(variant.name) for variant in variants], scaled, parts, {})
+        axes.set(xlabel=label, title=look.title)
+        columns = 2 if look.narrow else 5
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
         save(figure, file)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from fl.report.plots.style import figure_style, save
+from fl.report.plots.style import figure_style, new_figure, save
 
 
 def plot_accuracy_matrices(matrices: Sequence[tuple[str, np.ndarray]], file: Path) -> None:
     """Plot the matrices a[t, s] of one or more runs side by side, the first task on top; each is (title, (T, T))."""
     with figure_style(grid=False):
         width = 0.8 + 2.9 * len(matrices)
-        figure, every = plt.subplots(1, len(matrices), figsize=(width, 3.2), layout="constrained", squeeze=False)
+        figure, every = new_figure(width, 3.2, 1, len(matrices), squeeze=False)
         for axes, (name, values) in zip(every[0], matrices):
             image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis")
             if values.shape[1] <= 10:

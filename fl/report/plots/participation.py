@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fl.report.participation import ALL_OUTCOMES, ByVariant, mean_histogram
 from fl.report.plots.bars import draw_stacked_bars
-from fl.report.plots.style import colours, figure_style, save
+from fl.report.plots.style import colours, figure_style, new_figure, save
 
 OUTCOME_COLOURS = ("tab:blue", "tab:purple", "tab:orange", "tab:red", "0.6", "0.85")  # of ALL_OUTCOMES
 MAX_BINS = 30  # of a histogram; beyond, a bin holds several numbers
@@ -32,7 +31,7 @@ def plot_participation(found: ByVariant, file: Path, title: str = "") -> None:
     has_outcomes = any(sum(each.values()) for each in outcomes)
     panels = 1 + bool(stale) + has_outcomes
     with figure_style():
-        figure, every = plt.subplots(1, panels, figsize=(0.6 + 4.2 * panels, 3.4), layout="constrained", squeeze=False)
+        figure, every = new_figure(0.6 + 4.2 * panels, 3.4, 1, panels, squeeze=False)
         panel = iter(every[0])
         colour = {name: colours(len(found))(i) for i, (name, _) in enumerate(found)}
         axes = next(panel)

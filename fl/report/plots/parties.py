@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fl.data.party_stats import PartyStats
-from fl.report.plots.style import colours, figure_style, save
+from fl.report.plots.style import colours, figure_style, new_figure, save
 
 MAX_NUMBERED = 32  # columns whose numbers are written at the axes
 
@@ -24,7 +23,7 @@ def plot_parties(stats: PartyStats, file: Path) -> None:
     names = ["active", *(f"client {client}" for client in range(count - 1))]
     paint = colours(count)
     with figure_style(grid=False):
-        figure, (bars, matrix) = plt.subplots(1, 2, figsize=(8.6, 4.0), layout="constrained", width_ratios=(1, 1.35))
+        figure, (bars, matrix) = new_figure(8.6, 4.0, 1, 2, width_ratios=(1, 1.35))
         places = np.arange(count)
         bars.barh(places, stats.importance, color=[paint(p) for p in places], height=0.7)
         for place, (share, size) in enumerate(zip(stats.importance, sizes)):

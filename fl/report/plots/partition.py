@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fl.data.partition import Partition
 from fl.data.partition_stats import held
-from fl.report.plots.style import figure_style, save
+from fl.report.plots.style import figure_style, new_figure, save
 
 MAX_BUBBLE_CLIENTS, MAX_BUBBLE_CLASSES = 40, 30
 MAX_BARS = 200
@@ -62,9 +62,7 @@ def _largest_first(sizes: np.ndarray) -> np.ndarray:
 def _bubbles(counts: np.ndarray, classes: np.ndarray) -> Figure:
     clients, labels = counts.shape
     width, height = max(4.0, 1.2 + 0.24 * clients), 1.6 + 0.24 * labels
-    figure, (above, axes) = plt.subplots(
-        2, 1, figsize=(width, height), sharex=True, layout="constrained", height_ratios=(1, 0.35 * labels)
-    )
+    figure, (above, axes) = new_figure(width, height, 2, 1, sharex=True, height_ratios=(1, 0.35 * labels))
     above.bar(np.arange(clients), counts.sum(1), color="0.6", width=0.7)
     above.set_ylabel("rows")
     c, k = np.nonzero(counts)
@@ -78,9 +76,9 @@ def _bubbles(counts: np.ndarray, classes: np.ndarray) -> Figure:
 
 
 def _bars(counts: np.ndarray, classes: np.ndarray | None) -> Figure:
-    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    figure, axes = new_figure(7.2, 3.4)
     labels, bottom = counts.shape[1], np.zeros(len(counts))
-    colours = plt.get_cmap("tab10" if labels <= 10 else "viridis", max(labels, 10))
+    colours = matplotlib.colormaps["tab10" if labels <= 10 else "viridis"].resampled(max(labels, 10))
     for k in range(labels):
         name = None if classes is None else str(classes[k])
         axes.bar(np.arange(len(counts)), counts[:, k], 1.0, bottom, color=colours(k), linewidth=0, label=name)
