@@ -42,7 +42,8 @@ def test_the_readmes_configuration_resolves_and_runs(tmp_path):
 
 
 PAGES = [
-    f"docs/{name}.md" for name in ("methods", "models", "open_world", "recommendation", "semi_supervised", "vertical")
+    f"docs/{name}.md"
+    for name in ("methods", "models", "open_world", "python", "recommendation", "semi_supervised", "vertical")
 ]
 PAGES += sorted(f"docs/interfaces/{p.name}" for p in INTERFACES.glob("*.md"))
 

@@ -124,7 +124,7 @@ def draw_client_metric(variants: Sequence[Variant], metric: str, look: Look = Lo
 
 
 def _height(look: Look, lines: int) -> float:
-    """Height in inches: golden ratio, with room for a legend below a narrow figure."""
+    """Height in inches: golden ratio, with room for a legend above a narrow figure."""
     return 0.62 * look.width + (0.15 * (1 + lines // 2) + 0.2 if look.narrow else 0.0)
 
 

@@ -122,11 +122,11 @@ def colours(number: int) -> Colormap:
 
 
 def add_legend(figure: Figure, axes: Axes, look: Look) -> None:
-    """Add the legend beside the axes, or below them in a narrow figure."""
+    """Add the legend beside the axes, or above them in a narrow figure."""
     handles, labels = axes.get_legend_handles_labels()
     if look.narrow:
         columns = 2 if max(map(len, labels), default=0) < 22 else 1
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     else:
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
 
