@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import fl
-from fl.simulation.evaluation import gini, spread
+from fl.simulation.evaluation import spread
 from fl.storage import checkpoint
+from fl.tasks.statistics import gini
 from fl.tasks.task import minimised
 
 ENOUGH = np.full(4, 10)

@@ -13,8 +13,8 @@ from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.sets.digits import Digits
 from fl.errors import ConfigError
-from fl.simulation.evaluation import forgetting
 from fl.simulation.simulation import Simulation
+from fl.tasks.statistics import forgetting
 from partitions.permuted import pixel_orders
 from partitions.relabel import relabelling
 

@@ -205,7 +205,7 @@ def matrix(
     """Show the accuracy on every task after every task of a stream, with ACC, forgetting and backward transfer."""
     with report_errors(traceback):
         from fl.report.stream import accuracy_matrix
-        from fl.simulation.evaluation import forgetting
+        from fl.tasks.statistics import forgetting
 
         with usage_errors(OSError):
             found = [(directory.name, accuracy_matrix(directory)) for directory in directories]

@@ -21,11 +21,11 @@ from fl.report.ledger import STATISTICS
 from fl.report.ledger import read as read_ledger
 from fl.report.render import Mean
 from fl.report.variants import Variant
-from fl.simulation.evaluation import gini
 from fl.storage import sums
 from fl.storage.run import read_metrics
 from fl.system.metrics import histogram, jain, participations
 from fl.system.synchronous import OUTCOMES
+from fl.tasks.statistics import gini
 
 Row = dict[str, Any]
 ALL_OUTCOMES = (*OUTCOMES, "discarded")

@@ -14,7 +14,6 @@ A metric that does not pool has no pooled value; val/* and train_rows/* then hav
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.setup import RunSetup, split_counts
 from fl.simulation.totals import Row, weighted_mean
+from fl.tasks.statistics import forgetting, gini
 from fl.tasks.task import minimised, pooled
 
 SPLIT_PREFIXES: dict[ViewName, str] = {
@@ -193,27 +193,6 @@ def clients_per_chunk(counts: np.ndarray) -> int:
     return min(max(1 << (fill - 1).bit_length(), 64), 1024)
 
 
-def forgetting(matrix: Sequence[Sequence[float]]) -> Row:
-    """Return accuracy, forgetting and backward transfer of a stream, from a[t][s], the accuracy on task s after task t.
-
-    With s <= t and T the last t:
-
-    acc = mean_s a[T][s]    fgt = mean_{s<T} (max_{s<=t<T} a[t][s] - a[T][s])    bwt = mean_{s<T} (a[T][s] - a[s][s])
-
-    >>> forgetting([[0.9], [0.5, 0.75]])
-    {'acc': 0.625, 'fgt': 0.4, 'bwt': -0.4}
-
-    Chaudhry, Dokania, Ajanthan, Torr 2018, arXiv:1801.10112 (forgetting); Lopez-Paz, Ranzato 2017, arXiv:1706.08840.
-    """
-    last = matrix[-1]
-    row = {"acc": float(np.mean(last))}
-    if len(matrix) > 1:
-        before = range(len(last) - 1)
-        row["fgt"] = float(np.mean([max(a[s] for a in matrix[s:-1]) - last[s] for s in before]))
-        row["bwt"] = float(np.mean([last[s] - matrix[s][s] for s in before]))
-    return row
-
-
 FIGURES = ("mean", "weighted", "std", "worst10", "gini")  # of `spread`
 ENOUGH = 10  # test samples of a client that counts for worst10: with fewer, one mistake means a low accuracy
 
@@ -239,15 +218,3 @@ def spread(values: np.ndarray, num_examples: np.ndarray, low_is_good: bool = Fal
     if (values >= 0).all():
         row["gini"] = gini(values)
     return row
-
-
-def gini(values: np.ndarray) -> float:
-    """Return the Gini coefficient of x (N,) >= 0, sum_ij |x_i - x_j| / (2 N^2 mean).
-
-    Computed from the ranks: sum_i (2 i - N - 1) x_(i) / (N sum x).
-
-    >>> gini(np.array([0.0, 0.0, 0.0, 1.0]))
-    0.75
-    """
-    n, total = len(values), values.sum()
-    return float((2 * np.arange(1, n + 1) - n - 1) @ np.sort(values) / (n * total)) if total > 0 else 0.0
