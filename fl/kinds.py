@@ -88,6 +88,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("devices", ("fl.system.devices", "fl.system.device_trace"), "fl.system.devices:DeviceModel", "system.devices"),
     Kind("availability", ("fl.system.availability", "fl.system.availability_trace"),
          "fl.system.availability:Availability", "system.availability"),
+    Kind("tracker", ("fl.tracking.trackers",), "fl.tracking.callback:Callback", "tracking"),
     Kind("server", ("fl.system.synchronous", "fl.system.asynchronous"), "fl.system.server_mode:ServerMode", "server"),
 )}
 # fmt: on

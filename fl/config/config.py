@@ -47,6 +47,7 @@ from fl.system.section import System
 from fl.system.server_mode import ServerMode
 from fl.system.synchronous import Synchronous
 from fl.tasks.task import Task
+from fl.tracking.callback import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class Config:
         execution: where and how client work is computed.
         checkpoint: when the run is written to disk.
         stop: conditions that end the run before its last round.
+        tracking: what follows the run: trackers, or your own callbacks, in this order.
         baselines: methods that the run is compared with, on the same splits and for the same work.
         references: how the parts were asked for, by dotted path; not a key of a configuration.
     """
@@ -105,6 +107,7 @@ class Config:
     execution: Execution = field(default_factory=Execution)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     stop: Stop = field(default_factory=Stop)
+    tracking: tuple[Callback, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     references: Mapping[str, PartReference] = field(default_factory=dict, repr=False, compare=False, metadata=NOT_A_KEY)
 

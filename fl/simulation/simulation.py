@@ -122,6 +122,7 @@ class Simulation:
 
     def steps(self, callbacks: Callbacks, interrupt: Callable[[], bool]) -> Steps:
         """Run all rounds that are left; yield the row of each committed round. Closing the generator interrupts."""
+        callbacks = Callbacks([*callbacks.all, *self.config.tracking])
         try:
             callbacks.start(self)
             self.start_workers()
