@@ -22,6 +22,7 @@ _HOMES = {
         "fl.simulation.result": "Result",
         "fl.simulation.run": "Rounds resume rounds run",
         "fl.tracking.callback": "Callback Run",
+        "fl.simulation.evaluate_only": "evaluate",
         "fl.errors": "ConfigError",
         "fl.registry": "register",
         "fl.method.strategy": "EvaluationGenerator FedAvgEquivalent Metrics RoundGenerator ServerContext Strategy",
@@ -44,6 +45,8 @@ _HOMES = {
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
         "fl.execution.training.server": "train_on_rows",
+        "fl.data": "image_bytes",
+        "fl.data.augment": "Augment augmented",
         "fl.data.views": "Batch View",
         "fl.tasks.auroc": "auroc",
         "fl.tasks.task": "ClientMetric Metric Task",
@@ -58,7 +61,7 @@ _HOMES = {
         "fl.tensors.masks": "pack_mask unpack_mask",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
-        "fl.models": "adapter perceptron",
+        "fl.models": "adapter batch_norm perceptron",
         "fl.models.adapter": "product",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
@@ -96,6 +99,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
     from fl.method.phase import Phase as Phase
     from fl.method.views import Beside as Beside
+    from fl.data import image_bytes as image_bytes
+    from fl.data.augment import Augment as Augment, augmented as augmented
     from fl.data.views import View as View
     from fl.method import aligned as aligned, server_optimiser as server_optimiser
     from fl.method.fitting import PerceptronFit as PerceptronFit
@@ -143,7 +148,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         ServerWork as ServerWork,
         Transfer as Transfer,
     )
-    from fl.models import adapter as adapter, perceptron as perceptron
+    from fl.models import adapter as adapter, batch_norm as batch_norm, perceptron as perceptron
     from fl.models.adapter import product as product
     from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
@@ -159,6 +164,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.registry import register as register
     from fl.simulation.result import Result as Result
+    from fl.simulation.evaluate_only import evaluate as evaluate
     from fl.simulation.run import Rounds as Rounds, resume as resume, rounds as rounds, run as run
     from fl.tracking.callback import Callback as Callback, Run as Run
     from fl.tasks import ranking as ranking

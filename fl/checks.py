@@ -39,7 +39,7 @@ def not_negative(*, hint: str = "", **values: float | str | None) -> None:
             raise _error(name, value, "is negative", hint)
 
 
-def at_least(least: float, *, hint: str = "", **values: float | None) -> None:
+def at_least(least: float, /, *, hint: str = "", **values: float | None) -> None:
     """Require numbers that are `least` or more.
 
     >>> at_least(2, ways=1)

@@ -3,6 +3,7 @@
     head per_task   task t distinguishes its c classes, on outputs tc .. (t+1)c - 1       task-incremental
     head shared     y is the position of the class within its task; c outputs in all      domain-incremental
     head joint      all classes seen so far compete                                       class-incremental
+    masked joint    the same; the training loss of task t has the outputs tc .. (t+1)c - 1 only
 
 Zenke, Poole, Ganguli 2017, arXiv:1703.04200; the three scenarios: van de Ven, Tolias 2019, arXiv:1904.07734. The K
 classes are split into `tasks` groups of c = K / tasks, in the order of their labels or in a random order, and
@@ -71,6 +72,16 @@ class Slice(Task):
         return {name: Sliced(metric, self) for name, metric in self.task.metrics().items()}
 
 
+class Masked(Slice):
+    """The loss of the outputs low .. high - 1, and the metrics of all outputs.
+
+    Outputs before `low` are those of old classes. The loss has no gradient for them, nor for later ones.
+    """
+
+    def metrics(self) -> Mapping[str, Metric]:
+        return self.task.metrics()
+
+
 class Sliced(Metric):
     """A metric of `task`, measured on a slice."""
 
@@ -106,11 +117,14 @@ class Classes(Stream):
         head: `per_task`, `shared` or `joint`; see the module.
         order: `label` groups the classes by their labels, `seeded` in random order.
         seed: Seed of the order.
+        masked: With head joint, the training loss compares the classes of the present task only, so that the weights
+            of other outputs get no gradient from it. Metrics compare all classes.
     """
 
     head: Literal["per_task", "shared", "joint"] = "shared"
     order: Literal["label", "seeded"] = "label"
     seed: int = 0
+    masked: bool = False
 
     @property
     def scenario(self) -> Scenario:  # type: ignore[override]  # a class attribute elsewhere
@@ -122,6 +136,8 @@ class Classes(Stream):
         super().__post_init__()
         one_of(("per_task", "shared", "joint"), head=self.head)
         one_of(("label", "seeded"), order=self.order)
+        if self.masked and self.head != "joint":
+            raise ValueError(f"masked: true with head: {self.head}, which has its own loss; set head: joint")
 
     def periods(self, dataset: Dataset, split: Split, task: Task) -> tuple[Dataset, Sequence[Period]]:
         classes = int(dataset.labels.max()) + 1
@@ -137,11 +153,17 @@ class Classes(Stream):
             Period(
                 self.rounds,
                 restricted(partition, place // size == t),
-                Slice(task, t * size, (t + 1) * size) if self.head == "per_task" else task,
+                self._task(task, t * size, (t + 1) * size),
                 None if test_place is None else np.flatnonzero(test_place // size == t),
             )
             for t in range(self.tasks)
         ]
+
+    def _task(self, task: Task, low: int, high: int) -> Task:
+        """Return the task of a period with the classes low .. high - 1."""
+        if self.masked:
+            return Masked(task, low, high)
+        return Slice(task, low, high) if self.head == "per_task" else task
 
     def _relabelled(self, arrays: Arrays, places: np.ndarray, size: int) -> Arrays:
         """Return the samples with the labels that the tasks use."""

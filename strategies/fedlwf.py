@@ -4,8 +4,8 @@
     the server averages as FedAvg
 
 Li, Hoiem 2016, arXiv:1606.09282; with federated averaging also in Usmanova et al. 2021, arXiv:2109.04197.  z are
-outputs on the client's own samples of the present task.  If each task has its own outputs, the outputs of earlier
-tasks are distilled.  The teacher goes down once per task and client: P floats.
+outputs on the client's own samples of the present task.  If each task has its own outputs, or a masked head, the
+outputs of earlier tasks are distilled.  The teacher goes down once per task and client: P floats.
 Equals FedAvg: weight=0, equal bits in the loop.
 """
 
@@ -66,6 +66,9 @@ class FedLwF(Strategy):
     def __post_init__(self) -> None:
         checks.not_negative(weight=self.weight, hint="0 is FedAvg")
         checks.positive(temperature=self.temperature)
+
+    def averages(self) -> bool:
+        return self.server_optimiser.averages(self.lr)
 
     def init(self, model: Params, ctx: ServerContext) -> State:
         return State(model, model, self.server_optimiser.init(model))

@@ -101,6 +101,7 @@ GENERIC = {
     "local": "local training, this machine, statistics of batch normalisation; strategy, client",
     "median": "the statistic; strategy",
     "partial": "functools.partial, partial work of late clients; client",
+    "target": "what is predicted, aimed at or checked; strategy, client",
     "vertical": "vertical federated learning, in which parties hold columns; partition",
 }
 

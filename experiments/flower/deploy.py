@@ -3,7 +3,8 @@
     python -m experiments.flower.deploy [--only fedavg] [--out DIR]
 
 The deployment is a SuperLink and three SuperNodes, each in its own process, connected by TLS with certificates of
-`fl flower certificates`. A proxy between each SuperNode and the SuperLink forwards the encrypted bytes and counts them.
+`fl flower certificates`. The SuperLink accepts only SuperNodes with a registered key. A proxy between each SuperNode
+and the SuperLink forwards the encrypted bytes and counts them.
 
     idle     bytes of polling and heartbeats in the same time, at the rate measured before the first run
     ratio    (bytes on the wire - idle) / bytes in the ledger
@@ -73,7 +74,7 @@ class Deployment:
 
     def __init__(self, folder: Path):
         self.folder, self.processes = folder, []
-        make_certificates(folder / "tls")
+        make_certificates(folder / "tls", nodes=NODES)
         self.port, *self.local = _free_ports(1 + NODES)
         self.proxies = [Proxy(self.port) for _ in range(NODES)]
         # SuperLink and SuperNodes start other programs by name
@@ -89,13 +90,16 @@ class Deployment:
     def __enter__(self) -> Deployment:
         tls, address = self.folder / "tls", ["--host", "127.0.0.1", "--port"]
         files = [f"--ssl-{name}file={tls}/{file}" for name, file in TLS]
-        server = ["flower-superlink", "--disable-runtime-dependency-installation"]
+        server = ["flower-superlink", "--disable-runtime-dependency-installation", "--enable-supernode-auth"]
         self._start("superlink", [*server, *address, str(self.port), *files])
         _wait_for(self.port)
+        for i in range(NODES):
+            self._flwr(["supernode", "register", tls / f"node-{i}.pub", "here"], self.folder / f"register-{i}.log")
         for i, (proxy, local) in enumerate(zip(self.proxies, self.local)):
             link = ["--superlink", f"127.0.0.1:{proxy.port}", "--root-certificates", str(tls / "ca.crt")]
             node = ["--node-config", f"partition-id={i} num-partitions={NODES}", *address, str(local), *files]
-            self._start(f"supernode-{i}", ["flower-supernode", *link, *node])
+            key = ["--auth-supernode-private-key", str(tls / f"node-{i}")]
+            self._start(f"supernode-{i}", ["flower-supernode", *link, *key, *node])
         for local in self.local:
             _wait_for(local)
         return self
@@ -120,12 +124,16 @@ class Deployment:
 
     def run(self, app: Path, out: Path) -> None:
         """Perform `flwr run` of an app and wait for its end."""
-        log = open(app.with_suffix(".log"), "w")
-        program = Path(sys.executable).parent / "flwr"
-        command = [program, "run", app, "here", "--stream", "-c", f'out="{out}"']
-        subprocess.run(command, env=self.env, stdout=log, stderr=subprocess.STDOUT, check=True, timeout=1200)
+        log = app.with_suffix(".log")
+        self._flwr(["run", app, "here", "--stream", "-c", f'out="{out}"'], log)
         if not (out / "model.safetensors").exists():
-            raise RuntimeError(f"the run failed; see {log.name} and {self.folder}/*.log")
+            raise RuntimeError(f"the run failed; see {log} and {self.folder}/*.log")
+
+    def _flwr(self, arguments: list[str | Path], log: Path) -> None:
+        """Run a command of `flwr`, which has to end well."""
+        command = [Path(sys.executable).parent / "flwr", *arguments]
+        with open(log, "w") as output:
+            subprocess.run(command, env=self.env, stdout=output, stderr=subprocess.STDOUT, check=True, timeout=1200)
 
     def count(self) -> dict[str, int]:
         """Return the bytes on the wire since the start, by direction."""

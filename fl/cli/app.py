@@ -1,6 +1,7 @@
 """The command `fl`: every command with its help panel, in the order of `fl --help`.
 
 fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
+fl evaluate DIR evaluation.splits=[test] --checkpoint best
 fl compare runs/a runs/b --target val/accuracy=0.9 --plot curves.png      fl matrix runs/stream --plot matrix.png
 fl plot runs/a runs/b --out curves.pdf --width column --label "a=FedAvg"
 fl ledger runs/a --by client      fl participation runs/a runs/b --plot participation.png
@@ -21,7 +22,7 @@ from fl.cli import flower, parts, reports, runs, tools
 from fl.cli.interrupts import stop_on_signals
 
 PANELS: dict[str, dict[str, Callable[..., None]]] = {
-    "Runs": {"run": runs.run, "resume": runs.resume, "digest": runs.digest},
+    "Runs": {"run": runs.run, "resume": runs.resume, "evaluate": runs.evaluate, "digest": runs.digest},
     "Reports": {
         "compare": reports.compare,
         "plot": reports.plot,

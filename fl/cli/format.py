@@ -61,7 +61,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if len(shown) < len(metrics):
         lines["more metrics"] = f"{len(metrics) - len(shown)} in {directory}/metrics.jsonl"
     lines |= {"MB up, down": f"{up}, {down}", "time": format_seconds(summary["total_wall_seconds"])}
-    lines |= {"digest": summary["digest"], "directory": directory}
+    lines |= {"digest": summary["digest"], "configuration": summary["configuration"], "directory": directory}
     if finished:
         lines["more rounds"] = f"fl resume {directory} rounds=+10"
     else:

@@ -1,4 +1,4 @@
-"""Commands about runs: run, resume, digest."""
+"""Commands about runs: run, resume, evaluate, digest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, say
 from fl.cli.execute import execute_flower_app, execute_runs
+from fl.cli.format import four_decimals, two_columns
+from fl.cli.json_output import print_json
 from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Quiet, Traceback
 from fl.cli.overrides import SMOKE_COHORT, SMOKE_ROUNDS, parse_overrides, parse_seed_range, shrink_for_smoke
 from fl.errors import ConfigError
@@ -76,6 +78,36 @@ def resume(
             return
         start = partial(simulation.resume, directory, changed=changed, **changes)
         execute_runs([start], as_json, quiet=quiet, directory=directory)
+
+
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="Run directory, or a YAML configuration file.")],
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="Which model of a run directory: latest, or best (by evaluation.select).")
+    ] = "latest",
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Evaluate although data, code or packages are not those of the run.")
+    ] = False,
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
+    """Evaluate the model of a run, or of a configuration (model.init=FILE), without training. The run is only read."""
+    with report_errors(traceback):
+        changes = parse_overrides(overrides)
+        from dataclasses import asdict
+
+        from fl.simulation.evaluate_only import evaluate
+        from fl.storage.run import finite
+
+        log_to_stderr()
+        found = evaluate(source, checkpoint=checkpoint, changed=changed, **changes)
+        if as_json:
+            print_json(finite(asdict(found)))
+            return
+        lines = {"model": f"{found.checkpoint}, after {found.rounds} rounds", "digest": found.digest}
+        lines |= {name: four_decimals(value) for name, value in found.metrics.items()}
+        print(two_columns(lines.items()))
 
 
 def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:

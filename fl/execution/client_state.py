@@ -3,6 +3,7 @@
     {"method": the client algorithm's state,
      "residuals": group -> error of the codec, to add to the next update,
      "last_received": group -> value to which the next difference is added,
+     "optimiser": memory of the client's optimisers, by phase,
      "statistics": running statistics of batch normalisation}
 
 Without any engine state the record is the method's state alone (`Job.has_engine_state`).

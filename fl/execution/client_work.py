@@ -120,6 +120,8 @@ class LoopWork(ClientWork):
         ctx = self.client_context(client, received, config, record)
         if d.limits is not None:
             ctx = replace(ctx, limit=int(d.limits[at[0]]))
+        if self.job.keeps_optimisers and record is not None:
+            ctx = replace(ctx, optimiser=self.device.put(record.get("optimiser")))
         return ctx, record
 
     def _send(self, at: np.ndarray, ctx: ClientContext, record: Tree, reply: Reply) -> None:
@@ -128,12 +130,12 @@ class LoopWork(ClientWork):
             self.columns.add(at, {"carry": np.array([self.worker.scratch.append(self.device.fetch(reply.carry))])})
 
         def keep(residuals: dict[str, Residuals]) -> None:
-            self._keep(at, ctx, record, reply.state, residuals)
+            self._keep(at, ctx, record, reply, residuals)
 
         self.uploads.upload(at, reply.update, ctx.received, [record], stacked=False, careful=True, keep=keep)
 
     def _keep(
-        self, at: np.ndarray, ctx: ClientContext, record: Tree, state: Tree, residuals: dict[str, Residuals]
+        self, at: np.ndarray, ctx: ClientContext, record: Tree, reply: Reply, residuals: dict[str, Residuals]
     ) -> None:
         """Write what is kept of the client at one position."""
         engine: dict[str, Tree] = {"residuals": residuals} if self.uploads.feedback else {}
@@ -141,7 +143,9 @@ class LoopWork(ClientWork):
             engine["statistics"] = ctx.initial.frozen.select(self.statistics)
         if self.downloads.differences:
             engine["last_received"] = {name: ctx.received[name] for name in self.downloads.differences}
-        kept = self.device.fetch(new_record(self.job, record, state, engine))
+        if reply.optimiser is not None:
+            engine["optimiser"] = reply.optimiser
+        kept = self.device.fetch(new_record(self.job, record, reply.state, engine))
         if kept is not None:
             self.columns.add(at, {"state": np.array([self.worker.states.append(kept)])})
 

@@ -98,7 +98,12 @@ class Job:
     def has_engine_state(self) -> bool:
         """Whether the engine stores client state beside the method's own state (fl/execution/client_state.py)."""
         wraps = find_wrapper(self.up, ErrorFeedback) or find_wrapper(self.down, Delta)
-        return bool(self.statistics or wraps)
+        return bool(self.statistics or wraps or self.keeps_optimisers)
+
+    @property
+    def keeps_optimisers(self) -> bool:
+        """Whether clients keep their optimisers' memory."""
+        return getattr(self.algorithm, "optimiser_state", "reset") == "kept"
 
     def arrays_of(self, client: int) -> Mapping[str, Tensor]:
         """Return the data in which the rows of a client lie: those of all clients, or its own columns."""

@@ -6,9 +6,7 @@ Both ends resolve it in the same way and compare its digest before round 0. Flow
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import yaml
 
 from fl.config.config import Config, resolve
+from fl.config.digest import config_digest
 from fl.config.reading import read
 from fl.config.yaml import parse
 from fl.flower.deployable import deployable
@@ -45,10 +44,7 @@ def _changed(text: str, overrides: str) -> str:
     return config_text(read(parse(text), json.loads(overrides)))
 
 
-def config_digest(text: str) -> str:
-    """Return a hash of a configuration that does not depend on the folders of its files.
-
-    >>> config_digest("client: /home/a/mine.py:SGD") == config_digest("client: /srv/mine.py:SGD")
-    True
-    """
-    return hashlib.sha256(re.sub(r"/[^\s'\"]*/", "/", text).encode()).hexdigest()
+@functools.lru_cache(maxsize=4)
+def text_digest(text: str) -> str:
+    """Return the digest of a resolved configuration (YAML), the one that `fl run` prints."""
+    return config_digest(resolve(parse(text)))

@@ -24,7 +24,7 @@ from fl.config.config import resolve
 from fl.config.yaml import parse
 from fl.errors import ClientError
 from fl.flower.client_worker import answer
-from fl.flower.configuration import APP_KEYS, Source, apply_run_config, config_digest, config_text
+from fl.flower.configuration import APP_KEYS, Source, apply_run_config, config_text, text_digest
 from fl.flower.deployable import assembled
 from fl.flower.hello import answer_hello
 from fl.flower.server_executor import FlowerExecutor
@@ -67,7 +67,7 @@ def client_app(config: Source) -> ClientApp:
     text = config_text(config)
 
     def digest(context: Context) -> str:
-        return config_digest(apply_run_config(text, context.run_config))
+        return text_digest(apply_run_config(text, context.run_config))
 
     def work(message: Message, context: Context) -> Message:
         return Message(answer(apply_run_config(text, context.run_config), message.content, context), reply_to=message)
@@ -84,7 +84,9 @@ def run_server(
     """Run a resolved configuration (YAML) over the SuperNodes of a grid; the other arguments as in `server_app`."""
     config = resolve(parse(text))
     directory = Path(out) if out else new_directory(config)
-    executor = FlowerExecutor(grid, config_digest(text), wait, None if timeout is None else float(timeout))
+    digest = text_digest(text)
+    print(f"configuration {digest[:12]} in {directory}", flush=True)
+    executor = FlowerExecutor(grid, digest, wait, None if timeout is None else float(timeout))
     with assembled(config, directory, committed(directory), executor) as simulation:
         result = simulation.run([_PrintedRounds()])
     print(f"{result.reason}; model {result.digest[:12]} in {result.directory}", flush=True)

@@ -81,16 +81,18 @@ class Project:
 
     @property
     def next_steps(self) -> str:
-        """The commands that run the project on this machine; docs/flower.md explains them."""
+        """The commands that run the project on this machine, with authenticated SuperNodes; docs/flower.md has more."""
         last = self.clients - 1
-        others = "" if not last else f"   # and one for each of 1 to {last}, with --port {9094 + 1} to {9094 + last}"
+        each = "" if not last else f"   # and of each of 1 to {last}"
+        ports = "" if not last else f", with --port {9094 + 1} to {9094 + last}"
         return "\n".join(
             (
-                "fl flower certificates tls",
-                "flower-superlink --disable-runtime-dependency-installation --ssl-ca-certfile tls/ca.crt "
-                "--ssl-certfile tls/server.crt --ssl-keyfile tls/server.key",
+                f"fl flower certificates tls --nodes {self.clients} >> ~/.flwr/config.toml",
+                "flower-superlink --disable-runtime-dependency-installation --enable-supernode-auth --ssl-ca-certfile "
+                "tls/ca.crt --ssl-certfile tls/server.crt --ssl-keyfile tls/server.key",
+                f"flwr supernode register tls/node-0.pub my-superlink{each}",
                 "flower-supernode --superlink 127.0.0.1:8000 --root-certificates tls/ca.crt --port 9094 "
-                f'--node-config "partition-id=0"{others}',
+                f'--auth-supernode-private-key tls/node-0 --node-config "partition-id=0"{each}{ports}',
                 f"flwr run {self.directory} my-superlink --stream   # my-superlink: see docs/flower.md",
             )
         )

@@ -61,7 +61,11 @@ class SuperNodes:
         self._known.add(node)
         client = partition_id(facts)
         if facts["config"] != self.digest:
-            raise ConfigError("", f"client {client} runs another configuration than the server")
+            raise ConfigError(
+                "",
+                f"client {client} runs another configuration than the server: digest {str(facts['config'])[:12]}, the "
+                f"server's is {self.digest[:12]}. Install the same app on both; `fl run` prints the digest, too",
+            )
         if self.of.get(client, node) in set(online) - {node}:
             raise ConfigError(
                 "", f"two SuperNodes have partition-id={client} ({self.of[client]}, {node}); give each its own"

@@ -49,6 +49,7 @@ class ClientContext:
         module_facts: what the module does beside computing outputs.
         facts: what `LocalTraining.facts` returned for the training rows; None if nobody has asked for them yet.
         unlabelled: the client's training rows without labels, without the array "y".
+        optimiser: memory of the client's optimisers by phase, for `optimiser_state: kept`; None if there is none.
         training_loop: the engine's loop for `LocalTraining`, such as `fl.execution.training.loop.train`.
     """
 
@@ -74,6 +75,7 @@ class ClientContext:
     facts: Tree = None
     unlabelled: View = NO_ROWS
     strong: tuple[Augment, ...] = ()
+    optimiser: Tree = None
     training_loop: Callable[[LocalTraining, ClientContext], Reply] | None = None
 
     @property
@@ -105,8 +107,10 @@ class Reply:
         update: the update to send.
         state: the client's new state; None keeps the old one.
         carry: value that the client gets in the round's next exchange; None keeps the old one.
+        optimiser: memory of the client's optimisers to keep, for `optimiser_state: kept`; None keeps the old one.
     """
 
     update: Update
     state: Tree = None
     carry: Tree = None
+    optimiser: Tree = None

@@ -31,6 +31,7 @@ from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.facts import data_facts
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
+from fl.method.optimiser_memory import OptimiserState, require_memory
 from fl.method.phase import LastBatch, Phase, rate_at
 from fl.method.views import TrainingView
 from fl.models.binding import Initial, outputs_under
@@ -144,6 +145,9 @@ class LocalTraining(ClientAlgorithm):
         trains: glob patterns of the names of trained parameters. Default: all.
         rates: glob pattern -> factor of the learning rate of the parameters whose names match, positive, such as
             {"head.*": 10.0}. A parameter may match one pattern. Default: 1 for all.
+        optimiser_state: what happens to the optimiser's memory, such as velocities, between two local trainings.
+            "reset": it is dropped. "kept": each client keeps its own as state. "averaged": the server averages it and
+            sends it down, at the cost of bytes in both directions. Needs an optimiser with memory; trains in the loop.
     """
 
     epochs: int | float | None = None  # noqa: PYI041  # the configuration keeps 2 an int
@@ -155,11 +159,13 @@ class LocalTraining(ClientAlgorithm):
     trains: tuple[str, ...] | None = None
     last_batch: LastBatch | None = None
     rates: dict[str, float] | None = None
+    optimiser_state: OptimiserState = "reset"
 
     def __post_init__(self) -> None:
         positive(epochs=self.epochs, steps=self.steps, batch=self.batch, clip=self.clip)
         within("(0, inf)", epochs=self.epochs)
         one_of(get_args(LastBatch), last_batch=self.last_batch)
+        one_of(get_args(OptimiserState), optimiser_state=self.optimiser_state)
         for pattern, factor in (self.rates or {}).items():
             positive(rates=factor, hint=f"it is the factor of {pattern!r}; `trains` leaves parameters out")
         if self.epochs is not None and self.steps is not None:
@@ -169,6 +175,12 @@ class LocalTraining(ClientAlgorithm):
             )
         if not isinstance(self.lr, LRSchedule):  # a schedule checks itself
             not_negative(lr=self.lr)
+        if self.optimiser_state != "reset":
+            if type(self).work is not LocalTraining.work:
+                one_of(
+                    ("reset",), optimiser_state=self.optimiser_state, hint=f"{type(self).__name__} has its own work()"
+                )
+            require_memory(self)
 
     # -- hooks of a method ---------------------------------------------------------------------------------------
     @property

@@ -87,7 +87,8 @@ class Optimiser:
             grad: the gradient, of the same layout.
             state: the optimiser's memory.
             lr: learning rate of this step.
-            t: number of the step in its phase, from 0.
+            t: number of steps that `state` remembers; the number of the step in its phase, from 0, unless the memory
+                lasts from round to round (`optimiser_state`).
         """
         raise NotImplementedError
 

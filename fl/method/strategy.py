@@ -65,6 +65,7 @@ class ServerContext:
         val: validation rows of the active party by name, if the partition is vertical; else {}. Then `server`, `val`
             and `test` hold the active party's columns and labels, row by row as `ctx.train`, `ctx.val` and `ctx.test`
             of the other parties.
+        periods: number of periods of the stream; 1 without one.
     """
 
     seed: int
@@ -85,6 +86,7 @@ class ServerContext:
     outputs: int = 0
     evaluated: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     val: Mapping[str, Tensor] = field(default_factory=dict)
+    periods: int = 1
 
     @property
     def last(self) -> bool:

@@ -37,6 +37,7 @@ from fl.simulation.agreement import check_adversary, check_after_reduction, chec
 from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
+from fl.simulation.optimiser_average import check_optimiser_state
 from fl.simulation.setup import RunSetup, device, sample_inputs
 from fl.simulation.trial import Trial
 from fl.simulation.vertical import (
@@ -78,6 +79,7 @@ def set_up_run(config: Config) -> RunSetup:
     check_sampler(config, periods)
     check_adversary(config, trainable)
     check_after_reduction(config)
+    check_optimiser_state(config)
     for task in (config.task, *(period.task for period in periods)):
         _located("task", partial(config.client.check_task, task))
     outputs = _num_outputs(config, dataset)

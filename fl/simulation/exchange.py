@@ -10,6 +10,7 @@ training which updates it will sum. Without a deadline or over-selection, second
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from fl.simulation.attacked_exchanges import AttackedExchanges
 from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.observed import Observed
+from fl.simulation.optimiser_average import OptimiserAverage
 from fl.simulation.setup import RunSetup
 from fl.simulation.stored_states import StoredStates
 from fl.simulation.totals import RoundTotals
@@ -60,6 +62,7 @@ class ExchangeRunner:
         self.users_strategy = has_users_code(run_setup.config.strategy)
         self.stored_states = StoredStates(run_setup, states, executor.remote)
         self.observed = Observed() if run_setup.config.cohort.observes else None
+        self.optimisers = OptimiserAverage(run_setup.config)
         self.attacked = AttackedExchanges.of(run_setup, executor, folder.path / "scratch")
         self.begin(0, 0, EMPTY_COHORT)
 
@@ -85,12 +88,12 @@ class ExchangeRunner:
 
     def record(self) -> dict[str, Any]:
         """Return what a resumed run needs. Call it when everything else of the round is done."""
-        return {**self.downlink.record(), "now": self.time.now}
+        return {**self.downlink.record(), "now": self.time.now, "optimiser": self.optimisers.memory}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Take over a `record`."""
         self.downlink.restore(record)
-        self.time.now = record["now"]
+        self.time.now, self.optimisers.memory = record["now"], record["optimiser"]
 
     def sample(
         self, state: Tree, first_request: Callable[[], Any], round_: int, sizes: np.ndarray
@@ -107,6 +110,12 @@ class ExchangeRunner:
 
     def run(self, exchange: Exchange) -> ExchangeResult:
         """Broadcast, train, reduce: carry out one exchange and book its bytes and metrics."""
+        outcome = self._run(self.optimisers.extend(exchange))
+        if self.optimisers.active:
+            outcome = replace(outcome, value=self.optimisers.learn(exchange, outcome.value))
+        return outcome
+
+    def _run(self, exchange: Exchange) -> ExchangeResult:
         cohort = self.largest_first(exchange)
         broadcast = Broadcast.of(exchange.broadcast)
         with span("encode", "broadcast"):

@@ -11,20 +11,21 @@ from fl.models.extension import note as added_parts
 from fl.simulation.setup import RunSetup
 
 
-def headline(setup: RunSetup, directory: Path, place: str) -> str:
+def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
     """Return one line that tells what runs.
 
     Args:
         setup: the run.
         directory: the run directory.
         place: the executor in words, see `Choice.words`; "" if clients are elsewhere.
+        digest: the digest of the configuration; its first 12 characters are shown.
     """
     strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
     compiles = setup.plan.kind == "compiled" and not cache.is_cached()
     return (
         f"{strategy} with client {client}, {setup.population} clients, {_parameters(setup)}, "
         f"training {setup.plan.kind}{' (half a minute, the first time)' if compiles else ''}{_loops_because(setup)}"
-        f"{place and ' '}{place}, in {directory}"
+        f"{place and ' '}{place}, configuration {digest[:12]}, in {directory}"
         + "".join(f". Note: {note}" for note in (*_notes(setup), *setup.dataset.notes))
     )
 

@@ -29,6 +29,7 @@ class Result:
         model: the final model.
         directory: the run directory.
         reason: why the run ended.
+        configuration: digest of the configuration, see `fl.config.digest`.
         baselines: results of the configuration's `baselines`, by name.
     """
 
@@ -36,6 +37,7 @@ class Result:
     model: Params
     directory: Path
     reason: str
+    configuration: str
     baselines: Mapping[str, Result] = field(default_factory=dict)
 
     @property
@@ -98,11 +100,12 @@ class Result:
 
     @property
     def summary(self) -> Row:
-        """The last round's metrics, totals over all rounds, and the model's digest."""
+        """The last round's metrics, totals over all rounds, and the digests of model and configuration."""
         last = self.metrics[-1] if self.metrics else {}
         summed = ("uplink_bytes", "downlink_bytes", "wall_seconds")
         totals = {f"total_{name}": sum(row[name] for row in self.metrics) for name in summed}
-        row = {"directory": str(self.directory), "reason": self.reason, "digest": self.digest, "final": last, **totals}
+        row: Row = {"directory": str(self.directory), "reason": self.reason, "digest": self.digest}
+        row |= {"configuration": self.configuration, "final": last, **totals}
         others = {name: result.summary for name, result in self.baselines.items()}
         return {**row, "baselines": others} if others else row
 
@@ -115,7 +118,7 @@ def _pandas() -> ModuleType:
     return pandas
 
 
-def save_result(folder: RunDirectory, round_: int, reason: str, model: Params) -> Result:
+def save_result(folder: RunDirectory, round_: int, reason: str, model: Params, configuration: str) -> Result:
     """Write the final model and the tables of a run, and return its result.
 
     Args:
@@ -123,6 +126,7 @@ def save_result(folder: RunDirectory, round_: int, reason: str, model: Params) -
         round_: rounds done.
         reason: why the run ends.
         model: the model after the last round.
+        configuration: digest of the configuration.
     """
     from safetensors.torch import save_file
 
@@ -130,4 +134,4 @@ def save_result(folder: RunDirectory, round_: int, reason: str, model: Params) -
     with files.replacing(folder.path / "model.safetensors") as part:
         save_file(copies, part, {"round": str(round_)})
     folder.export()
-    return Result(read_metrics(folder.path), model, folder.path, reason)
+    return Result(read_metrics(folder.path), model, folder.path, reason, configuration)

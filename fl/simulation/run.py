@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.config.config import Config, resolve
+from fl.config.digest import FREE_TO_CHANGE
 from fl.config.reading import read
 from fl.config.references import references_to_code
 from fl.errors import ConfigError, dotted
@@ -20,7 +21,6 @@ from fl.simulation import baselines
 from fl.simulation.result import Result
 from fl.simulation.simulation import Simulation, Steps, exhausted
 from fl.simulation.totals import Row
-from fl.simulation.unchanged import FREE_TO_CHANGE
 from fl.storage import files
 from fl.storage.lock import locked
 from fl.storage.place import check_place, folder_name

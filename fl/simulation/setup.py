@@ -166,6 +166,7 @@ class RunSetup:
             tiers=getattr(self.config.server, "tiers", 1),
             sample_shape=self.dataset.train["x"].shape[1:],
             outputs=self.outputs,
+            periods=len(self.periods),
         )
 
     # -- plans ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 
 from fl.communication.ledger import Ledger
 from fl.config.config import Config
+from fl.config.digest import config_digest
 from fl.errors import ConfigError, located
 from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.isolation import isolated
@@ -24,6 +25,7 @@ from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor, Serial
 from fl.execution.workers.process import configure_process
+from fl.method.requests import Exchange
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation import unchanged
 from fl.simulation.agreement import check_asynchronous, check_finite, check_groups, check_state
@@ -34,6 +36,7 @@ from fl.simulation.evaluation import add_period, all_evaluated
 from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.final_work import run_final
 from fl.simulation.headline import headline
+from fl.simulation.optimiser_average import OptimiserAverage
 from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_evaluation, run_generator
 from fl.simulation.result import Result, save_result
@@ -82,6 +85,7 @@ class Simulation:
     folder: RunDirectory
     states: ClientStates
     executor: Executor
+    digest: str  # of the configuration
     choice: Choice | None  # of the executor; None if it was given
 
     def __init__(
@@ -93,6 +97,7 @@ class Simulation:
         changed: bool = False,
     ):
         self.config, self.directory, self.changed = config, directory, changed
+        self.digest = config_digest(config)
         with ExitStack() as stack:
             stack.enter_context(locked(directory))
             if not resumed and committed(directory):
@@ -160,7 +165,7 @@ class Simulation:
         return self.config.strategy.model(self.state)
 
     def _interrupted(self) -> Result:
-        return save_result(self.folder, self.round, "interrupted", self.model)
+        return save_result(self.folder, self.round, "interrupted", self.model, self.digest)
 
     def _finish(self, callbacks: Callbacks) -> Result:
         """Let the strategy work after the last round, and write the result."""
@@ -171,7 +176,7 @@ class Simulation:
             self.folder.keep_final(final_row, {"round": self.round, "state": state}, self.states)
             callbacks.final(final_row)
         model = self.config.strategy.model(state)
-        return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", model)
+        return save_result(self.folder, self.round, self.stopping.reason or "all rounds done", model, self.digest)
 
     def one_round(self, callbacks: Callbacks = NO_CALLBACKS) -> Row:
         """Run one round: sample a cohort, broadcast, train, reduce, step, evaluate. Return the round's metrics."""
@@ -247,6 +252,8 @@ class Simulation:
         check_state(self.config.strategy, self.state)
         request = self.first_request()
         check_groups(self.config, request)
+        if isinstance(request, Exchange):
+            OptimiserAverage(self.config).extend(request)  # it refuses some exchanges
         check_asynchronous(self.config, request)
 
     # -- parts of a round -----------------------------------------------------------------------------------------
@@ -333,7 +340,7 @@ class Simulation:
     def headline(self) -> str:
         """One line that tells what runs."""
         place = "" if self.choice is None else self.choice.words(self.run_setup.plan.kind)
-        line = headline(self.run_setup, self.directory, place)
+        line = headline(self.run_setup, self.directory, place, self.digest)
         return f"{line}. Note: {UNPROTECTED}" if isinstance(self.executor, Serial) else line
 
     # -- commits --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fl import origins, registry
+from fl.config.digest import FREE_TO_CHANGE
 from fl.config.references import references_to_code
 from fl.errors import ConfigError, dotted
 from fl.models.client_models import ClientModel
@@ -24,11 +25,6 @@ from fl.simulation.setup import RunSetup
 from fl.storage.run import RunDirectory, machine
 from fl.tensors.serialise import digest
 
-# keys of the configuration that do not change results
-FREE_TO_CHANGE = {
-    *(f"execution.{key}" for key in ("executor", "workers", "address", "client_timeout")),
-    "checkpoint.every",
-}
 FREE = {"rounds", "checkpoint.best"} | FREE_TO_CHANGE
 PACKAGES = ("fl", "torch", "numpy", "numba")  # those that compute
 DIGESTS = {"data_sha256": "the data", "partition_sha256": "the partition", "model_sha256": "the first model"}
@@ -54,14 +50,7 @@ def require_unchanged(folder: RunDirectory, run_setup: RunSetup, round_: int, ch
     Raises:
         ConfigError: something that results depend on has changed.
     """
-    file = folder.path / "environment.json"
-    try:
-        before = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        before, differences = {}, [f"environment.json cannot be read ({error})"]
-    else:
-        now = {**machine(), **_facts(run_setup, {})}
-        differences = _differences(before, now)
+    before, differences = _compared(folder.path, {**machine(), **_facts(run_setup, {})})
     if not differences:
         return
     told = "; ".join(differences)
@@ -75,6 +64,27 @@ def require_unchanged(folder: RunDirectory, run_setup: RunSetup, round_: int, ch
     sources = _sources(run_setup)
     history = [*before.get("changes", ()), {"round": round_, "changes": differences}]
     folder.describe(_facts(run_setup, sources) | {"changes": history}, sources)
+
+
+def changes_of_inputs(directory: Path, now: Facts) -> list[str]:
+    """Return what has changed, in words, since the run in `directory` began, beside its configuration.
+
+    Args:
+        directory: the run directory.
+        now: content of environment.json of the present set-up.
+    """
+    before, differences = _compared(directory, now)
+    configured = set(_of_configs(before.get("config", {}), now["config"], ""))
+    return [difference for difference in differences if difference not in configured]
+
+
+def _compared(directory: Path, now: Facts) -> tuple[Facts, list[str]]:
+    """Return what a run recorded at its beginning, and the differences from `now` in words."""
+    try:
+        before = json.loads((directory / "environment.json").read_text())
+    except (OSError, ValueError) as error:
+        return {}, [f"environment.json cannot be read ({error})"]
+    return before, _differences(before, now)
 
 
 def _facts(run_setup: RunSetup, sources: Mapping[str, str]) -> Facts:

@@ -105,6 +105,20 @@ class ClientStates:
             np.save(rows, np.column_stack([clients, self.index[clients]]))  # rows (client, location)
             files.write_file(self.folder / f"{name}.npy", rows.getvalue())
 
+    def restore_pinned(self, name: str) -> None:
+        """Return to the states that `pin` has protected; clients have none if there were none. For readers only.
+
+        Raises:
+            Damaged: a segment is lost or too short.
+        """
+        self.close()
+        self.staged, self.index = [], None
+        path = self.folder / f"{name}.npy"
+        if path.is_file():
+            rows = np.load(path, allow_pickle=False)
+            Segments(self.folder).check(rows[:, 1:])
+            self._index()[rows[:, 0]] = rows[:, 1:]
+
     def sweep(self, number: int, needed: int) -> None:
         """Delete segments that no commit and no pinned state uses. Call it after each commit.
 

@@ -2,8 +2,9 @@
 
 A client begins when the round begins, or when it comes back. It arrives when download, compute and upload are done.
 The round ends with the `needed`-th arrival, at the deadline, or when no more clients can arrive (the server notices a
-broken connection at once). All of this is known before any client trains: durations follow from sizes, drop-outs from
-addresses. Ties go to the smaller id.
+broken connection at once). If fewer than `least` updates have arrived at the deadline, it ends with the `least`-th
+arrival, or when no more clients can arrive. All of this is known before any client trains: durations follow from sizes,
+drop-outs from addresses. Ties go to the smaller id.
 
     seconds = download + compute + upload of the last client used + waiting    (for it, for others, for the deadline)
 """
@@ -65,19 +66,28 @@ class Synchronous(ServerMode):
     Args:
         deadline_seconds: Later updates are left out; seconds of virtual time, positive. Default: no deadline.
         needed: Use the first `needed` arrivals of a larger cohort (over-selection); at least 1. Default: all.
+        least: Updates that the server waits for beyond the deadline; at least 1, and at most `needed`. The round then
+            ends with the arrival of the `least`-th one. Default: the deadline holds, even without any update.
         partial: A client that would be late does as many local steps as fit before the deadline; if none
             fits, it does not train. Each step takes the same time; computation outside the steps is done in full.
     """
 
     deadline_seconds: float | None = None
     needed: int | None = None
+    least: int | None = None
     partial: bool = False
 
     def __post_init__(self) -> None:
         within("(0, inf)", deadline_seconds=self.deadline_seconds)
-        at_least(1, needed=self.needed)
+        at_least(1, needed=self.needed, least=self.least)
         if self.partial and self.deadline_seconds is None:
             raise ValueError("partial: true needs a deadline; set deadline_seconds")
+        if self.least is not None and self.deadline_seconds is None:
+            raise ValueError("least: without a deadline the server waits for all updates; set deadline_seconds")
+        if self.least is not None and self.partial:
+            raise ValueError("least: with partial: true nothing arrives after the deadline; leave one of them out")
+        if self.least is not None and self.needed is not None and self.least > self.needed:
+            raise ValueError(f"least: {self.least} is more than needed: {self.needed}, after which the round ends")
 
     @property
     def chooses(self) -> bool:
@@ -152,10 +162,14 @@ class Synchronous(ServerMode):
         dropped = comes & ~idle & (breaks < math.inf) & (breaks <= leave)
         gone = ~comes | (~dropped & ~idle & (leave < math.inf))
         settled = np.where(comes & ~idle, np.minimum(np.minimum(breaks, leave), arrive), start)
-        arrives = ~dropped & ~gone & ~idle & (arrive <= limit)
         order = np.lexsort((clients, arrive))
-        order = order[arrives[order]]
-        enough = self.needed is not None and len(order) >= self.needed
+        order = order[(~dropped & ~gone & ~idle)[order]]
+        in_time = int((arrive[order] <= limit).sum())
+        waits = in_time < (self.least or 0)
+        order = order[: self.least if waits else in_time]
+        if waits:  # without an end, if too few clients can arrive
+            limit = float(arrive[order[-1]]) if len(order) == self.least else math.inf
+        enough = self.needed is not None and in_time >= self.needed
         order = order[: self.needed]
         end = float(arrive[order[-1]] if enough else min(limit, settled.max(initial=start)))
         included = np.zeros(n, bool)

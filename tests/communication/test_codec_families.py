@@ -24,6 +24,8 @@ from fl.communication.codecs.cast import FP16
 from fl.communication.codecs.count_sketch import CountSketch
 from fl.communication.codecs.eden import Eden, centroids
 from fl.communication.codecs.hadamard import Hadamard, hadamard_transform
+from fl.communication.codecs.k_means import KMeans
+from fl.communication.codecs.k_means import centroids as k_means_centroids
 from fl.communication.codecs.low_rank import LowRank
 from fl.communication.codecs.quantise import Quantise
 from fl.communication.codecs.random_k import RandomK
@@ -63,6 +65,7 @@ SETTINGS = {
     "ternary": [{"mode": "stochastic"}],
     "random_k": [{"scale": False}, {"ratio": 1}, {"ratio": 0.01}],
     "eden": [{"bits": 4}, {"scale": "least"}, {"bits": 2, "scale": "least", "block": 16}, {"block": 8}],
+    "k_means": [{"levels": 2}, {"levels": 5, "iterations": 1}, {"levels": 256}],
     "top_k": [{"positions": p} for p in ("golomb", "elias_gamma", "elias_fano", "auto")],
     "threshold": [{"value": 0}, {"value": 0.7, "relative": True, "positions": "golomb"}],
     "zstd": [{"shuffle": False}],
@@ -125,6 +128,41 @@ def test_each_bucket_has_its_scale():
     codec = Quantise(bits=2, mode="nearest", bucket=8)
     assert encode(codec, values).parts["scale"].tolist() == [1.0, 100.0, 0.25]
     assert through(codec, values).equal(values)
+
+
+# -- k-means ----------------------------------------------------------------------------------------------------------
+def test_k_means_by_hand():
+    values = torch.tensor([0.0, 10.0, 1.0, 12.0, 0.5])  # indices 0, 1, 0, 1, 0 in one bit each: 0b01010
+    encoded = encode(KMeans(levels=2), values)
+    assert encoded.parts["centroids"].tolist() == [0.5, 11.0] and encoded.parts["values"].tolist() == [0b01010]
+    assert through(KMeans(levels=2), values).tolist() == [0.5, 11.0, 0.5, 11.0, 0.5]
+    assert encoded.nbytes == 2 * 4 + 1 == KMeans(levels=2).exact_size(5)
+
+
+@pytest.mark.parametrize(("levels", "bits"), [(2, 1), (3, 2), (16, 4), (17, 5), (256, 8)])
+def test_k_means_takes_its_centroids_and_packed_indices(levels, bits):
+    encoded = encode(KMeans(levels=levels), normal(1001).expand(2, -1))
+    assert encoded.nbytes == 4 * levels + math.ceil(1001 * bits / 8)
+
+
+def test_k_means_is_exact_for_as_many_numbers_as_it_has_centroids():
+    numbers = torch.tensor([-3.5, 0.0, 1e-30, 1.0, 1.0000001])
+    values = numbers[torch.randint(5, (3, 500), generator=torch.Generator().manual_seed(0))]
+    assert through(KMeans(levels=5), values).equal(values)
+    behind = Chain((TopK(ratio=0.1), KMeans(levels=5)))  # SKC: the kept numbers are exact
+    assert through(behind, values[0]).equal(through(TopK(ratio=0.1), values[0]))
+
+
+@pytest.mark.parametrize("levels", [2, 7, 16])
+def test_k_means_finds_the_centroids_of_scikit_learn(levels):
+    from sklearn.cluster import KMeans as Reference
+
+    x = normal(400).exp().numpy()  # distinct, and skew
+    starts = np.sort(x)[((np.arange(levels) + 0.5) * len(x) / levels).astype(int)][:, None]
+    theirs = Reference(levels, init=starts, n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(x[:, None])
+    assert_allclose(k_means_centroids(x, levels, 300), np.sort(theirs.cluster_centers_[:, 0]), rtol=1e-5)
+    error = float((through(KMeans(levels=levels, iterations=300), torch.tensor(x)) - torch.tensor(x)).square().sum())
+    assert error == pytest.approx(theirs.inertia_, rel=1e-5)
 
 
 # -- signs and trits --------------------------------------------------------------------------------------------------

@@ -142,7 +142,9 @@ def test_hooks_that_work_for_many_clients_are_batched(client):
 def test_hooks_written_for_one_client_are_trained_in_the_loop(client, why, tmp_path):
     setup = set_up_run(resolve(config(client)))
     assert setup.plan.kind == "loop"
-    assert f"training loop ({setup.plan.why}) in this process, in" in headline(setup, tmp_path, "in this process")
+    assert f"training loop ({setup.plan.why}) in this process, configuration c0ffee" in headline(
+        setup, tmp_path, "in this process", "c0ffee"
+    )
     for plan in ("flat", "vmap"):
         with pytest.raises(ConfigError, match=f"execution.plan: '{plan}' is not possible: {why}.*Use 'loop' or 'auto'"):
             plan_of(client, **{"execution.plan": plan})

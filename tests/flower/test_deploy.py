@@ -192,6 +192,13 @@ def test_all_features_of_strategies_work_in_a_deployment(name, tmp_path, capsys)
     same_run(resolve(read(FEDERATION | small | rule)), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["kept", "averaged"])
+def test_memory_of_optimisers_gives_the_simulators_bits(kind, tmp_path, capsys):
+    client = {"lr": 0.01, "batch": 8, "optimiser": "adam", "optimiser_state": kind, "rates": {"*bias": 2.0}}
+    changes = {"rounds": 3, "strategy": "fedavg", "client": client, "execution": {"executor": "serial", "plan": "loop"}}
+    same_run(resolve(read({**FEDERATION, **changes})), tmp_path)
+
+
 @pytest.mark.parametrize("codec", ["identity", "zstd", {"quantise": {"bits": 8}}], ids=["identity", "zstd", "quantise"])
 def test_patches_of_a_static_group_give_the_simulators_bits(codec, tmp_path, capsys, monkeypatch):
     """Clients take part again after some rounds, and apply the increments that they lack to the stored sum.
@@ -255,7 +262,9 @@ def test_clients_of_another_module_are_refused(tmp_path, capsys):
 
 def test_another_configuration_is_refused(tmp_path, capsys):
     ours, theirs = (CONFIG | {"client": {"lr": lr}} for lr in (0.1, 0.2))
-    with pytest.raises(ConfigError, match="client 0 runs another configuration than the server"):
+    with pytest.raises(
+        ConfigError, match=r"client 0 runs another configuration.*digest \w{12}, the server's is \w{12}"
+    ):
         simulate(server_app(ours, out=tmp_path / "there"), client_app(theirs), 3, out=tmp_path / "grid")
 
 

@@ -129,6 +129,16 @@ def test_an_export_has_the_files_beside_the_users_files(tmp_path, monkeypatch):
     assert (config.strategy.rate, config.client.rate) == (0.5, 0.25)
 
 
+def test_the_printed_commands_authenticate_every_supernode(tmp_path):
+    certificates, superlink, register, supernode, run = export(CONFIG, tmp_path / "app").next_steps.splitlines()
+    clients = CONFIG["partition"]["clients"]
+    assert certificates.startswith(f"fl flower certificates tls --nodes {clients} ")
+    assert "--enable-supernode-auth" in superlink and "--insecure" not in superlink + supernode
+    assert register.startswith("flwr supernode register tls/node-0.pub my-superlink")
+    assert "--auth-supernode-private-key tls/node-0" in supernode and f"each of 1 to {clients - 1}" in supernode
+    assert run.startswith(f"flwr run {tmp_path / 'app'} my-superlink")
+
+
 # -- certificates -----------------------------------------------------------------------------------------------------
 def test_certificates_serve_tls_for_their_hosts_and_overwrite_nothing(tmp_path):
     files = make_certificates(tmp_path / "tls", ["server.example.org", "10.1.2.3"], nodes=2)

@@ -167,7 +167,7 @@ def test_a_list_assigns_models_to_clients(kind, tmp_path):
     assign = names if kind == "list" else str(tmp_path / "assign.json")
     setup = set_up_run(resolve(resolved(**{"model.assign": assign}).to_dict()))  # what config.yaml holds
     assert [setup.by_client.of(c).name for c in range(CLIENTS)] == names
-    assert headline(setup, tmp_path, "").startswith(
+    assert headline(setup, tmp_path, "", "").startswith(
         "Distil with client Distilled, 6 clients, 4 small of 1210 parameters, 2 deep of 2778 parameters, training loop"
     )
 

@@ -170,7 +170,7 @@ def test_the_models_own_tensors_keep_their_names_and_bits():
     assert all(torch.equal(extended.model[name], plain.model[name]) for name in plain.model)
     assert extended.facts.outputs == CLASSES
     assert head_names(extended.module, extended.model) == ["3.weight", "3.bias"] and last_layer(extended.module) == "3"
-    assert "client Pulled adds projection.* to the model (36 parameters)" in headline(extended, Path("here"), "")
+    assert "client Pulled adds projection.* to the model (36 parameters)" in headline(extended, Path("here"), "", "")
 
 
 def test_extended_tensors_are_frozen_trained_kept_and_adapted_by_name(tmp_path):

@@ -44,6 +44,45 @@ def went(round_) -> list[float]:
     return [round_.seconds, round_.download, round_.compute, round_.upload, round_.waiting]
 
 
+@pytest.mark.parametrize(
+    "least, seconds, included",
+    [(None, 2.5, [1, 1, 0, 0]), (2, 2.5, [1, 1, 0, 0]), (3, 3, [1, 1, 1, 0]), (4, 10, [1, 1, 1, 1]), (9, 10, [1] * 4)],
+)
+def test_the_server_waits_beyond_the_deadline_for_the_least_number_of_updates(least, seconds, included):
+    """Arrivals after 1, 2, 3 and 10 seconds, a deadline of 2.5."""
+    times = Times(np.zeros(4), np.array([1.0, 2.0, 3.0, 10.0]), np.zeros(4))
+    round_ = Synchronous(deadline_seconds=2.5, least=least).play(np.arange(4), times)
+    assert round_.seconds == seconds
+    assert_array_equal(round_.included, np.array(included, bool))
+    assert outcomes(round_) == ["in" if used else "late" for used in included]
+    assert_allclose(round_.spent, np.minimum([1, 2, 3, 10], seconds))
+    assert round_.seconds == round_.compute + round_.waiting
+
+
+def test_beyond_the_deadline_ties_go_to_the_smaller_id_and_lost_clients_are_not_waited_for():
+    times = Times(np.zeros(4), np.array([3.0, 3.0, 1.0, 9.0]), np.zeros(4))
+    tied = Synchronous(deadline_seconds=2, least=2, needed=2).play(np.array([7, 4, 5, 6]), times)
+    assert (tied.seconds, outcomes(tied)) == (3, ["late", "in", "in", "late"])
+    lost = Synchronous(deadline_seconds=2, least=3).play(
+        np.arange(4), times, completes=np.array([1, 0.5, 1, 1]), away=np.array([np.inf, np.inf, np.inf, 8.0])
+    )
+    assert (lost.seconds, outcomes(lost)) == (8, ["in", "dropped", "in", "away"])  # nobody can arrive after 8
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"least": 2}, "least: without a deadline the server waits for all updates; set deadline_seconds"),
+        ({"least": 2, "deadline_seconds": 1, "partial": True}, "least: with partial: true nothing arrives after"),
+        ({"least": 3, "deadline_seconds": 1, "needed": 2}, "least: 3 is more than needed: 2"),
+        ({"least": 0, "deadline_seconds": 1}, "least: 0 is not at least 1"),
+    ],
+)
+def test_least_that_cannot_be_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        Synchronous(**keys)
+
+
 def test_times_by_hand():
     assert_allclose(TIMES.download, [0.6, 0.6, 0.2])
     assert_allclose(TIMES.compute, [1, 2, 10])

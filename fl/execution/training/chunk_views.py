@@ -47,6 +47,8 @@ def _samples(
 ) -> dict[str, Tensor]:
     """Return the samples of one `Beside` of the first `count` clients in a step, name -> (count, b, ...)."""
     arrays, starts, sizes = _source(chunk, beside, count)
+    if beside.group and not len(arrays["x"]):  # no client has samples of this group
+        return {name: array.new_empty((count, 0, *array.shape[1:])).to(device) for name, array in arrays.items()}
     assert beside.batch != "full"  # such phases are trained one client at a time
     epochs, places = np.divmod(step * beside.batch + np.arange(beside.batch), sizes[:, None])
     first, several = epochs[:, 0], epochs[:, -1] - epochs[:, 0] + 1  # shuffles that a client's batch touches
@@ -65,8 +67,6 @@ def _source(chunk: Chunk, beside: Beside, count: int) -> tuple[Mapping[str, Tens
     """Return (arrays, starts in `chunk.rows`, sizes); no starts if positions are rows of the arrays."""
     if beside.group:
         arrays = received_arrays(chunk.received, beside.group)
-        if not len(arrays["x"]):
-            raise ValueError(f"received:{beside.group}: the group has no rows; set execution.plan: loop")
         return arrays, None, np.full(count, len(arrays["x"]))
     starts, labelled = chunk.starts[:count], chunk.sizes[:count]
     unlabelled = np.zeros_like(labelled) if chunk.unlabelled is None else chunk.unlabelled[:count]

@@ -20,6 +20,7 @@ from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer, gr
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining, StepContext, TrainingResult
 from fl.method.messages import Update
+from fl.method.optimiser_memory import GROUP, OptimiserMemory
 from fl.method.phase import Phase
 from fl.models.binding import bind
 from fl.models.structure import structure
@@ -35,6 +36,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     inputs = algorithm.inputs(ctx)
     start = algorithm.start(inputs)
     local = place(start) if ctx.graphs else start.clone()
+    memory = None if algorithm.optimiser_state == "reset" else _memory(algorithm, ctx)
     loss, samples, taken, lr_sum = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
     for index, phase in enumerate(algorithm.phases_of(inputs, ctx.round, ctx.rounds)):
         theta = _trained(ctx.module, local, phase)
@@ -50,7 +52,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
             for t, _ in enumerate(steps):
                 torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
         else:
-            _take_steps(steps, theta)
+            _take_steps(steps, theta, memory)
         if kept := [name for name in ctx.module_facts.unused if name in theta]:  # weight decay moved them
             theta.copy_(phase_start, names=kept)
         if theta is not local:
@@ -65,7 +67,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
 
     n = len(ctx.train if algorithm.weight_view == "train" else view_of(ctx, algorithm.weight_view))
     metrics = {"loss": float(loss) / max(samples, 1)}
-    if not overrides(algorithm, "finish"):  # the default finish, without a copy
+    if memory is None and not overrides(algorithm, "finish"):  # the default finish, without a copy
         return Reply(Update({"model": local.sub_(start)}, n, metrics, owned=True))
     end = TrainingResult(
         **vars(inputs),
@@ -77,16 +79,29 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         full_gradient=full_gradient,
     )
     groups, state = algorithm.finish(end)
-    return Reply(Update(groups, n, metrics), state)
+    if memory is None:
+        return Reply(Update(groups, n, metrics), state)
+    if algorithm.optimiser_state == "kept":
+        return Reply(Update(groups, n, metrics), state, optimiser=memory.now)
+    return Reply(Update({**groups, GROUP: memory.now}, n, metrics), state)
 
 
-def _take_steps(steps: LocalSteps, theta: Params) -> None:
+def _memory(algorithm: LocalTraining, ctx: ClientContext) -> OptimiserMemory:
+    """Return the memory with which the client's optimisers start."""
+    return OptimiserMemory(ctx.optimiser if algorithm.optimiser_state == "kept" else ctx.received.get(GROUP))
+
+
+def _take_steps(steps: LocalSteps, theta: Params, memory: OptimiserMemory | None) -> None:
     """Take all steps of a phase with the gradient hook, clipping and any optimiser, in place on `theta`."""
     grad, descent = gradient_buffer(theta), Descent(steps.phase, theta)
+    if memory is not None:
+        memory.restore(int(steps.index), descent)
     views, hooked = [grad[name] for name in steps.names], overrides(steps.algorithm, "gradient")
     for _ in steps:
         torch._foreach_copy_(views, steps.bound_gradient())
         descent.step(steps.algorithm.gradient(grad, theta, steps.at) if hooked else grad)
+    if memory is not None:
+        memory.save(int(steps.index), descent)
 
 
 def _trained(module: torch.nn.Module, local: Params, phase: Phase) -> Params:

@@ -115,6 +115,8 @@ class Setting:
         for flag in ("one_at_a_time", "loss_over_batch"):
             if getattr(algorithm, flag):
                 return f"{type(algorithm).__name__} sets {flag} = True"
+        if algorithm.optimiser_state != "reset":
+            return f"optimisers are {algorithm.optimiser_state} between rounds (optimiser_state) in the loop only"
         if not algorithm.optimiser.batched:
             return f"optimiser {type(algorithm.optimiser).__name__} trains one client only"
         if self.facts.one_at_a_time:

@@ -171,11 +171,12 @@ class Descent:
         rule: the rule of a step, `Phase.rule`.
         params: the parameters.
         t: number of steps so far.
+        steps_before: number of steps that `memory` remembers from earlier rounds.
         memory: what the optimiser remembers between steps, such as its velocity.
     """
 
     def __init__(self, phase: Phase, params: Params):
-        self.phase, self.params, self.t = phase, params, 0
+        self.phase, self.params, self.t, self.steps_before = phase, params, 0, 0
         self.rule = phase.rule
         self.memory: dict[str, Any] = self.rule.state(params)
 
@@ -184,7 +185,7 @@ class Descent:
         phase = self.phase
         if phase.clip is not None:
             gradient = clipped(gradient, phase.clip)
-        self.rule.step(self.params, gradient, self.memory, phase.rate(self.t), self.t)
+        self.rule.step(self.params, gradient, self.memory, phase.rate(self.t), self.steps_before + self.t)
         self.t += 1
 
 

@@ -1,0 +1,74 @@
+"""FedCurv's client: local training with a spring to the models of the others; then its own Fisher information.
+
+    g <- g + 2 lam (F w - b),   F = sum_{j != i} F_j,  b = sum_{j != i} F_j w_j:  the received sums minus the own part
+    F_i = 1/n_i sum_s (d loss(w_i; x_s, y_s) / dw)^2,  per sample, at the trained model w_i, in evaluation mode
+
+State: F_i and F_i w_i of the last participation (2 P numbers), and its round. They are subtracted if the sums come from
+that round.   Shoham et al. 2019, arXiv:1910.07796.   Equals FedAvg: lam=0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from clients.fedewc import fisher
+from fl import ClientContext, LocalTraining, Params, Reply, StepContext, Tree, Update, checks, register, zeros_like
+
+
+def of_others(received: Mapping[str, Tree], state: Tree, sums_of_round: int) -> tuple[Params, Params]:
+    """Return the sums F and b over the other clients.
+
+    Args:
+        received: the groups "fisher" and "pull", sums over all clients of a round.
+        state: the client's own parts and their round; None if it has none.
+        sums_of_round: the round that the sums come from.
+    """
+    if state is None or state["round"] != sums_of_round:
+        return received["fisher"], received["pull"]
+    return received["fisher"] - state["fisher"], received["pull"] - state["pull"]
+
+
+@register("client", "fedcurv")
+@dataclass(frozen=True, kw_only=True)
+class FedCurv(LocalTraining):
+    """Local training that holds weights that other clients need.
+
+    Args:
+        lam: weight of the penalty, at least 0. 0 is FedAvg, with three times its bytes.
+    """
+
+    lam: float = 1.0
+
+    sends: ClassVar[tuple[str, ...]] = ("model", "fisher", "pull")
+    receives: ClassVar[tuple[str, ...]] = ("model", "fisher", "pull", "sums_of_round")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.not_negative(lam=self.lam, hint="0 is FedAvg")
+
+    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
+        if not self.lam:
+            return grad
+        trains = at.phase.trains
+        total, pull = of_others(at.received, at.state, at.config["sums_of_round"])
+        return grad + 2 * self.lam * (total.select(trains) * params - pull.select(trains))
+
+    def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
+        return sizes if self.lam else np.zeros_like(sizes)
+
+    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        reply = super().work(name, ctx, carry)
+        model = ctx.received["model"]
+        if self.lam:
+            trained = model + reply.update.groups["model"]
+            own = fisher(ctx, trained)
+            parts = {"fisher": own, "pull": own * trained}
+        else:
+            parts = {"fisher": zeros_like(model), "pull": zeros_like(model)}
+        update = Update({**reply.update.groups, **parts}, reply.update.num_examples, reply.update.metrics)
+        state: dict[str, Any] = {**parts, "round": ctx.round}
+        return Reply(update, state if self.lam else None)

@@ -1,0 +1,1 @@
+"""TARGET: class-continual learning with images that the server makes."""
