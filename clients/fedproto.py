@@ -63,6 +63,7 @@ class FedProto(Local):
 
     sends: ClassVar[tuple[str, ...]] = ("prototypes",)
     receives: ClassVar[tuple[str, ...]] = ("prototypes",)
+    classes_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ class Majority(ClientAlgorithm):
 
     sends: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ()
+    classes_only: ClassVar[bool] = True
 
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         counts = torch.bincount(ctx.train.take()["y"], minlength=self.classes(ctx))

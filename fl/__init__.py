@@ -52,6 +52,7 @@ _HOMES = {
         "fl.tasks.task": "ClientMetric Metric Task",
         "fl.tensors": "clustering input_statistics random subspace",
         "fl.tensors.generators": "seeded_generators",
+        "fl.tasks.multitask": "Multitask",
         "fl.tasks.ranking": "Ranking",
         "fl.tasks": "ranking",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
@@ -168,6 +169,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.simulation.run import Rounds as Rounds, resume as resume, rounds as rounds, run as run
     from fl.tracking.callback import Callback as Callback, Run as Run
     from fl.tasks import ranking as ranking
+    from fl.tasks.multitask import Multitask as Multitask
     from fl.tasks.ranking import Ranking as Ranking
     from fl.tasks.task import ClientMetric as ClientMetric, Metric as Metric, Task as Task
     from fl.data.views import Batch as Batch

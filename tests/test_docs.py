@@ -48,6 +48,7 @@ PAGES = [
     "docs/python.md",
     "docs/recommendation.md",
     "docs/semi_supervised.md",
+    "docs/tasks.md",
     "docs/vertical.md",
 ]
 PAGES += sorted(f"docs/interfaces/{p.name}" for p in INTERFACES.glob("*.md"))

@@ -18,9 +18,17 @@ from fl.tensors.trees import row
 ROWS = 24
 
 
-def _targets() -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-    """Targets of each kind, with the shape of a sample's outputs before their last axis."""
+def _targets(task: Task) -> Iterator[tuple[dict[str, np.ndarray], tuple[int, ...]]]:
+    """Targets of each kind by name, with the shape of a sample's outputs before their last axis."""
     words = random.hash64("targets", np.arange(ROWS * 6)).reshape(ROWS, 6)
+    if heads := task.heads():
+        yield {f"y_{name}": (words[:, 0] % np.uint64(count)).astype(np.int64) for name, count in heads.items()}, ()
+        return
+    for y, places in _labels(words):
+        yield {"y": y}, places
+
+
+def _labels(words: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
     yield (words[:, 0] % np.uint64(5)).astype(np.int64), ()
     yield random.uniform("targets", np.arange(ROWS * 3)).astype(np.float32).reshape(ROWS, 3), ()
     yield (words[:, :4] % np.uint64(2)).astype(np.int64), ()
@@ -29,11 +37,11 @@ def _targets() -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
 
 def _example(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     """(outputs, batch) for the first kind of targets that the task accepts."""
-    for y, places in _targets():
+    for targets, places in _targets(task):
         try:
-            count = task.num_outputs({"y": y})
+            count = task.num_outputs(targets)
             outputs = 4 * reals(ROWS, *places, count) - 2
-            batch = {"x": reals(ROWS, 3), "y": torch.from_numpy(y)}
+            batch = {"x": reals(ROWS, 3), **{name: torch.from_numpy(y) for name, y in targets.items()}}
             if task.loss(outputs, batch).shape == (ROWS,):
                 return outputs, batch
         except (ValueError, RuntimeError, IndexError):

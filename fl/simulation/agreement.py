@@ -95,9 +95,21 @@ def check_groups(config: Config, request: Any) -> None:
         ConfigError: the client does not send a group that is reduced, or needs one that is not broadcast, or the
             strategy refuses it.
     """
+    if isinstance(request, Exchange) and request.work == "train":
+        _check_names(config, request)
+    try:
+        config.strategy.check_client(config.client)
+    except ValueError as error:
+        raise located("client", error) from error
+
+
+def _check_names(config: Config, request: Exchange) -> None:
+    """Check that the client sends and receives the groups of an exchange.
+
+    Raises:
+        ConfigError: it does not.
+    """
     strategy, client = config.strategy, config.client
-    if not isinstance(request, Exchange) or request.work != "train":
-        return
     if config.server.chooses:
         expected_upload_bytes(config, request)
     broadcast = Broadcast.of(request.broadcast)
@@ -115,10 +127,6 @@ def check_groups(config: Config, request: Any) -> None:
                 f"with strategy {names[1]!r}, client {names[0]!r} does not {verb} {sorted(missing)}; "
                 f"the strategy's own client is {strategy.client!r}",
             )
-    try:
-        strategy.check_client(client)
-    except ValueError as error:
-        raise located("client", error) from error
 
 
 def check_adversary(config: Config, trainable: int) -> None:

@@ -39,6 +39,7 @@ from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.optimiser_average import check_optimiser_state
 from fl.simulation.setup import RunSetup, device, sample_inputs
+from fl.simulation.several_tasks import check_several_tasks, with_heads
 from fl.simulation.trial import Trial
 from fl.simulation.vertical import (
     check_axis,
@@ -65,6 +66,7 @@ def set_up_run(config: Config) -> RunSetup:
     """
     _located("execution", device(config).check)
     check_axis(config)
+    check_several_tasks(config)
     _located("client", lambda: check_views(config))
     dataset, periods = load_data(config)
     population = periods[0].partition.num_clients
@@ -211,7 +213,7 @@ def build_model(config: Config, dataset: Dataset, outputs: int) -> torch.nn.Modu
 
 def _built(config: Config, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
     try:
-        return config.model.build(shape, outputs, _extension(config))
+        return with_heads(config).build(shape, outputs, _extension(config))
     except IndexError as error:
         if shape:
             raise

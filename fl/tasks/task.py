@@ -25,9 +25,13 @@ def minimised(metric: str) -> bool:
 
     >>> minimised("val/loss"), minimised("clients/mse_worst10"), minimised("val/accuracy"), minimised("accuracy_std")
     (True, True, False, True)
+    >>> minimised("val/loss/parity"), minimised("clients/loss/parity_mean"), minimised("val/accuracy/parity")
+    (True, True, False)
     """
     metric = re.sub("_(mean|weighted|worst10)$", "", metric)
-    return metric.endswith(("_std", "_gini", "gap", "loss", "mse", "perplexity"))
+    *groups, last = metric.split("/")
+    by_task = bool(groups) and groups[-1] == "loss"  # loss/NAME of `task: multitask`
+    return by_task or last.endswith(("_std", "_gini", "gap", "loss", "mse", "perplexity"))
 
 
 class Metric(Reduction):
@@ -137,6 +141,10 @@ class Task:
     def num_outputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Return the number of model outputs. A `ValueError` if the arrays do not fit the task."""
         raise NotImplementedError
+
+    def heads(self) -> Mapping[str, int]:
+        """Return the number of outputs of each task by name, if this is several tasks with labels `y_NAME`; else {}."""
+        return {}
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each sample, (B,)."""
