@@ -49,11 +49,13 @@ _HOMES = {
         "fl.data.augment": "Augment augmented",
         "fl.data.views": "Batch View",
         "fl.tasks.auroc": "auroc",
+        "fl.tasks.one_class": "require_one_class",
         "fl.tasks.task": "ClientMetric Metric Task",
         "fl.tensors": "clustering input_statistics random subspace",
         "fl.tensors.generators": "seeded_generators",
         "fl.tasks.multitask": "Multitask",
         "fl.tasks.ranking": "Ranking",
+        "fl.tasks.supervised": "Classification",
         "fl.tasks": "ranking",
         "fl.tensors.params": "Layout Params dot elementwise join match norm sign sqrt zeros_like",
         "fl.tensors.prototypes": "class_means embed first_rows merge_means nearest prototypes squared_distances",
@@ -62,7 +64,7 @@ _HOMES = {
         "fl.tensors.masks": "pack_mask unpack_mask",
         "fl.tensors.sparse": "Sparse Table",
         "fl.tensors.trees": "Tree",
-        "fl.models": "adapter batch_norm perceptron",
+        "fl.models": "adapter batch_norm flow perceptron",
         "fl.models.adapter": "product",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
@@ -149,7 +151,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         ServerWork as ServerWork,
         Transfer as Transfer,
     )
-    from fl.models import adapter as adapter, batch_norm as batch_norm, perceptron as perceptron
+    from fl.models import adapter as adapter, batch_norm as batch_norm, flow as flow, perceptron as perceptron
     from fl.models.adapter import product as product
     from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
@@ -170,7 +172,9 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.tracking.callback import Callback as Callback, Run as Run
     from fl.tasks import ranking as ranking
     from fl.tasks.multitask import Multitask as Multitask
+    from fl.tasks.one_class import require_one_class as require_one_class
     from fl.tasks.ranking import Ranking as Ranking
+    from fl.tasks.supervised import Classification as Classification
     from fl.tasks.task import ClientMetric as ClientMetric, Metric as Metric, Task as Task
     from fl.data.views import Batch as Batch
     from fl.tensors.generators import seeded_generators as seeded_generators

@@ -97,6 +97,7 @@ def test_import_fl_loads_nothing_heavy():
 
 # words that name a part outside fl/, but have another meaning inside fl/
 GENERIC = {
+    "flow": "normalising flows, the module fl/models/flow.py; client",
     "flwr": "the package of Flower; partition",
     "local": "local training, this machine, statistics of batch normalisation; strategy, client",
     "median": "the statistic; strategy",

@@ -15,6 +15,7 @@ from fl.data.partition import Partition
 from fl.tensors import random
 
 EXAMPLES = {"classes": 2}
+TESTS = 2  # test rows of a client
 
 
 class Shift(Protocol):
@@ -38,13 +39,14 @@ def _images() -> Dataset:
 
 
 def _partition(*missing: int) -> Partition:
-    """`CLIENTS` clients with five rows each, in random order; eight rows belong to no client.
+    """`CLIENTS` clients with five rows each, the last two for tests, in random order; eight rows belong to no client.
 
     The clients `missing` have one of those eight rows instead of their own.
     """
     rows = random.permutation(48, "check", "shift", "rows")
     lists = [rows[40 + c : 41 + c] if c in missing else rows[5 * c : 5 * c + 5] for c in range(CLIENTS)]
-    return Partition(np.concatenate(lists), np.cumsum([0, *map(len, lists)]))
+    tests = np.array([0 if c in missing else TESTS for c in range(CLIENTS)])
+    return Partition(np.concatenate(lists), np.cumsum([0, *map(len, lists)]), test=tests)
 
 
 def the_seed_determines_the_shift(part: Shift) -> None:
@@ -91,7 +93,8 @@ def rows_of_other_clients_do_not_matter(part: Shift) -> None:
     dataset, partition = _images(), _partition()
     plain = part.apply(dataset, partition)
     lists = [partition.indices[a:b] for a, b in zip(partition.offsets, partition.offsets[1:])]
-    backwards = Partition(np.concatenate([rows[::-1] for rows in lists]), partition.offsets)
+    reversed_views = [rows[::-1] for own in lists for rows in (own[:-TESTS], own[-TESTS:])]
+    backwards = replace(partition, indices=np.concatenate(reversed_views))
     require_equal(part.apply(dataset, backwards).digest(), plain.digest(), "a client's rows listed backwards: the data")
     for client in range(CLIENTS):
         alone = part.apply(dataset, _partition(*(c for c in range(CLIENTS) if c != client)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from fl.check.finding import Broken, Law
 from fl.check.model import reals
-from fl.tasks.task import Task
+from fl.tasks.task import Metric, Task
 from fl.tensors import random
 from fl.tensors.trees import row
 
@@ -66,18 +68,21 @@ def merged_metrics_are_those_of_the_whole(task: Task) -> None:
     outputs, batch = _example(task)
     group = torch.zeros(ROWS, dtype=torch.int64)  # all samples are of one client
     for name, metric in task.metrics().items():
-        whole = metric.finish(row(metric.measure(outputs, batch, group, 1), 0))
+        whole = _finished(metric, metric.measure(outputs, batch, group, 1))
         for cuts in ((0, 7, 8, ROWS), (0, 1, 20, ROWS)):
             parts = [
-                row(metric.measure(outputs[a:b], {n: x[a:b] for n, x in batch.items()}, group[a:b], 1), 0)
+                metric.measure(outputs[a:b], {n: x[a:b] for n, x in batch.items()}, group[a:b], 1)
                 for a, b in zip(cuts, cuts[1:])
             ]
             for order in (parts, parts[::-1]):
-                merged = order[0]
-                for part in order[1:]:
-                    merged = metric.merge(merged, part)
-                if not math.isclose(metric.finish(merged), whole, rel_tol=1e-9, abs_tol=1e-12):
-                    raise Broken(f"{name} of three parts is {metric.finish(merged)}, of the whole {whole}")
+                found = _finished(metric, functools.reduce(metric.merge, order))
+                if not math.isclose(found, whole, rel_tol=1e-9, abs_tol=1e-12):
+                    raise Broken(f"{name} of three parts is {found}, of the whole {whole}")
+
+
+def _finished(metric: Metric, accs: Any) -> float:
+    """Return a metric of one client from its accumulators."""
+    return metric.finish(row(accs, 0)) if metric.pools else float(metric.each(accs, 1)[0])
 
 
 LAWS: list[Law] = [each_sample_has_its_own_loss, merged_metrics_are_those_of_the_whole]

@@ -103,6 +103,8 @@ class ClientAlgorithm:
     def check_task(self, task: Task) -> None:
         """Check before round 0 that the method can learn the task. Default: any, or a classification: `classes_only`.
 
+        It is also called for the client algorithm of `evaluation.adapt`.
+
         Args:
             task: the run's task; with a stream, the task of each period.
 

@@ -1,4 +1,4 @@
-"""Fits of perceptrons to rows, for vertical methods in which each party trains its own model (strategies/gal.py)."""
+"""Fits of perceptrons to rows, for methods in which a party trains a model of its own (strategies/gal.py)."""
 
 from __future__ import annotations
 

@@ -84,6 +84,8 @@ def set_up_run(config: Config) -> RunSetup:
     check_optimiser_state(config)
     for task in (config.task, *(period.task for period in periods)):
         _located("task", partial(config.client.check_task, task))
+        if config.evaluation.adapt is not None:
+            _located("task", partial(config.evaluation.adapt.check_task, task))
     outputs = _num_outputs(config, dataset)
     by_client = None
 
