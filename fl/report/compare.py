@@ -109,8 +109,9 @@ def _mark_best(rows: list[dict[str, Any]], variants: Sequence[Variant], column: 
     """Mark the best of several means in a column."""
     sign = -1 if minimised(column.partition(" ")[0].partition("@")[0]) else 1
     mine = [i for i, variant in enumerate(variants) if not variant.baseline and isinstance(rows[i][column], Mean)]
-    if len(mine) > 1:
-        top = max(sign * rows[i][column].mean for i in mine)
+    values = {sign * rows[i][column].mean for i in mine}
+    if len(values) > 1:
+        top = max(values)
         for i in mine:
             if sign * rows[i][column].mean == top:
                 rows[i][column] = Best(*rows[i][column])

@@ -12,6 +12,7 @@ _ROWS = {
     "train_rows": "{} on training rows",
     "unlabelled_rows": "{} on unlabelled rows",
 }
+_WORDS = {"stream/acc": "accuracy on the tasks so far", "stream/fgt": "forgetting", "stream/bwt": "backward transfer"}
 _OVER_CLIENTS = {
     "mean": "mean {}",
     "weighted": "{} (mean weighted by samples)",
@@ -30,10 +31,12 @@ def readable(metric: str) -> str:
     ('mean loss of clients on own test rows (trained)', 'mean norm')
     """
     name, _, when = metric.partition("@")
+    if name in _WORDS:
+        return _WORDS[name] if not when else f"{_WORDS[name]} @{when}"
     *stage, rows, what = ("", *name.split("/"))[-3:] if "/" in name else ("", "", name)
     kind = re.search(f"_({'|'.join(_OVER_CLIENTS)})$", what) if rows == "clients" else None
     text = what.removesuffix(kind[0]) if kind else what
-    text = text.replace("_", " ")
+    text = text.replace("_", " ").replace("auroc", "AUROC")
     text = _OVER_CLIENTS[kind[1]].format(text) if kind else text
     text = _ROWS.get(rows, f"{rows} {{}}".strip()).format(text)
     if stage and stage[0]:
