@@ -30,8 +30,8 @@ PAGE = Page(
             "MAS: several tasks on the same inputs",
             "mas/mas.sweep.yaml",
             "eval/loss",
-            "Five tasks on the digits, one of them with random labels. Ten rounds together measure who helps whom; then "
-            "two groups are trained for 30 rounds. Losses on the server's test set.",
+            "Five tasks on the digits, one of them with random labels. Ten rounds together measure who helps whom; "
+            "then two groups are trained for 30 rounds. Losses on the server's test set.",
         ),
         Section(
             "ProtoFL: each client knows one class",

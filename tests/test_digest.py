@@ -4,6 +4,7 @@ import pytest
 
 import fl
 from fl.flower.configuration import config_text, text_digest
+from tests.watching import AtStart
 
 CONFIG = {
     "rounds": 1,
@@ -22,8 +23,8 @@ def digest(**changes):
 
 def test_one_digest_in_the_run_in_its_directory_and_in_a_deployment(tmp_path):
     lines = []
-    watch = lambda event, run: event == "start" and lines.append(run.headline)  # noqa: E731
-    ran = fl.run(CONFIG, out=tmp_path / "a", watch=watch, **{"execution.plan": "flat"})
+    callbacks = [AtStart(lambda run: lines.append(run.headline))]
+    ran = fl.run(CONFIG, out=tmp_path / "a", callbacks=callbacks, **{"execution.plan": "flat"})
     again = fl.run(tmp_path / "a" / "config.yaml", out=tmp_path / "b", **{"execution.plan": "loop"})
     assert len(ran.configuration) == 64 and f"configuration {ran.configuration[:12]}, in " in lines[0]
     assert ran.configuration == again.configuration == ran.summary["configuration"] == digest()

@@ -47,6 +47,7 @@ PAGES = [
     "docs/open_world.md",
     "docs/python.md",
     "docs/recommendation.md",
+    "docs/report.md",
     "docs/semi_supervised.md",
     "docs/tasks.md",
     "docs/vertical.md",

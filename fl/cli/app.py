@@ -2,6 +2,7 @@
 
 fl run quickstart.yaml rounds=100 seed=0..4      fl resume DIR rounds=+100      fl digest DIR
 fl evaluate DIR evaluation.splits=[test] --checkpoint best
+fl report runs/a runs/b --out report.html --png figures
 fl compare runs/a runs/b --target val/accuracy=0.9 --plot curves.png      fl matrix runs/stream --plot matrix.png
 fl plot runs/a runs/b --out curves.pdf --width column --label "a=FedAvg"
 fl ledger runs/a --by client      fl participation runs/a runs/b --plot participation.png
@@ -24,6 +25,7 @@ from fl.cli.interrupts import stop_on_signals
 PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Runs": {"run": runs.run, "resume": runs.resume, "evaluate": runs.evaluate, "digest": runs.digest},
     "Reports": {
+        "report": reports.report,
         "compare": reports.compare,
         "plot": reports.plot,
         "ledger": reports.ledger,

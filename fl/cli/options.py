@@ -10,7 +10,9 @@ import typer
 from fl.cli.json_output import reserve_stdout
 
 FORMATS = ("md", "latex", "csv")
-COSTS = ("round", "up", "down", "multicast", "hours", "joules", "work")  # the keys of fl.report.costs.COSTS
+# the keys of fl.report.costs.COSTS
+COSTS = ("round", "up", "down", "multicast", "total", "hours", "joules", "work", "wall")
+AXES = ("round", "up", "total", "hours", "wall")  # those that the page of `fl report` offers
 
 ConfigFile = Annotated[str, typer.Argument(help="A YAML configuration file.")]
 Overrides = Annotated[
@@ -27,7 +29,9 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="NAME=TEXT", help="Name in the legend. Repeatable.")
 ]
 Plot = Annotated[Path | None, typer.Option(help="Plot the first metric against a cost into this file.")]
-Cost = Annotated[str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down: MB).")]
+Cost = Annotated[
+    str, typer.Option(help=f"Cost on the plot's x axis: {', '.join(COSTS)} (up, down, total: MB; wall: seconds).")
+]
 AsJson = Annotated[
     bool,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Reports: compare, ledger, participation and matrix of run directories, partition of a configuration."""
+"""Reports: report, compare, ledger, participation and matrix of run directories, partition of a configuration."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fl.cli.errors import log_to_stderr, report_errors, require_one_of, usage_er
 from fl.cli.format import format_partition_stats, print_table
 from fl.cli.json_output import print_json
 from fl.cli.options import (
+    AXES,
     COSTS,
     FORMATS,
     AsJson,
@@ -219,6 +220,43 @@ def matrix(
             from fl.report.plots.heatmap import plot_accuracy_matrices
 
             plot_accuracy_matrices(found, plot)
+
+
+def report(
+    directories: Runs,
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "",
+    data: Annotated[
+        bool, typer.Option("--data", help="Load the data sets too, for the labels of each client and the columns.")
+    ] = False,
+    section: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE.py:NAME", help="Add a section of your own, see docs/report.md. Repeatable."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PNG into this folder.")] = None,
+    pdf: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PDF into this folder.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as SVG into this folder.")] = None,
+    cost: Annotated[str, typer.Option(help=f"Cost on the x axis of these figures: {', '.join(AXES)}.")] = "round",
+    traceback: Traceback = False,
+) -> None:
+    """Write one HTML file about runs: curves, clients, bytes, participation, timelines, settings, what methods keep."""
+    with report_errors(traceback):
+        from fl.report.page.report import make_sections, own_sections
+        from fl.report.page.runs import Runs as ReadRuns
+        from fl.report.page.write import write_figures, write_page
+        from fl.storage.place import check_file
+
+        require_one_of(AXES, cost=cost)
+        check_file("--out", out)
+        own = own_sections(section or [])
+        with usage_errors():
+            runs = ReadRuns.read(directories, read_data=data)
+        sections = make_sections(runs, own)
+        write_page(runs, sections, out, title or ", ".join(runs.names))
+        print(f"{out}: {len(sections)} sections, {out.stat().st_size / 1e6:.1f} MB")
+        for suffix, folder in (("png", png), ("pdf", pdf), ("svg", svg)):
+            if folder is not None:
+                print(f"{folder}: {len(write_figures(sections, folder, suffix, cost))} figures")
 
 
 def partition(

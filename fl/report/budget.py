@@ -12,8 +12,9 @@ from fl.report.costs import COSTS, Row, cumulative_cost
 
 # unit -> how many units of the cost one is; costs count in MB, hours, joules and numbers
 _UNITS: dict[str, Mapping[str, float]] = {
-    **dict.fromkeys(("up", "down", "multicast"), {"": 1.0, "kB": 1e-3, "MB": 1.0, "GB": 1e3}),
+    **dict.fromkeys(("up", "down", "total", "multicast"), {"": 1.0, "kB": 1e-3, "MB": 1.0, "GB": 1e3}),
     "hours": {"": 1.0, "s": 1 / 3600, "min": 1 / 60, "h": 1.0},
+    "wall": {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0},
 }
 
 

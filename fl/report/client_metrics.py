@@ -1,4 +1,4 @@
-"""Metrics of each client, from clients.parquet."""
+"""Metrics of each client: clients.parquet of a finished run, the growing streams of an unfinished one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fl.data.archives import read_parquet
 from fl.storage import sums
+from fl.storage.stream import ArrowStream, repeated
+
+STREAMS = "streams/clients-*.arrow"
 
 
 def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]:
-    """Metrics of each client at the last evaluation of a finished run: name -> (clients,), sorted by client.
+    """Metrics of each client at the last evaluation of a run: name -> (clients,), sorted by client.
 
     Columns are client, num_examples and the metrics that were measured.
 
@@ -23,7 +28,7 @@ def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]
     """
     import pyarrow.compute as pc
 
-    found = read_parquet(sums.checked(clients_file(directory)), filters=pc.field("split") == split)
+    found = read(directory, split)
     if not len(found):
         raise ValueError(
             f"{directory}: no client was evaluated on its {split} rows; splits.{split} and evaluation say what is"
@@ -33,14 +38,41 @@ def clients(directory: str | Path, split: str = "test") -> dict[str, np.ndarray]
     return {name: last[name].to_numpy() for name in last.column_names if last[name].null_count < len(last)}
 
 
-def clients_file(directory: str | Path) -> Path:
-    """The run's clients.parquet; a ValueError if it is not there."""
-    file = Path(directory) / "clients.parquet"
-    if not file.is_file():
-        raise ValueError(
-            f"{directory} has no clients.parquet; a run writes it when it ends (resume it with `fl resume`)"
-        )
-    return file
+def read(directory: str | Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a split, one for each evaluation (of "train": each training) and client.
+
+    Args:
+        directory: run directory.
+        split: "train", "val", "test", or another that the run has written.
+        columns: columns to read; None reads all, and those that the run does not have are left out.
+
+    Raises:
+        ValueError: the run has written no metrics of clients.
+    """
+    import pyarrow.compute as pc
+
+    directory, wanted = Path(directory), repeated(split, 1)[0]
+    file, streams = directory / "clients.parquet", sorted(directory.glob(STREAMS))
+    if file.is_file() and (sums.present(directory) or not streams):
+        names = pq.read_schema(sums.checked(file)).names
+        known = names if columns is None else [name for name in ("split", *columns) if name in names]
+        table = read_parquet(file, columns=known, words=["split"])
+    elif streams:
+        parts = [ArrowStream.read(path, _schema(path)) for path in streams]
+        table = pa.concat_tables(parts, promote_options="default")
+    else:
+        raise ValueError(f"{directory} has no clients.parquet; a run writes it when it ends (see `fl resume`)")
+    table = table.filter(pc.equal(table["split"], wanted))
+    return table if columns is None else table.select([name for name in columns if name in table.column_names])
+
+
+def _schema(stream: Path) -> pa.Schema:
+    """The schema that a stream begins with; an empty one if the stream is cut off before its end."""
+    with pa.OSFile(str(stream)) as file:
+        try:
+            return pa.ipc.open_stream(file).schema
+        except (pa.ArrowInvalid, OSError):
+            return pa.schema([("round", pa.int32()), ("split", pa.string())])
 
 
 def client_metric_name(metrics: Sequence[str]) -> str:

@@ -17,23 +17,25 @@ class Cost(NamedTuple):
 
     Args:
         label: its name in tables and plots.
-        column: the column of metrics.jsonl that is summed over rounds; "" for the number of rounds.
-        unit: how much of the column is one unit of the cost.
+        columns: the columns of metrics.jsonl that are summed over rounds; none for the number of rounds.
+        unit: how much of the columns is one unit of the cost.
     """
 
     label: str
-    column: str
+    columns: tuple[str, ...]
     unit: float
 
 
 COSTS = {
-    "round": Cost("rounds", "", 1.0),
-    "up": Cost("MB up", "uplink_bytes", 1e6),
-    "down": Cost("MB down", "downlink_bytes", 1e6),
-    "multicast": Cost("MB down (multicast)", "downlink_multicast_bytes", 1e6),
-    "hours": Cost("simulated hours", "simulated_seconds", 3600.0),
-    "joules": Cost("joules", "simulated_joules", 1.0),
-    "work": Cost("client-rounds", "cohort_size", 1.0),
+    "round": Cost("rounds", (), 1.0),
+    "up": Cost("MB up", ("uplink_bytes",), 1e6),
+    "down": Cost("MB down", ("downlink_bytes",), 1e6),
+    "multicast": Cost("MB down (multicast)", ("downlink_multicast_bytes",), 1e6),
+    "total": Cost("MB up and down", ("uplink_bytes", "downlink_bytes"), 1e6),
+    "hours": Cost("simulated hours", ("simulated_seconds",), 3600.0),
+    "joules": Cost("joules", ("simulated_joules",), 1.0),
+    "work": Cost("client-rounds", ("cohort_size",), 1.0),
+    "wall": Cost("wall seconds", ("wall_seconds",), 1.0),
 }
 REQUIREMENTS = {
     "hours": "virtual time, from a system model (`system:`)",
@@ -51,14 +53,14 @@ def cumulative_cost(rows: Sequence[Row], cost: str) -> np.ndarray:
     """
     if cost == "round":
         return np.array([rounds_done(row) for row in rows])
-    _, column, unit = COSTS[cost]
-    return np.cumsum([row.get(column) or 0 for row in rows]) / unit
+    _, columns, unit = COSTS[cost]
+    return np.cumsum([sum(row.get(column) or 0 for column in columns) for row in rows]) / unit
 
 
 def is_counted(rows: Sequence[Row], cost: str) -> bool:
     """Whether a run counted a cost. Energy is counted only if it is known in every round."""
-    column = COSTS[cost].column
+    columns = COSTS[cost].columns
     if cost == "joules":  # a round has no joules if the watts of one of its devices are unknown
         rows = [row for row in rows if "clients_in" in row]
-        return bool(rows) and all(column in row for row in rows)
-    return not column or any(column in row for row in rows)
+        return bool(rows) and all(column in row for row in rows for column in columns)
+    return all(any(column in row for row in rows) for column in columns)

@@ -40,7 +40,7 @@ def read(directory: Path, columns: Iterable[str]) -> pa.Table:
     done, growing = directory / "ledger.parquet", directory / "streams" / "ledger.arrow"
     if done.is_file() and (sums.present(directory) or not growing.is_file()):
         words = [name for name in ("direction", "group") if name in columns]
-        return read_parquet(sums.checked(done), columns=columns, read_dictionary=words).unify_dictionaries()
+        return read_parquet(sums.checked(done), columns=columns, words=words).unify_dictionaries()
     if not growing.is_file():
         raise ValueError(f"{directory} has no ledger: neither ledger.parquet nor streams/ledger.arrow")
     return ledger.read(growing).select(columns)

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fl.data.archives import read_parquet
-from fl.report.client_metrics import clients_file
+from fl.report.client_metrics import read as read_clients
 from fl.report.ledger import STATISTICS
 from fl.report.ledger import read as read_ledger
 from fl.report.render import Mean
 from fl.report.variants import Variant
-from fl.storage import sums
 from fl.storage.run import read_metrics
 from fl.system.metrics import histogram, jain, participations
 from fl.system.synchronous import OUTCOMES
@@ -47,17 +45,14 @@ class Participation:
 
     @classmethod
     def read(cls, directory: Path) -> Participation:
-        """Read a finished run."""
+        """Read a run."""
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        file = clients_file(directory)
-        asynchronous = "staleness" in pq.read_schema(file).names
-        columns = ["round", "client", *(["staleness"] if asynchronous else [])]
-        found = read_parquet(sums.checked(file), columns=columns, filters=pc.field("split") == "train")
+        found = read_clients(directory, "train", ["round", "client", "staleness"])
         if not len(found):
             found = read_ledger(directory, ["round", "client", "direction"])
             found = found.filter(pc.and_(pc.equal(found["direction"], "up"), pc.greater_equal(found["round"], 0)))
+        asynchronous = "staleness" in found.column_names
         staleness = found["staleness"].drop_null().to_numpy().astype(np.int64) if asynchronous else None
         if staleness is None:  # several exchanges of a round are one participation
             found = found.group_by(["round", "client"]).aggregate([])

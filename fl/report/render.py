@@ -91,19 +91,18 @@ class Difference(NamedTuple):
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table; columns of numbers are aligned to the right."""
     header = list(rows[0])
-    words = _text_columns(rows)
+    words = text_columns(rows)
     lines = [header, ["---" if name in words else "---:" for name in header]]
-    lines += [
-        [f"**{_cell(row[name])}**" if _is_best(row[name]) else _cell(row[name]) for name in header] for row in rows
-    ]
+    lines += [[_bold(cell(row[name]), row[name]) for name in header] for row in rows]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
 def _bold(text: str, value: Any) -> str:
-    return f"**{text}**" if _is_best(value) else text
+    return f"**{text}**" if isinstance(value, Best) else text
 
 
-def _text_columns(rows: Sequence[Row]) -> set[str]:
+def text_columns(rows: Sequence[Row]) -> set[str]:
+    """Names of the columns that hold nothing but text."""
     return {name for name in rows[0] if all(isinstance(row[name], str) for row in rows)}
 
 
@@ -121,13 +120,13 @@ def latex(rows: Sequence[Row]) -> str:
     def line(cells: Iterable[str]) -> str:
         return " & ".join(cells) + r" \\"
 
-    header, words = list(rows[0]), _text_columns(rows)
+    header, words = list(rows[0]), text_columns(rows)
 
-    def cell(name: str, value: Any) -> str:
-        text = _escaped(_cell(value), number=name not in words)
-        return rf"\textbf{{{text}}}" if _is_best(value) else text
+    def escaped(name: str, value: Any) -> str:
+        text = _escaped(cell(value), number=name not in words)
+        return rf"\textbf{{{text}}}" if isinstance(value, Best) else text
 
-    body = [line([cell(name, row[name]) for name in header]) for row in rows]
+    body = [line([escaped(name, row[name]) for name in header]) for row in rows]
     columns = "".join("l" if name in words else "r" for name in header)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(map(_escaped, header)), r"\midrule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -181,11 +180,8 @@ def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _is_best(value: Any) -> bool:
-    return isinstance(value, Best)
-
-
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A cell as text: three digits of a float, nothing for None."""
     if isinstance(value, float):
         return format_number(value)
     return "" if value is None else str(value)

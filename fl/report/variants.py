@@ -177,7 +177,7 @@ class Variant:
     def require_cost(self, cost: str) -> None:
         """Raise a ValueError if not all runs counted a cost."""
         if not self.has_cost(cost):
-            needed = REQUIREMENTS.get(cost, COSTS[cost].column)
+            needed = REQUIREMENTS.get(cost, " and ".join(COSTS[cost].columns))
             raise ValueError(f"cost: {cost!r} was not counted in {self.name}; it needs {needed}")
 
     def total_cost(self, cost: str) -> float:
@@ -230,11 +230,19 @@ def _value_at_best(rows: Sequence[Row], metric: str, select: str) -> float | Non
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-def read_variants(directories: Iterable[Path]) -> list[Variant]:
-    """Group run directories into variants and read them; baselines come after all runs."""
+def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) -> list[Variant]:
+    """Group run directories into variants and read them; baselines come after all runs.
+
+    Args:
+        directories: run directories, or folders of run directories.
+        empty: runs without a finished round are added to this list and left out; None makes them an error.
+    """
     found: dict[str, list[Path]] = {}
     for directory in [each for given in directories for each in _variant_folders(given)]:
         for path in run_directories(directory):
+            if empty is not None and not read_metrics(path):
+                empty.append(path)
+                continue
             name = directory.name if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
             found.setdefault(name or directory.name, []).append(path)
     baselines = {

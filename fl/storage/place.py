@@ -44,6 +44,15 @@ def check_folder(key: str, directory: Path) -> None:
         raise ConfigError(key, f"{directory} cannot be written: no permission in {existing}")
 
 
+def check_file(key: str, file: Path) -> None:
+    """Raise a `ConfigError` at `key` if a file cannot be written."""
+    if file.is_dir():
+        raise ConfigError(key, f"{file} is a folder; name a file in it")
+    check_folder(key, file.parent)
+    if file.exists() and not os.access(file, os.W_OK):
+        raise ConfigError(key, f"{file} cannot be written: no permission")
+
+
 def folder_name(path: str, name: object) -> str:
     """Return a name that stays in its folder, for a folder that a configuration names; a `ConfigError` for others.
 

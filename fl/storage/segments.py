@@ -158,8 +158,8 @@ class Segments:
         return self.own, start, length
 
     # -- reading -------------------------------------------------------------------------------------------------
-    def read(self, location: Sequence[int]) -> Tree:
-        """Return a copy of the tree at a location; `None` for NO_RECORD."""
+    def read(self, location: Sequence[int], plain: bool = False) -> Tree:
+        """Return a copy of the tree at a location; `None` for NO_RECORD. `plain` as in `unflatten`."""
         segment, offset, length = (int(x) for x in location)
         if segment < 0:
             return None
@@ -168,7 +168,7 @@ class Segments:
         record = memory.numpy()
         _, size = _FRONT.unpack_from(record.data)
         end = _FRONT.size + size
-        return _tree(bytes(record[_FRONT.size : end]).decode(), memory, end)
+        return _tree(bytes(record[_FRONT.size : end]).decode(), memory, end, plain)
 
     def read_rows(self, locations: np.ndarray) -> Tree:
         """Return copies of the trees at locations (n, 3), stacked; `None` if their structures differ."""
@@ -258,7 +258,7 @@ def _checksums(records: np.ndarray) -> np.ndarray:
     return np.array([xxhash.xxh3_64_intdigest(record[_SUMMED:]) for record in records], np.uint64)
 
 
-def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
+def _tree(skeleton: str, memory: Tensor, start: int, plain: bool = False) -> Tree:
     """Rebuild a tree whose buffers follow the header in `memory` (..., bytes)."""
     specs = [(dtype, shape, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes(skeleton)]
     offsets, _ = aligned_offsets([start, *(size for _, _, size in specs)])
@@ -269,4 +269,5 @@ def _tree(skeleton: str, memory: Tensor, start: int) -> Tree:
             memory[..., at : at + size].contiguous().view(dtype).view((*batch, *shape))
             for (dtype, shape, size), at in zip(specs, offsets[1:])
         ],
+        plain,
     )

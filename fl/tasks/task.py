@@ -21,7 +21,7 @@ SELECT = ("val/accuracy", "val/ndcg10", "val/loss", "train/loss")
 def minimised(metric: str) -> bool:
     """Return whether a smaller value of a metric is better, by its name.
 
-    Losses, errors, standard deviations, Gini coefficients and gaps are minimised.
+    Losses, errors, standard deviations, Gini coefficients, gaps and forgetting (fgt) are minimised.
 
     >>> minimised("val/loss"), minimised("clients/mse_worst10"), minimised("val/accuracy"), minimised("accuracy_std")
     (True, True, False, True)
@@ -31,7 +31,7 @@ def minimised(metric: str) -> bool:
     metric = re.sub("_(mean|weighted|worst10)$", "", metric)
     *groups, last = metric.split("/")
     by_task = bool(groups) and groups[-1] == "loss"  # loss/NAME of `task: multitask`
-    return by_task or last.endswith(("_std", "_gini", "gap", "loss", "mse", "perplexity"))
+    return by_task or last.endswith(("_std", "_gini", "gap", "loss", "mse", "perplexity", "fgt"))
 
 
 class Metric(Reduction):

@@ -15,7 +15,6 @@ from fl.check.check import check
 from fl.config.config import resolve
 from fl.data.augment import Flip
 from fl.method.phase import Phase
-from fl.report.client_metrics import clients_file
 from fl.simulation.build import set_up_run
 from fl.simulation.simulation import Simulation
 from fl.simulation.workload import workload_of
@@ -199,7 +198,7 @@ def test_a_client_may_choose_its_samples(tmp_path):
     assert same(plain, fl.run(DIGITS | loop | {"client": Half(all_rows=True)}, out=tmp_path / "all"))
     setup = set_up_run(resolve(DIGITS))
     fl.run(DIGITS | {"client": Half()}, out=tmp_path / "half")
-    sizes, rows = setup.periods[0].partition.train_slices()[1], parquet.read_table(clients_file(tmp_path / "half"))
+    sizes, rows = setup.periods[0].partition.train_slices()[1], parquet.read_table(tmp_path / "half/clients.parquet")
     rows = [row for row in rows.to_pylist() if row["split"] == "train"]
     assert len(rows) == 8 and all(row["num_examples"] == sizes[row["client"]] // 2 for row in rows)
     assert setup.plan.kind == "stacked" and set_up_run(resolve(DIGITS | {"client": Half()})).plan.kind == "loop"
