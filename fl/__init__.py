@@ -31,16 +31,20 @@ _HOMES = {
         "fl.method.context": "ClientContext Reply",
         "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
         "fl.method.facts": "class_counts",
-        "fl.method.phase": "Phase",
+        "fl.method.phase": "Phase rate_at",
         "fl.method.views": "Beside",
         "fl.method": "aligned server_optimiser",
         "fl.method.fitting": "PerceptronFit",
         "fl.method.grouped": "ByClient GroupMean Grouped weighted_sum",
         "fl.method.messages": "Broadcast Static Update",
-        "fl.method.reduction": "ClassMean Collect Meta Reduction RowMean SparseMean Stack Sum WeightedMean",
+        "fl.method.reduction": "ClassMean Collect Meta Reduction RowMean SparseMean SpilledVector Stack Sum "
+        "WeightedMean",
         "fl.method.sampler": "CohortSampler",
         "fl.method.adversary": "Adversary AttackContext",
         "fl.method.after_reduction": "AfterReduction Reduced ReductionContext",
+        "fl.privacy.example": "ExampleLevel",
+        "fl.privacy.mechanism": "Mechanism Release Sampling",
+        "fl.privacy.clipping": "Clipping Counts",
         "fl.method.optimiser": "SGD Adam LRSchedule Optimiser",
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.steps": "Descent LocalSteps",
@@ -100,7 +104,10 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.method.facts import class_counts as class_counts
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
-    from fl.method.phase import Phase as Phase
+    from fl.method.phase import Phase as Phase, rate_at as rate_at
+    from fl.privacy.clipping import Clipping as Clipping, Counts as Counts
+    from fl.privacy.example import ExampleLevel as ExampleLevel
+    from fl.privacy.mechanism import Mechanism as Mechanism, Release as Release, Sampling as Sampling
     from fl.method.views import Beside as Beside
     from fl.data import image_bytes as image_bytes
     from fl.data.augment import Augment as Augment, augmented as augmented
@@ -123,6 +130,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Reduction as Reduction,
         RowMean as RowMean,
         SparseMean as SparseMean,
+        SpilledVector as SpilledVector,
         Stack as Stack,
         Sum as Sum,
         WeightedMean as WeightedMean,

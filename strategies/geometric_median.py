@@ -23,8 +23,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fl import Collect, FedAvgEquivalent, Layout, Metrics, Params, ServerContext, Strategy, checks, register
-from fl.method.reduction import SpilledVector
+from fl import (
+    Collect,
+    FedAvgEquivalent,
+    Layout,
+    Metrics,
+    Params,
+    ServerContext,
+    SpilledVector,
+    Strategy,
+    checks,
+    register,
+)
 
 STEPS = 1000  # of Weiszfeld, at most
 TOLERANCE = 1e-8  # of the harmonic mean of the distances, which far points do not change

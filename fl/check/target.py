@@ -16,6 +16,8 @@ from fl.method.after_reduction import AfterReduction
 from fl.method.client import ClientAlgorithm
 from fl.method.sampler import CohortSampler
 from fl.method.strategy import Strategy
+from fl.privacy.clipping import Clipping
+from fl.privacy.mechanism import Mechanism
 from fl.tasks.task import Task
 
 BASES: dict[type, str] = {
@@ -26,6 +28,8 @@ BASES: dict[type, str] = {
     Augment: "augment",
     Adversary: "adversary",
     AfterReduction: "after_reduction",
+    Mechanism: "mechanism",
+    Clipping: "clipping",
     Task: "task",
 }
 METHODS = {

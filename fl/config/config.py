@@ -41,6 +41,7 @@ from fl.method.sampler import CohortSampler
 from fl.method.strategy import Strategy
 from fl.method.transform import Transform
 from fl.models.section import Model
+from fl.privacy.section import Privacy
 from fl.storage.section import Checkpoint
 from fl.system.asynchronous import Asynchronous
 from fl.system.section import System
@@ -71,6 +72,8 @@ class Config:
         adversary: clients that send other updates than they trained; None: all are honest.
         transforms: change updates before encoding and before the sum, in this order.
         after_reduction: changes reduced values before the strategy sees them, in this order.
+        privacy: differential privacy: sampler, clipping, noise and accountant as one object; None: no privacy. It
+            takes the place of `cohort`.
         codec: how messages are encoded in each direction.
         system: the clients' devices, networks and availability; None: no virtual time.
         server: when the server steps: in synchronous rounds, or asynchronously. All but plain synchronous rounds need
@@ -100,6 +103,7 @@ class Config:
     adversary: Adversary | None = None
     transforms: tuple[Transform, ...] = ()
     after_reduction: tuple[AfterReduction, ...] = ()
+    privacy: Privacy | None = None
     codec: Codecs = field(default_factory=Codecs)
     system: System | None = None
     server: ServerMode = field(default_factory=Synchronous)
@@ -121,7 +125,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `resolve` takes back, with every default written out."""
-        return {name: to_plain(getattr(self, name), name, self.references) for name in fields_of(Config)}
+        own_cohort = self.privacy is None or self.privacy.sampling is None
+        names = [name for name in fields_of(Config) if name != "cohort" or own_cohort]
+        return {name: to_plain(getattr(self, name), name, self.references) for name in names}
 
     @property
     def up(self) -> Codec:
@@ -141,6 +147,8 @@ def resolve(config: Mapping[str, Any]) -> Config:
     builder.check_keys(Config, config, "", beside=("extends",))
     if "server" in config:
         config["server"] = builder.part(KINDS["server"], _or_default("server", config["server"]), "server")
+    if config.get("privacy") is not None:
+        _set_privacy(builder, config)
     if isinstance(config.get("server"), Asynchronous):  # the virtual clock chooses the clients
         config.setdefault("cohort", {"size": 1})
     for key in ("data", "model", "strategy", "cohort"):
@@ -166,6 +174,31 @@ def _client(strategy: Strategy, client: Any) -> Any:
         return client
     folder = Path(getattr(sys.modules[type(strategy).__module__], "__file__", None) or ".").parent
     return {"name": anchored(strategy.client, folder), **named("client", client)}
+
+
+def _set_privacy(builder: Builder, config: dict[str, Any]) -> None:
+    """Build the `privacy` section, and take the sampler from it."""
+    privacy = config["privacy"]
+    if isinstance(privacy, Mapping):
+        defaults = {"sampling": ("cohort", "poisson"), "clipping": ("clipping", KINDS["clipping"].default())}
+        parts = {
+            key: with_name(named(kind, privacy[key]), name)
+            for key, (kind, name) in defaults.items()
+            if isinstance(privacy.get(key), Mapping)
+        }
+        privacy = builder.section(Privacy, {**privacy, **parts}, "privacy")
+    if not isinstance(privacy, Privacy):
+        raise ConfigError("privacy", f"{privacy!r} is not a mapping of {sorted(fields_of(Privacy))}")
+    config["privacy"] = privacy
+    if privacy.sampling is None:
+        return
+    if config.get("cohort") is not None:
+        raise ConfigError(
+            "cohort",
+            "beside `privacy`, whose epsilon holds for its own sampler only; leave cohort out (cohort: null), and set "
+            "privacy.sampling={name: poisson, rate: R}",
+        )
+    config["cohort"] = privacy.sampling
 
 
 def _set_rounds(config: dict[str, Any], stream: Stream) -> None:

@@ -22,6 +22,8 @@ DERIVED = (
     "server_optimiser",
     "adversary",
     "after_reduction",
+    "mechanism",
+    "clipping",
 )
 # kind -> the method that its parts define
 METHODS = {"partition": "split", "shift": "apply", "labels": "keep", "stream": "periods"}

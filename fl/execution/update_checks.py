@@ -13,7 +13,7 @@ from torch import Tensor
 from fl.errors import dotted
 from fl.method.context import Reply
 from fl.method.messages import Update
-from fl.method.reduction import Product, Reduction
+from fl.method.reduction import GroupReduction, Reduction
 from fl.tensors.params import Layout, Params
 from fl.tensors.trees import Tree, named_leaves
 
@@ -113,7 +113,7 @@ class TensorNames:
     """
 
     def __init__(self, reduction: Reduction, reference: Mapping[str, str]):
-        parts = reduction.parts if isinstance(reduction, Product) else {}
+        parts = reduction.parts if isinstance(reduction, GroupReduction) else {}
         self.groups = {name: reference.get(name, name) for name, part in parts.items() if part.linear}
         self.first: dict[str, tuple[int, Layout]] = {}  # group -> first client and what it sent
 

@@ -47,6 +47,17 @@ class Refusal:
 
 REFUSALS = (
     Refusal(
+        "privacy",
+        lambda config: config.privacy and (config.privacy.where == "local" or config.privacy.unit == "example"),
+        "the clients' noise follows from the run's seed, which the server knows; use central noise of whole clients, "
+        "or `fl run`",
+    ),
+    Refusal(
+        "privacy.seeds",
+        lambda config: config.privacy and config.privacy.seeds != "cryptographic",
+        "clients know the run's seed, and the noise follows from it; set privacy.seeds=cryptographic, or use `fl run`",
+    ),
+    Refusal(
         "server",
         lambda config: None if config.server == Synchronous() else config.server,
         "a deployment runs plain synchronous rounds; leave `server` and `system` out, or use `fl run`. A client that "

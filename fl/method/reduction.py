@@ -311,14 +311,23 @@ class Collect(Reduction):
 
 
 @dataclass(frozen=True)
-class Product(Reduction):
+class GroupReduction(Reduction):
+    """Base of reductions of whole updates, whose value is a dict by group.
+
+    Args:
+        parts: group -> the reduction that the strategy asked for.
+    """
+
+    parts: Mapping[str, Reduction]
+
+
+@dataclass(frozen=True)
+class Product(GroupReduction):
     """One reduction per group of the update. The value is a dict by group; None if the value of a group is None.
 
     Args:
         parts: group -> reduction.
     """
-
-    parts: Mapping[str, Reduction]
 
     @property
     def linear(self) -> bool:  # type: ignore[override]  # depends on the parts

@@ -1,4 +1,4 @@
-"""Clip updates to a maximum norm."""
+"""Clip updates to a maximum norm, for robustness. Differential privacy clips by itself, see fl/privacy/section.py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ class Clip(Transform):
     Args:
         bound: The largest norm, positive.
         group: Name of the group to clip. It must be a group of parameters.
-        side: "client" clips before the codec, as private training needs (McMahan et al. 2018, arXiv:1710.06963, flat
-            clipping). "server" clips after decoding, which limits the effect of any single client (Sun et al. 2019,
-            arXiv:1911.07963, norm thresholding).
+        side: "client" clips before the codec. "server" clips after decoding, which limits the effect of any single
+            client (Sun et al. 2019, arXiv:1911.07963, norm thresholding). Neither makes a run private; use `privacy:`.
     """
 
     bound: float

@@ -12,6 +12,7 @@ from fl.execution.columns import Columns
 from fl.execution.isolation import isolated
 from fl.method.after_reduction import ReductionContext, apply_all
 from fl.method.requests import Exchange, ExchangeResult
+from fl.privacy.withheld import Withheld
 from fl.simulation.totals import weighted_mean
 from fl.tracking.spans import span
 
@@ -66,7 +67,11 @@ def result_for(
     """
     config, totals = exchanges.run_setup.config, exchanges.totals
     clients, examples = answers.clients, answers.num_examples
-    if exchange.work == "train" and len(examples) and not examples.any():
+    if exchanges.private is not None:
+        with span("server", "privacy"), isolated():
+            value, figures = exchanges.private.release(exchange, value, clients)
+        totals.after_reduction |= figures
+    elif exchange.work == "train" and len(examples) and not examples.any():
         totals.unweighted += 1
         value = None
         log.warning(
@@ -74,8 +79,13 @@ def result_for(
             exchanges.round,
         )
     if config.after_reduction and value is not None:
-        ctx = ReductionContext(config.seed, exchanges.round, number, exchange.work, clients, examples)
+        known: tuple[Any, Any] = (clients, examples)
+        if exchanges.private is not None:
+            known = (Withheld("ReductionContext.clients"), Withheld("ReductionContext.num_examples"))
+        ctx = ReductionContext(config.seed, exchanges.round, number, exchange.work, *known)
         with span("server", "after reduction"), isolated():
             value, figures = apply_all(config.after_reduction, value, ctx)
         totals.after_reduction |= figures
+    if exchanges.private is not None:
+        return exchanges.private.result(exchange, value, clients, examples)
     return ExchangeResult(exchange.reduced(value), clients, examples, answers.pooled, tier)

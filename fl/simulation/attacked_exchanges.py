@@ -24,7 +24,7 @@ from fl.execution.submissions import Submission
 from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
 from fl.method.adversary import Adversary, AttackContext
-from fl.method.reduction import Product
+from fl.method.reduction import GroupReduction, Product
 from fl.simulation.setup import RunSetup
 from fl.simulation.totals import RoundTotals
 from fl.storage import files
@@ -77,7 +77,7 @@ class AttackedExchanges:
         if not attacks.any():
             totals.add_simulated({"attackers": 0})
             return self.executor.run(dispatch)
-        assert isinstance(dispatch.reduction, Product)
+        assert isinstance(dispatch.reduction, GroupReduction)
         hold = Product({name: Hold() for name in dispatch.reduction.parts})
         first: DispatchResult = self.executor.run(replace(dispatch, reduction=hold, attackers=attacks))
         if first.value is None:  # no client answered

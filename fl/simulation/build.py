@@ -33,11 +33,13 @@ from fl.models.client_models import ClientModel
 from fl.models.dropout import with_addressed_dropout
 from fl.models.extension import Extend, extended
 from fl.models.probe import ModuleFacts
+from fl.privacy.plan import PrivacyPlan
 from fl.simulation.agreement import check_adversary, check_after_reduction, check_sampler
 from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
 from fl.simulation.optimiser_average import check_optimiser_state
+from fl.simulation.private_checks import check_private, with_private_client
 from fl.simulation.setup import RunSetup, device, sample_inputs
 from fl.simulation.several_tasks import check_several_tasks, with_heads
 from fl.simulation.trial import Trial
@@ -82,6 +84,11 @@ def set_up_run(config: Config) -> RunSetup:
     check_adversary(config, trainable)
     check_after_reduction(config)
     check_optimiser_state(config)
+    check_private(config)
+    privacy = None
+    if config.privacy is not None:
+        privacy = PrivacyPlan.of(config.privacy, trainable, config.rounds, config.client)
+        config = with_private_client(config, privacy)
     for task in (config.task, *(period.task for period in periods)):
         _located("task", partial(config.client.check_task, task))
         if config.evaluation.adapt is not None:
@@ -105,7 +112,7 @@ def set_up_run(config: Config) -> RunSetup:
     undecided = Plan("loop", 1, "not chosen yet")
     first = models[0]
     about = (first.module, first.facts, first.initial, outputs)
-    return _planned(RunSetup(config, dataset, periods, *about, undecided, drawn, by_client=by_client))
+    return _planned(RunSetup(config, dataset, periods, *about, undecided, drawn, privacy=privacy, by_client=by_client))
 
 
 def _planned(run_setup: RunSetup) -> RunSetup:

@@ -31,6 +31,7 @@ from fl.simulation.downlink import Downlink, Place
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.observed import Observed
 from fl.simulation.optimiser_average import OptimiserAverage
+from fl.simulation.private_rounds import private_exchanges
 from fl.simulation.setup import RunSetup
 from fl.simulation.stored_states import StoredStates
 from fl.simulation.totals import RoundTotals
@@ -64,6 +65,7 @@ class ExchangeRunner:
         self.observed = Observed() if run_setup.config.cohort.observes else None
         self.optimisers = OptimiserAverage(run_setup.config)
         self.attacked = AttackedExchanges.of(run_setup, executor, folder.path / "scratch")
+        self.private = private_exchanges(run_setup)
         self.begin(0, 0, EMPTY_COHORT)
 
     def begin(self, round_: int, ledger_round: int, cohort: np.ndarray) -> None:
@@ -73,6 +75,8 @@ class ExchangeRunner:
         self.carries: dict[int, tuple[int, ...]] = {}  # client -> where its carry to the next exchange lies
         self.period = self.run_setup.period_at(round_)
         self.sizes = self.run_setup.sizes(self.period)
+        if self.private is not None:
+            self.private.begin(0 <= ledger_round < self.run_setup.config.rounds)
         self.set_cohort(cohort)
 
     def set_cohort(self, cohort: np.ndarray) -> None:
@@ -88,12 +92,16 @@ class ExchangeRunner:
 
     def record(self) -> dict[str, Any]:
         """Return what a resumed run needs. Call it when everything else of the round is done."""
-        return {**self.downlink.record(), "now": self.time.now, "optimiser": self.optimisers.memory}
+        private = None if self.private is None else self.private.record()
+        lasting = {"now": self.time.now, "optimiser": self.optimisers.memory, "private": private}
+        return {**self.downlink.record(), **lasting}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Take over a `record`."""
         self.downlink.restore(record)
         self.time.now, self.optimisers.memory = record["now"], record["optimiser"]
+        if self.private is not None and record["private"] is not None:
+            self.private.restore(record["private"])
 
     def sample(
         self, state: Tree, first_request: Callable[[], Any], round_: int, sizes: np.ndarray
@@ -102,7 +110,8 @@ class ExchangeRunner:
 
         `first_request` returns what the strategy will yield first. An asynchronous server needs it for its clock.
         """
-        return self.time.sample(state, round_, sizes)
+        private, seed = self.private, self.run_setup.config.seed
+        return self.time.sample(state, round_, sizes, seed if private is None else private.sampling_seed(round_))
 
     def wait(self, until: float) -> None:
         """Advance virtual time without work."""
@@ -138,7 +147,7 @@ class ExchangeRunner:
             work=exchange.work,
             cohort=participants,
             broadcast=sent.decoded,
-            reduction=Product(exchange.reductions),
+            reduction=Product(exchange.reductions) if self.private is None else self.private.reduction(exchange),
             plan=self.plan(exchange, sent.decoded) if limits is None else Plan("loop", 1, "some do part of their work"),
             carries=self.carries_of(participants),
             skeleton=exchange.skeleton,

@@ -87,6 +87,7 @@ def check_optimiser_state(config: Config) -> None:
     for obstacle, found in (
         ("an asynchronous server; use server: sync", isinstance(config.server, Asynchronous)),
         ("after_reduction, which would not see the optimisers; leave it out", bool(config.after_reduction)),
+        ("privacy, whose noise would not cover the optimisers; leave it out", config.privacy is not None),
         ("an adversary; leave it out", config.adversary is not None),
         (
             f"a lossy codec.{lossy} with {type(config.client.optimiser).__name__}, whose second moments may become "

@@ -29,6 +29,8 @@ from fl.models.client_models import ClientModel, ClientModels
 from fl.models.dropout import DropoutDraws
 from fl.models.probe import ModuleFacts
 from fl.models.structure import structure
+from fl.privacy.local_noise import LocalNoise
+from fl.privacy.plan import PrivacyPlan
 from fl.simulation.view_checks import views_obstacle
 from fl.system.flops import flops_per_sample
 from fl.system.simulated_system import SimulatedSystem
@@ -52,6 +54,7 @@ class RunSetup:
         plan: how clients train.
         trial: tells whether a user's own client code can train clients together (fl/simulation/trial.py); else `None`.
         system: devices and presence of the clients that may train, `None` without a system model.
+        privacy: noise and accountant of a private run; None without `privacy:`.
         by_client: the clients' models, if they have different architectures. `module`, `facts` and `initial` are then
             those of the first architecture.
     """
@@ -66,6 +69,7 @@ class RunSetup:
     plan: Plan
     system: SimulatedSystem | None
     trial: Trial | None = None
+    privacy: PrivacyPlan | None = None
     by_client: ClientModels | None = None
 
     def sizes(self, period: int) -> np.ndarray:
@@ -169,6 +173,12 @@ class RunSetup:
             periods=len(self.periods),
         )
 
+    @property
+    def local_noise(self) -> tuple[LocalNoise, ...]:
+        """What clients do to their updates last, for local privacy."""
+        plan = self.privacy
+        return () if plan is None or plan.section.where == "central" else (LocalNoise(plan),)
+
     # -- plans ----------------------------------------------------------------------------------------------------
     def plan_for(self, module: torch.nn.Module) -> Plan:
         """Return the plan for training another module than the run's."""
@@ -222,7 +232,7 @@ class RunSetup:
             rounds=config.rounds,
             up=config.up,
             down=config.down,
-            transforms=config.transforms,
+            transforms=(*config.transforms, *self.local_noise),
             augment=config.data.augment,
             strong=config.data.strong,
             statistics=tuple(dict.fromkeys(name for model in self.models for name in model.statistics)),

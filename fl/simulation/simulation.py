@@ -37,6 +37,7 @@ from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.final_work import run_final
 from fl.simulation.headline import headline
 from fl.simulation.optimiser_average import OptimiserAverage
+from fl.simulation.private_checks import check_private_round, withhold_clients
 from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_evaluation, run_generator
 from fl.simulation.result import Result, save_result
@@ -255,6 +256,8 @@ class Simulation:
         if isinstance(request, Exchange):
             OptimiserAverage(self.config).extend(request)  # it refuses some exchanges
         check_asynchronous(self.config, request)
+        if self.private_clients:
+            check_private_round(self)
 
     # -- parts of a round -----------------------------------------------------------------------------------------
     def _sample(self) -> np.ndarray:
@@ -268,7 +271,8 @@ class Simulation:
 
     def evaluate(self, state: Any, cohort: np.ndarray) -> Row:
         """Return the metrics of the strategy's evaluation of a state."""
-        context = replace(self.context(cohort), evaluated=all_evaluated(self.run_setup, self.exchanges.period))
+        evaluated = all_evaluated(self.run_setup, self.exchanges.period)
+        context = replace(self.context(cohort), cohort=cohort, evaluated=evaluated)
         with span("evaluate", "evaluation"):
             return run_evaluation(self.config.strategy.evaluation(state, context), self.exchanges, self.executor)
 
@@ -278,7 +282,14 @@ class Simulation:
 
     def context(self, cohort: np.ndarray) -> ServerContext:
         """Return what the strategy may know in the present round."""
-        return self.run_setup.server_context(self.round, cohort)
+        context = self.run_setup.server_context(self.round, cohort)
+        return withhold_clients(context) if self.private_clients else context
+
+    @property
+    def private_clients(self) -> bool:
+        """Whether the run protects whole clients."""
+        plan = self.run_setup.privacy
+        return plan is not None and plan.section.unit == "client"
 
     # -- set-up ---------------------------------------------------------------------------------------------------
     def _set_up(self, resumed: bool, stack: ExitStack) -> None:

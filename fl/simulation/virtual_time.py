@@ -29,13 +29,14 @@ class VirtualTime:
     def __init__(self, run_setup: RunSetup):
         self.run_setup, self.system, self.now = run_setup, run_setup.system, 0.0
 
-    def sample(self, state: Tree, round_: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray, float]:
+    def sample(self, state: Tree, round_: int, sizes: np.ndarray, seed: int) -> tuple[Tree, np.ndarray, float]:
         """Draw a cohort as soon as enough clients are present.
 
         Args:
             state: the sampler's state.
             round_: the round, from 0.
             sizes: training samples of each client, (N,).
+            seed: seed of the draws.
 
         Returns:
             the sampler's next state, the cohort, and the virtual time at which it starts.
@@ -43,7 +44,7 @@ class VirtualTime:
         Raises:
             ValueError: too few clients are ever present at once.
         """
-        sampler, seed = self.run_setup.config.cohort, self.run_setup.config.seed
+        sampler = self.run_setup.config.cohort
         if self.system is None or self.system.always or not sampler.among_present:
             return *sampler.sample(state, round_, seed, sizes), self.now
         least = sampler.min_present(len(sizes))

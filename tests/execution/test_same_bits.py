@@ -1,7 +1,8 @@
 """Same bits: serial, Ray with one and two workers, on two nodes, after a worker or the driver is killed.
 
-Four methods cover the cases: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects all updates), and a toy
-with three exchanges and carries. The final models' digests must be equal, and metrics and ledgers, too.
+Five methods cover the cases: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects all updates), a toy with
+three exchanges and carries, and private SCAFFOLD (noise, a bound that adapts). The final models' digests must be
+equal, and metrics and ledgers, too.
 """
 
 import functools
@@ -27,6 +28,13 @@ METHODS = {
     "trimmed_mean": {"strategy": {"name": "trimmed_mean", "beta": 0.2}},
     "three_exchanges": {"strategy": f"{TOYS}:ThreeExchanges"},
 }
+PRIVACY = {
+    "sampling": {"rate": 0.2},
+    "clipping": {"adaptive": {"sigma_b": 2.0}},
+    "noise_multiplier": 1.0,
+    "delta": 1e-3,
+}
+METHODS["private"] = {"strategy": "scaffold", "cohort": None, "privacy": PRIVACY}
 WORKERS_STAY = False
 ROUNDS = 20
 KILLS = 4

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from fl.check.bench import Bench
+from fl.checks import not_negative, one_of
 from fl.errors import ConfigError
 from fl.method.after_reduction import AfterReduction, ReductionContext
 from fl.method.reduction import WeightedMean
 from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
+from fl.tensors.params import Params
 from tests.flower.test_deploy import same_run
 from tests.interfaces.laws import check_order_and_resume
 
@@ -45,7 +47,27 @@ class Loses(AfterReduction):
         return {}, {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noise(AfterReduction):
+    """Adds normal noise to the group `group`. Its row has the deviation."""
+
+    std: float = 0.01
+    group: str = "model"
+
+    def __post_init__(self):
+        not_negative(std=self.std)
+
+    def check(self, groups):
+        one_of(sorted(groups), group=self.group)
+
+    def apply(self, groups, ctx: ReductionContext):
+        generator = ctx.generator("noise")
+        tensors = {name: torch.randn(t.shape, generator=generator) for name, t in groups[self.group].items()}
+        return {**groups, self.group: groups[self.group] + self.std * Params.of(tensors)}, {"noise_std": self.std}
+
+
 SCALE = f"{__file__}:Scale"
+NOISE = f"{__file__}:Noise"
 
 
 def bench(folder, strategy="fedavg"):
@@ -83,27 +105,27 @@ def test_asynchronous_servers_pass_through_it(tmp_path):
     assert row["train_clients"] == 2
 
 
-def test_central_noise(tmp_path):
+def test_noise(tmp_path):
     """The model moves by std * n more: mean 0 and deviation std over the 3,000 parameters, linear in std."""
     wide = {"model": {"name": "mlp", "hidden": [270]}}
     plain, _ = moved(tmp_path / "plain", **wide)
     noise = {}
     for std in (0.1, 0.2):
-        noisy, row = moved(tmp_path / f"{std}", **wide, after_reduction=[{"name": "central_noise", "std": std}])
+        noisy, row = moved(tmp_path / f"{std}", **wide, after_reduction=[{"name": NOISE, "std": std}])
         noise[std], n = noisy - plain, len(plain)
         assert row["noise_std"] == std and n > 2900
         assert abs(noise[std].mean()) < 4 * std / n**0.5 and float(noise[std].std()) == pytest.approx(std, rel=0.06)
     torch.testing.assert_close(noise[0.2], 2 * noise[0.1], rtol=0, atol=2e-6)
-    chain = [{"name": "central_noise", "std": 0.1}] * 2
+    chain = [{"name": NOISE, "std": 0.1}] * 2
     twice, _ = moved(tmp_path / "twice", **wide, after_reduction=chain)
     assert float((twice - plain).std()) == pytest.approx(0.1 * 2**0.5, rel=0.06), "the parts of a chain draw apart"
 
 
 def test_order_of_work_and_a_resume_change_no_bits(tmp_path):
-    settings = {"after_reduction": [{"name": "central_noise", "std": 0.01}]}
+    settings = {"after_reduction": [{"name": NOISE, "std": 0.01}]}
     federation = bench(tmp_path)
     plain, _ = check_order_and_resume(federation, settings)
-    silent = federation.run(after_reduction=[{"name": "central_noise", "std": 0.0}])
+    silent = federation.run(after_reduction=[{"name": NOISE, "std": 0.0}])
     assert all(torch.equal(a, b) for a, b in zip(silent.model.buffers, federation.run().model.buffers))
     assert plain.ledger == silent.ledger
 
@@ -111,16 +133,16 @@ def test_order_of_work_and_a_resume_change_no_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_deployment_gives_the_same_bits(tmp_path, capsys):
-    settings = {"after_reduction": [{"name": "central_noise", "std": 0.01}], "execution.plan": "loop"}
+    settings = {"after_reduction": [{"name": NOISE, "std": 0.01}], "execution.plan": "loop"}
     same_run(bench(tmp_path).config(**settings), tmp_path)
 
 
 @pytest.mark.parametrize(
     "part, error, message",
     [
-        ({"name": "central_noise", "std": -1}, ConfigError, r"after_reduction\[0\].std: -1.0 is negative"),
+        ({"name": NOISE, "std": -1}, ConfigError, r"after_reduction\[0\].std: -1.0 is negative"),
         (
-            {"name": "central_noise", "std": 1, "group": "modle"},
+            {"name": NOISE, "std": 1, "group": "modle"},
             ConfigError,
             r"after_reduction\[0\].group: 'modle' is not one of \['model'\]",
         ),
