@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("after_reduction", ("fl.privacy",), "fl.method.after_reduction:AfterReduction", "after_reduction"),
     Kind("mechanism", ("fl.privacy",), "fl.privacy.mechanism:Mechanism", "privacy.mechanism"),
     Kind("clipping", ("fl.privacy",), "fl.privacy.clipping:Clipping", "privacy.clipping"),
-    Kind("cohort", ("fl.method.sampler", "fl.method.power_of_choice", "fl.method.oort"),
+    Kind("cohort", ("fl.method.sampler", "fl.method.min_separation", "fl.method.power_of_choice", "fl.method.oort"),
          "fl.method.sampler:CohortSampler", "cohort"),
     Kind("adversary", ("fl.method.adversary",), "fl.method.adversary:Adversary", "adversary"),
     Kind("optimiser", ("fl.method.optimiser",), "fl.method.optimiser:Optimiser", "client.optimiser"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from fl.method.min_separation import MinSeparation
 from fl.method.sampler import Cyclic, Fixed, Poisson, Uniform, Weighted
 from fl.registry import names
 
@@ -14,6 +15,7 @@ SAMPLERS = [
     Uniform(size=10),
     Uniform(fraction=0.1),
     Poisson(rate=0.1),
+    MinSeparation(separation=5, rate=0.5),
     Weighted(size=10),
     Cyclic(size=10),
     Fixed(clients=(4, 99, 0)),
@@ -33,14 +35,14 @@ def test_cohorts_are_ascending_distinct_ids(sampler):
         assert_array_equal(ids, cohort(sampler, round_))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS[:4], ids=repr)
+@pytest.mark.parametrize("sampler", SAMPLERS[:5], ids=repr)
 def test_seed_and_round_are_the_address(sampler):
     draws = {tuple(cohort(sampler, round_, seed)) for round_ in range(3) for seed in range(3)}
     assert len(draws) == 9
 
 
 def test_all_are_registered():
-    assert {"uniform", "poisson", "weighted", "cyclic", "fixed"} <= set(names("cohort"))
+    assert {"uniform", "poisson", "min_separation", "weighted", "cyclic", "fixed"} <= set(names("cohort"))
 
 
 def test_uniform_takes_everyone_equally_often():
@@ -49,6 +51,22 @@ def test_uniform_takes_everyone_equally_often():
     assert np.abs(counts - 100).max() < 4.5 * 9.5
     assert_array_equal(cohort(Uniform(fraction=1.0)), np.arange(100))
     assert len(cohort(Uniform(fraction=0.001))) == 1
+
+
+def test_clients_of_min_separation_rest_between_participations():
+    """5 subsets of 20 clients, each drawn with probability 1/2: cohorts have mean 10 and variance 20 / 4 = 5."""
+    sampler, last = MinSeparation(separation=5, rate=0.5), np.full(100, -5)
+    lengths = []
+    for round_ in range(2000):
+        ids = cohort(sampler, round_)
+        assert (round_ - last[ids] >= 5).all()
+        last[ids] = round_
+        lengths.append(len(ids))
+    assert np.mean(lengths) == pytest.approx(10, abs=5 * np.sqrt(5 / 2000))
+    assert np.var(lengths) == pytest.approx(5, rel=0.2)
+    everyone = [cohort(MinSeparation(separation=5), round_) for round_ in range(5)]
+    assert_array_equal(np.sort(np.concatenate(everyone)), np.arange(100))
+    assert_array_equal(cohort(MinSeparation(separation=1, rate=0.1), 7), cohort(Poisson(rate=0.1), 7))
 
 
 def test_poisson_cohorts_are_binomial():

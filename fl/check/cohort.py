@@ -12,7 +12,7 @@ from fl.check.finding import Broken, Law, require_equal
 from fl.method.sampler import CohortSampler
 from fl.tensors.serialise import flatten, unflatten
 
-EXAMPLES = {"size": 4, "rate": 0.5, "clients": (1, 4, 6), "candidates": 6}
+EXAMPLES = {"size": 4, "rate": 0.5, "clients": (1, 4, 6), "candidates": 6, "separation": 2}
 SIZES = np.arange(1, 13)  # samples of each client of the population
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 
 import torch
 
@@ -12,6 +11,7 @@ from fl.check.finding import Broken, Law, require_equal
 from fl.method.sampler import CohortSampler, Poisson
 from fl.privacy.accounting import epsilon
 from fl.privacy.mechanism import Groups, Mechanism, Release, Sampling
+from fl.privacy.sampling import rate_of
 from fl.privacy.streams import Streams
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree, leaves
@@ -21,7 +21,7 @@ RELEASES = 6
 
 def _sampling(part: Mechanism) -> Sampling:
     sampler: CohortSampler = getattr(part, "example_sampler", Poisson(rate=0.5))
-    return Sampling(sampler, getattr(sampler, "rate", math.nan), 40, RELEASES)
+    return Sampling(sampler, rate_of(sampler), 40, RELEASES)
 
 
 def _like(size: int = 3) -> dict[str, Tree]:

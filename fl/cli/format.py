@@ -60,13 +60,29 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     lines |= {k: four_decimals(v) for k, v in metrics.items() if k in shown}
     if len(shown) < len(metrics):
         lines["more metrics"] = f"{len(metrics) - len(shown)} in {directory}/metrics.jsonl"
+    lines |= _privacy_spent(final)
     lines |= {"MB up, down": f"{up}, {down}", "time": format_seconds(summary["total_wall_seconds"])}
     lines |= {"digest": summary["digest"], "configuration": summary["configuration"], "directory": directory}
-    if finished:
+    if finished and not _privacy_spent(final):  # noise is made for the planned rounds
         lines["more rounds"] = f"fl resume {directory} rounds=+10"
-    else:
+    elif not finished:
         lines["resume with"] = f"fl resume {directory}"
     return two_columns(lines.items())
+
+
+def _privacy_spent(final: Mapping[str, Any]) -> dict[str, str]:
+    """Epsilon of a private run, with the lower bound of an audit; {} if the run is not private.
+
+    >>> _privacy_spent({"epsilon": 2.0, "empirical_epsilon": 0.25})
+    {'epsilon': '2.0000; the audit shows that it is at least 0.2500'}
+    """
+    lines = {}
+    for name in ("epsilon", "virtual_epsilon"):
+        if name in final:
+            lines[name] = "infinite" if final[name] is None else four_decimals(final[name])
+            if "empirical_epsilon" in final:
+                lines[name] += f"; the audit shows that it is at least {four_decimals(final['empirical_epsilon'])}"
+    return lines
 
 
 def format_baselines(result: Result) -> str:

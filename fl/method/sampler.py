@@ -131,7 +131,7 @@ class Uniform(CohortSampler):
         return self.size or 1
 
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
-        return state, _subset(random.numpy_generator(seed, "cohort", round_), len(sizes), self._size(len(sizes)))
+        return state, random_subset(random.numpy_generator(seed, "cohort", round_), len(sizes), self._size(len(sizes)))
 
     def _size(self, population: int) -> int:
         if self.size is not None:
@@ -162,7 +162,7 @@ class Poisson(CohortSampler):
 
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         generator = random.numpy_generator(seed, "cohort", round_)
-        return state, _subset(generator, len(sizes), int(generator.binomial(len(sizes), self.rate)))
+        return state, random_subset(generator, len(sizes), int(generator.binomial(len(sizes), self.rate)))
 
 
 @register("cohort", "weighted")
@@ -274,5 +274,6 @@ def draw_weighted(size: int, clients: np.ndarray, weights: np.ndarray, *address:
     return clients[np.argsort(keys, kind="stable")]
 
 
-def _subset(generator: np.random.Generator, population: int, size: int) -> np.ndarray:
+def random_subset(generator: np.random.Generator, population: int, size: int) -> np.ndarray:
+    """Draw a uniform subset of 0..population-1, ascending, (size,)."""
     return np.sort(generator.choice(population, size, replace=False, shuffle=False))

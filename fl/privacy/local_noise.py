@@ -12,6 +12,7 @@ from fl.privacy.clipping import sensitivity
 from fl.privacy.mechanism import Release
 from fl.privacy.plan import PrivacyPlan
 from fl.privacy.private_sum import clip, parts_of, require_dense
+from fl.privacy.rounding import rounded
 from fl.privacy.streams import Streams
 from fl.tensors.trees import row, stack, tree_map
 
@@ -39,12 +40,12 @@ class LocalNoise(Transform):
         norm = section.mechanism.norm
         bounds = section.clipping.bounds_at(section.clipping.init(), 1 if parts is None else len(parts), norm)
         scale, streams = self.plan.noise_multiplier * 2 * sensitivity(bounds, norm), Streams(ctx.seed)
-        noises = []
+        noises, std = [], section.mechanism.std(Release(0, scale, self.plan.sampling, streams))
         for i, client in enumerate(ctx.clients):
             like = row(clipped, i) if ctx.stacked else clipped
             release = Release(ctx.participation, scale, self.plan.sampling, streams, int(client))
             noises.append(dict(section.mechanism.noise(section.mechanism.init(), like, release)[0]))
-        return tree_map(_sum, clipped, stack(noises) if ctx.stacked else noises[0])
+        return rounded(tree_map(_sum, clipped, stack(noises) if ctx.stacked else noises[0]), std)
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from fl.errors import ConfigError, located
 from fl.method.client import ClientAlgorithm
-from fl.method.sampler import CohortSampler, Poisson
+from fl.method.sampler import Poisson
 from fl.privacy import accounting
 from fl.privacy.example import ExampleLevel
 from fl.privacy.mechanism import Sampling
+from fl.privacy.sampling import expected_size, rate_of
 from fl.privacy.section import Privacy
 from fl.registry import lookup, name_of, names
 
@@ -55,10 +56,18 @@ class PrivacyPlan:
             return cls._of_examples(section, population, rounds, client)
         virtual = section.virtual_cohort
         assert section.sampling is not None  # the section has checked it
-        rate = getattr(section.sampling, "rate", math.nan)
-        sampling = Sampling(section.sampling, rate, population, rounds)
+        members = population if virtual is None else virtual.population
+        if section.delta * members >= 1:
+            raise ConfigError(
+                "privacy.delta",
+                f"{section.delta:g} allows that one of {members} clients is published as it is; use less than "
+                f"{1 / members:g}, better a tenth of it",
+            )
+        sampling = Sampling(section.sampling, rate_of(section.sampling), population, rounds)
         try:
             section.mechanism.check(sampling)
+            if section.audit is not None:
+                section.audit.check(section.sampling)
         except ValueError as error:
             raise ConfigError("privacy.sampling", str(error)) from error
         expected = expected_size(section.sampling, population)
@@ -143,10 +152,3 @@ class PrivacyPlan:
 def example_clients() -> list[str]:
     """Return the names of the client algorithms that add noise to their own steps."""
     return [name for name in names("client") if issubclass(lookup("client", name), ExampleLevel)]
-
-
-def expected_size(sampler: CohortSampler, population: int) -> float:
-    """Return the expected number of clients in a cohort."""
-    if hasattr(sampler, "rate"):
-        return float(sampler.rate * population)
-    return float(sampler.size)  # type: ignore[attr-defined]  # each mechanism has checked its sampler

@@ -8,6 +8,7 @@ from typing import Literal
 from fl.checks import at_least, not_negative, positive, within
 from fl.method.sampler import CohortSampler
 from fl.privacy.accounting import Accountant
+from fl.privacy.audit import Audit
 from fl.privacy.clipping import Clipping
 from fl.privacy.fixed import Fixed
 from fl.privacy.gaussian import Gaussian
@@ -59,6 +60,7 @@ class Privacy:
         seeds: "reproducible" noise follows from the run's seed; "cryptographic" noise follows from a secret of the
             system, and the run cannot be repeated.
         accountant: computes epsilon: "pld" (tight) or "rdp" (Renyi).
+        audit: canary clients that give a lower bound of epsilon, {canaries: 1000}; None: there are none.
     """
 
     clipping: Clipping
@@ -73,6 +75,7 @@ class Privacy:
     virtual_cohort: VirtualCohort | None = None
     seeds: Seeds = "reproducible"
     accountant: Accountant = "pld"
+    audit: Audit | None = None
 
     def __post_init__(self) -> None:
         positive(epsilon=self.epsilon)
@@ -99,6 +102,8 @@ class Privacy:
             raise ValueError("where: local noise has no virtual cohort, and its clip bound is fixed; use central")
         if self.where == "local" and self.seeds == "cryptographic":
             raise ValueError("seeds: local noise is simulated with reproducible seeds only; use central")
+        if self.audit is not None and (self.where == "local" or self.unit == "example"):
+            raise ValueError("audit: canaries are clients in noisy sums of the server; use unit client, where central")
         if self.clipping.adapts and (self.mechanism.correlated or self.mechanism.norm != "l2"):
             raise ValueError(
                 "clipping: an adaptive bound needs independent normal noise in each round; use mechanism gaussian, or "

@@ -76,7 +76,7 @@ class ExchangeRunner:
         self.period = self.run_setup.period_at(round_)
         self.sizes = self.run_setup.sizes(self.period)
         if self.private is not None:
-            self.private.begin(0 <= ledger_round < self.run_setup.config.rounds)
+            self.private.begin(round_, in_round=0 <= ledger_round < self.run_setup.config.rounds)
         self.set_cohort(cohort)
 
     def set_cohort(self, cohort: np.ndarray) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fl.simulation.simulation import Simulation
 
 
+NOT_PRIVATE = ("clipped", "signal_to_noise", "cohort_size", "dropped")  # metrics beside train/*, val/*, clients/*
+
+
 def check_private(config: Config) -> None:
     """Check the configuration of a private run.
 
@@ -60,6 +63,14 @@ def check_private(config: Config) -> None:
             "who is available depends on how long earlier clients took, so that a client's presence shows in later "
             "cohorts, which no accountant covers; leave availability out",
         )
+    patient = [] if config.stop.patience is None else [config.evaluation.select or "val/loss"]
+    for name in (*config.stop.target, *patient):
+        if name.startswith(("train/", "val/", "clients/")) or name in NOT_PRIVATE:
+            raise ConfigError(
+                "stop",
+                f"{name} depends on clients' rows without noise, and the number of rounds would depend on it; use "
+                "epsilon or eval/* in stop.target or evaluation.select, or leave stop out",
+            )
     if isinstance(config.model.part, ByClient):
         raise ConfigError("model", "clients of different architectures send no updates that can be summed and clipped")
     if config.model.batch_norm == "averaged":

@@ -35,7 +35,7 @@ class PrivateExamples:
         """Return the seed with which the cohort of a round is drawn."""
         return self.seed
 
-    def begin(self, in_round: bool) -> None:
+    def begin(self, round_: int, in_round: bool) -> None:
         """Begin a round, or work outside of rounds: each exchange is accounted."""
 
     def reduction(self, exchange: Exchange) -> Reduction:

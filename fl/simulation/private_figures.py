@@ -40,4 +40,6 @@ def privacy_notes(plan: PrivacyPlan | None, rounds: int) -> list[str]:
         )
     seeds = "the noise comes from a secret, so the run cannot be repeated"
     notes = [figures, "train/*, val/*, clients/*, clipped, signal_to_noise and bytes have no noise: not private"]
+    if section.audit is not None:
+        notes.append(f"the audit adds about {section.audit.canaries // 2} clients with random updates")
     return notes + ([seeds] if section.seeds == "cryptographic" else [])

@@ -19,11 +19,13 @@ from torch import Tensor
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange, ExchangeResult
+from fl.privacy.audit import Canaries
 from fl.privacy.clipping import Counts, sensitivity
 from fl.privacy.example import ExampleLevel
 from fl.privacy.mechanism import Release
 from fl.privacy.plan import PrivacyPlan
 from fl.privacy.private_sum import PrivateSum, refusal
+from fl.privacy.rounding import rounded
 from fl.privacy.streams import Streams
 from fl.privacy.withheld import Withheld
 from fl.simulation.private_examples import PrivateExamples
@@ -54,6 +56,11 @@ class PrivateRounds:
         local = self.section.where == "local"
         self.participations = np.zeros(run_setup.trainable if local else 0, np.int32)
         self.allowed = False
+        self.canaries = self._new_canaries()
+
+    def _new_canaries(self) -> Canaries | None:
+        audit, sampler = self.section.audit, self.section.sampling
+        return None if audit is None or sampler is None else Canaries(audit, sampler, self.streams)
 
     @property
     def streams(self) -> Streams:
@@ -64,9 +71,14 @@ class PrivateRounds:
         """Return the seed with which the cohort of a round is drawn."""
         return self.streams.sampling_seed(round_)
 
-    def begin(self, in_round: bool) -> None:
-        """Begin a round, or work outside of rounds, which has no private exchange."""
+    def begin(self, round_: int, in_round: bool) -> None:
+        """Begin a round, or work outside of rounds, which has no private exchange.
+
+        A release has the number of its round, because samplers and correlated noise count rounds.
+        """
         self.allowed = in_round
+        if in_round:
+            self.releases = round_
 
     # -- an exchange ------------------------------------------------------------------------------------------------
     def reduction(self, exchange: Exchange) -> PrivateSum:
@@ -109,11 +121,18 @@ class PrivateRounds:
             noisy, spent = sums, int(self.participations.max(initial=0))
         else:
             inside = np.zeros(len(bounds)) if value is None else value["inside"].numpy()
-            noisy, noise_std = self._with_noise(sums, bound)
-            self._adapt(inside)
-            spent = self.releases + 1
             if len(clients):
                 figures["clipped"] = float(0.5 - inside.mean() / len(clients))
+            added, counted = sums, inside
+            if self.canaries is not None:
+                rule = PrivateSum(exchange.reductions, section.clipping, self.clipping, norm, section.cap)
+                added, counted = self.canaries.join(self.releases, sums, inside, rule, bound)
+            noisy, noise_std = self._with_noise(added, bound)
+            if self.canaries is not None:
+                last = self.releases + 1 == plan.sampling.releases
+                figures |= self.canaries.observe(noisy, sums, rule, bound, section.delta if last else None)
+            self._adapt(counted)
+            spent = self.releases + 1
         self.releases += 1
         divisors = PrivateSum(exchange.reductions, None).divisors(plan.expected)
         figures["noise_std"] = noise_std / max(divisors.values())
@@ -134,9 +153,8 @@ class PrivateRounds:
         scale = multiplier * bound * plan.expected / plan.cohort
         release = Release(self.releases, scale, plan.sampling, self.streams)
         noise, self.mechanism = mechanism.noise(self.mechanism, sums, release)
-        return {name: tree_map(lambda a, b: a + b, tree, noise[name]) for name, tree in sums.items()}, mechanism.std(
-            release
-        )
+        noisy, std = tree_map(lambda a, b: a + b, dict(sums), dict(noise)), mechanism.std(release)
+        return rounded(noisy, std), std
 
     def _adapt(self, inside: np.ndarray) -> None:
         """Move the clip bound by the noisy numbers of clients within it, (K,)."""
@@ -173,6 +191,8 @@ class PrivateRounds:
         """Return what a resumed run needs."""
         return {
             "releases": self.releases,
+            "planned": self.plan.sampling.releases,
+            "canaries": None if self.canaries is None else self.canaries.record(),
             "noise_multiplier": self.plan.noise_multiplier,
             "mechanism": self.mechanism,
             "clipping": self.clipping,
@@ -188,7 +208,16 @@ class PrivateRounds:
             ConfigError: the run would go on with other noise than it began with.
         """
         check_same_noise(self.plan, record["noise_multiplier"])
+        if self.section.mechanism.correlated and record["planned"] != self.plan.sampling.releases:
+            raise ConfigError(
+                "rounds",
+                f"the noise of the first rounds was made for {record['planned']} rounds, not for "
+                f"{self.plan.sampling.releases}; set rounds={record['planned']}, or start a new run",
+            )
         self.releases, self.secret = record["releases"], record["secret"]
+        self.canaries = self._new_canaries()
+        if self.canaries is not None and record["canaries"] is not None:
+            self.canaries.restore(record["canaries"])
         self.mechanism, self.clipping = record["mechanism"], record["clipping"]
         self.forms, self.participations = dict(record["forms"]), record["participations"].numpy().copy()
 
