@@ -42,6 +42,7 @@ _HOMES = {
         "fl.method.sampler": "CohortSampler",
         "fl.method.adversary": "Adversary AttackContext",
         "fl.method.after_reduction": "AfterReduction Reduced ReductionContext",
+        "fl.privacy.secure.protocol": "SecureProtocol",
         "fl.privacy.example": "ExampleLevel",
         "fl.privacy.mechanism": "Mechanism Release Sampling",
         "fl.privacy.clipping": "Clipping Counts",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
         Reduced as Reduced,
         ReductionContext as ReductionContext,
     )
+    from fl.privacy.secure.protocol import SecureProtocol as SecureProtocol
     from fl.method.client import ClientAlgorithm as ClientAlgorithm
     from fl.method.local_training import (
         LocalTraining as LocalTraining,

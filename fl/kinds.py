@@ -79,6 +79,8 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("codec", ("fl.communication.codecs",), "fl.communication.codec:Codec", "codec.up"),
     Kind("transform", ("fl.privacy",), "fl.method.transform:Transform", "transforms"),
     Kind("after_reduction", ("fl.privacy",), "fl.method.after_reduction:AfterReduction", "after_reduction"),
+    Kind("protocol", ("fl.privacy.secure",), "fl.privacy.secure.protocol:SecureProtocol",
+         "secure_aggregation.protocol"),
     Kind("mechanism", ("fl.privacy",), "fl.privacy.mechanism:Mechanism", "privacy.mechanism"),
     Kind("clipping", ("fl.privacy",), "fl.privacy.clipping:Clipping", "privacy.clipping"),
     Kind("cohort", ("fl.method.sampler", "fl.method.min_separation", "fl.method.power_of_choice", "fl.method.oort"),

@@ -48,6 +48,7 @@ PAGES = [
     "docs/python.md",
     "docs/recommendation.md",
     "docs/report.md",
+    "docs/secure_aggregation.md",
     "docs/semi_supervised.md",
     "docs/tasks.md",
     "docs/vertical.md",

@@ -128,7 +128,24 @@ def non_finite_numbers_are_not_hidden(codec: Codec) -> None:
                 raise Broken(f"{bad} among {n} numbers arrives as {float(arrived[n // 3])}; refuse it")
 
 
+def encodings_of_a_linear_codec_add_up(codec: Codec) -> str | None:
+    """With one key, the sum of encodings is the encoding of the sum; the only part is "values", of known length."""
+    if not codec.linear:
+        return "not checked: the codec is not linear"
+    for n in (1, 64, 1000):
+        one, two = (torch.randn(n, generator=random.torch_generator("check", "linear", k)) for k in range(2))
+        parts = [encode(codec, values, 7) for values in (one, two, one + two)]
+        require_equal({tuple(part.parts) for part in parts}, {("values",)}, "names of the parts")
+        a, b, both = (part.tensor("values").double() for part in parts)
+        require_equal(len(both), (codec.sizes(n) or (0, -1))[1], f"{n} numbers: length and announced length")
+        distance = float((a + b - both).abs().max()) if len(both) else 0.0
+        if distance > 1e-5 * (1 + float(both.abs().max())):
+            raise Broken(f"{n} numbers: the sum of encodings and the encoding of the sum differ by {distance:g}")
+    return None
+
+
 LAWS: list[Law] = [
+    encodings_of_a_linear_codec_add_up,
     decoded_values_have_the_shape_and_type_of_the_input,
     counted_bytes_are_the_bytes_sent,
     a_batch_is_encoded_like_its_rows,

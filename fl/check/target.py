@@ -18,6 +18,7 @@ from fl.method.sampler import CohortSampler
 from fl.method.strategy import Strategy
 from fl.privacy.clipping import Clipping
 from fl.privacy.mechanism import Mechanism
+from fl.privacy.secure.protocol import SecureProtocol
 from fl.tasks.task import Task
 
 BASES: dict[type, str] = {
@@ -29,6 +30,7 @@ BASES: dict[type, str] = {
     Adversary: "adversary",
     AfterReduction: "after_reduction",
     Mechanism: "mechanism",
+    SecureProtocol: "protocol",
     Clipping: "clipping",
     Task: "task",
 }

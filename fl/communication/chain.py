@@ -52,6 +52,10 @@ class Chain(Codec):
         return all(c.exact for c in self.codecs)
 
     @property
+    def linear(self) -> bool:
+        return all(c.linear for c in self.codecs)
+
+    @property
     def unbiased(self) -> bool:
         return all(c.unbiased for c in self.codecs)
 

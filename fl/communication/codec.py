@@ -119,6 +119,8 @@ class Codec:
         elementwise   each number is encoded by itself, so the codec also suits the values of tables and sparse vectors
         draws         encode and decode take a `key`, an int or uint64 (C,), and are functions of it
         exact         the decoded values have the bits of what was encoded
+        linear        with one key, a sum of encodings is the encoding of the sum, up to rounding. The only part is
+                      "values", of floats and of known length. Secure aggregation takes such codecs
         unbiased      the mean of the decoded values over keys is what was encoded; true for exact codecs
         takes         input: "floats", or "any" dtype
         gives         dtype of the part "values": "floats", "bytes" (only codecs that take "any" may follow), or "same"
@@ -138,6 +140,11 @@ class Codec:
 
     @property
     def exact(self) -> bool:
+        """See the class; the default is False."""
+        return False
+
+    @property
+    def linear(self) -> bool:
         """See the class; the default is False."""
         return False
 
@@ -254,6 +261,7 @@ class Identity(Codec):
 
     elementwise: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     takes: ClassVar[Input] = "any"
     gives: ClassVar[Output] = "same"

@@ -42,6 +42,7 @@ from fl.method.strategy import Strategy
 from fl.method.transform import Transform
 from fl.models.section import Model
 from fl.privacy.section import Privacy
+from fl.privacy.secure.section import SecureAggregation
 from fl.storage.section import Checkpoint
 from fl.system.asynchronous import Asynchronous
 from fl.system.section import System
@@ -72,6 +73,7 @@ class Config:
         adversary: clients that send other updates than they trained; None: all are honest.
         transforms: change updates before encoding and before the sum, in this order.
         after_reduction: changes reduced values before the strategy sees them, in this order.
+        secure_aggregation: the server learns sums of updates only; None: it sees each update.
         privacy: differential privacy: sampler, clipping, noise and accountant as one object; None: no privacy. It
             takes the place of `cohort`.
         codec: how messages are encoded in each direction.
@@ -103,6 +105,7 @@ class Config:
     adversary: Adversary | None = None
     transforms: tuple[Transform, ...] = ()
     after_reduction: tuple[AfterReduction, ...] = ()
+    secure_aggregation: SecureAggregation | None = None
     privacy: Privacy | None = None
     codec: Codecs = field(default_factory=Codecs)
     system: System | None = None

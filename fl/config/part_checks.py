@@ -22,6 +22,7 @@ DERIVED = (
     "server_optimiser",
     "adversary",
     "after_reduction",
+    "protocol",
     "mechanism",
     "clipping",
 )

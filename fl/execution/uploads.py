@@ -47,7 +47,8 @@ class Uploads:
         self.feedback, self.delta = find_wrapper(self.job.up, ErrorFeedback), find_wrapper(self.job.up, Delta)
         reduction = self.dispatch.reduction
         # without a codec, transforms or a rule that needs the CPU, updates are added up on the device
-        self.on_device = isinstance(self.job.up, Identity) and not self.job.transforms and reduction.linear
+        plain = isinstance(self.job.up, Identity) and not self.job.transforms
+        self.on_device = plain and reduction.linear and not reduction.integer
         parts = reduction.parts if isinstance(reduction, Product) else {}
         alone = parts.get("model") if self.on_device and len(parts) == 1 else None
         self.mean = alone if isinstance(alone, WeightedMean) else None
@@ -89,6 +90,7 @@ class Uploads:
                 if self.feedback:
                     residuals[self.residual_name(name)] = compression_error(sent, arrived)
                 decoded[name] = self.incoming(name, arrived, received, stacked)
+            sizes = dict(self.dispatch.reduction.sizes(decoded, sizes, stacked))
         with span("data", "state"), during("state"):
             keep(residuals)
         with span("reduce", "update"):
@@ -158,6 +160,8 @@ class Uploads:
             meta = Meta(ids, update.num_examples, 0, update.owned and (together or not stacked), self._spill)
             if together:
                 fold = self.exchange.fold
+                if dispatch.reduction.integer and not is_finite(groups):
+                    return False
                 node = fold.stacked(dispatch.reduction.lift(groups, meta), len(positions))
                 if not is_finite(node):
                     return False

@@ -75,6 +75,12 @@ REFUSALS = (
         "`fl run`",
     ),
     Refusal(
+        "secure_aggregation",
+        lambda config: config.secure_aggregation,
+        "the protocol is simulated on one machine, with keys that follow from one secret; leave it out "
+        "(secure_aggregation=null), or use `fl run`",
+    ),
+    Refusal(
         "baselines",
         lambda config: config.baselines,
         "a deployment cannot run baselines; leave them out (baselines=[]), and run them with `fl run`",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from fl.checks import one_of
 from fl.tensors.params import Layout, Params
 from fl.tensors.sparse import Sparse, Table
 from fl.tensors.trees import Tree, tree_map
+
+if TYPE_CHECKING:
+    from fl.communication.transmit import Sizes
 
 Accumulator = Any  # what `lift` returns; each reduction has its own type
 
@@ -59,10 +62,13 @@ class Reduction:
         linear: whether it only sums; secure aggregation and privacy require this.
         batched: whether `lift` and `merge` also take C clients at once (a leading axis C on every leaf), with the same
             arithmetic.
+        integer: whether accumulators are integers. Then `lift` works on the CPU, and NaN and infinity are looked for in
+            the updates, because no accumulator shows them.
     """
 
     linear: ClassVar[bool] = False
     batched: ClassVar[bool] = False
+    integer: ClassVar[bool] = False
 
     def lift(self, value: Tree, meta: Meta) -> Accumulator:
         """Return the accumulator of one update. It may use the update's memory if `meta.owned`."""
@@ -75,6 +81,16 @@ class Reduction:
     def finish(self, acc: Accumulator) -> Any:
         """Return the reduced value. Default: the accumulator. None means that there is nothing to learn from."""
         return acc
+
+    def sizes(self, groups: Mapping[str, Tree], sizes: Mapping[str, Sizes], stacked: bool) -> Mapping[str, Sizes]:
+        """Return the sizes of the messages of an update by group. Default: those of the codec.
+
+        Args:
+            groups: the groups that arrived.
+            sizes: what each took with the codec.
+            stacked: whether each leaf has a leading axis of clients.
+        """
+        return sizes
 
 
 def _scaled(tree: Tree, weight: float | Tensor, in_place: bool = False) -> Tree:

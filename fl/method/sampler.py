@@ -50,6 +50,10 @@ class CohortSampler:
         """Return how many clients must be available before the sampler can draw."""
         return 1
 
+    def largest(self, population: int) -> int:
+        """Return the largest cohort that the sampler can draw. Default: all clients."""
+        return population
+
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         """Draw the cohort of a round: (next state, ids of the clients). Ids are int64, ascending and distinct, (n,).
 
@@ -130,6 +134,9 @@ class Uniform(CohortSampler):
     def min_present(self, population: int) -> int:
         return self.size or 1
 
+    def largest(self, population: int) -> int:
+        return self._size(population)
+
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, random_subset(random.numpy_generator(seed, "cohort", round_), len(sizes), self._size(len(sizes)))
 
@@ -188,6 +195,9 @@ class Weighted(CohortSampler):
     def min_present(self, population: int) -> int:
         return self.size
 
+    def largest(self, population: int) -> int:
+        return self.size
+
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         clients = np.flatnonzero(sizes)
         if self.size > len(clients):
@@ -213,6 +223,9 @@ class Cyclic(CohortSampler):
     def check(self, population: int) -> None:
         check_size(self.size, population)
 
+    def largest(self, population: int) -> int:
+        return self.size
+
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, np.sort((round_ * self.size + np.arange(self.size)) % len(sizes))
 
@@ -237,6 +250,9 @@ class Fixed(CohortSampler):
             raise ValueError(f"clients: {self.clients} is empty or names a client twice")
         if min(self.clients) < 0 or max(self.clients) >= population:
             raise ValueError(f"clients: {self.clients} are not all in 0..{population - 1}")
+
+    def largest(self, population: int) -> int:
+        return len(self.clients)
 
     def sample(self, state: Tree, round_: int, seed: int, sizes: np.ndarray) -> tuple[Tree, np.ndarray]:
         return state, np.sort(np.array(self.clients, np.int64))

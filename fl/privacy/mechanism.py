@@ -68,11 +68,13 @@ class Mechanism:
         norm: norm in which updates are clipped.
         correlated: whether the noise of one release depends on that of others. The clip bound is then constant.
         local: whether clients can add the noise themselves.
+        distributed: whether each client adds a share of the noise of the sum; this needs secure aggregation.
     """
 
     norm: ClassVar[Norm] = "l2"
     correlated: ClassVar[bool] = False
     local: ClassVar[bool] = False
+    distributed: ClassVar[bool] = False
 
     def check(self, sampling: Sampling) -> None:
         """Check before round 0 that the accountant's assumptions hold for the cohorts that are drawn.

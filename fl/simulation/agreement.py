@@ -158,6 +158,86 @@ def check_adversary(config: Config, trainable: int) -> None:
         raise located("adversary", error) from error
 
 
+def check_secure_aggregation(config: Config) -> None:
+    """Check that the other parts of a run leave the server with sums only.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    if config.privacy is not None and config.privacy.unit == "client" and config.privacy.mechanism.distributed:
+        check_distributed_noise(config)
+    if config.secure_aggregation is None:
+        return
+    way_out = "or leave secure_aggregation out"
+    if isinstance(config.server, Asynchronous):
+        raise ConfigError(
+            "server",
+            "the clients of an asynchronous server exchange no keys, because they start at different times; use "
+            f"server: sync, {way_out}",
+        )
+    if config.adversary is not None:
+        raise ConfigError(
+            "adversary",
+            "an attack is written from single updates, and secure aggregation sums them at once. Its sum is that of a "
+            f"run without it, up to quantisation: leave adversary out, {way_out}",
+        )
+    if config.cohort.chooses or config.cohort.observes:
+        name = getattr(type(config.cohort), "registered_as", type(config.cohort).__name__)
+        raise ConfigError("cohort", f"{name!r} learns from numbers of single clients; use uniform, {way_out}")
+    private = config.privacy is not None and config.privacy.unit == "client"
+    if config.privacy is not None and config.privacy.where == "local":
+        raise ConfigError(
+            "privacy.where",
+            f"'local' noise has no bound for which the modulus could be made; use central, {way_out}",
+        )
+    for index, codec in enumerate(config.codec.up):
+        if private and not codec.exact:
+            raise ConfigError(
+                f"codec.up[{index}]",
+                "with privacy and secure_aggregation updates are clipped before the codec, and its decoder could "
+                f"enlarge a client's effect; leave codec.up out, {way_out}",
+            )
+        name = getattr(type(codec), "registered_as", type(codec).__name__)
+        if codec.wraps:
+            raise ConfigError(
+                f"codec.up[{index}]",
+                f"{name!r} is not possible: the quantiser of secure aggregation comes after all codecs. Leave it out, "
+                f"{way_out}",
+            )
+        if not codec.linear:
+            raise ConfigError(
+                f"codec.up[{index}]",
+                f"{name!r} is not linear: its encodings cannot be added. Masked elements have "
+                "secure_aggregation.bits; linear codecs are identity, hadamard, random_k and count_sketch. Use one of "
+                f"them, {way_out}",
+            )
+
+
+def check_distributed_noise(config: Config) -> None:
+    """Check a run whose clients add shares of the noise of their sum.
+
+    Raises:
+        ConfigError: the server would see more than the noisy sum, or the account would not hold.
+    """
+    privacy = config.privacy
+    assert privacy is not None
+    name = getattr(type(privacy.mechanism), "registered_as", type(privacy.mechanism).__name__)
+    if config.secure_aggregation is None:
+        raise ConfigError(
+            "privacy.mechanism",
+            f"{name!r} has a share of the noise on each update, and the server would see each of them; add "
+            "secure_aggregation: {protocol: secagg}, or use gaussian",
+        )
+    if privacy.accountant != "rdp":
+        raise ConfigError("privacy.accountant", f"{privacy.accountant!r} has no bound for {name!r}; use rdp")
+    if privacy.virtual_cohort is not None:
+        raise ConfigError("privacy.virtual_cohort", f"{name!r} has the noise of the simulated clients; leave it out")
+    if privacy.clipping.adapts:
+        raise ConfigError(
+            "privacy.clipping", f"an adaptive bound needs noisy numbers of clients, and {name!r} opens none; use fixed"
+        )
+
+
 def check_after_reduction(config: Config) -> None:
     """Check that the parts after the reduction fit the groups that clients send.
 

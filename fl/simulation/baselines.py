@@ -76,6 +76,7 @@ def with_method(
         adversary=None,
         transforms=(),
         after_reduction=(),
+        secure_aggregation=None,
         evaluation=evaluation,
         execution=replace(config.execution, plan="auto", chunk=None, memory_format=None),
         stop=Stop(),

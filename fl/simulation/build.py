@@ -34,7 +34,7 @@ from fl.models.dropout import with_addressed_dropout
 from fl.models.extension import Extend, extended
 from fl.models.probe import ModuleFacts
 from fl.privacy.plan import PrivacyPlan
-from fl.simulation.agreement import check_adversary, check_after_reduction, check_sampler
+from fl.simulation.agreement import check_adversary, check_after_reduction, check_sampler, check_secure_aggregation
 from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
@@ -84,6 +84,7 @@ def set_up_run(config: Config) -> RunSetup:
     check_adversary(config, trainable)
     check_after_reduction(config)
     check_optimiser_state(config)
+    check_secure_aggregation(config)
     check_private(config)
     privacy = None
     if config.privacy is not None:

@@ -32,6 +32,7 @@ from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.observed import Observed
 from fl.simulation.optimiser_average import OptimiserAverage
 from fl.simulation.private_rounds import private_exchanges
+from fl.simulation.secure_exchanges import SecureExchange, SecureExchanges, averaged
 from fl.simulation.setup import RunSetup
 from fl.simulation.stored_states import StoredStates
 from fl.simulation.totals import RoundTotals
@@ -66,6 +67,7 @@ class ExchangeRunner:
         self.optimisers = OptimiserAverage(run_setup.config)
         self.attacked = AttackedExchanges.of(run_setup, executor, folder.path / "scratch")
         self.private = private_exchanges(run_setup)
+        self.secure = SecureExchanges.of(run_setup)
         self.begin(0, 0, EMPTY_COHORT)
 
     def begin(self, round_: int, ledger_round: int, cohort: np.ndarray) -> None:
@@ -129,6 +131,8 @@ class ExchangeRunner:
         broadcast = Broadcast.of(exchange.broadcast)
         with span("encode", "broadcast"):
             sent = self.downlink.send(exchange.work, broadcast, cohort, self.place)
+        reduction = Product(exchange.reductions) if self.private is None else self.private.reduction(exchange)
+        secure = None if self.secure is None else self.secure.begin(exchange, reduction, cohort, self.place.number)
         trip = self.time.plan(
             exchange,
             broadcast,
@@ -140,6 +144,7 @@ class ExchangeRunner:
             sizes=self.sizes[cohort],
             state_of=self.stored_states.of,
             unlabelled=self.run_setup.periods[self.period].partition.unlabelled[cohort],
+            secure=secure,
         )
         participants, limits = (cohort, None) if trip is None else trip.takes()
         dispatch = self.new_dispatch(
@@ -147,7 +152,7 @@ class ExchangeRunner:
             work=exchange.work,
             cohort=participants,
             broadcast=sent.decoded,
-            reduction=Product(exchange.reductions) if self.private is None else self.private.reduction(exchange),
+            reduction=reduction if secure is None else secure.join(trip),
             plan=self.plan(exchange, sent.decoded) if limits is None else Plan("loop", 1, "some do part of their work"),
             carries=self.carries_of(participants),
             skeleton=exchange.skeleton,
@@ -156,10 +161,15 @@ class ExchangeRunner:
             original=sent.encoded if self.executor.remote else None,
         )
         result = self.executor.run(dispatch) if self.attacked is None else self.attacked.run(dispatch, self.totals)
+        if secure is not None:
+            with span("reduce", "unmasking"):
+                result = secure.opened(result, participants)
         with span("server", "books"):
-            outcome = self._book(exchange, participants, result)
+            outcome = self._book(exchange, participants, result, secure)
         if trip is not None:
             self._book_time(self.time.finish(trip, participants, result))
+        if secure is not None:
+            self.totals.add_simulated({**secure.metrics, **self.time.unmask(secure.unmasking_seconds())})
         return outcome
 
     def transfer(self, request: Transfer) -> dict[int, Tree]:
@@ -225,7 +235,9 @@ class ExchangeRunner:
         return carries
 
     # -- the books ------------------------------------------------------------------------------------------------
-    def _book(self, exchange: Exchange, cohort: np.ndarray, result: DispatchResult) -> ExchangeResult:
+    def _book(
+        self, exchange: Exchange, cohort: np.ndarray, result: DispatchResult, secure: SecureExchange | None = None
+    ) -> ExchangeResult:
         """Enter what clients sent: states, carries, bytes, metrics."""
         self.totals.add_work(result)
         n, columns = len(cohort), result.columns.reordered(np.argsort(cohort))
@@ -240,6 +252,11 @@ class ExchangeRunner:
         self.totals.add_metrics(answers.pooled, float(answers.num_examples.sum()))
         self.totals.dropped += n - len(answers.clients)
         number = self.place.number
+        if secure is not None:
+            secure.book(self.folder, self.ledger_round, self.index)
+            answers = answers._replace(num_examples=averaged(answers.num_examples))
+            if secure.clipped is not None:
+                self.totals.after_reduction["secure/clipped"] = secure.clipped
         if self.observed is not None:
             self.observed.add(cohort, ~dropped, columns.column("num_examples", n, 0), columns.metrics(n))
         self.index += 1

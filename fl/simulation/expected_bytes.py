@@ -11,6 +11,7 @@ from fl.config.config import Config
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
+from fl.privacy.secure.secure_sum import SecureSum
 from fl.simulation.static_pieces import Pieces
 from fl.tensors.trees import Tree
 
@@ -20,8 +21,8 @@ def encoded_size(sizes: Sizes) -> int:
     return int(np.max(sizes.encoded_bytes))
 
 
-def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
-    """Return the encoded bytes that each client will upload in `exchange`.
+def expected_upload_bytes(config: Config, exchange: Exchange, secure: SecureSum | None = None) -> int:
+    """Return the encoded bytes that each client will upload in `exchange`; `secure` packs them with secure aggregation.
 
     A group of the update that has the form of a received group has a known size. For other groups the user declares
     `system.up_bytes`.
@@ -36,6 +37,9 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
     known = {**broadcast.shared, **{name: static.value for name, static in broadcast.static.items()}}
     for name in exchange.reductions:
         received = known.get(config.client.delta_reference.get(name, name))
+        if secure is not None and received is not None:
+            total += secure.group_bytes(received)
+            continue
         size = None if received is None else expected_bytes(config.up, received)
         if size is None:
             raise ConfigError(
@@ -44,7 +48,7 @@ def expected_upload_bytes(config: Config, exchange: Exchange) -> int:
                 "know which updates arrive in time; declare it in bytes",
             )
         total += size
-    return total
+    return total + (0 if secure is None else secure.counter_bytes)
 
 
 def expected_download_bytes(codec: Codec, broadcast: Broadcast) -> int:

@@ -11,6 +11,11 @@ from fl.models.extension import note as added_parts
 from fl.simulation.private_figures import privacy_notes
 from fl.simulation.setup import RunSetup
 
+SECURE = (
+    "train/*, clients/* and the rows of single clients are the simulator's view; with secure aggregation the server "
+    "learns sums only"
+)
+
 
 def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
     """Return one line that tells what runs.
@@ -24,11 +29,12 @@ def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
     strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
     compiles = setup.plan.kind == "compiled" and not cache.is_cached()
     privacy = privacy_notes(setup.privacy, setup.config.rounds)
+    secure = [SECURE] if setup.config.secure_aggregation is not None else []
     return (
         f"{strategy} with client {client}, {setup.population} clients, {_parameters(setup)}, "
         f"training {setup.plan.kind}{' (half a minute, the first time)' if compiles else ''}{_loops_because(setup)}"
         f"{place and ' '}{place}, configuration {digest[:12]}, in {directory}"
-        + "".join(f". Note: {note}" for note in (*_notes(setup), *privacy, *setup.dataset.notes))
+        + "".join(f". Note: {note}" for note in (*_notes(setup), *privacy, *secure, *setup.dataset.notes))
     )
 
 

@@ -53,8 +53,8 @@ class PrivateRounds:
         self.mechanism, self.clipping = self.section.mechanism.init(), self.section.clipping.init()
         self.releases = 0
         self.forms: dict[str, Any] = {}  # of the groups that clients sent last
-        local = self.section.where == "local"
-        self.participations = np.zeros(run_setup.trainable if local else 0, np.int32)
+        self.counts = self.section.where == "local" or self.section.mechanism.distributed  # the server knows who sends
+        self.participations = np.zeros(run_setup.trainable if self.counts else 0, np.int32)
         self.allowed = False
         self.canaries = self._new_canaries()
 
@@ -121,7 +121,9 @@ class PrivateRounds:
             noisy, spent = sums, int(self.participations.max(initial=0))
         else:
             inside = np.zeros(len(bounds)) if value is None else value["inside"].numpy()
-            if len(clients):
+            if self.counts:
+                self.participations[clients] += 1
+            elif len(clients):
                 figures["clipped"] = float(0.5 - inside.mean() / len(clients))
             added, counted = sums, inside
             if self.canaries is not None:
@@ -132,7 +134,7 @@ class PrivateRounds:
                 last = self.releases + 1 == plan.sampling.releases
                 figures |= self.canaries.observe(noisy, sums, rule, bound, section.delta if last else None)
             self._adapt(counted)
-            spent = self.releases + 1
+            spent = int(self.participations.max(initial=0)) if self.counts else self.releases + 1
         self.releases += 1
         divisors = PrivateSum(exchange.reductions, None).divisors(plan.expected)
         figures["noise_std"] = noise_std / max(divisors.values())
@@ -152,6 +154,8 @@ class PrivateRounds:
             return sums, 0.0
         scale = multiplier * bound * plan.expected / plan.cohort
         release = Release(self.releases, scale, plan.sampling, self.streams)
+        if mechanism.distributed:  # the clients have added it
+            return sums, mechanism.std(release)
         noise, self.mechanism = mechanism.noise(self.mechanism, sums, release)
         noisy, std = tree_map(lambda a, b: a + b, dict(sums), dict(noise)), mechanism.std(release)
         return rounded(noisy, std), std

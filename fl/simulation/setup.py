@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.communication.codec import Identity
 from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
 from fl.data.labels import tensors_for_workers
@@ -230,7 +231,7 @@ class RunSetup:
             periods=self.periods,
             seed=config.seed,
             rounds=config.rounds,
-            up=config.up,
+            up=config.up if config.secure_aggregation is None else Identity(),  # its reduction has the codec
             down=config.down,
             transforms=(*config.transforms, *self.local_noise),
             augment=config.data.augment,

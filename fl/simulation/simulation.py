@@ -41,6 +41,7 @@ from fl.simulation.private_checks import check_private_round, withhold_clients
 from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_evaluation, run_generator
 from fl.simulation.result import Result, save_result
+from fl.simulation.secure_exchanges import check_secure
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping, check_metric_names
 from fl.simulation.totals import Row
@@ -256,6 +257,7 @@ class Simulation:
         if isinstance(request, Exchange):
             OptimiserAverage(self.config).extend(request)  # it refuses some exchanges
         check_asynchronous(self.config, request)
+        check_secure(self.run_setup, request)
         if self.private_clients:
             check_private_round(self)
 

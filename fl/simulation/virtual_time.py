@@ -16,6 +16,7 @@ from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
 from fl.simulation.downlink import Downlink
 from fl.simulation.expected_bytes import encoded_size, expected_upload_bytes
+from fl.simulation.secure_exchanges import SecureExchange
 from fl.simulation.setup import RunSetup
 from fl.simulation.workload import workload_of
 from fl.system.round_trip import RoundTrip
@@ -76,6 +77,7 @@ class VirtualTime:
         sizes: np.ndarray,
         state_of: Callable[[int], Tree],
         unlabelled: np.ndarray,
+        secure: SecureExchange | None = None,
     ) -> RoundTrip | None:
         """Plan the cohort's round trip before anybody trains, `None` without a system model.
 
@@ -90,6 +92,7 @@ class VirtualTime:
             sizes: training samples of the cohort's clients, (n,).
             state_of: client -> its state.
             unlabelled: their training samples without labels, (n,).
+            secure: the messages of secure aggregation; None without it.
         """
         if self.system is None:
             return None
@@ -105,10 +108,20 @@ class VirtualTime:
         extra = client.extra_samples(sizes, *about)
         if exchange.samples is not None:
             steps, samples, extra = (np.full_like(sizes, number) for number in (1, exchange.samples, 0))
-        up = expected_upload_bytes(config, exchange) if config.server.chooses else 0
-        flops = self.run_setup.flops_per_sample(cohort)
-        trip = RoundTrip(config.server, self.system, self.now, number, cohort, steps, samples, down, flops, extra)
+        masked = None if secure is None else secure.reduction
+        up = expected_upload_bytes(config, exchange, masked) if config.server.chooses else 0
+        flops, system = self.run_setup.flops_per_sample(cohort), self.system
+        if secure is not None:
+            system, shares = secure.joining(system)
+            down = down + shares
+        trip = RoundTrip(config.server, system, self.now, number, cohort, steps, samples, down, flops, extra)
         return trip.uploading(np.full(len(cohort), up))
+
+    def unmask(self, seconds: float) -> Mapping[str, float]:
+        """Advance by the seconds of an unmasking; return them for the round's totals. Without a system model: {}."""
+        self.now += seconds
+        names = ("simulated_seconds", "simulated_unmasking_seconds")
+        return {} if self.system is None else dict.fromkeys(names, seconds)
 
     def finish(self, trip: RoundTrip, participants: np.ndarray, result: DispatchResult) -> RoundTrip:
         """Advance to the end of the exchange; where nobody is left out, by the bytes that were measured."""

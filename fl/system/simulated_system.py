@@ -1,6 +1,6 @@
 """The simulated system: durations, drop-outs, eligible clients and energy.
 
-    download = latency + down_bytes / down_rate
+    download = handshake + latency + down_bytes / down_rate
     compute  = samples * seconds_per_sample            or samples * flops_per_sample / flops_per_second
     upload   = latency + up_bytes / up_rate            jitter multiplies each leg by exp(jitter z), z standard normal
 
@@ -11,7 +11,7 @@ have the address (seed, purpose, dispatch), where dispatch counts the starts of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -53,6 +53,7 @@ class SimulatedSystem:
     dropout: float = 0.0
     jitter: float = 0.0
     memory_bytes: float = 0.0  # needed for training; clients with less never take part
+    handshake_seconds: float = 0.0  # before each download, without jitter: the key exchange of secure aggregation
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -89,12 +90,12 @@ class SimulatedSystem:
             np.asarray(compute, float),
             latency + up_bytes / d.up_bytes_per_second[clients],
         )
-        if not self.jitter:
-            return plain
-        address = clients, dispatch
-        return Times(
-            *(getattr(plain, leg) * lognormal_factors(self.jitter, self.seed, "jitter", leg, *address) for leg in LEGS)
-        )
+        times = plain
+        if self.jitter:
+            address = clients, dispatch
+            factors = (lognormal_factors(self.jitter, self.seed, "jitter", leg, *address) for leg in LEGS)
+            times = Times(*(getattr(plain, leg) * factor for leg, factor in zip(LEGS, factors)))
+        return replace(times, download=times.download + self.handshake_seconds) if self.handshake_seconds else times
 
     def completes(self, clients: np.ndarray, dispatch: int | np.ndarray = 0) -> np.ndarray:
         """Return (n,): the share of the round trip before a drop-out, uniform in [0, 1); 1: no drop-out."""

@@ -30,6 +30,7 @@ REFUSED = {  # key of the message -> a configuration with it
     "server": {"system": DEVICES, "server": {"name": "buffered", "buffer": 2, "concurrency": 3}},
     "system": {"system": DEVICES},
     "adversary": {"adversary": {"name": "sign_flip", "share": 0.2}},
+    "secure_aggregation": {"secure_aggregation": {"protocol": "secagg"}},
     "baselines": {"baselines": ["local"]},
     "codec.down": {"codec": {"down": ["delta", "fp16"]}},
     "model.by_client.assign": {"model": {"by_client": {"assign": "names.json", "models": {"small": "mlp"}}}},

@@ -41,6 +41,7 @@ class CountSketch(Codec):
     rows: int = 1
 
     draws: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         within("(0, 1]", ratio=self.ratio, hint="it is the size of all tables as a share of the numbers")

@@ -37,6 +37,7 @@ class Hadamard(Codec):
     block: int = 1 << 14
 
     draws: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

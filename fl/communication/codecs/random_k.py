@@ -39,6 +39,7 @@ class RandomK(Sparsifier):
     scale: bool = True
 
     draws: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     @property
     def unbiased(self) -> bool:
