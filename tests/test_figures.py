@@ -119,7 +119,7 @@ def test_a_run_without_a_round_does_not_stop_a_comparison(tmp_path, caplog):
         (a,) = read_variants([tmp_path / "a", tmp_path / "b"])
     assert len(a.runs) == 1
     assert "a/s1 has no finished round yet and is left out; fl resume" in caplog.text
-    assert "b has no finished round yet and is left out" in caplog.text
+    assert "b/s0 has no finished round yet and is left out" in caplog.text
     with pytest.raises(ValueError, match="has no finished round yet; wait, or resume it"):
         read_variants([tmp_path / "b"])
 

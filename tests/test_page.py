@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import fl
 from experiments import screenshots
 from fl.cli.app import app
+from fl.cli.reports import _loaded
 from fl.report.charts import Bars, Heatmap, Lines, Pictures, Points, Spans, mean_line
 from fl.report.page.report import make_sections, own_sections
 from fl.report.page.runs import Runs
@@ -141,7 +142,7 @@ def test_participations_count_each_round_once(sections):
 
 def test_holdings_are_the_rows_of_the_data_set(runs, sections):
     """1,438 of the 1,797 digits are not the server's; each client has been seen in all its views but `train`."""
-    section = make_sections(Runs.read([runs / "fedavg/seed-1"], read_data=True))
+    section = make_sections(Runs.read([runs / "fedavg/seed-1"], _loaded))
     section = next(each for each in section if each.title == "Who holds what")
     bars = blocks(section, Bars)[0]
     assert sum(values.sum() for values in bars.parts.values()) == 1438 and list(bars.parts)[0] == "label 0"

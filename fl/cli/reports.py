@@ -250,13 +250,23 @@ def report(
         check_file("--out", out)
         own = own_sections(section or [])
         with usage_errors():
-            runs = ReadRuns.read(directories, read_data=data)
+            runs = ReadRuns.read(directories, _loaded if data else None)
         sections = make_sections(runs, own)
         write_page(runs, sections, out, title or ", ".join(runs.names))
         print(f"{out}: {len(sections)} sections, {out.stat().st_size / 1e6:.1f} MB")
         for suffix, folder in (("png", png), ("pdf", pdf), ("svg", svg)):
             if folder is not None:
                 print(f"{folder}: {len(write_figures(sections, folder, suffix, cost))} figures")
+
+
+def _loaded(directory: Path) -> tuple[Dataset, Partition]:
+    """Load the data set of a run and divide it again, as `fl partition` does; of a stream, as in its first period."""
+    from fl.config.config import resolve
+    from fl.config.reading import read
+    from fl.simulation.build import load_data
+
+    dataset, periods = load_data(resolve(read(directory / "config.yaml")))
+    return dataset, periods[0].partition
 
 
 def partition(

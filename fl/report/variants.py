@@ -37,6 +37,7 @@ OVERLAPPING = "overlapping trips"  # simulated time of asynchronous servers, who
 
 
 _LOG = logging.getLogger(__name__)
+_NO_ROUND = "{0} has no finished round yet; wait, or resume it: fl resume {0}"
 
 
 class Target(NamedTuple):
@@ -86,23 +87,16 @@ class Variant:
 
     @classmethod
     def read(cls, name: str, directories: Sequence[Path], baseline: bool = False) -> Variant:
-        """Read the metrics of run directories. Those without a finished round are left out, with a warning.
-
-        Raises:
-            ValueError: no run is left.
-        """
-        runs = {path: rows for path in directories if (rows := read_metrics(path))}
-        for path in directories if runs else ():
-            if path not in runs:
-                _LOG.warning("%s has no finished round yet and is left out; fl resume %s continues it", path, path)
-        if not runs:
-            path = directories[0]
-            raise ValueError(f"{path} has no finished round yet; wait, or resume it: fl resume {path}")
-        done = [rounds_done(rows[-1]) for rows in runs.values()]
+        """Read the metrics of run directories. Each needs at least one finished round."""
+        runs = [read_metrics(path) for path in directories]
+        for path, rows in zip(directories, runs):
+            if not rows:
+                raise ValueError(_NO_ROUND.format(path))
+        done = [rounds_done(rows[-1]) for rows in runs]
         if len(set(done)) > 1:
-            words = ", ".join(f"{path.name}: {n}" for path, n in zip(runs, done))
+            words = ", ".join(f"{path.name}: {n}" for path, n in zip(directories, done))
             _LOG.warning("the runs of %s have done different numbers of rounds (%s)", name, words)
-        return cls(name, list(runs.values()), list(runs), baseline)
+        return cls(name, runs, directories, baseline)
 
     @cached_property
     def configs(self) -> list[Mapping[str, Any]]:
@@ -234,17 +228,26 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
     """Group run directories into variants and read them; baselines come after all runs.
 
     Args:
-        directories: run directories, or folders of run directories.
-        empty: runs without a finished round are added to this list and left out; None makes them an error.
+        directories: run directories, folders of run directories, or the folder of a sweep.
+        empty: runs without a finished round are added to this list. Default: a warning names them, and it is an error
+            if no other run is left.
     """
     found: dict[str, list[Path]] = {}
+    left_out: list[Path] = []
     for directory in [each for given in directories for each in _variant_folders(given)]:
         for path in run_directories(directory):
-            if empty is not None and not read_metrics(path):
-                empty.append(path)
+            if not read_metrics(path):
+                left_out.append(path)
                 continue
             name = directory.name if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
             found.setdefault(name or directory.name, []).append(path)
+    if empty is not None:
+        empty += left_out
+    elif not found:
+        raise ValueError(_NO_ROUND.format(left_out[0]))
+    else:
+        for path in left_out:
+            _LOG.warning("%s has no finished round yet and is left out; fl resume %s continues it", path, path)
     baselines = {
         name: [file.parent for path in paths for file in sorted(path.glob(BASELINES)) if file.stat().st_size]
         for name, paths in found.items()
@@ -254,10 +257,7 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
     for name, paths in baselines.items():
         for path in paths:
             others.setdefault(path.name if unambiguous else f"{name}: {path.name}", []).append(path)
-    finished = {name: paths for name, paths in found.items() if len(found) == 1 or any(map(read_metrics, paths))}
-    for name in found.keys() - finished.keys():
-        _LOG.warning("%s has no finished round yet and is left out", name)
-    methods = [Variant.read(name, paths) for name, paths in finished.items()]
+    methods = [Variant.read(name, paths) for name, paths in found.items()]
     return methods + [Variant.read(name, paths, baseline=True) for name, paths in others.items()]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,11 +18,18 @@ from fl.report.variants import Row, Variant, read_variants
 from fl.storage import sums
 from fl.storage.run import rounds_done
 
+if TYPE_CHECKING:
+    from fl.data.dataset import Dataset
+    from fl.data.partition import Partition
+
 T = TypeVar("T")
 
 AXES = ("round", "up", "total", "hours", "wall")  # costs that the page's x axis can be switched to
 MOST_POINTS = 1_000  # of a line; longer ones are thinned out
 BAND = "Line: mean over {} runs with different seeds; band: from the lowest to the highest run."
+
+
+Load = Callable[[Path], "tuple[Dataset, Partition]"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,15 @@ class Runs:
     Args:
         variants: runs that differ only in their seeds, together (fl/report/variants.py).
         empty: runs that were left out because they have no finished round.
-        read_data: whether sections may load the data sets of the configurations.
+        load: loads the data set of a run directory and divides it again; None: sections read run directories only.
     """
 
     variants: Sequence[Variant]
     empty: Sequence[Path] = ()
-    read_data: bool = False
+    load: Load | None = None
 
     @classmethod
-    def read(cls, directories: Sequence[Path], read_data: bool = False) -> Runs:
+    def read(cls, directories: Sequence[Path], load: Load | None = None) -> Runs:
         """Read run directories, or folders of them.
 
         Raises:
@@ -50,7 +57,7 @@ class Runs:
         variants = read_variants(directories, empty)
         if not variants:
             raise ValueError(f"{empty[0]} has no finished round yet; wait, or resume it: fl resume {empty[0]}")
-        return cls(variants, empty, read_data)
+        return cls(variants, empty, load)
 
     # -- variants -------------------------------------------------------------------------------------------------
     @property

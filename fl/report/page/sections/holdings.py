@@ -29,12 +29,12 @@ def holdings(runs: Runs) -> Section | None:
     """Rows of each client, for each partition that the runs use."""
     blocks: list[Block] = []
     for name, directory in _partitions(runs):
-        found = _load(directory) if runs.read_data else None
+        found = runs.load(directory) if runs.load else None
         if found is not None and found[0].parties:
             continue  # all parties hold the same rows; see `vertical_split`
         charts = _from_data(name, *found) if found is not None else _from_run(name, directory)
         blocks += charts
-    if blocks and not runs.read_data:
+    if blocks and not runs.load:
         blocks.append(HOW)
     return Section("Who holds what", blocks) if blocks else None
 
@@ -79,16 +79,6 @@ def _bars(title: str, note: str, clients: np.ndarray, counts: dict[str, np.ndarr
 
 
 # -- from the data ----------------------------------------------------------------------------------------------------
-def _load(directory: Path) -> tuple[Dataset, Partition]:
-    """Load the data set of a run and divide it again, as `fl partition` does; of a stream, as in its first period."""
-    from fl.config.config import resolve
-    from fl.config.reading import read as read_config
-    from fl.simulation.build import load_data
-
-    dataset, periods = load_data(resolve(read_config(directory / "config.yaml")))
-    return dataset, periods[0].partition
-
-
 def _from_data(name: str, dataset: Dataset, partition: Partition) -> list[Block]:
     """Labels of each client, and the statistics of `fl partition`."""
     from fl.data.partition_stats import held, statistics
@@ -138,9 +128,9 @@ def vertical_split(runs: Runs) -> Section | None:
         if "parties" not in partition:
             continue
         blocks.append(_party_bytes(variant.name, variant.directories[0]))
-        if runs.read_data:
-            blocks += _party_columns(variant.name, variant.directories[0])
-    if blocks and not runs.read_data:
+        if runs.load:
+            blocks += _party_columns(variant.name, *runs.load(variant.directories[0]))
+    if blocks and not runs.load:
         blocks.append("fl report --data also shows the columns of each party, their importance and correlations.")
     return Section("Vertical split", blocks) if blocks else None
 
@@ -158,10 +148,9 @@ def _party_bytes(name: str, directory: Path) -> Bars:
     return Bars(title=f"MB of each party: {name}", note=note, names=names, parts=parts, x_label="MB")
 
 
-def _party_columns(name: str, directory: Path) -> list[Block]:
+def _party_columns(name: str, dataset: Dataset, partition: Partition) -> list[Block]:
     from fl.data.party_stats import PartyStats
 
-    dataset, partition = _load(directory)
     if not dataset.parties:
         return []
     stats = PartyStats.of(dataset, partition)

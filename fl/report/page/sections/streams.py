@@ -14,14 +14,13 @@ from fl.report.page.runs import Runs, if_written
 from fl.report.page.section import Block, Section, Table
 from fl.report.render import Mean
 from fl.report.stream import accuracy_matrix
+from fl.tasks.statistics import forgetting
 
 
 def stream(runs: Runs) -> Section | None:
     """The accuracy matrix of each variant, mean over its runs, and ACC, forgetting and backward transfer."""
     if "stream/acc" not in runs.metrics:
         return None
-    from fl.simulation.evaluation import forgetting  # its imports take 0.3 s
-
     blocks: list[Block] = []
     rows: list[dict[str, Any]] = []
     for variant in runs.variants:
