@@ -79,6 +79,8 @@ from fl.method.reduction import Sum
 from fl.method.sampler import CohortSampler
 from fl.method.strategy import FedAvgEquivalent, Strategy
 from fl.method.requests import Exchange
+from fl.privacy.clipping import Clipping, all_tensors
+from fl.privacy.gaussian import Gaussian
 from fl.tasks.supervised import Loss, Regression
 
 @dataclass(frozen=True)
@@ -424,6 +426,28 @@ class Jitters(AfterReduction):
     """Noise from the global generator."""
     def apply(self, groups, ctx):
         return {"model": float(torch.rand(())) * groups["model"]}, {}
+
+class Hushed(Gaussian):
+    """Sound noise."""
+
+class Understated(Gaussian):
+    """Half of the noise that it states."""
+    def noise(self, state, like, release):
+        noise, state = super().noise(state, like, release)
+        return {name: 0.5 * tree for name, tree in noise.items()}, state
+
+class Restless(Gaussian):
+    """Noise from the global generator."""
+    def noise(self, state, like, release):
+        noise, state = super().noise(state, like, release)
+        return {name: float(torch.randn(())) * tree for name, tree in noise.items()}, state
+
+class Leaves(Clipping):
+    """One tensor of several is clipped."""
+    def parts(self, groups):
+        return (all_tensors(groups)[:1],)
+    def bounds_at(self, state, parts, norm):
+        return (0.5,)
 '''
 BROKEN = {
     "Good": set(),
@@ -504,6 +528,10 @@ BROKEN = {
     "Joins": {"groups_keep_their_form"},
     "InPlace": {"groups_keep_their_form"},
     "Jitters": {"the_same_exchange_gives_the_same_values"},
+    "Hushed": set(),
+    "Understated": {"noise_has_its_stated_deviation"},
+    "Restless": {"noise_follows_from_seed_and_release"},
+    "Leaves": {"no_update_is_longer_than_the_sensitivity"},
 }
 
 
@@ -519,7 +547,7 @@ EXACTLY = (
     "OneClient",
     "SaysOne",
 )
-EXACTLY += ("Doubles", "Shorter", "Whims", "Crowd", "Volunteers", "Jitters")
+EXACTLY += ("Doubles", "Shorter", "Whims", "Crowd", "Volunteers", "Jitters", "Hushed", "Understated", "Leaves")
 EXACTLY += ("Louder", "Fixed", "Renames", "SaysIt", "Tests", "Relative", "Nothing", "Everyone", "ByPlace")
 
 

@@ -312,6 +312,7 @@ class Simulation:
         self.hidden_state = HiddenStateWatch(
             {"strategy": config.strategy, "cohort": config.cohort, "server": config.server, "codec": config.down}
             | {"adversary": config.adversary, "after_reduction": config.after_reduction}
+            | ({} if config.privacy is None else {"privacy": [config.privacy.mechanism, config.privacy.clipping]})
         )
         if type(config.strategy).setup is Strategy.setup:  # otherwise rounds start from a state that `setup` makes
             self._check_state()

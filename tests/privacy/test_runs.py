@@ -153,6 +153,26 @@ def test_local_noise_has_twice_the_sensitivity(tmp_path):
     assert float(noise.std()) == pytest.approx(1 / math.sqrt(8), rel=0.06)
 
 
+def test_a_virtual_cohort_is_labelled(tmp_path):
+    """Noise on the mean is that of 1,000 clients: z * bound / 1000; the first line and the metric say so."""
+    virtual = settings({"virtual_cohort": {"size": 1000, "population": 10**6}, "delta": 1e-6})
+    _, row = moved(bench(tmp_path / "a"), **virtual)
+    assert row["noise_std"] == pytest.approx(0.5 / 1000) and "epsilon" not in row and row["virtual_epsilon"] > 0
+    with bench(tmp_path / "b").simulation(**virtual) as run:
+        line = run.headline
+    assert "holds for a virtual cohort of 1000 of 1000000 clients, not for the 4 of 8 that are simulated" in line
+    assert "neighbours: one client added or removed" in line and "not private" in line
+
+
+def test_attackers_are_clipped(tmp_path):
+    """Updates of an attacker, 1e6 times too long, move the mean by at most the bound / 8."""
+    quiet = {"sampling": {"rate": 1.0}, "noise_multiplier": 0.0}
+    attack = {"adversary": {"name": "sign_flip", "clients": [3], "scale": 1e6}}
+    honest, _ = moved(bench(tmp_path / "a"), **settings(quiet))
+    attacked, row = moved(bench(tmp_path / "b"), **settings(quiet, **attack))
+    assert row["attackers"] == 1 and float((attacked - honest).norm()) <= 2 * 0.5 / 8
+
+
 @pytest.mark.parametrize(
     "strategy, privacy, others, message",
     [

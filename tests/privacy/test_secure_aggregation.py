@@ -138,6 +138,30 @@ def test_what_reaches_the_server_in_a_run_is_uniform(tmp_path, monkeypatch):
         assert result.metrics[0]["secure/aborted"] == 0
 
 
+FAILS = """
+from dataclasses import dataclass
+from fl import LocalTraining
+
+@dataclass(frozen=True, kw_only=True)
+class Fails(LocalTraining):
+    def work(self, name, ctx, carry):
+        if ctx.client % 4 == 0:
+            raise RuntimeError("no battery")
+        return super().work(name, ctx, carry)
+"""
+
+
+def test_clients_that_fail_leave_masks_behind_that_are_removed(tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS)
+    fails = {"client.name": f"{tmp_path}/fails.py:Fails", "execution.on_client_error": "drop", "execution.plan": "loop"}
+    fine = {"secure_aggregation.bits": 28, "secure_aggregation.protocol.threshold": 0.4}
+    secure = fl.run(CONFIG, out=tmp_path / "secure", **fails, **fine)
+    plain = fl.run(CONFIG, out=tmp_path / "plain", **fails, secure_aggregation=None)
+    assert [row["secure/missing"] for row in secure.metrics] == [row["dropped"] for row in plain.metrics]
+    assert sum(row["dropped"] for row in plain.metrics) > 0
+    assert all(float((secure.model[name] - plain.model[name]).abs().max()) < 1e-6 for name in plain.model)
+
+
 def test_cohorts_of_all_sizes(tmp_path):
     """Poisson sampling draws empty cohorts and cohorts of one: these rounds change nothing."""
     small = {"cohort": {"name": "poisson", "rate": 0.08}, "rounds": 12}

@@ -4,7 +4,7 @@ Bell, Bonawitz, Gascón, Lepoint, Raykova 2020, doi:10.1145/3372297.3417885 (IAC
 honest-but-curious clients and server. Differs from the paper: exact tails of the hypergeometric law, not bounds.
 
 The graph: clients stand on a ring in random order, and each is a neighbour of the k/2 clients on either side. For
-n clients of which a share c is corrupt and a share d drops out, k and the threshold t are the smallest with
+n clients of which c n are corrupt and d n drop out (rounded up), k and the threshold t are the smallest with
 
     n P[Hypergeometric(n - 1, c n, k) >= t] + n prod_(i < k/2) ((c + d) n - i) / (n - i) <= 2^-40       secure
     n P[Hypergeometric(n - 1, n - d n, k) < t] <= 2^-30                                                 correct
@@ -88,10 +88,10 @@ def ring_graph(count: int, degree: int, seed: int) -> tuple[np.ndarray, ...]:
 def smallest_graph(n: int, corrupt: float, dropout: float) -> tuple[int, int]:
     """Return (k, t), the fewest neighbours and a threshold that are secure and correct; see the module.
 
-    >>> smallest_graph(10, 0.2, 0.05)  # no sparse graph: all others, and a threshold of 2/3 of the cohort
-    (9, 7)
+    >>> smallest_graph(1000, 0.2, 0.05), smallest_graph(4, 0.2, 0.05)  # 4 clients: no sparse graph
+    ((58, 39), (3, 3))
     """
-    bad, gone = math.floor(corrupt * n), math.floor(dropout * n)
+    bad, gone = math.ceil(corrupt * n - 1e-9), math.ceil(dropout * n - 1e-9)
     for k in range(2, n - 1, 2):
         apart = n * math.prod((bad + gone - i) / (n - i) for i in range(k // 2))
         if apart > 2.0**-SECURE_BITS:
