@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.report.plots.style import colours, figure_style, new_figure, save
+from fl.report.plots.style import Line, figure_style, new_figure, save
 from fl.tools.sweep import Sweep
 
 SHARES = (0.002, 0.01, 0.05, 0.2)
@@ -55,17 +55,18 @@ def draw(found: Mapping[str, np.ndarray], names: list[str], file: Path) -> None:
     percent = [100 * share for share in SHARES]
     with figure_style():
         figure, axes = new_figure(6.4, 4.0)
-        colour = colours(len(names))
         for i, name in enumerate(names):
-            runs = np.stack([found[f"{name} {share:g}"] for share in SHARES])  # (shares, runs)
-            axes.plot(percent, runs.mean(1), color=colour(i), label=name, marker="o", markersize=4, linewidth=1.6)
-            axes.fill_between(percent, runs.min(1), runs.max(1), color=colour(i), alpha=0.12, linewidth=0)
+            runs, line = np.stack([found[f"{name} {share:g}"] for share in SHARES]), Line.number(i)  # (shares, runs)
+            look = {"color": line.color, "linestyle": line.linestyle, "marker": line.marker}
+            axes.plot(percent, runs.mean(1), label=name, markersize=4, linewidth=1.5, **look)
+            axes.fill_between(percent, runs.min(1), runs.max(1), color=line.color, alpha=0.12, linewidth=0)
         bound = found[BOUND].mean()
         axes.plot([100], [bound], color="black", marker="*", markersize=9, linestyle="none", label=BOUND)
         axes.set(xscale="log", xlabel="rows with labels, %", ylabel=f"{METRIC} after {ROUNDS} rounds")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xticks([*percent, 100])
         axes.xaxis.set_minor_formatter("")
+        figure.supxlabel("line: mean of the runs; band: smallest to largest", fontsize="x-small", color="0.35")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
         save(figure, file)
 
