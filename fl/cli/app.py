@@ -16,9 +16,11 @@ fl flower export quickstart.yaml app/ partition.clients=3 cohort.size=3
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from fl import __version__
 from fl.cli import flower, parts, reports, runs, tools
 from fl.cli.interrupts import stop_on_signals
 
@@ -33,9 +35,17 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "matrix": reports.matrix,
         "partition": reports.partition,
     },
-    "Experiments and speed": {"sweep": tools.sweep, "tune": tools.tune, "bench": tools.bench},
+    "Experiments and speed": {"sweep": tools.sweep, "tune": tools.tune, "bench": tools.bench, "doctor": tools.doctor},
     "Parts": {"list": parts.list_, "show": parts.show, "check": parts.check},
 }
+
+
+def print_version(asked: bool) -> None:
+    """Print the version of fl, and stop. The callback of --version."""
+    if asked:
+        print(f"fl {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     help="Federated-learning simulator.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -43,6 +53,16 @@ app = typer.Typer(
 for panel, commands in PANELS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Federated-learning simulator."""
+
 
 flower_app = typer.Typer(
     help="Run Flower apps on this engine, and export methods as Flower apps.", no_args_is_help=True

@@ -1,4 +1,4 @@
-"""Commands that execute many runs: sweep, tune, bench."""
+"""Commands that execute many runs: sweep, tune, bench; and a look at the machine: doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fl.cli.errors import log_to_stderr, report_errors, require_one_of, say, usage_errors
+from fl.cli.errors import EXIT_FAILED, log_to_stderr, report_errors, require_one_of, say, usage_errors
 from fl.cli.format import print_table, two_columns
 from fl.cli.json_output import print_json
 from fl.cli.options import COSTS, FORMATS, AsJson, Cost, Format, Overrides, Plot, Traceback, Versus
@@ -46,6 +46,27 @@ def sweep(
 
                 plot_curves(variants, metrics[0].partition("@")[0], cost, plot)
         print_table(rows, form, as_json)
+
+
+def doctor(as_json: AsJson = False, traceback: Traceback = False) -> None:
+    """Show what this machine offers to runs, what is missing, and the command that mends it. Exit code 1: missing."""
+    with report_errors(traceback):
+        from dataclasses import asdict
+
+        from fl.tools.doctor import examine
+
+        lines = examine()
+        if as_json:
+            print_json([asdict(line) for line in lines])
+        else:
+            mark = {"ok": "", "note": "note: ", "missing": "MISSING: "}
+            rows = [(each.name, f"{mark[each.state]}{each.found}") for each in lines]
+            print(two_columns(rows))
+            advice = {each.name: each.advice for each in lines if each.advice}
+            if advice:
+                print("\nto mend it:\n" + two_columns(advice.items()))
+        if any(line.state == "missing" for line in lines):
+            raise typer.Exit(EXIT_FAILED)
 
 
 def tune(
