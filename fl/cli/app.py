@@ -8,7 +8,7 @@ fl plot runs/a runs/b --out curves.pdf --width column --label "a=FedAvg"
 fl ledger runs/a --by client      fl participation runs/a runs/b --plot participation.png
 fl partition quickstart.yaml partition.alpha=0.1 --plot partition.png
 fl sweep sweep.yaml --out runs      fl tune quickstart.yaml --seconds 60 --out tuned.yaml      fl bench
-fl list strategy      fl show strategy scaffold      fl check strategy:fedavg
+fl new strategy my_rule      fl list strategy      fl show strategy scaffold      fl check strategy:fedavg
 fl flower run APP_DIR num-server-rounds=5 --nodes 100      fl flower certificates tls --host server.example.org
 fl flower export quickstart.yaml app/ partition.clients=3 cohort.size=3
 """
@@ -36,7 +36,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "partition": reports.partition,
     },
     "Experiments and speed": {"sweep": tools.sweep, "tune": tools.tune, "bench": tools.bench, "doctor": tools.doctor},
-    "Parts": {"list": parts.list_, "show": parts.show, "check": parts.check},
+    "Parts": {"new": parts.new, "list": parts.list_, "show": parts.show, "check": parts.check},
 }
 
 

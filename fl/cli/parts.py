@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,19 @@ def list_(
         for each in [_known_kind(kind)] if kind else KINDS:
             print(each)
             print(two_columns((f"  {name}", part.summary) for name, part in source.registered(each).items()))
+
+
+def new(
+    kind: Annotated[str, typer.Argument(help="strategy, client, partition, codec, experiment or project.")],
+    name: Annotated[str, typer.Argument(help="A Python name in lower case, such as my_rule.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
+) -> None:
+    """Write the first files of a part, an experiment or a project: they run, and `fl check` passes."""
+    with report_errors():
+        from fl.tools.new import new
+
+        for path in new(kind, name, out):
+            print(path)
 
 
 def show(
