@@ -44,6 +44,7 @@ class FedCurv(LocalTraining):
     lam: float = 1.0
 
     sends: ClassVar[tuple[str, ...]] = ("model", "fisher", "pull")
+    statistics: ClassVar[tuple[str, ...]] = ("fisher", "pull")
     receives: ClassVar[tuple[str, ...]] = ("model", "fisher", "pull", "sums_of_round")
 
     def __post_init__(self) -> None:

@@ -32,6 +32,8 @@ class ClientAlgorithm:
         receives: groups and config values of the broadcast that the algorithm uses.
         delta_reference: group of the update -> received group of the same shape, from which the codec `delta` encodes
             the difference.
+        statistics: groups of `sends` that are statistics of the client's rows, such as squared gradients, and no
+            changes of parameters. `privacy` refuses them: clipping and noise would make them meaningless.
         one_at_a_time: True: the hooks are written for one client, so clients are never trained together. Set it if the
             shape of an update or a state differs between clients.
         loss_over_batch: True: the objective is one loss of the whole batch, such as a contrastive loss. It may return a
@@ -47,6 +49,7 @@ class ClientAlgorithm:
     optional: ClassVar[tuple[str, ...]] = ()
     receives: ClassVar[tuple[str, ...]] = ("model",)
     delta_reference: ClassVar[Mapping[str, str]] = {}
+    statistics: ClassVar[tuple[str, ...]] = ()
     one_at_a_time: ClassVar[bool] = False
     loss_over_batch: ClassVar[bool] = False
     classes_only: ClassVar[bool] = False

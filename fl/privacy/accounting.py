@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Accountant = Literal["pld", "rdp"]
 INTERVAL = 1e-3  # of discretised privacy losses; epsilon is an upper bound, about 0.1 % above that of 1e-4
 TOLERANCE = 1e-4  # of noise multipliers
+LARGE_LOSS = 1e3  # privacy loss from which a distribution may not fit into memory
+LARGE_EPSILON = 1e3  # no protection; Renyi's upper bound is good enough
 
 
 def dp_accounting() -> Any:
@@ -44,11 +47,37 @@ def dp_accounting() -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def epsilon(event: DpEvent, delta: float, accountant: Accountant = "pld") -> float:
-    """Return epsilon of an event at `delta`; infinity if there is no guarantee."""
+    """Return epsilon of an event at `delta`; infinity if there is no guarantee.
+
+    With very little noise "pld" returns the upper bound of "rdp", because discretised losses would fill the memory.
+    """
     with _quiet():
+        if accountant == "pld" and _typical_loss(event) > LARGE_LOSS:
+            bound = _renyi_bound(event, delta)
+            if bound > LARGE_EPSILON:
+                return bound
         if type(event).__name__ == "SelfComposedDpEvent" and accountant == "pld":
             return float(_pld(event.event).self_compose(event.count).get_epsilon_for_delta(delta))
         return float(_accountant(accountant).compose(event).get_epsilon(delta))
+
+
+def _typical_loss(event: DpEvent) -> float:
+    """Return the privacy loss of an event in about, without sampling; 0 for an event of another kind."""
+    name, inner = type(event).__name__, getattr(event, "event", None)
+    if inner is not None:
+        return getattr(event, "count", 1) * _typical_loss(inner)
+    noise = getattr(event, "noise_multiplier", math.inf)
+    size = 2 * noise**2 if name == "GaussianDpEvent" else noise
+    return 1 / size if size else math.inf
+
+
+def _renyi_bound(event: DpEvent, delta: float) -> float:
+    """Return an upper bound of epsilon by Renyi divergences, without sampling if they are not known with it."""
+    accountant = _accountant("rdp")
+    if not accountant.supports(event):
+        dp = dp_accounting()
+        event = dp.SelfComposedDpEvent(event.event.event, event.count)
+    return float(accountant.compose(event).get_epsilon(delta))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl.checks import positive, within
+from fl.checks import within
 from fl.privacy.clipping import Clipping, Counts
 from fl.privacy.mechanism import Norm
 from fl.registry import register
@@ -38,7 +38,7 @@ class Adaptive(Clipping):
     adapts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        positive(bound=self.bound, lr=self.lr, sigma_b=self.sigma_b)
+        within("(0, inf)", bound=self.bound, lr=self.lr, sigma_b=self.sigma_b)
         within("(0, 1)", quantile=self.quantile)
 
     def init(self) -> float:

@@ -63,6 +63,19 @@ class Audit:
             raise ValueError("canaries take part independently of the clients; use sampling poisson or min_separation")
         sampler.check(self.canaries)
 
+    def check_size(self, size: int) -> None:
+        """Check that updates of `size` parameters have room for the canaries' directions.
+
+        Raises:
+            ConfigError: there are too many canaries.
+        """
+        if 4 * self.canaries > size:
+            raise ConfigError(
+                "privacy.audit.canaries",
+                f"{self.canaries} random directions are too much alike in updates of {size} parameters; use at most "
+                f"{size // 4}, or a larger model",
+            )
+
 
 class Canaries:
     """The canaries of a run. What lasts from release to release is in `record`.
@@ -95,13 +108,7 @@ class Canaries:
         Raises:
             ConfigError: there are too many canaries for the updates' size.
         """
-        size = sum(tree.numel if isinstance(tree, Params) else tree.numel() for tree in sums.values())
-        if 4 * self.audit.canaries > size:
-            raise ConfigError(
-                "privacy.audit.canaries",
-                f"{self.audit.canaries} random directions are too much alike in updates of {size} parameters; use at "
-                f"most {size // 4}, or a larger model",
-            )
+        self.audit.check_size(numel(sums))
         seed = int(random.hash64(self.streams.sampling_seed(release), "canaries")) >> 1
         self.state, drawn = self.sampler.sample(self.state, release, seed, np.ones(self.audit.canaries, np.int64))
         total = None
@@ -170,6 +177,11 @@ def _combined(
         else:
             out[name] = operation(tree, b[name])
     return out
+
+
+def numel(groups: Mapping[str, Tree]) -> int:
+    """Return the number of parameters of all groups."""
+    return sum(tree.numel if isinstance(tree, Params) else tree.numel() for tree in groups.values())
 
 
 def _product(a: Mapping[str, Tree], b: Mapping[str, Tree]) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from fl.checks import positive
+from fl.checks import within
 from fl.privacy.clipping import Clipping, Part, all_tensors
 from fl.privacy.mechanism import Norm
 from fl.registry import register
@@ -33,7 +33,7 @@ class PerLayer(Clipping):
     bound: float
 
     def __post_init__(self) -> None:
-        positive(bound=self.bound)
+        within("(0, inf)", bound=self.bound)
 
     def parts(self, groups: Mapping[str, Tree]) -> tuple[Part, ...]:
         layers: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -59,7 +59,7 @@ class PerGroup(Clipping):
 
     def __post_init__(self) -> None:
         for bound in self.bounds.values():
-            positive(bounds=bound)
+            within("(0, inf)", bounds=bound)
 
     def __hash__(self) -> int:
         return hash(tuple(self.bounds.items()))

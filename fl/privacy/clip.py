@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fl.checks import one_of, positive
+from fl.checks import one_of, within
 from fl.method.transform import Groups, Transform, TransformContext
 from fl.registry import register
 from fl.tensors.params import Params, clipped
@@ -28,7 +28,7 @@ class Clip(Transform):
     side: Literal["client", "server"] = "client"
 
     def __post_init__(self) -> None:
-        positive(bound=self.bound)
+        within("(0, inf)", bound=self.bound)
         one_of(("client", "server"), side=self.side)
 
     def client(self, groups: Groups, ctx: TransformContext) -> Groups:

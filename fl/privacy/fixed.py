@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.checks import positive
+from fl.checks import within
 from fl.privacy.clipping import Clipping
 from fl.privacy.mechanism import Norm
 from fl.registry import register
@@ -23,7 +23,7 @@ class Fixed(Clipping):
     bound: float
 
     def __post_init__(self) -> None:
-        positive(bound=self.bound)
+        within("(0, inf)", bound=self.bound)
 
     def bounds_at(self, state: Tree, parts: int, norm: Norm) -> tuple[float, ...]:
         return (self.bound,)

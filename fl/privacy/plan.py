@@ -57,7 +57,8 @@ class PrivacyPlan:
         virtual = section.virtual_cohort
         assert section.sampling is not None  # the section has checked it
         members = population if virtual is None else virtual.population
-        if section.delta * members >= 1:
+        # of a virtual cohort 1 / population is allowed, as published figures have it; its clients are nobody's
+        if section.delta * members > 1 or (virtual is None and section.delta * members == 1):
             raise ConfigError(
                 "privacy.delta",
                 f"{section.delta:g} allows that one of {members} clients is published as it is; use less than "

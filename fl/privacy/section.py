@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fl.checks import at_least, not_negative, positive, within
+from fl.checks import at_least, positive, within
 from fl.method.sampler import CohortSampler
 from fl.privacy.accounting import Accountant
 from fl.privacy.audit import Audit
@@ -78,9 +78,9 @@ class Privacy:
     audit: Audit | None = None
 
     def __post_init__(self) -> None:
-        positive(epsilon=self.epsilon)
+        within("(0, inf)", hint="for no noise set noise_multiplier: 0", epsilon=self.epsilon)
         within("[0, 1)", delta=self.delta)
-        not_negative(noise_multiplier=self.noise_multiplier)
+        within("[0, inf)", noise_multiplier=self.noise_multiplier)
         if (self.epsilon is None) == (self.noise_multiplier is None):
             given = f"epsilon: {self.epsilon} and noise_multiplier: {self.noise_multiplier}"
             raise ValueError(f"{given}; give one of the two")

@@ -77,7 +77,8 @@ def set_up_run(config: Config) -> RunSetup:
         raise ConfigError(
             "splits.clients", f"{config.splits.clients} of {population} clients are held out; none is left to train"
         )
-    _located("cohort", lambda: config.cohort.check(trainable))
+    drawn_by = "cohort" if config.privacy is None or config.privacy.sampling is None else "privacy.sampling"
+    _located(drawn_by, lambda: config.cohort.check(trainable))
     if is_vertical(config):
         check_cohort(config, periods[0].partition.train_slices()[1])
     check_sampler(config, periods)

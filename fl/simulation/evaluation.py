@@ -19,6 +19,7 @@ import numpy as np
 
 from fl.config.sections import Evaluation, Stage
 from fl.data.partition import ViewName
+from fl.errors import ConfigError
 from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
@@ -136,8 +137,17 @@ def add_period(matrix: list[list[float]], row: Row, period: int) -> Row:
     return {f"stream/{name}": value for name, value in forgetting(matrix).items()}
 
 
-def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
-    """Carry out an evaluation that a strategy asks for during a round; return set of rows -> metric -> value."""
+def assess(exchanges: ExchangeRunner, request: Evaluate, evaluating: bool) -> dict[str, Row]:
+    """Carry out an evaluation that a strategy asks for; return set of rows -> metric -> value.
+
+    Args:
+        exchanges: the run's exchanges.
+        request: the strategy's request.
+        evaluating: whether it comes from `evaluation`, whose answers do not reach the strategy's state.
+
+    Raises:
+        ConfigError: a private run would tell the strategy about single clients.
+    """
     broadcast = Broadcast.of(request.broadcast)
     if exchanges.run_setup.dataset.parties:
         raise ValueError(
@@ -146,6 +156,12 @@ def assess(exchanges: ExchangeRunner, request: Evaluate) -> dict[str, Row]:
         )
     if request.cohort is None:
         return {name: _on_server(exchanges, broadcast, exchanges.period, rows) for name, rows in request.rows.items()}
+    if exchanges.private is not None and not evaluating:
+        raise ConfigError(
+            "privacy",
+            "the strategy evaluates the models of single clients outside of `evaluation`, and what it learns has no "
+            "noise; use another strategy, or leave privacy out",
+        )
     cohort, answer = np.unique(np.asarray(request.cohort, np.int64)), {}
     for name, rows in request.rows.items():
         result = exchanges.dispatch(

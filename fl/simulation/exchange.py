@@ -132,6 +132,8 @@ class ExchangeRunner:
         with span("encode", "broadcast"):
             sent = self.downlink.send(exchange.work, broadcast, cohort, self.place)
         reduction = Product(exchange.reductions) if self.private is None else self.private.reduction(exchange)
+        if self.private is not None:
+            self.private.asked = cohort
         secure = None if self.secure is None else self.secure.begin(exchange, reduction, cohort, self.place.number)
         trip = self.time.plan(
             exchange,

@@ -13,6 +13,7 @@ from fl.errors import ConfigError, located
 from fl.method.requests import Evaluate, Exchange
 from fl.method.strategy import ServerContext
 from fl.models.architectures.by_client import ByClient
+from fl.privacy.audit import numel
 from fl.privacy.example import ExampleLevel
 from fl.privacy.plan import PrivacyPlan
 from fl.privacy.withheld import ReadsPrivate, Withheld
@@ -71,6 +72,13 @@ def check_private(config: Config) -> None:
                 f"{name} depends on clients' rows without noise, and the number of rounds would depend on it; use "
                 "epsilon or eval/* in stop.target or evaluation.select, or leave stop out",
             )
+    if config.client.statistics:
+        raise ConfigError(
+            "client",
+            f"{name_of(config.client)!r} sends the groups {list(config.client.statistics)}, which are no changes of "
+            "parameters: after clipping and noise they can be negative or far too small; use a method that sums "
+            "changes of parameters (docs/privacy.md)",
+        )
     if isinstance(config.model.part, ByClient):
         raise ConfigError("model", "clients of different architectures send no updates that can be summed and clipped")
     if config.model.batch_norm == "averaged":
@@ -81,15 +89,22 @@ def check_private(config: Config) -> None:
         )
 
 
-def check_private_round(run: Simulation) -> None:
-    """Try the strategy's round with a reduced value of zeros: what it requests, and what it reads.
+def check_private_rounds(run: Simulation) -> None:
+    """Try the first round and the last one of each period; see `check_private_round`."""
+    ends = [int(end) - 1 for end in run.run_setup.ends if end <= run.config.rounds]
+    for round_ in dict.fromkeys([0, *ends, run.config.rounds - 1]):
+        check_private_round(run, round_)
+
+
+def check_private_round(run: Simulation, round_: int) -> None:
+    """Try a round of the strategy with a reduced value of zeros: what it requests, and what it reads.
 
     Raises:
         ConfigError: the account does not cover an exchange, or the strategy reads something of single clients.
     """
-    section, empty = run.config.privacy, np.empty(0, np.int64)
+    section, context = run.config.privacy, run.run_setup.server_context(round_, np.empty(0, np.int64))
     assert section is not None
-    generator = run.config.strategy.round(run.state, run.context(empty))
+    generator = run.config.strategy.round(run.state, withhold_clients(context))
     exchanges, answer = 0, None
     with contextlib.suppress(StopIteration), contextlib.closing(generator):
         while True:
@@ -123,6 +138,8 @@ def check_private_round(run: Simulation) -> None:
                 section.clipping.parts(zeros)
             except ValueError as error:
                 raise located("privacy.clipping", error) from error
+            if section.audit is not None:
+                section.audit.check_size(numel(zeros))
             answer = private_result(request, zeros)
 
 

@@ -30,6 +30,7 @@ class PrivateExamples:
     def __init__(self, plan: PrivacyPlan, clients: int, seed: int, steps: int):
         self.plan, self.seed, self.steps = plan, seed, steps
         self.participations = np.zeros(clients, np.int32)
+        self.asked: np.ndarray | None = None  # ids of the clients of the exchange at hand; None: an asynchronous server
 
     def sampling_seed(self, round_: int) -> int:
         """Return the seed with which the cohort of a round is drawn."""
@@ -43,8 +44,12 @@ class PrivateExamples:
         return Product(exchange.reductions)
 
     def release(self, exchange: Exchange, value: Any, clients: np.ndarray) -> tuple[Any, dict[str, float]]:
-        """Count an update of each of `clients`, (n,); return (value, metrics of the round)."""
-        np.add.at(self.participations, clients, 1)  # an asynchronous server may have a client twice
+        """Count an update of each client; return (value, metrics of the round).
+
+        The server may see an update that arrives too late for the sum, so it counts.
+        """
+        sent = clients if self.asked is None else self.asked
+        np.add.at(self.participations, sent, 1)  # an asynchronous server may have a client twice
         spent = int(self.participations.max(initial=0))
         bound = self.plan.section.clipping.bounds_at(None, 1, "l2")[0]
         noise = {"clip_bound": bound, "noise_multiplier": self.plan.noise_multiplier}

@@ -16,8 +16,7 @@ def check_same_noise(plan: PrivacyPlan, before: float) -> None:
         raise ConfigError(
             "rounds",
             f"the first rounds had noise multiplier {before:.6g}, and {plan.sampling.releases} releases need "
-            f"{plan.noise_multiplier:.6g} for the wanted epsilon. Start a new run, or set "
-            f"privacy.noise_multiplier={before!r} privacy.epsilon=null, which spends more",
+            f"{plan.noise_multiplier:.6g} for the wanted epsilon. Set rounds to what they were, or start a new run",
         )
 
 
@@ -39,7 +38,8 @@ def privacy_notes(plan: PrivacyPlan | None, rounds: int) -> list[str]:
             f"{plan.expected:g} of {plan.members} that are simulated"
         )
     seeds = "the noise comes from a secret, so the run cannot be repeated"
-    notes = [figures, "train/*, val/*, clients/*, clipped, signal_to_noise and bytes have no noise: not private"]
+    without = "train/*, val/*, clients/*, clipped, signal_to_noise and bytes have no noise: not private"
+    notes = [figures, f"{without}, and neither is a best checkpoint that is selected by them"]
     if section.audit is not None:
         notes.append(f"the audit adds about {section.audit.canaries // 2} clients with random updates")
     return notes + ([seeds] if section.seeds == "cryptographic" else [])

@@ -19,7 +19,7 @@ from torch import Tensor
 from fl.errors import ConfigError
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange, ExchangeResult
-from fl.privacy.audit import Canaries
+from fl.privacy.audit import Canaries, numel
 from fl.privacy.clipping import Counts, sensitivity
 from fl.privacy.example import ExampleLevel
 from fl.privacy.mechanism import Release
@@ -56,6 +56,7 @@ class PrivateRounds:
         self.counts = self.section.where == "local" or self.section.mechanism.distributed  # the server knows who sends
         self.participations = np.zeros(run_setup.trainable if self.counts else 0, np.int32)
         self.allowed = False
+        self.asked = np.empty(0, np.int64)  # ids of the clients of the exchange at hand
         self.canaries = self._new_canaries()
 
     def _new_canaries(self) -> Canaries | None:
@@ -117,7 +118,7 @@ class PrivateRounds:
         figures = {"clip_bound": bound}
         if section.where == "local":
             noise_std = self._local_std(bound, len(clients))
-            self.participations[clients] += 1
+            self.participations[self.asked] += 1  # the server may see an update that arrives too late for the sum
             noisy, spent = sums, int(self.participations.max(initial=0))
         else:
             inside = np.zeros(len(bounds)) if value is None else value["inside"].numpy()
@@ -139,7 +140,7 @@ class PrivateRounds:
         divisors = PrivateSum(exchange.reductions, None).divisors(plan.expected)
         figures["noise_std"] = noise_std / max(divisors.values())
         if noise_std > 0:
-            figures["signal_to_noise"] = _norm(sums) / (noise_std * math.sqrt(_numel(sums)))
+            figures["signal_to_noise"] = _norm(sums) / (noise_std * math.sqrt(numel(sums)))
         figures["epsilon" if section.virtual_cohort is None else "virtual_epsilon"] = plan.epsilon(spent)
         return {
             name: tree_map(lambda leaf, by=divisors[name]: leaf if by == 1 else leaf * (1.0 / by), tree)
@@ -249,6 +250,8 @@ def exchange_refusal(exchange: Exchange, reference: Mapping[str, str]) -> str:
         exchange: the strategy's request.
         reference: group of the update -> group of the broadcast that has its form; others have their own name.
     """
+    if not exchange.reductions:
+        return "the clients send nothing that is reduced, so there is nothing to protect; leave privacy out"
     if reason := refusal(exchange.reductions):
         return f"{reason}; use a strategy that reduces with WeightedMean or Sum (docs/privacy.md)"
     known = known_forms(exchange)
@@ -274,10 +277,6 @@ def private_result(exchange: Exchange, value: Mapping[str, Tree]) -> ExchangeRes
 
 def _norm(groups: Mapping[str, Tree]) -> float:
     return math.sqrt(sum(float(leaf.double().square().sum()) for leaf in leaves(dict(groups))))
-
-
-def _numel(groups: Mapping[str, Tree]) -> int:
-    return sum(tree.numel if isinstance(tree, Params) else tree.numel() for tree in groups.values())
 
 
 def _spec(tree: Params | Tensor) -> Any:

@@ -78,7 +78,7 @@ def run_generator(
             requests.answer = exchanges.transfer(request)
         else:
             allowed = "an Exchange, ServerWork, Transfer or Evaluate"
-            requests.answer = _carry_out(request, exchanges, executor, allowed)
+            requests.answer = _carry_out(request, exchanges, executor, allowed, evaluating=False)
     state, metrics = checked_outcome(strategy, hook, requests.value)
     return state, _numbers(metrics)
 
@@ -109,7 +109,7 @@ def run_evaluation(
             requests.answer = evaluate(exchanges, Broadcast.of(request.broadcast), request.name)
         else:
             allowed = "an Exchange, ServerWork, Evaluate or EvaluateModel"
-            requests.answer = _carry_out(request, exchanges, executor, allowed)
+            requests.answer = _carry_out(request, exchanges, executor, allowed, evaluating=True)
     return _numbers(checked_metrics(strategy, "evaluation", requests.value))
 
 
@@ -117,10 +117,18 @@ def _numbers(metrics: Mapping[str, Any]) -> Row:
     return {name: float(value) if isinstance(value, torch.Tensor) else value for name, value in metrics.items()}
 
 
-def _carry_out(request: Any, exchanges: ExchangeRunner, executor: Executor, allowed: str) -> Any:
-    """Carry out a request that all generators may yield, and return the answer. `allowed`: their requests in words."""
+def _carry_out(request: Any, exchanges: ExchangeRunner, executor: Executor, allowed: str, *, evaluating: bool) -> Any:
+    """Carry out a request that all generators may yield, and return the answer.
+
+    Args:
+        request: what the generator yielded.
+        exchanges: the run's exchanges.
+        executor: carries out work of the server.
+        allowed: the requests that the generator may yield, in words.
+        evaluating: whether the generator is `evaluation`.
+    """
     if isinstance(request, Evaluate):
-        return assess(exchanges, request)
+        return assess(exchanges, request, evaluating)
     if isinstance(request, ServerWork):
         start = time.perf_counter()
         with span("server", "work"):

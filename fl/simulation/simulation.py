@@ -37,7 +37,7 @@ from fl.simulation.exchange import EMPTY_COHORT, ExchangeRunner
 from fl.simulation.final_work import run_final
 from fl.simulation.headline import headline
 from fl.simulation.optimiser_average import OptimiserAverage
-from fl.simulation.private_checks import check_private_round, withhold_clients
+from fl.simulation.private_checks import check_private_rounds, withhold_clients
 from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_evaluation, run_generator
 from fl.simulation.result import Result, save_result
@@ -259,7 +259,7 @@ class Simulation:
         check_asynchronous(self.config, request)
         check_secure(self.run_setup, request)
         if self.private_clients:
-            check_private_round(self)
+            check_private_rounds(self)
 
     # -- parts of a round -----------------------------------------------------------------------------------------
     def _sample(self) -> np.ndarray:

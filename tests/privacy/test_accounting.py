@@ -64,3 +64,13 @@ def test_laplace_noise_adds_up():
     assert Laplace().pure_epsilon(4.0, sampling(0.1, 10), 10) == pytest.approx(
         10 * math.log(1 + 0.1 * (math.e**0.25 - 1))
     )
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
+def test_tiny_noise_does_not_fill_the_memory(mechanism):
+    """Two releases with noise z lose 1 / z^2 (Gaussian: twice the mean loss 1 / (2 z^2)) or 2 / z (Laplace) or more."""
+    dp = accounting.dp_accounting()
+    once = dp.GaussianDpEvent(1e-4) if mechanism == "gaussian" else dp.LaplaceDpEvent(1e-6)
+    found = accounting.epsilon(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.5, once), 2), 1e-5)
+    least = 1e8 if mechanism == "gaussian" else 2e6
+    assert 0.5 * least < found < 1.2 * least

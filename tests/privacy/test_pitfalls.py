@@ -18,7 +18,7 @@ from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.method.min_separation import MinSeparation
 from fl.method.reduction import Meta, Stack, Sum, WeightedMean
-from fl.method.requests import Evaluate, Exchange
+from fl.method.requests import Evaluate, Exchange, ServerWork
 from fl.method.sampler import Poisson
 from fl.method.strategy import Strategy
 from fl.privacy.factorised import Banded, TreeAggregation
@@ -65,6 +65,8 @@ class Asks(Strategy):
         return state, {}
 
     def round(self, state, ctx):
+        if self.what == "nothing to reduce":
+            yield Exchange(state, {})
         if self.what == "cohort":
             len(ctx.cohort)
         if self.what == "losses of single clients":
@@ -72,8 +74,11 @@ class Asks(Strategy):
         cohort = np.array([0, 1]) if self.what == "own cohort" else None
         rule = Stack() if self.what == "single updates" else WeightedMean()
         outcome = yield Exchange(state, rule, cohort=cohort)
-        if self.what == "second exchange":
+        if self.what == "second exchange" or (self.what == "second exchange in the last round" and ctx.round == 2):
             yield Exchange(state)
+        if self.what == "losses after work of the server":
+            yield ServerWork(abs, (1,))
+            yield Evaluate(state, {"all": np.arange(4)}, cohort=np.array([0, 1]))
         if self.what == "metrics":
             float(outcome.metrics["loss"])
         if self.what == "numbers of samples":
@@ -191,13 +196,39 @@ def test_bands_need_separated_participations(federation):
         ("losses of single clients", "the strategy evaluates the models of single clients"),
         ("own cohort", "the strategy chooses the clients of an exchange"),
         ("second exchange", "epsilon counts one private exchange in each round"),
+        ("second exchange in the last round", "epsilon counts one private exchange in each round"),
+        ("losses after work of the server", "the strategy evaluates the models of single clients"),
+        ("nothing to reduce", "there is nothing to protect; leave privacy out"),
         ("work before round 0", "epsilon counts one private exchange in each round"),
         ("single updates", "the reduction Stack of the group 'model' is no bounded sum"),
     ],
 )
 def test_strategies_get_nothing_but_the_noisy_sum(federation, what, message):
     asks = dataclasses.replace(federation, strategy={"name": ASKS, "what": what})
-    refused(asks, message, noise_multiplier=1.0, clipping={"bound": 1.0})
+    refused(asks, message, rounds=3, noise_multiplier=1.0, clipping={"bound": 1.0})
+
+
+@pytest.mark.parametrize(
+    "section", [{"where": "local"}, {"unit": "example", "sampling": None}], ids=["local", "example"]
+)
+def test_late_updates_are_accounted(tmp_path, section):
+    """The server sees an update that arrives after the deadline. All are late, and two rounds spend as without it."""
+    dp_sgd = {"name": "dp_sgd", "lr": 0.1, "steps": 2, "rate": 0.1}
+    example = "unit" in section
+    client = dp_sgd if example else {"name": SAYS}
+    late = {"system": {"devices": {"name": "identical", "ms_per_sample": 1000}}, "server": {"deadline_seconds": 1e-3}}
+    spent = []
+    for name, settings in (("in time", {}), ("late", late)):
+        section = {"sampling": {"rate": 1.0}, **section, "clipping": {"bound": 1.0}, "noise_multiplier": 2.0}
+        settings = private(rounds=2, **section, **settings) | ({"cohort": {"size": CLIENTS}} if example else {})
+        with Bench({"name": "fedavg"}, client, tmp_path / name).simulation(**settings) as run:
+            spent.append(run.run().metrics[-1]["epsilon"])
+    assert spent[0] == spent[1] > 0
+
+
+def test_statistics_of_rows_are_refused(tmp_path):
+    """Fisher information has no negative numbers; with noise it does, and FedCurv's penalty would have no minimum."""
+    refused(Bench({"name": "fedcurv"}, {"name": "fedcurv"}, tmp_path), "sends the groups ['fisher', 'pull']")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fl.errors import ConfigError
 from fl.simulation.simulation import Simulation
 from fl.storage.segments import Segments
 from strategies import protofl
+from tests.watching import AfterRound
 
 CLIENTS, ROUNDS, FEATURES = 6, 3, 8
 FLOW = {"name": "flow", "epochs": 1, "couplings": 2, "hidden": [4]}
@@ -37,14 +38,13 @@ def simulate(path, **changes):
     """Run, and return (result, prototype of each client after each round, numbered by client)."""
     kept = []
 
-    def watch(event, _):
-        if event == "round":
-            segments = Segments(simulation.directory / "clients")
-            kept.append([segments.read(at)["prototype"] for at in simulation.states.locations(np.arange(CLIENTS))])
-            segments.close()
+    def keep(_):
+        segments = Segments(simulation.directory / "clients")
+        kept.append([segments.read(at)["prototype"] for at in simulation.states.locations(np.arange(CLIENTS))])
+        segments.close()
 
     with Simulation(resolve(read(RUN, changes)), path) as simulation:
-        return simulation.run(watch=watch), kept
+        return simulation.run([AfterRound(keep)]), kept
 
 
 def sent(result, setup=False):

@@ -27,6 +27,7 @@ from partitions.classes import Classes, Masked
 from strategies.inversion import Generator, Settings, first_progress, moment_distance, novelty, one_round
 from strategies.target import TARGET
 from tests.interfaces.laws import check_on_ray, check_resumed, rows
+from tests.watching import AfterRound
 
 INVERSION = {"batches": 3, "batch": 4, "steps": 3, "student_steps": 2, "warm_up": 1}
 STREAM = {"name": "classes", "tasks": 5, "rounds": 2, "head": "joint", "masked": True}
@@ -165,7 +166,7 @@ def test_matching_moments_lowers_their_distance():
 def states(folder, **overrides):
     seen = []
     with Simulation(resolve(read(RUN, overrides)), folder) as simulation:
-        result = simulation.run(watch=lambda event, _: seen.append(simulation.state) if event == "round" else None)
+        result = simulation.run([AfterRound(lambda _: seen.append(simulation.state))])
     return seen, result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fl.checks import at_least, one_of, positive, within
+from fl.checks import at_least, one_of, within
 from fl.privacy.secure.masks import LARGEST_WIDTH
 from fl.privacy.secure.protocol import SecureProtocol
 from fl.privacy.secure.quantiser import Quantiser, smallest_width
@@ -43,7 +43,7 @@ class SecureAggregation:
 
     def __post_init__(self) -> None:
         for clip in self.clip.values() if isinstance(self.clip, Mapping) else (self.clip,):
-            positive(clip=clip)
+            within("(0, inf)", clip=clip)
         within("[2, 32]", bits=self.bits)
         within(f"[2, {LARGEST_WIDTH}]", modulus_bits=self.modulus_bits)
         at_least(1, largest_weight=self.largest_weight)
