@@ -89,6 +89,11 @@ class SecureExchanges:
         uniform = all(getattr(part, "weights", "uniform") == "uniform" for part in reductions.values())
         sizes = [self.run_setup.sizes(period).max(initial=1) for period in range(len(self.run_setup.periods))]
         weight = 1 if uniform else self.section.largest_weight or int(max(sizes))
+        if not uniform and weight < max(sizes):
+            raise ConfigError(
+                "secure_aggregation.largest_weight",
+                f"{weight} is less than the {max(sizes)} training samples of the largest client; use at least as many",
+            )
         try:
             for group in reductions:
                 clip_of(self.section.clip, group)

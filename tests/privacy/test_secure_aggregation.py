@@ -199,7 +199,7 @@ def test_what_is_refused_before_round_0(tmp_path, overrides, message):
 
 
 def test_a_client_with_more_samples_than_declared_is_an_error(tmp_path):
-    with pytest.raises(Exception, match="largest_weight: client .* reports .* samples for the group 'model'"):
+    with pytest.raises(ConfigError, match="largest_weight: 2 is less than the .* training samples of the largest"):
         fl.run(CONFIG, out=tmp_path / "run", **{"secure_aggregation.largest_weight": 2})
 
 
