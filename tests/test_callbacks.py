@@ -1,6 +1,8 @@
 """Callbacks, rounds one by one, run.log, and what a result shows."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -102,6 +104,10 @@ def test_something_else_than_a_callback_is_refused_before_round_0(case, tmp_path
         ({"train/loss": 1.0}, "measure returned the metric 'train/loss', which the round has already"),
         ({"a": "b"}, "measure returned 'a': 'b', expected one number"),
         (3, "measure returned int, expected a mapping"),
+        ({3: 1.0}, "measure returned a metric named 3, expected a text"),
+        ({"a": 10**400}, "expected one number"),
+        ({"simulated_seconds": 5.0}, "measure returned the metric 'simulated_seconds', a name of fl's own costs"),
+        ({"wall_seconds": 5.0}, "measure returned the metric 'wall_seconds', a name of fl's own costs"),
     ],
 )
 def test_wrong_metrics_are_named(measured, message, tmp_path):
@@ -111,6 +117,41 @@ def test_wrong_metrics_are_named(measured, message, tmp_path):
 
     with pytest.raises((TypeError, ValueError), match=message):
         fl.run(CONFIG, out=tmp_path / "run", callbacks=[Wrong()])
+
+
+def test_a_callback_does_not_change_the_row(plain, tmp_path):
+    class Changes(Callback):
+        def measure(self, run, row):
+            row["more"] = 1
+            return {}
+
+        def computed(self, row):
+            row.clear()
+
+    result = fl.run(CONFIG, out=tmp_path / "run", callbacks=[Changes()])
+    assert [set(row) for row in result.metrics] == [set(row) for row in plain.metrics]
+
+
+@pytest.mark.parametrize("callbacks", [Notes(), "csv", 3])
+def test_callbacks_are_a_list(callbacks, tmp_path):
+    with pytest.raises(ConfigError, match=r"is no list of callbacks; write callbacks=\[\.\.\.\]"):
+        fl.rounds(CONFIG, out=tmp_path / "run", callbacks=callbacks)
+
+
+def test_a_run_whose_loop_is_open_is_not_resumed(tmp_path):
+    rounds = fl.rounds(CONFIG, out=tmp_path / "run")
+    next(rounds)
+    with pytest.raises(ConfigError, match="is in use by a loop over fl.rounds"):
+        fl.resume(tmp_path / "run")
+    rounds.close()
+    assert len(fl.resume(tmp_path / "run").metrics) == 4
+
+
+def test_a_loop_that_is_open_when_python_ends_is_interrupted(tmp_path):
+    code = f"import fl; rounds = fl.rounds({CONFIG!r}, out={str(tmp_path / 'run')!r}); next(rounds)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "run.log").read_text().endswith("ended: interrupted\n")
 
 
 def test_a_loop_over_rounds(plain, tmp_path):

@@ -95,6 +95,24 @@ def test_a_budget_by_hand(tmp_path):
     assert [b[name] and b[name][0] for name in columns] == [None, 0.5, 0.6, None]
 
 
+@pytest.mark.parametrize(
+    "metric, cost, message",
+    [
+        ("val/acuracy", "up", "metric: 'val/acuracy' is in no run; .* Did you mean 'val/accuracy'"),
+        ("val/accuracy", "euros", "cost: 'euros' is not one of"),
+    ],
+)
+def test_a_figure_without_lines_is_refused(metric, cost, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        draw_curves(read_variants([write(tmp_path / "a", [0.1, 0.4])]), metric, cost)
+
+
+def test_a_cost_has_one_budget():
+    assert str(Budget.parse("wall=1min")) == "wall <= 60 s"
+    with pytest.raises(ValueError, match="budget: up is given twice in 'up=1MB,up=2MB'"):
+        Budget.parse("up=1MB,up=2MB")
+
+
 # -- robustness -------------------------------------------------------------------------------------------------------
 def test_what_is_kept_under_losses_by_hand(tmp_path):
     method = {"strategy": {"name": "fedavg"}, "rounds": 2}
@@ -106,6 +124,8 @@ def test_what_is_kept_under_losses_by_hand(tmp_path):
     assert [row["name"] for row in rows] == ["ideal", "lossy", "other"]
     assert [row["updates lost %"] for row in rows] == pytest.approx([0, 30, 0])
     assert [row["kept %"] for row in rows] == pytest.approx([100, 75, 100])
+    with pytest.raises(ValueError, match="no two of .* are one method with and without losses"):
+        robustness(read_variants([tmp_path / "ideal", tmp_path / "other"]), "val/accuracy")
     with pytest.raises(ValueError, match="lossy loses updates in each run; add a run of the same configuration"):
         robustness(read_variants([tmp_path / "lossy"]), "val/accuracy")
 
@@ -122,6 +142,13 @@ def test_a_run_without_a_round_does_not_stop_a_comparison(tmp_path, caplog):
     assert "b/s0 has no finished round yet and is left out" in caplog.text
     with pytest.raises(ValueError, match="has no finished round yet; wait, or resume it"):
         read_variants([tmp_path / "b"])
+
+
+def test_a_run_that_is_given_twice_counts_once(tmp_path):
+    run = write(tmp_path / "a" / "s0", [0.1, 0.4])
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (variant,) = read_variants([tmp_path / "a", run, tmp_path / "a", tmp_path / "link"])
+    assert len(variant.runs) == 1
 
 
 def test_runs_that_have_done_different_numbers_of_rounds_are_named(tmp_path, caplog):

@@ -423,6 +423,12 @@ def test_commands(runs, tmp_path):
         (["ledger", "{0}", "--by", "hour"], "--by: 'hour' is not one of ['group', 'direction', 'round', 'client']"),
         (["ledger", "{0}/nothing"], "is no run directory"),
         (["participation", "{0}"], "has no clients.parquet"),
+        (["plot", "{0}", "--out", "{0}/figure"], "has no suffix of a format, such as .pdf, .svg or .png"),
+        (["plot", "{0}", "--out", "{0}/figure.xyz"], "has no suffix of a format, such as .pdf, .svg or .png"),
+        (["compare", "{0}", "--robust", "--budget", "up=1MB"], "--robust: has a table of its own"),
+        (["report", "{0}", "--out", "{0}/page.pdf"], "the page is HTML; --pdf DIR writes its figures"),
+        (["report", "{0}", "--out", "{0}/a.html", "--png", __file__], "--png: "),
+        (["report", "{0}", "--out", "{0}/a.html", "--png", "{0}/p", "--cost", "wall"], "'wall' was not counted"),
         (["participation", "{0}", "--by", "age"], "--by: 'age' is not one of ['variant', 'times', 'staleness']"),
     ],
 )

@@ -30,6 +30,11 @@ def test_csv_has_a_column_for_each_metric(tmp_path):
         assert float(row["val/accuracy"]) == expected["val/accuracy"]
 
 
+def test_a_tracker_is_named_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"tracking\[1\]: the same as tracking\[0\]"):
+        fl.run({**CONFIG, "tracking": ["csv", "csv"]}, out=tmp_path / "run")
+
+
 def test_tensorboard_reads_its_events(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     result = fl.run({**CONFIG, "tracking": ["tensorboard"]}, out=tmp_path / "run")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,17 @@ import fl
 WORKLOAD = Path(__file__).with_name("femnist_mlp.yaml")
 DEVICES = {"name": "identical", "ms_per_sample": 1.0, "down_mbps": 20.0, "up_mbps": 5.0, "latency_ms": 50.0}
 GROUPS = ("model", "secure/counters", "secure/keys", "secure/shares", "secure/unmasking")
+
+
+class Clock(fl.Callback):
+    """Reads the process's CPU time at the start and after each round."""
+
+    def __init__(self) -> None:
+        self.seconds = [time.process_time()]
+
+    def computed(self, row: Mapping[str, Any]) -> None:
+        """Read the clock."""
+        self.seconds.append(time.process_time())
 
 
 def variants(cohort: int) -> dict[str, dict[str, Any]]:
@@ -42,13 +53,8 @@ def measure(cohort: int, rounds: int) -> Iterator[list[str]]:
     plain = 0.0
     for name, own in variants(cohort).items():
         with tempfile.TemporaryDirectory() as folder:
-            clock = [time.process_time()]
-
-            def computed(event: str, row: Any, clock: list[float] = clock) -> None:
-                if event == "computed":
-                    clock.append(time.process_time())
-
-            result = fl.run(WORKLOAD, out=Path(folder) / "run", watch=computed, **common, **own)
+            clock = Clock()
+            result = fl.run(WORKLOAD, out=Path(folder) / "run", callbacks=[clock], **common, **own)
             table = result.ledger
         rows = table.to_pylist()
         last = [row for row in rows if row["round"] == rounds - 1]
@@ -59,7 +65,7 @@ def measure(cohort: int, rounds: int) -> Iterator[list[str]]:
             }
             for way in ("up", "down")
         )
-        cpu = min(end - start for start, end in zip(clock[1:], clock[2:]))
+        cpu = min(end - start for start, end in zip(clock.seconds[1:], clock.seconds[2:]))
         plain = plain or cpu
         cells = [f"{(up[group] + down[group]) / cohort:,.0f}" for group in GROUPS]
         seconds = result.metrics[-1]["simulated_seconds"]

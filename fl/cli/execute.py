@@ -52,7 +52,7 @@ def execute_runs(
             if not as_json and not quiet:
                 print(format_summary(result.summary))
                 print(format_baselines(result), end="")
-            if profile and not as_json:
+            if profile and not as_json and not quiet:
                 print(format_profile(profile))
     if as_json:
         from fl.storage.run import finite

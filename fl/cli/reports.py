@@ -28,6 +28,7 @@ from fl.cli.options import (
     Width,
 )
 from fl.cli.overrides import parse_overrides
+from fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl.data.dataset import Dataset
@@ -78,6 +79,8 @@ def compare(
 
         require_one_of(COSTS, cost=cost)
         require_one_of(FORMATS, format=form)
+        if robust and (target or budget or versus):
+            raise ConfigError("--robust", "has a table of its own; leave out --target, --budget and --versus")
         with usage_errors():
             variants = read_variants(directories)
             metrics = metric or [default_metric(variants)]
@@ -244,19 +247,27 @@ def report(
         from fl.report.page.report import make_sections, own_sections
         from fl.report.page.runs import Runs as ReadRuns
         from fl.report.page.write import write_figures, write_page
-        from fl.storage.place import check_file
+        from fl.storage.place import check_file, check_folder
 
         require_one_of(AXES, cost=cost)
         check_file("--out", out)
+        if out.suffix.lower() in (".pdf", ".png", ".svg"):
+            raise ConfigError("--out", f"{out}: the page is HTML; --{out.suffix.lower()[1:]} DIR writes its figures")
+        folders = {
+            suffix: folder for suffix, folder in (("png", png), ("pdf", pdf), ("svg", svg)) if folder is not None
+        }
+        for suffix, folder in folders.items():
+            check_folder(f"--{suffix}", folder)
         own = own_sections(section or [])
         with usage_errors():
             runs = ReadRuns.read(directories, _loaded if data else None)
+            if folders and not any(variant.has_cost(cost) for variant in runs.variants):
+                runs.variants[0].require_cost(cost)
         sections = make_sections(runs, own)
         write_page(runs, sections, out, title or ", ".join(runs.names))
         print(f"{out}: {len(sections)} sections, {out.stat().st_size / 1e6:.1f} MB")
-        for suffix, folder in (("png", png), ("pdf", pdf), ("svg", svg)):
-            if folder is not None:
-                print(f"{folder}: {len(write_figures(sections, folder, suffix, cost))} figures")
+        for suffix, folder in folders.items():
+            print(f"{folder}: {len(write_figures(sections, folder, suffix, cost))} figures")
 
 
 def _loaded(directory: Path) -> tuple[Dataset, Partition]:

@@ -126,6 +126,11 @@ class Config:
         if self.system is None and self.stop.simulated_seconds is not None:
             raise ConfigError("stop.simulated_seconds", "no virtual time passes; give clients devices with `system`")
 
+        for i, tracker in enumerate(self.tracking):
+            if tracker in self.tracking[:i]:
+                first = self.tracking.index(tracker)
+                raise ConfigError(f"tracking[{i}]", f"the same as tracking[{first}]; it would write everything twice")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `resolve` takes back, with every default written out."""
         own_cohort = self.privacy is None or self.privacy.sampling is None

@@ -47,11 +47,13 @@ class Budget:
                 allowed = [unit for unit in units if unit] if cost in COSTS else list(COSTS)
                 what = f"with one of the units {allowed}" if cost in COSTS else f"of one of the costs {allowed}"
                 raise ValueError(f"budget: {part.strip()!r} is not COST=VALUE {what}, as in up=100MB,hours=2")
+            if cost in most:
+                raise ValueError(f"budget: {cost} is given twice in {text!r}; repeat --budget for a second column")
             most[cost] = float(found[1]) * units[found[2]]
         return cls(most)
 
     def __str__(self) -> str:
-        unit = {cost: " MB" if "MB" in COSTS[cost].label else "" for cost in self.most}
+        unit = {cost: " MB" if "MB" in COSTS[cost].label else " s" if cost == "wall" else "" for cost in self.most}
         return ", ".join(f"{cost} <= {value:g}{unit[cost]}" for cost, value in self.most.items())
 
     def value(self, rows: Sequence[Row], metric: str) -> float | None:

@@ -23,7 +23,7 @@ def robustness(variants: Sequence[Variant], metric: str) -> list[dict[str, Any]]
     the run with the same configuration that loses no updates, apart from `system`, `server` and seeds.
 
     Raises:
-        ValueError: a method has no run without losses.
+        ValueError: a method has no run without losses, or no two variants are of one method.
     """
     groups: dict[str, list[Variant]] = {}
     for variant in variants:
@@ -45,6 +45,11 @@ def robustness(variants: Sequence[Variant], metric: str) -> list[dict[str, Any]]
                 {"name": variant.name, "runs": len(variant.runs), "updates lost %": 100 * lost, metric: Mean.of(values)}
                 | {"kept %": 100 * float(kept)}
             )
+    if len(groups) == len(variants):
+        raise ValueError(
+            f"robust: no two of {[variant.name for variant in variants]} are one method with and without losses; add "
+            "runs whose configurations differ only in `system` and `server`"
+        )
     return rows
 
 

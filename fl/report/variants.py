@@ -127,7 +127,7 @@ class Variant:
                 f"as in {name}@10 and {name}@last5"
             )
         if None in found:
-            known = self._metrics()
+            known = self.known_metrics
             meant = did_you_mean(name, known)
             raise ValueError(f"metric: {metric!r} is not in all runs of {self.name}, which have {known}.{meant}")
         return np.array(found, float)
@@ -137,7 +137,9 @@ class Variant:
         name = metric.partition("@")[0]
         return any(row.get(name) is not None for rows in self.runs for row in rows)
 
-    def _metrics(self) -> list[str]:
+    @property
+    def known_metrics(self) -> list[str]:
+        """Names of the metrics that a run has in any round, sorted."""
         return sorted({key for rows in self.runs for row in rows for key in row if "/" in key})
 
     def _select_metric(self, i: int) -> str:
@@ -193,7 +195,7 @@ class Variant:
     def cost_to_reach(self, target: Target, cost: str) -> Reached:
         """Cost up to and including the round that reached a target. `cost`: a key of `COSTS`."""
         if not any(row.get(target.metric) is not None for rows in self.runs for row in rows):
-            known = self._metrics()
+            known = self.known_metrics
             meant = did_you_mean(target.metric, known)
             raise ValueError(f"target: {target.metric!r} is in no run of {self.name}, which have {known}.{meant}")
         self.require_cost(cost)
@@ -228,14 +230,19 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
     """Group run directories into variants and read them; baselines come after all runs.
 
     Args:
-        directories: run directories, folders of run directories, or the folder of a sweep.
+        directories: run directories, folders of run directories, or the folder of a sweep. A run that is given twice
+            counts once.
         empty: runs without a finished round are added to this list. Default: a warning names them, and it is an error
             if no other run is left.
     """
     found: dict[str, list[Path]] = {}
     left_out: list[Path] = []
+    seen: set[Path] = set()
     for directory in [each for given in directories for each in _variant_folders(given)]:
         for path in run_directories(directory):
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
             if not read_metrics(path):
                 left_out.append(path)
                 continue

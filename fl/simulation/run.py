@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +87,7 @@ def rounds(
     elif overrides:
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
     watcher = _Watcher()
-    all_ = Callbacks([RunLog(), watcher, *callbacks])
+    all_ = Callbacks([RunLog(), watcher, *Callbacks(callbacks).all])
     return Rounds(_new_run(config, Path(out) if out else None, all_, progress, interrupt), watcher)
 
 
@@ -103,6 +105,7 @@ class Rounds(Iterator[Row]):
     def __init__(self, steps: Steps, watcher: _Watcher):
         self._steps, self._watcher = steps, watcher
         self._whole: Result | None = None
+        _open.add(self)
 
     def __iter__(self) -> Rounds:
         return self
@@ -152,6 +155,17 @@ class Rounds(Iterator[Row]):
         if self._watcher.run is None:
             raise RuntimeError("the run has not begun; it begins with the first step of the loop")
         return self._watcher.run
+
+
+_open: weakref.WeakSet[Rounds] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_loops() -> None:
+    """Interrupt runs whose loop is open when the interpreter ends, while the modules that they need still exist."""
+    for rounds in list(_open):
+        with contextlib.suppress(ValueError):  # another thread executes it
+            rounds.close()
 
 
 class _Watcher(Callback):
@@ -250,7 +264,7 @@ def resume(
                 f"cannot change when a run is resumed; rounds and {sorted(FREE_TO_CHANGE)} can. "
                 "Start a new run instead",
             )
-    with _shown(progress, Callbacks([RunLog(), *callbacks])) as all_:
+    with _shown(progress, Callbacks([RunLog(), *Callbacks(callbacks).all])) as all_:
         return exhausted(_with_baselines(resolve(read(raw, overrides)), directory, True, changed, all_, interrupt))
 
 
@@ -277,7 +291,7 @@ def _with_baselines(
     interrupt: Callable[[], bool],
 ) -> Steps:
     """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
-    with locked(directory), keep_workers(), isolated():
+    with locked(directory, again=False), keep_workers(), isolated():
         with Simulation(config, directory, resumed, changed=changed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round

@@ -163,11 +163,12 @@ class Simulation:
 
     @property
     def model(self) -> Params:
-        """The server's model after the last round that was computed."""
-        return self.config.strategy.model(self.state)
+        """A copy of the server's model after the last round that was computed, so that callbacks cannot change it."""
+        return self.config.strategy.model(self.state).clone()
 
     def _interrupted(self) -> Result:
-        return save_result(self.folder, self.round, "interrupted", self.model, self.digest)
+        model = self.config.strategy.model(self.state)
+        return save_result(self.folder, self.round, "interrupted", model, self.digest)
 
     def _finish(self, callbacks: Callbacks) -> Result:
         """Let the strategy work after the last round, and write the result."""

@@ -30,14 +30,20 @@ _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run directory, which is made if needed. Within a thread it may be taken again.
+def locked(directory: Path, again: bool = True) -> Iterator[None]:
+    """Hold the lock of a run directory, which is made if needed.
+
+    Args:
+        directory: the run directory.
+        again: whether the present thread may take a lock that it holds already.
 
     Raises:
         ConfigError: another process, or another thread of this one, holds it.
     """
     key = directory.resolve()
     if key in _held.get():
+        if not again:
+            raise ConfigError("out", f"{directory} is in use by a loop over fl.rounds; close() the loop first")
         yield
         return
     made = not directory.exists()

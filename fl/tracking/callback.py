@@ -15,6 +15,7 @@ their own, and callbacks see them one after the other.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fl.tensors.params import Params
 
 Row = Mapping[str, Any]
+_LOG = logging.getLogger(__name__)
+_OF_FL = ("simulated_", "wall_seconds", "uplink_", "downlink_")  # columns that reports read as costs
 
 
 class Run(Protocol):
@@ -54,7 +57,7 @@ class Run(Protocol):
 
     @property
     def model(self) -> Params:
-        """The server's model after the last round that was computed."""
+        """A copy of the server's model after the last round that was computed."""
 
     def stop(self, reason: str) -> None:
         """End the run after the present round, as a condition of the section `stop` does."""
@@ -114,6 +117,8 @@ class Callbacks(Callback):
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()):
+        if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
+            raise ConfigError("callbacks", f"{callbacks!r} is no list of callbacks; write callbacks=[...]")
         self.all: Sequence[Callback] = tuple(callbacks)
         for each in self.all:
             if not isinstance(each, Callback):
@@ -140,18 +145,22 @@ class Callbacks(Callback):
         for each in self.all:
             if type(each).measure is Callback.measure:
                 continue
-            who, measured = f"callback {type(each).__name__}: measure returned", each.measure(run, row)
+            who, measured = f"callback {type(each).__name__}: measure returned", each.measure(run, dict(row))
             if not isinstance(measured, Mapping):
                 raise TypeError(f"{who} {type(measured).__name__}, expected a mapping name -> number; {{}} for none")
             for name, value in measured.items():
+                if not isinstance(name, str) or not name:
+                    raise TypeError(f"{who} a metric named {name!r}, expected a text")
                 if name in row or name in found:
                     raise ValueError(f"{who} the metric {name!r}, which the round has already; choose another name")
+                if name.startswith(_OF_FL):
+                    raise ValueError(f"{who} the metric {name!r}, a name of fl's own costs; choose another name")
                 found[name] = _number(value, f"{who} {name!r}: {value!r}")
         return found
 
     def computed(self, row: Row) -> None:
         for each in self.all:
-            each.computed(row)
+            each.computed(dict(row))
 
     def round(self, row: Row) -> None:
         for each in self.all:
@@ -167,12 +176,15 @@ class Callbacks(Callback):
 
     def failure(self, error: BaseException) -> None:
         for each in self.all:
-            each.failure(error)
+            try:
+                each.failure(error)
+            except Exception:  # the others must hear of the failure too
+                _LOG.warning("callback %s: failure raised an error", type(each).__name__, exc_info=True)
 
 
 def _number(value: Any, who: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{who}, expected one number") from None
     return int(value) if isinstance(value, int) and math.isfinite(number) else number

@@ -39,6 +39,14 @@ def test_scores_of_features_are_their_distances_from_0():
     assert AUROC().each(accs, 1)[0] == pytest.approx(2 / 3)
 
 
+def test_classes_instead_of_own_and_other_are_refused():
+    outputs, segments = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="a client has rows of class 7; set shift: own_or_other"):
+        AUROC().each(AUROC().measure(outputs, {"y": torch.tensor([1, 0, 7])}, segments, 1), 1)
+    own = AUROC().measure(outputs, {"y": torch.tensor([7, 7, 7])}, segments, 1)  # rows for training: one class
+    assert np.isnan(AUROC().each(own, 1)[0])
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="features: 1"):
         OneClass(features=1)

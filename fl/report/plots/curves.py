@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fl.checks import one_of
+from fl.errors import did_you_mean
 from fl.report.costs import COSTS
 from fl.report.names import readable
 from fl.report.plots.style import Line, Look, add_legend, figure_style, new_figure, save, time_unit
@@ -58,9 +59,17 @@ def draw_curves(
         look: size, title and labels.
         log: logarithmic x axis; None chooses it for a wide range of costs.
         band: "range" from the smallest to the largest run, "sd" for one standard deviation (ddof 1), or "none".
+
+    Raises:
+        ValueError: no run has the metric, or a run did not count the cost.
     """
+    one_of(tuple(COSTS), cost=cost)
     one_of(tuple(BANDS), band=band)
-    variants = [variant for variant in variants if variant.has(metric)] or variants
+    with_metric = [variant for variant in variants if variant.has(metric)]
+    if not with_metric:
+        known = sorted({name for variant in variants for name in variant.known_metrics})
+        raise ValueError(f"metric: {metric!r} is in no run; the runs have {known}.{did_you_mean(metric, known)}")
+    variants = with_metric
     baselines = [variant for variant in variants if variant.baseline and len(variants) > 1]
     methods = [variant for variant in variants if variant not in baselines]
     every = [variant.curves(metric, cost) for variant in methods]

@@ -18,6 +18,8 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from fl.checks import positive
+from fl.errors import ConfigError
+from fl.storage.place import check_file
 
 WIDTHS = {"column": 3.4, "text": 6.9}  # inches: a column of a page with two, and the whole width of a page
 DEFAULT_WIDTH = 6.4  # inches
@@ -132,7 +134,15 @@ def add_legend(figure: Figure, axes: Axes, look: Look) -> None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure; folders are made as needed. A PNG file does not name matplotlib's version."""
+    """Write a figure; folders are made as needed. A PNG file does not name matplotlib's version.
+
+    Raises:
+        ConfigError: the suffix is not that of a format, or the file cannot be written.
+    """
+    formats = sorted(figure.canvas.get_supported_filetypes())
+    if file.suffix.removeprefix(".").lower() not in formats:
+        raise ConfigError("figure", f"{file} has no suffix of a format, such as .pdf, .svg or .png; one of {formats}")
+    check_file("figure", file)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None} if file.suffix == ".png" else None)
 
