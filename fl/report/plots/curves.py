@@ -146,7 +146,7 @@ def _draw_point(axes: Axes, x: np.ndarray, y: np.ndarray, line: Line, name: str)
 def _draw_band(axes: Axes, x: np.ndarray, ys: np.ndarray, i: int, name: str, band: Band) -> None:
     """Mean of the runs ys, (runs, n), as a line, and a band. Markers of curves that coincide lie beside each other."""
     line, mean = Line.number(i), ys.mean(0)
-    step = max(1, len(x) // MARKERS)
+    step = max(1, min(2, len(x) // 2), len(x) // MARKERS)
     axes.plot(
         x,
         mean,
@@ -154,7 +154,7 @@ def _draw_band(axes: Axes, x: np.ndarray, ys: np.ndarray, i: int, name: str, ban
         linestyle=line.linestyle,
         marker=line.marker,
         markersize=4,
-        markevery=(i * step // 5 % step, step),
+        markevery=(i * max(1, step // 5) % step, step),
         label=name,
         linewidth=1.5,
     )
