@@ -75,6 +75,7 @@ class Flow(PerceptronFit, ClientAlgorithm):
     example_config: ClassVar[Mapping[str, Any]] = {
         "task": "one_class",
         "task.features": 4,
+        "shift": "own_or_other",
         "client.epochs": 2,
         "client.couplings": 2,
     }

@@ -38,6 +38,7 @@ from fl.simulation.agreement import check_adversary, check_after_reduction, chec
 from fl.simulation.client_models import check_fit, set_up_models
 from fl.simulation.first_look import first_look
 from fl.simulation.lone_samples import with_last_batch
+from fl.simulation.one_class_rows import check_own_and_other
 from fl.simulation.optimiser_average import check_optimiser_state
 from fl.simulation.private_checks import check_private, with_private_client
 from fl.simulation.setup import RunSetup, device, sample_inputs
@@ -71,6 +72,7 @@ def set_up_run(config: Config) -> RunSetup:
     check_several_tasks(config)
     _located("client", lambda: check_views(config))
     dataset, periods = load_data(config)
+    check_own_and_other(config, dataset)
     population = periods[0].partition.num_clients
     trainable = population - config.splits.clients
     if trainable < 1:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+import fl
+from fl import ConfigError
 from fl.tasks.one_class import AUROC, OneClass
 from fl.tasks.task import pooled
 
@@ -39,12 +41,20 @@ def test_scores_of_features_are_their_distances_from_0():
     assert AUROC().each(accs, 1)[0] == pytest.approx(2 / 3)
 
 
-def test_classes_instead_of_own_and_other_are_refused():
-    outputs, segments = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="a client has rows of class 7; set shift: own_or_other"):
-        AUROC().each(AUROC().measure(outputs, {"y": torch.tensor([1, 0, 7])}, segments, 1), 1)
-    own = AUROC().measure(outputs, {"y": torch.tensor([7, 7, 7])}, segments, 1)  # rows for training: one class
-    assert np.isnan(AUROC().each(own, 1)[0])
+def test_classes_instead_of_own_and_other_are_refused_before_round_0(tmp_path):
+    config = {
+        "rounds": 1,
+        "data": "digits",
+        "partition": {"name": "iid", "clients": 4},
+        "model": "softmax",
+        "task": {"name": "one_class", "features": 4},
+        "cohort": {"size": 2},
+        "strategy": "fedavg",
+        "execution": {"executor": "serial"},
+    }
+    with pytest.raises(ConfigError, match="shift: missing: .* and the data have class 2; set shift: own_or_other"):
+        fl.run(config, out=tmp_path / "run")
+    fl.run({**config, "shift": "own_or_other"}, out=tmp_path / "with")
 
 
 def test_wrong_settings_are_refused():
