@@ -121,12 +121,7 @@ class ExchangeRunner:
 
     def run(self, exchange: Exchange) -> ExchangeResult:
         """Broadcast, train, reduce: carry out one exchange and book its bytes and metrics."""
-        outcome = self._run(self.optimisers.extend(exchange))
-        if self.optimisers.active:
-            outcome = replace(outcome, value=self.optimisers.learn(exchange, outcome.value))
-        return outcome
-
-    def _run(self, exchange: Exchange) -> ExchangeResult:
+        asked, exchange = exchange, self.optimisers.extend(exchange)
         cohort = self.largest_first(exchange)
         broadcast = Broadcast.of(exchange.broadcast)
         with span("encode", "broadcast"):
@@ -172,6 +167,8 @@ class ExchangeRunner:
             self._book_time(self.time.finish(trip, participants, result))
         if secure is not None:
             self.totals.add_simulated({**secure.metrics, **self.time.unmask(secure.unmasking_seconds())})
+        if self.optimisers.active:
+            outcome = replace(outcome, value=self.optimisers.learn(asked, outcome.value))
         return outcome
 
     def transfer(self, request: Transfer) -> dict[int, Tree]:

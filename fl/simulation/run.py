@@ -8,6 +8,7 @@ import logging
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,12 @@ def run(
         ConfigError: the configuration has a mistake; no work has started.
         ClientError: a client's work failed.
     """
-    return rounds(config, out=out, callbacks=callbacks, progress=progress, interrupt=interrupt, **overrides).finish()
+    all_rounds = rounds(config, out=out, callbacks=callbacks, progress=progress, interrupt=interrupt, **overrides)
+    while True:  # here and not in a function of its own, so that tracebacks of runs are short
+        try:
+            next(all_rounds.steps)
+        except StopIteration as end:
+            return end.value
 
 
 def rounds(
@@ -88,7 +94,8 @@ def rounds(
         raise TypeError(f"overrides {list(overrides)} apply to a file or a dict, not to a resolved Config")
     watcher = _Watcher()
     all_ = Callbacks([RunLog(), watcher, *Callbacks(callbacks).all])
-    return Rounds(_new_run(config, Path(out) if out else None, all_, progress, interrupt), watcher)
+    prepared = _new_run(config, Path(out) if out else None, all_, progress)
+    return Rounds(_with_baselines(prepared, config, False, False, interrupt), watcher)
 
 
 class Rounds(Iterator[Row]):
@@ -100,10 +107,13 @@ class Rounds(Iterator[Row]):
     Args:
         steps: the run.
         watcher: learns about the run.
+
+    Attributes:
+        steps: the run.
     """
 
     def __init__(self, steps: Steps, watcher: _Watcher):
-        self._steps, self._watcher = steps, watcher
+        self.steps, self._watcher = steps, watcher
         self._whole: Result | None = None
         _open.add(self)
 
@@ -112,7 +122,7 @@ class Rounds(Iterator[Row]):
 
     def __next__(self) -> Row:
         try:
-            return next(self._steps)
+            return next(self.steps)
         except StopIteration as end:
             self._whole = end.value or self._whole
             raise StopIteration from None
@@ -129,7 +139,7 @@ class Rounds(Iterator[Row]):
 
     def close(self) -> None:
         """Interrupt the run after the present round. A loop that is left early does this by itself."""
-        self._steps.close()
+        self.steps.close()
 
     @property
     def model(self) -> Params:
@@ -192,14 +202,15 @@ def _shown(progress: bool | None, callbacks: Callbacks) -> Iterator[Callbacks]:
         yield callbacks
 
 
+@contextlib.contextmanager
 def _new_run(
-    config: Config, directory: Path | None, callbacks: Callbacks, progress: bool | None, interrupt: Callable[[], bool]
-) -> Steps:
-    """Run a configuration in a directory, or in a new one."""
+    config: Config, directory: Path | None, callbacks: Callbacks, progress: bool | None
+) -> Iterator[tuple[Path, Callbacks]]:
+    """Context of a run in a directory, or in a new one. Yields the directory and all callbacks."""
     place = directory or new_directory(config)
     try:
         with _shown(progress, callbacks) as all_:
-            return (yield from _with_baselines(config, place, False, False, all_, interrupt))
+            yield place, all_
     except BaseException:
         if directory is None:  # remove the new directory if it is still empty
             with contextlib.suppress(OSError):
@@ -265,7 +276,8 @@ def resume(
                 "Start a new run instead",
             )
     with _shown(progress, Callbacks([RunLog(), *Callbacks(callbacks).all])) as all_:
-        return exhausted(_with_baselines(resolve(read(raw, overrides)), directory, True, changed, all_, interrupt))
+        prepared = contextlib.nullcontext((directory, all_))
+        return exhausted(_with_baselines(prepared, resolve(read(raw, overrides)), True, changed, interrupt))
 
 
 def _schedules(node: Any, path: str) -> list[str]:
@@ -283,15 +295,17 @@ def new_directory(config: Config) -> Path:
 
 
 def _with_baselines(
+    prepared: AbstractContextManager[tuple[Path, Callbacks]],
     config: Config,
-    directory: Path,
     resumed: bool,
     changed: bool,
-    callbacks: Callbacks,
     interrupt: Callable[[], bool],
 ) -> Steps:
-    """Run a simulation, then its baselines. Baselines of a run that has continued since are run again."""
-    with locked(directory, again=False), keep_workers(), isolated():
+    """Run a simulation, then its baselines. Baselines of a run that has continued since are run again.
+
+    `prepared` gives the run directory and the callbacks.
+    """
+    with prepared as (directory, callbacks), locked(directory, again=False), keep_workers(), isolated():
         with Simulation(config, directory, resumed, changed=changed) as simulation:
             others = baselines.baseline_configs(simulation.run_setup, directory)
             first_round = simulation.round
@@ -304,6 +318,6 @@ def _with_baselines(
             if any(r.reason == "interrupted" for r in (result, *done.values())):
                 break
             home = files.make_folder(files.make_folder(directory / "baselines") / folder_name("baselines", name))
-            exists = committed(home)
-            done[name] = exhausted(_with_baselines(other, home, exists, changed, callbacks, interrupt))
+            exists, there = committed(home), contextlib.nullcontext((home, callbacks))
+            done[name] = exhausted(_with_baselines(there, other, exists, changed, interrupt))
         return replace(result, baselines=done)

@@ -12,22 +12,7 @@ from pathlib import Path
 from fl.errors import ConfigError, did_you_mean
 from fl.storage import files
 
-_IID = "{{name: iid, clients: 20}}"
-_SGD = "{{epochs: 2, batch: 10, lr: 0.3}}"
-# kind -> how the example configuration uses the part that {here} refers to
-_USES = {
-    "strategy": {"partition": _IID, "strategy": "{{name: {here}, lr: 1.0}}", "client": _SGD, "codec": ""},
-    "client": {
-        "partition": _IID,
-        "strategy": "fedavg",
-        "client": "{{name: {here}, epochs: 2, batch: 10, lr: 0.3, mu: 0.01}}",
-        "codec": "",
-    },
-    "partition": {"partition": "{{name: {here}, clients: 20}}", "strategy": "fedavg", "client": _SGD, "codec": ""},
-    "codec": {"partition": _IID, "strategy": "fedavg", "client": _SGD, "codec": "{here}"},
-    "experiment": {"partition": _IID, "strategy": "fedavgm", "client": _SGD, "codec": ""},
-}
-KINDS = (*_USES, "project")
+KINDS = ("strategy", "client", "partition", "codec", "experiment", "project")
 _CHECKED_WITH = {"partition": ", clients=5"}
 
 
@@ -65,24 +50,18 @@ def _part(kind: str, name: str) -> dict[str, str]:
     """The part, its example configuration and its test, by file name."""
     return {
         f"{name}.py": _filled(f"{kind}.py", name),
-        f"{name}.yaml": _config(kind, name),
+        f"{name}.yaml": _filled(f"{kind}.yaml", name),
         f"test_{name}.py": _filled("test.py", name, kind=kind, arguments=_CHECKED_WITH.get(kind, "")),
     }
 
 
 def _experiment(name: str, kind: str) -> dict[str, str]:
     """A configuration, variants over seeds, and a page, by file name."""
-    variant = _class_name(name) if kind == "strategy" else "FedAvgM"
     return {
-        f"{name}.yaml": _config(kind, name),
-        f"{name}.sweep.yaml": _filled("sweep.yaml", name, variant=variant),
+        f"{name}.yaml": _filled(f"{kind}.yaml", name),
+        f"{name}.sweep.yaml": _filled("sweep.yaml", name, kind=kind),
         "README.md": _filled("README.md", name),
     }
-
-
-def _config(kind: str, name: str) -> str:
-    here = f"./{name}.py:{_class_name(name)}"
-    return _filled("config.yaml", name, **{key: text.format(here=here) for key, text in _USES[kind].items()})
 
 
 def _class_name(name: str) -> str:
