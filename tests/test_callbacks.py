@@ -138,13 +138,13 @@ def test_callbacks_are_a_list(callbacks, tmp_path):
         fl.rounds(CONFIG, out=tmp_path / "run", callbacks=callbacks)
 
 
-def test_a_run_whose_loop_is_open_is_not_resumed(tmp_path):
+def test_a_loop_that_a_variable_still_holds_ends_when_its_run_is_resumed(plain, tmp_path):
     rounds = fl.rounds(CONFIG, out=tmp_path / "run")
     next(rounds)
     with pytest.raises(ConfigError, match="is in use by a loop over fl.rounds"):
-        fl.resume(tmp_path / "run")
-    rounds.close()
-    assert len(fl.resume(tmp_path / "run").metrics) == 4
+        fl.run(CONFIG, out=tmp_path / "run")
+    assert fl.resume(tmp_path / "run").digest == plain.digest
+    assert list(rounds) == [] and rounds.result.reason == "interrupted"
 
 
 def test_a_loop_that_is_open_when_python_ends_is_interrupted(tmp_path):

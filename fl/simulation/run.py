@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from fl.config.config import Config, resolve
@@ -115,6 +116,7 @@ class Rounds(Iterator[Row]):
     def __init__(self, steps: Steps, watcher: _Watcher):
         self.steps, self._watcher = steps, watcher
         self._whole: Result | None = None
+        self._thread = get_ident()
         _open.add(self)
 
     def __iter__(self) -> Rounds:
@@ -159,6 +161,11 @@ class Rounds(Iterator[Row]):
         if result is None:
             raise RuntimeError("the run has no result: it has not begun, or an error has ended it")
         return result
+
+    def is_over(self, directory: Path) -> bool:
+        """Return whether these are the rounds of the run in a directory, in this thread."""
+        run = self._watcher.run
+        return run is not None and self._thread == get_ident() and run.directory.resolve() == directory.resolve()
 
     @property
     def _begun(self) -> Run:
@@ -245,6 +252,9 @@ def resume(
             of the run (fl/simulation/unchanged.py).
     """
     directory = Path(directory)
+    for each in list(_open):  # a loop that was left by `break`, and that a variable still holds
+        if each.is_over(directory):
+            each.close()
     raw = read(directory / "config.yaml")
     code = references_to_code(raw)
     if code:
