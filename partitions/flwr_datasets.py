@@ -87,7 +87,7 @@ def _hub(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"partitioner: the package {error.name} is missing; pip install 'fl[flwr-datasets]'") from None
+        raise ValueError(f"partitioner: the package {error.name} is missing; pip install flwr-datasets") from None
 
 
 @register("partition", "flwr")

@@ -20,12 +20,12 @@ def test_it_tells_versions_and_memory_of_this_machine(capsys):
 
 def test_what_is_missing_comes_with_a_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
-    monkeypatch.setattr(doctor, "OPTIONAL", {"no-such-tracker": ("tracking: [it]", "it")})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"no-such-tracker": ("tracking: [it]", "it>=1")})
     monkeypatch.setenv("FL_DATA", str(tmp_path))
     code, out, _ = run_fl(capsys, "doctor")
     assert code == 1
     assert "MISSING: not installed" in out and "pip install -e . in a clone" in out
-    assert "note: not installed; tracking: [it] needs it" in out and "pip install 'fl[it]'" in out
+    assert "note: not installed; tracking: [it] needs it" in out and "pip install 'it>=1'" in out
     assert f"{tmp_path}: no data set" in out and "set FL_DATA" in out
 
 

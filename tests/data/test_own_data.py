@@ -264,7 +264,7 @@ def test_hub_without_its_package():
         "import sys; sys.modules['datasets'] = None\nfrom fl.data.sets.hub import Hub\nHub(path='ylecun/mnist').load()"
     )
     done = python(code)
-    assert done.stderr.splitlines()[-1] == "ValueError: name: hub needs the package datasets; pip install 'fl[hub]'"
+    assert done.stderr.splitlines()[-1] == "ValueError: name: hub needs the package datasets; pip install 'datasets>=3'"
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ class Hub(Loader):
         try:
             import datasets
         except ImportError:
-            raise ValueError("name: hub needs the package datasets; pip install 'fl[hub]'") from None
+            raise ValueError("name: hub needs the package datasets; pip install 'datasets>=3'") from None
         folder = Path(self.path).expanduser()
         if folder.is_dir() and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
             found = datasets.load_from_disk(str(folder))

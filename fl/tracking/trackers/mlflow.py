@@ -18,7 +18,7 @@ LONGEST = 500  # characters of a parameter; MLflow refuses longer ones
 @register("tracker", "mlflow")
 @dataclass(kw_only=True)
 class MLflow(Callback):
-    """Log metrics and configuration to MLflow. Needs `fl[mlflow]`.
+    """Log metrics and configuration to MLflow. Needs the package mlflow-skinny.
 
     Args:
         experiment: Name of the experiment.

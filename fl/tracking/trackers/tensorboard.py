@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @register("tracker", "tensorboard")
 @dataclass(kw_only=True)
 class TensorBoard(Callback):
-    """Write event files for TensorBoard: `tensorboard --logdir runs`. Needs `fl[tensorboard]`.
+    """Write event files for TensorBoard: `tensorboard --logdir runs`. Needs the package tensorboard.
 
     A resumed run writes a further event file, which TensorBoard shows as the same curve.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @register("tracker", "wandb")
 @dataclass(kw_only=True)
 class WandB(Callback):
-    """Log metrics and configuration to Weights & Biases. Needs `fl[wandb]`.
+    """Log metrics and configuration to Weights & Biases. Needs the package wandb.
 
     Offline, the files are in the folder `wandb` of the run directory; `wandb sync` sends them. A resumed run is a
     further run of the same name there.
