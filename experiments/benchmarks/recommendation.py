@@ -58,13 +58,13 @@ class Watch(Callback):
         self.simulation: Any = None
         self.driver: list[int] = []
         self.workers: list[int] = []
-        self.begun = 0.0
+        self.started = 0.0
 
     def start(self, run: Run) -> None:
         self.simulation = run
 
     def ready(self, run: Run) -> None:
-        self.begun = time.perf_counter()
+        self.started = time.perf_counter()
 
     def round(self, row: Row) -> None:
         members = getattr(self.simulation.executor, "members", [])
@@ -78,7 +78,7 @@ def measure(users: int, workers: int, method: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run(resolve(read(settings(users, workers, method))), out=Path(folder) / "run", callbacks=[watch])
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    seconds = time.perf_counter() - watch.begun
+    seconds = time.perf_counter() - watch.started
     return {"driver": watch.driver, "workers": watch.workers, "disk": disk, "seconds": seconds}
 
 

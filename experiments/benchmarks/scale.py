@@ -85,13 +85,13 @@ class Watch(Callback):
     """Record the seconds of each round, with its commit, and the memory of this process."""
 
     def __init__(self):
-        self.begun, self.rows, self.growth = time.perf_counter(), [], 0
-        self.last = self.begun
+        self.started, self.rows, self.growth = time.perf_counter(), [], 0
+        self.last = self.started
 
     def ready(self, run: Run) -> None:
         self.last = time.perf_counter()
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM)
-        self.seconds_to_start, self.before = self.last - self.begun, memory("VmRSS")
+        self.seconds_to_start, self.before = self.last - self.started, memory("VmRSS")
 
     def round(self, row: Row) -> None:
         seconds = time.perf_counter() - self.last

@@ -49,13 +49,13 @@ def _importance(metric: str) -> tuple[bool, int]:
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """The summary of a run: why it ended, last metrics, MB sent, time, digest, and how to continue."""
-    from fl.tracking.round_lines import format_seconds, megabytes
+    from fl.tracking.round_lines import evaluated, format_seconds, megabytes
 
     final, directory = summary["final"], summary["directory"]
     finished = summary["reason"] != "interrupted"
     up, down = megabytes(summary["total_uplink_bytes"]), megabytes(summary["total_downlink_bytes"])
     lines = {"ended": f"{summary['reason']} ({final.get('round', -1) + 1} rounds)"}
-    metrics = {k: v for k, v in final.items() if k.startswith(("eval/", "val/", "clients/"))}
+    metrics = evaluated(final)
     shown = sorted(metrics, key=_importance)[: MOST_METRICS if len(metrics) > MOST_METRICS + 1 else None]
     lines |= {k: four_decimals(v) for k, v in metrics.items() if k in shown}
     if len(shown) < len(metrics):

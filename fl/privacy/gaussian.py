@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fl.privacy.accounting import dp_accounting
-from fl.privacy.mechanism import Groups, Mechanism, Release, Sampling
-from fl.privacy.sampling import require_poisson
+from fl.privacy.independent import Independent
+from fl.privacy.mechanism import Groups, Release
 from fl.registry import register
-from fl.tensors.trees import Tree, tree_map
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -17,26 +16,17 @@ if TYPE_CHECKING:
 
 @register("mechanism", "gaussian")
 @dataclass(frozen=True, kw_only=True)
-class Gaussian(Mechanism):
+class Gaussian(Independent):
     """Independent normal noise on each release; updates are clipped in the Euclidean norm.
 
     With Poisson sampling this is DP-FedAvg of McMahan, Ramage, Talwar, Zhang 2018, arXiv:1710.06963.
     """
 
-    local: ClassVar[bool] = True
-
-    def check(self, sampling: Sampling) -> None:
-        require_poisson(sampling)
-
-    def noise(self, state: Tree, like: Groups, release: Release) -> tuple[Groups, Tree]:
-        draws = release.streams.normal(like, "noise", release.index, release.owner)
-        return {name: tree_map(lambda leaf: leaf * release.scale, draw) for name, draw in draws.items()}, state
+    def draws(self, like: Groups, release: Release) -> Groups:
+        return release.streams.normal(like, "noise", release.index, release.owner)
 
     def std(self, release: Release) -> float:
         return release.scale
 
-    def event(self, noise_multiplier: float, sampling: Sampling, releases: int) -> DpEvent:
-        dp = dp_accounting()
-        return dp.SelfComposedDpEvent(
-            dp.PoissonSampledDpEvent(sampling.rate, dp.GaussianDpEvent(noise_multiplier)), releases
-        )
+    def one_release(self, noise_multiplier: float) -> DpEvent:
+        return dp_accounting().GaussianDpEvent(noise_multiplier)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fl.privacy.accounting import dp_accounting
-from fl.privacy.mechanism import Groups, Mechanism, Norm, Release, Sampling
-from fl.privacy.sampling import require_poisson
+from fl.privacy.independent import Independent
+from fl.privacy.mechanism import Groups, Norm, Release, Sampling
 from fl.registry import register
-from fl.tensors.trees import Tree, tree_map
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @register("mechanism", "laplace")
 @dataclass(frozen=True, kw_only=True)
-class Laplace(Mechanism):
+class Laplace(Independent):
     """Independent Laplace noise on each release; updates are clipped in the L1 norm (sum of absolute values).
 
     The noise multiplier b is the scale of the noise for a clip bound of 1; its variance is 2 b^2. One release of a
@@ -26,14 +25,9 @@ class Laplace(Mechanism):
     """
 
     norm: ClassVar[Norm] = "l1"
-    local: ClassVar[bool] = True
 
-    def check(self, sampling: Sampling) -> None:
-        require_poisson(sampling)
-
-    def noise(self, state: Tree, like: Groups, release: Release) -> tuple[Groups, Tree]:
-        draws = release.streams.laplace(like, "noise", release.index, release.owner)
-        return {name: tree_map(lambda leaf: leaf * release.scale, draw) for name, draw in draws.items()}, state
+    def draws(self, like: Groups, release: Release) -> Groups:
+        return release.streams.laplace(like, "noise", release.index, release.owner)
 
     def std(self, release: Release) -> float:
         return math.sqrt(2) * release.scale
@@ -42,8 +36,5 @@ class Laplace(Mechanism):
         # amplification by sampling: log(1 + q (e^eps - 1)), Balle, Barthe, Gaboardi 2018; releases add up
         return releases * math.log1p(sampling.rate * math.expm1(1 / noise_multiplier))
 
-    def event(self, noise_multiplier: float, sampling: Sampling, releases: int) -> DpEvent:
-        dp = dp_accounting()
-        return dp.SelfComposedDpEvent(
-            dp.PoissonSampledDpEvent(sampling.rate, dp.LaplaceDpEvent(noise_multiplier)), releases
-        )
+    def one_release(self, noise_multiplier: float) -> DpEvent:
+        return dp_accounting().LaplaceDpEvent(noise_multiplier)

@@ -86,17 +86,22 @@ class Variant:
     baseline: bool = False
 
     @classmethod
-    def read(cls, name: str, directories: Sequence[Path], baseline: bool = False) -> Variant:
+    def read(cls, name: str, directories: Sequence[Path]) -> Variant:
         """Read the metrics of run directories. Each needs at least one finished round."""
-        runs = [read_metrics(path) for path in directories]
-        for path, rows in zip(directories, runs):
+        runs = {path: read_metrics(path) for path in directories}
+        for path, rows in runs.items():
             if not rows:
                 raise ValueError(_NO_ROUND.format(path))
-        done = [rounds_done(rows[-1]) for rows in runs]
-        if len(set(done)) > 1:
-            words = ", ".join(f"{path.name}: {n}" for path, n in zip(directories, done))
+        return cls.of(name, runs)
+
+    @classmethod
+    def of(cls, name: str, runs: Mapping[Path, Sequence[Row]], baseline: bool = False) -> Variant:
+        """Return the variant of runs with at least one round: directory -> rows of its metrics.jsonl."""
+        done = {path.name: rounds_done(rows[-1]) for path, rows in runs.items()}
+        if len(set(done.values())) > 1:
+            words = ", ".join(f"{path}: {n}" for path, n in done.items())
             _LOG.warning("the runs of %s have done different numbers of rounds (%s)", name, words)
-        return cls(name, runs, directories, baseline)
+        return cls(name, list(runs.values()), list(runs), baseline)
 
     @cached_property
     def configs(self) -> list[Mapping[str, Any]]:
@@ -235,7 +240,7 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
         empty: runs without a finished round are added to this list. Default: a warning names them, and it is an error
             if no other run is left.
     """
-    found: dict[str, list[Path]] = {}
+    found: dict[str, dict[Path, Sequence[Row]]] = {}
     left_out: list[Path] = []
     seen: set[Path] = set()
     for directory in [each for given in directories for each in _variant_folders(given)]:
@@ -243,11 +248,12 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
             if path.resolve() in seen:
                 continue
             seen.add(path.resolve())
-            if not read_metrics(path):
+            rows = read_metrics(path)
+            if not rows:
                 left_out.append(path)
                 continue
             name = directory.name if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
-            found.setdefault(name or directory.name, []).append(path)
+            found.setdefault(name or directory.name, {})[path] = rows
     if empty is not None:
         empty += left_out
     elif not found:
@@ -260,12 +266,12 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
         for name, paths in found.items()
     }
     unambiguous = sum(map(bool, baselines.values())) == 1
-    others: dict[str, list[Path]] = {}
+    others: dict[str, dict[Path, Sequence[Row]]] = {}
     for name, paths in baselines.items():
         for path in paths:
-            others.setdefault(path.name if unambiguous else f"{name}: {path.name}", []).append(path)
-    methods = [Variant.read(name, paths) for name, paths in found.items()]
-    return methods + [Variant.read(name, paths, baseline=True) for name, paths in others.items()]
+            others.setdefault(path.name if unambiguous else f"{name}: {path.name}", {})[path] = read_metrics(path)
+    methods = [Variant.of(name, runs) for name, runs in found.items()]
+    return methods + [Variant.of(name, runs, baseline=True) for name, runs in others.items()]
 
 
 def _variant_folders(directory: Path) -> list[Path]:

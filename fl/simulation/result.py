@@ -13,6 +13,7 @@ from fl.storage import files, sums
 from fl.storage.run import RunDirectory, read_metrics
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest
+from fl.tracking.round_lines import evaluated, megabytes
 
 if TYPE_CHECKING:
     import pandas
@@ -83,7 +84,6 @@ class Result:
         return f"<Result: {done} rounds{figures}, {self.reason}, {self.directory}>"
 
     def _repr_html_(self) -> str:
-        from fl.tracking.round_lines import megabytes
         from fl.tracking.screens import html_table
 
         summary = self.summary
@@ -95,8 +95,8 @@ class Result:
     @property
     def shown(self) -> dict[str, float]:
         """The metrics of the last evaluation: on the server's test set, and on clients' rows."""
-        last = self.metrics[-1] if self.metrics else {}
-        return {k: v for k, v in last.items() if k.startswith(("eval/", "val/", "clients/")) and v is not None}
+        last = evaluated(self.metrics[-1]) if self.metrics else {}
+        return {name: value for name, value in last.items() if value is not None}
 
     @property
     def summary(self) -> Row:

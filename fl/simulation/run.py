@@ -129,15 +129,9 @@ class Rounds(Iterator[Row]):
             self._whole = end.value or self._whole
             raise StopIteration from None
 
-    def finish(self) -> Result:
-        """Run all rounds that are left, and return the result."""
-        for _ in self:
-            pass
-        return self.result
-
     def stop(self, reason: str = "stopped") -> None:
         """End the run after the present round, as a condition of the section `stop` does."""
-        self._begun.stop(reason)
+        self._run.stop(reason)
 
     def close(self) -> None:
         """Interrupt the run after the present round. A loop that is left early does this by itself."""
@@ -146,12 +140,12 @@ class Rounds(Iterator[Row]):
     @property
     def model(self) -> Params:
         """The server's model after the last round that was computed."""
-        return self._begun.model
+        return self._run.model
 
     @property
     def directory(self) -> Path:
         """The run directory."""
-        return self._begun.directory
+        return self._run.directory
 
     @property
     def result(self) -> Result:
@@ -168,7 +162,7 @@ class Rounds(Iterator[Row]):
         return run is not None and self._thread == get_ident() and run.directory.resolve() == directory.resolve()
 
     @property
-    def _begun(self) -> Run:
+    def _run(self) -> Run:
         if self._watcher.run is None:
             raise RuntimeError("the run has not begun; it begins with the first step of the loop")
         return self._watcher.run

@@ -88,6 +88,15 @@ def first_metric(row: Row) -> str | None:
     return accuracy or next((name for name in row if name.startswith(_EVALUATED)), None)
 
 
+def evaluated(row: Row) -> dict[str, float | None]:
+    """The metrics of the model in a row: on the server's test set, and on clients' validation and test rows.
+
+    >>> evaluated({"round": 3, "train/loss": 1.0, "eval/loss": 0.5, "val/loss": None})
+    {'eval/loss': 0.5, 'val/loss': None}
+    """
+    return {k: v for k, v in row.items() if k.startswith(("eval/", "val/", "clients/"))}
+
+
 def megabytes(count: int) -> str:
     """Bytes as MB of 10^6 bytes, four significant digits, or all digits before the point.
 

@@ -120,7 +120,7 @@ class Ours(Contestant):
         """Count a round; after the last requested one, answer and wait for the next request."""
         self.rounds_left -= 1
         if not self.rounds_left:
-            seconds = time.perf_counter() - self.begun
+            seconds = time.perf_counter() - self.started
             self.ledger_seconds = self.ledger.seconds
             self.answers.put(seconds)
             self.wait()
@@ -130,7 +130,7 @@ class Ours(Contestant):
         self.rounds_left = self.requests.get()
         if not self.rounds_left:
             raise StopRun
-        self.ledger.seconds, self.begun = 0.0, time.perf_counter()
+        self.ledger.seconds, self.started = 0.0, time.perf_counter()
 
 
 class _Clock(Callback):

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fl.report.charts import Bars, Chart, Heatmap, Lines, Pictures, Points, Spans
 from fl.report.costs import COSTS
-from fl.report.plots.style import colours, figure_style, save
+from fl.report.plots.style import DEFAULT_WIDTH, Line, colours, figure_style, new_figure, save
 
 MAX_NAMES = 40  # of rows and columns of a matrix
 MAX_PICTURES = 64
@@ -31,8 +30,7 @@ def plot_chart(chart: Chart, file: Path, cost: str = "round") -> None:
         chart.draw(file, cost)
         return
     with figure_style(grid=isinstance(chart, (Lines, Bars, Points))):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = new_figure(DEFAULT_WIDTH, 4.0)
         _draw(chart, axes, cost)
         axes.set_title(chart.title)
         handles, names = axes.get_legend_handles_labels()
@@ -48,14 +46,15 @@ def _draw(chart: Chart, axes: Axes, cost: str) -> None:
 
 @_draw.register
 def _(chart: Lines, axes: Axes, cost: str) -> None:
-    paint = colours(len(chart.lines))
     for i, line in enumerate(chart.lines):
+        look = Line.number(i)
         x = line.x.get(cost) if isinstance(line.x, Mapping) else line.x
         if x is None:
             continue
-        axes.plot(x, line.y, color=paint(i), label=line.name, linewidth=1.6, marker="o" if len(x) == 1 else "")
+        style = {"color": look.color, "linestyle": look.linestyle, "marker": look.marker if len(x) == 1 else ""}
+        axes.plot(x, line.y, label=line.name, linewidth=1.6, **style)
         if line.low is not None and line.high is not None:
-            axes.fill_between(x, line.low, line.high, color=paint(i), alpha=0.12, linewidth=0)
+            axes.fill_between(x, line.low, line.high, color=look.color, alpha=0.12, linewidth=0)
     axes.set(xlabel=chart.x_label or COSTS[cost].label, ylabel=chart.y_label)
 
 

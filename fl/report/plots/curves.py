@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from fl.checks import one_of
 from fl.errors import did_you_mean
+from fl.report.charts import mean_line
 from fl.report.costs import COSTS
 from fl.report.names import readable
 from fl.report.plots.style import Line, Look, add_legend, figure_style, new_figure, save, time_unit
@@ -70,7 +71,8 @@ def draw_curves(
         known = sorted({name for variant in variants for name in variant.known_metrics})
         raise ValueError(f"metric: {metric!r} is in no run; the runs have {known}.{did_you_mean(metric, known)}")
     variants = with_metric
-    baselines = [variant for variant in variants if variant.baseline and len(variants) > 1]
+    only_baselines = all(variant.baseline for variant in variants)
+    baselines = [variant for variant in variants if variant.baseline and not only_baselines]
     methods = [variant for variant in variants if variant not in baselines]
     every = [variant.curves(metric, cost) for variant in methods]
     label, scale = COSTS[cost].label, 1
@@ -82,12 +84,11 @@ def draw_curves(
         figure, axes = new_figure(look.width, look.height or _height(look, len(variants)))
         means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for i, (variant, runs) in enumerate(zip(methods, every)):
-            xs, ys = zip(*runs)
-            shortest = min(map(len, xs))
-            x = scale * np.mean([x[:shortest] for x in xs], 0)
-            y = np.stack([y[:shortest] for y in ys])
-            means[look.name(variant.name)] = x, y.mean(0)
-            if shortest == 1:  # measured once, at the end
+            mean = mean_line(variant.name, runs)
+            assert mean is not None and isinstance(mean.x, np.ndarray), "the variant has the metric"
+            x, y = scale * mean.x, np.stack([y[: len(mean.y)] for _, y in mean.runs])
+            means[look.name(variant.name)] = x, mean.y
+            if len(x) == 1:  # measured once, at the end
                 _draw_point(axes, x, y, Line.number(i), look.name(variant.name))
             else:
                 _draw_band(axes, x, y, i, look.name(variant.name), band)
