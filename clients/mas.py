@@ -120,7 +120,7 @@ class MAS(LocalTraining):
         """Return S (n, n) of one batch.
 
         Args:
-            steps: the steps of the training, which stay as they are.
+            steps: the steps of the training; they are not changed.
             batch: the batch.
             theta: the parameters that are trained.
             local: all parameters of the model.

@@ -1,4 +1,4 @@
-"""Images with 8 bits per value, as they are sent, and as inputs of a model."""
+"""Images with 8 bits per value for messages, and as inputs of a model."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class PrivacyPlan:
         if section.delta * members > 1 or (virtual is None and section.delta * members == 1):
             raise ConfigError(
                 "privacy.delta",
-                f"{section.delta:g} allows that one of {members} clients is published as it is; use less than "
+                f"{section.delta:g} allows that one of {members} clients is published in full; use less than "
                 f"{1 / members:g}, better a tenth of it",
             )
         sampling = Sampling(section.sampling, rate_of(section.sampling), population, rounds)

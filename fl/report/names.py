@@ -23,7 +23,7 @@ _OVER_CLIENTS = {
 
 
 def readable(metric: str) -> str:
-    """Return a metric's name in words; names that the engine does not know stay as they are, without underscores.
+    """Return a metric's name in words; of names that the engine does not know only underscores are replaced.
 
     >>> readable("val/accuracy"), readable("clients/accuracy_worst10")
     ('validation accuracy', 'accuracy of the worst 10 % of clients on own test rows')

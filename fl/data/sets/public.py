@@ -29,7 +29,7 @@ class Public(Loader):
     Args:
         of: The data set of the clients.
         public: The data set of the server, with samples of the same shape.
-        side: Height and width of all images in pixels; at least 1. Default: as they are.
+        side: Height and width of all images in pixels; at least 1. Default: their own size.
     """
 
     of: Loader

@@ -160,7 +160,7 @@ class SecureSum(Reduction):
                 )
 
     def _encoded(self, vector: Tensor, group: str, k: int) -> np.ndarray:
-        """Return a vector as it is added, (m,)."""
+        """Return the vector that is added to the sum, (m,)."""
         if isinstance(self.codec, Identity):
             return vector.numpy()
         return encode(self.codec, vector, self._key(group, k)).tensor("values").numpy()

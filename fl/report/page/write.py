@@ -55,7 +55,7 @@ def write_page(runs: Runs, sections: Sequence[Section], file: Path, title: str) 
         axes=axes,
         has_runs=any(line.low is not None for chart in _charts(sections, Lines) for line in chart.lines),
         version=fl.__version__,
-        # the template takes these texts as they are; nothing of a run is in them but the data, which _json escapes
+        # the template does not escape these texts; of a run they hold the data only, which _json escapes
         style=(here / "page.css").read_text(),
         script=(here / "page.js").read_text(),
         plotly=get_plotlyjs(),

@@ -1,6 +1,6 @@
 """What all figures share: size, style, colours, lines that differ without colour, saving.
 
-Figures are made without pyplot: no window opens, and the user's matplotlib backend stays as it is.
+Figures are made without pyplot: no window opens, and the user's matplotlib backend is not changed.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _from_data(name: str, dataset: Dataset, partition: Partition) -> list[Block]
 
 
 def _flat(stats: dict[str, Any]) -> dict[str, Any]:
-    """One row: numbers as they are, minimum, median and maximum as text."""
+    """One row: numbers unchanged; minimum, median and maximum as text."""
     return {
         name: f"{value['min']} .. {value['median']:g} .. {value['max']}" if isinstance(value, dict) else value
         for name, value in stats.items()
