@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fl import ClientContext, LocalTraining, Params, Reply, StepContext, TrainingResult, Tree, checks, register
+from fl import ClientContext, LocalTraining, Penalty, Reply, StepContext, TrainingResult, Tree, checks, register
 
 
 @register("client", "ditto")
@@ -35,10 +35,10 @@ class Ditto(LocalTraining):
         if self.lam == 0:
             logging.getLogger(__name__).warning("client: ditto with lam=0 is local training beside FedAvg")
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
+    def penalty(self, at: StepContext) -> Penalty | None:
         if "anchor" not in at.received or not self.lam:
-            return grad
-        return grad + self.lam * (params - at.received["anchor"].select(at.phase.trains))
+            return None
+        return Penalty(self.lam, at.received["anchor"].select(at.phase.trains))
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return ({}, end.params) if "anchor" in end.received else ({"model": end.delta}, None)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fl import ClientContext, LocalTraining, Params, Reply, StepContext, TrainingResult, Tree, checks, register
+from fl import ClientContext, LocalTraining, Penalty, Reply, StepContext, TrainingResult, Tree, checks, register
 
 
 @register("client", "fedasync")
@@ -36,8 +36,8 @@ class FedAsync(LocalTraining):
         super().__post_init__()
         checks.not_negative(mu=self.mu, hint="0 is plain local training")
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
-        return grad + self.mu * (params - at.start) if self.mu else grad
+    def penalty(self, at: StepContext) -> Penalty | None:
+        return Penalty(self.mu, at.start) if self.mu else None
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {"trained": end.params}, None

@@ -15,8 +15,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from clients.fedewc import fisher
-from fl import ClientContext, LocalTraining, Params, Reply, StepContext, Tree, Update, checks, register, zeros_like
+from clients.fedewc import fisher, springs
+from fl import (
+    ClientContext,
+    LocalTraining,
+    Params,
+    Penalty,
+    Reply,
+    StepContext,
+    Tree,
+    Update,
+    checks,
+    register,
+    zeros_like,
+)
 
 
 def of_others(received: Mapping[str, Tree], state: Tree, sums_of_round: int) -> tuple[Params, Params]:
@@ -51,12 +63,11 @@ class FedCurv(LocalTraining):
         super().__post_init__()
         checks.not_negative(lam=self.lam, hint="0 is FedAvg")
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
+    def penalty(self, at: StepContext) -> Penalty | None:
         if not self.lam:
-            return grad
-        trains = at.phase.trains
+            return None
         total, pull = of_others(at.received, at.state, at.config["sums_of_round"])
-        return grad + 2 * self.lam * (total.select(trains) * params - pull.select(trains))
+        return springs(total.select(at.phase.trains), pull.select(at.phase.trains), 2 * self.lam)
 
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         return sizes if self.lam else np.zeros_like(sizes)

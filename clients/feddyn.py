@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import LocalTraining, Params, StepContext, TrainingInputs, TrainingResult, Tree, register, zeros_like
+from fl import LocalTraining, Penalty, StepContext, TrainingInputs, TrainingResult, Tree, register, zeros_like
 
 
 @register("client", "feddyn")
@@ -27,8 +27,9 @@ class FedDyn(LocalTraining):
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return zeros_like(inputs.received["model"])
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
-        return grad - at.state.select(at.phase.trains) + at.config["alpha"] * (params - at.start)
+    def penalty(self, at: StepContext) -> Penalty | None:
+        return Penalty(at.config["alpha"], at.start, -at.state.select(at.phase.trains))
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
-        return {"model": end.delta}, end.state - end.config["alpha"] * end.delta
+        delta = end.delta
+        return {"model": delta}, end.state - end.config["alpha"] * delta

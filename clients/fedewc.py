@@ -17,14 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl import ClientContext, LocalTraining, Params, Reply, StepContext, Tree, Update, register, zeros_like
+from fl import ClientContext, LocalTraining, Params, Penalty, Reply, StepContext, Tree, Update, register, zeros_like
 
 ELEMENTS = 1 << 22  # elements of the gradients that are held at once
 
 
-def spring(params: Params, fisher: Params, pull: Params, lam: float) -> Params:
-    """Return lam (F w - b), the gradient of lam/2 sum_t F_t (w - w*_t)^2, with F = sum F_t and b = sum F_t w*_t."""
-    return lam * (fisher * params - pull)
+def springs(fisher: Params, pull: Params, lam: float) -> Penalty:
+    """Return the penalty lam/2 sum_t F_t (w - w*_t)^2, with the gradient lam (F w - b).
+
+    Args:
+        fisher: F = sum_t F_t, a weight for each parameter.
+        pull: b = sum_t F_t w*_t.
+        lam: strength of all springs.
+    """
+    return Penalty(lam * fisher, slope=-lam * pull)
 
 
 def fisher(ctx: ClientContext, model: Params) -> Params:
@@ -52,11 +58,11 @@ class FedEWC(LocalTraining):
     sends: ClassVar[tuple[str, ...]] = ("model", "fisher")
     receives: ClassVar[tuple[str, ...]] = ("model", "lam")
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
-        past, trains = at.received.get("past"), at.phase.trains
-        if past is None or not at.config["lam"]:
-            return grad
-        return grad + spring(params, past["fisher"].select(trains), past["pull"].select(trains), at.config["lam"])
+    def penalty(self, at: StepContext) -> Penalty | None:
+        past, trains, lam = at.received.get("past"), at.phase.trains, at.config["lam"]
+        if past is None or not lam:
+            return None
+        return springs(past["fisher"].select(trains), past["pull"].select(trains), lam)
 
     def workload(
         self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train"

@@ -130,9 +130,9 @@ class FedMatch(WithThreshold):
         loss = task.loss(outputs, {"y": label}) * (p.amax(-1) >= self.threshold)
         for other in theirs:
             loss = loss + distillation(outputs, other, 1.0) / len(theirs)
-        return self.consistency * loss + self.penalty(dict(net.named_parameters()))
+        return self.consistency * loss + self.decomposition_penalty(dict(net.named_parameters()))
 
-    def penalty(self, tensors: dict[str, Tensor]) -> Tensor:
+    def decomposition_penalty(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return l1 |u|_1 + l2 |s - u|^2 of the model's tensors by name, ()."""
         pairs = [(tensors[name.removeprefix(PSI)], u) for name, u in tensors.items() if name.startswith(PSI)]
         size = sum(u.abs().sum() for _, u in pairs)

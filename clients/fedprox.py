@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from fl import LocalTraining, Params, StepContext, checks, register
+from fl import LocalTraining, Penalty, StepContext, checks, register
 
 
 @register("client", "fedprox")
@@ -30,5 +30,5 @@ class FedProx(LocalTraining):
         if self.mu == 0:
             logging.getLogger(__name__).warning("mu=0: this is fedavg")
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
-        return grad + self.mu * (params - at.start) if self.mu else grad
+    def penalty(self, at: StepContext) -> Penalty | None:
+        return Penalty(self.mu, at.start) if self.mu else None

@@ -25,7 +25,7 @@ from fl import (
     SGD,
     LocalTraining,
     LRSchedule,
-    Params,
+    Penalty,
     StepContext,
     TrainingInputs,
     TrainingResult,
@@ -69,18 +69,20 @@ class Scaffold(LocalTraining):
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         return sizes if self.option == 1 else np.zeros_like(sizes)
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
+    def penalty(self, at: StepContext) -> Penalty | None:
         trains = at.phase.trains
-        return grad - at.state.select(trains) + at.received["control"].select(trains)
+        return Penalty(slope=at.received["control"].select(trains) - at.state.select(trains))
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        delta = end.delta
         if self.option == 1:
             change = end.full_gradient(end.received["model"]) - end.state
         else:
             way = self.way(end)
-            rate = torch.where(way > 0, 1 / way, 0.0)
-            change = (-end.delta * rate - end.received["control"]) * (way > 0)
-        return {"model": end.delta, "control": change}, end.state + change
+            change = (delta * -torch.where(way > 0, 1 / way, 0.0)).sub_(end.received["control"])
+            if not (way > 0).all():
+                change.mul_(way > 0)
+        return {"model": delta, "control": change}, end.state + change
 
     def way(self, end: TrainingResult) -> Tensor:
         """Return the length of the way along a constant gradient of one, () or (C,)."""

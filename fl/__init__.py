@@ -31,6 +31,7 @@ _HOMES = {
         "fl.method.context": "ClientContext Reply",
         "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
         "fl.method.facts": "class_counts",
+        "fl.method.penalty": "Penalty",
         "fl.method.phase": "Phase rate_at",
         "fl.method.views": "Beside",
         "fl.method": "aligned server_optimiser",
@@ -106,6 +107,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.method.facts import class_counts as class_counts
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
+    from fl.method.penalty import Penalty as Penalty
     from fl.method.phase import Phase as Phase, rate_at as rate_at
     from fl.privacy.clipping import Clipping as Clipping, Counts as Counts
     from fl.privacy.example import ExampleLevel as ExampleLevel

@@ -7,6 +7,7 @@
     start(inputs)                       initial local parameters        default: the received model
     phases(round, rounds)               budget and learning rate        default: one phase with the arguments
     objective(net, batch, at, task)     per-sample loss                 default: the task's loss
+    penalty(at)                         quadratic penalty of a phase    default: None
     gradient(grad, params, at)          direction of a step             default: the gradient
     finish(end)                         (groups to send, new state)     default: {"model": local minus start}, None
 
@@ -32,6 +33,7 @@ from fl.method.context import ClientContext, Reply
 from fl.method.facts import data_facts
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.optimiser_memory import OptimiserState, require_memory
+from fl.method.penalty import Penalty
 from fl.method.phase import LastBatch, Phase, rate_at
 from fl.method.views import TrainingView
 from fl.models.binding import Initial, outputs_under
@@ -266,11 +268,23 @@ class LocalTraining(ClientAlgorithm):
         """
         return task.loss(net(batch["x"]), batch)
 
+    def penalty(self, at: StepContext) -> Penalty | None:
+        """Return a quadratic penalty that is added to the objective of a phase, or None. Called once for each phase.
+
+        Proximal terms, control variates and regularisation by diagonal weights are such penalties. Unlike `gradient`,
+        a penalty keeps the compiled plan.
+
+        Args:
+            at: the phase, with its start, and the inputs. With C clients states and starts have a leading axis C.
+        """
+        return None
+
     def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
         """Return the direction to step along, before clipping.
 
         Args:
-            grad: gradient of the batch's mean objective. The engine overwrites its memory in the next step.
+            grad: gradient of the batch's mean objective and of the penalty. The engine overwrites its memory in the
+                next step.
             params: the parameters that the phase trains.
             at: the phase and the inputs.
         """

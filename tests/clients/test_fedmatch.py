@@ -23,7 +23,7 @@ CONFIG = {
 def test_the_penalty_by_hand():
     """s = (1, 2), u = (3, -1): l1 |u| + l2 |s - u|^2 = 4 l1 + 13 l2; its slope reaches u only."""
     s, u = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0, -1.0], requires_grad=True)
-    found = FedMatch(l1=0.5, l2=0.1).penalty({"w": s, "psi.w": u})
+    found = FedMatch(l1=0.5, l2=0.1).decomposition_penalty({"w": s, "psi.w": u})
     found.backward()
     assert found.item() == pytest.approx(4 * 0.5 + 13 * 0.1)
     assert u.grad.tolist() == pytest.approx([0.5 + 0.2 * 2, -0.5 - 0.2 * 3]) and s.grad is None

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numba
@@ -22,6 +22,7 @@ from torch import nn
 
 import clients.sgd
 import fl
+from clients.fedprox import FedProx
 from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.training import batched
@@ -34,7 +35,8 @@ from fl.execution.training.native.shuffle import COUNTED, chained, write_order
 from fl.execution.workers.executor import Serial
 from fl.execution.workers.limits import cores
 from fl.method.fold import Fold
-from fl.method.optimiser import SGD
+from fl.method.optimiser import SGD, Adam
+from fl.method.penalty import Penalty
 from fl.method.reduction import Sum
 from fl.models.architectures.linear import MLP
 from fl.models.binding import Initial, module_params
@@ -91,9 +93,15 @@ def chunk(module, task=Classification(), clients=CLIENTS, sizes=SIZES) -> Chunk:
     )
 
 
-def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, float]:
-    """Train client c in plain torch; return the change of its parameters and its mean loss."""
+def plainly(
+    module, chunk, c: int, steps: int, batch: int, clip=None, penalty=None, optimiser=torch.optim.SGD, **options
+):
+    """Train client c by torch.optim; return the change of its parameters and its mean loss.
+
+    penalty(parameters now, at the start): a term of the objective.
+    """
     trained, n, losses = copy.deepcopy(module), int(chunk.sizes[c]), []
+    rule = optimiser(trained.parameters(), lr=LR, **options)
     for step in range(steps):
         epoch, k = divmod(step, -(-n // batch))
         order = random.permutation(n, SEED, int(chunk.clients[c]), PARTICIPATION, "shuffle", 0, epoch)
@@ -104,8 +112,14 @@ def plainly(module, chunk, c: int, steps: int, batch: int) -> tuple[np.ndarray, 
         else:
             loss = 0.5 * (outputs - y).square().sum(1)
         losses += loss.tolist()
-        for p, g in zip(trained.parameters(), torch.autograd.grad(loss.mean(), list(trained.parameters()))):
-            p.data -= LR * g
+        rule.zero_grad()
+        objective = loss.mean()
+        if penalty is not None:
+            objective = objective + penalty(list(trained.parameters()), list(module.parameters()))
+        objective.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(trained.parameters(), clip)
+        rule.step()
     change = module_params(trained) - module_params(module)
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
@@ -141,6 +155,86 @@ def test_it_is_plain_torch_training(name, length, task):
         change, loss = plainly(module, given, c, *taken(n))
         assert_allclose(update.groups["model"].row(c).compact(), change, rtol=1e-3, atol=2e-6)
         assert float(update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-5)
+
+
+def distance(now, start):
+    return 0.3 / 2 * sum((a - b.detach()).square().sum() for a, b in zip(now, start))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Springs(clients.sgd.LocalSGD):
+    """k (0.7/2 w^2 + 0.2 w) for each weight, where k is the client's state."""
+
+    def penalty(self, at):
+        ones = at.received["model"].layout.zeros(len(at.state)) + 1.0
+        return Penalty(0.7 * (ones * at.state), slope=0.2 * (ones * at.state))
+
+
+RULES = {
+    "momentum": (clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)), {"momentum": 0.9}),
+    "nesterov": (
+        clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9, nesterov=True)),
+        {"momentum": 0.9, "nesterov": True},
+    ),
+    "weight decay": (clients.sgd.LocalSGD(optimiser=SGD(weight_decay=0.1)), {"weight_decay": 0.1}),
+    "decay, momentum, clip": (
+        clients.sgd.LocalSGD(optimiser=SGD(momentum=0.5, weight_decay=0.1), clip=0.2),
+        {"momentum": 0.5, "weight_decay": 0.1, "clip": 0.2},
+    ),
+    "clip": (clients.sgd.LocalSGD(clip=0.2), {"clip": 0.2}),
+    "a bound that is not reached": (clients.sgd.LocalSGD(clip=1e3), {}),
+    "adam": (
+        clients.sgd.LocalSGD(optimiser=Adam(beta1=0.8, beta2=0.9, eps=0.1, weight_decay=0.1)),
+        {"optimiser": torch.optim.AdamW, "betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.1},
+    ),
+    "proximal": (FedProx(mu=0.3), {"penalty": distance}),
+    "proximal, clip": (FedProx(mu=0.3, clip=0.2), {"penalty": distance, "clip": 0.2}),
+    "proximal, momentum": (FedProx(mu=0.3, optimiser=SGD(momentum=0.5)), {"penalty": distance, "momentum": 0.5}),
+}
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+@pytest.mark.parametrize("name", RULES)
+def test_rules_of_steps_are_those_of_torch(name, backend):
+    """Three epochs, so that a second and a third step differ from a first one."""
+    algorithm, options = RULES[name]
+    module = net(33, 65, 9)
+    given = chunk(module)
+    algorithm = replace(algorithm, lr=LR, epochs=3, batch=20)
+    assert Compiled.covers(algorithm, module, given.task, None) is None
+    update, _ = batched.train(algorithm, given, backend)
+    for c, n in enumerate(SIZES.tolist()):
+        change, loss = plainly(module, given, c, 3 * -(-n // 20), 20, **options)
+        assert_allclose(update.groups["model"].row(c).compact(), change, rtol=1e-3, atol=4e-6)
+        assert float(update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+def test_penalties_of_each_client_are_its_own(backend):
+    module = net(33, 9, 5)
+    given = replace(chunk(module), states=[torch.tensor(k + 1.0) for k in range(len(CLIENTS))])
+    update, _ = batched.train(Springs(lr=LR, epochs=2, batch=20), given, backend)
+    for c, n in enumerate(SIZES.tolist()):
+
+        def springs(now, start, k=c + 1):
+            return sum((k * 0.7 / 2 * w.square() + k * 0.2 * w).sum() for w in now)
+
+        change, _ = plainly(module, given, c, 2 * -(-n // 20), 20, penalty=springs)
+        assert_allclose(update.groups["model"].row(c).compact(), change, rtol=1e-3, atol=4e-6)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "proximal, clip"])
+def test_a_rule_leaves_nothing_to_the_next_client(name):
+    """A client's update has the same bits alone and in a chunk, and summed while it is trained."""
+    algorithm = replace(RULES[name][0], lr=LR, epochs=2, batch=20)
+    together, _ = batched.train(algorithm, chunk(NETS["wide"]), Compiled)
+    fold, factors = Fold(Sum(), len(CLIENTS)), torch.arange(1.0, len(CLIENTS) + 1)
+    for c, client in enumerate(CLIENTS):
+        alone, _ = batched.train(algorithm, chunk(NETS["wide"], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled)
+        assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
+        fold.add(0, c, alone.groups["model"].row(0) * float(factors[c]))
+    at_once, _ = batched.train(algorithm, chunk(NETS["wide"]), Compiled, factors)
+    assert torch.equal(at_once.groups["model"].buffers[0], fold.finish().buffers[0])
 
 
 @pytest.mark.parametrize("backend", [Compiled, LinearStack])
@@ -291,19 +385,23 @@ import hashlib
 import numpy as np
 from fl.execution.training.compiled import load
 from fl.execution.training.native.memory import memory_length
+from fl.execution.training.native.rules import KEPT
+from fl.execution.training.native.steps import ADAM, PLAIN, SGD, Rule
 native, draw = load(), np.random.default_rng(0)
 bits = []
 two = [(50, 80, 0, 4000, 1, 0, 0), (80, 3, 4080, 4320, 0, 5200, 0)]
 normalised = [(*two[0][:6], 2), two[1]]
-for shapes in ([(60, 10, 0, 608, 0, 0, 0)], two, normalised):
+one = [(60, 10, 0, 608, 0, 0, 0)]
+for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two, SGD), (two, ADAM)):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
     theta, x = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32)
     labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)
-    sizes, memory = np.full(8, 25), np.zeros(memory_length(shapes, 10, 0), np.float32)
+    sizes, memory = np.full(8, 25), np.zeros(memory_length(shapes, 10, KEPT), np.float32)
     native.train_clients(
         native.Start(start, layers),
         native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
-        native.Steps(np.full(8, 9), np.full(9, 0.1, np.float32), 10, sizes),
+        native.Steps(np.full(8, 9), np.full((3, 9), 0.1, np.float32), 10, sizes),
+        Rule(optimiser, np.full(5, 0.5, np.float32), start, start),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
         memory)
@@ -362,6 +460,10 @@ def test_overflow_is_not_finite():
     assert finite.tolist() == (SIZES == 0).tolist()
 
 
+class Slow(SGD):
+    pass
+
+
 class Clipped(clients.sgd.LocalSGD):
     def gradient(self, g, params, at):
         return g.clamp(-1, 1)
@@ -372,13 +474,9 @@ class Clipped(clients.sgd.LocalSGD):
     [
         (clients.sgd.LocalSGD(), net(4, 3), None),
         (clients.sgd.LocalSGD(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Dropout(0.0), nn.Linear(4, 3)), None),
-        (
-            clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9)),
-            net(4, 3),
-            "LocalSGD takes steps other than w <- w - lr g",
-        ),
-        (clients.sgd.LocalSGD(clip=1.0), net(4, 3), "LocalSGD takes steps other than w <- w - lr g"),
-        (Clipped(), net(4, 3), "Clipped takes steps other than w <- w - lr g"),
+        (clients.sgd.LocalSGD(optimiser=SGD(momentum=0.9), clip=1.0), net(4, 3), None),
+        (clients.sgd.LocalSGD(optimiser=Slow()), net(4, 3), "optimiser Slow is not compiled"),
+        (Clipped(), net(4, 3), "Clipped has its own gradient()"),
         (clients.sgd.LocalSGD(), net(4, 3).double(), "the model's parameters are not float32"),
         (
             clients.sgd.LocalSGD(),
@@ -459,10 +557,10 @@ def test_an_error_in_a_thread_stops_the_others(tmp_path, monkeypatch):
     "change, why",
     [
         ({"data": {"name": "digits", "augment": ["flip"]}}, "training batches are augmented"),
-        ({"client.optimiser": {"name": "sgd", "momentum": 0.9}}, "LocalSGD takes steps other than w <- w - lr g"),
+        ({"model": {"name": "mlp", "hidden": [8], "dropout": 0.5}}, "the model has a Dropout layer"),
     ],
 )
-def test_steps_that_are_not_plain_are_stacked(tmp_path, change, why):
+def test_what_is_not_compiled_is_stacked(tmp_path, change, why):
     assert plan(run(tmp_path, **change, rounds=1)) == "stacked"
     with pytest.raises(ConfigError, match=f"plan: 'compiled' is not possible: {why}. Use 'stacked'"):
         run(tmp_path, **change, **{"execution.plan": "compiled"})

@@ -30,6 +30,7 @@ from fl.execution.update_checks import check_stacked
 from fl.execution.workers.process import pooled_buffer
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
+from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.tensors.params import Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, replace_leaves, row, stack
@@ -71,7 +72,8 @@ def train(
         )
     start = algorithm.start(inputs)  # batched (C,), or one for all clients
     if issubclass(backend, TrainsWholePhases) and backend.trains_whole(algorithm, chunk, phases):
-        trained = _train_whole(algorithm, chunk, backend, phases[0], inputs, start, factors)
+        at = StepContext(**vars(inputs), phase=phases[0], start=start, module=chunk.module)
+        trained = _train_whole(algorithm, chunk, backend, at, factors)
     else:
         trained = _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
@@ -124,20 +126,17 @@ def _train_whole(
     algorithm: LocalTraining,
     chunk: Chunk,
     backend: type[TrainsWholePhases],
-    phase: Phase,
-    inputs: TrainingInputs,
-    start: Params,
+    at: StepContext,
     factors: Tensor | None,
 ) -> _Trained:
-    """All phases in one call of the backend."""
-    finishes = overrides(algorithm, "finish")
+    """All steps of a phase in one call of the backend."""
+    phase, start, finishes = at.phase, at.start, overrides(algorithm, "finish")
     if finishes or factors is None:
         out, factors = start.layout.empty(len(chunk.sizes)), None
     else:
         out = Params(start.layout, (pooled_buffer(start.layout.lengths[0]),))
-    steps, loss, seen = backend.train_whole(chunk, phase, start, out, not finishes, factors)
+    steps, loss, seen = backend.train_whole(chunk, phase, start, algorithm.penalty(at), out, not finishes, factors)
     lr_sum = phase.lr_sum(steps) if finishes else np.zeros(0)
-    at = StepContext(**vars(inputs), phase=phase, start=start, module=chunk.module)
     return _Trained(out, not finishes, loss, seen, steps, lr_sum, at)
 
 
@@ -196,11 +195,12 @@ def _run_phase(
 ) -> None:
     """Train theta (C,) in place by `counts` (C,) steps; add to the sums of losses and the numbers of samples, (C,)."""
     phase = at.phase
+    penalty = algorithm.penalty(at)
     stepper: _SGDSteps | _OptimiserSteps
-    if isinstance(gradients, TakesSGDSteps) and takes_plain_steps(algorithm, phase):
+    if isinstance(gradients, TakesSGDSteps) and takes_plain_steps(algorithm, phase, penalty):
         stepper = _SGDSteps(gradients, theta, phase)
     else:
-        stepper = _OptimiserSteps(algorithm, gradients, theta, at)
+        stepper = _OptimiserSteps(algorithm, gradients, theta, penalty, at)
     timed_block, timed_batch = timed_calls("data", "batches", make_block), timed_calls("data", "batch", make_batch)
     for first in range(0, int(counts.max()), BLOCK):
         block = timed_block(chunk, phase, index, counts, first, theta.device)
@@ -231,10 +231,12 @@ class _SGDSteps:
 
 
 class _OptimiserSteps:
-    """Steps of any optimiser, with the method's hook and clipping."""
+    """Steps of any optimiser, with the method's penalty and hook, and clipping."""
 
-    def __init__(self, algorithm: LocalTraining, gradients: Gradients, theta: Params, at: StepContext):
-        self.algorithm, self.gradients, self.at, self.theta = algorithm, gradients, at, theta
+    def __init__(
+        self, algorithm: LocalTraining, gradients: Gradients, theta: Params, penalty: Penalty | None, at: StepContext
+    ):
+        self.algorithm, self.gradients, self.at, self.theta, self.penalty = algorithm, gradients, at, theta, penalty
         self.hooked = overrides(algorithm, "gradient")
         self.grad: Params = gradient_buffer(theta)
         self.rule = at.phase.rule
@@ -248,10 +250,13 @@ class _OptimiserSteps:
             clients = slice(0, self.active)
             self.params, self.g = self.theta.row(clients), self.grad.row(clients)
             self.m = row(self.memory, clients)
+            self.active_penalty = None if self.penalty is None else self.penalty.row(clients)
             state, facts = row(self.at.state, clients), row(self.at.facts, clients)
             self.here = replace(self.at, state=state, facts=facts, start=_rows(self.at.start, clients))
         phase = self.at.phase
         losses = self.gradients(self.params, batch, weights, masks, self.here, self.g)
+        if self.active_penalty is not None:
+            self.active_penalty.add_gradient(self.g, self.params)
         step = self.algorithm.gradient(self.g, self.params, self.here) if self.hooked else self.g
         if phase.clip is not None:
             step = clipped(step, phase.clip)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fl.data.augment import Augment
 from fl.method.local_training import LocalTraining, StepContext
+from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.models.binding import Initial
 from fl.models.dropout import DropoutMasks
@@ -145,9 +146,17 @@ class TrainsWholePhases(Protocol):
 
     @staticmethod
     def train_whole(
-        chunk: Chunk, phase: Phase, start: Params, out: Params, minus_start: bool, factors: Tensor | None
+        chunk: Chunk,
+        phase: Phase,
+        start: Params,
+        penalty: Penalty | None,
+        out: Params,
+        minus_start: bool,
+        factors: Tensor | None,
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
         """Train from `start`, batched (C,) or one for all clients; return (steps, sums of losses, samples), each (C,).
+
+        `penalty` is added to the objective.
 
         Without `factors`, writes the trained parameters, minus their start if `minus_start`, into `out`, batched (C,).
         With `factors` (C,), writes the sum of updates times factors into `out`, not batched, in the order of

@@ -1,7 +1,7 @@
 """Compiled local training of stacks of linear layers: the folder native/ behind the interface of `LinearStack`.
 
-It covers plain gradient descent on a client's own samples. With hooks, momentum, clipping, Dropout or augmentation,
-`LinearStack` trains.
+It covers training on a client's own samples by SGD (with momentum and weight decay) or Adam, with clipping and
+penalties. With a gradient hook, Dropout or augmentation, `LinearStack` trains.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk
-from fl.execution.training.customised import takes_plain_steps
+from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
 from fl.method.local_training import LocalTraining
+from fl.method.optimiser import SGD, Adam
+from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.models.dropout import Dropout
 from fl.models.normalise import FeatureNorm, SampleNorm
@@ -35,7 +37,7 @@ _NO_WEIGHTS, _NO_LABELS = np.empty(0, np.float32), np.empty(0, np.int64)
 
 
 class Compiled(LinearStack):
-    """Trains whole phases of plain gradient descent, see `chunk.TrainsWholePhases`; other phases as `LinearStack`."""
+    """Trains whole phases, see `chunk.TrainsWholePhases`; other phases as `LinearStack`."""
 
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
@@ -51,29 +53,38 @@ class Compiled(LinearStack):
 
     @staticmethod
     def train_whole(
-        chunk: Chunk, phase: Phase, start: Params, out: Params, minus_start: bool, factors: Tensor | None
+        chunk: Chunk,
+        phase: Phase,
+        start: Params,
+        penalty: Penalty | None,
+        out: Params,
+        minus_start: bool,
+        factors: Tensor | None,
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
         from fl.execution.training.native.memory import memory_length
+        from fl.execution.training.native.rules import KEPT, rates_of, rows, rule_of
+        from fl.execution.training.native.steps import PLAIN
 
         native, layers = load(), _layers(chunk.module, out.layout)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         steps, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
-        rates = np.array([phase.rate(step) for step in range(int(steps.max()))], np.float32)
+        rule = rule_of(phase, penalty, start)
         labelled, outputs = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
         labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
         address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
         word = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
-        start_rows, out_rows = (p.buffers[0].reshape(-1, p.layout.lengths[0]).numpy() for p in (start, out))
+        start_rows, out_rows = rows(start), rows(out)
         weights = _NO_WEIGHTS if factors is None else factors.float().numpy()
         longest = int(sizes.max(initial=1))
-        totals = len(weights).bit_length()
-        memory = thread_memory(memory_length(layers, min(batch or longest, longest), totals))
+        copies = len(weights).bit_length() + (0 if rule.optimiser == PLAIN else KEPT)
+        memory = thread_memory(memory_length(layers, min(batch or longest, longest), copies))
         with release_lock():
             wrong = native.train_clients(
                 native.Start(start_rows, layers),
                 native.Samples(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
-                native.Steps(steps, rates, batch, phase.samples_per_epoch(sizes)),
+                native.Steps(steps, rates_of(phase, int(steps.max())), batch, phase.samples_per_epoch(sizes)),
+                rule,
                 native.Shuffles(word, chunk.clients, address, SHUFFLED),
                 native.Results(out_rows, minus_start, weights, loss, seen),
                 memory,
@@ -130,8 +141,11 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
     """Why these phases of a stack of linear layers cannot be compiled, or `None`."""
     if any(phase.rates for phase in phases):
         return "parameters have different learning rates (rates)"
-    if not all(takes_plain_steps(algorithm, phase) for phase in phases):
-        return f"{type(algorithm).__name__} takes steps other than w <- w - lr g"
+    if overrides(algorithm, "gradient"):
+        return f"{type(algorithm).__name__} has its own gradient()"
+    for phase in phases:
+        if type(phase.optimiser) not in (SGD, Adam):
+            return f"optimiser {type(phase.optimiser).__name__} is not compiled"
     if any(phase.last_batch in ("merge", "merge_one") for phase in phases):
         return "last batches are merged"
     return _module_obstacle(module)

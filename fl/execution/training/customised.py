@@ -6,10 +6,14 @@ from fl import registry
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
+from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.tasks.task import Task
 
-HOOKS = ("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "gradient", "finish", "inputs")
+HOOKS = (
+    *("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient", "finish"),
+    "inputs",
+)
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:
@@ -18,9 +22,9 @@ def overrides(algorithm: LocalTraining, name: str) -> bool:
     return own is not getattr(LocalTraining, name) and callable(own)
 
 
-def takes_plain_steps(algorithm: LocalTraining, phase: Phase) -> bool:
+def takes_plain_steps(algorithm: LocalTraining, phase: Phase, penalty: Penalty | None) -> bool:
     """Whether each step is w <- w - lr g, with the plain gradient g."""
-    plain = phase.clip is None and not phase.rates and phase.optimiser == SGD()
+    plain = penalty is None and phase.clip is None and not phase.rates and phase.optimiser == SGD()
     return plain and not overrides(algorithm, "gradient")
 
 

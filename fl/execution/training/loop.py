@@ -1,6 +1,6 @@
 """Local training of one client at a time, for any model.
 
-    theta <- start;  for each batch: gradient, gradient hook, clip, optimiser step in place
+    theta <- start;  for each batch: gradient, penalty, gradient hook, clip, optimiser step in place
 
 The module's parameters are views of the flat buffer `theta`. A step copies no parameters and does not wait for the
 device (no `.item()`).
@@ -21,6 +21,7 @@ from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining, StepContext, TrainingResult
 from fl.method.messages import Update
 from fl.method.optimiser_memory import GROUP, OptimiserMemory
+from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.models.binding import bind
 from fl.models.structure import structure
@@ -47,12 +48,13 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         left = None if ctx.limit is None else ctx.limit - taken
         steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
         steps.bind(theta, local)
-        if takes_plain_steps(algorithm, phase):  # the numbers of _take_steps, without copying the gradient
+        penalty = algorithm.penalty(at)
+        if takes_plain_steps(algorithm, phase, penalty):  # the numbers of _take_steps, without copying the gradient
             weights = [steps.views[name] for name in steps.names]
             for t, _ in enumerate(steps):
                 torch._foreach_add_(weights, steps.bound_gradient(), alpha=-phase.rate(t))
         else:
-            _take_steps(steps, theta, memory)
+            _take_steps(steps, theta, penalty, memory)
         if kept := [name for name in ctx.module_facts.unused if name in theta]:  # weight decay moved them
             theta.copy_(phase_start, names=kept)
         if theta is not local:
@@ -91,14 +93,16 @@ def _memory(algorithm: LocalTraining, ctx: ClientContext) -> OptimiserMemory:
     return OptimiserMemory(ctx.optimiser if algorithm.optimiser_state == "kept" else ctx.received.get(GROUP))
 
 
-def _take_steps(steps: LocalSteps, theta: Params, memory: OptimiserMemory | None) -> None:
-    """Take all steps of a phase with the gradient hook, clipping and any optimiser, in place on `theta`."""
+def _take_steps(steps: LocalSteps, theta: Params, penalty: Penalty | None, memory: OptimiserMemory | None) -> None:
+    """Take all steps of a phase with a penalty, the gradient hook, clipping and any optimiser, in place on `theta`."""
     grad, descent = gradient_buffer(theta), Descent(steps.phase, theta)
     if memory is not None:
         memory.restore(int(steps.index), descent)
     views, hooked = [grad[name] for name in steps.names], overrides(steps.algorithm, "gradient")
     for _ in steps:
         torch._foreach_copy_(views, steps.bound_gradient())
+        if penalty is not None:
+            penalty.add_gradient(grad, theta)
         descent.step(steps.algorithm.gradient(grad, theta, steps.at) if hooked else grad)
     if memory is not None:
         memory.save(int(steps.index), descent)

@@ -238,7 +238,7 @@ CANDIDATES = (  # in order of preference
         "compiled",
         obstacle=lambda setting: setting.compiled_obstacle,
         drawback=lambda setting: None,
-        why=lambda before: "a stack of linear layers, and plain gradient steps",
+        why=lambda before: "a stack of linear layers",
         chunk=Setting.chunk,
     ),
     Candidate(

@@ -26,6 +26,7 @@ from fl.execution.training.native.memory import (
 from fl.execution.training.native.norms import normalise, normalise_backward
 from fl.execution.training.native.products import IDENTITY, backward, forward, gradient_step
 from fl.execution.training.native.shuffle import chained, write_order
+from fl.execution.training.native.steps import PLAIN, Rule, begin_client, kept_memory, take_step, weight_gradient
 from fl.execution.training.native.vector import WIDTH, load, prefetch, store
 
 _0 = np.float32(0)
@@ -63,7 +64,7 @@ class Steps(NamedTuple):
     """The steps of each client.
 
     counts: int64 (C,), number of steps.
-    rates: float32 (T,), learning rate of each step.
+    rates: float32 (3, T), learning rate of each step; for Adam also `shrink` and `correction` (steps.py).
     batch: samples in a batch; 0 for all samples of a client.
     used: int64 (C,), samples in an epoch.
     """
@@ -114,7 +115,8 @@ _integers, _floats, _matrix = _read_only(types.int64, 1), _read_only(types.float
 _SIGNATURE = types.int64(
     *(_matrix, _read_only(types.int64, 2)),  # Start
     *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # Samples
-    *(_integers, _floats, types.int64, _integers),  # Steps
+    *(_integers, _matrix, types.int64, _integers),  # Steps
+    *(types.int64, _floats, _matrix, _matrix),  # Rule
     *(types.uint64, _integers, _read_only(types.uint64, 1), types.boolean),  # Shuffles
     *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
     types.float32[::1],
@@ -123,7 +125,13 @@ _SIGNATURE = types.int64(
 
 @inlined
 def _train_clients(
-    start: Start, data: Samples, steps: Steps, shuffles: Shuffles, results: Results, memory: np.ndarray
+    start: Start,
+    data: Samples,
+    steps: Steps,
+    rule: Rule,
+    shuffles: Shuffles,
+    results: Results,
+    memory: np.ndarray,
 ) -> int:
     layers, factors, sizes, starts, rows = start.layers, results.factors, data.sizes, data.starts, data.rows
     x, labels, targets, batch = data.x, data.labels, data.targets, steps.batch
@@ -140,6 +148,7 @@ def _train_clients(
     client, initial = memory[:length], memory[length : 2 * length]  # a client's layers, now and before training
     end = (2 + levels) * length
     totals, area = memory[2 * length : end], (longest + 1) * widest  # samples come in pairs, so there is one more
+    kept, end = kept_memory(memory, end, length, rule)
     normalised = np.any(layers[:, 6] > 0)
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[end : end + batches * area].reshape(batches, area)
@@ -157,6 +166,7 @@ def _train_clients(
             word = chained(word, number)
         if c < len(start.params):
             pad_layers(start.params[c], layers, initial)
+        begin_client(rule, kept, c, layers)
         for i in range(0, length, WIDTH):
             store(client, i, load(initial, i))
         for step in range(steps.counts[c]):
@@ -165,7 +175,7 @@ def _train_clients(
                 for i in range(sizes[c]):
                     order[i] = rows[starts[c] + order[i]]
                 at, epoch = 0, epoch + 1
-            samples, rate = order[at : min(at + size, steps.used[c])], steps.rates[step]
+            samples, rate = order[at : min(at + size, steps.used[c])], steps.rates[0, step]
             at, count = at + size, len(samples)
             gather(x, samples, layers[0, 0], tape[0])
             if c + 1 < len(sizes) and epoch == 1:
@@ -195,8 +205,14 @@ def _train_clients(
                     if norm:
                         h = tape[depth + 2 + k]
                         normalise_backward(below, tape[k], h, scales[k - 1], count, n_in, norm, activation)
-                gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
+                if rule.optimiser == PLAIN:
+                    gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
+                else:
+                    to, grad_bias = kept.gradient[offset:], kept.gradient[offset + weights_length(n_in, n_out) :]
+                    weight_gradient(g, tape[k], count, n_in, n_out, biased >= 0, to, grad_bias)
                 g, below = below, g
+            if rule.optimiser != PLAIN:
+                take_step(rule, kept, client, initial, rate, steps.rates[1, step], steps.rates[2, step])
         results.losses[c] += loss
         if levels:
             merges = 0
@@ -229,6 +245,10 @@ def _compiled(
     rates: np.ndarray,
     batch: int,
     used: np.ndarray,
+    optimiser: int,
+    numbers: np.ndarray,
+    slope: np.ndarray,
+    stiffness: np.ndarray,
     word: np.uint64,
     clients: np.ndarray,
     address: np.ndarray,
@@ -244,6 +264,7 @@ def _compiled(
         Start(params, layers),
         Samples(x, labels, targets, rows, starts, sizes),
         Steps(counts, rates, batch, used),
+        Rule(optimiser, numbers, slope, stiffness),
         Shuffles(word, clients, address, shuffled),
         Results(out, minus_start, factors, losses, samples),
         memory,
@@ -257,10 +278,16 @@ _compiled.disable_compile()
 
 
 def train_clients(
-    start: Start, data: Samples, steps: Steps, shuffles: Shuffles, results: Results, memory: np.ndarray
+    start: Start,
+    data: Samples,
+    steps: Steps,
+    rule: Rule,
+    shuffles: Shuffles,
+    results: Results,
+    memory: np.ndarray,
 ) -> int:
     """Train all clients. Returns -1, or the number of a sample whose label is no class.
 
     `memory` is float32 with at least `memory_length(...)` elements; `results` and `memory` are written.
     """
-    return int(_compiled(*start, *data, *steps, *shuffles, *results, memory))
+    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *results, memory))

@@ -46,13 +46,20 @@ def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     return int(offset + rows * padded.py_func(n_in) + padded.py_func(n_out))
 
 
-def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, totals: int) -> int:
-    """Elements of memory that `train_clients` needs for batches of `longest` samples and `totals` partial sums."""
+def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, copies: int) -> int:
+    """Elements of memory that `train_clients` needs.
+
+    Args:
+        layers: the layers.
+        longest: samples of the longest batch.
+        copies: arrays of a client's size besides its parameters now and before: partial sums, and for steps that are
+            not plain the gradient, two moments, a slope and a stiffness.
+    """
     widest = max(padded.py_func(width) for layer in layers for width in layer[:2])
     batches = len(layers) + 3
     if any(layer[6] for layer in layers):  # activations before normalisation
         batches += len(layers)
-    return int((2 + totals) * client_length(layers) + batches * (longest + 1) * widest)
+    return int((2 + copies) * client_length(layers) + batches * (longest + 1) * widest)
 
 
 @inlined

@@ -1,8 +1,8 @@
 """Vectors of eight float32 in numba's code. Each operation is rounded as stated, whatever registers the processor has.
 
 v = load(array, i)          array[i : i + 8], of one dimension          store(array, i, v)
-splat(number)               eight times the number                      x + y    x - y    x * y    each rounded
-fma(x, y, z)                x y + z, rounded once                       exp(x)          x <= 0
+splat(number)               eight times the number                      x + y    x - y    x * y    x / y    each rounded
+fma(x, y, z)                x y + z, rounded once                       exp(x)   x <= 0          sqrt(x)
 sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
 total(x)                        the sum of the eight numbers
 prefetch(array, i)              array[i] will be needed soon
@@ -118,6 +118,17 @@ def fma(typing: Any, x: Any, y: Any, z: Any) -> Typed:
     return _vector(_vector, _vector, _vector), lambda context, builder, signature, arguments: _fma(builder, *arguments)
 
 
+@intrinsic
+def sqrt(typing: Any, x: Any) -> Typed:
+    """The square roots, correctly rounded."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_FLOATS, [_FLOATS])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.v8f32"), arguments)
+
+    return _vector(_vector), made
+
+
 def _operator(of: Callable[..., Any], instruction: str) -> None:
     @intrinsic
     def operation(typing: Any, x: Any, y: Any) -> Typed:
@@ -137,6 +148,7 @@ def _operator(of: Callable[..., Any], instruction: str) -> None:
 _operator(operator.add, "fadd")
 _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
 
 
 def _pairs(builder: Any, a: Any, b: Any) -> Any:
