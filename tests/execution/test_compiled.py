@@ -401,7 +401,7 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
         native.Start(start, layers),
         native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
         native.Steps(np.full(8, 9), np.full((3, 9), 0.1, np.float32), 10, sizes),
-        Rule(optimiser, np.full(5, 0.5, np.float32), start, start),
+        Rule(optimiser, np.full(6, 0.5, np.float32), start, start),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
         memory)

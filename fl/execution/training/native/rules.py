@@ -19,12 +19,12 @@ def rule_of(phase: Phase, penalty: Penalty | None, start: Params) -> Rule:
     pull, slope, stiffness = (0.0, None, None) if penalty is None else _parts(penalty, start)
     optimiser = phase.optimiser
     if isinstance(optimiser, Adam):
-        kind, own = steps.ADAM, (optimiser.beta1, optimiser.beta2, optimiser.eps)
+        kind, own = steps.ADAM, (1 - optimiser.beta1, optimiser.beta2, 1 - optimiser.beta2, optimiser.eps)
     else:
         assert isinstance(optimiser, SGD)
         plain = penalty is None and phase.clip is None and optimiser == SGD()
         kind = steps.PLAIN if plain else steps.SGD
-        own = (optimiser.weight_decay, optimiser.momentum, float(optimiser.nesterov))
+        own = (optimiser.weight_decay, optimiser.momentum, float(optimiser.nesterov), 0.0)
     numbers = np.array([pull, phase.clip or 0.0, *own], np.float32)
     none = np.empty((0, start.layout.lengths[0]), np.float32)
     return Rule(kind, numbers, none if slope is None else rows(slope), none if stiffness is None else rows(stiffness))

@@ -30,8 +30,8 @@ class Rule(NamedTuple):
     """The rule of a step.
 
     optimiser: PLAIN, SGD or ADAM. PLAIN is w <- w - rate g, and the other fields do not count.
-    numbers: float32 (5,): pull, clip (0: none); then decay, momentum and Nesterov (1: yes) of SGD, or beta1, beta2 and
-        eps of Adam.
+    numbers: float32 (6,): pull, clip (0: none); then decay, momentum, Nesterov (1: yes) and 0 of SGD, or 1 - beta1,
+        beta2, 1 - beta2 and eps of Adam.
     slope, stiffness: float32 (0, P) for none, (1, P) for all clients, or (C, P).
     """
 
@@ -210,8 +210,8 @@ def adam_step(
     last: int,
 ) -> None:
     """One step of Adam from `first` to `last`; see the module and `fl.method.optimiser.Adam`."""
-    g, m, v, beta2, eps = kept.gradient, kept.first, kept.second, splat(rule.numbers[3]), splat(rule.numbers[4])
-    new1, new2 = splat(_1 - rule.numbers[2]), splat(_1 - rule.numbers[3])
+    g, m, v, new1, beta2 = kept.gradient, kept.first, kept.second, splat(rule.numbers[2]), splat(rule.numbers[3])
+    new2, eps = splat(rule.numbers[4]), splat(rule.numbers[5])
     factor, kept_share, correct, down = splat(scale), splat(shrink), splat(correction), splat(-rate)
     for i in range(first, last, WIDTH):
         gradient = factor * load(g, i)
