@@ -185,11 +185,17 @@ def _check_named(kind: Kind, values: Mapping[str, Any], path: str) -> None:
             )
 
 
+@functools.lru_cache(maxsize=1024)
+def _adapter(annotation: Any, text: str) -> pydantic.TypeAdapter[Any]:
+    """Pydantic's checks for an annotation; `text` tells equal unions apart whose alternatives have another order."""
+    return pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+
+
 def _plain(value: Any, annotation: Any, path: str) -> Any:
     """A number, string, list or mapping, checked by pydantic. YAML values are checked strictly: "3" is not an int."""
     json_types = (dict, list, tuple, str, int, float, bool, NoneType)
     try:
-        adapter = pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+        adapter = _adapter(annotation, repr(annotation))
         if isinstance(value, json_types):
             return adapter.validate_json(json.dumps(value), strict=True)
         return adapter.validate_python(value)

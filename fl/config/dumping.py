@@ -32,6 +32,8 @@ def to_plain(value: Any, path: str, references: References) -> Any:
             return {"name": reference.name, **reference.arguments}
         name = reference.name if ":" in reference.name else getattr(type(value), "registered_as", reference.name)
         return {"name": name} | _fields(value, path, references)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     given = reference_to(value)
     if given is not None:
         with_fields = dataclasses.is_dataclass(value) and not given.startswith(OBJECT)
@@ -43,8 +45,6 @@ def to_plain(value: Any, path: str, references: References) -> Any:
         return {k: to_plain(v, dotted(path, k), references) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v, f"{path}[{i}]", references) for i, v in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
     return repr(value)
 
 

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl.config.config import Config, resolve
 from fl.config.digest import config_digest
 from fl.config.reading import read
 from fl.config.yaml import parse
 from fl.flower.deployable import deployable
+from fl.storage.yaml_text import dump
 
 APP_KEYS = ("out", "wait", "timeout")  # keys of the run config for the ServerApp itself, not for the configuration
 Source = str | Path | Mapping[str, Any] | Config  # a file, a mapping or a resolved configuration
@@ -30,7 +29,7 @@ def resolved(config: Source) -> Config:
 
 def config_text(config: Source) -> str:
     """Return the resolved configuration of a deployment as YAML."""
-    return yaml.safe_dump(resolved(config).to_dict(), sort_keys=False)
+    return dump(resolved(config).to_dict())
 
 
 def apply_run_config(text: str, run_config: Mapping[str, Any]) -> str:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl import registry
 from fl.config.config import Config
 from fl.config.references import references_to_code
@@ -28,6 +26,7 @@ from fl.flower.configuration import Source, resolved
 from fl.flower.deployable import assembled
 from fl.registry import name_of
 from fl.storage.place import check_folder
+from fl.storage.yaml_text import dump
 
 PROJECT = """\
 [build-system]
@@ -112,7 +111,7 @@ def export(config: Source, directory: str | Path) -> Project:
     with tempfile.TemporaryDirectory() as scratch, assembled(chosen, Path(scratch) / "run", False, Serial()) as run:
         clients = run.run_setup.population
     strategy = name_of(chosen.strategy)
-    text = yaml.safe_dump(chosen.to_dict(), sort_keys=False)
+    text = dump(chosen.to_dict())
     directory.mkdir(parents=True, exist_ok=True)
     for file, copy, source in _user_files(chosen):
         (directory / copy).parent.mkdir(parents=True, exist_ok=True)

@@ -29,14 +29,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import yaml
-
 import fl
 from fl.errors import ConfigError
 from fl.storage import checkpoint, files, sums
 from fl.storage.clients import ClientStates
 from fl.storage.growing import Damaged, GrowingFile, Mark
 from fl.storage.metrics import ClientMetrics
+from fl.storage.yaml_text import dump
 from fl.tensors.params import Params
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class RunDirectory:
 
     def configure(self, config: dict[str, Any]) -> None:
         """Write config.yaml."""
-        files.write_file(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        files.write_file(self.path / "config.yaml", dump(config))
 
     def describe(self, facts: dict[str, Any], sources: Mapping[str, str] = {}) -> None:
         """Write environment.json, with `facts` added, and copies of the user's files: path -> text."""

@@ -23,13 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.workers.limits import default_workers
 from fl.simulation.workload import choose_executor
+from fl.storage.yaml_text import dump
 from fl.system.asynchronous import Asynchronous
 from fl.tools.tune.candidates import Candidate, default_first, possible_plans, worker_counts
 from fl.tools.tune.race import Race, run_race
@@ -99,10 +98,10 @@ def tune(config: Path, overrides: Mapping[str, Any], seconds: float, out: Path, 
     command = f"# fl tune {config} {' '.join(f'{k}={v}' for k, v in overrides.items())}".rstrip()
     header = "".join(f"{line}\n" for line in (command, *(f"# {line}" for line in (tuned.machine, *tuned.verdicts))))
     if overrides:  # a file that extends `config` could merge to something else than the overrides did
-        text = yaml.safe_dump(tuned.config.to_dict(), sort_keys=False)
+        text = dump(tuned.config.to_dict())
     else:
         base = os.path.relpath(config.resolve(), out.parent.resolve())
-        text = yaml.safe_dump({"extends": base, "execution": tuned.execution}, sort_keys=False)
+        text = dump({"extends": base, "execution": tuned.execution})
     out.write_text(header + text)
     return tuned
 

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from fl.report.page.runs import Runs
 from fl.report.page.section import Block, Folded, Section, Table
+from fl.storage.yaml_text import dump
 
 DIFFERENCES = "Keys with different values, and the seeds of the runs. Empty: the variant does not have the key."
 ABSENT = ""  # a variant does not have the key
@@ -31,7 +30,7 @@ def configuration(runs: Runs) -> Section:
     if len(runs.variants) == 1 and not rows:
         blocks = [Table([seeds], "Seeds")]
     for variant in runs.variants:
-        text = yaml.safe_dump(dict(variant.configs[0]), sort_keys=False)
+        text = dump(dict(variant.configs[0]))
         blocks.append(Folded(f"Whole configuration of {variant.name}, first run", text))
     return Section("Configuration", blocks)
 
