@@ -18,7 +18,7 @@ from textwrap import fill
 from fl.report.compare import table
 from fl.report.render import markdown
 from fl.report.stream import accuracy_matrix
-from fl.tools.sweep import Sweep
+from fl.tools.sweep.reading import load
 
 HERE = Path(__file__).parent
 
@@ -89,7 +89,7 @@ def render(page: Page, section: Section, out: Path, jobs: int) -> str:
     from fl.report.plots.curves import plot_curves
     from fl.report.plots.heatmap import plot_accuracy_matrices
 
-    sweep = Sweep.load(HERE / section.sweep)
+    sweep = load(HERE / section.sweep)
     chosen = sweep.run(out / section.name, jobs=jobs)
     plots = HERE / page.name
     shown = [variant for variant in chosen if not section.plotted or variant.name in section.plotted]
@@ -102,7 +102,7 @@ def render(page: Page, section: Section, out: Path, jobs: int) -> str:
         runs = {path.name: path for path in (out / section.name).iterdir() if path.is_dir()}
         drawn = [(name, next(p for n, p in runs.items() if n.split(",")[0] == name)) for name in section.matrices]
         plot_accuracy_matrices(
-            [(name, accuracy_matrix(path / f"s{sweep.seed_list[0]}")) for name, path in drawn],
+            [(name, accuracy_matrix(path / f"s{sweep.seeds[0]}")) for name, path in drawn],
             plots / f"{section.name}-matrix.png",
         )
         lines += [f"![accuracy on every task after every task]({page.name}/{section.name}-matrix.png)"]

@@ -50,6 +50,7 @@ PAGES = [
     "docs/report.md",
     "docs/secure_aggregation.md",
     "docs/semi_supervised.md",
+    "docs/sweeps.md",
     "docs/tasks.md",
     "docs/vertical.md",
 ]

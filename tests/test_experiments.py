@@ -10,7 +10,7 @@ from experiments.regression import headline
 from fl.cli.overrides import parse_overrides
 from fl.config.config import resolve
 from fl.config.reading import read
-from fl.tools.sweep import Sweep
+from fl.tools.sweep.reading import load
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -44,11 +44,11 @@ def test_every_configuration_resolves(file):
 
 @pytest.mark.parametrize("file", SWEEPS, ids=relative)
 def test_every_variant_of_every_sweep_resolves(file, tmp_path):
-    sweep = Sweep.load(file)
+    sweep = load(file)
     for variant in sweep.variants:
         settings = sweep.settings(variant)
         for setting in (settings[0], settings[-1]):
-            resolve(read(sweep.config_of(variant), sweep.overrides(variant, sweep.seed_list[-1], setting, tmp_path)))
+            resolve(read(sweep.config_of(variant), sweep.overrides(variant, sweep.seeds[-1], setting, tmp_path)))
 
 
 def test_every_shortened_experiment_resolves():

@@ -12,7 +12,7 @@ import numpy as np
 
 from fl.report.plots.style import figure_style, new_figure, save
 from fl.storage.run import read_metrics
-from fl.tools.sweep import Sweep
+from fl.tools.sweep.reading import load
 
 CHANCE = 0.1  # HR@10 of random scores among 100 candidates
 METRIC = "clients/hr10_mean"
@@ -27,7 +27,7 @@ def last_values(out: Path, variant: str) -> tuple[list[float], list[float]]:
 
 def draw(out: Path, file: Path) -> None:
     """Draw the finished variants, in the order of the sweep file, into `file`."""
-    sweep = Sweep.load(Path(__file__).parent / "movielens.sweep.yaml")
+    sweep = load(Path(__file__).parent / "movielens.sweep.yaml")
     values = {name: found for name in sweep.variants if (found := last_values(out, name))[0]}
     with figure_style():
         figure, axes = new_figure(6.4, 1.0 + 0.28 * len(values))

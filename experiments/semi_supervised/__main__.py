@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from fl.report.plots.style import Line, figure_style, new_figure, save
-from fl.tools.sweep import Sweep
+from fl.tools.sweep.reading import load
+from fl.tools.sweep.sweep import Sweep
 
 SHARES = (0.002, 0.01, 0.05, 0.2)
 ROUNDS = 12
@@ -42,7 +43,7 @@ def by_share(sweep: Sweep, seeds: int) -> Sweep:
         for share in SHARES
     }
     bound = {BOUND: {**(sweep.variants[BOUND] or {}), **SETTING}}
-    return replace(sweep, variants=variants | bound, seeds=seeds, metrics=[METRIC])
+    return replace(sweep, variants=variants | bound, seeds=range(seeds), metrics=[METRIC])
 
 
 def accuracies(sweep: Sweep, out: Path) -> dict[str, np.ndarray]:
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("shares.png"), help="the figure")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     options = parser.parse_args()
-    base = Sweep.load(Path(__file__).parent / "mnist.sweep.yaml")
+    base = load(Path(__file__).parent / "mnist.sweep.yaml")
     sweep = by_share(base, options.seeds)
     found = accuracies(sweep, options.out)
     names = [name for name in base.variants if name != BOUND]

@@ -2,7 +2,7 @@
 
     app.py        the table of all commands              runs.py      run, resume, digest
     options.py    options that several commands share    reports.py   compare, ledger, participation, matrix, partition
-    overrides.py  key=value arguments                    tools.py     sweep, tune, bench
+    overrides.py  key=value arguments                    tools.py     tune, bench, doctor; sweep.py
     errors.py     error lines and exit codes             parts.py     list, show, check
     format.py     tables and summaries as text           flower.py    flower run, export, certificates
     docstring.py  `Args:` sections, for `fl show`        execute.py   runs with progress, interrupts.py: Ctrl-C

@@ -7,7 +7,8 @@ fl compare runs/a runs/b --target val/accuracy=0.9 --plot curves.png      fl mat
 fl plot runs/a runs/b --out curves.pdf --width column --label "a=FedAvg"
 fl ledger runs/a --by client      fl participation runs/a runs/b --plot participation.png
 fl partition quickstart.yaml partition.alpha=0.1 --plot partition.png
-fl sweep sweep.yaml --out runs      fl tune quickstart.yaml --seconds 60 --out tuned.yaml      fl bench
+fl sweep quickstart.yaml client.lr=0.03,0.1,0.3 --seeds 3 --plot sweep.pdf      fl sweep variants.sweep.yaml
+fl tune quickstart.yaml --seconds 60 --out tuned.yaml      fl bench
 fl new strategy my_rule      fl list strategy      fl show strategy scaffold      fl check strategy:fedavg
 fl flower run APP_DIR num-server-rounds=5 --nodes 100      fl flower certificates tls --host server.example.org
 fl flower export quickstart.yaml app/ partition.clients=3 cohort.size=3
@@ -21,7 +22,7 @@ from typing import Annotated
 import typer
 
 from fl import __version__
-from fl.cli import flower, parts, reports, runs, tools
+from fl.cli import flower, parts, reports, runs, sweep, tools
 from fl.cli.interrupts import stop_on_signals
 
 PANELS: dict[str, dict[str, Callable[..., None]]] = {
@@ -35,7 +36,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "matrix": reports.matrix,
         "partition": reports.partition,
     },
-    "Experiments and speed": {"sweep": tools.sweep, "tune": tools.tune, "bench": tools.bench, "doctor": tools.doctor},
+    "Experiments and speed": {"sweep": sweep.sweep, "tune": tools.tune, "bench": tools.bench, "doctor": tools.doctor},
     "Parts": {"new": parts.new, "list": parts.list_, "show": parts.show, "check": parts.check},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ from fl.errors import ConfigError
 if TYPE_CHECKING:
     from fl.data.dataset import Dataset
     from fl.data.partition import Partition
+    from fl.report.plots.style import Look
 
 Metrics = Annotated[
     list[str] | None,
@@ -104,7 +106,7 @@ def plot(
         str,
         typer.Option(
             help="curves: a metric against a cost; clients: a metric of each client, worst first; "
-            "time: where simulated time goes."
+            "time: where simulated time goes; sweep: the metric that chooses against the values tried."
         ),
     ] = "curves",
     metric: Annotated[str | None, typer.Option(help="Metric on the y axis (default: the first that all have).")] = None,
@@ -129,10 +131,13 @@ def plot(
         from fl.report.plots.style import Look, width_of
         from fl.report.variants import read_variants
 
-        require_one_of(("curves", "clients", "time"), kind=kind)
+        require_one_of(("curves", "clients", "time", "sweep"), kind=kind)
         require_one_of(COSTS, cost=cost)
         require_one_of(tuple(BANDS), band=band)
         with usage_errors():
+            if kind == "sweep":
+                _plot_sweep(directories, out, metric, Look(width_of(width), height, title), label or ())
+                return
             variants = read_variants(directories)
             labels = _labels(label or (), [variant.name for variant in variants])
             look = Look(width_of(width), height, title, labels)
@@ -144,6 +149,17 @@ def plot(
             else:
                 plot_simulated_time(variants, out, look)
         print(out)
+
+
+def _plot_sweep(directories: Sequence[Path], out: Path, metric: str | None, look: Look, labels: Sequence[str]) -> None:
+    from fl.report.plots.sweep import plot_sweep
+    from fl.report.sweeps import read_sweep
+
+    if len(directories) != 1:
+        raise ValueError(f"kind: 'sweep' plots the folder of one sweep, not {len(directories)} folders")
+    names = [variant.name for variant in read_sweep(directories[0], metric)]
+    plot_sweep(directories[0], out, replace(look, labels=_labels(labels, names)), metric)
+    print(out)
 
 
 def _labels(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Commands that execute many runs: sweep, tune, bench; and a look at the machine: doctor."""
+"""Commands about speed: tune, bench; and a look at the machine: doctor."""
 
 from __future__ import annotations
 
@@ -8,44 +8,11 @@ from typing import Annotated
 
 import typer
 
-from fl.cli.errors import EXIT_FAILED, log_to_stderr, report_errors, require_one_of, say, usage_errors
+from fl.cli.errors import EXIT_FAILED, log_to_stderr, report_errors, require_one_of, say
 from fl.cli.format import print_table, two_columns
 from fl.cli.json_output import print_json
-from fl.cli.options import COSTS, FORMATS, AsJson, Cost, Format, Overrides, Plot, Traceback, Versus
+from fl.cli.options import FORMATS, AsJson, Format, Overrides, Traceback
 from fl.cli.overrides import parse_overrides
-
-
-def sweep(
-    file: Annotated[Path, typer.Argument(help="A YAML file of variants; its format is in fl/tools/sweep.py.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run directories; finished runs in it are reused.")],
-    only: Annotated[list[str] | None, typer.Option(help="Run only this variant. Repeatable.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of runs at a time, each in its own process.")] = 1,
-    versus: Versus = None,
-    plot: Plot = None,
-    cost: Cost = "up",
-    form: Format = "md",
-    as_json: AsJson = False,
-    traceback: Traceback = False,
-) -> None:
-    """Run variants of a configuration over several seeds, tune each variant, and compare them in a table."""
-    with report_errors(traceback):
-        from fl.report.compare import default_metric, table
-        from fl.tools.sweep import Sweep
-
-        require_one_of(COSTS, cost=cost)
-        require_one_of(FORMATS, format=form)
-        loaded = Sweep.load(file)
-        if versus is not None:
-            require_one_of(only or list(loaded.variants), versus=versus)
-        variants = loaded.run(out, only or (), jobs, say)
-        with usage_errors():
-            metrics = loaded.metrics or [default_metric(variants)]
-            rows = table(variants, metrics, versus=versus)
-            if plot:
-                from fl.report.plots.curves import plot_curves
-
-                plot_curves(variants, metrics[0].partition("@")[0], cost, plot)
-        print_table(rows, form, as_json)
 
 
 def doctor(as_json: AsJson = False, traceback: Traceback = False) -> None:

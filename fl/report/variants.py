@@ -29,6 +29,7 @@ from fl.errors import did_you_mean
 from fl.report.client_metrics import clients
 from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
 from fl.report.render import Mean, Reached
+from fl.report.sweep_folder import chosen_folders
 from fl.storage.run import of_rounds, read_metrics, rounds_done
 from fl.tasks.task import SELECT, minimised
 
@@ -243,7 +244,7 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
     found: dict[str, dict[Path, Sequence[Row]]] = {}
     left_out: list[Path] = []
     seen: set[Path] = set()
-    for directory in [each for given in directories for each in _variant_folders(given)]:
+    for label, directory in [each for given in directories for each in _variant_folders(given)]:
         for path in run_directories(directory):
             if path.resolve() in seen:
                 continue
@@ -252,7 +253,7 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
             if not rows:
                 left_out.append(path)
                 continue
-            name = directory.name if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
+            name = label if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
             found.setdefault(name or directory.name, {})[path] = rows
     if empty is not None:
         empty += left_out
@@ -274,11 +275,21 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
     return methods + [Variant.of(name, runs, baseline=True) for name, runs in others.items()]
 
 
-def _variant_folders(directory: Path) -> list[Path]:
-    """Return `directory`, or the folders of its variants if it is the folder of a sweep: OUT/VARIANT/s0."""
+def _variant_folders(directory: Path) -> list[tuple[str, Path]]:
+    """(name, folder) of one or several variants.
+
+    A folder is its own variant. The folder OUT of a sweep has OUT/VARIANT/s0 for each variant; one that was tuned is
+    the runs of its chosen setting, also as OUT/VARIANT.
+    """
     if any(directory.glob("metrics.jsonl")) or any(directory.glob("*/metrics.jsonl")):
-        return [directory]
-    return sorted({file.parent.parent for file in directory.glob("*/*/metrics.jsonl")}) or [directory]
+        return [(directory.name, directory)]
+    if not directory.exists():
+        chosen = chosen_folders(directory.parent)
+        return [(directory.name, chosen.get(directory.name, directory))]
+    chosen = chosen_folders(directory)
+    folders = sorted({file.parent.parent for file in directory.glob("*/*/metrics.jsonl")})
+    others = [(folder.name, folder) for folder in folders if folder.name.partition(",")[0] not in chosen]
+    return [*chosen.items(), *others] or [(directory.name, directory)]
 
 
 def run_directories(directory: Path) -> list[Path]:

@@ -15,7 +15,17 @@ from fl.errors import did_you_mean
 from fl.report.charts import mean_line
 from fl.report.costs import COSTS
 from fl.report.names import readable
-from fl.report.plots.style import Line, Look, add_legend, figure_style, new_figure, save, time_unit
+from fl.report.plots.style import (
+    Line,
+    Look,
+    add_legend,
+    add_notes,
+    figure_style,
+    new_figure,
+    save,
+    set_log_scale,
+    time_unit,
+)
 from fl.report.variants import Variant
 from fl.tasks.task import minimised
 
@@ -100,9 +110,9 @@ def draw_curves(
         if log is None:
             log = cost != "round" and _cost_range(every) > WIDE_RANGE
         if log:
-            _set_log_scale(axes)
+            set_log_scale(axes)
         add_legend(figure, axes, look)
-        _add_notes(figure, [*_about_bands(methods, band), *_hidden(axes, means)])
+        add_notes(figure, [*_about_bands(methods, band), *_hidden(axes, means)])
     return figure
 
 
@@ -129,7 +139,7 @@ def draw_client_metric(variants: Sequence[Variant], metric: str, look: Look = Lo
         label = f"{readable(metric)} on own test rows"
         axes.set(xlabel="% of clients, worst first", ylabel=label, title=look.title, xlim=(0, 100))
         add_legend(figure, axes, look)
-        _add_notes(figure, [*_about_bands(variants, "range"), *_hidden(axes, means)])
+        add_notes(figure, [*_about_bands(variants, "range"), *_hidden(axes, means)])
     return figure
 
 
@@ -196,12 +206,6 @@ def _coincide(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
     return bool((difference <= tolerance).mean() >= 0.9)
 
 
-def _add_notes(figure: Figure, notes: Sequence[str]) -> None:
-    """Write notes below the axes."""
-    if notes:
-        figure.supxlabel("; ".join(notes), fontsize="x-small", color="0.35", wrap=True)
-
-
 def _quantiles(ordered: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Values of the sorted (clients,) at shares of the clients, as a step function."""
     return ordered[np.minimum((shares * len(ordered)).astype(int), len(ordered) - 1)]
@@ -211,13 +215,3 @@ def _cost_range(every: Sequence[Curves]) -> float:
     """Largest final cost / smallest final cost."""
     ends = [x[-1] for runs in every for x, _ in runs if len(x) and x[-1] > 0]
     return max(ends) / min(ends) if ends else 1.0
-
-
-def _set_log_scale(axes: Axes) -> None:
-    """Make the x axis logarithmic; write its numbers in full where they are neither tiny nor huge."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    if 1e-3 <= low and high <= 1e5:
-        axes.xaxis.set_major_formatter("{x:g}")
-    if high / low < 30:  # hardly a power of ten in this range
-        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")

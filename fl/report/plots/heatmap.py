@@ -19,7 +19,7 @@ def plot_accuracy_matrices(matrices: Sequence[tuple[str, np.ndarray]], file: Pat
         for axes, (name, values) in zip(every[0], matrices):
             image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis")
             if values.shape[1] <= 10:
-                _write_values(axes, values)
+                write_values(axes, values)
             rows, columns = values.shape
             axes.set(title=name, xlabel="accuracy on task", xticks=range(columns), yticks=range(rows))
         every[0][0].set_ylabel("after task")
@@ -27,10 +27,11 @@ def plot_accuracy_matrices(matrices: Sequence[tuple[str, np.ndarray]], file: Pat
         save(figure, file)
 
 
-def _write_values(axes: Axes, values: np.ndarray) -> None:
+def write_values(axes: Axes, values: np.ndarray, low: float = 0.0, high: float = 1.0, digits: int = 2) -> None:
+    """Write the values, (rows, columns), into the cells of a heat map whose colours reach from `low` to `high`."""
     size = 8 if values.shape[1] <= 6 else 6
     for (t, s), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "white" if value < 0.6 else "black"
-            text = f"{value:.2f}".lstrip("0")
+            colour = "white" if value < low + 0.6 * (high - low) else "black"
+            text = f"{value:.{digits}f}".removeprefix("0")
             axes.text(s, t, text, ha="center", va="center", color=colour, fontsize=size)

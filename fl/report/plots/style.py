@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,22 @@ def add_legend(figure: Figure, axes: Axes, look: Look) -> None:
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     else:
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
+
+
+def add_notes(figure: Figure, notes: Sequence[str]) -> None:
+    """Write notes below the axes."""
+    if notes:
+        figure.supxlabel("; ".join(notes), fontsize="x-small", color="0.35", wrap=True)
+
+
+def set_log_scale(axes: Axes) -> None:
+    """Make the x axis logarithmic; write its numbers in full where they are neither tiny nor huge."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if 1e-3 <= low and high <= 1e5:
+        axes.xaxis.set_major_formatter("{x:g}")
+    if high / low < 30:  # hardly a power of ten in this range
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
 
 
 def save(figure: Figure, file: Path) -> None:
