@@ -79,7 +79,7 @@ class ExtendedDirichlet(Partitioner):
 
     Args:
         clients: Number of clients; at least 1.
-        classes: Number of classes of each client.
+        classes: Number of classes of each client, from 1 to the number of classes.
         alpha: Concentration of the shares, positive. Large: equal shares.
         min_size: Minimum number of rows per client; at least 0.
         seed: Seed of the random choices.

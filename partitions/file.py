@@ -103,7 +103,7 @@ class File(Partitioner):
 
     Args:
         path: An .npz or .json file, relative to the current directory or to the data folder.
-        lists: One list of row numbers per client.
+        lists: One list of row numbers (from 0) for each client, in place of `path`.
     """
 
     path: str | None = None

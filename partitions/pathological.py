@@ -91,8 +91,9 @@ class Pathological(Partitioner):
 
     Args:
         clients: Number of clients; at least 1.
-        num_classes_per_partition: Number of classes of each client.
-        class_assignment_mode: `random`, `first-deterministic` or `deterministic`; see the module.
+        num_classes_per_partition: Number of classes of each client, from 1 to the number of classes.
+        class_assignment_mode: `random`: any classes; `first-deterministic`: client c has class c mod K and others at
+            random; `deterministic`: classes c, c + 1, ... mod K.
         seed: Seed of the random choices.
     """
 

@@ -87,7 +87,7 @@ class Pfllib(Partitioner):
 
     Args:
         clients: Number of clients; at most a quarter of the rows.
-        alpha: Concentration, positive.
+        alpha: Concentration, positive. Small: few clients hold most of a class. Large: nearly iid.
         seed: Seed of NumPy's legacy generator.
     """
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from fl import registry
-from fl.cli.docstring import split_args
 from fl.kinds import KINDS
+from fl.reference.docstring import split_args
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fl", "strategies", "clients", "partitions")

@@ -9,16 +9,19 @@ import sys
 import pytest
 
 from fl import registry
-from fl.cli import source
 from fl.config.config import Config
 from fl.config.fields import NOT_A_KEY
 from fl.errors import UnknownName
 from fl.kinds import KINDS
+from fl.reference import parts, source
 
 HEAVY = {"torch", "numba", "ray", "numpy", "scipy", "sklearn", "pydantic", "transformers", "peft", "flwr", "pandas"}
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "show", "show execution", "show strategy scaffold"])
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "list", "show", "show execution", "show strategy scaffold", "show config", "show config --json"],
+)
 def test_commands_about_parts_import_nothing_heavy(command):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "fl", *command.split()], capture_output=True, text=True
@@ -31,15 +34,19 @@ def test_commands_about_parts_import_nothing_heavy(command):
 @pytest.mark.parametrize("kind", KINDS)
 def test_source_text_tells_what_the_imported_parts_are(kind):
     """The names, docstrings, and the arguments with their types and defaults."""
-    found = source.registered(kind)
-    assert list(found) == registry.names(kind)
-    for name, told in found.items():
-        part = registry.lookup(kind, name)
+    entries = parts.names(kind)
+    assert list(entries) == registry.names(kind)
+    aliases = {name for entry in entries.values() for name in entry.names}
+    assert aliases == set(registry.names(kind, aliases=True))
+    for name, entry in entries.items():
+        part, told = registry.lookup(kind, name), entry.definition
+        module = inspect.cleandoc(sys.modules[part.__module__].__doc__)
+        assert entry.summary in (module.partition("\n")[0], inspect.cleandoc(part.__doc__).partition("\n")[0])
         assert told.is_dataclass == dataclasses.is_dataclass(part)
-        assert told.module.docstring == inspect.cleandoc(sys.modules[part.__module__].__doc__)
+        assert told.module.docstring == module
         assert_arguments_are_told(told, part)
         if kind == "strategy":
-            assert told.value("client") == part.client
+            assert parts.client_of(told) == part.client
 
 
 def assert_arguments_are_told(told, part):
@@ -60,7 +67,7 @@ def assert_arguments_are_told(told, part):
 def test_source_text_tells_the_keys_of_a_configuration():
     told = source.definition_of("fl.config.config:Config")
     assert_arguments_are_told(told, Config)
-    assert {kind: source.default_name(kind) for kind in KINDS} == {name: kind.default() for name, kind in KINDS.items()}
+    assert {kind: parts.default_name(kind) for kind in KINDS} == {name: kind.default() for name, kind in KINDS.items()}
 
 
 FILE = '''
@@ -102,17 +109,17 @@ class Base(Strategy):
 def test_a_users_file_is_shown_without_running_it(tmp_path):
     (tmp_path / "rule.py").write_text(FILE)
     (tmp_path / "beside.py").write_text(BESIDE)
-    rule = source.find("strategy", f"{tmp_path}/rule.py:Rule")
+    rule = parts.find("strategy", f"{tmp_path}/rule.py:Rule")
     assert [(each.name, each.type, each.default, each.description) for each in rule.arguments()] == [
         ("length", "int", "3", "a number."),
         ("names", "list[str]", "['a']", ""),
         ("lr", "float", "0.5", "the rate."),
     ]
-    assert (rule.text, rule.value("client")) == ("Does it.", "moon")
+    assert (rule.text, parts.client_of(rule)) == ("Does it.", "moon")
 
 
 @pytest.mark.parametrize("reference", ["{}/missing.py:Rule", "{}/beside.py:Rule", "no_such_module:Rule", "scaffol"])
 def test_a_part_that_does_not_exist(tmp_path, reference):
     (tmp_path / "beside.py").write_text(BESIDE)
     with pytest.raises(UnknownName):
-        source.find("strategy", reference.format(tmp_path))
+        parts.find("strategy", reference.format(tmp_path))

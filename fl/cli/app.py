@@ -17,12 +17,16 @@ fl flower export quickstart.yaml app/ partition.clients=3 cohort.size=3
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from fl import __version__
 from fl.cli import flower, parts, reports, runs, sweep, tools
+from fl.cli.completion import use_our_bash
+from fl.cli.errors import usage_as_json
 from fl.cli.interrupts import stop_on_signals
 
 PANELS: dict[str, dict[str, Callable[..., None]]] = {
@@ -48,8 +52,22 @@ def print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+class Commands(TyperGroup):
+    """The commands. With --json a mistake in the command line is JSON on stdout, too, as other errors are."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the options of `fl` itself."""
+        with usage_as_json():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read the arguments of a command, and run it."""
+        with usage_as_json():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
-    help="Federated-learning simulator.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=Commands, help="Federated-learning simulator.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 for panel, commands in PANELS.items():
     for name, command in commands.items():
@@ -77,4 +95,6 @@ app.add_typer(flower_app, name="flower", rich_help_panel="Flower")
 def main() -> None:
     """Run the command that `sys.argv` names."""
     with stop_on_signals():
-        app()
+        command = typer.main.get_command(app)
+        use_our_bash()
+        command()

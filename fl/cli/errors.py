@@ -4,6 +4,8 @@
 1    the command failed: a client's error, a law that does not hold, a benchmark below its bar
 2    a mistake in the configuration or the command
 130  stopped by Ctrl-C or SIGTERM
+
+With --json the error is on stdout, too, as one JSON object (json_output.py).
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import os
 import select
 import sys
 from collections.abc import Collection, Iterator
+from typing import NoReturn
 
+import click
 import typer
 
 from fl.cli.interrupts import stopped
+from fl.cli.json_output import print_json_error
 from fl.errors import ClientError, ConfigError, UnknownName
 
 EXIT_FAILED = 1
@@ -39,15 +44,33 @@ def report_errors(traceback: bool = False, interrupted: str = "stopped") -> Iter
         if isinstance(error, BrokenPipeError) and _reader_is_gone():  # as in `fl list | head`
             raise typer.Exit from None
         if stopped() or isinstance(error, KeyboardInterrupt):
-            say(interrupted)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            fail(interrupted, EXIT_INTERRUPTED)
         if not isinstance(error, Exception):  # a user's module calls sys.exit while it is imported
             error = RuntimeError(f"{type(error).__name__}({error}) was raised").with_traceback(error.__traceback__)
         if traceback or os.environ.get("FL_TRACEBACK") == "1":
             raise error
-        usage = isinstance(error, (ConfigError, UnknownName))
-        say(f"error: {in_words(error)}")
-        raise typer.Exit(EXIT_USAGE if usage else EXIT_FAILED) from None
+        code = EXIT_USAGE if isinstance(error, (ConfigError, UnknownName)) else EXIT_FAILED
+        fail(f"error: {in_words(error)}", code, error.path if isinstance(error, ConfigError) else "")
+
+
+def fail(line: str, code: int, key: str = "") -> NoReturn:
+    """Say why the command ends, on stderr and with --json also on stdout, and end it with this exit code.
+
+    `key`: the configuration key that is wrong, or "".
+    """
+    say(line)
+    print_json_error(line.removeprefix("error: "), code, key)
+    raise typer.Exit(code) from None
+
+
+@contextlib.contextmanager
+def usage_as_json() -> Iterator[None]:
+    """With --json, print a mistake in the command line as JSON on stdout; typer prints it on stderr as ever."""
+    try:
+        yield
+    except click.UsageError as error:
+        print_json_error(error.format_message(), EXIT_USAGE)
+        raise
 
 
 def _reader_is_gone() -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fl.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, say
+from fl.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, fail, say
 from fl.cli.format import format_baselines, format_profile, format_summary, four_decimals, two_columns
 from fl.cli.interrupts import Interrupts
 from fl.cli.json_output import print_json
@@ -95,8 +95,8 @@ def _monitor(
         from fl.storage.run import committed
 
         resumable = directory and committed(directory)
-        say(f"aborted; resume with: fl resume {directory}" if resumable else "stopped before the first round")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        line = f"aborted; resume with: fl resume {directory}" if resumable else "stopped before the first round"
+        fail(line, EXIT_INTERRUPTED)
 
 
 def _interrupted(summary: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from fl.cli.errors import log_to_stderr, report_errors, say
 from fl.cli.execute import execute_flower_app
+from fl.cli.json_output import print_json
 from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Traceback
 from fl.cli.overrides import parse_overrides
 from fl.errors import ConfigError
@@ -93,6 +94,7 @@ def export(
     config: ConfigFile,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new project; it must not exist yet.")],
     overrides: Overrides = None,
+    as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
     """Write a Flower project that runs a configuration on SuperNodes, and print the commands that run it.
@@ -103,7 +105,11 @@ def export(
         from fl.config.reading import read
         from fl.flower.export import export
 
-        print(export(read(config, parse_overrides(overrides)), folder).next_steps)
+        exported = export(read(config, parse_overrides(overrides)), folder)
+        if as_json:
+            print_json({"folder": str(folder), "next_steps": exported.next_steps.splitlines()})
+        else:
+            print(exported.next_steps)
 
 
 def certificates(
@@ -114,6 +120,7 @@ def certificates(
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Number of SuperNodes to make a key pair for: node-0, ...")] = 0,
     days: Annotated[int, typer.Option(min=1, max=3650, help="Days for which the certificates are valid.")] = 365,
+    as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
     """Make the certificates and keys of a deployment: ca.crt, server.crt, their keys, and keys of SuperNodes.
@@ -124,6 +131,11 @@ def certificates(
         from fl.flower.certificates import connection, make_certificates
 
         hosts = hosts or []
-        for file in make_certificates(folder, hosts, nodes, days):
+        files = make_certificates(folder, hosts, nodes, days)
+        for file in files:
             say(f"wrote {file}")
-        print(connection(folder, (*hosts, "127.0.0.1")[0]), end="")
+        text = connection(folder, (*hosts, "127.0.0.1")[0])
+        if as_json:
+            print_json({"files": [str(file) for file in files], "connection": text})
+        else:
+            print(text, end="")

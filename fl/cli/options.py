@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fl.cli.completion import complete_override
 from fl.cli.json_output import reserve_stdout
 
 FORMATS = ("md", "latex", "csv")
@@ -17,7 +18,11 @@ AXES = ("round", "up", "total", "hours", "wall")  # those that the page of `fl r
 ConfigFile = Annotated[str, typer.Argument(help="A YAML configuration file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value ...]", help="Changes to the configuration: rounds=100 cohort.size=20"),
+    typer.Argument(
+        metavar="[key=value ...]",
+        help="Changes to the configuration: rounds=100 cohort.size=20",
+        autocompletion=complete_override,
+    ),
 ]
 Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders of runs that differ only in their seed.")]
 NewRun = Annotated[Path | None, typer.Option(help="Run directory (default: a new directory under runs/).")]

@@ -119,6 +119,7 @@ def plot(
     height: Annotated[float | None, typer.Option(help="Height in inches (default: follows from the width).")] = None,
     title: Annotated[str, typer.Option(help="Title of the figure.")] = "",
     label: Labels = None,
+    as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
     """Plot runs for a paper. Curves differ in colour, dashes and markers, so that they can be told apart in print."""
@@ -148,7 +149,10 @@ def plot(
                 plot_client_metric(variants, client_metric_name([metric] if metric else []), out, look)
             else:
                 plot_simulated_time(variants, out, look)
-        print(out)
+        if as_json:
+            print_json({"out": str(out)})
+        else:
+            print(out)
 
 
 def _plot_sweep(directories: Sequence[Path], out: Path, metric: str | None, look: Look, labels: Sequence[str]) -> None:
@@ -220,6 +224,7 @@ def participation(
 def matrix(
     directories: Annotated[list[Path], typer.Argument(help="Run directories of a task stream.")],
     plot: Annotated[Path | None, typer.Option(help="Plot the matrices side by side into this file.")] = None,
+    as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
     """Show the accuracy on every task after every task of a stream, with ACC, forgetting and backward transfer."""
@@ -229,12 +234,19 @@ def matrix(
 
         with usage_errors(OSError):
             found = [(directory.name, accuracy_matrix(directory)) for directory in directories]
+        rows = []
         for name, values in found:
-            print(name)
-            for row in values:
-                print("  ", " ".join("    -" if x != x else f"{x:5.3f}" for x in row))
             summary = forgetting([row[: t + 1].tolist() for t, row in enumerate(values)])
-            print("  ", "  ".join(f"{key} {value:.3f}" for key, value in summary.items()))
+            rows.append({"name": name, "accuracy": values.tolist(), **summary})
+            if not as_json:
+                print(name)
+                for row in values:
+                    print("  ", " ".join("    -" if x != x else f"{x:5.3f}" for x in row))
+                print("  ", "  ".join(f"{key} {value:.3f}" for key, value in summary.items()))
+        if as_json:
+            from fl.storage.run import finite
+
+            print_json(finite(rows))
         if plot:
             from fl.report.plots.heatmap import plot_accuracy_matrices
 
@@ -256,6 +268,7 @@ def report(
     pdf: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PDF into this folder.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as SVG into this folder.")] = None,
     cost: Annotated[str, typer.Option(help=f"Cost on the x axis of these figures: {', '.join(AXES)}.")] = "round",
+    as_json: AsJson = False,
     traceback: Traceback = False,
 ) -> None:
     """Write one HTML file about runs: curves, clients, bytes, participation, timelines, settings, what methods keep."""
@@ -281,9 +294,14 @@ def report(
                 runs.variants[0].require_cost(cost)
         sections = make_sections(runs, own)
         write_page(runs, sections, out, title or ", ".join(runs.names))
+        written = {folder: len(write_figures(sections, folder, suffix, cost)) for suffix, folder in folders.items()}
+        if as_json:
+            figures = {str(folder): count for folder, count in written.items()}
+            print_json({"out": str(out), "sections": len(sections), "bytes": out.stat().st_size, "figures": figures})
+            return
         print(f"{out}: {len(sections)} sections, {out.stat().st_size / 1e6:.1f} MB")
-        for suffix, folder in folders.items():
-            print(f"{folder}: {len(write_figures(sections, folder, suffix, cost))} figures")
+        for folder, count in written.items():
+            print(f"{folder}: {count} figures")
 
 
 def _loaded(directory: Path) -> tuple[Dataset, Partition]:

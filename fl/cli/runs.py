@@ -15,7 +15,6 @@ from fl.cli.json_output import print_json
 from fl.cli.options import AsJson, ConfigFile, NewRun, Overrides, Quiet, Traceback
 from fl.cli.overrides import SMOKE_COHORT, SMOKE_ROUNDS, parse_overrides, parse_seed_range, shrink_for_smoke
 from fl.errors import ConfigError
-from fl.storage.place import check_place
 
 
 def run(
@@ -35,6 +34,8 @@ def run(
             raise ConfigError("--seed", f"the seed is a key of the configuration; write seed={seed} without --")
         changes = parse_overrides(overrides)
         if out is not None:
+            from fl.storage.place import check_place
+
             check_place(out)
         from fl.config.config import resolve
         from fl.config.reading import read
@@ -110,9 +111,13 @@ def evaluate(
         print(two_columns(lines.items()))
 
 
-def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+def digest(
+    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    as_json: AsJson = False,
+    traceback: Traceback = False,
+) -> None:
     """Print the SHA-256 of a run's model. Two runs with equal digests have equal bits."""
-    with report_errors():
+    with report_errors(traceback):
         from fl.storage import sums
         from fl.storage.run import committed, committed_model, last_commit
         from fl.tensors import serialise
@@ -128,9 +133,14 @@ def digest(directory: Annotated[Path, typer.Argument(help="Run directory.")]) ->
 
             from fl.tensors.params import Params
 
-            print(serialise.digest(Params.of(load_file(file))))
+            model = Params.of(load_file(file))
         else:  # the run has not ended, or was resumed after that file was written
-            print(serialise.digest(committed_model(commit)))
+            model = committed_model(commit)
+        found = serialise.digest(model)
+        if as_json:
+            print_json({"directory": str(directory), "digest": found})
+        else:
+            print(found)
 
 
 def _round_of(model_file: Path) -> str | None:

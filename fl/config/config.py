@@ -58,9 +58,9 @@ class Config:
 
     Args:
         seed: seed of all randomness of the run, 0 or more.
-        rounds: number of rounds, 1 or more. With a `stream` it follows from the stream.
+        rounds: number of rounds, 1 or more. A `stream` determines it; then leave it out.
         data: the data set, with options for all data sets beside its own.
-        partition: gives training rows to clients.
+        partition: gives training rows to clients, or columns to parties.
         stream: a sequence of learning problems; None: one problem.
         shift: changes each client's samples in its own way; None: no change.
         labels: which training rows keep their labels; None: all.
@@ -83,7 +83,7 @@ class Config:
         evaluation: when, and on which clients, the model is evaluated.
         execution: where and how client work is computed.
         checkpoint: when the run is written to disk.
-        stop: conditions that end the run before its last round.
+        stop: conditions that end the run before its last round; the first one that holds ends it.
         tracking: what follows the run: trackers, or your own callbacks, in this order.
         baselines: methods that the run is compared with, on the same splits and for the same work.
         references: how the parts were asked for, by dotted path; not a key of a configuration.

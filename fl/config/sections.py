@@ -29,10 +29,11 @@ class Evaluation:
         stage: which model clients evaluate: "received" from the server, "trained" locally, or "adapted" by `adapt`; or
             a list of them. The metrics of the first have plain names, those of the others begin with the stage, as
             in trained/clients/loss_mean.
-        adapt: client algorithm of the stage "adapted".
-        shots: number of training samples that `adapt` uses, the first ones, 1 or more; None: all.
+        adapt: client algorithm that adapts the received model in the stage "adapted"; None without this stage.
+        shots: number of the client's training samples that `adapt` uses, the first ones, 1 or more; None: all.
         select: metric by which the best model is chosen. Default: val/accuracy or val/loss if there are
-            validation rows, else train/loss. Metrics that end in "loss" are minimised.
+            validation rows, else train/loss. Losses, errors, deviations, Gini coefficients and gaps are minimised
+            (names that end in loss, mse, perplexity, _std, _gini, gap or fgt), other metrics are maximised.
     """
 
     every: int = 1
@@ -67,7 +68,8 @@ class Stop:
     """Conditions that end a run before its last round.
 
     Args:
-        target: metric -> value; the run ends once one of them is reached.
+        target: metric -> value, as in {val/accuracy: 0.9}; the run ends with the first evaluation that reaches all of
+            them. A loss reaches values from above, an accuracy from below, as for `evaluation.select`.
         patience: number of evaluations, 1 or more, without a better `evaluation.select`; None: no limit.
         simulated_seconds: virtual time, positive; the run ends with the round in which it has passed. None: no limit.
     """

@@ -25,8 +25,8 @@ class Standard:
     """Mean and standard deviation for normalisation, one number per channel (or feature), or one for all.
 
     Args:
-        mean: Means.
-        std: Standard deviations, positive, as many as means.
+        mean: means in the units of x: one for each channel (or feature), or one for all.
+        std: standard deviations in the units of x, positive: as many as means.
     """
 
     mean: tuple[float, ...]
@@ -43,10 +43,13 @@ class Data:
 
     Args:
         part: An object with load() -> Dataset, or data in one of the forms of fl/data/forms.py.
-        long_tail: Ratio of the training rows of the first class to those of the last class; at least 1. Default: as is.
-        normalise: True normalises with the mean and standard deviation of the training rows; or give both.
-        augment: Random changes of training batches, in order: the weak chain of methods that use two.
-        strong: The strong chain of these methods, in order; other methods do not use it.
+        long_tail: ratio of the training rows of the first class to those of the last class, 1 or more; classes between
+            them decrease geometrically. None: all rows stay.
+        normalise: x <- (x - mean) / std, for each channel or feature. True: mean and std are those of the training
+            rows; or {mean: [...], std: [...]}. False: x stays as it is loaded.
+        augment: random changes of training batches, in this order. Methods with a weak and a strong chain use it as the
+            weak one.
+        strong: the strong chain of these methods, in this order. Other methods ignore it.
     """
 
     part: Any

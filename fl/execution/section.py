@@ -21,18 +21,20 @@ class Execution:
             processes save time, else this process.
         workers: number of worker processes, 1 or more ("serial": threads of compiled training). Default: one per CPU
             core that this process may use (fewer under a memory limit), or per GPU.
-        address: address of a Ray cluster, "auto" for the running one; None: this machine.
+        address: address of a Ray cluster, as HOST:PORT; "auto": the running one; None: this machine.
         plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several
             together; "auto" the fastest that fits the model.
-        chunk: number of clients that are trained together, a power of two; None: chosen.
-        memory_format: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen.
+        chunk: number of clients that are trained together, a power of two; None: chosen from the model's size.
+        memory_format: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen by
+            the model's convolutions.
         micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of
             a larger batch are added up. None: the whole batch.
         device: "cpu", or "cuda": workers share the GPUs.
         precision: "float32", "tf32" (GPUs only) or "bf16" (autocast).
         graphs: on a GPU, run the gradients of the loop as CUDA graphs.
         deterministic: on a GPU, use only algorithms that give the same bits each time.
-        on_client_error: "raise" ends the run; "drop" leaves the client out of the round.
+        on_client_error: what an error in a client's work does: "raise" ends the run; "drop" leaves the client out of
+            the round.
         client_timeout: longest time for the work of one client, in seconds, with executor ray; None: no limit. A
             client that takes longer is tried again on a new worker; the second time, the run stops and names it.
     """

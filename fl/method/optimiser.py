@@ -31,11 +31,13 @@ class LRSchedule:
 
     Args:
         start: learning rate at t = 0 without warm-up, at least 0.
-        schedule: shape of the curve f.
+        schedule: how the rate falls: "constant"; "cosine" and "linear" to 0 at `over`; "step": it is multiplied by
+            `factor` at every multiple of `every`.
         every: rounds or steps between two drops of "step", at least 1.
         factor: multiplier of each drop of "step", at least 0.
         by: t counts rounds of the run ("round"), or local steps from the start of each local training ("step").
-        over: t at which "cosine" and "linear" reach 0, at least 1. Default: the number of rounds. Required by step.
+        over: t at which "cosine" and "linear" reach 0, at least 1. Default: the number of rounds. Needed with
+            by: step.
         warmup: number of rounds or steps with a rising rate, at least 0.
     """
 

@@ -34,10 +34,13 @@ class Model:
 
     Args:
         part: builds the module: an object with build(shape of a sample, outputs), such as a `Factory`.
-        batch_norm: whose running statistics BatchNorm layers use: batch, local or averaged.
-        init: safetensors file with tensors of the same names, or the directory of a run, whose final model is used.
-        freeze: glob patterns of parameters that keep their initial values and are never sent.
-        adapter: freezes the module and adds small trainable tensors.
+        batch_norm: statistics of BatchNorm layers. "batch": those of each batch, also in evaluation. "local": each
+            client's running statistics, which are never sent. "averaged": running statistics that are sent and averaged
+            like parameters. None: the layers stay as they are.
+        init: where the first weights come from: a safetensors file with tensors of the same names, or a run directory,
+            whose final model is used. None: the initialisation of the module.
+        freeze: glob patterns of parameters, such as "conv*", that keep their first values and are never sent.
+        adapter: freezes the module and adds small trainable tensors, such as LoRA. None: the module itself is trained.
     """
 
     part: Any

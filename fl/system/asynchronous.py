@@ -17,7 +17,8 @@ class Asynchronous(ServerMode):
     """Base of asynchronous modes.
 
     Args:
-        max_staleness: Arrivals with a larger staleness are discarded; at least 0. Default: no limit.
+        max_staleness: Most server steps since a client's download, 0 or more; later arrivals are discarded. Default:
+            no limit.
     """
 
     max_staleness: int | None = None
@@ -51,7 +52,8 @@ class Buffered(Asynchronous):
     Args:
         concurrency: Number of clients that work at the same time; at least 1.
         buffer: Number of arrivals per server step; at least 1.
-        max_staleness: Arrivals with a larger staleness are discarded; at least 0. Default: no limit.
+        max_staleness: Most server steps since a client's download, 0 or more; later arrivals are discarded. Default:
+            no limit.
     """
 
     concurrency: int
@@ -85,7 +87,8 @@ class Tiered(Asynchronous):
     Args:
         tiers: Number of tiers; at least 1.
         clients: Number of clients in a tier's round; at least 1. A smaller tier uses all its clients.
-        max_staleness: Arrivals with a larger staleness are discarded; at least 0. Default: no limit.
+        max_staleness: Most server steps since a client's download, 0 or more; later arrivals are discarded. Default:
+            no limit.
     """
 
     tiers: int

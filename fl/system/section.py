@@ -18,14 +18,17 @@ class System:
     """Devices, availability and failures of the clients.
 
     Args:
-        devices: The device of each client.
-        availability: The times at which each client is present. Default: always.
-        compute: Unit of a client's computation: `samples` (devices need ms_per_sample) or measured `flops` (gflops).
-        dropout: Probability that a client breaks off during a round trip, in [0, 1).
-        jitter: Standard deviation of the logarithm of a random factor on each leg; at least 0.
-        up_bytes: Bytes that a client sends in an exchange. Only needed where they must be known before training and are
-            not: with a codec whose size depends on the values, or with a group that was not broadcast.
-        memory_mb: Memory needed for training, in 10^6 bytes; at least 0. Clients with less never take part.
+        devices: speed, bandwidth and memory of each client's device.
+        availability: the times at which each client is present.
+        compute: unit of a client's computation: "samples" (devices have ms_per_sample), or measured "flops" (devices
+            have gflops).
+        dropout: probability that a client breaks off during a round trip, in [0, 1).
+        jitter: standard deviation of the logarithm of a random factor on the duration of each download, computation and
+            upload, 0 or more.
+        up_bytes: bytes that a client sends in an exchange, 0 or more. None: computed. Give it where the size must be
+            known before training and cannot be computed: with a codec whose size depends on the values, or with a group
+            that was not broadcast.
+        memory_mb: memory that training needs, in 10^6 bytes, 0 or more. Clients with less never take part.
     """
 
     devices: DeviceModel

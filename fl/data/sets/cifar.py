@@ -34,8 +34,8 @@ class CIFAR10(Loader):
     Without the original files, a JPEG-compressed copy in another order is used; results then differ in the decimals.
 
     Args:
-        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
-        test: Number of test samples, chosen in the same way. Default: all.
+        train: Number of training samples, positive, chosen at random. Default: all, in the stored order.
+        test: Number of test samples, positive, chosen at random. Default: all, in the stored order.
         seed: Seed of the shuffle.
     """
 
@@ -75,8 +75,8 @@ class CIFAR100(Loader):
 
     Args:
         labels: The labels `y`: `fine` or `coarse`. The others are the array `coarse` or `fine`.
-        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
-        test: Number of test samples, chosen in the same way. Default: all.
+        train: Number of training samples, positive, chosen at random. Default: all, in the stored order.
+        test: Number of test samples, positive, chosen at random. Default: all, in the stored order.
         seed: Seed of the shuffle.
     """
 

@@ -32,8 +32,8 @@ class MNIST(Loader):
     """MNIST: arrays x, y and hsf (NIST series: 0 employees, 4 high-school students). Natural owners are the writers.
 
     Args:
-        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
-        test: Number of test samples, chosen in the same way. Default: all.
+        train: Number of training samples, positive, chosen at random. Default: all, in the stored order.
+        test: Number of test samples, positive, chosen at random. Default: all, in the stored order.
         pooled: Use all 70,000 rows for training, those of `train` first; the server has no test set. This is PFLlib's
             protocol and NOT the canonical split: results are not comparable with results on the 10,000 test images.
         seed: Seed of the shuffle.

@@ -68,7 +68,7 @@ class SST2(Loader):
 
     Args:
         tokenizer: `minilm`, or the folder of a pretrained model.
-        length: Tokens per text.
+        length: Tokens per text, positive. Longer texts are cut, shorter ones are padded.
         phrases: `whole` or `all`; see the module.
         train: Number of random training phrases. Default: all.
         seed: Seed of the random choice.
@@ -98,7 +98,7 @@ class AGNews(Loader):
 
     Args:
         tokenizer: `minilm`, or the folder of a pretrained model.
-        length: Tokens per text.
+        length: Tokens per text, positive. Longer texts are cut, shorter ones are padded.
         train: Number of random training items among the others. Default: all.
         test: Number of random items for the server's test set; at least 1.
         seed: Seed of the random choices.

@@ -33,8 +33,8 @@ class USPS(Loader):
     """USPS digits.
 
     Args:
-        train: Number of training samples, the first of an addressed shuffle. Default: all, in the stored order.
-        test: Number of test samples, chosen in the same way. Default: all.
+        train: Number of training samples, positive, chosen at random. Default: all, in the stored order.
+        test: Number of test samples, positive, chosen at random. Default: all, in the stored order.
         side: Height and width in pixels, positive; other values than 16 resize bilinearly. MNIST has 28.
         seed: Seed of the shuffle.
     """

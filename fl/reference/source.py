@@ -1,39 +1,47 @@
 """Parts as their source text describes them. Nothing is imported or run, so `fl list` and `fl show` need no torch.
 
-registered(kind)             -> {name: Definition}      every `@register(kind, name, ...)` of this project
-find(kind, "scaffold")       -> Definition              also "path/to/file.py:Name" and "module:Name"
-definition.arguments()       -> [Argument, ...]         the fields of a dataclass, those of its bases first
+module_source("fl.data.splits") -> Module          a module of this project, of a user's folder or of Python's path
+definition_of("module:Class")   -> Definition      a class or a function
+definition.arguments()          -> [Argument, ...] the fields of a dataclass, those of its bases first
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 import fl
-from fl.cli.docstring import split_args
-from fl.errors import UnknownName, did_you_mean
 from fl.kinds import KINDS
+from fl.reference.docstring import split_args
 
 ROOT = Path(fl.__file__).resolve().parents[1]
 PACKAGES = sorted({package.partition(".")[0] for kind in KINDS.values() for package in kind.packages})
-DEFAULT_PART = re.compile(r"KINDS\['(\w+)'\]\.default\(\)")
 EMPTY = {"dict": "{}", "list": "[]", "tuple": "()"}  # default factories
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a part: its name, its type and default as text, and what it means ("" without a description)."""
+    """An argument of a part.
+
+    Args:
+        name: its name, which is the key of a configuration.
+        type: its annotation as text.
+        default: its default as Python text; "required" if it has none.
+        description: what it means; "" without a line in an `Args:` section.
+        owner: the class that defines it.
+        node: its line in the source.
+    """
 
     name: str
     type: str
     default: str
     description: str
+    owner: Definition
+    node: ast.AnnAssign
 
 
 @dataclass(frozen=True)
@@ -57,32 +65,47 @@ class Module:
     def imported(self) -> dict[str, tuple[str, str]]:
         """Name -> (module, name in it), or (module, "") for a module."""
         found: dict[str, tuple[str, str]] = {}
-        for node in ast.walk(self.tree):
+        for node in _top_level(self.tree):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found |= {each.asname or each.name: (node.module, each.name) for each in node.names}
             elif isinstance(node, ast.Import):
                 found |= {each.asname or each.name: (each.name, "") for each in node.names}
         return found
 
-    def definition(self, name: str) -> Definition | None:
-        """Return a class or function of this module, or one that it imports."""
-        for node in self.tree.body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-                return Definition(self, node)
-        module, _, attribute = name.rpartition(".")
-        where, what = self.imported.get(name, (self.imported.get(module, ("", ""))[0] if module else "", attribute))
+    @functools.cached_property
+    def own(self) -> dict[str, Definition]:
+        """The classes and functions that this module defines, by name."""
+        nodes = (node for node in self.tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)))
+        return {node.name: Definition(self, node) for node in nodes}
+
+    def home(self, name: str) -> tuple[Module, str] | None:
+        """Return the module that defines a name, as far as its source is found, and its name there."""
+        prefix, _, attribute = name.rpartition(".")
+        where, what = self.imported.get(prefix or name, ("", ""))
+        if not where:
+            return None if prefix else (self, name)
         if where == "fl":
             where = fl._HOMES.get(what, where)
-        source = module_source(where, self.path.parent) if where and what else None
-        return source.definition(what) if source is not None else None
+        if prefix and what:  # a module of a package
+            where = f"{where}.{what}"
+        elif not prefix:
+            attribute = what
+        source = module_source(where, self.path.parent) if attribute else None
+        return None if source is None else (source, attribute)
 
-    def registered(self) -> Iterator[tuple[list[str], Definition]]:
-        """Yield (kind and names, part) for each part that is registered."""
-        for node in self.tree.body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-                for call in node.decorator_list:
-                    if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
-                        yield [ast.literal_eval(word) for word in call.args], Definition(self, node)
+    def definition(self, name: str) -> Definition | None:
+        """Return a class or function of this module, or one that it imports."""
+        if name in self.own:
+            return self.own[name]
+        home = self.home(name)
+        return home[0].definition(home[1]) if home is not None and home != (self, name) else None
+
+    def constant(self, name: str) -> tuple[Module, ast.expr] | None:
+        """Return the expression of a constant, which may be imported, and its module; None if it is not found."""
+        if name in self.values:
+            return self, self.values[name]
+        home = self.home(name)
+        return home[0].constant(home[1]) if home is not None and home != (self, name) else None
 
 
 @dataclass(frozen=True)
@@ -101,13 +124,6 @@ class Definition:
     def text(self) -> str:
         """The docstring without its `Args:` section."""
         return split_args(self.docstring)[0]
-
-    @property
-    def summary(self) -> str:
-        """First line that describes the part: that of its module if the part is alone in it, else its own."""
-        alone = len({part.node.name for _, part in self.module.registered()}) == 1
-        texts = (self.module.docstring, self.docstring) if alone else (self.docstring, self.module.docstring)
-        return next(filter(None, texts), "").partition("\n")[0]
 
     @functools.cached_property
     def lineage(self) -> list[Definition]:
@@ -139,26 +155,21 @@ class Definition:
             for node in each.node.body if each._decorated else ():
                 if isinstance(node, ast.AnnAssign):
                     found[ast.unparse(node.target)] = each, node
+        keys = {name: each for name, each in found.items() if _is_key(each[1])}
         return [
-            Argument(name, ast.unparse(node.annotation), where._default(node.value), described.get(name, ""))
-            for name, (where, node) in found.items()
-            if _is_key(node)
+            Argument(
+                name, ast.unparse(node.annotation), owner._default(node.value), described.get(name, ""), owner, node
+            )
+            for name, (owner, node) in keys.items()
         ]
 
-    def annotation(self, name: str) -> list[Definition]:
-        """Return the classes that may be the value of a field, as far as their source is found."""
-        node = next(n for n in self.node.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == name)
-        found = map(self.module.definition, ast.unparse(node.annotation).split(" | "))
-        return [each for each in found if each is not None]
-
-    def value(self, name: str) -> str:
-        """Return the value of a class attribute as text."""
+    def value(self, name: str) -> ast.expr | None:
+        """Return the expression that is assigned to a class attribute; None if there is none."""
         for each in self.lineage:
             values = dict(_assigned(each.node.body))
             if name in values:
-                default = DEFAULT_PART.fullmatch(ast.unparse(values[name]))
-                return default_name(default[1]) if default else str(ast.literal_eval(values[name]))
-        return ""
+                return values[name]
+        return None
 
     def _default(self, value: ast.expr | None) -> str:
         if value is None:
@@ -172,19 +183,19 @@ class Definition:
                 return EMPTY.get(ast.unparse(made), f"{ast.unparse(made)}()")
             return self._default(given.get("default"))
         if isinstance(value, ast.Name):
-            value = self._constant(self.module, value.id) or value
+            value = (self.module.constant(value.id) or (None, value))[1]
         try:
             return repr(ast.literal_eval(value))
         except ValueError:
             return ast.unparse(value)
 
-    def _constant(self, module: Module, name: str) -> ast.expr | None:
-        """Return the expression of a constant, which may be imported."""
-        if name in module.values:
-            return module.values[name]
-        where, what = module.imported.get(name, ("", ""))
-        source = module_source(where, module.path.parent) if what else None
-        return self._constant(source, what) if source is not None else None
+
+def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements of a module, and those under `if TYPE_CHECKING:` and `try:`."""
+    for node in tree.body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try)):
+            yield from node.body
 
 
 def _is_key(node: ast.AnnAssign) -> bool:
@@ -202,12 +213,13 @@ def _assigned(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
             yield ast.unparse(node.target), node.value
 
 
-# -- finding ----------------------------------------------------------------------------------------------------------
 @functools.cache
-def _read(path: Path) -> Module:
+def read_module(path: Path) -> Module:
+    """Return the module in a file."""
     return Module(path, ast.parse(path.read_text()))
 
 
+@functools.cache
 def module_source(name: str, beside: Path | None = None) -> Module | None:
     """Return the module `name` of this project, of the folder `beside` or of Python's path; None if it has no source.
 
@@ -223,70 +235,8 @@ def module_source(name: str, beside: Path | None = None) -> Module | None:
                 break
             where = list(spec.submodule_search_locations or [])
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            return _read(Path(spec.origin))
+            return read_module(Path(spec.origin))
     return None
-
-
-def registered(kind: str) -> dict[str, Definition]:
-    """Return the registered parts of a kind by their own names, sorted."""
-    return {name: part for name, part in sorted(_by_name(kind).items()) if _own_name(part, kind) == name}
-
-
-def find(kind: str, reference: str) -> Definition:
-    """Return the part with this name, or the one that `path/to/file.py:Name` or `module:Name` refers to.
-
-    Raises:
-        UnknownName: there is none.
-    """
-    if ":" not in reference:
-        known = registered(kind)
-        if reference not in _by_name(kind):
-            hint = did_you_mean(reference, known)
-            raise UnknownName(
-                f"{reference!r} is not one of {list(known)} (nor a path/to/file.py:Name or module:Name).{hint}"
-            )
-        return _by_name(kind)[reference]
-    where, _, name = reference.rpartition(":")
-    path = Path(where).expanduser()
-    if where.endswith(".py") and not path.is_file():
-        raise UnknownName(f"{path} does not exist")
-    module = _read(path.resolve()) if where.endswith(".py") else module_source(where, Path.cwd())
-    if module is None:
-        raise UnknownName(f"{reference!r}: there is no source of a module {where!r}")
-    found = module.definition(name)
-    if found is None:
-        raise UnknownName(f"{reference!r}: {where} defines no class or function {name!r}")
-    return found
-
-
-@functools.cache
-def _by_name(kind: str) -> dict[str, Definition]:
-    """Return the parts of a kind by all their names."""
-    found: dict[str, Definition] = {}
-    for path, text in _registering():
-        if f'@register("{kind}"' in text:
-            for (its_kind, *names), part in _read(path).registered():
-                if its_kind == kind:
-                    found |= dict.fromkeys(names, part)
-    return found
-
-
-@functools.cache
-def _registering() -> list[tuple[Path, str]]:
-    """Return the files of this project that register parts, with their text."""
-    texts = ((path, path.read_text()) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    return [(path, text) for path, text in texts if "@register(" in text]
-
-
-def _own_name(part: Definition, kind: str) -> str:
-    return next(names[1] for names, each in part.module.registered() if each.node is part.node and names[0] == kind)
-
-
-def default_name(kind: str) -> str:
-    """Return the name of the part that is used when a configuration names none, or ""."""
-    module = module_source(KINDS[kind].packages[0])
-    defaults = module.values.get("DEFAULTS") if module is not None else None
-    return ast.literal_eval(defaults).get(kind, "") if defaults is not None else ""
 
 
 def definition_of(reference: str) -> Definition:
