@@ -11,7 +11,7 @@ PINS := setup.cfg pyproject.toml constraints.txt
 
 SHARED := -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast check newest-ray bench clean
+.PHONY: demo test test-fast check docs newest-ray bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,6 +28,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy fl strategies clients partitions
+
+# the documentation site in build/site, strictly: a link to nothing stops it; seconds
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/site.py
 
 # start the newest Ray that setup.cfg allows, whatever constraints.txt pins, and attack it: a minute
 newest-ray: $(VENV)/.installed-dev
