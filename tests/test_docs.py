@@ -50,6 +50,7 @@ def test_the_readmes_configuration_resolves_and_runs(tmp_path):
 
 
 PAGES = [
+    "docs/cluster.md",
     "docs/communication.md",
     "docs/data.md",
     "docs/evaluation.md",

@@ -27,6 +27,7 @@ from fl.tasks.task import Metric
 from fl.tensors.trees import row
 
 if TYPE_CHECKING:
+    from fl.execution.job import Job
     from fl.execution.worker import Worker
 
 EVALUATION_BLOCK = 1024  # samples per forward pass
@@ -96,14 +97,7 @@ class ClientEvaluation(Evaluation):
 
     def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
         super().__init__(worker, dispatch)
-        # whether all clients predict by the received model, so that one forward pass serves many
-        self.shared = (
-            dispatch.rows is None
-            and dispatch.work == "received"
-            and dispatch.broadcast.uniform
-            and predicts_with_received_model(self.job.algorithm)
-            and not (depends_on_batch(self.job.module) or self.job.statistics or self.job.by_client)
-        )
+        self.shared = predicts_together(self.job, dispatch)
 
     @property
     def runs_client_code(self) -> bool:
@@ -204,6 +198,17 @@ class ServerEvaluation(Evaluation):
         with self.device.computing():
             net = self.job.algorithm.predictor(self.client_context(SERVER, self.downloads.common, config, None))
         self.measure(positions, net, np.concatenate(blocks), np.array(list(map(len, blocks))), self.job.server_arrays)
+
+
+def predicts_together(job: Job, dispatch: ExchangeDispatch) -> bool:
+    """Whether all clients predict by the received model, so that one forward pass serves many. No state is read."""
+    return (
+        dispatch.rows is None
+        and dispatch.work == "received"
+        and dispatch.broadcast.uniform
+        and predicts_with_received_model(job.algorithm)
+        and not (depends_on_batch(job.module) or job.statistics or job.by_client)
+    )
 
 
 def predicts_with_received_model(algorithm: ClientAlgorithm) -> bool:

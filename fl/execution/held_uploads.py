@@ -6,7 +6,7 @@ attacker:       update -> scratch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -45,12 +45,23 @@ class Held:
     skeleton: str
     vectors: tuple[Vector | None, ...]
 
-    def read(self, vectors: Mapping[int, Vector] | None = None) -> Tree:
-        """Return the group, in memory of its own; `vectors` replace some of its tensors, by index."""
-        replaced, tensors = vectors or {}, []
-        for index, (dtype, shape) in enumerate(shapes(self.skeleton)):
-            vector = replaced.get(index, self.vectors[index])
-            tensors.append(torch.empty(shape, dtype=dtype) if vector is None else vector.read().view(shape))
+    def present(self, replaced: Mapping[int, Vector] | None = None) -> dict[int, Vector]:
+        """Return the vectors of tensors that have elements, by index; `replaced` take the place of some."""
+        own = {index: vector for index, vector in enumerate(self.vectors) if vector is not None}
+        return own | dict(replaced or {})
+
+    def read(self, read: Callable[[Vector], Tensor], replaced: Mapping[int, Vector] | None = None) -> Tree:
+        """Return the group, in memory of its own.
+
+        Args:
+            read: reads one vector.
+            replaced: vectors that take the place of some tensors, by index.
+        """
+        vectors = self.present(replaced)
+        tensors = [
+            read(vectors[index]).view(shape) if index in vectors else torch.empty(shape, dtype=dtype)
+            for index, (dtype, shape) in enumerate(shapes(self.skeleton))
+        ]
         tree = unflatten(self.skeleton, tensors)
         return tree_map(_without_padding, tree) if replaced else tree
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from fl.data.augment import Augment
 from fl.data.parties import PartyArrays
 from fl.data.stream import Period
 from fl.data.views import placed
+from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
+from fl.execution.stored_records import stored_records
 from fl.execution.training.device import Device
 from fl.execution.worker import Worker
 from fl.method.client import ClientAlgorithm
@@ -26,6 +29,7 @@ from fl.method.transform import Transform
 from fl.models.binding import Initial
 from fl.models.client_models import ClientModel, ClientModels
 from fl.models.probe import ModuleFacts
+from fl.storage.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,23 @@ class Job:
         first = Initial(put(initial.trained), put(initial.frozen))
         return replace(model, module=self.device.put_module(model.module), initial=first)
 
-    def worker(self, writer: int) -> Worker:
-        """Make a worker; `writer` numbers the segments that it writes."""
-        return Worker(self, writer)
+    @property
+    def stores(self) -> tuple[Path, Path]:
+        """The folders of segments that workers read and write."""
+        return self.folder, self.scratch
+
+    def records(self, dispatch: ExchangeDispatch | DispatchGroup, tasks: np.ndarray) -> np.ndarray:
+        """Return the stored records that some tasks, (m,), read; see `stored_records`."""
+        return stored_records(self, dispatch, tasks)
+
+    def worker(self, writer: int, open_store: Callable[[Path], Segments] = Segments) -> Worker:
+        """Make a worker.
+
+        Args:
+            writer: numbers the segments that it writes.
+            open_store: opens one of the `stores`.
+        """
+        return Worker(self, writer, open_store)
 
     def placed(self) -> Job:
         """Return the job with its tensors on its device."""

@@ -60,7 +60,8 @@ class SubmitWork(ClientWork):
         client, examples = int(self.dispatch.cohort[at[0]]), next(iter(submission.groups.values())).num_examples
         attack = submission.attack
         with span("data", "held update"), during("reduce"):
-            groups = {name: held.read((attack or {}).get(name)) for name, held in submission.groups.items()}
+            read, attacked = self.worker.scratch.read_vector, attack or {}
+            groups = {name: held.read(read, attacked.get(name)) for name, held in submission.groups.items()}
         if attack is not None:
             update = Update(groups, examples, owned=True)
             self.uploads.upload(at, update, {}, [None], stacked=False, careful=True, keep=lambda residuals: None)

@@ -9,9 +9,10 @@ task -> chunk of cohort positions -> what each client receives -> client work ->
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,9 +48,10 @@ class Worker:
     Args:
         job: what does not change during the run.
         writer: number of the segments that this worker writes.
+        open_store: opens the job's folders of segments.
     """
 
-    def __init__(self, job: Job, writer: int):
+    def __init__(self, job: Job, writer: int, open_store: Callable[[Path], Segments] = Segments):
         configure_process()
         job.device.prepare()
         if job.compiled:
@@ -57,8 +59,7 @@ class Worker:
         self.job, self.writer = job.placed(), writer
         self.slices = [period.partition.train_slices() for period in job.periods]
         self.has_unlabelled = [bool(period.partition.unlabelled.any()) for period in job.periods]
-        self.states = Segments(job.folder)
-        self.scratch = Segments(job.scratch)
+        self.states, self.scratch = map(open_store, job.stores)
         self.scratch.write_to(writer)
         self.round: int | None = None  # of the files in `scratch`
         self.first_round: int | None = None

@@ -70,9 +70,19 @@ class AppJob:
     source: Path | None = None
     seeded: ClassVar[bool] = True
 
-    def worker(self, writer: int) -> AppWorker:
-        """Make a worker."""
-        return AppWorker(self)
+    @property
+    def stores(self) -> tuple[Path]:
+        """The folder of segments that workers read and write."""
+        return (self.states,)
+
+    def records(self, batch: AppBatch, tasks: np.ndarray) -> np.ndarray:
+        """Return the states that some tasks, (m,), read: int64 (n, 5), see fl/execution/stored_records.py."""
+        rows = [(at, 0, *batch.messages[at].state) for at in tasks.tolist() if batch.messages[at].state[0] >= 0]
+        return np.array(rows, np.int64).reshape(-1, 5)
+
+    def worker(self, writer: int, open_store: Callable[[Path], Segments] = Segments) -> AppWorker:
+        """Make a worker; `open_store` opens the folder of states."""
+        return AppWorker(self, open_store)
 
     def __reduce__(self) -> Reduced:
         fields = tuple(getattr(self, each.name) for each in dataclass_fields(self))
@@ -183,13 +193,13 @@ def _partial_result(results: np.ndarray) -> AppPartialResult:
 class AppWorker:
     """Runs one message at a time, for any node."""
 
-    def __init__(self, job: AppJob) -> None:
+    def __init__(self, job: AppJob, open_store: Callable[[Path], Segments] = Segments) -> None:
         configure_process()
         threadpool_limits(1)
         gc.freeze()  # see `gc_frozen`
         if job.source is not None:
             registry.add_user_folder(job.source)
-        self.job, self.states = job, Segments(job.states)
+        self.job, self.states = job, open_store(job.states)
 
     def run(self, batch: AppBatch, tasks: Iterable[tuple[int, int]], segment: int) -> AppPartialResult:
         """Run the tasks of ranges [first, last)."""

@@ -28,7 +28,7 @@ from fl.method.reduction import GroupReduction, Product
 from fl.simulation.setup import RunSetup
 from fl.simulation.totals import RoundTotals
 from fl.storage import files
-from fl.storage.segments import Vector
+from fl.storage.segments import Vector, segment_path
 from fl.tensors import random
 from fl.tensors.generators import seeded_generators
 from fl.tensors.serialise import flatten, raw_bytes, shapes
@@ -37,6 +37,7 @@ from fl.tensors.trees import Tree
 COLUMNS = 1 << 16  # of a block, at most
 ELEMENTS = 1 << 23  # of a block, about
 CHUNK = 64  # clients per task of the second stage
+ATTACKS = 10**11  # first number of the segments that attacks are written to, above those of all workers
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class AttackedExchanges:
         if first.value is None:  # no client answered
             return first
         held = _by_client(first.value)
-        path = self.scratch / f"attack-{dispatch.number}.seg"
+        path = segment_path(self.scratch, ATTACKS + dispatch.number)
         targets = self._targets(dispatch, held, attacks)
         written = self.executor.call(write_attacks, self.adversary, targets, self.seed, path) if targets else {}
         totals.add_simulated({"attackers": len(written)})

@@ -23,6 +23,15 @@ _MAX_WRITERS = 1 << 20
 COMPACT_ABOVE = 64 << 20  # never compact for fewer unused bytes than this
 
 
+def writer_of(segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (generations, writers) of segments, each (n,).
+
+    >>> [int(x) for x in writer_of(np.array(3 * (1 << 20) + 7))]
+    [3, 7]
+    """
+    return segments // _MAX_WRITERS, segments % _MAX_WRITERS
+
+
 class ClientStates:
     """The committed and staged states of `population` clients in `folder`."""
 

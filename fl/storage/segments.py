@@ -55,6 +55,11 @@ class Vector:
         return torch.from_numpy(array).view(getattr(torch, self.dtype))
 
     @property
+    def location(self) -> tuple[int, int, int]:
+        """Where the vector lies: (segment, offset, length)."""
+        return int(Path(self.path).stem), self.offset, self.length
+
+    @property
     def numel(self) -> int:
         """Number of elements."""
         return self.length // getattr(torch, self.dtype).itemsize
@@ -85,17 +90,23 @@ class Vector:
 
 
 class Segments:
-    """The segments in one folder. Writes go to segment `own` (see `write_to`), which the first write creates."""
+    """The segments in one folder. Writes go to segment `own` (see `write_to`), which the first write creates.
+
+    Attributes:
+        folder: where the files lie.
+        home: the folder in which the driver finds them; another one on other nodes (node_segments.py).
+    """
 
     def __init__(self, folder: Path | str):
         self.folder, self.own = Path(folder), -1
+        self.home = self.folder
         self.file: int | None = None
         self.end = 0
         self.maps: dict[int, mmap.mmap] = {}
 
     def path(self, segment: int) -> Path:
         """Return the file of a segment."""
-        return self.folder / f"{segment:012d}.seg"
+        return segment_path(self.folder, segment)
 
     def write_to(self, segment: int) -> None:
         """Write to `segment` from now on."""
@@ -139,7 +150,8 @@ class Segments:
         """Write a vector without a header; return a handle that can open it."""
         vector = vector.contiguous()
         _, offset, _ = self._write([raw_bytes(vector)])
-        return Vector(str(self.path(self.own)), offset, vector.nbytes, str(vector.dtype).removeprefix("torch."))
+        path = segment_path(self.home, self.own)
+        return Vector(str(path), offset, vector.nbytes, str(vector.dtype).removeprefix("torch."))
 
     def _write(self, parts: Sequence[bytes | memoryview]) -> tuple[int, int, int]:
         if self.file is None:
@@ -175,15 +187,9 @@ class Segments:
         lengths, starts = locations[:, 2], locations[:, 1]
         if (lengths != lengths[0]).any() or (starts % ALIGNMENT).any():
             return None
-        units = int(lengths[0]) // ALIGNMENT
-        block = torch.empty(len(locations), units, ALIGNMENT, dtype=torch.uint8).numpy()  # aligned for the kernels
-        for segment in np.unique(locations[:, 0]):
-            members = np.flatnonzero(locations[:, 0] == segment)
-            whole = np.frombuffer(self._map(int(segment), int(starts[members].max() + lengths[0])), np.uint8)
-            first = starts[members, None] // ALIGNMENT
-            block[members] = whole[: len(whole) // ALIGNMENT * ALIGNMENT].reshape(-1, ALIGNMENT)[
-                first + np.arange(units)
-            ]
+        shape = len(locations), int(lengths[0]) // ALIGNMENT, ALIGNMENT
+        block = torch.empty(shape, dtype=torch.uint8).numpy()  # aligned for the kernels
+        self._fill(block, locations)
         rows = block.reshape(len(locations), -1)
         damaged = _checksums(rows) != rows[:, :_SUMMED].copy().view("<u8")[:, 0]
         if damaged.any():
@@ -196,6 +202,19 @@ class Segments:
         ).any() or '"array"' in skeleton:  # numpy arrays cannot be stacked
             return None
         return _tree(skeleton, torch.from_numpy(rows), end)
+
+    def _fill(self, block: np.ndarray, locations: np.ndarray) -> None:
+        """Copy records of one length at locations (n, 3) to rows of a block, uint8 (n, units, ALIGNMENT)."""
+        for segment in np.unique(locations[:, 0]):
+            members = np.flatnonzero(locations[:, 0] == segment)
+            starts, length = locations[members, 1], int(locations[0, 2])
+            whole = np.frombuffer(self._map(int(segment), int(starts.max() + length)), np.uint8)
+            units = starts[:, None] // ALIGNMENT + np.arange(block.shape[1])
+            block[members] = whole[: len(whole) // ALIGNMENT * ALIGNMENT].reshape(-1, ALIGNMENT)[units]
+
+    def read_vector(self, vector: Vector) -> Tensor:
+        """Return a copy of a vector that some worker of the run has written."""
+        return vector.read()
 
     def check(self, locations: np.ndarray) -> None:
         """Check that the files of the records at locations (n, 3) exist and are long enough.
@@ -218,12 +237,16 @@ class Segments:
         Raises:
             Damaged: the record is lost, or its bytes have changed.
         """
-        found = memoryview(self._map(segment, offset + length))[offset : offset + length]
+        found = self._bytes(segment, offset, length)
         if len(found) < length:
             raise Damaged(f"{self.path(segment)} ends before byte {offset + length}, which was committed")
         if xxhash.xxh3_64_intdigest(found[_SUMMED:]) != _FRONT.unpack_from(found)[0]:
             raise self._damage(segment, offset)
         return found
+
+    def _bytes(self, segment: int, offset: int, length: int) -> memoryview:
+        """Return the bytes of a record without a look at them; fewer if the file ends before."""
+        return memoryview(self._map(segment, offset + length))[offset : offset + length]
 
     def _damage(self, segment: int, offset: int) -> Damaged:
         return Damaged(f"{self.path(segment)} is damaged: the checksum of the record at byte {offset} differs")
@@ -246,6 +269,11 @@ class Segments:
             os.close(self.file)
             self.file = None
         self.maps.clear()
+
+
+def segment_path(folder: Path, segment: int) -> Path:
+    """Return the file of a segment in a folder."""
+    return folder / f"{segment:012d}.seg"
 
 
 def _pad(length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Same bits: serial, Ray with one and two workers, on two nodes, after a worker or the driver is killed.
+"""Same bits: serial, Ray with one and two workers, after a worker or the driver is killed; nodes: test_nodes.py.
 
 Five methods cover the cases: FedAvg (sums), SCAFFOLD (client states), trimmed mean (collects all updates), a toy with
 three exchanges and carries, and private SCAFFOLD (noise, a bound that adapts). The final models' digests must be
@@ -9,8 +9,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -124,38 +122,6 @@ def _run_and_kill_workers(raw, out, kills):
                 killers[-1].join()  # wait for the killer, so that rounds remain after it
 
         return simulation.run([AfterRound(begin_to_kill)]), len(done)
-
-
-@pytest.mark.slow
-def test_two_nodes(serial, tmp_path):
-    """A cluster of two nodes with one core and one worker each: data between nodes go through Ray's object store."""
-    code = f"""
-import json, sys, ray
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "object_store_memory": 128 << 20}})
-cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
-cluster.wait_for_nodes()
-ray.init(cluster.address, include_dashboard=False, log_to_driver=False)
-import fl
-from test_same_bits import METHODS, config
-from fl.config.config import resolve
-from fl.config.reading import read
-from fl.simulation.simulation import Simulation
-digests = {{}}
-for method in METHODS:
-    raw = read(config(method), {{"execution.executor": "ray", "execution.workers": 2}})
-    with Simulation(resolve(raw), __import__("pathlib").Path({str(tmp_path)!r}) / method) as simulation:
-        result = simulation.run()
-        digests[method] = [result.digest, len({{m.node for m in simulation.executor.members}})]
-print("DIGESTS", json.dumps(digests))
-ray.shutdown()
-cluster.shutdown()
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr[-3000:]
-    digests = json.loads(next(line for line in out.stdout.splitlines() if line.startswith("DIGESTS")).partition(" ")[2])
-    assert digests == {method: [serial(method).digest, 2] for method in METHODS}
 
 
 DRIVER = """

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from fl.execution.workers.node_records import NewRecords
     from fl.execution.workers.shared import Handle
+    from fl.storage.node_segments import Parcel
     from fl.tracking import spans
 
 
@@ -53,6 +55,7 @@ class Actor:
 
         from fl import registry
         from fl.execution.workers.deaths import Deadline
+        from fl.execution.workers.node_records import NodeRecords
         from fl.execution.workers.shared import Region, SharedFiles, SharedQueue
         from fl.tracking import spans
 
@@ -64,7 +67,9 @@ class Actor:
         self.files = SharedFiles(name if self.is_local else f"{name}-{self.node[:8]}")
         self.region, self.queue = Region(self.files), SharedQueue(self.files.queue)
         self.deadline = Deadline(self.files.folder.path, client_seconds)
-        self.worker = self._open(handle, memory).worker(writer)
+        job = self._open(handle, memory)
+        self.records = None if self.is_local else NodeRecords(self.files.name, job.stores)
+        self.worker = job.worker(writer) if self.records is None else job.worker(writer, self.records.open)
 
     def serve(self, path: str, key: bytes) -> None:
         """Answer a driver on this machine over a socket until it hangs up; both know the key."""
@@ -76,29 +81,45 @@ class Actor:
         """Return this process's clock, in seconds."""
         return time.perf_counter()
 
-    def run(self, request: bytes, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
-        """Compute a share of a dispatch. `request` is one argument of bytes: Ray spends 0.1 ms on each argument."""
+    def run(
+        self, request: bytes, memory: np.ndarray | None = None, parcel: Parcel | None = None
+    ) -> tuple[Handle, spans.SpanRecord | None, list[NewRecords]]:
+        """Compute a share of a dispatch.
+
+        Args:
+            request: handle, place in the queue and segment: one argument, because Ray spends 0.1 ms on each.
+            memory: the dispatch's bytes, on other nodes than the driver's.
+            parcel: stored records that the tasks read, on other nodes.
+        """
         from fl.tracking import spans
 
         with spans.span("transfer", "call"):
             handle, number, runs, steal, index, segment = pickle.loads(request)
             dispatch = self._open(handle, memory)
+            if self.records is not None:
+                self.records.arrive(parcel)
             with self.deadline:
                 tasks = self.deadline.watched(self.queue.tasks(number, runs, index, steal), dispatch.clients)
                 answer = self._answer(self.worker.run(dispatch, tasks, segment))
-        return answer, spans.take_record(spans.MAX_SENT)
+            records = [] if self.records is None else self.records.new()
+        return answer, spans.take_record(spans.MAX_SENT), records
 
-    def call(self, handle: Handle, memory: np.ndarray | None) -> tuple[Handle, spans.SpanRecord | None]:
-        """Call a function of the server."""
+    def piece(self, store: int, segment: int, start: int, end: int) -> np.ndarray:
+        """Return bytes of a segment that this node's workers have written, (end - start,)."""
+        assert self.records is not None
+        return self.records.piece(store, segment, start, end)
+
+    def call(self, handle: Handle) -> tuple[Handle, spans.SpanRecord | None, list[NewRecords]]:
+        """Call a function of the server, on the driver's node."""
         from fl.execution.isolation import isolated
         from fl.tracking import spans
 
         with spans.span("transfer", "call"):
-            fn, args = self._open(handle, memory)
+            fn, args = self._open(handle, None)
             with spans.span("server", "work"), isolated():
                 value = fn(*args)
             answer = self._answer(value)
-        return answer, spans.take_record(spans.MAX_SENT)
+        return answer, spans.take_record(spans.MAX_SENT), []
 
     def last_words(self, attempt: int, index: int, pid: int) -> tuple[int | None, str]:
         """Return the task in which another worker on this node ended, and where it was if it took too long."""
@@ -118,7 +139,9 @@ class Actor:
             self.files.remove()
         self.worker.close()
         self.queue.close()
-        del self.worker, self.region, self.queue, self.files, self.deadline
+        if self.records is not None:
+            self.records.leave()
+        del self.worker, self.region, self.queue, self.files, self.deadline, self.records
         gc.collect()
         trim()
 

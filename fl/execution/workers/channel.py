@@ -11,6 +11,7 @@ import contextlib
 import pickle
 import secrets
 import socket
+from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
@@ -23,6 +24,18 @@ LIVENESS_SECONDS = 1.0  # between looks whether a worker that has to connect is 
 
 class WorkerDied(Exception):
     """The worker's process has ended."""
+
+
+@dataclass
+class Member:
+    """A worker with a job, and the channel to it; `actor` is `None` once it is dead."""
+
+    actor: Any
+    writer: int
+    node: str
+    pid: int
+    channel: Channel
+    clock_shift: float = 0.0  # our clock minus its clock, in seconds, where spans are recorded
 
 
 class Channel(Protocol):
@@ -55,10 +68,10 @@ class RemoteChannel:
 
         try:
             return ray.get(self.call)
-        except ray.exceptions.RayActorError:
-            raise WorkerDied from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError):
+            raise WorkerDied from None  # of a lost node, the answer may be lost and not the call
 
     def close(self) -> None:
         """Nothing is open between calls."""

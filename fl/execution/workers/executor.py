@@ -9,9 +9,10 @@ results. The engine's are in fl/execution/job.py and dispatch.py, those of Flowe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from fl.execution.workers.limits import cores
 from fl.execution.workers.process import exclusive
 from fl.execution.workers.task_queue import TaskQueue
 from fl.storage.clients import ClientStates
+from fl.storage.segments import Segments
 from fl.tensors.generators import preserved_generators
 from fl.tracking.spans import recording
 
@@ -42,8 +44,18 @@ class Job(Protocol):
     def seeded(self) -> bool:
         """Whether workers seed the global generators, which belong to the user's program."""
 
-    def worker(self, writer: int) -> Worker:
-        """Make a worker; `writer` numbers the segments that it writes."""
+    @property
+    def stores(self) -> Sequence[Path]:
+        """The folders of segments that workers read and write, that of client states first."""
+
+    def records(self, dispatch: Any, tasks: np.ndarray) -> np.ndarray:
+        """Return the stored records that tasks, (m,) ascending, read.
+
+        They are int64 (n, 5): task, store, segment, offset, length in bytes; tasks ascending.
+        """
+
+    def worker(self, writer: int, open_store: Callable[[Path], Segments] = Segments) -> Worker:
+        """Make a worker; `writer` numbers the segments that it writes, `open_store` opens one of the `stores`."""
 
 
 class Dispatch(Protocol):

@@ -4,6 +4,8 @@
     Region: the dispatch         ----->   mapped by every worker                     carried once by the object store
     runs of tasks                ----->   SharedQueue per node: own run, then steal  likewise
     gather              <-----            Region per worker: its partial result      carried by the return value
+    stored records      ----->            read from the run directory                carried if not written there
+                        <-----            appended to the run directory              carried after the partial result
 
 If a worker dies, its unfinished tasks run again on the others, and the reduction tree gives the same bits. The client
 that a worker died with is tried once more; if that ends a worker again, the run stops and names the client.
@@ -12,12 +14,10 @@ that a worker died with is tried once more; if that ends a worker again, the run
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ import numpy as np
 
 from fl import registry
 from fl.errors import MachineError
-from fl.execution.workers.channel import Channel, LocalChannel, RemoteChannel, WorkerDied
+from fl.execution.isolation import isolated
+from fl.execution.workers.channel import LocalChannel, Member, RemoteChannel, WorkerDied
 from fl.execution.workers.deaths import Deaths, late
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.folders import new_name
@@ -34,7 +35,7 @@ from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.shared import Handle, Region, SharedFiles, SharedQueue
-from fl.execution.workers.task_queue import split
+from fl.execution.workers.transfer import Transfer
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
 from fl.tracking import spans
@@ -43,18 +44,6 @@ ATTEMPTS = 4  # at a dispatch whose workers die, or to create workers, before th
 FEWER = "If memory ran out, use fewer execution.workers or a smaller execution.chunk"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Member:
-    """A worker with a job, and the channel to it; `actor` is `None` once it is dead."""
-
-    actor: Any
-    writer: int
-    node: str
-    pid: int
-    channel: Channel
-    clock_shift: float = 0.0  # our clock minus its clock, in seconds, where spans are recorded
 
 
 class Ray:
@@ -80,7 +69,7 @@ class Ray:
         self.active = workers  # how many of them get tasks
         self.pool: RayPool | None = None
         self.files: SharedFiles | None = None
-        self.members: list[_Member] = []
+        self.members: list[Member] = []
 
     def prepare(self) -> None:
         """Begin to start Ray and its workers."""
@@ -103,6 +92,7 @@ class Ray:
         import ray
 
         self.ray, self.local = ray, ray.get_runtime_context().get_node_id()
+        self.transfer = Transfer(job, states, self.local)
         self._add_workers()
 
     def use_workers(self, count: int) -> None:
@@ -110,16 +100,17 @@ class Ray:
         self.active = count
 
     # -- workers --------------------------------------------------------------------------------------------------
-    def _with_job(self, handles: list[ActorHandle]) -> list[_Member]:
+    def _with_job(self, handles: list[ActorHandle]) -> list[Member]:
         """Give actors the job, and open channels to them."""
-        members = [_Member(h.actor, self.states.new_writer(), h.node, h.pid, RemoteChannel(h.actor)) for h in handles]
-        if any(m.node != self.local for m in members) and self.job_memory is None:
-            self.job_memory = self.ray.put(self.job.copy(self.job_handle))
+        members = [Member(h.actor, self.states.new_writer(), h.node, h.pid, RemoteChannel(h.actor)) for h in handles]
+        if self.job_memory is None:
+            self.job_memory = self.transfer.put("job", self.job, self.job_handle, members)
         assert self.files is not None
         common = registry.sources(), self.job_handle, spans.recording()
         more = self.files.name, self.local, self.client_seconds
+        memory_for = {self.local: None}
         self.ray.get(
-            [m.actor.setup.remote(*common, self._memory_for(m, self.job_memory), m.writer, *more) for m in members]
+            [m.actor.setup.remote(*common, memory_for.get(m.node, self.job_memory), m.writer, *more) for m in members]
         )
         for m in members:
             if m.node == self.local:
@@ -144,11 +135,14 @@ class Ray:
             MachineError: no worker is alive after `ATTEMPTS` attempts.
         """
         assert self.pool is not None
-        missing = self.workers - len(self.members)
         for _ in range(ATTEMPTS):
-            handles: list[ActorHandle] = []
+            living, handles = len(self.members), list[ActorHandle]()
+            missing = self.workers - living
             try:
-                handles = self.pool.acquire(missing)
+                if (room := self.pool.room(living)) < missing and room + living:  # a node is lost
+                    missing = room
+                    log.warning("the cluster has lost a node; continuing with %d workers", living + room)
+                handles = self.pool.acquire(missing, living)
                 self.members += self._with_job(handles)
                 return
             except self.ray.exceptions.GetTimeoutError:
@@ -161,10 +155,6 @@ class Ray:
                 log.warning("%s; continuing with %d", problem, len(self.members))
                 return
         raise MachineError(f"{problem}, {ATTEMPTS} times, and no other worker is alive. {FEWER}")
-
-    def _memory_for(self, member: _Member, memory: Any) -> Any:
-        """Return a value's bytes for a worker on another node, which does not see this node's memory."""
-        return None if member.node == self.local else memory
 
     # -- dispatches -----------------------------------------------------------------------------------------------
     def run(self, dispatch: Dispatch) -> Any:
@@ -183,56 +173,56 @@ class Ray:
         raise MachineError(f"workers die faster than they are replaced: {ATTEMPTS} times in one exchange. {FEWER}")
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Return fn(*args), computed by a worker."""
+        """Return fn(*args), computed on the driver's node: by a worker, or in this process if it has none."""
         for _ in range(ATTEMPTS):
             self._replace_dead()
-            handle, memory = self._share((fn, args))
-            member, asked = self.members[0], time.perf_counter()
+            member = next((m for m in self.members if m.node == self.local), None)
+            if member is None:
+                with isolated():
+                    return fn(*args)
+            asked, handle = time.perf_counter(), self._share((fn, args))
             try:
-                member.channel.send("call", handle, self._memory_for(member, memory))
+                member.channel.send("call", handle)
                 return tree_map(lambda leaf: leaf.clone(), self._answer(member, asked))
             except WorkerDied:
                 member.actor = None
         raise MachineError(f"server work {fn} ended {ATTEMPTS} workers. {FEWER}")
 
-    def _share(self, value: Any) -> tuple[Handle, Any]:
-        """Write a value where every worker can open it."""
+    def _share(self, value: Any) -> Handle:
+        """Write a value where every worker on this node can open it."""
         with spans.span("transfer", "order"):
-            handle = self.region.write(value)
-            other_nodes = any(m.node != self.local for m in self.members)
-            return handle, self.ray.put(self.region.copy(handle)) if other_nodes else None
+            return self.region.write(value)
 
-    def _answer(self, member: _Member, asked: float) -> Any:
+    def _answer(self, member: Member, asked: float) -> Any:
         """Wait for a worker's answer, and return its value."""
         with spans.span("waits", "workers"):
-            handle, record = member.channel.receive()
+            handle, record, new_records = member.channel.receive()
         spans.add_worker_record(f"worker {member.pid} on node {member.node[:8]}", asked, record, member.clock_shift)
         assert self.files is not None
         if member.node == self.local and handle.path is not None:
             self.files.say_if_on_disk(Path(handle.path))
+        self.transfer.take(member, new_records, handle)
         with spans.span("transfer", "answer"):
             return handle.open()
 
     def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
         """Send each worker its share of the tasks; return the partial results of the workers that lived."""
-        handle, memory = self._share(dispatch)
+        handle, members = self._share(dispatch), self.members[: self.active]
+        memory = self.transfer.put("dispatch", self.region, handle, members)
         self.attempts += 1
         parts: list[Any] = []
-        requests: list[tuple[_Member, int, float]] = []
-        dead: list[tuple[_Member, int]] = []
+        requests: list[tuple[Member, int, float]] = []
+        dead: list[tuple[Member, int]] = []
         failure: Exception | None = None
-        members = sorted(self.members[: self.active], key=lambda m: m.node)
-        shares = iter(split(dispatch.costs()[tasks], tasks, len(members)))
-        for _, group in itertools.groupby(members, key=lambda m: m.node):
-            on_node = list(group)
-            own = [next(shares) for _ in on_node]
+        for on_node, own, parcel in self.transfer.shares(dispatch, members, tasks):
             runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
             for index, member in enumerate(on_node):
                 segment = self.states.segment(member.writer)
                 request = pickle.dumps((handle, self.attempts, runs, steal, index, segment))
                 with spans.span("transfer", "call"):
                     requests.append((member, index, time.perf_counter()))
-                    member.channel.send("run", request, self._memory_for(member, memory))
+                    more = () if member.node == self.local else (memory, parcel)
+                    member.channel.send("run", request, *more)
         for member, index, asked in requests:
             try:
                 parts.append(self._answer(member, asked))
@@ -247,7 +237,7 @@ class Ray:
             self.deaths.add(member.pid, *self._last_words(member, index))
         return parts
 
-    def _last_words(self, member: _Member, index: int) -> tuple[int | None, str]:
+    def _last_words(self, member: Member, index: int) -> tuple[int | None, str]:
         """Return the task that a dead worker had taken, if known, and where it was if that took too long."""
         assert self.files is not None
         if member.node == self.local:

@@ -17,8 +17,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from fl.execution.workers.ray_access import check_doors, forget_token, on_loopba
 from fl.execution.workers.ray_head import NAME, NAMESPACE
 
 START_SECONDS = 120  # for new actors to start up
+LOOK_SECONDS = 2  # between looks whether they still can start
 RETIRE_SECONDS = 1  # for an actor to drop its job; one that is still working is killed
 SHUTDOWN_SECONDS = 10  # for Ray to shut down by itself
 
@@ -70,18 +72,24 @@ class RayPool:
                 stderr=subprocess.DEVNULL,
             )
 
-    def acquire(self, count: int) -> list[ActorHandle]:
-        """Return `count` living actors without a job; missing ones are created."""
+    def acquire(self, count: int, living: int = 0) -> list[ActorHandle]:
+        """Return `count` living actors without a job; missing ones are created. `living` ones have a job."""
         self.connect()
         found = _living(self.idle)
         found, self.idle = found[:count], found[count:]
-        return found + (self._create(count - len(found)) if count > len(found) else [])
+        return found + (self._create(count - len(found), living + len(found)) if count > len(found) else [])
 
-    def _create(self, count: int) -> list[ActorHandle]:
+    def room(self, living: int) -> int:
+        """Return how many workers the nodes that are up have room for, beside `living` ones of one core each."""
+        import ray
+
+        return max(0, int(ray.cluster_resources().get("CPU", 0)) - living)
+
+    def _create(self, count: int, living: int) -> list[ActorHandle]:
         import ray
 
         if self.gpus is None:
-            return _located(create_actors(count, 0.0))
+            return _located(create_actors(count, 0.0), lambda: self.room(living) >= count)
         gpus = ray.cluster_resources().get("GPU", 0)
         room = self.gpus.room(gpus)
         if room is None and not gpus:
@@ -186,12 +194,29 @@ def _initialized() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def _located(actors: Sequence[Any]) -> list[ActorHandle]:
-    """Wait until actors have started, and ask where they are."""
+def _located(actors: Sequence[Any], possible: Callable[[], bool] = lambda: True) -> list[ActorHandle]:
+    """Wait until actors have started, and ask where they are.
+
+    Args:
+        actors: the actors. Those that have not started are killed after an error.
+        possible: whether they still can start; asked now and then.
+
+    Raises:
+        GetTimeoutError: they have not started in time, or cannot start, because a node is lost.
+    """
     import ray
 
-    places = ray.get([actor.where.remote() for actor in actors], timeout=START_SECONDS)
-    return [ActorHandle(actor, *place) for actor, place in zip(actors, places)]
+    calls, end = [actor.where.remote() for actor in actors], time.monotonic() + START_SECONDS
+    while True:
+        try:
+            places = ray.get(calls, timeout=LOOK_SECONDS)
+            return [ActorHandle(actor, *place) for actor, place in zip(actors, places)]
+        except ray.exceptions.GetTimeoutError:
+            if time.monotonic() < end and possible():
+                continue
+            for actor in actors:
+                ray.kill(actor)
+            raise
 
 
 def _living(handles: Sequence[ActorHandle], method: str = "where", seconds: float | None = None) -> list[ActorHandle]:
