@@ -11,7 +11,7 @@ PINS := setup.cfg pyproject.toml constraints.txt
 
 SHARED := -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast check docs newest-ray bench clean
+.PHONY: demo test test-fast check docs newest oldest dist-check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -33,11 +33,13 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/site.py
 
-# start the newest Ray that setup.cfg allows, whatever constraints.txt pins, and attack it: a minute
-newest-ray: $(VENV)/.installed-dev
-	rm -rf build/newest-ray
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/newest-ray 'ray<3'
-	PYTHONPATH=$(CURDIR)/build/newest-ray $(BIN)/python -m pytest tests/execution/test_doors.py
+# quick tests with the newest or the oldest versions that setup.cfg allows, in build/: gigabytes, half an hour each
+newest oldest: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.stacks $@
+
+# wheel and sdist, each in an empty environment with all dependencies, and the quick start there: minutes, gigabytes
+dist-check: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.dist
 
 bench: $(VENV)/.installed
 	$(BIN)/fl bench

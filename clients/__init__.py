@@ -1,3 +1,5 @@
 """Client algorithms, one per file."""
 
+import fl as fl  # lets a user's folder of the same name share it: fl/own_packages.py
+
 DEFAULTS = {"client": "sgd"}  # kind -> part of a configuration that names none

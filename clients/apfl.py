@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients.personal import Personal
 from fl import ClientContext, Descent, LocalSteps, Params, Reply, Tree, Update, checks, dot, register
+
+from .personal import Personal
 
 
 def mixture(alpha: float, personal: Params, shared: Params) -> Params:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clients.recommendation import Recommendation, item_table
 from fl import (
     Adam,
     Batch,
@@ -34,6 +33,8 @@ from fl import (
     ranking,
     register,
 )
+
+from .recommendation import Recommendation, item_table
 
 
 class WithUsers(Extended):

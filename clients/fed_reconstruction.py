@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from clients.fedmf import FedMF
 from fl import (
     ClientContext,
     Descent,
@@ -36,6 +35,8 @@ from fl import (
     register,
     zeros_like,
 )
+
+from .fedmf import FedMF
 
 
 @register("client", "fed_reconstruction")

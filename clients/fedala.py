@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from clients.personal import Personal
 from fl import (
     Batch,
     ClientContext,
@@ -37,6 +36,8 @@ from fl import (
     random,
     register,
 )
+
+from .personal import Personal
 
 
 def towards(old: Params, received: Params, weights: Params) -> Params:

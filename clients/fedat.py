@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clients.fedasync import FedAsync
 from fl import register
+
+from .fedasync import FedAsync
 
 
 @register("client", "fedat")

@@ -14,9 +14,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from clients.partial import FixedPart, shared_names
-from clients.sgd import LocalSGD
 from fl import ClientContext, LRSchedule, checks, register
+
+from .partial import FixedPart, shared_names
+from .sgd import LocalSGD
 
 
 @register("client", "fedbabu")

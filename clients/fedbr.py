@@ -26,8 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import BLOCK
-from clients.personal import Personal
 from fl import (
     Batch,
     Beside,
@@ -46,6 +44,9 @@ from fl import (
     last_linear,
     register,
 )
+
+from .measure import BLOCK
+from .personal import Personal
 
 PROJECTION = "projection"  # name of D in the model
 

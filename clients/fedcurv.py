@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from clients.fedewc import fisher, springs
 from fl import (
     ClientContext,
     LocalTraining,
@@ -29,6 +28,8 @@ from fl import (
     register,
     zeros_like,
 )
+
+from .fedewc import fisher, springs
 
 
 def of_others(received: Mapping[str, Tree], state: Tree, sums_of_round: int) -> tuple[Params, Params]:

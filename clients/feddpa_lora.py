@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from clients.lora import LoRA
 from fl import ClientContext, Params, Reply, Tree, adapter, checks, join, register
+
+from .lora import LoRA
 
 
 @register("client", "feddpa_lora")

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.partial import FixedPart, shared_names
 from fl import (
     SGD,
     Adam,
@@ -46,6 +45,8 @@ from fl import (
     register,
     simplex,
 )
+
+from .partial import FixedPart, shared_names
 
 FRAME, TEMPERATURE = "etf.frame.weight", "etf.temperature"
 LEAST = 0.01  # of the temperature in the forward pass

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from clients.lora import LoRA
 from fl import ClientContext, Params, Reply, TrainingInputs, Tree, adapter, register
+
+from .lora import LoRA
 
 
 @register("client", "fedex_lora")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clients.fot import FOT
 from fl import SGD, Params, StepContext, register, subspace
+
+from .fot import FOT
 
 
 @register("client", "fedgpm")

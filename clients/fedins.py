@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import blocks
 from fl import (
     Batch,
     ClientContext,
@@ -40,6 +39,8 @@ from fl import (
     last_linear,
     register,
 )
+
+from .measure import blocks
 
 DEVIATION = 0.02  # of the initial scales and shifts
 ALONG_LAST = (nn.Linear, nn.LayerNorm)  # layers whose features are the last axis of their outputs

@@ -22,9 +22,10 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from clients.fedlwf import distillation
-from clients.semi_supervised import WithThreshold, pseudo_label_losses
 from fl import Batch, StepContext, Task, checks, register
+
+from .fedlwf import distillation
+from .semi_supervised import WithThreshold, pseudo_label_losses
 
 Confidence = Literal["variance", "entropy", "max"]
 

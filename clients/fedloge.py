@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clients.partial import Partial
 from fl import (
     Batch,
     ClientContext,
@@ -43,6 +42,8 @@ from fl import (
     simplex,
     with_norms,
 )
+
+from .partial import Partial
 
 FRAME, LOCAL = "loge.frame.weight", "loge.local"
 

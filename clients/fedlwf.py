@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.measure import check_graphs
 from fl import Batch, ClientContext, LocalTraining, StepContext, Task, View, register
+
+from .measure import check_graphs
 
 BLOCK = 256  # samples per forward pass of the teacher
 

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.fedlwf import distillation
-from clients.semi_supervised import WithThreshold
 from fl import Batch, Extended, Phase, StepContext, Task, TrainingInputs, checks, register
+
+from .fedlwf import distillation
+from .semi_supervised import WithThreshold
 
 PSI = "psi."
 

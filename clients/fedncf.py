@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clients.recommendation import Recommendation, item_table
 from fl import Extended, checks, register
+
+from .recommendation import Recommendation, item_table
 
 
 class Perceptron(nn.Module):

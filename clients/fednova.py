@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import torch
 
-from clients.fedprox import FedProx
 from fl import SGD, ClientContext, LRSchedule, Reply, TrainingResult, Tree, register
+
+from .fedprox import FedProx
 
 
 def effective_steps(

@@ -18,7 +18,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clients.party import FittingParty
 from fl import (
     ClientContext,
     Params,
@@ -30,6 +29,8 @@ from fl import (
     random,
     register,
 )
+
+from .party import FittingParty
 
 
 def assigned(z: Tensor, targets: Tensor) -> Tensor:

@@ -34,19 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import blocks, representations
-from clients.open_world import (
-    LEAST,
-    assignments,
-    cluster_loss,
-    eased_loss,
-    local_centroids,
-    pair_loss,
-    partners,
-    pseudo_loss,
-    suppressed_loss,
-    suppression,
-)
 from fl import (
     Batch,
     ClientContext,
@@ -67,6 +54,20 @@ from fl import (
     last_linear,
     layer_outputs,
     register,
+)
+
+from .measure import blocks, representations
+from .open_world import (
+    LEAST,
+    assignments,
+    cluster_loss,
+    eased_loss,
+    local_centroids,
+    pair_loss,
+    partners,
+    pseudo_loss,
+    suppressed_loss,
+    suppression,
 )
 
 TWO_VIEWS: Mapping[str, Literal["weak", "strong"]] = {"x": "weak", "x2": "weak"}

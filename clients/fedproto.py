@@ -22,9 +22,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clients.local import Local
-from clients.measure import features_of, representations
 from fl import Batch, ClientContext, Reply, StepContext, Table, Task, Tree, checks, class_means, register
+
+from .local import Local
+from .measure import features_of, representations
 
 
 def pull(z: Tensor, y: Tensor, prototypes: Table) -> Tensor:

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.recommendation import Recommendation, item_table
 from fl import (
     Batch,
     ClientContext,
@@ -39,6 +38,8 @@ from fl import (
     checks,
     register,
 )
+
+from .recommendation import Recommendation, item_table
 
 Norm = Literal["l1", "l2", "nuclear", "max"]
 

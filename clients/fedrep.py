@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from clients.partial import Partial, shared_names
 from fl import LRSchedule, Phase, TrainingInputs, checks, register
+
+from .partial import Partial, shared_names
 
 
 @register("client", "fedrep")

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.personal import Personal
 from fl import (
     Batch,
     ClientContext,
@@ -44,6 +43,8 @@ from fl import (
     layer_outputs,
     register,
 )
+
+from .personal import Personal
 
 WEIGHT, BIAS = "personal.weight", "personal.bias"  # the client's own tensors
 

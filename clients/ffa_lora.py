@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clients.lora import LoRA
 from fl import Params, TrainingInputs, adapter, register
+
+from .lora import LoRA
 
 
 @register("client", "ffa_lora")

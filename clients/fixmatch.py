@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clients.semi_supervised import WithThreshold, pseudo_label_losses
 from fl import Batch, StepContext, Task, checks, register
+
+from .semi_supervised import WithThreshold, pseudo_label_losses
 
 
 @register("client", "fixmatch")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from clients.flasc import FLASC
 from fl import Params, Sparse, StepContext, TrainingResult, Tree, register
+
+from .flasc import FLASC
 
 
 @register("client", "flasc_fixed")

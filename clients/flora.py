@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from clients.fedex_lora import FedExLoRA
 from fl import ClientContext, Params, Reply, TrainingInputs, TrainingResult, Tree, adapter, register
+
+from .fedex_lora import FedExLoRA
 
 
 @register("client", "flora")

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.measure import blocks
 from fl import (
     Adam,
     ClientAlgorithm,
@@ -43,6 +42,8 @@ from fl import (
     require_one_class,
     zeros_like,
 )
+
+from .measure import blocks
 
 
 def unit_features(outputs: Tensor) -> Tensor:

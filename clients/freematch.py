@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.measure import check_graphs
-from clients.semi_supervised import SemiSupervised, pseudo_label_losses
 from fl import (
     Batch,
     ClientContext,
@@ -37,6 +35,9 @@ from fl import (
     checks,
     register,
 )
+
+from .measure import check_graphs
+from .semi_supervised import SemiSupervised, pseudo_label_losses
 
 
 def class_thresholds(sure: Tensor, share: Tensor) -> Tensor:

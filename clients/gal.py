@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 
-from clients.party import FittingParty
 from fl import (
     ClientContext,
     Reply,
@@ -23,6 +22,8 @@ from fl import (
     perceptron,
     register,
 )
+
+from .party import FittingParty
 
 
 @register("client", "gal")

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.partial import Partial
 from fl import (
     Batch,
     ClientContext,
@@ -39,6 +38,8 @@ from fl import (
     classifier,
     register,
 )
+
+from .partial import Partial
 
 PART, EMBEDDINGS = "gpfl.", "gpfl.embeddings"
 

@@ -16,8 +16,9 @@ from typing import ClassVar
 
 import torch
 
-from clients.lora import LoRA
 from fl import Params, StepContext, TrainingInputs, TrainingResult, Tree, adapter, register
+
+from .lora import LoRA
 
 
 def tails(params: Params, rank: int, kept: int) -> torch.Tensor:

@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clients.measure import mean_loss
 from fl import ClientContext, LocalTraining, Params, Reply, Table, Tree, register
+
+from .measure import mean_loss
 
 
 @register("client", "ifca")

@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import check_graphs, features_of, representations
 from fl import (
     Batch,
     ClientContext,
@@ -44,6 +43,8 @@ from fl import (
     last_linear,
     register,
 )
+
+from .measure import check_graphs, features_of, representations
 
 
 def contrast(z: Tensor, received: Tensor, previous: Tensor, temperature: float) -> Tensor:

@@ -18,8 +18,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from clients.personal import Personal
 from fl import ClientContext, Descent, LocalSteps, Params, Reply, Tree, Update, checks, register, zeros_like
+
+from .personal import Personal
 
 BLOCK = 256  # samples per forward pass of the step before predicting
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clients.personal import Personal
 from fl import ClientContext, Descent, LocalSteps, LRSchedule, Params, Reply, Tree, Update, checks, register
+
+from .personal import Personal
 
 
 def envelope_step(w: Params, theta: Params, eta: float, lam: float) -> Params:

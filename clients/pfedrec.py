@@ -15,9 +15,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from clients.fedmf import FedMF
-from clients.recommendation import updated_rows
 from fl import ClientContext, LRSchedule, Phase, Reply, View, ranking, register
+
+from .fedmf import FedMF
+from .recommendation import updated_rows
 
 
 @register("client", "pfedrec")

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clients.measure import blocks
 from fl import (
     Batch,
     ClientContext,
@@ -36,6 +35,8 @@ from fl import (
     register,
     require_one_class,
 )
+
+from .measure import blocks
 
 
 class WithProjection(Extended):

@@ -17,8 +17,9 @@ from typing import ClassVar
 
 import torch
 
-from clients.measure import mean_loss
 from fl import ClientContext, LocalTraining, Reply, Tree, checks, dot, register
+
+from .measure import mean_loss
 
 
 def weight(loss: float, q: float) -> float:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from clients.lora import LoRA
 from fl import ClientContext, Params, Phase, Reply, TrainingInputs, TrainingResult, Tree, join, register
+
+from .lora import LoRA
 
 HALVES = ("B", "A")
 

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clients.semi_supervised import WithThreshold
 from fl import Batch, StepContext, Task, checks, register
+
+from .semi_supervised import WithThreshold
 
 
 def soft_targets(local: Tensor, received: Tensor, threshold: float, half: float) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clients.fednova import effective_steps
 from fl import (
     SGD,
     LocalTraining,
@@ -34,6 +33,8 @@ from fl import (
     register,
     zeros_like,
 )
+
+from .fednova import effective_steps
 
 
 @register("client", "scaffold")

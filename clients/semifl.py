@@ -21,8 +21,9 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from clients.measure import BLOCK
 from fl import Batch, Beside, ClientContext, LocalTraining, Phase, StepContext, Task, View, checks, random, register
+
+from .measure import BLOCK
 
 
 @register("client", "semifl")

@@ -18,8 +18,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from clients.sgd import LocalSGD
-from clients.tiny_reptile import TinyReptile
 from fl import (
     ClientContext,
     Params,
@@ -34,6 +32,9 @@ from fl import (
     random,
     register,
 )
+
+from .sgd import LocalSGD
+from .tiny_reptile import TinyReptile
 
 
 @register("client", "tiny_metafed")

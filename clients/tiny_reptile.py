@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clients.reptile import Reptile
 from fl import ClientContext, register
+
+from .reptile import Reptile
 
 
 @register("client", "tiny_reptile")

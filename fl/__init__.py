@@ -3,15 +3,14 @@
 One import line is enough to write a method: `from fl import Exchange, Params, Strategy, register, zeros_like`.
 `import fl` costs milliseconds, because each name is imported from its module when it is first used.
 
-The packages beside this one have generic names, so that a user's file or folder may hide one of them. Then `import fl`
-is an error, because a run would use the wrong method.
+The packages beside this one have names that users' packages have, too: own_packages.py keeps them apart.
 """
 
 import importlib
-import importlib.util
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fl import own_packages, platforms
 
 __version__ = "0.1.0"
 
@@ -228,6 +227,7 @@ else:
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f"fl has no {name!r}; it has {__all__} and its modules")
+        platforms.require_a_known_system()
         home = importlib.import_module(_HOMES[name])
         if not hasattr(home, name):  # a module of a package
             importlib.import_module(f"{_HOMES[name]}.{name}")
@@ -235,24 +235,7 @@ else:
         return value
 
 
-def _check_siblings() -> None:
-    """Raise an ImportError unless Python finds the four packages beside this one."""
-    root = Path(__file__).resolve().parent.parent
-    for name in ("strategies", "clients", "partitions", "experiments"):
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            raise ImportError(
-                f"fl needs its own package {name!r} beside it in {root}, and there is none: install fl again"
-            )
-        place = next(iter(spec.submodule_search_locations or [spec.origin or ""]))
-        if Path(place).resolve() != root / name:
-            raise ImportError(
-                f"fl needs its own package {name!r} in {root}, but {spec.origin or place} hides it. "
-                f"Rename or uninstall that, or put fl's own first: PYTHONSAFEPATH=1 PYTHONPATH={root}"
-            )
-
-
-_check_siblings()
+own_packages.install()
 
 # no usage statistics are sent unless the user asks for it; ray and flwr read these variables when they are imported
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -64,13 +64,13 @@ def _class(reference: str) -> type:
 
 # fmt: off
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Kind("strategy", ("strategies",), "fl.method.strategy:Strategy", "strategy"),
-    Kind("client", ("clients",), "fl.method.client:ClientAlgorithm", "client"),
-    Kind("partition", ("partitions",), "fl.data.partitioner:Partitioner", "partition"),
-    Kind("stream", ("partitions",), "fl.data.stream:Stream", "stream"),
-    Kind("shift", ("partitions",), "fl.data.shift:Shift", "shift"),
-    Kind("labels", ("partitions.labels",), "fl.data.labels:Labels", "labels"),
-    Kind("baseline", ("strategies.baselines",), "fl.method.baseline:Baseline", "baselines"),
+    Kind("strategy", ("fl.strategies",), "fl.method.strategy:Strategy", "strategy"),
+    Kind("client", ("fl.clients",), "fl.method.client:ClientAlgorithm", "client"),
+    Kind("partition", ("fl.partitions",), "fl.data.partitioner:Partitioner", "partition"),
+    Kind("stream", ("fl.partitions",), "fl.data.stream:Stream", "stream"),
+    Kind("shift", ("fl.partitions",), "fl.data.shift:Shift", "shift"),
+    Kind("labels", ("fl.partitions.labels",), "fl.data.labels:Labels", "labels"),
+    Kind("baseline", ("fl.strategies.baselines",), "fl.method.baseline:Baseline", "baselines"),
     Kind("adapter", ("fl.models.adapters",), "fl.models.adapter:Adapter", "model.adapter"),
     Kind("data", ("fl.data.sets",), "fl.data.dataset:Loader", "data", "fl.data.section:Data"),
     Kind("augment", ("fl.data.augment", "fl.data.randaugment"), "fl.data.augment:Augment", "data.augment"),

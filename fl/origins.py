@@ -20,13 +20,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from fl import own_packages
 from fl.errors import UnknownName
 from fl.kinds import Kind
 
 Origin = Literal["user", "installed", "python"]
 INSTALLED = {"site-packages", "dist-packages"}
-OWN = ("fl", "strategies", "clients", "partitions")
-_ROOT = Path(__file__).resolve().parent.parent
+OWN = tuple(own_packages.ROOT / name for name in ("fl", *own_packages.METHODS))
 
 
 def of_module(name: str) -> Origin:
@@ -42,7 +42,7 @@ def of_module(name: str) -> Origin:
 def of_file(file: Path) -> Origin:
     """Return where a source file comes from."""
     file = file.resolve()
-    if INSTALLED & set(file.parts) or any((_ROOT / own) in file.parents for own in OWN):
+    if INSTALLED & set(file.parts) or any(own in file.parents for own in OWN):
         return "installed"
     libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
     in_library = any(Path(library).resolve() in file.parents for library in libraries)

@@ -25,7 +25,6 @@ from fl.kinds import KINDS
 Part = TypeVar("Part")
 
 _parts: dict[tuple[str, str], Any] = {}
-_OWN_PACKAGES = {"builtins", *(package.partition(".")[0] for kind in KINDS.values() for package in kind.packages)}
 
 
 def register(kind: str, *names: str) -> Callable[[Part], Part]:
@@ -87,10 +86,10 @@ def name_of(part: Any) -> str:
 def is_ours(module: str) -> bool:
     """Whether a module belongs to the packages of this project, or to Python's builtins.
 
-    >>> is_ours("fl.method.strategy"), is_ours("my_rule")
+    >>> is_ours("fl.strategies.sage"), is_ours("strategies.mine")
     (True, False)
     """
-    return module.partition(".")[0] in _OWN_PACKAGES
+    return module.partition(".")[0] in ("fl", "builtins")
 
 
 def is_users(cls: type) -> bool:

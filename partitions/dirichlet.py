@@ -23,8 +23,9 @@ from fl.data.partition import Partition
 from fl.data.partitioner import Partitioner
 from fl.registry import register
 from fl.tensors import random
-from partitions.inner_dirichlet import inner_dirichlet
-from partitions.min_size import check_min_size, repaired
+
+from .inner_dirichlet import inner_dirichlet
+from .min_size import check_min_size, repaired
 
 
 def dirichlet(

@@ -18,7 +18,8 @@ from fl.data.dataset import Arrays, Dataset
 from fl.data.stream import Period, Split, Stream
 from fl.registry import register
 from fl.tasks.task import Task
-from partitions.classes import restricted
+
+from .classes import restricted
 
 
 @register("stream", "domains")

@@ -21,7 +21,8 @@ from fl.data.partition import Partition
 from fl.data.partitioner import Partitioner
 from fl.registry import register
 from fl.tensors import random
-from partitions.dirichlet import proportions
+
+from .dirichlet import proportions
 
 
 def extended_dirichlet(

@@ -21,7 +21,8 @@ from fl.data.partition import Partition
 from fl.data.partitioner import Partitioner
 from fl.registry import register
 from fl.tensors import random
-from partitions.min_size import check_min_size, repaired
+
+from .min_size import check_min_size, repaired
 
 LAWS = ("lognormal", "power_law")
 

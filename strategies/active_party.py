@@ -28,7 +28,8 @@ from fl import (
     checks,
     register,
 )
-from strategies.party_model import PartyModel, State, answers, held_out, measured
+
+from .party_model import PartyModel, State, answers, held_out, measured
 
 
 @register("strategy", "active_party")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fl import register
-from strategies.recommendation import Recommendation
+
+from .recommendation import Recommendation
 
 
 @register("strategy", "fed_reconstruction")

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fl import register, server_optimiser
-from strategies.fedopt import FedOpt
+
+from .fedopt import FedOpt
 
 
 @register("strategy", "fedadagrad")

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fl import Meta, Metrics, Params, Reduction, ServerContext, Strategy, checks, register
-from strategies.staleness import Kind, check, damping
+
+from .staleness import Kind, check, damping
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import FedAvgEquivalent, Momentum, register
-from strategies.fedopt import FedOpt
+
+from .fedopt import FedOpt
 
 
 @register("strategy", "fedavgm")

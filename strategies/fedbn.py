@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fl import Params, norm_names, register
-from strategies.partial import Partial
+
+from .partial import Partial
 
 
 @register("strategy", "fedbn")

@@ -31,8 +31,9 @@ from fl import (
     WeightedMean,
     register,
 )
-from strategies.fedavg import State
-from strategies.staleness import Kind, check, damping
+
+from .fedavg import State
+from .staleness import Kind, check, damping
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import register
-from strategies import lora_math as lora
-from strategies.fedit import FedIT
+
+from . import lora_math as lora
+from .fedit import FedIT
 
 
 @register("strategy", "feddpa_lora")

@@ -18,8 +18,9 @@ from typing import ClassVar
 from torch import nn
 
 from fl import Params, ServerContext, register
-from strategies.fedavg import State
-from strategies.partial import Partial
+
+from .fedavg import State
+from .partial import Partial
 
 
 @register("strategy", "fedetf")

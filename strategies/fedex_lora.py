@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, adapter, register
-from strategies import lora_math as lora
+
+from . import lora_math as lora
 
 
 @dataclass(frozen=True)

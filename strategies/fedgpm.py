@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from fl import Broadcast, Params, Plain, ServerContext, Static, register
-from strategies.fot import FOT, State
+
+from .fot import FOT, State
 
 
 @register("strategy", "fedgpm")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fl import FedAvgEquivalent, Params, ServerContext, register
-from strategies.fedavg import FedAvg, State
+
+from .fedavg import FedAvg, State
 
 
 @register("strategy", "fedins")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, register
-from strategies import lora_math as lora
+
+from . import lora_math as lora
 
 
 @register("strategy", "fedit")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import FedAvgEquivalent, register
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 @register("strategy", "fedlabel")

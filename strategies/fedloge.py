@@ -37,9 +37,10 @@ from fl import (
     register,
     with_norms,
 )
-from strategies import fedavg
-from strategies.partial import Partial, without
-from strategies.sparse_frame import entries_kept, sparse_frame
+
+from . import fedavg
+from .partial import Partial, without
+from .sparse_frame import entries_kept, sparse_frame
 
 FRAME = "loge.frame.weight"
 

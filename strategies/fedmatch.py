@@ -39,7 +39,8 @@ from fl import (
     random,
     register,
 )
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 PSI = "psi."  # the names of the second part
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from fl import Metrics, Params, Plain, Reduction, ServerContext, ServerOptimiser, Strategy, WeightedMean, register
-from strategies.fedavg import State
+
+from .fedavg import State
 
 
 @register("strategy", "fednova")

@@ -9,7 +9,8 @@ Differs from the paper: d is weighted by `num_examples` (Algorithm 2 averages un
 from __future__ import annotations
 
 from fl import Metrics, Params, ServerContext, ServerOptimiser, Strategy
-from strategies.fedavg import State
+
+from .fedavg import State
 
 
 class FedOpt(Strategy):

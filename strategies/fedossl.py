@@ -41,8 +41,9 @@ from fl import (
     clustering,
     register,
 )
-from strategies.fedavg import FedAvg
-from strategies.fedproto import renewed
+
+from .fedavg import FedAvg
+from .fedproto import renewed
 
 TEMPERATURE = 0.1
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import FedAvgEquivalent, register
-from strategies.partial import Partial
+
+from .partial import Partial
 
 
 @register("strategy", "fedper")

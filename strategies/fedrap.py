@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fl import Broadcast, ServerContext, checks, register
-from strategies.fedavg import State
-from strategies.recommendation import Recommendation
+
+from .fedavg import State
+from .recommendation import Recommendation
 
 Curriculum = Literal["constant", "tanh", "linear"]
 RISE = 10  # rounds in which a curriculum rises

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import FedAvgEquivalent, Params, ServerContext, register
-from strategies.fedavg import FedAvg, State
+
+from .fedavg import FedAvg, State
 
 
 @register("strategy", "fedrod")

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from fl import Metrics, Params, Reduction, ServerContext, Strategy, WeightedMean, adapter, checks, register
-from strategies import lora_math as lora
+
+from . import lora_math as lora
 
 
 @register("strategy", "fedsa_lora")

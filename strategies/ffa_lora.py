@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import Params, ServerContext, adapter, register
-from strategies import lora_math as lora
-from strategies.fedit import FedIT
+
+from . import lora_math as lora
+from .fedit import FedIT
 
 
 @register("strategy", "ffa_lora")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fl import FedAvgEquivalent, Metrics, Params, ServerContext, Sparse, register
-from strategies.flasc import FLASC, State
+
+from .flasc import FLASC, State
 
 
 @register("strategy", "flasc_fixed")

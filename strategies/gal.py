@@ -38,7 +38,8 @@ from fl import (
     perceptron,
     register,
 )
-from strategies.party_model import answers, check_task, held_out, measured
+
+from .party_model import answers, check_task, held_out, measured
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 

@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl import Broadcast, FedAvgEquivalent, Metrics, Params, Reduction, ServerContext, Stack, Strategy, Tree, register
-from strategies.graphs import directed, edges_of, metropolis
+
+from .graphs import directed, edges_of, metropolis
 
 
 @dataclass(frozen=True)

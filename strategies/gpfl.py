@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import Params, ServerContext, register
-from strategies.fedavg import State
-from strategies.partial import Partial
+
+from .fedavg import State
+from .partial import Partial
 
 EMBEDDINGS = "gpfl.embeddings"
 

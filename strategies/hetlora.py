@@ -34,7 +34,8 @@ from fl import (
     checks,
     register,
 )
-from strategies import lora_math as lora
+
+from . import lora_math as lora
 
 Padding = tuple[Params, Params, float, int, dict[int, int]]  # weighted sum, sum, norms, count, client -> rank
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fl import FedAvgEquivalent, Params, Plain, ServerContext, ServerOptimiser, head_names, match, register
-from strategies.partial import Partial, without
+
+from .partial import Partial, without
 
 
 @register("strategy", "lg_fedavg")

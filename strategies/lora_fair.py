@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from fl import Metrics, Params, Reduction, ServerContext, WeightedMean, adapter, checks, register
-from strategies import lora_math as lora
-from strategies.fedit import FedIT
+
+from . import lora_math as lora
+from .fedit import FedIT
 
 
 @register("strategy", "lora_fair")

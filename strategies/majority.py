@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import register
-from strategies.local import Local
+
+from .local import Local
 
 
 @register("strategy", "majority")

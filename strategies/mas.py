@@ -44,7 +44,8 @@ from fl import (
     join,
     register,
 )
-from strategies.task_groups import Group, grouping, serving
+
+from .task_groups import Group, grouping, serving
 
 
 @dataclass(frozen=True)

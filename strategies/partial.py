@@ -27,7 +27,8 @@ from fl import (
     head_names,
     match,
 )
-from strategies.fedavg import State
+
+from .fedavg import State
 
 
 def without(names: list[str], left_out: list[str]) -> list[str]:

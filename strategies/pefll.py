@@ -53,7 +53,8 @@ from fl import (
     seeded_generators,
     zeros_like,
 )
-from strategies.hypernetwork import Hypernetwork, PullBack, State
+
+from .hypernetwork import Hypernetwork, PullBack, State
 
 
 class LabelledInputs(nn.Module):

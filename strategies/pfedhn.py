@@ -37,7 +37,8 @@ from fl import (
     join,
     register,
 )
-from strategies.hypernetwork import Hypernetwork, PullBack, State
+
+from .hypernetwork import Hypernetwork, PullBack, State
 
 EMBEDDINGS = "embeddings"
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl import register
-from strategies.recommendation import Recommendation
+
+from .recommendation import Recommendation
 
 
 @register("strategy", "pfedrec")

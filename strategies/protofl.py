@@ -49,7 +49,8 @@ from fl import (
     seeded_generators,
     train_on_rows,
 )
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 ASSIGNMENTS = ("greedy", "random", "common")
 BLOCK = 1024  # public rows of a forward pass

@@ -39,7 +39,8 @@ from fl import (
     ranking,
     zeros_like,
 )
-from strategies.fedavg import State
+
+from .fedavg import State
 
 EXAMPLE: Mapping[str, Any] = {
     "data": {"name": "interactions", "users": 8, "items": 40, "per_user": 12},

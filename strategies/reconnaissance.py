@@ -43,7 +43,8 @@ from fl import (
     join,
     register,
 )
-from strategies.episodes import class_sums, meta_train
+
+from .episodes import class_sums, meta_train
 
 Reported = tuple[tuple[int, Tensor], ...]  # (client, its classes)
 Accuracies = Generator[Evaluate, Any, dict[str, float]]

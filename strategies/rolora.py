@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fl import Broadcast, Metrics, Params, Reduction, ServerContext, Static, Strategy, WeightedMean, adapter, register
-from strategies import lora_math as lora
+
+from . import lora_math as lora
 
 KNOWN = -1  # the version that clients have without having received any
 

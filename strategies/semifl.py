@@ -29,7 +29,8 @@ from fl import (
     register,
     train_on_rows,
 )
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from fl import (
     checks,
     register,
 )
-from strategies.party_model import PartyModel, State, answers, held_out, measured
+
+from .party_model import PartyModel, State, answers, held_out, measured
 
 
 def own_gradient(client: int, shared: Mapping[str, Tree], state: Tree) -> Tensor:

@@ -39,9 +39,10 @@ from fl import (
     random,
     register,
 )
-from strategies.fedavg import FedAvg
-from strategies.fedavg import State as FedAvgState
-from strategies.inversion import Progress, Settings, first_progress, one_round, statistics_layers
+
+from .fedavg import FedAvg
+from .fedavg import State as FedAvgState
+from .inversion import Progress, Settings, first_progress, one_round, statistics_layers
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fl import Broadcast, Metrics, Params, ServerContext, SparseMean, checks, match, register
-from strategies.tiny_reptile import TinyReptile
+
+from .tiny_reptile import TinyReptile
 
 
 @register("strategy", "tiny_metafed")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fl import FedAvgEquivalent, register
-from strategies.reptile import Reptile
+
+from .reptile import Reptile
 
 
 @register("strategy", "tiny_reptile")

@@ -54,6 +54,7 @@ PAGES = [
     "docs/communication.md",
     "docs/data.md",
     "docs/evaluation.md",
+    "docs/install.md",
     "docs/methods.md",
     "docs/models.md",
     "docs/open_world.md",

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from fl.tools import doctor
+from tests.process import python
 from tests.test_bad_configs import fl as run_fl
 
 
@@ -38,3 +39,17 @@ def test_the_version(capsys):
 def test_room_on_the_disk(free, state, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free}))
     assert doctor._room("run directories", tmp_path).state == state
+
+
+def test_an_untested_system(monkeypatch):
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    line = doctor._system()
+    assert line.state == "note" and "Darwin" in line.found and "tested on Linux only" in line.advice
+
+
+@pytest.mark.parametrize("use", ["import fl; fl.Strategy", "from fl.cli.app import main; main()"])
+def test_windows_is_refused_in_one_line(use):
+    done = python(f"import sys, typer; sys.platform = 'win32'; {use}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("use WSL2 or a Linux container: docs/install.md")
+    assert "main" not in use or len(done.stderr.splitlines()) == 1

@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from fl.partitions.dirichlet import dirichlet
+from fl.partitions.extended_dirichlet import extended_dirichlet
+from fl.partitions.file import from_owners
+from fl.partitions.iid import iid
+from fl.partitions.inner_dirichlet import inner_dirichlet
+from fl.partitions.natural import natural
+from fl.partitions.pathological import pathological
+from fl.partitions.quantity import quantity
+from fl.partitions.shards import shards
 
 from fl.data.partition import Partition
 from fl.data.partition_stats import skew
-from partitions.dirichlet import dirichlet
-from partitions.extended_dirichlet import extended_dirichlet
-from partitions.file import from_owners
-from partitions.iid import iid
-from partitions.inner_dirichlet import inner_dirichlet
-from partitions.natural import natural
-from partitions.pathological import pathological
-from partitions.quantity import quantity
-from partitions.shards import shards
 
 
 def workloads(rows: int, clients: int, classes: int = 10) -> dict[str, Callable[[], object]]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from fl.strategies.fedavg import FedAvg, State
 from sklearn.cluster import KMeans
 
 from fl import EvaluateModel, EvaluationGenerator, FedAvgEquivalent, Params, ServerContext, ServerWork
 from fl.tensors.clustering import contingency, matched_accuracy, nmi
-from strategies.fedavg import FedAvg, State
 
 
 def measured(module: torch.nn.Module, model: Params, x: torch.Tensor, y: torch.Tensor, seen: int) -> dict[str, float]:

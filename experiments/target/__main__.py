@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from fl.strategies.target import TARGET
 from torch import Tensor
 
 from fl.config.config import resolve
@@ -20,7 +21,6 @@ from fl.config.yaml import parse
 from fl.data.image_bytes import from_bytes
 from fl.report.plots.style import figure_style, save
 from fl.storage.run import last_commit
-from strategies.target import TARGET
 
 COLUMNS = 12
 

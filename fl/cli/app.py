@@ -16,6 +16,7 @@ fl flower export quickstart.yaml app/ partition.clients=3 cohort.size=3
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fl import __version__
+from fl import __version__, platforms
 from fl.cli import flower, parts, reports, runs, sweep, tools
 from fl.cli.completion import use_our_bash
 from fl.cli.errors import usage_as_json
@@ -94,6 +95,10 @@ app.add_typer(flower_app, name="flower", rich_help_panel="Flower")
 
 def main() -> None:
     """Run the command that `sys.argv` names."""
+    try:
+        platforms.require_a_known_system()
+    except ImportError as error:
+        sys.exit(f"error: {error}")
     with stop_on_signals():
         command = typer.main.get_command(app)
         use_our_bash()

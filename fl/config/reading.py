@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fl.config.fields import own_keys
+from fl.config.packaged import hint, packaged
 from fl.config.references import anchor, anchored, find, holds_data, named
 from fl.config.yaml import parse
 from fl.errors import ConfigError
@@ -25,10 +26,14 @@ def read(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     """The configuration as a dict of plain values; nothing is built or checked yet.
 
     Args:
-        source: a YAML file, or the same content as a mapping. The source itself is not changed.
+        source: a YAML file, the name of one that fl brings along (`quickstart`), or the same content as a mapping. The
+            source itself is not changed.
         overrides: dotted path -> value, laid over the source in this order.
     """
-    config = _read_file(Path(source), ()) if isinstance(source, (str, Path)) else _extended(_copied(source), Path(), ())
+    if isinstance(source, Mapping):
+        config = _extended(_copied(source), Path(), ())
+    else:
+        config = _read_file(Path(source) if Path(source).exists() else packaged(str(source)) or Path(source), ())
     for path, value in (overrides or {}).items():
         _override(config, path, anchored(value, Path()) if isinstance(value, str) else value)
     return config
@@ -51,7 +56,7 @@ def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         beside = [str(p) for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern)]
         twin = [p for p in beside if Path(p).stem == path.stem]
         close = twin or difflib.get_close_matches(str(path), beside, 1)
-        raise ConfigError("", f"{path} does not exist." + (f" Did you mean {close[0]}?" if close else ""))
+        raise ConfigError("", f"{path} does not exist." + (f" Did you mean {close[0]}?" if close else hint(path)))
     if path.resolve() in above:
         raise ConfigError("extends", f"{path} extends itself")
     try:

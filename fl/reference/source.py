@@ -15,11 +15,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import fl
-from fl.kinds import KINDS
+from fl.own_packages import METHODS, ROOT
 from fl.reference.docstring import split_args
 
-ROOT = Path(fl.__file__).resolve().parents[1]
-PACKAGES = sorted({package.partition(".")[0] for kind in KINDS.values() for package in kind.packages})
+PACKAGES = ("fl", *METHODS)
 EMPTY = {"dict": "{}", "list": "[]", "tuple": "()"}  # default factories
 
 
@@ -66,11 +65,18 @@ class Module:
         """Name -> (module, name in it), or (module, "") for a module."""
         found: dict[str, tuple[str, str]] = {}
         for node in _top_level(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found |= {each.asname or each.name: (node.module, each.name) for each in node.names}
+            if isinstance(node, ast.ImportFrom) and (module := self._absolute(node)):
+                found |= {each.asname or each.name: (module, each.name) for each in node.names}
             elif isinstance(node, ast.Import):
                 found |= {each.asname or each.name: (each.name, "") for each in node.names}
         return found
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        """The module that an import names. Only the packages of this project have relative imports; "" elsewhere."""
+        if not node.level or not self.path.is_relative_to(ROOT):
+            return "" if node.level else node.module or ""
+        names = self.path.parents[node.level - 1].relative_to(ROOT).parts
+        return ".".join((*(("fl",) if names[0] in METHODS else ()), *names, *filter(None, (node.module,))))
 
     @functools.cached_property
     def own(self) -> dict[str, Definition]:
@@ -225,11 +231,12 @@ def module_source(name: str, beside: Path | None = None) -> Module | None:
 
     No parent package is imported, which `importlib.util.find_spec` would do.
     """
-    first = name.partition(".")[0]
-    places = [str(ROOT)] if first in PACKAGES else [str(beside)] * bool(beside)
+    parts = name.split(".")
+    places = [str(ROOT)] if parts[0] == "fl" else [str(beside)] * bool(beside)
+    parts = parts[1:] if parts[0] == "fl" and parts[1:2] and parts[1] in METHODS else parts  # fl/own_packages.py
     for where in (places, None):
         spec = None
-        for i, _ in enumerate(parts := name.split(".")):
+        for i in range(len(parts)):
             spec = PathFinder.find_spec(".".join(parts[: i + 1]), where)
             if spec is None:
                 break

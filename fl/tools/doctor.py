@@ -54,7 +54,7 @@ def examine() -> list[Line]:
     """Look at versions, processors, memory, devices, folders and optional packages."""
     return [
         Line("fl", fl.__version__),
-        Line("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
+        _system(),
         *map(_package, PACKAGES),
         _cores(),
         _memory(),
@@ -64,6 +64,13 @@ def examine() -> list[Line]:
         _room("run directories", Path.cwd()),
         *(_optional(name, *what) for name, what in OPTIONAL.items()),
     ]
+
+
+def _system() -> Line:
+    found = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    if platform.system() != "Linux":
+        return Line("Python", found, "note", "fl is tested on Linux only; a Linux container is safe: docs/install.md")
+    return Line("Python", found)
 
 
 def _package(name: str) -> Line:

@@ -9,9 +9,10 @@ Party 0 is the active party: the server, with the labels. The clients 0..P-2 are
 
 from fl.data.column_correlation import icor, pcor, spearman
 from fl.data.column_importance import alpha_of, importance_of, linear_shapley, shapley
-from partitions.vertical.correlation import beta_of, split_by_correlation
-from partitions.vertical.importance import importance_owners
-from partitions.vertical.shares import Vertical, equal_shares
+
+from .correlation import beta_of, split_by_correlation
+from .importance import importance_owners
+from .shares import Vertical, equal_shares
 
 __all__ = [
     "Vertical",

@@ -14,7 +14,8 @@ from fl.method.sampler import Fixed
 from fl.registry import register
 from fl.simulation.baselines import local_training, participation, with_budget, with_method
 from fl.simulation.setup import RunSetup
-from strategies.fedavg import FedAvg
+
+from ..fedavg import FedAvg
 
 
 @register("baseline", "centralised")

@@ -15,7 +15,8 @@ from fl.registry import register
 from fl.simulation.baselines import participation, with_method
 from fl.simulation.setup import RunSetup
 from fl.tasks.ranking import Ranking
-from strategies.fedavg import FedAvg
+
+from ..fedavg import FedAvg
 
 
 @register("baseline", "centralised_factors")

@@ -11,7 +11,8 @@ from fl.method.baseline import Baseline
 from fl.registry import register
 from fl.simulation.baselines import with_budget, with_method
 from fl.simulation.setup import RunSetup
-from strategies.local import Local
+
+from ..local import Local
 
 
 @register("baseline", "finetune")

@@ -12,7 +12,8 @@ from fl.method.baseline import Baseline
 from fl.registry import register
 from fl.simulation.baselines import with_method
 from fl.simulation.setup import RunSetup
-from strategies.majority import Majority
+
+from ..majority import Majority
 
 
 @register("baseline", "majority")

@@ -1,6 +1,6 @@
 """Nobody else gets into a run: sockets, Ray's token, local sockets, shared files. Real Ray, real processes.
 
-`make newest-ray` runs this file with the newest Ray.
+`make newest` runs this file with the newest Ray, `make oldest` with the oldest.
 """
 
 import contextlib
