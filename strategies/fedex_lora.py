@@ -48,7 +48,7 @@ class FedExLoRA(Strategy):
         lora.check_weights(self.weights)
 
     def init(self, model: Params, ctx: ServerContext) -> State:
-        lora.check_adapted(model)
+        lora.check_adapted(model, products=True)
         return State(model, lora.Base.of(model, ctx.frozen))
 
     def model(self, state: State) -> Params:

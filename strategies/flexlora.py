@@ -43,7 +43,7 @@ class FlexLoRA(Strategy):
         lora.check_ranks(self.ranks)
 
     def init(self, model: Params, ctx: ServerContext) -> Params:
-        lora.check_adapted(model, self.ranks)
+        lora.check_adapted(model, self.ranks, products=True)
         return model
 
     def broadcast(self, state: Params, ctx: ServerContext) -> Broadcast | dict[str, Params]:

@@ -69,7 +69,7 @@ class FLoRA(Strategy):
         lora.check_ranks(self.ranks)
 
     def init(self, model: Params, ctx: ServerContext) -> State:
-        lora.check_adapted(model, self.ranks)
+        lora.check_adapted(model, self.ranks, products=True)
         return State(model, lora.Base.of(model, ctx.frozen))
 
     def model(self, state: State) -> Params:

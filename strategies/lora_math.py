@@ -111,11 +111,16 @@ def groups(model: Params) -> dict[str, Params]:
     return {"model": model.select(adapters)} | ({"head": model.select(head)} if head else {})
 
 
-def check_adapted(model: Params, ranks: Sequence[int] = ()) -> None:
-    """Require a model with LoRA factors, built at the largest of the clients' ranks."""
+def check_adapted(model: Params, ranks: Sequence[int] = (), products: bool = False) -> None:
+    """Require a model with LoRA factors, built at the largest of the clients' ranks.
+
+    With `products` the strategy adds products B A to the weights, so the change of a weight has to be s B A.
+    """
     pairs = adapter.layers(model)
     if not pairs:
-        raise ValueError("model.adapter: there is none with factors A and B; set lora or rslora")
+        raise ValueError("model.adapter: there is none with factors A and B; set lora, rslora or dora")
+    if products and any("lora_magnitude_vector" in name.split(".") for name in model):
+        raise ValueError("model.adapter: the change of a weight under dora is not a product B A; set lora or rslora")
     built = max(len(model[a]) for a, _ in pairs.values())
     if ranks and max(ranks) != built:
         raise ValueError(

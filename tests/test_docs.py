@@ -55,6 +55,7 @@ PAGES = [
     "docs/data.md",
     "docs/evaluation.md",
     "docs/install.md",
+    "docs/language_models.md",
     "docs/methods.md",
     "docs/models.md",
     "docs/open_world.md",

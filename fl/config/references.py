@@ -102,7 +102,7 @@ def anchor(node: Any, folder: Path) -> None:
 
 def anchored(reference: str, folder: Path) -> str:
     """Make the path of `path.py:Name` or of a data file absolute, if the file exists in `folder`."""
-    if reference.endswith(DATA_FILES) and (folder / reference).is_file():
+    if reference.endswith((*DATA_FILES, ".jsonl", ".gguf")) and (folder / reference).is_file():
         return str((folder / reference).resolve())
     where, colon, name = reference.rpartition(":")
     if re.fullmatch(r"[^:]+\.py", where) and (folder / where).is_file():

@@ -1,6 +1,7 @@
 """A data set: arrays by name; the first axis is the sample.
 
-    train   {"x": (N, ...), "y": (N,), ...}    rows that a partition distributes among the clients
+    train   {"x": (N, ...), "y": (N,), ...}    rows that a partition distributes among the clients; an array "topic"
+                                               (N,) takes the place of y in partitions by label
     test    the same names, or None            rows on which the server evaluates
     clients (N,) or None                       natural owner of each training row (a writer, a speaker, a device)
     server  {"x": ..., "y": ..., ...} or None  rows on which the server may train (public data, base classes)
@@ -105,7 +106,12 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of the training rows, `train["y"]`. A `ValueError` if there are none."""
+        """What partitions divide rows by: `topic` where a data set has it, else the labels `y` of the training rows.
+
+        A `ValueError` if there are none.
+        """
+        if "topic" in self.train:
+            return self.train["topic"]
         if "y" not in self.train:
             raise ValueError(f"train: there is no 'y' in {list(self.train)}; this data set has no labels")
         return self.train["y"]

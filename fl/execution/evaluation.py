@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from fl.execution.job import Job
     from fl.execution.worker import Worker
 
-EVALUATION_BLOCK = 1024  # samples per forward pass
-
 Predictor = Callable[[Tensor], Tensor]
 
 
@@ -72,10 +70,11 @@ class Evaluation(ExchangeWorker):
         owners, lists = np.repeat(np.arange(len(counts)), counts), len(counts)
         view = View(arrays, rows)
         accs: dict[str, Any] = {}
+        size = self.task.evaluation_block
         with torch.inference_mode(), self.device.computing():
-            for a in range(0, max(len(view), 1), EVALUATION_BLOCK):
-                batch = view.take(slice(a, a + EVALUATION_BLOCK))
-                segments = torch.as_tensor(owners[a : a + EVALUATION_BLOCK])
+            for a in range(0, max(len(view), 1), size):
+                batch = view.take(slice(a, a + size))
+                segments = torch.as_tensor(owners[a : a + size])
                 outputs = net(batch["x"])
                 for name, metric in metrics.items():
                     part = metric.measure(outputs, batch, segments, lists)
@@ -192,7 +191,8 @@ class ServerEvaluation(Evaluation):
     def _blocks(self, positions: np.ndarray, numbers: np.ndarray) -> None:
         rows = self.dispatch.rows
         assert rows is not None
-        blocks = [rows[k * EVALUATION_BLOCK : (k + 1) * EVALUATION_BLOCK] for k in numbers]
+        size = self.task.evaluation_block
+        blocks = [rows[k * size : (k + 1) * size] for k in numbers]
         config = self.dispatch.broadcast.config
         config = config(SERVER) if callable(config) else config
         with self.device.computing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,12 +25,15 @@ from fl.execution.dispatch import DispatchGroup, ExchangeDispatch
 from fl.execution.stored_records import stored_records
 from fl.execution.training.device import Device
 from fl.execution.worker import Worker
+from fl.execution.workers.process import trim
 from fl.method.client import ClientAlgorithm
 from fl.method.transform import Transform
 from fl.models.binding import Initial
 from fl.models.client_models import ClientModel, ClientModels
 from fl.models.probe import ModuleFacts
 from fl.storage.segments import Segments
+
+LARGE = 1 << 24  # bytes of frozen tensors, from which the driver maps those of its workers
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,16 @@ class Job:
         put, initial = self.device.put, model.initial
         first = Initial(put(initial.trained), put(initial.frozen))
         return replace(model, module=self.device.put_module(model.module), initial=first)
+
+    def hold_shared(self, shared: Callable[[], Job]) -> None:
+        """Use the large frozen tensors of this job's copy in shared memory, so that they are on a machine once."""
+        if sum(model.initial.frozen.nbytes for model in self.models) < LARGE:
+            return
+        for own, copied in zip(self.models, shared().models):
+            own.initial.frozen.buffers = copied.initial.frozen.buffers
+            own.initial.hold(own.module)
+        gc.collect()  # models have cycles of references
+        trim()
 
     @property
     def stores(self) -> tuple[Path, Path]:

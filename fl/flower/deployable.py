@@ -23,6 +23,7 @@ from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
 from fl.method.strategy import Strategy
 from fl.method.unknown_state import StateNotHere, UnknownState
+from fl.models.architectures.by_client import ByClient
 from fl.simulation.simulation import Simulation
 from fl.simulation.vertical import is_vertical
 from fl.system.synchronous import Synchronous
@@ -93,7 +94,7 @@ REFUSALS = (
     ),
     Refusal(
         "model.by_client.assign",
-        lambda config: getattr(config.model.part, "path", None),
+        lambda config: isinstance(config.model.part, ByClient) and config.model.part.path,
         "SuperNodes do not have this file; write the list of names into the configuration",
     ),
     Refusal(

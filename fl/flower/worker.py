@@ -70,6 +70,9 @@ class AppJob:
     source: Path | None = None
     seeded: ClassVar[bool] = True
 
+    def hold_shared(self, shared: Callable[[], AppJob]) -> None:
+        """Share nothing: the job holds no tensors."""
+
     @property
     def stores(self) -> tuple[Path]:
         """The folder of segments that workers read and write."""

@@ -45,6 +45,12 @@ class Initial:
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point() and name not in trained}
         return Initial(trained, Params.of({**frozen, **buffers}))
 
+    def hold(self, module: torch.nn.Module) -> None:
+        """Make the module's frozen tensors views of `frozen`, so that they are in memory once."""
+        for name, tensor in structure(module).tensors:
+            if name in self.frozen:
+                tensor.data = self.frozen[name]
+
 
 def bind(
     module: torch.nn.Module, params: Params, initial: Initial, trained: Mapping[str, Tensor] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,36 @@ from torch import Tensor, nn
 
 from fl.checks import within
 from fl.models.hooks import layer_inputs
+
+
+class _Passes(threading.local):
+    """What Dropout layers of this thread do with their masks: append them to a list, or take them from an iterator."""
+
+    recorded: list[Tensor] | None = None
+    replayed: Iterator[Tensor] | None = None
+
+
+_passes = _Passes()
+
+
+@contextmanager
+def recorded_masks(masks: list[Tensor]) -> Iterator[None]:
+    """Within: each call of a Dropout layer appends its mask to `masks`."""
+    before, _passes.recorded = _passes.recorded, masks
+    try:
+        yield
+    finally:
+        _passes.recorded = before
+
+
+@contextmanager
+def replayed_masks(masks: list[Tensor]) -> Iterator[None]:
+    """Within: calls of Dropout layers use `masks`, one after another, and draw none."""
+    before, _passes.replayed = _passes.replayed, iter(masks)
+    try:
+        yield
+    finally:
+        _passes.replayed = before
 
 
 class Dropout(nn.Module):
@@ -45,21 +76,30 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        if _passes.replayed is not None:
+            return x * next(_passes.replayed)
+        mask = self._mask(x)
+        if _passes.recorded is not None:
+            _passes.recorded.append(mask)
+        return x * mask
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """The factors of x: set by the engine, or drawn."""
         if self.generator is None:
             if self.mask is None:
                 raise RuntimeError(
                     "fl.models.dropout.Dropout in training mode has no mask and no generator; "
                     "the engine sets one of them before each step"
                 )
-            return x * self.mask
+            return self.mask
         if self.piece is not None:
-            return x * self._mask_of_piece(x, *self.piece)
+            return self._mask_of_piece(x, *self.piece)
         mask = self.mask
         if mask is None or self.repeats or mask.shape != x.shape:
             mask = self._drawn(x.shape, x)
             if self.mask is None:
                 self.mask = mask
-        return x * mask
+        return mask
 
     def _mask_of_piece(self, x: Tensor, first: int, samples: int) -> Tensor:
         """The rows `first`, ... of this call's mask for `samples` samples; a new mask if these do not fit x."""

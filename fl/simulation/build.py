@@ -212,7 +212,9 @@ def _model(config: Config, dataset: Dataset, periods: tuple[Period, ...], output
     module = build_model(config, dataset, outputs)
     facts, dataset = _located("model", lambda: first_look(config, dataset, periods, module, outputs))
     _check_statistics(config, dataset, module, facts)
-    return ClientModel("", module, facts, Initial.of(module)), dataset
+    initial = Initial.of(module)
+    initial.hold(module)
+    return ClientModel("", module, facts, initial), dataset
 
 
 def build_model(config: Config, dataset: Dataset, outputs: int) -> torch.nn.Module:

@@ -20,7 +20,6 @@ import numpy as np
 from fl.config.sections import Evaluation, Stage
 from fl.data.partition import ViewName
 from fl.errors import ConfigError
-from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.method.requests import Evaluate
@@ -28,7 +27,7 @@ from fl.simulation.exchange import ExchangeRunner
 from fl.simulation.setup import RunSetup, split_counts
 from fl.simulation.totals import Row, weighted_mean
 from fl.tasks.statistics import forgetting, gini
-from fl.tasks.task import minimised, pooled
+from fl.tasks.task import EVALUATION_BLOCK, minimised, pooled
 
 SPLIT_PREFIXES: dict[ViewName, str] = {
     "val": "val",
@@ -187,7 +186,7 @@ def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, period: int, row
         kind="evaluate_server",
         work="received",
         period=period,
-        cohort=np.arange(-(-len(rows) // EVALUATION_BLOCK)),
+        cohort=np.arange(-(-len(rows) // part.task.evaluation_block)),
         broadcast=broadcast,
         reduction=pooled(part.task.metrics()),
         plan=Plan("loop", 1, "blocks of the server's data"),

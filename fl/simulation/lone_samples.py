@@ -12,7 +12,6 @@ from fl.config.config import Config
 from fl.data.dataset import Dataset
 from fl.data.stream import Period
 from fl.errors import ConfigError
-from fl.execution.evaluation import EVALUATION_BLOCK
 from fl.method.local_training import LocalTraining
 from fl.models.client_models import ClientModel
 from fl.simulation.setup import evaluated_clients, split_counts
@@ -103,10 +102,11 @@ def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, .
     """Check that no evaluation has a forward pass of one sample."""
     out = "use model.batch_norm: averaged or local, or GroupNorm or LayerNorm"
     rows = 0 if dataset.test is None else len(dataset.test["x"])
-    if config.evaluation.server and rows % EVALUATION_BLOCK == 1:
+    block = config.task.evaluation_block
+    if config.evaluation.server and rows % block == 1:
         raise ConfigError(
             "evaluation.server",
-            f"the server's test set of {rows} rows is evaluated in blocks of {EVALUATION_BLOCK}. The last block has "
+            f"the server's test set of {rows} rows is evaluated in blocks of {block}. The last block has "
             f"one row, which the model cannot normalise. Set evaluation.server: false, or {out}",
         )
     trainable = periods[0].partition.num_clients - config.splits.clients
@@ -114,7 +114,7 @@ def _check_evaluation(config: Config, dataset: Dataset, periods: tuple[Period, .
         for split in config.evaluation.splits:
             counts = split_counts(period.partition, split)
             evaluated = evaluated_clients(config, trainable, counts)
-            alone = evaluated[counts[evaluated] % EVALUATION_BLOCK == 1]
+            alone = evaluated[counts[evaluated] % block == 1]
             if len(alone):
                 who = _clients(len(alone), int(alone[0]), int(counts[alone[0]]), split)
                 raise ConfigError(

@@ -225,7 +225,7 @@ class RunSetup:
             facts=self.facts,
             initial=self.initial,
             arrays=self._arrays_for_workers,
-            true_labels=torch.tensor(self.dataset.labels) if "unlabelled" in config.evaluation.splits else None,
+            true_labels=torch.tensor(self.dataset.train["y"]) if "unlabelled" in config.evaluation.splits else None,
             server_arrays={} if self.dataset.parties else self.server_rows.test,  # no labels for passive parties
             parties=party_arrays(self.dataset),
             periods=self.periods,

@@ -41,6 +41,7 @@ from fl.simulation.private_checks import check_private_rounds, withhold_clients
 from fl.simulation.record import record_of, restore
 from fl.simulation.requests import first_request, run_evaluation, run_generator
 from fl.simulation.result import Result, save_result
+from fl.simulation.samples import check_samples, write_samples
 from fl.simulation.secure_exchanges import check_secure
 from fl.simulation.setup import RunSetup
 from fl.simulation.stopping import Stopping, check_metric_names
@@ -197,6 +198,8 @@ class Simulation:
             row |= self.evaluate(self.state, cohort)
             if self.round + 1 in self.run_setup.ends:
                 row |= add_period(self.accuracy_matrix, row, self.exchanges.period)
+        with span("evaluate", "samples"):
+            write_samples(self.run_setup, strategy, self.state, self.round, self.directory)
         row |= self.folder.ledger.totals(self.round)
         self.best_pending |= (
             self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
@@ -300,6 +303,7 @@ class Simulation:
         self.config = config = self.run_setup.config
         self.round, self.setup_done, self.best_pending = 0, False, False
         check_metric_names(self.run_setup)
+        check_samples(self.run_setup)
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
         self.pending: list[Row] = []  # rounds that are not committed yet

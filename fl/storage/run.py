@@ -6,6 +6,7 @@
     ledger.parquet       bytes per round, client, direction and group        clients.parquet   metrics per client
     model.safetensors    the final model by tensor names             SHA256SUMS   digests of all these files
     checkpoints/         last, best, final            clients/   states of clients           streams/   growing tables
+    samples/             what a language model writes after some rounds, if requested
     profile.json, trace.json   the time spent, if requested
 
 A commit is one file of checkpoints/ (checkpoint.py). It holds the length and the checksum of each growing file, so a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from fl.data.views import Batch
 from fl.method.reduction import Meta, Product, Reduction
 from fl.tensors.trees import row
 
+EVALUATION_BLOCK = 1024  # samples in one forward pass of an evaluation, where the task sets no other number
 # the best round is selected by the first of these metrics that is measured; never by test rows
 SELECT = ("val/accuracy", "val/ndcg10", "val/loss", "train/loss")
 
@@ -125,6 +126,24 @@ class Task:
     kernel: ClassVar[str | None] = None
     # whether labels may be words; they are numbered 0, 1, ... in sorted order
     word_labels: ClassVar[bool] = True
+
+    @property
+    def evaluation_block(self) -> int:
+        """Number of samples in one forward pass of an evaluation. Its memory grows with the outputs of a block."""
+        return EVALUATION_BLOCK
+
+    def samples_due(self, round_: int, last: bool) -> bool:
+        """Return whether `generate` is called after round `round_`; `last`: no round follows."""
+        return False
+
+    def generate(self, net: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Return what a model makes of some rows, in plain values; the run directory keeps it.
+
+        Args:
+            net: x (B, ...) -> outputs (B, ...), in evaluation mode.
+            rows: the server's test set.
+        """
+        raise NotImplementedError
 
     def checked(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
         """Check the labels once, before round 0, and return the arrays as this task needs them.

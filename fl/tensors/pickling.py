@@ -3,12 +3,14 @@
     code, memories = pack(obj)
     obj = unpack(code, memories)
 
-A tensor that maps a file (`map_tensor`) travels as the position in that file.
+A tensor that maps a file (`map_tensor`) travels as the position in that file. Parameters that are views of a large
+buffer travel with the buffer, once, and are views of it again.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import pickle
 import warnings
@@ -22,18 +24,41 @@ from torch import Tensor, nn
 
 from fl.tensors.serialise import raw_bytes
 
+LARGE = 1 << 20  # bytes of a buffer, from which its views travel as views
+
 
 class _Pickler(cloudpickle.Pickler):
     """Pickle code with cloudpickle, user code by value; keep tensor memory out of band."""
 
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.buffers: dict[int, Tensor] = {}  # large buffers by their address, as bytes
+
+    def buffer(self, tensor: Tensor) -> Tensor | None:
+        """Return the large buffer that a contiguous tensor lies in, as bytes; None for a small one."""
+        storage = tensor.untyped_storage()
+        if tensor.device.type != "cpu" or storage.nbytes() < LARGE or not tensor.is_contiguous():
+            return None
+        if storage.data_ptr() not in self.buffers:
+            self.buffers[storage.data_ptr()] = torch.empty(0, dtype=torch.uint8).set_(storage)
+        return self.buffers[storage.data_ptr()]
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, nn.Parameter):
-            return nn.Parameter, (obj.detach(), obj.requires_grad)
+            own, buffer = obj.detach(), self.buffer(obj.detach())
+            if buffer is not None:
+                start = own.storage_offset() * own.itemsize
+                part = (buffer, start, tuple(own.shape), str(own.dtype)[6:])
+                return _parameter, (*part, obj.requires_grad)
+            return nn.Parameter, (own, obj.requires_grad)
         if isinstance(obj, Tensor):
             origin = getattr(obj, "origin", None)
             if origin is not None:
                 return map_tensor, origin
             flat = obj.detach().contiguous()
+            known = self.buffers.get(flat.untyped_storage().data_ptr())
+            if known is not None and known is not obj and known.nbytes == flat.nbytes:
+                return _part, (known, 0, tuple(flat.shape), str(flat.dtype)[6:])
             return _tensor, (pickle.PickleBuffer(raw_bytes(flat)), tuple(flat.shape), str(flat.dtype)[6:])
         if not isinstance(obj, (type, FunctionType)) or _is_installed(obj):
             return NotImplemented  # plain pickle: not code, or code that each process can import
@@ -52,6 +77,16 @@ def _tensor(buffer: bytes | memoryview, shape: tuple[int, ...], dtype: str) -> T
     if memory.readonly:  # from another node's object store; torch warns about read-only memory
         memory = np.frombuffer(memory, np.uint8).copy().data
     return torch.frombuffer(memory, dtype=torch.uint8).view(getattr(torch, dtype)).view(shape)
+
+
+def _part(buffer: Tensor, start: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """Return a view of a part of a buffer of bytes."""
+    kind: torch.dtype = getattr(torch, dtype)
+    return buffer[start : start + math.prod(shape) * kind.itemsize].view(kind).view(shape)
+
+
+def _parameter(buffer: Tensor, start: int, shape: tuple[int, ...], dtype: str, requires_grad: bool) -> nn.Parameter:
+    return nn.Parameter(_part(buffer, start, shape, dtype), requires_grad)
 
 
 def map_tensor(path: str, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -44,6 +44,9 @@ class Job(Protocol):
     def seeded(self) -> bool:
         """Whether workers seed the global generators, which belong to the user's program."""
 
+    def hold_shared(self, shared: Callable[[], Any]) -> None:
+        """Use parts of the job's copy in shared memory, which `shared` opens, in place of its own."""
+
     @property
     def stores(self) -> Sequence[Path]:
         """The folders of segments that workers read and write, that of client states first."""

@@ -86,6 +86,7 @@ class Ray:
         self.queue, self.deaths = SharedQueue(self.files.queue), Deaths(self.client_seconds)
         self.job, self.region = Region(self.files), Region(self.files)
         self.job_handle = self.job.write(job)
+        job.hold_shared(self.job_handle.open)
         self.job_memory: Any = None  # in the object store, for other nodes
         self.attempts = 0
         self.pool.connect()

@@ -1,10 +1,12 @@
-"""LoRA, rsLoRA and VeRA for the linear layers of any module, built with peft.
+"""LoRA, rsLoRA, DoRA and VeRA for the linear layers of any module, built with peft.
 
     lora      W + alpha/r B A            A, B trained       Hu et al. 2021, arXiv:2106.09685
     rslora    W + alpha/sqrt(r) B A      the same           Kalajdzievski 2023, arXiv:2312.03732
+    dora      m (W + alpha/r B A) / |W + alpha/r B A|    A, B, m trained    Liu et al. 2024, arXiv:2402.09353
     vera      W + diag(b) B diag(d) A    b, d trained       Kopiczko, Blankevoort, Asano 2023, arXiv:2310.11454
 
 Initial values: A random (Kaiming-uniform), B and b zero. VeRA's A and B are random, frozen and shared by all layers.
+DoRA's m (out,) starts as |W|, the norm of each row of W. Strategies treat m as part of the head.
 The layer `out_proj` of nn.MultiheadAttention cannot be adapted: attention reads its weight and never calls it.
 """
 
@@ -40,6 +42,12 @@ def matching(names: Iterable[str], target: str) -> list[str]:
     return [name for name in names if f".{name}".endswith(f".{target}")]
 
 
+def output_layer(module: nn.Module) -> nn.Module | None:
+    """Return the layer that turns hidden states into scores of tokens; None for modules that are no language model."""
+    body: Any = getattr(module, "body", None)
+    return body.get_output_embeddings() if hasattr(body, "get_output_embeddings") else None
+
+
 def without_fast_path(module: nn.Module) -> None:
     """Have encoder layers call their children in evaluation, too; torch's fast path reads base weights alone."""
     for layer in module.modules():
@@ -54,7 +62,8 @@ class _Peft(Adapter):
     Args:
         rank: rank of the added matrices, at least 1.
         targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls.
+            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
+            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
     """
 
@@ -75,8 +84,16 @@ class _Peft(Adapter):
         layers = dict(module.named_modules())
         unused = uncalled(module)
         called = [name for name in layers if name not in unused]
-        linear = [name for name in called if isinstance(layers[name], nn.Linear) and name not in kept]
-        for target in self.targets:
+        output = output_layer(module)
+        linear = [
+            name
+            for name in called
+            if isinstance(layers[name], nn.Linear) and name not in kept and layers[name] is not output
+        ]
+        wanted = self.targets or getattr(module, "adapter_targets", ())
+        if "all-linear" in wanted:
+            wanted = ()
+        for target in wanted:
             if not matching(layers, target):
                 raise ValueError(f"targets: {target!r} is not a layer of the model; its linear layers are {linear}")
             if not matching(called, target):
@@ -84,10 +101,12 @@ class _Peft(Adapter):
                     f"targets: {target!r} belongs to nn.MultiheadAttention, which reads its weight and never calls it, "
                     f"so an adapter has no effect; the linear layers that are called are {linear}"
                 )
-        targets = [name for target in self.targets for name in matching(called, target)] or linear
+        targets = [name for target in wanted for name in matching(called, target)] or linear
         if not targets:
             raise ValueError("adapter: the model has no linear layer outside `trains` to adapt; name `targets`")
         without_fast_path(module)
+        if getattr(self, "dropout", 0.0) and hasattr(module, "keeps_padding"):
+            vars(module)["keeps_padding"] = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns about settings for other uses
             module = get_peft_model(
@@ -111,7 +130,8 @@ class LoRA(_Peft):
     Args:
         rank: rank r of the added matrices, at least 1.
         targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls.
+            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
+            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         alpha: scale of the change; the change is alpha/r B A.
         dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
@@ -135,7 +155,8 @@ class RsLoRA(LoRA):
     Args:
         rank: rank r of the added matrices, at least 1.
         targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls.
+            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
+            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         alpha: scale of the change; the change is alpha/sqrt(r) B A.
         dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
@@ -147,6 +168,27 @@ class RsLoRA(LoRA):
         return config
 
 
+@register("adapter", "dora")
+@dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA):
+    """m (W + alpha/r B A) / |W + alpha/r B A|, row by row: the adapter changes directions, and m (out,) the lengths.
+
+    Args:
+        rank: rank r of the added matrices, at least 1.
+        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
+            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
+            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
+        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
+        alpha: scale of the change; the change is alpha/r B A.
+        dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
+    """
+
+    def _config(self, targets: str) -> Any:
+        config = super()._config(targets)
+        config.use_dora = True
+        return config
+
+
 @register("adapter", "vera")
 @dataclass(frozen=True, kw_only=True)
 class VeRA(_Peft):
@@ -155,7 +197,8 @@ class VeRA(_Peft):
     Args:
         rank: rank r of the added matrices, at least 1.
         targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls.
+            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
+            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
         trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         d_initial: initial value of d.
         seed: seed of the frozen A and B.

@@ -1,0 +1,80 @@
+"""Public text of the data folder, and instructions made from it: topics of news, continued speeches.
+
+topics    AG News: "Which topic ...?" -> World, Sports, Business or Sci/Tech        topic: the class
+speech    Shakespeare: "Continue the speech of ROLE." -> the next words             client: the role
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl.data.folder import find
+from fl.tensors import random
+
+TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+QUESTION = "Which topic has this news item?"
+TEST = 500  # rows of each test file
+HEAD, TAIL, MOST = 12, 6, 20  # words of a speech in the input and in the answer; speeches of a role
+
+
+def news() -> list[tuple[str, str]]:
+    """Return (topic, title and description) of each item of AG News."""
+    with gzip.open(find("ag_news", "test.csv.gz"), "rt", newline="") as file:
+        return [(TOPICS[int(row[0]) - 1], ". ".join(row[1:]).replace("\\", " ")) for row in csv.reader(file)]
+
+
+def speeches() -> Iterator[tuple[str, list[str]]]:
+    """Yield (role with its play, speeches)."""
+    with gzip.open(find("shakespeare", "shakespeare_by_role.jsonl.gz"), "rt") as file:
+        for role in map(json.loads, file):
+            yield f"{role['role'].title()} ({role['play']})", role["speeches"]
+
+
+def posts() -> list[str]:
+    """Return the training posts of 20 Newsgroups."""
+    with lzma.open(find("newsgroups20", "newsgroups20.jsonl.xz"), "rt") as file:
+        return [post["text"] for post in map(json.loads, file) if post["split"] == "train"]
+
+
+def pretraining_texts() -> list[str]:
+    """Return all texts that a model is pretrained on. The news of the test rows are not among them."""
+    train, _ = topic_rows()
+    return [row["input"] for row in train] + ["\n".join(lines) for _, lines in speeches()] + posts()
+
+
+def _split(rows: list[dict[str, str]], name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    order = random.permutation(len(rows), "language", name)
+    return [rows[i] for i in order[TEST:]], [rows[i] for i in order[:TEST]]
+
+
+def topic_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return (training rows, test rows) of the topics of news."""
+    rows = [{"instruction": QUESTION, "input": text, "output": topic, "topic": topic} for topic, text in news()]
+    return _split(rows, "topics")
+
+
+def speech_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return (training rows, test rows) of continued speeches."""
+    rows = []
+    for role, lines in speeches():
+        long = [words for words in map(str.split, lines) if len(words) >= HEAD + TAIL][:MOST]
+        for words in long if len(long) >= 5 else []:
+            answer = " ".join(words[HEAD : HEAD + TAIL])
+            name = role.partition(" (")[0]
+            row = {"instruction": f"Continue the speech of {name}.", "input": " ".join(words[:HEAD]), "output": answer}
+            rows.append({**row, "client": role})
+    return _split(rows, "speech")
+
+
+def write(folder: Path) -> None:
+    """Write topics.jsonl, topics_test.jsonl, speech.jsonl and speech_test.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, parts in (("topics", topic_rows()), ("speech", speech_rows())):
+        for suffix, rows in zip(("", "_test"), parts):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / f"{name}{suffix}.jsonl").write_text(lines)

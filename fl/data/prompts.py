@@ -1,0 +1,52 @@
+"""Prompts: an instruction, and perhaps an input, as the text that a language model continues with the answer.
+
+alpaca    the frame of Stanford Alpaca (Taori et al. 2023)
+chat      the chat template of the tokenizer's folder, with one message of the user
+else      the user's own text with {instruction}, and perhaps {input}
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+FIELDS = re.compile(r"\{(instruction|input)\}")
+
+
+def check_template(template: str) -> None:
+    """Require `alpaca`, `chat`, or a text with {instruction} or {input}."""
+    if template not in ("alpaca", "chat") and not FIELDS.search(template):
+        raise ValueError(
+            f"template: {template!r} is neither alpaca nor chat, and has neither {{instruction}} nor {{input}}"
+        )
+
+
+def prompt(template: str, instruction: str, context: str, tokenizer: Any) -> str:
+    r"""Return the prompt.
+
+    Args:
+        template: alpaca, chat, or a text with {instruction}, and perhaps {input}. Other braces stay.
+        instruction: what to do.
+        context: what to do it with; "" for none.
+        tokenizer: a tokenizer of transformers, for `chat`.
+
+    >>> prompt("Q: {instruction} {input}\nA:", "Add {1, 2}.", "", None)
+    'Q: Add {1, 2}. \nA:'
+    """
+    if template == "chat":
+        text = f"{instruction}\n\n{context}" if context else instruction
+        message = [{"role": "user", "content": text}]
+        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    if template == "alpaca":
+        template = ALPACA_WITH_INPUT if context else ALPACA
+    values = {"instruction": instruction, "input": context}
+    return FIELDS.sub(lambda field: values[field[1]], template)

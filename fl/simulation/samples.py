@@ -1,0 +1,64 @@
+"""What the model makes of the server's first test rows, kept as samples/round_R.jsonl in the run directory.
+
+The driver makes them after a round, whatever the executor. A resumed run makes those of a round again, to the same
+bits.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl.errors import ConfigError
+from fl.method.strategy import Strategy
+from fl.models.binding import bind
+from fl.simulation.setup import RunSetup
+from fl.storage import files
+
+FOLDER = "samples"
+
+
+def check_samples(setup: RunSetup) -> None:
+    """Require test rows on the server, and one model, if the task generates samples.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    task = setup.periods[0].task
+    if not task.samples_due(setup.config.rounds - 1, True):
+        return
+    if setup.dataset.test is None:
+        raise ConfigError("task.samples", "the server has no test rows to answer; set data.test, or samples: 0")
+    if setup.by_client is not None:
+        raise ConfigError("task.samples", "the server has no model of its own with model.by_client; set samples: 0")
+
+
+def write_samples(setup: RunSetup, strategy: Strategy, state: Any, round_: int, directory: Path) -> None:
+    """Write the samples of a round, if the task makes some after it.
+
+    Args:
+        setup: the run.
+        strategy: the strategy, which knows the server's model.
+        state: its state after the round.
+        round_: the round.
+        directory: the run directory.
+    """
+    task = setup.periods[setup.period_at(round_)].task
+    if not task.samples_due(round_, round_ + 1 == setup.config.rounds):
+        return
+    module = setup.module
+    with torch.inference_mode():
+        bind(module, strategy.model(state), setup.initial)
+        module.eval()
+        found = task.generate(module, setup.server_rows.test)
+    lines = "".join(json.dumps({"round": round_, **sample}, ensure_ascii=False) + "\n" for sample in found)
+    files.write_file(files.make_folder(directory / FOLDER) / f"round_{round_}.jsonl", lines)
+
+
+def read_samples(directory: Path) -> list[dict[str, object]]:
+    """Return the samples of a run, the last round first."""
+    found = [json.loads(line) for file in (directory / FOLDER).glob("round_*.jsonl") for line in open(file)]
+    return sorted(found, key=lambda sample: (-sample["round"], sample["row"]))

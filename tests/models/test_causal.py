@@ -1,0 +1,184 @@
+"""Causal language models: scores are those of transformers, and the options change memory, not results."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fl
+from fl.errors import ConfigError
+from fl.models.adapters.lora import DoRA, LoRA
+from fl.models.architectures.causal import Causal
+from fl.models.dropout import DropoutDraws, with_addressed_dropout
+from fl.models.structure import structure
+from tests import tiny_language as tiny
+
+LENGTH, OUTPUTS = 12, 20
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def folder(request, tmp_path_factory) -> str:
+    return tiny.save_model(tmp_path_factory.mktemp("model"), request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> str:
+    return tiny.save_model(tmp_path_factory.mktemp("model"))
+
+
+def ids(rows: int, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(OUTPUTS, (rows, length), generator=torch.Generator().manual_seed(0)).int()
+
+
+def reference(folder: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def built(folder: str, shape=(LENGTH,), adapter=None, **arguments) -> nn.Module:
+    torch.manual_seed(1)
+    module = Causal(path=folder, **arguments).build(shape, OUTPUTS)
+    return with_addressed_dropout(module if adapter is None else adapter.wrap(module))
+
+
+def test_scores_are_those_of_transformers(folder):
+    x = ids(3)
+    x[0, 7:] = -1
+    known = (x >= 0).long()
+    expected = reference(folder)(input_ids=x.clamp(min=0).long(), attention_mask=known).logits
+    torch.testing.assert_close(built(folder).eval()(x)[x >= 0], expected[x >= 0])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_text_has_the_scores_that_it_has_alone(folder, attention):
+    texts, model = ids(2, 5), reference(folder)
+    numbers = torch.tensor([1] * 5 + [2] * 5 + [0] * 2, dtype=torch.int32)
+    row = torch.stack([torch.cat([texts.flatten(), torch.zeros(2)]).int(), numbers], -1)
+    scores = built(folder, (LENGTH, 2), attention=attention).eval()(row[None])[0]
+    assert scores.shape[0] == 10  # padding is left out
+    torch.testing.assert_close(scores[:10].view(2, 5, -1), model(input_ids=texts.long()).logits)
+
+
+def test_adapters_change_the_layers_of_the_architecture_and_never_the_output_layer(llama):
+    def adapted(**arguments):
+        return {
+            n.split(".")[-4] for n, p in built(llama, adapter=LoRA(**arguments)).named_parameters() if p.requires_grad
+        }
+
+    assert adapted() == {"q_proj", "v_proj"}
+    assert adapted(targets=("all-linear",)) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    assert adapted(targets=("o_proj",)) == {"o_proj"}
+
+
+def test_dora_is_a_direction_and_a_length(llama):
+    module = built(llama, adapter=DoRA(rank=2, alpha=4, targets=("o_proj",)))
+    layer = module.get_submodule("body.model.layers.0.self_attn.o_proj")
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    m = layer.lora_magnitude_vector["default"].weight
+    with torch.no_grad():
+        b.normal_()
+        m.mul_(1.5)
+        changed = layer.base_layer.weight + 2 * b @ a
+        x = torch.randn(3, 32)
+        torch.testing.assert_close(layer(x), x @ (m[:, None] * changed / changed.norm(dim=1, keepdim=True)).T)
+
+
+def gradients(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    module.train()
+    torch.manual_seed(2)
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:  # it begins with zeros, under which A has no gradient
+            nn.init.normal_(parameter)
+    draws = DropoutDraws(structure(module).dropout, lambda: torch.Generator().manual_seed(5), repeats=False)
+    draws.begin_batch()
+    with draws.gradient():
+        loss = module(x).float().log_softmax(-1).square().mean()
+        return list(torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_checkpointing_changes_no_gradient(folder, dropout):
+    adapter = LoRA(rank=2, dropout=dropout)
+    plain, checkpointed = (
+        gradients(built(folder, adapter=adapter, checkpointing=flag), ids(2)) for flag in (False, True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed))
+    if dropout:
+        assert not torch.equal(plain[0], gradients(built(folder, adapter=LoRA(rank=2)), ids(2))[0])
+
+
+@pytest.fixture(scope="module")
+def files(llama, tmp_path_factory) -> tuple[str, str, str]:
+    place = tmp_path_factory.mktemp("rows")
+    return llama, tiny.save_rows(place / "train.jsonl", tiny.rows()), tiny.save_rows(place / "test.jsonl", tiny.rows(6))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_have_the_gradients_of_the_batch(files, tmp_path, checkpointing):
+    adapter = {"name": "lora", "rank": 2, "dropout": 0.4}
+    common = {"model.adapter": adapter, "execution.plan": "loop", "rounds": 1, "model.checkpointing": checkpointing}
+    whole, pieces = (
+        fl.run(tiny.config(*files, **common, **{"execution.micro_batch": size}), out=tmp_path / str(size)).model
+        for size in (None, 3)
+    )
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_is_the_type_of_the_base_alone(llama):
+    module = built(llama, adapter=LoRA(rank=2), precision="bfloat16")
+    assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in module.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.path": "nowhere"}, "neither a folder with a config.json, nor a .gguf file, nor one of"),
+        ({"model.bits": 4}, "needs the package bitsandbytes"),
+        ({"data.length": 65}, "takes 64 tokens; set data.length"),
+        ({"model.adapter": {"name": "dora"}, "strategy": "flora"}, "is not a product B A; set lora or rslora"),
+        ({"strategy": {"name": "fedex_lora", "ranks": [2, 4]}}, "ranks: not a key of 'fedex_lora'"),
+        ({"task.samples": 1, "data.test": None}, "the server has no test rows"),
+        ({"task.tokenizer": None}, "generated samples are text"),
+    ],
+)
+def test_refusals_come_before_round_0(files, tmp_path, change, message):
+    if "model.bits" in change and importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ConfigError, match=message):
+        fl.run(tiny.config(*files, **change), out=tmp_path / "run")
+
+
+def test_no_code_of_a_folder_is_executed(llama, tmp_path):
+    folder = Path(tiny.save_model(tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    marker = tmp_path / "executed"
+    code = f"open({str(marker)!r}, 'w')\nfrom transformers import LlamaConfig as Own\n"
+    (folder / "own.py").write_text(code)
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
+    assert not marker.exists()
+
+
+def test_weights_in_a_pickle_are_refused(tmp_path):
+    folder = Path(tiny.save_model(tmp_path / "model"))
+    tensors = folder / "model.safetensors"
+    torch.save({}, folder / "pytorch_model.bin")
+    tensors.unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
