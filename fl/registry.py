@@ -49,6 +49,8 @@ def register(kind: str, *names: str) -> Callable[[Part], Part]:
 
 def lookup(kind: str, name: str) -> Any:
     """The part with this name. `UnknownName` lists the known names and the closest one."""
+    if not isinstance(name, str):  # a configuration may hold anything
+        raise UnknownName(f"{name!r} is not a name; one of {names(kind)}")
     if ":" in name:
         return _load(kind, name)
     if (kind, name) not in _parts:

@@ -79,6 +79,8 @@ def _extended(config: dict[str, Any], folder: Path, above: tuple[Path, ...]) -> 
     base = config.pop("extends", None)
     if base is None:
         return config
+    if not isinstance(base, str):
+        raise ConfigError("extends", f"{base!r} is not the name of a YAML file")
     merged = _read_file(folder / base, above)
     for key, value in config.items():
         _merge(merged, key, value)

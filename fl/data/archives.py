@@ -6,6 +6,7 @@ Sizes are known or bounded before memory is taken. Python objects (pickles) in a
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import math
@@ -17,6 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
+# what zipfile and NumPy raise for damaged files
+DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, zlib.error, SyntaxError, OSError)
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -59,7 +62,11 @@ def read_npz(path: Path, *names: str, key: str = "path") -> dict[str, np.ndarray
             if missing:
                 raise ValueError(f"{key}: {path} has {sorted(arrays)}, and not {missing[0]!r}")
             return {name: arrays[name] for name in names or arrays}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, zlib.error) as error:
+    except (*DAMAGE, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        if str(error).startswith(f"{key}: "):
+            raise
         raise ValueError(f"{key}: {path} is damaged or no .npz file: {error}") from None
 
 

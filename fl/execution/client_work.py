@@ -77,7 +77,7 @@ class LoopWork(ClientWork):
 
     def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
         super().__init__(worker, dispatch)
-        self.tensors = TensorNames(dispatch.reduction, self.job.algorithm.delta_reference)
+        self.tensors = TensorNames(dispatch.reduction, self.job.algorithm.delta_reference, self.job.algorithm.sends)
 
     def chunk(self, positions: np.ndarray) -> None:
         """Have the clients at `positions` work, one after another."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -110,9 +110,11 @@ class TensorNames:
     Args:
         reduction: the reduction of the dispatch.
         reference: group of the update -> group of the broadcast that has its form; other groups have their own name.
+        sends: groups that the client algorithm says it sends.
     """
 
-    def __init__(self, reduction: Reduction, reference: Mapping[str, str]):
+    def __init__(self, reduction: Reduction, reference: Mapping[str, str], sends: Collection[str]):
+        self.sends = frozenset(sends)
         parts = reduction.parts if isinstance(reduction, GroupReduction) else {}
         self.groups = {name: reference.get(name, name) for name, part in parts.items() if part.linear}
         self.first: dict[str, tuple[int, Layout]] = {}  # group -> first client and what it sent
@@ -127,10 +129,14 @@ class TensorNames:
             trained: the tensors of the model that are trained.
 
         Raises:
-            ValueError: a tensor has a name that is neither in the received group nor in the model, or all names are
-                those of the received group and a shape differs. The message names the client.
+            ValueError: a group is not one that the algorithm sends, a tensor has a name that is neither in the received
+                group nor in the model, or all names are those of the received group and a shape differs. The message
+                names the client.
             TensorsDiffer: the client sent other tensors than the first client of the dispatch on this worker.
         """
+        if not self.sends.issuperset(groups):
+            strange = next(name for name in groups if name not in self.sends)
+            raise ValueError(f"client {client}: its update has the group {strange!r}; sends: {sorted(self.sends)}")
         for name, source in self.groups.items():
             sent, first = groups.get(name), self.first.get(name)
             if first is not None and isinstance(sent, Params) and sent.layout is first[1]:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fl.config.yaml import parse
-from fl.storage import files
+from fl.storage import files, sums
 from fl.storage.place import LONGEST
 from fl.storage.run import last_commit, read_metrics, rounds_done
 
@@ -51,7 +51,7 @@ def folder_of(variant: str, setting: Mapping[str, Any]) -> str:
 
 def is_complete(run: Path) -> bool:
     """Whether all rounds of a run are done, or a condition of its section `stop` has ended it; with all baselines."""
-    if not (run / "model.safetensors").is_file():  # an interrupted run has one too
+    if not sums.present(run):  # written last; an interrupted run has them, too
         return False
     config, rows = parse((run / "config.yaml").read_text()), read_metrics(run)
     if not rows or (rounds_done(rows[-1]) < config["rounds"] and not last_commit(run)["stopping"]["reason"]):

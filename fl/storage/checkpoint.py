@@ -181,15 +181,25 @@ class Commits:
         self._collect()
         busy = {self._last, self._durable, self._syncing and self._syncing[0]}
         index = next(index for index in range(FILES) if index not in busy)
-        if index not in self._open:
-            self._open[index] = files.open_file(_path(self.folder, index), os.O_RDWR | os.O_CREAT)
         self.number += 1
-        _write(self._open[index], tree, self.number)
+        self._write(index, tree)
         self._numbers[index], self._last = self.number, index
         if self._syncing is None and time.monotonic() - self._synced > SYNC_SECONDS:
             self._thread = self._thread or ThreadPoolExecutor(1, "fsync")
             paths = [*growing(), _path(self.folder, index), self.folder]
             self._syncing, self._synced = (index, self._thread.submit(_sync, paths)), time.monotonic()
+
+    def _write(self, index: int, tree: Tree) -> None:
+        """Write a commit to a file. A new file gets its name last: a run without a whole commit holds none."""
+        path = _path(self.folder, index)
+        if not self._numbers[index]:
+            with files.replacing(path) as part:
+                self._open[index] = files.open_file(part, os.O_RDWR)
+                _write(self._open[index], tree, self.number)
+            return
+        if index not in self._open:
+            self._open[index] = files.open_file(path, os.O_RDWR | os.O_CREAT)
+        _write(self._open[index], tree, self.number)
 
     def _collect(self) -> None:
         """Note a commit that has reached the disk in the meantime."""

@@ -41,7 +41,7 @@ class ClientStates:
         self.staged: list[tuple[np.ndarray, np.ndarray]] = []
         self.generation = 0
         self.log: GrowingFile | None = None  # the index log
-        self.compacted: int | None = 0  # number of the first commit with this generation; None if nothing is to sweep
+        self.unswept: dict[int, int] = {}  # generation -> number of the first commit with it, 0 before that
         self.writers = 0
         self.total = self.live = 0  # bytes in all segments, and of the current states
 
@@ -93,7 +93,7 @@ class ClientStates:
         """
         self.close()
         self.generation, self.total = record["generation"], record["total"]
-        self.staged, self.index, self.live, self.compacted = [], None, 0, 0
+        self.staged, self.index, self.live, self.unswept = [], None, 0, {self.generation: 0}
         if record["log"]:
             self.log = GrowingFile(self._log_path(), record["log"])
             rows = np.fromfile(self._log_path(), np.int64, self.log.length // 8).reshape(-1, 4)
@@ -135,21 +135,21 @@ class ClientStates:
             number: number of the commit that was written.
             needed: number of the oldest commit that may still be resumed.
         """
-        if not self.generation or self.compacted is None:
-            return
-        self.compacted = self.compacted or number
-        if self.compacted > needed:
+        self.unswept = {generation: first or number for generation, first in self.unswept.items()}
+        # states may be compacted again before a commit with them has reached the disk
+        oldest = max((generation for generation, first in self.unswept.items() if first <= needed), default=0)
+        if not oldest:
             return
         used = {int(s) for s in np.unique(self._index()[:, 0])}
         for pinned in self.folder.glob("*.npy"):
             used |= {int(s) for s in np.unique(np.load(pinned, allow_pickle=False)[:, 1])}
         for path in self.folder.glob("*.seg"):
-            if int(path.stem) < self.segment(0) and int(path.stem) not in used:
+            if int(path.stem) < oldest * _MAX_WRITERS and int(path.stem) not in used:
                 files.remove(path)
         for path in self.folder.glob("index-*.bin"):
-            if int(path.stem.removeprefix("index-")) < self.generation:
+            if int(path.stem.removeprefix("index-")) < oldest:
                 files.remove(path)
-        self.compacted = None
+        self.unswept = {generation: first for generation, first in self.unswept.items() if generation > oldest}
 
     def growing(self) -> list[Path]:
         """Return the files that commits count on."""
@@ -184,7 +184,8 @@ class ClientStates:
         index = self._index()
         clients = np.flatnonzero(index[:, 0] >= 0)
         self.close()
-        self.generation, self.compacted = self.generation + 1, 0
+        self.generation += 1
+        self.unswept[self.generation] = 0
         source, fresh, offset = Segments(self.folder), self.segment(self.new_writer()), 0
         new = files.open_file(source.path(fresh), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(new, "wb") as out:

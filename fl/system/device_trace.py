@@ -10,6 +10,7 @@ import numpy as np
 
 from fl.checks import within
 from fl.data.folder import locate
+from fl.data.sets.file import read_table
 from fl.registry import register
 from fl.system.devices import COLUMNS, DeviceModel, Devices, devices, is_valid_figure, valid_figures
 from fl.system.trace_file import entry_of_client, read_json, sorted_by_id
@@ -69,15 +70,8 @@ def _columns(path: str, training_factor: float) -> dict[str, list[Any]]:
     """Return the columns of a trace, all of one length. Missing values are None."""
     found = locate(path)
     if found.suffix in (".csv", ".parquet"):
-        import pyarrow as pa
-        import pyarrow.csv
-        import pyarrow.parquet
-
-        try:
-            table = pyarrow.csv.read_csv(found) if found.suffix == ".csv" else pyarrow.parquet.read_table(found)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"path: {path}: {error}") from None
-        return table.to_pydict()
+        columns: dict[str, list[Any]] = read_table(found, "path").to_pydict()
+        return columns
     if found.suffix != ".json":
         raise ValueError(f"path: {path} is not .csv, .parquet or .json")
     entries = read_json(path)

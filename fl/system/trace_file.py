@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,9 +35,18 @@ def read_json(path: str) -> Any:
             raise ValueError(f"path: {path}: {next(n for n in names if names.count(n) > 1)!r} occurs twice")
         return found
 
+    def whole_number(digits: str) -> int:
+        if math.isinf(float(digits)):
+            raise ValueError(f"path: {path}: {digits[:20]}... is too large, it has {len(digits)} digits")
+        return int(digits)
+
     try:
-        return json.loads(locate(path).read_text(), object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
+        text = locate(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"path: {path} is not UTF-8 text: {error}") from None
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys, parse_int=whole_number)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"path: {path} is not JSON: {error}") from None
 
 

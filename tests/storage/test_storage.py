@@ -164,6 +164,20 @@ def store(tmp_path):
         each.close()
 
 
+def test_old_segments_go_although_no_commit_with_the_newest_ones_reaches_the_disk(store, monkeypatch):
+    """States are compacted in each round, and commits reach the disk four rounds later."""
+    monkeypatch.setattr(client_states, "COMPACT_ABOVE", 0)
+    one, files = store(), []
+    for round_ in range(40):
+        one.put({client: float(round_) for client in range(4)})
+        one.put({client: float(round_) for client in range(4)})
+        one.states.commit()
+        one.number += 1
+        one.states.sweep(one.number, one.number - 4)
+        files.append(len(list(one.folder.iterdir())))
+    assert max(files[20:]) == max(files[10:20]) < 40 and one.get() == dict.fromkeys(range(4), 39.0)
+
+
 def test_states_are_seen_at_once_and_last_from_the_commit(store):
     one = store()
     assert one.get() == {}

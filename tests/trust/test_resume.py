@@ -191,6 +191,8 @@ class Sends(LocalSGD):
             tensors = {f"{key}x" if key == min(model) else key: value for key, value in model.items()}
         elif self.what == "shape":
             tensors = {key: value.reshape(-1) for key, value in model.items()}
+        elif self.what == "group":
+            return replace(reply, update=replace(update, groups={"model": model, "more": model}))
         elif self.what == "missing":
             tensors = {max(model): model[max(model)]}
         return replace(reply, update=replace(update, groups={"model": Params.of(tensors)}))
@@ -206,6 +208,7 @@ FEDAVG = {**DROP, "strategy": "fedavg", "client": "sgd"}
         ("name", "has the tensor"),
         ("shape", "has the shape"),
         ("metric", "metric 'mood' is 'good', not a number"),
+        ("group", "its update has the group 'more'; sends: ['model']"),
     ],
 )
 def test_a_misnamed_tensor_is_the_fault_of_its_client(what, message, whose, tmp_path):

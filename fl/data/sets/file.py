@@ -39,6 +39,7 @@ def from_arrays(arrays: Arrays, where: str = "the file", names: str = NPZ) -> Da
 
 def read_table(path: Path, key: str) -> Any:
     """Read a .parquet or .csv file as a pyarrow table. Errors begin with `key`, the setting that names the file."""
+    import pyarrow as pa
     import pyarrow.csv as csv
 
     if path.suffix == ".npz":
@@ -48,9 +49,11 @@ def read_table(path: Path, key: str) -> Any:
             table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
         else:
             table = read_parquet(path, key)
-    except ValueError as error:  # pyarrow's errors about the content are ValueErrors
+        names = table.column_names
+    except (ValueError, OSError, pa.ArrowException) as error:  # pyarrow has all three for damaged content
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's
+            raise
         raise ValueError(f"{key}: {path} cannot be read: {error}") from None
-    names = table.column_names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{key}: {path} has several columns with the name {twice[0]!r}; rename them")
     return table
