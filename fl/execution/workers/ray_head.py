@@ -76,6 +76,8 @@ def _start(workers: int, gpus: int | None, folder: Path) -> None:
             _temp_dir=str(folder),
             # on one node the object store carries next to nothing; it must not take room in a small /dev/shm
             _plasma_directory=str(folder.parent),
+            # the actors start their processes; if one that Ray starts beforehand dies, `ray.init` waits without end
+            _system_config={"prestart_worker_first_driver": False},
         )
 
 

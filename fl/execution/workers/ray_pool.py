@@ -17,6 +17,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.ray_access import check_doors, forget_token, on_loopback, token_environment, with_token
 from fl.execution.workers.ray_head import NAME, NAMESPACE
 
+ANSWER_SECONDS = 300  # for Ray to start; seconds on a machine without other work
 START_SECONDS = 120  # for new actors to start up
 LOOK_SECONDS = 2  # between looks whether they still can start
 RETIRE_SECONDS = 1  # for an actor to drop its job; one that is still working is killed
@@ -131,7 +133,14 @@ class RayPool:
     def _answer(self) -> dict[str, Any]:
         """Return the next line of the process that starts Ray."""
         assert self.head is not None and self.head.stdout is not None
-        answer: dict[str, Any] = json.loads(self.head.stdout.readline() or '{"error": "its process died"}')
+        limit = threading.Timer(ANSWER_SECONDS, self.head.kill)
+        limit.start()
+        try:
+            line = self.head.stdout.readline()
+        finally:
+            limit.cancel()
+        nothing = json.dumps({"error": f"its process died, or did not answer within {ANSWER_SECONDS} s"})
+        answer: dict[str, Any] = json.loads(line or nothing)
         if "error" in answer:
             logs = f" Its logs are in {answer['logs']} until the next start." if answer.get("logs") else ""
             raise RuntimeError(f"Ray did not start: {answer['error']}.{logs} execution.executor=serial needs no Ray")
