@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _cases(short: bool) -> dict[str, Callable[[Path, int], Outcome]]:
-    found = drivers.cases(*(2, 1) if short else (5, 5)) | workers.cases(*(1, 1) if short else (5, 10))
+    found = drivers.cases(*(2, 1) if short else (5, 5)) | workers.cases(1 if short else 5)
     found |= surroundings.cases(*(2, 1) if short else (5, 5))
     return found | fuzz.cases(200 if short else 10_000) | long_run.cases(100 if short else 2000)
 

@@ -120,30 +120,6 @@ def killing_workers(raw: Any, out: Path, seed: int, kills: int, done: Path) -> N
         _run_with(Killer(seed, kills, kill), simulation, done)
 
 
-def killing_nodes(raw: Any, out: Path, seed: int, kills: int, done: Path) -> None:
-    """Run on a cluster of a head and two nodes; kill nodes, each followed by a new one."""
-    from ray.cluster_utils import Cluster
-
-    store = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**store, "num_cpus": 0})
-    nodes = [cluster.add_node(**store) for _ in range(2)]
-    cluster.wait_for_nodes()
-    out.mkdir(parents=True, exist_ok=True)
-
-    def kill(draw: random.Random) -> None:
-        node = nodes.pop(draw.randrange(len(nodes)))
-        (daemon,) = node.all_processes["raylet"]
-        os.kill(daemon.process.pid, signal.SIGKILL)
-        nodes.append(cluster.add_node(**store))
-
-    raw = {**raw, "execution": {**raw["execution"], "address": cluster.address}}
-    try:
-        with Simulation(resolve(read(raw, {})), out) as simulation:
-            _run_with(Killer(seed, kills, kill), simulation, done)
-    finally:
-        cluster.shutdown()
-
-
 def _run_with(killer: Killer, simulation: Simulation, done: Path) -> None:
     simulation.run([killer])
     if killer.error is not None:

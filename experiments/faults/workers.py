@@ -1,4 +1,7 @@
-"""Cases whose workers or nodes are killed on Ray: the run itself has to reach the same bits, without a resume."""
+"""Cases whose workers are killed on Ray: the run itself has to reach the same bits, without a resume.
+
+`python -m experiments.benchmarks.nodes OUT lost` kills nodes of a cluster.
+"""
 
 from __future__ import annotations
 
@@ -21,28 +24,18 @@ Run: TypeAlias = "Callable[[Any, Path, int, int, Path, Path], None]"  # configur
 SITE = str(Path(__file__).parent / "worker_site")
 
 
-def cases(kills: int, nodes: int) -> dict[str, Callable[[Path, int], Outcome]]:
-    """Return the cases by name; `kills`: of the workers of each method, in each way; `nodes`: losses in all."""
+def cases(kills: int) -> dict[str, Callable[[Path, int], Outcome]]:
+    """Return the cases by name; `kills`: of the workers of each method, in each way."""
     found: dict[str, Callable[[Path, int], Outcome]] = {}
     for method in ON_RAY:
         found[f"workers in time, {method}"] = lambda out, seed, method=method: in_time(method, out, seed, kills)
         found[f"workers, {method}"] = lambda out, seed, method=method: at_calls(method, out, seed, kills)
-    for method, share in (("scaffold", nodes - nodes // 2), ("three exchanges", nodes // 2)):
-        if share:
-            found[f"nodes, {method}"] = lambda out, seed, method=method, share=share: nodes_lost(
-                method, out, seed, share
-            )
     return found
 
 
 def in_time(method: str, out: Path, seed: int, kills: int) -> Outcome:
     """Kill workers at random instants of rounds."""
     return _until(f"workers in time, {method}", _in_process(work.killing_workers), method, out, seed, kills)
-
-
-def nodes_lost(method: str, out: Path, seed: int, kills: int) -> Outcome:
-    """Kill the daemon of a node of a local cluster, and with it the workers there; then add another node."""
-    return _until(f"nodes, {method}", _in_process(work.killing_nodes), method, out, seed, kills)
 
 
 def at_calls(method: str, out: Path, seed: int, kills: int) -> Outcome:
