@@ -69,9 +69,11 @@ def test_the_citation_is_valid():
 def test_a_file_that_does_not_exist_names_what_is_packaged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("experiments/quickstart.yaml", "quickstrat", "quickstart.yml"):
-        with pytest.raises(fl.ConfigError, match=f"{name} does not exist. fl brings one along: name it quickstart."):
+        with pytest.raises(
+            fl.ConfigError, match=f"{name} does not exist. Did you mean quickstart, which comes with fl"
+        ):
             fl.run(name)
-    with pytest.raises(fl.ConfigError, match="fl brings quickstart along, and the other files of .*experiments"):
+    with pytest.raises(fl.ConfigError, match="quickstart and the other files of .*experiments come with fl"):
         fl.run("zzz")
     (tmp_path / "quickstart").mkdir()
     with pytest.raises(fl.ConfigError, match="quickstart is a folder"):

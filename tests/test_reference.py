@@ -86,13 +86,31 @@ def test_ranges_are_those_of_the_checks():
     [
         ("evalution", "'evaluation'"),
         ("evaluation.evry", "'every'"),
-        ("client.lr", "fl show client NAME"),
+        ("client.lrr", "no part has 'lrr'; `fl show client NAME` .* Did you mean 'lr'"),
+        ("client.alpha", "'alpha' is a key of .*'apfl'"),
         ("seed.x", "no keys below"),
     ],
 )
 def test_a_path_that_names_no_key(path, part):
     with pytest.raises(UnknownName, match=part):
         tree.below(path)
+
+
+def test_a_key_of_a_part_is_that_of_the_default_part():
+    assert tree.below("client.lr").default == "0.1" and tree.below("client.lr.schedule").default == "constant"
+    said = fl("show", "config", "client.lr").stdout
+    assert said.startswith("client.lr ")
+    assert said.endswith("This is the key of `sgd`. `fl show client NAME` shows the keys of another part.\n")
+
+
+def test_a_misspelt_kind_is_recognised():
+    assert "Did you mean 'strategy'?" in fl("list", "strateg").stderr
+
+
+def test_a_reader_of_json_may_close_the_pipe_early():
+    command = f"set -o pipefail; {sys.executable} -m fl show config --json | head -c 20"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout) == 20
 
 
 def test_show_config_prints_the_tree_or_a_part_of_it():

@@ -381,6 +381,8 @@ def test_a_metric_that_is_not_measured_is_named_after_the_first_run(write, tmp_p
     [
         ([], "has no variants, so a sweep needs a key with several values, as in client.lr=0.03,0.1,0.3"),
         (["client.lr=0.1,"], "client.lr: '0.1,' has an empty value between its commas"),
+        (["client.lr="], "client.lr: no value; write client.lr=VALUE, or client.lr=A,B to try several"),
+        (["client.lr=0.1,0.2", "--plot", "lr.xyz"], "--plot: lr.xyz has no suffix of a format, such as .pdf"),
         (["client.lr=0.1,0.2", "client.lr=0.3,0.4"], "client.lr: given twice"),
         (["client.lr=log(1e-3)"], "client.lr: 'log(1e-3)' needs two numbers"),
         (["client.lr=0.1,0.2", "--search", "bayes"], "--search: 'bayes' is not one of"),
@@ -396,6 +398,15 @@ def test_mistakes_in_arguments_end_the_command_before_the_first_run(write, tmp_p
     write()
     code, _, told = fl(capsys, "sweep", str(tmp_path / "config.yaml"), *arguments, "--out", str(tmp_path / "out"))
     assert code == 2 and said in " ".join(told.split()) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argument", ["strategy=fedprox", "strategy=fedprox,fedavgm", "strategy.name=fedprox"])
+def test_a_variant_keeps_its_strategy(tmp_path, capsys, argument):
+    (tmp_path / "config.yaml").write_text("{data: digits, model: softmax, strategy: fedavg}")
+    (tmp_path / "v.yaml").write_text("{config: config.yaml, variants: {A: scaffold}, tune: {client.lr: [0.1, 0.2]}}")
+    code, _, told = fl(capsys, "sweep", str(tmp_path / "v.yaml"), argument, "--out", str(tmp_path / "out"))
+    assert code == 2 and "variant 'A' has a strategy of its own" in " ".join(told.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -21,7 +21,7 @@ import click
 import typer
 
 from fl.cli.interrupts import stopped
-from fl.cli.json_output import print_json_error
+from fl.cli.json_output import print_json_error, results
 from fl.errors import ClientError, ConfigError, UnknownName
 
 EXIT_FAILED = 1
@@ -74,12 +74,13 @@ def usage_as_json() -> Iterator[None]:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads stdout any more. What is still to be written then goes nowhere."""
+    """Whether the reader of the results is gone. What is still to be written is then discarded."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    descriptor = results().fileno()
+    poll.register(descriptor, select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return True
 
 

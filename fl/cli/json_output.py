@@ -43,7 +43,12 @@ def print_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON on the original stdout."""
     global _printed
     _printed = True
-    print(json.dumps(value, indent=indent), file=_stdout or sys.stdout, flush=True)
+    print(json.dumps(value, indent=indent), file=results(), flush=True)
+
+
+def results() -> TextIO:
+    """The stream of results: the original stdout."""
+    return _stdout or sys.stdout
 
 
 def print_json_error(message: str, exit_code: int, key: str = "") -> None:

@@ -15,7 +15,7 @@ FORMATS = ("md", "latex", "csv")
 COSTS = ("round", "up", "down", "multicast", "total", "hours", "joules", "work", "wall")
 AXES = ("round", "up", "total", "hours", "wall")  # those that the page of `fl report` offers
 
-ConfigFile = Annotated[str, typer.Argument(help="A YAML configuration file, or quickstart, which fl brings along.")]
+ConfigFile = Annotated[str, typer.Argument(help="A YAML configuration file, or quickstart, which comes with fl.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from fl.errors import UnknownName
+from fl.errors import UnknownName, did_you_mean
 from fl.kinds import KINDS
 from fl.reference import parts, tree
 from fl.reference.source import Definition
@@ -58,7 +58,7 @@ def as_json(kind: str | None, name: str | None) -> dict[str, Any]:
 def known_kind(kind: str) -> str:
     """The kind, or an UnknownName."""
     if kind not in KINDS:
-        raise UnknownName(f"{kind!r} is not one of {sorted(KINDS)}")
+        raise UnknownName(f"{kind!r} is not one of {sorted(KINDS)}.{did_you_mean(kind, KINDS)}")
     return kind
 
 
@@ -94,7 +94,10 @@ def _whole() -> str:
 
 def _key(key: Key) -> str:
     """A key, and all keys below it."""
-    return "\n\n".join(filter(None, (keys_as_text([key]), key.text, keys_as_text(tree.flat(key.below)))))
+    owner = parts.name_of(key.part)
+    kind = KINDS[key.path.partition(".")[0]].name if owner and key.path.partition(".")[0] in KINDS else ""
+    other = f"This is the key of `{owner}`. `fl show {kind} NAME` shows the keys of another part." if kind else ""
+    return "\n\n".join(filter(None, (keys_as_text([key]), key.text, keys_as_text(tree.flat(key.below)), other)))
 
 
 def _part(kind: str, name: str) -> str:

@@ -76,7 +76,7 @@ def sweep(
             require_one_of(SEARCHES, search=search)
         tuned, fixed = parse_values(arguments or ())
         chosen_seeds = _seeds(tuned, fixed, seeds)
-        from fl.storage.place import check_file, check_folder
+        from fl.storage.place import check_folder
         from fl.tools.sweep.reading import load
 
         log_to_stderr()
@@ -86,7 +86,9 @@ def sweep(
         folder = out or Path("runs") / file.name.removesuffix(".yaml").removesuffix(".sweep")
         check_folder("--out", folder)
         if plot is not None:
-            check_file("--plot", plot)
+            from fl.report.plots.style import check_figure
+
+            check_figure("--plot", plot)
         with Interrupts() as interrupts:
             told = _no_line if quiet else say
             variants = loaded.run(folder, only or (), jobs, told, interrupts, progress=False if quiet else None)
@@ -163,6 +165,8 @@ def parse_values(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, An
     for argument in arguments:
         key, equals, text = argument.partition("=")
         parts = _split(text)
+        if equals and not text.strip():
+            raise ConfigError(key, f"no value; write {key}=VALUE, or {key}=A,B to try several; null is a value, too")
         if key in tuned or key in fixed:
             raise ConfigError(key, f"given twice; write all its values in one argument: {key}=A,B")
         if equals and _RANGE.fullmatch(text):

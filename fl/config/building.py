@@ -203,7 +203,8 @@ def _plain(value: Any, annotation: Any, path: str) -> Any:
         wanted = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
         wanted = wanted.replace("an object", "a mapping").replace("valid array", "list")
         meant = suggestions.for_value(value, annotation, path)
-        raise ConfigError(path, f"{value!r} is not {wanted}.{meant}") from None
+        shown = "null" if value is None else repr(value)
+        raise ConfigError(path, f"{shown} is not {wanted}.{meant}") from None
 
 
 def _constructed(make: Callable[[], Any], path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The configurations that fl brings along, by name: `fl run quickstart` works in an empty folder."""
+"""The configurations that come with fl, by name: `fl run quickstart` works in an empty folder."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def hint(path: Path) -> str:
     """A sentence that names the packaged configuration closest to a file that does not exist, or says how to list them.
 
     >>> hint(Path("experiments/quickstart.yaml"))
-    ' fl brings one along: name it quickstart.'
+    ' Did you mean quickstart, which comes with fl?'
     """
     name = path.with_suffix("").as_posix().removeprefix("experiments/")
     close = difflib.get_close_matches(name, _names(), 1)
     if close:
-        return f" fl brings one along: name it {close[0]}."
-    return f" fl brings quickstart along, and the other files of {FOLDER}: name them by their path, without .yaml."
+        return f" Did you mean {close[0]}, which comes with fl?"
+    return f" quickstart and the other files of {FOLDER} come with fl: name them by their path, without .yaml."
 
 
 def _names() -> list[str]:

@@ -26,7 +26,7 @@ def read(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     """The configuration as a dict of plain values; nothing is built or checked yet.
 
     Args:
-        source: a YAML file, the name of one that fl brings along (`quickstart`), or the same content as a mapping. The
+        source: a YAML file, the name of one that comes with fl (`quickstart`), or the same content as a mapping. The
             source itself is not changed.
         overrides: dotted path -> value, laid over the source in this order.
     """

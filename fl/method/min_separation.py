@@ -1,4 +1,4 @@
-"""Samplers in which a client takes part at most once in b rounds, as matrix factorisation for privacy assumes."""
+"""A sampler in which a client takes part at most once in b rounds, as matrix factorisation for privacy assumes."""
 
 from __future__ import annotations
 

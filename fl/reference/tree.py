@@ -124,15 +124,24 @@ def in_yaml(text: str) -> str:
 
 
 def below(path: str) -> Key:
-    """Return the key with this dotted path, or raise an UnknownName that says what there is."""
+    """Return the key with this dotted path, or raise an UnknownName that says what there is.
+
+    A key that belongs to a part is that of the default part of its kind: client.lr is the key of `sgd`.
+    """
     keys, found = configuration(), None
     for word in path.split("."):
-        key = next((key for key in keys if key.name == word), None)
+        key = next((key for key in (*keys, *_of_default_part(found)) if key.name == word), None)
         if key is None:
             raise _unknown(path, word, found, keys)
         found, keys = key, key.below
     assert found is not None
     return found
+
+
+def _of_default_part(above: Key | None) -> tuple[Key, ...]:
+    """The keys of the part that is used where a configuration names none; () for a key without a default part."""
+    name = parts.default_name(above.kind) if above is not None and above.kind else ""
+    return keys_of(parts.find(above.kind, name), above.path) if above is not None and name else ()
 
 
 def _unknown(path: str, word: str, above: Key | None, keys: tuple[Key, ...]) -> UnknownName:
@@ -141,9 +150,15 @@ def _unknown(path: str, word: str, above: Key | None, keys: tuple[Key, ...]) -> 
     where = f"{path!r}: {above.path} has" if above is not None else f"{path!r}: a configuration has"
     if above is not None and above.kind:
         others = f" {names} of its own, and" if names else ""
+        arguments = {
+            name: [key.name for key in keys_of(part.definition)] for name, part in parts.names(above.kind).items()
+        }
+        having = [name for name, its in arguments.items() if word in its]
+        known = {*names, *(each for its in arguments.values() for each in its)}
+        which = f"{word!r} is a key of {having}" if having else f"no part has {word!r}"
         return UnknownName(
-            f"{where}{others} the keys of its part; `fl show {above.kind} NAME` shows them, for one of "
-            f"{list(parts.names(above.kind))}"
+            f"{where}{others} the keys of its part; {which}; `fl show {above.kind} NAME` shows the keys of a part."
+            f"{'' if having else did_you_mean(word, sorted(known))}"
         )
     if not names:
         return UnknownName(f"{where} no keys below it; `fl show config {above.path if above else ''}` shows it")

@@ -83,7 +83,7 @@ class Bernoulli(Availability):
 @register("availability", "diurnal")
 @dataclass(frozen=True, kw_only=True)
 class Diurnal(Availability):
-    """Day and night: client c is present in a period that begins at time t with probability
+    """Day and night: the probability of presence follows a sine. In a period that begins at time t it is
 
         p_c(t) = p + amplitude sin(2 pi (t / day + z_c / zones))        z_c: time zone, uniform in 0..zones-1
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
@@ -149,16 +150,21 @@ def set_log_scale(axes: Axes) -> None:
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
 
 
+def check_figure(key: str, file: Path) -> None:
+    """Raise a `ConfigError` at `key` if the suffix is not that of a format, or the file cannot be written."""
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix.removeprefix(".").lower() not in formats:
+        raise ConfigError(key, f"{file} has no suffix of a format, such as .pdf, .svg or .png; one of {formats}")
+    check_file(key, file)
+
+
 def save(figure: Figure, file: Path) -> None:
     """Write a figure; folders are made as needed. A PNG file does not name matplotlib's version.
 
     Raises:
         ConfigError: the suffix is not that of a format, or the file cannot be written.
     """
-    formats = sorted(figure.canvas.get_supported_filetypes())
-    if file.suffix.removeprefix(".").lower() not in formats:
-        raise ConfigError("figure", f"{file} has no suffix of a format, such as .pdf, .svg or .png; one of {formats}")
-    check_file("figure", file)
+    check_figure("figure", file)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None} if file.suffix == ".png" else None)
 

@@ -193,12 +193,25 @@ def _variants(raw: Any, folder: Path, tune: Mapping[str, Any], fixed: Mapping[st
             raise ConfigError("variants", f"{name!r} is not a text; put it in quotes")
         if name in variants:
             raise ConfigError("variants", f"{name!r} is listed twice; give each a name, as in NAME: {{client.lr: 0.1}}")
-        variants[name] = _variant(dotted("variants", name), own, folder, tune) | dict(fixed)
+        variant = _variant(dotted("variants", name), own, folder, tune)
+        _keep_strategy(name, variant, {**tune, **fixed})
+        variants[name] = variant | dict(fixed)
     if not variants:
         raise ConfigError(
             "variants", f"{raw!r} names none; write a list of strategies (`fl list strategy`), or names with overrides"
         )
     return variants
+
+
+def _keep_strategy(name: str, variant: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse an argument that would give a variant, such as `scaffold`, another strategy under its old name."""
+    keys = ("strategy", "strategy.name")
+    if any(key in variant for key in keys) and (given := [key for key in keys if key in arguments]):
+        raise ConfigError(
+            given[0],
+            f"variant {name!r} has a strategy of its own, and would keep its name; choose variants with --only, "
+            "write another variant into the file, or sweep the configuration file",
+        )
 
 
 def _listed(raw: Any) -> Iterable[tuple[Any, Any]]:

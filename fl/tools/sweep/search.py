@@ -61,7 +61,9 @@ class Search:
             raise ConfigError("samples", f"{self.samples} with search 'grid', which tries all combinations; leave out")
         if self.samples is None and (ranges or kind in ("random", "optuna")) and space:
             what = f"the range of {ranges[0]}" if ranges else f"search {kind!r}"
-            raise ConfigError("samples", f"missing; {what} needs a number of settings to try, such as 20")
+            raise ConfigError(
+                "samples", f"missing; {what} needs a number of settings to try, such as samples: 20 (--samples 20)"
+            )
         if space and kind in ("asha", "optuna"):
             _check_packages(kind)
 
