@@ -51,6 +51,14 @@ def column(table: Any, key: str, name: str) -> np.ndarray:
     return table[name].to_numpy()
 
 
+def identifiers(table: Any, key: str, name: str) -> np.ndarray:
+    """Return one column of numbers or words. Missing values and other types are a `ValueError` with `key`."""
+    values = column(table, key, name)
+    if len(values) and values.dtype.kind not in "biuf" and not isinstance(values[0], str):
+        raise ValueError(f"{key}: column {name!r} is {table[name].type}, not words or numbers; convert it")
+    return values
+
+
 def labels(table: Any, name: str) -> np.ndarray:
     """Return the column of labels: numbers, lists of numbers of one length as (N, K), or words."""
     values = column(table, "target", name)

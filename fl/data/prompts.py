@@ -39,13 +39,26 @@ def prompt(template: str, instruction: str, context: str, tokenizer: Any) -> str
         context: what to do it with; "" for none.
         tokenizer: a tokenizer of transformers, for `chat`.
 
+    Raises:
+        ValueError: the tokenizer has no chat template, or it fails.
+
     >>> prompt("Q: {instruction} {input}\nA:", "Add {1, 2}.", "", None)
     'Q: Add {1, 2}. \nA:'
     """
     if template == "chat":
+        from jinja2 import TemplateError
+
+        if tokenizer.chat_template is None:
+            raise ValueError("template: the tokenizer's folder has no chat template; set alpaca or a text")
         text = f"{instruction}\n\n{context}" if context else instruction
         message = [{"role": "user", "content": text}]
-        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        try:
+            return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(
+                f"template: the tokenizer's chat template refuses one message of the user: {error}; "
+                "set alpaca or a text"
+            ) from error
     if template == "alpaca":
         template = ALPACA_WITH_INPUT if context else ALPACA
     values = {"instruction": instruction, "input": context}

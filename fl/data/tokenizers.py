@@ -28,7 +28,7 @@ def load_tokenizer(name: str, key: str = "tokenizer") -> Any:
         return AutoTokenizer.from_pretrained(
             place.folder, **place.source, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # the Rust part raises plain Exceptions
         raise ValueError(f"{key}: the tokenizer of {name!r} cannot be loaded: {error}") from error
 
 

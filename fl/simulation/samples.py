@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, located
 from fl.method.strategy import Strategy
 from fl.models.binding import bind
 from fl.simulation.setup import RunSetup
@@ -22,10 +22,10 @@ FOLDER = "samples"
 
 
 def check_samples(setup: RunSetup) -> None:
-    """Require test rows on the server, and one model, if the task generates samples.
+    """Require test rows on the server, one model and a tokenizer, if the task generates samples.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: one of them is missing.
     """
     task = setup.periods[0].task
     if not task.samples_due(setup.config.rounds - 1, True):
@@ -34,6 +34,10 @@ def check_samples(setup: RunSetup) -> None:
         raise ConfigError("task.samples", "the server has no test rows to answer; set data.test, or samples: 0")
     if setup.by_client is not None:
         raise ConfigError("task.samples", "the server has no model of its own with model.by_client; set samples: 0")
+    try:
+        task.check_samples()
+    except ValueError as error:
+        raise located("task", error) from error
 
 
 def write_samples(setup: RunSetup, strategy: Strategy, state: Any, round_: int, directory: Path) -> None:

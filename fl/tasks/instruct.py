@@ -127,6 +127,7 @@ class Instruct(LanguageModelling):
     block: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         not_negative(samples=self.samples)
         at_least(1, samples_every=self.samples_every, max_new_tokens=self.max_new_tokens, block=self.block)
         if self.samples and self.tokenizer is None:
@@ -138,6 +139,10 @@ class Instruct(LanguageModelling):
 
     def samples_due(self, round_: int, last: bool) -> bool:
         return bool(self.samples) and (last or (round_ + 1) % self.samples_every == 0)
+
+    def check_samples(self) -> None:
+        assert self.tokenizer is not None
+        ending(load_tokenizer(self.tokenizer), self.tokenizer)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         known = (batch["y"] >= 0).sum(-1)

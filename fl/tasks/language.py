@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl.checks import at_least
 from fl.data.checking import refuse, require_labels, whole_numbers
 from fl.data.views import Batch
 from fl.registry import register
@@ -81,6 +82,9 @@ class LanguageModelling(Task):
     vocabulary: int | None = None
 
     word_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        at_least(1, vocabulary=self.vocabulary)
 
     def checked(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
         """Take ids of tokens, also as whole floats, with -1 or -100 for padding; refuse ids beyond the vocabulary."""

@@ -119,8 +119,40 @@ def test_long_texts_are_cut_or_left_out_and_counted(folder, tmp_path, caplog):
         ([ROW], {"template": "no field"}, "template: 'no field'"),
         ([ROW], {"length": 3}, "length: no prompt in .* has fewer than 3 tokens"),
         ([ROW], {"tokenizer": "nowhere"}, "tokenizer: 'nowhere' is neither a folder"),
+        ([ROW | {"output": {"text": "blue"}}], {}, "output: column 'output' is struct<.*>, not texts"),
+        ([ROW | {"instruction": ["what", "colour"]}], {}, "instruction: column 'instruction' is list<.*>, not texts"),
+        (
+            [ROW | {"client": ["a"]}],
+            {"clients": "client"},
+            "clients: column 'client' is list<.*>, not words or numbers",
+        ),
     ],
 )
 def test_errors_name_the_key(folder, tmp_path, rows, arguments, message):
     with pytest.raises(ValueError, match=message):
         loaded(arguments.pop("tokenizer", folder), tmp_path, rows, **arguments)
+
+
+def test_files_without_texts(folder, tmp_path):
+    common = {"tokenizer": folder, "template": tiny.TEMPLATE}
+    (tmp_path / "none.csv").write_text("instruction,output\n")
+    with pytest.raises(ValueError, match="path: .*none.csv has no rows"):
+        Instructions(path=str(tmp_path / "none.csv"), **common).load()
+    (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é", "output": "é"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match="path: .*latin.jsonl cannot be read: .*UTF8"):
+        Instructions(path=str(tmp_path / "latin.jsonl"), **common).load()
+    pq.write_table(pa.table({"instruction": ["sky"], "output": [b"blue"]}), tmp_path / "bytes.parquet")
+    with pytest.raises(ValueError, match="output: column 'output' is binary, not texts"):
+        Instructions(path=str(tmp_path / "bytes.parquet"), **common).load()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(None, "has no chat template"), ("{% for %}", "refuses"), ("{{ raise_exception('no user') }}", "no user")],
+)
+def test_chat_templates_that_fail(tmp_path, template, message):
+    folder = tiny.save_model(tmp_path / "model")
+    place = tmp_path / "model" / "chat_template.jinja"
+    place.unlink() if template is None else place.write_text(template)
+    with pytest.raises(ValueError, match=f"template: .*{message}.*; set alpaca or a text"):
+        loaded(folder, tmp_path, [ROW], template="chat")

@@ -153,6 +153,8 @@ def test_bfloat16_is_the_type_of_the_base_alone(llama):
         ({"strategy": {"name": "fedex_lora", "ranks": [2, 4]}}, "ranks: not a key of 'fedex_lora'"),
         ({"task.samples": 1, "data.test": None}, "the server has no test rows"),
         ({"task.tokenizer": None}, "generated samples are text"),
+        ({"task.tokenizer": "nowhere", "task.samples": 1}, "task.tokenizer: 'nowhere' is neither a folder"),
+        ({"task.vocabulary": 0}, "task.vocabulary: 0 is not at least 1"),
     ],
 )
 def test_refusals_come_before_round_0(files, tmp_path, change, message):
@@ -182,3 +184,33 @@ def test_weights_in_a_pickle_are_refused(tmp_path):
     tensors.unlink()
     with pytest.raises(ValueError, match="safetensors"):
         Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
+
+
+def test_weights_that_lack_tensors_or_are_damaged_are_refused(tmp_path):
+    """transformers gives random values to what a file lacks."""
+    folder = Path(tiny.save_model(tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"num_hidden_layers": 3}, "lacks 9 tensors of LlamaForCausalLM, the first is 'model.layers.2"),
+        ({"intermediate_size": 48}, "weights and config.json differ in shapes"),
+    ):
+        (folder / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=f"path: .*{message}"):
+            Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
+    (folder / "model.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(ValueError, match="path: .* cannot be loaded"):
+        Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path, decoder):
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertLMHeadModel(BertConfig(vocab_size=OUTPUTS, is_decoder=decoder, **sizes)).save_pretrained(tmp_path / "bert")
+    model = Causal(path=str(tmp_path / "bert"))
+    if decoder:
+        assert model.build((LENGTH,), OUTPUTS)(ids(1)).shape == (1, LENGTH, OUTPUTS)
+    else:
+        with pytest.raises(ValueError, match="path: .* sees the tokens after it"):
+            model.build((LENGTH,), OUTPUTS)

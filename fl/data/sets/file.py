@@ -15,7 +15,7 @@ import numpy as np
 
 from fl.checks import positive
 from fl.data.archives import read_npz, read_parquet
-from fl.data.columns import column, features, labels
+from fl.data.columns import column, features, identifiers, labels
 from fl.data.dataset import Arrays, Dataset, Loader
 from fl.data.folder import DATA_FILES, locate
 from fl.data.words import codes
@@ -120,6 +120,6 @@ class File(Loader):
         if not names:
             raise ValueError(f"features: no column is left in {tables[0].column_names}")
         parts = [{"x": features(table, list(names)), "y": y} for table, y in zip(tables, targets)]
-        owners = None if self.clients is None else codes(column(tables[0], "clients", self.clients))[0]
+        owners = None if self.clients is None else codes(identifiers(tables[0], "clients", self.clients))[0]
         each = names if parts[0]["x"].shape[1] == len(names) else None  # a column of lists gives several features
         return Dataset(parts[0], parts[1] if len(parts) > 1 else None, owners, names=each)

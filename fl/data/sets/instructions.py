@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fl.checks import at_least
-from fl.data.columns import column
+from fl.data.columns import identifiers
 from fl.data.dataset import Dataset, Loader
 from fl.data.folder import locate
 from fl.data.packing import Text, packed, padded, rows_of
@@ -87,6 +87,8 @@ class Instructions(Loader):
     def _read(self, key: str, path: str) -> _Table:
         """Read and tokenise a file; the rows that do not fit are left out."""
         table = _read(locate(path, key), key)
+        if not len(table):
+            raise ValueError(f"{key}: {path} has no rows")
         instructions = _texts(table, "instruction", self.instruction)
         inputs = _texts(table, "input", self.input, empty=True) if self.input in table.column_names else None
         answers = _texts(table, "output", self.output)
@@ -117,8 +119,8 @@ class Instructions(Loader):
             )
         if not texts:
             raise ValueError(f"length: no prompt in {path} has fewer than {self.length} tokens; set more")
-        topics = np.zeros(len(whole), np.int64) if self.topic is None else column(table, "topic", self.topic)
-        owners = None if self.clients is None or key == "test" else column(table, "clients", self.clients)[kept]
+        topics = np.zeros(len(whole), np.int64) if self.topic is None else identifiers(table, "topic", self.topic)
+        owners = None if self.clients is None or key == "test" else identifiers(table, "clients", self.clients)[kept]
         return _Table(texts, topics[kept], owners)
 
     def _rows(self, table: _Table, topics: np.ndarray, owners: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
@@ -156,15 +158,26 @@ def _read(path: Path, key: str) -> Any:
     import pyarrow.json as json
 
     try:
-        return json.read_json(path, parse_options=json.ParseOptions(newlines_in_values=False))
+        table = json.read_json(path, parse_options=json.ParseOptions(newlines_in_values=False))
+        table.validate(full=True)  # also that texts are UTF-8
+        return table
     except ValueError as error:  # pyarrow's errors about the content are ValueErrors
         raise ValueError(f"{key}: {path} cannot be read: {error}") from None
 
 
 def _texts(table: Any, key: str, name: str, empty: bool = False) -> list[str]:
-    """Return a column of texts. A missing column, or an empty text unless `empty`, is a ValueError."""
+    """Return a column of texts; numbers become texts.
+
+    Raises:
+        ValueError: there is no such column, it has other types, or a text is empty and `empty` is not set.
+    """
+    import pyarrow.types as types
+
     if name not in table.column_names:
         raise ValueError(f"{key}: {name!r} is not one of the columns {table.column_names}")
+    kind = table[name].type
+    if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+        raise ValueError(f"{key}: column {name!r} is {kind}, not texts; convert it")
     texts = ["" if value is None else str(value) for value in table[name].to_pylist()]
     wrong = [] if empty else [row for row, text in enumerate(texts) if not text.strip()]
     if wrong:

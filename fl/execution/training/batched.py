@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
 from fl.execution.training.chunk import Chunk, Gradients, TakesSGDSteps, TrainsWholePhases
-from fl.execution.training.customised import overrides, takes_plain_steps
+from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.update_checks import check_stacked
@@ -135,7 +135,8 @@ def _train_whole(
         out, factors = start.layout.empty(len(chunk.sizes)), None
     else:
         out = Params(start.layout, (pooled_buffer(start.layout.lengths[0]),))
-    steps, loss, seen = backend.train_whole(chunk, phase, start, algorithm.penalty(at), out, not finishes, factors)
+    penalty = penalty_of(algorithm, at, len(chunk.sizes))
+    steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, out, not finishes, factors)
     lr_sum = phase.lr_sum(steps) if finishes else np.zeros(0)
     return _Trained(out, not finishes, loss, seen, steps, lr_sum, at)
 
@@ -195,7 +196,7 @@ def _run_phase(
 ) -> None:
     """Train theta (C,) in place by `counts` (C,) steps; add to the sums of losses and the numbers of samples, (C,)."""
     phase = at.phase
-    penalty = algorithm.penalty(at)
+    penalty = penalty_of(algorithm, at, len(chunk.sizes))
     stepper: _SGDSteps | _OptimiserSteps
     if isinstance(gradients, TakesSGDSteps) and takes_plain_steps(algorithm, phase, penalty):
         stepper = _SGDSteps(gradients, theta, phase)

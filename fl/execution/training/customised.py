@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fl import registry
 from fl.method.client import ClientAlgorithm
-from fl.method.local_training import LocalTraining
+from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD
-from fl.method.penalty import Penalty
+from fl.method.penalty import Penalty, fitted
 from fl.method.phase import Phase
 from fl.tasks.task import Task
 
@@ -26,6 +26,11 @@ def takes_plain_steps(algorithm: LocalTraining, phase: Phase, penalty: Penalty |
     """Whether each step is w <- w - lr g, with the plain gradient g."""
     plain = penalty is None and phase.clip is None and not phase.rates and phase.optimiser == SGD()
     return plain and not overrides(algorithm, "gradient")
+
+
+def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = None) -> Penalty | None:
+    """Return the penalty of a phase, checked. `clients`: how many train together, see `fl.method.penalty.fitted`."""
+    return fitted(algorithm.penalty(at), at.start, clients, type(algorithm).__name__)
 
 
 def custom_training(algorithm: ClientAlgorithm) -> str | None:

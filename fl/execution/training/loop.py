@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from fl.execution.training.client_batches import view_of
-from fl.execution.training.customised import overrides, takes_plain_steps
+from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
 from fl.execution.training.graph import place
 from fl.execution.training.objective import losses_of
 from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer, gradients_of
@@ -48,7 +48,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         left = None if ctx.limit is None else ctx.limit - taken
         steps = LocalSteps(algorithm, ctx, phase=phase, index=index, at=at, limit=left)
         steps.bind(theta, local)
-        penalty = algorithm.penalty(at)
+        penalty = penalty_of(algorithm, at)
         if takes_plain_steps(algorithm, phase, penalty):  # the numbers of _take_steps, without copying the gradient
             weights = [steps.views[name] for name in steps.names]
             for t, _ in enumerate(steps):

@@ -229,8 +229,8 @@ def gradients_of(loss: Tensor, leaves: list[torch.nn.Parameter]) -> tuple[Tensor
 
 
 def gradient_buffer(theta: Params) -> Params:
-    """Return memory for gradients of `theta`'s shape. Calls of one thread share it; each step overwrites all of it."""
-    return _gradient_buffer(theta.layout, theta.batch, theta.device, threading.get_ident())
+    """Return zeros for gradients of `theta`'s shape. Calls of one thread share the memory; steps write the tensors."""
+    return _gradient_buffer(theta.layout, theta.batch, theta.device, threading.get_ident()).zero_()
 
 
 @functools.lru_cache(maxsize=4)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fl.checks import one_of
@@ -28,6 +29,7 @@ from fl.registry import register
 from fl.tensors.functional import under_vmap
 
 Precision = Literal["float32", "bfloat16"]
+LONGEST = 500  # characters of an error of transformers, which may list all its models
 
 
 class CausalLM(nn.Module):
@@ -70,6 +72,27 @@ def packed(texts: Tensor) -> tuple[Tensor, Tensor]:
     same = texts[:, :, None] == texts[:, None, :]
     mask = same.tril()
     return mask.unsqueeze(1), mask.sum(-1) - 1
+
+
+def require_causal(body: Any, name: str) -> None:
+    """Require that scores of a position do not change with later tokens.
+
+    Args:
+        body: the model, in evaluation mode.
+        name: its path, for the error.
+
+    Raises:
+        ValueError: they do, as those of an encoder.
+    """
+    with torch.inference_mode():
+        ids = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]])
+        first, other = body(input_ids=ids, use_cache=False).logits[:, 0].float()
+    error = 1e-4 if body.dtype == torch.float32 else 0.05  # of rounding, as a share of the scores
+    if (first - other).abs().max() > error * first.abs().max():
+        raise ValueError(
+            f"path: in the model in {name} a token sees the tokens after it; give a causal language model, for an "
+            "encoder with is_decoder: true in its config.json"
+        )
 
 
 def linear_layers(module: nn.Module) -> None:
@@ -137,6 +160,8 @@ class Causal:
         positions = getattr(body.config, "max_position_embeddings", None) or shape[0]
         if shape[0] > positions:
             raise ValueError(f"path: the model in {self.path} takes {positions} tokens; set data.length to it, or less")
+        if self.bits is None:
+            require_causal(body, self.path)
         linear_layers(body)
         if self.checkpointing:
             with_checkpointing(body)
@@ -162,9 +187,23 @@ class Causal:
             for name, value in vars(config).items():
                 if "drop" in name and isinstance(value, float):
                     setattr(config, name, 0.0)
-            return transformers.AutoModelForCausalLM.from_pretrained(place.folder, config=config, **arguments)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ValueError(f"path: {self.path!r} cannot be loaded: {error}") from error
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                place.folder, config=config, output_loading_info=True, **arguments
+            )
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error)
+            if "ignore_mismatched_sizes" in reason:
+                reason = "weights and config.json differ in shapes"
+            elif len(reason) > LONGEST:
+                reason = reason[:LONGEST] + " ..."
+            raise ValueError(f"path: {self.path!r} cannot be loaded: {reason}") from error
+        body, found = loaded
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(
+                f"path: {self.path!r} lacks {len(missing)} tensors of {type(body).__name__}, the first is "
+                f"{missing[0]!r}; save the model with all its layers and its output layer"
+            )
+        return body
 
 
 def quantisation(bits: int, dtype: torch.dtype) -> Any:
