@@ -214,3 +214,16 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path, decoder):
     else:
         with pytest.raises(ValueError, match="path: .* sees the tokens after it"):
             model.build((LENGTH,), OUTPUTS)
+
+
+def test_a_model_that_cannot_pack_is_refused(tmp_path):
+    """RoBERTa counts positions after its padding token, so position 0 is another."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(vocab_size=OUTPUTS, is_decoder=True, **sizes)
+    RobertaForCausalLM(config).save_pretrained(tmp_path / "model")
+    model = Causal(path=str(tmp_path / "model"))
+    assert model.build((LENGTH,), OUTPUTS)(ids(1)).shape == (1, LENGTH, OUTPUTS)
+    with pytest.raises(ValueError, match="path: .*several texts in a row; set data.pack: false"):
+        model.build((LENGTH, 2), OUTPUTS)

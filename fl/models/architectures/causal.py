@@ -95,6 +95,24 @@ def require_causal(body: Any, name: str) -> None:
         )
 
 
+def require_packing(model: CausalLM, name: str) -> None:
+    """Require that a text has the scores in a packed row that it has alone.
+
+    Raises:
+        ValueError: it has others, as with a model that takes no mask or no positions. `name` is its path.
+    """
+    error = 1e-4 if model.body.dtype == torch.float32 else 0.05
+    try:
+        with torch.inference_mode():
+            alone = model(torch.tensor([[1, 0]]))[0].float()
+            together = model(torch.tensor([[[0, 1], [0, 1], [1, 2], [0, 2]]]))[0, 2:].float()
+        same = bool((alone - together).abs().max() <= error * alone.abs().max())
+    except (ValueError, RuntimeError, TypeError):  # it takes no mask of this shape, or no positions
+        same = False
+    if not same:
+        raise ValueError(f"path: the model in {name} cannot take several texts in a row; set data.pack: false")
+
+
 def linear_layers(module: nn.Module) -> None:
     """Replace each layer `Conv1D` of transformers by the nn.Linear with the same outputs, in place."""
     from transformers.pytorch_utils import Conv1D
@@ -165,7 +183,10 @@ class Causal:
         linear_layers(body)
         if self.checkpointing:
             with_checkpointing(body)
-        return CausalLM(body, attention_layers(body.config.model_type))
+        model = CausalLM(body, attention_layers(body.config.model_type)).eval()
+        if len(shape) == 2 and self.bits is None:
+            require_packing(model, self.path)
+        return model
 
     def _body(self, place: Pretrained) -> Any:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded: all files are in the folder
@@ -192,6 +213,8 @@ class Causal:
             )
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error)
+            if "scaled_dot_product_attention" in reason:
+                raise ValueError(f"attention: the model in {self.path} has no sdpa; set eager") from error
             if "ignore_mismatched_sizes" in reason:
                 reason = "weights and config.json differ in shapes"
             elif len(reason) > LONGEST:
