@@ -30,7 +30,7 @@ class Progress(Callback):
     def start(self, run: Run) -> None:
         self.headline = run.headline
         self.lines.start(run)
-        self.screen.status(f"{self.headline}\nstarting workers", new=True)
+        self.screen.status(f"{self.headline}\nstarting", new=True)
 
     def ready(self, run: Run) -> None:
         self.screen.status(f"{self.headline}\nround {run.round}")
