@@ -64,8 +64,8 @@ def check(target: str, **arguments: Any) -> list[Finding]:
     part = registry.lookup(kind, name)
     arguments = _with_examples(kind, part, arguments)
     missing = [module for module in getattr(part, "requires", ()) if importlib.util.find_spec(module) is None]
-    if kind == "data" and requires(part, "path") and "path" not in arguments:
-        missing.append("file of the user's")
+    if kind in ("data", "model") and requires(part, "path") and "path" not in arguments:
+        missing.append("file or folder of the user's")
     if missing:
         return [Finding(law.__name__, True, f"not checked: there is no {missing[0]} here") for law in LAWS[kind]]
     if kind not in ("strategy", "client"):
