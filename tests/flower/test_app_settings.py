@@ -156,7 +156,9 @@ def test_an_error_of_the_app_names_its_file_and_line(app, tmp_path):
     (broken / "pyproject.toml").write_text(PROJECT)
     (broken / "noisy_server.py").write_text("\nimport no_such_package\n")
     done = command("flower", "run", broken, "--json", folder=tmp_path)
-    assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "runs").exists()
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == error["exit_code"] == 1 and not (tmp_path / "runs").exists()
+    assert error["message"] in done.stderr
     assert "error: ./broken/noisy_server.py, line 2: import no_such_package" in done.stderr
     (broken / "noisy_server.py").write_text("def (\n")
     done = command("flower", "run", broken, folder=tmp_path)
