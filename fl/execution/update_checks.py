@@ -13,6 +13,7 @@ from torch import Tensor
 from fl.errors import dotted
 from fl.method.context import Reply
 from fl.method.messages import Update
+from fl.method.optimiser_memory import GROUP
 from fl.method.reduction import GroupReduction, Reduction
 from fl.tensors.params import Layout, Params
 from fl.tensors.trees import Tree, named_leaves
@@ -110,11 +111,11 @@ class TensorNames:
     Args:
         reduction: the reduction of the dispatch.
         reference: group of the update -> group of the broadcast that has its form; other groups have their own name.
-        sends: groups that the client algorithm says it sends.
+        sends: groups that the client algorithm says it sends. The engine adds the group of optimisers' memory itself.
     """
 
     def __init__(self, reduction: Reduction, reference: Mapping[str, str], sends: Collection[str]):
-        self.sends = frozenset(sends)
+        self.sends = frozenset([*sends, GROUP])
         parts = reduction.parts if isinstance(reduction, GroupReduction) else {}
         self.groups = {name: reference.get(name, name) for name, part in parts.items() if part.linear}
         self.first: dict[str, tuple[int, Layout]] = {}  # group -> first client and what it sent
