@@ -107,7 +107,9 @@ def test_help_needs_no_heavy_import():
 def test_help_shows_defaults_in_words():
     shown = " ".join(fl("run", "--help", COLUMNS="200").stdout.split())
     assert "Run directory (default: a new directory under runs/)." in shown
-    assert "A YAML configuration file, or quickstart" in shown  # typer < 0.21 loses the help of arguments with click 8.5
+    assert (
+        "A YAML configuration file, or quickstart" in shown
+    )  # typer < 0.21 loses the help of arguments with click 8.5
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_workers_find_both(project):
 
 def test_a_missing_package_is_an_error(tmp_path):
     (tmp_path / "fl").mkdir()
-    for name in ("__init__.py", "own_packages.py"):
+    for name in ("__init__.py", "own_packages.py", "platforms.py"):
         (tmp_path / "fl" / name).write_text((ROOT / "fl" / name).read_text())
     done = python(tmp_path, "-c", "import fl.strategies", path=())
     assert done.stderr.splitlines()[-1] == (

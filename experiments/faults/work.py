@@ -18,10 +18,7 @@ from fl.cli.app import main
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.simulation.simulation import Simulation
-from fl.storage import clients
 from fl.storage.run import committed
-
-clients.COMPACT_ABOVE = 1 << 12  # bytes, so that the states of short runs are compacted, too
 
 
 def run_or_resume(raw: Any, out: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fl import __version__, platforms
 from fl.cli import flower, parts, reports, runs, sweep, tools
@@ -53,18 +53,27 @@ def print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-class Commands(TyperGroup):
-    """The commands. With --json a mistake in the command line is JSON on stdout, too, as other errors are."""
+class Command(TyperCommand):
+    """A command. With --json a mistake in the command line is JSON on stdout, too, as other errors are."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read the options of `fl` itself."""
+        """Read the arguments."""
         with usage_as_json():
             return super().make_context(*arguments, **options)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Read the arguments of a command, and run it."""
+
+class Commands(TyperGroup):
+    """Several commands; see `Command`."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the options before the command."""
         with usage_as_json():
-            return super().invoke(ctx)
+            return super().make_context(*arguments, **options)
+
+    def resolve_command(self, *arguments: Any) -> Any:
+        """Find the command."""
+        with usage_as_json():
+            return super().resolve_command(*arguments)
 
 
 app = typer.Typer(
@@ -72,7 +81,7 @@ app = typer.Typer(
 )
 for panel, commands in PANELS.items():
     for name, command in commands.items():
-        app.command(name, rich_help_panel=panel)(command)
+        app.command(name, cls=Command, rich_help_panel=panel)(command)
 
 
 @app.callback()
@@ -85,11 +94,11 @@ def options(
 
 
 flower_app = typer.Typer(
-    help="Run Flower apps on this engine, and export methods as Flower apps.", no_args_is_help=True
+    cls=Commands, help="Run Flower apps on this engine, and export methods as Flower apps.", no_args_is_help=True
 )
-flower_app.command("run")(flower.run)
-flower_app.command("export")(flower.export)
-flower_app.command("certificates")(flower.certificates)
+flower_app.command("run", cls=Command)(flower.run)
+flower_app.command("export", cls=Command)(flower.export)
+flower_app.command("certificates", cls=Command)(flower.certificates)
 app.add_typer(flower_app, name="flower", rich_help_panel="Flower")
 
 

@@ -84,6 +84,6 @@ def test_a_read_only_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_rounds_of_a_stateful_method_need_no_more_files(tmp_path):
+def test_rounds_of_a_stateful_method_need_no_more_handles(tmp_path):
     outcome = long_run.flat(tmp_path, 100)
     assert outcome.equal, outcome

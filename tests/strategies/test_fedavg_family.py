@@ -119,7 +119,7 @@ def test_every_strategy_brings_a_client_that_exists_and_neutral_settings_that_it
     for name in names("strategy"):
         rule = lookup("strategy", name)
         client = lookup("client", rule.client)
-        assert rule.__module__ == f"strategies.{name}"
+        assert rule.__module__ == f"fl.strategies.{name}"
         if rule.fedavg_equivalent is not None:
             assert isinstance(rule.fedavg_equivalent, FedAvgEquivalent)
             rule(**rule.fedavg_equivalent.strategy), client(**rule.fedavg_equivalent.client)

@@ -216,7 +216,7 @@ def test_fedscales_capacities(tmp_path):
         ),
         ("d.csv", "client\n1\n", r"d.csv: columns \['client'\]; a trace"),
         ("d.csv", "up_mbps\n", "d.csv has no rows"),
-        ("d.csv", "a,b\n1\n", "d.csv: CSV parse error"),
+        ("d.csv", "a,b\n1\n", "path: .*d.csv cannot be read: CSV parse error"),
         ("d.pkl", "", "d.pkl is not .csv, .parquet or .json"),
         ("d.json", "{", "d.json is not JSON"),
         ("d.json", "[1]", "d.json holds neither a list of records nor FedScale's"),
