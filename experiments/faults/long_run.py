@@ -17,10 +17,8 @@ from experiments.faults.table import Outcome
 
 METHOD = "error feedback, delta"
 MEASURED = 20  # measurements of a run
-MEMORY, SETTLED = (
-    1.05,
-    1_000,
-)  # allowed growth of memory within each half of a run, as a factor; judged from this number of rounds on
+MEMORY = 1.05  # allowed growth of memory within each half of a run, as a factor
+SETTLED = 1_000  # rounds from which memory and files are judged
 FOLDERS = ("metrics.jsonl", "streams", "clients", "checkpoints", "scratch")
 
 
