@@ -115,7 +115,7 @@ class TensorNames:
     """
 
     def __init__(self, reduction: Reduction, reference: Mapping[str, str], sends: Collection[str]):
-        self.sends = frozenset([*sends, GROUP])
+        self.sends, self.known = sorted(sends), frozenset([*sends, GROUP])
         parts = reduction.parts if isinstance(reduction, GroupReduction) else {}
         self.groups = {name: reference.get(name, name) for name, part in parts.items() if part.linear}
         self.first: dict[str, tuple[int, Layout]] = {}  # group -> first client and what it sent
@@ -135,9 +135,9 @@ class TensorNames:
                 names the client.
             TensorsDiffer: the client sent other tensors than the first client of the dispatch on this worker.
         """
-        if not self.sends.issuperset(groups):
-            strange = next(name for name in groups if name not in self.sends)
-            raise ValueError(f"client {client}: its update has the group {strange!r}; sends: {sorted(self.sends)}")
+        if not self.known.issuperset(groups):
+            strange = next(name for name in groups if name not in self.known)
+            raise ValueError(f"client {client}: its update has the group {strange!r}; sends: {self.sends}")
         for name, source in self.groups.items():
             sent, first = groups.get(name), self.first.get(name)
             if first is not None and isinstance(sent, Params) and sent.layout is first[1]:
