@@ -166,7 +166,8 @@ def _train_clients(
             word = chained(word, number)
         if c < len(start.params):
             pad_layers(start.params[c], layers, initial)
-        begin_client(rule, kept, c, layers)
+        if rule.optimiser != PLAIN:
+            begin_client(rule, kept, c, layers)
         for i in range(0, length, WIDTH):
             store(client, i, load(initial, i))
         for step in range(steps.counts[c]):

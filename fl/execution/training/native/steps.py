@@ -68,7 +68,7 @@ def kept_memory(memory: np.ndarray, end: int, length: int, rule: Rule) -> tuple[
     return Kept(memory[end:a], memory[a:b], memory[b:c], memory[c:d], memory[d:e]), e
 
 
-@inlined
+@part
 def begin_client(rule: Rule, kept: Kept, c: int, layers: np.ndarray) -> None:
     """Set moments to zero, and read the penalty of client c; one penalty for all clients is read at the first."""
     kept.first[:] = _0
