@@ -25,6 +25,7 @@ from fl.report.plots.style import (
     save,
     set_log_scale,
     time_unit,
+    wrapped,
 )
 from fl.report.variants import Variant
 from fl.tasks.task import minimised
@@ -106,7 +107,7 @@ def draw_curves(
             value, line = float(variant.values(metric).mean()), Line.number(i)
             name = f"{look.name(variant.name)} (baseline)"
             axes.axhline(value, color=line.color, linestyle=":", linewidth=1.4, label=name)
-        axes.set(xlabel=label, ylabel=readable(metric), title=look.title)
+        axes.set(xlabel=label, ylabel=wrapped(readable(metric)), title=look.title)
         if log is None:
             log = cost != "round" and _cost_range(every) > WIDE_RANGE
         if log:
@@ -137,7 +138,7 @@ def draw_client_metric(variants: Sequence[Variant], metric: str, look: Look = Lo
             means[look.name(variant.name)] = 100 * grid, ys.mean(0)
             _draw_band(axes, 100 * grid, ys, i, look.name(variant.name), "range")
         label = f"{readable(metric)} on own test rows"
-        axes.set(xlabel="% of clients, worst first", ylabel=label, title=look.title, xlim=(0, 100))
+        axes.set(xlabel="% of clients, worst first", ylabel=wrapped(label), title=look.title, xlim=(0, 100))
         add_legend(figure, axes, look)
         add_notes(figure, [*_about_bands(variants, "range"), *_hidden(axes, means)])
     return figure

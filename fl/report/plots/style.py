@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,15 @@ class Look:
     def narrow(self) -> bool:
         """Whether a legend beside the axes would leave them no room."""
         return self.width < 5.0
+
+
+def wrapped(label: str) -> str:
+    """Break the label of a vertical axis into lines that fit beside it.
+
+    >>> wrapped("accuracy (mean weighted by samples) of clients on own test rows")
+    'accuracy (mean weighted by samples) of\\nclients on own test rows'
+    """
+    return textwrap.fill(label, 40)
 
 
 def width_of(text: str) -> float:

@@ -19,7 +19,17 @@ from matplotlib.ticker import MaxNLocator
 from fl.config.space import Range, Values, listed
 from fl.report.names import readable
 from fl.report.plots.heatmap import write_values
-from fl.report.plots.style import Line, Look, add_legend, add_notes, figure_style, new_figure, save, set_log_scale
+from fl.report.plots.style import (
+    Line,
+    Look,
+    add_legend,
+    add_notes,
+    figure_style,
+    new_figure,
+    save,
+    set_log_scale,
+    wrapped,
+)
 from fl.report.sweeps import Trial, TunedVariant, read_sweep
 
 WIDE = 10.0  # largest value / smallest value; wider lists have a logarithmic axis
@@ -63,7 +73,7 @@ def _draw_panels(variants: Sequence[TunedVariant], keys: Sequence[str], look: Lo
                     _draw_variant(axes, variant, key, places, Line.number(i), look, joined=len(variant.space) == 1)
             places.prepare(axes)
             axes.set(xlabel=key)
-        panels[0][0].set(ylabel=readable(variants[0].by))
+        panels[0][0].set(ylabel=wrapped(readable(variants[0].by)))
         figure.suptitle(look.title)
         add_legend(figure, panels[0][0], look)
         add_notes(figure, _notes(variants))
