@@ -16,6 +16,7 @@ docs/sweeps.md describes each key. The folder that a sweep writes is described i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,7 +89,18 @@ class Sweep:
 
     def is_tuned(self, variant: str) -> bool:
         """Whether a variant has several settings to choose from."""
-        return self.search.number(self.space_of(variant)) > 1
+        return self._number(variant) > 1
+
+    def _number(self, variant: str) -> int:
+        """Number of settings to try. Each run asks for it, and a search draws all settings to count them."""
+        if variant not in self._counted:
+            self._counted[variant] = self.search.number(self.space_of(variant))
+        return self._counted[variant]
+
+    @functools.cached_property
+    def _counted(self) -> dict[str, int]:
+        """What `_number` has returned, by variant."""
+        return {}
 
     def run(
         self,
@@ -139,8 +151,7 @@ class Sweep:
                         run.check()
 
     def _number_of_runs(self, name: str) -> int:
-        trials = self.search.number(self.space_of(name)) if self.is_tuned(name) else 1
-        return trials + len(self.seeds) - 1
+        return max(self._number(name), 1) + len(self.seeds) - 1
 
     def _run_group(
         self, names: Sequence[str], out: Path, start: Callable[[_Queue], None], progress: Progress

@@ -28,6 +28,9 @@ class Tuning:
         out: folder of the sweep.
         plan: the run of a setting.
         seed: seed of the trials.
+
+    Attributes:
+        number: number of trials, if none is left out.
     """
 
     def __init__(
@@ -45,16 +48,12 @@ class Tuning:
         self._search, self._out, self._plan, self._seed = search, out, plan, seed
         self._mode = "min" if minimised(by) else "max"
         self._asha = Asha(by, self._mode, rounds) if search.kind_for(space) == "asha" else None
-        self._settings = self._search.settings(space)
-        self._trials: list[Setting] = list(self._settings or self._recorded())
+        known = search.settings(space)
+        self.number = search.number(space)
+        self._trials: list[Setting] = list(known or self._recorded())
         self._given = 0  # trials that were handed out
         self._scores: dict[int, float | None] = {}  # of finished trials, by their number
         self._numbers: dict[Path, int] = {}
-
-    @property
-    def number(self) -> int:
-        """Number of trials, if none is left out."""
-        return self._search.number(self.space)
 
     def next(self) -> SweepRun | None:
         """The next trial, finished or not; None after the last."""
