@@ -4,7 +4,7 @@
 
 k_i is the mask of client i's own entries, D_i its change; the mean is uniform.  Tamirisa, Xie, Bao, Zhou, Arel,
 Shamsian 2024, arXiv:2404.02478.  `clients/fedselect.py` has the training and the growth of masks.
-Traffic per client and round, d entries of which |k_i| are own: d - |k_i| values down (both sides know the mask); up
+Traffic per client and round, d entries, |k_i| of them own: d - |k_i| values down (both sides know the mask); up
 d - |k_i| values and their positions, 4 (d - |k_i|) + ceil(min((d - |k_i|) ceil(log2 d), d) / 8) bytes, and when the
 mask grows by a entries, their positions once, ceil(min(a ceil(log2 d), d) / 8) bytes.  `uplink_values_bytes` counts the
 values alone, as the paper does.  clients/* measures the clients' own models, eval/* the server's w.

@@ -5,7 +5,7 @@
 Sun, Li, Li, Ding 2024 (ICLR 2024), arXiv:2403.12313.  Exact in the product, as mean(B_i) A = mean(B_i A).  A comes
 from the seed and never travels: sum over layers of r * out floats, up and down.  Other trained tensors are averaged
 as the group "head".  With VeRA, the vectors b are B, the vectors d are A: b is averaged exactly, d stays.
-Equals FedAvg: on a model of which only B (and the head) is trained.
+Equals FedAvg: on a model with only B (and the head) trained.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class Outcome:
     Attributes:
         case: name of the case.
         faults: number of kills, damages or inputs.
-        resumes: number of times that a run was resumed or begun again.
+        resumes: how often a run was resumed or started again.
         equal: whether all runs ended with the bits of an undisturbed one, or all inputs kept the law.
         seconds: wall-clock time.
         notes: what a reader has to know, such as the first difference.

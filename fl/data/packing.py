@@ -1,6 +1,6 @@
 """Tokenised instructions as rows of one length: one text in a row ("padded"), or several ("packed").
 
-    text  t_0 .. t_n, of which the last ones are the answer        x = t_0 .. t_{n-1},   y_i = t_{i+1} or -100
+    text  t_0 .. t_n, the last ones are the answer        x = t_0 .. t_{n-1},   y_i = t_{i+1} or -100
 
 y is -100 where the next token belongs to the prompt, and at padding, so the answer alone is learnt.
 """

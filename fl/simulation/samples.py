@@ -1,4 +1,4 @@
-"""What the model makes of the server's first test rows, kept as samples/round_R.jsonl in the run directory.
+"""Answers that the server's model generates for its first test rows: samples/round_R.jsonl in the run directory.
 
 The driver makes them after a round, whatever the executor. A resumed run makes those of a round again, to the same
 bits.
@@ -60,9 +60,3 @@ def write_samples(setup: RunSetup, strategy: Strategy, state: Any, round_: int, 
         found = task.generate(module, setup.server_rows.test)
     lines = "".join(json.dumps({"round": round_, **sample}, ensure_ascii=False) + "\n" for sample in found)
     files.write_file(files.make_folder(directory / FOLDER) / f"round_{round_}.jsonl", lines)
-
-
-def read_samples(directory: Path) -> list[dict[str, object]]:
-    """Return the samples of a run, the last round first."""
-    found = [json.loads(line) for file in (directory / FOLDER).glob("round_*.jsonl") for line in open(file)]
-    return sorted(found, key=lambda sample: (-sample["round"], sample["row"]))

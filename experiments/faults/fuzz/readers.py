@@ -60,7 +60,7 @@ def _replaced(draw: st.DrawFn, node: Any) -> Any:
 
 
 def _with_changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes of which some were overwritten, or the end was cut off."""
+    """Return the bytes with some overwritten, or with the end cut off."""
     place = draw(st.integers(0, len(content)))
     if draw(st.booleans()):
         return content[:place]

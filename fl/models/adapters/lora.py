@@ -60,7 +60,7 @@ class _Peft(Adapter):
     """Arguments of all adapters.
 
     Args:
-        rank: rank of the added matrices, at least 1.
+        rank: rank r of the added matrices, at least 1.
         targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
             module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
             and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
@@ -128,11 +128,6 @@ class LoRA(_Peft):
     """W + alpha/r B A.
 
     Args:
-        rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
-            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
-        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         alpha: scale of the change; the change is alpha/r B A.
         dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
     """
@@ -153,13 +148,7 @@ class RsLoRA(LoRA):
     """W + alpha/sqrt(r) B A: with this scale the size of gradients does not depend on the rank.
 
     Args:
-        rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
-            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
-        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         alpha: scale of the change; the change is alpha/sqrt(r) B A.
-        dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
     """
 
     def _config(self, targets: str) -> Any:
@@ -171,17 +160,7 @@ class RsLoRA(LoRA):
 @register("adapter", "dora")
 @dataclass(frozen=True, kw_only=True)
 class DoRA(LoRA):
-    """m (W + alpha/r B A) / |W + alpha/r B A|, row by row: the adapter changes directions, and m (out,) the lengths.
-
-    Args:
-        rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
-            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
-        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
-        alpha: scale of the change; the change is alpha/r B A.
-        dropout: probability of Dropout on the adapter's inputs in training, in [0, 1).
-    """
+    """m (W + alpha/r B A) / |W + alpha/r B A|, row by row: the adapter changes directions, and m (out,) the lengths."""
 
     def _config(self, targets: str) -> Any:
         config = super()._config(targets)
@@ -195,11 +174,6 @@ class VeRA(_Peft):
     """W + diag(b) B diag(d) A, with trained d (r,) and b (out,); b starts at zero.
 
     Args:
-        rank: rank r of the added matrices, at least 1.
-        targets: names, or ends of names, of the layers to adapt. Default: every nn.Linear outside `trains` that its
-            module calls; of a causal language model the layers that peft chooses for its architecture, such as q_proj
-            and v_proj. "all-linear" stands for every nn.Linear, without a language model's output layer.
-        trains: glob patterns of the model's own parameters that stay trainable, such as a head.
         d_initial: initial value of d.
         seed: seed of the frozen A and B.
     """

@@ -4,7 +4,7 @@ Bell, Bonawitz, Gascón, Lepoint, Raykova 2020, doi:10.1145/3372297.3417885 (IAC
 honest-but-curious clients and server. Differs from the paper: exact tails of the hypergeometric law, not bounds.
 
 The graph: clients stand on a ring in random order, and each is a neighbour of the k/2 clients on either side. For
-n clients of which c n are corrupt and d n drop out (rounded up), k and the threshold t are the smallest with
+n clients, c n of them corrupt, d n drop out (rounded up): k and the threshold t are the smallest with
 
     n P[Hypergeometric(n - 1, c n, k) >= t] + n prod_(i < k/2) ((c + d) n - i) / (n - i) <= 2^-40       secure
     n P[Hypergeometric(n - 1, n - d n, k) < t] <= 2^-30                                                 correct
