@@ -99,19 +99,16 @@ class NodeSegments(Segments):
             self.sent = self.end
         return self.own, start, self.sent
 
-    def piece(self, segment: int, start: int, end: int) -> np.ndarray:
-        """Return bytes of a segment in this node's folder, (end - start,)."""
+    def piece(self, segment: int, start: int, end: int) -> bytes:
+        """Return bytes of a segment in this node's folder."""
         file = os.open(self.path(segment), os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            out, place = np.empty(end - start, np.uint8), start
-            while place < end:  # one call reads 2 GiB at most
-                count = os.preadv(file, [out[place - start :].data], place)
-                if not count:
-                    raise self._damage(segment, place)
-                place += count
-            return out
+            found = os.pread(file, end - start, start)
         finally:
             os.close(file)
+        if len(found) < end - start:
+            raise self._damage(segment, start)
+        return found
 
     def read_vector(self, vector: Vector) -> Tensor:
         """Return a copy of a vector that some worker of the run has written."""

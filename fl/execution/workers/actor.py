@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from fl.execution.workers.node_records import NewRecords
@@ -104,10 +106,15 @@ class Actor:
             records = [] if self.records is None else self.records.new()
         return answer, spans.take_record(spans.MAX_SENT), records
 
-    def piece(self, store: int, segment: int, start: int, end: int) -> np.ndarray:
-        """Return bytes of a segment that this node's workers have written, (end - start,)."""
+    def connect(self, host: str, port: int, key: bytes) -> None:
+        """Connect to a driver on another node, for `send_records`; both know the key."""
         assert self.records is not None
-        return self.records.piece(store, segment, start, end)
+        self.records.connect(host, port, key)
+
+    def send_records(self, places: Sequence[tuple[int, int, int, int]]) -> None:
+        """Send bytes of this node's segments to the driver, (store, segment, start, end) each."""
+        assert self.records is not None
+        self.records.send(places)
 
     def call(self, handle: Handle) -> tuple[Handle, spans.SpanRecord | None, list[NewRecords]]:
         """Call a function of the server, on the driver's node."""

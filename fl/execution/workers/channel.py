@@ -2,7 +2,7 @@
 
 LocalChannel    a socket of this machine: 0.1 ms per request. One call of Ray, `Actor.serve`, lasts as long as the job.
                 It carries a key, and both ends prove with a challenge that they know it before they unpickle anything.
-RemoteChannel   one call of Ray per request: milliseconds.
+RemoteChannel   one call of Ray per request: milliseconds. Stored records come over a socket (byte_stream.py).
 """
 
 from __future__ import annotations
@@ -11,30 +11,26 @@ import contextlib
 import pickle
 import secrets
 import socket
-from dataclasses import dataclass
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import cloudpickle
 
-LIVENESS_SECONDS = 1.0  # between looks whether a worker that has to connect is still alive
-
-
-class WorkerDied(Exception):
-    """The worker's process has ended."""
+from fl.execution.workers.byte_stream import Receiver
+from fl.execution.workers.handshake import LIVENESS_SECONDS, WorkerDied, accept, prove
 
 
 @dataclass
 class Member:
-    """A worker with a job, and the channel to it; `actor` is `None` once it is dead."""
+    """A worker, and the channel to it once it has a job; `actor` is `None` once it is dead."""
 
     actor: Any
     writer: int
     node: str
     pid: int
-    channel: Channel
+    channel: Channel = field(init=False)
     clock_shift: float = 0.0  # our clock minus its clock, in seconds, where spans are recorded
 
 
@@ -52,10 +48,10 @@ class Channel(Protocol):
 
 
 class RemoteChannel:
-    """Calls of Ray to an actor on any node."""
+    """Calls of Ray to an actor on any node, and a connection for its stored records."""
 
     def __init__(self, actor: Any):
-        self.actor = actor
+        self.actor, self.receiver = actor, Receiver(actor)
         self.call: Any = None  # the reference of the last call
 
     def send(self, method: str, *args: Any) -> None:
@@ -74,7 +70,8 @@ class RemoteChannel:
             raise WorkerDied from None  # of a lost node, the answer may be lost and not the call
 
     def close(self) -> None:
-        """Nothing is open between calls."""
+        """Close the connection; no call is open between dispatches."""
+        self.receiver.close()
 
 
 class LocalChannel:
@@ -89,11 +86,11 @@ class LocalChannel:
             listener.listen(1)
             listener.settimeout(LIVENESS_SECONDS)
             serving = actor.serve.remote(str(path), key)
-            while (connection := _accept(listener, key)) is None:
+            while (found := accept(listener, key)) is None:
                 if ray.wait([serving], timeout=0)[0]:
                     ray.get(serving)  # raises the worker's error
         path.unlink()
-        self.connection = connection
+        self.connection = Connection(found.detach())
 
     def send(self, method: str, *args: Any) -> None:
         """Have the worker call one of its methods."""
@@ -115,30 +112,12 @@ class LocalChannel:
         self.connection.close()
 
 
-def _accept(listener: socket.socket, key: bytes) -> Connection | None:
-    """Return the connection of a process that knows the key; None if none came in time, or one without it."""
-    try:
-        accepted, _ = listener.accept()
-    except TimeoutError:
-        return None
-    accepted.settimeout(None)
-    connection = Connection(accepted.detach())
-    try:
-        deliver_challenge(connection, key)
-        answer_challenge(connection, key)
-    except (AuthenticationError, AssertionError, EOFError, OSError):  # Python 3.11 asserts the form of a challenge
-        connection.close()
-        return None
-    return connection
-
-
 def serve(worker: Any, path: str, key: bytes) -> None:
     """Answer requests at a worker's end of `LocalChannel` until the driver hangs up."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(path)
+        prove(caller, key)
         connection = Connection(caller.detach())
-    answer_challenge(connection, key)
-    deliver_challenge(connection, key)
     with connection, contextlib.suppress(EOFError, OSError):
         while True:
             method, args = pickle.loads(connection.recv_bytes())

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
+from fl.execution.workers.byte_stream import Sender
 from fl.execution.workers.folders import PrivateFolder, disk_folder
 from fl.storage.node_segments import NOTHING, Arrived, NodeSegments, Parcel
 
-PIECE = 16 << 20  # bytes that travel at once
+PIECE = 16 << 20  # bytes of stored records that travel at once to a node
+LITTLE = 64 << 10  # bytes of new records that travel with the worker's answer
 
 
 class NewRecords(NamedTuple):
-    """Bytes that a worker has appended to a segment. `data`, (end - start,), is None if the driver has to ask."""
+    """Bytes [start, end) that a worker has appended to a segment of a store. If `data` is None they are asked for."""
 
     store: int
     segment: int
     start: int
     end: int
-    data: np.ndarray | None
+    data: bytes | None
+
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Store, segment, start, end."""
+        return self[:4]
 
 
 class NodeRecords:
@@ -54,17 +59,23 @@ class NodeRecords:
         """Return what the worker has written since the last call; with its bytes if they are few."""
         self.arrive(None)
         spans = [(store, *store.unsent()) for store in self.stores]
-        little = sum(end - start for _, _, start, end in spans) <= PIECE
+        little = sum(end - start for _, _, start, end in spans) <= LITTLE
         return [
             NewRecords(store.store, segment, start, end, store.piece(segment, start, end) if little else None)
             for store, segment, start, end in spans
             if end > start
         ]
 
-    def piece(self, store: int, segment: int, start: int, end: int) -> Any:
-        """Return bytes of a segment, (end - start,)."""
-        return self.stores[store].piece(segment, start, end)
+    def connect(self, host: str, port: int, key: bytes) -> None:
+        """Connect to the driver, for `send`."""
+        self.sender = Sender(host, port, key)
+
+    def send(self, places: Sequence[tuple[int, int, int, int]]) -> None:
+        """Send bytes of this node's segments to the driver, (store, segment, start, end) each."""
+        for store, segment, start, end in places:
+            self.sender.send(self.stores[store].path(segment), start, end)
 
     def leave(self) -> None:
-        """Delete the files; other workers on this node have ended their run, too."""
+        """Hang up and delete the files; other workers on this node have ended their run, too."""
+        self.sender.close()
         self.folder.remove()

@@ -27,11 +27,12 @@ import numpy as np
 from fl import registry
 from fl.errors import MachineError
 from fl.execution.isolation import isolated
-from fl.execution.workers.channel import LocalChannel, Member, RemoteChannel, WorkerDied
+from fl.execution.workers.channel import LocalChannel, Member, RemoteChannel
 from fl.execution.workers.deaths import Deaths, late
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.folders import new_name
 from fl.execution.workers.gpus import GpuShares
+from fl.execution.workers.handshake import WorkerDied
 from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.shared import Handle, Region, SharedFiles, SharedQueue
@@ -103,7 +104,7 @@ class Ray:
     # -- workers --------------------------------------------------------------------------------------------------
     def _with_job(self, handles: list[ActorHandle]) -> list[Member]:
         """Give actors the job, and open channels to them."""
-        members = [Member(h.actor, self.states.new_writer(), h.node, h.pid, RemoteChannel(h.actor)) for h in handles]
+        members = [Member(h.actor, self.states.new_writer(), h.node, h.pid) for h in handles]
         if self.job_memory is None:
             self.job_memory = self.transfer.put("job", self.job, self.job_handle, members)
         assert self.files is not None
@@ -116,7 +117,9 @@ class Ray:
         for m in members:
             if m.node == self.local:
                 m.channel = LocalChannel(m.actor, self.files.folder.path / f"socket-{m.pid}")
-            elif spans.recording():
+                continue
+            m.channel = RemoteChannel(m.actor)
+            if spans.recording():
                 m.clock_shift = spans.clock_shift(partial(self._clock, m.actor))
         return members
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fl.execution.workers.channel import Member, WorkerDied
+from fl.execution.workers.channel import Member, RemoteChannel
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.node_records import PIECE, NewRecords
 from fl.execution.workers.shared import Handle, Region
@@ -146,16 +146,18 @@ class Transfer:
             return
         self.traffic["result"] += len(handle.code) + (0 if handle.memory is None else handle.memory.nbytes)
         with spans.span("transfer", "records"):
+            assert isinstance(member.channel, RemoteChannel)
+            receiver, asked = member.channel.receiver, [new.place for new in records if new.data is None]
+            call = receiver.ask(asked) if asked else None
             for new in records:
                 path = segment_path(self.job.stores[new.store], new.segment)
                 if new.start == 0:  # the segment begins again
                     files.remove(path)
-                file = files.open_file(path, os.O_CREAT | os.O_WRONLY)
+                file, at = files.open_file(path, os.O_CREAT | os.O_WRONLY), new.start
                 try:
-                    for start in range(new.start, new.end, PIECE):
-                        end = min(start + PIECE, new.end)
-                        data = _piece(member, new, start, end) if new.data is None else new.data
-                        _write(file, data.data, start)
+                    for piece in receiver.receive(new.end - at, call) if new.data is None else [memoryview(new.data)]:
+                        _write(file, piece, at)
+                        at += len(piece)
                 finally:
                     os.close(file)
                 self.traffic["states_up"] += new.end - new.start
@@ -221,18 +223,6 @@ def _of_runs(records: np.ndarray, shares: Sequence[Runs]) -> np.ndarray:
         return records[:0]
     first, last = np.searchsorted(records[:, 0], [runs[0][0], runs[-1][1]])
     return records[first:last]
-
-
-def _piece(member: Member, new: NewRecords, start: int, end: int) -> np.ndarray:
-    import ray
-
-    try:
-        found: np.ndarray = ray.get(member.actor.piece.remote(new.store, new.segment, start, end))
-        return found
-    except ray.exceptions.RayTaskError:
-        raise
-    except ray.exceptions.RayError:
-        raise WorkerDied from None
 
 
 def _put(array: np.ndarray) -> Any:
