@@ -47,6 +47,9 @@ from fl.tracking.spans import span
 
 EMPTY_COHORT = np.empty(0, np.int64)  # for exchanges outside any round
 EVALUATIONS = 1 << 15  # first number of a round's evaluations
+# What a client costs beside its samples, in samples: its copy of the model, and reading and writing its state. Measured
+# with a perceptron of 210,000 parameters: 11 microseconds per sample, 0.1 ms per client, 0.8 ms per state and direction
+COST_OF_A_CLIENT, COST_OF_A_STATE = 8.0, 64.0
 
 
 class ExchangeRunner:
@@ -203,9 +206,11 @@ class ExchangeRunner:
             "period": self.period,
             "carries": _nowhere(len(cohort)),
         }
+        states = _nowhere(len(cohort)) if on_server else self.states.locations(cohort)
+        cost = self.sizes[cohort] + COST_OF_A_CLIENT + COST_OF_A_STATE * (states[:, 0] >= 0)
         return ExchangeDispatch(
-            states=_nowhere(len(cohort)) if on_server else self.states.locations(cohort),
-            cost=np.ones(len(cohort)) if on_server else self.sizes[cohort] + 1.0,
+            states=states,
+            cost=np.ones(len(cohort)) if on_server else cost,
             **(defaults | fields),
         )
 

@@ -44,6 +44,8 @@ class ClientStates:
         self.unswept: dict[int, int] = {}  # generation -> number of the first commit with it, 0 before that
         self.writers = 0
         self.total = self.live = 0  # bytes in all segments, and of the current states
+        self.kept: frozenset[int] = frozenset()  # writers on other nodes, which keep what they have written
+        self.moved: dict[int, np.ndarray] = {}  # such a writer -> old locations (n, 3) of what its segment begins with
 
     # -- the round ------------------------------------------------------------------------------------------------
     def locations(self, clients: np.ndarray) -> np.ndarray:
@@ -94,6 +96,7 @@ class ClientStates:
         self.close()
         self.generation, self.total = record["generation"], record["total"]
         self.staged, self.index, self.live, self.unswept = [], None, 0, {self.generation: 0}
+        self.moved = {}
         if record["log"]:
             self.log = GrowingFile(self._log_path(), record["log"])
             rows = np.fromfile(self._log_path(), np.int64, self.log.length // 8).reshape(-1, 4)
@@ -180,20 +183,31 @@ class ClientStates:
         return self.total - self.live > max(self.live, COMPACT_ABOVE)
 
     def _compact(self) -> None:
-        """Copy the current states to one new segment, in client order, with a new generation of the index."""
+        """Copy the current states to new segments, in client order, with a new generation of the index.
+
+        A writer on another node gets a segment with the states that it has written, and `moved` tells it from where to
+        copy them; all other states go to one segment.
+        """
         index = self._index()
         clients = np.flatnonzero(index[:, 0] >= 0)
+        old, self.moved = index[clients], {}
         self.close()
         self.generation += 1
         self.unswept[self.generation] = 0
-        source, fresh, offset = Segments(self.folder), self.segment(self.new_writer()), 0
-        new = files.open_file(source.path(fresh), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with os.fdopen(new, "wb") as out:
-            for client in clients:
-                segment, start, length = (int(x) for x in index[client])
-                out.write(source.window(segment, start, length))
-                index[client] = (fresh, offset, length)
-                offset += length
+        writers = writer_of(old[:, 0])[1]
+        writers[~np.isin(writers, list(self.kept))] = self.new_writer()
+        source = Segments(self.folder)
+        for writer in np.unique(writers).tolist():
+            mine = np.flatnonzero(writers == writer)
+            fresh, offset = self.segment(writer), 0
+            new = files.open_file(source.path(fresh), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(new, "wb") as out:
+                for client, (segment, start, length) in zip(clients[mine].tolist(), old[mine].tolist()):
+                    out.write(source.window(segment, start, length))
+                    index[client] = (fresh, offset, length)
+                    offset += length
+            if writer in self.kept:
+                self.moved[writer] = old[mine]
         source.close()
-        self.total = offset
+        self.total = self.live
         self._append(np.column_stack([clients, index[clients]]))

@@ -87,6 +87,18 @@ class NodeSegments(Segments):
             self.sent = 0
         super().write_to(segment)
 
+    def compact(self, segment: int, locations: np.ndarray) -> None:
+        """Write to `segment` from now on, which begins with own records at `locations` (n, 3), as in the driver's file.
+
+        The segment before is deleted.
+        """
+        with os.fdopen(files.open_file(self.path(segment), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as out:
+            for location in locations.tolist():
+                out.write(self.window(*location))
+            end = out.tell()
+        self.write_to(segment)
+        self.sent = end
+
     def empty(self) -> None:
         """Restart segment `own`."""
         super().empty()

@@ -1,12 +1,17 @@
 """Segments on a node that shares no file with the driver: parcels, own files, and copies for the driver."""
 
+import socket
+import subprocess
+import threading
 from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 
+from fl.execution.workers.byte_stream import Sender, tls
 from fl.execution.workers.channel import Member
+from fl.execution.workers.handshake import accept
 from fl.execution.workers.node_records import NewRecords
 from fl.execution.workers.shared import Handle
 from fl.execution.workers.transfer import Transfer
@@ -47,7 +52,7 @@ def driver(tmp_path, monkeypatch):
 
 
 def member(node: str, writer: int) -> Member:
-    return Member(None, writer, node, 0, None)
+    return Member(None, writer, node, 0)
 
 
 def records(*rows) -> np.ndarray:
@@ -130,6 +135,91 @@ def test_a_share_goes_to_the_node_that_has_its_records(driver):
     assert driver.stored == []  # nothing had to be sent
     with pytest.raises(Damaged, match="000000000002.seg is missing"):  # by name, and the record has to be sent
         share_of("b", driver, members, found, tasks=3, pin=True)
+
+
+def test_a_node_keeps_what_it_has_written_when_the_driver_compacts(driver, tmp_path):
+    """States of 64 bytes and a header. Clients 0, 2 were written on the node, 1 by the driver's worker; 0 twice."""
+    states, home = driver.states, driver.job.stores[0]
+    states.kept = frozenset({7})
+    node, worker = NodeSegments(0, tmp_path / "node", home), Segments(home)
+    with closing(node), closing(worker), closing(states):
+        worker.write_to(3)
+        node.write_to(7)
+        written = [(0, node.append(tree(1.0))), (1, worker.append(tree(2.0)))]
+        written += [(2, node.append(tree(3.0))), (0, node.append(tree(4.0)))]
+        segment, start, end = node.unsent()
+        new = NewRecords(0, segment, start, end, node.piece(segment, start, end))
+        driver.take(member(OTHER, 7), [new], Handle(b"", (), (), None))
+        for client, where in written:
+            states.stage(np.array([client]), np.array([where]))
+        states._compact()
+        moved, size = states.moved.pop(7), written[0][1][2]
+        assert moved.tolist() == [[7, 2 * size, size], [7, size, size]] and not states.moved
+        node.compact(states.segment(7), moved)
+        assert node.unsent() == (states.segment(7), 2 * size, 2 * size) and not node.path(7).exists()
+        found = states.locations(np.arange(3))
+        assert found[[0, 2]].tolist() == [[states.segment(7), 0, size], [states.segment(7), size, size]]
+        with closing(Segments(home)) as at_home:
+            assert [float(at_home.read(where)["c"][0]) for where in found] == [4.0, 2.0, 3.0]
+        assert [float(node.read(where)["c"][0]) for where in found[[0, 2]]] == [4.0, 3.0]
+        assert node.append(tree(5.0)) == (states.segment(7), 2 * size, size)  # and goes on behind them
+        share = share_of(OTHER, driver, [member(DRIVER, 3), member(OTHER, 7)], records((1, 0, *found[2])))
+        assert share.parcel is None  # it need not be sent
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_bytes_of_a_file_come_over_the_connection(tmp_path, monkeypatch, encrypted):
+    if encrypted:
+        certify(tmp_path, monkeypatch)
+    path, key, got = tmp_path / "segment", b"k" * 32, []
+    path.write_bytes(np.arange(300_000, dtype=np.uint16).tobytes())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+
+        def work(key):
+            try:
+                with closing(Sender("127.0.0.1", listener.getsockname()[1], key)) as sender:
+                    sender.send(path, 2, 600_000)
+            except Exception as error:
+                got.append(error)
+
+        for known in (b"x" * 32, key):
+            worker = threading.Thread(target=work, args=(known,))
+            worker.start()
+            found = accept(listener, key, tls(server=True))
+            assert (found is None) == (known != key)
+            if found is not None:
+                with found:
+                    received = b"".join(iter(lambda: found.recv(1 << 16), b""))
+            worker.join()
+    assert received == path.read_bytes()[2:] and len(got) == 1  # the one without the key
+
+
+def test_a_file_that_is_too_short_is_damaged(tmp_path):
+    path, key = tmp_path / "segment", b"k" * 32
+    path.write_bytes(b"12")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        found = []
+        worker = threading.Thread(target=lambda: found.append(accept(listener, key)))
+        worker.start()
+        with closing(Sender("127.0.0.1", listener.getsockname()[1], key)) as sender:
+            worker.join()
+            with found[0], pytest.raises(Damaged, match="ends before byte 3"):
+                sender.send(path, 0, 3)
+
+
+def certify(folder, monkeypatch):
+    """Make a certificate that signs itself, and tell Ray to use it."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=node"]
+        + ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
+        check=True,
+        capture_output=True,
+    )
+    for name, file in {"SERVER_CERT": "cert", "SERVER_KEY": "key", "CA_CERT": "cert"}.items():
+        monkeypatch.setenv(f"RAY_TLS_{name}", str(folder / f"{file}.pem"))
+    monkeypatch.setenv("RAY_USE_TLS", "1")
 
 
 def test_vectors_name_the_drivers_file_and_are_read_from_the_node(driver, tmp_path):

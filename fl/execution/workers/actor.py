@@ -106,6 +106,11 @@ class Actor:
             records = [] if self.records is None else self.records.new()
         return answer, spans.take_record(spans.MAX_SENT), records
 
+    def compact(self, segment: int, locations: np.ndarray) -> None:
+        """Follow a compaction of the clients' states by the driver, on another node; see `NodeSegments.compact`."""
+        assert self.records is not None
+        self.records.compact(segment, locations)
+
     def connect(self, host: str, port: int, key: bytes) -> None:
         """Connect to a driver on another node, for `send_records`; both know the key."""
         assert self.records is not None

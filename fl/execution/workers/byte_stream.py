@@ -122,7 +122,11 @@ class Sender:
     def __init__(self, host: str, port: int, key: bytes):
         context, plain = tls(server=False), socket.create_connection((host, port))
         self.socket = plain if context is None else context.wrap_socket(plain)
-        prove(self.socket, key)
+        try:
+            prove(self.socket, key)
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, path: Path, start: int, end: int) -> None:
         """Send the bytes [start, end) of a file."""

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from fl.execution.stored_records import STATES
 from fl.execution.workers.byte_stream import Sender
 from fl.execution.workers.folders import PrivateFolder, disk_folder
 from fl.storage.node_segments import NOTHING, Arrived, NodeSegments, Parcel
@@ -65,6 +68,10 @@ class NodeRecords:
             for store, segment, start, end in spans
             if end > start
         ]
+
+    def compact(self, segment: int, locations: np.ndarray) -> None:
+        """Follow a compaction of the states by the driver, see `NodeSegments.compact`."""
+        self.stores[STATES].compact(segment, locations)
 
     def connect(self, host: str, port: int, key: bytes) -> None:
         """Connect to the driver, for `send`."""

@@ -148,6 +148,7 @@ class Ray:
                     log.warning("the cluster has lost a node; continuing with %d workers", living + room)
                 handles = self.pool.acquire(missing, living)
                 self.members += self._with_job(handles)
+                self.states.kept = frozenset(m.writer for m in self.members if m.node != self.local)
                 return
             except self.ray.exceptions.GetTimeoutError:
                 problem = "the cluster has no room for new workers"
@@ -167,6 +168,7 @@ class Ray:
         missing, retried = np.arange(dispatch.tasks), 0
         self.deaths.begin(dispatch)
         for attempt in range(ATTEMPTS):
+            self._follow_compaction()
             self._replace_dead()
             parts += self._attempt(dispatch, missing, steal=not dispatch.pin or attempt > 0)
             missing = dispatch.missing(parts)
@@ -175,6 +177,19 @@ class Ray:
             retried += len(missing)
             parts = copy.deepcopy(parts)  # they are views of memory that the workers are about to write again
         raise MachineError(f"workers die faster than they are replaced: {ATTEMPTS} times in one exchange. {FEWER}")
+
+    def _follow_compaction(self) -> None:
+        """Have workers on other nodes compact what they have written, as the driver has done with its copy."""
+        moved, self.states.moved = self.states.moved, {}
+        members = [m for m in self.members if m.actor is not None and m.writer in moved]
+        calls = [m.actor.compact.remote(self.states.segment(m.writer), moved[m.writer]) for m in members]
+        for member, call in zip(members, calls):
+            try:
+                self.ray.get(call)
+            except self.ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except self.ray.exceptions.RayError:
+                member.actor = None
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args), computed on the driver's node: by a worker, or in this process if it has none."""

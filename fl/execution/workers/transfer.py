@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,16 +146,13 @@ class Transfer:
             return
         self.traffic["result"] += len(handle.code) + (0 if handle.memory is None else handle.memory.nbytes)
         with spans.span("transfer", "records"):
-            assert isinstance(member.channel, RemoteChannel)
-            receiver, asked = member.channel.receiver, [new.place for new in records if new.data is None]
-            call = receiver.ask(asked) if asked else None
-            for new in records:
+            for new, pieces in _pieces(member, records):
                 path = segment_path(self.job.stores[new.store], new.segment)
                 if new.start == 0:  # the segment begins again
                     files.remove(path)
                 file, at = files.open_file(path, os.O_CREAT | os.O_WRONLY), new.start
                 try:
-                    for piece in receiver.receive(new.end - at, call) if new.data is None else [memoryview(new.data)]:
+                    for piece in pieces:
                         _write(file, piece, at)
                         at += len(piece)
                 finally:
@@ -225,13 +222,25 @@ def _of_runs(records: np.ndarray, shares: Sequence[Runs]) -> np.ndarray:
     return records[first:last]
 
 
+def _pieces(member: Member, records: Sequence[NewRecords]) -> Iterator[tuple[NewRecords, Iterable[bytes | memoryview]]]:
+    """Yield new records and their bytes, in pieces; all come with the answer, or all over the member's connection."""
+    places = [new.place for new in records if new.data is None]
+    if not places:
+        yield from ((new, [new.data or b""]) for new in records)
+        return
+    assert isinstance(member.channel, RemoteChannel)
+    receiver = member.channel.receiver
+    call = receiver.ask(places)
+    yield from ((new, receiver.receive(new.end - new.start, call)) for new in records)
+
+
 def _put(array: np.ndarray) -> Any:
     import ray
 
     return ray.put(array)
 
 
-def _write(file: int, data: memoryview, offset: int) -> None:
+def _write(file: int, data: bytes | memoryview, offset: int) -> None:
     while len(data):  # one call writes 2 GiB at most
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
