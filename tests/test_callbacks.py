@@ -84,7 +84,19 @@ def test_an_error_in_a_round_reaches_the_callback(tmp_path):
     assert len(fl.resume(tmp_path / "run").metrics) == 4  # committed rounds are safe
 
 
+class Misspelt(Notes):
+    def on_round(self, row):
+        pass
+
+
+class Plural(Notes):
+    def rounds(self, row):
+        pass
+
+
 WRONG = {
+    "on_round": (Misspelt(), "Misspelt.on_round: nothing calls this method; did you mean 'round'"),
+    "rounds": (Plural(), "Plural.rounds: nothing calls this method; did you mean 'round'"),
     "class": (Notes, "callbacks: .* is no instance of fl.Callback; write Notes\\(\\)"),
     "function": (print, "callbacks: .* is no instance of fl.Callback$"),
 }

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from fl.communication.keys import Key, keys_of
-from fl.registry import register
 from fl.tensors.serialise import raw_bytes
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -252,31 +251,6 @@ class PerClientCodec(Codec):
             return self.decode_one(encoded, n, int(keys_of(key, 1)[0]))
         keys = keys_of(key, encoded.clients)
         return torch.stack([self.decode_one(encoded.row(c), n, int(k)) for c, k in enumerate(keys)])
-
-
-@register("codec", "identity", "none")
-@dataclass(frozen=True)
-class Identity(Codec):
-    """Sends the numbers unchanged."""
-
-    elementwise: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
-    unbiased: ClassVar[bool] = True
-    takes: ClassVar[Input] = "any"
-    gives: ClassVar[Output] = "same"
-
-    def encode(self, values: Tensor) -> Encoded:
-        return Encoded({"values": values})
-
-    def decode(self, encoded: Encoded, n: int) -> Tensor:
-        return encoded.tensor("values")
-
-    def sizes(self, n: int, width: int = 4) -> tuple[int, int, int]:
-        return 0, n, width
-
-    def bound(self, values: Tensor) -> float:
-        return 0.0
 
 
 # -- with or without a key --------------------------------------------------------------------------------------------

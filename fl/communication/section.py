@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fl.communication.chain import first_invalid
-from fl.communication.codec import Codec, Identity
+from fl.communication.codec import Codec
+from fl.communication.codecs.identity import Identity
 from fl.errors import ConfigError
 from fl.registry import name_of
 

@@ -23,7 +23,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from fl.communication.codec import Codec, Identity, Shapes, decode, encode
+from fl.communication.codec import Codec, Shapes, decode, encode
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import Key
 from fl.communication.positions import pack_positions
 from fl.tensors.params import Layout, Params

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl.communication.chain import find_wrapper
-from fl.communication.codec import Identity
 from fl.communication.codecs.delta import Delta, add_dense, same_dense_shapes, subtract_dense
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import Key, down_key
 from fl.communication.transmit import Sizes, transmit
 from fl.execution.dispatch import ExchangeDispatch

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fl.communication.chain import find_wrapper
-from fl.communication.codec import Identity
 from fl.communication.codecs.delta import Delta, add_dense, same_dense_shapes, subtract_dense
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error, stack_residuals
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import Key, up_key
 from fl.communication.transmit import Sizes, transmit
 from fl.execution.client_state import residuals_of

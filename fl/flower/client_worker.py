@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
-from fl.communication.codec import Identity
 from fl.communication.codecs.error_feedback import Residuals, compression_error
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import down_key
 from fl.communication.transmit import Sizes, transmit
 from fl.config.config import resolve

@@ -16,7 +16,8 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fl.communication.codec import Codec, Identity
+from fl.communication.codec import Codec
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import down_key
 from fl.errors import ConfigError
 from fl.execution.client_work import ClientWork

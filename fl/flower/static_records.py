@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, RecordDict
 
-from fl.communication.codec import Codec, Identity
+from fl.communication.codec import Codec
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import Key, patch_key
 from fl.communication.transmit import Sizes
 from fl.execution.job import Job

@@ -4,8 +4,9 @@
 
 A round is one step of the server. Arrival times do not depend on the training, because message sizes are known
 beforehand. So the clock (fl/system/event_loop.py) runs ahead. When the first result is needed, all clients in flight
-train at once, on all workers. Clients that start with the same version of the model train together; worker count,
-commits and resumption change no bits. Results that are trained and not yet used are part of the commit.
+train at once, on all workers. Clients that start with the same version of the model train together. A client that
+is alone with its version trains in the loop, or in the compiled plan. Worker count, commits and resumption change no
+bits. Results that are trained and not yet used are part of the commit.
 """
 
 from __future__ import annotations
@@ -172,7 +173,9 @@ class AsynchronousRunner(ExchangeRunner):
                 groups[repeats[start.client]].append(start)
             repeats[start.client] += 1
         for repeat, members in groups.items():
-            plan = self.plan(exchange, broadcast) if len(members) > 1 else Plan("loop", 1, "alone with its version")
+            plan = self.plan(exchange, broadcast)
+            if len(members) == 1 and plan.kind != "compiled":
+                plan = Plan("loop", 1, "alone with its version")
             clients, numbers = (np.array(column, np.int64) for column in list(zip(*members))[:2])
             number = Place(self.ledger_round, repeat).number
             group = Group(exchange.work, number, self.round, self.period, broadcast, plan, clients, numbers)

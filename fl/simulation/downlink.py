@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from fl.communication.chain import find_wrapper
-from fl.communication.codec import Identity
 from fl.communication.codecs.delta import Delta
 from fl.communication.codecs.error_feedback import ErrorFeedback, Residuals, compression_error
+from fl.communication.codecs.identity import Identity
 from fl.communication.keys import Key, down_key
 from fl.communication.ledger import Ledger
 from fl.communication.transmit import Sizes, transmit

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Identity
+from fl.communication.codecs.identity import Identity
 from fl.config.config import Config
 from fl.data.dataset import Dataset, tensors
 from fl.data.labels import tensors_for_workers

@@ -15,6 +15,7 @@ their own, and callbacks see them one after the other.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,7 +114,7 @@ class Callbacks(Callback):
         measures: whether any of them has metrics of its own.
 
     Raises:
-        ConfigError: one of them is no `Callback`.
+        ConfigError: one of them is no `Callback`, or has a method whose name is close to one that is called.
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()):
@@ -124,6 +125,7 @@ class Callbacks(Callback):
             if not isinstance(each, Callback):
                 hint = f"; write {each.__name__}()" if isinstance(each, type) and issubclass(each, Callback) else ""
                 raise ConfigError("callbacks", f"{each!r} is no instance of fl.Callback{hint}")
+            _check_names(type(each))
         self.measures = any(type(each).measure is not Callback.measure for each in self.all)
 
     def start(self, run: Run) -> None:
@@ -180,6 +182,19 @@ class Callbacks(Callback):
                 each.failure(error)
             except Exception:  # the others must hear of the failure too
                 _LOG.warning("callback %s: failure raised an error", type(each).__name__, exc_info=True)
+
+
+def _check_names(kind: type[Callback]) -> None:
+    """Refuse a method such as `on_round` or `rounds`, which nothing would call."""
+    called = [name for name in vars(Callback) if not name.startswith("_")]
+    for name in dir(kind):
+        meant = difflib.get_close_matches(name.removeprefix("on_"), called, 1, 0.8)
+        if meant and name not in called and callable(getattr(kind, name)):
+            raise ConfigError(
+                "callbacks",
+                f"{kind.__name__}.{name}: nothing calls this method; did you mean {meant[0]!r}? The methods are "
+                f"{', '.join(called)}. Begin the name of a method of your own with an underscore",
+            )
 
 
 def _number(value: Any, who: str) -> float:

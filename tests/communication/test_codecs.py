@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
 from fl.communication.chain import Chain
-from fl.communication.codec import Codec, Encoded, Identity
+from fl.communication.codec import Codec, Encoded
 from fl.communication.codecs.cast import BF16, FP16
+from fl.communication.codecs.identity import Identity
 from fl.communication.codecs.top_k import TopK
 from fl.communication.transmit import Sizes, transmit
 from fl.registry import lookup

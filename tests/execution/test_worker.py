@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from clients.sgd import LocalSGD
-from fl.communication.codec import Identity
+from fl.communication.codecs.identity import Identity
 from fl.data.partition import Partition
 from fl.data.sets.noise import LogNormal, RandomData
 from fl.data.stream import Period

@@ -20,8 +20,8 @@ import fl  # noqa: E402
 from fl import registry  # noqa: E402
 from fl.check.bench import CLIENTS, FEDERATION, Bench  # noqa: E402
 from fl.communication.chain import Chain  # noqa: E402
-from fl.communication.codec import Identity  # noqa: E402
 from fl.communication.codecs.cast import FP16  # noqa: E402
+from fl.communication.codecs.identity import Identity  # noqa: E402
 from fl.communication.codecs.quantise import Quantise  # noqa: E402
 from fl.communication.codecs.random_k import RandomK  # noqa: E402
 from fl.communication.codecs.threshold import Threshold  # noqa: E402

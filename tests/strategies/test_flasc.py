@@ -10,7 +10,7 @@ from torch import nn
 
 import fl
 from clients.flasc import FLASC as FLASCClient
-from fl.communication.codec import Identity
+from fl.communication.codecs.identity import Identity
 from fl.communication.codecs.top_k import keep_largest
 from fl.communication.transmit import transmit
 from fl.data.views import View

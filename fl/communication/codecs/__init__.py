@@ -1,1 +1,1 @@
-"""Codecs, one idea per file; `fl.communication.codec` has the seam, the identity and the chain."""
+"""Codecs, one idea per file; `fl.communication.codec` has their interface, `chain` combines them."""

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from fl.communication.codec import Identity
+from fl.communication.codecs.identity import Identity
 from fl.communication.dense import dense_leaves, map_dense
 from fl.registry import register
 from fl.tensors.trees import Tree

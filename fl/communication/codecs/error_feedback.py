@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fl.checks import within
-from fl.communication.codec import Identity
+from fl.communication.codecs.identity import Identity
 from fl.communication.dense import dense_leaves, map_dense
 from fl.registry import register
 from fl.tensors.trees import Tree

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.communication.codec import Codec, Encoded, Identity, decode, encode
+from fl.communication.codec import Codec, Encoded, decode, encode
+from fl.communication.codecs.identity import Identity
 from fl.communication.transmit import Sizes
 from fl.method.reduction import Accumulator, Meta, Reduction
 from fl.privacy.distributed_discrete_gaussian import discrete_gaussian
