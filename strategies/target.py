@@ -17,6 +17,7 @@ Equals FedAvg: weight=0, weights=examples, equal bits in the loop.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
@@ -132,6 +133,10 @@ class TARGET(FedAvg):
     def init(self, model: Params, ctx: ServerContext) -> State:
         if self.weight and ctx.periods > 1:
             self._check(ctx)
+        elif self.weight:
+            logging.getLogger(__name__).warning(
+                "strategy: target without a stream of tasks makes no images; add a stream"
+            )
         images = torch.zeros((0, *ctx.sample_shape), dtype=torch.uint8)
         return State(model, self.server_optimiser.init(model), model, model, images)
 
