@@ -33,6 +33,7 @@ from fl import (
     SpilledVector,
     Strategy,
     checks,
+    order_statistics,
     register,
 )
 
@@ -100,7 +101,8 @@ class GeometricMedianOf(Collect):
         for start in range(0, len(vectors[0]), self.block):
             columns = slice(start, start + self.block)
             block = torch.stack([vector[columns] for vector in vectors]).double()
-            centre = block.median(0).values
+            middle = (len(vectors) - 1) // 2
+            centre = order_statistics(block, middle, middle + 1)[0]
             yield columns, centre, block - centre
 
 

@@ -1,8 +1,11 @@
 """Run the quick tests with the newest and the oldest versions that setup.cfg allows, whatever constraints.txt pins.
 
-make newest      build/newest: each package as new as setup.cfg allows
-make oldest      build/oldest: each package that setup.cfg names as old as it allows
+make newest      each package as new as setup.cfg allows
+make oldest      each package that setup.cfg names as old as it allows
 python -m tests.stacks newest --python python3.13 -- tests/test_config.py      another Python, and chosen tests
+python -m tests.stacks newest --installed -- tests/test_config.py              what the last call installed
+
+A stack lies in build/STACK-PYTHON, such as build/newest-3.13.
 """
 
 from __future__ import annotations
@@ -21,14 +24,21 @@ DOORS = "tests/execution/test_doors.py"
 TOLD = ("torch", "ray", "flwr", "numpy", "numba", "transformers", "peft", "pydantic", "pyarrow")
 
 
-def build(stack: str, python: str) -> Path:
-    """Install a stack into a new environment; return its interpreter.
+def folder_of(stack: str, python: str) -> Path:
+    """Return the environment of a stack.
 
     Args:
         stack: a key of `RESOLUTION`.
         python: the interpreter to build with.
     """
-    folder = ROOT / "build" / stack
+    code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
+    told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return ROOT / "build" / f"{stack}-{told}"
+
+
+def build(stack: str, python: str) -> Path:
+    """Install a stack into a new environment; return its interpreter. The arguments are those of `folder_of`."""
+    folder = folder_of(stack, python)
     shutil.rmtree(folder, ignore_errors=True)
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", "--python", python, str(folder)], check=True)
@@ -58,9 +68,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stack", choices=RESOLUTION)
     parser.add_argument("--python", default=sys.executable, help="interpreter to build with")
+    parser.add_argument("--installed", action="store_true", help="take the environment of the last call as it is")
     parser.add_argument("tests", nargs="*", help="arguments of pytest, after --")
     chosen = parser.parse_args()
-    return test(build(chosen.stack, chosen.python), chosen.tests)
+    interpreter = folder_of(chosen.stack, chosen.python) / "bin" / "python"
+    if not chosen.installed:
+        interpreter = build(chosen.stack, chosen.python)
+    elif not interpreter.exists():
+        parser.error(f"{interpreter} does not exist; leave out --installed")
+    return test(interpreter, chosen.tests)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from fl.config.config import resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.tools import bench
-from fl.tools.bench import comparison, processes, programs, report
+from fl.tools.bench import comparison, kernels, processes, programs, report
 from fl.tools.bench.workload import OVERRIDES, TREE, Workload, find, layers
 
 PEERS = TREE / processes.PEERS
@@ -238,7 +238,12 @@ def test_rounds_that_are_evaluated_and_committed_have_a_bar(workload, bar):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"workloads": ["sofmax"]}, r"'sofmax' is not one of \['cnn_pfl', 'cnn_small',.* 'softmax', 'softmax_10k'\]"),
+        (
+            {"workloads": ["sofmax"]},
+            r"'sofmax' is not one of \['aggregation', 'cnn_pfl', 'cnn_small',.* 'softmax', 'softmax_10k'\]",
+        ),
+        ({"workloads": ["aggregation", "lora"]}, "aggregation: takes no other workload and only --seconds"),
+        ({"workloads": ["aggregation"], "device": "cuda"}, "aggregation: takes no other workload and only --seconds"),
         (
             {"workloads": ["softmax"], "only": ["flwr"]},
             r"--only: \['flwr'\]: .* begin with one of \['peak', 'bare', 'ours'",
@@ -250,3 +255,37 @@ def test_rounds_that_are_evaluated_and_committed_have_a_bar(workload, bar):
 def test_mistakes_are_said_before_anything_starts(asked, said):
     with pytest.raises(ConfigError, match=said):
         bench.main(seconds=1.0, **asked)
+
+
+def test_reductions_are_measured_beside_numpy(monkeypatch, tmp_path, capsys):
+    """Each result is compared with NumPy's before it is measured; speeds are not tested."""
+    calls, out = importlib.import_module("experiments.benchmarks.aggregation"), tmp_path / "aggregation.json"
+    measure = calls.measure
+    monkeypatch.setattr(calls, "measure", lambda *given: measure(*given, length=1000))
+    assert bench.main(["aggregation"], 0.0, workers=1, out=out) in (0, 1)
+    (result,) = json.loads(out.read_text())
+    assert {(row["rule"], row["clients"]) for row in result["calls"] if row["contestant"] == "ours"} == {
+        (rule, clients) for rule in ("mean", "median", "trimmed mean") for clients in (10, 100)
+    }
+    for row in result["calls"]:
+        assert len(row["turns"]) == calls.TURNS and row["error"] < calls.TOLERANCE
+        assert row["bytes"] == 4 * 1000 * row["clients"]
+    assert "median of 100 x 1,000" in capsys.readouterr().out
+
+
+def test_a_wrong_reduction_is_not_measured(monkeypatch):
+    calls = importlib.import_module("experiments.benchmarks.aggregation")
+    monkeypatch.setattr(calls, "median", lambda rows, weights: rows.mean(0))
+    with pytest.raises(AssertionError, match="median of 10: ours differ from NumPy in float64"):
+        calls.measure(0.0, 1, lambda line: None, length=100)
+
+
+def test_figures_of_reductions():
+    """Ours take 2, 4 and 2 s, NumPy 4, 4 and 6 s: medians 2 and 4 s, ratios 2, 1 and 3."""
+    common = {"rule": "mean", "clients": 10, "bytes": 8e9}
+    ours = common | {"contestant": "ours", "turns": [2.0, 4.0, 2.0]}
+    theirs = common | {"contestant": "numpy", "turns": [4.0, 4.0, 6.0]}
+    mine, it = kernels.summary([ours, theirs])
+    assert (mine["ms"], mine["gigabytes_per_second"], mine["ratio"], mine["reached"]) == (2000, 4, 1, None)
+    assert (it["ms"], it["gigabytes_per_second"], it["ratio"], it["reached"]) == (4000, 2, 2, True)
+    assert kernels.summary([ours, theirs | {"turns": [1.0, 1.0, 1.0]}])[1]["reached"] is False

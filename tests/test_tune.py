@@ -15,6 +15,8 @@ from fl.config.reading import read
 from fl.errors import ConfigError
 from fl.execution.section import Execution
 from fl.method.local_training import LocalTraining
+from fl.models.binding import bind
+from fl.simulation.build import set_up_run
 from fl.tools import tune
 from fl.tools.tune.candidates import worker_counts
 from fl.tools.tune.race import is_clearly_faster, quartiles
@@ -167,3 +169,15 @@ def test_mistakes_stop_before_anything_is_measured(tmp_path, overrides, seconds,
     with pytest.raises(ConfigError, match=said):
         tune.tune(config, overrides, seconds, tmp_path / out, print)
     assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+def test_plans_can_be_chosen_again_after_rounds():
+    """Rounds bind the module to tensors without gradients; the chunk of `flat` depends on what backward passes keep."""
+    data = {**CONFIG["data"], "shape": [1, 8, 8]}
+    execution = {"executor": "serial", "plan": "flat"}
+    config = resolve({**CONFIG, "data": data, "model": "cnn_tiny", "execution": execution})
+    setup = set_up_run(config)
+    model, before = setup.models[0], setup.choose_plan(config, setup.trial)
+    bind(model.module, model.initial.trained, model.initial)
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert setup.choose_plan(config, setup.trial) == before

@@ -162,7 +162,7 @@ class Uploads:
                 fold = self.exchange.fold
                 if dispatch.reduction.integer and not is_finite(groups):
                     return False
-                node = fold.stacked(dispatch.reduction.lift(groups, meta), len(positions))
+                node = fold.lifted(groups, meta, len(positions))
                 if not is_finite(node):
                     return False
                 fold.add_stacked(int(positions[0]), len(positions), node)

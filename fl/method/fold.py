@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fl.method.reduction import Reduction
+from fl.method.reduction import Meta, Product, Reduction, WeightedMean
 from fl.tensors.params import Params
+from fl.tensors.stacked import sums_fast, weighted_sum
 from fl.tensors.trees import leaves, replace_leaves, row, tree_map
 
 Leaf = TypeVar("Leaf", Params, Tensor)
@@ -63,6 +64,16 @@ class Fold:
         if a is None or b is None:
             return b if a is None else a
         return self.reduction.merge(a, b)
+
+    def lifted(self, value: Any, meta: Meta, count: int) -> Any:
+        """Lift `count` stacked updates and return the node over them; see `stacked`."""
+        reduction = self.reduction
+        if type(reduction) is Product:
+            return {k: Fold(part, self.n).lifted(value[k], meta, count) for k, part in reduction.parts.items()}
+        factors = reduction.factors(meta) if isinstance(reduction, WeightedMean) else None
+        if factors is None or not all(map(sums_fast, leaves(value))):
+            return self.stacked(reduction.lift(value, meta), count)
+        return replace_leaves(value, [weighted_sum(leaf, factors) for leaf in leaves(value)]), self.summed(factors)
 
     def stacked(self, accs: Any, count: int) -> Any:
         """Return the node over `count` consecutive leaves, stacked along the first axis of `accs`' tensors.

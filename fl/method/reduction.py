@@ -302,6 +302,7 @@ class Collect(Reduction):
 
     Args:
         fn: (updates (n, block), numbers of training samples (n,)) -> reduced values (block,). Default: the mean.
+            The memory of the updates is used again by the next call.
         block: number of coordinates per call of `fn`, positive.
     """
 
@@ -320,9 +321,11 @@ class Collect(Reduction):
         vectors = [spilled.open() for spilled, _ in rows]
         weights = torch.tensor([w for _, w in rows], dtype=torch.float64)
         out = torch.empty(layout.numel, dtype=vectors[0].dtype)
+        memory = torch.empty(len(vectors) * min(self.block, layout.numel), dtype=out.dtype)  # new memory costs time
         for a in range(0, layout.numel, self.block):
             b = min(a + self.block, layout.numel)
-            out[a:b] = self.fn(torch.stack([v[a:b] for v in vectors]), weights)
+            block = memory[: len(vectors) * (b - a)].view(len(vectors), b - a)
+            out[a:b] = self.fn(torch.stack([v[a:b] for v in vectors], out=block), weights)
         return Params.expand(layout, out)
 
 

@@ -2,6 +2,7 @@
 
 initial = Initial.of(module)        its tensors at the start of the run: trained and frozen
 bind(module, params, initial)       the module's tensors become views of `params`
+require_gradients(module, initial)  its trained tensors require gradients, as at the start of the run
 outputs_under(module, ...)          outputs under other tensors; the module keeps its own
 """
 
@@ -70,6 +71,12 @@ def bind(
                     tensor.requires_grad_(source is trained)
                 break
     return views
+
+
+def require_gradients(module: torch.nn.Module, initial: Initial) -> None:
+    """Let the tensors that training may change require gradients, as they did before `bind`."""
+    for name, tensor in module.named_parameters():
+        tensor.requires_grad_(name in initial.trained)
 
 
 def outputs_under(

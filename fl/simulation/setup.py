@@ -25,7 +25,7 @@ from fl.execution.job import Job
 from fl.execution.training.device import Device
 from fl.execution.training.plan import Plan, Trial, make_plan
 from fl.method.strategy import ServerContext
-from fl.models.binding import Initial, bind, module_params
+from fl.models.binding import Initial, bind, module_params, require_gradients
 from fl.models.client_models import ClientModel, ClientModels
 from fl.models.dropout import DropoutDraws
 from fl.models.probe import ModuleFacts
@@ -286,6 +286,8 @@ def choose_plan(
     inputs = sample_inputs(dataset)
     task, execution = periods[0].task, config.execution
     views = views_obstacle(config.client, dataset, periods)
+    for model in models:  # `fl tune` asks again after rounds, which bind the module
+        require_gradients(model.module, model.initial)
     plans = [
         make_plan(
             config.client,

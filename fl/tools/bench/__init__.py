@@ -9,6 +9,7 @@ measured, each contestant trains two small rounds, and its model is compared wit
 
     workload.py     what all of them get       programs.py    the programs (code: experiments/benchmarks/peers)
     processes.py    start, ask, close          comparison.py  check and turns       report.py    bars, table, plot
+    kernels.py      `fl bench aggregation`: reductions of a server beside NumPy
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.errors import ConfigError
+from fl.tools.bench import kernels
 from fl.tools.bench.comparison import Comparison
 from fl.tools.bench.processes import PEERS
 from fl.tools.bench.programs import PROGRAMS
@@ -44,7 +46,7 @@ def main(
     """Measure workloads and print the results. Returns 1 if one of ours misses a bar that was measured, else 0.
 
     Args:
-        workloads: names in experiments/benchmarks, or YAML files; empty for all of `BARS`.
+        workloads: names in experiments/benchmarks, or YAML files; empty for all of `BARS`. "aggregation" stands alone.
         seconds: approximate time to measure each contestant.
         sides: virtual environments with other simulators; empty for `SIDE` if it exists.
         only: beginnings of contestants' names, for example "ours" or "ours loop"; empty for all.
@@ -56,6 +58,10 @@ def main(
         show: prints the results; None prints a table.
         say: prints a line of progress.
     """
+    if kernels.NAME in workloads:
+        if len(workloads) > 1 or sides or only or trees or picture or device != "cpu":
+            raise ConfigError(kernels.NAME, "takes no other workload and only --seconds, --workers, --out, --json")
+        return kernels.main(seconds, workers, out, show, say)
     pythons, names, results = interpreters(sides), [program.name for program in PROGRAMS], []
     if unknown := [begin for begin in only if not begin.startswith(tuple(names))]:
         raise ConfigError("--only", f"{unknown}: names of contestants begin with one of {names}")

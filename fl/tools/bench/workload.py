@@ -49,7 +49,7 @@ def find(workload: str) -> Path:
     for path in (FOLDER / f"{workload}.yaml", Path(workload)):
         if path.is_file():
             return path
-    known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+    known = sorted(["aggregation", *(p.stem for p in FOLDER.glob("*.yaml"))])
     raise ConfigError("workload", f"{workload!r} is not one of {known} (nor a YAML file)")
 
 
