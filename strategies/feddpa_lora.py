@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl import register
+from fl import Params, ServerContext, register
 
 from . import lora_math as lora
 from .fedit import FedIT
@@ -31,3 +31,7 @@ class FedDPALoRA(FedIT):
     weights: lora.Weights = "uniform"
 
     client: ClassVar[str] = "feddpa_lora"
+
+    def init(self, model: Params, ctx: ServerContext) -> Params:
+        lora.adapted_weights(model, ctx.frozen)
+        return super().init(model, ctx)

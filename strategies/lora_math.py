@@ -214,6 +214,21 @@ def increment(pieces: Pieces, scales: Mapping[str, float]) -> Params:
     return Params.of(named)
 
 
+def adapted_weights(model: Params, frozen: Params) -> Params:
+    """Return the frozen weights of the adapted layers, for a strategy that adds products B A to them.
+
+    Raises:
+        ValueError: the weights are quantised, so nothing can be added to them.
+    """
+    weights = frozen.select([adapter.base_name(layer) for layer in adapter.layers(model)])
+    if not all(weights[name].is_floating_point() for name in weights):
+        raise ValueError(
+            "model.bits: this strategy adds products B A to the base, whose weights are quantised; leave bits out, "
+            "or take fedit, ffa_lora, rolora, fedsa_lora, lora_fair, flexlora or hetlora"
+        )
+    return weights
+
+
 @dataclass(frozen=True)
 class Base:
     """Frozen weights and their change since the start of the run, as the static group "base".
@@ -232,7 +247,7 @@ class Base:
     @staticmethod
     def of(model: Params, frozen: Params) -> Base:
         """Return the base at the start of a run."""
-        return Base(frozen.select([adapter.base_name(layer) for layer in adapter.layers(model)]))
+        return Base(adapted_weights(model, frozen))
 
     @property
     def static(self) -> dict[str, Static]:

@@ -99,7 +99,7 @@ def test_each_section_is_there_if_a_run_has_something_to_show(sections):
 def test_a_plain_run_has_no_sections_of_methods(runs):
     made = {section.title for section in make_sections(Runs.read([runs / "fedavg/seed-1"]))}
     absent = {"Stream of tasks", "Prototypes", "Adapters of clients", "Masks", "Timeline of workers", "Simulated time"}
-    assert not made & (absent | {"Vertical split", "Privacy spent", "Generated images"})
+    assert not made & (absent | {"Vertical split", "Privacy spent", "Generated images", "Generated answers"})
 
 
 def test_curves_are_means_over_seeds_with_costs_by_hand(runs, sections):
@@ -227,6 +227,21 @@ def test_images_of_a_state_are_shown(tmp_path):
     (pictures,) = blocks(made["Generated images"], Pictures)
     assert pictures.images.shape == (2, 8, 8, 3) and pictures.images[0, 0, 1].tolist() == [1, 65, 129]
     assert as_pixels(state["made"][:, :1]).shape == (2, 8, 8)
+
+
+def test_generated_answers_of_the_first_and_the_last_round_are_shown(tmp_path):
+    folder = made_by_hand(tmp_path / "a", [{"round": 0, "eval/loss": 1.0}])
+    (folder / "samples").mkdir()
+    for round_, texts in ((1, ("no", "na")), (3, ("so", "sa")), (12, ("yes", "ya"))):
+        samples = [{"prompt": f"q{i}\n?", "answer": f"a{i}", "generated": text} for i, text in enumerate(texts)]
+        lines = "".join(json.dumps({"round": round_, "row": i, **sample}) + "\n" for i, sample in enumerate(samples))
+        (folder / "samples" / f"round_{round_}.jsonl").write_text(lines)
+    made = {section.title: section for section in make_sections(Runs.read([folder]))}
+    (table,) = blocks(made["Generated answers"], Table)
+    assert table.rows == [
+        {"prompt": "q0 ?", "answer": "a0", "after round 1": "no", "after round 12": "yes"},
+        {"prompt": "q1 ?", "answer": "a1", "after round 1": "na", "after round 12": "ya"},
+    ]
 
 
 # -- unfinished runs, mistakes ----------------------------------------------------------------------------------------

@@ -86,6 +86,23 @@ def test_packing_copies_nothing():
     assert unpack(code, memories)["x"].tolist() == tensor.tolist()
 
 
+class Quantised(torch.nn.Parameter):
+    """A parameter with an attribute, like the weights of bitsandbytes."""
+
+    scale: torch.Tensor
+
+
+@pytest.mark.parametrize("size", [4, 1 << 20])
+def test_parameters_keep_their_class_and_attributes(size):
+    weight = Quantised(torch.arange(size, dtype=torch.int8), requires_grad=False)
+    weight.scale = torch.tensor([0.5])
+    layer = torch.nn.Linear(1, 1)
+    layer.weight = weight
+    found = unpack(*pack(layer)).weight
+    assert type(found) is Quantised and not found.requires_grad and torch.equal(found.data, weight.data)
+    assert found.scale.tolist() == [0.5]
+
+
 def test_code_travels_by_value():
     factor = 3
     code, memories = pack(lambda x: factor * x)

@@ -1,7 +1,7 @@
 """Public text of the data folder, and instructions made from it: topics of news, continued speeches.
 
 topics    AG News: "Which topic ...?" -> World, Sports, Business or Sci/Tech        topic: the class
-speech    Shakespeare: "Continue the speech of ROLE." -> the next words             client: the role
+speech    Shakespeare: "Continue the speech of ROLE." -> the next words             client: the role, of the longest 20
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from fl.tensors import random
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 QUESTION = "Which topic has this news item?"
-TEST = 500  # rows of each test file
-HEAD, TAIL, MOST = 12, 6, 20  # words of a speech in the input and in the answer; speeches of a role
+TEST = 500  # rows of the test file of topics
+HEAD, TAIL = 8, 6  # words of a speech in the input and in the answer
+ROLES, SPEECHES, HELD_OUT = 20, 60, 10  # roles; speeches of each, the last ones for the test file
 
 
 def news() -> list[tuple[str, str]]:
@@ -42,33 +43,29 @@ def posts() -> list[str]:
 
 
 def pretraining_texts() -> list[str]:
-    """Return all texts that a model is pretrained on. The news of the test rows are not among them."""
+    """Return all texts that a model is pretrained on. The news of the test rows are not among them, speeches are."""
     train, _ = topic_rows()
     return [row["input"] for row in train] + ["\n".join(lines) for _, lines in speeches()] + posts()
-
-
-def _split(rows: list[dict[str, str]], name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    order = random.permutation(len(rows), "language", name)
-    return [rows[i] for i in order[TEST:]], [rows[i] for i in order[:TEST]]
 
 
 def topic_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Return (training rows, test rows) of the topics of news."""
     rows = [{"instruction": QUESTION, "input": text, "output": topic, "topic": topic} for topic, text in news()]
-    return _split(rows, "topics")
+    order = random.permutation(len(rows), "language", "topics")
+    return [rows[i] for i in order[TEST:]], [rows[i] for i in order[:TEST]]
 
 
 def speech_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return (training rows, test rows) of continued speeches."""
-    rows = []
-    for role, lines in speeches():
-        long = [words for words in map(str.split, lines) if len(words) >= HEAD + TAIL][:MOST]
-        for words in long if len(long) >= 5 else []:
-            answer = " ".join(words[HEAD : HEAD + TAIL])
-            name = role.partition(" (")[0]
-            row = {"instruction": f"Continue the speech of {name}.", "input": " ".join(words[:HEAD]), "output": answer}
-            rows.append({**row, "client": role})
-    return _split(rows, "speech")
+    """Return (training rows, test rows) of continued speeches, of the roles with the most speeches."""
+    long = {role: [words for words in map(str.split, lines) if len(words) >= HEAD + TAIL] for role, lines in speeches()}
+    train, test = [], []
+    for role in sorted(long, key=lambda role: (-len(long[role]), role))[:ROLES]:
+        name = role.partition(" (")[0]
+        for i, words in enumerate(long[role][:SPEECHES]):
+            given, answer = " ".join(words[:HEAD]), " ".join(words[HEAD : HEAD + TAIL])
+            row = {"instruction": f"Continue the speech of {name}.", "input": given, "output": answer, "client": role}
+            (train if i < SPEECHES - HELD_OUT else test).append(row)
+    return train, test
 
 
 def write(folder: Path) -> None:

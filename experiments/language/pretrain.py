@@ -40,14 +40,14 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=END)
 
 
-def make_model() -> Any:
+def make_model(width: int = 192) -> Any:
     """Return the model with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
         num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=2 * LENGTH,

@@ -1,8 +1,9 @@
 """Clients per second of fl, and of plain loops over peft's module: python -m experiments.language.speed MODEL.
 
-Both train the same clients on the same rows, padded to the same length, with SGD on LoRA's factors, one thread a
-process. A plain loop loads the server's factors, takes the steps, and computes the change; `--workers` loops run at
-once, each with its own model.
+Both train the same clients on the same rows with SGD on LoRA's factors, one thread a process; a batch is padded to its
+longest row. A plain loop loads the server's factors, takes the steps, and computes the change; `--workers` loops run at
+once, each with its own model. Both are measured by turns. With one worker the seconds are those of the CPU, so other
+programs on the machine count little.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any
 
 import torch
 
+import fl
 from experiments.language.corpus import topic_rows
+from experiments.language.rules import CPUTime
 
 ROWS, BATCH, LENGTH, RANK = 8, 4, 64, 8
 TEMPLATE = "{input}\nTopic:"
 
 
-def plain(model: str, clients: list[list[dict[str, str]]]) -> float:
-    """Return the seconds that a loop over peft's module takes for clients, after a first one."""
+def plain(model: str, clients: list[list[dict[str, str]]]) -> tuple[float, float]:
+    """Return the wall and the CPU seconds that a loop over peft's module takes for clients, after a first one."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,36 +38,42 @@ def plain(model: str, clients: list[list[dict[str, str]]]) -> float:
     leaves = [p for p in module.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in leaves]
     data = [[_tokens(tokenizer, row) for row in rows] for rows in clients]
-    begin = time.perf_counter()
+    begin = _now()
     for number, rows in enumerate(data):
         if number == 1:
-            begin = time.perf_counter()
+            begin = _now()
         for leaf, first in zip(leaves, start):
             leaf.data.copy_(first)
         optimiser = torch.optim.SGD(leaves, 0.1)
         for a in range(0, len(rows), BATCH):
-            ids, labels = (torch.stack(part) for part in zip(*rows[a : a + BATCH]))
+            batch = rows[a : a + BATCH]
+            longest = max(length for _, _, length in batch)
+            ids, labels = (torch.stack([row[i][:longest] for row in batch]) for i in range(2))
             optimiser.zero_grad()
             module(input_ids=ids, labels=labels, use_cache=False).loss.backward()
             optimiser.step()
         _ = [leaf.detach() - first for leaf, first in zip(leaves, start)]
-    return time.perf_counter() - begin
+    wall, cpu = _now()
+    return wall - begin[0], cpu - begin[1]
 
 
-def _tokens(tokenizer: Any, row: dict[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _tokens(tokenizer: Any, row: dict[str, str]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return ids (LENGTH,), labels (LENGTH,), and the number of tokens."""
     prompt = tokenizer(TEMPLATE.replace("{input}", row["input"]))["input_ids"]
     answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id]
     ids, labels = torch.zeros(LENGTH, dtype=torch.long), torch.full((LENGTH,), -100)
     tokens = (prompt + answer)[:LENGTH]
     ids[: len(tokens)] = torch.tensor(tokens)
     labels[len(prompt) : len(tokens)] = ids[len(prompt) : len(tokens)]
-    return ids, labels
+    return ids, labels, len(tokens)
 
 
-def simulated(model: str, clients: list[list[dict[str, str]]], workers: int) -> float:
-    """Return the seconds of the second of two rounds with all clients."""
-    import fl
-
+def simulated(model: str, clients: list[list[dict[str, str]]], workers: int) -> tuple[float, float]:
+    """Return the wall seconds of the second of three rounds with all clients, and the driver's CPU seconds of it."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [{**row, "client": f"c{i}"} for i, own in enumerate(clients) for row in own]
         path = Path(folder) / "train.jsonl"
@@ -93,8 +102,8 @@ def simulated(model: str, clients: list[list[dict[str, str]]], workers: int) -> 
             "evaluation": {"every": 3},
             "execution": {"executor": "serial" if workers == 1 else "ray", "workers": workers},
         }
-        result = fl.run(config, out=Path(folder) / "run", progress=False)
-        return float(min(row["wall_seconds"] for row in result.metrics[1:2]))
+        first, second, _ = fl.run(config, out=Path(folder) / "run", progress=False, callbacks=[CPUTime()]).metrics
+        return second["wall_seconds"], second["cpu"] - first["cpu"]
 
 
 def main() -> None:
@@ -103,17 +112,37 @@ def main() -> None:
     parser.add_argument("model", help="folder of a causal language model")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
+    workers = arguments.workers
     torch.set_num_threads(1)
-    rows, _ = topic_rows()
-    rows = [row for row in rows if len(row["input"]) < 150]
-    clients = [rows[i * ROWS : (i + 1) * ROWS] for i in range(arguments.clients)]
-    parts = [clients[i :: arguments.workers] for i in range(arguments.workers)]
-    with get_context("spawn").Pool(arguments.workers) as pool:
-        seconds = pool.starmap(plain, [(arguments.model, [part[0], *part]) for part in parts])
-    loops = arguments.clients / max(seconds)
-    ours = arguments.clients / simulated(arguments.model, clients, arguments.workers)
-    print(f"plain loops {loops:.1f} clients/s, fl {ours:.1f} clients/s, {ours / loops:.2f} times as many")
+    clients = short_rows(arguments.model, arguments.clients)
+    parts = [clients[i::workers] for i in range(workers)]
+    for turn in range(arguments.turns):
+        if workers == 1:
+            loops, ours = plain(arguments.model, [clients[0], *clients])[1], simulated(arguments.model, clients, 1)[1]
+        else:
+            with get_context("spawn").Pool(workers) as pool:
+                found = pool.starmap(plain, [(arguments.model, [part[0], *part]) for part in parts])
+            loops, ours = max(wall for wall, _ in found), simulated(arguments.model, clients, workers)[0]
+        rates = (arguments.clients / loops, arguments.clients / ours)
+        print(f"turn {turn}: plain loops {rates[0]:.1f} clients/s, fl {rates[1]:.1f}, ratio {rates[1] / rates[0]:.2f}")
+
+
+def short_rows(model: str, clients: int) -> list[list[dict[str, str]]]:
+    """Return ROWS news items of at most LENGTH tokens for each client."""
+    from transformers import AutoTokenizer
+
+    tokenizer, found = AutoTokenizer.from_pretrained(model), list[dict[str, str]]()
+    for row in topic_rows()[0]:
+        if (
+            len(row["input"]) < 4 * LENGTH
+            and len(tokenizer(f"{row['input']}\nTopic:{row['output']}")["input_ids"]) < LENGTH
+        ):
+            found.append(row)
+        if len(found) == clients * ROWS:
+            break
+    return [found[i * ROWS : (i + 1) * ROWS] for i in range(clients)]
 
 
 if __name__ == "__main__":

@@ -91,11 +91,15 @@ def with_name(values: Mapping[str, Any], default: str) -> dict[str, Any]:
     return dict(values) if names_part else {"name": default, **values}
 
 
+MODELS = ("path", "weights", "tokenizer", "encoder")  # keys whose values may be folders of pretrained models
+
+
 def anchor(node: Any, folder: Path) -> None:
-    """Make references to user files absolute, in place; they are relative to `folder` if the file exists there."""
+    """Make references to the user's files and models absolute, in place, if they exist relative to `folder`."""
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
         if isinstance(node[key], str):
-            node[key] = anchored(node[key], folder)
+            model = key in MODELS and (folder / node[key] / "config.json").is_file()
+            node[key] = str((folder / node[key]).resolve()) if model else anchored(node[key], folder)
         else:
             anchor(node[key], folder)
 

@@ -13,7 +13,7 @@ from fl.storage.sums import NAME as SUMS
 NAMES = (
     *("config.yaml", "environment.json", "metrics.jsonl", "ledger.parquet", "clients.parquet", "model.safetensors"),
     *("profile.json", "trace.json", "checkpoints", "clients", "streams", "scratch", "code", "journal", "baselines"),
-    SUMS,
+    *("samples", SUMS),
 )
 LONGEST = 255  # bytes of a name of a file or a folder
 

@@ -4,7 +4,7 @@
     obj = unpack(code, memories)
 
 A tensor that maps a file (`map_tensor`) travels as the position in that file. Parameters that are views of a large
-buffer travel with the buffer, once, and are views of it again.
+buffer travel with the buffer, once, and are views of it again. Parameters of a subclass keep it and their attributes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class _Pickler(cloudpickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, nn.Parameter):
+            if type(obj) is not nn.Parameter:  # such as a quantised weight of bitsandbytes, with attributes of its own
+                plain = nn.Parameter(obj.detach().as_subclass(Tensor), obj.requires_grad)
+                return _of_class, (type(obj), plain), vars(obj), None, None, _set_attributes
             own, buffer = obj.detach(), self.buffer(obj.detach())
             if buffer is not None:
                 start = own.storage_offset() * own.itemsize
@@ -87,6 +90,15 @@ def _part(buffer: Tensor, start: int, shape: tuple[int, ...], dtype: str) -> Ten
 
 def _parameter(buffer: Tensor, start: int, shape: tuple[int, ...], dtype: str, requires_grad: bool) -> nn.Parameter:
     return nn.Parameter(_part(buffer, start, shape, dtype), requires_grad)
+
+
+def _of_class(kind: type[nn.Parameter], plain: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of a subclass with the memory of a plain one."""
+    return Tensor._make_subclass(kind, plain.detach(), plain.requires_grad)
+
+
+def _set_attributes(parameter: nn.Parameter, attributes: dict[str, Any]) -> None:
+    vars(parameter).update(attributes)
 
 
 def map_tensor(path: str, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -164,6 +164,36 @@ def test_refusals_come_before_round_0(files, tmp_path, change, message):
         fl.run(tiny.config(*files, **change), out=tmp_path / "run")
 
 
+# -- 4 and 8 bits -----------------------------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes, about types and kernels
+def test_quantised_weights_have_the_gradients_of_the_dequantised_ones(tmp_path):
+    """After an evaluation too: bitsandbytes would then pack the weights, and packed weights pass no gradient on."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    folder = tiny.save_model(tmp_path / "model", width=64)
+    module = built(folder, adapter=LoRA(rank=2, targets=("all-linear",)), bits=4)
+    with torch.no_grad():
+        module.eval()(ids(2))
+    plain = built(folder, adapter=LoRA(rank=2, targets=("all-linear",)))
+    for name, layer in module.named_modules():
+        if type(layer).__name__ == "Linear4bit":
+            weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain.get_submodule(name).weight.data.copy_(weight)
+    for found, expected in zip(gradients(module, ids(2)), gradients(plain, ids(2))):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_runs_have_the_same_bits_on_workers(files, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    changes = {"model.bits": bits, "rounds": 1}
+    serial = fl.run(tiny.config(*files, **changes), out=tmp_path / "serial")
+    workers = {"execution.executor": "ray", "execution.workers": 2}
+    ray = fl.run(tiny.config(*files, **changes, **workers), out=tmp_path / "ray")
+    assert ray.digest == serial.digest
+
+
 def test_no_code_of_a_folder_is_executed(llama, tmp_path):
     folder = Path(tiny.save_model(tmp_path / "model"))
     settings = json.loads((folder / "config.json").read_text())

