@@ -12,28 +12,39 @@ Equals FedAvg: alpha=0, equal bits in the loop.  alpha=1 is local training.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fl import ClientContext, Descent, LocalSteps, Params, Reply, Tree, Update, checks, dot, register
+from fl import (
+    ClientContext,
+    Params,
+    Step,
+    StepContext,
+    TrainingInputs,
+    TrainingResult,
+    Tree,
+    checks,
+    dot,
+    register,
+)
 
 from .personal import Personal
 
 
-def mixture(alpha: float, personal: Params, shared: Params) -> Params:
+def mixture(alpha: Tensor, personal: Params, shared: Params) -> Params:
     """Return alpha personal + (1 - alpha) shared."""
-    return alpha * personal + (1.0 - alpha) * shared
+    return (alpha * personal).add_((1.0 - alpha) * shared)
 
 
-def adapted(alpha: float, personal: Params, shared: Params, gradient: Params, lr: float) -> float:
+def adapted(alpha: Tensor, personal: Params, shared: Params, gradient: Params, lr: float) -> Tensor:
     """Return alpha after a gradient step, clipped to [0, 1].
 
     The derivative is d f(mixture) / d alpha = <personal - shared, gradient at the mixture>.
     """
-    return min(1.0, max(0.0, alpha - lr * float(dot(personal - shared, gradient))))
+    return (alpha - lr * dot(personal - shared, gradient).double()).clamp(0, 1)
 
 
 @register("client", "apfl")
@@ -59,20 +70,25 @@ class APFL(Personal):
             same = "local training" if self.alpha else "FedAvg"
             logging.getLogger(__name__).warning("client: apfl with alpha=%g predicts as %s does", self.alpha, same)
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        steps, received = LocalSteps(self, ctx), ctx.received["model"]
-        w = received.clone()
-        v = ctx.initial.trained.clone() if ctx.state is None else ctx.state["personal"].clone()
-        alpha = self.alpha if ctx.state is None else float(ctx.state["alpha"])
-        shared, personal = Descent(steps.phase, w), Descent(steps.phase, v)
-        for t, _ in enumerate(steps):
-            at_shared, at_mixture, weight = steps.gradient(w), steps.gradient(mixture(alpha, v, w)), alpha
-            if self.adaptive and t == 0:
-                alpha = adapted(alpha, v, w, at_mixture, self.alpha_lr)
-            shared.step(at_shared)
-            personal.step(weight * at_mixture)
-        state = {"personal": v, "alpha": torch.tensor(alpha, dtype=torch.float64)}
-        return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss, "alpha": alpha}), state)
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return {"personal": inputs.initial.trained, "alpha": torch.tensor(self.alpha, dtype=torch.float64)}
+
+    def step_memory(self, at: StepContext) -> Mapping[str, Tree]:
+        return at.state
+
+    def step(self, step: Step) -> None:
+        w, v, alpha = step.params, step.memory["personal"], step.memory["alpha"]
+        at_shared, at_mixture = step.gradient(w), step.gradient(mixture(alpha, v, w))
+        next_alpha = adapted(alpha, v, w, at_mixture, self.alpha_lr) if self.adaptive and step.t == 0 else alpha
+        step.descend(at_shared)
+        step.descend(at_mixture.mul_(alpha), "personal")
+        alpha.copy_(next_alpha)
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        return {"model": end.delta}, end.memory
+
+    def metrics(self, end: TrainingResult) -> Mapping[str, Tensor]:
+        return {"alpha": end.memory["alpha"]}
 
     def gradients_per_step(self) -> int:
         return 2
@@ -81,4 +97,4 @@ class APFL(Personal):
         received = ctx.received["model"]
         if ctx.state is None:
             return ctx.net(received)
-        return ctx.net(mixture(float(ctx.state["alpha"]), ctx.state["personal"], received))
+        return ctx.net(mixture(ctx.state["alpha"], ctx.state["personal"], received))

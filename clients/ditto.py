@@ -10,12 +10,23 @@ Equals local training: lam=0 trains v_i without the shared model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fl import ClientContext, LocalTraining, Penalty, Reply, StepContext, TrainingResult, Tree, checks, register
+from fl import (
+    ClientContext,
+    LocalTraining,
+    Params,
+    Penalty,
+    StepContext,
+    TrainingInputs,
+    Trainings,
+    Tree,
+    checks,
+    register,
+)
 
 
 @register("client", "ditto")
@@ -35,19 +46,21 @@ class Ditto(LocalTraining):
         if self.lam == 0:
             logging.getLogger(__name__).warning("client: ditto with lam=0 is local training beside FedAvg")
 
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        return inputs.initial.trained
+
+    def start(self, inputs: TrainingInputs) -> Params:
+        return inputs.state if inputs.training == "personal" else inputs.received["model"]
+
     def penalty(self, at: StepContext) -> Penalty | None:
-        if "anchor" not in at.received or not self.lam:
+        if at.training != "personal" or not self.lam:
             return None
-        return Penalty(self.lam, at.received["anchor"].select(at.phase.trains))
+        return Penalty(self.lam, at.received["model"].select(at.phase.trains))
 
-    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
-        return ({}, end.params) if "anchor" in end.received else ({"model": end.delta}, None)
-
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        shared, received = super().work(name, ctx, carry), ctx.received["model"]
-        personal = ctx.initial.trained if ctx.state is None else ctx.state
-        personal_ctx = replace(ctx, received={"model": personal, "anchor": received}, state=None)
-        return Reply(shared.update, super().work(name, personal_ctx, carry).state)
+    def trainings(self, inputs: TrainingInputs) -> Trainings:
+        shared = yield inputs
+        personal = yield replace(inputs, training="personal")
+        return {"model": shared.delta}, personal.params
 
     def gradients_per_step(self) -> int:
         return 2

@@ -18,7 +18,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fl import ClientContext, Descent, LocalSteps, Params, Reply, Tree, Update, checks, register, zeros_like
+from fl import ClientContext, LocalSteps, Params, Step, checks, register, zeros_like
 
 from .personal import Personal
 
@@ -27,7 +27,8 @@ BLOCK = 256  # samples per forward pass of the step before predicting
 
 def hessian_free(gradient: Callable[[Params], Params], w: Params, g: Params, delta: float) -> Params:
     """Return H(w) g by central differences of the gradient."""
-    return (gradient(w + delta * g) - gradient(w - delta * g)) / (2 * delta)
+    move = delta * g
+    return gradient(w + move).sub_(gradient(w - move)) / (2 * delta)
 
 
 @register("client", "per_fedavg")
@@ -53,18 +54,13 @@ class PerFedAvg(Personal):
         if self.alpha == 0:
             logging.getLogger(__name__).warning("client: per_fedavg with alpha=0 is FedAvg")
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        outer, inner, third = (LocalSteps(self, ctx, index=index) for index in range(3))
-        received = ctx.received["model"]
-        w = received.clone()
-        descent = Descent(outer.phase, w)
-        for _ in zip(outer, inner, third):
-            trial = w - self.alpha * inner.gradient(w) if self.alpha else w
-            step = outer.gradient(trial)
-            if self.kind == "hf" and self.alpha:
-                step = step - self.alpha * hessian_free(third.gradient, w, step, self.delta)
-            descent.step(step)
-        return Reply(Update({"model": w - received}, len(ctx.train), {"loss": outer.loss}))
+    def step(self, step: Step) -> None:
+        w = step.params
+        gradient = step.gradient(w - step.gradient(w, 1).mul_(self.alpha) if self.alpha else w)
+        if self.kind == "hf" and self.alpha:
+            product = hessian_free(lambda params: step.gradient(params, 2), w, gradient, self.delta)
+            gradient.sub_(product.mul_(self.alpha))
+        step.descend(gradient)
 
     def gradients_per_step(self) -> int:
         if not self.alpha:

@@ -12,12 +12,12 @@ Differs from the paper: the step on w is the plain one, `optimiser` takes the in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl import ClientContext, Descent, LocalSteps, LRSchedule, Params, Reply, Tree, Update, checks, register
+from fl import ClientContext, LRSchedule, Params, Step, StepContext, TrainingResult, Tree, checks, register
 
 from .personal import Personal
 
@@ -52,15 +52,18 @@ class PFedMe(Personal):
                 f"inner_lr: {self.inner_lr} times lam {self.lam} is 2 or more, which diverges; use a smaller one"
             )
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        steps, received = LocalSteps(self, ctx), ctx.received["model"]
-        w, theta = received, received.clone()
-        inner = Descent(steps.phase.at_rate(self.inner_lr, ctx.round, ctx.rounds), theta)
-        for t, _ in enumerate(steps):
-            for _ in range(self.inner_steps):
-                inner.step(steps.gradient(theta) + self.lam * (theta - w))
-            w = envelope_step(w, theta, steps.phase.rate(t), self.lam)
-        return Reply(Update({"model": w - received}, len(ctx.train), {"loss": steps.loss}), theta)
+    def step_memory(self, at: StepContext) -> Mapping[str, Tree]:
+        return {"personal": at.received["model"]}
+
+    def step(self, step: Step) -> None:
+        theta = step.memory["personal"]
+        for _ in range(self.inner_steps):
+            gradient = step.gradient(theta).add_((theta - step.params).mul_(self.lam))
+            step.descend(gradient, "personal", self.inner_lr)
+        step.params.copy_(envelope_step(step.params, theta, step.rate, self.lam))
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        return {"model": end.delta}, end.memory["personal"]
 
     def gradients_per_step(self) -> int:
         return self.inner_steps

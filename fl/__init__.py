@@ -28,7 +28,7 @@ _HOMES = {
         "fl.method.requests": "Evaluate EvaluateModel Exchange ExchangeResult ServerWork Transfer",
         "fl.method.client": "ClientAlgorithm",
         "fl.method.context": "ClientContext Reply",
-        "fl.method.local_training": "LocalTraining StepContext TrainingInputs TrainingResult",
+        "fl.method.local_training": "LocalTraining Step StepContext TrainingInputs TrainingResult Trainings",
         "fl.method.facts": "class_counts",
         "fl.method.penalty": "Penalty",
         "fl.method.phase": "Phase rate_at",
@@ -101,9 +101,11 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.client import ClientAlgorithm as ClientAlgorithm
     from fl.method.local_training import (
         LocalTraining as LocalTraining,
+        Step as Step,
         StepContext as StepContext,
         TrainingInputs as TrainingInputs,
         TrainingResult as TrainingResult,
+        Trainings as Trainings,
     )
     from fl.method.facts import class_counts as class_counts
     from fl.method.context import ClientContext as ClientContext, Reply as Reply

@@ -9,9 +9,14 @@
     objective(net, batch, at, task)     per-sample loss                 default: the task's loss
     penalty(at)                         quadratic penalty of a phase    default: None
     gradient(grad, params, at)          direction of a step             default: the gradient
+    step_memory(at)                     what the steps of a phase keep  default: {}
+    step(step)                          one local step                  default: one gradient, one step along it
     finish(end)                         (groups to send, new state)     default: {"model": local minus start}, None
+    metrics(end)                        numbers beside the loss         default: {}
+    trainings(inputs)                   trainings, one after another    default: one; then `finish`
 
-A client with private tensors, such as a head, keeps them in its state and inserts them in `start`.
+A client with private tensors, such as a head, keeps them in its state and inserts them in `start`. A method with
+several gradients of a batch overrides `step`, and one that trains several models overrides `trainings`.
 
 The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C
 clients at once: `Params` then hold C clients, and numbers per client are tensors (C,).
@@ -19,9 +24,9 @@ clients at once: `Params` then hold C clients, and numbers per client are tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -56,6 +61,7 @@ class TrainingInputs:
         initial: the model's tensors at the start of the run.
         facts: what `LocalTraining.facts` returned for the client's training data; with C clients each leaf has a
             leading axis C.
+        training: name of the training, for methods with several of them, see `LocalTraining.trainings`.
     """
 
     received: Mapping[str, Tree]
@@ -63,6 +69,7 @@ class TrainingInputs:
     config: Mapping[str, Any]
     initial: Initial
     facts: Tree = field(default=None, kw_only=True)
+    training: str = field(default="train", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class TrainingResult(TrainingInputs):
         lr_sum: sum of the learning rates of all steps, without the factors of `Phase.rates`.
         num_examples: number of training samples of the client.
         full_gradient: function of parameters; mean gradient of the objective over the client's training data.
+        memory: what `step_memory` returned, as the steps of the last phase left it.
     """
 
     start: Params
@@ -121,11 +129,55 @@ class TrainingResult(TrainingInputs):
     lr_sum: float | Tensor
     num_examples: int | Tensor
     full_gradient: Callable[[Params], Params]
+    memory: Mapping[str, Tree] = field(default_factory=dict)
 
     @property
     def delta(self) -> Params:
         """The local parameters minus `start`."""
         return self.params - self.start
+
+
+Trainings: TypeAlias = Generator[TrainingInputs, TrainingResult, tuple[Mapping[str, Tree], Tree]]
+
+
+class Step(Protocol):
+    """One local step, which `LocalTraining.step` takes. With C clients it is the step of those that still train.
+
+    Attributes:
+        params: the parameters that the phase trains.
+        memory: what `step_memory` returned, as the step before left it.
+        at: the phase and the inputs.
+        t: number of the step in its phase, from 0.
+        rate: learning rate of the step.
+    """
+
+    params: Params
+    memory: Mapping[str, Tree]
+    at: StepContext
+    t: int
+    rate: float
+
+    def gradient(self, params: Params, batch: int = 0) -> Params:
+        """Return the gradient of a batch's mean objective and of the penalty at `params`.
+
+        The result may be changed in place. The engine overwrites its memory in the next step.
+
+        Args:
+            params: parameters with the tensors of `self.params`.
+            batch: 0 is the batch of FedAvg's step. Each other number is the batch of a shuffle of its own, with its own
+                Dropout masks and augmentation. All gradients of one batch have the same masks. A step that uses a batch
+                has to use it in each step. The client's loss is that of the first gradient of batch 0.
+        """
+
+    def descend(self, gradient: Params, name: str | None = None, rate: float | None = None) -> None:
+        """Clip a gradient and take the optimiser's step along it, in place.
+
+        Args:
+            gradient: the direction.
+            name: entry of `memory` to change, which holds `Params`. None changes `self.params`. Each of them has its
+                own memory of the optimiser.
+            rate: learning rate. Default: `self.rate`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +230,10 @@ class LocalTraining(ClientAlgorithm):
         if not isinstance(self.lr, LRSchedule):  # a schedule checks itself
             not_negative(lr=self.lr)
         if self.optimiser_state != "reset":
-            if type(self).work is not LocalTraining.work:
-                one_of(
-                    ("reset",), optimiser_state=self.optimiser_state, hint=f"{type(self).__name__} has its own work()"
-                )
+            for name in ("work", "step", "trainings"):
+                if getattr(type(self), name) is not getattr(LocalTraining, name):
+                    hint = f"{type(self).__name__} has its own {name}()"
+                    one_of(("reset",), optimiser_state=self.optimiser_state, hint=hint)
             require_memory(self)
 
     # -- hooks of a method ---------------------------------------------------------------------------------------
@@ -290,9 +342,52 @@ class LocalTraining(ClientAlgorithm):
         """
         return grad
 
+    def step_memory(self, at: StepContext) -> Mapping[str, Tree]:
+        """Return what the steps of a phase keep by name, such as a second model. Called once for each phase.
+
+        The engine copies it, and `step` changes the copy in place. `finish` gets it as `end.memory`.
+
+        Args:
+            at: the phase, with its start, and the inputs. With C clients, tensors need a leading axis C, as those of
+                `at.state` have it. `Params` without this axis are the same for all clients at first.
+        """
+        return {}
+
+    def step(self, step: Step) -> None:
+        """Take one local step: change `step.params` and `step.memory` in place.
+
+        A method that takes several gradients of a batch, or moves several models at once, overrides it. The same code
+        runs for one client and for C clients: numbers per client are tensors (C,).
+
+        Args:
+            step: gives gradients at any parameters, and takes steps of the optimiser.
+        """
+        step.descend(self.gradient(step.gradient(step.params), step.params, step.at))
+
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         """Return (groups of the update, new state of the client). A state of None keeps the old one."""
         return {"model": end.delta}, None
+
+    def metrics(self, end: TrainingResult) -> Mapping[str, float | Tensor]:
+        """Return numbers that are reported beside the client's loss, by name; with C clients, tensors (C,).
+
+        Args:
+            end: the end of the first training.
+        """
+        return {}
+
+    def trainings(self, inputs: TrainingInputs) -> Trainings:
+        """Train one model after another: yield the inputs of each training, and get its end.
+
+        Returns what `finish` returns. The other hooks see the yielded inputs; `inputs.training` tells them which
+        training it is. All trainings have the same budget, batches and Dropout masks. The client's loss is that of the
+        first one.
+
+        Args:
+            inputs: those of the first training.
+        """
+        end = yield inputs
+        return self.finish(end)
 
     def gradients_per_step(self) -> int:
         """Return the number of gradients per local step, for `workload`."""

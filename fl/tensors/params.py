@@ -109,7 +109,7 @@ def _layout(tensors: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> La
 class Params(Mapping[str, Tensor]):
     """Ordered mapping name -> tensor, a view of `buffers`. The module's docstring describes the algebra."""
 
-    __slots__ = ("layout", "buffers")
+    __slots__ = ("layout", "buffers", "__weakref__")
     __array_ufunc__ = None  # numpy leaves `np.float64(2) * params` to `Params.__rmul__`
 
     def __init__(self, layout: Layout, buffers: tuple[Tensor, ...]):
@@ -300,6 +300,8 @@ def elementwise(fn: Callable[..., Tensor], first: Params, *rest: Params) -> Para
 
 def _binary(fn: Callable[..., Tensor], p: Params, q: Params | float | Tensor) -> Params:
     if isinstance(q, Params):
+        if q.layout is p.layout and (fn is torch.add or fn is torch.sub):  # padding stays 0
+            return Params(p.layout, tuple(map(fn, p.buffers, q.buffers)))
         return elementwise(fn, p, q)
     return elementwise(lambda b: fn(b, _per_client(q, b)), p)
 

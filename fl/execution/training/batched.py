@@ -14,7 +14,7 @@ The backend compiled.Compiled trains whole phases, with the clients in the order
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
 from fl.execution.training.chunk import Chunk, Gradients, TakesSGDSteps, TrainsWholePhases
 from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
+from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.steps import gradient_buffer
+from fl.execution.training.trainings import run_trainings
 from fl.execution.update_checks import check_stacked
 from fl.execution.workers.process import pooled_buffer
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
@@ -41,29 +43,71 @@ from fl.tracking.spans import timed_calls
 class _Trained:
     """The end of all phases; arrays are (C,), in the order of the chunk.
 
-    params: trained parameters, or updates (or their weighted sum) if `updates`.
+    start: parameters before the first step, batched (C,) or one for all clients.
+    params: trained parameters, or updates, or their weighted sum.
     loss, seen: sums of the losses, float64, and numbers of samples.
     at: context of the last phase.
+    kept: what the steps of the last phase keep.
     """
 
+    start: Params
     params: Params
-    updates: bool
     loss: Tensor
     seen: np.ndarray
     steps: np.ndarray
     lr_sum: np.ndarray
     at: StepContext
+    kept: Mapping[str, Tree] = field(default_factory=dict)
 
 
 def train(
     algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], factors: Tensor | None = None
 ) -> tuple[Update, Tree]:
-    """Train C clients in all phases; returns (stacked update, stacked states or None).
+    """Train C clients in all trainings and phases; returns (stacked update, stacked states or None).
 
     With `factors` (C,), a backend that can do so returns the sum of updates times factors: the group "model" has no
     client axis.
     """
-    inputs = _inputs(algorithm, chunk)
+    inputs, first = _inputs(algorithm, chunk), list[_Trained]()
+    # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
+    n = torch.from_numpy(chunk.sizes)
+    if not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
+        one = _train(algorithm, chunk, backend, inputs, factors, updates=True)  # the default finish, without a copy
+        metrics = {"loss": _mean_loss(one)}
+        return Update({"model": one.params}, n.to(one.params.device), metrics, owned=True), None
+
+    def run(wanted: TrainingInputs) -> TrainingResult:
+        here = chunk
+        if wanted is not inputs:
+            here = replace(chunk, received=wanted.received, config=wanted.config, initial=wanted.initial)
+        one = _train(algorithm, here, backend, wanted, None, updates=False)
+        first.append(one)
+        return TrainingResult(
+            **vars(wanted),
+            start=one.start,
+            params=one.params,
+            steps=_tensor(one.steps, one.start),
+            lr_sum=_tensor(one.lr_sum, one.start),
+            num_examples=_tensor(chunk.sizes, one.start),
+            full_gradient=lambda params: _mean_gradient(algorithm, here, params, one.at, backend),
+            memory=one.kept,
+        )
+
+    ended = run_trainings(algorithm, inputs, run)
+    reported: dict[str, Any] = {"loss": _mean_loss(first[0]), **algorithm.metrics(ended.first)}
+    check_stacked(ended.groups, ended.state, len(chunk.sizes), type(algorithm).__name__)
+    return Update(ended.groups, ended.first.num_examples, reported), ended.state
+
+
+def _train(
+    algorithm: LocalTraining,
+    chunk: Chunk,
+    backend: type[Gradients],
+    inputs: TrainingInputs,
+    factors: Tensor | None,
+    updates: bool,
+) -> _Trained:
+    """Train from `inputs` in all phases. `updates` returns trained minus start in place of the trained parameters."""
     phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
     if any(phase.has_views and (phase.view != "train" or not backend.takes_views) for phase in phases):
         raise ValueError(
@@ -73,31 +117,16 @@ def train(
     start = algorithm.start(inputs)  # batched (C,), or one for all clients
     if issubclass(backend, TrainsWholePhases) and backend.trains_whole(algorithm, chunk, phases):
         at = StepContext(**vars(inputs), phase=phases[0], start=start, module=chunk.module)
-        trained = _train_whole(algorithm, chunk, backend, at, factors)
-    else:
-        trained = _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
-    # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
-    n = _tensor(chunk.sizes, start)
-    metrics = {"loss": trained.loss / _tensor(np.maximum(trained.seen, 1), start)}
-    if not overrides(algorithm, "finish"):  # the default finish, without a copy
-        model = trained.params if trained.updates else trained.params.sub_(start)
-        return Update({"model": model}, n, metrics, owned=True), None
+        return _train_whole(algorithm, chunk, backend, at, factors, updates)
+    one = _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
+    if updates:
+        one.params.sub_(start)
+    return one
 
-    def full_gradient(params: Params) -> Params:
-        return _mean_gradient(algorithm, chunk, params, trained.at, backend)
 
-    end = TrainingResult(
-        **vars(inputs),
-        start=start,
-        params=trained.params,
-        steps=_tensor(trained.steps, start),
-        lr_sum=_tensor(trained.lr_sum, start),
-        num_examples=n,
-        full_gradient=full_gradient,
-    )
-    groups, state = algorithm.finish(end)
-    check_stacked(groups, state, len(chunk.sizes), type(algorithm).__name__)
-    return Update(groups, n, metrics), state
+def _mean_loss(trained: _Trained) -> Tensor:
+    """Mean loss over the samples of all steps, (C,)."""
+    return trained.loss / _tensor(np.maximum(trained.seen, 1), trained.start)
 
 
 def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
@@ -128,17 +157,18 @@ def _train_whole(
     backend: type[TrainsWholePhases],
     at: StepContext,
     factors: Tensor | None,
+    updates: bool,
 ) -> _Trained:
     """All steps of a phase in one call of the backend."""
-    phase, start, finishes = at.phase, at.start, overrides(algorithm, "finish")
-    if finishes or factors is None:
-        out, factors = start.layout.empty(len(chunk.sizes)), None
+    phase, start = at.phase, at.start
+    if factors is None:
+        out = start.layout.empty(len(chunk.sizes))
     else:
         out = Params(start.layout, (pooled_buffer(start.layout.lengths[0]),))
     penalty = penalty_of(algorithm, at, len(chunk.sizes))
-    steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, out, not finishes, factors)
-    lr_sum = phase.lr_sum(steps) if finishes else np.zeros(0)
-    return _Trained(out, not finishes, loss, seen, steps, lr_sum, at)
+    steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, out, updates, factors)
+    lr_sum = np.zeros(0) if updates else phase.lr_sum(steps)
+    return _Trained(start, out, loss, seen, steps, lr_sum, at)
 
 
 def _train_in_steps(
@@ -150,7 +180,7 @@ def _train_in_steps(
     start: Params,
 ) -> _Trained:
     """All phases step by step, with the clients sorted by their number of samples."""
-    sizes, original_inputs = chunk.sizes, inputs
+    sizes, original_inputs, original_start = chunk.sizes, inputs, start
     sort = bool((sizes[1:] > sizes[:-1]).any())
     if sort:
         by_size = np.argsort(-sizes, kind="stable")  # more samples mean at least as many steps
@@ -162,14 +192,17 @@ def _train_in_steps(
     local = start.layout.empty(len(sizes)).copy_(start)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
     steps, lr_sum = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
+    kept: Mapping[str, Tree] = {}
     for index, phase in enumerate(phases):
         theta = local.select(phase.trains)
         phase_start = start.select(phase.trains) if index == 0 and not start.batch else theta.clone()
         at = StepContext(**vars(inputs), phase=phase, start=phase_start, module=chunk.module)
         counts = phase.num_steps(chunk.sizes)
+        gradients = backend(algorithm, chunk, local, theta, index)
+        stepper = _stepper(algorithm, chunk, gradients, theta, at, index, len(phases), counts)
         if counts.any():
-            gradients = backend(algorithm, chunk, local, theta, index)
-            _run_phase(algorithm, chunk, index, theta, at, gradients, counts, loss, seen)
+            _take_steps(chunk, phase, index, counts, gradients, stepper, loss, seen)
+        kept = stepper.finish()
         if theta is not local:
             local.copy_(theta, names=theta)
         steps += counts
@@ -180,31 +213,43 @@ def _train_in_steps(
         local, loss = local.row(back), loss[back]
         steps, lr_sum, seen = steps[order], lr_sum[order], seen[order]
         at = replace(at, state=original_inputs.state, facts=original_inputs.facts, start=_rows(at.start, back))
-    return _Trained(local, False, loss, seen, steps, lr_sum, at)
+        kept = row(kept, back)
+    return _Trained(original_start, local, loss, seen, steps, lr_sum, at, kept)
 
 
-def _run_phase(
+def _stepper(
     algorithm: LocalTraining,
     chunk: Chunk,
-    index: int,
+    gradients: Gradients,
     theta: Params,
     at: StepContext,
-    gradients: Gradients,
+    index: int,
+    phases: int,
     counts: np.ndarray,
+) -> _SGDSteps | _OptimiserSteps | ChunkSteps:
+    """What takes the steps of a phase, in place on theta (C,)."""
+    penalty = penalty_of(algorithm, at, len(chunk.sizes))
+    if overrides(algorithm, "step"):
+        return ChunkSteps(algorithm, gradients, theta, penalty, at, chunk, index, phases, counts)
+    if isinstance(gradients, TakesSGDSteps) and takes_plain_steps(algorithm, at.phase, penalty):
+        return _SGDSteps(gradients, theta, at.phase)
+    return _OptimiserSteps(algorithm, gradients, theta, penalty, at)
+
+
+def _take_steps(
+    chunk: Chunk,
+    phase: Phase,
+    index: int,
+    counts: np.ndarray,
+    gradients: Gradients,
+    stepper: _SGDSteps | _OptimiserSteps | ChunkSteps,
     loss: Tensor,
     seen: np.ndarray,
 ) -> None:
-    """Train theta (C,) in place by `counts` (C,) steps; add to the sums of losses and the numbers of samples, (C,)."""
-    phase = at.phase
-    penalty = penalty_of(algorithm, at, len(chunk.sizes))
-    stepper: _SGDSteps | _OptimiserSteps
-    if isinstance(gradients, TakesSGDSteps) and takes_plain_steps(algorithm, phase, penalty):
-        stepper = _SGDSteps(gradients, theta, phase)
-    else:
-        stepper = _OptimiserSteps(algorithm, gradients, theta, penalty, at)
+    """Take `counts` (C,) steps of a phase; add to the sums of losses and the numbers of samples, (C,)."""
     timed_block, timed_batch = timed_calls("data", "batches", make_block), timed_calls("data", "batch", make_batch)
     for first in range(0, int(counts.max()), BLOCK):
-        block = timed_block(chunk, phase, index, counts, first, theta.device)
+        block = timed_block(chunk, phase, index, counts, first, stepper.theta.device)
         record = torch.zeros(block.weights.shape)
         for t, (rows, weights, losses, lengths) in enumerate(block.steps(record), first):
             batch = timed_batch(chunk, phase, rows, lengths, index, t)
@@ -212,7 +257,6 @@ def _run_phase(
             losses.copy_(stepper.take(batch, weights, masks, t))
         loss += block.without_pads(record).sum((0, 2), dtype=torch.float64)
         seen += block.lengths.sum(0)
-    stepper.finish()
 
 
 class _SGDSteps:
@@ -226,9 +270,10 @@ class _SGDSteps:
         """Take step t of the first A clients; returns the losses (A, B)."""
         return self.gradients.sgd_step(batch, weights, masks, self.phase.rate(t))
 
-    def finish(self) -> None:
-        """Write the trained parameters into theta."""
+    def finish(self) -> Mapping[str, Tree]:
+        """Write the trained parameters into theta. The steps keep nothing."""
         self.gradients.end_sgd(self.theta)
+        return {}
 
 
 class _OptimiserSteps:
@@ -264,8 +309,9 @@ class _OptimiserSteps:
         self.rule.step(self.params, step, self.m, phase.rate(t), t)
         return losses
 
-    def finish(self) -> None:
-        """Nothing to do: each step changes theta in place."""
+    def finish(self) -> Mapping[str, Tree]:
+        """Return nothing: each step changes theta in place, and keeps nothing."""
+        return {}
 
 
 def _mean_gradient(

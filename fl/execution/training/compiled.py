@@ -1,14 +1,15 @@
 """Compiled local training of stacks of linear layers: the folder native/ behind the interface of `LinearStack`.
 
 It covers training on a client's own samples by SGD (with momentum and weight decay) or Adam, with clipping and
-penalties. With a gradient hook, Dropout or augmentation, `LinearStack` trains.
+penalties. A method that takes its own steps gets its gradients from machine code. With a gradient hook, Dropout or
+augmentation, `LinearStack` trains.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -19,7 +20,7 @@ from fl.execution.training.chunk import Chunk
 from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
-from fl.method.local_training import LocalTraining
+from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
@@ -33,6 +34,7 @@ SHUFFLED = True  # benchmarks that need the same batches in two programs take sa
 ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
 NORMS = {FeatureNorm: "FEATURE", SampleNorm: "LAYER"}
 
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _NO_WEIGHTS, _NO_LABELS = np.empty(0, np.float32), np.empty(0, np.int64)
 
 
@@ -49,7 +51,7 @@ class Compiled(LinearStack):
     def trains_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
         """Whether the phases of this round can be compiled. `covers` looks at those of round 0."""
         alone = len(phases) == 1 and phases[0].trains is None and not chunk.augment
-        return alone and _obstacle(algorithm, phases, chunk.module) is None
+        return alone and not overrides(algorithm, "step") and _obstacle(algorithm, phases, chunk.module) is None
 
     @staticmethod
     def train_whole(
@@ -92,6 +94,49 @@ class Compiled(LinearStack):
         if wrong >= 0:
             raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
         return steps, torch.from_numpy(loss), seen
+
+    def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
+        super().__init__(algorithm, chunk, local, theta, index)
+        self.described = _layers(chunk.module, theta.layout)
+        self.own_steps = overrides(algorithm, "step") and _module_obstacle(chunk.module) is None
+        self.memory: dict[int, np.ndarray] = {}  # by the samples of a batch
+        self.taken: tuple[Mapping[str, Tensor], _Arrays] | None = None  # the last batch, as arrays
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Mapping[str, Tensor],
+        weights: Tensor,
+        masks: list[Tensor],
+        at: StepContext,
+        grad: Params,
+    ) -> Tensor:
+        """Write the gradients into `grad`; return the sum of each client's losses, then zeros, (A, B)."""
+        if not self.own_steps:
+            return super().__call__(params, batch, weights, masks, at, grad)
+        from fl.execution.training.native.gradients import gradients
+
+        losses, width = torch.empty(weights.shape), weights.shape[1]
+        if width not in self.memory:
+            from fl.execution.training.native.memory import memory_length
+
+            self.memory[width] = torch.zeros(memory_length(self.described, width, 0)).numpy()
+        if self.taken is None or self.taken[0] is not batch:
+            self.taken = (batch, self._arrays(batch, weights))
+        at_params, out = params.buffers[0].numpy(), grad.buffers[0].numpy()
+        with release_lock():
+            wrong = gradients(at_params, self.described, *self.taken[1], out, losses.numpy(), self.memory[width])
+        if wrong >= 0:
+            classes = self.described[-1, 1]
+            raise IndexError(f"label {int(batch['y'].reshape(-1)[wrong])} is not one of the model's {classes} classes")
+        return losses
+
+    def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor) -> _Arrays:
+        """Samples, labels, targets and weights as machine code takes them."""
+        x, y = (batch[name].reshape(weights.numel(), -1).numpy() for name in ("x", "y"))
+        none = _NO_WEIGHTS.reshape(0, int(self.described[-1, 1]))
+        labels, targets = (y[:, 0], none) if self.kernel == "cross_entropy" else (_NO_LABELS, y)
+        return x, labels, targets, weights.contiguous().numpy()
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,8 +11,8 @@ from fl.method.phase import Phase
 from fl.tasks.task import Task
 
 HOOKS = (
-    *("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient", "finish"),
-    "inputs",
+    *("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
+    *("step_memory", "step", "finish", "metrics", "trainings", "inputs"),
 )
 
 
@@ -25,7 +25,7 @@ def overrides(algorithm: LocalTraining, name: str) -> bool:
 def takes_plain_steps(algorithm: LocalTraining, phase: Phase, penalty: Penalty | None) -> bool:
     """Whether each step is w <- w - lr g, with the plain gradient g."""
     plain = penalty is None and phase.clip is None and not phase.rates and phase.optimiser == SGD()
-    return plain and not overrides(algorithm, "gradient")
+    return plain and not overrides(algorithm, "gradient") and not overrides(algorithm, "step")
 
 
 def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = None) -> Penalty | None:
@@ -35,13 +35,11 @@ def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = 
 
 def custom_training(algorithm: ClientAlgorithm) -> str | None:
     """Why a client may do more than take gradients of the task's own loss, or `None`."""
-    if (
-        isinstance(algorithm, LocalTraining)
-        and not overrides(algorithm, "work")
-        and not overrides(algorithm, "objective")
+    if isinstance(algorithm, LocalTraining) and not any(
+        overrides(algorithm, name) for name in ("work", "objective", "step")
     ):
         return None
-    return f"{type(algorithm).__name__} has its own work() or objective()"
+    return f"{type(algorithm).__name__} has its own work(), step() or objective()"
 
 
 def users_training(algorithm: LocalTraining, task: Task) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
 from fl.execution.training.stacked_module import StackedModule, Unstackable
+from fl.execution.training.view_cache import ViewCache
 from fl.method.local_training import LocalTraining, StepContext
 from fl.models.binding import bind, module_params
 from fl.tasks.task import Task
@@ -62,7 +63,7 @@ class Flat:
         self.frozen = {name: local[name] for name in differing}
         self.masks = ChunkMasks(chunk, index)
         self.stacked = StackedModule(chunk.module.train(index is not None), [*theta, *differing])
-        self.views: dict[int, tuple[Params, dict[str, Tensor]]] = {}
+        self.views: ViewCache[dict[str, Tensor]] = ViewCache(dict)
         self.sgd_params: dict[str, Tensor] = {}
 
     def __call__(
@@ -74,15 +75,15 @@ class Flat:
         at: StepContext,
         grad: Params,
     ) -> Tensor:
-        grads, losses = self._gradients(self._views(params), batch, weights, masks)
-        torch._foreach_copy_([*self._views(grad).values()], grads)
+        grads, losses = self._gradients(self.views.of(params), batch, weights, masks)
+        torch._foreach_copy_([*self.views.of(grad).values()], grads)
         return losses
 
     def begin_sgd(self, theta: Params) -> None:
-        self.sgd_params = {name: view.contiguous() for name, view in self._views(theta).items()}
+        self.sgd_params = {name: view.contiguous() for name, view in self.views.of(theta).items()}
 
     def end_sgd(self, theta: Params) -> None:
-        torch._foreach_copy_([*self._views(theta).values()], [*self.sgd_params.values()])
+        torch._foreach_copy_([*self.views.of(theta).values()], [*self.sgd_params.values()])
 
     def sgd_step(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor], lr: float) -> Tensor:
         params = {name: tensor[: len(weights)] for name, tensor in self.sgd_params.items()}
@@ -101,14 +102,6 @@ class Flat:
         samples = {name: array.flatten(0, 1) for name, array in batch.items()}
         losses = self.task.loss(self.stacked(samples["x"]), samples).view_as(weights)
         return torch.autograd.grad((losses * weights).sum(), [*leaves.values()]), losses.detach()
-
-    def _views(self, params: Params) -> dict[str, Tensor]:
-        """The tensors of `params`, looked up once for each object."""
-        views = self.views.get(id(params))
-        if views is None or views[0] is not params:
-            views = (params, {name: params[name] for name in params})
-            self.views[id(params)] = views
-        return views[1]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
+from fl.execution.training.view_cache import ViewCache
 from fl.method.local_training import LocalTraining, StepContext
 from fl.models.dropout import Dropout
 from fl.models.normalise import FEATURE_EPS, LAYER_EPS, FeatureNorm, SampleNorm
@@ -76,7 +77,7 @@ class LinearStack:
         self.layers = [_Names(w, b, tuple(after)) for w, b, after in layers]
         self.kernel = chunk.task.kernel
         self.masks = ChunkMasks(chunk, index)
-        self.views: dict[int, tuple[Params, list[Layer]]] = {}
+        self.views = ViewCache(self._layers)
         self.sgd_params: list[Layer] = []
 
     def __call__(
@@ -89,19 +90,19 @@ class LinearStack:
         grad: Params,
     ) -> Tensor:
         def write(k: int, g: Tensor, inputs: Tensor) -> None:
-            weight, bias = self._views(grad)[k]
+            weight, bias = self.views.of(grad)[k]
             weight.copy_(torch.bmm(g.mT, inputs))
             if bias is not None:
                 torch.sum(g, 1, out=bias)
 
-        return self._backward(self._views(params), batch, weights, masks, write)
+        return self._backward(self.views.of(params), batch, weights, masks, write)
 
     def begin_sgd(self, theta: Params) -> None:
         # contiguous (C, ...): for small layers, batched products are several times faster than on rows of `Params`
-        self.sgd_params = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self._views(theta)]
+        self.sgd_params = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self.views.of(theta)]
 
     def end_sgd(self, theta: Params) -> None:
-        for (weight, bias), (trained_weight, trained_bias) in zip(self._views(theta), self.sgd_params):
+        for (weight, bias), (trained_weight, trained_bias) in zip(self.views.of(theta), self.sgd_params):
             weight.copy_(trained_weight)
             if bias is not None and trained_bias is not None:
                 bias.copy_(trained_bias)
@@ -146,13 +147,9 @@ class LinearStack:
                     g = backward(g)
         return losses
 
-    def _views(self, params: Params) -> list[Layer]:
-        """Weight and bias of each layer, looked up once for each object."""
-        views = self.views.get(id(params))
-        if views is None or views[0] is not params:
-            views = (params, [(params[x.weight], params[x.bias] if x.bias else None) for x in self.layers])
-            self.views[id(params)] = views
-        return views[1]
+    def _layers(self, params: Params) -> list[Layer]:
+        """Weight and bias of each layer."""
+        return [(params[x.weight], params[x.bias] if x.bias else None) for x in self.layers]
 
     @staticmethod
     def _forward(module: nn.Module, h: Tensor, masks: Iterator[Tensor], tape: list[Backward]) -> Tensor:

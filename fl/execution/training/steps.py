@@ -228,11 +228,18 @@ def gradients_of(loss: Tensor, leaves: list[torch.nn.Parameter]) -> tuple[Tensor
     )
 
 
-def gradient_buffer(theta: Params) -> Params:
-    """Return zeros for gradients of `theta`'s shape. Calls of one thread share the memory; steps write the tensors."""
-    return _gradient_buffer(theta.layout, theta.batch, theta.device, threading.get_ident()).zero_()
+def gradient_buffer(theta: Params, number: int = 0) -> Params:
+    """Return memory for a gradient of `theta`'s shape. Steps write the tensors; padding is 0.
+
+    Calls of one thread share the memory. `number` tells the gradients of one step apart.
+    """
+    buffer = _gradient_buffer(theta.layout, theta.batch, theta.device, threading.get_ident(), number)
+    for flat, gaps in zip(buffer.buffers, theta.layout.gaps):
+        for a, b in gaps:
+            flat[..., a:b] = 0
+    return buffer
 
 
-@functools.lru_cache(maxsize=4)
-def _gradient_buffer(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int) -> Params:
+@functools.lru_cache(maxsize=16)
+def _gradient_buffer(layout: Layout, batch: tuple[int, ...], device: torch.device, thread: int, number: int) -> Params:
     return layout.zeros(*batch).to(device)

@@ -4,9 +4,11 @@
     W <- W - lr g^T h,  b <- b - lr sum(g),  g <- (g W) * phi'(h)
 
     clients.py     all steps of a chunk, one client after another; the compiled function
+    gradients.py   gradients of a chunk, for methods that take their own steps; compiled by itself
     cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples
     memory.py      how one client's layers and batches are stored; sums of updates
+    passes.py      forward and backward pass through the layers
     products.py    forward and backward pass of a layer, gradient step
     norms.py       forward and backward pass of FN and LN
     losses.py      softmax cross-entropy and squared error

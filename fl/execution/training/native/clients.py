@@ -23,8 +23,8 @@ from fl.execution.training.native.memory import (
     unpad_layers,
     weights_length,
 )
-from fl.execution.training.native.norms import normalise, normalise_backward
-from fl.execution.training.native.products import IDENTITY, backward, forward, gradient_step
+from fl.execution.training.native.passes import backward_pass, forward_pass
+from fl.execution.training.native.products import gradient_step
 from fl.execution.training.native.shuffle import chained, write_order
 from fl.execution.training.native.steps import PLAIN, Rule, begin_client, kept_memory, take_step, weight_gradient
 from fl.execution.training.native.vector import WIDTH, load, prefetch, store
@@ -182,13 +182,7 @@ def _train_clients(
             if c + 1 < len(sizes) and epoch == 1:
                 begin = starts[c + 1]
                 prefetch_samples(x, labels, rows[begin + min(at - size, sizes[c + 1]) : begin + min(at, sizes[c + 1])])
-            for k in range(depth):
-                n_in, n_out, _, _, activation, offset, norm = layers[k]
-                weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
-                h = tape[depth + 3 + k] if normalised and norm else tape[k + 1]
-                forward(weight, bias, tape[k], h, count, n_in, n_out, activation)
-                if normalised and norm:
-                    normalise(h, tape[k + 1], scales[k], count, n_out, norm)
+            forward_pass(client, layers, tape, scales, count, normalised)
             if len(labels):
                 for b in range(count):
                     if not 0 <= labels[samples[b]] < classes:
@@ -201,11 +195,7 @@ def _train_clients(
                 n_in, n_out, _, biased, _, offset, _ = layers[k]
                 weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
                 if k:
-                    activation, norm = layers[k - 1, 4], layers[k - 1, 6] if normalised else 0
-                    backward(weight, g, tape[k], count, n_in, n_out, IDENTITY if norm else activation, below)
-                    if norm:
-                        h = tape[depth + 2 + k]
-                        normalise_backward(below, tape[k], h, scales[k - 1], count, n_in, norm, activation)
+                    backward_pass(weight, layers, tape, scales, g, k, count, normalised, below)
                 if rule.optimiser == PLAIN:
                     gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
                 else:

@@ -75,6 +75,12 @@ def copy(source: np.ndarray, at: int, n: int, target: np.ndarray, to: int) -> No
 def pad_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
     """client <- row, a row of `Params`. Missing biases become zeros."""
     client[:] = _0
+    write_layers(row, layers, client)
+
+
+@inlined
+def write_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
+    """client <- row, without the pads and missing biases, which are zeros already."""
     for k in range(len(layers)):
         n_in, n_out, weight, bias, _, offset, _ = layers[k]
         for o in range(n_out):

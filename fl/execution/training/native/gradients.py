@@ -1,0 +1,112 @@
+"""Gradients of the clients of a chunk, each at parameters and on a batch of its own; see the package.
+
+`gradients` is compiled on its first import on a machine and kept (cache.py). Only methods that take their own steps
+need it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, types
+
+from fl.execution.training.native import cache
+from fl.execution.training.native.jit import OPTIONS
+from fl.execution.training.native.losses import cross_entropy, squared_error
+from fl.execution.training.native.memory import gather, padded, unpad_layers, weights_length, write_layers
+from fl.execution.training.native.passes import backward_pass, forward_pass
+from fl.execution.training.native.steps import weight_gradient
+
+_0 = np.float32(0)
+
+_matrix, _integers = (types.Array(t, n, "C", readonly=True) for t, n in ((types.float32, 2), (types.int64, 1)))
+_SIGNATURE = types.int64(
+    *(_matrix, types.Array(types.int64, 2, "C", readonly=True)),  # params, layers
+    *(_matrix, _integers, _matrix, _matrix),  # x, labels, targets, weights
+    *(types.float32[:, ::1], types.float32[:, ::1], types.float32[::1]),  # out, losses, memory
+)
+
+
+@njit(**OPTIONS)
+def _compiled(
+    params: np.ndarray,
+    layers: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+    losses: np.ndarray,
+    memory: np.ndarray,
+) -> int:
+    depth, classes, width, widest = len(layers), layers[-1, 1], weights.shape[1], padded(layers[-1, 1])
+    for k in range(depth):
+        widest = max(widest, padded(layers[k, 0]))
+    length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
+    client, gradient, area = memory[:length], memory[length : 2 * length], (width + 1) * widest
+    normalised = np.any(layers[:, 6] > 0)
+    batches = 2 * depth + 3 if normalised else depth + 3
+    tape = memory[2 * length : 2 * length + batches * area].reshape(batches, area)
+    g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, width + 1), np.float32)
+    losses[:] = _0
+    for c in range(len(weights)):
+        count, share = 0, 0.0
+        for b in range(width):
+            count += weights[c, b] > _0
+            share += weights[c, b]
+        samples = np.arange(c * width, c * width + count)
+        write_layers(params[c], layers, client)
+        gather(x, samples, layers[0, 0], tape[0])
+        forward_pass(client, layers, tape, scales, count, normalised)
+        if len(labels):
+            for b in range(count):
+                if not 0 <= labels[samples[b]] < classes:
+                    return samples[b]
+            losses[c, 0] = cross_entropy(tape[depth], labels, samples, classes, g)
+        else:
+            losses[c, 0] = squared_error(tape[depth], targets, samples, g)
+        factor = np.float32(share)  # 1, unless the batch is a part of the samples of a mean
+        if factor != np.float32(1):
+            for i in range(count * padded(classes)):
+                g[i] *= factor
+        for k in range(depth - 1, -1, -1):
+            n_in, n_out, _, biased, _, offset, _ = layers[k]
+            end = offset + weights_length(n_in, n_out)
+            if k:
+                backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, below)
+            weight_gradient(g, tape[k], count, n_in, n_out, biased >= 0, gradient[offset:], gradient[end:])
+            g, below = below, g
+        unpad_layers(gradient, layers, out[c])
+    return -1
+
+
+cache.keep(_compiled)
+_compiled.compile(_SIGNATURE)
+_compiled.disable_compile()
+
+
+def gradients(
+    params: np.ndarray,
+    layers: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+    losses: np.ndarray,
+    memory: np.ndarray,
+) -> int:
+    """Compute gradients. Returns -1, or the number of a sample whose label is no class.
+
+    Args:
+        params: float32 (C, P), where each client's gradient is taken.
+        layers: int64 (L, 7), see memory.py.
+        x: float32 (C B, D), the samples of all batches.
+        labels: int64 (C B,) for softmax cross-entropy; empty for the squared error.
+        targets: float32 (C B, K) for half the squared error; empty for cross-entropy.
+        weights: float32 (C, B), the same for all samples of a batch; 0 for pads, which come last.
+        out: float32 (C, P), written: the gradients of the sums of weights times losses.
+        losses: float32 (C, B), written: the sum of each batch's losses, then zeros.
+        memory: float32 with at least `memory_length(layers, B, 0)` elements, written. It is zeros before the first call
+            and serves calls with the same layers and B only.
+    """
+    return int(_compiled(params, layers, x, labels, targets, weights, out, losses, memory))

@@ -1,0 +1,50 @@
+"""Forward and backward pass of one client's batch through a layer and what follows it.
+
+`tape` (batches, area) has the inputs of the layers, then the outputs, then two gradients; if layers are normalised,
+then the activations before that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fl.execution.training.native.jit import inlined
+from fl.execution.training.native.memory import weights_length
+from fl.execution.training.native.norms import normalise, normalise_backward
+from fl.execution.training.native.products import IDENTITY, backward, forward
+
+
+@inlined
+def forward_pass(
+    client: np.ndarray, layers: np.ndarray, tape: np.ndarray, scales: np.ndarray, count: int, normalised: bool
+) -> None:
+    """Write the outputs of all layers for the `count` samples of tape[0] to the tape."""
+    depth = len(layers)
+    for k in range(depth):
+        n_in, n_out, _, _, activation, offset, norm = layers[k]
+        weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
+        h = tape[depth + 3 + k] if normalised and norm else tape[k + 1]
+        forward(weight, bias, tape[k], h, count, n_in, n_out, activation)
+        if normalised and norm:
+            normalise(h, tape[k + 1], scales[k], count, n_out, norm)
+
+
+@inlined
+def backward_pass(
+    weight: np.ndarray,
+    layers: np.ndarray,
+    tape: np.ndarray,
+    scales: np.ndarray,
+    g: np.ndarray,
+    k: int,
+    count: int,
+    normalised: bool,
+    below: np.ndarray,
+) -> None:
+    """below <- the gradient in the outputs of layer k - 1, from the gradient g in those of layer k."""
+    depth, n_in, n_out = len(layers), layers[k, 0], layers[k, 1]
+    activation, norm = layers[k - 1, 4], layers[k - 1, 6] if normalised else 0
+    backward(weight, g, tape[k], count, n_in, n_out, IDENTITY if norm else activation, below)
+    if norm:
+        h = tape[depth + 2 + k]
+        normalise_backward(below, tape[k], h, scales[k - 1], count, n_in, norm, activation)
