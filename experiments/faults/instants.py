@@ -13,8 +13,8 @@ from typing import Any
 
 from fl.storage import files
 
-CALLS = ("open", "mkdir", "replace", "unlink", "rmdir", "chmod", "ftruncate", "fsync", "pwrite", "writev")
-WRITES = {"pwrite": 1, "writev": 1}  # name of a function -> position of what it writes
+CALLS = ("open", "mkdir", "replace", "unlink", "rmdir", "chmod", "ftruncate", "fsync", "pwrite", "pwritev")
+WRITES = {"pwrite": 1, "pwritev": 1}  # name of a function -> position of what it writes
 
 
 class Instants:

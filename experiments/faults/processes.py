@@ -16,7 +16,7 @@ from fl.storage import clients
 CONTEXT = multiprocessing.get_context("forkserver")
 HEAVY = ["experiments.faults.work"]  # what the server imports, see __main__.py
 KILLED = -signal.SIGKILL
-COMPACT_ABOVE = 1 << 12  # bytes; small, so that the states of short runs are compacted, too
+COMPACT_ABOVE = 1 << 12  # bytes; small, so that the states of short runs are compacted, too. All space is used again
 
 
 def start(
@@ -55,5 +55,5 @@ def _child(function: Callable[..., None], arguments: tuple[Any, ...], log: str, 
     for descriptor in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
     sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
-    clients.COMPACT_ABOVE = COMPACT_ABOVE
+    clients.COMPACT_ABOVE, clients.REUSE_FROM = COMPACT_ABOVE, 0
     function(*arguments)

@@ -63,6 +63,10 @@ class ClientWork(ExchangeWorker):
         no_client = isinstance(error, kinds) or self.is_machine_fault(error)
         return no_client or self.job.on_error == "raise"
 
+    def room(self, positions: np.ndarray) -> np.ndarray | None:
+        """Return the free space for the new states of clients, (n, 3); None: they are appended."""
+        return None if self.dispatch.room is None else self.dispatch.room[positions]
+
     def failed(self, positions: np.ndarray, error: Exception) -> None:
         """Raise the error with its place, or drop the clients, as the configuration has it."""
         clients = self.dispatch.cohort[positions]
@@ -148,7 +152,7 @@ class LoopWork(ClientWork):
             engine["optimiser"] = reply.optimiser
         kept = self.device.fetch(new_record(self.job, record, reply.state, engine))
         if kept is not None:
-            self.columns.add(at, {"state": np.array([self.worker.states.append(kept)])})
+            self.columns.add(at, {"state": np.array([self.worker.states.append(kept, self.room(at))])})
 
 
 class BatchedWork(ClientWork):
@@ -279,19 +283,25 @@ class BatchedWork(ClientWork):
 
         def keep(residuals: dict[str, Residuals]) -> None:
             if self.uploads.feedback:
-                self.columns.add(positions, {"state": self._append_records(records, states, residuals)})
+                where = self._append_records(positions, records, states, residuals)
+                self.columns.add(positions, {"state": where})
             elif states is not None:
-                self.columns.add(positions, {"state": self.worker.states.append_rows(states, len(positions))})
+                where = self.worker.states.append_rows(states, len(positions), self.room(positions))
+                self.columns.add(positions, {"state": where})
 
         return keep
 
-    def _append_records(self, records: Sequence[Tree], states: Tree, residuals: Mapping[str, Residuals]) -> np.ndarray:
+    def _append_records(
+        self, positions: np.ndarray, records: Sequence[Tree], states: Tree, residuals: Mapping[str, Residuals]
+    ) -> np.ndarray:
         """Write records, at once if all clients keep the same entries; return their locations, (n, 3)."""
+        room = self.room(positions)
         if same_entries(records, states, residuals):
             method = {} if states is None else {"method": states}
-            return self.worker.states.append_rows({"residuals": dict(residuals), **method}, len(records))
+            return self.worker.states.append_rows({"residuals": dict(residuals), **method}, len(records), room)
         kept = [
             new_record(self.job, record, row(states, i), {"residuals": row(dict(residuals), i)})
             for i, record in enumerate(records)
         ]
-        return np.array([self.worker.states.append(one) for one in kept])
+        rooms = [None] * len(kept) if room is None else room
+        return np.array([self.worker.states.append(one, own) for one, own in zip(kept, rooms)])

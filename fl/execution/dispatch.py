@@ -74,6 +74,7 @@ class ExchangeDispatch:
         original: the broadcast before the codec, for executors that encode it themselves.
         attackers: whether each client is an attacker, (n,), in the first stage; None: updates are reduced at once.
         submissions: what each client sends in the second stage, by cohort position; None for a dropped client.
+        room: free space for each client's new state, (n, 3), see `ClientStates.room`; None: states are appended.
     """
 
     kind: Literal["work", "evaluate", "evaluate_server", "submit"]
@@ -96,6 +97,7 @@ class ExchangeDispatch:
     original: Broadcast | None = None
     attackers: np.ndarray | None = None
     submissions: Sequence[Submission | None] | None = None
+    room: np.ndarray | None = None
 
     @property
     def threaded(self) -> bool:

@@ -208,8 +208,8 @@ class ContextStore:
             )
         return record_to_tree(get_text(get_config(self.state, f"{key}.form"), "form"), get_arrays(self.state, key))
 
-    def append(self, tree: Tree) -> tuple[int, int, int]:
-        """Store a tree and return its location.
+    def append(self, tree: Tree, room: object = None) -> tuple[int, int, int]:
+        """Store a tree and return its location. `room` is not used: there are no files.
 
         The committed tree stays too, because it remains valid if the server refuses this update. Older ones go.
         """

@@ -61,7 +61,7 @@ class Reduction:
     Attributes:
         linear: whether it only sums; secure aggregation and privacy require this.
         batched: whether `lift` and `merge` also take C clients at once (a leading axis C on every leaf), with the same
-            arithmetic.
+            arithmetic. Accumulators of C clients may share the update's memory: `Fold.stacked` does not write to it.
         integer: whether accumulators are integers. Then `lift` works on the CPU, and NaN and infinity are looked for in
             the updates, because no accumulator shows them.
     """
@@ -103,6 +103,11 @@ def _scaled(tree: Tree, weight: float | Tensor, in_place: bool = False) -> Tree:
     return tree_map(leaf, tree)
 
 
+def _together(meta: Meta) -> bool:
+    """Whether an update is that of several clients, stacked."""
+    return isinstance(meta.client, Tensor) and meta.client.ndim > 0
+
+
 def _added(a: Tree, b: Tree) -> Tree:
     return tree_map(lambda x, y: x.add_(y), a, b)
 
@@ -119,7 +124,7 @@ class Sum(Reduction):
     batched: ClassVar[bool] = True
 
     def lift(self, value: Tree, meta: Meta) -> Tree:
-        return value if meta.owned else tree_map(lambda leaf: leaf.clone(), value)
+        return value if meta.owned or _together(meta) else tree_map(lambda leaf: leaf.clone(), value)
 
     def merge(self, a: Tree, b: Tree) -> Tree:
         return _added(a, b)
@@ -148,6 +153,8 @@ class WeightedMean(Reduction):
 
     def lift(self, value: Tree, meta: Meta) -> tuple[Tree, Tensor]:
         weight = self._weight(meta)
+        if _together(meta) and bool((weight == 1).all()):
+            return value, weight
         return _scaled(value, weight if weight.ndim else float(weight), meta.owned), weight
 
     def merge(self, a: tuple[Tree, Tensor], b: tuple[Tree, Tensor]) -> tuple[Tree, Tensor]:

@@ -198,8 +198,8 @@ class ExchangeRunner:
     def new_dispatch(self, **fields: Any) -> ExchangeDispatch:
         """Number an exchange or evaluation of the round at hand; `fields` are those of `ExchangeDispatch`."""
         cohort = fields["cohort"]
-        on_server = fields["kind"] == "evaluate_server"
-        place = self.place if fields["kind"] == "work" else self.evaluation_place()
+        on_server, works = fields["kind"] == "evaluate_server", fields["kind"] == "work"
+        place = self.place if works else self.evaluation_place()
         defaults: dict[str, Any] = {
             "round": self.round,
             "number": place.number,
@@ -211,6 +211,7 @@ class ExchangeRunner:
         return ExchangeDispatch(
             states=states,
             cost=np.ones(len(cohort)) if on_server else cost,
+            room=self.states.room(cohort) if works else None,
             **(defaults | fields),
         )
 

@@ -171,12 +171,13 @@ class Commits:
         """Number of the oldest commit that a killed process or a power cut may leave as the newest one; 0: none yet."""
         return 0 if self._durable is None else min(self.number - 1, self._numbers[self._durable])
 
-    def save(self, tree: Tree, growing: Callable[[], Iterable[Path]]) -> None:
+    def save(self, tree: Tree, growing: Callable[[], Iterable[Path]], wait: bool = False) -> None:
         """Write a commit.
 
         Args:
             tree: what the run continues from.
             growing: returns the files whose contents the commit counts on.
+            wait: return when the commit has reached the disk.
         """
         self._collect()
         busy = {self._last, self._durable, self._syncing and self._syncing[0]}
@@ -184,10 +185,16 @@ class Commits:
         self.number += 1
         self._write(index, tree)
         self._numbers[index], self._last = self.number, index
-        if self._syncing is None and time.monotonic() - self._synced > SYNC_SECONDS:
+        if wait and self._syncing is not None:
+            self._syncing[1].result()
+            self._collect()
+        if self._syncing is None and (wait or time.monotonic() - self._synced > SYNC_SECONDS):
             self._thread = self._thread or ThreadPoolExecutor(1, "fsync")
             paths = [*growing(), _path(self.folder, index), self.folder]
             self._syncing, self._synced = (index, self._thread.submit(_sync, paths)), time.monotonic()
+        if wait and self._syncing is not None:
+            self._syncing[1].result()
+            self._collect()
 
     def _write(self, index: int, tree: Tree) -> None:
         """Write a commit to a file. A new file gets its name last: a run without a whole commit holds none."""

@@ -1,15 +1,21 @@
 """The states of clients between rounds: an index client -> (segment, offset, length), committed with each round.
 
-Workers append new states to their own segments. The driver `stage`s the locations and `commit`s them with the model,
-so a killed run continues with the states of its last committed round. A client without a state costs one row of the
-index, which is created with the first state. If more than half of the segments' bytes are unused, the current states
-are copied to a new segment.
+    room(clients) -> free space ~~> workers write new states ~~> stage(clients, locations) -> commit() -> sweep(...)
+
+The driver `stage`s the locations and `commit`s them with the model, so a killed run continues with the states of its
+last committed round. A client without a state costs one row of the index, which is created with the first state.
+
+The space of a state that was replaced is free when no commit that may be resumed has it, and no pinned checkpoint. New
+states of the same length go there; without free space they are appended to the worker's segment. So the folder holds
+the current states, those that commits need, and the free space of about one round. Space may be lost: that of small
+states, of states of other lengths, of failed clients, of writers on other nodes, and of the process before a resumed
+one. If more than the current states take is lost or free, the current states are copied to a new segment.
 """
 
 from __future__ import annotations
 
 import io
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +23,16 @@ import numpy as np
 
 from fl.storage import files
 from fl.storage.growing import Damaged, GrowingFile
-from fl.storage.segments import NO_RECORD, Segments
+from fl.storage.segments import FILES, NO_RECORD, Segments, file_of, location_keys
 
 _MAX_WRITERS = 1 << 20
-COMPACT_ABOVE = 64 << 20  # never compact for fewer unused bytes than this
+_USES = 1 << 20  # numbers of uses of the same space
+COMPACT_ABOVE = 64 << 20  # never compact or wait for the disk for fewer unused bytes than this
+REUSE_FROM = 1 << 16  # bytes of a record; smaller ones are quicker written together, at the end of a segment
 
 
 def writer_of(segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (generations, writers) of segments, each (n,).
+    """Return (generations, writers) of segments, each (n,). The generation of reused space is that of no segment.
 
     >>> [int(x) for x in writer_of(np.array(3 * (1 << 20) + 7))]
     [3, 7]
@@ -43,9 +51,24 @@ class ClientStates:
         self.log: GrowingFile | None = None  # the index log
         self.unswept: dict[int, int] = {}  # generation -> number of the first commit with it, 0 before that
         self.writers = 0
-        self.total = self.live = 0  # bytes in all segments, and of the current states
+        self.total = self.live = 0  # bytes in all segments of the generation, and of the current states
         self.kept: frozenset[int] = frozenset()  # writers on other nodes, which keep what they have written
         self.moved: dict[int, np.ndarray] = {}  # such a writer -> old locations (n, 3) of what its segment begins with
+        self.pinned: dict[str, np.ndarray] = {}  # name -> keys of the records of a pinned checkpoint
+        self._forget_space()
+
+    def _forget_space(self) -> None:
+        """Begin without free space and without replaced records."""
+        self.use = 0  # how often space has become free; it marks the records that are written there
+        self.length = 0  # of the last record
+        self.free: dict[int, np.ndarray] = {}  # length -> locations (n, 3), in the order of files
+        self.lent: list[np.ndarray] = []  # free space that was given to dispatches since the last sweep
+        self.reused: list[np.ndarray] = []  # records that were staged in such space since then
+        self.replaced: list[np.ndarray] = []  # records that others have replaced since then
+        self.dead: list[tuple[int, np.ndarray]] = []  # the first commit without some records, and their locations
+        self.held = np.empty((0, 3), np.int64)  # records that only pinned checkpoints have
+        self.lengths: dict[int, int] = {}  # number of a commit -> length of the index log
+        self.durable = 0  # length of the index log that has reached the disk, with its records
 
     # -- the round ------------------------------------------------------------------------------------------------
     def locations(self, clients: np.ndarray) -> np.ndarray:
@@ -61,10 +84,28 @@ class ClientStates:
             return
         clients, locations = clients[wrote], locations[wrote]
         index = self._index()
-        self.live += int(locations[:, 2].sum() - index[clients, 2].sum())
+        before = index[clients]
+        self.live += int(locations[:, 2].sum() - before[:, 2].sum())
         index[clients] = locations
         self.staged.append((clients, locations))
-        self.total += int(locations[:, 2].sum())
+        self.replaced.append(before[before[:, 0] >= 0])
+        appended, self.length = locations[:, 0] < FILES, int(locations[-1, 2])
+        self.reused.append(locations[~appended])
+        self.total += int(locations[appended, 2].sum())
+
+    def room(self, clients: np.ndarray) -> np.ndarray:
+        """Return free space for a new state of each client, (n, 3); NO_RECORD where there is none.
+
+        It has the length of the last state. Until the next `sweep` it is given to nobody else.
+        """
+        room = np.tile(np.array(NO_RECORD), (len(clients), 1))
+        free = self.free.get(self.length)
+        if free is not None:
+            some = free[: len(clients)].copy()
+            some[:, 0] = (1 + self.use % _USES) * FILES + file_of(some[:, 0])
+            room[: len(some)], self.free[self.length] = some, free[len(some) :]
+            self.lent.append(some)
+        return room
 
     def new_writer(self) -> int:
         """Return an unused number for a writer; with the generation it names the writer's segment."""
@@ -85,37 +126,52 @@ class ClientStates:
             else:
                 self._append(np.concatenate([np.column_stack(pair) for pair in self.staged]))
             self.staged = []
-        return {"generation": self.generation, "log": self.log and self.log.mark, "total": self.total}
+        return {
+            "generation": self.generation,
+            "log": self.log and self.log.mark,
+            "total": self.total,
+            "use": self.use,
+            "durable": self.durable,
+        }
 
     def restore(self, record: dict[str, Any]) -> None:
         """Return to the states of a commit record.
 
         Raises:
-            Damaged: the index is damaged, or a segment is lost or too short.
+            Damaged: the index is damaged, a segment is lost or too short, or a record of the last commits did not reach
+                the disk before a power cut.
         """
         self.close()
-        self.generation, self.total = record["generation"], record["total"]
+        self._forget_space()
+        self.generation, self.total, self.use = record["generation"], record["total"], record["use"] + 1
         self.staged, self.index, self.live, self.unswept = [], None, 0, {self.generation: 0}
         self.moved = {}
+        self.pinned = {path.stem: _keys(np.load(path, allow_pickle=False)[:, 1:]) for path in self.folder.glob("*.npy")}
         if record["log"]:
             self.log = GrowingFile(self._log_path(), record["log"])
             rows = np.fromfile(self._log_path(), np.int64, self.log.length // 8).reshape(-1, 4)
             index = self._index()
             index[rows[:, 0]] = rows[:, 1:]  # later rows win
             self.live = int(index[:, 2].sum())
+            recent = np.unique(rows[record["durable"] // rows.strides[0] :, 0])
             try:
-                Segments(self.folder).check(index[index[:, 0] >= 0])
+                segments = Segments(self.folder)
+                segments.check(index[index[:, 0] >= 0])
+                segments.check_sums(index[recent])
             except Damaged:
                 self.close()
                 raise
 
     def pin(self, name: str) -> None:
-        """Protect the present states, for the checkpoint `name`, from later compactions."""
+        """Protect the present states, for the checkpoint `name`: they stay until others are pinned under this name."""
         if self.index is not None:
             clients = np.flatnonzero(self.index[:, 0] >= 0)
-            rows = io.BytesIO()
-            np.save(rows, np.column_stack([clients, self.index[clients]]))  # rows (client, location)
+            rows, found = io.BytesIO(), np.column_stack([clients, self.index[clients]])  # rows (client, location)
+            np.save(rows, found)
             files.write_file(self.folder / f"{name}.npy", rows.getvalue())
+            self.pinned[name] = _keys(found[:, 1:])
+            self.dead.insert(0, (0, self.held))
+            self.held = self.held[:0]
 
     def restore_pinned(self, name: str) -> None:
         """Return to the states that `pin` has protected; clients have none if there were none. For readers only.
@@ -132,20 +188,21 @@ class ClientStates:
             self._index()[rows[:, 0]] = rows[:, 1:]
 
     def sweep(self, number: int, needed: int) -> None:
-        """Delete segments that no commit and no pinned state uses. Call it after each commit.
+        """Free the space of records that no commit and no pinned state uses. Call it after each commit.
 
         Args:
             number: number of the commit that was written.
             needed: number of the oldest commit that may still be resumed.
         """
+        self._free_space(number, needed)
         self.unswept = {generation: first or number for generation, first in self.unswept.items()}
         # states may be compacted again before a commit with them has reached the disk
         oldest = max((generation for generation, first in self.unswept.items() if first <= needed), default=0)
         if not oldest:
             return
-        used = {int(s) for s in np.unique(self._index()[:, 0])}
+        used = {int(s) for s in np.unique(file_of(self._index()[:, 0]))}
         for pinned in self.folder.glob("*.npy"):
-            used |= {int(s) for s in np.unique(np.load(pinned, allow_pickle=False)[:, 1])}
+            used |= {int(s) for s in np.unique(file_of(np.load(pinned, allow_pickle=False)[:, 1]))}
         for path in self.folder.glob("*.seg"):
             if int(path.stem) < oldest * _MAX_WRITERS and int(path.stem) not in used:
                 files.remove(path)
@@ -153,6 +210,35 @@ class ClientStates:
             if int(path.stem.removeprefix("index-")) < oldest:
                 files.remove(path)
         self.unswept = {generation: first for generation, first in self.unswept.items() if generation > oldest}
+
+    def _free_space(self, number: int, needed: int) -> None:
+        """Free the space of records that no commit from `needed` on and no pinned checkpoint has."""
+        self.dead.append((number, _joined(self.replaced)))
+        ready = [records for first, records in self.dead if first <= needed]
+        self.dead = [(first, records) for first, records in self.dead if first > needed and len(records)]
+        lent, reused = _joined(self.lent), _joined(self.reused)
+        unused = lent[~_among(lent, _keys(reused))]
+        self.replaced, self.lent, self.reused, self.use = [], [], [], self.use + 1
+        free = _joined([*ready, unused])
+        for keys in self.pinned.values():
+            pinned = _among(free, keys)
+            self.held, free = _joined([self.held, free[pinned]]), free[~pinned]
+        free = free[free[:, 2] >= REUSE_FROM]
+        for length in np.unique(free[:, 2]).tolist():
+            same = _joined([self.free.get(length, free[:0]), free[free[:, 2] == length]])
+            self.free[length] = same[np.lexsort((same[:, 1], file_of(same[:, 0])))]
+        self.lengths[number] = 0 if self.log is None else self.log.length
+        self.durable = self.lengths.get(needed, self.durable)
+        self.lengths = {commit: length for commit, length in self.lengths.items() if commit >= needed}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the next commit has to reach the disk at once, so that older ones give up their space.
+
+        Otherwise the folder could hold more than twice the current states and the states of a round.
+        """
+        latest = _bytes(self.replaced)
+        return _bytes([records for _, records in self.dead]) + 2 * latest > max(self.live, COMPACT_ABOVE)
 
     def growing(self) -> list[Path]:
         """Return the files that commits count on."""
@@ -180,7 +266,8 @@ class ClientStates:
         self.log.append(memoryview(rows.astype(np.int64).tobytes()))
 
     def _worth_compacting(self) -> bool:
-        return self.total - self.live > max(self.live, COMPACT_ABOVE)
+        needed = _bytes([*self.replaced, *(records for _, records in self.dead), self.held])
+        return self.total - self.live - needed > max(self.live, COMPACT_ABOVE)
 
     def _compact(self) -> None:
         """Copy the current states to new segments, in client order, with a new generation of the index.
@@ -191,23 +278,42 @@ class ClientStates:
         index = self._index()
         clients = np.flatnonzero(index[:, 0] >= 0)
         old, self.moved = index[clients], {}
+        generations, writers = writer_of(old[:, 0])
+        stay = np.isin(writers, list(self.kept)) & (generations == self.generation)
         self.close()
         self.generation += 1
         self.unswept[self.generation] = 0
-        writers = writer_of(old[:, 0])[1]
-        writers[~np.isin(writers, list(self.kept))] = self.new_writer()
-        source = Segments(self.folder)
+        writers[~stay] = self.new_writer()
+        use, store = self.use, Segments(self.folder)
+        self._forget_space()
         for writer in np.unique(writers).tolist():
-            mine = np.flatnonzero(writers == writer)
-            fresh, offset = self.segment(writer), 0
-            new = files.open_file(source.path(fresh), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            with os.fdopen(new, "wb") as out:
-                for client, (segment, start, length) in zip(clients[mine].tolist(), old[mine].tolist()):
-                    out.write(source.window(segment, start, length))
-                    index[client] = (fresh, offset, length)
-                    offset += length
+            mine = writers == writer
+            store.write_to(self.segment(writer))
+            index[clients[mine]] = store.copy(old[mine])
             if writer in self.kept:
                 self.moved[writer] = old[mine]
-        source.close()
-        self.total = self.live
+        store.close()
+        self.total, self.use = self.live, use
         self._append(np.column_stack([clients, index[clients]]))
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return locations (n, 3) after one another."""
+    return np.concatenate([np.empty((0, 3), np.int64), *arrays])
+
+
+def _bytes(arrays: Sequence[np.ndarray]) -> int:
+    """Return the bytes of the records at locations (n, 3)."""
+    return sum(int(array[:, 2].sum()) for array in arrays)
+
+
+def _keys(locations: np.ndarray) -> np.ndarray:
+    """Return the keys of locations (n, 3), ascending."""
+    return np.sort(location_keys(locations))
+
+
+def _among(locations: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return whether locations (n, 3) have one of the keys, which ascend, (n,)."""
+    mine = location_keys(locations)
+    at = np.searchsorted(keys, mine)
+    return np.append(keys, np.uint64(0))[at] == mine if len(keys) else np.zeros(len(mine), bool)

@@ -92,12 +92,11 @@ class NodeSegments(Segments):
 
         The segment before is deleted.
         """
-        with os.fdopen(files.open_file(self.path(segment), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as out:
-            for location in locations.tolist():
-                out.write(self.window(*location))
-            end = out.tell()
-        self.write_to(segment)
-        self.sent = end
+        before = self.own
+        super().write_to(segment)
+        self.copy(locations)
+        self.sent = self.end
+        files.remove(self.path(before))
 
     def empty(self) -> None:
         """Restart segment `own`."""

@@ -133,7 +133,7 @@ class RunDirectory:
         def growing() -> list[Path]:
             return [self.metrics.path, *(self.path / "streams").iterdir(), *states.growing()]
 
-        self.commits.save(record, growing)
+        self.commits.save(record, growing, wait=states.crowded)
         states.sweep(self.commits.number, self.commits.needed)
 
     def keep_final(self, row: Mapping[str, Any], tree: Mapping[str, Any], states: ClientStates) -> None:

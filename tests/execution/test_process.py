@@ -2,7 +2,7 @@
 
 import torch
 
-from fl.execution.workers.process import pooled_buffer
+from fl.tensors.buffers import pooled_buffer
 
 
 def test_memory_goes_to_the_next_when_nobody_refers_to_it():

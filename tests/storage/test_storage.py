@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -84,8 +84,8 @@ def test_rows_of_a_stack_are_records_of_their_own(tmp_path):
         singly = [segments.append(s) for s in states]
         together = segments.append_rows(stack(states), 4)
         assert [number(segments.read(place)) for place in together] == [0, 1, 2, 3]
-        for one, other in zip(singly, together):  # the same bytes
-            assert bytes(segments.window(*one)) == bytes(segments.window(*map(int, other)))
+        for one, other in zip(singly, together):  # the same bytes after the checksum, which depends on the location
+            assert bytes(segments.window(*one))[8:] == bytes(segments.window(*map(int, other)))[8:]
 
 
 def test_a_record_read_is_memory_of_its_own(tmp_path):
@@ -203,7 +203,8 @@ def test_who_wrote_nothing_keeps_what_it_has(store):
 def test_idle_clients_cost_nothing(tmp_path):
     states = ClientStates(tmp_path / "clients", 10**9)
     assert states.locations(np.array([0, 10**9 - 1])).tolist() == [list(NO_RECORD)] * 2
-    assert states.commit() == {"generation": 0, "log": None, "total": 0} and not (tmp_path / "clients").exists()
+    nothing = {"generation": 0, "log": None, "total": 0, "use": 0, "durable": 0}
+    assert states.commit() == nothing and not (tmp_path / "clients").exists()
 
 
 def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
@@ -221,7 +222,7 @@ def test_compaction_keeps_the_living_and_the_pinned(store, monkeypatch):
         assert again.get() == expected
         again.close()
         size = size or one.states.total // 3  # bytes per state
-        assert one.states.total <= 2 * 3 * size + 2 * size
+        assert one.states.total <= (2 * 3 + 2 + (2 if round_ > 3 else 0)) * size  # and two pinned ones
     assert one.states.generation > 1
     pinned = np.load(one.folder / "best.npy")
     assert {int(c): number(one.segments.read(place)) for c, *place in pinned} == {0: 30.0, 1: 31.0, 2: -1.0}
@@ -372,21 +373,192 @@ def test_a_commit_on_the_disk_stays_until_another_one_is(tmp_path, monkeypatch):
 def test_segments_stay_while_a_commit_needs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(client_states, "COMPACT_ABOVE", 0)
     one = Store(tmp_path)
-    one.put({0: 1.0, 1: 2.0})
-    old = one.states.commit()
-    one.states.sweep(1, 0)
-    for number_ in range(2, 5):
-        one.put({0: 10.0 * number_, 1: 20.0})
-        one.states.commit()
-        one.states.sweep(number_, 1)  # commit 1 may still be resumed
-    assert one.states.generation
-    again = Store(tmp_path, old)
-    assert again.get() == {0: 1.0, 1: 2.0}
-    again.close()
-    one.states.sweep(5, 5)
+    records = []
+    for number_ in range(1, 20):  # without free space, states are appended
+        one.put({0: 10.0 * number_, 1: 20.0 + number_})
+        records.append(one.states.commit())
+        one.states.sweep(number_, number_ - 2)  # the commit before the last may still be resumed, and one more
+        again = Store(tmp_path, records[max(0, number_ - 3)])
+        at = max(1, number_ - 2)
+        assert again.get() == {0: 10.0 * at, 1: 20.0 + at}
+        again.close()
+    assert one.states.generation > 1
     with pytest.raises(Damaged, match=r"index-0.bin is missing"):
-        Store(tmp_path, old)
+        Store(tmp_path, records[0])
     one.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_states_use_space_again():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_states, "REUSE_FROM", 0)
+        yield
+
+
+# -- free space -------------------------------------------------------------------------------------------------------
+class Rounds:
+    """Rounds that write states of `population` clients into free space, as the engine does.
+
+    The state of client c in round r is number(r, c). Commits reach the disk `lag` rounds later.
+    """
+
+    def __init__(self, folder: Path, population: int, lag: int = 1):
+        self.states, self.segments = ClientStates(folder, population), Segments(folder)
+        self.folder, self.lag, self.expected, self.records = folder, lag, {}, []
+        self.segments.write_to(self.states.segment(self.states.new_writer()))
+
+    @staticmethod
+    def number(round_: int, client: int) -> float:
+        return 1000.0 * round_ + client
+
+    def write(self, clients: list[int]) -> np.ndarray:
+        """Write states of a round; return their locations."""
+        cohort, round_ = np.array(clients), len(self.records)
+        states = stack([state(self.number(round_, client)) for client in clients])
+        return self.segments.append_rows(states, len(clients), self.states.room(cohort))
+
+    def round(self, clients: list[int]) -> None:
+        locations = self.write(clients)
+        self.states.stage(np.array(clients), locations)
+        self.records.append(self.states.commit())
+        before = self.expected[len(self.records) - 1] if len(self.records) > 1 else {}
+        now = {client: self.number(len(self.records) - 1, client) for client in clients}
+        self.expected[len(self.records)] = before | now
+        self.states.sweep(len(self.records), len(self.records) - self.lag)
+
+    def found(self, record: dict) -> dict[int, float]:
+        """Return what another process finds that returns to a commit."""
+        other = ClientStates(self.folder, self.states.population)
+        other.restore(record)
+        where = other.locations(np.arange(self.states.population))
+        other.close()
+        return {c: number(self.segments.read(place)) for c, place in enumerate(where) if place[0] >= 0}
+
+    def close(self) -> None:
+        self.segments.close()
+        self.states.close()
+
+
+def test_the_folder_holds_at_most_twice_the_states(tmp_path):
+    """40 clients have a state, and each round writes 12. Beside the states, the space of two rounds is needed: that of
+    the round at hand, and of what the commit before the last still needs.
+    """
+    with closing(Rounds(tmp_path, 40)) as run:
+        for round_ in range(40):
+            run.round([(round_ * 7 + i * 3) % 40 for i in range(12)])
+            assert run.found(run.records[-1]) == run.expected[len(run.records)]
+        size = run.states.length
+        assert run.states.live == 40 * size and run.states.generation == 0  # nothing was copied
+        on_disk = sum(path.stat().st_size for path in tmp_path.glob("*.seg"))
+        assert on_disk == run.states.total == (40 + 2 * 12) * size <= 2 * run.states.live
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=3, max_size=12), st.integers(1, 3))
+def test_free_space_is_never_a_committed_record(tmp_path_factory, cohorts, lag):
+    """All commits that may be resumed keep their states, while a round that never commits writes to free space."""
+    with closing(Rounds(tmp_path_factory.mktemp("clients"), 10, lag)) as run:
+        for cohort in cohorts:
+            run.round(sorted(cohort))
+            run.write(sorted(cohort))  # the process is killed between the write and the commit
+            for number_ in range(max(1, len(run.records) - lag), len(run.records) + 1):
+                assert run.found(run.records[number_ - 1]) == run.expected[number_]
+
+
+def test_pinned_states_stay_while_space_is_used_again(tmp_path):
+    with closing(Rounds(tmp_path, 6)) as run:
+        pinned = {}
+        for round_ in range(16):
+            run.round([round_ % 6, (round_ + 2) % 6, (round_ + 3) % 6])
+            if round_ in (4, 9):
+                run.states.pin("best")
+                pinned = run.expected[len(run.records)]
+            if pinned:
+                rows = np.load(tmp_path / "best.npy")
+                assert {int(c): number(run.segments.read(place)) for c, *place in rows} == pinned
+        assert run.states.total <= (6 + 6 + 2 * 3) * run.states.length  # the states, the pinned ones, and two rounds
+
+
+def test_a_location_whose_space_was_used_again_is_not_taken_for_the_old_record(tmp_path):
+    with closing(Rounds(tmp_path, 2)) as run:
+        run.round([0])
+        old = run.states.locations(np.array([0]))[0]
+        while run.states.total == (len(run.records)) * run.states.length:
+            run.round([0])
+        new = run.states.locations(np.array([0]))[0]
+        assert new[1] == old[1] and new[0] != old[0] and run.segments.path(new[0]) == run.segments.path(old[0])
+        assert number(run.segments.read(new)) == run.expected[len(run.records)][0]
+        with pytest.raises(Damaged, match="checksum"):
+            run.segments.read(old)
+
+
+def test_space_that_a_round_did_not_use_is_free_again(tmp_path):
+    with closing(Rounds(tmp_path, 4)) as run:
+        for _ in range(4):
+            run.round([0, 1])
+        totals = []
+        for _ in range(12):
+            run.states.room(np.arange(4))  # a dispatch whose clients all fail
+            run.round([0, 1])
+            totals.append(run.states.total // run.states.length)
+        assert totals[-1] == totals[4] <= 2 + 2 * 2 + 4  # the states, those of two rounds, and the dispatch's space
+
+
+def test_small_states_are_appended_and_compacted(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_states, "REUSE_FROM", 1 << 16)
+    monkeypatch.setattr(client_states, "COMPACT_ABOVE", 0)
+    with closing(Rounds(tmp_path, 6)) as run:
+        for round_ in range(20):
+            run.segments.write_to(run.states.segment(run.segments.own % (1 << 20)))  # a compaction starts new segments
+            run.round([round_ % 6, (round_ + 1) % 6])
+            assert run.found(run.records[-1]) == run.expected[len(run.records)]
+            # twice the states, and those that the present round and the last commits need
+            assert run.states.total <= 2 * run.states.live + 3 * 2 * 384
+        assert run.states.generation > 1
+
+
+def test_states_of_other_lengths_are_appended(tmp_path):
+    with closing(Rounds(tmp_path, 2)) as run:
+        for _ in range(4):
+            run.round([0])
+        room = run.states.room(np.array([1]))
+        assert room[0, 0] >= 0
+        place = run.segments.append({"longer": torch.arange(100.0)}, room[0])
+        assert place[0] == run.segments.own and run.segments.read(place)["longer"].tolist() == list(range(100))
+
+
+def test_states_that_did_not_reach_the_disk_are_noticed(tmp_path):
+    """A power cut may leave the record of a commit without the states in space that was used again."""
+    with closing(Rounds(tmp_path, 4)) as run:
+        for _ in range(3):
+            run.round([0, 1])
+        file = run.segments.path(run.segments.own)
+        before = file.read_bytes()
+        run.round([0, 1])
+        assert len(file.read_bytes()) == len(before)  # in free space
+        file.write_bytes(before)
+        with pytest.raises(Damaged, match="checksum"):
+            run.found(run.records[-1])
+        assert run.found(run.records[-2]) == run.expected[3]
+
+
+def test_a_crowded_folder_waits_for_the_disk(tmp_path, monkeypatch):
+    """All clients take part, and commits would reach the disk ten rounds later."""
+    monkeypatch.setattr(client_states, "COMPACT_ABOVE", 0)
+    monkeypatch.setattr(checkpoint, "SYNC_SECONDS", 1e9)
+    states = ClientStates(tmp_path / "clients", 4)
+    commits, segments, totals = checkpoint.Commits(tmp_path), Segments(tmp_path / "clients"), []
+    with closing(commits), closing(segments), closing(states):
+        segments.write_to(states.segment(states.new_writer()))
+        for round_ in range(10):
+            new = stack([state(10 * round_ + client) for client in range(4)])
+            where = segments.append_rows(new, 4, states.room(np.arange(4)))
+            states.stage(np.arange(4), where)
+            record = states.commit()
+            commits.save({"clients": record}, states.growing, wait=states.crowded)
+            states.sweep(commits.number, commits.needed)
+            totals.append(states.total // states.length)
+        assert max(totals) == 3 * 4 and states.generation == 0  # the states, and those of two rounds
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------

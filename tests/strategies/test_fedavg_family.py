@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.method.fold import Fold
-from fl.method.reduction import Meta
+from fl.method.reduction import Meta, Sum, WeightedMean
 from fl.method.strategy import FedAvgEquivalent
 from fl.registry import lookup, names
 from fl.tensors.params import Params
@@ -123,3 +123,16 @@ def test_every_strategy_brings_a_client_that_exists_and_neutral_settings_that_it
         if rule.fedavg_equivalent is not None:
             assert isinstance(rule.fedavg_equivalent, FedAvgEquivalent)
             rule(**rule.fedavg_equivalent.strategy), client(**rule.fedavg_equivalent.client)
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("rule", [Sum(), WeightedMean("uniform"), WeightedMean("examples")])
+def test_a_sum_leaves_updates_as_they_were_that_it_does_not_own(rule, count):
+    """Client i sends 2^i, so that all sums are exact."""
+    value = 2.0 ** torch.arange(count)[:, None].expand(count, 3).contiguous()
+    before, fold = value.clone(), Fold(rule, count)
+    meta = Meta(torch.arange(count), torch.full((count,), 4))
+    fold.add_stacked(0, count, fold.stacked(rule.lift(value, meta), count, owned=False))
+    expected = (2.0**count - 1) / (1 if isinstance(rule, Sum) else count)
+    assert torch.equal(value, before)
+    torch.testing.assert_close(fold.finish(), torch.full((3,), expected))

@@ -29,11 +29,11 @@ from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.training.trainings import run_trainings
 from fl.execution.update_checks import check_stacked
-from fl.execution.workers.process import pooled_buffer
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.tensors.buffers import pooled_buffer
 from fl.tensors.params import Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, replace_leaves, row, stack
 from fl.tracking.spans import timed_calls
@@ -144,11 +144,10 @@ def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
 
 def _with_first(first: Tree, has_state: Tensor, known: Tree) -> Tree:
     """States of all clients: `known` for clients that have a state, `first` for the others."""
-    count = len(has_state)
-    states = replace_leaves(stack([first]), [leaf.expand(count, *leaf.shape).clone() for leaf in leaves(first)])
-    for leaf, known_leaf in zip(leaves(states), leaves(known)):
-        leaf[has_state] = known_leaf
-    return states
+    made = [leaf.new_empty(len(has_state), *leaf.shape) for leaf in leaves(first)]
+    for leaf, first_leaf, known_leaf in zip(made, leaves(first), leaves(known)):
+        leaf[has_state], leaf[~has_state] = known_leaf, first_leaf
+    return replace_leaves(first, made)
 
 
 def _train_whole(

@@ -1,16 +1,15 @@
-"""Settings of a process that computes: threads, the allocator, a lock for threads, reusable buffers."""
+"""Settings of a process that computes: threads, the allocator, a lock for threads."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import threading
-import weakref
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from torch import Tensor
+
+from fl.tensors import buffers
 
 # glibc's mallopt: keep the memory that training frees, because the next batch needs it again. Otherwise large tensors
 # return to the system after every step and come back page by page (CNN on 32x32x3 images: 6,000 page faults per client,
@@ -61,27 +60,8 @@ def release_lock() -> Iterator[None]:
         _lock.acquire()
 
 
-_free_buffers: dict[int, list[np.ndarray]] = {}
-
-
-def pooled_buffer(elements: int) -> Tensor:
-    """Return an uninitialised float32 tensor of a reusable buffer.
-
-    The buffer is free again when nothing refers to the tensor. In the heap, small objects that are kept would take
-    pieces of the freed memory, and the next buffer would be new memory from the system.
-    """
-    free = _free_buffers.setdefault(elements, [])
-    try:
-        memory = free.pop()
-    except IndexError:
-        memory = torch.empty(elements).numpy()
-    view = memory[:]
-    weakref.finalize(view, free.append, memory).atexit = False
-    return torch.from_numpy(view)
-
-
 def trim() -> None:
     """Return unused memory to the system."""
-    _free_buffers.clear()
+    buffers.clear()
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

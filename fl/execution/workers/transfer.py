@@ -26,7 +26,7 @@ from fl.storage import files
 from fl.storage.clients import ClientStates, writer_of
 from fl.storage.growing import Damaged
 from fl.storage.node_segments import Parcel
-from fl.storage.segments import segment_path
+from fl.storage.segments import file_of, segment_path
 from fl.tensors.serialise import aligned_offsets
 from fl.tracking import spans
 
@@ -121,7 +121,9 @@ class Transfer:
             self.buffer = np.empty(max(total, PIECE), np.uint8)
         piece, opened = self.buffer[:total], dict[tuple[int, int], int]()
         try:
-            for (_, store, segment, start, length), at in zip(records.tolist(), offsets):
+            in_files = records.copy()
+            in_files[:, 2] = file_of(records[:, 2])
+            for (_, store, segment, start, length), at in zip(in_files.tolist(), offsets):
                 if (store, segment) not in opened:
                     path = segment_path(self.job.stores[store], segment)
                     try:
