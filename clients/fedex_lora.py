@@ -8,12 +8,10 @@ receives the increments that it lacks, dense or as products of factors (`patched
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from fl import ClientContext, Params, Reply, TrainingInputs, Tree, adapter, register
+from fl import Initial, Params, TrainingInputs, Tree, adapter, register
 
 from .lora import LoRA
 
@@ -23,18 +21,10 @@ from .lora import LoRA
 class FedExLoRA(LoRA):
     """Local training of received adapters on changed base weights."""
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        return super().work(name, self.folded(ctx), carry)
-
-    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        return super().predictor(self.folded(ctx))
-
-    def folded(self, ctx: ClientContext) -> ClientContext:
-        """Return the context with the received change added to the frozen weights."""
-        if "base" not in ctx.received:
-            return ctx
-        frozen = adapter.folded(ctx.initial.frozen, ctx.received["base"])
-        return replace(ctx, initial=replace(ctx.initial, frozen=frozen))
+    def initial_tensors(self, initial: Initial, received: Mapping[str, Tree]) -> Initial:
+        if "base" not in received:
+            return initial
+        return replace(initial, frozen=adapter.folded(initial.frozen, received["base"]))
 
     def patched(self, group: str, value: Tree, patch: Tree) -> Tree:
         return adapter.patched(value, patch)

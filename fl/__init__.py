@@ -72,6 +72,7 @@ _HOMES = {
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter batch_norm flow perceptron",
         "fl.models.adapter": "product",
+        "fl.models.binding": "Initial",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
         "fl.models.layers": "classifier head_layer head_names last_layer last_linear norm_names",
@@ -167,6 +168,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.models import adapter as adapter, batch_norm as batch_norm, flow as flow, perceptron as perceptron
     from fl.models.adapter import product as product
+    from fl.models.binding import Initial as Initial
     from fl.models.extension import Extended as Extended
     from fl.models.hooks import layer_inputs as layer_inputs, layer_outputs as layer_outputs
     from fl.models.section import Architecture as Architecture

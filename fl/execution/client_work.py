@@ -252,7 +252,7 @@ class BatchedWork(ClientWork):
             self.partition.indices,
             starts,
             sizes,
-            job.initial,
+            self.initial_tensors(job.initial, self.downloads.common),
             self.module,
             self.task,
             job.augment,

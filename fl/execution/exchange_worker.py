@@ -26,6 +26,7 @@ from fl.execution.stages import during, stage_of
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
 from fl.method.fold import Fold
+from fl.models.binding import Initial
 from fl.models.probe import ModuleChanged
 from fl.tensors import random
 from fl.tensors.generators import seed_generators
@@ -179,6 +180,7 @@ class ExchangeWorker:
             if statistics and record is not None:
                 own.copy_(record["statistics"], names=statistics)
             initial = replace(initial, frozen=own)
+        initial = self.initial_tensors(initial, received)
         return ClientContext(
             client=client,
             seed=job.seed,
@@ -203,6 +205,11 @@ class ExchangeWorker:
             test=self._view(client, "test"),
             unlabelled=self._view(client, "unlabelled").without("y") if self.has_unlabelled else NO_ROWS,
         )
+
+    def initial_tensors(self, initial: Initial, received: Mapping[str, Tree]) -> Initial:
+        """Return `initial`, changed by what clients received, see `ClientAlgorithm.initial_tensors`."""
+        with during("initial_tensors"), self.isolated:
+            return self.job.algorithm.initial_tensors(initial, received)
 
     def facts_of(self, client: int) -> Tree:
         """Return the facts of a client's training data in the dispatch's period."""

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fl.method.context import ClientContext, Reply
+from fl.models.binding import Initial
 from fl.tensors.trees import Tree, tree_map
 
 if TYPE_CHECKING:
@@ -144,6 +145,18 @@ class ClientAlgorithm:
         See `Static`. `value` is None for a client that has received nothing yet; the default is then the patch.
         """
         return patch if value is None else tree_map(add, value, patch)
+
+    def initial_tensors(self, initial: Initial, received: Mapping[str, Tree]) -> Initial:
+        """Return the tensors that the model has where training and prediction set no others. Default: `initial`.
+
+        A method whose server changes frozen weights adds the received change to them. The engine calls it for each
+        client, and once for clients that train together. It must be pure.
+
+        Args:
+            initial: the model's tensors at the start of the run.
+            received: groups of the broadcast by name.
+        """
+        return initial
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         """Return the context for predictions after the client's own training, before the server merges updates."""

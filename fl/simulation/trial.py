@@ -176,6 +176,7 @@ class Trial:
         setup, config = self.run_setup, self._broadcast.config
         arrays = self._arrays
         rows = np.arange(SIZES[client]) + SIZES[:client].sum()
+        received = self._received(client, state)
         seed_generators(client)
         ctx = ClientContext(
             client=client,
@@ -183,13 +184,13 @@ class Trial:
             round=0,
             rounds=setup.config.rounds,
             participation=0,
-            received=self._received(client, state),
+            received=received,
             config=config(client) if callable(config) else config,
             state=state,
             train=View(arrays, rows),
             val=View(arrays, rows[:0]),
             test=View(arrays, rows[:0]),
-            initial=self._initial,
+            initial=algorithm.initial_tensors(self._initial, received),
             module=self._module,
             task=self.task,
             augment=setup.config.data.augment,
@@ -206,13 +207,14 @@ class Trial:
         algorithm, count = self._short(checked=False), len(SIZES)
         setup, config = self.run_setup, self._broadcast.config
         assert not callable(config)
+        received = self._received(0, None)
         chunk = Chunk(
             clients=np.arange(count),
             seed=setup.config.seed,
             round=0,
             rounds=setup.config.rounds,
             participation=0,
-            received=self._received(0, None),
+            received=received,
             config=config,
             states=[None] * count,
             arrays=self._arrays,
@@ -221,7 +223,7 @@ class Trial:
             sizes=SIZES,
             unlabelled=SIZES,  # the same rows once more
             strong=setup.config.data.strong,
-            initial=self._initial,
+            initial=algorithm.initial_tensors(self._initial, received),
             module=self._module,
             task=self.task,
             augment=setup.config.data.augment,

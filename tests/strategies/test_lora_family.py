@@ -12,6 +12,8 @@ from torch import nn
 
 import fl
 from clients.feddpa_lora import FedDPALoRA as FedDPAClient
+from clients.fedex_lora import FedExLoRA as FedExLoRAClient
+from clients.flora import FLoRA as FLoRAClient
 from clients.hetlora import HetLoRA as HetLoRAClient
 from clients.lora import LoRA as LoRAClient
 from fl.data.views import View
@@ -393,6 +395,21 @@ def test_later_rounds_train_on_the_folded_weights(tmp_path):
     """Each round starts with new adapters, so earlier training is in the weights only."""
     losses = [m["train/loss"] for m in run(tmp_path, "flora", rounds=3).metrics]
     assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(("name", "client"), [("fedex_lora", FedExLoRAClient()), ("flora", FLoRAClient())])
+def test_clients_that_train_together_train_on_the_changed_weights(name, client, tmp_path):
+    net = module(2)
+    initial, change = Initial.of(net), Params.of({"0.W": normal(OUT, IN, seed=7)})
+    changed = client.initial_tensors(initial, {"base": change})
+    assert torch.equal(changed.frozen[W], initial.frozen[W] + change["0.W"])
+    assert client.initial_tensors(initial, {}) is initial  # nothing is changed in place
+    loop, flat = (run(tmp_path, name, **{"rounds": 3, "execution.plan": plan}) for plan in ("loop", "flat"))
+    for tensor in loop.model:
+        close(flat.model[tensor], loop.model[tensor])
+    weight = next(tensor for tensor in loop.model if "base_layer" in tensor)
+    first = run(tmp_path, name, **{"rounds": 1, "client.lr": 0.0}).model[weight]
+    assert float((flat.model[weight] - first).norm()) > 0.01  # the weights did change
 
 
 def test_fedit_is_fedavg_on_an_adapted_model(tmp_path):

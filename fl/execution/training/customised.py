@@ -12,7 +12,7 @@ from fl.tasks.task import Task
 
 HOOKS = (
     *("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
-    *("step_memory", "step", "finish", "metrics", "trainings", "inputs"),
+    *("step_memory", "step", "finish", "metrics", "trainings", "inputs", "initial_tensors"),
 )
 
 
