@@ -26,7 +26,16 @@ from fl.execution.training.native.memory import (
 from fl.execution.training.native.passes import backward_pass, forward_pass
 from fl.execution.training.native.products import gradient_step
 from fl.execution.training.native.shuffle import chained, write_order
-from fl.execution.training.native.steps import PLAIN, Rule, begin_client, kept_memory, take_step, weight_gradient
+from fl.execution.training.native.steps import (
+    PLAIN,
+    SGD,
+    Rule,
+    begin_client,
+    gradient_and_step,
+    kept_memory,
+    take_step,
+    weight_gradient,
+)
 from fl.execution.training.native.vector import WIDTH, load, prefetch, store
 
 _0 = np.float32(0)
@@ -149,7 +158,7 @@ def _train_clients(
     end = (2 + levels) * length
     totals, area = memory[2 * length : end], (longest + 1) * widest  # samples come in pairs, so there is one more
     kept, end = kept_memory(memory, end, length, rule)
-    normalised = np.any(layers[:, 6] > 0)
+    normalised, at_once = np.any(layers[:, 6] > 0), rule.optimiser == SGD and rule.numbers[1] == _0
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
@@ -196,13 +205,17 @@ def _train_clients(
                 weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
                 if k:
                     backward_pass(weight, layers, tape, scales, g, k, count, normalised, below)
-                if rule.optimiser == PLAIN:
+                if at_once:
+                    gradient_and_step(
+                        rule, kept, client, initial, offset, g, tape[k], count, n_in, n_out, biased >= 0, rate
+                    )
+                elif rule.optimiser == PLAIN:
                     gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
                 else:
                     to, grad_bias = kept.gradient[offset:], kept.gradient[offset + weights_length(n_in, n_out) :]
                     weight_gradient(g, tape[k], count, n_in, n_out, biased >= 0, to, grad_bias)
                 g, below = below, g
-            if rule.optimiser != PLAIN:
+            if rule.optimiser != PLAIN and not at_once:
                 take_step(rule, kept, client, initial, rate, steps.rates[1, step], steps.rates[2, step])
         results.losses[c] += loss
         if levels:

@@ -5,7 +5,8 @@
     SGD:   d = s g + decay w;  v <- momentum v + d;  w <- w - rate v      sgd_step     (s: the factor of clipping)
     Adam:  m, v <- moments of s g;  w <- shrink w - rate m / (sqrt(v) / correction + eps)      adam_step
 
-The loops work on BLOCK numbers at once, which stay in the nearest cache.
+The loops work on BLOCK numbers at once, which stay in the nearest cache. SGD without clipping takes the step of a few
+rows when their gradient has just been computed (`gradient_and_step`); its numbers are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import pad_layers, padded
+from fl.execution.training.native.memory import pad_layers, padded, weights_length
 from fl.execution.training.native.products import COLUMNS
 from fl.execution.training.native.vector import WIDTH, fma, load, splat, sqrt, store, total
 
@@ -92,14 +93,14 @@ def take_step(
     """Take one step along `kept.gradient`. Clipping needs the penalty's gradient of all layers before the first."""
     length, scale, pull, clip = len(w), _1, rule.numbers[0], rule.numbers[1]
     if clip > _0:
-        add_penalty(kept, w, initial, pull, 0, length)
+        add_penalty(kept, w, initial, pull, 0, length, 0)
         scale = np.float32(clip / max(math.sqrt(squares(kept.gradient)), np.float64(clip)))
     for first in range(0, length, BLOCK):
         last = min(first + BLOCK, length)
         if clip == _0:
-            add_penalty(kept, w, initial, pull, first, last)
+            add_penalty(kept, w, initial, pull, first, last, 0)
         if rule.optimiser == SGD:
-            sgd_step(rule, kept, w, scale, rate, first, last)
+            sgd_step(rule, kept, w, scale, rate, first, last, 0)
         else:
             adam_step(rule, kept, w, scale, rate, shrink, correction, first, last)
 
@@ -144,19 +145,78 @@ def weight_gradient(
         store(bias, o, s0)
 
 
+@part
+def gradient_and_step(
+    rule: Rule,
+    kept: Kept,
+    w: np.ndarray,
+    initial: np.ndarray,
+    offset: int,
+    g: np.ndarray,
+    h: np.ndarray,
+    count: int,
+    n_in: int,
+    n_out: int,
+    biased: bool,
+    rate: np.float32,
+) -> None:
+    """Take a step of SGD without clipping in the layer that begins at `offset`: `weight_gradient` and `take_step`.
+
+    Four rows of COLUMNS columns at once: their gradient lies at the beginning of `kept.gradient`.
+    """
+    wide, across, nothing, some = padded(n_in), padded(n_out), splat(_0), kept.gradient
+    width, pull = min(COLUMNS, wide), rule.numbers[0]
+    for first in range(0, wide, COLUMNS):
+        last = min(first + COLUMNS, wide)
+        for o in range(0, n_out, 4):
+            for i in range(first, last, 2 * WIDTH):  # eight products at once
+                s0, s1, s2, s3 = nothing, nothing, nothing, nothing
+                t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+                for b in range(count):
+                    x, y, at = load(h, b * wide + i), load(h, b * wide + i + WIDTH), b * across + o
+                    g0, g1, g2, g3 = splat(g[at]), splat(g[at + 1]), splat(g[at + 2]), splat(g[at + 3])
+                    s0, s1, s2, s3 = fma(x, g0, s0), fma(x, g1, s1), fma(x, g2, s2), fma(x, g3, s3)
+                    t0, t1, t2, t3 = fma(y, g0, t0), fma(y, g1, t1), fma(y, g2, t2), fma(y, g3, t3)
+                to = i - first
+                store(some, to, s0)
+                store(some, to + width, s1)
+                store(some, to + 2 * width, s2)
+                store(some, to + 3 * width, s3)
+                to += WIDTH
+                store(some, to, t0)
+                store(some, to + width, t1)
+                store(some, to + 2 * width, t2)
+                store(some, to + 3 * width, t3)
+            for r in range(4):
+                begin = offset + (o + r) * wide + first
+                end, shift = begin + last - first, begin - r * width
+                add_penalty(kept, w, initial, pull, begin, end, shift)
+                sgd_step(rule, kept, w, _1, rate, begin, end, shift)
+    for o in range(0, across, WIDTH):
+        s0 = nothing
+        for b in range(count * biased):
+            s0 = s0 + load(g, b * across + o)
+        store(some, o, s0)
+    bias = offset + weights_length(n_in, n_out)
+    add_penalty(kept, w, initial, pull, bias, bias + across, bias)
+    sgd_step(rule, kept, w, _1, rate, bias, bias + across, bias)
+
+
 @inlined
-def add_penalty(kept: Kept, w: np.ndarray, initial: np.ndarray, pull: np.float32, first: int, last: int) -> None:
-    """g <- g + pull (w - initial) + slope + stiffness w, from `first` to `last`."""
+def add_penalty(
+    kept: Kept, w: np.ndarray, initial: np.ndarray, pull: np.float32, first: int, last: int, shift: int
+) -> None:
+    """g <- g + pull (w - initial) + slope + stiffness w, from `first` to `last`; g[i - shift] belongs to w[i]."""
     g, slope, stiffness, strength = kept.gradient, kept.slope, kept.stiffness, splat(pull)
     if len(slope):
         for i in range(first, last, WIDTH):
-            store(g, i, load(g, i) + load(slope, i))
+            store(g, i - shift, load(g, i - shift) + load(slope, i))
     if len(stiffness):
         for i in range(first, last, WIDTH):
-            store(g, i, fma(load(stiffness, i), load(w, i), load(g, i)))
+            store(g, i - shift, fma(load(stiffness, i), load(w, i), load(g, i - shift)))
     if pull != _0:
         for i in range(first, last, WIDTH):
-            store(g, i, fma(strength, load(w, i) - load(initial, i), load(g, i)))
+            store(g, i - shift, fma(strength, load(w, i) - load(initial, i), load(g, i - shift)))
 
 
 @part
@@ -172,27 +232,32 @@ def squares(g: np.ndarray) -> float:
 
 
 @inlined
-def sgd_step(rule: Rule, kept: Kept, w: np.ndarray, scale: np.float32, rate: np.float32, first: int, last: int) -> None:
-    """One step of SGD from `first` to `last`; see the module, and `fl.method.optimiser.SGD` for Nesterov's."""
+def sgd_step(
+    rule: Rule, kept: Kept, w: np.ndarray, scale: np.float32, rate: np.float32, first: int, last: int, shift: int
+) -> None:
+    """One step of SGD from `first` to `last`; g[i - shift] belongs to w[i].
+
+    See the module, and `fl.method.optimiser.SGD` for Nesterov's.
+    """
     g, velocity = kept.gradient, kept.first
     factor, decay, momentum, down = splat(scale), splat(rule.numbers[2]), splat(rule.numbers[3]), splat(-rate)
     if scale != _1:
         for i in range(first, last, WIDTH):
-            store(g, i, factor * load(g, i))
+            store(g, i - shift, factor * load(g, i - shift))
     if rule.numbers[2] != _0:
         for i in range(first, last, WIDTH):
-            store(g, i, fma(decay, load(w, i), load(g, i)))
+            store(g, i - shift, fma(decay, load(w, i), load(g, i - shift)))
     if rule.numbers[3] == _0:
         for i in range(first, last, WIDTH):
-            store(w, i, fma(down, load(g, i), load(w, i)))
+            store(w, i, fma(down, load(g, i - shift), load(w, i)))
     elif rule.numbers[4] > _0:
         for i in range(first, last, WIDTH):
-            v = fma(momentum, load(velocity, i), load(g, i))
+            v = fma(momentum, load(velocity, i), load(g, i - shift))
             store(velocity, i, v)
-            store(w, i, fma(down, fma(momentum, v, load(g, i)), load(w, i)))
+            store(w, i, fma(down, fma(momentum, v, load(g, i - shift)), load(w, i)))
     else:
         for i in range(first, last, WIDTH):
-            v = fma(momentum, load(velocity, i), load(g, i))
+            v = fma(momentum, load(velocity, i), load(g, i - shift))
             store(velocity, i, v)
             store(w, i, fma(down, v, load(w, i)))
 
