@@ -55,7 +55,7 @@ class Worker:
         configure_process()
         job.device.prepare()
         if job.compiled:
-            compiled.load()
+            compiled.load(job.algorithm)
         self.job, self.writer = job.placed(), writer
         self.slices = [period.partition.train_slices() for period in job.periods]
         self.has_unlabelled = [bool(period.partition.unlabelled.any()) for period in job.periods]

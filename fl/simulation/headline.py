@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl import registry
+from fl.execution.training.compiled import machine_code
 from fl.execution.training.native import cache
 from fl.execution.training.plan import ASKED_FOR
 from fl.models.extension import note as added_parts
@@ -27,7 +28,7 @@ def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
         digest: the digest of the configuration; its first 12 characters are shown.
     """
     strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
-    compiles = setup.plan.kind == "compiled" and not cache.is_cached()
+    compiles = setup.plan.kind == "compiled" and not cache.is_cached(machine_code(setup.config.client))
     privacy = privacy_notes(setup.privacy, setup.config.rounds)
     secure = [SECURE] if setup.config.secure_aggregation is not None else []
     return (

@@ -354,7 +354,7 @@ def test_machine_code_is_kept_in_a_private_folder(tmp_path, monkeypatch):
     kept.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(cache.NotPrivate):
         cache.folder()
-    assert not cache.is_cached()
+    assert not cache.is_cached("clients")
     kept.unlink()
     kept.mkdir(0o700)
     (tmp_path / "fl").chmod(0o777)  # whoever can write there can put another folder in its place
@@ -383,11 +383,11 @@ def test_other_clients_of_the_chunk_change_no_bits(name):
 COMPILE = """
 import hashlib
 import numpy as np
-from fl.execution.training.compiled import load
+from fl.execution.training.native import clients as native
 from fl.execution.training.native.memory import memory_length
 from fl.execution.training.native.rules import KEPT
 from fl.execution.training.native.steps import ADAM, PLAIN, SGD, Rule
-native, draw = load(), np.random.default_rng(0)
+draw = np.random.default_rng(0)
 bits = []
 two = [(50, 80, 0, 4000, 1, 0, 0), (80, 3, 4080, 4320, 0, 5200, 0)]
 normalised = [(*two[0][:6], 2), two[1]]

@@ -8,9 +8,10 @@ augmentation, `LinearStack` trains.
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 from collections.abc import Mapping, Sequence
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fl.execution.training.chunk import Chunk
 from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
+from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
@@ -63,11 +65,12 @@ class Compiled(LinearStack):
         minus_start: bool,
         factors: Tensor | None,
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        from fl.execution.training.native import clients as native
         from fl.execution.training.native.memory import memory_length
         from fl.execution.training.native.rules import KEPT, rates_of, rows, rule_of
         from fl.execution.training.native.steps import PLAIN
 
-        native, layers = load(), _layers(chunk.module, out.layout)
+        layers = _layers(chunk.module, out.layout)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         steps, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
@@ -75,7 +78,7 @@ class Compiled(LinearStack):
         labelled, outputs = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
         labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
         address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
-        word = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
+        word: Any = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
         start_rows, out_rows = rows(start), rows(out)
         weights = _NO_WEIGHTS if factors is None else factors.float().numpy()
         longest = int(sizes.max(initial=1))
@@ -175,11 +178,15 @@ def thread_memory(elements: int) -> np.ndarray:
     return _memory.tensor.numpy()
 
 
-def load() -> ModuleType:
-    """Load the machine code: half a second, or about 20 seconds when it has to be compiled first."""
-    from fl.execution.training.native import clients
+def machine_code(algorithm: ClientAlgorithm) -> str:
+    """The module of the folder native/ that trains the clients of an algorithm in this plan."""
+    own_steps = isinstance(algorithm, LocalTraining) and overrides(algorithm, "step")
+    return "gradients" if own_steps else "clients"
 
-    return clients
+
+def load(algorithm: ClientAlgorithm) -> None:
+    """Load the machine code: half a second, or about 20 seconds when it has to be compiled first."""
+    importlib.import_module(f"fl.execution.training.native.{machine_code(algorithm)}")
 
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:

@@ -68,10 +68,10 @@ def key_of(source: bytes) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def is_cached() -> bool:
-    """Whether machine code for this processor was compiled before."""
+def is_cached(module: str) -> bool:
+    """Whether the machine code of a module of this folder, such as "clients", was compiled for this processor."""
     try:
-        return any((folder() / key()).glob("*.nbi"))
+        return any((folder() / key()).glob(f"{module}.*.nbi"))
     except OSError:
         return False
 
