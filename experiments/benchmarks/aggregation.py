@@ -3,7 +3,8 @@
 Ours are the reductions of the strategies as a round calls them. A mean is lifted and folded as for clients that train
 together. For the median and the trimmed mean, "ours" reads vectors in memory, and "ours, through files" also writes
 them to a scratch file first, as rounds do, so that memory does not grow with the cohort. Each result is compared with
-NumPy's in float64 before anything is measured. Then all take turns; each figure is the median of the turns.
+NumPy's in float64 before anything is measured. Then all take turns; each figure is the median of the turns. With one
+thread, times are CPU seconds of the process, which depend little on what else the machine does; else wall time.
 
 NumPy has two ways for a weighted mean: `np.average`, and the matrix product `weights @ rows` of its BLAS library, whose
 order of additions depends on library and processor. NumPy's trimmed mean sorts: `np.partition` takes longer. torch
@@ -85,6 +86,7 @@ class Updates:
 
 
 Call = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 def contestants(updates: Updates, rule: str) -> dict[str, Call]:
@@ -139,32 +141,32 @@ def measure(seconds: float, threads: int, say: Callable[[str], None], length: in
                 updates = Updates.draw(clients, length, Path(folder) / str(clients))
                 for rule in PUBLISHED:
                     say(f"aggregation: {rule} of {clients} x {length:,}")
-                    found += _measured(updates, rule, seconds)
+                    found += _measured(updates, rule, seconds, time.process_time if threads == 1 else time.perf_counter)
                 updates.scratch.close()
             return found
     finally:
         torch.set_num_threads(before)
 
 
-def _measured(updates: Updates, rule: str, seconds: float) -> list[dict[str, Any]]:
+def _measured(updates: Updates, rule: str, seconds: float, clock: Clock) -> list[dict[str, Any]]:
     calls, expected = contestants(updates, rule), exact(updates, rule)
     errors = {name: float(np.abs(np.asarray(call()) - expected).max()) for name, call in calls.items()}
     if errors["ours"] > TOLERANCE or errors.get("ours, through files", 0.0) > TOLERANCE:
         raise AssertionError(f"{rule} of {len(updates.rows)}: ours differ from NumPy in float64: {errors}")
-    spent = {name: _time(call, 1) for name, call in calls.items()}
-    repeats = {name: max(1, round(seconds / TURNS / spent[name])) for name in calls}
+    spent = {name: _time(call, 1, clock) for name, call in calls.items()}
+    repeats = {name: max(1, round(seconds / TURNS / max(spent[name], 1e-6))) for name in calls}
     turns: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(TURNS):
         for name in list(calls) if turn % 2 == 0 else reversed(calls):
-            turns[name].append(_time(calls[name], repeats[name]))
+            turns[name].append(_time(calls[name], repeats[name], clock))
     clients, length = updates.rows.shape
     common = {"rule": rule, "clients": clients, "parameters": length, "bytes": updates.rows.nbytes}
     return [common | {"contestant": name, "turns": turns[name], "error": errors[name]} for name in calls]
 
 
-def _time(call: Call, repeats: int) -> float:
+def _time(call: Call, repeats: int, clock: Clock) -> float:
     """Seconds per call."""
-    began = time.perf_counter()
+    began = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - began) / repeats
+    return (clock() - began) / repeats

@@ -123,7 +123,7 @@ def steps(device: str, out: Path, sides: Sequence[Path] = ()) -> list[Step]:
     peers = [part for side in sides for part in ("--side", str(side))]
     for name in ("tiny",) if tiny else WORKLOADS:
         file = out / f"bench-{name}.json"
-        size = [small, "--only", "ours", "--seconds", "0.1"] if tiny else [name, "--seconds", "3", *peers]
+        size = [small, "--only", "ours", "--seconds", "0.1"] if tiny else [name, "--seconds", "1.5", *peers]
         command = [*fl, "bench", *size, "--device", device, "--out", str(file)]
         found.append(
             Step(f"bench-{name}", command, 150 if tiny else 55, lambda _, file=file: read_bench(file), bars=True)
