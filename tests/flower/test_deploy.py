@@ -221,6 +221,7 @@ def test_patches_of_a_static_group_give_the_simulators_bits(codec, tmp_path, cap
         "data": FEDERATION["data"] | {"shape": [40], "classes": 30},
         "model": {"name": "softmax", "adapter": {"name": "lora", "rank": 2}},
         "strategy": "fedex_lora",
+        "execution": {"executor": "serial", "plan": "loop"},
         "splits": {"val": 0},
         "codec": {"down": codec},
     }
