@@ -318,7 +318,7 @@ class LocalTraining(ClientAlgorithm):
             at: the phase and the inputs.
             task: the run's task.
         """
-        return task.loss(net(batch["x"]), batch)
+        return task.objective(net, batch)
 
     def penalty(self, at: StepContext) -> Penalty | None:
         """Return a quadratic penalty that is added to the objective of a phase, or None. Called once for each phase.

@@ -51,10 +51,19 @@ def token_losses(outputs: Tensor, y: Tensor) -> Tensor:
     y = answers(outputs, y)
     if under_vmap(y):
         return negative_log_likelihood(outputs.float(), y)
-    rows, positions = (y >= 0).nonzero(as_tuple=True)
-    scores = torch.log_softmax(outputs[rows, positions].float(), -1)
-    losses = -scores.gather(-1, y[rows, positions].unsqueeze(-1)).squeeze(-1)
-    return torch.zeros(y.shape, dtype=losses.dtype, device=y.device).index_put((rows, positions), losses)
+    return known_losses(outputs[y >= 0], y)
+
+
+def known_losses(scores: Tensor, y: Tensor) -> Tensor:
+    """Return `token_losses` (B, L) from the scores (n, V) at the n positions where y (B, L) is not negative."""
+    where = (y >= 0).nonzero(as_tuple=True)
+    losses = -torch.log_softmax(scores.float(), -1).gather(-1, y[where].unsqueeze(-1)).squeeze(-1)
+    return torch.zeros(y.shape, dtype=losses.dtype, device=y.device).index_put(where, losses)
+
+
+def mean_over_answers(losses: Tensor, y: Tensor) -> Tensor:
+    """Return the mean of losses (B, L') over the tokens of each sample's answers, (B,), from y (B, L)."""
+    return losses.sum(-1) / (y >= 0).sum(-1).clamp(min=1)
 
 
 def token_hits(outputs: Tensor, y: Tensor) -> Tensor:
@@ -145,8 +154,13 @@ class Instruct(LanguageModelling):
         ending(load_tokenizer(self.tokenizer), self.tokenizer)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        known = (batch["y"] >= 0).sum(-1)
-        return token_losses(outputs, batch["y"]).sum(-1) / known.clamp(min=1)
+        return mean_over_answers(token_losses(outputs, batch["y"]), batch["y"])
+
+    def objective(self, net: Callable[..., Any], batch: Batch) -> Tensor:
+        y = batch["y"]
+        if not getattr(net, "takes_positions", False) or under_vmap(y):
+            return super().objective(net, batch)
+        return mean_over_answers(known_losses(net(batch["x"], where=y >= 0), y), y)
 
     def metrics(self) -> Mapping[str, Metric]:
         return {

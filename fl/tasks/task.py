@@ -172,6 +172,15 @@ class Task:
         """Return the loss of each sample, (B,)."""
         raise NotImplementedError
 
+    def objective(self, net: Callable[..., Any], batch: Batch) -> Tensor:
+        """Return the loss of each sample, (B,), in training. A task that needs few of the outputs asks `net` for those.
+
+        Args:
+            net: the model under the parameters being trained, see `LocalTraining.objective`.
+            batch: arrays of B samples by name.
+        """
+        return self.loss(net(batch["x"]), batch)
+
     def metrics(self) -> Mapping[str, Metric]:
         """Return the metrics by name."""
         raise NotImplementedError

@@ -14,6 +14,7 @@ from fl.models.adapters.lora import DoRA, LoRA
 from fl.models.architectures.causal import Causal
 from fl.models.dropout import DropoutDraws, with_addressed_dropout
 from fl.models.structure import structure
+from fl.tasks.instruct import Instruct
 from tests import tiny_language as tiny
 
 LENGTH, OUTPUTS = 12, 20
@@ -61,6 +62,44 @@ def test_a_packed_text_has_the_scores_that_it_has_alone(folder, attention):
     scores = built(folder, (LENGTH, 2), attention=attention).eval()(row[None])[0]
     assert scores.shape[0] == 10  # padding is left out
     torch.testing.assert_close(scores[:10].view(2, 5, -1), model(input_ids=texts.long()).logits)
+
+
+@pytest.mark.parametrize("adapted", ["nothing", "the output layer"])
+def test_the_loss_needs_scores_at_the_answers_alone(folder, adapted):
+    """The loss of transformers: the mean over the labelled tokens. With an adapter the output layer scores all."""
+    adapter = None if adapted == "nothing" else LoRA(rank=2, targets=("lm_head",))
+    model, x = built(folder, adapter=adapter).eval(), ids(3)
+    x[0, 9:] = -1
+    y = torch.full(x.shape, -1)
+    y[0, 5:8], y[1, 2:4] = torch.tensor([1, 4, 2]), torch.tensor([3, 0])  # row 2 has no answer
+    shapes = []
+    output = model.body.get_output_embeddings()
+    output.register_forward_hook(lambda layer, inputs, scores: shapes.append(tuple(scores.shape[:-1])))
+    losses = Instruct().objective(model, {"x": x, "y": y})
+    assert shapes == [(5,) if adapter is None else (3, LENGTH)]
+    for row in range(2):
+        labels = torch.full((1, LENGTH), -100)
+        labels[0, 1:] = y[row, :-1].masked_fill(y[row, :-1] < 0, -100)  # transformers shifts labels by one
+        known = (x[row : row + 1] >= 0).long()
+        expected = reference(folder)(
+            input_ids=x[row : row + 1].clamp(min=0).long(), attention_mask=known, labels=labels
+        )
+        torch.testing.assert_close(losses[row], expected.loss)
+    assert losses[2] == 0
+
+
+def test_scores_with_a_scale_are_computed_whole(tmp_path):
+    """Granite divides the output layer's scores by `logits_scaling`."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    GraniteForCausalLM(GraniteConfig(vocab_size=32, logits_scaling=3.0, **sizes)).save_pretrained(tmp_path)
+    model, x = built(str(tmp_path)).eval(), ids(2)
+    y = torch.where(torch.arange(LENGTH) > 8, x.long(), -1)
+    task = Instruct()
+    assert not model.output_apart
+    assert torch.equal(task.objective(model, {"x": x, "y": y}), task.loss(model(x), {"y": y}))
 
 
 def test_adapters_change_the_layers_of_the_architecture_and_never_the_output_layer(llama):

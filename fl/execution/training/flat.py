@@ -100,7 +100,7 @@ class Flat:
         self.stacked.set(leaves | {name: tensor[:count] for name, tensor in self.frozen.items()}, count)
         self.masks.layers.set([mask.flatten(0, 1) for mask in masks])
         samples = {name: array.flatten(0, 1) for name, array in batch.items()}
-        losses = self.task.loss(self.stacked(samples["x"]), samples).view_as(weights)
+        losses = self.task.objective(self.stacked, samples).view_as(weights)
         return torch.autograd.grad((losses * weights).sum(), [*leaves.values()]), losses.detach()
 
 

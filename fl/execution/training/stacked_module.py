@@ -75,6 +75,11 @@ class StackedModule:
         self.copies.append((module, made, dict(vars(made))))
         return made
 
+    @property
+    def takes_positions(self) -> bool:
+        """As of the module, see `CausalLM`."""
+        return getattr(self.module, "takes_positions", False)
+
     def set(self, tensors: Mapping[str, Tensor], clients: int) -> None:
         """Use these tensors (A, *shape) of A clients from now on."""
         self.tensors, self.clients = tensors, clients

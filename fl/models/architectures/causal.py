@@ -2,6 +2,7 @@
 
     ids (B, L), -1: padding at the end                      -> scores (B, L', V),  L' <= L
     ids and numbers of texts (B, L, 2), number 0: padding   -> scores of several texts in a row ("packed")
+    either, and where (B, L), bool                          -> scores (n, V) at these n positions alone
 
 A token sees the tokens before it in its own text alone, so a packed text has the scores that it has in a row of its
 own. Columns that are padding in every row of a batch are left out: the same scores for less work. With Dropout they
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -41,23 +42,33 @@ class CausalLM(nn.Module):
 
     Attributes:
         keeps_padding: whether scores have all L positions; an adapter with Dropout sets it.
+        takes_positions: whether `forward` takes `where`.
+        output_apart: whether the scores are those of the output layer, so that it may be called at some positions only.
     """
+
+    takes_positions: ClassVar[bool] = True
 
     def __init__(self, body: Any, targets: tuple[str, ...]):
         super().__init__()
         self.body, self.adapter_targets, self.keeps_padding = body, targets, False
+        self.output_apart = has_output_apart(body)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         ids, texts = (x, None) if x.ndim == 2 else (x[..., 0], x[..., 1])
         known = ids >= 0 if texts is None else texts > 0
         longest = ids.shape[1] if self.keeps_padding or under_vmap(x) else max(int(known.sum(-1).max()), 1)
         ids = ids[:, :longest].clamp(min=0).long()
-        if texts is None:  # padding comes last, so no token of the text sees it
-            return self.body(input_ids=ids, use_cache=False).logits
-        mask, positions = packed(texts[:, :longest])
-        bias = torch.zeros(mask.shape, dtype=self.body.dtype, device=x.device)
-        bias.masked_fill_(~mask, torch.finfo(self.body.dtype).min)
-        return self.body(input_ids=ids, attention_mask=bias, position_ids=positions, use_cache=False).logits
+        arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if texts is not None:  # else padding comes last, so no token of the text sees it
+            mask, arguments["position_ids"] = packed(texts[:, :longest])
+            bias = torch.zeros(mask.shape, dtype=self.body.dtype, device=x.device)
+            arguments["attention_mask"] = bias.masked_fill_(~mask, torch.finfo(self.body.dtype).min)
+        if where is None:
+            return self.body(**arguments).logits
+        output, where = self.body.get_output_embeddings(), where[:, :longest]
+        if not self.output_apart or type(output) is not nn.Linear:  # an adapter of it needs to know the samples
+            return self.body(**arguments).logits[where]
+        return output(self.body.base_model(**arguments).last_hidden_state[where])
 
 
 def packed(texts: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,6 +83,17 @@ def packed(texts: Tensor) -> tuple[Tensor, Tensor]:
     same = texts[:, :, None] == texts[:, None, :]
     mask = same.tril()
     return mask.unsqueeze(1), mask.sum(-1) - 1
+
+
+def has_output_apart(body: Any) -> bool:
+    """Return whether a model's scores are its output layer at the last hidden states, without scales or bounds."""
+    output, ids = body.get_output_embeddings(), torch.tensor([[0, 1]])
+    if type(output) is not nn.Linear:
+        return False
+    with torch.inference_mode():
+        hidden = body.base_model(input_ids=ids, use_cache=False)
+        scores = body(input_ids=ids, use_cache=False).logits
+        return hasattr(hidden, "last_hidden_state") and bool(torch.equal(output(hidden.last_hidden_state), scores))
 
 
 def require_causal(body: Any, name: str) -> None:

@@ -5,8 +5,8 @@ the same comparisons for all columns:
 
     for (i, j) in the network:   row_i, row_j <- min(row_i, row_j), max(row_i, row_j)
 
-Values are compared as integers: with the bits b of a
-float, b if b >= 0 else b ^ max has the order of the floats, with -0 before 0. NaN becomes the largest integer.
+Values are compared as integers: with the bits b of a float, b if b >= 0 else b ^ max has the order of the floats, with
+-0 before 0. NaN becomes the largest integer.
 """
 
 from __future__ import annotations
