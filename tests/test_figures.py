@@ -64,6 +64,12 @@ def test_the_figure_says_what_its_band_is(tmp_path):
     assert note(draw_curves(variants, "val/accuracy", "up", band="none")) == "line: mean of 3 runs"
 
 
+def test_a_variant_has_its_own_name_and_not_that_of_its_folder(tmp_path):
+    write(tmp_path / "top-k 1 %25" / "s0", [0.1, 0.5])
+    for given in (tmp_path / "top-k 1 %25", tmp_path / "top-k 1 %", tmp_path):
+        assert [variant.name for variant in read_variants([given])] == ["top-k 1 %"]
+
+
 def test_a_baseline_is_a_horizontal_line(tmp_path):
     run = write(tmp_path / "run", [0.1, 0.5, 0.6])
     write(run / "baselines" / "central", [0.8, 0.9])

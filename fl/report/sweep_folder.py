@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fl.config.yaml import parse
 from fl.storage import files, sums
@@ -36,7 +36,7 @@ def label(setting: Mapping[str, Any]) -> str:
 
 
 def folder_of(variant: str, setting: Mapping[str, Any]) -> str:
-    """Name of the folder of a variant with a tuned setting. Slashes are written %2F; a long name ends in a digest.
+    """Name of the folder of a variant with a tuned setting: / is written %2F, and % %25; a long name ends in a digest.
 
     >>> folder_of("FedAvg", {"model.init": "runs/a"}), folder_of("FedAvg", {})
     ('FedAvg,init=runs%2Fa', 'FedAvg')
@@ -47,6 +47,15 @@ def folder_of(variant: str, setting: Mapping[str, Any]) -> str:
     if len(whole) <= LONGEST:
         return text
     return whole[: LONGEST - 17].decode(errors="ignore") + "-" + hashlib.sha256(whole).hexdigest()[:16]
+
+
+def variant_name(folder: Path) -> str:
+    """The variant, and its setting, that a folder was named after; the folder's name if that was shortened.
+
+    >>> variant_name(Path("OUT") / folder_of("top-k 1 %", {}))
+    'top-k 1 %'
+    """
+    return unquote(folder.name)
 
 
 def is_complete(run: Path) -> bool:

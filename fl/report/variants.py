@@ -29,7 +29,7 @@ from fl.errors import did_you_mean
 from fl.report.client_metrics import clients
 from fl.report.costs import ACTIVITIES, COSTS, REQUIREMENTS, Row, cumulative_cost, is_counted
 from fl.report.render import Mean, Reached
-from fl.report.sweep_folder import chosen_folders
+from fl.report.sweep_folder import chosen_folders, folder_of, variant_name
 from fl.storage.run import of_rounds, read_metrics, rounds_done
 from fl.tasks.task import SELECT, minimised
 
@@ -282,14 +282,14 @@ def _variant_folders(directory: Path) -> list[tuple[str, Path]]:
     the runs of its chosen setting, also as OUT/VARIANT.
     """
     if any(directory.glob("metrics.jsonl")) or any(directory.glob("*/metrics.jsonl")):
-        return [(directory.name, directory)]
-    if not directory.exists():
+        return [(variant_name(directory), directory)]
+    if not directory.exists():  # the name of a variant, not of its folder
         chosen = chosen_folders(directory.parent)
-        return [(directory.name, chosen.get(directory.name, directory))]
+        return [(directory.name, chosen.get(directory.name, directory.parent / folder_of(directory.name, {})))]
     chosen = chosen_folders(directory)
     folders = sorted({file.parent.parent for file in directory.glob("*/*/metrics.jsonl")})
-    others = [(folder.name, folder) for folder in folders if folder.name.partition(",")[0] not in chosen]
-    return [*chosen.items(), *others] or [(directory.name, directory)]
+    others = [(variant_name(folder), folder) for folder in folders if folder.name.partition(",")[0] not in chosen]
+    return [*chosen.items(), *others] or [(variant_name(directory), directory)]
 
 
 def run_directories(directory: Path) -> list[Path]:
