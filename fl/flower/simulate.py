@@ -176,7 +176,7 @@ def simulate(
         configure_process()
         states = ClientStates(directory / "clients", num_nodes + 1)  # by node id; 0 is unused
         folder, record = open_run(directory, Ledger, states, resumed)
-        folder.begin()
+        folder.begin(states)
         if not record:
             folder.configure({"seed": seed, "flower": app, "execution": execution})
             folder.describe({})

@@ -330,7 +330,7 @@ class Simulation:
             unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)
             restore(self, record)
             self.committed_reason = self.stopping.reason
-        self.folder.begin()
+        self.folder.begin(self.states)
         if not record:
             unchanged.describe(self.folder, self.run_setup)
         self.folder.configure(config.to_dict())  # a resumed run may have more rounds

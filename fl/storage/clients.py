@@ -14,6 +14,7 @@ one. If more than the current states take is lost or free, the current states ar
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +147,10 @@ class ClientStates:
         self.generation, self.total, self.use = record["generation"], record["total"], record["use"] + 1
         self.staged, self.index, self.live, self.unswept = [], None, 0, {self.generation: 0}
         self.moved = {}
-        self.pinned = {path.stem: _keys(np.load(path, allow_pickle=False)[:, 1:]) for path in self.folder.glob("*.npy")}
+        self.pinned = {}
+        for path in self.folder.glob("*.npy"):
+            with contextlib.suppress(Damaged):  # such a checkpoint has no states any more
+                self.pinned[path.stem] = _keys(_pinned(path)[:, 1:])
         if record["log"]:
             self.log = GrowingFile(self._log_path(), record["log"])
             rows = np.fromfile(self._log_path(), np.int64, self.log.length // 8).reshape(-1, 4)
@@ -170,8 +174,18 @@ class ClientStates:
             np.save(rows, found)
             files.write_file(self.folder / f"{name}.npy", rows.getvalue())
             self.pinned[name] = _keys(found[:, 1:])
-            self.dead.insert(0, (0, self.held))
-            self.held = self.held[:0]
+            self._look_again()
+
+    def unpin(self, name: str) -> None:
+        """Give up the states of the checkpoint `name`."""
+        files.remove(self.folder / f"{name}.npy")
+        if self.pinned.pop(name, None) is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Free what only a former checkpoint had, when the present one has reached the disk."""
+        self.replaced.append(self.held)
+        self.held = self.held[:0]
 
     def restore_pinned(self, name: str) -> None:
         """Return to the states that `pin` has protected; clients have none if there were none. For readers only.
@@ -183,7 +197,7 @@ class ClientStates:
         self.staged, self.index = [], None
         path = self.folder / f"{name}.npy"
         if path.is_file():
-            rows = np.load(path, allow_pickle=False)
+            rows = _pinned(path)
             Segments(self.folder).check(rows[:, 1:])
             self._index()[rows[:, 0]] = rows[:, 1:]
 
@@ -201,8 +215,9 @@ class ClientStates:
         if not oldest:
             return
         used = {int(s) for s in np.unique(file_of(self._index()[:, 0]))}
-        for pinned in self.folder.glob("*.npy"):
-            used |= {int(s) for s in np.unique(file_of(np.load(pinned, allow_pickle=False)[:, 1]))}
+        for path in self.folder.glob("*.npy"):
+            with contextlib.suppress(Damaged):
+                used |= {int(s) for s in np.unique(file_of(_pinned(path)[:, 1]))}
         for path in self.folder.glob("*.seg"):
             if int(path.stem) < oldest * _MAX_WRITERS and int(path.stem) not in used:
                 files.remove(path)
@@ -237,12 +252,15 @@ class ClientStates:
 
         Otherwise the folder could hold more than twice the current states and the states of a round.
         """
-        latest = _bytes(self.replaced)
-        return _bytes([records for _, records in self.dead]) + 2 * latest > max(self.live, COMPACT_ABOVE)
+        latest, dead = (
+            _bytes([records[records[:, 2] >= REUSE_FROM] for records in arrays])
+            for arrays in (self.replaced, [records for _, records in self.dead])
+        )
+        return dead + 2 * latest > max(self.live, COMPACT_ABOVE)
 
     def growing(self) -> list[Path]:
         """Return the files that commits count on."""
-        return [*self.folder.glob("*.seg"), *self.folder.glob("*.bin")]
+        return [*self.folder.glob("*.seg"), *self.folder.glob("*.bin"), *self.folder.glob("*.npy")]
 
     def close(self) -> None:
         """Close the index log."""
@@ -277,24 +295,39 @@ class ClientStates:
         """
         index = self._index()
         clients = np.flatnonzero(index[:, 0] >= 0)
-        old, self.moved = index[clients], {}
+        old = index[clients]
         generations, writers = writer_of(old[:, 0])
-        stay = np.isin(writers, list(self.kept)) & (generations == self.generation)
+        followed = list(self.kept) if not self.moved else []  # else nodes have yet to follow the compaction before
+        stay = np.isin(writers, followed) & (generations == self.generation)
         self.close()
         self.generation += 1
         self.unswept[self.generation] = 0
         writers[~stay] = self.new_writer()
+        self.moved = {}
         use, store = self.use, Segments(self.folder)
         self._forget_space()
         for writer in np.unique(writers).tolist():
             mine = writers == writer
             store.write_to(self.segment(writer))
             index[clients[mine]] = store.copy(old[mine])
-            if writer in self.kept:
+            if writer in followed:
                 self.moved[writer] = old[mine]
         store.close()
         self.total, self.use = self.live, use
         self._append(np.column_stack([clients, index[clients]]))
+
+
+def _pinned(path: Path) -> np.ndarray:
+    """Return the rows (client, location) of a pinned checkpoint, (n, 4).
+
+    Raises:
+        Damaged: the file is cut short, or has other content.
+    """
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+    return found
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

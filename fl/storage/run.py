@@ -80,12 +80,13 @@ class RunDirectory:
             opened.callback(self.commits.close)
             self._opened = opened.pop_all()
 
-    def begin(self) -> None:
+    def begin(self, states: ClientStates) -> None:
         """Cut off what was not committed, and delete what a killed or finished run has left. Call it before writing."""
         for growing in (self.metrics, self.ledger, self.clients):
             growing.cut()
-        for name in (sums.NAME, "checkpoints/final.safetensors", "clients/final.npy"):
+        for name in (sums.NAME, "checkpoints/final.safetensors"):
             files.remove(self.path / name)
+        states.unpin("final")
         for leftover in (self.path / "scratch").glob("*.seg"):
             files.remove(leftover)
 
@@ -131,7 +132,8 @@ class RunDirectory:
             checkpoint.save(self.path / "checkpoints" / "best.safetensors", record)
 
         def growing() -> list[Path]:
-            return [self.metrics.path, *(self.path / "streams").iterdir(), *states.growing()]
+            best = (self.path / "checkpoints").glob("best.safetensors")
+            return [self.metrics.path, *(self.path / "streams").iterdir(), *best, *states.growing()]
 
         self.commits.save(record, growing, wait=states.crowded)
         states.sweep(self.commits.number, self.commits.needed)

@@ -38,6 +38,7 @@ FILES = 1 << 42  # numbers of files; segments that differ by a multiple lie in o
 _FRONT = struct.Struct("<QQ")  # checksum, length of the skeleton
 _SUMMED = 8  # the checksum is that of the bytes from here on
 _LARGE = 1 << 18  # bytes of records that are read and written one by one
+_BUFFERS = 500  # most tensors of such a record: one call takes 1,024 pieces, and each tensor may need a pad
 _AT_ONCE = 1 << 20  # bytes of other records that are read or written at once; they stay in the cache
 _SMALL = 1 << 14  # bytes of records that are copied from a map of the file, because a call for each would cost more
 
@@ -110,6 +111,10 @@ class _Form:
     header: bytes
     skeleton: str
     length: int
+
+    def is_large(self, length: int) -> bool:
+        """Whether records of this form and length are read one by one."""
+        return self.length == length > _LARGE and len(self.specs) <= _BUFFERS
 
     @functools.cached_property
     def specs(self) -> list[tuple[torch.dtype, tuple[int, ...], int]]:
@@ -184,7 +189,7 @@ class Segments:
         sizes = [len(header), *(each.shape[1] for each in rows)]
         offsets, length = aligned_offsets(sizes)
         where = self._places(count, length, room)
-        if length > _LARGE:
+        if length > _LARGE and len(rows) <= _BUFFERS:
             self._write_large(bytes(header), rows, where)
             return where
         at_once = min(count, max(1, _AT_ONCE // length))
@@ -275,7 +280,7 @@ class Segments:
         """Return copies of the trees at locations (n, 3), stacked; `None` if their structures differ."""
         if (locations[:, 2] != locations[0, 2]).any():
             return None
-        if self.form is not None and self.form.length == locations[0, 2] > _LARGE and self.home is self.folder:
+        if self.form is not None and self.form.is_large(int(locations[0, 2])) and self.home is self.folder:
             found = self._read_large(locations, self.form)
             if found is not None:
                 return found
@@ -436,7 +441,7 @@ class _Files:
         if file not in self.opened:
             path = self.segments.path(file)
             try:
-                self.opened[file] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                self.opened[file] = os.open(path, os.O_RDONLY)  # an evaluation links to the files of another run
             except FileNotFoundError as error:
                 raise Damaged(f"{path} is missing") from error
         return self.opened[file]

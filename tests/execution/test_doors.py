@@ -25,8 +25,9 @@ import pytest
 import yaml
 
 import fl
-from fl.execution.workers.channel import _accept, serve
+from fl.execution.workers.channel import serve
 from fl.execution.workers.folders import MEMORY, PrivateFolder, memory_folder, new_name
+from fl.execution.workers.handshake import accept
 from fl.execution.workers.limits import cpu_quota, memory_limit
 from fl.execution.workers.ray_access import check_doors, outside_listeners
 from fl.execution.workers.ray_pool import keep_workers
@@ -195,10 +196,10 @@ def test_a_driver_unpickles_nothing_of_a_stranger(listener, tmp_path):
     bomb = tmp_path / "exploded"
     with connect(tmp_path / "socket") as stranger:
         stranger.send_bytes(pickle.dumps((True, Bomb(bomb))))
-        assert _accept(listener, KEY) is None
+        assert accept(listener, KEY) is None
     honest = threading.Thread(target=serve, args=(Worker(), str(tmp_path / "socket"), KEY))
     honest.start()
-    with _accept(listener, KEY) as connection:  # the next one is the worker
+    with Connection(accept(listener, KEY).detach()) as connection:  # the next one is the worker
         connection.send_bytes(pickle.dumps(("double", (21,))))
         assert pickle.loads(connection.recv_bytes()) == (True, 42)
     honest.join()

@@ -47,10 +47,10 @@ def test_a_dropped_client_of_a_chunk_is_not_in_the_sum(tmp_path, monkeypatch):
 
     whole, calls = Segments.append_rows, iter(range(4))
 
-    def append_rows(self, tree, count):
+    def append_rows(self, tree, count, room=None):
         if next(calls) in (1, 2):
             raise ValueError("not a state")
-        return whole(self, tree, count)
+        return whole(self, tree, count, room)
 
     together = {**CONFIG["execution"], "plan": "stacked", "chunk": 2}
     settings = {**CONFIG, "codec": {"up": ["error_feedback", "fp16"]}, "execution": together}

@@ -112,6 +112,53 @@ def test_a_writer_continues_at_the_end(tmp_path):
         assert [number(segments.read(place)) for place in (first, other, second)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("tensors", [400, 600, 1200])
+def test_large_records_may_have_more_tensors_than_one_call_takes(tmp_path, tensors):
+    """A call of the system takes 1,024 pieces; each tensor of 201 numbers needs a pad."""
+    trees = [{str(i): torch.full((201,), float(i + c)) for i in range(tensors)} for c in range(2)]
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        where = segments.append_rows(stack(trees), 2)
+        alone = segments.append(trees[1])
+        for _ in range(2):  # the second time the form is known
+            rows = segments.read_rows(where)
+            assert all(torch.equal(rows[name], torch.stack([tree[name] for tree in trees])) for name in trees[0])
+        assert torch.equal(segments.read(alone)["399"], trees[1]["399"])
+
+
+def test_a_torn_pin_costs_its_checkpoint_and_not_the_run(tmp_path):
+    with closing(ClientStates(tmp_path, 3)) as states, closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        states.stage(np.array([1]), np.array([segments.append(state(5.0))]))
+        record = states.commit()
+        states.pin("best")
+        (tmp_path / "best.npy").write_bytes((tmp_path / "best.npy").read_bytes()[:-1])
+        states.restore(record)
+        assert number(segments.read(states.locations(np.array([1]))[0])) == 5.0
+        states.sweep(1, 1)
+        with pytest.raises(Damaged, match="best.npy is damaged"):
+            states.restore_pinned("best")
+
+
+def test_the_space_of_an_older_pin_is_free_when_the_newer_one_is_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_states, "REUSE_FROM", 0)
+    with closing(ClientStates(tmp_path, 1)) as states, closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        client, placed = np.array([0]), []
+        for commit in range(1, 5):
+            placed.append(segments.append(state(float(commit))))
+            states.stage(client, np.array([placed[-1]]))
+            states.commit()
+            if commit in (1, 3):
+                states.pin("best")
+            states.sweep(commit, 2)  # commit 2 is the newest one on the disk, and it counts on the first pin
+        offsets = {int(place[1]) for places in states.free.values() for place in places}
+        assert placed[0][1] not in offsets
+        states.sweep(5, 5)
+        offsets = {int(place[1]) for places in states.free.values() for place in places}
+        assert placed[0][1] in offsets and placed[2][1] not in offsets
+
+
 def test_vectors(tmp_path):
     with closing(Segments(tmp_path)) as segments:
         segments.write_to(5)

@@ -228,7 +228,8 @@ def test_an_exported_project_runs_from_every_directory_with_the_same_bits(tmp_pa
     tiny.save_model(home / "model")
     for name in ("train", "test"):
         tiny.save_rows(home / f"{name}.jsonl", tiny.rows(12, 3))
-    config = tiny.config("model", "train.jsonl", "test.jsonl", strategy="fedex_lora")
+    changes = {"strategy": "fedex_lora", "execution.plan": "loop"}  # as a deployment trains
+    config = tiny.config("model", "train.jsonl", "test.jsonl", **changes)
     (home / "run.yaml").write_text(yaml.safe_dump(config))
     export(home / "run.yaml", tmp_path / "project")
     monkeypatch.chdir(tmp_path)

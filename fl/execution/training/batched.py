@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from fl.execution.training.customised import overrides, penalty_of, takes_plain_
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.steps import gradient_buffer
-from fl.execution.training.trainings import run_trainings
+from fl.execution.training.trainings import Trainings
 from fl.execution.update_checks import check_stacked
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
@@ -68,35 +69,36 @@ def train(
     With `factors` (C,), a backend that can do so returns the sum of updates times factors: the group "model" has no
     client axis.
     """
-    inputs, first = _inputs(algorithm, chunk), list[_Trained]()
+    inputs = _inputs(algorithm, chunk)
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
     n = torch.from_numpy(chunk.sizes)
     if not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
         one = _train(algorithm, chunk, backend, inputs, factors, updates=True)  # the default finish, without a copy
-        metrics = {"loss": _mean_loss(one)}
-        return Update({"model": one.params}, n.to(one.params.device), metrics, owned=True), None
+        return Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True), None
 
-    def run(wanted: TrainingInputs) -> TrainingResult:
+    trainings = Trainings(algorithm, inputs)
+    metrics: dict[str, Any] = {}
+    for wanted in trainings:
         here = chunk
         if wanted is not inputs:
             here = replace(chunk, received=wanted.received, config=wanted.config, initial=wanted.initial)
         one = _train(algorithm, here, backend, wanted, None, updates=False)
-        first.append(one)
-        return TrainingResult(
-            **vars(wanted),
-            start=one.start,
-            params=one.params,
-            steps=_tensor(one.steps, one.start),
-            lr_sum=_tensor(one.lr_sum, one.start),
-            num_examples=_tensor(chunk.sizes, one.start),
-            full_gradient=lambda params: _mean_gradient(algorithm, here, params, one.at, backend),
-            memory=one.kept,
+        metrics = metrics or {"loss": _mean_loss(one)}
+        trainings.ended(
+            TrainingResult(
+                **vars(wanted),
+                start=one.start,
+                params=one.params,
+                steps=_tensor(one.steps, one.start),
+                lr_sum=_tensor(one.lr_sum, one.start),
+                num_examples=_tensor(chunk.sizes, one.start),
+                full_gradient=partial(_mean_gradient, algorithm, here, at=one.at, backend=backend),
+                memory=one.kept,
+            )
         )
-
-    ended = run_trainings(algorithm, inputs, run)
-    reported: dict[str, Any] = {"loss": _mean_loss(first[0]), **algorithm.metrics(ended.first)}
-    check_stacked(ended.groups, ended.state, len(chunk.sizes), type(algorithm).__name__)
-    return Update(ended.groups, ended.first.num_examples, reported), ended.state
+    metrics |= algorithm.metrics(trainings.first)
+    check_stacked(trainings.groups, trainings.state, len(chunk.sizes), type(algorithm).__name__)
+    return Update(trainings.groups, trainings.first.num_examples, metrics), trainings.state
 
 
 def _train(

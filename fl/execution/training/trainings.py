@@ -1,54 +1,60 @@
-"""Run the trainings of a client algorithm one after another, for one client or for clients that train together."""
+"""The trainings of a client algorithm one after another, for one client or for clients that train together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from fl.method.local_training import LocalTraining, TrainingInputs, TrainingResult
 from fl.tensors.trees import Tree
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a client, or each of C clients, ends with.
+class Trainings:
+    """The course of `algorithm.trainings`. Iterate over the inputs of each training, and tell its end by `ended`.
 
-    first: the end of the first training.
-    groups: groups of the update.
-    state: the new state.
+    Attributes:
+        first: the end of the first training.
+        groups: groups of the update, once the course has ended.
+        state: the new state, once the course has ended.
     """
 
     first: TrainingResult
     groups: Mapping[str, Tree]
     state: Tree
+    last: TrainingResult | None
 
+    def __init__(self, algorithm: LocalTraining, inputs: TrainingInputs):
+        self.who, self.last = f"client {type(algorithm).__name__}: trainings", None
+        self.course: Any = algorithm.trainings(inputs)
 
-def run_trainings(
-    algorithm: LocalTraining, inputs: TrainingInputs, train: Callable[[TrainingInputs], TrainingResult]
-) -> Trained:
-    """Run `algorithm.trainings`, with `train` for each of them.
+    def __iter__(self) -> Iterator[TrainingInputs]:
+        """Yield the inputs of each training.
 
-    Raises:
-        TypeError: the hook yields no `TrainingInputs`, or does not return (groups, state).
-    """
-    who = f"client {type(algorithm).__name__}: trainings"
-    course: Any = algorithm.trainings(inputs)
-    if not isinstance(course, Generator):
-        raise TypeError(f"{who} returned {type(course).__name__}; it has to yield the inputs of each training")
-    first: TrainingResult | None = None
-    try:
-        wanted = next(course)
-        while True:
-            if not isinstance(wanted, TrainingInputs):
-                raise TypeError(f"{who} yielded {type(wanted).__name__}, expected TrainingInputs such as its argument")
-            end = train(wanted)
-            first = end if first is None else first
-            wanted = course.send(end)
-    except StopIteration as stop:
-        found = stop.value
-    if first is None:
-        raise TypeError(f"{who} yielded nothing; it has to yield the inputs of at least one training")
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Mapping)):
-        raise TypeError(f"{who} returned {type(found).__name__}, expected (groups of the update, new state)")
-    return Trained(first, *found)
+        Raises:
+            TypeError: the hook yields no `TrainingInputs`, or does not return (groups, state).
+        """
+        if not isinstance(self.course, Generator):
+            raise TypeError(
+                f"{self.who} returned {type(self.course).__name__}; it has to yield the inputs of each training"
+            )
+        try:
+            while True:
+                wanted = self.course.send(self.last)
+                if not isinstance(wanted, TrainingInputs):
+                    raise TypeError(
+                        f"{self.who} yielded {type(wanted).__name__}, expected TrainingInputs such as its argument"
+                    )
+                yield wanted
+        except StopIteration as stop:
+            found = stop.value
+        if self.last is None:
+            raise TypeError(f"{self.who} yielded nothing; it has to yield the inputs of at least one training")
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Mapping)):
+            raise TypeError(f"{self.who} returned {type(found).__name__}, expected (groups of the update, new state)")
+        self.groups, self.state = found
+
+    def ended(self, end: TrainingResult) -> None:
+        """Take the end of the training whose inputs came last."""
+        if self.last is None:
+            self.first = end
+        self.last = end

@@ -16,13 +16,14 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fl.errors import MachineError
 from fl.execution.workers.handshake import LIVENESS_SECONDS, WorkerDied, accept, prove
 from fl.storage.growing import Damaged
 
 BUFFER = 1 << 20  # bytes received at once
+SILENCE_SECONDS = 30.0  # without a byte, once the worker has sent all: its node is gone
 
 
 class Receiver:
@@ -48,6 +49,7 @@ class Receiver:
                 while (found := accept(listener, key, tls(server=True))) is None:
                     if ray.wait([connecting], timeout=0)[0]:
                         ray.get(connecting)  # raises the worker's error
+                        raise TimeoutError("the connection came, and no answer on it")
                 ray.get(connecting)
             except OSError as error:
                 raise MachineError(
@@ -55,6 +57,7 @@ class Receiver:
                     "of the cluster; Ray needs them, too"
                 ) from None
         self.socket = found
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.socket.settimeout(LIVENESS_SECONDS)
 
     def ask(self, places: list[tuple[int, int, int, int]]) -> Any:
@@ -72,38 +75,46 @@ class Receiver:
             WorkerDied: the worker or the connection has ended.
             Damaged: the worker's file is too short.
         """
+        silence = 0.0
         while size:
             try:
                 count = self.socket.recv_into(self.buffer[: min(size, BUFFER)])
             except TimeoutError:
-                self._ended(call, timeout=0)  # of a lost node no end of the connection may arrive
+                silence += LIVENESS_SECONDS
+                if self._ended(call, timeout=0) and silence >= SILENCE_SECONDS:
+                    self._end_worker()
                 continue
             except OSError:
                 count = 0
             if not count:
                 self._ended(call, timeout=LIVENESS_SECONDS)
-                self._end_worker()  # its connection is gone
-                raise WorkerDied
-            size -= count
+                self._end_worker()
+            size, silence = size - count, 0.0
             yield self.buffer[:count]
 
-    def _ended(self, call: Any, timeout: float) -> None:
-        """Raise the error with which a call has ended, if it has."""
+    def _ended(self, call: Any, timeout: float) -> bool:
+        """Return whether a call has ended; raise its error, if it has one."""
         import ray
 
         try:
-            if ray.wait([call], timeout=timeout)[0]:
+            ended = bool(ray.wait([call], timeout=timeout)[0])
+            if ended:
                 ray.get(call)
+            return ended
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, OSError):  # of the connection, which the worker has noticed first
+                self._end_worker()
             raise error.cause from None
         except ray.exceptions.RayError:
             raise WorkerDied from None
 
-    def _end_worker(self) -> None:
+    def _end_worker(self) -> NoReturn:
+        """End a worker whose connection is gone; its clients run again on others."""
         import ray
 
         self.close()
         ray.kill(self.actor)
+        raise WorkerDied from None
 
     def close(self) -> None:
         """Hang up."""
@@ -121,6 +132,7 @@ class Sender:
 
     def __init__(self, host: str, port: int, key: bytes):
         context, plain = tls(server=False), socket.create_connection((host, port))
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.socket = plain if context is None else context.wrap_socket(plain)
         try:
             prove(self.socket, key)

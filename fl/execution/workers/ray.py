@@ -129,6 +129,9 @@ class Ray:
     def _replace_dead(self) -> None:
         """Create workers in place of dead ones."""
         if any(m.actor is None for m in self.members):
+            for member in self.members:
+                if member.actor is None:
+                    member.channel.close()
             self.members = [m for m in self.members if m.actor is not None]
             self._add_workers()
 

@@ -127,11 +127,15 @@ class Transfer:
                 if (store, segment) not in opened:
                     path = segment_path(self.job.stores[store], segment)
                     try:
-                        opened[store, segment] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                        opened[store, segment] = os.open(path, os.O_RDONLY)
                     except FileNotFoundError:
                         raise Damaged(f"{path} is missing") from None
-                # if the file ends before, other bytes are sent: the worker compares the checksum
-                os.preadv(opened[store, segment], [piece[at : at + length].data], start)
+                left = piece[at : at + length].data
+                while len(left):  # one call reads 2 GiB at most
+                    count = os.preadv(opened[store, segment], [left], start)
+                    if not count:
+                        break  # the file ends before: other bytes are sent, and the worker compares the checksum
+                    left, start = left[count:], start + count
         finally:
             for file in opened.values():
                 os.close(file)
