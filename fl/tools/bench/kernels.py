@@ -77,14 +77,17 @@ def print_table(result: dict[str, Any]) -> None:
     table = Table(caption_justify="left")
     for column in ("reduction", "contestant"):
         table.add_column(column, no_wrap=True)
-    for column in ("ms", "GB/s", "ours / it", "bar", "error"):
-        table.add_column(column, justify="right")
+    for column in ("ms", "GB/s", "ours / it", "bar"):
+        table.add_column(column, justify="right", no_wrap=True)
     rules = [*published["milliseconds"]]
     for row in sorted(result["calls"], key=lambda row: (row["clients"], rules.index(row["rule"]), row["ms"])):
         bar = "" if row["reached"] is None else f"[{'green' if row['reached'] else 'red'}]1[/]"
         figures = (f"{row['ms']:.1f}", f"{row['gigabytes_per_second']:.1f}", f"{row['ratio']:.2f}", bar)
-        name = f"{row['rule']} of {row['clients']} x {row['parameters']:,}"
-        table.add_row(name, row["contestant"], *figures, f"{row['error']:.0e}")
+        table.add_row(f"{row['rule']} of {row['clients']}", row["contestant"], *figures)
     times = ", ".join(f"{rule} {ms:g} ms" for rule, ms in published["milliseconds"].items())
-    table.caption = f"published for 10 x 1,000,000 on another machine: {times} ({published['source']})"
+    largest = max(row["error"] for row in result["calls"])
+    table.caption = (
+        f"updates of {result['calls'][0]['parameters']:,} numbers; largest relative error {largest:.0e}; "
+        f"published for 10 of them on another machine: {times} ({published['source']})"
+    )
     console.print(table)
