@@ -1,4 +1,4 @@
-"""Base of the personal methods that train the whole model in one phase with steps of their own (`fl.LocalSteps`)."""
+"""Base of the personal methods that train the whole model and have no frozen part."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ A failed check raises a ValueError `name: value is not ...; hint`. The configura
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 
 
@@ -82,3 +83,24 @@ def one_of(allowed: Collection[object], *, hint: str = "", **values: object) -> 
 
 def _error(name: str, value: object, complaint: str, hint: str) -> ValueError:
     return ValueError(f"{name}: {value!r} {complaint}{f'; {hint}' if hint else ''}")
+
+
+def meant(name: str, called: Collection[str]) -> str | None:
+    """Return the method that a method of another name was probably meant to be, or None.
+
+    >>> meant("on_rund", ["round"]), meant("rounds", ["round"]), meant("steps_memory", ["step", "step_memory"])
+    ('round', 'round', 'step_memory')
+    >>> meant("bound", ["round"]), meant("measured", ["measure"]), meant("round", ["round"])
+    (None, None, None)
+
+    Args:
+        name: name of a method.
+        called: names of the methods that are called.
+    """
+    if name in called:
+        return None
+    prefixed = name.startswith("on_")
+    found = difflib.get_close_matches(name.removeprefix("on_"), called, 1, 0.8 if prefixed else 0.88)
+    if not found or (not prefixed and name in (f"{found[0]}d", f"{found[0]}ed")):  # measured: an ordinary word
+        return None
+    return found[0]

@@ -53,6 +53,19 @@ def plain(tmp_path_factory):
     return fl.run(CONFIG, out=tmp_path_factory.mktemp("plain") / "run")
 
 
+class Helpers(fl.Callback):
+    """Its methods have names that are only a little like those that are called."""
+
+    def state(self):
+        return None
+
+    bound = measured = state
+
+
+def test_helpers_may_have_names_of_their_own(tmp_path):
+    assert len(fl.run({**CONFIG, "rounds": 1}, out=tmp_path / "run", callbacks=[Helpers()]).metrics) == 1
+
+
 def test_the_order_of_the_calls_and_metrics_of_ones_own(plain, tmp_path):
     notes = Notes()
     result = fl.run({**CONFIG, "checkpoint": {"every": 2, "best": False}}, out=tmp_path / "run", callbacks=[notes])

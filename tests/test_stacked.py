@@ -92,3 +92,9 @@ def test_one_by_one_or_together_has_equal_bits(machine_code):
     for k in range(n):
         alone.add(0, k, reduction.lift(Params.of({"w": values[k]}), Meta(k, k + 1)))
     assert torch.equal(together.finish()["w"], alone.finish()["w"])
+
+
+def test_integers_are_sorted_too(machine_code):
+    rows = torch.tensor([[3, 1], [1, 5], [2, 4]], dtype=torch.int64)
+    assert order_statistics(rows, 1, 3).tolist() == [[2, 4], [3, 5]]
+    assert order_statistics(rows.to(torch.uint8), 0, 1).tolist() == [[1, 1]]

@@ -19,7 +19,7 @@ from fl.execution.stages import during, stage_of
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import overrides, users_training
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
@@ -160,10 +160,11 @@ class BatchedWork(ClientWork):
 
     @property
     def runs_client_code(self) -> bool:
-        """Compiled training runs none, unless the method takes its own steps."""
+        """Compiled training runs none, unless the method takes its own steps or hooks are a user's."""
         algorithm = self.job.algorithm
         return self.dispatch.plan.kind != "compiled" or (
-            isinstance(algorithm, LocalTraining) and overrides(algorithm, "step")
+            isinstance(algorithm, LocalTraining)
+            and (overrides(algorithm, "step") or users_training(algorithm, self.task))
         )
 
     def resume(self) -> None:

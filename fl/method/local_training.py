@@ -36,6 +36,7 @@ from fl.data.views import Batch, View
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
 from fl.method.facts import data_facts
+from fl.method.hook_checks import check_hooks
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.optimiser_memory import OptimiserState, require_memory
 from fl.method.penalty import Penalty
@@ -144,14 +145,19 @@ class Step(Protocol):
     """One local step, which `LocalTraining.step` takes. With C clients it is the step of those that still train.
 
     Attributes:
-        params: the parameters that the phase trains.
-        memory: what `step_memory` returned, as the step before left it.
+        params: the parameters that the phase trains. They change in place (`descend`, `add_`, `sub_`, `mul_`,
+            `copy_`); assigning them is an AttributeError.
+        memory: what `step_memory` returned, as the step before left it. Its entries change in place; assigning one is
+            a TypeError.
         at: the phase and the inputs.
         t: number of the step in its phase, from 0.
         rate: learning rate of the step.
     """
 
-    params: Params
+    @property
+    def params(self) -> Params:
+        """The parameters that the phase trains."""
+
     memory: Mapping[str, Tree]
     at: StepContext
     t: int
@@ -165,8 +171,8 @@ class Step(Protocol):
         Args:
             params: parameters with the tensors of `self.params`.
             batch: 0 is the batch of FedAvg's step. Each other number is the batch of a shuffle of its own, with its own
-                Dropout masks and augmentation. All gradients of one batch have the same masks. A step that uses a batch
-                has to use it in each step. The client's loss is that of the first gradient of batch 0.
+                Dropout masks and augmentation. All gradients of one batch have the same masks. Steps may use
+                it or not. The client's loss is that of the first gradient of batch 0.
         """
 
     def descend(self, gradient: Params, name: str | None = None, rate: float | None = None) -> None:
@@ -216,6 +222,7 @@ class LocalTraining(ClientAlgorithm):
     optimiser_state: OptimiserState = "reset"
 
     def __post_init__(self) -> None:
+        check_hooks(type(self), LocalTraining)
         positive(epochs=self.epochs, steps=self.steps, batch=self.batch, clip=self.clip)
         within("(0, inf)", epochs=self.epochs)
         one_of(get_args(LastBatch), last_batch=self.last_batch)

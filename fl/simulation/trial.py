@@ -3,7 +3,8 @@
     alone        one client after another, as the loop does     ->  the objective returns the loss of each sample?
     together     all three at once, as a batched plan does      ->  the same updates and states?
 
-The clients have 5, 2 and 3 samples, so that batches are padded. Each takes a few plain steps with a learning rate of
+The clients have 5, 2 and 3 samples and batches of at most 2, so that batches are padded and clients finish one after
+another. Each takes a few plain steps with a learning rate of
 0.01, twice if it keeps a state. Everything works on copies.
 """
 
@@ -50,6 +51,7 @@ from fl.tensors.trees import Tree, leaves, row, stack, tree_map
 
 SIZES = np.array([5, 2, 3])  # samples of the clients
 RATE, STEPS = 0.01, 2  # learning rate, and the most steps of a phase with a number of steps
+BATCH = 2  # the largest batch: clients take 3, 1 and 2 steps in an epoch, and leave one after another
 TOLERANCE = 1e-5  # relative to the largest element of a tensor
 ROUNDING = 1e-6  # relative to the largest parameter: an update is a difference of parameters
 BACKENDS: Mapping[Kind, type[Gradients]] = {  # machine code runs the same hooks as `stacked`, and is slow to load
@@ -276,13 +278,14 @@ class Trial:
     def _short(self, checked: bool) -> LocalTraining:
         """A copy of the algorithm that takes a few plain steps; `checked`: its first objective is checked."""
         algorithm = _copied(self.client)
+        needs_two = self.run_setup.facts.needs_two
         own, trial, pending = type(algorithm), self, [checked and users_loss(algorithm, self.task)]
 
         def phases(self: Any, round_: int, rounds: int) -> tuple[Phase, ...]:
-            return tuple(map(_short, own.phases(self, round_, rounds)))
+            return tuple(_short(phase, needs_two) for phase in own.phases(self, round_, rounds))
 
         def phases_of(self: Any, inputs: Any, round_: int, rounds: int) -> tuple[Phase, ...]:
-            return tuple(map(_short, own.phases_of(self, inputs, round_, rounds)))
+            return tuple(_short(phase, needs_two) for phase in own.phases_of(self, inputs, round_, rounds))
 
         def objective(self: Any, net: Any, batch: Any, at: Any, task: Any) -> Tensor:
             if pending[0]:
@@ -316,11 +319,17 @@ def _copied(part: Any) -> Any:
         return copy.copy(part)
 
 
-def _short(phase: Phase) -> Phase:
-    """The phase with few steps, all plain: Adam turns gradients that are zero but for rounding into whole steps."""
+def _short(phase: Phase, needs_two: bool) -> Phase:
+    """The phase with few steps, all plain: Adam turns gradients that are zero but for rounding into whole steps.
+
+    needs_two: the model cannot normalise one sample alone.
+    """
     optimiser = phase.optimiser if registry.is_users(type(phase.optimiser)) else SGD()
-    steps = None if phase.steps is None else min(phase.steps, STEPS)
-    return replace(phase, optimiser=optimiser, lr=RATE, decay=None, epochs=min(phase.epochs, 1), steps=steps)
+    steps, epochs = None if phase.steps is None else min(phase.steps, STEPS), min(phase.epochs, 1)
+    batch = phase.batch if phase.batch == "full" else min(phase.batch, BATCH)
+    last = "merge_one" if needs_two and phase.last_batch == "keep" else phase.last_batch
+    short = replace(phase, optimiser=optimiser, lr=RATE, decay=None, epochs=epochs, steps=steps)
+    return replace(short, batch=batch, last_batch=last)
 
 
 def _difference(alone: list[list[_Trained]], together: list[list[_Trained]], floor: float) -> str | None:

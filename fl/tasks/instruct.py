@@ -157,8 +157,8 @@ class Instruct(LanguageModelling):
         return mean_over_answers(token_losses(outputs, batch["y"]), batch["y"])
 
     def objective(self, net: Callable[..., Any], batch: Batch) -> Tensor:
-        y = batch["y"]
-        if not getattr(net, "takes_positions", False) or under_vmap(y):
+        y, own_loss = batch["y"], type(self).loss is not Instruct.loss
+        if own_loss or not getattr(net, "takes_positions", False) or under_vmap(y):
             return super().objective(net, batch)
         return mean_over_answers(known_losses(net(batch["x"], where=y >= 0), y), y)
 

@@ -29,11 +29,11 @@ def order_statistics(rows: Tensor, start: int, stop: int) -> Tensor:
             [3., 5.]])
 
     Args:
-        rows: floats.
+        rows: numbers; machine code sorts floats only.
         start: the first rank, from 0.
         stop: the rank after the last one, at most n.
     """
-    if rows.device.type != "cpu" or rows.numel() < FEW:
+    if rows.device.type != "cpu" or rows.numel() < FEW or not rows.is_floating_point():
         return rows.sort(0).values[start:stop]
     from fl.execution.training.native import columns
 

@@ -15,13 +15,13 @@ their own, and callbacks see them one after the other.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fl.checks import meant
 from fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -188,11 +188,11 @@ def _check_names(kind: type[Callback]) -> None:
     """Refuse a method such as `on_round` or `rounds`, which nothing would call."""
     called = [name for name in vars(Callback) if not name.startswith("_")]
     for name in dir(kind):
-        meant = difflib.get_close_matches(name.removeprefix("on_"), called, 1, 0.8)
-        if meant and name not in called and callable(getattr(kind, name)):
+        close = meant(name, called)
+        if close and callable(getattr(kind, name)):
             raise ConfigError(
                 "callbacks",
-                f"{kind.__name__}.{name}: nothing calls this method; did you mean {meant[0]!r}? The methods are "
+                f"{kind.__name__}.{name}: nothing calls this method; did you mean {close!r}? The methods are "
                 f"{', '.join(called)}. Begin the name of a method of your own with an underscore",
             )
 

@@ -12,6 +12,7 @@ from clients.per_fedavg import PerFedAvg
 from clients.pfedme import PFedMe
 from fl import LocalTraining, Params, Penalty
 from fl.config.config import resolve
+from fl.errors import ConfigError
 from fl.execution.training import batched
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.flat import Flat
@@ -93,7 +94,20 @@ class Chain(LocalTraining):
         return 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sometimes(LocalTraining):
+    """Uses a further batch at steps 1 and 3 only, at the received model, at the start and at the present model."""
+
+    def step(self, step):
+        gradient = step.gradient(step.params)
+        if step.t % 2:
+            for params in (step.params, step.at.start, step.at.received["model"]):
+                gradient.add_(step.gradient(params, 1), alpha=0.3)
+        step.descend(gradient)
+
+
 METHODS = {
+    "sometimes": Sometimes(),
     "ditto": Ditto(lam=0.7),
     "apfl": APFL(alpha=0.3, adaptive=True),
     "pfedme": PFedMe(lam=3.0, inner_steps=3, inner_lr=0.05, lr=0.1),
@@ -200,6 +214,15 @@ def test_gradients_of_a_step_have_memory_of_their_own():
     assert sent(reply)["weight"].item() == pytest.approx(A * (1 - B) + 100 * A * (2 - B) - 1.0)
 
 
+def test_gradients_at_the_received_model_by_hand():
+    """w = 1, a = 2, b = 3, lr = .1: the gradients at 1 are -4, and with .3 of three more of them -7.6 at step 1.
+
+    Step 0: w = 1.4.  Step 1: -3.2 + .3 (-3.2 - 4 - 4) = -6.56, so w = 2.056.
+    """
+    reply = Sometimes(steps=2, batch="full", lr=LR).work("train", quadratic(1.0), None)
+    assert sent(reply)["weight"].item() == pytest.approx(1.056)
+
+
 def test_the_default_step_is_one_gradient_and_one_step():
     """A method that spells the default out has FedAvg's bits."""
 
@@ -267,11 +290,154 @@ def test_memory_needs_the_axis_of_the_clients():
         batched.train(algorithm, make(mlp())[0], Vmap)
 
 
+def rebinds(self, step):
+    step.params -= step.rate * step.gradient(step.params)
+
+
+def replaces(self, step):
+    step.memory["deep"]["v"] = step.gradient(step.params)
+
+
+@pytest.mark.parametrize(
+    "step, error, message",
+    [
+        (rebinds, AttributeError, r"client Broken: step.params = ... would not move the model; change it in place"),
+        (replaces, TypeError, r"step.memory: entry 'v' cannot be replaced.*copy_"),
+        (lambda self, step: step.memory.update(v=step.params), TypeError, "step.memory: entry 'v' cannot be replaced"),
+    ],
+)
+def test_parameters_and_memory_change_in_place_only(step, error, message):
+    algorithm = broken(step=step, step_memory=lambda self, at: {"deep": {"v": at.start}})
+    with pytest.raises(error, match=message):
+        algorithm.work("train", quadratic(1.0), None)
+    with pytest.raises(error, match=message):
+        batched.train(algorithm, make(mlp())[0], Vmap)
+
+
+def test_a_tensor_of_the_memory_may_be_added_to():
+    """`memory["n"] += 1` changes the tensor itself: n counts the steps (of 5 clients that train together)."""
+
+    def step(self, step):
+        step.memory["n"] += 1
+        step.descend(step.gradient(step.params))
+
+    hooks = {"step": step, "step_memory": lambda self, at: {"n": torch.zeros(5)}}
+    algorithm = broken(**hooks, finish=lambda self, end: ({"model": end.delta}, {"n": end.memory["n"] - end.steps}))
+
+    assert not algorithm.work("train", quadratic(1.0), None).state["n"].any()
+    assert not batched.train(algorithm, make(mlp())[0], Vmap)[1]["n"].any()
+
+
 def test_memory_of_an_optimiser_does_not_outlast_own_steps():
     with pytest.raises(ValueError, match=r"optimiser_state: 'kept'.*APFL has its own step\(\)"):
         APFL(optimiser=SGD(momentum=0.9), optimiser_state="kept")
     with pytest.raises(ValueError, match=r"Ditto has its own trainings\(\)"):
         Ditto(optimiser=SGD(momentum=0.9), optimiser_state="kept")
+
+
+class OwnStep(LocalTraining):
+    def step(self, step):
+        step.descend(step.gradient(step.params))
+
+
+class StepAndGradient(OwnStep):
+    def gradient(self, grad, params, at):
+        return 2.0 * grad
+
+
+class SuperStepAndGradient(LocalTraining):
+    def step(self, step):
+        super().step(step)
+
+    def gradient(self, grad, params, at):
+        return 2.0 * grad
+
+
+class TrainingsAndFinish(Chain):
+    def finish(self, end):
+        return {"model": end.delta}, None
+
+
+class TrainingsThatFinish(LocalTraining):
+    def trainings(self, inputs):
+        return self.finish((yield inputs))
+
+    def finish(self, end):
+        return {"model": 2.0 * end.delta}, None
+
+
+class OwnWork(LocalTraining):
+    def work(self, name, ctx, carry):
+        return None
+
+
+class OwnWorkAndMetrics(OwnWork):
+    def metrics(self, end):
+        return {}
+
+
+class Misspelt(LocalTraining):
+    def stepp(self, step):
+        pass
+
+
+class Plural(LocalTraining):
+    def steps_memory(self, at):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (
+            StepAndGradient,
+            r"nothing calls StepAndGradient.gradient\(\), because OwnStep.step\(\) repl",
+        ),
+        (TrainingsAndFinish, r"nothing calls TrainingsAndFinish.finish\(\), because Chain.trainings\(\) replaces"),
+        (OwnWorkAndMetrics, r"OwnWorkAndMetrics.metrics\(\), because OwnWork.work\(\) replaces .*call super\(\).work"),
+        (Misspelt, r"nothing calls Misspelt.stepp\(\); did you mean step\(\)\?"),
+        (Plural, r"nothing calls Plural.steps_memory\(\); did you mean step_memory\(\)\?"),
+    ],
+)
+def test_hooks_that_nothing_calls_are_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        kind()
+    with pytest.raises(ConfigError, match=f"client: .*{message}"):
+        resolve(CONFIG | {"client": kind})
+
+
+def test_hooks_that_another_hook_calls_are_taken():
+    """With twice the gradient, one step changes w by 2 * .4; with twice the update, too."""
+    for kind in (SuperStepAndGradient, TrainingsThatFinish):
+        reply = kind(steps=1, batch="full", lr=LR).work("train", quadratic(1.0), None)
+        assert sent(reply)["weight"].item() == pytest.approx(0.8)
+    assert OwnWork() == OwnWork()
+
+
+class OwnReceived(LocalTraining):
+    """The second training receives each client's own model in place of the server's."""
+
+    def trainings(self, inputs):
+        end = yield inputs
+        yield replace(inputs, received={"model": end.params})
+        return {"model": end.delta}, None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_of_each_client_do_not_belong_in_what_was_received(backend):
+    algorithm = OwnReceived(steps=1, batch="full", lr=LR)
+    algorithm.work("train", quadratic(1.0), None)
+    with pytest.raises(ValueError, match=r"trainings yielded received.model with an axis of 5 clients.*state=\.\.\."):
+        batched.train(algorithm, make(mlp())[0], backend)
+
+
+def test_a_metric_of_its_own_is_not_the_loss():
+    algorithm = broken(metrics=lambda self, end: {"loss": 0.0})
+    message = "client Broken: metrics returned 'loss', which is the client's training loss"
+    with pytest.raises(ValueError, match=message):
+        algorithm.work("train", quadratic(1.0), None)
+    with pytest.raises(ValueError, match=message):
+        batched.train(algorithm, make(mlp())[0], Vmap)
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------

@@ -113,6 +113,21 @@ class Normed(LocalTraining):
         return grad / float(max(b.abs().max() for b in grad.buffers))
 
 
+class Later(LocalTraining):
+    """Written for one client, from the second step on."""
+
+    def step(self, step):
+        gradient = step.gradient(step.params)
+        step.descend(gradient * float(fl.norm(gradient).numel()) if step.t else gradient)
+
+
+class Leaves(LocalTraining):
+    """Expects all clients in each step."""
+
+    def gradient(self, grad, params, at):
+        return grad * torch.ones(3) if grad.batch else grad
+
+
 class Alone(Half):
     one_at_a_time: ClassVar[bool] = True
 
@@ -148,6 +163,26 @@ def test_hooks_written_for_one_client_are_trained_in_the_loop(client, why, tmp_p
     for plan in ("flat", "vmap"):
         with pytest.raises(ConfigError, match=f"execution.plan: '{plan}' is not possible: {why}.*Use 'loop' or 'auto'"):
             plan_of(client, **{"execution.plan": plan})
+
+
+@pytest.mark.parametrize("client", [Later, Leaves])
+def test_the_trial_takes_second_steps_and_steps_of_fewer_clients(client):
+    plan = plan_of(lambda **_: client(batch=32, lr=0.1, epochs=2))
+    assert plan.kind == "loop" and f"with {client.__name__}, clients " in plan.why
+    assert plan_of(lambda **_: Half(batch=32, lr=0.1, epochs=2)).kind == "flat"
+
+
+class Normalised(nn.Sequential):
+    def __init__(self, shape, outputs):
+        super().__init__(nn.BatchNorm1d(shape[0], track_running_stats=False), nn.Linear(shape[0], 1))
+
+
+def test_the_trial_has_no_batches_of_one_sample_for_a_model_that_cannot_normalise_them():
+    """The real batches have 2 and 4 samples; those of the trial have 2 and 3, not 1."""
+    setup = set_up_run(resolve(config(Half, model=Normalised)))
+    assert setup.facts.needs_two and "a first training fails" not in setup.plan.why
+    kept = resolve(config(lambda **_: Half(batch=4, lr=0.1, last_batch="keep"), model=Normalised))
+    assert "a first training fails" not in set_up_run(kept).plan.why
 
 
 def test_an_update_written_for_one_client_is_right(tmp_path):
@@ -249,6 +284,13 @@ class DividedLoss(Regression):
         return super().loss(outputs, batch) / len(outputs)
 
 
+class OwnObjective(Classification):
+    """Trains on another number than the hand-written kernel that it inherits."""
+
+    def objective(self, net, batch):
+        return 3 * self.loss(net(batch["x"]), batch)
+
+
 class Tripled(Classification):
     """Its loss is not that of the hand-written kernel that it inherits."""
 
@@ -285,6 +327,18 @@ def test_a_task_with_another_loss_than_its_kernel_does_not_use_the_kernel():
     assert plan.kind == "flat" and "with Tripled, clients that train alone and together have different" in plan.why
     with pytest.raises(ConfigError, match="'stacked' is not possible: with Tripled, "):
         plan_of(LocalSGD, **changes, **{"execution.plan": "stacked"})
+
+
+def test_the_objective_of_a_task_is_trained_in_every_plan(tmp_path):
+    """One step on 3 L is a step on L with three times the learning rate."""
+    changes = {"data": (X, Y.astype(np.int64) // 10), "model": "softmax"}
+    assert plan_of(LocalSGD, **changes, task=OwnObjective).kind == "flat"
+    with pytest.raises(ConfigError, match="'stacked' is not possible: OwnObjective has its own objective"):
+        plan_of(LocalSGD, **changes, task=OwnObjective, **{"execution.plan": "stacked"})
+    tripled = fl.run(config(**changes, task=OwnObjective), out=tmp_path / "tripled").model
+    faster = fl.run(config(lambda **_: LocalSGD(batch="full", lr=0.3), **changes, task="classification"), out=tmp_path)
+    for name, tensor in faster.model.items():
+        torch.testing.assert_close(tripled[name], tensor)
 
 
 @pytest.mark.parametrize(
@@ -330,10 +384,17 @@ class Writes(LocalTraining):
 
     def finish(self, end):
         delta = end.delta
-        end.received["model"].add_(1.0)
+        end.received["model"].buffers[0].add_(1.0)
         return {"model": delta}, None
 
 
 def test_the_trial_works_on_copies():
     setup = set_up_run(resolve(config(Writes)))
     assert not setup.model["w.weight"].any() and not dict(setup.module.named_parameters())["w.weight"].any()
+
+
+def test_writes_into_shared_values_are_noticed_in_the_compiled_plan(tmp_path):
+    softmax = {"model": "softmax", "task": "classification", "data": (X, Y.astype(np.int64) // 10)}
+    assert plan_of(Writes, **softmax).kind == "compiled"
+    with pytest.raises(ClientError, match="SharedValueWritten: it wrote into ctx.received.model"):
+        fl.run(config(Writes, **softmax), out=tmp_path / "run")

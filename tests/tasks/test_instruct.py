@@ -113,3 +113,15 @@ def test_samples_are_kept_every_k_rounds_and_after_the_last(folder, tmp_path):
     out = fl.run(config, out=tmp_path / "run").directory / "samples"
     assert sorted(file.name for file in out.iterdir()) == ["round_1.jsonl", "round_3.jsonl", "round_4.jsonl"]
     assert all(len(file.read_text().splitlines()) == 3 for file in out.iterdir())
+
+
+class Halved(Instruct):
+    def loss(self, outputs, batch):
+        return 0.5 * super().loss(outputs, batch)
+
+
+def test_a_loss_of_a_subclass_is_trained(net):
+    batch = batch_of(TEXTS)
+    with torch.no_grad():
+        whole, half = (task.objective(net, batch) for task in (Instruct(), Halved()))
+    torch.testing.assert_close(half, 0.5 * whole)

@@ -36,7 +36,7 @@ from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.tensors.buffers import pooled_buffer
 from fl.tensors.params import Params, clipped, zeros_like
-from fl.tensors.trees import Tree, leaves, replace_leaves, row, stack
+from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack
 from fl.tracking.spans import timed_calls
 
 
@@ -77,13 +77,12 @@ def train(
         return Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True), None
 
     trainings = Trainings(algorithm, inputs)
-    metrics: dict[str, Any] = {}
     for wanted in trainings:
         here = chunk
         if wanted is not inputs:
+            _check_received(algorithm, chunk, wanted)
             here = replace(chunk, received=wanted.received, config=wanted.config, initial=wanted.initial)
         one = _train(algorithm, here, backend, wanted, None, updates=False)
-        metrics = metrics or {"loss": _mean_loss(one)}
         trainings.ended(
             TrainingResult(
                 **vars(wanted),
@@ -94,11 +93,26 @@ def train(
                 num_examples=_tensor(chunk.sizes, one.start),
                 full_gradient=partial(_mean_gradient, algorithm, here, at=one.at, backend=backend),
                 memory=one.kept,
-            )
+            ),
+            _mean_loss(one),
         )
-    metrics |= algorithm.metrics(trainings.first)
     check_stacked(trainings.groups, trainings.state, len(chunk.sizes), type(algorithm).__name__)
-    return Update(trainings.groups, trainings.first.num_examples, metrics), trainings.state
+    return Update(trainings.groups, trainings.first.num_examples, trainings.metrics()), trainings.state
+
+
+def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInputs) -> None:
+    """Refuse parameters of each client in `received`, which is the same for all clients that train together.
+
+    Raises:
+        ValueError: there are some.
+    """
+    shared = {id(leaf) for _, leaf in named_leaves(chunk.received)}
+    for name, leaf in named_leaves(wanted.received, "received"):
+        if isinstance(leaf, Params) and leaf.batch[:1] == (len(chunk.sizes),) and id(leaf) not in shared:
+            raise ValueError(
+                f"client {type(algorithm).__name__}: trainings yielded {name} with an axis of {len(chunk.sizes)} "
+                "clients; values of each client belong in the state: yield replace(inputs, state=...)"
+            )
 
 
 def _train(

@@ -14,6 +14,7 @@ HOOKS = (
     *("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
     *("step_memory", "step", "finish", "metrics", "trainings", "inputs", "initial_tensors"),
 )
+_LOSS = ("loss", "objective")  # methods of a task
 
 
 def overrides(algorithm: LocalTraining, name: str) -> bool:
@@ -49,6 +50,6 @@ def users_training(algorithm: LocalTraining, task: Task) -> bool:
 
 
 def users_loss(algorithm: LocalTraining, task: Task) -> bool:
-    """Whether the objective or the task's loss comes from a user."""
-    owners = registry.definer(type(algorithm), "objective"), registry.definer(type(task), "loss")
+    """Whether the objective, or the task's loss or objective, comes from a user."""
+    owners = registry.definer(type(algorithm), "objective"), *(registry.definer(type(task), n) for n in _LOSS)
     return any(map(registry.is_users, owners))

@@ -52,6 +52,8 @@ class LinearStack:
             return f"{type(algorithm).__name__} has its own objective"
         if task.kernel is None:
             return f"{type(task).__name__} has a loss that is not hand-written"
+        if type(task).objective is not Task.objective:
+            return f"{type(task).__name__} has its own objective"
         if trains is not None:
             return "some parameters are frozen"
         if not isinstance(module, nn.Sequential):

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -41,7 +40,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
     if overrides(algorithm, "samples"):
         ctx = replace(ctx, train=algorithm.samples(ctx))
     n = len(ctx.train if algorithm.weight_view == "train" else view_of(ctx, algorithm.weight_view))
-    given, metrics, memory = algorithm.inputs(ctx), dict[str, Any](), None
+    given, memory = algorithm.inputs(ctx), None
     trainings = Trainings(algorithm, given)
     for inputs in trainings:  # in one function, so that tracebacks of runs are short
         here = ctx
@@ -79,9 +78,10 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
             lr_sum += phase.lr_sum(steps.taken)
         if ctx.graphs:  # the next client uses the same memory
             local = local.clone()
-        metrics = metrics or {"loss": float(loss) / max(samples, 1)}
+        mean_loss = float(loss) / max(samples, 1)
         if memory is None and not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
-            return Reply(Update({"model": local.sub_(start)}, n, metrics, owned=True))  # the default, without a copy
+            # the default, without a copy
+            return Reply(Update({"model": local.sub_(start)}, n, {"loss": mean_loss}, owned=True))
         trainings.ended(
             TrainingResult(
                 **vars(inputs),
@@ -92,9 +92,10 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
                 num_examples=n,
                 full_gradient=partial(mean_gradient, algorithm, here, at=at),
                 memory=kept,
-            )
+            ),
+            mean_loss,
         )
-    metrics |= algorithm.metrics(trainings.first)
+    metrics = trainings.metrics()
     if memory is None:
         return Reply(Update(trainings.groups, n, metrics), trainings.state)
     if algorithm.optimiser_state == "kept":

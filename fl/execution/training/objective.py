@@ -31,9 +31,10 @@ def losses_of(algorithm: LocalTraining, net: Callable[..., Any], batch: Batch, a
 
 
 def name_of_objective(algorithm: LocalTraining, task: Task) -> str:
-    """The objective in words: the client algorithm's, or the loss of the task."""
-    own = overrides(algorithm, "objective")
-    return f"objective of {type(algorithm).__name__}" if own else f"loss of {type(task).__name__}"
+    """The objective in words: the client algorithm's, or the objective or the loss of the task."""
+    if overrides(algorithm, "objective"):
+        return f"objective of {type(algorithm).__name__}"
+    return f"{'loss' if type(task).objective is Task.objective else 'objective'} of {type(task).__name__}"
 
 
 def objective_error(

@@ -6,8 +6,9 @@ those of FedAvg.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,23 @@ class OwnSteps:
         """Turn to the clients that still train; None: to all."""
         at, penalty = self.of_all
         self.active = active
-        self.params, self.memory = self.rows(self.theta), self.rows(self.kept)
+        self.trained, self.memory = self.rows(self.theta), _read_only(self.rows(self.kept))
         self.active_moments = {name: self.rows(moments) for name, moments in self.moments.items()}
         self.penalty = penalty if penalty is None or active is None else penalty.row(active)
         start = self.rows(at.start) if at.start.batch else at.start
         self.at = replace(at, state=self.rows(at.state), facts=self.rows(at.facts), start=start)
+
+    @property
+    def params(self) -> Params:
+        """See `fl.method.local_training.Step`."""
+        return self.trained
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        raise AttributeError(
+            f"client {type(self.algorithm).__name__}: step.params = ... would not move the model; change it in place "
+            "with step.params.add_(...), sub_, mul_ or copy_, or with step.descend(...). Params have no += and -="
+        )
 
     def rows(self, tree: Tree) -> Tree:
         """Return the rows of the clients that still train."""
@@ -174,8 +187,13 @@ class ChunkSteps(OwnSteps):
     ):
         self.gradients, self.chunk, self.index, self.phases, self.counts = gradients, chunk, index, phases, counts
         self.buffers: list[Params] = []
-        self.further: dict[int, Iterator[_Batch]] = {}
+        self.further: dict[int, Iterator[tuple[int, Callable[[], _Batch]]]] = {}
         super().__init__(algorithm, at, theta, _memory(algorithm, at, len(chunk.sizes)), penalty)
+
+    def gradient(self, params: Params, batch: int = 0) -> Params:
+        if not params.batch:  # the same for all clients
+            params = params.layout.empty(*self.params.batch).copy_(params)
+        return super().gradient(params, batch)
 
     def turn_to(self, active: slice | None) -> None:
         super().turn_to(active)
@@ -215,18 +233,54 @@ class ChunkSteps(OwnSteps):
             if number not in self.further:
                 index, phase = self.index + number * self.phases, self.at.phase
                 self.further[number] = _batches(self.chunk, phase, index, self.counts, self.theta.device)
-            self.batches[number] = next(self.further[number])
+            self.batches[number] = next(make() for t, make in self.further[number] if t == self.t)
         return self.batches[number]
 
 
-def _batches(chunk: Chunk, phase: Phase, index: int, counts: np.ndarray, device: torch.device) -> Iterator[_Batch]:
-    """Yield the batch of each step of a phase, from the shuffles of `index`."""
+def _batches(
+    chunk: Chunk, phase: Phase, index: int, counts: np.ndarray, device: torch.device
+) -> Iterator[tuple[int, Callable[[], _Batch]]]:
+    """Yield (its number, a function that makes its batch) for each step of a phase, from the shuffles of `index`.
+
+    As in the loop, a batch that no gradient uses draws no Dropout masks.
+    """
+
+    def make(t: int, rows: Tensor, weights: Tensor, lengths: np.ndarray) -> _Batch:
+        return _Batch(make_batch(chunk, phase, rows, lengths, index, t), weights, masks.draw(lengths))
+
     masks = ChunkMasks(chunk, index)
     for first in range(0, int(counts.max()), BLOCK):
         block = make_block(chunk, phase, index, counts, first, device)
         steps = block.steps(torch.empty(block.weights.shape))
         for t, (rows, weights, _, lengths) in enumerate(steps, first):
-            yield _Batch(make_batch(chunk, phase, rows, lengths, index, t), weights, masks.draw(lengths))
+            yield t, partial(make, t, rows, weights, lengths)
+
+
+class _ReadOnly(dict[str, Any]):
+    """A mapping whose entries are changed in place. `memory["alpha"] += 1` of a tensor does so, too."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if value is not self.get(name, self):
+            self._refuse(name)
+
+    def __delitem__(self, name: str) -> None:
+        self._refuse(name)
+
+    def update(self, *others: Any, **values: Any) -> None:
+        self._refuse(next(iter(dict(*others, **values)), ""))
+
+    def _refuse(self, name: str) -> None:
+        raise TypeError(
+            f"step.memory: entry {name!r} cannot be replaced, because the engine would not see it; change it in place "
+            f"with step.memory[{name!r}].copy_(...), add_, sub_ or mul_, and make it in step_memory"
+        )
+
+
+def _read_only(tree: Tree) -> Tree:
+    """The tree with mappings whose entries cannot be replaced."""
+    if isinstance(tree, dict):
+        return _ReadOnly({name: _read_only(child) for name, child in tree.items()})
+    return tree
 
 
 def _memory(algorithm: LocalTraining, at: StepContext, clients: int | None) -> Mapping[str, Tree]:

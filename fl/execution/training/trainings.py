@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from fl.method.local_training import LocalTraining, TrainingInputs, TrainingResult
 from fl.tensors.trees import Tree
 
@@ -14,17 +16,20 @@ class Trainings:
 
     Attributes:
         first: the end of the first training.
+        loss: its mean loss.
         groups: groups of the update, once the course has ended.
         state: the new state, once the course has ended.
     """
 
     first: TrainingResult
+    loss: float | Tensor
     groups: Mapping[str, Tree]
     state: Tree
     last: TrainingResult | None
 
     def __init__(self, algorithm: LocalTraining, inputs: TrainingInputs):
         self.who, self.last = f"client {type(algorithm).__name__}: trainings", None
+        self.algorithm = algorithm
         self.course: Any = algorithm.trainings(inputs)
 
     def __iter__(self) -> Iterator[TrainingInputs]:
@@ -53,8 +58,22 @@ class Trainings:
             raise TypeError(f"{self.who} returned {type(found).__name__}, expected (groups of the update, new state)")
         self.groups, self.state = found
 
-    def ended(self, end: TrainingResult) -> None:
-        """Take the end of the training whose inputs came last."""
+    def ended(self, end: TrainingResult, loss: float | Tensor) -> None:
+        """Take the end of the training whose inputs came last, and its mean loss."""
         if self.last is None:
-            self.first = end
+            self.first, self.loss = end, loss
         self.last = end
+
+    def metrics(self) -> dict[str, float | Tensor]:
+        """Return the loss and the metrics of the client's own.
+
+        Raises:
+            ValueError: one of its own has the name "loss".
+        """
+        own = self.algorithm.metrics(self.first)
+        if "loss" in own:
+            raise ValueError(
+                f"client {type(self.algorithm).__name__}: metrics returned 'loss', which is the client's training "
+                "loss; choose another name"
+            )
+        return {"loss": self.loss, **own}
