@@ -86,6 +86,24 @@ def rows_of(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_test_set_has_more_blocks_than_there_are_clients(tmp_path):
+    """2,500 rows of zeros are three blocks, for two clients. All get one class, which 1,000 or 1,500 of them have."""
+    test = {"x": np.zeros((2500, 2), np.float32), "y": np.repeat([0, 1], [1000, 1500])}
+    train = {"x": np.zeros((8, 2), np.float32), "y": np.tile([0, 1], 4)}
+    config = {
+        "rounds": 1,
+        "data": {"train": train, "test": test},
+        "partition": {"name": "iid", "clients": 2},
+        "model": "softmax",
+        "cohort": {"size": 2},
+        "strategy": "fedavg",
+        "client": {"lr": 0.0},
+        "execution": {"executor": "serial"},
+    }
+    (row,) = fl.run(config, out=tmp_path / "run").metrics
+    assert row["eval/accuracy"] in (0.4, 0.6)
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_the_best_checkpoint_has_the_best_val_accuracy(tmp_path, every):
     fl.run(CONFIG, out=tmp_path, **{"checkpoint.every": every})

@@ -206,11 +206,13 @@ class ExchangeRunner:
             "period": self.period,
             "carries": _nowhere(len(cohort)),
         }
-        states = _nowhere(len(cohort)) if on_server else self.states.locations(cohort)
-        cost = self.sizes[cohort] + COST_OF_A_CLIENT + COST_OF_A_STATE * (states[:, 0] >= 0)
+        states, cost = _nowhere(len(cohort)), np.ones(len(cohort))
+        if not on_server:  # there the cohort numbers blocks of rows
+            states = self.states.locations(cohort)
+            cost = self.sizes[cohort] + COST_OF_A_CLIENT + COST_OF_A_STATE * (states[:, 0] >= 0)
         return ExchangeDispatch(
             states=states,
-            cost=np.ones(len(cohort)) if on_server else cost,
+            cost=cost,
             room=self.states.room(cohort) if works else None,
             **(defaults | fields),
         )
