@@ -68,7 +68,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stack", choices=RESOLUTION)
     parser.add_argument("--python", default=sys.executable, help="interpreter to build with")
-    parser.add_argument("--installed", action="store_true", help="take the environment of the last call as it is")
+    parser.add_argument(
+        "--installed", action="store_true", help="use the environment of the last call; install nothing"
+    )
     parser.add_argument("tests", nargs="*", help="arguments of pytest, after --")
     chosen = parser.parse_args()
     interpreter = folder_of(chosen.stack, chosen.python) / "bin" / "python"

@@ -57,13 +57,9 @@ PFLLIB = {
     "strategy": "fedavg",
     "client": {"epochs": 1, "batch": 10, "lr": 0.005},
 }
-TINY = {  # what `--device cpu` takes instead of the workloads
+TINY = PFLLIB | {  # what `--device cpu` takes instead of the workloads
     "data": {"name": "noise", "shape": [3, 16, 16], "classes": 4, "clients": 8, "samples": 8},
-    "partition": "natural",
-    "splits": {"val": 0.0, "test": 0.0},
-    "model": "cnn_pfllib",
     "cohort": {"size": 4},
-    "strategy": "fedavg",
     "client": {"epochs": 1, "batch": 4, "lr": 0.1},
     "execution": {"workers": 1},
 }

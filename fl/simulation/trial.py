@@ -4,8 +4,8 @@
     together     all three at once, as a batched plan does      ->  the same updates and states?
 
 The clients have 5, 2 and 3 samples and batches of at most 2, so that batches are padded and clients finish one after
-another. Each takes a few plain steps with a learning rate of
-0.01, twice if it keeps a state. Everything works on copies.
+another. Each takes a few plain steps with a learning rate of 0.01, twice if it keeps a state. Everything works on
+copies.
 """
 
 from __future__ import annotations

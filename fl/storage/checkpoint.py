@@ -95,10 +95,7 @@ def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
     """Write parts from the beginning of a file, and cut off what it held after them."""
     end = 0
     for part in parts:
-        view = memoryview(part)
-        while view:  # a write may be partial
-            written = os.pwrite(descriptor, view, end)
-            view, end = view[written:], end + written
+        end = files.write_at(descriptor, memoryview(part), end)
     os.ftruncate(descriptor, end)
 
 

@@ -52,6 +52,25 @@ def open_file(path: Path, flags: int) -> int:
     return descriptor
 
 
+def read_at(descriptor: int, into: memoryview, offset: int) -> int:
+    """Read bytes from `offset` on; return how many there were, fewer than `into` has if the file ends before."""
+    left = into
+    while len(left):  # one call reads 2 GiB at most
+        count = os.preadv(descriptor, [left], offset)
+        if not count:
+            break
+        left, offset = left[count:], offset + count
+    return len(into) - len(left)
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+    """Write bytes from `offset` on; return where they end."""
+    while len(data):  # a write may be partial: a disk that is nearly full, or more than 2 GiB
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+    return offset
+
+
 def open_at(path: Path, length: int) -> FileIO:
     """Open a file in a run directory to continue it after its first `length` bytes; the rest is cut off.
 

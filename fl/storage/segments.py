@@ -90,12 +90,8 @@ class Vector:
                 os.close(file)
         dtype = getattr(torch, self.dtype)
         out = torch.empty((self.numel if stop is None else stop) - start, dtype=dtype, device="cpu")
-        left, place = raw_bytes(out), self.offset + start * dtype.itemsize
-        while len(left):  # one call reads 2 GiB at most
-            count = os.preadv(file, [left], place)
-            if not count:
-                raise Damaged(f"{self.path} ends before byte {self.offset + self.length}")
-            left, place = left[count:], place + count
+        if files.read_at(file, raw_bytes(out), self.offset + start * dtype.itemsize) < out.nbytes:
+            raise Damaged(f"{self.path} ends before byte {self.offset + self.length}")
         return out
 
 
@@ -176,7 +172,7 @@ class Segments:
         vector = vector.contiguous()
         offset = self._extend(-(-vector.nbytes // ALIGNMENT) * ALIGNMENT)
         assert self.file is not None
-        _write(self.file, raw_bytes(vector), offset)
+        files.write_at(self.file, raw_bytes(vector), offset)
         if vector.nbytes % ALIGNMENT:
             os.ftruncate(self.file, self.end)  # the pad
         path = segment_path(self.home, self.own)
@@ -223,7 +219,7 @@ class Segments:
                 descriptor = opened.to_write(segment % FILES)
                 written = os.pwritev(descriptor, pieces, offset)
                 if written < length:
-                    _write(descriptor, memoryview(b"".join(pieces))[written:], offset + written)
+                    files.write_at(descriptor, memoryview(b"".join(pieces))[written:], offset + written)
 
     def copy(self, locations: np.ndarray) -> np.ndarray:
         """Copy the records at locations (n, 3) to the end of segment `own`; return their locations.
@@ -406,12 +402,8 @@ class Segments:
 
     def _read(self, descriptor: int, into: memoryview, segment: int, offset: int) -> None:
         """Read bytes from `offset` on."""
-        end = offset + len(into)
-        while len(into):  # one call reads 2 GiB at most
-            count = os.preadv(descriptor, [into], offset)
-            if not count:
-                raise Damaged(f"{self.path(segment)} ends before byte {end}, which was committed")
-            into, offset = into[count:], offset + count
+        if files.read_at(descriptor, into, offset) < len(into):
+            raise Damaged(f"{self.path(segment)} ends before byte {offset + len(into)}, which was committed")
 
     def _damage(self, segment: int, offset: int) -> Damaged:
         return Damaged(f"{self.path(segment)} is damaged: the checksum of the record at byte {offset} differs")
@@ -481,14 +473,7 @@ def _write_sealed(records: np.ndarray, locations: np.ndarray, opened: _Files) ->
     """Write records, uint8 (n, length), to locations (n, 3), with the checksums that belong there."""
     records[:, :_SUMMED] = _checksums(records, locations).astype("<u8")[:, None].view(np.uint8)
     for first, last, file, offset in _runs(locations):
-        _write(opened.to_write(file), records[first:last].reshape(-1).data, offset)
-
-
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write bytes from `offset` on."""
-    while len(data):  # a short write: disk nearly full, or more than 2 GiB at once
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+        files.write_at(opened.to_write(file), records[first:last].reshape(-1).data, offset)
 
 
 def location_keys(locations: np.ndarray) -> np.ndarray:

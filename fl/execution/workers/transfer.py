@@ -130,12 +130,8 @@ class Transfer:
                         opened[store, segment] = os.open(path, os.O_RDONLY)
                     except FileNotFoundError:
                         raise Damaged(f"{path} is missing") from None
-                left = piece[at : at + length].data
-                while len(left):  # one call reads 2 GiB at most
-                    count = os.preadv(opened[store, segment], [left], start)
-                    if not count:
-                        break  # the file ends before: other bytes are sent, and the worker compares the checksum
-                    left, start = left[count:], start + count
+                # if the file ends before, other bytes are sent: the worker compares the checksum
+                files.read_at(opened[store, segment], piece[at : at + length].data, start)
         finally:
             for file in opened.values():
                 os.close(file)
@@ -159,8 +155,7 @@ class Transfer:
                 file, at = files.open_file(path, os.O_CREAT | os.O_WRONLY), new.start
                 try:
                     for piece in pieces:
-                        _write(file, piece, at)
-                        at += len(piece)
+                        at = files.write_at(file, piece, at)
                 finally:
                     os.close(file)
                 self.traffic["states_up"] += new.end - new.start
@@ -244,9 +239,3 @@ def _put(array: np.ndarray) -> Any:
     import ray
 
     return ray.put(array)
-
-
-def _write(file: int, data: bytes | memoryview, offset: int) -> None:
-    while len(data):  # one call writes 2 GiB at most
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written

@@ -64,7 +64,7 @@ def order_statistics(
 def weighted_sum(rows: np.ndarray, weights: np.ndarray, first: int, last: int, out: np.ndarray) -> None:
     """out[c] <- sum_i weights[i] rows[i, c] for columns first <= c < last, in the order of `fl.method.fold.Fold`.
 
-    Four rows are added in registers, and each result goes to a stack of sums, of which equal powers of two are added.
+    Four rows are added in registers. Their sum goes to a stack. Two sums of the stack over equally many rows are added.
 
     Args:
         rows: floats, (n, P), n > 0.

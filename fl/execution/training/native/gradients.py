@@ -27,7 +27,7 @@ _SIGNATURE = types.int64(
 
 
 @njit(**OPTIONS)
-def _compiled(
+def gradients(
     params: np.ndarray,
     layers: np.ndarray,
     x: np.ndarray,
@@ -38,6 +38,20 @@ def _compiled(
     losses: np.ndarray,
     memory: np.ndarray,
 ) -> int:
+    """Compute gradients. Returns -1, or the number of a sample whose label is no class.
+
+    Args:
+        params: float32 (C, P), where each client's gradient is taken.
+        layers: int64 (L, 7), see memory.py.
+        x: float32 (C B, D), the samples of all batches.
+        labels: int64 (C B,) for softmax cross-entropy; empty for the squared error.
+        targets: float32 (C B, K) for half the squared error; empty for cross-entropy.
+        weights: float32 (C, B), the same for all samples of a batch; 0 for pads, which come last.
+        out: float32 (C, P), written: the gradients of the sums of weights times losses.
+        losses: float32 (C, B), written: the sum of each batch's losses, then zeros.
+        memory: float32 with at least `memory_length(layers, B, 0)` elements, written. It is zeros before the first call
+            and serves calls with the same layers and B only.
+    """
     depth, classes, width, widest = len(layers), layers[-1, 1], weights.shape[1], padded(layers[-1, 1])
     for k in range(depth):
         widest = max(widest, padded(layers[k, 0]))
@@ -79,34 +93,6 @@ def _compiled(
     return -1
 
 
-cache.keep(_compiled)
-_compiled.compile(_SIGNATURE)
-_compiled.disable_compile()
-
-
-def gradients(
-    params: np.ndarray,
-    layers: np.ndarray,
-    x: np.ndarray,
-    labels: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    out: np.ndarray,
-    losses: np.ndarray,
-    memory: np.ndarray,
-) -> int:
-    """Compute gradients. Returns -1, or the number of a sample whose label is no class.
-
-    Args:
-        params: float32 (C, P), where each client's gradient is taken.
-        layers: int64 (L, 7), see memory.py.
-        x: float32 (C B, D), the samples of all batches.
-        labels: int64 (C B,) for softmax cross-entropy; empty for the squared error.
-        targets: float32 (C B, K) for half the squared error; empty for cross-entropy.
-        weights: float32 (C, B), the same for all samples of a batch; 0 for pads, which come last.
-        out: float32 (C, P), written: the gradients of the sums of weights times losses.
-        losses: float32 (C, B), written: the sum of each batch's losses, then zeros.
-        memory: float32 with at least `memory_length(layers, B, 0)` elements, written. It is zeros before the first call
-            and serves calls with the same layers and B only.
-    """
-    return int(_compiled(params, layers, x, labels, targets, weights, out, losses, memory))
+cache.keep(gradients)
+gradients.compile(_SIGNATURE)
+gradients.disable_compile()

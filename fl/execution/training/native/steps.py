@@ -117,32 +117,12 @@ def weight_gradient(
     bias: np.ndarray,
 ) -> None:
     """weight <- g^T h,  bias <- the sum of g over the batch; zeros for a layer without bias."""
-    wide, across, nothing = padded(n_in), padded(n_out), splat(_0)
+    wide, across = padded(n_in), padded(n_out)
     for first in range(0, wide, COLUMNS):
         for o in range(0, n_out, 4):
-            for i in range(first, min(first + COLUMNS, wide), 2 * WIDTH):  # eight products at once
-                s0, s1, s2, s3 = nothing, nothing, nothing, nothing
-                t0, t1, t2, t3 = nothing, nothing, nothing, nothing
-                for b in range(count):
-                    x, y, at = load(h, b * wide + i), load(h, b * wide + i + WIDTH), b * across + o
-                    g0, g1, g2, g3 = splat(g[at]), splat(g[at + 1]), splat(g[at + 2]), splat(g[at + 3])
-                    s0, s1, s2, s3 = fma(x, g0, s0), fma(x, g1, s1), fma(x, g2, s2), fma(x, g3, s3)
-                    t0, t1, t2, t3 = fma(y, g0, t0), fma(y, g1, t1), fma(y, g2, t2), fma(y, g3, t3)
-                to = o * wide + i
-                store(weight, to, s0)
-                store(weight, to + wide, s1)
-                store(weight, to + 2 * wide, s2)
-                store(weight, to + 3 * wide, s3)
-                to += WIDTH
-                store(weight, to, t0)
-                store(weight, to + wide, t1)
-                store(weight, to + 2 * wide, t2)
-                store(weight, to + 3 * wide, t3)
-    for o in range(0, across, WIDTH):
-        s0 = nothing
-        for b in range(count * biased):
-            s0 = s0 + load(g, b * across + o)
-        store(bias, o, s0)
+            last = min(first + COLUMNS, wide)
+            four_rows(g, h, count, o, first, last, wide, across, weight, o * wide + first, wide)
+    sum_over_batch(g, count * biased, across, bias)
 
 
 @part
@@ -164,42 +144,67 @@ def gradient_and_step(
 
     Four rows of COLUMNS columns at once: their gradient lies at the beginning of `kept.gradient`.
     """
-    wide, across, nothing, some = padded(n_in), padded(n_out), splat(_0), kept.gradient
+    wide, across, some = padded(n_in), padded(n_out), kept.gradient
     width, pull = min(COLUMNS, wide), rule.numbers[0]
     for first in range(0, wide, COLUMNS):
         last = min(first + COLUMNS, wide)
         for o in range(0, n_out, 4):
-            for i in range(first, last, 2 * WIDTH):  # eight products at once
-                s0, s1, s2, s3 = nothing, nothing, nothing, nothing
-                t0, t1, t2, t3 = nothing, nothing, nothing, nothing
-                for b in range(count):
-                    x, y, at = load(h, b * wide + i), load(h, b * wide + i + WIDTH), b * across + o
-                    g0, g1, g2, g3 = splat(g[at]), splat(g[at + 1]), splat(g[at + 2]), splat(g[at + 3])
-                    s0, s1, s2, s3 = fma(x, g0, s0), fma(x, g1, s1), fma(x, g2, s2), fma(x, g3, s3)
-                    t0, t1, t2, t3 = fma(y, g0, t0), fma(y, g1, t1), fma(y, g2, t2), fma(y, g3, t3)
-                to = i - first
-                store(some, to, s0)
-                store(some, to + width, s1)
-                store(some, to + 2 * width, s2)
-                store(some, to + 3 * width, s3)
-                to += WIDTH
-                store(some, to, t0)
-                store(some, to + width, t1)
-                store(some, to + 2 * width, t2)
-                store(some, to + 3 * width, t3)
+            four_rows(g, h, count, o, first, last, wide, across, some, 0, width)
             for r in range(4):
                 begin = offset + (o + r) * wide + first
                 end, shift = begin + last - first, begin - r * width
                 add_penalty(kept, w, initial, pull, begin, end, shift)
                 sgd_step(rule, kept, w, _1, rate, begin, end, shift)
-    for o in range(0, across, WIDTH):
-        s0 = nothing
-        for b in range(count * biased):
-            s0 = s0 + load(g, b * across + o)
-        store(some, o, s0)
+    sum_over_batch(g, count * biased, across, some)
     bias = offset + weights_length(n_in, n_out)
     add_penalty(kept, w, initial, pull, bias, bias + across, bias)
     sgd_step(rule, kept, w, _1, rate, bias, bias + across, bias)
+
+
+@inlined
+def four_rows(
+    g: np.ndarray,
+    h: np.ndarray,
+    count: int,
+    o: int,
+    first: int,
+    last: int,
+    wide: int,
+    across: int,
+    out: np.ndarray,
+    begin: int,
+    stride: int,
+) -> None:
+    """Rows o..o + 3 of g^T h in the columns first..last - 1: row r goes to out[begin + r stride :]."""
+    nothing = splat(_0)
+    for i in range(first, last, 2 * WIDTH):  # eight products at once
+        s0, s1, s2, s3 = nothing, nothing, nothing, nothing
+        t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+        for b in range(count):
+            x, y, at = load(h, b * wide + i), load(h, b * wide + i + WIDTH), b * across + o
+            g0, g1, g2, g3 = splat(g[at]), splat(g[at + 1]), splat(g[at + 2]), splat(g[at + 3])
+            s0, s1, s2, s3 = fma(x, g0, s0), fma(x, g1, s1), fma(x, g2, s2), fma(x, g3, s3)
+            t0, t1, t2, t3 = fma(y, g0, t0), fma(y, g1, t1), fma(y, g2, t2), fma(y, g3, t3)
+        to = begin + i - first
+        store(out, to, s0)
+        store(out, to + stride, s1)
+        store(out, to + 2 * stride, s2)
+        store(out, to + 3 * stride, s3)
+        to += WIDTH
+        store(out, to, t0)
+        store(out, to + stride, t1)
+        store(out, to + 2 * stride, t2)
+        store(out, to + 3 * stride, t3)
+
+
+@inlined
+def sum_over_batch(g: np.ndarray, count: int, across: int, out: np.ndarray) -> None:
+    """out <- the sum of g over `count` samples."""
+    for o in range(0, across, WIDTH):
+        s0 = splat(_0)
+        for b in range(count):
+            s0 = s0 + load(g, b * across + o)
+        store(out, o, s0)
 
 
 @inlined
