@@ -5,6 +5,7 @@ import json
 import statistics
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -390,7 +391,7 @@ def test_commands(runs, stream, tmp_path):
         (["plot", "{0}", "--kind", "clients", "--out", "clients.png"], "has no clients.parquet"),
         (["plot", "{0}", "--kind", "pie", "--out", "a.png"], "--kind: 'pie' is not one of"),
         (["plot", "{0}", "--width", "wide", "--out", "a.png"], "width: 'wide' is neither a number of inches nor one"),
-        (["plot", "{0}", "--label", "fast=F", "--out", "a.png"], "label: 'fast' is not one of ['slow']"),
+        (["plot", "{0}", "--label", "fast=F", "--out", "a.png"], "label: 'fast=F' begins with none of ['slow=']"),
         (["compare", "{0}", "--budget", "up=3parsec"], "budget: 'up=3parsec' is not COST=VALUE with one of the units"),
         (["compare", "{0}", "--budget", "money=3"], "budget: 'money=3' is not COST=VALUE of one of the costs"),
         (["compare", "{0}", "--budget", "hours=3"], "cost: 'hours' was not counted in slow"),
@@ -401,6 +402,17 @@ def test_commands(runs, stream, tmp_path):
 def test_mistakes_are_named(runs, arguments, said):
     done = CliRunner().invoke(app, [a.format(runs[0]) for a in arguments])
     assert done.exit_code == 2 and said in done.stderr
+
+
+def test_a_label_names_a_variant_whose_name_has_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # the figure's texts stay texts
+    for rate in ("0.1", "0.1=decay"):
+        write(tmp_path / f"lr={rate}" / "s0", [0.5, 0.9], 250_000)
+    folders = [str(tmp_path / f"lr={rate}") for rate in ("0.1", "0.1=decay")]
+    labels = ["--label", "lr=0.1=small", "--label", "lr=0.1=decay=falling"]  # the longest name that fits
+    done = CliRunner().invoke(app, ["plot", *folders, *labels, "--out", str(tmp_path / "a.svg")])
+    drawn = (tmp_path / "a.svg").read_text()
+    assert done.exit_code == 0 and ">small<" in drawn and ">falling<" in drawn and "lr=0.1" not in drawn
 
 
 TINY = {

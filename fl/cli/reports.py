@@ -167,11 +167,13 @@ def _plot_sweep(directories: Sequence[Path], out: Path, metric: str | None, look
 
 
 def _labels(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Read NAME=TEXT; each name must be that of a variant."""
-    labels = dict(text.partition("=")[::2] for text in texts)
-    for name in labels:
-        if name not in names:
-            raise ValueError(f"label: {name!r} is not one of {list(names)}; write NAME=TEXT")
+    """Read NAME=TEXT; each name must be that of a variant. A name may have "=" itself: "lr=0.2=small rate"."""
+    labels = {}
+    for text in texts:
+        name = next((name for name in sorted(names, key=len, reverse=True) if text.startswith(f"{name}=")), None)
+        if name is None:
+            raise ValueError(f"label: {text!r} begins with none of {[f'{name}=' for name in names]}; write NAME=TEXT")
+        labels[name] = text[len(name) + 1 :]
     return labels
 
 
