@@ -8,7 +8,8 @@
 Row j of S receives, column i gives; `strategies/task_groups.py` has the scores and compares all choices.
 All groups train with the same cohort, one exchange each.  Traffic per client and round, each way: 4 (|encoder| +
 |heads|) bytes, and 4 n^2 up while probing; after the split 4 sum_g (|encoder| + |heads of g|).  Predictions are made
-head by head, each with the encoder of its group; the saved model has the encoder of the first group.
+head by head, each with the encoder of its group.  The saved model is one module with one encoder, that of group 0: its
+heads of other groups' tasks belong to encoders that are in the checkpoints only.  A warning names these tasks.
 Metrics: affinity/J/I (mean of S[J, I] so far), group/J (number of the group that predicts J), groups.
 Zhuang, Wen, Lyu, Zhang 2023, arXiv:2307.11285.
 Baselines of the paper: all in one is `groups: 1, probes: 0`, one by one is `groups: alone, merged: 0, probes: 0`.
@@ -187,8 +188,15 @@ class MAS(Strategy):
             groups = grouping(affinity, self.groups, self.overlap)
         (merged,) = state.groups
         encoder = [name for name in merged if not name.startswith("heads.")]
+        serves = serving(affinity, groups, self.overlap)
+        if elsewhere := [name for name, g in zip(names, serves) if g]:
+            logging.getLogger(__name__).warning(
+                "strategy: the saved model has the encoder of group 0; the heads of %s are trained with encoders of "
+                "other groups, which only checkpoints hold; evaluations use the encoder of each task's group",
+                ", ".join(elsewhere),
+            )
         parts = tuple(merged.select([*encoder, *(f"heads.{names[j]}.*" for j in group)]) for group in groups)
-        return replace(state, groups=parts, serves=serving(affinity, groups, self.overlap))
+        return replace(state, groups=parts, serves=serves)
 
     def _metrics(self, state: State, names: Sequence[str]) -> Metrics:
         found: dict[str, Any] = {"groups": len(state.groups)}

@@ -89,29 +89,28 @@ from bare import *
 class Cheat(Bare):
     def __init__(self, work):
         super().__init__(work)
-        self.descent.lr *= {faster}
+        self.descent.lr *= 0.5
 
 if __name__ == "__main__":
-    serve(lambda work: {{"cheat": Cheat(work)}})
+    serve(lambda work: {"honest": Bare(work), "cheat": Cheat(work)})
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("faster", "distance"), [(1.0, 0.0), (0.5, 0.5)])
-def test_a_contestant_with_another_model_takes_no_turn(micro, monkeypatch, tmp_path, faster, distance):
+def test_a_contestant_with_another_model_takes_no_turn(micro, monkeypatch, tmp_path):
+    """Half the learning rate moves the model about half as far."""
     for file in PEERS.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
-    (tmp_path / "cheat.py").write_text(CHEAT.format(faster=faster))
+    (tmp_path / "cheat.py").write_text(CHEAT)
     monkeypatch.setattr(processes, "PEERS", tmp_path)
     monkeypatch.setattr(comparison, "TURNS", 1)
     monkeypatch.setattr(comparison, "PROGRAMS", [programs.Program(n, n, None) for n in ("bare", "cheat")])
     result = comparison.Comparison(Workload.load(micro, None, "cpu"), [], (), 0.01, lambda _: None).run()
-    cheat = result["contestants"]["cheat"]
-    assert cheat["distance"] == pytest.approx(
-        distance, abs=0.02
-    )  # half the learning rate moves the model about half as far
-    assert ("clients_per_second" in cheat) == (distance == 0)
-    assert ("differs from the bare loop's" in cheat.get("failed", "")) == (distance > 0)
+    for name, distance in (("honest", 0.0), ("cheat", 0.5)):
+        entry = result["contestants"][name]
+        assert entry["distance"] == pytest.approx(distance, abs=0.02)
+        assert ("clients_per_second" in entry) == (distance == 0)
+        assert ("differs from the bare loop's" in entry.get("failed", "")) == (distance > 0)
 
 
 def test_a_contestant_that_cannot_run_is_named_with_the_reason(micro, monkeypatch, tmp_path):

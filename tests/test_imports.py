@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import importlib.metadata
 import os
 import re
@@ -16,6 +17,7 @@ import fl
 from fl.kinds import KINDS
 from fl.registry import names
 
+pytestmark = pytest.mark.xdist_group("imports")  # one process reads all files, once
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     "fl": {"fl"},
@@ -46,6 +48,7 @@ def package_of(module: str, path: Path) -> str:
     return names[1] if names[:1] == ["fl"] and len(names) > 1 and names[1] in PACKAGES else "".join(names[:1])
 
 
+@functools.cache
 def found(package: str) -> list[tuple[str, str]]:
     """Return (file:line, top-level package) of each import in a package, without the peers of `fl bench`."""
     peers = ROOT / "experiments" / "benchmarks" / "peers"
@@ -97,6 +100,9 @@ def test_only_fl_flower_imports_flwr(package):
     assert [where for where, module in found(package) if module == "flwr" and not where.startswith("fl/flower/")] == []
 
 
+packages_distributions = functools.cache(importlib.metadata.packages_distributions)  # reads hundreds of files
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_a_package_imports_is_declared(package):
     config = configparser.ConfigParser()
@@ -105,7 +111,7 @@ def test_what_a_package_imports_is_declared(package):
     del extras["dev"]
     required = "\n".join([config["options"]["install_requires"], *extras.values()]).split()
     declared = {re.match(r"[\w-]+", line)[0].lower() for line in required}
-    homes = importlib.metadata.packages_distributions()
+    homes = packages_distributions()
     third_party = [(w, m) for w, m in found(package) if m and m not in {*PACKAGES, *sys.stdlib_module_names}]
     assert [(w, m) for w, m in third_party if not declared & {d.lower() for d in homes.get(m, [m])}] == []
 

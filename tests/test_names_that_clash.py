@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fl.own_packages import NAMES, ROOT
+from tests import process
 
 METHOD = """\
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def test_workers_find_both(project):
         more = ["--out", str(project / executor), "--quiet", f"execution.executor={executor}"]
         done = python(project, "-m", "fl", "run", "run.yaml", *more, *["execution.workers=2"] * (executor == "ray"))
         assert done.returncode == 0, done.stderr
-        digests.append(python(project, "-m", "fl", "digest", executor).stdout)
+        digests.append(process.fl("digest", project / executor).stdout)
     assert digests[0] == digests[1] != ""
 
 

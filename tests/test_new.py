@@ -1,10 +1,8 @@
 """`fl new`: what it writes runs, and its own tests pass."""
 
-import sys
-from subprocess import run
-
 import pytest
 
+from tests.process import python
 from tests.test_bad_configs import fl
 
 KINDS = ("strategy", "client", "partition", "codec")
@@ -15,10 +13,8 @@ def test_the_tests_of_new_parts_pass(capsys, tmp_path):
         code, out, _ = fl(capsys, "new", kind, f"my_{kind}", "--out", str(tmp_path))
         assert code == 0 and len(out.splitlines()) == 3
     files = [str(tmp_path / f"test_my_{kind}.py") for kind in KINDS]
-    done = run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files], cwd=tmp_path, capture_output=True
-    )
-    assert done.returncode == 0, done.stdout.decode()
+    done = python(f"import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files}]))", tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_project_and_an_experiment_run(capsys, tmp_path):

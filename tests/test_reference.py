@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +128,9 @@ def test_show_config_prints_the_tree_or_a_part_of_it():
 
 
 # -- the schema -------------------------------------------------------------------------------------------------------
+one_process = pytest.mark.xdist_group("schema")  # which makes the schema once
+
+
 @pytest.fixture(scope="module")
 def schema():
     found = configuration_schema()
@@ -133,6 +138,7 @@ def schema():
     return jsonschema.Draft202012Validator(found)
 
 
+@one_process
 def test_the_schema_accepts_all_our_configurations(schema):
     files = {path: parse(path.read_text()) for path in sorted((ROOT / "experiments").rglob("*.yaml"))}
     configurations = {path: content for path, content in files.items() if not path.name.endswith(".sweep.yaml")}
@@ -141,12 +147,14 @@ def test_the_schema_accepts_all_our_configurations(schema):
     assert not wrong
 
 
+@one_process
 def test_the_schema_accepts_what_a_run_writes(schema):
     """Every default written out, as in config.yaml of a run directory."""
     written = json.loads(json.dumps(resolve(CONFIG).to_dict()))
     assert not [error.message for error in schema.iter_errors(written)]
 
 
+@one_process
 @pytest.mark.parametrize(
     "change",
     [
@@ -184,6 +192,7 @@ def test_the_schema_refuses_what_a_configuration_refuses(schema, change):
         resolve(read(changed))
 
 
+@one_process
 @pytest.mark.parametrize(
     "change",
     [
@@ -275,6 +284,39 @@ def completed(shell: dict[str, str], line: str) -> set[str]:
 def test_bash_completes_names_keys_and_values(shell, line, offered):
     found = completed(shell, line)
     assert found == offered or (line.endswith("client.m") and {"client.mu="} < found and len(found) == 2)
+
+
+# zsh's own `_arguments` works in a line editor only; here it prints the candidates that it gets
+ZSH = """
+compdef() { : }; _files() { : }; _arguments() { print -r -- "$@" }
+source script.zsh; words=("${(@s: :)1}"); CURRENT=${#words}; _fl_completion
+"""
+OFFERED = {
+    "fl sho": {"show"},
+    "fl show strategy fedpr": {"fedproto", "fedprox"},
+    "fl run x.yaml client.m": {"client.mu=", "client.mu=0.01"},
+    "fl run x.yaml strategy=scaff": {"strategy=scaffold"},
+    "fl check codec:top": {"codec:top_k"},
+}
+
+
+@pytest.mark.parametrize("line", OFFERED)
+@pytest.mark.parametrize("name", ["zsh", "fish"])
+def test_other_shells_complete_names_keys_and_values(shell, name, line):
+    """fish completes words itself; zsh evaluates what its script asks of `fl`."""
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not installed")
+    script = Path(shell["FOLDER"]) / f"script.{name}"
+    script.write_text(fl("--show-completion", name, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout)
+    fish = ["fish", "--no-config", "-c", f"source {script}; complete -C '{line}'"]
+    command = fish if name == "fish" else ["zsh", "-f", "-c", ZSH, "zsh", line]
+    done = subprocess.run(command, env=shell, cwd=shell["FOLDER"], capture_output=True, text=True, check=True)
+    assert not done.stderr
+    if name == "fish":
+        assert {row.partition("\t")[0] for row in done.stdout.splitlines()} == OFFERED[line]
+    else:  # "word":"meaning" or "word", with \\: for a colon
+        words = re.findall(r'(?:\(\(| )"((?:[^":\\]|\\.)*)"(?=:"| |\)\))', done.stdout.replace("\\\\", "\\"))
+        assert {word.replace("\\:", ":") for word in words} == OFFERED[line], done.stdout
 
 
 def test_overrides_name_the_parts_whose_keys_are_completed(tmp_path):

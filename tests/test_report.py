@@ -87,6 +87,14 @@ def test_seeds_of_a_variant_come_together(runs, tmp_path):
     assert "| slow | 2 | 3 | 0.500 ± 0.141 | 3 | 6 |" in text and "| quick | 1 | 2 | **0.900** | 0.5 | 1 |" in text
 
 
+def test_variants_of_one_name_in_different_folders_are_told_apart(tmp_path):
+    given = [write(tmp_path / name, [0.5], 10) for name in ("a/0", "x/b/0", "y/b/0", "a/1-s0", "a/1-s1", "x/b/1-s0")]
+    found = [(variant.name, len(variant.runs)) for variant in read_variants(given)]
+    assert found == [("a/0", 1), ("x/b/0", 1), ("y/b/0", 1), ("a/1", 2), ("b/1", 1)]
+    folders = read_variants([tmp_path / "x" / "b", tmp_path / "y" / "b"])
+    assert [variant.name for variant in folders] == ["x/b", "y/b"]
+
+
 def test_a_curve_has_the_points_that_were_measured(runs):
     (slow,) = read_variants(runs[:2])
     (x, y), _ = slow.curves("eval/accuracy", "up")

@@ -69,7 +69,8 @@ class Stop:
 
     Args:
         target: metric -> value, as in {val/accuracy: 0.9}; the run ends with the first evaluation that reaches all of
-            them. A loss reaches values from above, an accuracy from below, as for `evaluation.select`.
+            them. A loss reaches values from above, an accuracy from below, as for `evaluation.select`. The epsilon of a
+            private run is a limit: the run ends before the round that would exceed it.
         patience: number of evaluations, 1 or more, without a better `evaluation.select`; None: no limit.
         simulated_seconds: virtual time, positive; the run ends with the round in which it has passed. None: no limit.
     """

@@ -166,7 +166,10 @@ def _read(
 
 def _arrays(part: str, arrays: Any) -> Arrays:
     if not isinstance(arrays, Mapping):
-        raise ValueError(f'data: {part} is {type(arrays).__name__}, not a dict of arrays {{"x": ..., "y": ...}}')
+        raise ValueError(
+            f'data: {part} is {type(arrays).__name__}, not a dict of arrays {{"x": ..., "y": ...}}; '
+            "a configuration file names a data set, as in data: digits, or a file, as in data: ./rows.csv"
+        )
     return {str(name): _array(f"{part}.{name}", array) for name, array in arrays.items()}
 
 

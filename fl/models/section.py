@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fl.errors import located
 from fl.models.adapter import Adapter
 from fl.models.batch_norm import BatchNorm, Statistics, statistics_names, with_statistics
 from fl.models.extension import Extend
@@ -76,7 +77,10 @@ class Model:
         for name in match(named, self.freeze):
             named[name].requires_grad_(False)
         if self.adapter:
-            module = self.adapter.wrap(module)
+            try:
+                module = self.adapter.wrap(module)
+            except ValueError as error:
+                raise located("model.adapter", error) from error
         if not any(p.requires_grad for p in module.parameters()):
             raise ValueError("freeze: nothing is left to train")
         return module

@@ -1,7 +1,8 @@
 """Variants: runs that differ only in their seed, with their metrics and costs.
 
 A variant is a run directory, a folder of run directories (one per seed), or run directories whose names differ only in
-a seed at the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`). The baselines of a run are variants of their own.
+a seed at the end (`fedavg-s0`, `fedavg-s1`, `fedavg-seed2`) and that are in one folder. Variants of the same name in
+different folders are told apart by the folders' names (`a/0`, `b/0`). The baselines of a run are variants of their own.
 
     eval/accuracy        last measured value; after the strategy's final work, if it has any
     eval/accuracy@10     last value measured in the first 10 rounds
@@ -241,7 +242,7 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
         empty: runs without a finished round are added to this list. Default: a warning names them, and it is an error
             if no other run is left.
     """
-    found: dict[str, dict[Path, Sequence[Row]]] = {}
+    grouped: dict[tuple[Path, str], dict[Path, Sequence[Row]]] = {}  # by folder and name
     left_out: list[Path] = []
     seen: set[Path] = set()
     for label, directory in [each for given in directories for each in _variant_folders(given)]:
@@ -254,7 +255,8 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
                 left_out.append(path)
                 continue
             name = label if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
-            found.setdefault(name or directory.name, {})[path] = rows
+            grouped.setdefault((directory.resolve().parent, name or directory.name), {})[path] = rows
+    found = dict(zip(_distinct_names(list(grouped)), grouped.values()))
     if empty is not None:
         empty += left_out
     elif not found:
@@ -273,6 +275,21 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
             others.setdefault(path.name if unambiguous else f"{name}: {path.name}", {})[path] = read_metrics(path)
     methods = [Variant.of(name, runs) for name, runs in found.items()]
     return methods + [Variant.of(name, runs, baseline=True) for name, runs in others.items()]
+
+
+def _distinct_names(variants: Sequence[tuple[Path, str]]) -> list[str]:
+    """Names of variants from (folder, name): equal names in different folders begin with their folders.
+
+    >>> _distinct_names([(Path("/runs/a"), "0"), (Path("/runs/b"), "0"), (Path("/runs/b"), "1")])
+    ['a/0', 'b/0', '1']
+    """
+    found = []
+    for folder, name in variants:
+        others = [other.parts[::-1] for other, same in variants if same == name and other != folder]
+        own = folder.parts[::-1]
+        depth = next(k for k in range(len(own) + 1) if all(other[:k] != own[:k] for other in others))
+        found.append("/".join([*own[:depth][::-1], name]))
+    return found
 
 
 def _variant_folders(directory: Path) -> list[tuple[str, Path]]:

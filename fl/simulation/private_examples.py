@@ -30,6 +30,7 @@ class PrivateExamples:
     def __init__(self, plan: PrivacyPlan, clients: int, seed: int, steps: int):
         self.plan, self.seed, self.steps = plan, seed, steps
         self.participations = np.zeros(clients, np.int32)
+        self.before, self.rise = 0, 1  # updates of a client before the present round; most in any round so far
         self.asked: np.ndarray | None = None  # ids of the clients of the exchange at hand; None: an asynchronous server
 
     def sampling_seed(self, round_: int) -> int:
@@ -38,6 +39,7 @@ class PrivateExamples:
 
     def begin(self, round_: int, in_round: bool) -> None:
         """Begin a round, or work outside of rounds: each exchange is accounted."""
+        self.before = int(self.participations.max(initial=0))
 
     def reduction(self, exchange: Exchange) -> Reduction:
         """Return the strategy's own reductions: they reduce values that are private already."""
@@ -51,9 +53,14 @@ class PrivateExamples:
         sent = clients if self.asked is None else self.asked
         np.add.at(self.participations, sent, 1)  # an asynchronous server may have a client twice
         spent = int(self.participations.max(initial=0))
+        self.rise = max(self.rise, spent - self.before)
         bound = self.plan.section.clipping.bounds_at(None, 1, "l2")[0]
         noise = {"clip_bound": bound, "noise_multiplier": self.plan.noise_multiplier}
         return value, {**noise, "epsilon": self.plan.epsilon(spent * self.steps)}
+
+    def next_epsilon(self) -> float:
+        """Return the largest epsilon after one more round, with as many updates of a client as any round has had."""
+        return self.plan.epsilon((int(self.participations.max(initial=0)) + self.rise) * self.steps)
 
     def result(self, exchange: Exchange, value: Any, clients: np.ndarray, num_examples: np.ndarray) -> ExchangeResult:
         """Return the answer of an exchange, without the clients' metrics, which have no noise."""
@@ -63,9 +70,9 @@ class PrivateExamples:
     def record(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         counts = torch.from_numpy(self.participations.copy())
-        return {"noise_multiplier": self.plan.noise_multiplier, "participations": counts}
+        return {"noise_multiplier": self.plan.noise_multiplier, "participations": counts, "rise": self.rise}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Take over a `record`. A `ConfigError` if the run would go on with other noise than it began with."""
         check_same_noise(self.plan, record["noise_multiplier"])
-        self.participations = record["participations"].numpy().copy()
+        self.participations, self.rise = record["participations"].numpy().copy(), record["rise"]

@@ -147,6 +147,11 @@ class PrivateRounds:
             for name, tree in noisy.items()
         }, figures
 
+    def next_epsilon(self) -> float:
+        """Return the largest epsilon that is possible after one more round."""
+        done = int(self.participations.max(initial=0)) if self.counts else self.releases
+        return self.plan.epsilon(done + 1)
+
     def _with_noise(self, sums: Mapping[str, Tree], bound: float) -> tuple[Mapping[str, Tree], float]:
         """Return the noisy sums, and the standard deviation of the noise on each of their coordinates."""
         plan, mechanism = self.plan, self.section.mechanism

@@ -44,7 +44,7 @@ from fl.simulation.result import Result, save_result
 from fl.simulation.samples import check_samples, write_samples
 from fl.simulation.secure_exchanges import check_secure
 from fl.simulation.setup import RunSetup
-from fl.simulation.stopping import Stopping, check_metric_names
+from fl.simulation.stopping import Stopping, check_budget, check_metric_names, names_in
 from fl.simulation.totals import Row
 from fl.simulation.workload import choose_executor
 from fl.storage.clients import ClientStates
@@ -201,9 +201,10 @@ class Simulation:
         with span("evaluate", "samples"):
             write_samples(self.run_setup, strategy, self.state, self.round, self.directory)
         row |= self.folder.ledger.totals(self.round)
-        self.best_pending |= (
-            self.stopping.check(row, evaluated, self.exchanges.time.now) and self.config.checkpoint.best
-        )
+        private = self.exchanges.private
+        epsilon = None if private is None else private.next_epsilon
+        is_best = self.stopping.check(row, evaluated, self.exchanges.time.now, epsilon)
+        self.best_pending |= is_best and self.config.checkpoint.best
         row |= self._measured(callbacks, row)
         row["wall_seconds"] = time.perf_counter() - start
         self.round += 1
@@ -302,7 +303,7 @@ class Simulation:
         """Make the state of the run, and take over the last commit of a resumed one. `stack` closes what it opens."""
         self.config = config = self.run_setup.config
         self.round, self.setup_done, self.best_pending = 0, False, False
-        check_metric_names(self.run_setup)
+        check_metric_names(self.run_setup, names_in(config.evaluation.select, config.stop.target))
         check_samples(self.run_setup)
         self.stopping = Stopping(config)
         self.accuracy_matrix: list[list[float]] = []  # of a stream: accuracy on each task after each task
@@ -326,6 +327,8 @@ class Simulation:
         self.folder, record = open_run(self.directory, Ledger, self.states, resumed)
         stack.callback(self.folder.close)
         self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
+        if not record and self.exchanges.private is not None:
+            check_budget(config, self.exchanges.private.next_epsilon)
         if record:
             unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)
             restore(self, record)

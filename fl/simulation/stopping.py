@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ from fl.simulation.setup import RunSetup
 from fl.simulation.totals import Row
 from fl.tasks.task import SELECT, minimised
 
+BUDGETS = ("epsilon", "virtual_epsilon")  # in `stop.target` of a private run: limits that no round exceeds
 LATER = ("task*", "stream/*")  # metrics that a stream has in later rounds only
 
 
@@ -31,21 +32,39 @@ def unknown_metric(key: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(key, f"{name!r} is not a metric of this run, which has {known}.{did_you_mean(name, known)}")
 
 
-def check_metric_names(setup: RunSetup) -> None:
-    """Check the metrics of an evaluation, such as eval/*, val/* and clients/*, that the configuration names.
+def check_metric_names(setup: RunSetup, names: Iterable[tuple[str, str]]) -> None:
+    """Check metrics of an evaluation, such as eval/*, val/* and clients/*.
 
     Other names depend on the strategy and the client; the first evaluation tells.
+
+    Args:
+        setup: the run.
+        names: (key of the configuration, metric) pairs.
 
     Raises:
         ConfigError: a metric is not measured in this run.
     """
-    config = setup.config
-    if type(config.strategy).evaluation is not Strategy.evaluation:
+    if type(setup.config.strategy).evaluation is not Strategy.evaluation:
         return
     known, own = metric_names(setup), {"eval", *SPLIT_PREFIXES.values(), *get_args(Stage)}
-    for key, name in names_in(config.evaluation.select, config.stop.target):
+    for key, name in names:
         if name.partition("/")[0] in own and name not in known:
             raise unknown_metric(key, name, {*known, "train/loss"})
+
+
+def check_budget(config: Config, next_epsilon: Callable[[], float]) -> None:
+    """Check that a private run may do at least one round.
+
+    Raises:
+        ConfigError: the first round would exceed the epsilon of `stop.target`.
+    """
+    for name in BUDGETS:
+        if name in config.stop.target and (first := next_epsilon()) > config.stop.target[name]:
+            raise ConfigError(
+                "stop.target",
+                f"{name}: the first round has epsilon {first:.4g}, more than {config.stop.target[name]:g}; set "
+                f"{math.ceil(first * 1000) / 1000:g} or more, or a larger privacy.noise_multiplier",
+            )
 
 
 class Stopping:
@@ -72,22 +91,33 @@ class Stopping:
         """Take over a `record`."""
         self.best, self.waited, self.reason = record["best"], record["waited"], record["reason"]
 
-    def check(self, row: Row, evaluated: bool, simulated_seconds: float) -> bool:
+    def check(
+        self,
+        row: Row,
+        evaluated: bool,
+        simulated_seconds: float,
+        next_epsilon: Callable[[], float] | None = None,
+    ) -> bool:
         """Look at the metrics of a round, set `reason` if the run ends here, and return whether the round is the best.
 
         Args:
             row: the round's metrics.
             evaluated: whether the round was evaluated; only then it can be the best.
             simulated_seconds: virtual time at the end of the round.
+            next_epsilon: returns the largest epsilon after one more round; None for a run without privacy.
         """
         if evaluated and not self.checked:
             self._check_names(row)
         select = self.select or next((metric for metric in SELECT if metric in row), None)
         is_best = evaluated and select in row and not math.isnan(row[select]) and self._improves(select, row[select])
         stop = self.stop
-        reached = [m for m, v in stop.target.items() if m in row and (row[m] <= v if minimised(m) else row[m] >= v)]
-        if stop.target and len(reached) == len(stop.target):
-            self.reason = f"target reached: {stop.target}"
+        budget = {m: v for m, v in stop.target.items() if m in BUDGETS and next_epsilon is not None}
+        target = {m: v for m, v in stop.target.items() if m not in budget}
+        reached = [m for m, v in target.items() if m in row and (row[m] <= v if minimised(m) else row[m] >= v)]
+        if target and len(reached) == len(target):
+            self.reason = f"target reached: {target}"
+        elif budget and next_epsilon is not None and (epsilon := next_epsilon()) > min(budget.values()):
+            self.reason = f"another round would have epsilon {epsilon:.4g}, more than stop.target allows"
         elif stop.patience is not None and self.waited >= stop.patience:
             self.reason = f"no better {select} in {stop.patience} evaluations"
         elif stop.simulated_seconds is not None and simulated_seconds >= stop.simulated_seconds:

@@ -49,6 +49,7 @@ def test_forms_of_arrays():
         ({"images": X, "labels": Y}, r"data: a dict of \['images', 'labels'\] is not"),
         ({"train": {"x": X, "y": Y}, "tset": {"x": X, "y": Y}}, r"data: a dict of \['train', 'tset'\] is not"),
         ({"train": (X, Y)}, "data: train is tuple, not a dict of arrays"),
+        ({"train": []}, "data: train is list, not a dict of arrays .* a configuration file names a data set"),
         ({"x": [["a"], ["b"]], "y": [0, 1]}, r"data: train.x is <U1 \(2, 1\), not an array of numbers"),
         ({"x": X, "y": ["a", "b", None, "a", "b", "c"]}, "data: train.y has None in row 2, which is not a word"),
         ({"x": [[1, 2], [3]], "y": [0, 1]}, "data: train.x is not an array"),

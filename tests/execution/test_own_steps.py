@@ -1,6 +1,7 @@
 """The hooks `step` and `trainings`: closed forms on a/2 (w - b)^2, and clients that train together are those alone."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -415,19 +416,28 @@ def test_hooks_that_another_hook_calls_are_taken():
 
 
 class OwnReceived(LocalTraining):
-    """The second training receives each client's own model in place of the server's."""
+    """The second training receives each client's own model in place of the server's, or its length beside it."""
+
+    own: ClassVar[str] = "model"
 
     def trainings(self, inputs):
         end = yield inputs
-        yield replace(inputs, received={"model": end.params})
+        values = {"model": end.params, "length": fl.norm(end.delta)}
+        yield replace(inputs, received={**inputs.received, self.own: values[self.own]})
         return {"model": end.delta}, None
 
 
+class OwnNumber(OwnReceived):
+    own = "length"
+
+
+@pytest.mark.parametrize("kind", [OwnReceived, OwnNumber])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_of_each_client_do_not_belong_in_what_was_received(backend):
-    algorithm = OwnReceived(steps=1, batch="full", lr=LR)
+def test_values_of_each_client_do_not_belong_in_what_was_received(backend, kind):
+    algorithm = kind(steps=1, batch="full", lr=LR)
     algorithm.work("train", quadratic(1.0), None)
-    with pytest.raises(ValueError, match=r"trainings yielded received.model with an axis of 5 clients.*state=\.\.\."):
+    words = rf"trainings yielded received.{kind.own} with an axis of 5 clients.*state=\.\.\."
+    with pytest.raises(ValueError, match=words):
         batched.train(algorithm, make(mlp())[0], backend)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fl
+from fl.execution.workers.ray_pool import keep_workers
 from tests.process import start
 from tests.watching import AfterRound
 
@@ -34,7 +35,7 @@ PRIVACY = {
 }
 METHODS["private"] = {"strategy": "scaffold", "cohort": None, "privacy": PRIVACY}
 WORKERS_STAY = False
-ROUNDS = 20
+ROUNDS = 14  # two more than the last round that a killer waits for
 KILLS = 4
 
 
@@ -76,7 +77,8 @@ def ray():
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
-    yield
+    with keep_workers():
+        yield
     ray.shutdown()
 
 
@@ -165,7 +167,7 @@ def test_killed_driver_resumes_to_the_same_bits(method, serial, tmp_path):
 
 
 def test_a_run_may_be_prolonged(serial, tmp_path):
-    """Ten rounds and then ten more equal twenty."""
+    """Half of the rounds and then the other half equal all rounds."""
     fl.run(config("scaffold", rounds=ROUNDS // 2), out=tmp_path / "run")
     result = fl.resume(tmp_path / "run", rounds=f"+{ROUNDS // 2}")
     assert result.digest == serial("scaffold").digest

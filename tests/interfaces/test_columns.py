@@ -237,6 +237,7 @@ def test_free_exchanges_leave_bytes_time_metrics_states_and_carries_as_they_are(
     assert seen[0] == seen[1] and seen[0][1][0] > 0
 
 
+@pytest.mark.ray
 def test_equal_bits_on_ray_and_after_a_resume(splitnn, tmp_path):
     config = settings(splitnn, rounds=3, splits={"val": 0.0, "test": 0.2})
     straight = fl.run(config, out=tmp_path / "straight")

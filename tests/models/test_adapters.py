@@ -87,6 +87,11 @@ def test_weights_that_attention_only_reads_are_not_adapted():
         adapted_encoder(targets=("out_proj",))
 
 
+def test_a_misspelt_layer_is_named_with_the_nearest_one():
+    with pytest.raises(ValueError, match=r"targets: 'linaer1' is not .* Did you mean 'linear1'\?"):
+        adapted_encoder(targets=("linaer1",))
+
+
 def test_evaluation_uses_the_adapters_of_encoder_layers():
     """The fast path of torch in evaluation would read the base weights of the adapted layers."""
     net, x = adapted_encoder(), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -146,7 +151,14 @@ def test_a_model_begins_with_the_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     "model, said",
     [
-        ({"adapter": {"name": "lora", "targets": ["query"]}}, "model.*targets: 'query' is not a layer"),
+        (
+            {"adapter": {"name": "lora", "targets": ["query"]}},
+            r"^model.adapter.targets: 'query' is not a layer .* \['1', '3'\]",
+        ),
+        (
+            {"adapter": {"name": "lora", "targets": ["2"]}},
+            r"^model.adapter.targets: .*ReLU\(\) is not supported.*'3'\]",
+        ),
         ({"adapter": {"name": "lora", "rank": 0}}, "model.adapter.rank: 0 is not at least 1"),
         ({"freeze": ["9.*"]}, "pattern '9.\\*' matches no parameter"),
         ({"freeze": ["*"]}, "model.freeze: nothing is left to train"),

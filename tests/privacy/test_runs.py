@@ -109,12 +109,52 @@ def test_secret_seeds_cannot_be_repeated_and_are_kept(tmp_path):
 
 
 def test_the_account_covers_the_rounds_that_ran(tmp_path):
-    """A calibrated run of 3 rounds ends at epsilon 4, and a run that stops early has spent less."""
+    """A calibrated run of 3 rounds ends at epsilon 4; a run with a budget ends before the round that exceeds it."""
     calibrated = {"noise_multiplier": None, "epsilon": 4.0}
     whole = json.loads(bench(tmp_path / "a").run(**settings(calibrated, rounds=3)).metrics[-1])
     assert 3.9 < whole["epsilon"] <= 4.0
-    stopped = bench(tmp_path / "b").run(**settings(calibrated, rounds=3, stop={"target": {"epsilon": 2.0}}))
-    assert 2.0 <= json.loads(stopped.metrics[-1])["epsilon"] < 4.0 and len(stopped.metrics) < 3
+    stopped = bench(tmp_path / "b").run(**settings(calibrated, rounds=3, stop={"target": {"epsilon": 3.0}}))
+    assert 0.0 < json.loads(stopped.metrics[-1])["epsilon"] <= 3.0 and len(stopped.metrics) < 3
+
+
+HALF = {"sampling": {"rate": 1.0}, "mechanism": "laplace", "noise_multiplier": 2.0, "delta": 0}  # epsilon 0.5 a round
+
+
+@pytest.mark.parametrize(
+    "privacy, target, rounds",
+    [
+        (HALF, {"epsilon": 1.2}, 2),  # 3 * 0.5 exceeds it
+        (HALF, {"epsilon": 1.0}, 2),
+        (HALF, {"epsilon": 1.2, "clip_bound": 2.0}, 2),  # the limit holds, whatever other targets are reached
+        (HALF, {"epsilon": 9.0, "clip_bound": 0.5}, 1),
+        ({**HALF, "where": "local"}, {"epsilon": 1.2}, 2),
+    ],
+)
+def test_no_round_exceeds_the_budget(privacy, target, rounds, tmp_path):
+    rows = bench(tmp_path).run(**settings(privacy, rounds=4, stop={"target": target})).metrics
+    assert [json.loads(row)["epsilon"] for row in rows] == [0.5, 1.0][:rounds]
+
+
+def test_example_level_privacy_has_a_budget(tmp_path):
+    """3 steps with all examples and noise 2 are Gaussian mechanisms: epsilon after n rounds by dp-accounting."""
+    accountants = pytest.importorskip("dp_accounting.rdp")
+    from dp_accounting import GaussianDpEvent
+
+    two = accountants.RdpAccountant().compose(GaussianDpEvent(2.0), 6).get_epsilon(1e-3)
+    private = Bench({"name": "fedavg"}, {"name": "dp_sgd", "steps": 3, "rate": 1.0, "lr": 0.1}, tmp_path)
+    options = {"unit": "example", "sampling": None, "noise_multiplier": 2.0, "accountant": "rdp"}
+    everybody = {"cohort": {"name": "uniform", "size": 8}, "stop": {"target": {"epsilon": two * 1.001}}}
+    rows = private.run(**{**settings(options, rounds=4), **everybody}).metrics
+    assert [json.loads(row)["epsilon"] for row in rows][1:] == [pytest.approx(two, rel=1e-3)]
+
+
+def test_a_budget_below_the_first_round_is_refused(tmp_path):
+    budget = settings(HALF, stop={"target": {"epsilon": 0.4}})
+    with (
+        pytest.raises(ConfigError, match="stop.target: epsilon: the first round has epsilon 0.5, more than 0.4"),
+        bench(tmp_path).simulation(**budget),
+    ):
+        pass
 
 
 def test_more_rounds_than_the_noise_was_made_for_are_refused(tmp_path):

@@ -337,12 +337,15 @@ def test_one_by_one_is_fedavg_on_each_task_and_predictions_are_composed(tmp_path
     assert last["trained/val/loss"] != last["val/loss"]
 
 
-def test_a_task_in_two_groups_is_predicted_by_the_one_that_serves_it(tmp_path):
+def test_a_task_in_two_groups_is_predicted_by_the_one_that_serves_it(tmp_path, caplog):
     groups = {"strategy.groups": [["digit", "parity"], ["noise", "digit"]], "strategy.overlap": True}
     last = fl.run(CONFIG, out=tmp_path / "run", **groups).metrics[-1]
     S = torch.tensor([[last[f"affinity/{j}/{i}"] for i in NAMES] for j in NAMES])
     best = 0 if S[0, 2] > S[0, 1] else 1
     assert [last[f"group/{t}"] for t in NAMES] == [best, 1, 0]
+    elsewhere = ", ".join(["digit", "noise"][1 - best :])  # the saved model has the encoder of group 0
+    assert caplog.text.count("the saved model has the encoder of group 0") == 1
+    assert f"the heads of {elsewhere} are trained with encoders of other groups" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def same(a, b) -> bool:
     return a.digest == b.digest and all(a.metrics[-1][name] == b.metrics[-1][name] for name in last)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_worker_killed_in_mid_epoch_changes_nothing(straight, tmp_path):
     """A Ray worker with a party's carry dies by SIGKILL in round 1; another one takes its place."""
     file, mark = tmp_path / "killed.py", tmp_path / "killed"

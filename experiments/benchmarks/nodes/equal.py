@@ -12,6 +12,7 @@ from experiments.benchmarks.nodes.methods import METHODS, configured
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.execution.workers.ray import Ray
+from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation.run import run
 from fl.simulation.simulation import Simulation
 from fl.tracking.callback import Callback
@@ -60,7 +61,7 @@ def table(count: int = 3) -> tuple[str, dict[str, Any]]:
         "|---" * (2 + len(KINDS)) + "|",
     ]
     found: dict[str, Any] = {}
-    with started(count) as nodes:
+    with started(count) as nodes, keep_workers():
         for method in METHODS:
             one = found[method] = on_nodes(method, nodes, count) | {"serial": serial(method)}
             numbers = [f"{one['traffic'].get(kind, 0) / one['rounds'] / 1e3:.1f}" for kind in KINDS]

@@ -172,7 +172,9 @@ def variants(work: Workload) -> dict[str, Ours]:
         execution = replace(config.execution, plan=kind, chunk=None, memory_format=None)
         with contextlib.suppress(ConfigError):
             resolved = set_up_run(replace(config, execution=execution)).config
-            executors = [("serial", 1, " x1"), ("ray", work.workers, f" x{work.workers}")]
+            executors = [("serial", 1, " x1")]
+            if work.workers > 1:
+                executors.append(("ray", work.workers, f" x{work.workers}"))
             if kind == "compiled" and work.workers > 1:
                 executors.append(("serial", work.workers, f", {work.workers} threads"))
             for executor, workers, suffix in executors:

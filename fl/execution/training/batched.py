@@ -101,17 +101,21 @@ def train(
 
 
 def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInputs) -> None:
-    """Refuse parameters of each client in `received`, which is the same for all clients that train together.
+    """Refuse values of each client in `received`, which is the same for all clients that train together.
+
+    Parameters tell whether they have an axis of clients. A new tensor has one if its first axis is as long as that.
 
     Raises:
         ValueError: there are some.
     """
     shared = {id(leaf) for _, leaf in named_leaves(chunk.received)}
     for name, leaf in named_leaves(wanted.received, "received"):
-        if isinstance(leaf, Params) and leaf.batch[:1] == (len(chunk.sizes),) and id(leaf) not in shared:
+        axes = leaf.batch if isinstance(leaf, Params) else leaf.shape if isinstance(leaf, Tensor) else ()
+        if axes[:1] == (len(chunk.sizes),) and id(leaf) not in shared:
             raise ValueError(
                 f"client {type(algorithm).__name__}: trainings yielded {name} with an axis of {len(chunk.sizes)} "
-                "clients; values of each client belong in the state: yield replace(inputs, state=...)"
+                "clients; values of each client belong in the state: yield replace(inputs, state=...). Values that all "
+                "clients share come with the broadcast"
             )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from fl.checks import at_least
+from fl.errors import did_you_mean
 from fl.models.adapter import Adapter
 from fl.registry import register
 from fl.tensors.params import match
@@ -95,7 +96,11 @@ class _Peft(Adapter):
             wanted = ()
         for target in wanted:
             if not matching(layers, target):
-                raise ValueError(f"targets: {target!r} is not a layer of the model; its linear layers are {linear}")
+                ends = [*layers, *(name.rpartition(".")[2] for name in layers)]
+                raise ValueError(
+                    f"targets: {target!r} is not a layer of the model; its linear layers are {linear}."
+                    f"{did_you_mean(target, ends)}"
+                )
             if not matching(called, target):
                 raise ValueError(
                     f"targets: {target!r} belongs to nn.MultiheadAttention, which reads its weight and never calls it, "
@@ -109,9 +114,13 @@ class _Peft(Adapter):
             vars(module)["keeps_padding"] = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns about settings for other uses
-            module = get_peft_model(
-                module, self._config("|".join(map(re.escape, targets)))
-            ).base_model.model  # without peft's wrapper, so that names stay
+            try:
+                adapted = get_peft_model(module, self._config("|".join(map(re.escape, targets))))
+            except ValueError as error:
+                if "is not supported" not in str(error):
+                    raise
+                raise ValueError(f"targets: {error} The linear layers of the model are {linear}") from error
+            module = adapted.base_model.model  # without peft's wrapper, so that names stay
         for name, parameter in module.named_parameters():
             if name in own:
                 parameter.requires_grad_(True)

@@ -149,6 +149,21 @@ class Sweep:
                 for run in others:
                     if (run.out / "config.yaml").is_file():
                         run.check()
+        for name in names:
+            self._check_metric(out, name)
+
+    def _check_metric(self, out: Path, name: str) -> None:
+        """Set up a variant's first trial to check the metric `by`, before any trial starts.
+
+        A variant that mentions {out} cannot be set up before the others have run.
+        """
+        from fl.simulation.build import set_up_run
+        from fl.simulation.stopping import check_metric_names
+
+        if self.is_tuned(name) and "{out}" not in str(self.variants[name]):
+            trial = self._plan(out, name, self.seeds[0], self.settings(name)[0])
+            if not (trial.out / "metrics.jsonl").is_file():
+                check_metric_names(set_up_run(resolve(read(trial.config, trial.overrides))), [("by", self.by_of(name))])
 
     def _number_of_runs(self, name: str) -> int:
         return max(self._number(name), 1) + len(self.seeds) - 1
