@@ -79,10 +79,12 @@ class APFL(Personal):
     def step(self, step: Step) -> None:
         w, v, alpha = step.params, step.memory["personal"], step.memory["alpha"]
         at_shared, at_mixture = step.gradient(w), step.gradient(mixture(alpha, v, w))
-        next_alpha = adapted(alpha, v, w, at_mixture, self.alpha_lr) if self.adaptive and step.t == 0 else alpha
+        adapts = self.adaptive and step.t == 0
+        next_alpha = adapted(alpha, v, w, at_mixture, self.alpha_lr) if adapts else alpha
         step.descend(at_shared)
         step.descend(at_mixture.mul_(alpha), "personal")
-        alpha.copy_(next_alpha)
+        if adapts:
+            alpha.copy_(next_alpha)
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {"model": end.delta}, end.memory

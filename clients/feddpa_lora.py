@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fl import ClientContext, Params, Reply, Tree, adapter, checks, join, register
+from fl import ClientContext, Initial, Params, TrainingInputs, Trainings, Tree, adapter, checks, join, register
 
 from .lora import LoRA
 
@@ -36,30 +36,32 @@ class FedDPALoRA(LoRA):
         super().__post_init__()
         checks.within("[0, 1]", weight=self.weight, hint="0 leaves the shared adapter out of predictions")
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        shared = super().work(name, ctx, carry)
-        private = self.private(ctx)
-        change = super().work(name, private, carry).update.groups["model"]
-        return Reply(shared.update, private.received["model"] + change)
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        initial = inputs.initial.trained
+        return initial.select([name for pair in adapter.layers(initial).values() for name in pair])
+
+    def start(self, inputs: TrainingInputs) -> Params:
+        return inputs.state if inputs.training == "private" else super().start(inputs)
+
+    def trainings(self, inputs: TrainingInputs) -> Trainings:
+        shared = yield inputs
+        private = yield replace(inputs, training="private", initial=self.beside(inputs))
+        return self.sent(shared.delta, shared.received), private.params
 
     def gradients_per_step(self) -> int:
         return 2
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        return super().predictor(ctx if ctx.state is None else self.private(ctx))
+        if ctx.state is None:
+            return super().predictor(ctx)
+        return replace(ctx, initial=self.beside(self.inputs(ctx))).net(ctx.state)
 
-    def private(self, ctx: ClientContext) -> ClientContext:
-        """Return a context whose received model is the private adapter, on W + w s B A."""
-        received, initial = join(*ctx.received.values()), ctx.initial
-        pairs, changes = adapter.layers(initial.trained), {}
-        for layer, (a, b) in pairs.items():
-            share = self.weight * adapter.scale(ctx.module, layer)
+    def beside(self, inputs: TrainingInputs) -> Initial:
+        """Return the tensors beside the private adapter: W + w s B A of the received ones, and the received head."""
+        received, initial, changes = join(*inputs.received.values()), inputs.initial, {}
+        assert inputs.module is not None
+        for layer, (a, b) in adapter.layers(initial.trained).items():
+            share = self.weight * adapter.scale(inputs.module, layer)
             changes[f"{layer}.W"] = adapter.product(received[a], received[b], share)
-        private = (
-            initial.trained.select([name for pair in pairs.values() for name in pair])
-            if ctx.state is None
-            else ctx.state
-        )
         trained = initial.trained.replace({name: received[name] for name in initial.trained})
-        changed = replace(initial, trained=trained, frozen=adapter.folded(initial.frozen, Params.of(changes)))
-        return replace(ctx, received={"model": private}, state=None, initial=changed)
+        return replace(initial, trained=trained, frozen=adapter.folded(initial.frozen, Params.of(changes)))

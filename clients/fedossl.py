@@ -196,7 +196,6 @@ class FedoSSL(LocalTraining):
             **{**vars(inputs), "config": {**inputs.config, **now}},
             phase=phase,
             start=received,
-            module=ctx.module,
             module_facts=ctx.module_facts,
         )
         w, rows = received.clone(), len(ctx.train) + len(ctx.unlabelled)

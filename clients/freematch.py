@@ -84,7 +84,7 @@ class FreeMatch(SemiSupervised):
         for index, phase in enumerate(self.phases(ctx.round, ctx.rounds)):
             theta = w.select(phase.trains)
             first, facts = theta.clone(), ctx.module_facts
-            at = StepContext(**vars(inputs), phase=phase, start=first, module=ctx.module, module_facts=facts)
+            at = StepContext(**vars(inputs), phase=phase, start=first, module_facts=facts)
             limit = None if ctx.limit is None else ctx.limit - sum(steps.taken for steps in done)
             steps, descent = LocalSteps(self, ctx, phase=phase, index=index, at=at, limit=limit), Descent(phase, theta)
             for batch in steps:

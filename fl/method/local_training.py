@@ -63,6 +63,7 @@ class TrainingInputs:
         facts: what `LocalTraining.facts` returned for the client's training data; with C clients each leaf has a
             leading axis C.
         training: name of the training, for methods with several of them, see `LocalTraining.trainings`.
+        module: the model; its tensors are not those of the client.
     """
 
     received: Mapping[str, Tree]
@@ -71,6 +72,7 @@ class TrainingInputs:
     initial: Initial
     facts: Tree = field(default=None, kw_only=True)
     training: str = field(default="train", kw_only=True)
+    module: nn.Module | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,11 @@ class StepContext(TrainingInputs):
     Attributes:
         phase: the current phase.
         start: the parameters that the phase trains, as they were at its start.
-        module: the model that `under` calls.
         module_facts: what the model does beside computing outputs.
     """
 
     phase: Phase
     start: Params
-    module: nn.Module | None = field(default=None, kw_only=True)
     module_facts: ModuleFacts = field(default=ModuleFacts(), kw_only=True)
 
     def under(self, params: Params, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -443,7 +443,7 @@ class LocalTraining(ClientAlgorithm):
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
         """Return the inputs of one client's training, with the first state if the client is new."""
         facts = data_facts(self, ctx.train, ctx.task, ctx.module_facts.outputs) if ctx.facts is None else ctx.facts
-        inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial, facts=facts)
+        inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial, facts=facts, module=ctx.module)
         first = self.first_state(inputs) if ctx.state is None else None
         return inputs if first is None else replace(inputs, state=first)
 

@@ -9,6 +9,7 @@ import torch
 import fl
 from clients.apfl import APFL
 from clients.ditto import Ditto
+from clients.feddpa_lora import FedDPALoRA
 from clients.per_fedavg import PerFedAvg
 from clients.pfedme import PFedMe
 from fl import LocalTraining, Params, Penalty
@@ -20,6 +21,7 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.vmap import Vmap
 from fl.method.optimiser import SGD, Adam
+from fl.models.adapters.lora import LoRA
 from fl.simulation.build import set_up_run
 from fl.tensors.trees import named_leaves, row
 from tests.execution.test_loop_batched import BATCH, TOLERANCE, like, make, mlp
@@ -179,6 +181,13 @@ def test_old_states_go_to_their_clients(backend):
 @pytest.mark.parametrize("name", ["extra gradient", "two batches", "chain"])
 def test_with_frozen_parameters(name, backend):
     agree(replace(METHODS[name], batch=BATCH, epochs=2, trains=("1.weight", "6.*")), backend, mlp())
+
+
+@pytest.mark.parametrize("backend", (Flat, Vmap))
+def test_feddpa_trains_both_adapters_of_clients_together(backend):
+    module = LoRA(rank=2, alpha=4).wrap(mlp())
+    own = like(Params.of({n: p for n, p in module.named_parameters() if p.requires_grad}), "own", scale=0.3)
+    agree(FedDPALoRA(weight=0.5, batch=BATCH, epochs=2, lr=0.3), backend, module, [None, own, None, 2 * own, own])
 
 
 def test_two_steps_of_the_extra_gradient_by_hand():

@@ -128,8 +128,8 @@ def test_facts_are_tensors_of_one_shape(tmp_path):
 # -- the pieces -------------------------------------------------------------------------------------------------------
 def step_context(module, **more):
     initial = Initial.of(module)
-    inputs = TrainingInputs({"model": initial.trained}, None, {}, initial)
-    return StepContext(**vars(inputs), phase=Phase(SGD(), 0.1, 4), start=initial.trained, module=module, **more)
+    inputs = TrainingInputs({"model": initial.trained}, None, {}, initial, module=module)
+    return StepContext(**vars(inputs), phase=Phase(SGD(), 0.1, 4), start=initial.trained, **more)
 
 
 def test_under_is_evaluation_mode_without_gradients_and_leaves_the_module_as_it_is():

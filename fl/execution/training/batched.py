@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
-from fl.execution.training.chunk import Chunk, Gradients, TakesSGDSteps, TrainsWholePhases
+from fl.execution.training.chunk import Chunk, Gradients, RunsPrograms, TakesSGDSteps, TrainsWholePhases
 from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.own_steps import ChunkSteps
+from fl.execution.training.recorded_steps import train_recorded
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.training.trainings import Trainings
 from fl.execution.update_checks import check_stacked
@@ -136,9 +137,11 @@ def _train(
         )
     start = algorithm.start(inputs)  # batched (C,), or one for all clients
     if issubclass(backend, TrainsWholePhases) and backend.trains_whole(algorithm, chunk, phases):
-        at = StepContext(**vars(inputs), phase=phases[0], start=start, module=chunk.module)
+        at = StepContext(**vars(inputs), phase=phases[0], start=start)
         return _train_whole(algorithm, chunk, backend, at, factors, updates)
-    one = _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
+    one = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
+    if one is None:
+        one = _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
     if updates:
         one.params.sub_(start)
     return one
@@ -151,7 +154,7 @@ def _mean_loss(trained: _Trained) -> Tensor:
 
 def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
     """The inputs of C clients, with the first state for clients without one."""
-    inputs = TrainingInputs(chunk.received, None, chunk.config, chunk.initial, facts=chunk.facts)
+    inputs = TrainingInputs(chunk.received, None, chunk.config, chunk.initial, facts=chunk.facts, module=chunk.module)
     first = algorithm.first_state(inputs)
     if chunk.known_states is not None:
         has_state, known = chunk.known_states
@@ -190,6 +193,27 @@ def _train_whole(
     return _Trained(start, out, loss, seen, steps, lr_sum, at)
 
 
+def _train_recorded(
+    algorithm: LocalTraining,
+    chunk: Chunk,
+    backend: type[Gradients],
+    phases: Sequence[Phase],
+    inputs: TrainingInputs,
+    start: Params,
+) -> _Trained | None:
+    """All steps of the method's own in one call of the backend; None if it cannot take them."""
+    if not issubclass(backend, RunsPrograms) or not backend.runs_programs(algorithm, chunk, phases):
+        return None
+    at = StepContext(**vars(inputs), phase=phases[0], start=start)
+    if penalty_of(algorithm, at, len(chunk.sizes)) is not None:
+        return None
+    found = train_recorded(algorithm, chunk, backend, at)
+    if found is None:
+        return None
+    params, kept, steps, loss, seen = found
+    return _Trained(start, params, loss, seen, steps, phases[0].lr_sum(steps), at, kept)
+
+
 def _train_in_steps(
     algorithm: LocalTraining,
     chunk: Chunk,
@@ -215,7 +239,7 @@ def _train_in_steps(
     for index, phase in enumerate(phases):
         theta = local.select(phase.trains)
         phase_start = start.select(phase.trains) if index == 0 and not start.batch else theta.clone()
-        at = StepContext(**vars(inputs), phase=phase, start=phase_start, module=chunk.module)
+        at = StepContext(**vars(inputs), phase=phase, start=phase_start)
         counts = phase.num_steps(chunk.sizes)
         gradients = backend(algorithm, chunk, local, theta, index)
         stepper = _stepper(algorithm, chunk, gradients, theta, at, index, len(phases), counts)

@@ -18,7 +18,7 @@ from fl.models.binding import Initial
 from fl.models.dropout import DropoutMasks
 from fl.tasks.task import Task
 from fl.tensors import random
-from fl.tensors.params import Params
+from fl.tensors.params import Layout, Params
 from fl.tensors.trees import Tree
 
 
@@ -162,3 +162,42 @@ class TrainsWholePhases(Protocol):
         With `factors` (C,), writes the sum of updates times factors into `out`, not batched, in the order of
         `Fold.stacked`.
         """
+
+
+TERMS = 3  # slots on the right side of an operation, at most
+TARGET, SOURCE, BATCH, COUNTS, SLOTS, FIRST = range(6)  # columns of an operation; the slots of its right side follow
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Steps as operations on vectors, `slot <- sum of factor_j slot_j + factor g` with a gradient g or without one.
+
+    firsts: int64 (T + 1,); step t carries out operations firsts[t] to firsts[t + 1] - 1. Steps after T - 1 repeat the
+        last program.
+    operations: int64 (N, FIRST + TERMS): target, slot of the gradient (-1: none), place of its batch in `batches`,
+        whether its loss counts (0, 1), number of slots on the right side, and these slots.
+    factors: float32 (N, 1 + TERMS, 1) for all clients, or (N, 1 + TERMS, C): of the gradient, then of the slots.
+    batches: numbers of the batches.
+    slots: number of slots. The first is the parameters; then come vectors that the steps keep, and those of one step.
+    """
+
+    firsts: np.ndarray
+    operations: np.ndarray
+    factors: np.ndarray
+    batches: list[int]
+    slots: int
+
+
+@runtime_checkable
+class RunsPrograms(Protocol):
+    """A backend that can also take all recorded steps of all clients in one call, see recorded_steps.py."""
+
+    @staticmethod
+    def runs_programs(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
+        """Whether it can do so for these phases."""
+
+    @staticmethod
+    def run_programs(
+        chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor
+    ) -> tuple[Tensor, np.ndarray]:
+        """Change the slots that outlast a step, `values` (S, C, P); return (sums of losses, samples), each (C,)."""

@@ -1,8 +1,8 @@
 """Compiled local training of stacks of linear layers: the folder native/ behind the interface of `LinearStack`.
 
 It covers training on a client's own samples by SGD (with momentum and weight decay) or Adam, with clipping and
-penalties. A method that takes its own steps gets its gradients from machine code. With a gradient hook, Dropout or
-augmentation, `LinearStack` trains.
+penalties. Steps that a method takes itself run as programs if they can be recorded (recorded_steps.py); else machine
+code computes their gradients. With a gradient hook, Dropout or augmentation, `LinearStack` trains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.chunk import Chunk
+from fl.execution.training.chunk import Chunk, Programs
 from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
@@ -52,8 +52,7 @@ class Compiled(LinearStack):
     @staticmethod
     def trains_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
         """Whether the phases of this round can be compiled. `covers` looks at those of round 0."""
-        alone = len(phases) == 1 and phases[0].trains is None and not chunk.augment
-        return alone and not overrides(algorithm, "step") and _obstacle(algorithm, phases, chunk.module) is None
+        return not overrides(algorithm, "step") and _one_phase(algorithm, chunk, phases)
 
     @staticmethod
     def train_whole(
@@ -97,6 +96,39 @@ class Compiled(LinearStack):
         if wrong >= 0:
             raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
         return steps, torch.from_numpy(loss), seen
+
+    @staticmethod
+    def runs_programs(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
+        """Whether the phases have steps of the method's own, and these may be compiled."""
+        return overrides(algorithm, "step") and _one_phase(algorithm, chunk, phases)
+
+    @staticmethod
+    def run_programs(
+        chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor
+    ) -> tuple[Tensor, np.ndarray]:
+        from fl.execution.training.native.memory import memory_length
+        from fl.execution.training.native.programs import run_programs
+
+        layers, x, y = _layers(chunk.module, layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
+        sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
+        loss, seen, outputs = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64), int(layers[-1, 1])
+        labelled = chunk.task.kernel == "cross_entropy"
+        labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
+        address = (chunk.seed, chunk.clients, chunk.participation, "shuffle")
+        words = np.stack([random.hash64_prefix(2, *address, number) for number in programs.batches], 1)
+        longest = int(sizes.max(initial=1))
+        memory = thread_memory(memory_length(layers, min(batch or longest, longest), programs.slots - 1))
+        with release_lock():
+            wrong = run_programs(
+                values.numpy(),
+                layers,
+                *(programs.firsts, programs.operations, programs.factors),
+                *(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
+                *(phase.num_steps(sizes), batch, phase.samples_per_epoch(sizes), words, SHUFFLED, loss, seen, memory),
+            )
+        if wrong >= 0:
+            raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
+        return torch.from_numpy(loss), seen
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         super().__init__(algorithm, chunk, local, theta, index)
@@ -178,15 +210,22 @@ def thread_memory(elements: int) -> np.ndarray:
     return _memory.tensor.numpy()
 
 
-def machine_code(algorithm: ClientAlgorithm) -> str:
-    """The module of the folder native/ that trains the clients of an algorithm in this plan."""
+def machine_code(algorithm: ClientAlgorithm) -> tuple[str, ...]:
+    """The modules of the folder native/ that train the clients of an algorithm in this plan."""
     own_steps = isinstance(algorithm, LocalTraining) and overrides(algorithm, "step")
-    return "gradients" if own_steps else "clients"
+    return ("programs", "gradients") if own_steps else ("clients",)
 
 
 def load(algorithm: ClientAlgorithm) -> None:
-    """Load the machine code: half a second, or about 20 seconds when it has to be compiled first."""
-    importlib.import_module(f"fl.execution.training.native.{machine_code(algorithm)}")
+    """Load the machine code: half a second, or about 20 seconds a module when it has to be compiled first."""
+    for module in machine_code(algorithm):
+        importlib.import_module(f"fl.execution.training.native.{module}")
+
+
+def _one_phase(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
+    """Whether there is one phase, which trains all parameters and can be compiled."""
+    alone = len(phases) == 1 and phases[0].trains is None and not chunk.augment
+    return alone and _obstacle(algorithm, phases, chunk.module) is None
 
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:

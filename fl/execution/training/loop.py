@@ -55,9 +55,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         for index, phase in enumerate(phases):
             theta = _trained(ctx.module, local, phase)
             phase_start = start if theta is local and index == 0 else theta.clone()
-            at = StepContext(
-                **vars(inputs), phase=phase, start=phase_start, module=ctx.module, module_facts=ctx.module_facts
-            )
+            at = StepContext(**vars(inputs), phase=phase, start=phase_start, module_facts=ctx.module_facts)
             left = None if ctx.limit is None else ctx.limit - taken
             steps = LocalSteps(algorithm, here, phase=phase, index=index, at=at, limit=left)
             penalty = penalty_of(algorithm, at)

@@ -84,7 +84,7 @@ class LocalSteps:
         if at is None:
             inputs = algorithm.inputs(ctx)
             start, facts = algorithm.start(inputs), ctx.module_facts
-            at = StepContext(**vars(inputs), phase=self.phase, start=start, module=ctx.module, module_facts=facts)
+            at = StepContext(**vars(inputs), phase=self.phase, start=start, module_facts=facts)
         self.at = at
         self.limit = ctx.limit if limit is None else limit
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches

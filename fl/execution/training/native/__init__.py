@@ -4,7 +4,8 @@
     W <- W - lr g^T h,  b <- b - lr sum(g),  g <- (g W) * phi'(h)
 
     clients.py     all steps of a chunk, one client after another; the compiled function
-    gradients.py   gradients of a chunk, for methods that take their own steps; compiled by itself
+    gradients.py   gradients of a chunk, for own steps that are no programs; compiled by itself
+    programs.py    steps that a method takes itself, as linear combinations and gradients; compiled by itself
     cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples
     memory.py      how one client's layers and batches are stored; sums of updates
