@@ -1,6 +1,6 @@
 """Steps recorded for machine code: what can be recorded, and that it trains as the steps taken one by one do."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -119,9 +119,27 @@ class Counts(LocalTraining):
         step.memory["n"].add_(1.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws(LocalTraining):
+    """Scales each step by a number of a generator of its own."""
+
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def step(self, step):
+        step.descend(step.gradient(step.params), rate=float(torch.rand((), generator=self.generator)))
+
+
 @pytest.mark.parametrize(
     "algorithm",
-    [Reads(), Late(), Counts(), ExtraGradient(optimiser=SGD(momentum=0.9)), TwoBatches(clip=1.0), METHODS["sometimes"]],
+    [
+        Reads(),
+        Late(),
+        Counts(),
+        Draws(),
+        ExtraGradient(optimiser=SGD(momentum=0.9)),
+        TwoBatches(clip=1.0),
+        METHODS["sometimes"],
+    ],
 )
 def test_other_steps_are_taken_one_by_one(algorithm):
     assert found(algorithm) is None

@@ -220,6 +220,13 @@ def _fused(operations: list[Operation], kept: int) -> list[Operation]:
     return fused
 
 
+def _facts(operation: Operation) -> tuple[Any, ...]:
+    """What tells an operation from another."""
+    numbers = (operation.factor, *operation.terms.values())
+    slots = (operation.target, operation.source, operation.batch, operation.counts, *operation.terms)
+    return slots, [np.asarray(number).tolist() for number in numbers]
+
+
 def _split(operation: Operation) -> list[Operation]:
     """Return operations with at most TERMS terms each. The target comes first on the right side."""
     terms = sorted(operation.terms.items(), key=lambda term: term[0] != operation.target)
@@ -260,7 +267,10 @@ def record(
     try:
         recorder = _Recorder(algorithm, at, kept, layout)
         for t in range(steps):
-            programs.append([part for operation in recorder.record(t) for part in _split(operation)])
+            operations = recorder.record(t)
+            if [*map(_facts, recorder.record(t))] != [*map(_facts, operations)]:
+                return None  # the step draws numbers, or counts by itself
+            programs.append([part for operation in operations for part in _split(operation)])
             if not recorder.asked and phase.decay is None:
                 break  # all steps are alike
     except Exception:  # a step may do anything with its vectors; its faults show when it is taken
