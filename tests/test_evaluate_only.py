@@ -1,14 +1,19 @@
 """`fl evaluate`: metrics of a saved model have the bits of the run's own evaluation, and the run stays as it was."""
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import fl
 from fl.errors import ConfigError
+from fl.storage.clients import ClientStates
+from fl.storage.growing import Damaged
 from fl.storage.run import read_metrics
+from fl.storage.segments import Segments
 from tests.process import fl as command
 
 CONFIG = {
@@ -56,6 +61,35 @@ def test_the_best_model_has_the_metrics_of_its_round_and_its_states(tmp_path):
     found = fl.evaluate(tmp_path / "run", checkpoint="best")
     assert (found.checkpoint, found.rounds) == ("best", best["round"] + 1)
     assert found.metrics == {key: best[key] for key in found.metrics}
+
+
+def test_a_run_may_go_on_while_its_states_are_read(tmp_path, monkeypatch):
+    """A state has more than 64 KB, so that its space is used again, once a later commit has reached the disk."""
+    changes = {"strategy": "local", "model": {"name": "mlp", "hidden": [256]}, "cohort.size": 10, "rounds": 100}
+    rounds, detach, calls = fl.rounds(CONFIG, out=tmp_path / "run", **changes), ClientStates.detach, []
+
+    def late(states):
+        """Train on until the states of the first commit are overwritten, and again when those of another are copied."""
+        calls.append(states)
+        while len(calls) == 1 and not overwritten(states):
+            rows.append(next(rounds))
+        detach(states)
+        rows.extend(next(rounds) for _ in range(4))
+
+    with contextlib.closing(rounds):
+        rows = [next(rounds)]
+        monkeypatch.setattr(ClientStates, "detach", late)
+        found = fl.evaluate(tmp_path / "run")
+    assert len(calls) == 2 and found.rounds == len(rows) - 4
+    assert found.metrics and found.metrics == {key: rows[found.rounds - 1][key] for key in found.metrics}
+
+
+def overwritten(states: ClientStates) -> bool:
+    try:
+        Segments(states.folder).check_sums(states.locations(np.arange(10)))
+        return False
+    except Damaged:
+        return True
 
 
 def test_the_work_after_the_last_round_is_part_of_the_latest_model(tmp_path):

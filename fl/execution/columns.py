@@ -23,9 +23,9 @@ class Columns:
             self.pieces.setdefault(name, []).append((positions, array))
 
     def extend(self, other: Columns) -> None:
-        """Add all pieces of other columns."""
+        """Add copies of all pieces of other columns, which may lie in memory that workers write again."""
         for name, pieces in other.pieces.items():
-            self.pieces.setdefault(name, []).extend(pieces)
+            self.pieces.setdefault(name, []).extend((at.copy(), values.copy()) for at, values in pieces)
 
     def column(self, name: str, n: int, missing: Any) -> np.ndarray:
         """Return the values of positions 0..n-1, (n, ...), and `missing` where there is none."""

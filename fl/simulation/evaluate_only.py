@@ -2,8 +2,9 @@
 
     checkpoints/final, or else the last commit, or best  ->  Simulation in a temporary folder  ->  metrics
 
-The run directory is only read. States of clients are read through links, and what workers write goes to the temporary
-folder (TMPDIR). The evaluation has the number of the round that it repeats, so metrics have the bits of that round.
+The run directory is only read. States of clients are copied to the temporary folder (TMPDIR), so the run may go on
+meanwhile; what workers write goes there, too. The evaluation has the number of the round that it repeats, so metrics
+have the bits of that round.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from fl.tensors.serialise import digest
 
 SECTIONS = ("evaluation", "execution")  # of a run's configuration, that an evaluation may change
 CHECKPOINTS = ("latest", "best")
+ATTEMPTS = 10  # to copy the states of a commit, while a run goes on and writes others in their place
 log = logging.getLogger(__name__)
 
 
@@ -115,8 +117,7 @@ def evaluate(
         simulation = stack.enter_context(Simulation(config, folder))
         if directory is not None:
             _require_same_inputs(directory, folder, changed)
-            saved = _saved(directory, checkpoint)
-            _take_over(simulation, saved, directory)
+            saved = _take_over(simulation, directory, checkpoint)
         simulation.start_workers()
         if saved is None:
             simulation.before_rounds()
@@ -184,13 +185,33 @@ def _of_record(name: str, record: Mapping[str, Any], clients: Callable[[Simulati
     return _Saved(name, max(done - 1, 0), done, record["state"], record["exchanges"], clients)
 
 
-def _take_over(simulation: Simulation, saved: _Saved, directory: Path) -> None:
-    """Give a new simulation a state of a run. Files of clients' states become links to those of the run."""
-    for file in (directory / "clients").iterdir():
-        (simulation.states.folder / file.name).symlink_to(file.resolve())
-    saved.clients(simulation)
+def _take_over(simulation: Simulation, directory: Path, wanted: str) -> _Saved:
+    """Give a new simulation a state of a run, and copies of the clients' states; return it.
+
+    Raises:
+        ConfigError: the run commits faster than states can be copied.
+        Damaged: the checkpoint or a state is damaged.
+    """
+    for _ in range(ATTEMPTS):
+        saved = _saved(directory, wanted)
+        try:
+            for file in (directory / "clients").iterdir():
+                (simulation.states.folder / file.name).symlink_to(file.resolve())
+            saved.clients(simulation)
+            simulation.states.detach()
+            break
+        except (Damaged, FileNotFoundError):
+            if _saved(directory, wanted).rounds == saved.rounds:
+                raise
+            for file in simulation.states.folder.iterdir():  # a newer commit has taken space of this one
+                file.unlink()
+    else:
+        raise ConfigError(
+            "", f"{directory} commits faster than its states can be copied; evaluate it when it has ended"
+        )
     simulation.round, simulation.state, simulation.setup_done = saved.round, saved.state, True
     simulation.exchanges.downlink.restore(saved.exchanges)
+    return saved
 
 
 def _require_same_inputs(directory: Path, folder: Path, changed: bool) -> None:

@@ -201,6 +201,17 @@ class ClientStates:
             Segments(self.folder).check(rows[:, 1:])
             self._index()[rows[:, 0]] = rows[:, 1:]
 
+    def detach(self) -> None:
+        """Copy the present states to new files. Those before may be links to files of a run that goes on.
+
+        Raises:
+            Damaged: a record is lost, or another one has taken its place.
+        """
+        if self.index is not None:
+            used = [int(path.stem.removeprefix("index-")) for path in self.folder.glob("index-*.bin")]
+            self.generation = max([self.generation, *used])
+            self._compact()
+
     def sweep(self, number: int, needed: int) -> None:
         """Free the space of records that no commit and no pinned state uses. Call it after each commit.
 

@@ -276,7 +276,7 @@ class Segments:
         """Return copies of the trees at locations (n, 3), stacked; `None` if their structures differ."""
         if (locations[:, 2] != locations[0, 2]).any():
             return None
-        if self.form is not None and self.form.is_large(int(locations[0, 2])) and self.home is self.folder:
+        if self.form is not None and self.form.is_large(int(locations[0, 2])):
             found = self._read_large(locations, self.form)
             if found is not None:
                 return found
@@ -392,13 +392,6 @@ class Segments:
             Damaged: the record is lost, or its bytes have changed.
         """
         return self.records(np.array([(segment, offset, length)], np.int64))[0].numpy().data
-
-    def _bytes(self, segment: int, offset: int, length: int) -> memoryview:
-        """Return bytes of a segment without a look at them."""
-        found = np.empty(length, np.uint8)
-        with _Files(self) as opened:
-            self._read(opened.to_read(segment), found.data, segment, offset)
-        return found.data
 
     def _read(self, descriptor: int, into: memoryview, segment: int, offset: int) -> None:
         """Read bytes from `offset` on."""

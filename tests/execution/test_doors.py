@@ -25,7 +25,8 @@ import pytest
 import yaml
 
 import fl
-from fl.execution.workers.channel import serve
+from fl.execution.workers.byte_stream import ByteStream
+from fl.execution.workers.channel import Channel, connected, serve
 from fl.execution.workers.folders import MEMORY, PrivateFolder, memory_folder, new_name
 from fl.execution.workers.handshake import accept
 from fl.execution.workers.limits import cpu_quota, memory_limit
@@ -192,16 +193,21 @@ def listener(tmp_path):
         yield listener
 
 
+def obey(address):
+    """Answer a driver as a worker does."""
+    with contextlib.closing(connected(address, KEY)) as stream:
+        serve(Worker(), stream)
+
+
 def test_a_driver_unpickles_nothing_of_a_stranger(listener, tmp_path):
     bomb = tmp_path / "exploded"
     with connect(tmp_path / "socket") as stranger:
         stranger.send_bytes(pickle.dumps((True, Bomb(bomb))))
         assert accept(listener, KEY) is None
-    honest = threading.Thread(target=serve, args=(Worker(), str(tmp_path / "socket"), KEY))
+    honest = threading.Thread(target=obey, args=(str(tmp_path / "socket"),))
     honest.start()
-    with Connection(accept(listener, KEY).detach()) as connection:  # the next one is the worker
-        connection.send_bytes(pickle.dumps(("double", (21,))))
-        assert pickle.loads(connection.recv_bytes()) == (True, 42)
+    with contextlib.closing(Channel(None, ByteStream(accept(listener, KEY)))) as channel:  # the next one is the worker
+        assert channel.ask("double", 21) == 42
     honest.join()
     assert not bomb.exists()
 
@@ -211,7 +217,7 @@ def test_a_worker_obeys_no_stranger(listener, tmp_path):
 
     def work():
         try:
-            serve(Worker(), str(tmp_path / "socket"), KEY)
+            obey(str(tmp_path / "socket"))
         except (AuthenticationError, AssertionError) as error:  # Python 3.11 asserts
             errors.append(error)
 

@@ -200,6 +200,15 @@ def test_columns_are_by_position():
         assert_array_equal(each.column("absent", 2, 0), [0, 0])
 
 
+def test_columns_of_a_worker_are_copied_because_it_writes_its_memory_again():
+    memory = np.array([0.5, 1.5])
+    part, columns = Columns(), Columns()
+    part.add(np.array([0, 1]), {"loss": memory})
+    columns.extend(part)
+    memory[:] = -1
+    assert_array_equal(columns.column("loss", 2, np.nan), [0.5, 1.5])
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 class Sends(ClientAlgorithm):
     """Sends `value(client)` in every coordinate, or raises it if it is an exception."""

@@ -105,6 +105,7 @@ def started(nodes: int, cores: int = 1, head_cores: int | None = None) -> Iterat
     import ray
     from ray.cluster_utils import Cluster
 
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Cluster wants it, whatever the folders of its nodes
     root = Path(tempfile.mkdtemp(prefix="n", dir="/tmp"))  # a short path: the names of Ray's sockets are long
     (root / "guard").mkdir()
     (root / "runs").mkdir()

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
+    from fl.execution.workers.byte_stream import Piece
+    from fl.execution.workers.channel import Address, Answer
     from fl.execution.workers.node_records import NewRecords
     from fl.execution.workers.shared import Handle
-    from fl.storage.node_segments import Parcel
-    from fl.tracking import spans
 
 
 class Actor:
-    """A worker process. Values come as handles; on other nodes `memory` replaces the mapped file."""
+    """A worker process. Ray calls `where`, `setup`, `serve` and `retire`, and a channel the other methods."""
 
     def where(self) -> tuple[str, int]:
         """Return node and process id, once everything that a job needs is imported."""
@@ -69,69 +66,74 @@ class Actor:
         self.files = SharedFiles(name if self.is_local else f"{name}-{self.node[:8]}")
         self.region, self.queue = Region(self.files), SharedQueue(self.files.queue)
         self.deadline = Deadline(self.files.folder.path, client_seconds)
-        job = self._open(handle, memory)
+        job = replace(handle, memory=memory).open()
         self.records = None if self.is_local else NodeRecords(self.files.name, job.stores)
         self.worker = job.worker(writer) if self.records is None else job.worker(writer, self.records.open)
 
-    def serve(self, path: str, key: bytes) -> None:
-        """Answer a driver on this machine over a socket until it hangs up; both know the key."""
-        from fl.execution.workers.channel import serve
+    def serve(self, address: Address, key: bytes) -> None:
+        """Connect to the driver, and answer it until it hangs up; both know the key."""
+        from fl.execution.workers.channel import connected, serve
 
-        serve(self, path, key)
+        self.stream = connected(address, key)
+        try:
+            serve(self, self.stream)
+        finally:
+            self.stream.close()
 
     def clock(self) -> float:
         """Return this process's clock, in seconds."""
         return time.perf_counter()
 
+    def hold(self, handle: Handle, places: np.ndarray) -> Handle:
+        """Take a dispatch for all workers of this node, and the stored records that its tasks read.
+
+        Args:
+            handle: the dispatch; its bytes come from the stream.
+            places: of the records, see `NodeRecords.arrive`; their bytes come next.
+        """
+        assert self.records is not None
+        held = self.region.fill(handle, self.stream.receive_into)
+        self.records.arrive(places, self.stream)
+        return held
+
     def run(
-        self, request: bytes, memory: np.ndarray | None = None, parcel: Parcel | None = None
-    ) -> tuple[Handle, spans.SpanRecord | None, list[NewRecords]]:
+        self, handle: Handle, number: int, runs: list[tuple[int, int]], steal: bool, index: int, segment: int
+    ) -> Answer:
         """Compute a share of a dispatch.
 
         Args:
-            request: handle, place in the queue and segment: one argument, because Ray spends 0.1 ms on each.
-            memory: the dispatch's bytes, on other nodes than the driver's.
-            parcel: stored records that the tasks read, on other nodes.
+            handle: the dispatch.
+            number: of the attempt, for the queue.
+            runs: tasks of the node's workers.
+            steal: whether to take tasks of others.
+            index: of this worker on the node.
+            segment: new states go there.
         """
         from fl.tracking import spans
 
         with spans.span("transfer", "call"):
-            handle, number, runs, steal, index, segment = pickle.loads(request)
-            dispatch = self._open(handle, memory)
-            if self.records is not None:
-                self.records.arrive(parcel)
+            dispatch = handle.open()
             with self.deadline:
                 tasks = self.deadline.watched(self.queue.tasks(number, runs, index, steal), dispatch.clients)
-                answer = self._answer(self.worker.run(dispatch, tasks, segment))
-            records = [] if self.records is None else self.records.new()
-        return answer, spans.take_record(spans.MAX_SENT), records
+                packed = self._packed(self.worker.run(dispatch, tasks, segment))
+        return self._answer(*packed)
 
     def compact(self, segment: int, locations: np.ndarray) -> None:
         """Follow a compaction of the clients' states by the driver, on another node; see `NodeSegments.compact`."""
         assert self.records is not None
         self.records.compact(segment, locations)
 
-    def connect(self, host: str, port: int, key: bytes) -> None:
-        """Connect to a driver on another node, for `send_records`; both know the key."""
-        assert self.records is not None
-        self.records.connect(host, port, key)
-
-    def send_records(self, places: Sequence[tuple[int, int, int, int]]) -> None:
-        """Send bytes of this node's segments to the driver, (store, segment, start, end) each."""
-        assert self.records is not None
-        self.records.send(places)
-
-    def call(self, handle: Handle) -> tuple[Handle, spans.SpanRecord | None, list[NewRecords]]:
+    def call(self, handle: Handle) -> Answer:
         """Call a function of the server, on the driver's node."""
         from fl.execution.isolation import isolated
         from fl.tracking import spans
 
         with spans.span("transfer", "call"):
-            fn, args = self._open(handle, None)
+            fn, args = handle.open()
             with spans.span("server", "work"), isolated():
                 value = fn(*args)
-            answer = self._answer(value)
-        return answer, spans.take_record(spans.MAX_SENT), []
+            packed = self._packed(value)
+        return self._answer(*packed)
 
     def last_words(self, attempt: int, index: int, pid: int) -> tuple[int | None, str]:
         """Return the task in which another worker on this node ended, and where it was if it took too long."""
@@ -157,12 +159,21 @@ class Actor:
         gc.collect()
         trim()
 
-    def _open(self, handle: Handle, memory: np.ndarray | None) -> Any:
-        return (handle if self.is_local else replace(handle, memory=memory)).open()
+    def _packed(self, value: Any) -> tuple[Handle, list[NewRecords], list[Piece]]:
+        """Return a value's handle and new records; on another node than the driver's also the bytes of both."""
+        from fl.execution.workers.shared import in_a_row, packed
 
-    def _answer(self, value: Any) -> Handle:
-        handle = self.region.write(value)
-        return handle if self.is_local else replace(handle, memory=self.region.copy(handle))
+        if self.records is None:
+            return self.region.write(value), [], []
+        handle, memories = packed(value)
+        records, parts = self.records.new()
+        return handle, records, [*in_a_row(handle, memories), *parts]
+
+    def _answer(self, handle: Handle, records: list[NewRecords], pieces: list[Piece]) -> Answer:
+        from fl.execution.workers.channel import Answer
+        from fl.tracking import spans
+
+        return Answer((handle, spans.take_record(spans.MAX_SENT), records), pieces)
 
 
 def create_actors(count: int, gpu: float, prefix: str | None = None) -> list[Any]:

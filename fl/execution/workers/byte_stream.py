@@ -1,154 +1,217 @@
-"""New records of a worker on another node, as bytes over TCP: the worker's file -> the driver's file.
+"""A connection between driver and worker: messages both ways, and bytes that follow a message.
 
-Ray's object store would copy each byte about ten times: into the store, through two of its processes, out of the store.
-Here the kernel sends the bytes from the file's pages, and the driver receives them into one buffer.
+    | size of the message | number of bytes that follow | message | bytes: of memory, or from files |
 
-The worker connects to a free port of the driver's node; Ray's own processes need free ports between all nodes, too.
-Both ends prove with a challenge that they know a key, which a call of Ray has carried. With RAY_USE_TLS=1 the
-connection is encrypted and uses the certificates that Ray uses.
+Memory is sent from where it lies, and files from the kernel's pages; the other end receives into memory or a file.
+With RAY_USE_TLS=1, connections between machines are encrypted and use the certificates that Ray uses.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import select
 import socket
 import ssl
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple
 
-from fl.errors import MachineError
-from fl.execution.workers.handshake import LIVENESS_SECONDS, WorkerDied, accept, prove
+from fl.execution.workers.handshake import LIVENESS_SECONDS
+from fl.storage import files
 from fl.storage.growing import Damaged
 
-BUFFER = 1 << 20  # bytes received at once
-SILENCE_SECONDS = 30.0  # without a byte, once the worker has sent all: its node is gone
+BUFFER = 1 << 20  # bytes that are received at once
+TOGETHER = 1 << 16  # bytes of a piece; smaller ones are copied, and sent together
+_HEAD = struct.Struct(">QQ")
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a connection that is lost ends in a minute
 
 
-class Receiver:
-    """The driver's end of the connection to one worker.
+class HungUp(Exception):
+    """The other end has closed the connection, or its process has ended."""
+
+
+class FilePart(NamedTuple):
+    """Bytes [start, end) of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+
+Piece = memoryview | FilePart
+
+
+class ByteStream:
+    """One end of a connection. All its methods raise `HungUp` when the other end is gone.
 
     Args:
-        actor: the worker, which is asked to connect.
-
-    Raises:
-        MachineError: the worker's node cannot connect to the driver's.
+        end: a connected socket.
+        gone: tells whether the other end has ended; asked each second in which nothing moves. Default: the system
+            notices it.
     """
 
-    def __init__(self, actor: Any):
-        import ray
+    def __init__(self, end: socket.socket, gone: Callable[[], bool] | None = None):
+        self.end, self.gone = end, gone
+        self.following = 0  # bytes after the last message that nobody has taken yet
+        self.buffer = memoryview(bytearray(BUFFER))
+        end.settimeout(None if gone is None else LIVENESS_SECONDS)
+        if end.family != socket.AF_UNIX:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEP_ALIVE.items():
+                if hasattr(socket, name):
+                    end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-        self.actor, self.buffer = actor, memoryview(bytearray(BUFFER))
-        key, host = secrets.token_bytes(32), ray.util.get_node_ip_address()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, 0), family=family) as listener:
-            listener.settimeout(LIVENESS_SECONDS)
-            connecting = actor.connect.remote(host, listener.getsockname()[1], key)
+    # -- sending --------------------------------------------------------------------------------------------------
+    def send(self, message: bytes, pieces: Sequence[Piece] = ()) -> None:
+        """Send a message, and the bytes of some pieces after it; see `check_files`."""
+        sizes = [p.end - p.start if isinstance(p, FilePart) else p.nbytes for p in pieces]
+        waiting = bytearray(_HEAD.pack(len(message), sum(sizes)) + message)
+        opened: dict[Path, int] = {}  # the last file
+        try:
+            for piece, size in zip(pieces, sizes):
+                if isinstance(piece, FilePart) and piece.path not in opened:
+                    _close(opened)
+                    opened[piece.path] = os.open(piece.path, os.O_RDONLY | os.O_NOFOLLOW)
+                if size < TOGETHER:
+                    waiting += self._copied(piece, opened)
+                    size = 0
+                if size or len(waiting) > TOGETHER:
+                    self._push(memoryview(waiting))
+                    waiting = bytearray()
+                if size:
+                    self._push_piece(piece, opened)
+        finally:
+            _close(opened)
+        self._push(memoryview(waiting))
+
+    def _copied(self, piece: Piece, opened: dict[Path, int]) -> memoryview:
+        """Return the bytes of a small piece; valid until the next one."""
+        if not isinstance(piece, FilePart):
+            return piece
+        part = self.buffer[: piece.end - piece.start]
+        if files.read_at(opened[piece.path], part, piece.start) < len(part):
+            raise _too_short(piece)
+        return part
+
+    def _push(self, data: memoryview) -> None:
+        while len(data):
             try:
-                while (found := accept(listener, key, tls(server=True))) is None:
-                    if ray.wait([connecting], timeout=0)[0]:
-                        ray.get(connecting)  # raises the worker's error
-                        raise TimeoutError("the connection came, and no answer on it")
-                ray.get(connecting)
-            except OSError as error:
-                raise MachineError(
-                    f"a worker cannot connect to the driver's node, {host}: {error}. Open the ports between the nodes "
-                    "of the cluster; Ray needs them, too"
-                ) from None
-        self.socket = found
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.socket.settimeout(LIVENESS_SECONDS)
-
-    def ask(self, places: list[tuple[int, int, int, int]]) -> Any:
-        """Have the worker send bytes of its segments, (store, segment, start, end) each; return the call."""
-        return self.actor.send_records.remote(places)
-
-    def receive(self, size: int, call: Any) -> Iterator[memoryview]:
-        """Yield the next `size` bytes in pieces; each is valid until the next one.
-
-        Args:
-            size: number of bytes.
-            call: what `ask` returned.
-
-        Raises:
-            WorkerDied: the worker or the connection has ended.
-            Damaged: the worker's file is too short.
-        """
-        silence = 0.0
-        while size:
-            try:
-                count = self.socket.recv_into(self.buffer[: min(size, BUFFER)])
+                data = data[self.end.send(data) :]
             except TimeoutError:
-                silence += LIVENESS_SECONDS
-                if self._ended(call, timeout=0) and silence >= SILENCE_SECONDS:
-                    self._end_worker()
+                self._look()
+            except OSError:
+                raise HungUp from None
+
+    def _push_piece(self, piece: Piece, opened: dict[Path, int]) -> None:
+        if not isinstance(piece, FilePart):
+            self._push(piece)
+            return
+        path, at, end = piece
+        while at < end:
+            if isinstance(self.end, ssl.SSLSocket):
+                part = self._copied(FilePart(path, at, min(at + BUFFER, end)), opened)
+                self._push(part)
+                at += len(part)
+                continue
+            try:
+                sent = os.sendfile(self.end.fileno(), opened[path], at, end - at)
+            except BlockingIOError:
+                self._wait_until_writable()
                 continue
             except OSError:
-                count = 0
+                raise HungUp from None
+            if not sent:
+                raise _too_short(piece)
+            at += sent
+
+    def _wait_until_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self.end, select.POLLOUT)
+        if not poll.poll(LIVENESS_SECONDS * 1e3):
+            self._look()
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+    def receive(self) -> bytes:
+        """Return the next message. Bytes that follow the message before, and that nobody has taken, are dropped."""
+        while self.following:
+            self.following -= self._some(self.buffer[: min(self.following, BUFFER)])
+        head, message = bytearray(_HEAD.size), bytearray()
+        self._fill(memoryview(head))
+        size, following = _HEAD.unpack(head)
+        message = bytearray(size)
+        self._fill(memoryview(message))
+        self.following = following
+        return bytes(message)
+
+    def receive_into(self, memory: memoryview) -> None:
+        """Take the next bytes that follow a message, as many as `memory` has."""
+        self._take(len(memory))
+        self._fill(memory)
+
+    def receive_to_file(self, file: int, start: int, end: int) -> None:
+        """Write the next bytes that follow a message to [start, end) of an open file."""
+        while start < end:
+            part = self.buffer[: min(end - start, BUFFER)]
+            part = part[: self._some(part)]
+            self._take(len(part))
+            start = files.write_at(file, part, start)
+
+    def _take(self, count: int) -> None:
+        assert count <= self.following
+        self.following -= count
+
+    def _fill(self, memory: memoryview) -> None:
+        while len(memory):
+            memory = memory[self._some(memory) :]
+
+    def _some(self, into: memoryview) -> int:
+        """Receive at least one byte; return how many."""
+        while True:
+            try:
+                count = self.end.recv_into(into)
+            except TimeoutError:
+                self._look()
+                continue
+            except OSError:
+                raise HungUp from None
             if not count:
-                self._ended(call, timeout=LIVENESS_SECONDS)
-                self._end_worker()
-            size, silence = size - count, 0.0
-            yield self.buffer[:count]
+                raise HungUp
+            return count
 
-    def _ended(self, call: Any, timeout: float) -> bool:
-        """Return whether a call has ended; raise its error, if it has one."""
-        import ray
-
-        try:
-            ended = bool(ray.wait([call], timeout=timeout)[0])
-            if ended:
-                ray.get(call)
-            return ended
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, OSError):  # of the connection, which the worker has noticed first
-                self._end_worker()
-            raise error.cause from None
-        except ray.exceptions.RayError:
-            raise WorkerDied from None
-
-    def _end_worker(self) -> NoReturn:
-        """End a worker whose connection is gone; its clients run again on others."""
-        import ray
-
-        self.close()
-        ray.kill(self.actor)
-        raise WorkerDied from None
+    def _look(self) -> None:
+        if self.gone is not None and self.gone():
+            raise HungUp
 
     def close(self) -> None:
         """Hang up."""
-        self.socket.close()
+        self.end.close()
 
 
-class Sender:
-    """The worker's end.
+def check_files(parts: Sequence[FilePart]) -> None:
+    """Check that files hold the parts that are about to be sent.
 
-    Args:
-        host: address of the driver's node.
-        port: where the driver listens.
-        key: what both ends know.
+    Raises:
+        Damaged: a file is missing or too short.
     """
-
-    def __init__(self, host: str, port: int, key: bytes):
-        context, plain = tls(server=False), socket.create_connection((host, port))
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.socket = plain if context is None else context.wrap_socket(plain)
+    last = {part.path: part for part in sorted(parts, key=lambda part: part.end)}
+    for path, part in last.items():
         try:
-            prove(self.socket, key)
-        except BaseException:
-            self.close()
-            raise
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing") from None
+        if size < part.end:
+            raise _too_short(part)
 
-    def send(self, path: Path, start: int, end: int) -> None:
-        """Send the bytes [start, end) of a file."""
-        with open(path, "rb") as file:
-            if self.socket.sendfile(file, start, end - start) < end - start:
-                raise Damaged(f"{path} ends before byte {end}")
 
-    def close(self) -> None:
-        """Hang up."""
-        self.socket.close()
+def _too_short(part: FilePart) -> Damaged:
+    return Damaged(f"{part.path} ends before byte {part.end}")
+
+
+def _close(opened: dict[Path, int]) -> None:
+    while opened:
+        os.close(opened.popitem()[1])
 
 
 def tls(server: bool) -> ssl.SSLContext | None:

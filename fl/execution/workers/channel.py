@@ -1,8 +1,10 @@
-"""How a driver talks to a worker: one request at a time, one answer.
+"""How a driver talks to a worker: one request at a time, one answer, over one connection.
 
-LocalChannel    a socket of this machine: 0.1 ms per request. One call of Ray, `Actor.serve`, lasts as long as the job.
-                It carries a key, and both ends prove with a challenge that they know it before they unpickle anything.
-RemoteChannel   one call of Ray per request: milliseconds. Stored records come over a socket (byte_stream.py).
+    on the driver's node    a socket of this machine; values lie in shared memory
+    on another node         TCP, from the worker to a free port of the driver's node; values follow the messages
+
+One call of Ray, `Actor.serve`, lasts as long as the job. It carries a key, and both ends prove with a challenge that
+they know it before they unpickle anything.
 """
 
 from __future__ import annotations
@@ -11,15 +13,20 @@ import contextlib
 import pickle
 import secrets
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import cloudpickle
+import numpy as np
+import torch
 
-from fl.execution.workers.byte_stream import Receiver
-from fl.execution.workers.handshake import LIVENESS_SECONDS, WorkerDied, accept, prove
+from fl.errors import MachineError
+from fl.execution.workers.byte_stream import ByteStream, HungUp, Piece, tls
+from fl.execution.workers.handshake import LIVENESS_SECONDS, accept, prove
+
+Address = str | tuple[str, int]  # path of a socket on this machine, or host and port
 
 
 @dataclass
@@ -32,109 +39,132 @@ class Member:
     pid: int
     channel: Channel = field(init=False)
     clock_shift: float = 0.0  # our clock minus its clock, in seconds, where spans are recorded
+    memory: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def room(self, size: int) -> np.ndarray:
+        """Return memory for `size` bytes of an answer, which the next large answer uses again."""
+        if size > len(self.memory):
+            self.memory = torch.empty(size, dtype=torch.uint8).numpy()  # aligned, like a mapping
+        return self.memory[:size]
 
 
-class Channel(Protocol):
-    """A channel to one worker."""
+class Answer(NamedTuple):
+    """What a method of a worker returns if bytes follow its value."""
 
-    def send(self, method: str, *args: Any) -> None:
-        """Have the worker call one of its methods."""
-
-    def receive(self) -> Any:
-        """Return the method's value, or raise its error; `WorkerDied` if the worker is gone."""
-
-    def close(self) -> None:
-        """Close the channel."""
+    value: Any
+    pieces: Sequence[Piece]
 
 
-class RemoteChannel:
-    """Calls of Ray to an actor on any node, and a connection for its stored records."""
+class Channel:
+    """The driver's end of the connection to an actor."""
 
-    def __init__(self, actor: Any):
-        self.actor, self.receiver = actor, Receiver(actor)
-        self.call: Any = None  # the reference of the last call
+    def __init__(self, actor: Any, stream: ByteStream):
+        self.actor, self.stream = actor, stream
 
-    def send(self, method: str, *args: Any) -> None:
-        """Have the actor call one of its methods."""
-        self.call = getattr(self.actor, method).remote(*args)
-
-    def receive(self) -> Any:
-        """Return the method's value, or raise its error."""
-        import ray
-
-        try:
-            return ray.get(self.call)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError):
-            raise WorkerDied from None  # of a lost node, the answer may be lost and not the call
-
-    def close(self) -> None:
-        """Close the connection; no call is open between dispatches."""
-        self.receiver.close()
-
-
-class LocalChannel:
-    """A socket to an actor on this machine; `path` is a socket that does not exist yet."""
-
-    def __init__(self, actor: Any, path: Path):
-        import ray
-
-        key = secrets.token_bytes(32)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(1)
-            listener.settimeout(LIVENESS_SECONDS)
-            serving = actor.serve.remote(str(path), key)
-            while (found := accept(listener, key)) is None:
-                if ray.wait([serving], timeout=0)[0]:
-                    ray.get(serving)  # raises the worker's error
-        path.unlink()
-        self.connection = Connection(found.detach())
-
-    def send(self, method: str, *args: Any) -> None:
-        """Have the worker call one of its methods."""
-        with contextlib.suppress(OSError):  # `receive` reports it
-            self.connection.send_bytes(pickle.dumps((method, args)))
+    def send(self, method: str, *args: Any, pieces: Sequence[Piece] = ()) -> None:
+        """Have the worker call one of its methods; it takes the bytes of `pieces` from its stream."""
+        with contextlib.suppress(HungUp):  # `receive` reports it
+            self.stream.send(pickle.dumps((method, args)), pieces)
 
     def receive(self) -> Any:
-        """Return the method's value, or raise its error."""
-        try:
-            good, value = pickle.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):
-            raise WorkerDied from None
+        """Return the method's value, or raise its error; `HungUp` if the worker is gone."""
+        good, value = pickle.loads(self.stream.receive())
         if not good:
             raise value
         return value
 
+    def ask(self, method: str, *args: Any, pieces: Sequence[Piece] = ()) -> Any:
+        """Have the worker call one of its methods; return the value."""
+        self.send(method, *args, pieces=pieces)
+        return self.receive()
+
     def close(self) -> None:
         """Hang up; the worker's `serve` then returns."""
-        self.connection.close()
+        self.stream.close()
 
 
-def serve(worker: Any, path: str, key: bytes) -> None:
-    """Answer requests at a worker's end of `LocalChannel` until the driver hangs up."""
-    with socket.socket(socket.AF_UNIX) as caller:
-        caller.connect(path)
-        prove(caller, key)
-        connection = Connection(caller.detach())
-    with connection, contextlib.suppress(EOFError, OSError):
-        while True:
-            method, args = pickle.loads(connection.recv_bytes())
-            try:
-                answer = True, getattr(worker, method)(*args)
-            except Exception as error:
-                answer = False, error
-            connection.send_bytes(_packed(answer))
+def local_channel(actor: Any, path: Path) -> Channel:
+    """Connect to an actor on this machine; `path` is a socket that does not exist yet."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        found, _ = _accepted(listener, actor, str(path))
+    path.unlink()
+    return Channel(actor, ByteStream(found))
 
 
-def _packed(answer: tuple[bool, Any]) -> bytes:
-    """Pickle an answer. Values of user code travel in handles; its errors travel by value, or else as their text."""
-    if answer[0]:
-        return pickle.dumps(answer)
+def remote_channel(actor: Any) -> Channel:
+    """Connect to an actor on another node.
+
+    Raises:
+        MachineError: the actor's node cannot connect to the driver's.
+    """
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        try:
+            found, serving = _accepted(listener, actor, (host, listener.getsockname()[1]), encrypted=True)
+        except OSError as error:
+            raise MachineError(
+                f"a worker cannot connect to the driver's node, {host}: {error}. Open the ports between the nodes "
+                "of the cluster; Ray needs them, too"
+            ) from None
+    return Channel(actor, ByteStream(found, lambda: bool(ray.wait([serving], timeout=0)[0])))
+
+
+def _accepted(
+    listener: socket.socket, actor: Any, address: Address, encrypted: bool = False
+) -> tuple[socket.socket, Any]:
+    """Have an actor connect to a listener; return the connection, and the call that serves it."""
+    import ray
+
+    key = secrets.token_bytes(32)
+    listener.settimeout(LIVENESS_SECONDS)
+    serving = actor.serve.remote(address, key)
+    while (found := accept(listener, key, tls(server=True) if encrypted else None)) is None:
+        if ray.wait([serving], timeout=0)[0]:
+            ray.get(serving)  # raises the worker's error
+            raise TimeoutError("the connection came, and no answer on it")
+    return found, serving
+
+
+def connected(address: Address, key: bytes) -> ByteStream:
+    """Connect a worker to the driver that listens at an address; both know the key."""
+    context = None if isinstance(address, str) else tls(server=False)
+    end = socket.socket(socket.AF_UNIX) if isinstance(address, str) else socket.create_connection(address)
     try:
-        text = cloudpickle.dumps(answer)
+        if isinstance(address, str):
+            end.connect(address)
+        elif context is not None:
+            end = context.wrap_socket(end)
+        prove(end, key)
+    except BaseException:
+        end.close()
+        raise
+    return ByteStream(end)
+
+
+def serve(worker: Any, stream: ByteStream) -> None:
+    """Answer requests at a worker's end of a channel until the driver hangs up."""
+    with contextlib.suppress(HungUp):
+        while True:
+            method, args = pickle.loads(stream.receive())
+            try:
+                value = getattr(worker, method)(*args)
+                answer = value if isinstance(value, Answer) else Answer(value, ())
+            except Exception as error:
+                stream.send(_packed(error))
+                continue
+            stream.send(pickle.dumps((True, answer.value)), answer.pieces)
+
+
+def _packed(error: Exception) -> bytes:
+    """Pickle an error of user code: by value, or else as its text. Values of user code travel in handles."""
+    try:
+        text = cloudpickle.dumps((False, error))
         pickle.loads(text)  # some errors can be pickled and not unpickled
         return text
     except Exception:
-        return pickle.dumps((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
+        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))

@@ -13,10 +13,6 @@ CHALLENGE_SECONDS = 10.0  # for a process that has connected to prove that it kn
 CHALLENGE_BYTES = 1024  # more than a message of a challenge has
 
 
-class WorkerDied(Exception):
-    """The worker's process has ended."""
-
-
 def accept(listener: socket.socket, key: bytes, tls: ssl.SSLContext | None = None) -> socket.socket | None:
     """Return the connection of a process that knows the key; None if none came in time, or one without it.
 

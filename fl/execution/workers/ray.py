@@ -1,11 +1,11 @@
 """Ray workers: the actors of a pool, one request per dispatch, on one machine or on every node of a cluster.
 
     driver                                node of the driver                         another node
-    Region: the dispatch         ----->   mapped by every worker                     carried once by the object store
+    Region: the dispatch         ----->   mapped by every worker                     sent once to a Region there
     runs of tasks                ----->   SharedQueue per node: own run, then steal  likewise
-    gather              <-----            Region per worker: its partial result      carried by the return value
-    stored records      ----->            read from the run directory                carried if not written there
-                        <-----            appended to the run directory              carried after the partial result
+    gather              <-----            Region per worker: its partial result      sent with the answer
+    stored records      ----->            read from the run directory                sent if not written there
+                        <-----            appended to the run directory              sent after the partial result
 
 If a worker dies, its unfinished tasks run again on the others, and the reduction tree gives the same bits. The client
 that a worker died with is tried once more; if that ends a worker again, the run stops and names the client.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,16 +26,16 @@ import numpy as np
 from fl import registry
 from fl.errors import MachineError
 from fl.execution.isolation import isolated
-from fl.execution.workers.channel import LocalChannel, Member, RemoteChannel
+from fl.execution.workers.byte_stream import HungUp
+from fl.execution.workers.channel import Member, local_channel, remote_channel
 from fl.execution.workers.deaths import Deaths, late
 from fl.execution.workers.executor import Dispatch, Job
 from fl.execution.workers.folders import new_name
 from fl.execution.workers.gpus import GpuShares
-from fl.execution.workers.handshake import WorkerDied
 from fl.execution.workers.limits import warn_if_memory_is_small
 from fl.execution.workers.ray_pool import ActorHandle, RayPool, acquire_pool, release_pool
 from fl.execution.workers.shared import Handle, Region, SharedFiles, SharedQueue
-from fl.execution.workers.transfer import Transfer
+from fl.execution.workers.transfer import NodeShare, Transfer
 from fl.storage.clients import ClientStates
 from fl.tensors.trees import tree_map
 from fl.tracking import spans
@@ -106,7 +105,7 @@ class Ray:
         """Give actors the job, and open channels to them."""
         members = [Member(h.actor, self.states.new_writer(), h.node, h.pid) for h in handles]
         if self.job_memory is None:
-            self.job_memory = self.transfer.put("job", self.job, self.job_handle, members)
+            self.job_memory = self.transfer.put_job(self.job, self.job_handle, members)
         assert self.files is not None
         common = registry.sources(), self.job_handle, spans.recording()
         more = self.files.name, self.local, self.client_seconds
@@ -116,15 +115,17 @@ class Ray:
         )
         for m in members:
             if m.node == self.local:
-                m.channel = LocalChannel(m.actor, self.files.folder.path / f"socket-{m.pid}")
+                m.channel = local_channel(m.actor, self.files.folder.path / f"socket-{m.pid}")
                 continue
-            m.channel = RemoteChannel(m.actor)
+            m.channel = remote_channel(m.actor)
             if spans.recording():
-                m.clock_shift = spans.clock_shift(partial(self._clock, m.actor))
+                m.clock_shift = spans.clock_shift(partial(m.channel.ask, "clock"))
         return members
 
-    def _clock(self, actor: Any) -> float:
-        return self.ray.get(actor.clock.remote())
+    def _bury(self, member: Member) -> None:
+        """Take a worker for dead whose connection is gone; its clients run again on others."""
+        self.ray.kill(member.actor)
+        member.actor = None
 
     def _replace_dead(self) -> None:
         """Create workers in place of dead ones."""
@@ -155,7 +156,7 @@ class Ray:
                 return
             except self.ray.exceptions.GetTimeoutError:
                 problem = "the cluster has no room for new workers"
-            except self.ray.exceptions.RayActorError:
+            except (self.ray.exceptions.RayActorError, HungUp):
                 problem = "new workers died before they worked"
             for handle in handles:
                 self.ray.kill(handle.actor)
@@ -185,14 +186,13 @@ class Ray:
         """Have workers on other nodes compact what they have written, as the driver has done with its copy."""
         moved, self.states.moved = self.states.moved, {}
         members = [m for m in self.members if m.actor is not None and m.writer in moved]
-        calls = [m.actor.compact.remote(self.states.segment(m.writer), moved[m.writer]) for m in members]
-        for member, call in zip(members, calls):
+        for member in members:
+            member.channel.send("compact", self.states.segment(member.writer), moved[member.writer])
+        for member in members:
             try:
-                self.ray.get(call)
-            except self.ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except self.ray.exceptions.RayError:
-                member.actor = None
+                member.channel.receive()
+            except HungUp:
+                self._bury(member)
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args), computed on the driver's node: by a worker, or in this process if it has none."""
@@ -206,8 +206,8 @@ class Ray:
             try:
                 member.channel.send("call", handle)
                 return tree_map(lambda leaf: leaf.clone(), self._answer(member, asked))
-            except WorkerDied:
-                member.actor = None
+            except HungUp:
+                self._bury(member)
         raise MachineError(f"server work {fn} ended {ATTEMPTS} workers. {FEWER}")
 
     def _share(self, value: Any) -> Handle:
@@ -223,33 +223,33 @@ class Ray:
         assert self.files is not None
         if member.node == self.local and handle.path is not None:
             self.files.say_if_on_disk(Path(handle.path))
-        self.transfer.take(member, new_records, handle)
+        handle = self.transfer.take(member, new_records, handle)
         with spans.span("transfer", "answer"):
             return handle.open()
 
     def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
         """Send each worker its share of the tasks; return the partial results of the workers that lived."""
         handle, members = self._share(dispatch), self.members[: self.active]
-        memory = self.transfer.put("dispatch", self.region, handle, members)
         self.attempts += 1
         parts: list[Any] = []
         requests: list[tuple[Member, int, float]] = []
         dead: list[tuple[Member, int]] = []
         failure: Exception | None = None
-        for on_node, own, parcel in self.transfer.shares(dispatch, members, tasks):
-            runs = [share[0] if share else (0, 0) for share in own] + [run for share in own for run in share[1:]]
-            for index, member in enumerate(on_node):
-                segment = self.states.segment(member.writer)
-                request = pickle.dumps((handle, self.attempts, runs, steal, index, segment))
+        for share in self.transfer.shares(dispatch, members, tasks):
+            runs = [run[0] if run else (0, 0) for run in share.own] + [run for own in share.own for run in own[1:]]
+            held = self._held(share, handle, dead)
+            for index, member in enumerate(share.members):
+                if member.actor is None:
+                    continue
                 with spans.span("transfer", "call"):
                     requests.append((member, index, time.perf_counter()))
-                    more = () if member.node == self.local else (memory, parcel)
-                    member.channel.send("run", request, *more)
+                    segment = self.states.segment(member.writer)
+                    member.channel.send("run", held, self.attempts, runs, steal, index, segment)
         for member, index, asked in requests:
             try:
                 parts.append(self._answer(member, asked))
-            except WorkerDied:
-                member.actor = None
+            except HungUp:
+                self._bury(member)
                 dead.append((member, index))
             except Exception as error:
                 failure = failure or error
@@ -259,6 +259,18 @@ class Ray:
             self.deaths.add(member.pid, *self._last_words(member, index))
         return parts
 
+    def _held(self, share: NodeShare, handle: Handle, dead: list[tuple[Member, int]]) -> Handle:
+        """Bring a dispatch to a node; return its handle there. Workers that die while they take it go to `dead`."""
+        if share.members[0].node == self.local:
+            return handle
+        for index, member in enumerate(share.members):
+            try:
+                return self.transfer.deliver(member, self.region, handle, share.records)
+            except HungUp:
+                self._bury(member)
+                dead.append((member, index))
+        return handle  # nobody is left to take it
+
     def _last_words(self, member: Member, index: int) -> tuple[int | None, str]:
         """Return the task that a dead worker had taken, if known, and where it was if that took too long."""
         assert self.files is not None
@@ -267,9 +279,10 @@ class Ray:
         for other in self.members:  # one on the same node, which sees the files
             if other.node == member.node and other.actor is not None:
                 try:
-                    return self.ray.get(other.actor.last_words.remote(self.attempts, index, member.pid))
-                except self.ray.exceptions.RayError:
-                    continue
+                    found: tuple[int | None, str] = other.channel.ask("last_words", self.attempts, index, member.pid)
+                    return found
+                except HungUp:
+                    continue  # the next dispatch notices it
         return None, ""
 
     def close(self) -> None:

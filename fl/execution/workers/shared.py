@@ -17,8 +17,8 @@ import os
 import secrets
 import shutil
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,8 @@ class Handle:
     Attributes:
         code: the pickle without its arrays.
         offsets, sizes: where the arrays lie, in bytes.
-        path: the file that holds them on the value's own node.
-        memory: their bytes, on other nodes.
+        path: the file that holds them on the node that opens the handle.
+        memory: their bytes, if they have come from another node.
     """
 
     code: bytes
@@ -145,6 +145,11 @@ class Handle:
     sizes: tuple[int, ...]
     path: str | None
     memory: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes from the first array to the end of the last one."""
+        return self.offsets[-1] + self.sizes[-1] if self.sizes else 0
 
     def open(self) -> Any:
         """Return the value; its tensors are views of the mapped file, of a copy of it, or of `memory`."""
@@ -155,17 +160,32 @@ class Handle:
         else:
             assert self.path is not None
             with io.FileIO(self.path) as file:
-                end = self.offsets[-1] + self.sizes[-1]
-                if end < SMALL:
-                    whole = torch.empty(end, dtype=torch.uint8).numpy().data  # aligned, like a mapping
+                if self.size < SMALL:
+                    whole = torch.empty(self.size, dtype=torch.uint8).numpy().data  # aligned, like a mapping
                     file.readinto(whole)
                 else:
                     whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         return unpack(self.code, [whole[a : a + n] for a, n in zip(self.offsets, self.sizes)])
 
 
+def packed(value: Any) -> tuple[Handle, list[memoryview]]:
+    """Return a handle without a place, and the memory of the value's arrays, not copied."""
+    code, memories = pack(value)
+    sizes = [m.nbytes for m in memories]
+    return Handle(code, tuple(aligned_offsets(sizes)[0]), tuple(sizes), None), [m.cast("B") for m in memories]
+
+
+def in_a_row(handle: Handle, memories: Sequence[memoryview]) -> Iterator[memoryview]:
+    """Yield the arrays of a value and the gaps between them, `handle.size` bytes."""
+    end = 0
+    for offset, memory in zip(handle.offsets, memories):
+        yield memoryview(bytes(offset - end))
+        yield memory
+        end = offset + len(memory)
+
+
 class Region:
-    """A file of shared memory, rewritten by each `write`, growing as needed."""
+    """A file of shared memory, rewritten by each `write` or `fill`, growing as needed."""
 
     def __init__(self, files: SharedFiles):
         self.files, self.path = files, files.folder.path / secrets.token_hex(4)
@@ -173,22 +193,28 @@ class Region:
 
     def write(self, value: Any) -> Handle:
         """Pack a value into the region; earlier handles become invalid."""
-        code, memories = pack(value)
-        sizes = [m.nbytes for m in memories]
-        offsets, total = aligned_offsets(sizes)
-        if total and (self.map is None or len(self.map) < total):
-            self.path = self.files.reserve(self.path, total)
-            with open(self.path, "r+b") as file:
-                self.map = mmap.mmap(file.fileno(), total)
-        for memory, offset in zip(memories, offsets):
-            assert self.map is not None  # `total` is not 0
-            self.map[offset : offset + memory.nbytes] = memory.cast("B")
-        return Handle(code, tuple(offsets), tuple(sizes), str(self.path))
+        handle, memories = packed(value)
+        whole = self._room(handle.size)
+        for memory, offset in zip(memories, handle.offsets):
+            whole[offset : offset + len(memory)] = memory
+        return replace(handle, path=str(self.path))
 
-    def copy(self, handle: Handle) -> np.ndarray:
-        """Return the bytes of the present value, to send to another node."""
-        end = max((a + n for a, n in zip(handle.offsets, handle.sizes)), default=0)
-        return np.frombuffer(self.map[:end] if self.map is not None and end else b"", np.uint8)
+    def fill(self, handle: Handle, receive: Callable[[memoryview], None]) -> Handle:
+        """Have `receive` write the arrays of another node's value; return its handle here."""
+        receive(self._room(handle.size))
+        return replace(handle, path=str(self.path))
+
+    def memory(self, handle: Handle) -> memoryview:
+        """Return the bytes of the present value."""
+        return self._room(handle.size)
+
+    def _room(self, size: int) -> memoryview:
+        """Return the first `size` bytes of the region, which grows if it is smaller."""
+        if size and (self.map is None or len(self.map) < size):
+            self.path = self.files.reserve(self.path, size)
+            with open(self.path, "r+b") as file:
+                self.map = mmap.mmap(file.fileno(), size)
+        return memoryview(b"" if self.map is None else self.map)[:size]
 
 
 class SharedQueue:

@@ -1,10 +1,13 @@
 """What travels between the driver and workers on other nodes, which share no file with it.
 
-    job, dispatch      driver -> object store -> each node once
-    stored records     driver -> object store -> the node whose tasks read them    unless its workers have written them
-    new records        worker's file -> driver's file, at the same offset          before the next dispatch
+    job                driver -> Ray's object store -> each node once
+    dispatch           driver -> a worker of each node -> memory that the node's workers share
+    stored records     driver's file -> that worker -> file of the node       unless its workers have written them
+    partial result     each worker -> driver's memory
+    new records        each worker's file -> driver's file
 
-Nothing here runs if all workers are on the driver's node.
+All but the job goes over the workers' own connections. A record lies at the same place in all files. Nothing here runs
+if all workers are on the driver's node.
 """
 
 from __future__ import annotations
@@ -12,33 +15,33 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fl.execution.workers.channel import Member, RemoteChannel
+from fl.execution.workers.byte_stream import FilePart, check_files
+from fl.execution.workers.channel import Member
 from fl.execution.workers.executor import Dispatch, Job
-from fl.execution.workers.node_records import PIECE, NewRecords
+from fl.execution.workers.node_records import NewRecords
 from fl.execution.workers.shared import Handle, Region
 from fl.execution.workers.task_queue import split
 from fl.storage import files
 from fl.storage.clients import ClientStates, writer_of
-from fl.storage.growing import Damaged
-from fl.storage.node_segments import Parcel
 from fl.storage.segments import file_of, segment_path
-from fl.tensors.serialise import aligned_offsets
 from fl.tracking import spans
 
 Runs = list[tuple[int, int]]  # of tasks, [a, b)
+_NO_RECORDS = np.empty((0, 5), np.int64)
 
 
 class NodeShare(NamedTuple):
-    """What the workers of one node get of a dispatch: the runs of each, and the stored records that they read."""
+    """What the workers of one node get of a dispatch: the runs of each, and the records (n, 5) that the node lacks."""
 
     members: list[Member]
     own: list[Runs]
-    parcel: Parcel | None
+    records: np.ndarray
 
 
 class Transfer:
@@ -51,28 +54,28 @@ class Transfer:
 
     Attributes:
         traffic: bytes to and from other nodes since the run began, by kind: "job", "dispatch", "states_down",
-            "states_up", "result". Each node counts once, as the object store sends a value to a node once.
+            "states_up", "result". Each node counts once, because a value travels to a node once.
     """
 
     def __init__(self, job: Job, states: ClientStates, local: str):
         self.job, self.states, self.local = job, states, local
         self.traffic: Counter[str] = Counter()
-        self.buffer = np.empty(0, np.uint8)
 
     def far(self, members: Sequence[Member]) -> set[str]:
         """Return the nodes of workers that do not see the driver's files."""
         return {member.node for member in members} - {self.local}
 
-    def put(self, kind: str, region: Region, handle: Handle, members: Sequence[Member]) -> Any:
-        """Put a value's bytes into the object store; None if all members are on the driver's node."""
+    # -- to the workers -------------------------------------------------------------------------------------------
+    def put_job(self, region: Region, handle: Handle, members: Sequence[Member]) -> Any:
+        """Put the job's bytes into Ray's object store; None if all members are on the driver's node."""
+        import ray
+
         far = self.far(members)
         if not far:
             return None
-        memory = region.copy(handle)
-        self.traffic[kind] += len(far) * (memory.nbytes + len(handle.code))
-        return _put(memory)
+        self.traffic["job"] += len(far) * (handle.size + len(handle.code))
+        return ray.put(np.frombuffer(region.memory(handle), np.uint8))
 
-    # -- to the workers -------------------------------------------------------------------------------------------
     def shares(self, dispatch: Dispatch, members: Sequence[Member], tasks: np.ndarray) -> Iterator[NodeShare]:
         """Yield the share of each node. Its workers steal from each other, and not from other nodes.
 
@@ -84,81 +87,63 @@ class Transfer:
         shares = split(dispatch.costs()[tasks], tasks, len(members))
         groups = [list(g) for _, g in itertools.groupby(sorted(members, key=lambda m: m.node), key=lambda m: m.node)]
         if not self.far(members):
-            yield from (NodeShare(group, shares, None) for group in groups)
+            yield from (NodeShare(group, shares, _NO_RECORDS) for group in groups)
             return
         with spans.span("transfer", "records"):
             records = self.job.records(dispatch, tasks)
         homes = _Homes(self.states, members, len(self.job.stores))
         for group, own in _placed(groups, shares, records, homes, dispatch.pin, self.local):
-            with spans.span("transfer", "records"):
-                yield NodeShare(group, own, self._parcel(group[0].node, _of_runs(records, own), homes))
+            node, read = group[0].node, _of_runs(records, own)
+            missing = _NO_RECORDS if node == self.local else read[homes.of(read) != homes.number(node)]
+            yield NodeShare(group, own, missing)
 
-    def _parcel(self, node: str, records: np.ndarray, homes: _Homes) -> Parcel | None:
-        """Return the records (n, 5) that are not on a node; None if all are, or it is the driver's."""
-        if node == self.local:
-            return None
-        missing = records[homes.of(records) != homes.number(node)]
-        if not len(missing):
-            return None
-        places, start = np.empty((len(missing), 5), np.int64), 0
-        pieces: list[Any] = []
-        places[:, :3] = missing[:, 1:4]
-        sizes = missing[:, 4]
-        while start < len(missing):
-            fits = int(np.searchsorted(np.cumsum(sizes[start:]), PIECE, side="right"))
-            stop = start + max(fits, 1)
-            offsets, total = aligned_offsets(sizes[start:stop].tolist())
-            places[start:stop, 3], places[start:stop, 4] = len(pieces), offsets
-            pieces.append(_put(self._read(missing[start:stop], offsets, total)))
-            self.traffic["states_down"] += total
-            start = stop
-        self.traffic["states_down"] += places.nbytes
-        return Parcel(places, pieces)
+    def deliver(self, member: Member, region: Region, handle: Handle, records: np.ndarray) -> Handle:
+        """Give a worker the present value of a region and stored records (n, 5), for all workers of its node.
 
-    def _read(self, records: np.ndarray, offsets: Sequence[int], total: int) -> np.ndarray:
-        """Return the bytes of records (n, 5), each at its offset of a piece, (total,); valid until the next call."""
-        if total > len(self.buffer):
-            self.buffer = np.empty(max(total, PIECE), np.uint8)
-        piece, opened = self.buffer[:total], dict[tuple[int, int], int]()
-        try:
-            in_files = records.copy()
-            in_files[:, 2] = file_of(records[:, 2])
-            for (_, store, segment, start, length), at in zip(in_files.tolist(), offsets):
-                if (store, segment) not in opened:
-                    path = segment_path(self.job.stores[store], segment)
-                    try:
-                        opened[store, segment] = os.open(path, os.O_RDONLY)
-                    except FileNotFoundError:
-                        raise Damaged(f"{path} is missing") from None
-                # if the file ends before, other bytes are sent: the worker compares the checksum
-                files.read_at(opened[store, segment], piece[at : at + length].data, start)
-        finally:
-            for file in opened.values():
-                os.close(file)
-        return piece
-
-    # -- from the workers -----------------------------------------------------------------------------------------
-    def take(self, member: Member, records: Sequence[NewRecords], handle: Handle) -> None:
-        """Write the records of a worker to the driver's files.
+        Returns:
+            the value's handle on that node.
 
         Raises:
-            WorkerDied: the worker has ended before all have come.
+            HungUp: the worker has ended.
+            Damaged: a file of the driver is missing or too short.
+        """
+        with spans.span("transfer", "records"):
+            places = _places(records)
+            parts = [FilePart(segment_path(self.job.stores[s], file), *span) for s, file, *span in places.tolist()]
+            check_files(parts)
+            self.traffic["dispatch"] += handle.size + len(handle.code)
+            self.traffic["states_down"] += places.nbytes + sum(part.end - part.start for part in parts)
+            held: Handle = member.channel.ask("hold", handle, places, pieces=[region.memory(handle), *parts])
+            return held
+
+    # -- from the workers -----------------------------------------------------------------------------------------
+    def take(self, member: Member, records: Sequence[NewRecords], handle: Handle) -> Handle:
+        """Receive what follows a worker's answer: a value, and new records, which go to the driver's files.
+
+        Returns:
+            the value's handle on the driver's node.
+
+        Raises:
+            HungUp: the worker has ended before all have come.
         """
         if member.node == self.local:
-            return
-        self.traffic["result"] += len(handle.code) + (0 if handle.memory is None else handle.memory.nbytes)
+            return handle
+        stream, memory = member.channel.stream, member.room(handle.size)
+        self.traffic["result"] += len(handle.code) + handle.size
+        with spans.span("transfer", "answer"):
+            stream.receive_into(memory.data)
         with spans.span("transfer", "records"):
-            for new, pieces in _pieces(member, records):
+            for new in records:
                 path = segment_path(self.job.stores[new.store], new.segment)
                 if new.start == 0:  # the segment begins again
                     files.remove(path)
-                file, at = files.open_file(path, os.O_CREAT | os.O_WRONLY), new.start
+                file = files.open_file(path, os.O_CREAT | os.O_WRONLY)
                 try:
-                    for piece in pieces:
-                        at = files.write_at(file, piece, at)
+                    stream.receive_to_file(file, new.start, new.end)
                 finally:
                     os.close(file)
                 self.traffic["states_up"] += new.end - new.start
+        return replace(handle, memory=memory)
 
 
 class _Homes:
@@ -223,19 +208,16 @@ def _of_runs(records: np.ndarray, shares: Sequence[Runs]) -> np.ndarray:
     return records[first:last]
 
 
-def _pieces(member: Member, records: Sequence[NewRecords]) -> Iterator[tuple[NewRecords, Iterable[bytes | memoryview]]]:
-    """Yield new records and their bytes, in pieces; all come with the answer, or all over the member's connection."""
-    places = [new.place for new in records if new.data is None]
-    if not places:
-        yield from ((new, [new.data or b""]) for new in records)
-        return
-    assert isinstance(member.channel, RemoteChannel)
-    receiver = member.channel.receiver
-    call = receiver.ask(places)
-    yield from ((new, receiver.receive(new.end - new.start, call)) for new in records)
+def _places(records: np.ndarray) -> np.ndarray:
+    """Return the parts of files that hold records (n, 5), int64 (m, 4): store, file, start, end; ascending.
 
-
-def _put(array: np.ndarray) -> Any:
-    import ray
-
-    return ray.put(array)
+    >>> _places(np.array([[0, 0, 7, 64, 64], [1, 0, 7, 0, 64], [1, 0, 7, 64, 64], [2, 1, 7, 128, 64]])).tolist()
+    [[0, 7, 0, 128], [1, 7, 128, 192]]
+    """
+    each = np.column_stack([records[:, 1], file_of(records[:, 2]), records[:, 3], records[:, 3] + records[:, 4]])
+    each = np.unique(each, axis=0)
+    new = np.ones(len(each) + 1, bool)  # whether a part begins; the last one stands for the end
+    new[1:-1] = (each[1:, :2] != each[:-1, :2]).any(1) | (each[1:, 2] != each[:-1, 3])
+    parts = each[new[:-1]]
+    parts[:, 3] = each[new[1:], 3]
+    return parts
