@@ -2,8 +2,9 @@
 
 Both train the same clients on the same rows with SGD on LoRA's factors, one thread a process; a batch is padded to its
 longest row. A plain loop loads the server's factors, takes the steps, and computes the change; `--workers` loops run at
-once, each with its own model. Both are measured by turns. With one worker the seconds are those of the CPU, so other
-programs on the machine count little.
+once, each with its own model and its share of the clients. Both are measured by turns. The seconds are those of the
+CPU, so other programs on the machine count little: of all loops, and of the driver with all workers. With several
+workers the ratio of wall times is printed, too.
 """
 
 from __future__ import annotations
@@ -12,18 +13,28 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 import fl
 from experiments.language.corpus import topic_rows
-from experiments.language.rules import CPUTime
+from experiments.language.memory import workers_of_this_process
 
 ROWS, BATCH, LENGTH, RANK = 8, 4, 64, 8
 TEMPLATE = "{input}\nTopic:"
+
+
+class CPUTime(fl.Callback):
+    """Write the CPU seconds of the driver and of its Ray workers after each round."""
+
+    def measure(self, run: Any, row: Mapping[str, Any]) -> dict[str, float]:
+        times = [process.cpu_times() for process in (psutil.Process(), *workers_of_this_process())]
+        return {"cpu": sum(time.user + time.system for time in times)}
 
 
 def plain(model: str, clients: list[list[dict[str, str]]]) -> tuple[float, float]:
@@ -73,7 +84,7 @@ def _tokens(tokenizer: Any, row: dict[str, str]) -> tuple[torch.Tensor, torch.Te
 
 
 def simulated(model: str, clients: list[list[dict[str, str]]], workers: int) -> tuple[float, float]:
-    """Return the wall seconds of the second of three rounds with all clients, and the driver's CPU seconds of it."""
+    """Return the wall seconds of the second of three rounds with all clients, and the CPU seconds of all processes."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [{**row, "client": f"c{i}"} for i, own in enumerate(clients) for row in own]
         path = Path(folder) / "train.jsonl"
@@ -119,14 +130,13 @@ def main() -> None:
     clients = short_rows(arguments.model, arguments.clients)
     parts = [clients[i::workers] for i in range(workers)]
     for turn in range(arguments.turns):
-        if workers == 1:
-            loops, ours = plain(arguments.model, [clients[0], *clients])[1], simulated(arguments.model, clients, 1)[1]
-        else:
-            with get_context("spawn").Pool(workers) as pool:
-                found = pool.starmap(plain, [(arguments.model, [part[0], *part]) for part in parts])
-            loops, ours = max(wall for wall, _ in found), simulated(arguments.model, clients, workers)[0]
-        rates = (arguments.clients / loops, arguments.clients / ours)
-        print(f"turn {turn}: plain loops {rates[0]:.1f} clients/s, fl {rates[1]:.1f}, ratio {rates[1] / rates[0]:.2f}")
+        with get_context("spawn").Pool(workers) as pool:
+            found = pool.starmap(plain, [(arguments.model, [part[0], *part]) for part in parts])
+        loops = max(wall for wall, _ in found), sum(cpu for _, cpu in found)
+        ours = simulated(arguments.model, clients, workers)
+        rates = arguments.clients / loops[1], arguments.clients / ours[1]
+        line = f"plain loops {rates[0]:.1f} clients per CPU second, fl {rates[1]:.1f}, ratio {rates[1] / rates[0]:.2f}"
+        print(f"turn {turn}: {line}" + (f", of wall times {loops[0] / ours[0]:.2f}" if workers > 1 else ""), flush=True)
 
 
 def short_rows(model: str, clients: int) -> list[list[dict[str, str]]]:

@@ -88,6 +88,53 @@ def test_the_loss_needs_scores_at_the_answers_alone(folder, adapted):
     assert losses[2] == 0
 
 
+LAST_LAYERS = {
+    "llama": ("self_attn.q_proj", "self_attn.o_proj", "mlp"),
+    "gpt2": ("attn.c_proj", "mlp"),
+}
+
+
+def test_the_last_block_works_at_the_answers_alone(folder):
+    """Gradients are those of transformers, which computes all positions."""
+    model, x = built(folder).eval(), ids(3)
+    x[0, 9:] = -1
+    y = torch.full(x.shape, -1)
+    y[0, 5:8], y[1, 2:4] = torch.tensor([1, 4, 2]), torch.tensor([3, 0])  # row 2 has no answer
+    kind = "gpt2" if hasattr(model.body, "transformer") else "llama"
+    block = {"gpt2": "transformer.h.1", "llama": "model.layers.1"}[kind]
+    assert model.last_layers == tuple(f"{block}.{name}" for name in LAST_LAYERS[kind])
+    shapes = []
+    for layer in model.last_layers:
+        module = model.body.get_submodule(layer)
+        module.register_forward_hook(lambda layer, inputs, y: shapes.append(tuple(inputs[0].shape[:2])))
+    Instruct().objective(model, {"x": x, "y": y})[:2].sum().backward()
+    assert shapes == [(3, 3)] * len(model.last_layers)  # the longest answer has 3 tokens
+    expected = reference(folder)
+    for row in range(2):
+        labels = torch.full((1, LENGTH), -100)
+        labels[0, 1:] = y[row, :-1].masked_fill(y[row, :-1] < 0, -100)
+        known = (x[row : row + 1] >= 0).long()
+        ids_ = x[row : row + 1].clamp(min=0).long()
+        expected(input_ids=ids_, attention_mask=known, labels=labels).loss.backward()
+    gradients = {name: p.grad for name, p in expected.named_parameters()}
+    for name, parameter in model.body.named_parameters():
+        by_inputs = kind == "gpt2" and ".c_" in name and name.endswith("weight")  # transformers' Conv1D
+        wanted = gradients[name].T if by_inputs else gradients[name]
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["checkpointing", "dropout"])
+def test_a_second_pass_and_dropout_need_all_positions(llama, kind):
+    """A second pass calls all layers again, and masks are those of the whole batch."""
+    checkpointing = kind == "checkpointing"
+    adapter = LoRA(rank=2, targets=("all-linear",), dropout=0.0 if checkpointing else 0.5)
+    model, x, shapes = built(llama, adapter=adapter, checkpointing=checkpointing).eval(), ids(3), []
+    layer = model.body.get_submodule("model.layers.1.mlp")
+    layer.register_forward_hook(lambda layer, inputs, y: shapes.append(tuple(inputs[0].shape[:2])))
+    Instruct().objective(model, {"x": x, "y": torch.where(torch.arange(LENGTH) > 8, x.long(), -1)})
+    assert shapes == [(3, LENGTH)]
+
+
 def test_scores_with_a_scale_are_computed_whole(tmp_path):
     """Granite divides the output layer's scores by `logits_scaling`."""
     from transformers import GraniteConfig, GraniteForCausalLM

@@ -43,10 +43,10 @@ SHARES = 16
 AMORTISED_ELEMENTS, AMORTISED_CLIENTS = 1 << 19, 8
 WHOLE_ELEMENTS = 1 << 18
 
-# In flat training most of the memory holds activations for the backward pass. Chunks above about 30 MB of them gain
-# nothing. Convolutions with many activations are limited by their products, which are not faster in groups. Both
+# In flat training most of the memory holds activations for the backward pass. Chunks above about 60 MB of them gain
+# little. Convolutions with many activations are limited by their products, which are not faster in groups. Both
 # numbers come from the table of `python -m experiments.benchmarks.together` (experiments/benchmarks/README.md)
-ACTIVATION_ELEMENTS = 1 << 23
+ACTIVATION_ELEMENTS = 1 << 24
 MAX_FLAT_CHUNK = 16
 CONVOLUTION_ACTIVATIONS = 1 << 14  # elements per sample
 # A GPU has more memory and needs larger chunks. Not measured yet: `fl bench --device cuda` and `fl tune` measure it

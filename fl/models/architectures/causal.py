@@ -5,8 +5,9 @@
     either, and where (B, L), bool                          -> scores (n, V) at these n positions alone
 
 A token sees the tokens before it in its own text alone, so a packed text has the scores that it has in a row of its
-own. Columns that are padding in every row of a batch are left out: the same scores for less work. With Dropout they
-stay, so that micro batches have the masks of the whole batch.
+own. Columns that are padding in every row of a batch are left out: the same scores for less work. With `where`, the
+last block leaves out what other positions alone need (fl/models/positions.py). With Dropout all stay, so that micro
+batches have the masks of the whole batch.
 
 Weights are read from safetensors or GGUF; no code of the folder is executed. Layers of the kind `Conv1D` (GPT-2), which
 store W as (in, out), become nn.Linear, so that all methods see W as (out, in). The model's own Dropout is off: the base
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from fl.checks import one_of
 from fl.models.checkpointing import with_checkpointing
+from fl.models.positions import last_layers, only_at, positions
 from fl.models.pretrained import Pretrained, pretrained
 from fl.registry import register
 from fl.tensors.functional import under_vmap
@@ -44,6 +46,7 @@ class CausalLM(nn.Module):
         keeps_padding: whether scores have all L positions; an adapter with Dropout sets it.
         takes_positions: whether `forward` takes `where`.
         output_apart: whether the scores are those of the output layer, so that it may be called at some positions only.
+        last_layers: names in `body` of layers that work at the positions of `where` only, if `output_apart`.
     """
 
     takes_positions: ClassVar[bool] = True
@@ -52,6 +55,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.body, self.adapter_targets, self.keeps_padding = body, targets, False
         self.output_apart = has_output_apart(body)
+        self.last_layers: tuple[str, ...] = ()
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         ids, texts = (x, None) if x.ndim == 2 else (x[..., 0], x[..., 1])
@@ -68,7 +72,9 @@ class CausalLM(nn.Module):
         output, where = self.body.get_output_embeddings(), where[:, :longest]
         if not self.output_apart or type(output) is not nn.Linear:  # an adapter of it needs to know the samples
             return self.body(**arguments).logits[where]
-        return output(self.body.base_model(**arguments).last_hidden_state[where])
+        names = () if self.keeps_padding else self.last_layers
+        with only_at(self.body, names, positions(where)):
+            return output(self.body.base_model(**arguments).last_hidden_state[where])
 
 
 def packed(texts: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,6 +224,8 @@ class Causal:
         model = CausalLM(body, attention_layers(body.config.model_type)).eval()
         if len(shape) == 2 and self.bits is None:
             require_packing(model, self.path)
+        if model.output_apart and self.bits is None and not self.checkpointing:  # whose second pass calls all again
+            model.last_layers = last_layers(body)
         return model
 
     def _body(self, place: Pretrained) -> Any:
