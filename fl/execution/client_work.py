@@ -218,11 +218,11 @@ class BatchedWork(ClientWork):
                 self.isolated,
             ):
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
-            if weights is not None and not update.groups["model"].batch:
-                uploaded = self.uploads.upload_sum(positions, update, weights)
+            states, common = self.device.fetch(states), self.downloads.common
+            keep = self._keeper(positions, records, states)
+            if weights is not None and not any(group.batch for group in update.groups.values()):
+                uploaded = self.uploads.upload_sums(positions, update, weights, keep)
             else:
-                states, common = self.device.fetch(states), self.downloads.common
-                keep = self._keeper(positions, records, states)
                 uploaded = self.uploads.upload(positions, update, common, records, True, careful, keep)
             if uploaded:
                 break

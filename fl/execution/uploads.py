@@ -27,7 +27,7 @@ from fl.execution.finite import is_finite, non_finite, non_finite_name, overflow
 from fl.execution.stages import during
 from fl.execution.update_checks import TensorsDiffer, check_numbers
 from fl.method.messages import Update
-from fl.method.reduction import Meta, Product, WeightedMean
+from fl.method.reduction import Meta, Product, Reduction, Sum, WeightedMean
 from fl.method.transform import TransformContext
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
@@ -50,8 +50,8 @@ class Uploads:
         plain = isinstance(self.job.up, Identity) and not self.job.transforms
         self.on_device = plain and reduction.linear and not reduction.integer
         parts = reduction.parts if isinstance(reduction, Product) else {}
-        alone = parts.get("model") if self.on_device and len(parts) == 1 else None
-        self.mean = alone if isinstance(alone, WeightedMean) else None
+        only = self.on_device and all(_factors(part, Meta(0, 1)) is not None for part in parts.values())
+        self.sums: Mapping[str, Reduction] = parts if only else {}  # of updates that are only added up
         self.before_codec: Mapping[str, Tree] = {}  # the last update before the codec, to tell who made it infinite
 
     def upload(
@@ -214,20 +214,28 @@ class Uploads:
         columns.add(positions, {"num_examples": _array(update.num_examples), "dropped": bad})
 
     # -- updates that were added up as they were trained ----------------------------------------------------------
-    def weights(self, sizes: np.ndarray) -> Tensor | None:
-        """Return the weights of clients with `sizes` samples, (n,), if their updates are only added up; else `None`."""
-        return self.mean.factors(Meta(0, torch.from_numpy(sizes))) if self.mean else None
+    def weights(self, sizes: np.ndarray) -> Mapping[str, Tensor] | None:
+        """Return the weights of clients with `sizes` samples, (n,), by group; None unless updates are only added up."""
+        meta = Meta(0, torch.from_numpy(sizes))
+        found = {name: _factors(part, meta) for name, part in self.sums.items()}
+        return {name: each for name, each in found.items() if each is not None} if found else None
 
-    def upload_sum(self, positions: np.ndarray, update: Update, weights: Tensor) -> bool:
-        """Send the weighted sum of several clients' updates; see `upload` for the answer."""
+    def upload_sums(self, positions: np.ndarray, update: Update, weights: Mapping[str, Tensor], keep: Keep) -> bool:
+        """Send the weighted sums of several clients' updates; see `upload` for `keep` and the answer."""
         with span("encode", "update"), during("encode"):
-            sizes = transmit(self.job.up, update.groups["model"])[1]
+            sizes = {name: transmit(self.job.up, group)[1] for name, group in update.groups.items()}
         with span("reduce", "update"), during("reduce"):
             if not is_finite(update.groups):
                 return False
-            fold, count = self.exchange.fold, len(positions)
-            fold.add_stacked(int(positions[0]), count, {"model": (update.groups["model"], fold.summed(weights))})
-            self._account(positions, update, {"model": sizes}, np.zeros(count, bool))
+        with span("data", "state"), during("state"):
+            keep({})
+        with span("reduce", "update"), during("reduce"):
+            fold, count, node = self.exchange.fold, len(positions), dict[str, Any]()
+            for name, group in update.groups.items():
+                mean = isinstance(self.sums[name], WeightedMean)
+                node[name] = (group, fold.summed(weights[name])) if mean else group
+            fold.add_stacked(int(positions[0]), count, node)
+            self._account(positions, update, sizes, np.zeros(count, bool))
         return True
 
     def _transform_context(self, positions: np.ndarray, update: Update, stacked: bool) -> TransformContext:
@@ -236,6 +244,13 @@ class Uploads:
 
     def _spill(self, vector: Tensor) -> Any:
         return self.exchange.worker.scratch.append_vector(vector)
+
+
+def _factors(reduction: Reduction, meta: Meta) -> Tensor | None:
+    """Return the weights with which a reduction only adds up updates; None if it does anything else."""
+    if type(reduction) is Sum:
+        return torch.ones_like(torch.as_tensor(meta.num_examples), dtype=torch.float64)
+    return reduction.factors(meta) if isinstance(reduction, WeightedMean) else None
 
 
 def _array(value: Any) -> np.ndarray:

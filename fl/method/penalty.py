@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl.tensors.combination import Combination
 from fl.tensors.params import Layout, Params
 
 
@@ -119,9 +120,14 @@ def _part(part: Any, start: Params, clients: int | None, where: str) -> Params:
             if found is None or found.shape != entry.shape:
                 has = "no such tensor" if found is None else f"the shape {tuple(found.shape)}"
                 raise ValueError(f"{where}: the phase trains {name} {tuple(entry.shape)}, and the part has {has}")
-    elif not any(bool(b[..., p].any()) for b, p in zip(part.buffers, _padding(layout)) if len(p)):
+    elif all(map(_padded, [term.params for term in part.terms] if isinstance(part, Combination) else [part])):
         return part
     return layout.zeros(*part.batch).to(part.device).copy_(part, names=layout.entries)
+
+
+def _padded(part: Params) -> bool:
+    """Whether the padding of parameters is 0."""
+    return not any(bool(b[..., p].any()) for b, p in zip(part.buffers, _padding(part.layout)) if len(p))
 
 
 @functools.lru_cache(maxsize=16)

@@ -44,6 +44,7 @@ from fl.models.dropout import Dropout
 from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
+from fl.tensors.params import Params
 
 SEED, ROUND, PARTICIPATION = 5, 1, 4
 CLIENTS = np.array([3, 8, 21, 22, 60, 61, 90])
@@ -233,7 +234,7 @@ def test_a_rule_leaves_nothing_to_the_next_client(name):
         alone, _ = batched.train(algorithm, chunk(NETS["wide"], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled)
         assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
         fold.add(0, c, alone.groups["model"].row(0) * float(factors[c]))
-    at_once, _ = batched.train(algorithm, chunk(NETS["wide"]), Compiled, factors)
+    at_once, _ = batched.train(algorithm, chunk(NETS["wide"]), Compiled, {"model": factors})
     assert torch.equal(at_once.groups["model"].buffers[0], fold.finish().buffers[0])
 
 
@@ -289,7 +290,7 @@ def test_a_sum_has_the_bits_of_the_tree(count):
     given = replace(given, starts=draw.integers(0, 100, count))
     algorithm, factors = clients.sgd.LocalSGD(lr=LR, batch=7), torch.from_numpy(draw.random(count) * 1000)
     apart, _ = batched.train(algorithm, given, Compiled)
-    at_once, _ = batched.train(algorithm, given, Compiled, factors)
+    at_once, _ = batched.train(algorithm, given, Compiled, {"model": factors})
     fold = Fold(Sum(), count)
     for c in range(count):
         fold.add(0, c, apart.groups["model"].row(c) * float(factors[c].float()))
@@ -380,6 +381,60 @@ def test_other_clients_of_the_chunk_change_no_bits(name):
         assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sums(clients.sgd.LocalSGD):
+    """Sends and keeps sums of multiples of its vectors. `writes`: doubles a tensor of its state in place first."""
+
+    writes: bool = False
+    sends = ("model", "other")
+    receives = ("model", "control")
+
+    def finish(self, end):
+        state = end.state["kept"]
+        if self.writes:
+            state["1.weight"].mul_(2.0)
+        other = (end.delta * (1.0 / (1 + end.steps))).sub_(end.received["control"])
+        return {"model": end.delta, "other": other}, {"kept": 0.5 * state - other + end.params, "trained": end.params}
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("name", ["softmax", "narrow", "wide", "without bias"])
+def test_sums_of_a_clients_vectors_are_those_of_torch(name, writes):
+    """They are taken in the pass that trains. A hook that writes to its state changes what it keeps once."""
+    module, count, draw = NETS[name], len(CLIENTS), torch.Generator().manual_seed(1)
+    layout = module_params(module).layout
+
+    def some() -> Params:
+        return Params.of({n: torch.randn(e.shape, generator=draw) for n, e in layout.entries.items()})
+
+    control, states = some(), [some() for _ in range(count)]
+    given = chunk(module)
+    alone, _ = batched.train(clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20), given, Compiled)
+    given = replace(
+        given, received={**given.received, "control": control}, states=[{"kept": state.clone()} for state in states]
+    )
+    weights = {"model": torch.arange(1.0, count + 1), "other": torch.ones(count)}
+    algorithm = Sums(lr=LR, epochs=2, batch=20, writes=writes)
+    (rows, kept), (sums, again) = (batched.train(algorithm, given, Compiled, each) for each in (None, weights))
+    assert sums.groups["model"].batch == sums.groups["other"].batch == ()
+    wanted = []
+    for c, n in enumerate(SIZES.tolist()):
+        state, delta = states[c].clone(), alone.groups["model"].row(c)
+        if writes:
+            state["1.weight"].mul_(2.0)
+        other = delta / (1 + 2 * -(-n // 20)) - control
+        trained = given.received["model"] + delta
+        wanted.append((delta, other, 0.5 * state - other + trained, trained))
+        found = (rows.groups["model"], rows.groups["other"], kept["kept"], kept["trained"])
+        for mine, theirs in zip(found, wanted[-1]):
+            assert_allclose(mine.row(c).buffers[0], theirs.buffers[0], rtol=1e-5, atol=2e-6)
+    for name in ("kept", "trained"):
+        assert torch.equal(kept[name].buffers[0], again[name].buffers[0])
+    for k, (group, weight) in enumerate(weights.items()):
+        total = sum(float(w) * each[k].buffers[0].double() for w, each in zip(weight, wanted))
+        assert_allclose(sums.groups[group].buffers[0], total, rtol=1e-4, atol=1e-4)
+
+
 COMPILE = """
 import hashlib
 import numpy as np
@@ -394,6 +449,7 @@ normalised = [(*two[0][:6], 2), two[1]]
 one = [(60, 10, 0, 608, 0, 0, 0)]
 for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two, SGD), (two, ADAM)):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
+    factors, combinations = np.full((1, 8, 3), 0.5, np.float32), np.zeros((1, 8, 5000), np.float32)
     theta, x = np.zeros((8, 5000), np.float32), draw.standard_normal((200, 60), np.float32)
     labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)
     sizes, memory = np.full(8, 25), np.zeros(memory_length(shapes, 10, KEPT), np.float32)
@@ -401,11 +457,12 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
         native.Start(start, layers),
         native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
         native.Steps(np.full(8, 9), np.full((3, 9), 0.1, np.float32), 10, sizes),
-        Rule(optimiser, np.full(6, 0.5, np.float32), start, start),
+        Rule(optimiser, np.full(6, 0.5, np.float32), np.full((1, 1), 0.5, np.float32), start),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
+        native.Combined(np.array([(start.ctypes.data, 0)]), factors, combinations, factors[:0], theta[:0]),
         memory)
-    bits.append(hashlib.sha256(theta.tobytes()).hexdigest())
+    bits.append(hashlib.sha256(theta.tobytes() + combinations.tobytes()).hexdigest())
 print(bits)
 """
 

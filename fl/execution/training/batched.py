@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
-from fl.execution.training.chunk import Chunk, Gradients, RunsPrograms, TakesSGDSteps, TrainsWholePhases
+from fl.execution.training.chunk import Chunk, Gradients, RunsPrograms, TakesSGDSteps, TrainsWholePhases, Wanted
 from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.own_steps import ChunkSteps
@@ -35,9 +35,9 @@ from fl.method.local_training import LocalTraining, StepContext, TrainingInputs,
 from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
-from fl.tensors.buffers import pooled_buffer
-from fl.tensors.params import Params, clipped, zeros_like
-from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack
+from fl.tensors.combination import Combination, NotKnown, Unknown
+from fl.tensors.params import Layout, Params, clipped, zeros_like
+from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack, tree_map
 from fl.tracking.spans import timed_calls
 
 
@@ -46,7 +46,7 @@ class _Trained:
     """The end of all phases; arrays are (C,), in the order of the chunk.
 
     start: parameters before the first step, batched (C,) or one for all clients.
-    params: trained parameters, or updates, or their weighted sum.
+    params: trained parameters.
     loss, seen: sums of the losses, float64, and numbers of samples.
     at: context of the last phase.
     kept: what the steps of the last phase keep.
@@ -63,18 +63,22 @@ class _Trained:
 
 
 def train(
-    algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], factors: Tensor | None = None
+    algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], weights: Mapping[str, Tensor] | None = None
 ) -> tuple[Update, Tree]:
     """Train C clients in all trainings and phases; returns (stacked update, stacked states or None).
 
-    With `factors` (C,), a backend that can do so returns the sum of updates times factors: the group "model" has no
-    client axis.
+    With `weights`, (C,) for each group, a backend that can do so returns the sums of updates times weights: then no
+    group has a client axis.
     """
     inputs = _inputs(algorithm, chunk)
+    whole = _train_whole(algorithm, chunk, backend, inputs, weights)
+    if whole is not None:
+        return whole
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
     n = torch.from_numpy(chunk.sizes)
     if not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
-        one = _train(algorithm, chunk, backend, inputs, factors, updates=True)  # the default finish, without a copy
+        one = _train(algorithm, chunk, backend, inputs)  # the default finish, without a copy
+        one.params.sub_(one.start)
         return Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True), None
 
     trainings = Trainings(algorithm, inputs)
@@ -83,7 +87,7 @@ def train(
         if wanted is not inputs:
             _check_received(algorithm, chunk, wanted)
             here = replace(chunk, received=wanted.received, config=wanted.config, initial=wanted.initial)
-        one = _train(algorithm, here, backend, wanted, None, updates=False)
+        one = _train(algorithm, here, backend, wanted)
         trainings.ended(
             TrainingResult(
                 **vars(wanted),
@@ -99,6 +103,80 @@ def train(
         )
     check_stacked(trainings.groups, trainings.state, len(chunk.sizes), type(algorithm).__name__)
     return Update(trainings.groups, trainings.first.num_examples, trainings.metrics()), trainings.state
+
+
+def _train_whole(
+    algorithm: LocalTraining,
+    chunk: Chunk,
+    backend: type[Gradients],
+    inputs: TrainingInputs,
+    weights: Mapping[str, Tensor] | None,
+) -> tuple[Update, Tree] | None:
+    """Train in one call that also computes what `finish` returns. None if the backend or the method cannot do so.
+
+    `finish` gets `Unknown` parameters. What it returns has to be `Combination`s of them and of known parameters.
+    """
+    if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
+        return None
+    phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
+    if not backend.trains_whole(algorithm, chunk, phases):
+        return None
+    phase, start, count = phases[0], algorithm.start(inputs), len(chunk.sizes)
+    trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
+    inputs = replace(inputs, state=_as_combinations(inputs.state, start.layout))
+    end = TrainingResult(
+        **vars(inputs),
+        start=start,
+        params=Combination.single(trained),
+        steps=torch.from_numpy(steps),
+        lr_sum=torch.from_numpy(phase.lr_sum(steps)),
+        num_examples=n,
+        full_gradient=_not_known,
+    )
+    groups: Mapping[str, Tree] = {"model": end.delta}
+    state: Tree = None
+    if overrides(algorithm, "finish"):
+        try:
+            groups, state = algorithm.finish(end)
+        except Exception:  # it needs numbers, or has an error, which is raised when the numbers are known
+            return None
+    kept: list[Params | Tensor] = []
+    tree_map(kept.append, [groups, state])
+    if not isinstance(groups, Mapping) or not all(isinstance(leaf, Combination) for leaf in kept):
+        return None
+    sums = weights is not None and weights.keys() == groups.keys()
+    wanted = [Wanted(leaf) for leaf in kept if isinstance(leaf, Combination)]
+    if sums and all(isinstance(group, Combination) for group in groups.values()):
+        assert weights is not None
+        wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
+    at = StepContext(**vars(inputs), phase=phase, start=start)
+    try:
+        penalty = penalty_of(algorithm, at, count)
+    except NotKnown:  # it read a sum of vectors that it has changed since
+        return None
+    found, _, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, wanted)
+    made = iter(found)
+    groups, state = tree_map(lambda _: next(made), [groups, state])
+    metrics = {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}
+    return Update(groups, n, metrics, owned=True), state
+
+
+def _as_combinations(state: Tree, layout: Layout) -> Tree:
+    """Return states whose parameters of a layout are combinations, so that a hook's sums with them are seen."""
+
+    def of(leaf: Params | Tensor) -> Params | Tensor:
+        return Combination.single(leaf) if isinstance(leaf, Params) and leaf.layout is layout else leaf
+
+    return tree_map(of, state)
+
+
+def _not_known(params: Params) -> Params:
+    """Refuse a gradient.
+
+    Raises:
+        NotKnown: always.
+    """
+    raise NotKnown
 
 
 def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInputs) -> None:
@@ -120,15 +198,8 @@ def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInpu
             )
 
 
-def _train(
-    algorithm: LocalTraining,
-    chunk: Chunk,
-    backend: type[Gradients],
-    inputs: TrainingInputs,
-    factors: Tensor | None,
-    updates: bool,
-) -> _Trained:
-    """Train from `inputs` in all phases. `updates` returns trained minus start in place of the trained parameters."""
+def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], inputs: TrainingInputs) -> _Trained:
+    """Train from `inputs` in all phases."""
     phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
     if any(phase.has_views and (phase.view != "train" or not backend.takes_views) for phase in phases):
         raise ValueError(
@@ -136,15 +207,14 @@ def _train(
             "execution.plan: loop"
         )
     start = algorithm.start(inputs)  # batched (C,), or one for all clients
-    if issubclass(backend, TrainsWholePhases) and backend.trains_whole(algorithm, chunk, phases):
-        at = StepContext(**vars(inputs), phase=phases[0], start=start)
-        return _train_whole(algorithm, chunk, backend, at, factors, updates)
-    one = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
-    if one is None:
-        one = _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
-    if updates:
-        one.params.sub_(start)
-    return one
+    if not issubclass(backend, TrainsWholePhases) or not backend.trains_whole(algorithm, chunk, phases):
+        recorded = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
+        return recorded or _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
+    phase, count = phases[0], len(chunk.sizes)
+    at = StepContext(**vars(inputs), phase=phase, start=start)
+    penalty, trained = penalty_of(algorithm, at, count), Unknown(start.layout, (count,))
+    (out,), steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, [Wanted(trained)])
+    return _Trained(start, out, loss, seen, steps, phase.lr_sum(steps), at)
 
 
 def _mean_loss(trained: _Trained) -> Tensor:
@@ -171,26 +241,6 @@ def _with_first(first: Tree, has_state: Tensor, known: Tree) -> Tree:
     for leaf, first_leaf, known_leaf in zip(made, leaves(first), leaves(known)):
         leaf[has_state], leaf[~has_state] = known_leaf, first_leaf
     return replace_leaves(first, made)
-
-
-def _train_whole(
-    algorithm: LocalTraining,
-    chunk: Chunk,
-    backend: type[TrainsWholePhases],
-    at: StepContext,
-    factors: Tensor | None,
-    updates: bool,
-) -> _Trained:
-    """All steps of a phase in one call of the backend."""
-    phase, start = at.phase, at.start
-    if factors is None:
-        out = start.layout.empty(len(chunk.sizes))
-    else:
-        out = Params(start.layout, (pooled_buffer(start.layout.lengths[0]),))
-    penalty = penalty_of(algorithm, at, len(chunk.sizes))
-    steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, out, updates, factors)
-    lr_sum = np.zeros(0) if updates else phase.lr_sum(steps)
-    return _Trained(start, out, loss, seen, steps, lr_sum, at)
 
 
 def _train_recorded(

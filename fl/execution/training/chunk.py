@@ -66,6 +66,19 @@ class Chunk:
         return self.arrays["x"][torch.as_tensor(self.rows[self.starts[:1]])]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A result of training.
+
+    combination: trained parameters, their change, or another combination of a client's vectors.
+    weights: (C,): the result is the sum of the clients' combinations times these weights, in the order of
+        `Fold.stacked`. None: the combination of each client, batched (C,).
+    """
+
+    combination: Params
+    weights: Tensor | None = None
+
+
 class ChunkMasks:
     """Dropout masks of a chunk in one phase, drawn with one generator per client.
 
@@ -146,21 +159,17 @@ class TrainsWholePhases(Protocol):
 
     @staticmethod
     def train_whole(
-        chunk: Chunk,
-        phase: Phase,
-        start: Params,
-        penalty: Penalty | None,
-        out: Params,
-        minus_start: bool,
-        factors: Tensor | None,
-    ) -> tuple[np.ndarray, Tensor, np.ndarray]:
-        """Train from `start`, batched (C,) or one for all clients; return (steps, sums of losses, samples), each (C,).
+        chunk: Chunk, phase: Phase, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+    ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
+        """Train all clients; return (results, steps, sums of losses, samples). The last three are (C,).
 
-        `penalty` is added to the objective.
-
-        Without `factors`, writes the trained parameters, minus their start if `minus_start`, into `out`, batched (C,).
-        With `factors` (C,), writes the sum of updates times factors into `out`, not batched, in the order of
-        `Fold.stacked`.
+        Args:
+            chunk: the clients.
+            phase: the phase.
+            start: parameters to start from, batched (C,) or one for all clients.
+            penalty: added to the objective.
+            trained: stands for the trained parameters in `wanted`.
+            wanted: the results; their memory is their own.
         """
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.chunk import Chunk, Programs
+from fl.execution.training.chunk import Chunk, Programs, Wanted
 from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
@@ -56,33 +56,28 @@ class Compiled(LinearStack):
 
     @staticmethod
     def train_whole(
-        chunk: Chunk,
-        phase: Phase,
-        start: Params,
-        penalty: Penalty | None,
-        out: Params,
-        minus_start: bool,
-        factors: Tensor | None,
-    ) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        chunk: Chunk, phase: Phase, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+    ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
         from fl.execution.training.native import clients as native
         from fl.execution.training.native.memory import memory_length
-        from fl.execution.training.native.rules import KEPT, rates_of, rows, rule_of
+        from fl.execution.training.native.rules import KEPT, Outputs, Sources, rates_of, rows, rule_of
         from fl.execution.training.native.steps import PLAIN
 
-        layers = _layers(chunk.module, out.layout)
+        layers = _layers(chunk.module, start.layout)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         steps, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
-        rule = rule_of(phase, penalty, start)
-        labelled, outputs = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
-        labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
+        sources = Sources(len(sizes), start, trained)
+        rule = rule_of(phase, penalty, start, sources)
+        outputs = Outputs(sources, wanted)
+        labelled, classes = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
+        labels, targets = (y, _NO_WEIGHTS.reshape(0, classes)) if labelled else (_NO_LABELS, y.reshape(-1, classes))
         address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
         word: Any = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
-        start_rows, out_rows = rows(start), rows(out)
-        weights = _NO_WEIGHTS if factors is None else factors.float().numpy()
         longest = int(sizes.max(initial=1))
-        copies = len(weights).bit_length() + (0 if rule.optimiser == PLAIN else KEPT)
+        copies = len(sizes).bit_length() * outputs.summed + (0 if rule.optimiser == PLAIN else KEPT)
         memory = thread_memory(memory_length(layers, min(batch or longest, longest), copies))
+        start_rows = rows(start)
         with release_lock():
             wrong = native.train_clients(
                 native.Start(start_rows, layers),
@@ -90,12 +85,13 @@ class Compiled(LinearStack):
                 native.Steps(steps, rates_of(phase, int(steps.max())), batch, phase.samples_per_epoch(sizes)),
                 rule,
                 native.Shuffles(word, chunk.clients, address, SHUFFLED),
-                native.Results(out_rows, minus_start, weights, loss, seen),
+                native.Results(*outputs.plain, loss, seen),
+                outputs.combined,
                 memory,
             )
         if wrong >= 0:
-            raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
-        return steps, torch.from_numpy(loss), seen
+            raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {classes} classes")
+        return outputs.found, steps, torch.from_numpy(loss), seen
 
     @staticmethod
     def runs_programs(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:

@@ -9,6 +9,7 @@
     cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples
     memory.py      how one client's layers and batches are stored; sums of updates
+    combine.py     linear combinations of a client's vectors, such as its new state
     passes.py      forward and backward pass through the layers
     products.py    forward and backward pass of a layer, gradient step
     norms.py       forward and backward pass of FN and LN

@@ -11,9 +11,11 @@ import numpy as np
 from numba import njit, types
 
 from fl.execution.training.native import cache
+from fl.execution.training.native.combine import Combined, combine, finish_sums
 from fl.execution.training.native.jit import OPTIONS, inlined
 from fl.execution.training.native.losses import cross_entropy, squared_error
 from fl.execution.training.native.memory import (
+    BLOCK,
     add_update,
     gather,
     merge_totals,
@@ -33,6 +35,7 @@ from fl.execution.training.native.steps import (
     begin_client,
     gradient_and_step,
     kept_memory,
+    penalised_step,
     take_step,
     weight_gradient,
 )
@@ -102,7 +105,8 @@ class Shuffles(NamedTuple):
 class Results(NamedTuple):
     """Arrays that training writes.
 
-    params: float32 (C, P) for the trained parameters, or (1, P) for the sum of all updates times `factors`.
+    params: float32 (C, P) for the trained parameters, or (1, P) for the sum of all updates times `factors`, or (0, P)
+        if neither is wanted.
     minus_start: whether `params` (C, P) holds updates, trained minus start.
     factors: float32 (C,), or empty. Updates are added in the order of a binary tree, see `fl.method.fold.Fold`.
     losses: float64 (C,), to which the losses of all samples are added.
@@ -128,6 +132,8 @@ _SIGNATURE = types.int64(
     *(types.int64, _floats, _matrix, _matrix),  # Rule
     *(types.uint64, _integers, _read_only(types.uint64, 1), types.boolean),  # Shuffles
     *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
+    *(_read_only(types.int64, 2), _read_only(types.float32, 3), types.float32[:, :, ::1]),  # Combined: rows
+    *(_read_only(types.float32, 3), types.float32[:, ::1]),  # Combined: sums
     types.float32[::1],
 )
 
@@ -140,6 +146,7 @@ def _train_clients(
     rule: Rule,
     shuffles: Shuffles,
     results: Results,
+    combined: Combined,
     memory: np.ndarray,
 ) -> int:
     layers, factors, sizes, starts, rows = start.layers, results.factors, data.sizes, data.starts, data.rows
@@ -152,13 +159,17 @@ def _train_clients(
         widest = max(widest, padded(layers[k, 0]))
     length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
     levels, height = 0, 0  # partial sums: room for them, and how many there are
-    while len(factors) >> levels:
+    while (len(sizes) if len(factors) or len(combined.sums) else 0) >> levels:
         levels += 1
     client, initial = memory[:length], memory[length : 2 * length]  # a client's layers, now and before training
     end = (2 + levels) * length
     totals, area = memory[2 * length : end], (longest + 1) * widest  # samples come in pairs, so there is one more
+    more = memory[end : end + len(combined.sums) * levels * length].reshape(len(combined.sums), levels * length)
+    end += len(combined.sums) * levels * length
+    some, end = memory[end : end + BLOCK], end + BLOCK
     kept, end = kept_memory(memory, end, length, rule)
     normalised, at_once = np.any(layers[:, 6] > 0), rule.optimiser == SGD and rule.numbers[1] == _0
+    simple = at_once and rule.numbers[3] == _0  # without momentum
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
@@ -176,7 +187,7 @@ def _train_clients(
         if c < len(start.params):
             pad_layers(start.params[c], layers, initial)
         if rule.optimiser != PLAIN:
-            begin_client(rule, kept, c, layers)
+            begin_client(rule, kept, c, layers, combined.sources)
         for i in range(0, length, WIDTH):
             store(client, i, load(initial, i))
         for step in range(steps.counts[c]):
@@ -205,7 +216,11 @@ def _train_clients(
                 weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
                 if k:
                     backward_pass(weight, layers, tape, scales, g, k, count, normalised, below)
-                if at_once:
+                if simple:
+                    penalised_step(
+                        rule, kept, client, initial, offset, g, tape[k], count, n_in, n_out, biased >= 0, rate
+                    )
+                elif at_once:
                     gradient_and_step(
                         rule, kept, client, initial, offset, g, tape[k], count, n_in, n_out, biased >= 0, rate
                     )
@@ -218,18 +233,21 @@ def _train_clients(
             if rule.optimiser != PLAIN and not at_once:
                 take_step(rule, kept, client, initial, rate, steps.rates[1, step], steps.rates[2, step])
         results.losses[c] += loss
-        if levels:
-            merges = 0
-            while (c >> merges) & 1:
-                merges += 1
+        merges = 0
+        while levels and (c >> merges) & 1:
+            merges += 1
+        if len(combined.rows) or len(combined.sums):
+            combine(client, initial, layers, combined, c, more, height, merges, some)
+        if len(factors):
             add_update(client, initial, factors[c], totals, height, merges)
-            height += 1 - merges
-        else:
+        elif len(results.params):
             if results.minus_start:
                 for i in range(length):
                     client[i] -= initial[i]
             unpad_layers(client, layers, results.params[c])
-    if levels:
+        height += (1 - merges) * (levels > 0)
+    finish_sums(layers, combined, more, height, length)
+    if len(factors):
         merge_totals(totals, height, length)
         unpad_layers(totals, layers, results.params[0])
     return -1
@@ -262,6 +280,11 @@ def _compiled(
     factors: np.ndarray,
     losses: np.ndarray,
     samples: np.ndarray,
+    sources: np.ndarray,
+    row_factors: np.ndarray,
+    combinations: np.ndarray,
+    sum_factors: np.ndarray,
+    sums: np.ndarray,
     memory: np.ndarray,
 ) -> int:
     return _train_clients(
@@ -271,6 +294,7 @@ def _compiled(
         Rule(optimiser, numbers, slope, stiffness),
         Shuffles(word, clients, address, shuffled),
         Results(out, minus_start, factors, losses, samples),
+        Combined(sources, row_factors, combinations, sum_factors, sums),
         memory,
     )
 
@@ -288,10 +312,11 @@ def train_clients(
     rule: Rule,
     shuffles: Shuffles,
     results: Results,
+    combined: Combined,
     memory: np.ndarray,
 ) -> int:
     """Train all clients. Returns -1, or the number of a sample whose label is no class.
 
-    `memory` is float32 with at least `memory_length(...)` elements; `results` and `memory` are written.
+    `memory` is float32 with at least `memory_length(...)` elements; `results`, `combined` and `memory` are written.
     """
-    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *results, memory))
+    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *results, *combined, memory))

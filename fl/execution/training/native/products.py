@@ -102,11 +102,17 @@ def gradient_step(
     across = padded(n_out)
     _add_product(weight, n_out, g, 1, across, -rate, h, count, padded(n_in))
     if biased:
-        for o in range(0, n_out, WIDTH):
-            v = load(bias, o)
-            for b in range(count):
-                v = fma(splat(-rate), load(g, b * across + o), v)
-            store(bias, o, v)
+        bias_step(bias, g, count, n_out, rate)
+
+
+@inlined
+def bias_step(bias: np.ndarray, g: np.ndarray, count: int, n_out: int, rate: np.float32) -> None:
+    """b <- b - rate sum(g)."""
+    for o in range(0, n_out, WIDTH):
+        v = load(bias, o)
+        for b in range(count):
+            v = fma(splat(-rate), load(g, b * padded(n_out) + o), v)
+        store(bias, o, v)
 
 
 @inlined
@@ -131,20 +137,20 @@ def _add_product(
         if rows >= terms:
             for r in range(0, rows, 2):
                 for t in range(0, terms - 3, 4):
-                    _add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
+                    add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
                 for t in range(terms - terms % 4, terms):
-                    _add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
+                    add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
         else:
             for t in range(0, terms - 3, 4):
                 for r in range(0, rows, 2):
-                    _add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
+                    add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
             for t in range(terms - terms % 4, terms):
                 for r in range(0, rows, 2):
-                    _add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
+                    add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
 
 
 @inlined
-def _add_four(
+def add_four(
     out: np.ndarray,
     r: int,
     g: np.ndarray,
@@ -176,7 +182,7 @@ def _add_four(
 
 
 @inlined
-def _add_one(
+def add_one(
     out: np.ndarray,
     r: int,
     g: np.ndarray,

@@ -3,21 +3,136 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from fl.execution.training.chunk import Wanted
 from fl.execution.training.native import steps
+from fl.execution.training.native.combine import DELTA, OWN, TRAINED, Combined
 from fl.execution.training.native.steps import Rule
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.tensors.buffers import pooled_buffer
+from fl.tensors.combination import Combination, Factor
 from fl.tensors.params import Params
 
+_NO_FACTORS = np.empty((0, 0), np.float32)
 KEPT = len(steps.Kept._fields)  # arrays of a client's size that a rule may need
 
 
-def rule_of(phase: Phase, penalty: Penalty | None, start: Params) -> Rule:
-    """Return the rule of a phase that starts from `start`, of all clients or of each."""
+class Sources:
+    """Vectors of clients that machine code reads where they lie, by address.
+
+    Args:
+        clients: number of clients.
+        start: the parameters before training.
+        trained: stands for those after training.
+    """
+
+    def __init__(self, clients: int, start: Params, trained: Params | None = None):
+        self.clients, self.start, self.trained = clients, start, trained
+        self.parts: dict[int, Params] = {}  # by identity
+
+    def factors(self, combination: Params) -> dict[int, Factor]:
+        """Return the factors of a combination by column, see combine.py.
+
+        Raises:
+            NotKnown: numbers of the combination have changed since it was made.
+        """
+        found: dict[int, Factor] = {}
+        terms = Combination.single(combination).collected()
+        trained = next((factor for factor, params in terms if params is self.trained), None)
+        before = next((factor for factor, params in terms if params is self.start), None)
+        change = trained is not None and before is not None and bool(torch.as_tensor(trained + before == 0).all())
+        for factor, params in terms:
+            if params is self.trained:
+                found[DELTA if change else TRAINED] = factor
+            elif not (change and params is self.start):
+                self.parts.setdefault(id(params), params)
+                found[OWN + list(self.parts).index(id(params))] = factor
+        return found
+
+    def of_slope(self, slope: Params) -> np.ndarray:
+        """Return the factors of a penalty's slope, one row for each client, or one row for all."""
+        factors = self.arrays([self.factors(slope)], [None])[0, :, OWN:]
+        return np.ascontiguousarray(factors if slope.batch else factors[:1])
+
+    def arrays(self, combinations: Sequence[dict[int, Factor]], weights: Sequence[Tensor | None]) -> np.ndarray:
+        """Return the factors of combinations for each client, times weights (C,), float32 (n, C, 2 + sources)."""
+        out = np.zeros((len(combinations), self.clients, OWN + len(self.parts)), np.float32)
+        for each, factors, weight in zip(out, combinations, weights):
+            for column, factor in factors.items():
+                each[:, column] = factor if weight is None else factor * weight
+        return out
+
+    def addresses(self) -> np.ndarray:
+        """Return (address, bytes from one client to the next) of each source, int64 (S, 2)."""
+        found = np.empty((len(self.parts), 2), np.int64)
+        for key, row in zip(list(self.parts), found):
+            part = self.parts[key] = Params(self.start.layout, (self.parts[key].buffers[0].contiguous(),))
+            buffer = part.buffers[0]
+            row[:] = buffer.data_ptr(), buffer[0].nbytes if part.batch else 0
+        return found
+
+
+class Outputs:
+    """What machine code writes, and the memory that it writes to.
+
+    One result that is the trained parameters or their change needs no factors: `plain`. The others are combinations.
+
+    Args:
+        sources: vectors of clients, to which those of the results are added.
+        wanted: the results.
+
+    Attributes:
+        found: the results, which machine code fills.
+        plain: (params, minus_start, factors) of `native.Results`.
+        combined: the other results.
+        summed: number of sums over clients, that of `plain` included even if it is none.
+    """
+
+    def __init__(self, sources: Sources, wanted: Sequence[Wanted]):
+        layout, clients = sources.start.layout, sources.clients
+        length = layout.lengths[0]
+        none = np.empty(0, np.float32)
+        columns = [sources.factors(each.combination) for each in wanted]
+        one = next((i for i, factors in enumerate(columns) if _plain_result(factors, wanted[i])), -1)
+        at_once = [i for i, each in enumerate(wanted) if i != one and each.weights is not None]
+        each_client = [i for i, each in enumerate(wanted) if i != one and each.weights is None]
+        rows_, sums = pooled_buffer(len(each_client) * clients * length), pooled_buffer(len(at_once) * length)
+        all_rows, all_sums = rows_.view(-1, clients, length), sums.view(-1, length)
+        buffers = {i: all_rows[k] for k, i in enumerate(each_client)} | {i: all_sums[k] for k, i in enumerate(at_once)}
+        self.plain = (none.reshape(0, length), False, none)
+        if one >= 0:
+            weights = wanted[one].weights
+            buffers[one] = pooled_buffer((clients if weights is None else 1) * length).view(-1, length)
+            factors = none if weights is None else weights.float().numpy()
+            self.plain = (buffers[one].numpy(), DELTA in columns[one], factors)
+            buffers[one] = buffers[one] if weights is None else buffers[one][0]
+        self.found = [Params(layout, (buffers[i],)) for i in range(len(wanted))]
+        self.combined = Combined(
+            sources.addresses(),
+            sources.arrays([columns[i] for i in each_client], [None] * len(each_client)),
+            all_rows.numpy(),
+            sources.arrays([columns[i] for i in at_once], [wanted[i].weights for i in at_once]),
+            all_sums.numpy(),
+        )
+        summed = len(at_once) + (one >= 0 and wanted[one].weights is not None)
+        self.summed = 1 + len(at_once) if summed else 0
+
+
+def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
+    """Whether a result is the trained parameters of each client, or their change, or the sum of changes."""
+    columns = (DELTA,) if wanted.weights is not None else (DELTA, TRAINED)
+    return len(factors) == 1 and any(isinstance(factors.get(k), float) and factors[k] == 1 for k in columns)
+
+
+def rule_of(phase: Phase, penalty: Penalty | None, start: Params, sources: Sources) -> Rule:
+    """Return the rule of a phase that starts from `start`, of all clients or of each; add what its slope reads."""
     if penalty is None and phase.clip is None and phase.optimiser == SGD():
         return _plain(start.layout.lengths[0])
     pull, slope, stiffness = (0.0, None, None) if penalty is None else _parts(penalty, start)
@@ -30,14 +145,15 @@ def rule_of(phase: Phase, penalty: Penalty | None, start: Params) -> Rule:
         own = (optimiser.weight_decay, optimiser.momentum, float(optimiser.nesterov), 0.0)
     numbers = np.array([pull, phase.clip or 0.0, *own], np.float32)
     none = np.empty((0, start.layout.lengths[0]), np.float32)
-    return Rule(kind, numbers, none if slope is None else rows(slope), none if stiffness is None else rows(stiffness))
+    factors = _NO_FACTORS if slope is None else sources.of_slope(slope)
+    return Rule(kind, numbers, factors, none if stiffness is None else rows(stiffness))
 
 
 @functools.lru_cache(maxsize=8)
 def _plain(length: int) -> Rule:
     """Return the rule w <- w - rate g for rows of this length. A chunk of tiny models takes 2 ms, so this is kept."""
     none = np.empty((0, length), np.float32)
-    return Rule(steps.PLAIN, np.zeros(6, np.float32), none, none)
+    return Rule(steps.PLAIN, np.zeros(6, np.float32), _NO_FACTORS, none)
 
 
 def _parts(penalty: Penalty, start: Params) -> tuple[float, Params | None, Params | None]:

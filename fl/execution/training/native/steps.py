@@ -6,7 +6,10 @@
     Adam:  m, v <- moments of s g;  w <- shrink w - rate m / (sqrt(v) / correction + eps)      adam_step
 
 The loops work on BLOCK numbers at once, which stay in the nearest cache. SGD without clipping takes the step of a few
-rows when their gradient has just been computed (`gradient_and_step`); its numbers are the same.
+rows when their gradient has just been computed (`gradient_and_step`); its numbers are the same. Without momentum no
+gradient is stored:
+
+    w <- w - rate (pull (w - initial) + slope + stiffness w + decay w) - rate g^T h               penalised_step
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fl.execution.training.native.combine import combine_sources
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import pad_layers, padded, weights_length
-from fl.execution.training.native.products import COLUMNS
+from fl.execution.training.native.memory import BLOCK, pad_layers, padded, weights_length
+from fl.execution.training.native.products import COLUMNS, add_four, add_one, bias_step
 from fl.execution.training.native.vector import WIDTH, fma, load, splat, sqrt, store, total
 
 PLAIN, SGD, ADAM = 0, 1, 2  # optimisers
-BLOCK = 1 << 11
 
 _0, _1 = np.float32(0), np.float32(1)
 
@@ -33,7 +36,9 @@ class Rule(NamedTuple):
     optimiser: PLAIN, SGD or ADAM. PLAIN is w <- w - rate g, and the other fields do not count.
     numbers: float32 (6,): pull, clip (0: none); then decay, momentum, Nesterov (1: yes) and 0 of SGD, or 1 - beta1,
         beta2, 1 - beta2 and eps of Adam.
-    slope, stiffness: float32 (0, P) for none, (1, P) for all clients, or (C, P).
+    slope: float32 (0, S) for none, (1, S) for all clients, or (C, S): factors of the sources whose sum it is, see
+        combine.py.
+    stiffness: float32 (0, P) for none, (1, P) for all clients, or (C, P).
     """
 
     optimiser: int
@@ -70,12 +75,14 @@ def kept_memory(memory: np.ndarray, end: int, length: int, rule: Rule) -> tuple[
 
 
 @part
-def begin_client(rule: Rule, kept: Kept, c: int, layers: np.ndarray) -> None:
+def begin_client(rule: Rule, kept: Kept, c: int, layers: np.ndarray, sources: np.ndarray) -> None:
     """Set moments to zero, and read the penalty of client c; one penalty for all clients is read at the first."""
     kept.first[:] = _0
     kept.second[:] = _0
+    if c == 0:
+        kept.slope[:] = _0
     if c < len(rule.slope):
-        pad_layers(rule.slope[c], layers, kept.slope)
+        combine_sources(sources, c, layers, rule.slope[c], kept.slope)
     if c < len(rule.stiffness):
         pad_layers(rule.stiffness[c], layers, kept.stiffness)
 
@@ -159,6 +166,60 @@ def gradient_and_step(
     bias = offset + weights_length(n_in, n_out)
     add_penalty(kept, w, initial, pull, bias, bias + across, bias)
     sgd_step(rule, kept, w, _1, rate, bias, bias + across, bias)
+
+
+@part
+def penalised_step(
+    rule: Rule,
+    kept: Kept,
+    w: np.ndarray,
+    initial: np.ndarray,
+    offset: int,
+    g: np.ndarray,
+    h: np.ndarray,
+    count: int,
+    n_in: int,
+    n_out: int,
+    biased: bool,
+    rate: np.float32,
+) -> None:
+    """Take a step of SGD without clipping and momentum in the layer that begins at `offset`, two rows at once."""
+    wide, across, weight = padded(n_in), padded(n_out), w[offset:]
+    for first in range(0, wide, COLUMNS):
+        last = min(first + COLUMNS, wide)
+        for r in range(0, n_out, 2):  # an odd last row is followed by a pad
+            for row in range(r, r + 2):
+                begin = offset + row * wide
+                follow_penalty(rule, kept, w, initial, rate, begin + first, begin + last)
+            for t in range(0, count - 3, 4):
+                add_four(weight, r, g, 1, across, -rate, h, t, first, last, wide)
+            for t in range(count - count % 4, count):
+                add_one(weight, r, g, 1, across, -rate, h, t, first, last, wide)
+    if biased:
+        begin = offset + weights_length(n_in, n_out)
+        follow_penalty(rule, kept, w, initial, rate, begin, begin + across)
+        bias_step(w[begin:], g, count, n_out, rate)
+
+
+@inlined
+def follow_penalty(
+    rule: Rule, kept: Kept, w: np.ndarray, initial: np.ndarray, rate: np.float32, first: int, last: int
+) -> None:
+    """w <- w - rate (pull (w - initial) + slope + stiffness w + decay w), from `first` to `last`."""
+    slope, stiffness, down = kept.slope, kept.stiffness, splat(-rate)
+    if rule.numbers[0] == _0 and rule.numbers[2] == _0 and not len(stiffness):
+        for i in range(first, last, WIDTH):
+            store(w, i, fma(down, load(slope, i), load(w, i)))
+        return
+    pull, decay = splat(rule.numbers[0]), splat(rule.numbers[2])
+    for i in range(first, last, WIDTH):
+        x = load(w, i)
+        away = fma(pull, x - load(initial, i), decay * x)
+        if len(stiffness):
+            away = fma(load(stiffness, i), x, away)
+        if len(slope):
+            away = away + load(slope, i)
+        store(w, i, fma(down, away, x))
 
 
 @inlined

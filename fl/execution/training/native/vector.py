@@ -1,6 +1,7 @@
 """Vectors of eight float32 in numba's code. Each operation is rounded as stated, whatever registers the processor has.
 
 v = load(array, i)          array[i : i + 8], of one dimension          store(array, i, v)
+v = load_at(address, i)     the same from float32 that begin at an address of memory; one_at(address, i) is one number
 splat(number)               eight times the number                      x + y    x - y    x * y    x / y    each rounded
 fma(x, y, z)                x y + z, rounded once                       exp(x)   x <= 0          sqrt(x)
 sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
@@ -65,6 +66,31 @@ def load(typing: Any, array: Any, index: Any) -> Typed:
         return _read(builder, _pointer(context, builder, signature.args[0], arguments, _FLOATS))
 
     return _vector(array, types.intp), made
+
+
+def _element(builder: Any, address: Any, index: Any) -> Any:
+    """Address of float32 number `index` from an address on."""
+    return builder.gep(builder.inttoptr(address, ir.FloatType().as_pointer()), [index])
+
+
+@intrinsic
+def load_at(typing: Any, address: Any, index: Any) -> Typed:
+    """Eight float32 from number `index` on, of those that begin at `address`."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _read(builder, builder.bitcast(_element(builder, *arguments), _FLOATS.as_pointer()))
+
+    return _vector(types.int64, types.intp), made
+
+
+@intrinsic
+def one_at(typing: Any, address: Any, index: Any) -> Typed:
+    """Number `index` of the float32 that begin at `address`."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _read(builder, _element(builder, *arguments))
+
+    return types.float32(types.int64, types.intp), made
 
 
 @intrinsic
