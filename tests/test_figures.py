@@ -62,6 +62,16 @@ def test_the_figure_says_what_its_band_is(tmp_path):
     extents = band.get_paths()[0].get_extents()
     assert (extents.y0, extents.y1) == pytest.approx((0.1, 0.7))
     assert note(draw_curves(variants, "val/accuracy", "up", band="none")) == "line: mean of 3 runs"
+    for seed, value in enumerate([0.5, 0.6, 0.7]):
+        write(tmp_path / "b" / f"s{seed}", [value])
+    once = read_variants([tmp_path / "b"])
+    figure = draw_curves(once, "val/accuracy", "up", band="sd")
+    assert note(figure) == "point: mean of 3 runs; bar: ± standard deviation"
+    (bar,) = figure.axes[0].containers[0].lines[2]  # mean .6, deviation .1
+    assert bar.get_segments()[0][:, 1] == pytest.approx([0.5, 0.7])
+    assert note(draw_curves([*variants, *once], "val/accuracy", "up")) == (
+        "line or point: mean of 3 runs; band or bar: smallest to largest"
+    )
 
 
 def test_a_variant_has_its_own_name_and_not_that_of_its_folder(tmp_path):

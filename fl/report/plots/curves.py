@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +100,7 @@ def draw_curves(
             x, y = scale * mean.x, np.stack([y[: len(mean.y)] for _, y in mean.runs])
             means[look.name(variant.name)] = x, mean.y
             if len(x) == 1:  # measured once, at the end
-                _draw_point(axes, x, y, Line.number(i), look.name(variant.name))
+                _draw_point(axes, x, y, Line.number(i), look.name(variant.name), band)
             else:
                 _draw_band(axes, x, y, i, look.name(variant.name), band)
         for i, variant in enumerate(baselines, len(methods)):
@@ -113,7 +113,8 @@ def draw_curves(
         if log:
             set_log_scale(axes)
         add_legend(figure, axes, look)
-        add_notes(figure, [*_about_bands(methods, band), *_hidden(axes, means)])
+        lengths = [len(x) for x, _ in means.values()]
+        add_notes(figure, [*_about_bands(methods, band, lengths), *_hidden(axes, means)])
     return figure
 
 
@@ -149,10 +150,20 @@ def _height(look: Look, lines: int) -> float:
     return 0.62 * look.width + (0.15 * (1 + lines // 2) + 0.2 if look.narrow else 0.0)
 
 
-def _draw_point(axes: Axes, x: np.ndarray, y: np.ndarray, line: Line, name: str) -> None:
+def _draw_point(axes: Axes, x: np.ndarray, y: np.ndarray, line: Line, name: str, band: Band) -> None:
+    """Mean of the runs y, (runs, 1), as a point, and a bar in place of the band."""
     mean = y.mean().clip(y.min(), y.max())  # rounding may move the mean of equal numbers past them
-    ends = [[mean - y.min()], [y.max() - mean]]
+    low, high = _band(y, np.atleast_1d(mean), band)
+    ends = [mean - low, high - mean]
     axes.errorbar(x, [mean], ends, color=line.color, label=name, marker=line.marker, markersize=4, linestyle="none")
+
+
+def _band(ys: np.ndarray, mean: np.ndarray, band: Band) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of the band of the runs ys, (runs, n)."""
+    if len(ys) == 1 or band == "none":
+        return mean, mean
+    deviation = ys.std(0, ddof=1)
+    return (ys.min(0), ys.max(0)) if band == "range" else (mean - deviation, mean + deviation)
 
 
 def _draw_band(axes: Axes, x: np.ndarray, ys: np.ndarray, i: int, name: str, band: Band) -> None:
@@ -171,18 +182,21 @@ def _draw_band(axes: Axes, x: np.ndarray, ys: np.ndarray, i: int, name: str, ban
         linewidth=1.5,
     )
     if len(ys) > 1 and band != "none":
-        deviation = ys.std(0, ddof=1)
-        low, high = (ys.min(0), ys.max(0)) if band == "range" else (mean - deviation, mean + deviation)
+        low, high = _band(ys, mean, band)
         axes.fill_between(x, low, high, color=line.color, alpha=0.12, linewidth=0)
 
 
-def _about_bands(variants: Sequence[Variant], band: Band) -> list[str]:
-    """What the lines and bands are; nothing for single runs."""
+def _about_bands(variants: Sequence[Variant], band: Band, measured: Iterable[int] = ()) -> list[str]:
+    """What lines and bands are, or points and bars of variants that were measured once; nothing for single runs."""
     numbers = sorted({len(variant.runs) for variant in variants})
     if numbers[-1] == 1:
         return []
+    once = {n == 1 for n in measured}
+    middle, around = ("line or point", "band or bar") if len(once) == 2 else ("line", "band")
+    if once == {True}:
+        middle, around = "point", "bar"
     runs = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return [f"line: mean of {runs} runs" + (f"; band: {BANDS[band]}" if band != "none" else "")]
+    return [f"{middle}: mean of {runs} runs" + (f"; {around}: {BANDS[band]}" if band != "none" else "")]
 
 
 def _hidden(axes: Axes, means: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
