@@ -1,8 +1,9 @@
-"""Speed of every method as a share of FedAvg's, on the three benchmark models.
+"""Speed of every method, and of settings of local training, as a share of FedAvg's, on the three benchmark models.
 
     python -m experiments.benchmarks.methods OUT [--models femnist_mlp softmax cnn_small] [--only NAME ...] [--turns 7]
 
 Each strategy trains with its own client, and with the epochs, batch and learning rate of the model's configuration.
+Settings, such as momentum, are FedAvg's (`SETTINGS`).
 FedAvg and the method take turns, round by round, in one process with one thread. Rounds are whole rounds: cohort,
 training, codecs, aggregation, commit, client states. Times are CPU seconds of the process, which depend little on what
 else the machine does. The share is the median over turns of
@@ -42,6 +43,13 @@ SIZES = {
     "softmax": {"data.clients": 4_000, "cohort.size": 1_000},
     "cnn_small": {"data.clients": 100, "cohort.size": 8},
 }
+SETTINGS: dict[str, dict[str, Any]] = {
+    "momentum": {"client.optimiser": {"name": "sgd", "momentum": 0.9}},
+    "weight_decay": {"client.optimiser": {"name": "sgd", "weight_decay": 1e-4}},
+    "clip": {"client.clip": 1.0},
+    "FN": {"model.normalise": "feature", "model.bias": False},
+    "LN": {"model.normalise": "layer", "model.bias": False},
+}
 OVERRIDES: dict[str, Any] = {
     "execution": {"executor": "serial", "workers": 1},
     "evaluation": {"every": 10**6, "server": False},
@@ -50,15 +58,22 @@ OVERRIDES: dict[str, Any] = {
 }
 
 
-def configuration(model: str, strategy: str) -> Config:
-    """Return the model's configuration with a strategy, its own client, and what its `example_config` needs."""
+def configuration(model: str, method: str) -> Config:
+    """Return the model's configuration with a strategy, its own client, and what its `example_config` needs.
+
+    Args:
+        model: a key of `SIZES`.
+        method: name of a strategy, or a key of `SETTINGS`.
+    """
+    settings = SETTINGS.get(method, {})
+    strategy = "fedavg" if method in SETTINGS else method
     part = registry.lookup("strategy", strategy)
     client = registry.lookup("client", part.client)
     fields = {field.name for field in dataclasses.fields(client)} if dataclasses.is_dataclass(client) else set()
     training = {key: value for key, value in read(FOLDER / f"{model}.yaml", {})["client"].items() if key in fields}
     needs = {key: value for each in (part, client) for key, value in getattr(each, "example_config", {}).items()}
     parts = {"strategy": {"name": strategy}, "client": {"name": part.client, **training}}
-    return resolve(read(FOLDER / f"{model}.yaml", {**OVERRIDES, **SIZES[model], **parts, **needs}))
+    return resolve(read(FOLDER / f"{model}.yaml", {**OVERRIDES, **SIZES[model], **parts, **needs, **settings}))
 
 
 class Run:
@@ -87,13 +102,11 @@ class Run:
         self.simulation.__exit__(None, None, None)
 
 
-def measure(model: str, strategy: str, turns: int) -> dict[str, Any]:
+def measure(model: str, method: str, turns: int) -> dict[str, Any]:
     """Return the plan and the turns of a method, or the reason why the model cannot be trained by it."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            runs = [
-                Run(configuration(model, name), Path(folder) / str(i)) for i, name in enumerate(("fedavg", strategy))
-            ]
+            runs = [Run(configuration(model, name), Path(folder) / str(i)) for i, name in enumerate(("fedavg", method))]
         except (ConfigError, ValueError) as error:
             return {"reason": str(error).splitlines()[0]}
         plan = runs[1].simulation.run_setup.plan.kind
@@ -115,11 +128,11 @@ def cells(found: dict[str, Any]) -> str:
 def table(results: dict[str, dict[str, Any]], models: list[str]) -> str:
     """Return the table: a row for each strategy, three columns for each model."""
     lines = [
-        "| strategy |" + "".join(f" {model} | share | share times g |" for model in models),
+        "| method |" + "".join(f" {model} | share | share times g |" for model in models),
         "|---|" + "---|---:|---:|" * len(models),
     ]
-    for strategy, found in results.items():
-        lines.append(f"| `{strategy}` | " + " | ".join(cells(found[model]) for model in models) + " |")
+    for method, found in results.items():
+        lines.append(f"| `{method}` | " + " | ".join(cells(found[model]) for model in models) + " |")
     return "\n".join(lines)
 
 
@@ -128,18 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the speed of every method beside FedAvg.")
     parser.add_argument("out", type=Path, help="folder of methods.json")
     parser.add_argument("--models", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="strategies. Default: all")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="strategies and settings. Default: all")
     parser.add_argument("--turns", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.out / "methods.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
-    chosen = arguments.only or registry.names("strategy")
-    for strategy in chosen:
+    chosen = arguments.only or [*SETTINGS, *registry.names("strategy")]
+    for method in chosen:
         for model in arguments.models:
-            known = results.setdefault(strategy, {})
+            known = results.setdefault(method, {})
             if model not in known:
-                known[model] = measure(model, strategy, arguments.turns)
+                known[model] = measure(model, method, arguments.turns)
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(results, indent=1))
     print(table({name: results[name] for name in chosen}, arguments.models))
