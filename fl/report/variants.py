@@ -256,7 +256,10 @@ def read_variants(directories: Iterable[Path], empty: list[Path] | None = None) 
                 continue
             name = label if path != directory else re.sub(r"[-_]?s(eed)?\d+$", "", directory.name)
             grouped.setdefault((directory.resolve().parent, name or directory.name), {})[path] = rows
-    found = dict(zip(_distinct_names(list(grouped)), grouped.values()))
+    names = _distinct_names(list(grouped))
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is the name of two variants; rename a folder")
+    found = dict(zip(names, grouped.values()))
     if empty is not None:
         empty += left_out
     elif not found:

@@ -2,7 +2,7 @@
 
     checkpoints/final, or else the last commit, or best  ->  Simulation in a temporary folder  ->  metrics
 
-The run directory is only read. States of clients are copied to the temporary folder (TMPDIR), so the run may go on
+The run directory is only read. States of clients are copied to the temporary folder (TMPDIR) if the run may go on
 meanwhile; what workers write goes there, too. The evaluation has the number of the round that it repeats, so metrics
 have the bits of that round.
 """
@@ -10,11 +10,13 @@ have the bits of that round.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
-import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from fl.config.reading import read
 from fl.config.references import references_to_code
 from fl.errors import ConfigError
 from fl.execution.isolation import isolated
+from fl.execution.workers.folders import PrivateFolder, disk_folder, new_name
 from fl.execution.workers.ray_pool import keep_workers
 from fl.simulation.exchange import EMPTY_COHORT
 from fl.simulation.simulation import Simulation
@@ -36,6 +39,7 @@ from fl.tensors.serialise import digest
 SECTIONS = ("evaluation", "execution")  # of a run's configuration, that an evaluation may change
 CHECKPOINTS = ("latest", "best")
 ATTEMPTS = 10  # to copy the states of a commit, while a run goes on and writes others in their place
+PATIENCE = 3  # attempts with one commit; then it is damaged
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +73,7 @@ class _Saved:
         state: the strategy's state.
         exchanges: record of the exchanges of the last commit before it.
         clients: restores the clients' states.
+        ended: whether the run has done its rounds.
     """
 
     name: str
@@ -77,6 +82,7 @@ class _Saved:
     state: Any
     exchanges: Mapping[str, Any]
     clients: Callable[[Simulation], None]
+    ended: bool
 
 
 def evaluate(
@@ -113,7 +119,9 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(keep_workers())
         stack.enter_context(isolated())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-evaluate-"))) / "run"
+        private = PrivateFolder(disk_folder(), new_name())
+        stack.callback(private.remove)
+        folder = private.path / "run"
         simulation = stack.enter_context(Simulation(config, folder))
         if directory is not None:
             _require_same_inputs(directory, folder, changed)
@@ -167,7 +175,7 @@ def _saved(directory: Path, wanted: str) -> _Saved:
     folder = directory / "checkpoints"
     if wanted == "best":
         record = storage.load(folder / "best.safetensors")
-        return _of_record("best", record, lambda run: run.states.restore_pinned("best"))
+        return _of_record("best", record, partial(_restore_pinned, name="best", pinned=record["pinned"]))
     record = next((tree for _, tree in storage.intact(folder) if not isinstance(tree, Damaged)), None)
     if record is None:
         raise ConfigError("", f"{directory}: no commit is intact")
@@ -175,40 +183,57 @@ def _saved(directory: Path, wanted: str) -> _Saved:
         clients = record["clients"]
         return _of_record("last", record, lambda run: run.states.restore(clients))
     final = storage.load(folder / "final.safetensors")
-    done, exchanges = final["round"], record["exchanges"]
-    return _Saved("final", done, done, final["state"], exchanges, lambda run: run.states.restore_pinned("final"))
+    done, exchanges, pinned = final["round"], record["exchanges"], final["pinned"]
+    states = partial(_restore_pinned, name="final", pinned=pinned)
+    return _Saved("final", done, done, final["state"], exchanges, states, ended=True)
 
 
 def _of_record(name: str, record: Mapping[str, Any], clients: Callable[[Simulation], None]) -> _Saved:
     """Return the state of a commit. Its last round has evaluated it."""
     done = record["round"]
-    return _Saved(name, max(done - 1, 0), done, record["state"], record["exchanges"], clients)
+    ended = done >= record["rounds"] or bool(record["stopping"]["reason"])
+    return _Saved(name, max(done - 1, 0), done, record["state"], record["exchanges"], clients, ended)
+
+
+def _restore_pinned(simulation: Simulation, name: str, pinned: str) -> None:
+    simulation.states.restore_pinned(name, pinned)
 
 
 def _take_over(simulation: Simulation, directory: Path, wanted: str) -> _Saved:
-    """Give a new simulation a state of a run, and copies of the clients' states; return it.
+    """Give a new simulation a state of a run, and its clients' states; return it.
+
+    The states are links to the files of a run that has ended, and copies of those of a run that may go on.
 
     Raises:
-        ConfigError: the run commits faster than states can be copied.
+        ConfigError: the run commits faster than states can be copied, or the copies have no room.
         Damaged: the checkpoint or a state is damaged.
     """
-    for _ in range(ATTEMPTS):
+    failed: list[int] = []  # rounds of the checkpoints that could not be read
+    while True:
         saved = _saved(directory, wanted)
         try:
             for file in (directory / "clients").iterdir():
                 (simulation.states.folder / file.name).symlink_to(file.resolve())
             saved.clients(simulation)
-            simulation.states.detach()
+            if not saved.ended:
+                simulation.states.detach()
             break
-        except (Damaged, FileNotFoundError):
-            if _saved(directory, wanted).rounds == saved.rounds:
+        except (Damaged, FileNotFoundError):  # a newer commit may have taken space of this one
+            failed.append(saved.rounds)
+            if failed.count(saved.rounds) == PATIENCE:
                 raise
-            for file in simulation.states.folder.iterdir():  # a newer commit has taken space of this one
+            if len(failed) == ATTEMPTS:
+                raise ConfigError(
+                    "", f"{directory} commits faster than its states can be copied; evaluate it when it has ended"
+                ) from None
+            for file in simulation.states.folder.iterdir():
                 file.unlink()
-    else:
-        raise ConfigError(
-            "", f"{directory} commits faster than its states can be copied; evaluate it when it has ended"
-        )
+            time.sleep(0.1)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            text = f"{disk_folder()} has no room for the clients' states; set TMPDIR to another folder"
+            raise ConfigError("", text) from error
     simulation.round, simulation.state, simulation.setup_done = saved.round, saved.state, True
     simulation.exchanges.downlink.restore(saved.exchanges)
     return saved

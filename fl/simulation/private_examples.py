@@ -30,7 +30,7 @@ class PrivateExamples:
     def __init__(self, plan: PrivacyPlan, clients: int, seed: int, steps: int):
         self.plan, self.seed, self.steps = plan, seed, steps
         self.participations = np.zeros(clients, np.int32)
-        self.before, self.rise = 0, 1  # updates of a client before the present round; most in any round so far
+        self.before, self.rise = self.participations, 1  # updates before this round; most of a client in any round
         self.asked: np.ndarray | None = None  # ids of the clients of the exchange at hand; None: an asynchronous server
 
     def sampling_seed(self, round_: int) -> int:
@@ -39,7 +39,7 @@ class PrivateExamples:
 
     def begin(self, round_: int, in_round: bool) -> None:
         """Begin a round, or work outside of rounds: each exchange is accounted."""
-        self.before = int(self.participations.max(initial=0))
+        self.before = self.participations.copy()
 
     def reduction(self, exchange: Exchange) -> Reduction:
         """Return the strategy's own reductions: they reduce values that are private already."""
@@ -53,7 +53,7 @@ class PrivateExamples:
         sent = clients if self.asked is None else self.asked
         np.add.at(self.participations, sent, 1)  # an asynchronous server may have a client twice
         spent = int(self.participations.max(initial=0))
-        self.rise = max(self.rise, spent - self.before)
+        self.rise = max(self.rise, int((self.participations - self.before).max(initial=0)))
         bound = self.plan.section.clipping.bounds_at(None, 1, "l2")[0]
         noise = {"clip_bound": bound, "noise_multiplier": self.plan.noise_multiplier}
         return value, {**noise, "epsilon": self.plan.epsilon(spent * self.steps)}

@@ -44,7 +44,7 @@ from fl.simulation.result import Result, save_result
 from fl.simulation.samples import check_samples, write_samples
 from fl.simulation.secure_exchanges import check_secure
 from fl.simulation.setup import RunSetup
-from fl.simulation.stopping import Stopping, check_budget, check_metric_names, names_in
+from fl.simulation.stopping import Stopping, check_metric_names, names_in
 from fl.simulation.totals import Row
 from fl.simulation.workload import choose_executor
 from fl.storage.clients import ClientStates
@@ -327,12 +327,15 @@ class Simulation:
         self.folder, record = open_run(self.directory, Ledger, self.states, resumed)
         stack.callback(self.folder.close)
         self.exchanges = new_runner(self.run_setup, self.executor, self.states, self.folder)
-        if not record and self.exchanges.private is not None:
-            check_budget(config, self.exchanges.private.next_epsilon)
+        private = self.exchanges.private
         if record:
             unchanged.require_unchanged(self.folder, self.run_setup, record["round"], self.changed)
             restore(self, record)
+            if private is not None:
+                self.stopping.reason = self.stopping.reason or self.stopping.exceeded(private.next_epsilon())
             self.committed_reason = self.stopping.reason
+        elif private is not None:
+            self.stopping.check_first_round(private.next_epsilon())
         self.folder.begin(self.states)
         if not record:
             unchanged.describe(self.folder, self.run_setup)

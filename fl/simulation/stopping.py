@@ -52,21 +52,6 @@ def check_metric_names(setup: RunSetup, names: Iterable[tuple[str, str]]) -> Non
             raise unknown_metric(key, name, {*known, "train/loss"})
 
 
-def check_budget(config: Config, next_epsilon: Callable[[], float]) -> None:
-    """Check that a private run may do at least one round.
-
-    Raises:
-        ConfigError: the first round would exceed the epsilon of `stop.target`.
-    """
-    for name in BUDGETS:
-        if name in config.stop.target and (first := next_epsilon()) > config.stop.target[name]:
-            raise ConfigError(
-                "stop.target",
-                f"{name}: the first round has epsilon {first:.4g}, more than {config.stop.target[name]:g}; set "
-                f"{math.ceil(first * 1000) / 1000:g} or more, or a larger privacy.noise_multiplier",
-            )
-
-
 class Stopping:
     """Follows the metric that selects the best round, the targets, and the patience.
 
@@ -111,18 +96,31 @@ class Stopping:
         select = self.select or next((metric for metric in SELECT if metric in row), None)
         is_best = evaluated and select in row and not math.isnan(row[select]) and self._improves(select, row[select])
         stop = self.stop
-        budget = {m: v for m, v in stop.target.items() if m in BUDGETS and next_epsilon is not None}
-        target = {m: v for m, v in stop.target.items() if m not in budget}
+        target = {m: v for m, v in stop.target.items() if next_epsilon is None or m not in BUDGETS}
         reached = [m for m, v in target.items() if m in row and (row[m] <= v if minimised(m) else row[m] >= v)]
         if target and len(reached) == len(target):
             self.reason = f"target reached: {target}"
-        elif budget and next_epsilon is not None and (epsilon := next_epsilon()) > min(budget.values()):
-            self.reason = f"another round would have epsilon {epsilon:.4g}, more than stop.target allows"
+        elif next_epsilon is not None and (exceeded := self.exceeded(next_epsilon())):
+            self.reason = exceeded
         elif stop.patience is not None and self.waited >= stop.patience:
             self.reason = f"no better {select} in {stop.patience} evaluations"
         elif stop.simulated_seconds is not None and simulated_seconds >= stop.simulated_seconds:
             self.reason = f"{simulated_seconds:.0f} simulated seconds"
         return is_best
+
+    def exceeded(self, epsilon: float) -> str:
+        """Return why no round may follow that has this epsilon; "" if one may."""
+        limit = min((value for name, value in self.stop.target.items() if name in BUDGETS), default=math.inf)
+        return f"the next round has epsilon {epsilon:.4g}, and stop.target allows {limit:g}" if epsilon > limit else ""
+
+    def check_first_round(self, epsilon: float) -> None:
+        """Check that a private run may do a round, which has this epsilon.
+
+        Raises:
+            ConfigError: it may not.
+        """
+        if found := self.exceeded(epsilon):
+            raise ConfigError("stop.target", f"{found}; allow more, or set a larger privacy.noise_multiplier")
 
     def _check_names(self, row: Row) -> None:
         """Raise a `ConfigError` if a metric is missing in the first evaluated round in which clients trained.

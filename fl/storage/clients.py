@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from fl.storage import files
 from fl.storage.growing import Damaged, GrowingFile
@@ -166,15 +167,21 @@ class ClientStates:
                 self.close()
                 raise
 
-    def pin(self, name: str) -> None:
-        """Protect the present states, for the checkpoint `name`: they stay until others are pinned under this name."""
-        if self.index is not None:
-            clients = np.flatnonzero(self.index[:, 0] >= 0)
-            rows, found = io.BytesIO(), np.column_stack([clients, self.index[clients]])  # rows (client, location)
-            np.save(rows, found)
-            files.write_file(self.folder / f"{name}.npy", rows.getvalue())
-            self.pinned[name] = _keys(found[:, 1:])
-            self._look_again()
+    def pin(self, name: str) -> str:
+        """Protect the present states, for the checkpoint `name`: they stay until others are pinned under this name.
+
+        Returns:
+            a hash of where they lie, for `restore_pinned`; "" if there are none.
+        """
+        if self.index is None:
+            return ""
+        clients = np.flatnonzero(self.index[:, 0] >= 0)
+        rows, found = io.BytesIO(), np.column_stack([clients, self.index[clients]])  # rows (client, location)
+        np.save(rows, found)
+        files.write_file(self.folder / f"{name}.npy", rows.getvalue())
+        self.pinned[name] = _keys(found[:, 1:])
+        self._look_again()
+        return _hash(found)
 
     def unpin(self, name: str) -> None:
         """Give up the states of the checkpoint `name`."""
@@ -187,17 +194,23 @@ class ClientStates:
         self.replaced.append(self.held)
         self.held = self.held[:0]
 
-    def restore_pinned(self, name: str) -> None:
-        """Return to the states that `pin` has protected; clients have none if there were none. For readers only.
+    def restore_pinned(self, name: str, pinned: str) -> None:
+        """Return to the states that `pin` has protected. For readers only.
+
+        Args:
+            name: of the checkpoint.
+            pinned: what `pin` returned.
 
         Raises:
-            Damaged: a segment is lost or too short.
+            Damaged: a segment is lost or too short, or the states belong to another checkpoint of this name.
         """
         self.close()
         self.staged, self.index = [], None
-        path = self.folder / f"{name}.npy"
-        if path.is_file():
+        if pinned:
+            path = self.folder / f"{name}.npy"
             rows = _pinned(path)
+            if _hash(rows) != pinned:
+                raise Damaged(f"{path} holds the states of another checkpoint")
             Segments(self.folder).check(rows[:, 1:])
             self._index()[rows[:, 0]] = rows[:, 1:]
 
@@ -315,15 +328,15 @@ class ClientStates:
         self.unswept[self.generation] = 0
         writers[~stay] = self.new_writer()
         self.moved = {}
-        use, store = self.use, Segments(self.folder)
+        use = self.use
         self._forget_space()
-        for writer in np.unique(writers).tolist():
-            mine = writers == writer
-            store.write_to(self.segment(writer))
-            index[clients[mine]] = store.copy(old[mine])
-            if writer in followed:
-                self.moved[writer] = old[mine]
-        store.close()
+        with contextlib.closing(Segments(self.folder)) as store:
+            for writer in np.unique(writers).tolist():
+                mine = writers == writer
+                store.write_to(self.segment(writer))
+                index[clients[mine]] = store.copy(old[mine])
+                if writer in followed:
+                    self.moved[writer] = old[mine]
         self.total, self.use = self.live, use
         self._append(np.column_stack([clients, index[clients]]))
 
@@ -339,6 +352,11 @@ def _pinned(path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise Damaged(f"{path} is damaged: {error}") from error
     return found
+
+
+def _hash(rows: np.ndarray) -> str:
+    """Return a hash of rows of a pinned checkpoint."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows, np.int64))
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

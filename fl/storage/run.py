@@ -128,8 +128,8 @@ class RunDirectory:
             self._append(row)
         record = {**tree, "clients": states.commit(), "files": self.flush()}
         if best:
-            states.pin("best")
-            checkpoint.save(self.path / "checkpoints" / "best.safetensors", record)
+            pinned = states.pin("best")
+            checkpoint.save(self.path / "checkpoints" / "best.safetensors", {**record, "pinned": pinned})
 
         def growing() -> list[Path]:
             best = (self.path / "checkpoints").glob("best.safetensors")
@@ -148,8 +148,8 @@ class RunDirectory:
         """
         self._append(row)
         self.flush()
-        states.pin("final")
-        checkpoint.save(self.path / "checkpoints" / "final.safetensors", tree)
+        pinned = states.pin("final")
+        checkpoint.save(self.path / "checkpoints" / "final.safetensors", {**tree, "pinned": pinned})
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self.metrics.append((json.dumps(finite(row), allow_nan=False) + "\n").encode())

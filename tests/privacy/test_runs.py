@@ -3,7 +3,9 @@
 import json
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from fl.method.client import ClientAlgorithm
 from fl.method.context import Reply
 from fl.method.messages import Update
 from fl.privacy import accounting
+from fl.simulation.private_examples import PrivateExamples
 from fl.simulation.simulation import Simulation
 from tests.interfaces.laws import check_order_and_resume
 
@@ -151,10 +154,42 @@ def test_example_level_privacy_has_a_budget(tmp_path):
 def test_a_budget_below_the_first_round_is_refused(tmp_path):
     budget = settings(HALF, stop={"target": {"epsilon": 0.4}})
     with (
-        pytest.raises(ConfigError, match="stop.target: epsilon: the first round has epsilon 0.5, more than 0.4"),
+        pytest.raises(ConfigError, match="stop.target: the next round has epsilon 0.5, and stop.target allows 0.4"),
         bench(tmp_path).simulation(**budget),
     ):
         pass
+
+
+def test_a_resumed_run_keeps_to_its_budget(tmp_path):
+    limit = {"stop": {"target": {"epsilon": 1.2}}}
+    with bench(tmp_path).simulation(**settings(HALF, rounds=2, **limit)) as run:
+        run.run()
+    with Simulation(bench(tmp_path).config(**settings(HALF, rounds=5, **limit)), run.directory, resumed=True) as more:
+        result = more.run()
+    assert more.round == 2 and result.reason == "the next round has epsilon 1.5, and stop.target allows 1.2"
+
+
+def test_without_noise_a_budget_is_exceeded_at_once(tmp_path):
+    none = settings(
+        {**HALF, "noise_multiplier": 0.0, "mechanism": "gaussian", "delta": 1e-3},
+        **{"stop": {"target": {"epsilon": 8.0}}},
+    )
+    with pytest.raises(ConfigError, match="epsilon inf"), bench(tmp_path).simulation(**none):
+        pass
+
+
+def test_the_most_updates_of_a_client_in_a_round_bound_the_next_one():
+    """A client has two updates in a round, while another has more in all."""
+    plan = SimpleNamespace(
+        epsilon=float,
+        noise_multiplier=1.0,
+        section=SimpleNamespace(clipping=SimpleNamespace(bounds_at=lambda *_: [1.0])),
+    )
+    private = PrivateExamples(plan, clients=3, seed=0, steps=1)
+    for clients in ([0], [0], [0], [1, 1]):
+        private.begin(0, True)
+        private.release(None, None, np.array(clients))
+    assert private.next_epsilon() == 3 + 2
 
 
 def test_more_rounds_than_the_noise_was_made_for_are_refused(tmp_path):

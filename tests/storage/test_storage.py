@@ -131,13 +131,30 @@ def test_a_torn_pin_costs_its_checkpoint_and_not_the_run(tmp_path):
         segments.write_to(0)
         states.stage(np.array([1]), np.array([segments.append(state(5.0))]))
         record = states.commit()
-        states.pin("best")
+        pinned = states.pin("best")
         (tmp_path / "best.npy").write_bytes((tmp_path / "best.npy").read_bytes()[:-1])
         states.restore(record)
         assert number(segments.read(states.locations(np.array([1]))[0])) == 5.0
         states.sweep(1, 1)
         with pytest.raises(Damaged, match="best.npy is damaged"):
-            states.restore_pinned("best")
+            states.restore_pinned("best", pinned)
+
+
+def test_pinned_states_are_those_of_their_checkpoint(tmp_path):
+    with closing(ClientStates(tmp_path, 3)) as states, closing(Segments(tmp_path)) as segments:
+        assert states.pin("best") == ""
+        pins = []
+        for value in (1.0, 2.0):
+            segments.write_to(0)
+            states.stage(np.array([1]), np.array([segments.append(state(value))]))
+            states.commit()
+            pins.append(states.pin("best"))
+        with pytest.raises(Damaged, match="best.npy holds the states of another checkpoint"):
+            states.restore_pinned("best", pins[0])
+        states.restore_pinned("best", pins[1])
+        assert number(segments.read(states.locations(np.array([1]))[0])) == 2.0
+        states.restore_pinned("best", "")
+        assert states.index is None
 
 
 def test_the_space_of_an_older_pin_is_free_when_the_newer_one_is_on_the_disk(tmp_path, monkeypatch):
