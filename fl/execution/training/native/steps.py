@@ -208,8 +208,9 @@ def follow_penalty(
     """w <- w - rate (pull (w - initial) + slope + stiffness w + decay w), from `first` to `last`."""
     slope, stiffness, down = kept.slope, kept.stiffness, splat(-rate)
     if rule.numbers[0] == _0 and rule.numbers[2] == _0 and not len(stiffness):
-        for i in range(first, last, WIDTH):
-            store(w, i, fma(down, load(slope, i), load(w, i)))
+        if len(slope):
+            for i in range(first, last, WIDTH):
+                store(w, i, fma(down, load(slope, i), load(w, i)))
         return
     pull, decay = splat(rule.numbers[0]), splat(rule.numbers[2])
     for i in range(first, last, WIDTH):
