@@ -2,8 +2,8 @@
 
     combination = sum_k factor_k * params_k
 
-A `Combination` is a `Params` that holds its terms in place of its numbers. Sums, differences and multiples of it are
-combinations again. Everything else computes it by torch. A term may be `Unknown`, such as the parameters after a
+A `Combination` is a `Params` that holds its terms in place of its numbers. Sums, differences, multiples and copies of
+it are combinations again. Everything else computes it by torch. A term may be `Unknown`, such as the parameters after a
 training that has yet to run. So the engine sees that a hook only adds and scales vectors, and takes all its sums in the
 pass over memory that trains a client.
 
@@ -18,7 +18,7 @@ pass over memory that trains a client.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,25 +27,28 @@ from torch import Tensor
 
 from fl.tensors.params import Layout, Params
 
-Factor = float | Tensor  # a number, or one for each client, (C,)
+Factor = float | Tensor  # a number, or one for each client, float64 (C,)
 
 
 class NotKnown(Exception):
-    """Numbers were asked for that are not known yet."""
+    """The result of an operation needs numbers that are not known, or that have changed."""
 
 
 class Unknown(Params):
-    """Parameters whose numbers are not known yet.
+    """Parameters whose numbers are not known.
 
     Args:
         layout: their layout.
         batch: their leading axes.
+
+    Attributes:
+        version: how often they have been written.
     """
 
-    __slots__ = ("axes",)
+    __slots__ = ("axes", "version")
 
     def __init__(self, layout: Layout, batch: Sequence[int]):
-        self.layout, self.axes = layout, torch.Size(batch)
+        self.layout, self.axes, self.version = layout, torch.Size(batch), 0
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # a property in place of an attribute
@@ -63,7 +66,7 @@ class Unknown(Params):
 
 
 class Term(NamedTuple):
-    """A term of a combination: `factor` times `params`, whose buffers had the `version` when the term was made."""
+    """A term of a combination: `factor` times `params`, which had the `version` when the term was made."""
 
     factor: Factor
     params: Params
@@ -74,18 +77,47 @@ class Term(NamedTuple):
         """Return parameters as a term."""
         return Term(1.0, params, _version(params))
 
+    @property
+    def batch(self) -> torch.Size:
+        """Shape of the leading axes."""
+        own = self.params.batch
+        return own if isinstance(self.factor, float) else torch.broadcast_shapes(own, _per_client(self.factor, own))
+
     def times(self, factor: Factor) -> Term:
         """Return a multiple."""
-        return Term(self.factor * factor, self.params, self.version)
+        return self._replace(factor=self.factor * factor)
 
     def check(self) -> None:
         """Raise `NotKnown` if the parameters have been written since."""
         if _version(self.params) != self.version:
-            raise NotKnown
+            raise NotKnown("a sum of parameters is used after one of them changed")
 
 
 def _version(params: Params) -> int:
-    return 0 if isinstance(params, Unknown) else sum(buffer._version for buffer in params.buffers)
+    return params.version if isinstance(params, Unknown) else sum(buffer._version for buffer in params.buffers)
+
+
+def _per_client(factor: Tensor, batch: torch.Size) -> tuple[int, ...]:
+    """Return the shape of numbers per client beside leading axes, the first of which is the clients."""
+    return (*factor.shape, *(1,) * (len(batch) - 1))
+
+
+def _factor(value: object) -> Factor | None:
+    """Return a number, or one for each client, as a factor; None for anything else."""
+    if isinstance(value, (np.ndarray, np.number)):
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor) and not value.is_complex() and value.ndim <= 1:
+        return value.detach().double() if value.ndim else float(value)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _merged(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Return the same sum with one term for each params and version."""
+    found: dict[tuple[int, int], Term] = {}
+    for term in terms:
+        key = id(term.params), term.version
+        found[key] = found[key]._replace(factor=found[key].factor + term.factor) if key in found else term
+    return tuple(found.values())
 
 
 class Combination(Params):
@@ -95,13 +127,14 @@ class Combination(Params):
         terms: its terms, at least one.
 
     Attributes:
-        computed: whether its only term holds its numbers.
+        computed: whether its only term holds its numbers. Changes in place are then made in this memory.
     """
 
     __slots__ = ("terms", "computed")
 
-    def __init__(self, terms: Sequence[Term]):
-        self.layout, self.terms, self.computed = terms[0].params.layout, tuple(terms), False
+    def __init__(self, terms: Iterable[Term]):
+        self.terms, self.computed = _merged(terms), False
+        self.layout = self.terms[0].params.layout
 
     @staticmethod
     def single(params: Params) -> Combination:
@@ -116,10 +149,9 @@ class Combination(Params):
             NotKnown: a term is not known yet, or its numbers have changed since.
         """
         if not self.computed:
-            for term in self.terms:
-                term.check()
-            total = self.terms[0].params * self.terms[0].factor
-            for term in self.terms[1:]:
+            first, *others = self.checked()
+            total = first.params * first.factor
+            for term in others:
                 total = total + term.params * term.factor
             self.terms, self.computed = (Term.of(total),), True
         return self.terms[0].params.buffers
@@ -127,12 +159,22 @@ class Combination(Params):
     @property
     def batch(self) -> torch.Size:
         """Shape of the leading axes."""
-        return max((term.params.batch for term in self.terms), key=len)
+        return torch.broadcast_shapes(*(term.batch for term in self.terms))
 
     @property
     def current(self) -> tuple[Term, ...]:
         """The terms, with all writes to numbers that were computed."""
         return (Term.of(self.terms[0].params),) if self.computed else self.terms
+
+    def checked(self) -> tuple[Term, ...]:
+        """Return the terms, each params once.
+
+        Raises:
+            NotKnown: numbers have changed since their term was made.
+        """
+        for term in self.current:
+            term.check()
+        return self.current
 
     def collected(self) -> list[tuple[Factor, Params]]:
         """Return (factor, params), each params once, without those whose factors are all 0.
@@ -140,31 +182,31 @@ class Combination(Params):
         Raises:
             NotKnown: numbers have changed since their term was made.
         """
-        found: dict[int, tuple[Factor, Params]] = {}
-        for term in self.current:
-            term.check()
-            before = found.get(id(term.params))
-            found[id(term.params)] = (term.factor if before is None else before[0] + term.factor, term.params)
-        return [(factor, params) for factor, params in found.values() if bool(torch.as_tensor(factor != 0).any())]
+        return [(factor, params) for factor, params, _ in self.checked() if bool(torch.as_tensor(factor != 0).any())]
 
-    def _plus(self, other: object, sign: float, mine: float = 1.0) -> Combination | None:
-        """Return the sum with other parameters of this layout, each times a sign; None for anything else."""
-        if not isinstance(other, Params) or other.layout is not self.layout:
+    def _like(self, other: object) -> Combination | None:
+        """Return parameters of this layout as a combination; None for anything else."""
+        return Combination.single(other) if isinstance(other, Params) and other.layout is self.layout else None
+
+    def _plus(self, other: object, sign: object = 1.0, mine: float = 1.0) -> Combination | None:
+        """Return mine * self + sign * other; None if that is no linear combination."""
+        found, by = self._like(other), _factor(sign)
+        if found is None or not isinstance(by, float):
             return None
-        terms = other.current if isinstance(other, Combination) else (Term.of(other),)
-        return Combination([*(term.times(mine) for term in self.current), *(term.times(sign) for term in terms)])
+        return Combination([*(term.times(mine) for term in self.current), *(term.times(by) for term in found.current)])
 
-    def _times(self, factor: float | Tensor | np.ndarray) -> Combination:
-        """Return a multiple by a number, or by one for each client."""
-        if isinstance(factor, np.ndarray):
-            factor = torch.as_tensor(factor)
-        if isinstance(factor, Tensor) and factor.ndim > 1:
-            raise NotKnown
-        return Combination([term.times(factor) for term in self.current])
+    def _times(self, factor: object) -> Combination | None:
+        """Return a multiple by a number, or by one for each client; None for any other factor."""
+        by = _factor(factor)
+        return None if by is None else Combination([term.times(by) for term in self.current])
 
     # -- algebra -------------------------------------------------------------------------------------------------
+    def clone(self) -> Params:
+        """Return a combination of its own. Changes in place of one do not change the other."""
+        return Combination(self.current)
+
     def __add__(self, other: Params | float | Tensor) -> Params:
-        found = self._plus(other, 1.0)
+        found = self._plus(other)
         return super().__add__(other) if found is None else found
 
     __radd__ = __add__
@@ -178,36 +220,51 @@ class Combination(Params):
         return -self + other if found is None else found
 
     def __mul__(self, other: Params | float | Tensor) -> Params:
-        return super().__mul__(other) if isinstance(other, Params) else self._times(other)
+        found = self._times(other)
+        return super().__mul__(other) if found is None else found
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Params | float | Tensor) -> Params:
-        return super().__truediv__(other) if isinstance(other, Params) else self._times(1 / other)
+        by = _factor(other)
+        found = None if by is None or (isinstance(by, float) and by == 0) else self._times(1.0 / by)
+        return super().__truediv__(other) if found is None else found
 
     def __neg__(self) -> Params:
-        return self._times(-1.0)
+        return Combination([term.times(-1.0) for term in self.current])
 
     # -- in place ------------------------------------------------------------------------------------------------
-    def _becomes(self, other: Combination | None) -> Combination:
-        """Take the terms of another combination.
+    def _becomes(self, other: Combination | None) -> bool:
+        """Take the terms of another combination. Return False if the change has to be made in memory.
 
-        Raises:
-            NotKnown: there is none: such a change of the numbers is not linear, or of another layout.
+        That is so if there is no combination, if it has other leading axes, or if the numbers were computed: views of
+        them have to see the change.
         """
-        if other is None:
-            raise NotKnown
-        self.terms, self.computed = other.terms, False
+        if other is None or self.computed or other.batch != self.batch:
+            return False
+        self.terms = other.current
+        return True
+
+    def copy_(self, other: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Params:
+        """Copy the values of `names` from `other` (default: all of `self`)."""
+        if names is not None or not self._becomes(self._like(other)):
+            super().copy_(other, names)
         return self
 
     def add_(self, other: Params, alpha: float = 1.0) -> Params:
         """Add in place: self <- self + alpha * other."""
-        return self._becomes(self._plus(other, alpha))
+        if not self._becomes(self._plus(other, alpha)):
+            super().add_(other, alpha)
+        return self
 
     def sub_(self, other: Params) -> Params:
         """Subtract in place: self <- self - other."""
-        return self._becomes(self._plus(other, -1.0))
+        if not self._becomes(self._plus(other, -1.0)):
+            super().sub_(other)
+        return self
 
     def mul_(self, factor: float | Tensor) -> Params:
         """Scale in place: self <- factor * self; a factor of shape (C,) holds one number per client."""
-        return self._becomes(self._times(factor))
+        if not self._becomes(self._times(factor)):
+            super().mul_(factor)
+        return self

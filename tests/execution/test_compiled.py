@@ -435,6 +435,39 @@ def test_sums_of_a_clients_vectors_are_those_of_torch(name, writes):
         assert_allclose(sums.groups[group].buffers[0], total, rtol=1e-4, atol=1e-4)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Halves(clients.sgd.LocalSGD):
+    """Adds its state to the gradient, and halves it and adds to a counter after training, in place or not."""
+
+    in_place: bool
+    counts: bool
+
+    def penalty(self, at):
+        return Penalty(0.1, slope=at.state["h"])
+
+    def finish(self, end):
+        h, n = end.state["h"], end.state["n"]
+        h, n = (h.mul_(0.5), n.add_(1.0)) if self.in_place else (0.5 * h, n + 1.0)
+        return {"model": end.delta}, {"h": h, "n": n} if self.counts else h
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_state_that_changes_in_place_changes_once_and_after_training(counts):
+    given = chunk(NETS["narrow"])
+    state = Params.of({name: torch.full_like(tensor, 0.01) for name, tensor in given.received["model"].items()})
+    results = []
+    for in_place in (False, True):
+        states = [{"h": state.clone(), "n": torch.zeros(())} for _ in CLIENTS]
+        algorithm = Halves(lr=LR, epochs=2, batch=20, in_place=in_place, counts=counts)
+        results.append(batched.train(algorithm, replace(given, states=states), Compiled))
+    (update, kept), (wanted, wanted_kept) = results
+    torch.testing.assert_close(update.groups["model"].buffers[0], wanted.groups["model"].buffers[0])
+    for found in (kept, wanted_kept):
+        h = found["h"] if counts else found
+        assert torch.equal(h.buffers[0], (0.5 * state).buffers[0].expand(len(CLIENTS), -1))
+        assert not counts or torch.equal(found["n"], torch.ones(len(CLIENTS)))
+
+
 COMPILE = """
 import hashlib
 import numpy as np

@@ -13,9 +13,12 @@ from fl.execution.training.compiled import Compiled
 from fl.execution.training.recorded_steps import record
 from fl.method.local_training import StepContext
 from fl.method.optimiser import SGD
+from fl.tensors.combination import NotKnown
+from fl.tensors.params import Params
 from fl.tensors.trees import stack
 from tests.execution.test_loop_batched import BATCH, make, mlp
 from tests.execution.test_own_steps import METHODS, ExtraGradient, TwoBatches, agree
+from tests.test_combination import EVERY_USE, LAYOUT, USES, result_of, same, some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,17 @@ class Draws(LocalTraining):
         step.descend(step.gradient(step.params), rate=float(torch.rand((), generator=self.generator)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remembers(LocalTraining):
+    """Uses the gradient of the first step in all steps."""
+
+    gradients: list = field(default_factory=list)
+
+    def step(self, step):
+        self.gradients.append(step.gradient(step.params))
+        step.descend(self.gradients[0])
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -136,6 +150,7 @@ class Draws(LocalTraining):
         Late(),
         Counts(),
         Draws(),
+        Remembers(),
         ExtraGradient(optimiser=SGD(momentum=0.9)),
         TwoBatches(clip=1.0),
         METHODS["sometimes"],
@@ -150,3 +165,55 @@ def test_the_rates_of_a_schedule_are_those_of_the_steps():
     programs = found(ExtraGradient(lr=lr), steps=3)
     last = programs.firsts[1:] - 1  # each step ends with w <- w - lr g
     assert programs.factors[last, 0, 0].tolist() == pytest.approx([-0.1, -0.05, -0.025])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uses(LocalTraining):
+    """Uses its vectors in one way, and keeps the result if it is a vector."""
+
+    use: object
+    results: list = field(default_factory=list)
+
+    def step_memory(self, at):
+        return {"q": some(5, 2), "result": at.start}
+
+    def step(self, step):
+        self.results[:] = [result_of(self.use, step.params, step.memory["q"])]
+        if isinstance(self.results[0], Exception):
+            raise self.results[0]
+        if isinstance(self.results[0], Params) and self.results[0].layout is step.params.layout:
+            step.memory["result"].copy_(self.results[0])
+
+
+def programs_of(algorithm):
+    """Return the programs of one step on two clients."""
+    chunk, _ = make(mlp())
+    at = StepContext({}, None, {}, chunk.initial, phase=algorithm.phases(0, 1)[0], start=some(0, 2))
+    return record(algorithm, at, algorithm.step_memory(at), 1, 2)
+
+
+@pytest.mark.parametrize("name", "__add__ __sub__ __rsub__ __neg__ clone copy_ add_ sub_ mul_ select added".split())
+def test_linear_uses_are_recorded(name):
+    assert programs_of(Uses(use=USES[name][0])) is not None
+
+
+@pytest.mark.parametrize("use", EVERY_USE)
+def test_every_use_of_vectors_is_recorded_with_its_numbers_or_needs_numbers(use):
+    """Programs run by hand give what the use gives; `result` is written if that is a vector."""
+    slots, algorithm = [some(0, 2), some(5, 2), some(0, 2)], Uses(use=use)
+    programs = programs_of(algorithm)
+    p, q = some(0, 2), some(5, 2)
+    wanted = result_of(use, p, q)
+    if programs is None:
+        assert isinstance(algorithm.results[0], (NotKnown, Params, type(wanted)))
+        return
+    for operation, factors in zip(programs.operations.tolist(), torch.from_numpy(programs.factors)):
+        assert operation[1] == -1
+        terms = [slots[slot] * factor for slot, factor in zip(operation[5 : 5 + operation[4]], factors[1:])]
+        slots[operation[0]] = sum(terms[1:], terms[0])
+    same(slots[0], p)
+    same(slots[1], q)
+    if isinstance(wanted, Params) and wanted.layout is LAYOUT:
+        same(slots[2], wanted)
+    elif not isinstance(wanted, Params):
+        same(algorithm.results[0], wanted)

@@ -123,9 +123,8 @@ def _train_whole(
         return None
     phase, start, count = phases[0], algorithm.start(inputs), len(chunk.sizes)
     trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
-    inputs = replace(inputs, state=_as_combinations(inputs.state, start.layout))
     end = TrainingResult(
-        **vars(inputs),
+        **vars(_with_combinations(inputs, start.layout)),
         start=start,
         params=Combination.single(trained),
         steps=torch.from_numpy(steps),
@@ -149,7 +148,8 @@ def _train_whole(
     if sums and all(isinstance(group, Combination) for group in groups.values()):
         assert weights is not None
         wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
-    at = StepContext(**vars(inputs), phase=phase, start=start)
+    # other combinations: changes that `finish` makes in place come after the penalty
+    at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
     try:
         penalty = penalty_of(algorithm, at, count)
     except NotKnown:  # it read a sum of vectors that it has changed since
@@ -161,13 +161,16 @@ def _train_whole(
     return Update(groups, n, metrics, owned=True), state
 
 
-def _as_combinations(state: Tree, layout: Layout) -> Tree:
-    """Return states whose parameters of a layout are combinations, so that a hook's sums with them are seen."""
+def _with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
+    """Return inputs with states for one hook. Changes in place stay within them.
+
+    Parameters of the layout are combinations, so that the hook's sums with them are seen. The rest is copied.
+    """
 
     def of(leaf: Params | Tensor) -> Params | Tensor:
-        return Combination.single(leaf) if isinstance(leaf, Params) and leaf.layout is layout else leaf
+        return Combination.single(leaf) if isinstance(leaf, Params) and leaf.layout is layout else leaf.clone()
 
-    return tree_map(of, state)
+    return replace(inputs, state=tree_map(of, inputs.state))
 
 
 def _not_known(params: Params) -> Params:

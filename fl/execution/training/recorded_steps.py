@@ -1,8 +1,9 @@
 """Steps that a method takes itself, recorded as programs of linear combinations and gradients for machine code.
 
-`record` runs `LocalTraining.step` on vectors without values, which note what is done with them. It works for steps that
-only add and scale vectors and ask for gradients, with plain descent. All other steps are taken one by one, see
-own_steps.py; the results are the same but for rounding.
+`record` runs `LocalTraining.step` on combinations of vectors without numbers (`fl.tensors.combination`), and notes what
+is written and where gradients are asked for. It works for steps that only add, scale and copy vectors and ask for
+gradients, with plain descent. All other steps are taken one by one, see own_steps.py; the results are the same but for
+rounding.
 """
 
 from __future__ import annotations
@@ -19,152 +20,116 @@ from fl.execution.training.chunk import FIRST, TERMS, Chunk, Programs, RunsProgr
 from fl.execution.training.own_steps import OwnSteps
 from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD
+from fl.tensors.combination import Combination, Factor, NotKnown, Term, Unknown
 from fl.tensors.params import Layout, Params
 from fl.tensors.trees import Tree, named_leaves, tree_map
 
-Number = float | np.ndarray  # a factor, or one for each client, (C,)
-Terms = dict[int, Number]  # slot -> factor
-
-
-class NotRecorded(Exception):
-    """A step does more than add and scale vectors."""
+Factors = dict[int, Factor]  # number of a slot -> factor
 
 
 @dataclass(eq=False)
 class Operation:
-    """target <- sum of terms, plus factor times the gradient at `source` if there is one."""
+    """target <- sum of factors times slots, plus `factor` times the gradient at `source` if there is one."""
 
     target: int
-    terms: Terms
+    terms: Factors
     source: int | None = None
-    factor: Number = 0.0
+    factor: Factor = 0.0
     batch: int = 0
     counts: bool = False
 
 
+class _Slot(Unknown):
+    """The vectors of all clients in one slot of the programs.
+
+    Args:
+        layout: their layout.
+        clients: number of clients.
+        number: the slot's number.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, layout: Layout, clients: int, number: int):
+        super().__init__(layout, (clients,))
+        self.number = number
+
+
 @dataclass
 class _Tape:
-    """The operations of one step so far. Slots are numbered from 0; those behind `kept` last for one step."""
+    """The operations of one step so far, and the slots. Those behind the first `kept` last for one step."""
 
     layout: Layout
-    kept: int
+    clients: int
+    kept: int = 0
+    slots: list[_Slot] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
-    versions: dict[int, int] = field(default_factory=dict)  # how often each slot was written
-    slots: int = 0
 
-    def new_slot(self) -> int:
-        self.slots += 1
-        return self.slots - 1
+    def begin(self) -> None:
+        """Begin a step. Combinations of the steps before it can no longer be used."""
+        for slot in self.slots:
+            slot.version += 1
+        del self.slots[self.kept :]
+        self.operations = []
+
+    def keep(self) -> _Kept:
+        """Return the vector of a new slot that outlasts a step."""
+        self.kept += 1
+        return _Kept(self, self.new_slot())
+
+    def new_slot(self) -> _Slot:
+        self.slots.append(_Slot(self.layout, self.clients, len(self.slots)))
+        return self.slots[-1]
 
     def write(self, operation: Operation) -> None:
         self.operations.append(operation)
-        self.versions[operation.target] = self.versions.get(operation.target, 0) + 1
-
-    def seen(self, terms: Terms) -> dict[int, int]:
-        return {slot: self.versions.get(slot, 0) for slot in terms}
+        self.slots[operation.target].version += 1
 
 
-class _Vector(Params):
-    """A linear combination of slots; in place operations on a slot are recorded. It has no buffers."""
+class _Kept(Combination):
+    """The vector that a slot holds at present. Its changes in place are recorded."""
 
-    __slots__ = ("tape", "slot", "found", "seen")
+    __slots__ = ("tape", "slot")
 
-    def __init__(self, tape: _Tape, terms: Terms, slot: int | None = None):
-        self.layout, self.tape, self.slot = tape.layout, tape, slot
-        self.found, self.seen = terms, tape.seen(terms)
-
-    def __getattr__(self, name: str) -> Any:
-        raise NotRecorded(name)
+    def __init__(self, tape: _Tape, slot: _Slot):
+        super().__init__([Term.of(slot)])
+        self.tape, self.slot = tape, slot
 
     @property
-    def terms(self) -> Terms:
-        """slot -> factor."""
-        if self.slot is None and self.seen != self.tape.seen(self.found):
-            raise NotRecorded("a vector is used after those that it was made of changed")
-        return self.found
+    def current(self) -> tuple[Term, ...]:
+        return (Term.of(self.slot),)
 
-    def _become(self, terms: Terms) -> _Vector:
-        if self.slot is not None:
-            self.tape.write(Operation(self.slot, terms))
-        else:
-            self.found, self.seen = terms, self.tape.seen(terms)
-        return self
-
-    def _new(self, terms: Terms) -> _Vector:
-        return _Vector(self.tape, terms)
-
-    def clone(self) -> _Vector:
-        return self._new(dict(self.terms))
-
-    def copy_(self, other: Any, names: Any = None) -> _Vector:
-        if names is not None:
-            raise NotRecorded("some tensors are copied")
-        return self._become(dict(_terms(other)))
-
-    def add_(self, other: Any, alpha: float = 1.0) -> _Vector:
-        return self._become(_sum(self.terms, _scaled(_terms(other), _number(alpha))))
-
-    def sub_(self, other: Any) -> _Vector:
-        return self._become(_sum(self.terms, _scaled(_terms(other), -1.0)))
-
-    def mul_(self, factor: Any) -> _Vector:
-        return self._become(_scaled(self.terms, _number(factor)))
-
-    def __add__(self, other: Any) -> _Vector:
-        return self._new(_sum(self.terms, _terms(other)))
-
-    def __sub__(self, other: Any) -> _Vector:
-        return self._new(_sum(self.terms, _scaled(_terms(other), -1.0)))
-
-    def __mul__(self, factor: Any) -> _Vector:
-        return self._new(_scaled(self.terms, _number(factor)))
-
-    def __truediv__(self, factor: Any) -> _Vector:
-        return self._new(_scaled(self.terms, 1.0 / _number(factor)))
-
-    def __neg__(self) -> _Vector:
-        return self._new(_scaled(self.terms, -1.0))
-
-    __radd__, __rmul__ = __add__, __mul__
+    def _becomes(self, other: Combination | None) -> bool:
+        if other is None or other.batch != self.batch:
+            return False
+        self.tape.write(Operation(self.slot.number, _factors(other)))
+        return True
 
 
-def _terms(vector: Any) -> Terms:
-    if not isinstance(vector, _Vector):
-        raise NotRecorded(f"{type(vector).__name__} in place of a vector of the step")
-    return vector.terms
+def _factors(vector: Params) -> Factors:
+    """Return the factors of a combination of slots.
 
-
-def _number(factor: Any) -> Number:
-    if isinstance(factor, Tensor) and factor.ndim <= 1:
-        return factor.double().numpy().copy() if factor.ndim else float(factor)
-    if isinstance(factor, (int, float)):
-        return float(factor)
-    raise NotRecorded(f"{type(factor).__name__} in place of a number")
-
-
-def _scaled(terms: Terms, factor: Number) -> Terms:
-    return {slot: factor * own for slot, own in terms.items()}
-
-
-def _sum(left: Terms, right: Terms) -> Terms:
-    return left | {slot: left[slot] + own if slot in left else own for slot, own in right.items()}
+    Raises:
+        NotKnown: it has other terms, or a slot was written since it was made.
+    """
+    terms = Combination.single(vector).checked()
+    found = {term.params.number: term.factor for term in terms if isinstance(term.params, _Slot)}
+    if len(found) < len(terms):
+        raise NotKnown("parameters that are no vector of the step")
+    return found
 
 
 class _Recorder(OwnSteps):
-    """Steps on vectors without values."""
+    """Steps on vectors without numbers."""
 
-    def __init__(self, algorithm: LocalTraining, at: StepContext, kept: Mapping[str, Tree], layout: Layout):
-        self.vectors = 1 + len(_vectors(kept))
-        self.tape, self.asked = _Tape(layout, self.vectors), False
-        slots = iter(range(1, self.vectors))
+    def __init__(self, algorithm: LocalTraining, at: StepContext, kept: Mapping[str, Tree], clients: int):
+        self.tape, self.asked = _Tape(at.start.layout, clients), False
+        theta = self.tape.keep()
         memory = {
-            name: tree_map(lambda leaf: self._slot(next(slots)) if isinstance(leaf, Params) else leaf.clone(), tree)
+            name: tree_map(lambda leaf: self.tape.keep() if isinstance(leaf, Params) else leaf.clone(), tree)
             for name, tree in kept.items()
         }
-        super().__init__(algorithm, at, self._slot(0), memory, None)
-
-    def _slot(self, number: int) -> _Vector:
-        return _Vector(self.tape, {number: 1.0}, number)
+        super().__init__(algorithm, at, theta, memory, None)
 
     @property
     def t(self) -> int:
@@ -178,25 +143,20 @@ class _Recorder(OwnSteps):
 
     def record(self, t: int) -> list[Operation]:
         """Return the operations of step t."""
-        self.tape.operations, self.tape.versions, self.tape.slots = [], {}, self.vectors
+        self.tape.begin()
         self.take_step(t)
-        return _fused(self.tape.operations, self.vectors)
+        return _fused(self.tape.operations, self.tape.kept)
 
     def objective_gradient(self, params: Params, batch: int) -> Params:
-        terms, tape = _terms(params), self.tape
-        source = next(iter(terms)) if list(terms.values()) == [1.0] else tape.new_slot()
-        if source not in terms:
-            tape.write(Operation(source, terms))
+        tape, factors = self.tape, _factors(params)
+        source, first = next(iter(factors.items()))
+        if len(factors) > 1 or not isinstance(first, float) or first != 1:
+            source = tape.new_slot().number
+            tape.write(Operation(source, factors))
         counts = batch == 0 and not any(operation.counts for operation in tape.operations)
         gradient = tape.new_slot()
-        tape.write(Operation(gradient, {}, source, 1.0, batch, counts))
-        return _Vector(tape, {gradient: 1.0})
-
-    def descend(self, gradient: Params, name: str | None = None, rate: float | None = None) -> None:
-        params = self.params if name is None else self.memory[name]
-        step = _scaled(_terms(gradient), -_number(self.rate if rate is None else rate))
-        assert isinstance(params, _Vector)
-        params._become(_sum(params.terms, step))
+        tape.write(Operation(gradient.number, {}, source, 1.0, batch, counts))
+        return Combination.single(gradient)
 
 
 def _fused(operations: list[Operation], kept: int) -> list[Operation]:
@@ -265,7 +225,7 @@ def record(
         return None
     programs: list[list[Operation]] = []
     try:
-        recorder = _Recorder(algorithm, at, kept, layout)
+        recorder = _Recorder(algorithm, at, kept, clients)
         for t in range(steps):
             operations = recorder.record(t)
             if [*map(_facts, recorder.record(t))] != [*map(_facts, operations)]:
@@ -277,14 +237,14 @@ def record(
         return None
     if any(tensor._version for tensor in _tensors(recorder.kept)):
         return None  # numbers that change from step to step
-    return _arrays(programs, recorder.vectors, clients)
+    return _arrays(programs, recorder.tape.kept, clients)
 
 
 def _arrays(programs: list[list[Operation]], kept: int, clients: int) -> Programs:
     """Return programs as arrays. Slots that last for one step get the numbers behind `kept` in order of their use."""
     every = [operation for program in programs for operation in program]
     batches = sorted({operation.batch for operation in every if operation.source is not None})
-    same = not any(isinstance(n, np.ndarray) for one in every for n in (one.factor, *one.terms.values()))
+    same = not any(isinstance(n, Tensor) for one in every for n in (one.factor, *one.terms.values()))
     operations = np.zeros((len(every), FIRST + TERMS), np.int64)
     factors = np.zeros((len(every), 1 + TERMS, 1 if same else clients), np.float32)
     line, slots = 0, kept
