@@ -220,7 +220,7 @@ class BatchedWork(ClientWork):
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
             states, common = self.device.fetch(states), self.downloads.common
             keep = self._keeper(positions, records, states)
-            if weights is not None and not any(group.batch for group in update.groups.values()):
+            if weights is not None and batched.is_summed(update):
                 uploaded = self.uploads.upload_sums(positions, update, weights, keep)
             else:
                 uploaded = self.uploads.upload(positions, update, common, records, True, careful, keep)

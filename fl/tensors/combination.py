@@ -30,8 +30,11 @@ from fl.tensors.params import Layout, Params
 Factor = float | Tensor  # a number, or one for each client, float64 (C,)
 
 
-class NotKnown(Exception):
-    """The result of an operation needs numbers that are not known, or that have changed."""
+class NotKnown(BaseException):
+    """The result of an operation needs numbers that are not known, or that have changed.
+
+    A hook with `except Exception` does not catch it, for it would go on with a wrong value.
+    """
 
 
 class Unknown(Params):

@@ -105,6 +105,12 @@ def train(
     return Update(trainings.groups, trainings.first.num_examples, trainings.metrics()), trainings.state
 
 
+def is_summed(update: Update) -> bool:
+    """Whether `train` has summed the groups of an update: then they have no axis of clients."""
+    groups = update.groups
+    return bool(groups) and all(isinstance(group, Params) and not group.batch for group in groups.values())
+
+
 def _train_whole(
     algorithm: LocalTraining,
     chunk: Chunk,
@@ -123,38 +129,40 @@ def _train_whole(
         return None
     phase, start, count = phases[0], algorithm.start(inputs), len(chunk.sizes)
     trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
+    own = n.clone()
+    at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
     end = TrainingResult(
         **vars(_with_combinations(inputs, start.layout)),
         start=start,
         params=Combination.single(trained),
         steps=torch.from_numpy(steps),
         lr_sum=torch.from_numpy(phase.lr_sum(steps)),
-        num_examples=n,
+        num_examples=own,
         full_gradient=_not_known,
     )
     groups: Mapping[str, Tree] = {"model": end.delta}
     state: Tree = None
-    if overrides(algorithm, "finish"):
-        try:
+    try:
+        penalty = penalty_of(algorithm, at, count)
+        if overrides(algorithm, "finish"):
             groups, state = algorithm.finish(end)
-        except Exception:  # it needs numbers, or has an error, which is raised when the numbers are known
-            return None
+    except (Exception, NotKnown):  # a hook needs numbers, or has an error, which is raised when they are known
+        return None
     kept: list[Params | Tensor] = []
     tree_map(kept.append, [groups, state])
     if not isinstance(groups, Mapping) or not all(isinstance(leaf, Combination) for leaf in kept):
+        return None
+    if not torch.equal(own, n):
         return None
     sums = weights is not None and weights.keys() == groups.keys()
     wanted = [Wanted(leaf) for leaf in kept if isinstance(leaf, Combination)]
     if sums and all(isinstance(group, Combination) for group in groups.values()):
         assert weights is not None
         wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
-    # other combinations: changes that `finish` makes in place come after the penalty
-    at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
     try:
-        penalty = penalty_of(algorithm, at, count)
-    except NotKnown:  # it read a sum of vectors that it has changed since
+        found, _, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, wanted)
+    except NotKnown:  # vectors have changed since a hook made a sum of them; nothing has been trained
         return None
-    found, _, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, wanted)
     made = iter(found)
     groups, state = tree_map(lambda _: next(made), [groups, state])
     metrics = {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}

@@ -228,15 +228,17 @@ def record(
         recorder = _Recorder(algorithm, at, kept, clients)
         for t in range(steps):
             operations = recorder.record(t)
-            if [*map(_facts, recorder.record(t))] != [*map(_facts, operations)]:
+            if t == 0 and [*map(_facts, recorder.record(t))] != [*map(_facts, operations)]:
                 return None  # the step draws numbers, or counts by itself
             programs.append([part for operation in operations for part in _split(operation)])
             if not recorder.asked and phase.decay is None:
                 break  # all steps are alike
-    except Exception:  # a step may do anything with its vectors; its faults show when it is taken
+    except (Exception, NotKnown):  # a step may do anything with its vectors; its faults show when it is taken
         return None
     if any(tensor._version for tensor in _tensors(recorder.kept)):
         return None  # numbers that change from step to step
+    if all(operation.source is None for program in programs for operation in program):
+        return None  # no gradient, so no batch
     return _arrays(programs, recorder.tape.kept, clients)
 
 

@@ -1,0 +1,72 @@
+"""Hooks that are called before training with parameters that are not known yet: the results are those of the loop."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fl import LocalTraining, Penalty, dot
+from fl.execution.training.compiled import Compiled
+from tests.execution.test_loop_batched import BATCH, mlp
+from tests.execution.test_own_steps import agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPull(LocalTraining):
+    """A proximal term with weight 0."""
+
+    def penalty(self, at):
+        return Penalty(0.0, at.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesTheState(LocalTraining):
+    """The penalty reads a state that `finish` changes in place; a number counts rounds."""
+
+    def first_state(self, inputs):
+        return {"c": 0.1 * inputs.received["model"], "n": torch.zeros(())}
+
+    def penalty(self, at):
+        return Penalty(slope=0.1 * (at.received["model"] - at.state["c"]))
+
+    def finish(self, end):
+        end.state["c"].mul_(0.5)
+        end.state["n"].add_(1)
+        return {"model": end.delta}, end.state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clamps(LocalTraining):
+    """Changes the numbers of samples in place."""
+
+    def finish(self, end):
+        n = torch.as_tensor(end.num_examples).clamp_(min=1)
+        return {"model": end.delta * (1.0 / n)}, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swallows(LocalTraining):
+    """Goes on after any error."""
+
+    def finish(self, end):
+        try:
+            scale = 1 / (1 + dot(end.delta, end.delta))
+        except Exception:
+            scale = 1.0
+        return {"model": end.delta * scale}, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late(LocalTraining):
+    """Changes a vector after a sum with it was made."""
+
+    def finish(self, end):
+        control = end.received["model"].clone()
+        total = end.delta + control
+        control.mul_(0.5)
+        return {"model": total - control}, None
+
+
+@pytest.mark.parametrize("algorithm", [NoPull, ChangesTheState, Clamps, Swallows, Late])
+def test_hooks_that_are_hard_to_trace_train_as_in_the_loop(algorithm):
+    agree(algorithm(batch=BATCH, epochs=2), Compiled, mlp())
