@@ -54,7 +54,8 @@ class Natural(Partitioner):
     def split(self, dataset: Dataset) -> Partition:
         if dataset.clients is None:
             raise ValueError(
-                "partition: 'natural' needs a data set with natural owners; this one has none, use 'iid' or 'dirichlet'"
+                "partition: 'natural' needs a data set with natural owners; this one has none; name their "
+                "column in data.clients where the data set has this setting, or use 'iid' or 'dirichlet'"
             )
         partition = Partition(*natural(dataset.clients, self.clients))
         if dataset.held is None:

@@ -23,18 +23,22 @@ FIELDS = re.compile(r"\{(instruction|input)\}")
 
 
 def check_template(template: str) -> None:
-    """Require `alpaca`, `chat`, or a text with {instruction} or {input}."""
+    """Require `alpaca`, `chat`, or a text with {instruction} or {input} and no other word in braces."""
     if template not in ("alpaca", "chat") and not FIELDS.search(template):
         raise ValueError(
             f"template: {template!r} is neither alpaca nor chat, and has neither {{instruction}} nor {{input}}"
         )
+    unknown = re.findall(r"\{\s*([^\W\d]\w*)\s*\}", FIELDS.sub("", template))
+    if unknown:
+        raise ValueError(f"template: {{{unknown[0]}}} is not a field; the fields are {{instruction}} and {{input}}")
 
 
 def prompt(template: str, instruction: str, context: str, tokenizer: Any) -> str:
     r"""Return the prompt.
 
     Args:
-        template: alpaca, chat, or a text with {instruction}, and perhaps {input}. Other braces stay.
+        template: alpaca, chat, or a text with {instruction}, and perhaps {input}. Braces around anything but one word
+            stay.
         instruction: what to do.
         context: what to do it with; "" for none.
         tokenizer: a tokenizer of transformers, for `chat`.

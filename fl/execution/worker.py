@@ -30,7 +30,7 @@ from fl.execution.shared_values import SharedValues
 from fl.execution.submissions import SubmitWork
 from fl.execution.training import compiled
 from fl.execution.training.customised import overrides
-from fl.execution.workers.process import configure_process
+from fl.execution.workers.process import MemoryWatch, configure_process
 from fl.method.facts import data_facts
 from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleState
@@ -65,6 +65,7 @@ class Worker:
         self.first_round: int | None = None
         self.module_states = [(model.module, ModuleState(model.module)) for model in self.job.models]
         self.hidden_state = HiddenStateWatch(job.watched)
+        self.memory = MemoryWatch()
 
     @cached_property
     def facts(self) -> ClientFacts | None:
@@ -99,6 +100,7 @@ class Worker:
                 with span(exchange.category, "task", task):
                     positions = one.positions(own)
                     exchange.chunk(positions)
+                    self.memory.after_chunk()
                     if self.hidden_state.places:
                         self._check_hidden_state(exchange, positions)
                 exchange.seconds += time.perf_counter() - start

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fl.data.prompts import check_template, prompt
 from fl.data.sets.instructions import Instructions
 from fl.models.pretrained import model_folder
 from partitions.dirichlet import Dirichlet
+from partitions.natural import Natural
 from tests import tiny_language as tiny
 
 
@@ -92,6 +94,16 @@ def test_packed_rows_hold_the_texts_of_one_client(folder, tmp_path):
         assert texts(*zip(*own)) == texts(*zip(*there))
 
 
+def test_other_braces_of_a_template_stay():
+    assert prompt('{"q": "{instruction}"} {1, 2}', "Why?", "", None) == '{"q": "Why?"} {1, 2}'
+    check_template('{"q": "{instruction}"} {1, 2}')
+
+
+def test_a_natural_partition_without_owners_names_the_setting(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no.* data\.clients"):
+        Natural().split(loaded(folder, tmp_path, [ROW]))
+
+
 def test_partitions_by_label_divide_topics(folder, tmp_path):
     data = loaded(folder, tmp_path, tiny.rows(240), topic="topic")
     partition = Dirichlet(clients=4, alpha=0.05, seed=1).split(data)
@@ -117,6 +129,7 @@ def test_long_texts_are_cut_or_left_out_and_counted(folder, tmp_path, caplog):
         ([ROW], {"topic": "theme"}, "topic: 'theme' is not one of the columns"),
         ([ROW, ROW | {"output": " "}], {}, "column 'output' is empty in 1 rows, the first is row 1"),
         ([ROW], {"template": "no field"}, "template: 'no field'"),
+        ([ROW], {"template": "{instruction} {context}"}, "template: {context} is not a field; the fields are"),
         ([ROW], {"length": 3}, "length: no prompt in .* has fewer than 3 tokens"),
         ([ROW], {"tokenizer": "nowhere"}, "tokenizer: 'nowhere' is neither a folder"),
         ([ROW | {"output": {"text": "blue"}}], {}, "output: column 'output' is struct<.*>, not texts"),

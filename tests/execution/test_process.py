@@ -1,8 +1,14 @@
-"""The buffer pool: a buffer is reused when nothing refers to it."""
+"""Memory of a process: a buffer is reused when nothing refers to it, and holes of the heap return to the system."""
 
+import sys
+
+import pytest
 import torch
 
+from fl.execution.workers.process import MemoryWatch, configure_process, own_memory
 from fl.tensors.buffers import pooled_buffer
+
+MB = 1 << 20
 
 
 def test_memory_goes_to_the_next_when_nobody_refers_to_it():
@@ -15,3 +21,19 @@ def test_memory_goes_to_the_next_when_nobody_refers_to_it():
     del view
     assert pooled_buffer(12345).data_ptr() == place
     assert pooled_buffer(12346).data_ptr() not in (place, second.data_ptr())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
+def test_memory_that_a_process_freed_returns_when_the_process_has_grown():
+    configure_process()
+    watch = MemoryWatch()
+    watch.after_chunk()
+    before = own_memory()
+    large, small = [], []
+    for _ in range(100):  # what stays lies between what is freed
+        large.append(torch.ones(MB // 4))
+        small.append(torch.ones(8192))
+    large.clear()
+    assert own_memory() > before + 80 * MB  # the allocator keeps it
+    watch.after_chunk()
+    assert own_memory() < before + 20 * MB

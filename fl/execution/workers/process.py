@@ -1,11 +1,13 @@
-"""Settings of a process that computes: threads, the allocator, a lock for threads."""
+"""Settings of a process that computes: threads, memory, a lock for threads."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -65,3 +67,38 @@ def trim() -> None:
     buffers.clear()
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+# Chunks of other lengths need tensors of other sizes, which do not fit into the holes of earlier ones: 64 clients of a
+# causal model of width 768 took 96 MB more than they held at any time
+_ROOM = 32 << 20  # bytes; a trim at every 7th chunk of this model, which costs 1 % of its time
+
+
+class MemoryWatch:
+    """Returns unused memory to the system when a process grows from chunk to chunk."""
+
+    def __init__(self) -> None:
+        self.room, self.limit, self.chunks = _ROOM, 0, 0
+
+    def after_chunk(self) -> None:
+        """Trim if the process has grown since the first chunk after the last trim.
+
+        It may grow by 32 MB, and by twice as much whenever a trim did not help: the second chunk after it needs more.
+        """
+        now, self.chunks = own_memory(), self.chunks + 1
+        if self.chunks == 1:
+            self.limit = now + self.room
+        elif now > self.limit:
+            if self.chunks == 2:
+                self.room *= 2
+            trim()
+            self.chunks = 0
+
+
+def own_memory() -> int:
+    """Return the resident bytes of this process that are not of files or shared memory; 0 where /proc has no such."""
+    try:
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    except OSError:  # not Linux
+        return 0
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
