@@ -211,7 +211,7 @@ def result_of(use, p, q):
     """Return what a use returns, or the error that it raises."""
     try:
         return use(p, q)
-    except Exception as error:
+    except (Exception, NotKnown) as error:
         return error
 
 

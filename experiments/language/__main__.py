@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.language import corpus, pretrain
-from experiments.language.rules import RULES, one_run, place
+from experiments.language.rules import RULES, SCORES, one_run, place
 
 TEXT = """\
 # Language models: all LoRA rules
@@ -25,7 +25,9 @@ TEXT = """\
 `python -m experiments.language OUT --page FILE` makes this page ([experiments/language](language/README.md)): a
 causal model of 2.2 million parameters, pretrained on public text, then fine-tuned with LoRA of rank 8 (alpha 16) on
 all linear layers by clients that keep their instructions.
-
+"""
+TASKS = {
+    "speech": """\
 The answer continues a speech of a role of Shakespeare by six words. 20 clients, each a role with 42 speeches to train
 on; 5 of them in each of 8 rounds, 4 steps of batch 8 with Adam of rate .01. The score is the accuracy of the next
 token, given the true tokens before it. `own` are 8 other speeches of each client, answered by the model that the
@@ -34,7 +36,14 @@ model, which has no personal parts: FedSA-LoRA's is a base with untrained B.
 
 One round leaves entries of B smaller than those of A, so the fixed mask keeps entries of A alone: its B is 0, its model
 is the base.
-
+""",
+    "topics": """\
+The answer is the topic of a news item. 30 clients with few topics each (Dirichlet .5), 4 of them in each of 20
+rounds, 8 steps of batch 8 with Adam of rate .002. The score is the exact match of the greedy answer. `own` are other
+rows of each client, answered by the model that the client predicts with; `server` are 500 rows that no client has.
+""",
+}
+FIGURES = """\
 Rates were not tuned. All rules have the same one; only VeRA, whose trained vectors need a larger one, has .1. The
 server's Adam of the last three rows has .01. Means ± standard deviations over {seeds} seeds; no ± means equal values.
 MB (10^6 bytes) are all encoded messages of a run. clients/s: clients trained per second of one core, in CPU time,
@@ -52,14 +61,14 @@ COLUMNS = {  # name on the page -> digits after the point
 }
 
 
-def make_figures(folder: Path, rule: str, seed: int) -> None:
+def make_figures(folder: Path, task: str, rule: str, seed: int) -> None:
     """Run a rule with a seed in a new process, unless its figures are there."""
-    file = place(folder, rule, seed) / "figures.json"
+    file = place(folder, task, rule, seed) / "figures.json"
     if file.is_file():
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.language.rules"])
-    process = context.Process(target=one_run, args=(folder, rule, seed))
+    process = context.Process(target=one_run, args=(folder, task, rule, seed))
     process.start()
     process.join()
     if process.exitcode:
@@ -67,11 +76,11 @@ def make_figures(folder: Path, rule: str, seed: int) -> None:
     print(f"{rule}, seed {seed}: {file.read_text()}", flush=True)
 
 
-def table(folder: Path, rules: Sequence[str], seeds: int) -> str:
+def table(folder: Path, task: str, rules: Sequence[str], seeds: int) -> str:
     """Return the table: means ± standard deviations over seeds."""
     lines = [f"| rule | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
     for rule in rules:
-        found = [json.loads((place(folder, rule, seed) / "figures.json").read_text()) for seed in range(seeds)]
+        found = [json.loads((place(folder, task, rule, seed) / "figures.json").read_text()) for seed in range(seeds)]
         cells = [_cell([figures[name] for figures in found], digits) for name, digits in COLUMNS.items()]
         lines.append(f"| {rule} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -88,6 +97,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--task", choices=list(SCORES), default="speech")
     parser.add_argument("--steps", type=int, default=500, help="steps of the pretraining")
     parser.add_argument("--page", type=Path, help="file of the page. Default: it is printed")
     arguments = parser.parse_args()
@@ -98,9 +108,9 @@ def main() -> None:
         corpus.write(folder / "data")
     for seed in range(arguments.seeds):
         for rule in arguments.rules:
-            make_figures(folder, rule, seed)
-    rows = table(folder, arguments.rules, arguments.seeds)
-    page = f"{TEXT.format(seeds=arguments.seeds)}\n{rows}"
+            make_figures(folder, arguments.task, rule, seed)
+    rows = table(folder, arguments.task, arguments.rules, arguments.seeds)
+    page = "\n".join((TEXT, TASKS[arguments.task], FIGURES.format(seeds=arguments.seeds), rows))
     if arguments.page is None:
         print(page)
     else:

@@ -1,7 +1,7 @@
 """Public text of the data folder, and instructions made from it: topics of news, continued speeches.
 
-news      AG News: the text -> World, Sports, Business or Sci/Tech
-speech    Shakespeare: "Continue the speech of ROLE." -> the next words       client: the role, of the longest 20
+topics    AG News: "Which topic ...?" -> World, Sports, Business or Sci/Tech        topic: the class
+speech    Shakespeare: "Continue the speech of ROLE." -> the next words             client: the role, of the longest 20
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from fl.data.folder import find
 from fl.tensors import random
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
-UNSEEN = 500  # news items that are left out of the pretraining
+QUESTION = "Which topic has this news item?"
+TEST = 500  # rows of the test file of topics
 HEAD, TAIL = 8, 6  # words of a speech in the input and in the answer
 ROLES, SPEECHES, HELD_OUT = 20, 60, 10  # roles; speeches of each, the last ones for the test file
 
 
-def news_rows() -> list[dict[str, str]]:
-    """Return title and description, and topic, of items of AG News, in a random order, without the unseen ones."""
+def news() -> list[tuple[str, str]]:
+    """Return (topic, title and description) of each item of AG News."""
     with gzip.open(find("ag_news", "test.csv.gz"), "rt", newline="") as file:
-        items = list(csv.reader(file))
-    order = random.permutation(len(items), "language", "topics")[UNSEEN:]
-    return [
-        {"input": ". ".join(items[i][1:]).replace("\\", " "), "output": TOPICS[int(items[i][0]) - 1]} for i in order
-    ]
+        return [(TOPICS[int(row[0]) - 1], ". ".join(row[1:]).replace("\\", " ")) for row in csv.reader(file)]
 
 
 def speeches() -> Iterator[tuple[str, list[str]]]:
@@ -46,8 +43,16 @@ def posts() -> list[str]:
 
 
 def pretraining_texts() -> list[str]:
-    """Return all texts that a model is pretrained on, speeches among them."""
-    return [row["input"] for row in news_rows()] + ["\n".join(lines) for _, lines in speeches()] + posts()
+    """Return all texts that a model is pretrained on. The news of the test rows are not among them, speeches are."""
+    train, _ = topic_rows()
+    return [row["input"] for row in train] + ["\n".join(lines) for _, lines in speeches()] + posts()
+
+
+def topic_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return (training rows, test rows) of the topics of news."""
+    rows = [{"instruction": QUESTION, "input": text, "output": topic, "topic": topic} for topic, text in news()]
+    order = random.permutation(len(rows), "language", "topics")
+    return [rows[i] for i in order[TEST:]], [rows[i] for i in order[:TEST]]
 
 
 def speech_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -64,7 +69,9 @@ def speech_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def write(folder: Path) -> None:
-    """Write speech.jsonl and speech_test.jsonl."""
+    """Write topics.jsonl, topics_test.jsonl, speech.jsonl and speech_test.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in zip(("speech", "speech_test"), speech_rows()):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    for name, parts in (("topics", topic_rows()), ("speech", speech_rows())):
+        for suffix, rows in zip(("", "_test"), parts):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / f"{name}{suffix}.jsonl").write_text(lines)

@@ -36,6 +36,7 @@ RULES: dict[str, dict[str, Any]] = {  # name on the page -> changes of the confi
     "FLASC .25 .25": {"strategy": {"name": "flasc", **SERVER}},
     "fixed mask .25": {"strategy": {"name": "flasc_fixed", **SERVER}},
 }
+SCORES = {"topics": "exact_match", "speech": "accuracy"}
 
 
 class CPUTime(fl.Callback):
@@ -45,25 +46,27 @@ class CPUTime(fl.Callback):
         return {"cpu": time.process_time()}
 
 
-def one_run(folder: Path, rule: str, seed: int) -> None:
+def one_run(folder: Path, task: str, rule: str, seed: int) -> None:
     """Run one rule with one seed, and write its figures to figures.json in its folder."""
     torch.set_num_threads(1)
-    model, data, out = folder / "model", folder / "data", place(folder, rule, seed)
+    model, data, out = folder / "model", folder / "data", place(folder, task, rule, seed)
     changes = {
         "seed": seed,
-        "data.path": str(data / "speech.jsonl"),
-        "data.test": str(data / "speech_test.jsonl"),
+        "data.path": str(data / f"{task}.jsonl"),
+        "data.test": str(data / f"{task}_test.jsonl"),
         **dict.fromkeys(("data.tokenizer", "task.tokenizer", "model.path"), str(model)),
         **RULES[rule],
     }
-    rows = fl.run(HERE / "speech.yaml", out=out, progress=False, callbacks=[CPUTime()], **changes).metrics
-    last = rows[-1]
+    if task == "topics":
+        changes["partition.seed"] = seed
+    rows = fl.run(HERE / f"{task}.yaml", out=out, progress=False, callbacks=[CPUTime()], **changes).metrics
+    last, score = rows[-1], SCORES[task]
     between = rows[1:-1]  # round 0 starts the run, and the last one is evaluated
     figures = {
         "own: perplexity": math.exp(last["clients/loss_weighted"]),
-        "own: score": last["clients/accuracy_weighted"],
+        "own: score": last[f"clients/{score}_weighted"],
         "server: perplexity": last["eval/perplexity"],
-        "server: score": last["eval/accuracy"],
+        "server: score": last[f"eval/{score}"],
         "MB up": sum(row["uplink_bytes"] for row in rows) / 1e6,
         "MB down": sum(row["downlink_bytes"] for row in rows) / 1e6,
         "clients/s": sum(row["cohort_size"] for row in between) / (between[-1]["cpu"] - rows[0]["cpu"]),
@@ -72,7 +75,7 @@ def one_run(folder: Path, rule: str, seed: int) -> None:
     (out / "figures.json").write_text(json.dumps(figures))
 
 
-def place(folder: Path, rule: str, seed: int) -> Path:
+def place(folder: Path, task: str, rule: str, seed: int) -> Path:
     """Return the run directory of a rule and a seed."""
     name = "".join(c if c.isalnum() else "_" for c in rule.lower())
-    return folder / "runs" / name / str(seed)
+    return folder / "runs" / task / name / str(seed)

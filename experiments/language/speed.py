@@ -22,7 +22,7 @@ import psutil
 import torch
 
 import fl
-from experiments.language.corpus import news_rows
+from experiments.language.corpus import topic_rows
 from experiments.language.memory import workers_of_this_process
 
 ROWS, BATCH, LENGTH, RANK = 8, 4, 64, 8
@@ -144,7 +144,7 @@ def short_rows(model: str, clients: int) -> list[list[dict[str, str]]]:
     from transformers import AutoTokenizer
 
     tokenizer, found = AutoTokenizer.from_pretrained(model), list[dict[str, str]]()
-    for row in news_rows():
+    for row in topic_rows()[0]:
         if (
             len(row["input"]) < 4 * LENGTH
             and len(tokenizer(f"{row['input']}\nTopic:{row['output']}")["input_ids"]) < LENGTH

@@ -179,7 +179,7 @@ class Uses(LocalTraining):
 
     def step(self, step):
         self.results[:] = [result_of(self.use, step.params, step.memory["q"])]
-        if isinstance(self.results[0], Exception):
+        if isinstance(self.results[0], BaseException):
             raise self.results[0]
         if isinstance(self.results[0], Params) and self.results[0].layout is step.params.layout:
             step.memory["result"].copy_(self.results[0])

@@ -237,8 +237,6 @@ def record(
         return None
     if any(tensor._version for tensor in _tensors(recorder.kept)):
         return None  # numbers that change from step to step
-    if all(operation.source is None for program in programs for operation in program):
-        return None  # no gradient, so no batch
     return _arrays(programs, recorder.tape.kept, clients)
 
 
@@ -280,7 +278,7 @@ def train_recorded(
     if not isinstance(kept, Mapping) or not counts.any():
         return None
     programs = record(algorithm, at, kept, int(counts.max()), clients)
-    if programs is None:
+    if programs is None or not programs.batches:
         return None
     layout = at.start.layout
     values = torch.empty(1 + len(_vectors(kept)), clients, layout.lengths[0])
