@@ -152,5 +152,6 @@ class Worker:
         return SharedValues({"ctx.initial": initial, "ctx.train.arrays": self.job.arrays}, thrifty=True)
 
     def close(self) -> None:
-        """Close the files of client states."""
+        """Close the files of client states, carries and spilled updates."""
         self.states.close()
+        self.scratch.close()

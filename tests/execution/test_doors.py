@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 import fl
+from fl.execution.workers.actor import Actor
 from fl.execution.workers.byte_stream import ByteStream
 from fl.execution.workers.channel import Channel, connected, serve
 from fl.execution.workers.folders import MEMORY, PrivateFolder, memory_folder, new_name
@@ -126,6 +127,16 @@ def test_folders_are_private(seen):
     session = seen["session"].parent.parent  # Ray opens its own folder inside to all
     assert stat.S_IMODE(session.stat().st_mode) == 0o700 and re.fullmatch("fl-[0-9a-f]{16}", session.name)
     assert not folder.exists()  # the run has ended; Ray has not
+
+
+@pytest.mark.ray
+def test_the_error_that_ends_a_workers_serve_is_known(seen):
+    """No driver listens."""
+    import ray
+
+    serving = ray.remote(num_cpus=0)(Actor).remote().serve.remote("/missing/socket", KEY)
+    ray.wait([serving])
+    assert Channel(serving, None).trouble() == "FileNotFoundError: [Errno 2] No such file or directory"
 
 
 @pytest.mark.ray

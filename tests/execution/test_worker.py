@@ -5,8 +5,10 @@ import functools
 import pickle
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,8 +80,7 @@ def workers(folder, count=1, algorithm=TRAINING, on_error="raise"):
         yield team
     finally:
         for worker in team:
-            worker.states.close()
-            worker.scratch.close()
+            worker.close()
 
 
 def dispatch(cohort, plan=Plan("loop", 1, ""), **fields) -> ExchangeDispatch:
@@ -253,6 +254,7 @@ def test_scratch_does_not_grow_from_round_to_round(tmp_path):
             second = worker.run(work, [(2, 3)], 0)  # the same exchange: tasks that another worker did not finish
             assert (work.gather([first, second]).value["model"].compact() == 3.0).all()
             assert sum(p.stat().st_size for p in (tmp_path / "scratch").iterdir()) == 3 * 4 * 64
+    assert not [file for file in psutil.Process().open_files() if tmp_path in Path(file.path).parents]
 
 
 def test_states_are_written_and_read(tmp_path):

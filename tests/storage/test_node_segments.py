@@ -1,10 +1,12 @@
 """Segments on a node that shares no file with the driver: parcels, own files, and copies for the driver."""
 
+import logging
 import os
 import socket
 import subprocess
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +14,16 @@ import torch
 
 from fl.execution.workers.byte_stream import ByteStream, FilePart, HungUp, check_files, tls
 from fl.execution.workers.channel import Answer, Channel, Member, connected, serve
+from fl.execution.workers.deaths import Deaths
 from fl.execution.workers.handshake import accept
 from fl.execution.workers.node_records import NewRecords, NodeRecords
+from fl.execution.workers.ray import Ray
 from fl.execution.workers.shared import Handle, Region, SharedFiles, in_a_row, packed
 from fl.execution.workers.transfer import Transfer
 from fl.storage.clients import ClientStates
 from fl.storage.growing import Damaged
 from fl.storage.node_segments import NodeSegments
-from fl.storage.segments import FILES, Segments
+from fl.storage.segments import FILES, Segments, segment_path
 
 DRIVER, OTHER = "a", "b"
 NAME = "fl-" + 16 * "0"
@@ -27,6 +31,25 @@ NAME = "fl-" + 16 * "0"
 
 def tree(value: float) -> dict:
     return {"c": torch.full((5,), value)}
+
+
+class Dispatch:
+    """Work of some tasks of equal cost; a part is (attempt, tensor)."""
+
+    def __init__(self, tasks=2, pin=False):
+        self.tasks, self.pin = tasks, pin
+
+    def costs(self):
+        return np.ones(self.tasks)
+
+    def missing(self, parts):
+        return np.arange(0)
+
+    def gather(self, parts, retried):
+        return [attempt for attempt, _ in parts]
+
+    def error(self, task, detail):
+        return RuntimeError(f"task {task}: {detail}")
 
 
 class Job:
@@ -43,6 +66,21 @@ def driver(tmp_path):
     return Transfer(Job(states.folder, tmp_path / "driver" / "scratch"), states, DRIVER)
 
 
+@contextmanager
+def served(worker, member):
+    """Have a worker answer a member's channel."""
+    ends = socket.socketpair()
+    member.channel, worker.stream = Channel(None, ByteStream(ends[0])), ByteStream(ends[1])
+    thread = threading.Thread(target=serve, args=(worker, worker.stream))
+    thread.start()
+    try:
+        yield
+    finally:
+        member.channel.close()
+        thread.join()
+        worker.stream.close()
+
+
 class Node:
     """What the actor of another node does with values and records."""
 
@@ -55,10 +93,24 @@ class Node:
         self.records.arrive(places, self.stream)
         return held
 
-    def run(self, value):
+    def bring(self, value):
         handle, memories = packed(value)
         records, parts = self.records.new()
         return Answer((handle, records), [*in_a_row(handle, memories), *parts])
+
+    def run(self, handle, attempt, *_):
+        (handle, records), pieces = self.bring((attempt, torch.zeros(5 << 20)))
+        return Answer((handle, None, records), pieces)
+
+
+class LocalWorker:
+    """What the actor of the driver's node does with a dispatch."""
+
+    def __init__(self, files):
+        self.region = Region(files)
+
+    def run(self, handle, attempt, *_):
+        return Answer((self.region.write((attempt, torch.zeros(1))), None, []), [])
 
 
 @pytest.fixture
@@ -67,26 +119,21 @@ def node(driver, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "node"))
     monkeypatch.setattr("fl.execution.workers.folders.MEMORY", tmp_path / "node")
     (tmp_path / "node").mkdir()
-    node, one, ends = Node(driver.job.stores), member(OTHER, 7), socket.socketpair()
-    node.stream, node.member = ByteStream(ends[1]), one
-    one.channel = Channel(None, ByteStream(ends[0]))
-    worker = threading.Thread(target=serve, args=(node, node.stream))
-    worker.start()
-    yield node
-    one.channel.close()
-    worker.join()
-    node.stream.close()
+    node, node.member = Node(driver.job.stores), member(OTHER, 7)
+    with served(node, node.member):
+        yield node
     node.records.leave()
     node.files.remove()
 
 
 def member(node: str, writer: int) -> Member:
-    return Member(None, writer, node, 0)
+    """Return a member without a process; its actor stands for one that is alive."""
+    return Member(f"actor {writer}", writer, node, 0)
 
 
 def brought(driver, node) -> float:
     """Have the driver take what a node has written; return the value that came before it."""
-    handle, records = node.member.channel.ask("run", {"sum": torch.tensor([2.5])})
+    handle, records = node.member.channel.ask("bring", {"sum": torch.tensor([2.5])})
     return float(driver.take(node.member, records, handle).open()["sum"])
 
 
@@ -103,17 +150,11 @@ def records(*rows) -> np.ndarray:
 
 
 def share_of(node, driver, members, found, tasks=2, pin=False):
-    """Return the shares of a dispatch of `tasks` tasks of equal cost that read the records `found`."""
-
-    class Dispatch:
-        def __init__(self):
-            self.pin = pin
-
-        def costs(self):
-            return np.ones(tasks)
-
+    """Return the share of a node in a dispatch of `tasks` tasks that read the records `found`."""
     driver.job.records = lambda dispatch, asked: found
-    return {share.members[0].node: share for share in driver.shares(Dispatch(), members, np.arange(tasks))}[node]
+    return {share.members[0].node: share for share in driver.shares(Dispatch(tasks, pin), members, np.arange(tasks))}[
+        node
+    ]
 
 
 def test_records_that_a_node_wrote_stay_there_and_reach_the_driver(driver, node):
@@ -137,7 +178,7 @@ def test_a_file_of_a_node_that_was_cut_is_damaged(driver, node):
     store.append(tree(1.0))
     os.truncate(store.path(7), 1)
     with pytest.raises(Damaged, match="000000000007.seg ends before byte"):
-        node.member.channel.ask("run", {})
+        node.member.channel.ask("bring", {})
     assert brought(driver, node) == 2.5  # the connection goes on
 
 
@@ -347,3 +388,99 @@ def test_a_record_that_arrives_damaged_is_noticed(driver, node):
     sent(driver, node, (0, where))
     with pytest.raises(Damaged, match="checksum"):
         node.records.stores[0].read(where)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+def test_a_file_that_sendfile_refuses_is_read_and_sent():
+    """Linux reads /proc/self/pagemap only for `read`; the pages at address 0 are in no map, so their entries are 0."""
+    path, ends = Path("/proc/self/pagemap"), socket.socketpair()
+    if not path.exists():
+        pytest.skip("no such file on this system")
+    got = np.ones(1 << 17, np.uint8)
+    with closing(ByteStream(ends[0])) as driver, closing(ByteStream(ends[1])) as worker:
+        send = threading.Thread(target=driver.send, args=(b"states", [FilePart(path, 0, len(got)), memoryview(b"end")]))
+        send.start()
+        assert worker.receive() == b"states"
+        worker.receive_into(got.data)
+        send.join()
+        assert not got.any() and worker.following == 3
+
+
+def test_a_file_that_cannot_be_read_is_the_error_and_neither_end_waits(driver, node, tmp_path):
+    """The system opens a folder, and does not read it. Its error comes in the middle of the message."""
+    memory, places = memoryview(bytes(1 << 20)), np.array([[0, 3, 0, 1 << 20]])
+    handle = Handle(b"", (0,), (len(memory),), None)
+    with pytest.raises(IsADirectoryError):
+        node.member.channel.ask("hold", handle, places, pieces=[memory, FilePart(tmp_path, 0, 1 << 20)])
+    assert node.member.channel.stream.closed
+    with pytest.raises(HungUp):
+        node.member.channel.ask("bring", {})
+
+
+def test_a_worker_whose_answer_the_driver_could_not_write_takes_the_next_request(driver, node):
+    """The rest of the answer, 8 MB, and the next dispatch, 4 MB, are more than the system keeps for a connection."""
+    store, path = node.records.stores[0], segment_path(driver.job.stores[0], 7)
+    store.write_to(7)
+    store.append({"c": torch.ones(2 << 20)})
+    path.mkdir()
+    with pytest.raises(OSError):
+        brought(driver, node)
+    path.rmdir()
+    region = Region(node.files)
+    held = driver.deliver(node.member, region, region.write(torch.ones(1 << 20)), records())
+    assert held.open().sum() == 1 << 20
+
+
+@pytest.fixture
+def executor(driver, node):
+    """The driver's executor, with a worker on its node and one on another."""
+    local = member(DRIVER, 0)
+    executor = Ray(2)
+    executor.files, executor.states, executor.transfer, executor.local = node.files, driver.states, driver, DRIVER
+    executor.region, executor.attempts, executor.deaths = Region(node.files), 0, Deaths(None)
+    executor.members = [local, node.member]
+    with served(LocalWorker(node.files), local):
+        yield executor
+
+
+def test_an_answer_to_a_failed_dispatch_is_not_taken_for_the_next_one(driver, executor):
+    driver.job.records = lambda dispatch, asked: records((1, 0, 3, 0, 64))
+    with pytest.raises(Damaged, match="000000000003.seg is missing"):
+        executor.run(Dispatch())  # the worker of the driver's node has begun
+    driver.job.records = lambda dispatch, asked: records()
+    assert executor.run(Dispatch()) == [2, 2]
+
+
+def test_memory_of_a_large_answer_is_given_back(driver, executor):
+    driver.job.records = lambda dispatch, asked: records()
+    remote = executor.members[1]
+    assert executor.run(Dispatch()) == [1, 1] and driver.traffic["result"] > 20 << 20
+    assert not len(remote.memory)
+    remote.room(1000)
+    remote.trim()
+    assert len(remote.memory) == 1000  # little is kept
+
+
+def test_what_came_for_a_worker_that_died_is_deleted_by_the_next_one(driver, node):
+    home, store = driver.job.stores[0], node.records.stores[0]
+    with closing(Segments(home)) as writer:
+        writer.write_to(0)
+        far = writer.append(tree(6.0))
+    store.write_to(7)
+    own = store.append(tree(5.0))
+    sent(driver, node, (0, far))
+    assert store.path(0).exists()
+    node.records = NodeRecords(NAME, driver.job.stores)  # of another worker on the node
+    sent(driver, node)
+    assert [path.name for path in store.folder.iterdir()] == ["000000000007.seg"]
+    assert float(node.records.stores[0].read(own)["c"][0]) == 5.0
+
+
+def test_the_error_that_ended_a_workers_connection_is_told(caplog):
+    deaths = Deaths(None)
+    deaths.begin(Dispatch())
+    with caplog.at_level(logging.WARNING):
+        deaths.add(12, 3, "", "OSError: [Errno 24] Too many open files")
+    assert caplog.messages == [
+        "worker 12 died; trying again: task 3: it could not go on: OSError: [Errno 24] Too many open files"
+    ]

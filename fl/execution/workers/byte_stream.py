@@ -8,6 +8,7 @@ With RAY_USE_TLS=1, connections between machines are encrypted and use the certi
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -24,6 +25,9 @@ from fl.storage.growing import Damaged
 BUFFER = 1 << 20  # bytes that are received at once
 TOGETHER = 1 << 16  # bytes of a piece; smaller ones are copied, and sent together
 _HEAD = struct.Struct(">QQ")
+_LOST = {errno.EPIPE, errno.EBADF, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED}
+_LOST |= {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET}
+_NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # of file systems without it, such as some of FUSE
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a connection that is lost ends in a minute
 
 
@@ -65,7 +69,24 @@ class ByteStream:
 
     # -- sending --------------------------------------------------------------------------------------------------
     def send(self, message: bytes, pieces: Sequence[Piece] = ()) -> None:
-        """Send a message, and the bytes of some pieces after it; see `check_files`."""
+        """Send a message, and the bytes of some pieces after it; see `check_files`.
+
+        Bytes that follow the last message from the other end, and that nobody has taken, are dropped first: the other
+        end may wait until they are gone. After an error the connection is closed, so that neither end waits for the
+        rest of a message.
+
+        Raises:
+            Damaged: a file has become too short.
+            OSError: a file cannot be read.
+        """
+        try:
+            self._drop()
+            self._send(message, pieces)
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, message: bytes, pieces: Sequence[Piece]) -> None:
         sizes = [p.end - p.start if isinstance(p, FilePart) else p.nbytes for p in pieces]
         waiting = bytearray(_HEAD.pack(len(message), sum(sizes)) + message)
         opened: dict[Path, int] = {}  # the last file
@@ -101,7 +122,7 @@ class ByteStream:
                 data = data[self.end.send(data) :]
             except TimeoutError:
                 self._look()
-            except OSError:
+            except OSError:  # no file takes part, so it is the connection's
                 raise HungUp from None
 
     def _push_piece(self, piece: Piece, opened: dict[Path, int]) -> None:
@@ -109,8 +130,9 @@ class ByteStream:
             self._push(piece)
             return
         path, at, end = piece
+        copies = isinstance(self.end, ssl.SSLSocket)
         while at < end:
-            if isinstance(self.end, ssl.SSLSocket):
+            if copies:
                 part = self._copied(FilePart(path, at, min(at + BUFFER, end)), opened)
                 self._push(part)
                 at += len(part)
@@ -120,8 +142,13 @@ class ByteStream:
             except BlockingIOError:
                 self._wait_until_writable()
                 continue
-            except OSError:
-                raise HungUp from None
+            except OSError as error:
+                if error.errno in _LOST:
+                    raise HungUp from None
+                if error.errno not in _NO_SENDFILE:
+                    raise
+                copies = True
+                continue
             if not sent:
                 raise _too_short(piece)
             at += sent
@@ -135,8 +162,7 @@ class ByteStream:
     # -- receiving ------------------------------------------------------------------------------------------------
     def receive(self) -> bytes:
         """Return the next message. Bytes that follow the message before, and that nobody has taken, are dropped."""
-        while self.following:
-            self.following -= self._some(self.buffer[: min(self.following, BUFFER)])
+        self._drop()
         head, message = bytearray(_HEAD.size), bytearray()
         self._fill(memoryview(head))
         size, following = _HEAD.unpack(head)
@@ -162,6 +188,10 @@ class ByteStream:
         assert count <= self.following
         self.following -= count
 
+    def _drop(self) -> None:
+        while self.following:
+            self.following -= self._some(self.buffer[: min(self.following, BUFFER)])
+
     def _fill(self, memory: memoryview) -> None:
         while len(memory):
             memory = memory[self._some(memory) :]
@@ -183,6 +213,11 @@ class ByteStream:
     def _look(self) -> None:
         if self.gone is not None and self.gone():
             raise HungUp
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end has hung up: by `close`, or because it could not send a whole message."""
+        return self.end.fileno() < 0
 
     def close(self) -> None:
         """Hang up."""

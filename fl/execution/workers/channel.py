@@ -26,18 +26,20 @@ from fl.errors import MachineError
 from fl.execution.workers.byte_stream import ByteStream, HungUp, Piece, tls
 from fl.execution.workers.handshake import LIVENESS_SECONDS, accept, prove
 
+KEPT = 16 << 20  # bytes of memory for answers that a worker on another node keeps between two dispatches
 Address = str | tuple[str, int]  # path of a socket on this machine, or host and port
 
 
 @dataclass
 class Member:
-    """A worker, and the channel to it once it has a job; `actor` is `None` once it is dead."""
+    """A worker, and the channel to it once it has a job; `actor` is `None` once it is dead, `trouble` may tell why."""
 
     actor: Any
     writer: int
     node: str
     pid: int
     channel: Channel = field(init=False)
+    trouble: str = ""
     clock_shift: float = 0.0  # our clock minus its clock, in seconds, where spans are recorded
     memory: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
@@ -46,6 +48,11 @@ class Member:
         if size > len(self.memory):
             self.memory = torch.empty(size, dtype=torch.uint8).numpy()  # aligned, like a mapping
         return self.memory[:size]
+
+    def trim(self) -> None:
+        """Give back memory of a large answer that nobody reads any more."""
+        if len(self.memory) > KEPT:
+            self.memory = np.empty(0, np.uint8)
 
 
 class Answer(NamedTuple):
@@ -56,10 +63,15 @@ class Answer(NamedTuple):
 
 
 class Channel:
-    """The driver's end of the connection to an actor."""
+    """The driver's end of the connection to an actor.
 
-    def __init__(self, actor: Any, stream: ByteStream):
-        self.actor, self.stream = actor, stream
+    Args:
+        serving: Ray's reference to the call of `Actor.serve`.
+        stream: the connection.
+    """
+
+    def __init__(self, serving: Any, stream: ByteStream):
+        self.serving, self.stream = serving, stream
 
     def send(self, method: str, *args: Any, pieces: Sequence[Piece] = ()) -> None:
         """Have the worker call one of its methods; it takes the bytes of `pieces` from its stream."""
@@ -78,6 +90,19 @@ class Channel:
         self.send(method, *args, pieces=pieces)
         return self.receive()
 
+    def trouble(self) -> str:
+        """Return the error that ended the worker's `serve`, "" if there was none or its process has ended."""
+        import ray
+
+        try:
+            ray.get(self.serving, timeout=LIVENESS_SECONDS)  # the worker hangs up a moment before its error comes
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", error)
+            return f"{type(cause).__name__}: {cause}"
+        except ray.exceptions.RayError:  # its process has ended, or does not answer
+            pass
+        return ""
+
     def close(self) -> None:
         """Hang up; the worker's `serve` then returns."""
         self.stream.close()
@@ -88,9 +113,9 @@ def local_channel(actor: Any, path: Path) -> Channel:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
-        found, _ = _accepted(listener, actor, str(path))
+        found, serving = _accepted(listener, actor, str(path))
     path.unlink()
-    return Channel(actor, ByteStream(found))
+    return Channel(serving, ByteStream(found))
 
 
 def remote_channel(actor: Any) -> Channel:
@@ -111,7 +136,7 @@ def remote_channel(actor: Any) -> Channel:
                 f"a worker cannot connect to the driver's node, {host}: {error}. Open the ports between the nodes "
                 "of the cluster; Ray needs them, too"
             ) from None
-    return Channel(actor, ByteStream(found, lambda: bool(ray.wait([serving], timeout=0)[0])))
+    return Channel(serving, ByteStream(found, lambda: bool(ray.wait([serving], timeout=0)[0])))
 
 
 def _accepted(

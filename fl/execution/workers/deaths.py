@@ -30,18 +30,20 @@ class Deaths:
 
     def __init__(self, client_seconds: float | None):
         self.client_seconds, self.kills = client_seconds, out_of_memory_kills()
+        self.reason = ""  # of the last one
 
     def begin(self, dispatch: Dispatch) -> None:
         """Begin a dispatch, in which no task has ended a worker."""
         self.dispatch, self.tasks = dispatch, set[int]()
 
-    def add(self, pid: int, task: int | None, place: str) -> None:
+    def add(self, pid: int, task: int | None, place: str, trouble: str = "") -> None:
         """Enter the death of a worker.
 
         Args:
             pid: its process.
             task: the task that it worked on, if known.
             place: where its code was when a client took too long, else "".
+            trouble: error outside the clients' code that ended its work, else "".
 
         Raises:
             Exception: the task has ended a worker before. The error names the clients.
@@ -49,10 +51,13 @@ class Deaths:
         kills, self.kills = self.kills, out_of_memory_kills()
         if place:
             reason = f"it took longer than execution.client_timeout, {self.client_seconds:g} s, at {place}"
+        elif trouble:
+            reason = f"it could not go on: {trouble}"
         elif self.kills > kills:
             reason = "the kernel ended its process, because memory ran out: use fewer execution.workers"
         else:
             reason = "its process crashed (a segmentation fault, os._exit) or was killed"
+        self.reason = reason
         if task in self.tasks:
             assert task is not None
             raise self.dispatch.error(task, f"{reason}, for the second time")

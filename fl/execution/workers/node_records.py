@@ -16,6 +16,8 @@ from fl.execution.workers.folders import PrivateFolder, disk_folder
 from fl.storage import files
 from fl.storage.node_segments import NodeSegments
 
+RECEIVED = ".received"  # "7.seg.received" marks that no worker of this node has written "7.seg"
+
 
 class NewRecords(NamedTuple):
     """Bytes [start, end) that a worker has appended to a segment of a store."""
@@ -37,7 +39,6 @@ class NodeRecords:
     def __init__(self, name: str, homes: Sequence[Path]):
         self.folder = PrivateFolder(disk_folder(), name)
         self.stores = [NodeSegments(self.folder.path / f"store-{number}", home) for number, home in enumerate(homes)]
-        self.received: list[Path] = []  # files that only hold what has come for the present dispatch
 
     def open(self, home: Path) -> NodeSegments:
         """Return the store that takes the place of a folder of the driver."""
@@ -50,20 +51,24 @@ class NodeRecords:
             places: where they belong, int64 (n, 4): store, file, start, end.
             stream: their bytes come from it.
         """
-        for path in self.received:
-            files.remove(path)
-        self.received = []
+        self._drop_received()
         for (store, file), rows in itertools.groupby(places.tolist(), lambda row: tuple(row[:2])):
             path = self.stores[store].path(file)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                self.received.append(path)
+                path.with_name(path.name + RECEIVED).touch()  # before the file, which another worker may have to delete
             opened = files.open_file(path, os.O_CREAT | os.O_WRONLY)
             try:
                 for _, _, start, end in rows:
                     stream.receive_to_file(opened, start, end)
             finally:
                 os.close(opened)
+
+    def _drop_received(self) -> None:
+        """Delete the files that only hold what has come for the dispatch before, to this worker or to one that died."""
+        for mark in (mark for store in self.stores for mark in store.folder.glob(f"*{RECEIVED}")):
+            files.remove(mark.with_suffix(""))
+            files.remove(mark)
 
     def new(self) -> tuple[list[NewRecords], list[FilePart]]:
         """Return what the worker has written since the last call, and where it lies."""

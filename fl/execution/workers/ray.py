@@ -124,6 +124,7 @@ class Ray:
 
     def _bury(self, member: Member) -> None:
         """Take a worker for dead whose connection is gone; its clients run again on others."""
+        member.trouble = member.channel.trouble()
         self.ray.kill(member.actor)
         member.actor = None
 
@@ -177,10 +178,16 @@ class Ray:
             parts += self._attempt(dispatch, missing, steal=not dispatch.pin or attempt > 0)
             missing = dispatch.missing(parts)
             if not len(missing):
-                return dispatch.gather(parts, retried)
+                result = dispatch.gather(parts, retried)
+                for member in self.members:
+                    member.trim()
+                return result
             retried += len(missing)
             parts = copy.deepcopy(parts)  # they are views of memory that the workers are about to write again
-        raise MachineError(f"workers die faster than they are replaced: {ATTEMPTS} times in one exchange. {FEWER}")
+        raise MachineError(
+            f"workers die faster than they are replaced: {ATTEMPTS} times in one exchange, "
+            f"the last one because {self.deaths.reason}. {FEWER}"
+        )
 
     def _follow_compaction(self) -> None:
         """Have workers on other nodes compact what they have written, as the driver has done with its copy."""
@@ -188,11 +195,17 @@ class Ray:
         members = [m for m in self.members if m.actor is not None and m.writer in moved]
         for member in members:
             member.channel.send("compact", self.states.segment(member.writer), moved[member.writer])
+        failure: Exception | None = None
         for member in members:
             try:
                 member.channel.receive()
             except HungUp:
                 self._bury(member)
+            except Exception as error:  # it has not what the driver takes it to have
+                self._bury(member)
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args), computed on the driver's node: by a worker, or in this process if it has none."""
@@ -228,23 +241,30 @@ class Ray:
             return handle.open()
 
     def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
-        """Send each worker its share of the tasks; return the partial results of the workers that lived."""
+        """Send each worker its share of the tasks; return the partial results of the workers that lived.
+
+        An error is raised once all workers that have begun have answered: an answer that was left would be taken for
+        that to the next request.
+        """
         handle, members = self._share(dispatch), self.members[: self.active]
         self.attempts += 1
         parts: list[Any] = []
         requests: list[tuple[Member, int, float]] = []
         dead: list[tuple[Member, int]] = []
         failure: Exception | None = None
-        for share in self.transfer.shares(dispatch, members, tasks):
-            runs = [run[0] if run else (0, 0) for run in share.own] + [run for own in share.own for run in own[1:]]
-            held = self._held(share, handle, dead)
-            for index, member in enumerate(share.members):
-                if member.actor is None:
-                    continue
-                with spans.span("transfer", "call"):
-                    requests.append((member, index, time.perf_counter()))
-                    segment = self.states.segment(member.writer)
-                    member.channel.send("run", held, self.attempts, runs, steal, index, segment)
+        try:
+            for share in self.transfer.shares(dispatch, members, tasks):
+                runs = [run[0] if run else (0, 0) for run in share.own] + [run for own in share.own for run in own[1:]]
+                held = self._held(share, handle, dead)
+                for index, member in enumerate(share.members):
+                    if member.actor is None:
+                        continue
+                    with spans.span("transfer", "call"):
+                        asked, segment = time.perf_counter(), self.states.segment(member.writer)
+                        member.channel.send("run", held, self.attempts, runs, steal, index, segment)
+                        requests.append((member, index, asked))
+        except Exception as error:
+            failure = error
         for member, index, asked in requests:
             try:
                 parts.append(self._answer(member, asked))
@@ -256,7 +276,7 @@ class Ray:
         if failure is not None:
             raise failure
         for member, index in dead:
-            self.deaths.add(member.pid, *self._last_words(member, index))
+            self.deaths.add(member.pid, *self._last_words(member, index), member.trouble)
         return parts
 
     def _held(self, share: NodeShare, handle: Handle, dead: list[tuple[Member, int]]) -> Handle:
@@ -269,6 +289,10 @@ class Ray:
             except HungUp:
                 self._bury(member)
                 dead.append((member, index))
+            except Exception:
+                if member.channel.stream.closed:  # in the middle of a message
+                    self._bury(member)
+                raise
         return handle  # nobody is left to take it
 
     def _last_words(self, member: Member, index: int) -> tuple[int | None, str]:
