@@ -25,6 +25,7 @@ def test_memory_goes_to_the_next_when_nobody_refers_to_it():
 
 GROWS = """
 import torch
+from fl.execution.workers.process import MemoryWatch, configure_process, own_memory
 configure_process()
 watch = MemoryWatch()
 watch.after_chunk()

@@ -129,30 +129,33 @@ def _train_whole(
         return None
     phase, start, count = phases[0], algorithm.start(inputs), len(chunk.sizes)
     trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
-    own = n.clone()
-    at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
-    end = TrainingResult(
-        **vars(_with_combinations(inputs, start.layout)),
-        start=start,
-        params=Combination.single(trained),
-        steps=torch.from_numpy(steps),
-        lr_sum=torch.from_numpy(phase.lr_sum(steps)),
-        num_examples=own,
-        full_gradient=_not_known,
-    )
-    groups: Mapping[str, Tree] = {"model": end.delta}
+    groups: Mapping[str, Tree] = {"model": Combination.single(trained) - start}
     state: Tree = None
     try:
-        penalty = penalty_of(algorithm, at, count)
+        penalty = None
+        if overrides(algorithm, "penalty"):
+            at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
+            penalty = penalty_of(algorithm, at, count)
         if overrides(algorithm, "finish"):
-            groups, state = algorithm.finish(end)
+            own = n.clone()
+            groups, state = algorithm.finish(
+                TrainingResult(
+                    **vars(_with_combinations(inputs, start.layout)),
+                    start=start,
+                    params=Combination.single(trained),
+                    steps=torch.from_numpy(steps),
+                    lr_sum=torch.from_numpy(phase.lr_sum(steps)),
+                    num_examples=own,
+                    full_gradient=_not_known,
+                )
+            )
+            if not torch.equal(own, n):  # it has changed them
+                return None
     except (Exception, NotKnown):  # a hook needs numbers, or has an error, which is raised when they are known
         return None
     kept: list[Params | Tensor] = []
     tree_map(kept.append, [groups, state])
     if not isinstance(groups, Mapping) or not all(isinstance(leaf, Combination) for leaf in kept):
-        return None
-    if not torch.equal(own, n):
         return None
     sums = weights is not None and weights.keys() == groups.keys()
     wanted = [Wanted(leaf) for leaf in kept if isinstance(leaf, Combination)]

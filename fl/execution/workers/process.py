@@ -7,7 +7,6 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -98,7 +97,11 @@ class MemoryWatch:
 def own_memory() -> int:
     """Return the resident bytes of this process that are not of files or shared memory; 0 where /proc has no such."""
     try:
-        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        file = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:  # not Linux
         return 0
+    try:
+        _, resident, shared, *_ = map(int, os.read(file, 256).split())
+    finally:
+        os.close(file)
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
