@@ -356,7 +356,7 @@ def _pinned(path: Path) -> np.ndarray:
 
 def _hash(rows: np.ndarray) -> str:
     """Return a hash of rows of a pinned checkpoint."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows, np.int64))
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows, np.int64).data)
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
