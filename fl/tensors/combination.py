@@ -101,7 +101,7 @@ def _version(params: Params) -> int:
 
 
 def _per_client(factor: Tensor, batch: torch.Size) -> tuple[int, ...]:
-    """Return the shape of numbers per client beside leading axes, the first of which is the clients."""
+    """Return the shape in which (C,) numbers broadcast over leading axes (C, ...)."""
     return (*factor.shape, *(1,) * (len(batch) - 1))
 
 

@@ -446,7 +446,7 @@ def executor(driver, node):
 def test_an_answer_to_a_failed_dispatch_is_not_taken_for_the_next_one(driver, executor):
     driver.job.records = lambda dispatch, asked: records((1, 0, 3, 0, 64))
     with pytest.raises(Damaged, match="000000000003.seg is missing"):
-        executor.run(Dispatch())  # the worker of the driver's node has begun
+        executor.run(Dispatch())  # by then the worker on the driver's node computes
     driver.job.records = lambda dispatch, asked: records()
     assert executor.run(Dispatch()) == [2, 2]
 

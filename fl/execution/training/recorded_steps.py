@@ -232,7 +232,7 @@ def record(
                 return None  # the step draws numbers, or counts by itself
             programs.append([part for operation in operations for part in _split(operation)])
             if not recorder.asked and phase.decay is None:
-                break  # all steps are alike
+                break  # no step depends on its number
     except (Exception, NotKnown):  # a step may do anything with its vectors; its faults show when it is taken
         return None
     if any(tensor._version for tensor in _tensors(recorder.kept)):

@@ -243,8 +243,8 @@ class Ray:
     def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
         """Send each worker its share of the tasks; return the partial results of the workers that lived.
 
-        An error is raised once all workers that have begun have answered: an answer that was left would be taken for
-        that to the next request.
+        After an error it waits for the answers of all workers that have begun, and then raises it. Otherwise the next
+        request would get the answer to this one.
         """
         handle, members = self._share(dispatch), self.members[: self.active]
         self.attempts += 1

@@ -87,6 +87,15 @@ def _pieces(n_in: int, n_out: int) -> tuple[int, int]:
 
 
 @inlined
+def _piece(layers: np.ndarray, k: int, piece: int, pieces: int, n: int) -> tuple[int, int, int]:
+    """Where a piece of layer k begins in padded layers and in a row of `Params`, and its length; the bias is last."""
+    n_in, n_out, weight, bias, _, offset, _ = layers[k]
+    if piece == pieces:
+        return offset + weights_length(n_in, n_out), bias, n_out
+    return offset + piece * padded(n_in), weight + piece * n, n
+
+
+@inlined
 def _put(some: np.ndarray, count: int, row: np.ndarray, place: int) -> None:
     """row[place : place + count] <- some"""
     for i in range(0, count - WIDTH + 1, WIDTH):
@@ -119,12 +128,10 @@ def combine(
 ) -> None:
     """Write the combinations of client c, and add those that are summed to `totals`, (U, levels * padded length)."""
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _, offset, _ = layers[k]
-        pieces, n = _pieces(n_in, n_out)
+        n_in, n_out, weight, bias = layers[k, 0], layers[k, 1], layers[k, 2], layers[k, 3]
+        pieces, own = _pieces(n_in, n_out)
         for piece in range(pieces + (bias >= 0)):
-            at, place = offset + piece * padded(n_in), weight + piece * n
-            if piece == pieces:
-                at, place, n = offset + weights_length(n_in, n_out), bias, n_out
+            at, place, n = _piece(layers, k, piece, pieces, own)
             for first in range(0, n, BLOCK):
                 count = min(BLOCK, n - first)
                 a, b = at + first, place + first
@@ -150,14 +157,11 @@ def finish_sums(layers: np.ndarray, combined: Combined, totals: np.ndarray, dept
 
 @part
 def combine_sources(sources: np.ndarray, c: int, layers: np.ndarray, factors: np.ndarray, out: np.ndarray) -> None:
-    """out <- sum_k factors_k source_k of client c, as padded layers. Pads and missing biases stay as they are."""
+    """out <- sum_k factors_k source_k of client c, as padded layers. It writes no pads and no missing bias."""
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _, offset, _ = layers[k]
-        pieces, n = _pieces(n_in, n_out)
-        for piece in range(pieces + (bias >= 0)):
-            at, place = offset + piece * padded(n_in), weight + piece * n
-            if piece == pieces:
-                at, place, n = offset + weights_length(n_in, n_out), bias, n_out
+        pieces, own = _pieces(layers[k, 0], layers[k, 1])
+        for piece in range(pieces + (layers[k, 3] >= 0)):
+            at, place, n = _piece(layers, k, piece, pieces, own)
             for first in range(0, n, BLOCK):
                 count = min(BLOCK, n - first)
                 begin = at + first
