@@ -84,7 +84,10 @@ class Ledger:
             tier: "client", or the name of a tier of servers.
         """
         one_of(("down", "up"), direction=direction)
-        bytes_ = [np.broadcast_to(np.asarray(x, np.int64), len(clients)) for x in (payload, encoded, wire)]
+        bytes_ = [
+            np.asarray(x, np.int64) if np.ndim(x) else np.full(len(clients), x, np.int64)
+            for x in (payload, encoded, wire)
+        ]
         self._pending.append(((round_, exchange, direction, group, tier), [np.asarray(clients, np.int64), *bytes_]))
         totals = self._totals_of(round_)
         prefix = "" if tier == "client" else f"{tier}_"

@@ -21,8 +21,8 @@ def is_finite(tree: Tree) -> bool:
 
     A sum is finite only if all its terms are, so one pass is enough. Where a sum overflows, the elements decide.
     """
-    floating = [leaf for leaf in leaves(tree) if leaf.is_floating_point()]
-    return all(math.isfinite(leaf.detach().sum()) or bool(torch.isfinite(leaf).all()) for leaf in floating)
+    floating = [leaf.detach() for leaf in leaves(tree) if leaf.is_floating_point()]
+    return all(math.isfinite(leaf.sum().item()) or bool(torch.isfinite(leaf).all()) for leaf in floating)
 
 
 def non_finite(groups: Mapping[str, Tree], count: int) -> np.ndarray:

@@ -247,8 +247,8 @@ class ExchangeRunner:
     ) -> ExchangeResult:
         """Enter what clients sent: states, carries, bytes, metrics."""
         self.totals.add_work(result)
-        n, columns = len(cohort), result.columns.reordered(np.argsort(cohort))
-        cohort = np.sort(cohort)
+        n, order = len(cohort), np.argsort(cohort)
+        cohort, columns = cohort[order], result.columns.reordered(order)
         dropped = columns.column("dropped", n, False)
         self.stage_states(cohort, columns, dropped)
         self._book_bytes(Broadcast.of(exchange.broadcast), cohort, columns)

@@ -131,6 +131,7 @@ class Segments:
         self.home = self.folder
         self.file: int | None = None
         self.end = 0
+        self.restarted = -1  # the segment that `empty` has restarted, if nothing was written since
         self.form: _Form | None = None  # of the last records that were read together
 
     def path(self, segment: int) -> Path:
@@ -145,8 +146,10 @@ class Segments:
 
     def empty(self) -> None:
         """Restart segment `own`. Vectors that are already mapped stay readable."""
-        self.close()
-        files.remove(self.path(self.own))
+        if self.restarted != self.own:
+            self.close()
+            files.remove(self.path(self.own))
+            self.restarted = self.own
 
     # -- writing -------------------------------------------------------------------------------------------------
     def append(self, tree: Tree, room: np.ndarray | None = None) -> tuple[int, int, int]:
@@ -257,7 +260,7 @@ class Segments:
         """Take `length` bytes at the end of segment `own`; return where they begin."""
         if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = files.open_file(self.path(self.own), os.O_CREAT | os.O_WRONLY)
+            self.file, self.restarted = files.open_file(self.path(self.own), os.O_CREAT | os.O_WRONLY), -1
             self.end = -(-os.fstat(self.file).st_size // ALIGNMENT) * ALIGNMENT
         start, self.end = self.end, self.end + length
         return start

@@ -105,6 +105,11 @@ def _per_client(factor: Tensor, batch: torch.Size) -> tuple[int, ...]:
     return (*factor.shape, *(1,) * (len(batch) - 1))
 
 
+def any_of(found: bool | Tensor) -> bool:
+    """Return whether something holds for a factor, or for one of those of the clients."""
+    return found if isinstance(found, bool) else bool(found.any())
+
+
 def _factor(value: object) -> Factor | None:
     """Return a number, or one for each client, as a factor; None for anything else."""
     if isinstance(value, (np.ndarray, np.number)):
@@ -185,7 +190,7 @@ class Combination(Params):
         Raises:
             NotKnown: numbers have changed since their term was made.
         """
-        return [(factor, params) for factor, params, _ in self.checked() if bool(torch.as_tensor(factor != 0).any())]
+        return [(factor, params) for factor, params, _ in self.checked() if any_of(factor != 0)]
 
     def _like(self, other: object) -> Combination | None:
         """Return parameters of this layout as a combination; None for anything else."""

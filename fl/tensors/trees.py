@@ -32,7 +32,7 @@ def map_children(fn: Callable[..., Any], node: Tree, *rest: Tree) -> Tree:
     {'x': 11, 'y': 22}
     """
     if isinstance(node, dict):
-        return {k: fn(v, *(r[k] for r in rest)) for k, v in node.items()}
+        return {k: fn(v, *(r[k] for r in rest)) for k, v in node.items()} if rest else {k: fn(node[k]) for k in node}
     if isinstance(node, tuple) and hasattr(node, "_fields"):
         return type(node)(*(fn(*vs) for vs in zip(node, *rest)))
     if isinstance(node, (list, tuple)):

@@ -168,7 +168,7 @@ def _train_whole(
         return None
     made = iter(found)
     groups, state = tree_map(lambda _: next(made), [groups, state])
-    metrics = {"loss": loss / torch.from_numpy(np.maximum(seen, 1))}
+    metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}
     return Update(groups, n, metrics, owned=True), state
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from fl import registry
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining, StepContext
@@ -45,11 +48,22 @@ def custom_training(algorithm: ClientAlgorithm) -> str | None:
 
 def users_training(algorithm: LocalTraining, task: Task) -> bool:
     """Whether hooks of local training, the loss or the optimiser come from a user and not from this project."""
-    hooks = any(registry.is_users(registry.definer(type(algorithm), hook)) for hook in HOOKS)
-    return hooks or users_loss(algorithm, task) or registry.is_users(type(algorithm.optimiser))
+    kind: Any = type(algorithm)  # mypy does not know that classes can be hashed
+    return _users_hooks(kind) or users_loss(algorithm, task) or registry.is_users(type(algorithm.optimiser))
 
 
 def users_loss(algorithm: LocalTraining, task: Task) -> bool:
     """Whether the objective, or the task's loss or objective, comes from a user."""
-    owners = registry.definer(type(algorithm), "objective"), *(registry.definer(type(task), n) for n in _LOSS)
+    kinds: Any = type(algorithm), type(task)
+    return _users_loss(*kinds)
+
+
+@functools.cache  # a worker asks twice in a round, which may take few milliseconds
+def _users_hooks(kind: type[LocalTraining]) -> bool:
+    return any(registry.is_users(registry.definer(kind, hook)) for hook in HOOKS)
+
+
+@functools.cache
+def _users_loss(kind: type[LocalTraining], task: type[Task]) -> bool:
+    owners = registry.definer(kind, "objective"), *(registry.definer(task, name) for name in _LOSS)
     return any(map(registry.is_users, owners))

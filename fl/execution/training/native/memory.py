@@ -56,10 +56,11 @@ def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, co
         copies: arrays of a client's size besides its parameters now and before: partial sums of each group, and for
             steps that are not plain the gradient, two moments, a slope and a stiffness.
     """
-    widest = max(padded.py_func(width) for layer in layers for width in layer[:2])
-    batches = len(layers) + 3
-    if any(layer[6] for layer in layers):  # activations before normalisation
-        batches += len(layers)
+    array = np.asarray(layers)
+    widest = padded.py_func(int(array[:, :2].max()))
+    batches = len(array) + 3
+    if array[:, 6].any():  # activations before normalisation
+        batches += len(array)
     return int((2 + copies) * client_length(layers) + batches * (longest + 1) * widest + BLOCK)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.tensors.buffers import pooled_buffer
-from fl.tensors.combination import Combination, Factor
+from fl.tensors.combination import Combination, Factor, any_of
 from fl.tensors.params import Params
 
 _NO_FACTORS = np.empty((0, 0), np.float32)
@@ -47,7 +48,7 @@ class Sources:
         terms = Combination.single(combination).collected()
         trained = next((factor for factor, params in terms if params is self.trained), None)
         before = next((factor for factor, params in terms if params is self.start), None)
-        change = trained is not None and before is not None and bool(torch.as_tensor(trained + before == 0).all())
+        change = trained is not None and before is not None and not any_of(trained + before != 0)
         for factor, params in terms:
             if params is self.trained:
                 found[DELTA if change else TRAINED] = factor
@@ -103,13 +104,12 @@ class Outputs:
         one = next((i for i, factors in enumerate(columns) if _plain_result(factors, wanted[i])), -1)
         at_once = [i for i, each in enumerate(wanted) if i != one and each.weights is not None]
         each_client = [i for i, each in enumerate(wanted) if i != one and each.weights is None]
-        rows_, sums = pooled_buffer(len(each_client) * clients * length), pooled_buffer(len(at_once) * length)
-        all_rows, all_sums = rows_.view(-1, clients, length), sums.view(-1, length)
+        all_rows, all_sums = _memory(len(each_client), clients, length), _memory(len(at_once), length)
         buffers = {i: all_rows[k] for k, i in enumerate(each_client)} | {i: all_sums[k] for k, i in enumerate(at_once)}
         self.plain = (none.reshape(0, length), False, none)
         if one >= 0:
             weights = wanted[one].weights
-            buffers[one] = pooled_buffer((clients if weights is None else 1) * length).view(-1, length)
+            buffers[one] = _memory(clients if weights is None else 1, length)
             factors = none if weights is None else weights.float().numpy()
             self.plain = (buffers[one].numpy(), DELTA in columns[one], factors)
             buffers[one] = buffers[one] if weights is None else buffers[one][0]
@@ -123,6 +123,11 @@ class Outputs:
         )
         summed = len(at_once) + (one >= 0 and wanted[one].weights is not None)
         self.summed = 1 + len(at_once) if summed else 0
+
+
+def _memory(*shape: int) -> Tensor:
+    """Return an uninitialised float32 tensor."""
+    return pooled_buffer(math.prod(shape)).view(shape) if all(shape) else torch.empty(shape)
 
 
 def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
