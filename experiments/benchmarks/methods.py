@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clip": {"client.clip": 1.0},
     "FN": {"model.normalise": "feature", "model.bias": False},
     "LN": {"model.normalise": "layer", "model.bias": False},
+    "dropout": {"model.dropout": 0.5},
 }
 OVERRIDES: dict[str, Any] = {
     "execution": {"executor": "serial", "workers": 1},

@@ -24,7 +24,7 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
-from fl.execution.update_checks import TensorNames, TensorsDiffer, check_reply
+from fl.execution.update_checks import TensorsDiffer, UpdateGroups, check_reply
 from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
@@ -50,6 +50,7 @@ class ClientWork(ExchangeWorker):
     def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
         super().__init__(worker, dispatch)
         self.uploads = Uploads(self) if dispatch.attackers is None else HeldUploads(self)
+        self.groups = UpdateGroups(dispatch.reduction, self.job.algorithm)
 
     def drop(self, positions: np.ndarray) -> None:
         """Leave clients out of the reduction."""
@@ -80,10 +81,6 @@ class ClientWork(ExchangeWorker):
 class LoopWork(ClientWork):
     """One client at a time."""
 
-    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
-        super().__init__(worker, dispatch)
-        self.tensors = TensorNames(dispatch.reduction, self.job.algorithm.delta_reference, self.job.algorithm.sends)
-
     def chunk(self, positions: np.ndarray) -> None:
         """Have the clients at `positions` work, one after another."""
         for position in positions:
@@ -106,7 +103,7 @@ class LoopWork(ClientWork):
                         own.check([ctx.client])
                     self.end_alone()
                 check_reply(reply, type(self.job.algorithm).__name__)
-                self.tensors.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
+                self.groups.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
                 self._send(at, ctx, record, reply)
             except BaseException as error:
                 self.failed(at, as_error(error))
@@ -218,6 +215,7 @@ class BatchedWork(ClientWork):
                 self.isolated,
             ):
                 update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
+            self.groups.check(int(clients[0]), update.groups, chunk.received, chunk.initial.trained)
             states, common = self.device.fetch(states), self.downloads.common
             keep = self._keeper(positions, records, states)
             if weights is not None and batched.is_summed(update):

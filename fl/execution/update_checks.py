@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from fl.errors import dotted
+from fl.execution.training.customised import overrides
+from fl.method.client import ClientAlgorithm
 from fl.method.context import Reply
+from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.method.optimiser_memory import GROUP
 from fl.method.reduction import GroupReduction, Reduction
 from fl.tensors.params import Layout, Params
-from fl.tensors.trees import Tree, named_leaves
+from fl.tensors.trees import PLAIN, Tree, named_leaves
 
 MOST_EXAMPLES = 2**53  # float64 holds every integer up to here
 
@@ -31,9 +34,42 @@ def check_reply(reply: Any, who: str) -> None:
     update = reply.update
     if not isinstance(update, Update):
         raise TypeError(f"client {who}: Reply.update is {type(update).__name__}, expected Update(groups, num_examples)")
-    if not isinstance(update.groups, Mapping):
+    if not isinstance(update.groups, Mapping) or isinstance(update.groups, Params):
         came = type(update.groups).__name__
         raise TypeError(f'client {who}: Update.groups is {came}, expected a mapping: {{"model": Params}}')
+
+
+def checked_pair(found: Any, who: str, hook: str) -> tuple[dict[str, Tree], Tree]:
+    """Return (groups, state), which a hook returned as it has to.
+
+    Args:
+        found: what it returned.
+        who: name of the client algorithm.
+        hook: the hook, `finish` or `trainings`.
+
+    Raises:
+        TypeError: it is no pair, or the groups are no mapping by name.
+    """
+    expected = 'expected (groups, state), as in `return {"model": end.delta}, None`'
+    if not (isinstance(found, tuple) and len(found) == 2):
+        came = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
+        raise TypeError(f"client {who}: {hook} returned {came}, {expected}")
+    groups, state = found
+    if not isinstance(groups, Mapping) or isinstance(groups, Params):
+        raise TypeError(f"client {who}: {hook} returned {type(groups).__name__} as groups, {expected}")
+    return dict(groups), state
+
+
+def last_hook(algorithm: ClientAlgorithm) -> str:
+    """Return the name of the hook that decides what a client sends."""
+    if not isinstance(algorithm, LocalTraining) or overrides(algorithm, "work"):
+        return "work"
+    return end_hook(algorithm)
+
+
+def end_hook(algorithm: LocalTraining) -> str:
+    """Return the name of the hook that makes an update of a training's end."""
+    return "trainings" if overrides(algorithm, "trainings") else "finish"
 
 
 def check_numbers(update: Update, clients: np.ndarray) -> None:
@@ -64,7 +100,9 @@ def check_numbers(update: Update, clients: np.ndarray) -> None:
             raise ValueError(f"client {clients[0]}: metric {name!r} is {metric!r}, not a number")
 
 
-def check_stacked(groups: Mapping[str, Tree], state: Tree, count: int, who: str) -> None:
+def check_stacked(
+    groups: Mapping[str, Tree], state: Tree, count: int, who: str, hook: str = "finish", shared: Tree = None
+) -> None:
     """Check what `finish` returned for clients that were trained together: each leaf has a leading axis of clients.
 
     Args:
@@ -72,27 +110,29 @@ def check_stacked(groups: Mapping[str, Tree], state: Tree, count: int, who: str)
         state: the clients' new states.
         count: number of clients.
         who: name of the client algorithm.
+        hook: the hook that returned them.
+        shared: what all clients received. Its tensors have no axis of clients, also if as many rows as clients.
 
     Raises:
-        ValueError: a leaf has another first axis. The message names it.
+        ValueError: a leaf has no axis of clients. The message names it.
     """
-    for name, leaf in (*_tensors(groups), *_tensors(state, "state")):
-        shape = tuple(leaf.shape)
-        if shape[:1] != (count,):
+    of_all = {leaf.untyped_storage().data_ptr() for _, leaf in named_leaves(shared) if isinstance(leaf, Tensor)}
+    for name, leaf in (*named_leaves(groups), *named_leaves(state, "state")):
+        if isinstance(leaf, Params):  # its axes are known, whatever the shapes of its tensors
+            stacked, first = leaf.batch[:1] == (count,), next(iter(leaf), None)
+            shape = () if first is None else tuple(leaf[first].shape)
+            name = name if first is None else dotted(name, first)
+        elif isinstance(leaf, Tensor):
+            shape = tuple(leaf.shape)
+            stacked = shape[:1] == (count,) and leaf.untyped_storage().data_ptr() not in of_all
+        else:
+            continue
+        if not stacked:
             raise ValueError(
-                f"client {who}: finish returned {name} with shape {shape} for {count} clients that train together; "
+                f"client {who}: {hook} returned {name} with shape {shape} for {count} clients that train together; "
                 f"its first axis has to be the clients, ({count}, ...). Set execution.plan: loop, or the class "
                 f"attribute one_at_a_time = True, which trains one client at a time"
             )
-
-
-def _tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a tree with their dotted names; a `Params` gives its first tensor, which has all its axes."""
-    for name, leaf in named_leaves(tree, path):
-        if isinstance(leaf, Params):
-            yield from ((dotted(name, first), leaf[first]) for first in list(leaf)[:1])
-        elif isinstance(leaf, Tensor):
-            yield name, leaf
 
 
 def _numeric(metric: Tensor | np.ndarray, clients: np.ndarray) -> bool:
@@ -105,70 +145,92 @@ class TensorsDiffer(ValueError):
     """Clients sent different tensors that the reduction adds up, and it is not known which of them is wrong."""
 
 
-class TensorNames:
-    """Check that the clients of a dispatch send tensors of the same names and shapes, for reductions that add them up.
+class UpdateGroups:
+    """Check the groups of clients' updates, and that those that are added up have tensors of the same names and shapes.
 
     Args:
         reduction: the reduction of the dispatch.
-        reference: group of the update -> group of the broadcast that has its form; other groups have their own name.
-        sends: groups that the client algorithm says it sends. The engine adds the group of optimisers' memory itself.
+        algorithm: the client algorithm. The engine adds the group of optimisers' memory to those that it sends.
     """
 
-    def __init__(self, reduction: Reduction, reference: Mapping[str, str], sends: Collection[str]):
-        self.sends, self.known = sorted(sends), frozenset([*sends, GROUP])
+    def __init__(self, reduction: Reduction, algorithm: ClientAlgorithm):
+        self.who, self.sends = f"client {type(algorithm).__name__}: {last_hook(algorithm)} returned", algorithm.sends
         parts = reduction.parts if isinstance(reduction, GroupReduction) else {}
-        self.groups = {name: reference.get(name, name) for name, part in parts.items() if part.linear}
+        self.known = frozenset([*algorithm.sends, GROUP])
+        self.needed = [name for name in parts if name in self.known]
+        references = algorithm.delta_reference  # groups that are added up -> group of the broadcast that has their form
+        self.summed = {name: references.get(name, name) for name, part in parts.items() if part.linear}
         self.first: dict[str, tuple[int, Layout]] = {}  # group -> first client and what it sent
 
     def check(self, client: int, groups: Mapping[str, Any], received: Mapping[str, Any], trained: Params) -> None:
-        """Check the update of one client.
+        """Check the update of one client, or of clients that were trained together.
 
         Args:
-            client: its id.
-            groups: the groups of its update.
-            received: the groups that it received.
+            client: its id, or that of the first one.
+            groups: the groups of the update.
+            received: the groups that the client received.
             trained: the tensors of the model that are trained.
 
         Raises:
-            ValueError: a group is not one that the algorithm sends, a tensor has a name that is neither in the received
-                group nor in the model, or all names are those of the received group and a shape differs. The message
-                names the client.
+            ValueError: a group is missing, is not one that the algorithm sends, or holds no tensors; a tensor has a
+                name that is neither in the received group nor in the model; or all names are those of the received
+                group and a shape differs. The message names the hook and the client.
             TensorsDiffer: the client sent other tensors than the first client of the dispatch on this worker.
         """
         if not self.known.issuperset(groups):
             strange = next(name for name in groups if name not in self.known)
-            raise ValueError(f"client {client}: its update has the group {strange!r}; sends: {self.sends}")
-        for name, source in self.groups.items():
-            sent, first = groups.get(name), self.first.get(name)
-            if first is not None and isinstance(sent, Params) and sent.layout is first[1]:
-                continue
-            known = received.get(source)
-            if not isinstance(sent, Params) or not isinstance(known, Params):
-                continue
-            if sent.layout is not known.layout:
-                self._check_names(client, name, sent, known, trained)
-            if first is not None:
-                raise TensorsDiffer(
-                    f"clients {first[0]} and {client} sent different tensors in the group {name!r}: {_form(first[1])} "
-                    f"and {_form(sent.layout)}"
+            raise ValueError(
+                f"{self.who} the group {strange!r} for client {client}; sends: {sorted(self.sends)}. Add it to the "
+                "class attribute `sends`, or leave it out"
+            )
+        for name in self.needed:
+            if name not in groups:
+                raise ValueError(
+                    f"{self.who} the groups {sorted(groups)} for client {client}, without {name!r}; expected "
+                    f"{sorted(self.needed)}. A client with nothing to send returns zeros"
                 )
-            self.first[name] = (client, sent.layout)
+        for name, sent in groups.items():
+            first = self.first.get(name)
+            if first is None or not isinstance(sent, Params) or sent.layout is not first[1]:
+                self._check_group(client, name, sent, received, trained)
 
-    @staticmethod
-    def _check_names(client: int, name: str, sent: Params, known: Params, trained: Params) -> None:
+    def _check_group(self, client: int, name: str, sent: Tree, received: Mapping[str, Any], trained: Params) -> None:
+        found = [leaf for _, leaf in named_leaves(sent)]
+        foreign = [leaf for leaf in found if not isinstance(leaf, (Params, Tensor, *PLAIN))]
+        if sent is None or foreign or not (name not in self.summed or any(_has_numbers(leaf) for leaf in found)):
+            came = type(foreign[0] if foreign else sent).__name__
+            raise ValueError(f"{self.who} {came} in the group {name!r} for client {client}; expected Params or tensors")
+        known = received.get(self.summed.get(name, name))
+        if name not in self.summed or not isinstance(sent, Params) or not isinstance(known, Params):
+            return
+        if sent.layout is not known.layout:
+            self._check_names(client, name, sent, known, trained)
+        first = self.first.setdefault(name, (client, sent.layout))
+        if first[1] is not sent.layout:
+            raise TensorsDiffer(
+                f"clients {first[0]} and {client} sent different tensors in the group {name!r}: {_form(first[1])} "
+                f"and {_form(sent.layout)}"
+            )
+
+    def _check_names(self, client: int, name: str, sent: Params, known: Params, trained: Params) -> None:
         foreign = [tensor for tensor in sent if tensor not in known and tensor not in trained]
         if foreign:
             raise ValueError(
-                f"client {client}: the group {name!r} of its update has the tensor {foreign[0]!r}; it received "
+                f"{self.who} the tensor {foreign[0]!r} in the group {name!r} for client {client}; it received "
                 f"{sorted(known)}"
             )
         if sent.keys() == known.keys():
-            for tensor, value in sent.items():
-                if value.shape != known[tensor].shape:
+            for tensor, entry in sent.layout.entries.items():
+                shape = known.layout.entries[tensor].shape
+                if entry.shape != shape:
                     raise ValueError(
-                        f"client {client}: the tensor {tensor!r} of its update has the shape {tuple(value.shape)}; it "
-                        f"received {tuple(known[tensor].shape)}"
+                        f"{self.who} the tensor {tensor!r} in the group {name!r} for client {client} with the shape "
+                        f"{tuple(entry.shape)}; it received {tuple(shape)}"
                     )
+
+
+def _has_numbers(leaf: Any) -> bool:
+    return isinstance(leaf, (Params, Tensor))
 
 
 def _form(layout: Layout) -> str:

@@ -110,13 +110,13 @@ def probe(module: nn.Module, batch: Batch, losses: Callable[[nn.Module, Batch], 
         OutputsDoNotFit: raised by `losses`.
     """
     module = copy.deepcopy(module)
-    dropout = DropoutDraws(structure(module).dropout, lambda: torch.Generator("cpu").manual_seed(0), repeats=True)
+    dropout = DropoutDraws(structure(module).dropout, ("probe",), repeats=True)
     parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
     state = ModuleState(module)
     with preserved_generators():
         moved = GeneratorWatch()
         module.train()
-        dropout.begin_batch()
+        dropout.begin_batch(0)
         with dropout.gradient():
             unused = _backward(module, batch, losses)
             once = all(layer.calls <= 1 for layer in dropout.layers)

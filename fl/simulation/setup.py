@@ -262,8 +262,8 @@ def training_flops(model: ClientModel, batch: Batch, task: Task) -> float:
     """Return the floating-point operations of a forward and backward pass per sample of a batch."""
     module, first = model.module, model.initial
     bind(module, first.trained, first, first.trained)
-    masks = DropoutDraws(structure(module).dropout, lambda: random.torch_generator("flops"), repeats=True)
-    masks.begin_batch()
+    masks = DropoutDraws(structure(module).dropout, ("flops",), repeats=True)
+    masks.begin_batch(0)
     with masks.gradient():
         return flops_per_sample(module, batch["x"], lambda outputs: task.loss(outputs, batch).sum())
 

@@ -351,7 +351,7 @@ def _difference(alone: list[list[_Trained]], together: list[list[_Trained]], flo
 
 def _pairs(path: str, a: Tree, b: Tree) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Tensors and numbers at the same place in two trees, with their dotted names."""
-    if isinstance(a, (Tensor, int, float)) and isinstance(b, (Tensor, int, float)):
+    if isinstance(a, (Tensor, np.ndarray, int, float)) and isinstance(b, (Tensor, np.ndarray, int, float)):
         x, y = torch.as_tensor(a), torch.as_tensor(b)
         if x.shape != y.shape:
             raise _Differs(f"{path} has shape {tuple(x.shape)} alone and {tuple(y.shape)} together")

@@ -17,6 +17,8 @@ _free: dict[int, list[np.ndarray]] = {}
 
 def pooled_buffer(elements: int) -> Tensor:
     """Return an uninitialised float32 tensor. Its memory is free again when nothing refers to the tensor."""
+    if not elements:
+        return torch.empty(0, device="cpu")
     free = _free.setdefault(elements, [])
     try:
         memory = free.pop()

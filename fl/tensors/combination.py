@@ -105,11 +105,6 @@ def _per_client(factor: Tensor, batch: torch.Size) -> tuple[int, ...]:
     return (*factor.shape, *(1,) * (len(batch) - 1))
 
 
-def any_of(found: bool | Tensor) -> bool:
-    """Return whether something holds for a factor, or for one of those of the clients."""
-    return found if isinstance(found, bool) else bool(found.any())
-
-
 def _factor(value: object) -> Factor | None:
     """Return a number, or one for each client, as a factor; None for anything else."""
     if isinstance(value, (np.ndarray, np.number)):
@@ -117,6 +112,16 @@ def _factor(value: object) -> Factor | None:
     if isinstance(value, Tensor) and not value.is_complex() and value.ndim <= 1:
         return value.detach().double() if value.ndim else float(value)
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _not_zero(factor: Factor) -> bool:
+    """Return whether a factor is not 0 for some client."""
+    return factor != 0 if isinstance(factor, float) else bool((factor != 0).any())
+
+
+def opposite(a: Factor, b: Factor) -> bool:
+    """Return whether a + b is 0 for all clients."""
+    return not _not_zero(a + b)
 
 
 def _merged(terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -190,7 +195,7 @@ class Combination(Params):
         Raises:
             NotKnown: numbers have changed since their term was made.
         """
-        return [(factor, params) for factor, params, _ in self.checked() if any_of(factor != 0)]
+        return [(factor, params) for factor, params, _ in self.checked() if _not_zero(factor)]
 
     def _like(self, other: object) -> Combination | None:
         """Return parameters of this layout as a combination; None for anything else."""

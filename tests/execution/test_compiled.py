@@ -472,6 +472,7 @@ COMPILE = """
 import hashlib
 import numpy as np
 from fl.execution.training.native import clients as native
+from fl.execution.training.native.dropout import Dropouts
 from fl.execution.training.native.memory import memory_length
 from fl.execution.training.native.rules import KEPT
 from fl.execution.training.native.steps import ADAM, PLAIN, SGD, Rule
@@ -492,6 +493,7 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
         native.Steps(np.full(8, 9), np.full((3, 9), 0.1, np.float32), 10, sizes),
         Rule(optimiser, np.full(6, 0.5, np.float32), np.full((1, 1), 0.5, np.float32), start),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
+        Dropouts(np.zeros(len(shapes), np.int64), np.zeros(0, np.uint64)),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
         native.Combined(np.array([(start.ctypes.data, 0)]), factors, combinations, factors[:0], theta[:0]),
         memory)
@@ -570,8 +572,8 @@ class Clipped(clients.sgd.LocalSGD):
         (clients.sgd.LocalSGD(), net(4, 3).double(), "the model's parameters are not float32"),
         (
             clients.sgd.LocalSGD(),
-            nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Linear(4, 3)),
-            "the model has a Dropout layer",
+            nn.Sequential(nn.Linear(4, 4), Dropout(0.5), nn.Tanh(), nn.Linear(4, 3)),
+            "the model has a Tanh after a Dropout",
         ),
         (
             clients.sgd.LocalSGD(),
@@ -647,7 +649,10 @@ def test_an_error_in_a_thread_stops_the_others(tmp_path, monkeypatch):
     "change, why",
     [
         ({"data": {"name": "digits", "augment": ["flip"]}}, "training batches are augmented"),
-        ({"model": {"name": "mlp", "hidden": [8], "dropout": 0.5}}, "the model has a Dropout layer"),
+        (
+            {"model": {"name": "mlp", "hidden": [8], "dropout": 0.5, "normalise": "feature", "bias": False}},
+            "the model has a FeatureNorm after a Dropout",
+        ),
     ],
 )
 def test_what_is_not_compiled_is_stacked(tmp_path, change, why):

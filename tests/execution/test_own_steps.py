@@ -277,7 +277,7 @@ def yields_nothing(self, inputs):
             "trainings returned tuple; it has to yield the inputs of each",
         ),
         ({"trainings": wrong_type}, "trainings yielded int, expected TrainingInputs"),
-        ({"trainings": returns_nothing}, r"trainings returned NoneType, expected \(groups of the update, new state\)"),
+        ({"trainings": returns_nothing}, r"trainings returned NoneType, expected \(groups, state\)"),
         ({"trainings": yields_nothing}, "trainings yielded nothing"),
         (
             {"step": lambda self, step: None, "step_memory": lambda self, at: 3},

@@ -1,13 +1,15 @@
 """Hooks that are called before training with parameters that are not known yet: the results are those of the loop."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
 from fl import LocalTraining, Penalty, dot
+from fl.execution.training import batched
 from fl.execution.training.compiled import Compiled
-from tests.execution.test_loop_batched import BATCH, mlp
+from tests.execution.test_loop_batched import BATCH, make, mlp
 from tests.execution.test_own_steps import agree
 
 
@@ -67,6 +69,46 @@ class Late(LocalTraining):
         return {"model": total - control}, None
 
 
-@pytest.mark.parametrize("algorithm", [NoPull, ChangesTheState, Clamps, Swallows, Late])
+@dataclass(frozen=True, kw_only=True)
+class SendsNumbers(LocalTraining):
+    """Sends and keeps numbers that do not depend on training, beside the model."""
+
+    sends: ClassVar[tuple[str, ...]] = ("model", "weight")
+
+    def first_state(self, inputs):
+        return {"rounds": torch.zeros(()), "model": inputs.received["model"]}
+
+    def finish(self, end):
+        weight = 1 / (1.0 + torch.as_tensor(end.num_examples))
+        return {"model": end.delta * weight, "weight": weight}, {
+            "rounds": end.state["rounds"] + 1,
+            "model": end.params,
+        }
+
+
+@pytest.mark.parametrize("algorithm", [NoPull, ChangesTheState, Clamps, Swallows, Late, SendsNumbers])
 def test_hooks_that_are_hard_to_trace_train_as_in_the_loop(algorithm):
     agree(algorithm(batch=BATCH, epochs=2), Compiled, mlp())
+
+
+@pytest.mark.parametrize("needs_numbers", [False, True])
+def test_the_hooks_at_the_beginning_are_called_once_for_a_chunk(needs_numbers):
+    """Also if `finish` turns out to need numbers, and is called again."""
+    called = []
+
+    class Counts(LocalTraining):
+        def phases_of(self, inputs, round_, rounds):
+            called.append("phases_of")
+            return super().phases_of(inputs, round_, rounds)
+
+        def start(self, inputs):
+            called.append("start")
+            return super().start(inputs)
+
+        def finish(self, end):
+            called.append("finish")
+            factor = 1 + dot(end.delta, end.delta) if needs_numbers else 2.0
+            return {"model": end.delta * factor}, torch.as_tensor(end.num_examples)
+
+    batched.train(Counts(batch=BATCH), make(mlp())[0], Compiled)
+    assert called == ["phases_of", "start", *(["finish"] * (1 + needs_numbers))]

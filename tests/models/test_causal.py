@@ -187,8 +187,8 @@ def gradients(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     for name, parameter in module.named_parameters():
         if "lora_B" in name:  # it begins with zeros, under which A has no gradient
             nn.init.normal_(parameter)
-    draws = DropoutDraws(structure(module).dropout, lambda: torch.Generator().manual_seed(5), repeats=False)
-    draws.begin_batch()
+    draws = DropoutDraws(structure(module).dropout, (5,), repeats=False)
+    draws.begin_batch(0)
     with draws.gradient():
         loss = module(x).float().log_softmax(-1).square().mean()
         return list(torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad]))

@@ -205,10 +205,10 @@ FEDAVG = {**DROP, "strategy": "fedavg", "client": "sgd"}
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("name", "has the tensor"),
-        ("shape", "has the shape"),
+        ("name", "client Sends: work returned the tensor"),
+        ("shape", "with the shape"),
         ("metric", "metric 'mood' is 'good', not a number"),
-        ("group", "its update has the group 'more'; sends: ['model']"),
+        ("group", "client Sends: work returned the group 'more'"),
     ],
 )
 def test_a_misnamed_tensor_is_the_fault_of_its_client(what, message, whose, tmp_path):
@@ -225,7 +225,7 @@ def test_a_misnamed_tensor_is_the_fault_of_its_client(what, message, whose, tmp_
 
 def test_a_misnamed_tensor_ends_a_run_that_raises(tmp_path):
     config = {**FEDAVG, "client": Sends(what="name"), "execution": {"executor": "serial"}}
-    with pytest.raises(ClientError, match="client 2, round 0.*has the tensor"):
+    with pytest.raises(ClientError, match="client 2, round 0.*returned the tensor"):
         fl.run(config, out=tmp_path)
 
 

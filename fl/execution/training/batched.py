@@ -13,7 +13,7 @@ The backend compiled.Compiled trains whole phases, with the clients in the order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.recorded_steps import train_recorded
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.training.trainings import Trainings
-from fl.execution.update_checks import check_stacked
+from fl.execution.update_checks import check_stacked, checked_pair, end_hook
 from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
 from fl.method.messages import Update
 from fl.method.penalty import Penalty
@@ -39,6 +39,15 @@ from fl.tensors.combination import Combination, NotKnown, Unknown
 from fl.tensors.params import Layout, Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack, tree_map
 from fl.tracking.spans import timed_calls
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The inputs of a training, its phases, and the parameters at its start: batched (C,), or one for all clients."""
+
+    inputs: TrainingInputs
+    phases: Sequence[Phase]
+    start: Params
 
 
 @dataclass(frozen=True)
@@ -71,23 +80,25 @@ def train(
     group has a client axis.
     """
     inputs = _inputs(algorithm, chunk)
-    whole = _train_whole(algorithm, chunk, backend, inputs, weights)
+    begun = _begin(algorithm, chunk, backend, inputs)
+    whole = _train_whole(algorithm, chunk, backend, begun, weights)
     if whole is not None:
         return whole
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
     n = torch.from_numpy(chunk.sizes)
     if not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
-        one = _train(algorithm, chunk, backend, inputs)  # the default finish, without a copy
+        one = _train(algorithm, chunk, backend, begun)  # the default finish, without a copy
         one.params.sub_(one.start)
         return Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True), None
 
     trainings = Trainings(algorithm, inputs)
     for wanted in trainings:
-        here = chunk
+        here, course = chunk, begun
         if wanted is not inputs:
             _check_received(algorithm, chunk, wanted)
             here = replace(chunk, received=wanted.received, config=wanted.config, initial=wanted.initial)
-        one = _train(algorithm, here, backend, wanted)
+            course = _begin(algorithm, here, backend, wanted)
+        one = _train(algorithm, here, backend, course)
         trainings.ended(
             TrainingResult(
                 **vars(wanted),
@@ -101,7 +112,8 @@ def train(
             ),
             _mean_loss(one),
         )
-    check_stacked(trainings.groups, trainings.state, len(chunk.sizes), type(algorithm).__name__)
+    who, hook = type(algorithm).__name__, end_hook(algorithm)
+    check_stacked(trainings.groups, trainings.state, len(chunk.sizes), who, hook, chunk.received)
     return Update(trainings.groups, trainings.first.num_examples, trainings.metrics()), trainings.state
 
 
@@ -115,22 +127,22 @@ def _train_whole(
     algorithm: LocalTraining,
     chunk: Chunk,
     backend: type[Gradients],
-    inputs: TrainingInputs,
+    begun: _Begun,
     weights: Mapping[str, Tensor] | None,
 ) -> tuple[Update, Tree] | None:
     """Train in one call that also computes what `finish` returns. None if the backend or the method cannot do so.
 
-    `finish` gets `Unknown` parameters. What it returns has to be `Combination`s of them and of known parameters.
+    `finish` gets `Unknown` parameters. What it returns has to be `Combination`s of them and of known parameters, or
+    numbers that do not depend on them.
     """
     if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
         return None
-    phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
+    inputs, phases, start = begun.inputs, begun.phases, begun.start
     if not backend.trains_whole(algorithm, chunk, phases):
         return None
-    phase, start, count = phases[0], algorithm.start(inputs), len(chunk.sizes)
+    phase, count = phases[0], len(chunk.sizes)
     trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
-    groups: Mapping[str, Tree] = {"model": Combination.single(trained) - start}
-    state: Tree = None
+    results: tuple[Mapping[str, Tree], Tree] | None = None  # of `finish`; the default one is known
     try:
         penalty = None
         if overrides(algorithm, "penalty"):
@@ -138,38 +150,60 @@ def _train_whole(
             penalty = penalty_of(algorithm, at, count)
         if overrides(algorithm, "finish"):
             own = n.clone()
-            groups, state = algorithm.finish(
-                TrainingResult(
-                    **vars(_with_combinations(inputs, start.layout)),
-                    start=start,
-                    params=Combination.single(trained),
-                    steps=torch.from_numpy(steps),
-                    lr_sum=torch.from_numpy(phase.lr_sum(steps)),
-                    num_examples=own,
-                    full_gradient=_not_known,
-                )
+            end = TrainingResult(
+                **vars(_with_combinations(inputs, start.layout)),
+                start=start,
+                params=Combination.single(trained),
+                steps=torch.from_numpy(steps),
+                lr_sum=torch.from_numpy(phase.lr_sum(steps)),
+                num_examples=own,
+                full_gradient=_not_known,
             )
+            results = checked_pair(algorithm.finish(end), who := type(algorithm).__name__, "finish")
+            check_stacked(*_replaced(results, lambda leaf: None), count, who, shared=chunk.received)
             if not torch.equal(own, n):  # it has changed them
                 return None
     except (Exception, NotKnown):  # a hook needs numbers, or has an error, which is raised when they are known
         return None
-    kept: list[Params | Tensor] = []
-    tree_map(kept.append, [groups, state])
-    if not isinstance(groups, Mapping) or not all(isinstance(leaf, Combination) for leaf in kept):
-        return None
-    sums = weights is not None and weights.keys() == groups.keys()
-    wanted = [Wanted(leaf) for leaf in kept if isinstance(leaf, Combination)]
-    if sums and all(isinstance(group, Combination) for group in groups.values()):
-        assert weights is not None
-        wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
+    wanted = _wanted(results, weights)
     try:
         found, _, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, wanted)
     except NotKnown:  # vectors have changed since a hook made a sum of them; nothing has been trained
         return None
-    made = iter(found)
-    groups, state = tree_map(lambda _: next(made), [groups, state])
     metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}
-    return Update(groups, n, metrics, owned=True), state
+    if results is None:
+        return Update({"model": found[0]}, n, metrics, owned=True), None
+    made = iter(found)
+    groups, state = _replaced(results, lambda leaf: next(made))
+    owned = all(isinstance(group, Combination) for group in results[0].values())
+    return Update(groups, n, metrics, owned), state
+
+
+def _wanted(results: tuple[Mapping[str, Tree], Tree] | None, weights: Mapping[str, Tensor] | None) -> list[Wanted]:
+    """Return the results that training has to compute, in the order of `tree_map`.
+
+    Args:
+        results: groups and state, which `finish` returned; None for the default, the change of the parameters.
+        weights: see `train`.
+    """
+    if results is None:
+        summed = weights is not None and weights.keys() == {"model"}
+        return [Wanted(weights=weights["model"] if weights is not None and summed else None)]
+    groups, kept = results[0], list[Combination]()
+    _replaced(results, kept.append)
+    wanted = [Wanted(leaf) for leaf in kept]
+    if weights is not None and weights.keys() == groups.keys():
+        if all(isinstance(group, Combination) for group in groups.values()):
+            wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
+    return wanted
+
+
+def _replaced(
+    results: tuple[Mapping[str, Tree], Tree], fn: Callable[[Combination], Params | None]
+) -> tuple[Mapping[str, Tree], Tree]:
+    """Return groups and state with `fn` of each combination in its place."""
+    groups, state = tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Combination) else leaf, results)
+    return groups, state
 
 
 def _with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
@@ -212,15 +246,20 @@ def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInpu
             )
 
 
-def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], inputs: TrainingInputs) -> _Trained:
-    """Train from `inputs` in all phases."""
+def _begin(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], inputs: TrainingInputs) -> _Begun:
+    """Call the hooks that say how training from `inputs` begins."""
     phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
     if any(phase.has_views and (phase.view != "train" or not backend.takes_views) for phase in phases):
         raise ValueError(
             f"phases: those of round {chunk.round} take steps over several views, and those of round 0 do not; set "
             "execution.plan: loop"
         )
-    start = algorithm.start(inputs)  # batched (C,), or one for all clients
+    return _Begun(inputs, phases, algorithm.start(inputs))
+
+
+def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], begun: _Begun) -> _Trained:
+    """Train in all phases."""
+    inputs, phases, start = begun.inputs, begun.phases, begun.start
     if not issubclass(backend, TrainsWholePhases) or not backend.trains_whole(algorithm, chunk, phases):
         recorded = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
         return recorded or _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
@@ -360,7 +399,7 @@ def _take_steps(
         record = torch.zeros(block.weights.shape)
         for t, (rows, weights, losses, lengths) in enumerate(block.steps(record), first):
             batch = timed_batch(chunk, phase, rows, lengths, index, t)
-            masks = gradients.masks.draw(lengths)
+            masks = gradients.masks.draw(t, lengths)
             losses.copy_(stepper.take(batch, weights, masks, t))
         loss += block.without_pads(record).sum((0, 2), dtype=torch.float64)
         seen += block.lengths.sum(0)

@@ -70,17 +70,18 @@ class Chunk:
 class Wanted:
     """A result of training.
 
-    combination: trained parameters, their change, or another combination of a client's vectors.
+    combination: trained parameters, or another combination of a client's vectors. None: the change of the parameters,
+        trained minus start.
     weights: (C,): the result is the sum of the clients' combinations times these weights, in the order of
         `Fold.stacked`. None: the combination of each client, batched (C,).
     """
 
-    combination: Params
+    combination: Params | None = None
     weights: Tensor | None = None
 
 
 class ChunkMasks:
-    """Dropout masks of a chunk in one phase, drawn with one generator per client.
+    """Dropout masks of a chunk in one phase; each client has masks of its own address.
 
     Args:
         chunk: the clients.
@@ -89,16 +90,18 @@ class ChunkMasks:
 
     def __init__(self, chunk: Chunk, index: int | None):
         self.layers = DropoutMasks(chunk.module, chunk.sample)
-        self.sources: list[torch.Generator] = []
+        self.words: np.ndarray | None = None
         if index is not None and self.layers.layers:
-            address = (chunk.participation, f"dropout/{index}")
-            self.sources = [random.torch_generator(chunk.seed, int(c), *address) for c in chunk.clients]
+            self.words = mask_words(chunk, index)
 
-    def draw(self, lengths: np.ndarray) -> list[Tensor]:
+    def draw(self, step: int, lengths: np.ndarray) -> list[Tensor]:
         """Draw masks (A, B, ...), one per layer, for a step of the first A clients with batches of `lengths` (A,)."""
-        if not self.sources:
-            return []
-        return self.layers.draw(self.sources[: len(lengths)], lengths.tolist())
+        return [] if self.words is None else self.layers.draw(self.words[: len(lengths)], step, int(lengths.max()))
+
+
+def mask_words(chunk: Chunk, index: int) -> np.ndarray:
+    """Return the hashes of the addresses of Dropout masks in a phase up to the number of the batch, uint64 (C,)."""
+    return random.hash64_prefix(2, chunk.seed, chunk.clients, chunk.participation, f"dropout/{index}")
 
 
 class Gradients(Protocol):

@@ -2,7 +2,7 @@
 
 It covers training on a client's own samples by SGD (with momentum and weight decay) or Adam, with clipping and
 penalties. Steps that a method takes itself run as programs if they can be recorded (recorded_steps.py); else machine
-code computes their gradients. With a gradient hook, Dropout or augmentation, `LinearStack` trains.
+code computes their gradients. With a gradient hook or augmentation, `LinearStack` trains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.chunk import Chunk, Programs, Wanted
+from fl.execution.training.chunk import Chunk, Programs, Wanted, mask_words
 from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
@@ -26,7 +26,7 @@ from fl.method.local_training import LocalTraining, StepContext
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
-from fl.models.dropout import Dropout
+from fl.models.dropout import Dropout, share_of_zeros
 from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.task import Task
 from fl.tensors import random
@@ -36,8 +36,8 @@ SHUFFLED = True  # benchmarks that need the same batches in two programs take sa
 ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
 NORMS = {FeatureNorm: "FEATURE", SampleNorm: "LAYER"}
 
-_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-_NO_WEIGHTS, _NO_LABELS = np.empty(0, np.float32), np.empty(0, np.int64)
+_Arrays = tuple[np.ndarray, ...]
+_NO_WEIGHTS, _NO_LABELS, _NO_WORDS = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
 class Compiled(LinearStack):
@@ -59,11 +59,13 @@ class Compiled(LinearStack):
         chunk: Chunk, phase: Phase, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
         from fl.execution.training.native import clients as native
+        from fl.execution.training.native.dropout import Dropouts
         from fl.execution.training.native.memory import memory_length
         from fl.execution.training.native.rules import KEPT, Outputs, Sources, rates_of, rows, rule_of
         from fl.execution.training.native.steps import PLAIN
 
-        layers = _layers(chunk.module, start.layout)
+        layers, shares = _layers(chunk.module, start.layout), _shares(chunk.module)
+        masked = bool(shares.any())
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         steps, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
@@ -76,7 +78,7 @@ class Compiled(LinearStack):
         word: Any = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
         longest = int(sizes.max(initial=1))
         copies = len(sizes).bit_length() * outputs.summed + (0 if rule.optimiser == PLAIN else KEPT)
-        memory = thread_memory(memory_length(layers, min(batch or longest, longest), copies))
+        memory = thread_memory(memory_length(layers, min(batch or longest, longest), copies, masked))
         start_rows = rows(start)
         with release_lock():
             wrong = native.train_clients(
@@ -85,6 +87,7 @@ class Compiled(LinearStack):
                 native.Steps(steps, rates_of(phase, int(steps.max())), batch, phase.samples_per_epoch(sizes)),
                 rule,
                 native.Shuffles(word, chunk.clients, address, SHUFFLED),
+                Dropouts(shares, mask_words(chunk, 0) if masked else _NO_WORDS),
                 native.Results(*outputs.plain, loss, seen),
                 outputs.combined,
                 memory,
@@ -106,21 +109,25 @@ class Compiled(LinearStack):
         from fl.execution.training.native.programs import run_programs
 
         layers, x, y = _layers(chunk.module, layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
+        shares, kinds = _shares(chunk.module), programs.batches
+        masked = bool(shares.any())
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         loss, seen, outputs = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64), int(layers[-1, 1])
         labelled = chunk.task.kernel == "cross_entropy"
         labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
         address = (chunk.seed, chunk.clients, chunk.participation, "shuffle")
-        words = np.stack([random.hash64_prefix(2, *address, number) for number in programs.batches], 1)
+        words = np.stack([random.hash64_prefix(2, *address, number) for number in kinds], 1)
+        drawn = np.stack([mask_words(chunk, number) for number in kinds], 1) if masked else _NO_WORDS.reshape(0, 0)
         longest = int(sizes.max(initial=1))
-        memory = thread_memory(memory_length(layers, min(batch or longest, longest), programs.slots - 1))
+        memory = thread_memory(memory_length(layers, min(batch or longest, longest), programs.slots - 1, masked))
         with release_lock():
             wrong = run_programs(
                 values.numpy(),
                 layers,
                 *(programs.firsts, programs.operations, programs.factors),
                 *(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
-                *(phase.num_steps(sizes), batch, phase.samples_per_epoch(sizes), words, SHUFFLED, loss, seen, memory),
+                *(phase.num_steps(sizes), batch, phase.samples_per_epoch(sizes), words, SHUFFLED, shares, drawn),
+                *(loss, seen, memory),
             )
         if wrong >= 0:
             raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
@@ -128,7 +135,7 @@ class Compiled(LinearStack):
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         super().__init__(algorithm, chunk, local, theta, index)
-        self.described = _layers(chunk.module, theta.layout)
+        self.described, self.shares = _layers(chunk.module, theta.layout), _shares(chunk.module)
         self.own_steps = overrides(algorithm, "step") and _module_obstacle(chunk.module) is None
         self.memory: dict[int, np.ndarray] = {}  # by the samples of a batch
         self.taken: tuple[Mapping[str, Tensor], _Arrays] | None = None  # the last batch, as arrays
@@ -151,9 +158,9 @@ class Compiled(LinearStack):
         if width not in self.memory:
             from fl.execution.training.native.memory import memory_length
 
-            self.memory[width] = torch.zeros(memory_length(self.described, width, 0)).numpy()
+            self.memory[width] = torch.zeros(memory_length(self.described, width, 0, bool(masks))).numpy()
         if self.taken is None or self.taken[0] is not batch:
-            self.taken = (batch, self._arrays(batch, weights))
+            self.taken = (batch, self._arrays(batch, weights, masks))
         at_params, out = params.buffers[0].numpy(), grad.buffers[0].numpy()
         with release_lock():
             wrong = gradients(at_params, self.described, *self.taken[1], out, losses.numpy(), self.memory[width])
@@ -162,12 +169,15 @@ class Compiled(LinearStack):
             raise IndexError(f"label {int(batch['y'].reshape(-1)[wrong])} is not one of the model's {classes} classes")
         return losses
 
-    def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor) -> _Arrays:
-        """Samples, labels, targets and weights as machine code takes them."""
+    def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor]) -> _Arrays:
+        """Samples, labels, targets, weights and masks as machine code takes them."""
         x, y = (batch[name].reshape(weights.numel(), -1).numpy() for name in ("x", "y"))
         none = _NO_WEIGHTS.reshape(0, int(self.described[-1, 1]))
         labels, targets = (y[:, 0], none) if self.kernel == "cross_entropy" else (_NO_LABELS, y)
-        return x, labels, targets, weights.contiguous().numpy()
+        if not masks:
+            return x, labels, targets, weights.contiguous().numpy(), np.zeros_like(self.shares), _NO_WEIGHTS[None, :0]
+        factors = torch.cat([mask.reshape(weights.numel(), -1) for mask in masks], 1)
+        return x, labels, targets, weights.contiguous().numpy(), self.shares, factors.numpy()
 
 
 @functools.lru_cache(maxsize=8)
@@ -190,10 +200,23 @@ def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
+@functools.lru_cache(maxsize=8)
+def _shares(module: nn.Module) -> np.ndarray:
+    """The share of zeros that Dropout makes in the inputs of each linear layer, see `share_of_zeros`, int64 (L,)."""
+    found, share = [], 0
+    for layer in module._modules.values():
+        if isinstance(layer, Dropout):
+            share = share or share_of_zeros(layer.p)
+        elif isinstance(layer, nn.Linear):
+            found.append(share)
+            share = 0
+    return np.array(found, np.int64)
+
+
 class _Memory(threading.local):
     """Memory of one thread. Memory that each call took and freed would leave holes between what is kept."""
 
-    tensor = torch.empty(0)
+    array = np.empty(0, np.float32)
 
 
 _memory = _Memory()
@@ -201,9 +224,9 @@ _memory = _Memory()
 
 def thread_memory(elements: int) -> np.ndarray:
     """At least `elements` float32, aligned as tensors are; the same memory at every call of a thread."""
-    if len(_memory.tensor) < elements:
-        _memory.tensor = torch.empty(elements)
-    return _memory.tensor.numpy()
+    if len(_memory.array) < elements:
+        _memory.array = torch.empty(elements).numpy()
+    return _memory.array
 
 
 def machine_code(algorithm: ClientAlgorithm) -> tuple[str, ...]:
@@ -240,15 +263,15 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
 
 @functools.lru_cache(maxsize=8)
 def _module_obstacle(module: nn.Module) -> str | None:
-    layers = list(module._modules.values())
-    if any(isinstance(layer, Dropout) and layer.p > 0 for layer in layers):
-        return "the model has a Dropout layer"
-    kinds = [type(layer) for layer in layers if not isinstance(layer, Dropout)]
+    layers = [layer for layer in module._modules.values() if type(layer) is not nn.Flatten]
+    kinds = [type(layer) for layer in layers if not (isinstance(layer, Dropout) and layer.p == 0)]
     for kind, following in zip(kinds, kinds[1:]):
         if kind in ACTIVATIONS and following in ACTIVATIONS:
             return "the model has two activations in a row"
         if kind in NORMS and following in (*ACTIVATIONS, *NORMS):
             return f"the model has a {following.__name__} after a {kind.__name__}"
+        if issubclass(kind, Dropout) and following is not nn.Linear:
+            return f"the model has a {following.__name__} after a Dropout"
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         return "the model's parameters are not float32"
     return None

@@ -4,12 +4,14 @@
     dW_l = G_l^T h_{l-1},  db_l = sum_B G_l,  G_{l-1} = (G_l W_l) * mask * phi'(z_{l-1})
 
 Two batched matrix products per layer replace a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
-Sigmoid, Dropout, FeatureNorm and SampleNorm under cross-entropy or squared error; `LinearStack.covers` says whether it
-covers a model. The gradients of both norms are in `feature_norm_gradient` and `sample_norm_gradient`.
+Sigmoid, Dropout, FeatureNorm and SampleNorm under cross-entropy or squared error; Dropout may come before the first
+Linear. `LinearStack.covers` says whether it covers a model. The gradients of both norms are in
+`feature_norm_gradient` and `sample_norm_gradient`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +65,7 @@ class LinearStack:
             if isinstance(child, nn.Linear):
                 started = True
             elif isinstance(child, (nn.ReLU, nn.Tanh, nn.Sigmoid, Dropout, FeatureNorm, SampleNorm)):
-                if not started:
+                if not started and not isinstance(child, Dropout):
                     return f"the model has a {type(child).__name__} before the first Linear layer"
             elif not isinstance(child, nn.Flatten) or started:
                 return f"the model has a {type(child).__name__} layer"
@@ -71,12 +73,15 @@ class LinearStack:
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         layers: list[tuple[str, str | None, list[nn.Module]]] = []
-        for name, child in chunk.module._modules.items():  # named_children() skips a module's second use
+        children = list(chunk.module._modules.values())  # children() skips a module's second use
+        for name, child in chunk.module._modules.items():
             if isinstance(child, nn.Linear):
                 layers.append((f"{name}.weight", f"{name}.bias" if child.bias is not None else None, []))
             elif layers and child is not None:
                 layers[-1][2].append(child)
         self.layers = [_Names(w, b, tuple(after)) for w, b, after in layers]
+        first = next(i for i, child in enumerate(children) if isinstance(child, nn.Linear))
+        self.masked_samples = sum(isinstance(child, Dropout) and child.p > 0 for child in children[:first])
         self.kernel = chunk.task.kernel
         self.masks = ChunkMasks(chunk, index)
         self.views = ViewCache(self._layers)
@@ -133,6 +138,8 @@ class LinearStack:
         """Forward pass; then, from the last layer to the first, use(layer, G, inputs). Returns the losses (A, B)."""
         next_mask = iter(masks)
         h = batch["x"].flatten(2)
+        for mask in itertools.islice(next_mask, self.masked_samples):
+            h = h * mask.flatten(2)
         tape: list[tuple[Tensor, list[Backward]]] = []
         for layer, (weight, bias) in zip(self.layers, layers):
             tape.append((h, []))

@@ -240,13 +240,10 @@ class ChunkSteps(OwnSteps):
 def _batches(
     chunk: Chunk, phase: Phase, index: int, counts: np.ndarray, device: torch.device
 ) -> Iterator[tuple[int, Callable[[], _Batch]]]:
-    """Yield (its number, a function that makes its batch) for each step of a phase, from the shuffles of `index`.
-
-    As in the loop, a batch that no gradient uses draws no Dropout masks.
-    """
+    """Yield (its number, a function that makes its batch) for each step of a phase, from the shuffles of `index`."""
 
     def make(t: int, rows: Tensor, weights: Tensor, lengths: np.ndarray) -> _Batch:
-        return _Batch(make_batch(chunk, phase, rows, lengths, index, t), weights, masks.draw(lengths))
+        return _Batch(make_batch(chunk, phase, rows, lengths, index, t), weights, masks.draw(t, lengths))
 
     masks = ChunkMasks(chunk, index)
     for first in range(0, int(counts.max()), BLOCK):

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,8 @@ class LocalSteps:
         self.structure = structure(ctx.module)
         self.index = index
         repeats, micro = not ctx.module_facts.dropout_once, bool(ctx.micro_batch)
-        self.draws = DropoutDraws(self.structure.dropout, lambda: ctx.generator(f"dropout/{index}"), repeats, micro)
+        address = (ctx.seed, ctx.client, ctx.participation, f"dropout/{index}")
+        self.draws = DropoutDraws(self.structure.dropout, address, repeats, micro)
         self.drawn_before: DropoutMasks | None = None  # masks that CUDA graphs are given
         if training and self.draws.layers and len(ctx.train) and ctx.graphs:
             self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
@@ -103,9 +105,10 @@ class LocalSteps:
         for self.batch in islice(self.batches, self.limit):
             count = len(self.batch["x"])
             if self.drawn_before:
-                self.masks = [mask[0] for mask in self.drawn_before.draw([self.draws.generator], [count])]
+                word = np.atleast_1d(self.draws.word)
+                self.masks = [mask[0] for mask in self.drawn_before.draw(word, self.taken, count)]
             else:
-                self.draws.begin_batch()
+                self.draws.begin_batch(self.taken)
             self.first, self.samples, self.taken = True, self.samples + count, self.taken + 1
             yield self.batch
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fl.execution.update_checks import checked_pair, end_hook
 from fl.method.local_training import LocalTraining, TrainingInputs, TrainingResult
 from fl.tensors.trees import Tree
 
@@ -54,9 +55,8 @@ class Trainings:
             found = stop.value
         if self.last is None:
             raise TypeError(f"{self.who} yielded nothing; it has to yield the inputs of at least one training")
-        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Mapping)):
-            raise TypeError(f"{self.who} returned {type(found).__name__}, expected (groups of the update, new state)")
-        self.groups, self.state = found
+        name = type(self.algorithm).__name__
+        self.groups, self.state = checked_pair(found, name, end_hook(self.algorithm))
 
     def ended(self, end: TrainingResult, loss: float | Tensor) -> None:
         """Take the end of the training whose inputs came last, and its mean loss."""

@@ -11,6 +11,7 @@
     memory.py      how one client's layers and batches are stored; sums of updates
     combine.py     linear combinations of a client's vectors, such as its new state
     passes.py      forward and backward pass through the layers
+    dropout.py     masks of Dropout: draws, and where they are applied
     products.py    forward and backward pass of a layer, gradient step
     norms.py       forward and backward pass of FN and LN
     losses.py      softmax cross-entropy and squared error

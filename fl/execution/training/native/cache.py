@@ -20,11 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fl.models import normalise
+from fl.models import dropout, normalise
 from fl.tensors import random
 
 TRIED = ("0.68.",)  # versions of numba whose machine code needs no more than numba's runtime
-SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(normalise.__file__), Path(random.__file__))
+_OTHERS = (Path(dropout.__file__), Path(normalise.__file__), Path(random.__file__))
+SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), *_OTHERS)
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from numba import njit, types
 
 from fl.execution.training.native import cache
 from fl.execution.training.native.combine import Combined, combine, finish_sums
+from fl.execution.training.native.dropout import Dropouts, draw_masks, masks_memory
 from fl.execution.training.native.jit import OPTIONS, inlined
 from fl.execution.training.native.losses import cross_entropy, squared_error
 from fl.execution.training.native.memory import (
@@ -131,6 +132,7 @@ _SIGNATURE = types.int64(
     *(_integers, _matrix, types.int64, _integers),  # Steps
     *(types.int64, _floats, _matrix, _matrix),  # Rule
     *(types.uint64, _integers, _read_only(types.uint64, 1), types.boolean),  # Shuffles
+    *(_integers, _read_only(types.uint64, 1)),  # Dropouts
     *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
     *(_read_only(types.int64, 2), _read_only(types.float32, 3), types.float32[:, :, ::1]),  # Combined: rows
     *(_read_only(types.float32, 3), types.float32[:, ::1]),  # Combined: sums
@@ -145,6 +147,7 @@ def _train_clients(
     steps: Steps,
     rule: Rule,
     shuffles: Shuffles,
+    dropouts: Dropouts,
     results: Results,
     combined: Combined,
     memory: np.ndarray,
@@ -173,6 +176,7 @@ def _train_clients(
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
+    masks = masks_memory(memory, end + batches * area, dropouts.shares, area)
     # inputs of the layers and the outputs, two gradients; then, if layers are normalised, activations before that
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, longest + 1), np.float32)
     order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
@@ -202,7 +206,9 @@ def _train_clients(
             if c + 1 < len(sizes) and epoch == 1:
                 begin = starts[c + 1]
                 prefetch_samples(x, labels, rows[begin + min(at - size, sizes[c + 1]) : begin + min(at, sizes[c + 1])])
-            forward_pass(client, layers, tape, scales, count, normalised)
+            if len(masks.factors):
+                draw_masks(masks, dropouts.words[c], step, layers, count, tape[0])
+            forward_pass(client, layers, tape, scales, count, normalised, masks)
             if len(labels):
                 for b in range(count):
                     if not 0 <= labels[samples[b]] < classes:
@@ -215,7 +221,7 @@ def _train_clients(
                 n_in, n_out, _, biased, _, offset, _ = layers[k]
                 weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
                 if k:
-                    backward_pass(weight, layers, tape, scales, g, k, count, normalised, below)
+                    backward_pass(weight, layers, tape, scales, g, k, count, normalised, masks, below)
                 if simple:
                     penalised_step(
                         rule, kept, client, initial, offset, g, tape[k], count, n_in, n_out, biased >= 0, rate
@@ -275,6 +281,8 @@ def _compiled(
     clients: np.ndarray,
     address: np.ndarray,
     shuffled: bool,
+    shares: np.ndarray,
+    mask_words: np.ndarray,
     out: np.ndarray,
     minus_start: bool,
     factors: np.ndarray,
@@ -293,6 +301,7 @@ def _compiled(
         Steps(counts, rates, batch, used),
         Rule(optimiser, numbers, slope, stiffness),
         Shuffles(word, clients, address, shuffled),
+        Dropouts(shares, mask_words),
         Results(out, minus_start, factors, losses, samples),
         Combined(sources, row_factors, combinations, sum_factors, sums),
         memory,
@@ -311,6 +320,7 @@ def train_clients(
     steps: Steps,
     rule: Rule,
     shuffles: Shuffles,
+    dropouts: Dropouts,
     results: Results,
     combined: Combined,
     memory: np.ndarray,
@@ -319,4 +329,4 @@ def train_clients(
 
     `memory` is float32 with at least `memory_length(...)` elements; `results`, `combined` and `memory` are written.
     """
-    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *results, *combined, memory))
+    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *dropouts, *results, *combined, memory))

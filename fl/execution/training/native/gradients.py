@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit, types
 
 from fl.execution.training.native import cache
+from fl.execution.training.native.dropout import masks_memory, take_masks
 from fl.execution.training.native.jit import OPTIONS
 from fl.execution.training.native.losses import cross_entropy, squared_error
 from fl.execution.training.native.memory import gather, padded, unpad_layers, weights_length, write_layers
@@ -22,6 +23,7 @@ _matrix, _integers = (types.Array(t, n, "C", readonly=True) for t, n in ((types.
 _SIGNATURE = types.int64(
     *(_matrix, types.Array(types.int64, 2, "C", readonly=True)),  # params, layers
     *(_matrix, _integers, _matrix, _matrix),  # x, labels, targets, weights
+    *(_integers, _matrix),  # shares, factors
     *(types.float32[:, ::1], types.float32[:, ::1], types.float32[::1]),  # out, losses, memory
 )
 
@@ -34,6 +36,8 @@ def gradients(
     labels: np.ndarray,
     targets: np.ndarray,
     weights: np.ndarray,
+    shares: np.ndarray,
+    factors: np.ndarray,
     out: np.ndarray,
     losses: np.ndarray,
     memory: np.ndarray,
@@ -47,10 +51,12 @@ def gradients(
         labels: int64 (C B,) for softmax cross-entropy; empty for the squared error.
         targets: float32 (C B, K) for half the squared error; empty for cross-entropy.
         weights: float32 (C, B), the same for all samples of a batch; 0 for pads, which come last.
+        shares: int64 (L,), as in `Dropouts` of dropout.py.
+        factors: float32 (C B, F), the Dropout masks of all layers side by side; not read without Dropout.
         out: float32 (C, P), written: the gradients of the sums of weights times losses.
         losses: float32 (C, B), written: the sum of each batch's losses, then zeros.
-        memory: float32 with at least `memory_length(layers, B, 0)` elements, written. It is zeros before the first call
-            and serves calls with the same layers and B only.
+        memory: float32 with at least `memory_length(layers, B, 0, ...)` elements, written. It is zeros before the first
+            call and serves calls with the same layers and B only.
     """
     depth, classes, width, widest = len(layers), layers[-1, 1], weights.shape[1], padded(layers[-1, 1])
     for k in range(depth):
@@ -60,6 +66,7 @@ def gradients(
     normalised = np.any(layers[:, 6] > 0)
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[2 * length : 2 * length + batches * area].reshape(batches, area)
+    masks = masks_memory(memory, 2 * length + batches * area, shares, area)
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, width + 1), np.float32)
     losses[:] = _0
     for c in range(len(weights)):
@@ -70,7 +77,9 @@ def gradients(
         samples = np.arange(c * width, c * width + count)
         write_layers(params[c], layers, client)
         gather(x, samples, layers[0, 0], tape[0])
-        forward_pass(client, layers, tape, scales, count, normalised)
+        if len(masks.factors):
+            take_masks(masks, factors, c * width, layers, count, tape[0])
+        forward_pass(client, layers, tape, scales, count, normalised, masks)
         if len(labels):
             for b in range(count):
                 if not 0 <= labels[samples[b]] < classes:
@@ -86,7 +95,7 @@ def gradients(
             n_in, n_out, _, biased, _, offset, _ = layers[k]
             end = offset + weights_length(n_in, n_out)
             if k:
-                backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, below)
+                backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
             weight_gradient(g, tape[k], count, n_in, n_out, biased >= 0, gradient[offset:], gradient[end:])
             g, below = below, g
         unpad_layers(gradient, layers, out[c])

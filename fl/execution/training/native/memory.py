@@ -47,7 +47,7 @@ def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     return int(offset + rows * padded.py_func(n_in) + padded.py_func(n_out))
 
 
-def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, copies: int) -> int:
+def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, copies: int, masked: bool = False) -> int:
     """Elements of memory that `train_clients` needs.
 
     Args:
@@ -55,12 +55,15 @@ def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, co
         longest: samples of the longest batch.
         copies: arrays of a client's size besides its parameters now and before: partial sums of each group, and for
             steps that are not plain the gradient, two moments, a slope and a stiffness.
+        masked: whether the model has Dropout.
     """
     array = np.asarray(layers)
     widest = padded.py_func(int(array[:, :2].max()))
     batches = len(array) + 3
     if array[:, 6].any():  # activations before normalisation
         batches += len(array)
+    if masked:  # masks, and inputs before they are masked
+        batches += 2 * len(array)
     return int((2 + copies) * client_length(layers) + batches * (longest + 1) * widest + BLOCK)
 
 

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import numpy as np
 
+from fl.execution.training.native.dropout import Masks, has_mask, mask_gradient, mask_inputs
 from fl.execution.training.native.jit import inlined
-from fl.execution.training.native.memory import weights_length
+from fl.execution.training.native.memory import padded, weights_length
 from fl.execution.training.native.norms import normalise, normalise_backward
-from fl.execution.training.native.products import IDENTITY, backward, forward
+from fl.execution.training.native.products import IDENTITY, backward, forward, times_slope
 
 
 @inlined
 def forward_pass(
-    client: np.ndarray, layers: np.ndarray, tape: np.ndarray, scales: np.ndarray, count: int, normalised: bool
+    client: np.ndarray,
+    layers: np.ndarray,
+    tape: np.ndarray,
+    scales: np.ndarray,
+    count: int,
+    normalised: bool,
+    masks: Masks,
 ) -> None:
-    """Write the outputs of all layers for the `count` samples of tape[0] to the tape."""
+    """Write the outputs of all layers for the `count` samples of tape[0], which are masked, to the tape."""
     depth = len(layers)
     for k in range(depth):
         n_in, n_out, _, _, activation, offset, norm = layers[k]
         weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
+        if k and has_mask(masks, k):
+            mask_inputs(masks, k, tape[k], count * padded(n_in))
         h = tape[depth + 3 + k] if normalised and norm else tape[k + 1]
         forward(weight, bias, tape[k], h, count, n_in, n_out, activation)
         if normalised and norm:
@@ -39,12 +48,19 @@ def backward_pass(
     k: int,
     count: int,
     normalised: bool,
+    masks: Masks,
     below: np.ndarray,
 ) -> None:
     """below <- the gradient in the outputs of layer k - 1, from the gradient g in those of layer k."""
     depth, n_in, n_out = len(layers), layers[k, 0], layers[k, 1]
     activation, norm = layers[k - 1, 4], layers[k - 1, 6] if normalised else 0
-    backward(weight, g, tape[k], count, n_in, n_out, IDENTITY if norm else activation, below)
+    masked = has_mask(masks, k)
+    backward(weight, g, tape[k], count, n_in, n_out, IDENTITY if norm or masked else activation, below)
+    outputs = masks.inputs[k] if masked else tape[k]
+    if masked:
+        mask_gradient(masks, k, below, count * padded(n_in))
     if norm:
         h = tape[depth + 2 + k]
-        normalise_backward(below, tape[k], h, scales[k - 1], count, n_in, norm, activation)
+        normalise_backward(below, outputs, h, scales[k - 1], count, n_in, norm, activation)
+    elif masked:
+        times_slope(below, outputs, count * padded(n_in), activation)

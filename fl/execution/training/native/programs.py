@@ -16,6 +16,7 @@ from numba import njit, types
 
 from fl.execution.training.chunk import BATCH, COUNTS, FIRST, SLOTS, SOURCE, TARGET, TERMS
 from fl.execution.training.native import cache
+from fl.execution.training.native.dropout import draw_masks, masks_memory
 from fl.execution.training.native.jit import OPTIONS, inlined, part
 from fl.execution.training.native.losses import cross_entropy, squared_error
 from fl.execution.training.native.memory import gather, pad_layers, padded, unpad_layers, weights_length
@@ -34,6 +35,7 @@ _SIGNATURE = types.int64(
     *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # x, labels, targets, rows, starts, sizes
     *(_integers, types.int64, _integers),  # counts, batch, used
     *(types.Array(types.uint64, 2, "C", readonly=True), types.boolean),  # words, shuffled
+    *(_integers, types.Array(types.uint64, 2, "C", readonly=True)),  # shares, mask_words
     *(types.float64[::1], types.int64[::1], types.float32[::1]),  # losses, samples, memory
 )
 
@@ -128,6 +130,8 @@ def run_programs(
     used: np.ndarray,
     words: np.ndarray,
     shuffled: bool,
+    shares: np.ndarray,
+    mask_words: np.ndarray,
     losses: np.ndarray,
     samples: np.ndarray,
     memory: np.ndarray,
@@ -151,9 +155,11 @@ def run_programs(
         used: see there.
         words: uint64 (C, B), hashes of the addresses of the shuffles up to the epoch, for each number of a batch.
         shuffled: False takes samples in order.
+        shares: as in `Dropouts` of dropout.py.
+        mask_words: see there; uint64 (C, B).
         losses: float64 (C,), to which the losses that count are added.
         samples: int64 (C,), to which the number of samples of all steps is added.
-        memory: float32 with at least `memory_length(layers, longest batch, slots)` elements, written.
+        memory: float32 with at least `memory_length(layers, longest batch, slots, ...)` elements, written.
     """
     depth, classes, most, widest = len(layers), layers[-1, 1], 1, padded(layers[-1, 1])
     for c in range(len(sizes)):
@@ -171,6 +177,7 @@ def run_programs(
     batches, end = 2 * depth + 3 if normalised else depth + 3, (number + 1) * length
     tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
+    masks = masks_memory(memory, end + batches * area, shares, area)
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, longest + 1), np.float32)
     kinds = words.shape[1]
     orders, keys, epochs = np.empty((kinds, most), np.int64), np.empty(most, np.uint64), np.empty(kinds, np.int64)
@@ -204,8 +211,10 @@ def run_programs(
                 taken = orders[kind, at : at + count]
                 if gathered != kind:
                     gather(x, taken, layers[0, 0], tape[0])
+                    if len(masks.factors):
+                        draw_masks(masks, mask_words[c, kind], step, layers, count, tape[0])
                     gathered = kind
-                forward_pass(client, layers, tape, scales, count, normalised)
+                forward_pass(client, layers, tape, scales, count, normalised, masks)
                 if len(labels):
                     for b in range(count):
                         if not 0 <= labels[taken[b]] < classes:
@@ -218,7 +227,7 @@ def run_programs(
                 for k in range(depth - 1, -1, -1):
                     n_in, n_out, _, biased, _, offset, _ = layers[k]
                     if k:
-                        backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, below)
+                        backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
                     combine_layer(
                         slots, operation, numbers, factor, g, tape[k], count, n_in, n_out, biased >= 0, offset, some
                     )

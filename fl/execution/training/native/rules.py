@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fl.execution.training.chunk import Wanted
@@ -18,7 +16,7 @@ from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.tensors.buffers import pooled_buffer
-from fl.tensors.combination import Combination, Factor, any_of
+from fl.tensors.combination import Combination, Factor, opposite
 from fl.tensors.params import Params
 
 _NO_FACTORS = np.empty((0, 0), np.float32)
@@ -38,17 +36,19 @@ class Sources:
         self.clients, self.start, self.trained = clients, start, trained
         self.parts: dict[int, Params] = {}  # by identity
 
-    def factors(self, combination: Params) -> dict[int, Factor]:
-        """Return the factors of a combination by column, see combine.py.
+    def factors(self, combination: Params | None) -> dict[int, Factor]:
+        """Return the factors of a combination by column, see combine.py; None: the change of the parameters.
 
         Raises:
             NotKnown: numbers of the combination have changed since it was made.
         """
+        if combination is None:
+            return {DELTA: 1.0}
         found: dict[int, Factor] = {}
         terms = Combination.single(combination).collected()
         trained = next((factor for factor, params in terms if params is self.trained), None)
         before = next((factor for factor, params in terms if params is self.start), None)
-        change = trained is not None and before is not None and not any_of(trained + before != 0)
+        change = trained is not None and before is not None and opposite(trained, before)
         for factor, params in terms:
             if params is self.trained:
                 found[DELTA if change else TRAINED] = factor
@@ -104,15 +104,22 @@ class Outputs:
         one = next((i for i, factors in enumerate(columns) if _plain_result(factors, wanted[i])), -1)
         at_once = [i for i, each in enumerate(wanted) if i != one and each.weights is not None]
         each_client = [i for i, each in enumerate(wanted) if i != one and each.weights is None]
-        all_rows, all_sums = _memory(len(each_client), clients, length), _memory(len(at_once), length)
-        buffers = {i: all_rows[k] for k, i in enumerate(each_client)} | {i: all_sums[k] for k, i in enumerate(at_once)}
+        buffers: dict[int, Tensor] = {}
         self.plain = (none.reshape(0, length), False, none)
         if one >= 0:
             weights = wanted[one].weights
-            buffers[one] = _memory(clients if weights is None else 1, length)
+            buffers[one] = pooled_buffer((clients if weights is None else 1) * length).view(-1, length)
             factors = none if weights is None else weights.float().numpy()
             self.plain = (buffers[one].numpy(), DELTA in columns[one], factors)
             buffers[one] = buffers[one] if weights is None else buffers[one][0]
+        summed = len(at_once) + (one >= 0 and wanted[one].weights is not None)
+        self.summed = 1 + len(at_once) if summed else 0
+        if one >= 0 and len(wanted) == 1 and not sources.parts:
+            self.found, self.combined = [Params(layout, (buffers[one],))], _no_combinations(clients, length)
+            return
+        rows_, sums = pooled_buffer(len(each_client) * clients * length), pooled_buffer(len(at_once) * length)
+        all_rows, all_sums = rows_.view(-1, clients, length), sums.view(-1, length)
+        buffers |= {i: all_rows[k] for k, i in enumerate(each_client)} | {i: all_sums[k] for k, i in enumerate(at_once)}
         self.found = [Params(layout, (buffers[i],)) for i in range(len(wanted))]
         self.combined = Combined(
             sources.addresses(),
@@ -121,13 +128,14 @@ class Outputs:
             sources.arrays([columns[i] for i in at_once], [wanted[i].weights for i in at_once]),
             all_sums.numpy(),
         )
-        summed = len(at_once) + (one >= 0 and wanted[one].weights is not None)
-        self.summed = 1 + len(at_once) if summed else 0
 
 
-def _memory(*shape: int) -> Tensor:
-    """Return an uninitialised float32 tensor."""
-    return pooled_buffer(math.prod(shape)).view(shape) if all(shape) else torch.empty(shape)
+@functools.lru_cache(maxsize=64)
+def _no_combinations(clients: int, length: int) -> Combined:
+    """Return the arrays of machine code that computes no combination. It writes none of them, so they are kept."""
+    factors = np.empty((0, clients, OWN), np.float32)
+    rows, sums = np.empty((0, clients, length), np.float32), np.empty((0, length), np.float32)
+    return Combined(np.empty((0, 2), np.int64), factors, rows, factors, sums)
 
 
 def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
@@ -178,13 +186,18 @@ def rates_of(phase: Phase, count: int) -> np.ndarray:
     """Return the numbers of `count` steps, (3, count): rates; for Adam also shrink and correction, see steps.py."""
     adam = phase.optimiser
     if phase.decay is None and not isinstance(adam, Adam):
-        return np.full((3, count), phase.lr, np.float32)
+        return _constant_rates(phase.lr, count)
     rates = np.array([phase.rate(step) for step in range(count)])
     if not isinstance(adam, Adam):
         return np.stack([rates, rates, rates]).astype(np.float32)
     k = np.arange(1, count + 1)
     correction = np.sqrt(1 - adam.beta2**k)
     return np.stack([rates / (1 - adam.beta1**k), 1 - rates * adam.weight_decay, correction]).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant_rates(lr: float, count: int) -> np.ndarray:
+    return np.full((3, count), lr, np.float32)
 
 
 def rows(params: Params) -> np.ndarray:

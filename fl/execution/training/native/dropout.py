@@ -1,0 +1,119 @@
+"""Dropout of one client's batch, with the masks of `fl/models/dropout.py`.
+
+    h_k <- m_k * h_k                    before layer k; m: 0, or the factor of entries that are kept
+    g <- m_k * g                        in the backward pass, before norm and activation
+
+h_0 are the samples. Masks are drawn when a batch begins, and stay for all gradients on it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fl.execution.training.native.jit import inlined, part
+from fl.execution.training.native.memory import copy, padded
+from fl.execution.training.native.shuffle import chained
+from fl.execution.training.native.vector import WIDTH, load, store
+from fl.models.dropout import HALVES
+from fl.tensors import random
+
+_0 = np.float32(0)
+_mix = inlined(random.mix)
+
+
+class Dropouts(NamedTuple):
+    """The Dropout layers of a model, and the addresses of their masks.
+
+    shares: int64 (L,), `share_of_zeros` of the inputs of each layer; 0: no Dropout.
+    words: uint64, hashes of the addresses up to the number of the batch, (C,) or for each kind of batch (C, B); not
+        read without Dropout.
+    """
+
+    shares: np.ndarray
+    words: np.ndarray
+
+
+class Masks(NamedTuple):
+    """Memory of the masks of a batch; empty without Dropout.
+
+    shares: int64 (L,), see `Dropouts`.
+    factors: float32 (L, area), the masks of the layers' inputs. Pads hold zeros.
+    inputs: float32 (L, area), the layers' inputs before they were masked.
+    words: uint64, room for the draws of one mask.
+    """
+
+    shares: np.ndarray
+    factors: np.ndarray
+    inputs: np.ndarray
+    words: np.ndarray
+
+
+@inlined
+def masks_memory(memory: np.ndarray, end: int, shares: np.ndarray, area: int) -> Masks:
+    """The memory of masks for batches of `area` numbers, from memory[end] on."""
+    depth = len(shares) if np.any(shares > 0) else 0
+    middle, last = end + depth * area, end + 2 * depth * area
+    factors, inputs = memory[end:middle].reshape(depth, area), memory[middle:last].reshape(depth, area)
+    factors[:] = _0
+    return Masks(shares, factors, inputs, np.empty((area + 1) // 2 if depth else 0, np.uint64))
+
+
+@inlined
+def has_mask(masks: Masks, k: int) -> bool:
+    """Whether the inputs of layer k are masked."""
+    return len(masks.factors) > 0 and masks.shares[k] > 0
+
+
+@part
+def draw_masks(masks: Masks, word: np.uint64, number: int, layers: np.ndarray, count: int, samples: np.ndarray) -> None:
+    """Draw the masks of batch `number` of `count` samples, and mask the samples."""
+    call, halves = 0, masks.words.view(np.uint32)
+    for k in range(len(layers)):
+        if not has_mask(masks, k):
+            continue
+        n, words, share = layers[k, 0], masks.words, masks.shares[k]
+        wide, key = padded(n), chained(chained(word, number), call)
+        factor, least = np.float32(HALVES / (HALVES - share)), np.uint32(share)
+        for i in range((count * n + 1) // 2):
+            words[i] = _mix(key + np.uint64(i + 1) * random.GOLDEN)
+        for b in range(count):
+            own, drawn = masks.factors[k, b * wide : b * wide + n], halves[b * n : (b + 1) * n]
+            for i in range(n):
+                own[i] = factor if drawn[i] >= least else _0
+        call += 1
+    if has_mask(masks, 0):
+        mask_inputs(masks, 0, samples, count * padded(layers[0, 0]))
+
+
+@part
+def take_masks(masks: Masks, rows: np.ndarray, first: int, layers: np.ndarray, count: int, samples: np.ndarray) -> None:
+    """Copy the masks of `count` samples from rows[first :], which hold those of all layers; mask the samples."""
+    column, flat, width = 0, rows.reshape(-1), rows.shape[1]
+    for k in range(len(layers)):
+        if has_mask(masks, k):
+            n = layers[k, 0]
+            for b in range(count):
+                copy(flat, (first + b) * width + column, n, masks.factors[k], b * padded(n))
+            column += n
+    if has_mask(masks, 0):
+        mask_inputs(masks, 0, samples, count * padded(layers[0, 0]))
+
+
+@inlined
+def mask_inputs(masks: Masks, k: int, h: np.ndarray, n: int) -> None:
+    """h[:n] <- m h[:n], the inputs of layer k; keep h."""
+    factors, inputs = masks.factors[k], masks.inputs[k]
+    for i in range(0, n, WIDTH):
+        v = load(h, i)
+        store(inputs, i, v)
+        store(h, i, v * load(factors, i))
+
+
+@inlined
+def mask_gradient(masks: Masks, k: int, g: np.ndarray, n: int) -> None:
+    """g[:n] <- m g[:n], the gradient in the inputs of layer k."""
+    factors = masks.factors[k]
+    for i in range(0, n, WIDTH):
+        store(g, i, load(g, i) * load(factors, i))
