@@ -16,11 +16,11 @@ Equals FedAvg: eta=0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from fl import (
     Batch,
@@ -28,6 +28,9 @@ from fl import (
     LocalSteps,
     Params,
     Reply,
+    StepContext,
+    TrainingInputs,
+    TrainingResult,
     Tree,
     checks,
     elementwise,
@@ -80,25 +83,12 @@ class FedALA(Personal):
         if self.eta == 0:
             logging.getLogger(__name__).warning("client: fedala with eta=0 keeps W = 1; this is FedAvg")
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        start, weights = self.start_and_weights(ctx)
-        received = ctx.received["model"]
-        reply = super().work(name, replace(ctx, received={"model": start}, state=None), carry)
-        change = reply.update.groups["model"]
-        local = start + change
-        sent = change if start is received else local - received
-        return Reply(
-            replace(reply.update, groups={"model": sent}),
-            {"personal": local, "weights": weights, "learnt": ctx.state is not None},
-        )
+    def prepare(self, ctx: ClientContext, inputs: TrainingInputs) -> Tree:
+        """Return the start of local training, W, and whether the client has an old model. W is learnt on its data."""
+        start, weights = self.start_and_weights(ctx, inputs)
+        return {"start": start, "weights": weights, "learnt": torch.tensor(ctx.state is not None)}
 
-    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        return ctx.net(self.start_and_weights(ctx)[0])
-
-    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
-        return replace(ctx, received={**ctx.received, "model": reply.state["personal"]}, state=None)
-
-    def start_and_weights(self, ctx: ClientContext) -> tuple[Params, Params]:
+    def start_and_weights(self, ctx: ClientContext, inputs: TrainingInputs) -> tuple[Params, Params]:
         """Return the start of local training and W, learnt on the client's data."""
         received = ctx.received["model"]
         names = head_names(ctx.module, received) if self.layers is None else match(received, self.layers)
@@ -106,9 +96,12 @@ class FedALA(Personal):
             ones = received.select(names).layout.zeros() + 1.0
             return received, ones if ctx.state is None else ctx.state["weights"]
         top, old, weights = received.select(names), ctx.state["personal"].select(names), ctx.state["weights"]
+        at = StepContext(
+            **vars(inputs), phase=self.phases(ctx.round, ctx.rounds)[0], start=received, module_facts=ctx.module_facts
+        )
         whole, losses = replace(ctx, limit=None), list[float]()  # a deadline cuts local steps, not this
         for epoch in range(1 if ctx.state["learnt"] else self.first_epochs):
-            steps = LocalSteps(self, whole, index=f"ala/{epoch}", batches=self.sampled(ctx, epoch))
+            steps = LocalSteps(self, whole, at=at, index=f"ala/{epoch}", batches=self.sampled(ctx, epoch))
             for _ in steps:
                 gradient = steps.gradient(received.replace(towards(old, top, weights)))
                 weights = learnt(weights, gradient.select(names), old, top, self.eta)
@@ -116,6 +109,21 @@ class FedALA(Personal):
             if len(losses) > self.window and np.std(losses[-self.window :]) < self.threshold:
                 break
         return received.replace(towards(old, top, weights)), weights
+
+    def start(self, inputs: TrainingInputs) -> Params:
+        return inputs.prepared["start"]
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        received, local = end.received["model"], end.start + end.delta
+        sent = end.delta if end.start is received else local - received
+        return {"model": sent}, {
+            "personal": local,
+            "weights": end.prepared["weights"],
+            "learnt": end.prepared["learnt"],
+        }
+
+    def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
+        return replace(ctx, received={**ctx.received, "model": reply.state["personal"]}, state=None)
 
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         """Return one epoch over the share `sample`, from round 1 on: in round 0 no client has an old model.

@@ -11,25 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import torch
 
 from fl import (
-    ClientContext,
     LocalTraining,
     Params,
     Penalty,
-    Reply,
     StepContext,
+    TrainingInputs,
+    TrainingResult,
     Tree,
-    Update,
     checks,
     register,
     zeros_like,
 )
 
-from .fedewc import fisher, springs
+from .fedewc import springs
+
+NEVER = -2  # the round of the parts of a client that has none; the server's first sums are of round -1
 
 
 def of_others(received: Mapping[str, Tree], state: Tree, sums_of_round: int) -> tuple[Params, Params]:
@@ -37,12 +39,11 @@ def of_others(received: Mapping[str, Tree], state: Tree, sums_of_round: int) -> 
 
     Args:
         received: the groups "fisher" and "pull", sums over all clients of a round.
-        state: the client's own parts and their round; None if it has none.
+        state: the client's own parts and their round.
         sums_of_round: the round that the sums come from.
     """
-    if state is None or state["round"] != sums_of_round:
-        return received["fisher"], received["pull"]
-    return received["fisher"] - state["fisher"], received["pull"] - state["pull"]
+    own = state["round"] == sums_of_round
+    return received["fisher"] - own * state["fisher"], received["pull"] - own * state["pull"]
 
 
 @register("client", "fedcurv")
@@ -73,15 +74,16 @@ class FedCurv(LocalTraining):
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         return sizes if self.lam else np.zeros_like(sizes)
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        reply = super().work(name, ctx, carry)
-        model = ctx.received["model"]
-        if self.lam:
-            trained = model + reply.update.groups["model"]
-            own = fisher(ctx, trained)
-            parts = {"fisher": own, "pull": own * trained}
-        else:
-            parts = {"fisher": zeros_like(model), "pull": zeros_like(model)}
-        update = Update({**reply.update.groups, **parts}, reply.update.num_examples, reply.update.metrics)
-        state: dict[str, Any] = {**parts, "round": ctx.round}
-        return Reply(update, state if self.lam else None)
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        if not self.lam:
+            return None
+        model = inputs.received["model"]
+        return {"fisher": zeros_like(model), "pull": zeros_like(model), "round": torch.tensor(NEVER)}
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        trained = end.received["model"] + end.delta
+        if not self.lam:
+            return {"model": end.delta, "fisher": zeros_like(trained), "pull": zeros_like(trained)}, None
+        own = end.fisher(trained)
+        parts = {"fisher": own, "pull": own * trained}
+        return {"model": end.delta, **parts}, {**parts, "round": torch.full_like(end.state["round"], end.round)}

@@ -9,17 +9,12 @@ Equals FedAvg: lam=0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from fl import ClientContext, LocalTraining, Params, Penalty, Reply, StepContext, Tree, Update, register, zeros_like
-
-ELEMENTS = 1 << 22  # elements of the gradients that are held at once
+from fl import ClientContext, LocalTraining, Params, Penalty, Reply, StepContext, Tree, Update, fisher, register
 
 
 def springs(fisher: Params, pull: Params, lam: float) -> Penalty:
@@ -31,23 +26,6 @@ def springs(fisher: Params, pull: Params, lam: float) -> Penalty:
         lam: strength of all springs.
     """
     return Penalty(lam * fisher, slope=-lam * pull)
-
-
-def fisher(ctx: ClientContext, model: Params) -> Params:
-    """Return the mean of squared per-sample gradients over the client's training data; zeros without data."""
-    net, total = ctx.net(model), zeros_like(model)
-    assert isinstance(net, nn.Module)
-
-    def loss(tensors: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> Tensor:
-        batch = {name: value[None] for name, value in sample.items()}
-        return ctx.task.loss(torch.func.functional_call(net, dict(tensors), (batch["x"],)), batch).sum()
-
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
-    block, tensors = max(1, ELEMENTS // model.numel), {name: model[name] for name in model}
-    for a in range(0, len(ctx.train), block):
-        for name, grads in gradients(tensors, ctx.train.take(slice(a, a + block))).items():
-            total[name].add_(grads.square().sum(0))
-    return total.mul_(1 / max(len(ctx.train), 1))
 
 
 @register("client", "fedewc")
@@ -74,7 +52,5 @@ class FedEWC(LocalTraining):
     def extra_samples(self, sizes: np.ndarray, round_: int, rounds: int, name: str = "train") -> np.ndarray:
         return sizes if name == "fisher" else np.zeros_like(sizes)
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if name == "fisher":
-            return Reply(Update({"fisher": fisher(ctx, ctx.received["model"])}, len(ctx.train)))
-        return super().work(name, ctx, carry)
+    def answer(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        return Reply(Update({"fisher": fisher(ctx, ctx.received["model"])}, len(ctx.train)))

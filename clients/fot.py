@@ -15,14 +15,25 @@ sends zeros.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl import ClientContext, LocalTraining, Params, Reply, Tree, Update, input_statistics, register, subspace
+from fl import (
+    ClientContext,
+    LocalTraining,
+    Params,
+    Reply,
+    TrainingResult,
+    Tree,
+    Update,
+    input_statistics,
+    register,
+    subspace,
+)
 
 BLOCK = 128  # samples whose inputs are held at once
 
@@ -41,14 +52,12 @@ class FOT(LocalTraining):
             return np.zeros_like(sizes), np.zeros_like(sizes)
         return super().workload(sizes, round_, rounds, name)
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if name == "gpse":
-            model = ctx.received["model"] if carry is None else carry
-            return Reply(Update({"sketch": layer_statistics(ctx, model)}, len(ctx.train)))
-        reply = super().work(name, ctx, carry)
-        if ctx.config.get("carry"):
-            return replace(reply, carry=ctx.received["model"] + reply.update.groups["model"])
-        return reply
+    def carry(self, end: TrainingResult) -> Tree:
+        return end.received["model"] + end.delta if end.config.get("carry") else None
+
+    def answer(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        model = ctx.received["model"] if carry is None else carry
+        return Reply(Update({"sketch": layer_statistics(ctx, model)}, len(ctx.train)))
 
 
 def layer_statistics(ctx: ClientContext, model: Params) -> Mapping[str, Any]:

@@ -3,20 +3,18 @@
     j = argmin_j mean training loss of model_j;    send (j, w - model_j)
 
 Ghosh, Chung, Yin, Ramchandran 2020, arXiv:2006.04088, Algorithm 1.  Among equal losses the first wins.  A client
-predicts with the model that it would choose now; a client without training data (and the server) with model 0. Loop
-only: the trained model depends on the client's data.
+predicts with the model that it would choose now; a client without training data (and the server) with model 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from fl import ClientContext, LocalTraining, Params, Reply, Table, Tree, register
+from fl import ClientContext, LocalTraining, Params, Reply, Table, TrainingInputs, TrainingResult, Tree, register
 
 from .measure import mean_loss
 
@@ -29,20 +27,19 @@ class IFCA(LocalTraining):
     sends: ClassVar[tuple[str, ...]] = ("clusters",)
     receives: ClassVar[tuple[str, ...]] = ("models",)
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        j = self.choice(ctx)
-        update = super().work(name, replace(ctx, received={"model": ctx.received["models"][j]}), carry).update
-        change = update.groups["model"].compact()
-        chosen = Table(torch.tensor([j]), change[None], torch.tensor([len(ctx.train)]))
-        return Reply(replace(update, groups={"clusters": chosen}, owned=False))
-
-    def choice(self, ctx: ClientContext) -> int:
-        """Return the index of the received model that fits the client's training data best."""
+    def prepare(self, ctx: ClientContext, inputs: TrainingInputs) -> Tree:
+        """Return the index of the received model that fits the client's training data best, and this model."""
         models = ctx.received["models"]
-        return min(range(len(models)), key=lambda j: mean_loss(ctx, models[j])) if len(models) > 1 else 0
+        j = min(range(len(models)), key=lambda j: mean_loss(ctx, models[j])) if len(models) > 1 else 0
+        return {"index": torch.tensor(j), "model": models[j]}
 
-    def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
-        return ctx.net(ctx.received["models"][self.choice(ctx)])
+    def start(self, inputs: TrainingInputs) -> Params:
+        return inputs.prepared["model"]
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        key, change = end.prepared["index"], end.delta.compact()
+        count = torch.as_tensor(end.num_examples)
+        return {"clusters": Table(key[..., None], change[..., None, :], count[..., None])}, None
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
         models, chosen = list(ctx.received["models"]), reply.update.groups["clusters"]

@@ -11,7 +11,7 @@ augmented, for each batch as the model sees it.
 With `projection` a head of two layers lies between the model's body and its last layer, as in the paper:
 body -> Linear(h, h) -> ReLU -> Linear(h, projection) -> last layer; z is then the head's output.
 Differs from the paper: without `projection` there is no head; the paper's has the width 256.
-Loop only: representations are recorded inside the module.
+Loop only: a client trains on arrays of its own, the representations of its samples.
 Equals FedAvg: mu=0.
 """
 

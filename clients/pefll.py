@@ -43,10 +43,8 @@ class PeFLL(LocalTraining):
     classes_only: ClassVar[bool] = True
     example_config: ClassVar[Mapping[str, Any]] = {"client.steps": None}
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if name == "describe":
-            return self.describe(ctx)
-        return self.backward(ctx, carry) if name == "backward" else super().work(name, ctx, carry)
+    def answer(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        return self.describe(ctx) if name == "describe" else self.backward(ctx, carry)
 
     def describe(self, ctx: ClientContext) -> Reply:
         """Send the descriptor of a batch, and carry the batch's positions and the embedding network."""

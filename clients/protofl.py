@@ -6,7 +6,7 @@ The server gives each client its prototype before round 0 (`strategies/protofl.p
 one, e = 0 and the client does not move the model. A score is cos(g(f(x)), e); phase 2, `clients/flow.py`, is better.
 Kim, Kwak, Jung, Shin, Kim, Kim 2023, arXiv:2307.12450. The paper has no public code: this is a reconstruction from its
 abstract.
-Equals FedAvg: no setting; there are no classes to learn.  Loop only: before round 0 the client does other work, too.
+Equals FedAvg: no setting; there are no classes to learn.
 """
 
 from __future__ import annotations
@@ -85,12 +85,10 @@ class ProtoFL(LocalTraining):
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return {"prototype": torch.zeros_like(inputs.initial.trained["projection.bias"])}
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+    def answer(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
         if name == "describe":
             return Reply(Update({"feature": self._mean_feature(ctx)}, len(ctx.train)))
-        if name == "keep":
-            return Reply(Update({}, len(ctx.train)), {"prototype": ctx.received["prototype"][0]})
-        return super().work(name, ctx, carry)
+        return Reply(Update({}, len(ctx.train)), {"prototype": ctx.received["prototype"][0]})
 
     def workload_of_views(
         self, labelled: np.ndarray, unlabelled: np.ndarray, round_: int, rounds: int, name: str = "train"

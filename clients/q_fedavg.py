@@ -4,30 +4,31 @@
 
 Li, Sanjabi, Beirami, Smith 2020, arXiv:1905.10497, Algorithm 2 (there times L = 1 / lr, see
 `strategies/q_fedavg.py`); delta = w - received.  As in the authors' program 1e-10 is added to F.  A client without
-data sends zeros.  The paper's q are 0.001 to 5; a larger q makes shorter steps.  Loop only: F takes a forward pass
-over the data before training.
+data sends zeros.  The paper's q are 0.001 to 5; a larger q makes shorter steps.
 Equals FedAvg: q=0 is FedAvg with uniform weights.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from fl import ClientContext, LocalTraining, Reply, Tree, checks, dot, register
+from fl import ClientContext, LocalTraining, Reply, TrainingInputs, TrainingResult, Tree, checks, dot, register
 
 from .measure import mean_loss
 
 
-def weight(loss: float, q: float) -> float:
+def weight(loss: Tensor, q: float) -> Tensor:
     """Return F^q."""
     return (loss + 1e-10) ** q
 
 
-def curvature(loss: float, q: float, square: float, lr: float) -> float:
+def curvature(loss: Tensor, q: float, square: Tensor, lr: float) -> Tensor:
     """Return h / L for a client whose change has the squared norm `square`."""
     return weight(loss, q) + q * weight(loss, q - 1) * square / lr
 
@@ -55,16 +56,21 @@ class QFedAvg(LocalTraining):
         if self.q == 0:
             logging.getLogger(__name__).warning("q=0: this is fedavg with weights=uniform")
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        loss = mean_loss(ctx, ctx.received["model"])
-        update = super().work(name, ctx, carry).update
-        delta, lr = update.groups["model"], self.phases(ctx.round, ctx.rounds)[0].lr
-        h = curvature(loss, self.q, float(dot(delta, delta)), lr) if len(ctx.train) else 0.0
-        groups = {"model": weight(loss, self.q) * delta, "h": torch.tensor(h)}
-        return Reply(replace(update, groups=groups, metrics={**update.metrics, "received_loss": loss}, owned=False))
+    def prepare(self, ctx: ClientContext, inputs: TrainingInputs) -> Tree:
+        """Return F, the mean training loss at the received model."""
+        return torch.tensor(mean_loss(ctx, ctx.received["model"]), dtype=torch.float64)
+
+    def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
+        loss, delta, lr = end.prepared, end.delta, self.phases(end.round, end.rounds)[0].lr
+        h = curvature(loss, self.q, dot(delta, delta), lr)
+        h = torch.where(torch.as_tensor(end.num_examples) > 0, h, 0.0)
+        return {"model": weight(loss, self.q) * delta, "h": h.float()}, None
+
+    def metrics(self, end: TrainingResult) -> Mapping[str, float | Tensor]:
+        return {"received_loss": end.prepared}
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
-        factor = weight(float(reply.update.metrics["received_loss"]), self.q)
+        factor = weight(torch.as_tensor(reply.update.metrics["received_loss"]), self.q)
         delta = reply.update.groups["model"] / factor
         return super().context_after_training(
             ctx, replace(reply, update=replace(reply.update, groups={"model": delta}))

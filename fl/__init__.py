@@ -28,7 +28,8 @@ _HOMES = {
         "fl.method.requests": "Evaluate EvaluateModel Exchange ExchangeResult ServerWork Transfer",
         "fl.method.client": "ClientAlgorithm",
         "fl.method.context": "ClientContext Reply",
-        "fl.method.local_training": "LocalTraining Step StepContext TrainingInputs TrainingResult Trainings",
+        "fl.method.local_training": "LocalTraining",
+        "fl.method.training_values": "Step StepContext TrainingInputs TrainingResult Trainings",
         "fl.method.facts": "class_counts",
         "fl.method.penalty": "Penalty",
         "fl.method.phase": "Phase rate_at",
@@ -48,6 +49,7 @@ _HOMES = {
         "fl.privacy.clipping": "Clipping Counts",
         "fl.method.optimiser": "SGD Adam LRSchedule Optimiser",
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
+        "fl.execution.training.fisher": "fisher",
         "fl.execution.training.steps": "Descent LocalSteps",
         "fl.execution.training.server": "train_on_rows",
         "fl.data": "image_bytes",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     # isort: off
     from fl.communication.codecs.top_k import TopK as TopK, keep_largest as keep_largest
     from fl.errors import ConfigError as ConfigError
+    from fl.execution.training.fisher import fisher as fisher
     from fl.execution.training.steps import Descent as Descent, LocalSteps as LocalSteps
     from fl.execution.training.server import train_on_rows as train_on_rows
     from fl.method.adversary import Adversary as Adversary, AttackContext as AttackContext
@@ -100,8 +103,8 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     )
     from fl.privacy.secure.protocol import SecureProtocol as SecureProtocol
     from fl.method.client import ClientAlgorithm as ClientAlgorithm
-    from fl.method.local_training import (
-        LocalTraining as LocalTraining,
+    from fl.method.local_training import LocalTraining as LocalTraining
+    from fl.method.training_values import (
         Step as Step,
         StepContext as StepContext,
         TrainingInputs as TrainingInputs,

@@ -400,12 +400,11 @@ class Poisoned:
 
 # -- clients that fail ------------------------------------------------------------------------------------------------
 def fail_in_round(patch: pytest.MonkeyPatch, algorithm: type[ClientAlgorithm], round_: int, work: set[str]) -> None:
-    """Have all clients of an algorithm fail at some work in one round."""
-    works = algorithm.work
+    """Have all clients of an algorithm, which has no `work` of its own, fail at some work in one round."""
 
     def failing(self: ClientAlgorithm, name: str, ctx: ClientContext, carry: Any) -> Reply:
         if ctx.round == round_ and name in work:
             raise RuntimeError("no battery")
-        return works(self, name, ctx, carry)
+        return super(algorithm, self).work(name, ctx, carry)
 
     patch.setattr(algorithm, "work", failing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -164,6 +164,12 @@ class BatchedWork(ClientWork):
             and (overrides(algorithm, "step") or users_training(algorithm, self.task))
         )
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Config values of the broadcast, which all clients share."""
+        config = self.dispatch.broadcast.config
+        return {} if callable(config) else config
+
     def resume(self) -> None:
         """Watch the module and the global generators, unless clients run no code."""
         self.generators = GeneratorWatch() if self.runs_client_code else None
@@ -214,10 +220,10 @@ class BatchedWork(ClientWork):
                 self.device.computing(),
                 self.isolated,
             ):
-                update, states = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
-            self.groups.check(int(clients[0]), update.groups, chunk.received, chunk.initial.trained)
-            states, common = self.device.fetch(states), self.downloads.common
-            keep = self._keeper(positions, records, states)
+                reply = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
+            self.groups.check(int(clients[0]), reply.update.groups, chunk.received, chunk.initial.trained)
+            update, common = reply.update, self.downloads.common
+            keep = self._keeper(positions, records, self.device.fetch(reply.state), self.device.fetch(reply.carry))
             if weights is not None and batched.is_summed(update):
                 uploaded = self.uploads.upload_sums(positions, update, weights, keep)
             else:
@@ -245,7 +251,7 @@ class BatchedWork(ClientWork):
             job.rounds,
             d.number,
             self.downloads.common,
-            {} if callable(d.broadcast.config) else d.broadcast.config,
+            self.config,
             self.device.put(states),
             job.arrays,
             self.partition.indices,
@@ -258,29 +264,47 @@ class BatchedWork(ClientWork):
             None if stacked is None else (known, self.device.put(stacked)),
             job.strong,
             self.partition.unlabelled[clients] if self.has_unlabelled else None,
-            None if self.facts is None else self._stacked_facts(clients),
+            None if self.facts is None else self._stacked("facts", clients, [self.facts_of(int(c)) for c in clients]),
         )
+        algorithm = job.algorithm
+        assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
+        if overrides(algorithm, "prepare"):
+            own = states if stacked is None else _by_client(known, stacked)
+            chunk = replace(chunk, prepared=self._stacked("prepare", clients, self._prepared(clients, own)))
         return chunk, records
 
-    def _stacked_facts(self, clients: np.ndarray) -> Tree:
-        """Return the facts of the data of `clients` (C,), each leaf (C, ...)."""
-        facts = [self.facts_of(int(client)) for client in clients]
-        first = [tuple(leaf.shape) for leaf in leaves(facts[0])]
-        for client, each in zip(clients, facts):
+    def _prepared(self, clients: np.ndarray, states: Sequence[Tree]) -> list[Tree]:
+        """Return what each of `clients` (C,) with these states prepares."""
+        algorithm, found = self.job.algorithm, []
+        assert isinstance(algorithm, LocalTraining)
+        for client, state in zip(clients.tolist(), states):
+            ctx = self.client_context(client, self.downloads.common, self.config, None)
+            ctx = replace(ctx, state=self.device.put(state))
+            with span("compute", "prepare", client), during("prepare"), self.device.computing(), self.isolated:
+                found.append(algorithm.inputs(ctx).prepared)
+        return found
+
+    def _stacked(self, hook: str, clients: np.ndarray, values: list[Tree]) -> Tree:
+        """Return what a hook has returned for each of `clients` (C,), each leaf (C, ...)."""
+        first = [tuple(leaf.shape) for leaf in leaves(values[0])]
+        for client, each in zip(clients, values):
             if (shapes := [tuple(leaf.shape) for leaf in leaves(each)]) != first:
                 name = type(self.job.algorithm).__name__
                 raise ValueError(
-                    f"facts of {name} have shapes {first} for client {clients[0]} and {shapes} for client {client}; "
-                    "clients that train together need the same shapes. Return the same, or set one_at_a_time = True"
+                    f"{hook} of {name} returned shapes {first} for client {clients[0]} and {shapes} for client "
+                    f"{client}; clients that train together need the same shapes. Return the same, or set "
+                    "one_at_a_time = True"
                 )
-        return stack(facts)
+        return stack(values)
 
     def _keeper(
-        self, positions: np.ndarray, records: Sequence[Tree], states: Tree
+        self, positions: np.ndarray, records: Sequence[Tree], states: Tree, carries: Tree
     ) -> Callable[[dict[str, Residuals]], None]:
-        """Return what writes the clients' new records, given what their codecs lost."""
+        """Return what writes the clients' carries and new records, given what their codecs lost."""
 
         def keep(residuals: dict[str, Residuals]) -> None:
+            if carries is not None:
+                self.columns.add(positions, {"carry": self.worker.scratch.append_rows(carries, len(positions))})
             if self.uploads.feedback:
                 where = self._append_records(positions, records, states, residuals)
                 self.columns.add(positions, {"state": where})
@@ -304,3 +328,9 @@ class BatchedWork(ClientWork):
         ]
         rooms = [None] * len(kept) if room is None else room
         return np.array([self.worker.states.append(one, own) for one, own in zip(kept, rooms)])
+
+
+def _by_client(known: np.ndarray, stacked: Tree) -> list[Tree]:
+    """Return the states of clients (C,): rows of `stacked` for those that are `known`, None for the others."""
+    rows = iter(range(int(known.sum())))
+    return [row(stacked, next(rows)) if has else None for has in known]

@@ -101,23 +101,31 @@ def check_numbers(update: Update, clients: np.ndarray) -> None:
 
 
 def check_stacked(
-    groups: Mapping[str, Tree], state: Tree, count: int, who: str, hook: str = "finish", shared: Tree = None
+    groups: Mapping[str, Tree],
+    state: Tree,
+    carry: Tree,
+    count: int,
+    who: str,
+    hook: str = "finish",
+    shared: Tree = None,
 ) -> None:
-    """Check what `finish` returned for clients that were trained together: each leaf has a leading axis of clients.
+    """Check what hooks returned for clients that were trained together: each leaf has a leading axis of clients.
 
     Args:
         groups: groups of the update.
         state: the clients' new states.
+        carry: what the clients keep until the next exchange.
         count: number of clients.
         who: name of the client algorithm.
-        hook: the hook that returned them.
+        hook: the hook that returned groups and states.
         shared: what all clients received. Its tensors have no axis of clients, also if as many rows as clients.
 
     Raises:
         ValueError: a leaf has no axis of clients. The message names it.
     """
     of_all = {leaf.untyped_storage().data_ptr() for _, leaf in named_leaves(shared) if isinstance(leaf, Tensor)}
-    for name, leaf in (*named_leaves(groups), *named_leaves(state, "state")):
+    found = [(hook, each) for each in (*named_leaves(groups), *named_leaves(state, "state"))]
+    for hook, (name, leaf) in (*found, *(("carry", each) for each in named_leaves(carry, "carry"))):
         if isinstance(leaf, Params):  # its axes are known, whatever the shapes of its tensors
             stacked, first = leaf.batch[:1] == (count,), next(iter(leaf), None)
             shape = () if first is None else tuple(leaf[first].shape)

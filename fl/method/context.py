@@ -101,7 +101,7 @@ class ClientContext:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client algorithm returns.
+    """What a client algorithm returns. With C clients that trained together each leaf has a leading axis C.
 
     Attributes:
         update: the update to send.

@@ -13,9 +13,12 @@ from fl import checks, registry
 _REPLACED = {
     "step": (("gradient",), "call super().step(step), or put its work into step()"),
     "trainings": (("finish",), "end trainings() with return self.finish(end)"),
-    "work": (("step", "trainings", "metrics"), "call super().work(name, ctx, carry), or put its work into work()"),
+    "work": (
+        ("step", "trainings", "metrics", "carry", "answer"),
+        "call super().work(name, ctx, carry), or put its work into work()",
+    ),
 }
-_RUNS_THE_LOOP = "training_loop"  # what the default of `work` calls
+_RUN_THE_LOOP = {"training_loop", "train_alone"}  # what the default of `work` calls; they call no `answer`
 
 
 def check_hooks(kind: type, base: type) -> None:
@@ -45,7 +48,9 @@ def _fault(kind: type, base: type) -> str | None:
             own = registry.definer(kind, hook)
             if own is base or not issubclass(own, by) or not callable(getattr(kind, hook)):
                 continue
-            called = {hook, _RUNS_THE_LOOP} - {"gradient"}  # this name is also that of `step.gradient`
+            called = {hook} - {"gradient"}  # this name is also that of `step.gradient`
+            if hook != "answer":
+                called |= _RUN_THE_LOOP
             if named.isdisjoint(called) and caller not in set(_attributes(vars(by)[caller])):
                 return (
                     f"nothing calls {own.__name__}.{hook}(), because {by.__name__}.{caller}() "

@@ -2,6 +2,7 @@
 
     extend(module, shape, outputs)      the model, with own parts       default: the model
     facts(view, task, outputs)          facts of a client's data        default: None
+    prepare(ctx, inputs)                values found before training    default: None
     first_state(inputs)                 state of a new client           default: None
     samples(ctx)                        samples to train on             default: the labelled rows
     start(inputs)                       initial local parameters        default: the received model
@@ -13,10 +14,12 @@
     step(step)                          one local step                  default: one gradient, one step along it
     finish(end)                         (groups to send, new state)     default: {"model": local minus start}, None
     metrics(end)                        numbers beside the loss         default: {}
+    carry(end)                          kept until the next exchange    default: None
     trainings(inputs)                   trainings, one after another    default: one; then `finish`
 
 A client with private tensors, such as a head, keeps them in its state and inserts them in `start`. A method with
-several gradients of a batch overrides `step`, and one that trains several models overrides `trainings`.
+several gradients of a batch overrides `step`, and one that trains several models overrides `trainings`. An exchange
+whose work is not "train" is answered by `answer`.
 
 The engine owns batches, Dropout masks, means, updates and the loop. It runs the same hooks for one client or for C
 clients at once: `Params` then hold C clients, and numbers per client are tensors (C,).
@@ -24,12 +27,12 @@ clients at once: `Params` then hold C clients, and numbers per client are tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl.checks import not_negative, one_of, positive, within
 from fl.data.views import Batch, View
@@ -41,149 +44,13 @@ from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.optimiser_memory import OptimiserState, require_memory
 from fl.method.penalty import Penalty
 from fl.method.phase import LastBatch, Phase, rate_at
+from fl.method.training_values import Step, StepContext, TrainingInputs, TrainingResult, Trainings
 from fl.method.views import TrainingView
-from fl.models.binding import Initial, outputs_under
-from fl.models.probe import ModuleFacts
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 
 if TYPE_CHECKING:
     from fl.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """What local training starts from.
-
-    Attributes:
-        received: groups of the broadcast by name, the same for all clients that train together.
-        state: the client's state; with C clients each leaf has a leading axis C.
-        config: values of the broadcast's `config`.
-        initial: the model's tensors at the start of the run.
-        facts: what `LocalTraining.facts` returned for the client's training data; with C clients each leaf has a
-            leading axis C.
-        training: name of the training, for methods with several of them, see `LocalTraining.trainings`.
-        module: the model; its tensors are not those of the client.
-    """
-
-    received: Mapping[str, Tree]
-    state: Tree
-    config: Mapping[str, Any]
-    initial: Initial
-    facts: Tree = field(default=None, kw_only=True)
-    training: str = field(default="train", kw_only=True)
-    module: nn.Module | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class StepContext(TrainingInputs):
-    """What the hooks of a step know besides the batch.
-
-    Attributes:
-        phase: the current phase.
-        start: the parameters that the phase trains, as they were at its start.
-        module_facts: what the model does beside computing outputs.
-    """
-
-    phase: Phase
-    start: Params
-    module_facts: ModuleFacts = field(default=ModuleFacts(), kw_only=True)
-
-    def under(self, params: Params, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the model's outputs for x under other parameters, in evaluation mode and without gradients.
-
-        Evaluation mode means: no Dropout. An objective may call it in every plan. The training goes on with its own
-        parameters and mode.
-
-        Args:
-            params: for example `at.received["model"]`, or an old model in `at.state`. Tensors missing from them keep
-                their initial values. In the hook `gradient` they may hold C clients, (C, ...); then x is the same for
-                all clients, and each output has a leading axis C.
-            x: inputs (B, ...).
-            args: further arguments of the model's `forward`.
-            kwargs: further keyword arguments of the model's `forward`.
-        """
-        if self.module is None:
-            raise ValueError("module: this context has none; make it with module=...")
-        if self.module_facts.writes_parameters:  # such a pass must not change what was received
-            params = params.clone()
-        return outputs_under(self.module, params, self.initial, (x, *args), kwargs)
-
-
-@dataclass(frozen=True)
-class TrainingResult(TrainingInputs):
-    """The end of local training of one client; with C clients each number is a tensor (C,).
-
-    Attributes:
-        start: the local parameters before the first step.
-        params: the local parameters after the last step.
-        steps: number of steps.
-        lr_sum: sum of the learning rates of all steps, without the factors of `Phase.rates`.
-        num_examples: number of training samples of the client.
-        full_gradient: function of parameters; mean gradient of the objective over the client's training data.
-        memory: what `step_memory` returned, as the steps of the last phase left it.
-    """
-
-    start: Params
-    params: Params
-    steps: int | Tensor
-    lr_sum: float | Tensor
-    num_examples: int | Tensor
-    full_gradient: Callable[[Params], Params]
-    memory: Mapping[str, Tree] = field(default_factory=dict)
-
-    @property
-    def delta(self) -> Params:
-        """The local parameters minus `start`."""
-        return self.params - self.start
-
-
-Trainings: TypeAlias = Generator[TrainingInputs, TrainingResult, tuple[Mapping[str, Tree], Tree]]
-
-
-class Step(Protocol):
-    """One local step, which `LocalTraining.step` takes. With C clients it is the step of those that still train.
-
-    Attributes:
-        params: the parameters that the phase trains. They change in place (`descend`, `add_`, `sub_`, `mul_`,
-            `copy_`); assigning them is an AttributeError.
-        memory: what `step_memory` returned, as the step before left it. Its entries change in place; assigning one is
-            a TypeError.
-        at: the phase and the inputs.
-        t: number of the step in its phase, from 0.
-        rate: learning rate of the step.
-    """
-
-    @property
-    def params(self) -> Params:
-        """The parameters that the phase trains."""
-
-    memory: Mapping[str, Tree]
-    at: StepContext
-    t: int
-    rate: float
-
-    def gradient(self, params: Params, batch: int = 0) -> Params:
-        """Return the gradient of a batch's mean objective and of the penalty at `params`.
-
-        The result may be changed in place. The engine overwrites its memory in the next step.
-
-        Args:
-            params: parameters with the tensors of `self.params`.
-            batch: 0 is the batch of FedAvg's step. Each other number is the batch of a shuffle of its own, with its own
-                Dropout masks and augmentation. All gradients of one batch have the same masks. Steps may use
-                it or not. The client's loss is that of the first gradient of batch 0.
-        """
-
-    def descend(self, gradient: Params, name: str | None = None, rate: float | None = None) -> None:
-        """Clip a gradient and take the optimiser's step along it, in place.
-
-        Args:
-            gradient: the direction.
-            name: entry of `memory` to change, which holds `Params`. None changes `self.params`. Each of them has its
-                own memory of the optimiser.
-            rate: learning rate. Default: `self.rate`.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +134,19 @@ class LocalTraining(ClientAlgorithm):
 
     def first_state(self, inputs: TrainingInputs) -> Tree:
         """Return the state of a client that has none yet."""
+        return None
+
+    def prepare(self, ctx: ClientContext, inputs: TrainingInputs) -> Tree:
+        """Return values that a client computes before training, such as its loss; hooks see them as `inputs.prepared`.
+
+        It may take passes over the client's data and local steps of its own (`fl.LocalSteps` with `at=...`). The engine
+        calls it for one client at a time, in every plan, and before predictions. `extra_samples` tells virtual time
+        how many gradients it takes. Leaves are `Params` and tensors; clients that train together need the same shapes.
+
+        Args:
+            ctx: the client's data and what it received; for predictions of the server it has no data.
+            inputs: the inputs of the training, without `prepared`.
+        """
         return None
 
     def start(self, inputs: TrainingInputs) -> Params:
@@ -383,6 +263,14 @@ class LocalTraining(ClientAlgorithm):
         """
         return {}
 
+    def carry(self, end: TrainingResult) -> Tree:
+        """Return what the client keeps until the round's next exchange, where `answer` gets it; None keeps the old one.
+
+        Args:
+            end: the end of the first training.
+        """
+        return None
+
     def trainings(self, inputs: TrainingInputs) -> Trainings:
         """Train one model after another: yield the inputs of each training, and get its end.
 
@@ -400,8 +288,22 @@ class LocalTraining(ClientAlgorithm):
         """Return the number of gradients per local step, for `workload`."""
         return 1
 
+    def answer(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        """Answer an exchange whose work is not "train", such as a measurement. Default: local training.
+
+        It runs for one client at a time, in every plan. The arguments are those of `work`.
+        """
+        return self.train_alone(ctx)
+
     # -- what the engine calls -----------------------------------------------------------------------------------
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
+        """Train in an exchange whose work is "train", and `answer` others.
+
+        A method that overrides it trains one client at a time.
+        """
+        return self.train_alone(ctx) if name == "train" else self.answer(name, ctx, carry)
+
+    def train_alone(self, ctx: ClientContext) -> Reply:
         """Run the engine's training loop over the hooks.
 
         Raises:
@@ -441,11 +343,22 @@ class LocalTraining(ClientAlgorithm):
         return np.min([phase.smallest_batch(sizes) for phase in phases], 0) if phases else np.zeros_like(sizes)
 
     def inputs(self, ctx: ClientContext) -> TrainingInputs:
-        """Return the inputs of one client's training, with the first state if the client is new."""
+        """Return the inputs of one client's training, prepared, with the first state if the client is new."""
         facts = data_facts(self, ctx.train, ctx.task, ctx.module_facts.outputs) if ctx.facts is None else ctx.facts
-        inputs = TrainingInputs(ctx.received, ctx.state, ctx.config, ctx.initial, facts=facts, module=ctx.module)
+        inputs = TrainingInputs(
+            ctx.received,
+            ctx.state,
+            ctx.config,
+            ctx.initial,
+            facts=facts,
+            module=ctx.module,
+            round=ctx.round,
+            rounds=ctx.rounds,
+        )
         first = self.first_state(inputs) if ctx.state is None else None
-        return inputs if first is None else replace(inputs, state=first)
+        inputs = inputs if first is None else replace(inputs, state=first)
+        prepared = self.prepare(ctx, inputs)
+        return inputs if prepared is None else replace(inputs, prepared=prepared)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:
         """Return the model at the start of local training, private tensors included."""

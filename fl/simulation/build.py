@@ -291,7 +291,8 @@ def _check_statistics(config: Config, dataset: Dataset, module: torch.nn.Module,
                 f"'averaged' needs a strategy whose model is an average of the clients' models; "
                 f"{type(strategy).__name__} may step to negative variances. Use batch or local",
             )
-        if not isinstance(client, LocalTraining) or any(overrides(client, n) for n in ("work", "step", "trainings")):
+        others = ("work", "answer", "prepare", "step", "trainings")
+        if not isinstance(client, LocalTraining) or any(overrides(client, name) for name in others):
             raise ConfigError(
                 "model.batch_norm",
                 f"'averaged' needs a client that takes gradient steps only; {type(client).__name__} does other work",

@@ -29,7 +29,7 @@ from fl.errors import ConfigError, dotted
 from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk, Gradients
-from fl.execution.training.customised import users_loss, users_training
+from fl.execution.training.customised import overrides, users_loss, users_training
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.loop import train
@@ -64,10 +64,11 @@ BACKENDS: Mapping[Kind, type[Gradients]] = {  # machine code runs the same hooks
 
 @dataclass(frozen=True)
 class _Trained:
-    """What a client ended with: groups of its update, and its new state."""
+    """What a client ended with: groups of its update, its new state, and its carry."""
 
     groups: Mapping[str, Tree]
     state: Tree
+    carry: Tree
 
 
 class Trial:
@@ -175,12 +176,17 @@ class Trial:
         return found
 
     def _work(self, algorithm: LocalTraining, client: int, state: Tree) -> _Trained:
+        reply = algorithm.work("train", self._context(algorithm, client, state), None)
+        return _Trained(reply.update.groups, reply.state, reply.carry)
+
+    def _context(self, algorithm: LocalTraining, client: int, state: Tree) -> ClientContext:
+        """Return what a client knows that trains alone."""
         setup, config = self.run_setup, self._broadcast.config
         arrays = self._arrays
         rows = np.arange(SIZES[client]) + SIZES[:client].sum()
         received = self._received(client, state)
         seed_generators(client)
-        ctx = ClientContext(
+        return ClientContext(
             client=client,
             seed=setup.config.seed,
             round=0,
@@ -201,8 +207,6 @@ class Trial:
             unlabelled=View(arrays, rows).without("y"),
             training_loop=train,
         )
-        reply = algorithm.work("train", ctx, None)
-        return _Trained(reply.update.groups, reply.state)
 
     def _together(self, backend: type[Gradients]) -> list[list[_Trained]]:
         """What each client ends with when all train at once."""
@@ -230,15 +234,25 @@ class Trial:
             task=self.task,
             augment=setup.config.data.augment,
             facts=self._facts,
+            prepared=self._prepared(algorithm, [None] * count),
         )
         found: list[list[_Trained]] = [[] for _ in range(count)]
         while True:
-            update, states = batched.train(algorithm, chunk, backend)
+            reply = batched.train(algorithm, chunk, backend)
             for client, ends in enumerate(found):
-                ends.append(_Trained(row(dict(update.groups), client), row(states, client)))
-            if states is None or len(found[0]) == 2:
+                ends.append(_Trained(*row([dict(reply.update.groups), reply.state, reply.carry], client)))
+            if reply.state is None or len(found[0]) == 2:
                 return found
-            chunk = replace(chunk, received=self._received(0, None), states=[end.state for (end,) in found])
+            states = [end.state for (end,) in found]
+            prepared = self._prepared(algorithm, states)
+            chunk = replace(chunk, received=self._received(0, None), states=states, prepared=prepared)
+
+    def _prepared(self, algorithm: LocalTraining, states: list[Tree]) -> Tree:
+        """Return what clients with these states prepare, stacked."""
+        if not overrides(algorithm, "prepare"):
+            return None
+        contexts = [self._context(algorithm, client, state) for client, state in enumerate(states)]
+        return stack([algorithm.inputs(ctx).prepared for ctx in contexts])
 
     # -- what it works on ----------------------------------------------------------------------------------------
     @cached_property
@@ -339,7 +353,11 @@ def _difference(alone: list[list[_Trained]], together: list[list[_Trained]], flo
             return "a state in one way and none in the other"
         for a, b in zip(one, other):
             try:
-                for path, x, y in (*_pairs("", a.groups, b.groups), *_pairs("state", a.state, b.state)):
+                for path, x, y in (
+                    *_pairs("", a.groups, b.groups),
+                    *_pairs("state", a.state, b.state),
+                    *_pairs("carry", a.carry, b.carry),
+                ):
                     x, y = x.double(), y.double()
                     apart, largest = (float(z.abs().max()) if z.numel() else 0.0 for z in (x - y, x))
                     if not apart <= TOLERANCE * largest + floor and not torch.allclose(x, y, equal_nan=True):

@@ -150,7 +150,8 @@ LENGTHS = {
 def test_it_is_plain_torch_training(name, length, task):
     module, (options, taken) = NETS[name], LENGTHS[length]
     given = chunk(module, task)
-    update, state = batched.train(clients.sgd.LocalSGD(lr=LR, **options), given, Compiled)
+    reply = batched.train(clients.sgd.LocalSGD(lr=LR, **options), given, Compiled)
+    update, state = reply.update, reply.state
     assert state is None and update.num_examples.tolist() == SIZES.tolist()
     for c, n in enumerate(SIZES.tolist()):
         change, loss = plainly(module, given, c, *taken(n))
@@ -203,7 +204,7 @@ def test_rules_of_steps_are_those_of_torch(name, backend):
     given = chunk(module)
     algorithm = replace(algorithm, lr=LR, epochs=3, batch=20)
     assert Compiled.covers(algorithm, module, given.task, None) is None
-    update, _ = batched.train(algorithm, given, backend)
+    update = batched.train(algorithm, given, backend).update
     for c, n in enumerate(SIZES.tolist()):
         change, loss = plainly(module, given, c, 3 * -(-n // 20), 20, **options)
         assert_allclose(update.groups["model"].row(c).compact(), change, rtol=1e-3, atol=4e-6)
@@ -214,7 +215,7 @@ def test_rules_of_steps_are_those_of_torch(name, backend):
 def test_penalties_of_each_client_are_its_own(backend):
     module = net(33, 9, 5)
     given = replace(chunk(module), states=[torch.tensor(k + 1.0) for k in range(len(CLIENTS))])
-    update, _ = batched.train(Springs(lr=LR, epochs=2, batch=20), given, backend)
+    update = batched.train(Springs(lr=LR, epochs=2, batch=20), given, backend).update
     for c, n in enumerate(SIZES.tolist()):
 
         def springs(now, start, k=c + 1):
@@ -228,13 +229,13 @@ def test_penalties_of_each_client_are_its_own(backend):
 def test_a_rule_leaves_nothing_to_the_next_client(name):
     """A client's update has the same bits alone and in a chunk, and summed while it is trained."""
     algorithm = replace(RULES[name][0], lr=LR, epochs=2, batch=20)
-    together, _ = batched.train(algorithm, chunk(NETS["wide"]), Compiled)
+    together = batched.train(algorithm, chunk(NETS["wide"]), Compiled).update
     fold, factors = Fold(Sum(), len(CLIENTS)), torch.arange(1.0, len(CLIENTS) + 1)
     for c, client in enumerate(CLIENTS):
-        alone, _ = batched.train(algorithm, chunk(NETS["wide"], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled)
+        alone = batched.train(algorithm, chunk(NETS["wide"], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled).update
         assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
         fold.add(0, c, alone.groups["model"].row(0) * float(factors[c]))
-    at_once, _ = batched.train(algorithm, chunk(NETS["wide"]), Compiled, {"model": factors})
+    at_once = batched.train(algorithm, chunk(NETS["wide"]), Compiled, {"model": factors}).update
     assert torch.equal(at_once.groups["model"].buffers[0], fold.finish().buffers[0])
 
 
@@ -246,7 +247,7 @@ def test_gradients_of_normalised_networks_are_those_of_autograd(normalise, activ
     module = normalised(33, 20, 13, 5, normalise=normalise, activation=activation)
     given = chunk(module)
     given.arrays["x"][given.rows[given.starts[2] : given.starts[2] + 3]] = 0.0
-    update, _ = batched.train(clients.sgd.LocalSGD(lr=1.0, steps=1, batch="full"), given, backend)
+    update = batched.train(clients.sgd.LocalSGD(lr=1.0, steps=1, batch="full"), given, backend).update
     for c, n in enumerate(SIZES.tolist()):
         expected = np.zeros(update.groups["model"].numel)
         if n:
@@ -261,7 +262,7 @@ def test_gradients_of_normalised_networks_are_those_of_autograd(normalise, activ
 def test_a_step_is_orthogonal_to_the_layer_below_normalised_features(backend):
     """|W'|^2 = |W|^2 + |W' - W|^2 after one plain step on the last hidden layer's weights W."""
     module = normalised(33, 20, 13, 5, normalise="feature")
-    update, _ = batched.train(clients.sgd.LocalSGD(lr=1.0, steps=1, batch=20), chunk(module), backend)
+    update = batched.train(clients.sgd.LocalSGD(lr=1.0, steps=1, batch=20), chunk(module), backend).update
     weight = module[3].weight.detach().double()
     for change in update.groups["model"]["3.weight"].double():
         squares = [float(t.square().sum()) for t in (weight + change, weight, change)]
@@ -276,7 +277,7 @@ def test_normalisation_before_an_activation_is_not_compiled_but_stacked():
     reason = Compiled.covers(algorithm, module, given.task, None)
     assert reason == "the model has a ReLU after a FeatureNorm"
     assert LinearStack.covers(algorithm, module, given.task, None) is None
-    update, _ = batched.train(algorithm, given, LinearStack)
+    update = batched.train(algorithm, given, LinearStack).update
     change, _ = plainly(module, given, 2, 3, 20)
     assert_allclose(update.groups["model"].row(2).compact(), change, rtol=1e-3, atol=2e-6)
 
@@ -289,8 +290,8 @@ def test_a_sum_has_the_bits_of_the_tree(count):
     given = replace(chunk(module), clients=CLIENTS[which], sizes=SIZES[which], states=[None] * count)
     given = replace(given, starts=draw.integers(0, 100, count))
     algorithm, factors = clients.sgd.LocalSGD(lr=LR, batch=7), torch.from_numpy(draw.random(count) * 1000)
-    apart, _ = batched.train(algorithm, given, Compiled)
-    at_once, _ = batched.train(algorithm, given, Compiled, {"model": factors})
+    apart = batched.train(algorithm, given, Compiled).update
+    at_once = batched.train(algorithm, given, Compiled, {"model": factors}).update
     fold = Fold(Sum(), count)
     for c in range(count):
         fold.add(0, c, apart.groups["model"].row(c) * float(factors[c].float()))
@@ -303,15 +304,15 @@ def test_a_sum_has_the_bits_of_the_tree(count):
 def test_memory_left_by_a_chunk_does_not_change_the_next():
     """The first chunk leaves non-finite numbers in the thread's memory, at places of other shapes."""
     algorithm, module = clients.sgd.LocalSGD(lr=LR, batch=20), net(33, 9, 4)
-    before, _ = batched.train(algorithm, chunk(module), Compiled)
+    before = batched.train(algorithm, chunk(module), Compiled).update
     batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
-    after, _ = batched.train(algorithm, chunk(module), Compiled)
+    after = batched.train(algorithm, chunk(module), Compiled).update
     assert torch.equal(before.groups["model"].buffers[0], after.groups["model"].buffers[0])
 
 
 def test_pads_of_an_update_are_zero():
     module = net(33, 65, 9)
-    update, _ = batched.train(clients.sgd.LocalSGD(lr=LR), chunk(module), Compiled)
+    update = batched.train(clients.sgd.LocalSGD(lr=LR), chunk(module), Compiled).update
     model = update.groups["model"]
     (gaps,) = model.layout.gaps
     assert gaps and all((model.buffers[0][:, a:b] == 0).all() for a, b in gaps)
@@ -375,9 +376,9 @@ def test_another_users_folder_of_machine_code_is_refused(tmp_path, monkeypatch):
 def test_other_clients_of_the_chunk_change_no_bits(name):
     """A client's update has the same bits alone and in a chunk."""
     algorithm = clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20)
-    together, _ = batched.train(algorithm, chunk(NETS[name]), Compiled)
+    together = batched.train(algorithm, chunk(NETS[name]), Compiled).update
     for c, client in enumerate(CLIENTS):
-        alone, _ = batched.train(algorithm, chunk(NETS[name], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled)
+        alone = batched.train(algorithm, chunk(NETS[name], clients=CLIENTS[[c]], sizes=SIZES[[c]]), Compiled).update
         assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
 
 
@@ -409,13 +410,14 @@ def test_sums_of_a_clients_vectors_are_those_of_torch(name, writes):
 
     control, states = some(), [some() for _ in range(count)]
     given = chunk(module)
-    alone, _ = batched.train(clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20), given, Compiled)
+    alone = batched.train(clients.sgd.LocalSGD(lr=LR, epochs=2, batch=20), given, Compiled).update
     given = replace(
         given, received={**given.received, "control": control}, states=[{"kept": state.clone()} for state in states]
     )
     weights = {"model": torch.arange(1.0, count + 1), "other": torch.ones(count)}
     algorithm = Sums(lr=LR, epochs=2, batch=20, writes=writes)
-    (rows, kept), (sums, again) = (batched.train(algorithm, given, Compiled, each) for each in (None, weights))
+    replies = [batched.train(algorithm, given, Compiled, each) for each in (None, weights)]
+    (rows, kept), (sums, again) = ((reply.update, reply.state) for reply in replies)
     assert sums.groups["model"].batch == sums.groups["other"].batch == ()
     wanted = []
     for c, n in enumerate(SIZES.tolist()):
@@ -460,7 +462,7 @@ def test_a_state_that_changes_in_place_changes_once_and_after_training(counts):
         states = [{"h": state.clone(), "n": torch.zeros(())} for _ in CLIENTS]
         algorithm = Halves(lr=LR, epochs=2, batch=20, in_place=in_place, counts=counts)
         results.append(batched.train(algorithm, replace(given, states=states), Compiled))
-    (update, kept), (wanted, wanted_kept) = results
+    (update, kept), (wanted, wanted_kept) = ((reply.update, reply.state) for reply in results)
     torch.testing.assert_close(update.groups["model"].buffers[0], wanted.groups["model"].buffers[0])
     for found in (kept, wanted_kept):
         h = found["h"] if counts else found
@@ -547,7 +549,7 @@ def test_an_invalid_label_is_an_error():
 
 
 def test_overflow_is_not_finite():
-    update, _ = batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled)
+    update = batched.train(clients.sgd.LocalSGD(lr=1e30, epochs=5, batch=5), chunk(net(60, 10, 10)), Compiled).update
     finite = torch.isfinite(update.groups["model"].buffers[0]).all(1)
     assert finite.tolist() == (SIZES == 0).tolist()
 

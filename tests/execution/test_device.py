@@ -90,7 +90,7 @@ def test_batched_training_makes_tensors_on_its_device_only(job, plan, momentum):
     )
     algorithm = replace(job.algorithm, optimiser=SGD(momentum=momentum))
     with torch.device("meta"):
-        update, _ = batched.train(algorithm, chunk, BACKENDS[plan])
+        update = batched.train(algorithm, chunk, BACKENDS[plan]).update
     assert update.groups["model"].buffers[0].device.type == "meta"
     assert {update.groups["model"].batch, update.num_examples.shape} == {(4,)}
 

@@ -198,7 +198,7 @@ def test_the_gradient_of_one_step_by_hand():
     w, bias = initial.frozen["1.base_layer.weight"], initial.frozen["1.base_layer.bias"]
     algorithm = clients.sgd.LocalSGD(lr=1.0, batch="full")
     chunk, _ = case(module, VECTORS, received={"model": initial.trained})
-    update, _ = batched.train(algorithm, replace(chunk, initial=initial), Flat)
+    update = batched.train(algorithm, replace(chunk, initial=initial), Flat).update
     for c, (start, size) in enumerate(zip(chunk.starts, chunk.sizes)):
         rows = torch.from_numpy(chunk.rows[start : start + size])
         x, y = VECTORS[rows].flatten(1), chunk.arrays["y"][rows]

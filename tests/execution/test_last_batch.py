@@ -98,7 +98,7 @@ def test_training_is_plain_torch_on_these_batches(rule):
     sizes = np.array(list(BY_HAND[rule]))
     module, algorithm = mlp(), LocalSGD(lr=0.1, batch=4, last_batch=rule)
     chunk, contexts = make(module, sizes=sizes, ids=np.arange(len(sizes)))
-    together = [batched.train(algorithm, chunk, backend)[0] for backend in BACKENDS]
+    together = [batched.train(algorithm, chunk, backend).update for backend in BACKENDS]
     received = chunk.received["model"]
     for c, ctx in enumerate(contexts):
         net = mlp()

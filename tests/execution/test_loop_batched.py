@@ -28,9 +28,9 @@ from fl.execution.training.kernels import LinearStack
 from fl.execution.training.loop import train
 from fl.execution.training.vmap import Vmap
 from fl.method.context import ClientContext
-from fl.method.local_training import TrainingInputs
 from fl.method.optimiser import SGD, Adam, LRSchedule
 from fl.method.phase import Phase
+from fl.method.training_values import TrainingInputs
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout, with_addressed_dropout
 from fl.models.probe import ModuleFacts
@@ -135,7 +135,8 @@ def assert_close(a: Params, b: Params, scale: Params):
 
 
 def assert_engines_agree(algorithm, chunk, contexts, backend):
-    update, states = batched.train(algorithm, chunk, backend)
+    reply = batched.train(algorithm, chunk, backend)
+    update, states = reply.update, reply.state
     for c, ctx in enumerate(contexts):
         one = algorithm.work("train", ctx, None)
         assert one.update.num_examples == int(update.num_examples[c]) == chunk.sizes[c]
@@ -188,7 +189,7 @@ def test_loop_and_batched_are_plain_torch_training(name, epochs, clip):
     algorithm = clients.sgd.LocalSGD(lr=0.1, batch=BATCH, epochs=epochs, optimiser=ours, clip=clip)
     chunk, contexts = make(module)
     received = chunk.received["model"]
-    together = [batched.train(algorithm, chunk, backend)[0] for backend in BACKENDS]
+    together = [batched.train(algorithm, chunk, backend).update for backend in BACKENDS]
     for c, ctx in enumerate(contexts):
         expected, loss = plain_training(
             module, ctx.train.arrays, ctx.train.rows, ctx.client, epochs, BATCH, theirs, clip
@@ -223,7 +224,7 @@ def test_a_rate_by_step_is_torchs(name, optimiser):
     algorithm = clients.sgd.LocalSGD(lr=schedule, batch=BATCH, epochs=2, optimiser=ours)
     chunk, contexts = make(module)
     received = chunk.received["model"]
-    together = [batched.train(algorithm, chunk, backend)[0] for backend in BACKENDS]
+    together = [batched.train(algorithm, chunk, backend).update for backend in BACKENDS]
 
     def scheduled(parameters):
         made = theirs(parameters)
@@ -315,7 +316,8 @@ def test_a_client_without_data_sends_nothing_and_keeps_its_state(option, backend
     received = {"model": model, "control": like(model, "control")}
     algorithm = clients.scaffold.Scaffold(option=option, batch=BATCH)
     chunk, contexts = make(module, sizes=np.array([5, 30, 0, 8, 0]), received=received)
-    update, states = batched.train(algorithm, chunk, backend)
+    reply = batched.train(algorithm, chunk, backend)
+    update, states = reply.update, reply.state
     for c in (2, 4):
         one = algorithm.work("train", contexts[c], None)
         for groups, state in ((one.update.groups, one.state), (row(update.groups, c), row(states, c))):
@@ -370,7 +372,7 @@ def test_other_clients_of_the_chunk_change_only_rounding():
             "sizes": chunk.sizes[order],
         }
     )
-    a, b = (batched.train(algorithm, c, LinearStack)[0] for c in (chunk, other))
+    a, b = (batched.train(algorithm, c, LinearStack).update for c in (chunk, other))
     assert_close(row(a.groups["model"], torch.from_numpy(order)), b.groups["model"], chunk.received["model"])
 
 

@@ -144,7 +144,8 @@ def close(together, alone) -> None:
 def agree(algorithm, backend, module, states=None) -> None:
     """Train clients alone and together; compare groups, states and metrics."""
     chunk, contexts = make(module, states=states)
-    update, found = batched.train(algorithm, chunk, backend)
+    reply = batched.train(algorithm, chunk, backend)
+    update, found = reply.update, reply.state
     for c, ctx in enumerate(contexts):
         one = algorithm.work("train", ctx, None)
         close(row(dict(update.groups), c), dict(one.update.groups))
@@ -335,7 +336,7 @@ def test_a_tensor_of_the_memory_may_be_added_to():
     algorithm = broken(**hooks, finish=lambda self, end: ({"model": end.delta}, {"n": end.memory["n"] - end.steps}))
 
     assert not algorithm.work("train", quadratic(1.0), None).state["n"].any()
-    assert not batched.train(algorithm, make(mlp())[0], Vmap)[1]["n"].any()
+    assert not batched.train(algorithm, make(mlp())[0], Vmap).state["n"].any()
 
 
 def test_memory_of_an_optimiser_does_not_outlast_own_steps():
@@ -386,6 +387,19 @@ class OwnWorkAndMetrics(OwnWork):
         return {}
 
 
+class OwnWorkThatTrains(LocalTraining):
+    def work(self, name, ctx, carry):
+        return self.train_alone(ctx)
+
+    def metrics(self, end):
+        return {}
+
+
+class OwnWorkAndAnswer(OwnWorkThatTrains):
+    def answer(self, name, ctx, carry):
+        return None
+
+
 class Misspelt(LocalTraining):
     def stepp(self, step):
         pass
@@ -405,6 +419,7 @@ class Plural(LocalTraining):
         ),
         (TrainingsAndFinish, r"nothing calls TrainingsAndFinish.finish\(\), because Chain.trainings\(\) replaces"),
         (OwnWorkAndMetrics, r"OwnWorkAndMetrics.metrics\(\), because OwnWork.work\(\) replaces .*call super\(\).work"),
+        (OwnWorkAndAnswer, r"OwnWorkAndAnswer.answer\(\), because OwnWorkThatTrains.work\(\) replaces .*put its work"),
         (Misspelt, r"nothing calls Misspelt.stepp\(\); did you mean step\(\)\?"),
         (Plural, r"nothing calls Plural.steps_memory\(\); did you mean step_memory\(\)\?"),
     ],

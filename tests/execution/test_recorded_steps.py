@@ -11,8 +11,8 @@ from clients.pfedme import PFedMe
 from fl import LocalTraining, LRSchedule, dot
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.recorded_steps import record
-from fl.method.local_training import StepContext
 from fl.method.optimiser import SGD
+from fl.method.training_values import StepContext
 from fl.tensors.combination import NotKnown
 from fl.tensors.params import Params
 from fl.tensors.trees import stack

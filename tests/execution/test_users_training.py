@@ -233,12 +233,17 @@ def test_a_batched_plan_checks_the_first_axis_of_every_leaf(tmp_path):
 )
 def test_leaves_without_an_axis_of_clients_are_named(groups, state, named):
     with pytest.raises(ValueError, match=f"client Mine: finish returned {named} .*execution.plan: loop.*one_at_a_time"):
-        check_stacked(groups, state, 3, "Mine")
+        check_stacked(groups, state, None, 3, "Mine")
+
+
+def test_carries_without_an_axis_of_clients_are_named():
+    with pytest.raises(ValueError, match=r"client Mine: carry returned carry.w with shape \(1, 2\) for 3 clients"):
+        check_stacked({}, None, {"w": torch.ones(1, 2)}, 3, "Mine")
 
 
 def test_leaves_with_an_axis_of_clients_are_taken():
     params = Params.of({"w": torch.ones(2)}).layout.zeros(3)
-    check_stacked({"model": params, "n": torch.ones(3)}, {"kept": (params, 5, None)}, 3, "Mine")
+    check_stacked({"model": params, "n": torch.ones(3)}, {"kept": (params, 5, None)}, params, 3, "Mine")
 
 
 # -- objectives -------------------------------------------------------------------------------------------------------

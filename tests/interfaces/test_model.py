@@ -20,7 +20,7 @@ from fl.check.check import check
 from fl.config.config import resolve
 from fl.data.views import View
 from fl.errors import ConfigError
-from fl.method.local_training import StepContext
+from fl.method.training_values import StepContext
 from fl.models.layers import head_names, last_layer
 from fl.models.structure import structure
 from fl.simulation.headline import headline

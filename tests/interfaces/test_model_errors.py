@@ -13,9 +13,9 @@ from fl.errors import ClientError, ConfigError
 from fl.execution import worker
 from fl.execution.client_facts import ENTRY_BYTES, ClientFacts
 from fl.method.facts import data_facts
-from fl.method.local_training import StepContext, TrainingInputs
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext, TrainingInputs
 from fl.models.binding import Initial
 from fl.models.dropout import Dropout
 from fl.tensors.params import Params

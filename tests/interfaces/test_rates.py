@@ -65,7 +65,7 @@ def test_every_plan_is_torch_with_param_groups(name, clip):
     algorithm = clients.sgd.LocalSGD(lr=LR, batch=BATCH, epochs=2, optimiser=ours, clip=clip, rates=RATES)
     chunk, contexts = make(module)
     received = chunk.received["model"]
-    together = [batched.train(algorithm, chunk, backend)[0] for backend in BACKENDS]
+    together = [batched.train(algorithm, chunk, backend).update for backend in BACKENDS]
     for c, ctx in enumerate(contexts):
         expected = param_groups(module, ctx, theirs, options, clip)
         assert_close(received + algorithm.work("train", ctx, None).update.groups["model"], expected, expected)
@@ -105,7 +105,7 @@ def test_phases_have_their_own_rates():
                 p -= LR * (head if name.startswith("6.") else 1.0) * g
     want, received = module_params(expected), ctx.received["model"]
     assert_close(received + algorithm.work("train", ctx, None).update.groups["model"], want, want)
-    together = batched.train(algorithm, chunk, BACKENDS[1])[0]
+    together = batched.train(algorithm, chunk, BACKENDS[1]).update
     assert_close(received + row(together.groups["model"], 1), want, want)
 
 

@@ -42,14 +42,14 @@ def test_two_rounds_by_hand():
     one, _ = rule.step(state, reduced, ctx)
     assert one.model["w"].tolist() == [1, 3] and one.round == 0
     sent = rule.broadcast(one, ctx)
-    own = {"fisher": params(1.0, 0.0), "pull": params(2.0, 0.0), "round": 0}
+    own = {"fisher": params(1.0, 0.0), "pull": params(2.0, 0.0), "round": torch.tensor(0)}
     total, pull = of_others(sent.shared, own, 0)
     assert total["w"].tolist() == [3, 1] and pull["w"].tolist() == [0, 4]
     # the first client at (1, 3): 2 lam (F w - b) = 2 * 0.5 * ((3, 3) - (0, 4))
     at = SimpleNamespace(received=sent.shared, state=own, config=sent.config, phase=SimpleNamespace(trains=None))
     penalty = Client(lam=0.5).penalty(at)
     assert penalty.add_gradient(params(0.0, 0.0), one.model)["w"].tolist() == [3, -1]
-    late = {**own, "round": -3}  # it has not taken part in the round of the sums, which lack its part
+    late = {**own, "round": torch.tensor(-3)}  # it has not taken part in the round of the sums, which lack its part
     assert of_others(sent.shared, late, 0)[0]["w"].tolist() == [4, 1]
     two, _ = rule.step(one, {**reduced, "fisher": params(7.0, 7.0)}, SimpleNamespace(round=5))
     assert two.fisher["w"].tolist() == [7, 7] and two.round == 5

@@ -18,9 +18,9 @@ from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
-from fl.method.local_training import StepContext
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext
 from fl.models.binding import Initial
 from fl.models.probe import ModuleFacts
 from fl.simulation.build import set_up_run

@@ -10,10 +10,10 @@ from clients.fedhyper import FedHyper as FedHyperClient
 from clients.fedhyper import HypergradientSGD
 from fl.errors import ConfigError
 from fl.execution.training.compiled import Compiled
-from fl.method.local_training import TrainingInputs
 from fl.method.optimiser import SGD
 from fl.method.requests import ExchangeResult
 from fl.method.strategy import ServerContext
+from fl.method.training_values import TrainingInputs
 from fl.models.architectures.linear import MLP
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Classification, Regression

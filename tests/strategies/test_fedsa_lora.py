@@ -14,7 +14,7 @@ import fl
 from clients.fedsa_lora import FedSALoRA as FedSAClient
 from fl.config.config import resolve
 from fl.config.reading import read
-from fl.method.local_training import TrainingInputs
+from fl.method.training_values import TrainingInputs
 from fl.models import adapter
 from fl.models.binding import Initial
 from fl.simulation.simulation import Simulation

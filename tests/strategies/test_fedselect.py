@@ -15,8 +15,8 @@ from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
-from fl.method.local_training import TrainingInputs
 from fl.method.reduction import Meta
+from fl.method.training_values import TrainingInputs
 from fl.models.binding import Initial, module_params
 from fl.tasks.supervised import Regression
 from strategies.fedselect import FedSelect as Server

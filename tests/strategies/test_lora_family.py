@@ -20,11 +20,11 @@ from fl.data.views import View
 from fl.execution.training.loop import train
 from fl.method.context import ClientContext
 from fl.method.fold import Fold
-from fl.method.local_training import TrainingInputs
 from fl.method.messages import Broadcast
 from fl.method.reduction import Meta, Product
 from fl.method.requests import ExchangeResult
 from fl.method.strategy import ServerContext
+from fl.method.training_values import TrainingInputs
 from fl.models import adapter
 from fl.models.adapters.lora import LoRA
 from fl.models.binding import Initial

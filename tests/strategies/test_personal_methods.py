@@ -364,14 +364,13 @@ def test_fedala_by_hand():
     first = algorithm.work("train", quadratic(1.0), None)
     assert sent(first)["weight"].item() == pytest.approx(-LR * A * (1 - B)) and not first.state["learnt"]
     ctx = quadratic(1.0, {"personal": params(4.0), "weights": params(1.0), "learnt": True})
-    start, weights = algorithm.start_and_weights(
-        ctx
-    )  # gradient 2 (1 - 3) = -4, received - old = -3:  W = 1 - .1 * 12 < 0 -> 0
-    assert (start["weight"].item(), weights["weight"].item()) == (4.0, 0.0)
-    start, weights = replace(algorithm, eta=0.05).start_and_weights(ctx)  # W = 1 - .05 * 12 = .4, start = 4 - .4 * 3
-    assert weights["weight"].item() == pytest.approx(0.4) and start["weight"].item() == pytest.approx(2.8)
+    found = algorithm.inputs(ctx).prepared  # gradient 2 (1 - 3) = -4, received - old = -3:  W = 1 - .1 * 12 < 0 -> 0
+    assert (found["start"]["weight"].item(), found["weights"]["weight"].item()) == (4.0, 0.0)
+    found = replace(algorithm, eta=0.05).inputs(ctx).prepared  # W = 1 - .05 * 12 = .4, start = 4 - .4 * 3
+    assert found["weights"]["weight"].item() == pytest.approx(0.4)
+    assert found["start"]["weight"].item() == pytest.approx(2.8)
     up = quadratic(1.0, {"personal": params(0.0), "weights": params(0.5), "learnt": True})
-    assert algorithm.start_and_weights(up)[1]["weight"].item() == pytest.approx(1.0)  # .5 + .1 * 5
+    assert algorithm.inputs(up).prepared["weights"]["weight"].item() == pytest.approx(1.0)  # .5 + .1 * 5
     reply = replace(algorithm, eta=0.05).work("train", ctx, None)  # from 2.8: gradient -.4
     assert sent(reply)["weight"].item() == pytest.approx(2.84 - 1.0)
     assert reply.state["personal"]["weight"].item() == pytest.approx(2.84)

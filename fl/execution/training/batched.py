@@ -13,7 +13,7 @@ The backend compiled.Compiled trains whole phases, with the clients in the order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,22 +23,37 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
-from fl.execution.training.chunk import Chunk, Gradients, RunsPrograms, TakesSGDSteps, TrainsWholePhases, Wanted
-from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
+from fl.execution.training.chunk import (
+    Chunk,
+    Gradients,
+    RunsPrograms,
+    SquaresGradients,
+    TakesSGDSteps,
+    TrainsWholePhases,
+    Wanted,
+)
+from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
+from fl.execution.training.fisher import mean_squares
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.recorded_steps import train_recorded
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.training.trainings import Trainings
 from fl.execution.update_checks import check_stacked, checked_pair, end_hook
-from fl.method.local_training import LocalTraining, StepContext, TrainingInputs, TrainingResult
+from fl.method.context import Reply
+from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
+from fl.models.binding import bind
 from fl.tensors.combination import Combination, NotKnown, Unknown
 from fl.tensors.params import Layout, Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack, tree_map
 from fl.tracking.spans import timed_calls
+
+
+_Results = tuple[Mapping[str, Tree], Tree, Tree]  # groups and state of `finish`, and what `carry` returned
 
 
 @dataclass(frozen=True)
@@ -73,8 +88,8 @@ class _Trained:
 
 def train(
     algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], weights: Mapping[str, Tensor] | None = None
-) -> tuple[Update, Tree]:
-    """Train C clients in all trainings and phases; returns (stacked update, stacked states or None).
+) -> Reply:
+    """Train C clients in all trainings and phases; returns their replies, stacked.
 
     With `weights`, (C,) for each group, a backend that can do so returns the sums of updates times weights: then no
     group has a client axis.
@@ -86,10 +101,10 @@ def train(
         return whole
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
     n = torch.from_numpy(chunk.sizes)
-    if not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
+    if ends_plainly(algorithm):
         one = _train(algorithm, chunk, backend, begun)  # the default finish, without a copy
         one.params.sub_(one.start)
-        return Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True), None
+        return Reply(Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True))
 
     trainings = Trainings(algorithm, inputs)
     for wanted in trainings:
@@ -108,13 +123,15 @@ def train(
                 lr_sum=_tensor(one.lr_sum, one.start),
                 num_examples=_tensor(chunk.sizes, one.start),
                 full_gradient=partial(_mean_gradient, algorithm, here, at=one.at, backend=backend),
+                fisher=partial(_fisher, algorithm, here, backend=backend),
                 memory=one.kept,
             ),
             _mean_loss(one),
         )
+    groups, state, carry = trainings.groups, trainings.state, trainings.carry()
     who, hook = type(algorithm).__name__, end_hook(algorithm)
-    check_stacked(trainings.groups, trainings.state, len(chunk.sizes), who, hook, chunk.received)
-    return Update(trainings.groups, trainings.first.num_examples, trainings.metrics()), trainings.state
+    check_stacked(groups, state, carry, len(chunk.sizes), who, hook, chunk.received)
+    return Reply(Update(groups, trainings.first.num_examples, trainings.metrics()), state, carry)
 
 
 def is_summed(update: Update) -> bool:
@@ -129,10 +146,10 @@ def _train_whole(
     backend: type[Gradients],
     begun: _Begun,
     weights: Mapping[str, Tensor] | None,
-) -> tuple[Update, Tree] | None:
-    """Train in one call that also computes what `finish` returns. None if the backend or the method cannot do so.
+) -> Reply | None:
+    """Train in one call that also computes what `finish` and `carry` return. None if backend or method cannot do so.
 
-    `finish` gets `Unknown` parameters. What it returns has to be `Combination`s of them and of known parameters, or
+    They get `Unknown` parameters. What they return has to be `Combination`s of them and of known parameters, or
     numbers that do not depend on them.
     """
     if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
@@ -142,13 +159,13 @@ def _train_whole(
         return None
     phase, count = phases[0], len(chunk.sizes)
     trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
-    results: tuple[Mapping[str, Tree], Tree] | None = None  # of `finish`; the default one is known
+    results: _Results | None = None  # of the hooks; the default ones are known
     try:
         penalty = None
         if overrides(algorithm, "penalty"):
             at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
             penalty = penalty_of(algorithm, at, count)
-        if overrides(algorithm, "finish"):
+        if not ends_plainly(algorithm):
             own = n.clone()
             end = TrainingResult(
                 **vars(_with_combinations(inputs, start.layout)),
@@ -158,8 +175,10 @@ def _train_whole(
                 lr_sum=torch.from_numpy(phase.lr_sum(steps)),
                 num_examples=own,
                 full_gradient=_not_known,
+                fisher=_not_known,
             )
-            results = checked_pair(algorithm.finish(end), who := type(algorithm).__name__, "finish")
+            groups, state = checked_pair(algorithm.finish(end), who := type(algorithm).__name__, "finish")
+            results = groups, state, algorithm.carry(end)
             check_stacked(*_replaced(results, lambda leaf: None), count, who, shared=chunk.received)
             if not torch.equal(own, n):  # it has changed them
                 return None
@@ -172,18 +191,18 @@ def _train_whole(
         return None
     metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}
     if results is None:
-        return Update({"model": found[0]}, n, metrics, owned=True), None
+        return Reply(Update({"model": found[0]}, n, metrics, owned=True))
     made = iter(found)
-    groups, state = _replaced(results, lambda leaf: next(made))
+    groups, state, carry = _replaced(results, lambda leaf: next(made))
     owned = all(isinstance(group, Combination) for group in results[0].values())
-    return Update(groups, n, metrics, owned), state
+    return Reply(Update(groups, n, metrics, owned), state, carry)
 
 
-def _wanted(results: tuple[Mapping[str, Tree], Tree] | None, weights: Mapping[str, Tensor] | None) -> list[Wanted]:
+def _wanted(results: _Results | None, weights: Mapping[str, Tensor] | None) -> list[Wanted]:
     """Return the results that training has to compute, in the order of `tree_map`.
 
     Args:
-        results: groups and state, which `finish` returned; None for the default, the change of the parameters.
+        results: what the hooks returned; None for the default, the change of the parameters.
         weights: see `train`.
     """
     if results is None:
@@ -198,16 +217,14 @@ def _wanted(results: tuple[Mapping[str, Tree], Tree] | None, weights: Mapping[st
     return wanted
 
 
-def _replaced(
-    results: tuple[Mapping[str, Tree], Tree], fn: Callable[[Combination], Params | None]
-) -> tuple[Mapping[str, Tree], Tree]:
-    """Return groups and state with `fn` of each combination in its place."""
-    groups, state = tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Combination) else leaf, results)
-    return groups, state
+def _replaced(results: _Results, fn: Callable[[Combination], Params | None]) -> _Results:
+    """Return the results with `fn` of each combination in its place."""
+    groups, state, carry = tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Combination) else leaf, results)
+    return groups, state, carry
 
 
 def _with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
-    """Return inputs with states for one hook. Changes in place stay within them.
+    """Return inputs with states and prepared values for one hook. Changes in place stay within them.
 
     Parameters of the layout are combinations, so that the hook's sums with them are seen. The rest is copied.
     """
@@ -215,7 +232,7 @@ def _with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs
     def of(leaf: Params | Tensor) -> Params | Tensor:
         return Combination.single(leaf) if isinstance(leaf, Params) and leaf.layout is layout else leaf.clone()
 
-    return replace(inputs, state=tree_map(of, inputs.state))
+    return replace(inputs, state=tree_map(of, inputs.state), prepared=tree_map(of, inputs.prepared))
 
 
 def _not_known(params: Params) -> Params:
@@ -277,7 +294,17 @@ def _mean_loss(trained: _Trained) -> Tensor:
 
 def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
     """The inputs of C clients, with the first state for clients without one."""
-    inputs = TrainingInputs(chunk.received, None, chunk.config, chunk.initial, facts=chunk.facts, module=chunk.module)
+    inputs = TrainingInputs(
+        chunk.received,
+        None,
+        chunk.config,
+        chunk.initial,
+        facts=chunk.facts,
+        prepared=chunk.prepared,
+        round=chunk.round,
+        rounds=chunk.rounds,
+        module=chunk.module,
+    )
     first = algorithm.first_state(inputs)
     if chunk.known_states is not None:
         has_state, known = chunk.known_states
@@ -333,8 +360,8 @@ def _train_in_steps(
         names = ("clients", "starts", "sizes", *(() if chunk.unlabelled is None else ("unlabelled",)))
         chunk = replace(chunk, **{n: getattr(chunk, n)[by_size] for n in names})
         there = _tensor(by_size, start)
-        inputs = replace(inputs, state=row(inputs.state, there), facts=row(inputs.facts, there))
-        start = _rows(start, there)
+        inputs = inputs.row(there)
+        start = start.row(there) if start.batch else start
     local = start.layout.empty(len(sizes)).copy_(start)
     loss, seen = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64)
     steps, lr_sum = np.zeros(len(sizes), np.int64), np.zeros(len(sizes))
@@ -358,7 +385,8 @@ def _train_in_steps(
         back = _tensor(order, start)
         local, loss = local.row(back), loss[back]
         steps, lr_sum, seen = steps[order], lr_sum[order], seen[order]
-        at = replace(at, state=original_inputs.state, facts=original_inputs.facts, start=_rows(at.start, back))
+        of_all = {name: getattr(original_inputs, name) for name in ("state", "facts", "prepared")}
+        at = replace(at.row(back), **of_all)
         kept = row(kept, back)
     return _Trained(original_start, local, loss, seen, steps, lr_sum, at, kept)
 
@@ -443,8 +471,7 @@ class _OptimiserSteps:
             self.params, self.g = self.theta.row(clients), self.grad.row(clients)
             self.m = row(self.memory, clients)
             self.active_penalty = None if self.penalty is None else self.penalty.row(clients)
-            state, facts = row(self.at.state, clients), row(self.at.facts, clients)
-            self.here = replace(self.at, state=state, facts=facts, start=_rows(self.at.start, clients))
+            self.here = self.at.row(clients)
         phase = self.at.phase
         losses = self.gradients(self.params, batch, weights, masks, self.here, self.g)
         if self.active_penalty is not None:
@@ -466,22 +493,39 @@ def _mean_gradient(
     """The mean gradient over each client's training data, without Dropout; batched (C,)."""
     params = params if params.batch else params.layout.empty(len(chunk.sizes)).copy_(params)
     gradients, total, part = backend(algorithm, chunk, params, params, None), zeros_like(params), zeros_like(params)
-    first = np.minimum(chunk.starts, len(chunk.rows) - 1)  # an empty client may start past the end
-    for a in range(0, int(chunk.sizes.max()), GRADIENT_BATCH):
-        width = min(GRADIENT_BATCH, int(chunk.sizes.max()) - a)
-        columns = a + np.arange(width)
-        inside = columns < chunk.sizes[:, None]
+    for batch, inside in _all_samples(chunk):
         weights = torch.as_tensor((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
-        positions = first[:, None] + np.where(inside, columns, 0)
-        gradients(params, gather(chunk.arrays, torch.as_tensor(chunk.rows[positions])), weights, [], at, part)
+        gradients(params, batch, weights, [], at, part)
         total.add_(part)
     return total
+
+
+def _fisher(algorithm: LocalTraining, chunk: Chunk, params: Params, backend: type[Gradients]) -> Params:
+    """The diagonal of the empirical Fisher information over each client's training data, see `fisher`; batched (C,)."""
+    count = len(chunk.sizes)
+    params = params if params.batch else params.layout.empty(count).copy_(params)
+    if issubclass(backend, SquaresGradients):
+        gradients, total = backend(algorithm, chunk, params, params, None), zeros_like(params)
+        for batch, inside in _all_samples(chunk):
+            gradients.add_squares(params, batch, torch.as_tensor(inside.astype(np.float32)), total)
+        return total * torch.as_tensor(1 / np.maximum(chunk.sizes, 1))
+    found = []
+    for client in range(count):
+        bind(chunk.module, params.row(client), chunk.initial)
+        found.append(mean_squares(chunk.module.eval(), params.row(client), chunk.view(client), chunk.task))
+    return stack(found)
+
+
+def _all_samples(chunk: Chunk) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
+    """Yield all training samples in batches, name -> (C, B, ...), and which of them are no pads, (C, B)."""
+    first = np.minimum(chunk.starts, len(chunk.rows) - 1)  # an empty client may start past the end
+    for a in range(0, int(chunk.sizes.max()), GRADIENT_BATCH):
+        columns = a + np.arange(min(GRADIENT_BATCH, int(chunk.sizes.max()) - a))
+        inside = columns < chunk.sizes[:, None]
+        positions = first[:, None] + np.where(inside, columns, 0)
+        yield gather(chunk.arrays, torch.as_tensor(chunk.rows[positions])), inside
 
 
 def _tensor(array: np.ndarray, like: Params) -> Tensor:
     """A tensor on the device of `like`, in 0.5 microseconds; `torch.as_tensor` takes 10 for the default device."""
     return torch.from_numpy(array).to(like.device)
-
-
-def _rows(start: Params, clients: slice | Tensor) -> Params:
-    return start.row(clients) if start.batch else start

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fl.data.augment import Augment
-from fl.method.local_training import LocalTraining, StepContext
+from fl.data.views import View
+from fl.method.local_training import LocalTraining
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext
 from fl.models.binding import Initial
 from fl.models.dropout import DropoutMasks
 from fl.tasks.task import Task
@@ -38,6 +40,7 @@ class Chunk:
     unlabelled: int64 (C,), number of rows without labels, behind the training rows of each client; None: none.
     known_states: in place of `states`: bool (C,), which clients have a state, and their states, stacked.
     facts: facts of the clients' data, stacked; `None` for a client algorithm without any.
+    prepared: what the clients have prepared, likewise.
     """
 
     clients: np.ndarray
@@ -60,6 +63,12 @@ class Chunk:
     strong: tuple[Augment, ...] = ()
     unlabelled: np.ndarray | None = None
     facts: Tree = None
+    prepared: Tree = None
+
+    def view(self, client: int) -> View:
+        """Return the training rows of the client at a position of the chunk."""
+        start = self.starts[client]
+        return View(self.arrays, self.rows[start : start + self.sizes[client]])
 
     def sample(self) -> Tensor:
         """One input, (1, ...)."""
@@ -150,6 +159,17 @@ class TakesSGDSteps(Protocol):
 
     def end_sgd(self, theta: Params) -> None:
         """Copy the trained parameters back."""
+
+
+@runtime_checkable
+class SquaresGradients(Protocol):
+    """A backend that can also square the gradients of single samples."""
+
+    def add_squares(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, total: Params) -> None:
+        """Add the sums over the batch of the squared gradients of single samples to `total`, in place.
+
+        params, total: batched (A,). batch: name -> (A, B, ...). weights: (A, B), 1 for a sample and 0 for a pad.
+        """
 
 
 @runtime_checkable

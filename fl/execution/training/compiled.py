@@ -22,10 +22,11 @@ from fl.execution.training.customised import overrides
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
 from fl.method.client import ClientAlgorithm
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext
 from fl.models.dropout import Dropout, share_of_zeros
 from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.task import Task

@@ -7,15 +7,16 @@ from typing import Any
 
 from fl import registry
 from fl.method.client import ClientAlgorithm
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
 from fl.method.penalty import Penalty, fitted
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext
 from fl.tasks.task import Task
 
 HOOKS = (
-    *("facts", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
-    *("step_memory", "step", "finish", "metrics", "trainings", "inputs", "initial_tensors"),
+    *("facts", "prepare", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
+    *("step_memory", "step", "finish", "metrics", "carry", "trainings", "inputs", "initial_tensors"),
 )
 _LOSS = ("loss", "objective")  # methods of a task
 
@@ -24,6 +25,11 @@ def overrides(algorithm: LocalTraining, name: str) -> bool:
     """Whether the method overrides the hook `name` of LocalTraining. A field of this name is no hook."""
     own = getattr(type(algorithm), name)
     return own is not getattr(LocalTraining, name) and callable(own)
+
+
+def ends_plainly(algorithm: LocalTraining) -> bool:
+    """Whether an update is the change of the model, without a new state, a carry or metrics of the method's own."""
+    return not any(overrides(algorithm, name) for name in ("finish", "metrics", "carry", "trainings"))
 
 
 def takes_plain_steps(algorithm: LocalTraining, phase: Phase, penalty: Penalty | None) -> bool:
@@ -40,10 +46,10 @@ def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = 
 def custom_training(algorithm: ClientAlgorithm) -> str | None:
     """Why a client may do more than take gradients of the task's own loss, or `None`."""
     if isinstance(algorithm, LocalTraining) and not any(
-        overrides(algorithm, name) for name in ("work", "objective", "step")
+        overrides(algorithm, name) for name in ("work", "prepare", "objective", "step")
     ):
         return None
-    return f"{type(algorithm).__name__} has its own work(), step() or objective()"
+    return f"{type(algorithm).__name__} has its own work(), prepare(), step() or objective()"
 
 
 def users_training(algorithm: LocalTraining, task: Task) -> bool:

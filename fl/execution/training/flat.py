@@ -22,7 +22,8 @@ from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
 from fl.execution.training.stacked_module import StackedModule, Unstackable
 from fl.execution.training.view_cache import ViewCache
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
+from fl.method.training_values import StepContext
 from fl.models.binding import bind, module_params
 from fl.tasks.task import Task
 from fl.tensors import random

@@ -2,6 +2,7 @@
 
     z_l = h_{l-1} W_l^T + b_l,  h_l = phi(z_l) * mask    G = dL/dz_L (softmax - onehot, or output - y), weighted
     dW_l = G_l^T h_{l-1},  db_l = sum_B G_l,  G_{l-1} = (G_l W_l) * mask * phi'(z_{l-1})
+    sum_B (dW_l of one sample)^2 = (G_l^2)^T h_{l-1}^2
 
 Two batched matrix products per layer replace a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
 Sigmoid, Dropout, FeatureNorm and SampleNorm under cross-entropy or squared error; Dropout may come before the first
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.customised import overrides
 from fl.execution.training.view_cache import ViewCache
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
+from fl.method.training_values import StepContext
 from fl.models.dropout import Dropout
 from fl.models.normalise import FEATURE_EPS, LAYER_EPS, FeatureNorm, SampleNorm
 from fl.tasks.task import Task
@@ -103,6 +105,16 @@ class LinearStack:
                 torch.sum(g, 1, out=bias)
 
         return self._backward(self.views.of(params), batch, weights, masks, write)
+
+    def add_squares(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, total: Params) -> None:
+        def add(k: int, g: Tensor, inputs: Tensor) -> None:  # (g_i h_j)^2 = g_i^2 h_j^2, summed over the samples
+            weight, bias = self.views.of(total)[k]
+            squares = g * g
+            weight.add_(torch.bmm(squares.mT, inputs * inputs))
+            if bias is not None:
+                bias.add_(squares.sum(1))
+
+        self._backward(self.views.of(params), batch, weights, [], add)
 
     def begin_sgd(self, theta: Params) -> None:
         # contiguous (C, ...): for small layers, batched products are several times faster than on rows of `Params`

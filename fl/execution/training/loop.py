@@ -15,18 +15,20 @@ from functools import partial
 import torch
 
 from fl.execution.training.client_batches import view_of
-from fl.execution.training.customised import overrides, penalty_of, takes_plain_steps
+from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
+from fl.execution.training.fisher import fisher
 from fl.execution.training.graph import place
 from fl.execution.training.objective import losses_of
 from fl.execution.training.own_steps import ClientSteps
 from fl.execution.training.steps import Descent, LocalSteps, gradient_buffer, gradients_of
 from fl.execution.training.trainings import Trainings
 from fl.method.context import ClientContext, Reply
-from fl.method.local_training import LocalTraining, StepContext, TrainingResult
+from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.method.optimiser_memory import GROUP, OptimiserMemory
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext, TrainingResult
 from fl.models.binding import bind
 from fl.models.structure import structure
 from fl.tensors.params import Params, match, zeros_like
@@ -77,7 +79,7 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
         if ctx.graphs:  # the next client uses the same memory
             local = local.clone()
         mean_loss = float(loss) / max(samples, 1)
-        if memory is None and not any(overrides(algorithm, name) for name in ("finish", "metrics", "trainings")):
+        if memory is None and ends_plainly(algorithm):
             # the default, without a copy
             return Reply(Update({"model": local.sub_(start)}, n, {"loss": mean_loss}, owned=True))
         trainings.ended(
@@ -89,16 +91,17 @@ def train(algorithm: LocalTraining, ctx: ClientContext) -> Reply:
                 lr_sum=lr_sum,
                 num_examples=n,
                 full_gradient=partial(mean_gradient, algorithm, here, at=at),
+                fisher=partial(fisher, here),
                 memory=kept,
             ),
             mean_loss,
         )
-    metrics = trainings.metrics()
-    if memory is None:
-        return Reply(Update(trainings.groups, n, metrics), trainings.state)
-    if algorithm.optimiser_state == "kept":
-        return Reply(Update(trainings.groups, n, metrics), trainings.state, optimiser=memory.now)
-    return Reply(Update({**trainings.groups, GROUP: memory.now}, n, metrics), trainings.state)
+    groups, metrics, optimiser = trainings.groups, trainings.metrics(), None
+    if memory is not None and algorithm.optimiser_state == "kept":
+        optimiser = memory.now
+    elif memory is not None:
+        groups = {**groups, GROUP: memory.now}
+    return Reply(Update(groups, n, metrics), trainings.state, trainings.carry(), optimiser)
 
 
 def _memory(algorithm: LocalTraining, ctx: ClientContext) -> OptimiserMemory:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fl.data.views import Batch
 from fl.execution.training.customised import overrides
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
+from fl.method.training_values import StepContext
 from fl.tasks.task import Task
 
 TOLERANCE = 1e-4  # relative; losses that are divided by the size of the batch differ by 0.5

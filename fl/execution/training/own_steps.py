@@ -7,7 +7,7 @@ those of FedAvg.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,15 +18,16 @@ from torch import Tensor
 from fl.execution.training.batches import BLOCK, make_batch, make_block
 from fl.execution.training.chunk import Chunk, ChunkMasks, Gradients
 from fl.execution.training.steps import LocalSteps, gradient_buffer
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext
 from fl.tensors.params import Params, clipped
 from fl.tensors.trees import Tree, row, tree_map
 
 
 class OwnSteps:
-    """The steps of a phase, see `fl.method.local_training.Step`. Subclasses compute gradients of the objective.
+    """The steps of a phase, see `fl.method.training_values.Step`. Subclasses compute gradients of the objective.
 
     Args:
         algorithm: takes the steps.
@@ -57,12 +58,11 @@ class OwnSteps:
         self.trained, self.memory = self.rows(self.theta), _read_only(self.rows(self.kept))
         self.active_moments = {name: self.rows(moments) for name, moments in self.moments.items()}
         self.penalty = penalty if penalty is None or active is None else penalty.row(active)
-        start = self.rows(at.start) if at.start.batch else at.start
-        self.at = replace(at, state=self.rows(at.state), facts=self.rows(at.facts), start=start)
+        self.at = at if active is None else at.row(active)
 
     @property
     def params(self) -> Params:
-        """See `fl.method.local_training.Step`."""
+        """See `fl.method.training_values.Step`."""
         return self.trained
 
     @params.setter
@@ -82,7 +82,7 @@ class OwnSteps:
         self.algorithm.step(self)
 
     def gradient(self, params: Params, batch: int = 0) -> Params:
-        """See `fl.method.local_training.Step.gradient`."""
+        """See `fl.method.training_values.Step.gradient`."""
         gradient = self.objective_gradient(params, batch)
         return gradient if self.penalty is None else self.penalty.add_gradient(gradient, params)
 
@@ -91,7 +91,7 @@ class OwnSteps:
         raise NotImplementedError
 
     def descend(self, gradient: Params, name: str | None = None, rate: float | None = None) -> None:
-        """See `fl.method.local_training.Step.descend`."""
+        """See `fl.method.training_values.Step.descend`."""
         params, whole = (self.params, self.theta) if name is None else (self.memory[name], self.kept[name])
         if name not in self.moments:
             self.moments[name], self.taken[name] = self.rule.state(whole), 0

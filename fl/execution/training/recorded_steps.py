@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fl.execution.training.chunk import FIRST, TERMS, Chunk, Programs, RunsPrograms
 from fl.execution.training.own_steps import OwnSteps
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
 from fl.method.optimiser import SGD
+from fl.method.training_values import StepContext
 from fl.tensors.combination import Combination, Factor, NotKnown, Term, Unknown
 from fl.tensors.params import Layout, Params
 from fl.tensors.trees import Tree, named_leaves, tree_map

@@ -30,8 +30,9 @@ from fl.execution.training.client_batches import mini_batches
 from fl.execution.training.graph import Compute, recorded
 from fl.execution.training.objective import losses_of
 from fl.method.context import ClientContext
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
 from fl.method.phase import Phase
+from fl.method.training_values import StepContext
 from fl.models.binding import bind
 from fl.models.dropout import DropoutDraws, DropoutMasks
 from fl.models.structure import structure

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fl.execution.update_checks import checked_pair, end_hook
-from fl.method.local_training import LocalTraining, TrainingInputs, TrainingResult
+from fl.method.local_training import LocalTraining
+from fl.method.training_values import TrainingInputs, TrainingResult
 from fl.tensors.trees import Tree
 
 
@@ -63,6 +64,10 @@ class Trainings:
         if self.last is None:
             self.first, self.loss = end, loss
         self.last = end
+
+    def carry(self) -> Tree:
+        """Return what the clients keep until the round's next exchange."""
+        return self.algorithm.carry(self.first)
 
     def metrics(self) -> dict[str, float | Tensor]:
         """Return the loss and the metrics of the client's own.

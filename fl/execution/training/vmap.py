@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.objective import losses_of
-from fl.method.local_training import LocalTraining, StepContext
+from fl.method.local_training import LocalTraining
+from fl.method.training_values import StepContext
 from fl.models.binding import bind
 from fl.tensors.params import NOTHING, Params
 from fl.tensors.trees import leaves, replace_leaves
@@ -37,7 +38,7 @@ class Vmap:
         at: StepContext,
         grad: Params,
     ) -> Tensor:
-        per_client = (at.state, at.start if at.start.batch else None, at.facts)
+        per_client = (at.state, at.facts, at.prepared, at.start if at.start.batch else None)
 
         def objective(
             tensors: dict[str, Tensor],
@@ -52,8 +53,9 @@ class Vmap:
             def net(*args: Any, **kwargs: Any) -> Any:
                 return torch.func.functional_call(self.module, {**frozen, **tensors}, args, kwargs)
 
-            state, start, facts = replace_leaves(per_client, per_client_leaves)
-            here = replace(at, state=state, start=at.start if start is None else start, facts=facts)
+            state, facts, prepared, start = replace_leaves(per_client, per_client_leaves)
+            start = at.start if start is None else start
+            here = replace(at, state=state, facts=facts, prepared=prepared, start=start)
             losses = losses_of(self.algorithm, net, batch, here, self.task)
             return (losses * weights).sum(), losses.detach()
 

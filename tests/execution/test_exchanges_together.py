@@ -1,0 +1,146 @@
+"""Methods that do more than train: their training is batched, and other exchanges are answered client by client."""
+
+import pytest
+import torch
+
+import fl
+from fl import Exchange, LocalTraining, Reply, Sum, Update
+from fl.errors import ClientError
+from fl.execution.training import batched
+from fl.execution.training.compiled import Compiled
+from fl.execution.training.fisher import fisher
+from fl.execution.training.flat import Flat
+from fl.execution.training.kernels import LinearStack
+from fl.execution.training.vmap import Vmap
+from strategies.fedavg import FedAvg
+from tests.execution.test_loop_batched import BATCH, make, mlp
+from tests.execution.test_users_training import config, plan_of
+
+CONFIG = {
+    "rounds": 3,
+    "data": "digits",
+    "partition": {"name": "dirichlet", "clients": 5, "alpha": 1.0},
+    "splits": {"val": 0, "test": 0.5},
+    "model": {"name": "mlp", "hidden": [16]},
+    "cohort": {"size": 4},
+    "client": {"batch": 10, "lr": 0.1},
+    "execution": {"executor": "serial"},
+    "evaluation": {"every": 9},
+}
+STREAM = {"rounds": None, "stream": {"name": "permuted", "tasks": 2, "rounds": 1}}
+
+
+@pytest.mark.parametrize(
+    "strategy, plan, changes",
+    [
+        ("fedala", "compiled", {"client.first_epochs": 1}),
+        ("fedcurv", "compiled", {}),
+        ("fedcurv", "flat", {}),
+        ("q_fedavg", "stacked", {}),
+        ("fot", "compiled", STREAM),
+        ("fedgpm", "stacked", STREAM),
+        ("fedewc", "compiled", STREAM),
+    ],
+)
+def test_clients_that_train_together_end_as_those_that_train_alone(strategy, plan, changes, tmp_path):
+    """Over several rounds, with states, carries and further exchanges."""
+    config = {**CONFIG, **{key: value for key, value in changes.items() if "." not in key}, "strategy": strategy}
+    config = {key: value for key, value in config.items() if value is not None}
+    dotted = {key: value for key, value in changes.items() if "." in key}
+    found = [fl.run(config, out=tmp_path / kind, **dotted, **{"execution.plan": kind}) for kind in ("loop", plan)]
+    alone, together = (result.model for result in found)
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], rtol=0, atol=1e-5 * float(alone[name].abs().max()))
+
+
+# -- Fisher information -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("backend", [Compiled, LinearStack, Flat, Vmap])
+def test_fisher_information_is_the_mean_square_of_single_gradients(backend):
+    """Compared with autograd, sample by sample. One of the clients has no samples."""
+
+    class Squares(LocalTraining):
+        sends = ("model", "squares")
+
+        def finish(self, end):
+            return {"model": end.delta, "squares": end.fisher(end.start)}, None
+
+    module = mlp()
+    chunk, contexts = make(module)
+    algorithm = Squares(batch=BATCH, lr=0.1)
+    groups = batched.train(algorithm, chunk, backend).update.groups
+    for client, ctx in enumerate(contexts):
+        model = {name: tensor.clone().requires_grad_() for name, tensor in ctx.received["model"].items()}
+        sums = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
+        for s in range(len(ctx.train)):
+            batch = ctx.train.take(slice(s, s + 1))
+            outputs = torch.func.functional_call(ctx.module.eval(), model, (batch["x"],))
+            loss = torch.nn.functional.cross_entropy(outputs, batch["y"])
+            for name, grad in zip(model, torch.autograd.grad(loss, list(model.values()))):
+                sums[name] += grad.square()
+        alone = algorithm.work("train", ctx, None).update.groups["squares"]
+        for name in model:
+            expected = sums[name] / max(len(ctx.train), 1)
+            for found in (groups["squares"].row(client), alone, fisher(ctx, ctx.received["model"])):
+                torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7)
+
+
+# -- a user's method: see tests/execution/test_users_training.py for the data -----------------------------------------
+class Prepares(LocalTraining):
+    """Starts at a tenth of the mean label, which each client prepares."""
+
+    def prepare(self, ctx, inputs):
+        y = ctx.train.take()["y"]
+        return {"start": inputs.received["model"] + (float(y.mean()) / 10 if len(y) else 0.0)}
+
+    def start(self, inputs):
+        return inputs.prepared["start"]
+
+
+class Ragged(LocalTraining):
+    """What it prepares has another shape for each client."""
+
+    def prepare(self, ctx, inputs):
+        return torch.zeros(int(ctx.train.take()["y"].max()) if len(ctx.train) else 1)
+
+
+class Carries(LocalTraining):
+    """Answers the question of `Asks` from what it has carried."""
+
+    sends = ("model", "count")
+
+    def carry(self, end):
+        return {"n": torch.as_tensor(end.num_examples)}
+
+    def answer(self, name, ctx, carry):
+        return Reply(Update({"count": carry["n"].float()}, len(ctx.train)))
+
+
+class Asks(FedAvg):
+    """FedAvg that asks for the number of samples after each round."""
+
+    def round(self, state, ctx):
+        outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
+        counted = yield Exchange({}, {"count": Sum()}, work="count")
+        state, metrics = self.step(state, outcome.value, ctx)
+        return state, {**metrics, "counted": float(counted.value["count"])}
+
+
+@pytest.mark.parametrize("plan", ["auto", "loop"])
+def test_a_client_starts_from_what_it_has_prepared(plan, tmp_path):
+    """From 1 and 2 a step with lr .1 goes to 1 + .9 and 2 + 1.8; the changes have weights 2 and 4."""
+    result = fl.run(config(Prepares, **{"execution.plan": plan}), out=tmp_path / "run")
+    assert result.model["w.weight"].item() == pytest.approx((2 * 0.9 + 4 * 1.8) / 6)
+    assert plan_of(Prepares).kind != "loop"
+
+
+def test_what_clients_prepare_needs_one_shape(tmp_path):
+    wanted = r"prepare of Ragged returned shapes \[\(20,\)\] for client 1 and \[\(10,\)\] for client 0"
+    with pytest.raises(ClientError, match=wanted):
+        fl.run(config(Ragged, **{"execution.plan": "flat", "execution.chunk": 2}), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("plan", ["auto", "loop"])
+def test_a_client_answers_with_what_it_has_carried(plan, tmp_path):
+    result = fl.run(config(Carries, **{"strategy": Asks(), "execution.plan": plan}), out=tmp_path / "run")
+    assert result.metrics[0]["counted"] == 6 and result.model["w.weight"].item() == pytest.approx(10 / 6)
+    assert plan_of(Carries, strategy=Asks()).kind != "loop"
