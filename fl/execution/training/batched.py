@@ -52,7 +52,6 @@ from fl.tensors.params import Layout, Params, clipped, zeros_like
 from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack, tree_map
 from fl.tracking.spans import timed_calls
 
-
 _Results = tuple[Mapping[str, Tree], Tree, Tree]  # groups and state of `finish`, and what `carry` returned
 
 
@@ -177,8 +176,8 @@ def _train_whole(
                 full_gradient=_not_known,
                 fisher=_not_known,
             )
-            groups, state = checked_pair(algorithm.finish(end), who := type(algorithm).__name__, "finish")
-            results = groups, state, algorithm.carry(end)
+            sent, kept = checked_pair(algorithm.finish(end), who := type(algorithm).__name__, "finish")
+            results = sent, kept, algorithm.carry(end)
             check_stacked(*_replaced(results, lambda leaf: None), count, who, shared=chunk.received)
             if not torch.equal(own, n):  # it has changed them
                 return None
