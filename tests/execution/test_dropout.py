@@ -109,13 +109,13 @@ def test_own_steps_have_the_masks_of_the_loop(name):
 def test_masks_do_not_depend_on_the_chunk():
     """A client's update has the same bits alone and in a chunk."""
     algorithm = LocalSGD(lr=0.1, batch=BATCH, epochs=2)
-    together, _ = batched.train(algorithm, make(MODELS["on everything"])[0], Compiled)
+    together = batched.train(algorithm, make(MODELS["on everything"])[0], Compiled).update
     for c in range(len(CLIENTS)):
         chunk, _ = make(MODELS["on everything"])
         one = slice(c, c + 1)
-        alone, _ = batched.train(
+        alone = batched.train(
             algorithm, replace(chunk, clients=CLIENTS[one], starts=chunk.starts[one], sizes=SIZES[one]), Compiled
-        )
+        ).update
         assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
 
 
@@ -123,7 +123,7 @@ def test_a_model_trains_with_one_mask_for_each_step_and_layer():
     """One linear layer with Dropout on its inputs and squared error, in NumPy: w <- w - lr (h w - y)^T h / B."""
     module = nn.Sequential(nn.Flatten(), Dropout(0.5), nn.Linear(12, 4, bias=False))
     chunk, _ = make(module, task=Regression())
-    update, _ = batched.train(LocalSGD(lr=0.1, batch="full", steps=2), chunk, Compiled)
+    update = batched.train(LocalSGD(lr=0.1, batch="full", steps=2), chunk, Compiled).update
     start = module[2].weight.detach().double().numpy()
     for c, n in enumerate(SIZES.tolist()):
         w = start.copy()

@@ -112,7 +112,7 @@ def test_parameters_with_as_many_rows_as_clients_have_no_axis_of_clients(backend
 
 def test_a_received_tensor_with_as_many_rows_as_clients_has_no_axis_of_clients():
     received = {"prototypes": torch.ones(3, 5)}
-    check_stacked({"a": torch.ones(3, 5)}, None, 3, "Mine", "finish", received)
+    check_stacked({"a": torch.ones(3, 5)}, None, None, 3, "Mine", "finish", received)
     for sent in (received["prototypes"], received["prototypes"][:, :2]):
         with pytest.raises(ValueError, match=r"client Mine: finish returned a with shape \(3, \d\) for 3 clients"):
-            check_stacked({"a": sent}, None, 3, "Mine", "finish", received)
+            check_stacked({"a": sent}, None, None, 3, "Mine", "finish", received)
