@@ -23,7 +23,7 @@ BAD = {
     "wrong type": (["rounds=many"], "rounds: 'many' is not a valid integer", []),
     "wrong choice": (
         ["execution.plan=stackd"],
-        "execution.plan: 'stackd' is not 'auto', 'loop', 'compiled', 'stacked', 'flat' or 'vmap'",
+        "execution.plan: 'stackd' is not 'auto', 'loop', 'fused', 'compiled', 'stacked', 'flat' or 'vmap'",
         ["Did you mean 'stacked'?"],
     ),
     "cohort beyond population": (["cohort.size=200"], "cohort.size: 200 ", ["20"]),

@@ -98,7 +98,7 @@ def test_the_faster_plan_wins(tmp_path, clock):
     config["execution"] = {"executor": "serial", "plan": "auto", "memory_format": "contiguous"}
     result, out = tuned(tmp_path, config, {"client.optimiser": "adam"}, 6)
     assert result.rows[0]["plan"] == "loop" and result.execution["plan"] == "vmap" and "vmap by" in result.verdicts[0]
-    assert result.impossible == dict.fromkeys(("compiled", "stacked", "flat"), "Naps has its own objective")
+    assert result.impossible == dict.fromkeys(("fused", "compiled", "stacked", "flat"), "Naps has its own objective")
     assert result.kept == {"executor": "serial", "memory_format": "contiguous"}
     whole = yaml.safe_load(out.read_text())  # with overrides, the file holds the whole configuration
     assert "extends" not in whole and whole["client"]["optimiser"]["name"] == "adam" and whole["rounds"] == 3

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.adapters
 
-One thread trains the clients of `together`'s case `lora` flat, four at a time, and in the loop. In turns with that it
+One thread trains the clients of `together`'s case `lora` fused and flat, four at a time, and in the loop. In turns it
 computes, for as many clients and steps, only the products that torch has to compute in any plan, on arrays of the same
 shapes. Figures are medians of `time.process_time` over the turns.
 """
@@ -22,10 +22,11 @@ from torch.nn import functional
 from experiments.benchmarks import together
 from fl.config.config import resolve
 from fl.config.reading import read
-from fl.execution.training.plan import Plan
+from fl.execution.training.plan import Kind, Plan
 from fl.simulation.build import set_up_run
 
 TURNS, CHUNK = 9, 4
+KINDS: tuple[Kind, ...] = ("flat", "fused")
 STEPS = together.CLIENTS // CHUNK * 4  # four steps of each chunk: 32 samples in batches of 8
 LAYERS, HEADS, WIDTH, FORWARD, RANK, BATCH, PLACES = 2, 4, 128, 512, 8, 8, 32
 ROWS = CHUNK * BATCH * PLACES
@@ -103,7 +104,8 @@ def main() -> None:
             worker.run(dispatch, [(0, dispatch.tasks)], 0)
 
         for _ in range(1 + TURNS):
-            for plan in (Plan("loop", 1, "measured"), Plan("flat", CHUNK, "measured")):
+            plans = [Plan("loop", 1, "measured"), *(Plan(kind, CHUNK, "measured") for kind in KINDS)]
+            for plan in plans:
                 start = time.process_time()
                 train(plan)
                 times.setdefault(plan.kind, []).append(time.process_time() - start)

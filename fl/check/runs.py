@@ -179,7 +179,7 @@ def loop_and_batched_training_agree(bench: Bench) -> str:
     loop, agreed = bench.run_once(rounds=1, **LOOP), []
     with bench.simulation(rounds=1, **LOOP) as simulation:
         trial = simulation.run_setup.trial
-    plans: tuple[Kind, ...] = ("compiled", "stacked", "flat", "vmap")
+    plans: tuple[Kind, ...] = ("fused", "compiled", "stacked", "flat", "vmap")
     for plan in plans:
         batched: Settings = {"execution.plan": plan}
         try:

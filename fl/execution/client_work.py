@@ -21,6 +21,7 @@ from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.customised import overrides, users_training
 from fl.execution.training.flat import Flat
+from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.vmap import Vmap
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fl.execution.worker import Worker
 
 BACKENDS: Mapping[str, type] = {  # of plans that train many clients at a time
+    "fused": Fused,
     "compiled": Compiled,
     "stacked": LinearStack,
     "flat": Flat,

@@ -66,7 +66,7 @@ class Job:
         device: where clients train.
         micro_batch: samples that pass through the model at once in the loop (default: all).
         graphs: whether the loop's gradients are CUDA graphs.
-        compiled: whether workers load machine code before the first round.
+        machine_code: modules of the folder native/ that workers load before the first round.
         seeded: whether users' code may run, or the model draws: then global generators are seeded for each client, and
             torch's settings are compared.
         by_client: the clients' models, if they have different architectures; `module`, `facts` and `initial` are then
@@ -97,7 +97,7 @@ class Job:
     device: Device = Device()
     micro_batch: int | None = None
     graphs: bool = False
-    compiled: bool = False
+    machine_code: tuple[str, ...] = ()
     seeded: bool = True
     true_labels: Tensor | None = None
     by_client: ClientModels | None = None

@@ -22,8 +22,8 @@ class Execution:
         workers: number of worker processes, 1 or more ("serial": threads of compiled training). Default: one per CPU
             core that this process may use (fewer under a memory limit), or per GPU.
         address: address of a Ray cluster, as HOST:PORT; "auto": the running one; None: this machine.
-        plan: how clients are trained: "loop" one after another; "compiled", "stacked", "flat" or "vmap" several
-            together; "auto" the fastest that fits the model.
+        plan: how clients are trained: "loop" one after another; "fused", "compiled", "stacked", "flat" or "vmap"
+            several together; "auto" the fastest that fits the model.
         chunk: number of clients that are trained together, a power of two; None: chosen from the model's size.
         memory_format: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen by
             the model's convolutions.
@@ -42,7 +42,7 @@ class Execution:
     executor: Literal["auto", "serial", "ray"] = "auto"
     workers: int | None = None
     address: str | None = None
-    plan: Literal["auto", "loop", "compiled", "stacked", "flat", "vmap"] = "auto"
+    plan: Literal["auto", "loop", "fused", "compiled", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
     memory_format: Literal["contiguous", "channels_last", "blocked"] | None = None
     micro_batch: int | None = None

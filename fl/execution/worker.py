@@ -54,8 +54,7 @@ class Worker:
     def __init__(self, job: Job, writer: int, open_store: Callable[[Path], Segments] = Segments):
         configure_process()
         job.device.prepare()
-        if job.compiled:
-            compiled.load(job.algorithm)
+        compiled.load(job.machine_code)
         self.job, self.writer = job.placed(), writer
         self.slices = [period.partition.train_slices() for period in job.periods]
         self.has_unlabelled = [bool(period.partition.unlabelled.any()) for period in job.periods]

@@ -28,7 +28,7 @@ def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
         digest: the digest of the configuration; its first 12 characters are shown.
     """
     strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
-    compiles = setup.plan.kind == "compiled" and not all(map(cache.is_cached, machine_code(setup.config.client)))
+    compiles = not all(map(cache.is_cached, machine_code(setup.plan.kind, setup.config.client)))
     privacy = privacy_notes(setup.privacy, setup.config.rounds)
     secure = [SECURE] if setup.config.secure_aggregation is not None else []
     return (

@@ -22,6 +22,7 @@ from fl.data.stream import Period
 from fl.data.views import Batch, View
 from fl.execution.global_draws import may_draw
 from fl.execution.job import Job
+from fl.execution.training.compiled import machine_code
 from fl.execution.training.device import Device
 from fl.execution.training.plan import Plan, Trial, make_plan
 from fl.method.strategy import ServerContext
@@ -240,7 +241,7 @@ class RunSetup:
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
-            compiled=self.plan.kind == "compiled",
+            machine_code=machine_code(self.plan.kind, config.client),
             seeded=any(may_draw(drawing, model.module, model.facts) for model in self.models),
             on_error=config.execution.on_client_error,
             folder=folder,

@@ -54,7 +54,9 @@ RATE, STEPS = 0.01, 2  # learning rate, and the most steps of a phase with a num
 BATCH = 2  # the largest batch: clients take 3, 1 and 2 steps in an epoch, and leave one after another
 TOLERANCE = 1e-5  # relative to the largest element of a tensor
 ROUNDING = 1e-6  # relative to the largest parameter: an update is a difference of parameters
-BACKENDS: Mapping[Kind, type[Gradients]] = {  # machine code runs the same hooks as `stacked`, and is slow to load
+# machine code runs the same hooks as `stacked` and `flat`, and is slow to load
+BACKENDS: Mapping[Kind, type[Gradients]] = {
+    "fused": Flat,
     "compiled": LinearStack,
     "stacked": LinearStack,
     "flat": Flat,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -230,15 +230,17 @@ def thread_memory(elements: int) -> np.ndarray:
     return _memory.array
 
 
-def machine_code(algorithm: ClientAlgorithm) -> tuple[str, ...]:
-    """The modules of the folder native/ that train the clients of an algorithm in this plan."""
+def machine_code(plan: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
+    """The modules of the folder native/ that train the clients of an algorithm in a plan."""
+    if plan != "compiled":
+        return ("transformer",) if plan == "fused" else ()
     own_steps = isinstance(algorithm, LocalTraining) and overrides(algorithm, "step")
     return ("programs", "gradients") if own_steps else ("clients",)
 
 
-def load(algorithm: ClientAlgorithm) -> None:
-    """Load the machine code: half a second, or about 20 seconds a module when it has to be compiled first."""
-    for module in machine_code(algorithm):
+def load(modules: Iterable[str]) -> None:
+    """Load machine code: half a second, or about 20 seconds a module when it has to be compiled first."""
+    for module in modules:
         importlib.import_module(f"fl.execution.training.native.{module}")
 
 

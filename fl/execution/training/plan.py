@@ -21,6 +21,7 @@ from fl.execution.section import Execution
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.flat import Flat, saved_activations
+from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
 from fl.method.client import ClientAlgorithm
@@ -29,7 +30,7 @@ from fl.models.probe import ModuleFacts
 from fl.tasks.task import Task
 from fl.tensors.params import Params
 
-Kind = Literal["loop", "compiled", "stacked", "flat", "vmap"]
+Kind = Literal["loop", "fused", "compiled", "stacked", "flat", "vmap"]
 Trial = Callable[[Kind], str | None]  # why clients that were trained in this way before round 0 did not agree, or None
 
 # Parameters that are trained together: with more of them, calls cost less per client; with fewer, they stay in the
@@ -61,7 +62,7 @@ class Plan:
     """How clients are trained.
 
     Args:
-        kind: loop, compiled, stacked, flat or vmap.
+        kind: loop, fused, compiled, stacked, flat or vmap.
         chunk: clients that a worker trains together, a power of two.
         why: the reason for this kind.
         memory_format: how images are stored in the loop.
@@ -145,6 +146,19 @@ class Setting:
         """Patterns of the parameters that the first round trains; () if its phases train different ones."""
         phases = self.training.phases(0, 1)
         return phases[0].trains if len(phases) == 1 else ()
+
+    @cached_property
+    def fused_obstacle(self) -> str | None:
+        """Why clients cannot be trained as transformers with adapters in machine code, or `None`."""
+        if self.together_obstacle or self.views_obstacle:
+            return self.together_obstacle or self.views_obstacle
+        if obstacle := Fused.covers(self.training, self.module, self.task):
+            return obstacle
+        if self.gpu:
+            return "machine code runs on CPUs only"
+        return (
+            "bf16 needs autocast, which does not apply to machine code" if self.execution.precision == "bf16" else None
+        )
 
     @cached_property
     def stacked_obstacle(self) -> str | None:
@@ -234,6 +248,13 @@ class Candidate:
 
 
 CANDIDATES = (  # in order of preference
+    Candidate(
+        "fused",
+        obstacle=lambda setting: setting.fused_obstacle,
+        drawback=lambda setting: None,
+        why=lambda before: "a transformer with adapters",
+        chunk=Setting.chunk,
+    ),
     Candidate(
         "compiled",
         obstacle=lambda setting: setting.compiled_obstacle,

@@ -16,7 +16,7 @@ BARS = {
     "femnist_mlp": {"pfl xk": 1.5, "bare xk": 1.3, "flower": 20.0},
     "softmax": {"jax vmap x1": 2.0, "pfl xk": 30.0, "flower": 800.0},
     "softmax_10k": {"jax vmap x1": 3.0},
-    "lora": {"bare xk": 1.5},
+    "lora": {"bare xk": 2.0},
 }
 # smallest ratio of rounds that are evaluated and committed to bare rounds
 EVALUATED = "ours, evaluated and committed"

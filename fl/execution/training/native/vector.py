@@ -4,8 +4,9 @@ v = load(array, i)          array[i : i + 8], of one dimension          store(ar
 v = load_at(address, i)     the same from float32 that begin at an address of memory; one_at(address, i) is one number
 splat(number)               eight times the number                      x + y    x - y    x * y    x / y    each rounded
 fma(x, y, z)                x y + z, rounded once                       exp(x)   x <= 0          sqrt(x)
+absolute(x)                 larger(x, y)                                choose(x, y, z)     y where x >= 0, else z
 sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
-total(x)                        the sum of the eight numbers
+total(x)                        the sum of the eight numbers            largest(x)          the largest of them
 prefetch(array, i)              array[i] will be needed soon
 """
 
@@ -153,6 +154,52 @@ def sqrt(typing: Any, x: Any) -> Typed:
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.v8f32"), arguments)
 
     return _vector(_vector), made
+
+
+@intrinsic
+def absolute(typing: Any, x: Any) -> Typed:
+    """The absolute values."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_FLOATS, [_FLOATS])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fabs.v8f32"), arguments)
+
+    return _vector(_vector), made
+
+
+@intrinsic
+def choose(typing: Any, x: Any, y: Any, z: Any) -> Typed:
+    """y where x >= 0, else z."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, y, z = arguments
+        return builder.select(builder.fcmp_ordered(">=", x, _constant(0.0)), y, z)
+
+    return _vector(_vector, _vector, _vector), made
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+@intrinsic
+def larger(typing: Any, x: Any, y: Any) -> Typed:
+    """The larger number of each pair."""
+    return _vector(_vector, _vector), lambda context, builder, signature, arguments: _larger(builder, *arguments)
+
+
+@intrinsic
+def largest(typing: Any, x: Any) -> Typed:
+    """The largest of the eight numbers, a float32."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x,) = arguments
+        for step in (4, 2, 1):
+            turned = ir.Constant(_INTS, [(place + step) % WIDTH for place in range(WIDTH)])
+            x = _larger(builder, x, builder.shuffle_vector(x, x, turned))
+        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(_vector), made
 
 
 def _operator(of: Callable[..., Any], instruction: str) -> None:
