@@ -114,11 +114,11 @@ def test_tensors_that_a_method_neither_sends_nor_trains_keep_their_initial_value
 
 def test_clients_that_train_together_do_not_change_each_others_bits():
     chunk, _ = case(transformer(), ids_of(sum(SIZES)))
-    together, _ = batched.train(TRAINING, chunk, Fused)
+    together = batched.train(TRAINING, chunk, Fused).update
     for c in range(len(SIZES)):
         one = slice(c, c + 1)
         only = {name: getattr(chunk, name)[one] for name in ("clients", "starts", "sizes", "states")}
-        alone, _ = batched.train(TRAINING, replace(chunk, **only), Fused)
+        alone = batched.train(TRAINING, replace(chunk, **only), Fused).update
         for group in together.groups:
             for mine, theirs in zip(alone.groups[group].buffers, together.groups[group].row(one).buffers):
                 assert torch.equal(mine, theirs)
