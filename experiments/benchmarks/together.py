@@ -29,7 +29,7 @@ from fl.method.messages import Broadcast
 from fl.method.reduction import Product, WeightedMean
 from fl.simulation.build import set_up_run
 from fl.simulation.setup import RunSetup, sample_inputs
-from fl.storage.segments import NO_RECORD
+from fl.storage.records import NO_RECORD
 
 CLIENTS, TURNS, CHUNKS = 16, 3, (2, 4, 8, 16)
 IDS = {"name": "noise", "shape": [32], "vocabulary": 80, "classes": 10, "clients": CLIENTS, "samples": 32}

@@ -21,7 +21,7 @@ from fl.execution.uploads import Keep, Uploads
 from fl.execution.workers.process import trim
 from fl.method.messages import Update
 from fl.method.reduction import Meta, Reduction
-from fl.storage.segments import Vector
+from fl.storage.vector import Vector
 from fl.tensors.params import Params
 from fl.tensors.serialise import flatten, shapes, unflatten
 from fl.tensors.trees import Tree, leaves, row, tree_map

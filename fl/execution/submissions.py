@@ -18,7 +18,7 @@ from fl.execution.stages import during
 from fl.execution.update_checks import TensorsDiffer
 from fl.method.messages import Update
 from fl.method.reduction import Meta
-from fl.storage.segments import Vector
+from fl.storage.vector import Vector
 from fl.tracking.spans import span
 
 

@@ -33,7 +33,8 @@ from fl.execution.workers.process import configure_process
 from fl.flower.node_config import NodeConfig, of_node
 from fl.flower.records import RecordSizes, content_to_tree, copy_content, record_sizes, tree_to_content
 from fl.flower.seeding import seed_all
-from fl.storage.segments import NO_RECORD, Segments
+from fl.storage.records import NO_RECORD
+from fl.storage.segments import Segments
 from fl.user_code import explain
 
 Location = tuple[int, int, int]

@@ -28,7 +28,8 @@ from fl.method.reduction import GroupReduction, Product
 from fl.simulation.setup import RunSetup
 from fl.simulation.totals import RoundTotals
 from fl.storage import files
-from fl.storage.segments import Vector, segment_path
+from fl.storage.records import segment_path
+from fl.storage.vector import Vector
 from fl.tensors import random
 from fl.tensors.generators import seeded_generators
 from fl.tensors.serialise import flatten, raw_bytes, shapes

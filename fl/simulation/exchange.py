@@ -38,8 +38,8 @@ from fl.simulation.stored_states import StoredStates
 from fl.simulation.totals import RoundTotals
 from fl.simulation.virtual_time import VirtualTime
 from fl.storage.clients import ClientStates
+from fl.storage.records import NO_RECORD
 from fl.storage.run import RunDirectory
-from fl.storage.segments import NO_RECORD
 from fl.system.round_trip import RoundTrip
 from fl.tensors.random import hash64
 from fl.tensors.trees import Tree

@@ -25,7 +25,8 @@ import xxhash
 
 from fl.storage import files
 from fl.storage.growing import Damaged, GrowingFile
-from fl.storage.segments import FILES, NO_RECORD, Segments, file_of, location_keys
+from fl.storage.records import FILES, NO_RECORD, file_of, location_keys
+from fl.storage.segments import Segments
 
 _MAX_WRITERS = 1 << 20
 _USES = 1 << 20  # numbers of uses of the same space

@@ -17,7 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from fl.storage import files
-from fl.storage.segments import Segments, Vector
+from fl.storage.segments import Segments
+from fl.storage.vector import Vector
 
 
 class NodeSegments(Segments):

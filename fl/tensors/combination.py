@@ -84,11 +84,12 @@ class Term(NamedTuple):
     def batch(self) -> torch.Size:
         """Shape of the leading axes."""
         own = self.params.batch
-        return own if isinstance(self.factor, float) else torch.broadcast_shapes(own, _per_client(self.factor, own))
+        return own if isinstance(self.factor, float) else _broadcast(own, _per_client(self.factor, own))
 
     def times(self, factor: Factor) -> Term:
         """Return a multiple."""
-        return self._replace(factor=self.factor * factor)
+        unchanged = isinstance(factor, float) and factor == 1
+        return self if unchanged else Term(self.factor * factor, self.params, self.version)
 
     def check(self) -> None:
         """Raise `NotKnown` if the parameters have been written since."""
@@ -98,6 +99,12 @@ class Term(NamedTuple):
 
 def _version(params: Params) -> int:
     return params.version if isinstance(params, Unknown) else sum(buffer._version for buffer in params.buffers)
+
+
+def _broadcast(*axes: tuple[int, ...]) -> torch.Size:
+    """Return the axes that all of `axes` broadcast to. torch takes 9 microseconds for what is usually the same axes."""
+    found = {own for own in axes if own}
+    return torch.Size(found.pop() if len(found) == 1 else torch.broadcast_shapes(*axes))
 
 
 def _per_client(factor: Tensor, batch: torch.Size) -> tuple[int, ...]:
@@ -114,14 +121,14 @@ def _factor(value: object) -> Factor | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _not_zero(factor: Factor) -> bool:
-    """Return whether a factor is not 0 for some client."""
-    return factor != 0 if isinstance(factor, float) else bool((factor != 0).any())
+def _is_zero(factor: Factor) -> bool:
+    """Return whether a factor is 0 for all clients."""
+    return factor == 0 if isinstance(factor, float) else not bool(factor.any())
 
 
 def opposite(a: Factor, b: Factor) -> bool:
     """Return whether a + b is 0 for all clients."""
-    return not _not_zero(a + b)
+    return _is_zero(a + b)
 
 
 def _merged(terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -172,7 +179,7 @@ class Combination(Params):
     @property
     def batch(self) -> torch.Size:
         """Shape of the leading axes."""
-        return torch.broadcast_shapes(*(term.batch for term in self.terms))
+        return _broadcast(*(term.batch for term in self.terms))
 
     @property
     def current(self) -> tuple[Term, ...]:
@@ -195,7 +202,7 @@ class Combination(Params):
         Raises:
             NotKnown: numbers have changed since their term was made.
         """
-        return [(factor, params) for factor, params, _ in self.checked() if _not_zero(factor)]
+        return [(factor, params) for factor, params, _ in self.checked() if not _is_zero(factor)]
 
     def _like(self, other: object) -> Combination | None:
         """Return parameters of this layout as a combination; None for anything else."""

@@ -22,10 +22,11 @@ from fl.tensors.params import ALIGNMENT, Layout, Params
 from fl.tensors.trees import PLAIN, Tree
 
 
-def flatten(tree: Tree) -> tuple[str, list[Tensor]]:
+def flatten(tree: Tree, stacked: bool = False) -> tuple[str, list[Tensor]]:
     """Return (skeleton, tensors): the structure with its plain values as JSON text, and the tensors in order.
 
-    A value of any other type is a `TypeError`.
+    A value of any other type is a `TypeError`. With `stacked` several trees are stacked in `tree` (`fl.tensors.trees`):
+    the skeleton is that of each of them, and the tensors have the leading axis.
 
     >>> skeleton, tensors = flatten({"round": 3, "velocity": torch.ones(2)})
     >>> unflatten(skeleton, tensors)
@@ -33,7 +34,7 @@ def flatten(tree: Tree) -> tuple[str, list[Tensor]]:
     """
     tensors: list[Tensor] = []
     structure = _described(tree, tensors)
-    shapes = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
+    shapes = [[str(t.dtype).removeprefix("torch."), list(t.shape[stacked:])] for t in tensors]
     return json.dumps({"tree": structure, "tensors": shapes}, separators=(",", ":")), tensors
 
 

@@ -37,7 +37,7 @@ from fl.method.messages import Broadcast, Update
 from fl.method.reduction import Collect, Product, Stack, Sum, WeightedMean
 from fl.models.binding import Initial, module_params
 from fl.models.probe import ModuleFacts
-from fl.storage.segments import NO_RECORD
+from fl.storage.records import NO_RECORD
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
 from fl.tensors.serialise import digest

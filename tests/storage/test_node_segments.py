@@ -23,7 +23,8 @@ from fl.execution.workers.transfer import Transfer
 from fl.storage.clients import ClientStates
 from fl.storage.growing import Damaged
 from fl.storage.node_segments import NodeSegments
-from fl.storage.segments import FILES, Segments, segment_path
+from fl.storage.records import FILES, segment_path
+from fl.storage.segments import Segments
 
 DRIVER, OTHER = "a", "b"
 NAME = "fl-" + 16 * "0"

@@ -16,7 +16,8 @@ from fl.storage import checkpoint
 from fl.storage import clients as client_states
 from fl.storage.clients import ClientStates
 from fl.storage.growing import Damaged
-from fl.storage.segments import NO_RECORD, Segments
+from fl.storage.records import NO_RECORD
+from fl.storage.segments import Segments
 from fl.storage.stream import ArrowStream
 from fl.tensors.params import Params
 from fl.tensors.trees import stack
@@ -645,6 +646,22 @@ def test_each_flipped_bit_of_a_record_is_noticed(tmp_path):
     file.write_bytes(whole)
     with closing(Segments(tmp_path)) as segments, pytest.raises(Damaged, match=f"at byte {rows[1, 1]} differs"):
         segments.read_rows(rows)
+
+
+def test_records_of_several_blocks_are_read_in_any_order_and_a_damaged_one_is_named(tmp_path):
+    """2,000 records of 1.3 kB are read in three blocks of 1 MB."""
+    numbers, order = torch.arange(2000.0), np.random.default_rng(0).permutation(2000)
+    with closing(Segments(tmp_path)) as segments:
+        segments.write_to(0)
+        where = segments.append_rows({"w": numbers[:, None].expand(2000, 300)}, 2000)
+        assert torch.equal(segments.read_rows(where[order])["w"][:, 299], numbers[order])
+        bad = where[order[1700]]
+        with open(segments.path(0), "r+b") as file:
+            file.seek(int(bad[1] + bad[2]) - 200)
+            file.write(b"x")
+        with pytest.raises(Damaged, match=f"at byte {bad[1]} differs"):
+            segments.read_rows(where[order])
+        assert torch.equal(segments.read_rows(where[order[:1700]])["w"][:, 0], numbers[order[:1700]])
 
 
 def test_lost_segments_and_indices_are_named(tmp_path):

@@ -304,22 +304,29 @@ def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
         rounds=chunk.rounds,
         module=chunk.module,
     )
+    if chunk.known_states is not None and chunk.known_states[0].all():
+        return replace(inputs, state=chunk.known_states[1])
     first = algorithm.first_state(inputs)
+    if first is None:
+        return inputs if any(s is None for s in chunk.states) else replace(inputs, state=stack([*chunk.states]))
     if chunk.known_states is not None:
-        has_state, known = chunk.known_states
-        if has_state.all():
-            return replace(inputs, state=known)
-        return inputs if first is None else replace(inputs, state=_with_first(first, torch.as_tensor(has_state), known))
-    states = [first if s is None else s for s in chunk.states]
-    return inputs if any(s is None for s in states) else replace(inputs, state=stack(states))
+        return replace(inputs, state=_with_first(first, *chunk.known_states))
+    if all(s is None for s in chunk.states):
+        return replace(inputs, state=_repeated(first, len(chunk.sizes)))
+    return replace(inputs, state=stack([first if s is None else s for s in chunk.states]))
 
 
-def _with_first(first: Tree, has_state: Tensor, known: Tree) -> Tree:
+def _repeated(first: Tree, count: int) -> Tree:
+    """The first state of `count` clients, stacked, in memory of its own."""
+    return replace_leaves(first, [leaf.new_empty(count, *leaf.shape).copy_(leaf) for leaf in leaves(first)])
+
+
+def _with_first(first: Tree, has_state: np.ndarray, known: Tree) -> Tree:
     """States of all clients: `known` for clients that have a state, `first` for the others."""
-    made = [leaf.new_empty(len(has_state), *leaf.shape) for leaf in leaves(first)]
-    for leaf, first_leaf, known_leaf in zip(made, leaves(first), leaves(known)):
-        leaf[has_state], leaf[~has_state] = known_leaf, first_leaf
-    return replace_leaves(first, made)
+    states, where = _repeated(first, len(has_state)), torch.from_numpy(np.flatnonzero(has_state))
+    for leaf, known_leaf in zip(leaves(states), leaves(known)):
+        leaf[where] = known_leaf
+    return states
 
 
 def _train_recorded(

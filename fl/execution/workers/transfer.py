@@ -29,7 +29,7 @@ from fl.execution.workers.shared import Handle, Region
 from fl.execution.workers.task_queue import split
 from fl.storage import files
 from fl.storage.clients import ClientStates, writer_of
-from fl.storage.segments import file_of, segment_path
+from fl.storage.records import file_of, segment_path
 from fl.tracking import spans
 
 Runs = list[tuple[int, int]]  # of tasks, [a, b)

@@ -1,0 +1,118 @@
+"""Records in segments: where they lie, what they look like, and their checksums.
+
+    location    int64 (segment, offset in its file, length), in bytes
+    record      | checksum | skeleton length | skeleton text | pad to 64 | buffers of the tree, on 64-byte boundaries |
+
+segments.py writes and reads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from fl.tensors.buffers import pooled_buffer
+from fl.tensors.params import ALIGNMENT
+from fl.tensors.serialise import aligned_offsets, shapes, unflatten
+from fl.tensors.trees import Tree
+
+NO_RECORD = (-1, 0, 0)  # the location of no record
+FILES = 1 << 42  # numbers of files; segments that differ by a multiple lie in one file
+FRONT = struct.Struct("<QQ")  # checksum, length of the skeleton
+SUMMED = 8  # the checksum is that of the bytes from here on
+LARGE = 1 << 18  # bytes of records that are read and written one by one
+BUFFERS = 500  # most tensors of such a record: one call takes 1,024 pieces, and each tensor may need a pad
+
+
+@dataclass(frozen=True)
+class Form:
+    """What records have in common that can be stacked.
+
+    header: from the length of the skeleton to its end.
+    skeleton: structure of the tree.
+    length: bytes of a record.
+    """
+
+    header: bytes
+    skeleton: str
+    length: int
+
+    def is_large(self, length: int) -> bool:
+        """Whether records of this form and length are read one by one."""
+        return self.length == length > LARGE and len(self.specs) <= BUFFERS
+
+    @functools.cached_property
+    def specs(self) -> list[tuple[torch.dtype, tuple[int, ...], int]]:
+        """The dtype, the shape and the bytes of each tensor."""
+        return _specs(self.skeleton)
+
+
+def file_of(segments: np.ndarray) -> np.ndarray:
+    """Return the numbers of the files that segments lie in, (n,).
+
+    >>> [int(file) for file in file_of(np.array([7, 5 * FILES + 7]))]
+    [7, 7]
+    """
+    return segments % FILES
+
+
+def segment_path(folder: Path, segment: int) -> Path:
+    """Return the file of a segment in a folder."""
+    return folder / f"{segment % FILES:012d}.seg"
+
+
+def runs(locations: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (first, last, file, offset) of the records first..last-1 at locations (n, 3) that follow one another."""
+    owners, starts, length = file_of(locations[:, 0]), locations[:, 1], int(locations[0, 2])
+    breaks = np.flatnonzero((np.diff(owners) != 0) | (np.diff(starts) != length)) + 1
+    for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(locations)]):
+        yield first, last, int(owners[first]), int(starts[first])
+
+
+def location_keys(locations: np.ndarray) -> np.ndarray:
+    """Return a number for each location (n, 3), uint64 (n,): the seed of its checksum."""
+    return locations[:, 0].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + locations[:, 1].astype(np.uint64)
+
+
+def pad_of(length: int) -> bytes:
+    """Return the zeros after `length` bytes, up to the next boundary."""
+    return bytes(-length % ALIGNMENT)
+
+
+def checksums(records: np.ndarray, locations: np.ndarray) -> np.ndarray:
+    """Return the checksum of each record, uint8 (n, length), at locations (n, 3): uint64 (n,)."""
+    data, digest, length = records.reshape(-1).data, xxhash.xxh3_64_intdigest, records.shape[1]
+    places = zip(range(0, len(data), length), location_keys(locations).tolist())
+    return np.array([digest(data[at + SUMMED : at + length], seed) for at, seed in places], np.uint64)
+
+
+def new_rows(count: int, length: int) -> Tensor:
+    """Return uninitialised memory, uint8 (count, length). Its size is rounded up, so that few buffers serve all."""
+    elements = 1 << (count * length // 4 - 1).bit_length()
+    return pooled_buffer(elements).view(torch.uint8)[: count * length].view(count, length)
+
+
+def _specs(skeleton: str) -> list[tuple[torch.dtype, tuple[int, ...], int]]:
+    """Return the dtype, the shape and the bytes of each tensor of a skeleton."""
+    return [(dtype, shape, math.prod(shape) * dtype.itemsize) for dtype, shape in shapes(skeleton)]
+
+
+def shaped(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...], size: int) -> Tensor:
+    """Return the first `size` bytes of each row of `memory` (..., bytes) as a tensor (..., *shape)."""
+    return memory[..., :size].contiguous().view(dtype).view((*memory.shape[:-1], *shape))
+
+
+def tree_of(skeleton: str, memory: Tensor, start: int, plain: bool = False) -> Tree:
+    """Rebuild a tree whose buffers follow the header in `memory` (..., bytes)."""
+    specs = _specs(skeleton)
+    offsets, _ = aligned_offsets([start, *(size for _, _, size in specs)])
+    return unflatten(skeleton, [shaped(memory[..., at:], *spec) for spec, at in zip(specs, offsets[1:])], plain)
