@@ -125,8 +125,7 @@ def plainly(
     return change.compact().numpy(), np.mean(losses) if losses else 0.0
 
 
-# widths with and without a rest after vectors of eight; more and fewer outputs than samples; rows above
-# `products.COLUMNS`
+# widths with and without a rest after vectors of 8, 16 and 32; more and fewer outputs than samples
 NETS = {
     "softmax": net(60, 10),
     "one input, two classes": net(1, 2),
@@ -141,6 +140,8 @@ LENGTHS = {
     "epochs": ({"epochs": 2, "batch": 20}, lambda n: (2 * -(-n // 20), 20)),
     "steps": ({"steps": 5, "batch": 20}, lambda n: (5 * (n > 0), 20)),
     "whole batches": ({"epochs": 3, "batch": "full"}, lambda n: (3 * (n > 0), n)),
+    "one step": ({"steps": 1, "batch": 7}, lambda n: (1 * (n > 0), 7)),
+    "batches of eleven": ({"epochs": 2, "batch": 11}, lambda n: (2 * -(-n // 11), 11)),
 }
 
 

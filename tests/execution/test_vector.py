@@ -5,7 +5,20 @@ import pytest
 from numba import njit
 from numpy.testing import assert_array_equal
 
-from fl.execution.training.native.vector import exp, fma, load, prefetch, splat, store, sums
+from fl.execution.training.native.products import forward, four_rows
+from fl.execution.training.native.vector import (
+    WIDE,
+    exp,
+    fma,
+    load,
+    load_wide,
+    prefetch,
+    splat,
+    splat_wide,
+    store,
+    sums,
+    zeros_wide,
+)
 
 DRAW = np.random.default_rng(0)
 A, B, C, D = (DRAW.standard_normal(20, np.float32) for _ in range(4))
@@ -27,6 +40,60 @@ def test_arithmetic_is_rounded_once_each():
         np.float32
     )  # a significand of 64 bits holds the product exactly and the sum nearly
     assert_array_equal(out.reshape(4, 8), np.stack([a + b, a - b, a * b, once]))
+
+
+@njit
+def wide_arithmetic(a, b, out):
+    x, y = load_wide(a, 3), splat_wide(b, 1)
+    for k, v in enumerate((x + y, fma(x, y, y), fma(x, y, zeros_wide()))):
+        store(out, WIDE * k, v)
+
+
+def test_wide_vectors_are_rounded_once_each():
+    out = np.zeros(3 * WIDE, np.float32)
+    wide_arithmetic(A, B, out)
+    a, b = A[3 : 3 + WIDE], B[1]
+    once = (a.astype(np.longdouble) * b + b).astype(np.float32)
+    assert_array_equal(out.reshape(3, WIDE), np.stack([a + b, once, a * b]))
+
+
+def integers(*shape):
+    """Return small integers: their products and sums are exact in any order."""
+    return DRAW.integers(-9, 10, shape).astype(np.float32)
+
+
+@njit
+def product(out, adds, f, down, along, terms, lines, wide):
+    four_rows(out, wide, adds, f, 2, down, along, terms, lines, wide)
+
+
+@pytest.mark.parametrize("wide", [16, 32, 48, 80])
+@pytest.mark.parametrize("terms", [1, 2, 5])
+@pytest.mark.parametrize("adds", [False, True])
+def test_four_rows_of_a_product(wide, terms, adds):
+    """Factors may lie by rows or by terms; other rows keep their numbers."""
+    f, lines, out = integers(4, terms), integers(terms, wide), integers(6, wide)
+    for laid, down, along in ((f, terms, 1), (f.T, 1, 4)):
+        found = out.copy()
+        product(
+            found.ravel(), adds, np.append([7, 7], laid.ravel()).astype(np.float32), down, along, terms, lines, wide
+        )
+        assert_array_equal(found[1:5], f @ lines + adds * out[1:5])
+        assert_array_equal(found[[0, 5]], out[[0, 5]])
+
+
+@njit
+def outputs(weight, bias, h, z, count, n_in, n_out):
+    forward(weight, bias, h, z, count, n_in, n_out)
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_outputs_of_a_layer(count):
+    """Any number of samples; 33 inputs are stored as 48, 6 outputs as 8 rows and 16 numbers of a sample."""
+    weight, bias, h, z = (np.zeros(shape, np.float32) for shape in ((8, 48), 16, (12, 48), (12, 16)))
+    weight[:6, :33], bias[:6], h[:count, :33] = integers(6, 33), integers(6), integers(count, 33)
+    outputs(weight.ravel(), bias, h.ravel(), z.ravel(), count, 33, 6)
+    assert_array_equal(z[:count], h[:count] @ np.pad(weight, ((0, 8), (0, 0))).T + bias)
 
 
 @njit

@@ -12,7 +12,8 @@
     combine.py     linear combinations of a client's vectors, such as its new state
     passes.py      forward and backward pass through the layers
     dropout.py     masks of Dropout: draws, and where they are applied
-    products.py    forward and backward pass of a layer, gradient step
+    steps.py       steps of the optimisers, with penalties
+    products.py    forward and backward pass of a layer; the walk over its rows that every step takes
     norms.py       forward and backward pass of FN and LN
     losses.py      softmax cross-entropy and squared error
     vector.py      vectors of eight float32

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from fl.execution.training.native import cache
 from fl.execution.training.native.combine import Combined, combine, finish_sums
-from fl.execution.training.native.dropout import Dropouts, draw_masks, masks_memory
-from fl.execution.training.native.jit import OPTIONS, inlined
+from fl.execution.training.native.dropout import Dropouts, draw_masks, mask_samples, masks_memory
+from fl.execution.training.native.jit import inlined, owner
 from fl.execution.training.native.losses import cross_entropy, squared_error
 from fl.execution.training.native.memory import (
     BLOCK,
@@ -23,20 +23,22 @@ from fl.execution.training.native.memory import (
     pad_layers,
     padded,
     prefetch_samples,
+    rows_of,
     unpad_layers,
     weights_length,
 )
-from fl.execution.training.native.passes import backward_pass, forward_pass
-from fl.execution.training.native.products import gradient_step
+from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
+from fl.execution.training.native.products import Following, Layer
 from fl.execution.training.native.shuffle import chained, write_order
 from fl.execution.training.native.steps import (
     PLAIN,
     SGD,
     Rule,
+    Step,
     begin_client,
-    gradient_and_step,
     kept_memory,
-    penalised_step,
+    momentum_step,
+    plain_step,
     take_step,
     weight_gradient,
 )
@@ -141,6 +143,38 @@ _SIGNATURE = types.int64(
 
 
 @inlined
+def take_batch(
+    data: Samples,
+    steps: Steps,
+    shuffles: Shuffles,
+    c: int,
+    word: np.uint64,
+    at: int,
+    epoch: int,
+    keys: np.ndarray,
+    order: np.ndarray,
+    h: np.ndarray,
+) -> tuple[int, int, int, int]:
+    """h <- the batch of client c that begins at place `at` of an epoch, or the first one of the next epoch.
+
+    Returns the place after it, the number of epochs that have begun, and where the batch lies in `order`.
+    """
+    rows, starts, sizes = data.rows, data.starts, data.sizes
+    if at >= steps.used[c]:
+        write_order(chained(word, epoch), sizes[c], shuffles.shuffled, keys, order)
+        for i in range(sizes[c]):
+            order[i] = rows[starts[c] + order[i]]
+        at, epoch = 0, epoch + 1
+    end = at + (steps.batch if steps.batch else sizes[c])
+    last = min(end, steps.used[c])
+    gather(data.x, order[at:last], data.x.shape[1], h)
+    if c + 1 < len(sizes) and epoch == 1:
+        begin, size = starts[c + 1], sizes[c + 1]
+        prefetch_samples(data.x, data.labels, rows[begin + min(at, size) : begin + min(end, size)])
+    return end, epoch, at, last
+
+
+@inlined
 def _train_clients(
     start: Start,
     data: Samples,
@@ -151,12 +185,13 @@ def _train_clients(
     results: Results,
     combined: Combined,
     memory: np.ndarray,
+    order: np.ndarray,
+    keys: np.ndarray,
+    scales: np.ndarray,
 ) -> int:
     layers, factors, sizes, starts, rows = start.layers, results.factors, data.sizes, data.starts, data.rows
-    x, labels, targets, batch = data.x, data.labels, data.targets, steps.batch
-    depth, classes, most, widest = len(layers), layers[-1, 1], 1, padded(layers[-1, 1])
-    for c in range(len(sizes)):
-        most = max(most, sizes[c])
+    labels, targets, batch = data.labels, data.targets, steps.batch
+    depth, classes, most, widest = len(layers), layers[-1, 1], len(order), padded(layers[-1, 1])
     longest = min(batch, most) if batch else most
     for k in range(depth):
         widest = max(widest, padded(layers[k, 0]))
@@ -166,26 +201,27 @@ def _train_clients(
         levels += 1
     client, initial = memory[:length], memory[length : 2 * length]  # a client's layers, now and before training
     end = (2 + levels) * length
-    totals, area = memory[2 * length : end], (longest + 1) * widest  # samples come in pairs, so there is one more
+    totals, area = memory[2 * length : end], rows_of(longest) * widest
     more = memory[end : end + len(combined.sums) * levels * length].reshape(len(combined.sums), levels * length)
     end += len(combined.sums) * levels * length
     some, end = memory[end : end + BLOCK], end + BLOCK
     kept, end = kept_memory(memory, end, length, rule)
-    normalised, at_once = np.any(layers[:, 6] > 0), rule.optimiser == SGD and rule.numbers[1] == _0
-    simple = at_once and rule.numbers[3] == _0  # without momentum
-    batches = 2 * depth + 3 if normalised else depth + 3
+    normalised, plain = any_norm(layers), rule.optimiser == PLAIN
+    at_once = plain or (rule.optimiser == SGD and rule.numbers[1] == _0)
+    simple = plain or (at_once and rule.numbers[3] == _0)  # without momentum
+    batches = 2 * depth + 4 if normalised else depth + 4
     tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
     masks = masks_memory(memory, end + batches * area, dropouts.shares, area)
-    # inputs of the layers and the outputs, two gradients; then, if layers are normalised, activations before that
-    g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, longest + 1), np.float32)
-    order, keys = np.empty(most, np.int64), np.empty(most, np.uint64)
+    masked = len(masks.factors) > 0
+    given, ahead = tape[0], tape[batches - 1]  # inputs of the present batch, and of the next one
+    g, below = tape[depth + 1], tape[depth + 2]
+    first = tape[before_norm(layers, 0, normalised)]  # outputs of the first layer
     for c in range(len(sizes)):
         if c + 2 < len(sizes):
             for i in range(starts[c + 2], starts[c + 2] + sizes[c + 2], WIDTH):
                 prefetch(rows, i)
-        loss, at, epoch, size = 0.0, sizes[c], 0, batch if batch else sizes[c]
-        word = chained(shuffles.word, shuffles.clients[c])
+        loss, word = 0.0, chained(shuffles.word, shuffles.clients[c])
         for number in shuffles.address:
             word = chained(word, number)
         if c < len(start.params):
@@ -194,20 +230,16 @@ def _train_clients(
             begin_client(rule, kept, c, layers, combined.sources)
         for i in range(0, length, WIDTH):
             store(client, i, load(initial, i))
+        at, epoch, begin, last = sizes[c], 0, 0, 0
+        if steps.counts[c]:
+            at, epoch, begin, last = take_batch(data, steps, shuffles, c, word, at, epoch, keys, order, given)
+            if masked:
+                mask_samples(masks, dropouts.words[c], 0, layers, last - begin, given)
+            products(client, layers, 0, given, first, last - begin)
         for step in range(steps.counts[c]):
-            if at >= steps.used[c]:
-                write_order(chained(word, epoch), sizes[c], shuffles.shuffled, keys, order)
-                for i in range(sizes[c]):
-                    order[i] = rows[starts[c] + order[i]]
-                at, epoch = 0, epoch + 1
-            samples, rate = order[at : min(at + size, steps.used[c])], steps.rates[0, step]
-            at, count = at + size, len(samples)
-            gather(x, samples, layers[0, 0], tape[0])
-            if c + 1 < len(sizes) and epoch == 1:
-                begin = starts[c + 1]
-                prefetch_samples(x, labels, rows[begin + min(at - size, sizes[c + 1]) : begin + min(at, sizes[c + 1])])
-            if len(masks.factors):
-                draw_masks(masks, dropouts.words[c], step, layers, count, tape[0])
+            rate, samples, count, following = steps.rates[0, step], order[begin:last], last - begin, 0
+            if masked:
+                draw_masks(masks, dropouts.words[c], step, layers, count)
             forward_pass(client, layers, tape, scales, count, normalised, masks)
             if len(labels):
                 for b in range(count):
@@ -217,27 +249,28 @@ def _train_clients(
             else:
                 loss += squared_error(tape[depth], targets, samples, g)
             results.samples[c] += count
+            if step + 1 < steps.counts[c]:
+                at, epoch, begin, last = take_batch(data, steps, shuffles, c, word, at, epoch, keys, order, ahead)
+                following = last - begin
+                if masked:
+                    mask_samples(masks, dropouts.words[c], step + 1, layers, following, ahead)
             for k in range(depth - 1, -1, -1):
                 n_in, n_out, _, biased, _, offset, _ = layers[k]
-                weight, bias = client[offset:], client[offset + weights_length(n_in, n_out) :]
                 if k:
-                    backward_pass(weight, layers, tape, scales, g, k, count, normalised, masks, below)
+                    backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
+                layer = Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k] if k else given, count)
+                passes = Following(ahead, first, 0 if k else following)
                 if simple:
-                    penalised_step(
-                        rule, kept, client, initial, offset, g, tape[k], count, n_in, n_out, biased >= 0, rate
-                    )
+                    plain_step(Step(rule, kept, initial, rate), layer, passes)
                 elif at_once:
-                    gradient_and_step(
-                        rule, kept, client, initial, offset, g, tape[k], count, n_in, n_out, biased >= 0, rate
-                    )
-                elif rule.optimiser == PLAIN:
-                    gradient_step(weight, bias, biased >= 0, g, tape[k], count, n_in, n_out, rate)
+                    momentum_step(Step(rule, kept, initial, rate), layer, passes)
                 else:
-                    to, grad_bias = kept.gradient[offset:], kept.gradient[offset + weights_length(n_in, n_out) :]
-                    weight_gradient(g, tape[k], count, n_in, n_out, biased >= 0, to, grad_bias)
+                    weight_gradient(layer, kept.gradient)
                 g, below = below, g
-            if rule.optimiser != PLAIN and not at_once:
+            if not at_once:
                 take_step(rule, kept, client, initial, rate, steps.rates[1, step], steps.rates[2, step])
+                products(client, layers, 0, ahead, first, following)
+            given, ahead = ahead, given
         results.losses[c] += loss
         merges = 0
         while levels and (c >> merges) & 1:
@@ -259,7 +292,7 @@ def _train_clients(
     return -1
 
 
-@njit(**OPTIONS)
+@owner
 def _compiled(
     params: np.ndarray,
     layers: np.ndarray,
@@ -295,6 +328,9 @@ def _compiled(
     sums: np.ndarray,
     memory: np.ndarray,
 ) -> int:
+    most = 1
+    for c in range(len(sizes)):
+        most = max(most, sizes[c])
     return _train_clients(
         Start(params, layers),
         Samples(x, labels, targets, rows, starts, sizes),
@@ -305,6 +341,9 @@ def _compiled(
         Results(out, minus_start, factors, losses, samples),
         Combined(sources, row_factors, combinations, sum_factors, sums),
         memory,
+        np.empty(most, np.int64),
+        np.empty(most, np.uint64),
+        np.empty((len(layers), most + 1), np.float32),
     )
 
 

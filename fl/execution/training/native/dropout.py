@@ -3,7 +3,8 @@
     h_k <- m_k * h_k                    before layer k; m: 0, or the factor of entries that are kept
     g <- m_k * g                        in the backward pass, before norm and activation
 
-h_0 are the samples. Masks are drawn when a batch begins, and stay for all gradients on it.
+h_0 are the samples: their mask is drawn when they are gathered. Those of the other layers are drawn when the batch
+begins, and stay for all gradients on it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Masks(NamedTuple):
     shares: int64 (L,), see `Dropouts`.
     factors: float32 (L, area), the masks of the layers' inputs. Pads hold zeros.
     inputs: float32 (L, area), the layers' inputs before they were masked.
-    words: uint64, room for the draws of one mask.
+    words: uint64, memory for the draws of one mask.
     """
 
     shares: np.ndarray
@@ -53,11 +54,14 @@ class Masks(NamedTuple):
 @inlined
 def masks_memory(memory: np.ndarray, end: int, shares: np.ndarray, area: int) -> Masks:
     """The memory of masks for batches of `area` numbers, from memory[end] on."""
-    depth = len(shares) if np.any(shares > 0) else 0
+    depth = 0
+    for share in shares:
+        if share > 0:
+            depth = len(shares)
     middle, last = end + depth * area, end + 2 * depth * area
     factors, inputs = memory[end:middle].reshape(depth, area), memory[middle:last].reshape(depth, area)
     factors[:] = _0
-    return Masks(shares, factors, inputs, np.empty((area + 1) // 2 if depth else 0, np.uint64))
+    return Masks(shares, factors, inputs, memory[last : last + (area if depth else 0)].view(np.uint64))
 
 
 @inlined
@@ -67,24 +71,37 @@ def has_mask(masks: Masks, k: int) -> bool:
 
 
 @part
-def draw_masks(masks: Masks, word: np.uint64, number: int, layers: np.ndarray, count: int, samples: np.ndarray) -> None:
-    """Draw the masks of batch `number` of `count` samples, and mask the samples."""
-    call, halves = 0, masks.words.view(np.uint32)
-    for k in range(len(layers)):
-        if not has_mask(masks, k):
-            continue
-        n, words, share = layers[k, 0], masks.words, masks.shares[k]
-        wide, key = padded(n), chained(chained(word, number), call)
-        factor, least = np.float32(HALVES / (HALVES - share)), np.uint32(share)
-        for i in range((count * n + 1) // 2):
-            words[i] = _mix(key + np.uint64(i + 1) * random.GOLDEN)
-        for b in range(count):
-            own, drawn = masks.factors[k, b * wide : b * wide + n], halves[b * n : (b + 1) * n]
-            for i in range(n):
-                own[i] = factor if drawn[i] >= least else _0
-        call += 1
+def draw_mask(masks: Masks, word: np.uint64, number: int, call: int, k: int, n: int, count: int) -> None:
+    """Draw the mask of layer k with n inputs, the one number `call` of batch `number`, for `count` samples."""
+    words, halves, share = masks.words, masks.words.view(np.uint32), masks.shares[k]
+    wide, key = padded(n), chained(chained(word, number), call)
+    factor, least = np.float32(HALVES / (HALVES - share)), np.uint32(share)
+    for i in range((count * n + 1) // 2):
+        words[i] = _mix(key + np.uint64(i + 1) * random.GOLDEN)
+    for b in range(count):
+        own, drawn = masks.factors[k, b * wide : b * wide + n], halves[b * n : (b + 1) * n]
+        for i in range(n):
+            own[i] = factor if drawn[i] >= least else _0
+
+
+@inlined
+def mask_samples(
+    masks: Masks, word: np.uint64, number: int, layers: np.ndarray, count: int, samples: np.ndarray
+) -> None:
+    """Draw the mask of the `count` samples of batch `number`, and mask them."""
     if has_mask(masks, 0):
+        draw_mask(masks, word, number, 0, 0, layers[0, 0], count)
         mask_inputs(masks, 0, samples, count * padded(layers[0, 0]))
+
+
+@inlined
+def draw_masks(masks: Masks, word: np.uint64, number: int, layers: np.ndarray, count: int) -> None:
+    """Draw the masks of the hidden layers for the `count` samples of batch `number`."""
+    call = 1 if has_mask(masks, 0) else 0
+    for k in range(1, len(layers)):
+        if has_mask(masks, k):
+            draw_mask(masks, word, number, call, k, layers[k, 0], count)
+            call += 1
 
 
 @part

@@ -7,14 +7,15 @@ need it.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from fl.execution.training.native import cache
 from fl.execution.training.native.dropout import masks_memory, take_masks
-from fl.execution.training.native.jit import OPTIONS
+from fl.execution.training.native.jit import owner
 from fl.execution.training.native.losses import cross_entropy, squared_error
-from fl.execution.training.native.memory import gather, padded, unpad_layers, weights_length, write_layers
-from fl.execution.training.native.passes import backward_pass, forward_pass
+from fl.execution.training.native.memory import gather, padded, rows_of, unpad_layers, weights_length, write_layers
+from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
+from fl.execution.training.native.products import Layer
 from fl.execution.training.native.steps import weight_gradient
 
 _0 = np.float32(0)
@@ -28,7 +29,7 @@ _SIGNATURE = types.int64(
 )
 
 
-@njit(**OPTIONS)
+@owner
 def gradients(
     params: np.ndarray,
     layers: np.ndarray,
@@ -62,8 +63,8 @@ def gradients(
     for k in range(depth):
         widest = max(widest, padded(layers[k, 0]))
     length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
-    client, gradient, area = memory[:length], memory[length : 2 * length], (width + 1) * widest
-    normalised = np.any(layers[:, 6] > 0)
+    client, gradient, area = memory[:length], memory[length : 2 * length], rows_of(width) * widest
+    normalised = any_norm(layers)
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[2 * length : 2 * length + batches * area].reshape(batches, area)
     masks = masks_memory(memory, 2 * length + batches * area, shares, area)
@@ -79,6 +80,7 @@ def gradients(
         gather(x, samples, layers[0, 0], tape[0])
         if len(masks.factors):
             take_masks(masks, factors, c * width, layers, count, tape[0])
+        products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
         forward_pass(client, layers, tape, scales, count, normalised, masks)
         if len(labels):
             for b in range(count):
@@ -93,10 +95,9 @@ def gradients(
                 g[i] *= factor
         for k in range(depth - 1, -1, -1):
             n_in, n_out, _, biased, _, offset, _ = layers[k]
-            end = offset + weights_length(n_in, n_out)
             if k:
                 backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-            weight_gradient(g, tape[k], count, n_in, n_out, biased >= 0, gradient[offset:], gradient[end:])
+            weight_gradient(Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k], count), gradient)
             g, below = below, g
         unpad_layers(gradient, layers, out[c])
     return -1

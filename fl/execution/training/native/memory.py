@@ -40,6 +40,12 @@ def weights_length(n_in: int, n_out: int) -> int:
     return -(-n_out // ROWS) * ROWS * padded(n_in)
 
 
+@inlined
+def rows_of(longest: int) -> int:
+    """Rows of a batch's array: samples are worked on four at a time."""
+    return -(-longest // ROWS) * ROWS
+
+
 def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     """Elements of a client's padded layers."""
     n_in, n_out, _, _, _, offset, _ = layers[-1]
@@ -59,12 +65,12 @@ def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, co
     """
     array = np.asarray(layers)
     widest = padded.py_func(int(array[:, :2].max()))
-    batches = len(array) + 3
+    batches = len(array) + 4
     if array[:, 6].any():  # activations before normalisation
         batches += len(array)
-    if masked:  # masks, and inputs before they are masked
-        batches += 2 * len(array)
-    return int((2 + copies) * client_length(layers) + batches * (longest + 1) * widest + BLOCK)
+    if masked:  # masks, inputs before they are masked, and draws
+        batches += 2 * len(array) + 1
+    return int((2 + copies) * client_length(layers) + batches * rows_of.py_func(longest) * widest + BLOCK)
 
 
 @inlined

@@ -1,49 +1,147 @@
-"""Products of a batch with a layer: forward pass, backward pass, gradient step.
+"""Products of a batch with a layer: forward pass, backward pass, and steps along the gradient.
 
-Eight products run at once, each on a vector of eight numbers, so that few numbers are read for each product.
+Sums stay in registers until they are done: those of four rows and two wide vectors of columns, or of four outputs and
+two or four samples. The number of registers changes how many are added up at once, but neither terms nor their order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import ROWS, padded
-from fl.execution.training.native.vector import WIDTH, fma, load, splat, store, sums
-
-COLUMNS = (
-    256  # columns of a matrix that are worked on at once; for the samples of a batch they stay in the nearest cache
+from fl.execution.training.native.memory import ROWS, padded, weights_length
+from fl.execution.training.native.vector import (
+    AVX512,
+    WIDE,
+    WIDTH,
+    fma,
+    load,
+    load_wide,
+    splat,
+    splat_wide,
+    store,
+    sums,
+    zeros_wide,
 )
+
 IDENTITY, RELU, TANH, SIGMOID = 0, 1, 2, 3
 
 _0, _1 = np.float32(0), np.float32(1)
 
 
-@inlined
+class Layer(NamedTuple):
+    """A layer in a backward pass.
+
+    w: float32, all layers of a client; this one begins at `offset`.
+    g: the gradient in its outputs, a batch.
+    h: its inputs, a batch.
+    count: samples of the batch.
+    """
+
+    w: np.ndarray
+    offset: int
+    n_in: int
+    n_out: int
+    biased: bool
+    g: np.ndarray
+    h: np.ndarray
+    count: int  # type: ignore[assignment]  # in place of tuple.count
+
+
+class Following(NamedTuple):
+    """The next batch, which passes through the rows of a layer that have just changed.
+
+    h: inputs of the layer.
+    z: h W^T + b, written.
+    count: samples; 0 if the layer's inputs are not known yet.
+    """
+
+    h: np.ndarray
+    z: np.ndarray
+    count: int  # type: ignore[assignment]  # in place of tuple.count
+
+
+def change_layer(begin: Callable[..., None], change_rows: Callable[..., None]) -> Any:
+    """Return a function (how, layer, following) that changes a layer while each part of it is in the nearest cache.
+
+    Args:
+        begin: `begin(how, layer)` changes the bias, and may change `layer.g`.
+        change_rows: `change_rows(how, layer, o)` changes the rows o to o + 3 of the weights.
+    """
+
+    @part
+    def change(how: Any, layer: Layer, following: Following) -> None:
+        weight, bias = layer.w[layer.offset :], layer.w[layer.offset + weights_length(layer.n_in, layer.n_out) :]
+        begin(how, layer)
+        for o in range(0, layer.n_out, ROWS):
+            change_rows(how, layer, o)
+            outputs_of_rows(weight, bias, following.h, following.z, following.count, o, layer.n_in, layer.n_out)
+
+    return change
+
+
+@part
 def forward(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    h: np.ndarray,
-    z: np.ndarray,
-    count: int,
-    n_in: int,
-    n_out: int,
-    activation: int,
+    weight: np.ndarray, bias: np.ndarray, h: np.ndarray, z: np.ndarray, count: int, n_in: int, n_out: int
 ) -> None:
-    """z <- phi(h W^T + b)."""
-    wide, across, nothing = padded(n_in), padded(n_out), splat(_0)
+    """z <- h W^T + b."""
     for o in range(0, n_out, ROWS):
-        for b in range(0, count, 2):  # eight products at once, for six vectors read
-            s0, s1, s2, s3 = nothing, nothing, nothing, nothing
-            t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+        outputs_of_rows(weight, bias, h, z, count, o, n_in, n_out)
+
+
+@inlined
+def outputs_of_rows(
+    weight: np.ndarray, bias: np.ndarray, h: np.ndarray, z: np.ndarray, count: int, o: int, n_in: int, n_out: int
+) -> None:
+    """z <- h W^T + b for the outputs o to o + 3."""
+    wide, across, nothing, done = padded(n_in), padded(n_out), four_times(splat(_0)), 0
+    if AVX512:
+        done = (count + 1) // 4 * 4
+        for b in range(0, done, 4):  # the number of samples may be one less
+            s, t, u, v = nothing, nothing, nothing, nothing
             for i in range(0, wide, WIDTH):
-                x, y, at = load(h, b * wide + i), load(h, (b + 1) * wide + i), o * wide + i
-                w0, w1 = load(weight, at), load(weight, at + wide)
-                w2, w3 = load(weight, at + 2 * wide), load(weight, at + 3 * wide)
-                s0, s1, s2, s3 = fma(x, w0, s0), fma(x, w1, s1), fma(x, w2, s2), fma(x, w3, s3)
-                t0, t1, t2, t3 = fma(y, w0, t0), fma(y, w1, t1), fma(y, w2, t2), fma(y, w3, t3)
-            sums(s0, s1, s2, s3, bias, o, z, b * across + o)
-            sums(t0, t1, t2, t3, bias, o, z, (b + 1) * across + o)
+                w, at = four_vectors(weight, o * wide + i, wide), b * wide + i
+                s, t = add_products(load(h, at), w, s), add_products(load(h, at + wide), w, t)
+                u, v = add_products(load(h, at + 2 * wide), w, u), add_products(load(h, at + 3 * wide), w, v)
+            at = b * across + o
+            sums(*s, bias, o, z, at)
+            sums(*t, bias, o, z, at + across)
+            sums(*u, bias, o, z, at + 2 * across)
+            sums(*v, bias, o, z, at + 3 * across)
+    for b in range(done, count, 2):  # eight products at once, for six vectors read
+        s, t = nothing, nothing
+        for i in range(0, wide, WIDTH):
+            w, at = four_vectors(weight, o * wide + i, wide), b * wide + i
+            s, t = add_products(load(h, at), w, s), add_products(load(h, at + wide), w, t)
+        sums(*s, bias, o, z, b * across + o)
+        sums(*t, bias, o, z, (b + 1) * across + o)
+
+
+@inlined
+def four_times(x: Any) -> Any:
+    """Four equal vectors."""
+    return x, x, x, x
+
+
+@inlined
+def four_vectors(array: np.ndarray, at: int, stride: int) -> Any:
+    """Four vectors that begin `stride` numbers apart."""
+    return load(array, at), load(array, at + stride), load(array, at + 2 * stride), load(array, at + 3 * stride)
+
+
+@inlined
+def add_products(x: Any, y: Any, s: Any) -> Any:
+    """x y_r + s_r for four vectors."""
+    return fma(x, y[0], s[0]), fma(x, y[1], s[1]), fma(x, y[2], s[2]), fma(x, y[3], s[3])
+
+
+@inlined
+def activate(z: np.ndarray, count: int, n_out: int, activation: int) -> None:
+    """z <- phi(z)."""
+    across = padded(n_out)
     if activation == RELU:
         for i in range(count * across):
             z[i] = _0 if z[i] < 0 else z[i]
@@ -69,8 +167,8 @@ def backward(
 ) -> None:
     """below <- (g W) * phi'(h)."""
     wide, across = padded(n_in), padded(n_out)
-    below[: count * wide] = _0
-    _add_product(below, count, g, across, 1, _1, weight, n_out, wide)
+    for b in range(0, count, ROWS):  # the last samples may be followed by other numbers, of which nothing is used
+        four_rows(below, b * wide, False, g, b * across, across, 1, n_out, weight, wide)
     times_slope(below, h, count * wide, activation)
 
 
@@ -87,25 +185,6 @@ def times_slope(below: np.ndarray, h: np.ndarray, n: int, activation: int) -> No
 
 
 @inlined
-def gradient_step(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    biased: bool,
-    g: np.ndarray,
-    h: np.ndarray,
-    count: int,
-    n_in: int,
-    n_out: int,
-    rate: np.float32,
-) -> None:
-    """W <- W - rate g^T h,  b <- b - rate sum(g)."""
-    across = padded(n_out)
-    _add_product(weight, n_out, g, 1, across, -rate, h, count, padded(n_in))
-    if biased:
-        bias_step(bias, g, count, n_out, rate)
-
-
-@inlined
 def bias_step(bias: np.ndarray, g: np.ndarray, count: int, n_out: int, rate: np.float32) -> None:
     """b <- b - rate sum(g)."""
     for o in range(0, n_out, WIDTH):
@@ -116,89 +195,66 @@ def bias_step(bias: np.ndarray, g: np.ndarray, count: int, n_out: int, rate: np.
 
 
 @inlined
-def _add_product(
+def gradient_rows(out: np.ndarray, to: int, adds: bool, layer: Layer, o: int) -> None:
+    """Write the rows o to o + 3 of g^T h from out[to] on, or add them to what is there."""
+    wide, across = padded(layer.n_in), padded(layer.n_out)
+    four_rows(out, to, adds, layer.g, o, 1, across, layer.count, layer.h, wide)
+
+
+@inlined
+def four_rows(
     out: np.ndarray,
-    rows: int,
-    g: np.ndarray,
+    to: int,
+    adds: bool,
+    f: np.ndarray,
+    at: int,
     down: int,
     along: int,
-    factor: np.float32,
-    lines: np.ndarray,
     terms: int,
+    lines: np.ndarray,
     wide: int,
 ) -> None:
-    """out[r] <- out[r] + sum_t factor g[r down + t along] lines[t], for lines of `wide` numbers.
+    """row_r <- (row_r if `adds`) + sum_t f[at + r down + t along] lines[t], for r < 4. Rows and lines: `wide` numbers.
 
-    Rows come in pairs; an odd last row is followed by a pad. The smaller number, of rows or terms, is the inner loop,
-    so that it stays in the nearest cache.
+    The rows follow one another from out[to] on. A row is a multiple of 16 numbers.
     """
-    for first in range(0, wide, COLUMNS):
-        last = min(first + COLUMNS, wide)
-        if rows >= terms:
-            for r in range(0, rows, 2):
-                for t in range(0, terms - 3, 4):
-                    add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
-                for t in range(terms - terms % 4, terms):
-                    add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
-        else:
-            for t in range(0, terms - 3, 4):
-                for r in range(0, rows, 2):
-                    add_four(out, r, g, down, along, factor, lines, t, first, last, wide)
-            for t in range(terms - terms % 4, terms):
-                for r in range(0, rows, 2):
-                    add_one(out, r, g, down, along, factor, lines, t, first, last, wide)
+    for i in range(0, wide - WIDE, 2 * WIDE):  # eight products at once, for two vectors and four numbers read
+        s, t = _begin_rows(out, to + i, adds, wide), _begin_rows(out, to + i + WIDE, adds, wide)
+        for k in range(terms):
+            x, y = load_wide(lines, k * wide + i), load_wide(lines, k * wide + i + WIDE)
+            four = _four_numbers(f, at + k * along, down)
+            s, t = add_products(x, four, s), add_products(y, four, t)
+        _store_rows(out, to + i, s, wide)
+        _store_rows(out, to + i + WIDE, t, wide)
+    if wide % (2 * WIDE):
+        i = wide - WIDE
+        s = _begin_rows(out, to + i, adds, wide)
+        for k in range(terms):
+            s = add_products(load_wide(lines, k * wide + i), _four_numbers(f, at + k * along, down), s)
+        _store_rows(out, to + i, s, wide)
 
 
 @inlined
-def add_four(
-    out: np.ndarray,
-    r: int,
-    g: np.ndarray,
-    down: int,
-    along: int,
-    factor: np.float32,
-    lines: np.ndarray,
-    t: int,
-    first: int,
-    last: int,
-    wide: int,
-) -> None:
-    """Add terms t..t+3 to rows r and r + 1: eight products at once, for six vectors read and two written."""
-    at, o, l0 = r * down + t * along, r * wide, t * wide
-    l1, l2, l3 = l0 + wide, l0 + 2 * wide, l0 + 3 * wide
-    x0, y0 = splat(factor * g[at]), splat(factor * g[at + down])
-    x1, y1 = splat(factor * g[at + along]), splat(factor * g[at + down + along])
-    x2, y2 = splat(factor * g[at + 2 * along]), splat(factor * g[at + down + 2 * along])
-    x3, y3 = splat(factor * g[at + 3 * along]), splat(factor * g[at + down + 3 * along])
-    for i in range(first, last, WIDTH):
-        v0, v1, v2, v3 = load(lines, l0 + i), load(lines, l1 + i), load(lines, l2 + i), load(lines, l3 + i)
-        x, y = load(out, o + i), load(out, o + wide + i)
-        x, y = fma(x0, v0, x), fma(y0, v0, y)
-        x, y = fma(x1, v1, x), fma(y1, v1, y)
-        x, y = fma(x2, v2, x), fma(y2, v2, y)
-        x, y = fma(x3, v3, x), fma(y3, v3, y)
-        store(out, o + i, x)
-        store(out, o + wide + i, y)
+def _begin_rows(out: np.ndarray, at: int, adds: bool, wide: int) -> Any:
+    if adds:
+        return (
+            load_wide(out, at),
+            load_wide(out, at + wide),
+            load_wide(out, at + 2 * wide),
+            load_wide(out, at + 3 * wide),
+        )
+    return four_times(zeros_wide())
 
 
 @inlined
-def add_one(
-    out: np.ndarray,
-    r: int,
-    g: np.ndarray,
-    down: int,
-    along: int,
-    factor: np.float32,
-    lines: np.ndarray,
-    t: int,
-    first: int,
-    last: int,
-    wide: int,
-) -> None:
-    """Add term t to rows r and r + 1."""
-    at, o, l0 = r * down + t * along, r * wide, t * wide
-    x0, y0 = splat(factor * g[at]), splat(factor * g[at + down])
-    for i in range(first, last, WIDTH):
-        v0 = load(lines, l0 + i)
-        store(out, o + i, fma(x0, v0, load(out, o + i)))
-        store(out, o + wide + i, fma(y0, v0, load(out, o + wide + i)))
+def _store_rows(out: np.ndarray, at: int, s: Any, wide: int) -> None:
+    store(out, at, s[0])
+    store(out, at + wide, s[1])
+    store(out, at + 2 * wide, s[2])
+    store(out, at + 3 * wide, s[3])
+
+
+@inlined
+def _four_numbers(f: np.ndarray, at: int, down: int) -> Any:
+    """Four numbers, each in all places of a vector."""
+    return splat_wide(f, at), splat_wide(f, at + down), splat_wide(f, at + 2 * down), splat_wide(f, at + 3 * down)

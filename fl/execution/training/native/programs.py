@@ -11,19 +11,29 @@ writes programs. `run_programs` is compiled on its first import on a machine and
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from fl.execution.training.chunk import BATCH, COUNTS, FIRST, SLOTS, SOURCE, TARGET, TERMS
 from fl.execution.training.native import cache
-from fl.execution.training.native.dropout import draw_masks, masks_memory
-from fl.execution.training.native.jit import OPTIONS, inlined, part
+from fl.execution.training.native.dropout import draw_masks, mask_samples, masks_memory
+from fl.execution.training.native.jit import inlined, owner, part
 from fl.execution.training.native.losses import cross_entropy, squared_error
-from fl.execution.training.native.memory import gather, pad_layers, padded, unpad_layers, weights_length
-from fl.execution.training.native.passes import backward_pass, forward_pass
-from fl.execution.training.native.products import COLUMNS
+from fl.execution.training.native.memory import (
+    ROWS,
+    gather,
+    pad_layers,
+    padded,
+    rows_of,
+    unpad_layers,
+    weights_length,
+)
+from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
+from fl.execution.training.native.products import Following, Layer, change_layer, gradient_rows
 from fl.execution.training.native.shuffle import chained, write_order
-from fl.execution.training.native.steps import four_rows, sum_over_batch
+from fl.execution.training.native.steps import bias_offset, sum_over_batch
 from fl.execution.training.native.vector import WIDTH, fma, load, splat, store
 
 _0 = np.float32(0)
@@ -40,22 +50,25 @@ _SIGNATURE = types.int64(
 )
 
 
-@part
-def combine(
-    slots: np.ndarray,
-    operation: np.ndarray,
-    numbers: np.ndarray,
-    g: np.ndarray,
-    factor: np.float32,
-    first: int,
-    last: int,
-    shift: int,
-) -> None:
-    """Carry out an operation from `first` to `last`; g[i - shift] belongs to place i. `g` is not read if there is none.
+class Operation(NamedTuple):
+    """An operation with a gradient.
 
-    numbers: float32 (TERMS,), the factors of the slots.
+    factor: of the gradient.
+    some: float32, room for four rows of it.
     """
-    out, n, along = slots[operation[TARGET]], operation[SLOTS], splat(factor)
+
+    slots: np.ndarray
+    codes: np.ndarray
+    numbers: np.ndarray
+    factor: np.float32
+    some: np.ndarray
+
+
+@part
+def combine(how: Operation, first: int, last: int, shift: int) -> None:
+    """Carry out an operation from `first` to `last`; how.some[i - shift]: the gradient at place i, if any."""
+    slots, operation, numbers, g = how.slots, how.codes, how.numbers, how.some
+    out, n, along = slots[operation[TARGET]], operation[SLOTS], splat(how.factor)
     a, b, c = slots[operation[FIRST]], slots[operation[FIRST + 1]], slots[operation[FIRST + 2]]
     of_a, of_b, of_c = splat(numbers[0]), splat(numbers[1]), splat(numbers[2])
     if operation[SOURCE] < 0:
@@ -83,36 +96,24 @@ def combine(
 
 
 @inlined
-def combine_layer(
-    slots: np.ndarray,
-    operation: np.ndarray,
-    numbers: np.ndarray,
-    factor: np.float32,
-    g: np.ndarray,
-    h: np.ndarray,
-    count: int,
-    n_in: int,
-    n_out: int,
-    biased: bool,
-    offset: int,
-    some: np.ndarray,
-) -> None:
-    """Carry out an operation with a gradient in the layer that begins at `offset`. `some` holds four rows of it."""
-    wide, across = padded(n_in), padded(n_out)
-    width = min(COLUMNS, wide)
-    for first in range(0, wide, COLUMNS):
-        last = min(first + COLUMNS, wide)
-        for o in range(0, n_out, 4):
-            four_rows(g, h, count, o, first, last, wide, across, some, 0, width)
-            for r in range(4):
-                begin = offset + (o + r) * wide + first
-                combine(slots, operation, numbers, some, factor, begin, begin + last - first, begin - r * width)
-    sum_over_batch(g, count * biased, across, some)
-    bias = offset + weights_length(n_in, n_out)
-    combine(slots, operation, numbers, some, factor, bias, bias + across, bias)
+def _begin(how: Operation, layer: Layer) -> None:
+    sum_over_batch(layer, how.some)
+    begin = bias_offset(layer)
+    combine(how, begin, begin + padded(layer.n_out), begin)
 
 
-@njit(**OPTIONS)
+@inlined
+def _rows(how: Operation, layer: Layer, o: int) -> None:
+    wide = padded(layer.n_in)
+    begin = layer.offset + o * wide
+    gradient_rows(how.some, 0, False, layer, o)
+    combine(how, begin, begin + ROWS * wide, begin)
+
+
+combine_layer = change_layer(_begin, _rows)
+
+
+@owner
 def run_programs(
     values: np.ndarray,
     layers: np.ndarray,
@@ -167,13 +168,13 @@ def run_programs(
     longest = min(batch, most) if batch else most
     for k in range(depth):
         widest = max(widest, padded(layers[k, 0]))
-    length, area = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes), (longest + 1) * widest
+    length, area = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes), rows_of(longest) * widest
     number = len(values)
     for i in range(len(operations)):
         number = max(number, operations[i, TARGET] + 1)
     slots, some = memory[: number * length].reshape(number, length), memory[number * length : (number + 1) * length]
     slots[:] = _0
-    normalised = np.any(layers[:, 6] > 0)
+    normalised = any_norm(layers)
     batches, end = 2 * depth + 3 if normalised else depth + 3, (number + 1) * length
     tape = memory[end : end + batches * area].reshape(batches, area)
     tape[:] = _0
@@ -195,14 +196,14 @@ def run_programs(
             count = min(at + size, used[c]) - at
             samples[c] += count
             for n in range(firsts[program], firsts[program + 1]):
-                operation, source = operations[n], operations[n, SOURCE]
-                factor = factors[n, 0, who]
+                source, kind = operations[n, SOURCE], operations[n, BATCH]
                 for j in range(TERMS):
                     numbers[j] = factors[n, 1 + j, who]
+                operation = Operation(slots, operations[n], numbers, factors[n, 0, who], some)
                 if source < 0:
-                    combine(slots, operation, numbers, some, factor, 0, length, 0)
+                    combine(operation, 0, length, 0)
                     continue
-                kind, client = operation[BATCH], slots[source]
+                client = slots[source]
                 if epochs[kind] != epoch:
                     write_order(chained(words[c, kind], epoch), sizes[c], shuffled, keys, orders[kind])
                     for i in range(sizes[c]):
@@ -212,8 +213,10 @@ def run_programs(
                 if gathered != kind:
                     gather(x, taken, layers[0, 0], tape[0])
                     if len(masks.factors):
-                        draw_masks(masks, mask_words[c, kind], step, layers, count, tape[0])
+                        mask_samples(masks, mask_words[c, kind], step, layers, count, tape[0])
+                        draw_masks(masks, mask_words[c, kind], step, layers, count)
                     gathered = kind
+                products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
                 forward_pass(client, layers, tape, scales, count, normalised, masks)
                 if len(labels):
                     for b in range(count):
@@ -222,15 +225,14 @@ def run_programs(
                     sum_of_losses = cross_entropy(tape[depth], labels, taken, classes, g)
                 else:
                     sum_of_losses = squared_error(tape[depth], targets, taken, g)
-                if operation[COUNTS]:
+                if operations[n, COUNTS]:
                     loss += sum_of_losses
                 for k in range(depth - 1, -1, -1):
                     n_in, n_out, _, biased, _, offset, _ = layers[k]
                     if k:
                         backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-                    combine_layer(
-                        slots, operation, numbers, factor, g, tape[k], count, n_in, n_out, biased >= 0, offset, some
-                    )
+                    layer = Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k], count)
+                    combine_layer(operation, layer, Following(tape[0], tape[1], 0))
                     g, below = below, g
             at += size
         losses[c] += loss

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl.execution.training.native.jit import inlined, part
+from fl.execution.training.native.jit import inlined, owner
 from fl.tensors import random
 
 COUNTED = 64  # up to this number of samples, counting smaller hashes is faster than sorting
@@ -21,7 +21,7 @@ def chained(word: np.uint64, number: int) -> np.uint64:
     return _mix((word ^ _mix(np.uint64(number))) + random.GOLDEN)
 
 
-@part
+@owner
 def write_order(word: np.uint64, n: int, shuffled: bool, keys: np.ndarray, order: np.ndarray) -> None:
     """Write 0..n-1 into `order`, sorted by their hashes if `shuffled`. `word` is the hash without the position."""
     smaller = 0 if shuffled and n <= COUNTED else -1

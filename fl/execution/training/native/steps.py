@@ -1,15 +1,17 @@
-"""Steps of an optimiser on a client's layers, from stored gradients. Plain steps need none of this, see products.py.
+"""Steps of an optimiser on a client's layers.
 
     g <- g^T h of each layer                                              weight_gradient
     g <- g + pull (w - initial) + slope + stiffness w                     add_penalty
     SGD:   d = s g + decay w;  v <- momentum v + d;  w <- w - rate v      sgd_step     (s: the factor of clipping)
     Adam:  m, v <- moments of s g;  w <- shrink w - rate m / (sqrt(v) / correction + eps)      adam_step
 
-The loops work on BLOCK numbers at once, which stay in the nearest cache. SGD without clipping takes the step of a few
-rows when their gradient has just been computed (`gradient_and_step`); its numbers are the same. Without momentum no
+The loops work on BLOCK numbers at once, which stay in the nearest cache. SGD without clipping takes the step of four
+rows when their gradient has just been computed (`momentum_step`); its numbers are the same. Without momentum no
 gradient is stored:
 
-    w <- w - rate (pull (w - initial) + slope + stiffness w + decay w) - rate g^T h               penalised_step
+    w <- w - rate (pull (w - initial) + slope + stiffness w + decay w) - rate g^T h               plain_step
+
+Both pass the next batch through the rows that they have changed, where it is known (`products.change_layer`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import numpy as np
 
 from fl.execution.training.native.combine import combine_sources
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import BLOCK, pad_layers, padded, weights_length
-from fl.execution.training.native.products import COLUMNS, add_four, add_one, bias_step
+from fl.execution.training.native.memory import BLOCK, ROWS, pad_layers, padded, weights_length
+from fl.execution.training.native.products import Layer, bias_step, change_layer, gradient_rows
 from fl.execution.training.native.vector import WIDTH, fma, load, splat, sqrt, store, total
 
 PLAIN, SGD, ADAM = 0, 1, 2  # optimisers
@@ -112,101 +114,86 @@ def take_step(
             adam_step(rule, kept, w, scale, rate, shrink, correction, first, last)
 
 
-@part
-def weight_gradient(
-    g: np.ndarray,
-    h: np.ndarray,
-    count: int,
-    n_in: int,
-    n_out: int,
-    biased: bool,
-    weight: np.ndarray,
-    bias: np.ndarray,
-) -> None:
-    """weight <- g^T h,  bias <- the sum of g over the batch; zeros for a layer without bias."""
-    wide, across = padded(n_in), padded(n_out)
-    for first in range(0, wide, COLUMNS):
-        for o in range(0, n_out, 4):
-            last = min(first + COLUMNS, wide)
-            four_rows(g, h, count, o, first, last, wide, across, weight, o * wide + first, wide)
-    sum_over_batch(g, count * biased, across, bias)
+class Step(NamedTuple):
+    """A step of SGD in one layer, without clipping.
 
-
-@part
-def gradient_and_step(
-    rule: Rule,
-    kept: Kept,
-    w: np.ndarray,
-    initial: np.ndarray,
-    offset: int,
-    g: np.ndarray,
-    h: np.ndarray,
-    count: int,
-    n_in: int,
-    n_out: int,
-    biased: bool,
-    rate: np.float32,
-) -> None:
-    """Take a step of SGD without clipping in the layer that begins at `offset`: `weight_gradient` and `take_step`.
-
-    Four rows of COLUMNS columns at once: their gradient lies at the beginning of `kept.gradient`.
+    initial: float32, all layers before training.
     """
-    wide, across, some = padded(n_in), padded(n_out), kept.gradient
-    width, pull = min(COLUMNS, wide), rule.numbers[0]
-    for first in range(0, wide, COLUMNS):
-        last = min(first + COLUMNS, wide)
-        for o in range(0, n_out, 4):
-            four_rows(g, h, count, o, first, last, wide, across, some, 0, width)
-            for r in range(4):
-                begin = offset + (o + r) * wide + first
-                end, shift = begin + last - first, begin - r * width
-                add_penalty(kept, w, initial, pull, begin, end, shift)
-                sgd_step(rule, kept, w, _1, rate, begin, end, shift)
-    sum_over_batch(g, count * biased, across, some)
-    bias = offset + weights_length(n_in, n_out)
-    add_penalty(kept, w, initial, pull, bias, bias + across, bias)
-    sgd_step(rule, kept, w, _1, rate, bias, bias + across, bias)
+
+    rule: Rule
+    kept: Kept
+    initial: np.ndarray
+    rate: np.float32
 
 
 @part
-def penalised_step(
-    rule: Rule,
-    kept: Kept,
-    w: np.ndarray,
-    initial: np.ndarray,
-    offset: int,
-    g: np.ndarray,
-    h: np.ndarray,
-    count: int,
-    n_in: int,
-    n_out: int,
-    biased: bool,
-    rate: np.float32,
-) -> None:
-    """Take a step of SGD without clipping and momentum in the layer that begins at `offset`, two rows at once."""
-    wide, across, weight = padded(n_in), padded(n_out), w[offset:]
-    for first in range(0, wide, COLUMNS):
-        last = min(first + COLUMNS, wide)
-        for r in range(0, n_out, 2):  # an odd last row is followed by a pad
-            for row in range(r, r + 2):
-                begin = offset + row * wide
-                follow_penalty(rule, kept, w, initial, rate, begin + first, begin + last)
-            for t in range(0, count - 3, 4):
-                add_four(weight, r, g, 1, across, -rate, h, t, first, last, wide)
-            for t in range(count - count % 4, count):
-                add_one(weight, r, g, 1, across, -rate, h, t, first, last, wide)
-    if biased:
-        begin = offset + weights_length(n_in, n_out)
-        follow_penalty(rule, kept, w, initial, rate, begin, begin + across)
-        bias_step(w[begin:], g, count, n_out, rate)
+def weight_gradient(layer: Layer, gradient: np.ndarray) -> None:
+    """gradient <- g^T h, then the sum of g over the batch (zeros for a layer without bias), from `layer.offset` on."""
+    wide = padded(layer.n_in)
+    for o in range(0, layer.n_out, ROWS):
+        gradient_rows(gradient, layer.offset + o * wide, False, layer, o)
+    sum_over_batch(layer, gradient[bias_offset(layer) :])
 
 
 @inlined
-def follow_penalty(
-    rule: Rule, kept: Kept, w: np.ndarray, initial: np.ndarray, rate: np.float32, first: int, last: int
-) -> None:
+def bias_offset(layer: Layer) -> int:
+    """Where the bias of a layer begins."""
+    return layer.offset + weights_length(layer.n_in, layer.n_out)
+
+
+@inlined
+def _begin_plain(step: Step, layer: Layer) -> None:
+    """Change the bias, and let g <- -rate g."""
+    g, count, n_out, rate = layer.g, layer.count, layer.n_out, step.rate
+    if layer.biased:
+        begin, across = bias_offset(layer), padded(n_out)
+        follow_penalty(step, layer.w, begin, begin + across)
+        bias_step(layer.w[begin:], g, count, n_out, rate)
+    for i in range(0, count * padded(n_out), WIDTH):
+        store(g, i, splat(-rate) * load(g, i))
+
+
+@inlined
+def _plain_rows(step: Step, layer: Layer, o: int) -> None:
+    wide = padded(layer.n_in)
+    begin = layer.offset + o * wide
+    follow_penalty(step, layer.w, begin, begin + ROWS * wide)
+    gradient_rows(layer.w, begin, True, layer, o)
+
+
+@inlined
+def _begin_momentum(step: Step, layer: Layer) -> None:
+    begin, some = bias_offset(layer), step.kept.gradient
+    sum_over_batch(layer, some)
+    _follow_gradient(step, layer.w, begin, begin + padded(layer.n_out))
+
+
+@inlined
+def _momentum_rows(step: Step, layer: Layer, o: int) -> None:
+    """Their gradient lies at the beginning of `kept.gradient`."""
+    wide = padded(layer.n_in)
+    begin = layer.offset + o * wide
+    gradient_rows(step.kept.gradient, 0, False, layer, o)
+    _follow_gradient(step, layer.w, begin, begin + ROWS * wide)
+
+
+@inlined
+def _follow_gradient(step: Step, w: np.ndarray, first: int, last: int) -> None:
+    """Change w[first:last] by the gradient at the beginning of `kept.gradient`."""
+    add_penalty(step.kept, w, step.initial, step.rule.numbers[0], first, last, first)
+    sgd_step(step.rule, step.kept, w, _1, step.rate, first, last, first)
+
+
+plain_step = change_layer(_begin_plain, _plain_rows)
+momentum_step = change_layer(_begin_momentum, _momentum_rows)
+
+
+@inlined
+def follow_penalty(step: Step, w: np.ndarray, first: int, last: int) -> None:
     """w <- w - rate (pull (w - initial) + slope + stiffness w + decay w), from `first` to `last`."""
-    slope, stiffness, down = kept.slope, kept.stiffness, splat(-rate)
+    rule, slope, stiffness, down = step.rule, step.kept.slope, step.kept.stiffness, splat(-step.rate)
+    if rule.optimiser == PLAIN:
+        return
     if rule.numbers[0] == _0 and rule.numbers[2] == _0 and not len(stiffness):
         if len(slope):
             for i in range(first, last, WIDTH):
@@ -215,7 +202,7 @@ def follow_penalty(
     pull, decay = splat(rule.numbers[0]), splat(rule.numbers[2])
     for i in range(first, last, WIDTH):
         x = load(w, i)
-        away = fma(pull, x - load(initial, i), decay * x)
+        away = fma(pull, x - load(step.initial, i), decay * x)
         if len(stiffness):
             away = fma(load(stiffness, i), x, away)
         if len(slope):
@@ -224,48 +211,13 @@ def follow_penalty(
 
 
 @inlined
-def four_rows(
-    g: np.ndarray,
-    h: np.ndarray,
-    count: int,
-    o: int,
-    first: int,
-    last: int,
-    wide: int,
-    across: int,
-    out: np.ndarray,
-    begin: int,
-    stride: int,
-) -> None:
-    """Rows o..o + 3 of g^T h in the columns first..last - 1: row r goes to out[begin + r stride :]."""
-    nothing = splat(_0)
-    for i in range(first, last, 2 * WIDTH):  # eight products at once
-        s0, s1, s2, s3 = nothing, nothing, nothing, nothing
-        t0, t1, t2, t3 = nothing, nothing, nothing, nothing
-        for b in range(count):
-            x, y, at = load(h, b * wide + i), load(h, b * wide + i + WIDTH), b * across + o
-            g0, g1, g2, g3 = splat(g[at]), splat(g[at + 1]), splat(g[at + 2]), splat(g[at + 3])
-            s0, s1, s2, s3 = fma(x, g0, s0), fma(x, g1, s1), fma(x, g2, s2), fma(x, g3, s3)
-            t0, t1, t2, t3 = fma(y, g0, t0), fma(y, g1, t1), fma(y, g2, t2), fma(y, g3, t3)
-        to = begin + i - first
-        store(out, to, s0)
-        store(out, to + stride, s1)
-        store(out, to + 2 * stride, s2)
-        store(out, to + 3 * stride, s3)
-        to += WIDTH
-        store(out, to, t0)
-        store(out, to + stride, t1)
-        store(out, to + 2 * stride, t2)
-        store(out, to + 3 * stride, t3)
-
-
-@inlined
-def sum_over_batch(g: np.ndarray, count: int, across: int, out: np.ndarray) -> None:
-    """out <- the sum of g over `count` samples."""
+def sum_over_batch(layer: Layer, out: np.ndarray) -> None:
+    """out <- the sum of g over the batch; zeros for a layer without bias."""
+    across = padded(layer.n_out)
     for o in range(0, across, WIDTH):
         s0 = splat(_0)
-        for b in range(count):
-            s0 = s0 + load(g, b * across + o)
+        for b in range(layer.count * layer.biased):
+            s0 = s0 + load(layer.g, b * across + o)
         store(out, o, s0)
 
 

@@ -26,10 +26,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from fl.execution.training.native import cache
-from fl.execution.training.native.jit import OPTIONS, inlined, part
+from fl.execution.training.native.jit import inlined, owner, part
 from fl.execution.training.native.tiles import HEIGHT, PANEL, THIN, thin_tile, tile, turned_tile
 from fl.execution.training.native.vector import (
     WIDTH,
@@ -414,12 +414,13 @@ def answer(
     out: np.ndarray,
     g: np.ndarray,
     mean: np.ndarray,
+    scores: np.ndarray,
 ) -> float:
     """Head and loss of one sample with the outputs y of the last norm. Returns the loss.
 
     Adds weight dloss/dhead to `out`; g <- weight dloss/dy.
     """
-    width, known, scores = s.width, _0, np.empty(s.classes)
+    width, known = s.width, _0
     mean[:] = _0
     for t in range(s.places):
         if unseen[t] == _0:
@@ -463,7 +464,7 @@ _SIGNATURE = types.void(
 )
 
 
-@njit(**OPTIONS)
+@owner
 def gradients(
     params: np.ndarray,
     linear: np.ndarray,
@@ -517,7 +518,7 @@ def gradients(
     last, end = memory[end : end + batch * plain], end + batch * plain  # normalised by the last norm
     last_scales, end = memory[end : end + batch * n], end + batch * n
     unseen, end = memory[end : end + batch * n], end + batch * n
-    nothing, empty = np.zeros(biases.shape[1], np.float32), memory[:0]
+    nothing, empty, scores = np.zeros(biases.shape[1], np.float32), memory[:0], np.empty(s.classes)
     for r in range(n):
         for i in range(n):
             future[r * n + i] = UNSEEN if s.causal and i > r else _0
@@ -559,7 +560,7 @@ def gradients(
             x, x_scales = last[b * plain : (b + 1) * plain], last_scales[b * n : (b + 1) * n]
             normalise(h, norms[2 * depth], x, x_scales, below, width, n)
             seen, weight = unseen[b * n : (b + 1) * n], weights[c, b]
-            losses[c, b] = answer(params[c], below, seen, labels[c, b], weight, s, out[c], g, mean)
+            losses[c, b] = answer(params[c], below, seen, labels[c, b], weight, s, out[c], g, mean, scores)
             at[:] = _0
             normalise_backward(g, norms[2 * depth], x, x_scales, at, more, n)
         for layer in range(depth - 1, -1, -1):

@@ -8,6 +8,9 @@ absolute(x)                 larger(x, y)                                choose(x
 sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
 total(x)                        the sum of the eight numbers            largest(x)          the largest of them
 prefetch(array, i)              array[i] will be needed soon
+
+zeros_wide()  load_wide(array, i)  splat_wide(array, i)     vectors of WIDE numbers: 0, array[i : i + WIDE], array[i];
+                                                            `store` and `fma` take them, too
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils, extending
 from numba.core.extending import models, overload, register_model
@@ -25,6 +28,8 @@ from numba.core.extending import models, overload, register_model
 intrinsic: Any = extending.intrinsic  # calls differ from the definitions: they lack the argument `typing`
 
 WIDTH = 8  # the registers of most processors; wider ones compute the same bits
+AVX512 = bool(binding.get_host_cpu_features().get("avx512vl"))  # 32 registers, of 16 numbers
+WIDE = 2 * WIDTH if AVX512 else WIDTH
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
 _QUAD = ir.VectorType(ir.FloatType(), WIDTH // 2)
 
@@ -33,17 +38,18 @@ Typed = tuple[Any, Callable[..., Any]]  # a numba signature and the function tha
 
 
 class _Vector(types.Type):
-    def __init__(self) -> None:
-        super().__init__(name="float32x8")
+    def __init__(self, lanes: int) -> None:
+        super().__init__(name=f"float32x{lanes}")
+        self.kind = ir.VectorType(ir.FloatType(), lanes)
 
 
-_vector = _Vector()
+_vector, _wide = _Vector(WIDTH), _Vector(WIDE)
 
 
 @register_model(_Vector)
 class _Model(models.PrimitiveModel):
-    def __init__(self, manager: Any, numba_type: types.Type):
-        super().__init__(manager, numba_type, _FLOATS)
+    def __init__(self, manager: Any, numba_type: Any):
+        super().__init__(manager, numba_type, numba_type.kind)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, place: Sequence[Any], kind: Any) -> Any:
@@ -59,14 +65,23 @@ def _read(builder: Any, pointer: Any) -> Any:
     return value
 
 
+def _load(vector: _Vector, array: Any) -> Typed:
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _read(builder, _pointer(context, builder, signature.args[0], arguments, vector.kind))
+
+    return vector(array, types.intp), made
+
+
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Typed:
     """array[index : index + 8]"""
+    return _load(_vector, array)
 
-    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _read(builder, _pointer(context, builder, signature.args[0], arguments, _FLOATS))
 
-    return _vector(array, types.intp), made
+@intrinsic
+def load_wide(typing: Any, array: Any, index: Any) -> Typed:
+    """array[index : index + WIDE]"""
+    return _load(_wide, array)
 
 
 def _element(builder: Any, address: Any, index: Any) -> Any:
@@ -96,13 +111,13 @@ def one_at(typing: Any, address: Any, index: Any) -> Typed:
 
 @intrinsic
 def store(typing: Any, array: Any, index: Any, vector: Any) -> Typed:
-    """array[index : index + 8] <- vector"""
+    """array[index : index + lanes of the vector] <- vector"""
 
     def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], arguments[:2], _FLOATS)
+        pointer = _pointer(context, builder, signature.args[0], arguments[:2], vector.kind)
         builder.store(arguments[2], pointer, align=4)
 
-    return types.void(array, types.intp, _vector), made
+    return types.void(array, types.intp, vector), made
 
 
 @intrinsic
@@ -123,26 +138,45 @@ def _constant(value: float, kind: Any = _FLOATS) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _splat(builder: Any, number: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), _constant(0, _INTS))
+def _splat(builder: Any, number: Any, vector: _Vector) -> Any:
+    none, first = ir.Constant(vector.kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    one = builder.insert_element(none, number, first)
+    return builder.shuffle_vector(one, none, _constant(0, ir.VectorType(ir.IntType(32), vector.kind.count)))
 
 
 def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v8f32"), [x, y, z])
+    kind = ir.FunctionType(x.type, [x.type] * 3)
+    name = f"llvm.fma.v{x.type.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])
 
 
 @intrinsic
 def splat(typing: Any, number: Any) -> Typed:
     """Eight times the number."""
-    return _vector(types.float32), lambda context, builder, signature, arguments: _splat(builder, *arguments)
+    return _vector(types.float32), lambda context, builder, signature, arguments: _splat(builder, arguments[0], _vector)
+
+
+@intrinsic
+def splat_wide(typing: Any, array: Any, index: Any) -> Typed:
+    """WIDE times array[index]."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = _read(builder, _pointer(context, builder, signature.args[0], arguments, ir.FloatType()))
+        return _splat(builder, number, _wide)
+
+    return _wide(array, types.intp), made
+
+
+@intrinsic
+def zeros_wide(typing: Any) -> Typed:
+    """WIDE zeros."""
+    return _wide(), lambda context, builder, signature, arguments: _constant(0.0, _wide.kind)
 
 
 @intrinsic
 def fma(typing: Any, x: Any, y: Any, z: Any) -> Typed:
     """x y + z, rounded once."""
-    return _vector(_vector, _vector, _vector), lambda context, builder, signature, arguments: _fma(builder, *arguments)
+    return x(x, x, x), lambda context, builder, signature, arguments: _fma(builder, *arguments)
 
 
 @intrinsic
@@ -208,14 +242,14 @@ def _operator(of: Callable[..., Any], instruction: str) -> None:
         def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return getattr(builder, instruction)(*arguments)
 
-        return _vector(_vector, _vector), made
+        return x(x, x), made
 
     @overload(of, inline="always")
     def implementation(x: Any, y: Any) -> Any:
         def apply(x: Any, y: Any) -> Any:
             return operation(x, y)
 
-        return apply if isinstance(x, _Vector) and isinstance(y, _Vector) else None
+        return apply if isinstance(x, _Vector) and x == y else None
 
 
 _operator(operator.add, "fadd")
