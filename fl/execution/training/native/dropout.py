@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl.execution.training.native.jit import inlined, part
+from fl.execution.training.native.jit import in_caller, inlined, part
 from fl.execution.training.native.memory import copy, padded
 from fl.execution.training.native.shuffle import chained
 from fl.execution.training.native.vector import WIDTH, load, store
@@ -51,7 +51,7 @@ class Masks(NamedTuple):
     words: np.ndarray
 
 
-@inlined
+@in_caller
 def masks_memory(memory: np.ndarray, end: int, shares: np.ndarray, area: int) -> Masks:
     """The memory of masks for batches of `area` numbers, from memory[end] on."""
     depth = 0

@@ -2,7 +2,8 @@
 
 `part` is an ordinary function, `inlined` is copied into its callers: calls within loops cost a tenth of the time.
 Neither counts references to arrays, which would take longer than a small layer. So they make no arrays, and what they
-return belongs to their caller's arguments. `owner` counts references.
+return belongs to their caller's arguments. `owner` counts references. An `owner` may not call a `part` that returns
+arrays, because it would give them up without having counted them; `in_caller` becomes the caller's own code.
 """
 
 from __future__ import annotations
@@ -16,3 +17,4 @@ _UNCOUNTED = {**OPTIONS, "_nrt": False}
 owner: Any = njit(**OPTIONS)
 part: Any = njit(**_UNCOUNTED)
 inlined: Any = njit(**_UNCOUNTED, forceinline=True)
+in_caller: Any = njit(**OPTIONS, inline="always")

@@ -29,7 +29,7 @@ import numpy as np
 from numba import types
 
 from fl.execution.training.native import cache
-from fl.execution.training.native.jit import inlined, owner, part
+from fl.execution.training.native.jit import in_caller, inlined, owner, part
 from fl.execution.training.native.tiles import HEIGHT, PANEL, THIN, thin_tile, tile, turned_tile
 from fl.execution.training.native.vector import (
     WIDTH,
@@ -104,7 +104,7 @@ class Tape(NamedTuple):
     second_scale: np.ndarray
 
 
-@inlined
+@in_caller
 def tape_at(memory: np.ndarray, at: int, s: Sizes) -> Tape:
     """The tape that begins at memory[at]."""
     n, plain, more = s.rows, s.rows * s.width, s.rows * (s.width + s.rank)
