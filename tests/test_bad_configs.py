@@ -114,6 +114,12 @@ BAD = {
     ),
     "not key=value": (["cohort.size"], "cohort.size: not key=value", ["rounds=100"]),
     "not YAML": (["cohort.size=[1"], "cohort.size: '[1' is not a YAML value", ["expected ',' or ']'"]),
+    "a text with braces": (
+        ["data.template={input} {topic}"],
+        "data.template: '{input} {topic}' is not a YAML value",
+        ["a text with braces, brackets or colons needs quotes of its own: 'data.template=\"a: {b}\"'"],
+    ),
+    "a text in braces": (["data.template={input}"], "data.template: '{input}' is a mapping without values", ["quotes"]),
     "seeds backwards": (["seed=4..1"], "seed: 4..1 is an empty range", ["seed=1..4"]),
 }
 

@@ -1,6 +1,6 @@
 """Public text of the data folder, and instructions made from it: topics of news, continued speeches.
 
-topics    AG News: "Which topic ...?" -> World, Sports, Business or Sci/Tech        topic: the class
+topics    AG News: a headline -> A, B, C or D, for World, Sports, Business, Sci/Tech   topic: the class
 speech    Shakespeare: "Continue the speech of ROLE." -> the next words             client: the role, of the longest 20
 """
 
@@ -17,16 +17,17 @@ from fl.data.folder import find
 from fl.tensors import random
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
-QUESTION = "Which topic has this news item?"
+QUESTION = "Which topic has this news item? A World, B Sports, C Business, D Sci/Tech"
 TEST = 500  # rows of the test file of topics
 HEAD, TAIL = 8, 6  # words of a speech in the input and in the answer
 ROLES, SPEECHES, HELD_OUT = 20, 60, 10  # roles; speeches of each, the last ones for the test file
 
 
-def news() -> list[tuple[str, str]]:
-    """Return (topic, title and description) of each item of AG News."""
+def news() -> list[tuple[str, str, str]]:
+    """Return (topic, title, title and description) of each item of AG News."""
     with gzip.open(find("ag_news", "test.csv.gz"), "rt", newline="") as file:
-        return [(TOPICS[int(row[0]) - 1], ". ".join(row[1:]).replace("\\", " ")) for row in csv.reader(file)]
+        items = [(TOPICS[int(row[0]) - 1], [part.replace("\\", " ") for part in row[1:]]) for row in csv.reader(file)]
+    return [(topic, parts[0], ". ".join(parts)) for topic, parts in items]
 
 
 def speeches() -> Iterator[tuple[str, list[str]]]:
@@ -50,9 +51,17 @@ def pretraining_texts() -> list[str]:
 
 def topic_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Return (training rows, test rows) of the topics of news."""
-    rows = [{"instruction": QUESTION, "input": text, "output": topic, "topic": topic} for topic, text in news()]
+    rows = [
+        {"instruction": QUESTION, "input": text, "output": topic, "topic": topic, "title": title}
+        for topic, title, text in news()
+    ]
     order = random.permutation(len(rows), "language", "topics")
     return [rows[i] for i in order[TEST:]], [rows[i] for i in order[:TEST]]
+
+
+def headline(row: dict[str, str]) -> dict[str, str]:
+    """Return a row of `topic_rows` with its title alone, and a letter as the answer, which is one token."""
+    return {**row, "input": row["title"], "output": "ABCD"[TOPICS.index(row["topic"])]}
 
 
 def speech_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -71,7 +80,8 @@ def speech_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 def write(folder: Path) -> None:
     """Write topics.jsonl, topics_test.jsonl, speech.jsonl and speech_test.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, parts in (("topics", topic_rows()), ("speech", speech_rows())):
+    topics = tuple([headline(row) for row in rows] for rows in topic_rows())
+    for name, parts in (("topics", topics), ("speech", speech_rows())):
         for suffix, rows in zip(("", "_test"), parts):
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{name}{suffix}.jsonl").write_text(lines)

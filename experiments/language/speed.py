@@ -2,18 +2,20 @@
 
 Both train the same clients on the same rows with SGD on LoRA's factors, one thread a process; a batch is padded to its
 longest row. A plain loop loads the server's factors, takes the steps, and computes the change; `--workers` loops run at
-once, each with its own model and its share of the clients. Both are measured by turns. The seconds are those of the
-CPU, so other programs on the machine count little: of all loops, and of the driver with all workers. With several
-workers the ratio of wall times is printed, too.
+once, each with its own model and its share of the clients. Both are measured by turns, `--turns` times. The seconds are
+those of the CPU, so other programs on the machine count little: of all loops, and of the driver with all workers. Each
+turn prints its rates. The last line has the median and the range of the ratios of all turns; with several workers also
+those of wall times, which need a machine without other programs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -123,20 +125,36 @@ def main() -> None:
     parser.add_argument("model", help="folder of a causal language model")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="measurements of both, one after the other")
     arguments = parser.parse_args()
+    if min(arguments.workers, arguments.clients, arguments.turns) < 1:
+        parser.error("--workers, --clients and --turns are at least 1")
     workers = arguments.workers
     torch.set_num_threads(1)
     clients = short_rows(arguments.model, arguments.clients)
     parts = [clients[i::workers] for i in range(workers)]
+    cpu_ratios, wall_ratios = list[float](), list[float]()
     for turn in range(arguments.turns):
         with get_context("spawn").Pool(workers) as pool:
             found = pool.starmap(plain, [(arguments.model, [part[0], *part]) for part in parts])
         loops = max(wall for wall, _ in found), sum(cpu for _, cpu in found)
         ours = simulated(arguments.model, clients, workers)
         rates = arguments.clients / loops[1], arguments.clients / ours[1]
-        line = f"plain loops {rates[0]:.1f} clients per CPU second, fl {rates[1]:.1f}, ratio {rates[1] / rates[0]:.2f}"
-        print(f"turn {turn}: {line}" + (f", of wall times {loops[0] / ours[0]:.2f}" if workers > 1 else ""), flush=True)
+        cpu_ratios.append(rates[1] / rates[0])
+        wall_ratios.append(loops[0] / ours[0])
+        line = f"plain loops {rates[0]:.1f} clients per CPU second, fl {rates[1]:.1f}, ratio {cpu_ratios[-1]:.2f}"
+        print(f"turn {turn}: {line}" + (f", of wall times {wall_ratios[-1]:.2f}" if workers > 1 else ""), flush=True)
+    walls = f"; of wall times {spread(wall_ratios)}" if workers > 1 else ""
+    print(f"median (range) of the ratios in {arguments.turns} turns: {spread(cpu_ratios)}{walls}")
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Return the median, the smallest and the largest of ratios.
+
+    >>> spread([1.6, 1.4, 1.5])
+    '1.50 (1.40 to 1.60)'
+    """
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def short_rows(model: str, clients: int) -> list[list[dict[str, str]]]:

@@ -34,11 +34,15 @@ def _parse_value(key: str, value: str) -> Any:
 
     from fl.config.yaml import parse
 
+    quoted = f"a text with braces, brackets or colons needs quotes of its own: '{key}=\"a: {{b}}\"'"
     try:
-        return parse(value)
+        parsed = parse(value)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", error)
-        raise ConfigError(key, f"{value!r} is not a YAML value: {problem}") from None
+        raise ConfigError(key, f"{value!r} is not a YAML value: {problem}; {quoted}") from None
+    if isinstance(parsed, dict) and None in parsed.values() and ":" not in value:
+        raise ConfigError(key, f"{value!r} is a mapping without values in YAML; {quoted}")
+    return parsed
 
 
 def parse_seed_range(value: object) -> list[int]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from fl.models.pretrained import pretrained
 
+SAVE = "Save the model's tokenizer there: tokenizer.save_pretrained(FOLDER)"
+
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(name: str, key: str = "tokenizer") -> Any:
@@ -25,11 +27,17 @@ def load_tokenizer(name: str, key: str = "tokenizer") -> Any:
     logging.set_verbosity_error()
     place = pretrained(name, key)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             place.folder, **place.source, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # the Rust part raises plain Exceptions
-        raise ValueError(f"{key}: the tokenizer of {name!r} cannot be loaded: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        if "trust_remote_code" in reason:
+            reason = "it needs Python code of its own, which is not executed"
+        raise ValueError(f"{key}: the tokenizer of {name!r} cannot be loaded: {reason}. {SAVE}") from error
+    if not tokenizer.vocab_size:  # transformers makes one without tokens if the files are missing
+        raise ValueError(f"{key}: {name!r} has no tokenizer. {SAVE}")
+    return tokenizer
 
 
 def encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

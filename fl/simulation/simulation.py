@@ -24,7 +24,7 @@ from fl.execution.isolation import isolated
 from fl.execution.job import Job
 from fl.execution.workers.choose import Choice, asked_for, new_executor
 from fl.execution.workers.executor import Executor, Serial
-from fl.execution.workers.process import configure_process
+from fl.execution.workers.process import ServerMemory, configure_process
 from fl.method.requests import Exchange
 from fl.method.strategy import ServerContext, Strategy
 from fl.simulation import unchanged
@@ -101,6 +101,7 @@ class Simulation:
     ):
         self.config, self.directory, self.changed = config, directory, changed
         self.digest = config_digest(config)
+        self.memory = ServerMemory()
         with ExitStack() as stack:
             stack.enter_context(locked(directory))
             if not resumed and committed(directory):
@@ -205,6 +206,7 @@ class Simulation:
         epsilon = None if private is None else private.next_epsilon
         is_best = self.stopping.check(row, evaluated, self.exchanges.time.now, epsilon)
         self.best_pending |= is_best and self.config.checkpoint.best
+        self.memory.after_round()
         row |= self._measured(callbacks, row)
         row["wall_seconds"] = time.perf_counter() - start
         self.round += 1

@@ -122,7 +122,8 @@ class Instruct(LanguageModelling):
         samples: number of rows of the server's test set, the first ones, for which answers are generated and kept in
             the run directory, at least 0.
         samples_every: rounds from one generation to the next, at least 1; also after the last round.
-        max_new_tokens: the largest number of tokens of a generated answer, at least 1.
+        max_new_tokens: the largest number of tokens of a generated answer, at least 1. An answer also ends where prompt
+            and answer have as many tokens as the model takes.
         tokenizer: folder of the model, a .gguf file, or smollm2: turns the generated tokens into text. `samples` needs
             it.
         block: number of rows in one forward pass of an evaluation, at least 1. Memory grows with it: a row has as many
@@ -175,6 +176,7 @@ class Instruct(LanguageModelling):
         assert self.tokenizer is not None
         tokenizer = load_tokenizer(self.tokenizer)
         end, found = ending(tokenizer, self.tokenizer), []
+        longest: int | None = getattr(net, "longest", None)
         for row in range(min(self.samples, len(rows["x"]))):
             x, y = rows["x"][row], rows["y"][row]
             if x.ndim == 2:
@@ -182,7 +184,8 @@ class Instruct(LanguageModelling):
             first = int((y >= 0).nonzero()[0])
             prompt = [int(token) for token in x[: first + 1]]
             answer = [int(token) for token in y[y >= 0] if int(token) != end]
-            written = greedy(net, prompt, self.max_new_tokens, end)
+            room = self.max_new_tokens if longest is None else longest - len(prompt)
+            written = greedy(net, prompt, min(self.max_new_tokens, room), end)
             texts = (tokenizer.decode(tokens) for tokens in (prompt, answer, written))
             found.append({"row": row, **dict(zip(("prompt", "answer", "generated"), texts))})
         return found

@@ -111,6 +111,11 @@ class LanguageModelling(Task):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         _check(outputs)
+        if outputs.shape[1] != batch["y"].shape[-1]:
+            raise ValueError(
+                f"outputs: there are scores at {outputs.shape[1]} positions, and y has {batch['y'].shape[-1]}; with "
+                "model: causal set task: instruct"
+            )
         known = (batch["y"] >= 0).sum(-1)
         return negative_log_likelihood(outputs, batch["y"]).sum(-1) / known.clamp(min=1)
 

@@ -10,6 +10,7 @@ import pytest
 
 from fl.data.prompts import check_template, prompt
 from fl.data.sets.instructions import Instructions
+from fl.data.tokenizers import load_tokenizer
 from fl.models.pretrained import model_folder
 from partitions.dirichlet import Dirichlet
 from partitions.natural import Natural
@@ -125,6 +126,8 @@ def test_long_texts_are_cut_or_left_out_and_counted(folder, tmp_path, caplog):
     ("rows", "arguments", "message"),
     [
         ([ROW], {"output": "answer"}, "output: 'answer' is not one of the columns"),
+        ([ROW], {"input": "context"}, "input: 'context' is not one of the columns"),
+        ([{"instruction": "sky", "output": "blue"}], {"template": "{input} :"}, "input: 'input' is not one of the col"),
         ([ROW], {"clients": "owner"}, "clients: 'owner' is not one of the columns"),
         ([ROW], {"topic": "theme"}, "topic: 'theme' is not one of the columns"),
         ([ROW, ROW | {"output": " "}], {}, "column 'output' is empty in 1 rows, the first is row 1"),
@@ -154,6 +157,12 @@ def test_files_without_texts(folder, tmp_path):
     (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é", "output": "é"}\n'.encode("latin-1"))
     with pytest.raises(ValueError, match="path: .*latin.jsonl cannot be read: .*UTF8"):
         Instructions(path=str(tmp_path / "latin.jsonl"), **common).load()
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="path: .*empty.jsonl has no rows"):
+        Instructions(path=str(tmp_path / "empty.jsonl"), **common).load()
+    (tmp_path / "array.jsonl").write_text('[{"instruction": "sky", "output": "blue"}]')
+    with pytest.raises(ValueError, match="path: .*array.jsonl cannot be read: .* a line is one JSON object"):
+        Instructions(path=str(tmp_path / "array.jsonl"), **common).load()
     pq.write_table(pa.table({"instruction": ["sky"], "output": [b"blue"]}), tmp_path / "bytes.parquet")
     with pytest.raises(ValueError, match="output: column 'output' is binary, not texts"):
         Instructions(path=str(tmp_path / "bytes.parquet"), **common).load()
@@ -169,3 +178,21 @@ def test_chat_templates_that_fail(tmp_path, template, message):
     place.unlink() if template is None else place.write_text(template)
     with pytest.raises(ValueError, match=f"template: .*{message}.*; set alpaca or a text"):
         loaded(folder, tmp_path, [ROW], template="chat")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (["tokenizer.json", "tokenizer_config.json"], "has no tokenizer"),
+        (["tokenizer.json"], "cannot be loaded: .*Error: "),
+    ],
+)
+def test_folders_without_a_tokenizer(tmp_path, broken, message):
+    """transformers makes a tokenizer without tokens if the files are missing."""
+    folder = tiny.save_model(tmp_path / "model", kind="gpt2")
+    for name in broken:
+        (tmp_path / "model" / name).unlink()
+    if len(broken) == 1:
+        (tmp_path / "model" / broken[0]).write_text("{}")
+    with pytest.raises(ValueError, match=f"tokenizer: .*{message}.*tokenizer.save_pretrained"):
+        load_tokenizer(folder)

@@ -24,26 +24,27 @@ def test_memory_goes_to_the_next_when_nobody_refers_to_it():
 
 
 GROWS = """
-import torch
-from fl.execution.workers.process import MemoryWatch, configure_process, own_memory
+import sys, torch
+from fl.execution.workers.process import MemoryWatch, ServerMemory, configure_process, own_memory
 configure_process()
-watch = MemoryWatch()
-watch.after_chunk()
+after, grows = (MemoryWatch().after_chunk, 100) if sys.argv[1] == "chunk" else (ServerMemory().after_round, 300)
+after()
 seen = [own_memory()]
 large, small = [], []
-for _ in range(100):  # what stays lies between what is freed
+for _ in range(grows):  # what stays lies between what is freed
     large.append(torch.ones(1 << 18))
     small.append(torch.ones(8192))
 large.clear()
 seen.append(own_memory())
-watch.after_chunk()
+after()
 print(*seen, own_memory())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
-def test_memory_that_a_process_freed_returns_when_the_process_has_grown():
-    done = subprocess.run([sys.executable, "-c", GROWS], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("work", ["chunk", "round"])
+def test_memory_that_a_process_freed_returns_when_the_process_has_grown(work):
+    done = subprocess.run([sys.executable, "-c", GROWS, work], capture_output=True, text=True, check=True)
     before, grown, after = (int(number) / MB for number in done.stdout.split())
     assert grown > before + 80  # the allocator keeps what is freed
     assert after < before + 20

@@ -241,6 +241,7 @@ def test_bfloat16_is_the_type_of_the_base_alone(llama):
         ({"task.tokenizer": None}, "generated samples are text"),
         ({"task.tokenizer": "nowhere", "task.samples": 1}, "task.tokenizer: 'nowhere' is neither a folder"),
         ({"task.vocabulary": 0}, "task.vocabulary: 0 is not at least 1"),
+        ({"task": "language_modelling"}, "y has 16; with model: causal set task: instruct"),
     ],
 )
 def test_refusals_come_before_round_0(files, tmp_path, change, message):
@@ -288,7 +289,7 @@ def test_no_code_of_a_folder_is_executed(llama, tmp_path):
     (folder / "own.py").write_text(code)
     settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot be loaded: it needs Python code of its own, which is not executed"):
         Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
     assert not marker.exists()
 
@@ -316,6 +317,15 @@ def test_weights_that_lack_tensors_or_are_damaged_are_refused(tmp_path):
     (folder / "model.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(ValueError, match="path: .* cannot be loaded"):
         Causal(path=str(folder)).build((LENGTH,), OUTPUTS)
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(vocab_size=OUTPUTS, **sizes)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="no causal model of the type 't5' in its config.json$"):
+        Causal(path=str(tmp_path / "t5")).build((LENGTH,), OUTPUTS)
 
 
 @pytest.mark.parametrize("decoder", [False, True])

@@ -107,6 +107,19 @@ def test_greedy_writes_what_transformers_generates(net):
             assert greedy(net, prompt, 5, 1) == [token for token in end if token != 1]
 
 
+def test_an_answer_ends_where_the_model_takes_no_more_tokens(tmp_path):
+    """gpt2 has one vector for each position."""
+    folder = tiny.save_model(tmp_path / "model", kind="gpt2")
+    task = Instruct(samples=1, tokenizer=folder, max_new_tokens=64)
+    net = Causal(path=folder).build((64,), 12)
+    x, y = torch.full((1, 63), 2, dtype=torch.int32), torch.full((1, 63), -100)
+    y[0, 59] = 3
+    with torch.no_grad():
+        net.body.get_output_embeddings().weight.zero_()  # all scores are equal: token 0, again and again
+        (found,) = task.generate(net, {"x": x, "y": y})
+    assert found["generated"] == " ".join(["<unk>"] * 4)  # 60 of 64 positions are the prompt's
+
+
 def test_samples_are_kept_every_k_rounds_and_after_the_last(folder, tmp_path):
     train, test = (tiny.save_rows(tmp_path / f"{n}.jsonl", tiny.rows(n)) for n in (12, 6))
     config = tiny.config(folder, train, test, rounds=5, **{"task.samples_every": 2, "task.samples": 3})

@@ -45,7 +45,8 @@ class Instructions(Loader):
         length: tokens of a row, at least 2. A longer text is cut at its end; a text whose prompt fills the row is left
             out. A warning says how many.
         instruction: column of the instructions.
-        input: column of the inputs; texts may be empty. A file without it has no inputs.
+        input: column of the inputs; texts may be empty. A file without a column `input` has no inputs, unless
+            {input} is the only field of the template.
         output: column of the answers, which must not be empty.
         clients: column with the owner of each row. Default: none.
         topic: column with the topic of each row. Default: none.
@@ -90,7 +91,7 @@ class Instructions(Loader):
         if not len(table):
             raise ValueError(f"{key}: {path} has no rows")
         instructions = _texts(table, "instruction", self.instruction)
-        inputs = _texts(table, "input", self.input, empty=True) if self.input in table.column_names else None
+        inputs = _texts(table, "input", self.input, empty=True) if self._has_inputs(table) else None
         answers = _texts(table, "output", self.output)
         tokenizer = load_tokenizer(self.tokenizer)
         contexts = inputs or [""] * len(answers)
@@ -122,6 +123,11 @@ class Instructions(Loader):
         topics = np.zeros(len(whole), np.int64) if self.topic is None else identifiers(table, "topic", self.topic)
         owners = None if self.clients is None or key == "test" else identifiers(table, "clients", self.clients)[kept]
         return _Table(texts, topics[kept], owners)
+
+    def _has_inputs(self, table: Any) -> bool:
+        """Return whether to read inputs: their column may be missing unless `input` or the template needs it."""
+        alone = "{input}" in self.template and "{instruction}" not in self.template
+        return alone or self.input != Instructions.input or self.input in table.column_names
 
     def _rows(self, table: _Table, topics: np.ndarray, owners: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
         """Return the arrays of a table's rows, and the first text of each row."""
@@ -157,12 +163,15 @@ def _read(path: Path, key: str) -> Any:
         return read_table(path, key)
     import pyarrow.json as json
 
+    if not path.stat().st_size:
+        raise ValueError(f"{key}: {path} has no rows")
     try:
         table = json.read_json(path, parse_options=json.ParseOptions(newlines_in_values=False))
         table.validate(full=True)  # also that texts are UTF-8
         return table
     except ValueError as error:  # pyarrow's errors about the content are ValueErrors
-        raise ValueError(f"{key}: {path} cannot be read: {error}") from None
+        form = "a line is one JSON object, and all lines have the same types"
+        raise ValueError(f"{key}: {path} cannot be read: {error}. In a .jsonl file {form}") from None
 
 
 def _texts(table: Any, key: str, name: str, empty: bool = False) -> list[str]:

@@ -94,6 +94,26 @@ class MemoryWatch:
             self.chunks = 0
 
 
+_SERVER_ROOM = 256 << 20  # bytes; less would cost small models time in each round
+
+
+class ServerMemory:
+    """Returns unused memory of the driver to the system after a round.
+
+    A strategy that computes with tensors of the size of a large model leaves holes of several times its size.
+    """
+
+    def __init__(self) -> None:
+        self.limit = own_memory() + _SERVER_ROOM
+
+    def after_round(self) -> None:
+        """Trim if the process has grown by 256 MB, and by a quarter, since the last trim."""
+        if own_memory() > self.limit:
+            trim()
+            now = own_memory()
+            self.limit = now + max(_SERVER_ROOM, now // 4)
+
+
 def own_memory() -> int:
     """Return the resident bytes of this process that are not of files or shared memory; 0 where /proc has no such."""
     try:

@@ -47,6 +47,7 @@ class CausalLM(nn.Module):
         takes_positions: whether `forward` takes `where`.
         output_apart: whether the scores are those of the output layer, so that it may be called at some positions only.
         last_layers: names in `body` of layers that work at the positions of `where` only, if `output_apart`.
+        longest: the largest number of tokens in a row; None for any.
     """
 
     takes_positions: ClassVar[bool] = True
@@ -56,6 +57,7 @@ class CausalLM(nn.Module):
         self.body, self.adapter_targets, self.keeps_padding = body, targets, False
         self.output_apart = has_output_apart(body)
         self.last_layers: tuple[str, ...] = ()
+        self.longest: int | None = getattr(body.config, "max_position_embeddings", None)
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         ids, texts = (x, None) if x.ndim == 2 else (x[..., 0], x[..., 1])
@@ -210,9 +212,6 @@ class Causal:
                 f"path: the model in {self.path} knows {vocabulary} tokens, and the data have {outputs}; set "
                 "data.tokenizer to the model's own"
             )
-        positions = getattr(body.config, "max_position_embeddings", None) or shape[0]
-        if shape[0] > positions:
-            raise ValueError(f"path: the model in {self.path} takes {positions} tokens; set data.length to it, or less")
         if self.bits is None:
             require_causal(body, self.path)
         linear_layers(body)
@@ -222,6 +221,10 @@ class Causal:
         if self.checkpointing:
             with_checkpointing(body)
         model = CausalLM(body, attention_layers(body.config.model_type)).eval()
+        if model.longest is not None and shape[0] > model.longest:
+            raise ValueError(
+                f"path: the model in {self.path} takes {model.longest} tokens; set data.length to it, or less"
+            )
         if len(shape) == 2 and self.bits is None:
             require_packing(model, self.path)
         if model.output_apart and self.bits is None and not self.checkpointing:  # whose second pass calls all again
@@ -257,6 +260,10 @@ class Causal:
                 raise ValueError(f"attention: the model in {self.path} has no sdpa; set eager") from error
             if "ignore_mismatched_sizes" in reason:
                 reason = "weights and config.json differ in shapes"
+            elif "trust_remote_code" in reason:
+                reason = "it needs Python code of its own, which is not executed; give a model that transformers knows"
+            elif "Unrecognized configuration class" in reason:
+                reason = f"transformers has no causal model of the type {config.model_type!r} in its config.json"
             elif len(reason) > LONGEST:
                 reason = reason[:LONGEST] + " ..."
             raise ValueError(f"path: {self.path!r} cannot be loaded: {reason}") from error
@@ -264,7 +271,7 @@ class Causal:
         if missing := sorted(found["missing_keys"]):
             raise ValueError(
                 f"path: {self.path!r} lacks {len(missing)} tensors of {type(body).__name__}, the first is "
-                f"{missing[0]!r}; save the model with all its layers and its output layer"
+                f"{missing[0]!r}; give a causal language model that was saved with all its layers and its output layer"
             )
         return body
 
