@@ -44,7 +44,7 @@ def build(stack: str, python: str) -> Path:
     subprocess.run([*uv, "venv", "--quiet", "--python", python, str(folder)], check=True)
     began, interpreter = time.perf_counter(), folder / "bin" / "python"
     install = [*uv, "pip", "install", "--quiet", "--python", str(interpreter), "--resolution", RESOLUTION[stack]]
-    subprocess.run([*install, "--editable", ".[dev]"], cwd=ROOT, check=True)
+    subprocess.run([*install, "--editable", ".[test]"], cwd=ROOT, check=True)
     versions = f"*(name + ' ' + version(name) for name in {TOLD})"
     code = f"from importlib.metadata import version; import platform; print(platform.python_version(), {versions})"
     told = subprocess.run([str(interpreter), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
