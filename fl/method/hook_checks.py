@@ -18,7 +18,6 @@ _REPLACED = {
         "call super().work(name, ctx, carry), or put its work into work()",
     ),
 }
-_RUN_THE_LOOP = {"training_loop", "train_alone"}  # what the default of `work` calls; they call no `answer`
 
 
 def check_hooks(kind: type, base: type) -> None:
@@ -50,7 +49,7 @@ def _fault(kind: type, base: type) -> str | None:
                 continue
             called = {hook} - {"gradient"}  # this name is also that of `step.gradient`
             if hook != "answer":
-                called |= _RUN_THE_LOOP
+                called.add("training_loop")  # the default of `work` calls it, and it calls the hooks of training
             if named.isdisjoint(called) and caller not in set(_attributes(vars(by)[caller])):
                 return (
                     f"nothing calls {own.__name__}.{hook}(), because {by.__name__}.{caller}() "

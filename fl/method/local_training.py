@@ -293,22 +293,19 @@ class LocalTraining(ClientAlgorithm):
 
         It runs for one client at a time, in every plan. The arguments are those of `work`.
         """
-        return self.train_alone(ctx)
+        return self.work("train", ctx, carry)
 
     # -- what the engine calls -----------------------------------------------------------------------------------
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        """Train in an exchange whose work is "train", and `answer` others.
+        """Train in an exchange whose work is "train": run the engine's training loop over the hooks. `answer` others.
 
         A method that overrides it trains one client at a time.
-        """
-        return self.train_alone(ctx) if name == "train" else self.answer(name, ctx, carry)
-
-    def train_alone(self, ctx: ClientContext) -> Reply:
-        """Run the engine's training loop over the hooks.
 
         Raises:
             ValueError: the context has no training loop.
         """
+        if name != "train":
+            return self.answer(name, ctx, carry)
         if ctx.training_loop is None:
             raise ValueError(
                 "training_loop: this context has none; make it with training_loop=fl.execution.training.loop.train"

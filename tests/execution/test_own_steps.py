@@ -389,7 +389,7 @@ class OwnWorkAndMetrics(OwnWork):
 
 class OwnWorkThatTrains(LocalTraining):
     def work(self, name, ctx, carry):
-        return self.train_alone(ctx)
+        return ctx.training_loop(self, ctx)
 
     def metrics(self, end):
         return {}
