@@ -71,14 +71,17 @@ def main() -> int:
     parser.add_argument(
         "--installed", action="store_true", help="use the environment of the last call; install nothing"
     )
-    parser.add_argument("tests", nargs="*", help="arguments of pytest, after --")
-    chosen = parser.parse_args()
+    # argparse would take the arguments after an option and -- for unknown ones
+    own, tests = sys.argv[1:], list[str]()
+    if "--" in own:
+        own, tests = own[: own.index("--")], own[own.index("--") + 1 :]
+    chosen = parser.parse_args(own)
     interpreter = folder_of(chosen.stack, chosen.python) / "bin" / "python"
     if not chosen.installed:
         interpreter = build(chosen.stack, chosen.python)
     elif not interpreter.exists():
         parser.error(f"{interpreter} does not exist; leave out --installed")
-    return test(interpreter, chosen.tests)
+    return test(interpreter, tests)
 
 
 if __name__ == "__main__":
