@@ -23,7 +23,7 @@ from fl.execution.training.customised import overrides, users_training
 from fl.execution.training.flat import Flat
 from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.memory_format import use_memory_format
+from fl.execution.training.memory_format import MemoryFormat, use_memory_format
 from fl.execution.training.vmap import Vmap
 from fl.execution.update_checks import TensorsDiffer, UpdateGroups, check_reply
 from fl.execution.uploads import Uploads
@@ -83,6 +83,11 @@ class ClientWork(ExchangeWorker):
 class LoopWork(ClientWork):
     """One client at a time."""
 
+    @property
+    def memory_format(self) -> MemoryFormat:
+        """How images are stored. What `answer` computes may need second derivatives, which not every format has."""
+        return self.dispatch.plan.memory_format if self.dispatch.work == "train" else "contiguous"
+
     def chunk(self, positions: np.ndarray) -> None:
         """Have the clients at `positions` work, one after another."""
         for position in positions:
@@ -93,7 +98,7 @@ class LoopWork(ClientWork):
                 with (
                     span("compute", self.dispatch.work, ctx.client),
                     during(self.dispatch.work),
-                    use_memory_format(self.module, self.dispatch.plan.memory_format),
+                    use_memory_format(self.module, self.memory_format),
                     self.device.computing(),
                 ):
                     self.begin_alone(ctx.client)

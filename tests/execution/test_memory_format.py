@@ -1,14 +1,19 @@
 """Memory formats of images: the same gradients, and modules unchanged afterwards."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import fl
+from fl.data.views import View
 from fl.errors import ConfigError
+from fl.execution.training.fisher import mean_squares
 from fl.execution.training.memory_format import blocked_runs, use_memory_format
 from fl.models.architectures.cnn import CNNPfl, CNNSmall
+from fl.tasks.supervised import Classification
+from fl.tensors.params import Params
 
 
 def gradients(module, x, y):
@@ -86,3 +91,16 @@ def test_impossible_blocking_is_refused(changes, why):
     }
     with pytest.raises(ConfigError, match=rf"memory_format: 'blocked' is not possible: .*{why}"):
         fl.run(config | {"strategy": "fedavg"} | changes)
+
+
+def test_squares_of_gradients_are_the_same_while_images_are_blocked(images):
+    """torch.func, with which FedCurv and FedEWC take a gradient for each sample, does not know blocked images."""
+    torch.manual_seed(0)
+    module = CNNSmall().build((3, 32, 32), 10).eval()
+    x, y = images
+    params = Params.of({name: parameter.detach() for name, parameter in module.named_parameters()})
+    squares = [[g.square() for g in gradients(module, x[i : i + 1], y[i : i + 1])] for i in range(len(x))]
+    with use_memory_format(module, "blocked"):
+        found = mean_squares(module, params, View({"x": x, "y": y}, np.arange(len(x))), Classification())
+    for name, *each in zip(params, *squares):
+        torch.testing.assert_close(found[name], torch.stack(each).mean(0), rtol=1e-3, atol=1e-7)

@@ -113,7 +113,11 @@ def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 def _to_blocked(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     x = inputs[0]
-    return (x.to_mkldnn(), *inputs[1:]) if x.dim() == 4 and x.dtype == torch.float32 and not x.is_mkldnn else None
+    if x.dim() != 4 or x.dtype != torch.float32 or x.is_mkldnn:
+        return None
+    if torch._C._functorch.maybe_current_level() is not None:  # torch.func cannot transform blocked images
+        return None
+    return (x.to_mkldnn(), *inputs[1:])
 
 
 def _from_blocked(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
