@@ -8,6 +8,7 @@ from typing import Any
 
 from fl.errors import ConfigError
 from fl.kinds import Kind
+from fl.registry import is_users
 
 # kinds with a base class that every part derives from; the bases of other kinds are protocols
 DERIVED = (
@@ -49,7 +50,9 @@ def check_class(kind: Kind, cls: type, name: str, path: str) -> None:
             path, f"{name} does not define {_call(method, getattr(base, method))}; a {kind.name} needs it"
         )
     if kind.name in (*DERIVED, *METHODS):
-        for hook, defined in vars(base).items():
+        ours = [parent for parent in reversed(cls.__mro__) if issubclass(parent, base) and not is_users(parent)]
+        hooks = {hook: defined for parent in ours for hook, defined in vars(parent).items()}
+        for hook, defined in hooks.items():
             if inspect.isfunction(defined) and not hook.startswith("_"):
                 _check_arguments(hook, defined, getattr(cls, hook, None), f"{kind.name} {name}", path)
 

@@ -25,13 +25,13 @@ from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import MemoryFormat, use_memory_format
 from fl.execution.training.vmap import Vmap
-from fl.execution.update_checks import TensorsDiffer, UpdateGroups, check_reply
+from fl.execution.update_checks import TensorsDiffer, UpdateGroups, check_reply, stacked_values
 from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleChanged
 from fl.tensors.generators import GeneratorWatch
-from fl.tensors.trees import Tree, leaves, row, stack
+from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ClientWork(ExchangeWorker):
     def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
         super().__init__(worker, dispatch)
         self.uploads = Uploads(self) if dispatch.attackers is None else HeldUploads(self)
-        self.groups = UpdateGroups(dispatch.reduction, self.job.algorithm)
+        self.groups = UpdateGroups(dispatch.reduction, self.job.algorithm, dispatch.work)
 
     def drop(self, positions: np.ndarray) -> None:
         """Leave clients out of the reduction."""
@@ -109,7 +109,7 @@ class LoopWork(ClientWork):
                     if own:
                         own.check([ctx.client])
                     self.end_alone()
-                check_reply(reply, type(self.job.algorithm).__name__)
+                check_reply(reply, self.job.algorithm, self.dispatch.work)
                 self.groups.check(ctx.client, reply.update.groups, ctx.received, ctx.initial.trained)
                 self._send(at, ctx, record, reply)
             except BaseException as error:
@@ -293,16 +293,7 @@ class BatchedWork(ClientWork):
 
     def _stacked(self, hook: str, clients: np.ndarray, values: list[Tree]) -> Tree:
         """Return what a hook has returned for each of `clients` (C,), each leaf (C, ...)."""
-        first = [tuple(leaf.shape) for leaf in leaves(values[0])]
-        for client, each in zip(clients, values):
-            if (shapes := [tuple(leaf.shape) for leaf in leaves(each)]) != first:
-                name = type(self.job.algorithm).__name__
-                raise ValueError(
-                    f"{hook} of {name} returned shapes {first} for client {clients[0]} and {shapes} for client "
-                    f"{client}; clients that train together need the same shapes. Return the same, or set "
-                    "one_at_a_time = True"
-                )
-        return stack(values)
+        return stacked_values(hook, type(self.job.algorithm).__name__, clients, values)
 
     def _keeper(
         self, positions: np.ndarray, records: Sequence[Tree], states: Tree, carries: Tree

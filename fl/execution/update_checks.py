@@ -19,18 +19,17 @@ from fl.method.messages import Update
 from fl.method.optimiser_memory import GROUP
 from fl.method.reduction import GroupReduction, Reduction
 from fl.tensors.params import Layout, Params
-from fl.tensors.trees import PLAIN, Tree, named_leaves
+from fl.tensors.trees import PLAIN, Tree, named_leaves, stack
 
 MOST_EXAMPLES = 2**53  # float64 holds every integer up to here
 
 
-def check_reply(reply: Any, who: str) -> None:
-    """Raise a TypeError if a client algorithm's `work` returned anything but a `Reply` with an `Update`.
-
-    `who` is the name of the client algorithm.
-    """
+def check_reply(reply: Any, algorithm: ClientAlgorithm, work: str) -> None:
+    """Raise a TypeError if a hook returned anything but a `Reply` with an `Update` in an exchange with this work."""
+    who, hook = type(algorithm).__name__, last_hook(algorithm, work)
     if not isinstance(reply, Reply):
-        raise TypeError(f"client {who}: work returned {type(reply).__name__}, expected Reply(update=Update(...))")
+        hook = hook if hook == "answer" else "work"
+        raise TypeError(f"client {who}: {hook} returned {type(reply).__name__}, expected Reply(update=Update(...))")
     update = reply.update
     if not isinstance(update, Update):
         raise TypeError(f"client {who}: Reply.update is {type(update).__name__}, expected Update(groups, num_examples)")
@@ -60,16 +59,51 @@ def checked_pair(found: Any, who: str, hook: str) -> tuple[dict[str, Tree], Tree
     return dict(groups), state
 
 
-def last_hook(algorithm: ClientAlgorithm) -> str:
-    """Return the name of the hook that decides what a client sends."""
+def last_hook(algorithm: ClientAlgorithm, work: str) -> str:
+    """Return the name of the hook that decides what a client sends in an exchange with this work."""
     if not isinstance(algorithm, LocalTraining) or overrides(algorithm, "work"):
         return "work"
+    if work != "train" and overrides(algorithm, "answer"):
+        return "answer"
     return end_hook(algorithm)
 
 
 def end_hook(algorithm: LocalTraining) -> str:
     """Return the name of the hook that makes an update of a training's end."""
     return "trainings" if overrides(algorithm, "trainings") else "finish"
+
+
+def stacked_values(hook: str, who: str, clients: np.ndarray, values: list[Tree]) -> Tree:
+    """Return the trees that a hook returned for `clients` (C,), one after another, as one with leaves (C, ...).
+
+    Args:
+        hook: name of the hook.
+        who: name of the client algorithm.
+        clients: the clients' ids.
+        values: what it returned for each.
+
+    Raises:
+        ValueError: the tensors of two clients have other names or shapes.
+    """
+    first = _shapes(values[0], hook)
+    for client, each in zip(clients, values):
+        if (shapes := _shapes(each, hook)) != first:
+            one, other = (", ".join(f"{name} {shape}" for name, shape in of) or "nothing" for of in (first, shapes))
+            raise ValueError(
+                f"{hook} of {who} returned {one} for client {clients[0]} and {other} for client {client}; clients that "
+                "train together need tensors of the same names and shapes. Return the same, or set "
+                "one_at_a_time = True"
+            )
+    return stack(values)
+
+
+def _shapes(tree: Tree, name: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the names and the shapes of the tensors of a tree."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for path, leaf in () if tree is None else named_leaves(tree, name):
+        tensors = {dotted(path, each): leaf[each] for each in leaf} if isinstance(leaf, Params) else {path: leaf}
+        found += [(where, tuple(tensor.shape)) for where, tensor in tensors.items()]
+    return found
 
 
 def check_numbers(update: Update, clients: np.ndarray) -> None:
@@ -159,10 +193,15 @@ class UpdateGroups:
     Args:
         reduction: the reduction of the dispatch.
         algorithm: the client algorithm. The engine adds the group of optimisers' memory to those that it sends.
+        work: what the clients do.
     """
 
-    def __init__(self, reduction: Reduction, algorithm: ClientAlgorithm):
-        self.who, self.sends = f"client {type(algorithm).__name__}: {last_hook(algorithm)} returned", algorithm.sends
+    def __init__(self, reduction: Reduction, algorithm: ClientAlgorithm, work: str):
+        hook = last_hook(algorithm, work)
+        self.who, self.sends = f"client {type(algorithm).__name__}: {hook} returned", algorithm.sends
+        self.way_out = "A client with nothing to send returns zeros"
+        if work != "train" and hook not in ("work", "answer"):
+            self.way_out = f"The exchange's work is {work!r}: define answer()"
         parts = reduction.parts if isinstance(reduction, GroupReduction) else {}
         self.known = frozenset([*algorithm.sends, GROUP])
         self.needed = [name for name in parts if name in self.known]
@@ -195,7 +234,7 @@ class UpdateGroups:
             if name not in groups:
                 raise ValueError(
                     f"{self.who} the groups {sorted(groups)} for client {client}, without {name!r}; expected "
-                    f"{sorted(self.needed)}. A client with nothing to send returns zeros"
+                    f"{sorted(self.needed)}. {self.way_out}"
                 )
         for name, sent in groups.items():
             first = self.first.get(name)
@@ -209,7 +248,15 @@ class UpdateGroups:
             came = type(foreign[0] if foreign else sent).__name__
             raise ValueError(f"{self.who} {came} in the group {name!r} for client {client}; expected Params or tensors")
         known = received.get(self.summed.get(name, name))
-        if name not in self.summed or not isinstance(sent, Params) or not isinstance(known, Params):
+        if name not in self.summed or not isinstance(known, Params):
+            return
+        if isinstance(sent, (Tensor, dict, list)):
+            came = f"a tensor of shape {tuple(sent.shape)}" if isinstance(sent, Tensor) else type(sent).__name__
+            raise ValueError(
+                f"{self.who} {came} in the group {name!r} for client {client}; expected Params with the tensors that "
+                "it received"
+            )
+        if not isinstance(sent, Params):
             return
         if sent.layout is not known.layout:
             self._check_names(client, name, sent, known, trained)

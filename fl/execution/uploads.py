@@ -78,8 +78,7 @@ class Uploads:
                 that the sum stays as it was if it fails.
         """
         decoded, sizes, residuals = {}, {}, {}
-        if not stacked:  # the engine itself counts the samples of clients that train together
-            check_numbers(update, self.dispatch.cohort[positions])
+        check_numbers(update, self.dispatch.cohort[positions])
         with span("encode", "update"), during("encode"):
             if not self.on_device:
                 update, received = self.device.fetch(update), self.device.fetch(received)

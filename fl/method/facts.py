@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 
 def data_facts(algorithm: LocalTraining, view: View, task: Task, outputs: int) -> Tree:
     """Return `algorithm.facts`; ValueError if they hold something else than tensors."""
-    facts = algorithm.facts(view, task, outputs)
-    if facts is None:
-        return None
-    for path, leaf in named_leaves(facts, "facts"):
+    return only_tensors(algorithm.facts(view, task, outputs), "facts", algorithm)
+
+
+def only_tensors(found: Tree, hook: str, algorithm: LocalTraining) -> Tree:
+    """Return what a hook returned for one client; ValueError if it holds something else than tensors.
+
+    Clients that train together share the other values of a tree, so that all would get those of the first client.
+    """
+    for path, leaf in () if found is None else named_leaves(found, hook):
         if not isinstance(leaf, (Tensor, Params)):
             name = type(algorithm).__name__
-            raise ValueError(f"{path} of {name} is a {type(leaf).__name__}; facts of a client's data hold tensors only")
-    return facts
+            raise ValueError(
+                f"{path} of {name} is a {type(leaf).__name__}; what {hook} returns holds tensors only, as in "
+                "torch.tensor(value)"
+            )
+    return found
 
 
 def class_counts(view: View, classes: int) -> Tensor:

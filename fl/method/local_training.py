@@ -38,7 +38,7 @@ from fl.checks import not_negative, one_of, positive, within
 from fl.data.views import Batch, View
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext, Reply
-from fl.method.facts import data_facts
+from fl.method.facts import data_facts, only_tensors
 from fl.method.hook_checks import check_hooks
 from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.optimiser_memory import OptimiserState, require_memory
@@ -293,7 +293,7 @@ class LocalTraining(ClientAlgorithm):
 
         It runs for one client at a time, in every plan. The arguments are those of `work`.
         """
-        return self.work("train", ctx, carry)
+        return LocalTraining.work(self, "train", ctx, carry)  # not a work() of a subclass, which may have called this
 
     # -- what the engine calls -----------------------------------------------------------------------------------
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
@@ -354,7 +354,7 @@ class LocalTraining(ClientAlgorithm):
         )
         first = self.first_state(inputs) if ctx.state is None else None
         inputs = inputs if first is None else replace(inputs, state=first)
-        prepared = self.prepare(ctx, inputs)
+        prepared = only_tensors(self.prepare(ctx, inputs), "prepare", self)
         return inputs if prepared is None else replace(inputs, prepared=prepared)
 
     def predictor(self, ctx: ClientContext) -> Callable[[Tensor], Tensor]:

@@ -56,12 +56,12 @@ def replayed_masks(masks: list[Tensor]) -> Iterator[None]:
 
 
 def share_of_zeros(p: float) -> int:
-    """Return how many of the `HALVES` values of half a word are a zero, at probability p in [0, 1).
+    """Return how many of the `HALVES` values of half a word are a zero, at probability p in [0, 1); 0 only for p = 0.
 
-    >>> share_of_zeros(0.25) == HALVES // 4
-    True
+    >>> share_of_zeros(0.25) == HALVES // 4, share_of_zeros(1e-20)
+    (True, 1)
     """
-    return min(round(p * HALVES), HALVES - 1)
+    return min(max(round(p * HALVES), int(p > 0)), HALVES - 1)
 
 
 def scale(share: int) -> float:

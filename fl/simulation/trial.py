@@ -36,6 +36,7 @@ from fl.execution.training.loop import train
 from fl.execution.training.objective import name_of_objective, objective_error
 from fl.execution.training.plan import Kind
 from fl.execution.training.vmap import Vmap
+from fl.execution.update_checks import stacked_values
 from fl.method.context import ClientContext
 from fl.method.facts import data_facts
 from fl.method.local_training import LocalTraining
@@ -172,8 +173,9 @@ class Trial:
         watch = HiddenStateWatch({"client": algorithm})
         found = [[self._work(algorithm, client, None)] for client in range(len(SIZES))]
         if all(end.state is not None for (end,) in found):
-            for client, ends in enumerate(found):
-                ends.append(self._work(algorithm, client, ends[0].state))
+            for _ in range(2):
+                for client, state in enumerate(_states_after(found)):
+                    found[client].append(self._work(algorithm, client, state))
         self.changed = watch.changes("a first training")
         return found
 
@@ -243,9 +245,9 @@ class Trial:
             reply = batched.train(algorithm, chunk, backend)
             for client, ends in enumerate(found):
                 ends.append(_Trained(*row([dict(reply.update.groups), reply.state, reply.carry], client)))
-            if reply.state is None or len(found[0]) == 2:
+            if reply.state is None or len(found[0]) == 3:
                 return found
-            states = [end.state for (end,) in found]
+            states = _states_after(found)
             prepared = self._prepared(algorithm, states)
             chunk = replace(chunk, received=self._received(0, None), states=states, prepared=prepared)
 
@@ -254,7 +256,8 @@ class Trial:
         if not overrides(algorithm, "prepare"):
             return None
         contexts = [self._context(algorithm, client, state) for client, state in enumerate(states)]
-        return stack([algorithm.inputs(ctx).prepared for ctx in contexts])
+        prepared = [algorithm.inputs(ctx).prepared for ctx in contexts]
+        return stacked_values("prepare", type(algorithm).__name__, np.arange(len(states)), prepared)
 
     # -- what it works on ----------------------------------------------------------------------------------------
     @cached_property
@@ -313,6 +316,13 @@ class Trial:
         names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__slots__": ()}
         object.__setattr__(algorithm, "__class__", type(own.__name__, (own,), names | hooks))
         return algorithm
+
+
+def _states_after(found: list[list[_Trained]]) -> list[Tree]:
+    """The states with which clients go on: after two exchanges, those of one, none and two (a cohort is mixed)."""
+    if len(found[0]) == 1:
+        return [ends[0].state for ends in found]
+    return [found[0][0].state, None, found[2][1].state]
 
 
 class _NoTrial(ValueError):

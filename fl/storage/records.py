@@ -108,6 +108,8 @@ def _specs(skeleton: str) -> list[tuple[torch.dtype, tuple[int, ...], int]]:
 
 def shaped(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...], size: int) -> Tensor:
     """Return the first `size` bytes of each row of `memory` (..., bytes) as a tensor (..., *shape)."""
+    if not size:  # torch views no bytes as numbers if a row has none
+        return memory.new_empty((*memory.shape[:-1], *shape), dtype=dtype)
     return memory[..., :size].contiguous().view(dtype).view((*memory.shape[:-1], *shape))
 
 

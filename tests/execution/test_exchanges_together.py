@@ -1,11 +1,14 @@
 """Methods that do more than train: their training is batched, and other exchanges are answered client by client."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import fl
 from fl import Exchange, LocalTraining, Reply, Sum, Update
-from fl.errors import ClientError
+from fl.config.config import resolve
+from fl.errors import ClientError, ConfigError
 from fl.execution.training import batched
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.fisher import fisher
@@ -120,7 +123,7 @@ class Asks(FedAvg):
 
     def round(self, state, ctx):
         outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx))
-        counted = yield Exchange({}, {"count": Sum()}, work="count")
+        counted = yield Exchange(self.broadcast(state, ctx), {"count": Sum()}, work="count")
         state, metrics = self.step(state, outcome.value, ctx)
         return state, {**metrics, "counted": float(counted.value["count"])}
 
@@ -134,9 +137,87 @@ def test_a_client_starts_from_what_it_has_prepared(plan, tmp_path):
 
 
 def test_what_clients_prepare_needs_one_shape(tmp_path):
-    wanted = r"prepare of Ragged returned shapes \[\(20,\)\] for client 1 and \[\(10,\)\] for client 0"
+    wanted = r"prepare of Ragged returned prepare \(20,\) for client 1 and prepare \(10,\) for client 0"
     with pytest.raises(ClientError, match=wanted):
         fl.run(config(Ragged, **{"execution.plan": "flat", "execution.chunk": 2}), out=tmp_path / "run")
+
+
+class PreparesNumber(LocalTraining):
+    def prepare(self, ctx, inputs):
+        return {"many": len(ctx.train) > 2}
+
+
+class PreparesOtherNames(LocalTraining):
+    def prepare(self, ctx, inputs):
+        return {"few" if len(ctx.train) < 3 else "many": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    "kind, wanted",
+    [
+        (PreparesNumber, "prepare.many of PreparesNumber is a bool; what prepare returns holds tensors only"),
+        (PreparesOtherNames, r"returned prepare.many \(1,\) for client \d and prepare.few \(1,\) for client \d"),
+    ],
+)
+def test_what_clients_prepare_are_tensors_of_the_same_names(kind, wanted, tmp_path):
+    """Clients that train together would all get the number of the first one."""
+    with pytest.raises((ClientError, ConfigError), match=wanted):
+        fl.run(config(kind, **{"execution.plan": "flat", "execution.chunk": 2}), out=tmp_path / "run")
+
+
+class Halves(LocalTraining):
+    """Halves what a client learns, in every exchange."""
+
+    def work(self, name, ctx, carry):
+        reply = super().work(name, ctx, carry)
+        return replace(reply, update=replace(reply.update, groups={"model": reply.update.groups["model"] * 0.5}))
+
+
+class Warm(FedAvg):
+    """FedAvg whose exchange has another name."""
+
+    def round(self, state, ctx):
+        outcome = yield Exchange(self.broadcast(state, ctx), self.reduction(state, ctx), work="warm")
+        return self.step(state, outcome.value, ctx)
+
+
+def test_a_work_that_calls_the_default_is_applied_once(tmp_path):
+    """A step with lr .1 goes from 0 to .1 c for client c's target c; half of it, with weights 2 and 4."""
+    result = fl.run(config(Halves, **{"strategy": Warm()}), out=tmp_path / "run")
+    plain = fl.run(config(LocalTraining, **{"strategy": Warm()}), out=tmp_path / "plain")
+    assert result.model["w.weight"].item() == pytest.approx(plain.model["w.weight"].item() / 2)
+    assert plain.model["w.weight"].item() != 0
+
+
+class AnswersNothing(Carries):
+    def answer(self, name, ctx, carry):
+        return None
+
+
+class AnswersTraining(LocalTraining):
+    sends = ("model", "count")
+
+
+@pytest.mark.parametrize(
+    "kind, wanted",
+    [
+        (AnswersNothing, "client AnswersNothing: answer returned NoneType, expected Reply"),
+        (AnswersTraining, r"without 'count'; .* The exchange's work is 'count': define answer\(\)"),
+    ],
+)
+def test_a_wrong_answer_is_blamed_on_its_hook(kind, wanted, tmp_path):
+    with pytest.raises(ClientError, match=wanted):
+        fl.run(config(kind, **{"strategy": Asks()}), out=tmp_path / "run")
+
+
+class Misdeclared(LocalTraining):
+    def prepare(self, inputs):
+        return None
+
+
+def test_hooks_with_other_arguments_are_refused_before_the_run():
+    with pytest.raises(ConfigError, match=r"prepare\(self, inputs\) has other arguments than prepare\(self, ctx, inp"):
+        resolve(config(Misdeclared))
 
 
 @pytest.mark.parametrize("plan", ["auto", "loop"])

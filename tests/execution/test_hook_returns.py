@@ -20,6 +20,18 @@ from tests.execution.test_loop_batched import BATCH, make, mlp
 PAIR = r'expected \(groups, state\), as in `return {"model": end.delta}, None`'
 
 
+CONFIG = {
+    "rounds": 1,
+    "data": "digits",
+    "partition": {"name": "iid", "clients": 4},
+    "model": "softmax",
+    "cohort": {"size": 4},
+    "strategy": "fedavg",
+    "evaluation": {"server": False},
+    "execution": {"executor": "serial", "chunk": 2, "workers": 1},
+}
+
+
 class Mine(LocalTraining):
     """Returns what a test asks for."""
 
@@ -60,6 +72,10 @@ MISTAKES = {
         lambda end: ({"model": {"w": torch.ones(2).numpy()}}, None),
         r"client Mine: finish returned ndarray in the group 'model' for client \d; expected Params or tensors",
     ),
+    "a tensor": (
+        lambda end: ({"model": torch.ones(torch.as_tensor(end.num_examples).shape)}, None),
+        r"client Mine: finish returned a tensor of shape \(2?,?\) in the group 'model' for client \d; expected Params",
+    ),
     "a tensor of another name": (
         lambda end: ({"model": renamed(end.delta)}, None),
         r"client Mine: finish returned the tensor 'mine' in the group 'model' for client \d; it received \['1.bias', ",
@@ -78,20 +94,51 @@ def renamed(params: Params) -> Params:
 def test_a_wrong_return_value_is_named(name, plan, tmp_path, monkeypatch):
     made, message = MISTAKES[name]
     monkeypatch.setattr(Mine, "made", staticmethod(made))
-    config = {
-        "rounds": 1,
-        "data": "digits",
-        "partition": {"name": "iid", "clients": 4},
-        "model": "softmax",
-        "cohort": {"size": 4},
-        "strategy": "fedavg",
-        "client": Mine(batch="full", steps=1, lr=0.1),
-        "evaluation": {"server": False},
-        "execution": {"executor": "serial", "plan": plan, "chunk": 2, "workers": 1},
-    }
+    config = {**CONFIG, "client": Mine(batch="full", steps=1, lr=0.1)}
     # such a class trains once before round 0, which shows some of the mistakes
     with pytest.raises((ClientError, ConfigError), match=message):
-        fl.run(config, out=tmp_path)
+        fl.run(config, out=tmp_path, **{"execution.plan": plan})
+
+
+class Measures(LocalTraining):
+    made: ClassVar = None
+
+    def metrics(self, end):
+        return type(self).made
+
+
+@pytest.mark.parametrize("plan", ["loop", "stacked"])
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (3.0, "client Measures: metrics returned float, expected a mapping by name"),
+        ({"a": None}, "metric 'a' is None, not a number"),
+        ({"a": torch.ones(3)}, r"metric 'a' is tensor\(\[1., 1., 1.\]\), not a number"),
+    ],
+)
+def test_wrong_metrics_are_named(made, message, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(Measures, "made", made)
+    with pytest.raises((ClientError, ConfigError), match=message):
+        fl.run({**CONFIG, "client": Measures(batch="full", steps=1, lr=0.1)}, out=tmp_path, **{"execution.plan": plan})
+
+
+class Counts(LocalTraining):
+    """Weakens the updates of a client by the number of its rounds, a plain value in its state."""
+
+    def first_state(self, inputs):
+        return {"rounds": 0}
+
+    def finish(self, end):
+        return {"model": end.delta * (1 / (1 + end.state["rounds"]))}, {"rounds": end.state["rounds"] + 1}
+
+
+def test_plain_values_of_a_mixed_cohort_keep_clients_apart(tmp_path):
+    """Half of the clients take part in a round, so a chunk holds new and old ones."""
+    changes = {"rounds": 3, "cohort": {"size": 2}, "client": Counts(batch="full", steps=1, lr=0.1)}
+    plans = ("auto", "loop")
+    found = [fl.run({**CONFIG, **changes}, out=tmp_path / plan, **{"execution.plan": plan}).model for plan in plans]
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", [Compiled, LinearStack])

@@ -119,7 +119,7 @@ class Lengths(Balanced):
 
 
 def test_facts_are_tensors_of_one_shape(tmp_path):
-    with pytest.raises(ClientError, match="facts.n of Numbers is a int; facts of a client's data hold tensors only"):
+    with pytest.raises(ClientError, match="facts.n of Numbers is a int; what facts returns holds tensors only"):
         trained(tmp_path, Numbers, "a")
     plan = set_up(Lengths, **{"execution.plan": "auto"}).plan
     assert plan.kind == "loop" and trained(tmp_path, Lengths, "b").metrics

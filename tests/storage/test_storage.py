@@ -78,6 +78,18 @@ def test_what_was_appended_is_read(tmp_path_factory, trees):
         assert sum(p[2] for p in places) == (folder / f"{3:012d}.seg").stat().st_size
 
 
+def test_large_states_may_hold_empty_tensors(tmp_path):
+    """Large records are read tensor by tensor."""
+    segments = Segments(tmp_path)
+    segments.write_to(0)
+    tree = {"w": torch.arange(2.0 * 90_000).view(2, -1), "none": torch.empty(2, 0, 3), "n": torch.arange(2)}
+    where = segments.append_rows(tree, 2)
+    for _ in range(2):  # the second time it knows the form
+        again = segments.read_rows(where)
+        assert all(torch.equal(again[name], tree[name]) for name in tree)
+    segments.close()
+
+
 def test_rows_of_a_stack_are_records_of_their_own(tmp_path):
     states = [state(i, visits=7) for i in range(4)]
     with closing(Segments(tmp_path)) as segments:

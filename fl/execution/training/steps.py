@@ -48,8 +48,9 @@ class LocalSteps:
         algorithm: defines the objective.
         ctx: context of the client.
         phase: optimiser, learning rate, batch size and budget. Default: the algorithm's first phase.
-        index: address of the random draws within the round. FedAvg uses 0.
-        at: context that the objective is called with. Default: the algorithm's inputs and start.
+        index: address of the random draws within the round: a number, or a name if there are `batches`. FedAvg uses 0.
+        at: context that the objective is called with. Default: the algorithm's inputs and start; the hook `prepare`
+            makes the inputs, so it has to give a context.
         limit: maximum number of steps. Default: `ctx.limit`.
         batches: batches to use in place of the phase's.
         training: True puts the module in training mode; False computes gradients without Dropout.
@@ -89,6 +90,8 @@ class LocalSteps:
             at = StepContext(**vars(inputs), phase=self.phase, start=start, module_facts=facts)
         self.at = at
         self.limit = ctx.limit if limit is None else limit
+        if batches is None and not isinstance(index, int):
+            raise ValueError(f"index: {index!r} is a name, and the phase's batches have numbers; give batches, too")
         self.batches = mini_batches(ctx, self.phase, int(index)) if batches is None else batches
         self.structure = structure(ctx.module)
         self.index = index

@@ -73,12 +73,12 @@ class Trainings:
         """Return the loss and the metrics of the client's own.
 
         Raises:
+            TypeError: the hook returns no mapping.
             ValueError: one of its own has the name "loss".
         """
-        own = self.algorithm.metrics(self.first)
+        own, who = self.algorithm.metrics(self.first), f"client {type(self.algorithm).__name__}: metrics returned"
+        if not isinstance(own, Mapping):
+            raise TypeError(f'{who} {type(own).__name__}, expected a mapping by name, as in {{"norm": norm}}')
         if "loss" in own:
-            raise ValueError(
-                f"client {type(self.algorithm).__name__}: metrics returned 'loss', which is the client's training "
-                "loss; choose another name"
-            )
+            raise ValueError(f"{who} 'loss', which is the client's training loss; choose another name")
         return {"loss": self.loss, **own}

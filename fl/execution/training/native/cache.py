@@ -1,6 +1,8 @@
 """Where machine code is kept between processes: a private folder in the user's cache.
 
-    $XDG_CACHE_HOME/fl/machine-code/KEY/    KEY: source files, processor, versions; ~/.cache without XDG_CACHE_HOME
+    $XDG_CACHE_HOME/fl/machine-code/KEY/    ~/.cache without XDG_CACHE_HOME
+
+KEY is a hash of the source files, constants of other files, the processor, and versions.
 
 numba reads these files with pickle, which can run any code, so the folder must belong to this user and be closed to all
 others (mode 0700). The place of the source files is no part of the key: all checkouts with the same files share an
@@ -20,12 +22,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fl.execution.training import chunk
 from fl.models import dropout, normalise
 from fl.tensors import random
+from fl.tensors.params import ALIGNMENT
 
 TRIED = ("0.68.",)  # versions of numba whose machine code needs no more than numba's runtime
 _OTHERS = (Path(dropout.__file__), Path(normalise.__file__), Path(random.__file__))
 SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), *_OTHERS)
+# numbers of other files that are compiled in
+CONSTANTS = (ALIGNMENT, chunk.BATCH, chunk.COUNTS, chunk.FIRST, chunk.SLOTS, chunk.SOURCE, chunk.TARGET, chunk.TERMS)
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +63,11 @@ def folder() -> Path:
 @functools.cache
 def key() -> str:
     """Return a hash of everything that the machine code depends on."""
-    return key_of(b"".join(source.read_bytes() for source in SOURCES))
+    return key_of(b"".join(source.read_bytes() for source in SOURCES) + repr(CONSTANTS).encode())
 
 
 def key_of(source: bytes) -> str:
-    """Return a hash of source text, the processor, and the versions of Python and of the compiler."""
+    """Return a hash of source text and constants, the processor, and the versions of Python and of the compiler."""
     from llvmlite import binding
 
     machine = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), sys.version)

@@ -177,7 +177,7 @@ def times_slope(below: np.ndarray, h: np.ndarray, n: int, activation: int) -> No
     """below[:n] <- below[:n] * phi'(h[:n])."""
     for i in range(n):
         if activation == RELU:
-            below[i] = below[i] if h[i] > 0 else _0
+            below[i] = _0 if h[i] <= 0 else below[i]  # NaN stays NaN
         elif activation == TANH:
             below[i] *= _1 - h[i] * h[i]
         elif activation == SIGMOID:
