@@ -39,7 +39,7 @@ def check_reply(reply: Any, algorithm: ClientAlgorithm, work: str) -> None:
 
 
 def checked_pair(found: Any, who: str, hook: str) -> tuple[dict[str, Tree], Tree]:
-    """Return (groups, state), which a hook returned as it has to.
+    """Check that a hook returned a pair (groups, state), and return it.
 
     Args:
         found: what it returned.

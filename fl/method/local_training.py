@@ -297,7 +297,7 @@ class LocalTraining(ClientAlgorithm):
 
     # -- what the engine calls -----------------------------------------------------------------------------------
     def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        """Train in an exchange whose work is "train": run the engine's training loop over the hooks. `answer` others.
+        """Train if the exchange's work is "train"; pass other exchanges to `answer`.
 
         A method that overrides it trains one client at a time.
 

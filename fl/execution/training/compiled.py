@@ -239,7 +239,7 @@ def machine_code(plan: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
 
 
 def load(modules: Iterable[str]) -> None:
-    """Load machine code: half a second, or about 20 seconds a module when it has to be compiled first."""
+    """Load machine code: half a second, or up to 40 seconds a module when it has to be compiled first."""
     for module in modules:
         importlib.import_module(f"fl.execution.training.native.{module}")
 
