@@ -50,8 +50,8 @@ def check_class(kind: Kind, cls: type, name: str, path: str) -> None:
             path, f"{name} does not define {_call(method, getattr(base, method))}; a {kind.name} needs it"
         )
     if kind.name in (*DERIVED, *METHODS):
-        ours = [parent for parent in reversed(cls.__mro__) if issubclass(parent, base) and not is_users(parent)]
-        hooks = {hook: defined for parent in ours for hook, defined in vars(parent).items()}
+        ours = [parent for parent in reversed(cls.__mro__) if base in parent.__mro__ and not is_users(parent)]
+        hooks = {hook: defined for parent in (base, *ours) for hook, defined in vars(parent).items()}
         for hook, defined in hooks.items():
             if inspect.isfunction(defined) and not hook.startswith("_"):
                 _check_arguments(hook, defined, getattr(cls, hook, None), f"{kind.name} {name}", path)
