@@ -57,9 +57,11 @@ class Instants:
                 if name in WRITES:
                     place = WRITES[name]
                     arguments = (*arguments[:place], self._part(arguments[place]), *arguments[place + 1 :])
-                if name in WRITES or (self.error is None and self._random.random() < 0.5):
-                    function(*arguments, **keywords)
-                self.end()
+                try:
+                    if name in WRITES or (self.error is None and self._random.random() < 0.5):
+                        function(*arguments, **keywords)
+                finally:  # the call itself may fail, such as mkdir of a folder that exists
+                    self.end()
             return function(*arguments, **keywords)
 
         return counted
