@@ -26,9 +26,9 @@ MOST_EXAMPLES = 2**53  # float64 holds every integer up to here
 
 def check_reply(reply: Any, algorithm: ClientAlgorithm, work: str) -> None:
     """Raise a TypeError if a hook returned anything but a `Reply` with an `Update` in an exchange with this work."""
-    who, hook = type(algorithm).__name__, last_hook(algorithm, work)
+    who = type(algorithm).__name__
     if not isinstance(reply, Reply):
-        hook = hook if hook == "answer" else "work"
+        hook = "answer" if last_hook(algorithm, work) == "answer" else "work"
         raise TypeError(f"client {who}: {hook} returned {type(reply).__name__}, expected Reply(update=Update(...))")
     update = reply.update
     if not isinstance(update, Update):

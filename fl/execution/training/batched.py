@@ -13,7 +13,7 @@ The backend compiled.Compiled trains whole phases, with the clients in the order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,46 +22,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.execution.training.batches import BLOCK, gather, make_batch, make_block
+from fl.execution.training.all_samples import mean_gradient, mean_squares_together
+from fl.execution.training.at_once import Opening, train_at_once
+from fl.execution.training.batches import BLOCK, make_batch, make_block
 from fl.execution.training.chunk import (
     Chunk,
     Gradients,
     RunsPrograms,
-    SquaresGradients,
     TakesSGDSteps,
     TrainsWholePhases,
     Wanted,
 )
 from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
-from fl.execution.training.fisher import mean_squares
-from fl.execution.training.loop import GRADIENT_BATCH
 from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.recorded_steps import train_recorded
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.training.trainings import Trainings
-from fl.execution.update_checks import check_stacked, checked_pair, end_hook
+from fl.execution.update_checks import check_stacked, end_hook
 from fl.method.context import Reply
 from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
-from fl.models.binding import bind
-from fl.tensors.combination import Combination, NotKnown, Unknown
-from fl.tensors.params import Layout, Params, clipped, zeros_like
-from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack, tree_map
+from fl.tensors.combination import Unknown
+from fl.tensors.params import Params, clipped
+from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack
 from fl.tracking.spans import timed_calls
-
-_Results = tuple[Mapping[str, Tree], Tree, Tree]  # groups and state of `finish`, and what `carry` returned
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """The inputs of a training, its phases, and the parameters at its start: batched (C,), or one for all clients."""
-
-    inputs: TrainingInputs
-    phases: Sequence[Phase]
-    start: Params
 
 
 @dataclass(frozen=True)
@@ -94,25 +81,25 @@ def train(
     group has a client axis.
     """
     inputs = _inputs(algorithm, chunk)
-    begun = _begin(algorithm, chunk, backend, inputs)
-    whole = _train_whole(algorithm, chunk, backend, begun, weights)
+    first = _open(algorithm, chunk, backend, inputs)
+    whole = train_at_once(algorithm, chunk, backend, first, weights)
     if whole is not None:
         return whole
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
     n = torch.from_numpy(chunk.sizes)
     if ends_plainly(algorithm):
-        one = _train(algorithm, chunk, backend, begun)  # the default finish, without a copy
+        one = _train(algorithm, chunk, backend, first)  # the default finish, without a copy
         one.params.sub_(one.start)
         return Reply(Update({"model": one.params}, n.to(one.params.device), {"loss": _mean_loss(one)}, owned=True))
 
     trainings = Trainings(algorithm, inputs)
     for wanted in trainings:
-        here, course = chunk, begun
+        here, opening = chunk, first
         if wanted is not inputs:
             _check_received(algorithm, chunk, wanted)
             here = replace(chunk, received=wanted.received, config=wanted.config, initial=wanted.initial)
-            course = _begin(algorithm, here, backend, wanted)
-        one = _train(algorithm, here, backend, course)
+            opening = _open(algorithm, here, backend, wanted)
+        one = _train(algorithm, here, backend, opening)
         trainings.ended(
             TrainingResult(
                 **vars(wanted),
@@ -121,8 +108,8 @@ def train(
                 steps=_tensor(one.steps, one.start),
                 lr_sum=_tensor(one.lr_sum, one.start),
                 num_examples=_tensor(chunk.sizes, one.start),
-                full_gradient=partial(_mean_gradient, algorithm, here, at=one.at, backend=backend),
-                fisher=partial(_fisher, algorithm, here, backend=backend),
+                full_gradient=partial(mean_gradient, algorithm, here, at=one.at, backend=backend),
+                fisher=partial(mean_squares_together, algorithm, here, backend=backend),
                 memory=one.kept,
             ),
             _mean_loss(one),
@@ -137,110 +124,6 @@ def is_summed(update: Update) -> bool:
     """Whether `train` has summed the groups of an update: then they have no axis of clients."""
     groups = update.groups
     return bool(groups) and all(isinstance(group, Params) and not group.batch for group in groups.values())
-
-
-def _train_whole(
-    algorithm: LocalTraining,
-    chunk: Chunk,
-    backend: type[Gradients],
-    begun: _Begun,
-    weights: Mapping[str, Tensor] | None,
-) -> Reply | None:
-    """Train in one call that also computes what `finish` and `carry` return. None if backend or method cannot do so.
-
-    They get `Unknown` parameters. What they return has to be `Combination`s of them and of known parameters, or
-    numbers that do not depend on them.
-    """
-    if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
-        return None
-    inputs, phases, start = begun.inputs, begun.phases, begun.start
-    if not backend.trains_whole(algorithm, chunk, phases):
-        return None
-    phase, count = phases[0], len(chunk.sizes)
-    trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
-    results: _Results | None = None  # of the hooks; the default ones are known
-    try:
-        penalty = None
-        if overrides(algorithm, "penalty"):
-            at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
-            penalty = penalty_of(algorithm, at, count)
-        if not ends_plainly(algorithm):
-            own = n.clone()
-            end = TrainingResult(
-                **vars(_with_combinations(inputs, start.layout)),
-                start=start,
-                params=Combination.single(trained),
-                steps=torch.from_numpy(steps),
-                lr_sum=torch.from_numpy(phase.lr_sum(steps)),
-                num_examples=own,
-                full_gradient=_not_known,
-                fisher=_not_known,
-            )
-            sent, kept = checked_pair(algorithm.finish(end), who := type(algorithm).__name__, "finish")
-            results = sent, kept, algorithm.carry(end)
-            check_stacked(*_replaced(results, lambda leaf: None), count, who, shared=chunk.received)
-            if not torch.equal(own, n):  # it has changed them
-                return None
-    except (Exception, NotKnown):  # a hook needs numbers, or has an error, which is raised when they are known
-        return None
-    wanted = _wanted(results, weights)
-    try:
-        found, _, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, wanted)
-    except NotKnown:  # vectors have changed since a hook made a sum of them; nothing has been trained
-        return None
-    metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}
-    if results is None:
-        return Reply(Update({"model": found[0]}, n, metrics, owned=True))
-    made = iter(found)
-    groups, state, carry = _replaced(results, lambda leaf: next(made))
-    owned = all(isinstance(group, Combination) for group in results[0].values())
-    return Reply(Update(groups, n, metrics, owned), state, carry)
-
-
-def _wanted(results: _Results | None, weights: Mapping[str, Tensor] | None) -> list[Wanted]:
-    """Return the results that training has to compute, in the order of `tree_map`.
-
-    Args:
-        results: what the hooks returned; None for the default, the change of the parameters.
-        weights: see `train`.
-    """
-    if results is None:
-        summed = weights is not None and weights.keys() == {"model"}
-        return [Wanted(weights=weights["model"] if weights is not None and summed else None)]
-    groups, kept = results[0], list[Combination]()
-    _replaced(results, kept.append)
-    wanted = [Wanted(leaf) for leaf in kept]
-    if weights is not None and weights.keys() == groups.keys():
-        if all(isinstance(group, Combination) for group in groups.values()):
-            wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
-    return wanted
-
-
-def _replaced(results: _Results, fn: Callable[[Combination], Params | None]) -> _Results:
-    """Return the results with `fn` of each combination in its place."""
-    groups, state, carry = tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Combination) else leaf, results)
-    return groups, state, carry
-
-
-def _with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
-    """Return inputs with states and prepared values for one hook. Changes in place stay within them.
-
-    Parameters of the layout are combinations, so that the hook's sums with them are seen. The rest is copied.
-    """
-
-    def of(leaf: Params | Tensor) -> Params | Tensor:
-        return Combination.single(leaf) if isinstance(leaf, Params) and leaf.layout is layout else leaf.clone()
-
-    return replace(inputs, state=tree_map(of, inputs.state), prepared=tree_map(of, inputs.prepared))
-
-
-def _not_known(params: Params) -> Params:
-    """Refuse a gradient.
-
-    Raises:
-        NotKnown: always.
-    """
-    raise NotKnown
 
 
 def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInputs) -> None:
@@ -262,7 +145,7 @@ def _check_received(algorithm: LocalTraining, chunk: Chunk, wanted: TrainingInpu
             )
 
 
-def _begin(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], inputs: TrainingInputs) -> _Begun:
+def _open(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], inputs: TrainingInputs) -> Opening:
     """Call the hooks that say how training from `inputs` begins."""
     phases = algorithm.phases_of(inputs, chunk.round, chunk.rounds)
     if any(phase.has_views and (phase.view != "train" or not backend.takes_views) for phase in phases):
@@ -270,12 +153,12 @@ def _begin(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], inp
             f"phases: those of round {chunk.round} take steps over several views, and those of round 0 do not; set "
             "execution.plan: loop"
         )
-    return _Begun(inputs, phases, algorithm.start(inputs))
+    return Opening(inputs, phases, algorithm.start(inputs))
 
 
-def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], begun: _Begun) -> _Trained:
+def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], opening: Opening) -> _Trained:
     """Train in all phases."""
-    inputs, phases, start = begun.inputs, begun.phases, begun.start
+    inputs, phases, start = opening.inputs, opening.phases, opening.start
     if not issubclass(backend, TrainsWholePhases) or not backend.trains_whole(algorithm, chunk, phases):
         recorded = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
         return recorded or _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
@@ -491,45 +374,6 @@ class _OptimiserSteps:
     def finish(self) -> Mapping[str, Tree]:
         """Return nothing: each step changes theta in place, and keeps nothing."""
         return {}
-
-
-def _mean_gradient(
-    algorithm: LocalTraining, chunk: Chunk, params: Params, at: StepContext, backend: type[Gradients]
-) -> Params:
-    """The mean gradient over each client's training data, without Dropout; batched (C,)."""
-    params = params if params.batch else params.layout.empty(len(chunk.sizes)).copy_(params)
-    gradients, total, part = backend(algorithm, chunk, params, params, None), zeros_like(params), zeros_like(params)
-    for batch, inside in _all_samples(chunk):
-        weights = torch.as_tensor((inside / np.maximum(chunk.sizes, 1)[:, None]).astype(np.float32))
-        gradients(params, batch, weights, [], at, part)
-        total.add_(part)
-    return total
-
-
-def _fisher(algorithm: LocalTraining, chunk: Chunk, params: Params, backend: type[Gradients]) -> Params:
-    """The diagonal of the empirical Fisher information over each client's training data, see `fisher`; batched (C,)."""
-    count = len(chunk.sizes)
-    params = params if params.batch else params.layout.empty(count).copy_(params)
-    if issubclass(backend, SquaresGradients):
-        gradients, total = backend(algorithm, chunk, params, params, None), zeros_like(params)
-        for batch, inside in _all_samples(chunk):
-            gradients.add_squares(params, batch, torch.as_tensor(inside.astype(np.float32)), total)
-        return total * torch.as_tensor(1 / np.maximum(chunk.sizes, 1))
-    found = []
-    for client in range(count):
-        bind(chunk.module, params.row(client), chunk.initial)
-        found.append(mean_squares(chunk.module.eval(), params.row(client), chunk.view(client), chunk.task))
-    return stack(found)
-
-
-def _all_samples(chunk: Chunk) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
-    """Yield all training samples in batches, name -> (C, B, ...), and which of them are no pads, (C, B)."""
-    first = np.minimum(chunk.starts, len(chunk.rows) - 1)  # an empty client may start past the end
-    for a in range(0, int(chunk.sizes.max()), GRADIENT_BATCH):
-        columns = a + np.arange(min(GRADIENT_BATCH, int(chunk.sizes.max()) - a))
-        inside = columns < chunk.sizes[:, None]
-        positions = first[:, None] + np.where(inside, columns, 0)
-        yield gather(chunk.arrays, torch.as_tensor(chunk.rows[positions])), inside
 
 
 def _tensor(array: np.ndarray, like: Params) -> Tensor:

@@ -14,7 +14,7 @@ from fl.execution.training.native import cache
 from fl.execution.training.native.combine import Combined, combine, finish_sums
 from fl.execution.training.native.dropout import Dropouts, draw_masks, mask_samples, masks_memory
 from fl.execution.training.native.jit import inlined, owner
-from fl.execution.training.native.losses import cross_entropy, squared_error
+from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
     BLOCK,
     add_update,
@@ -157,7 +157,7 @@ def take_batch(
 ) -> tuple[int, int, int, int]:
     """h <- the batch of client c that begins at place `at` of an epoch, or the first one of the next epoch.
 
-    Returns the place after it, the number of epochs that have begun, and where the batch lies in `order`.
+    Returns the place after the batch, the number of epochs so far, and where the batch begins and ends in `order`.
     """
     rows, starts, sizes = data.rows, data.starts, data.sizes
     if at >= steps.used[c]:
@@ -241,13 +241,10 @@ def _train_clients(
             if masked:
                 draw_masks(masks, dropouts.words[c], step, layers, count)
             forward_pass(client, layers, tape, scales, count, normalised, masks)
-            if len(labels):
-                for b in range(count):
-                    if not 0 <= labels[samples[b]] < classes:
-                        return samples[b]
-                loss += cross_entropy(tape[depth], labels, samples, classes, g)
-            else:
-                loss += squared_error(tape[depth], targets, samples, g)
+            wrong, sum_of_losses = losses_and_gradient(tape[depth], labels, targets, samples, classes, g)
+            if wrong >= 0:
+                return wrong
+            loss += sum_of_losses
             results.samples[c] += count
             if step + 1 < steps.counts[c]:
                 at, epoch, begin, last = take_batch(data, steps, shuffles, c, word, at, epoch, keys, order, ahead)

@@ -12,17 +12,16 @@ Values are compared as integers: with the bits b of a float, b if b >= 0 else b 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from fl.execution.training.native import cache
-from fl.execution.training.native.jit import OPTIONS, part
+from fl.execution.training.native.jit import owner, part
 
 TILE = 128  # columns that are sorted together
 SUM_TILE = 1024  # columns that are summed together
 LEVELS = 64  # of a tree, at most
 
 
-@njit(**OPTIONS)
+@owner
 def order_statistics(
     rows: np.ndarray, network: np.ndarray, rank: int, limits: np.ndarray, first: int, last: int, out: np.ndarray
 ) -> None:
@@ -60,7 +59,7 @@ def order_statistics(
                 row[c] = value if value >= 0 else value ^ largest
 
 
-@njit(**OPTIONS)
+@owner
 def weighted_sum(rows: np.ndarray, weights: np.ndarray, first: int, last: int, out: np.ndarray) -> None:
     """out[c] <- sum_i weights[i] rows[i, c] for columns first <= c < last, in the order of `fl.method.fold.Fold`.
 

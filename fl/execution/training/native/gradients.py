@@ -12,7 +12,7 @@ from numba import types
 from fl.execution.training.native import cache
 from fl.execution.training.native.dropout import masks_memory, take_masks
 from fl.execution.training.native.jit import owner
-from fl.execution.training.native.losses import cross_entropy, squared_error
+from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import gather, padded, rows_of, unpad_layers, weights_length, write_layers
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
 from fl.execution.training.native.products import Layer
@@ -82,13 +82,9 @@ def gradients(
             take_masks(masks, factors, c * width, layers, count, tape[0])
         products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
         forward_pass(client, layers, tape, scales, count, normalised, masks)
-        if len(labels):
-            for b in range(count):
-                if not 0 <= labels[samples[b]] < classes:
-                    return samples[b]
-            losses[c, 0] = cross_entropy(tape[depth], labels, samples, classes, g)
-        else:
-            losses[c, 0] = squared_error(tape[depth], targets, samples, g)
+        wrong, losses[c, 0] = losses_and_gradient(tape[depth], labels, targets, samples, classes, g)
+        if wrong >= 0:
+            return wrong
         factor = np.float32(share)  # 1, unless the batch is a part of the samples of a mean
         if factor != np.float32(1):
             for i in range(count * padded(classes)):

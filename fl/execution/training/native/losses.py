@@ -52,3 +52,20 @@ def squared_error(outputs: np.ndarray, targets: np.ndarray, samples: np.ndarray,
         g[at + targets.shape[1] : at + across] = _0
         loss += float(total / 2)
     return loss
+
+
+@inlined
+def losses_and_gradient(
+    outputs: np.ndarray, labels: np.ndarray, targets: np.ndarray, samples: np.ndarray, classes: int, g: np.ndarray
+) -> tuple[int, float]:
+    """g <- the gradient of the mean loss. Returns -1 and the sum of the losses.
+
+    The loss is cross-entropy if there are `labels`, else the squared error of `targets`. If the label of a sample is no
+    class, its number is returned, and g stays as it is.
+    """
+    if len(labels):
+        for sample in samples:
+            if not 0 <= labels[sample] < classes:
+                return sample, 0.0
+        return -1, cross_entropy(outputs, labels, samples, classes, g)
+    return -1, squared_error(outputs, targets, samples, g)

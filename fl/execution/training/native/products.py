@@ -167,7 +167,7 @@ def backward(
 ) -> None:
     """below <- (g W) * phi'(h)."""
     wide, across = padded(n_in), padded(n_out)
-    for b in range(0, count, ROWS):  # the last samples may be followed by other numbers, of which nothing is used
+    for b in range(0, count, ROWS):  # nothing uses the numbers after the last sample
         four_rows(below, b * wide, False, g, b * across, across, 1, n_out, weight, wide)
     times_slope(below, h, count * wide, activation)
 

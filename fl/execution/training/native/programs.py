@@ -20,7 +20,7 @@ from fl.execution.training.chunk import BATCH, COUNTS, FIRST, SLOTS, SOURCE, TAR
 from fl.execution.training.native import cache
 from fl.execution.training.native.dropout import draw_masks, mask_samples, masks_memory
 from fl.execution.training.native.jit import inlined, owner, part
-from fl.execution.training.native.losses import cross_entropy, squared_error
+from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
     ROWS,
     gather,
@@ -218,13 +218,9 @@ def run_programs(
                     gathered = kind
                 products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
                 forward_pass(client, layers, tape, scales, count, normalised, masks)
-                if len(labels):
-                    for b in range(count):
-                        if not 0 <= labels[taken[b]] < classes:
-                            return taken[b]
-                    sum_of_losses = cross_entropy(tape[depth], labels, taken, classes, g)
-                else:
-                    sum_of_losses = squared_error(tape[depth], targets, taken, g)
+                wrong, sum_of_losses = losses_and_gradient(tape[depth], labels, targets, taken, classes, g)
+                if wrong >= 0:
+                    return wrong
                 if operations[n, COUNTS]:
                     loss += sum_of_losses
                 for k in range(depth - 1, -1, -1):
