@@ -114,9 +114,8 @@ class FedALA(Personal):
         return inputs.prepared["start"]
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
-        received, local = end.received["model"], end.start + end.delta
-        sent = end.delta if end.start is received else local - received
-        return {"model": sent}, {
+        received, local = end.received["model"], end.params
+        return {"model": local - received}, {
             "personal": local,
             "weights": end.prepared["weights"],
             "learnt": end.prepared["learnt"],

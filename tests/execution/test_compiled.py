@@ -417,7 +417,7 @@ def test_sums_of_a_clients_vectors_are_those_of_torch(name, writes):
     given = replace(
         given, received={**given.received, "control": control}, states=[{"kept": state.clone()} for state in states]
     )
-    weights = {"model": torch.arange(1.0, count + 1), "other": torch.ones(count)}
+    weights = {"model": torch.arange(1.0, count + 1), "other": torch.arange(1.0, count + 1) / 3}
     algorithm = Sums(lr=LR, epochs=2, batch=20, writes=writes)
     replies = [batched.train(algorithm, given, Compiled, each) for each in (None, weights)]
     (rows, kept), (sums, again) = ((reply.update, reply.state) for reply in replies)
@@ -438,6 +438,10 @@ def test_sums_of_a_clients_vectors_are_those_of_torch(name, writes):
     for k, (group, weight) in enumerate(weights.items()):
         total = sum(float(w) * each[k].buffers[0].double() for w, each in zip(weight, wanted))
         assert_allclose(sums.groups[group].buffers[0], total, rtol=1e-4, atol=1e-4)
+        level = [*(rows.groups[group].buffers[0] * weight[:, None])]  # later, multiplied and added in pairs
+        while len(level) > 1:
+            level = [a + b for a, b in zip(level[::2], level[1::2])] + level[len(level) // 2 * 2 :]
+        assert torch.equal(sums.groups[group].buffers[0], level[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -500,7 +504,9 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         Dropouts(np.zeros(len(shapes), np.int64), np.zeros(0, np.uint64)),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
-        native.Combined(np.array([(start.ctypes.data, 0)]), factors, combinations, factors[:0], theta[:0]),
+        native.Combined(
+            np.array([(start.ctypes.data, 0)]), factors, combinations, factors[:0], theta[:0, :8].copy(), theta[:0]
+        ),
         memory)
     bits.append(hashlib.sha256(theta.tobytes() + combinations.tobytes()).hexdigest())
 print(bits)

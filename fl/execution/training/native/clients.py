@@ -137,7 +137,7 @@ _SIGNATURE = types.int64(
     *(_integers, _read_only(types.uint64, 1)),  # Dropouts
     *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
     *(_read_only(types.int64, 2), _read_only(types.float32, 3), types.float32[:, :, ::1]),  # Combined: rows
-    *(_read_only(types.float32, 3), types.float32[:, ::1]),  # Combined: sums
+    *(_read_only(types.float32, 3), _matrix, types.float32[:, ::1]),  # Combined: sums
     types.float32[::1],
 )
 
@@ -322,6 +322,7 @@ def _compiled(
     row_factors: np.ndarray,
     combinations: np.ndarray,
     sum_factors: np.ndarray,
+    weights: np.ndarray,
     sums: np.ndarray,
     memory: np.ndarray,
 ) -> int:
@@ -336,7 +337,7 @@ def _compiled(
         Shuffles(word, clients, address, shuffled),
         Dropouts(shares, mask_words),
         Results(out, minus_start, factors, losses, samples),
-        Combined(sources, row_factors, combinations, sum_factors, sums),
+        Combined(sources, row_factors, combinations, sum_factors, weights, sums),
         memory,
         np.empty(most, np.int64),
         np.empty(most, np.uint64),

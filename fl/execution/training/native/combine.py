@@ -28,6 +28,8 @@ class Combined(NamedTuple):
     row_factors: float32 (R, C, 2 + S), factors of combinations that are written for each client.
     rows: float32 (R, C, P), these combinations.
     sum_factors: float32 (U, C, 2 + S), factors of combinations that are added up in the order of `fold.Fold`.
+    weights: float32 (U, C), which these combinations are multiplied by. A sum has the same bits if a client's
+        combination is written first, and multiplied and added later.
     sums: float32 (U, P), these sums.
     """
 
@@ -35,6 +37,7 @@ class Combined(NamedTuple):
     row_factors: np.ndarray
     rows: np.ndarray
     sum_factors: np.ndarray
+    weights: np.ndarray
     sums: np.ndarray
 
 
@@ -105,10 +108,13 @@ def _put(some: np.ndarray, count: int, row: np.ndarray, place: int) -> None:
 
 
 @inlined
-def _add(some: np.ndarray, count: int, totals: np.ndarray, at: int, length: int, depth: int, merges: int) -> None:
-    """totals[depth - merges] <- some + the last `merges` of `depth` totals, the last one first."""
+def _add(
+    some: np.ndarray, count: int, weight: np.float32, totals: np.ndarray, at: int, length: int, depth: int, merges: int
+) -> None:
+    """totals[depth - merges] <- weight some + the last `merges` of `depth` totals, the last one first."""
+    by = splat(weight)
     for i in range(0, count, WIDTH):
-        v = load(some, i)
+        v = by * load(some, i)
         for level in range(depth - 1, depth - 1 - merges, -1):
             v = load(totals, level * length + at + i) + v
         store(totals, (depth - merges) * length + at + i, v)
@@ -140,7 +146,7 @@ def combine(
                     _put(some, count, combined.rows[r, c], b)
                 for u in range(len(combined.sums)):
                     _block(client, initial, a, combined.sources, c, b, count, combined.sum_factors[u, c], some)
-                    _add(some, count, totals[u], a, len(client), depth, merges)
+                    _add(some, count, combined.weights[u, c], totals[u], a, len(client), depth, merges)
         for r in range(len(combined.rows)):  # gaps of `Params` hold zeros
             combined.rows[r, c, weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
             if bias >= 0:

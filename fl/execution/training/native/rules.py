@@ -59,15 +59,15 @@ class Sources:
 
     def of_slope(self, slope: Params) -> np.ndarray:
         """Return the factors of a penalty's slope, one row for each client, or one row for all."""
-        factors = self.arrays([self.factors(slope)], [None])[0, :, OWN:]
+        factors = self.arrays([self.factors(slope)])[0, :, OWN:]
         return np.ascontiguousarray(factors if slope.batch else factors[:1])
 
-    def arrays(self, combinations: Sequence[dict[int, Factor]], weights: Sequence[Tensor | None]) -> np.ndarray:
-        """Return the factors of combinations for each client, times weights (C,), float32 (n, C, 2 + sources)."""
+    def arrays(self, combinations: Sequence[dict[int, Factor]]) -> np.ndarray:
+        """Return the factors of combinations for each client, float32 (n, C, 2 + sources)."""
         out = np.zeros((len(combinations), self.clients, OWN + len(self.parts)), np.float32)
-        for each, factors, weight in zip(out, combinations, weights):
+        for each, factors in zip(out, combinations):
             for column, factor in factors.items():
-                each[:, column] = factor if weight is None else factor * weight
+                each[:, column] = factor
         return out
 
     def addresses(self) -> np.ndarray:
@@ -123,9 +123,10 @@ class Outputs:
         self.found = [Params(layout, (buffers[i],)) for i in range(len(wanted))]
         self.combined = Combined(
             sources.addresses(),
-            sources.arrays([columns[i] for i in each_client], [None] * len(each_client)),
+            sources.arrays([columns[i] for i in each_client]),
             all_rows.numpy(),
-            sources.arrays([columns[i] for i in at_once], [wanted[i].weights for i in at_once]),
+            sources.arrays([columns[i] for i in at_once]),
+            _weights([wanted[i].weights for i in at_once], clients),
             all_sums.numpy(),
         )
 
@@ -135,7 +136,15 @@ def _no_combinations(clients: int, length: int) -> Combined:
     """Return the arrays of machine code that computes no combination. It writes none of them, so they are kept."""
     factors = np.empty((0, clients, OWN), np.float32)
     rows, sums = np.empty((0, clients, length), np.float32), np.empty((0, length), np.float32)
-    return Combined(np.empty((0, 2), np.int64), factors, rows, factors, sums)
+    return Combined(np.empty((0, 2), np.int64), factors, rows, factors, _weights([], clients), sums)
+
+
+def _weights(weights: Sequence[Tensor | None], clients: int) -> np.ndarray:
+    """Return the weights of sums, each (C,), as float32 (U, C)."""
+    out = np.empty((len(weights), clients), np.float32)
+    for row, weight in zip(out, weights):
+        row[:] = weight
+    return out
 
 
 def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
