@@ -18,6 +18,8 @@ HINTS = {
     "cohort": (["cohort=4"], ["cohort: 4 is no sampler; write cohort: {size: 4}, or cohort.size=4"]),
     "codec": (["codec=top_k"], ["codec: 'top_k' is not a mapping", "Did you mean codec.up=top_k?"]),
     "out": (["--out", "c.yaml"], ["out: c.yaml is a file; name a new folder"]),
+    "out=": (["out=runs/a"], ["out: not a key of a configuration, but an option of the command: --out=runs/a"]),
+    "json=": (["json=true"], ["json: not a key of a configuration, but an option of the command: --json"]),
     "below": (["--out", "c.yaml/run"], ["out: c.yaml/run lies below", "which is a file"]),
 }
 

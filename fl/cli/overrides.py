@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import click
 
 from fl.errors import ConfigError
 
@@ -25,8 +28,22 @@ def parse_overrides(arguments: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
             raise ConfigError("", f"{argument}: not key=value, as in rounds=100 or cohort.size=20")
+        _refuse_option(key, value)
         changes[key] = value if value.startswith("+") else _parse_value(key, value)
     return changes
+
+
+def _refuse_option(key: str, value: str) -> None:
+    """Refuse an option of the command that was written without its dashes: out=DIR."""
+    context = click.get_current_context(silent=True)
+    for option in context.command.params if context else ():
+        if isinstance(option, click.Option) and f"--{key}" in option.opts:
+            from fl.config.config import Config
+
+            if key in (field.name for field in dataclasses.fields(Config)):
+                return
+            flag = f"--{key}" if option.is_flag else f"--{key}={value}"
+            raise ConfigError(key, f"not a key of a configuration, but an option of the command: {flag}")
 
 
 def _parse_value(key: str, value: str) -> Any:

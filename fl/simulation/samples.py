@@ -22,10 +22,10 @@ FOLDER = "samples"
 
 
 def check_samples(setup: RunSetup) -> None:
-    """Require test rows on the server, one model and a tokenizer, if the task generates samples.
+    """Require test rows on the server, one model and the data's tokenizer, if the task generates samples.
 
     Raises:
-        ConfigError: one of them is missing.
+        ConfigError: one of them is missing, or the tokenizer is another one.
     """
     task = setup.periods[0].task
     if not task.samples_due(setup.config.rounds - 1, True):
@@ -35,7 +35,7 @@ def check_samples(setup: RunSetup) -> None:
     if setup.by_client is not None:
         raise ConfigError("task.samples", "the server has no model of its own with model.by_client; set samples: 0")
     try:
-        task.check_samples()
+        task.check_samples(setup.config.data.part)
     except ValueError as error:
         raise located("task", error) from error
 

@@ -150,8 +150,12 @@ class Instruct(LanguageModelling):
     def samples_due(self, round_: int, last: bool) -> bool:
         return bool(self.samples) and (last or (round_ + 1) % self.samples_every == 0)
 
-    def check_samples(self) -> None:
+    def check_samples(self, data: object) -> None:
         assert self.tokenizer is not None
+        if (of_data := getattr(data, "tokenizer", self.tokenizer)) != self.tokenizer:
+            raise ValueError(
+                f"tokenizer: {self.tokenizer!r}, but the rows have tokens of {of_data!r} (data.tokenizer); set that"
+            )
         ending(load_tokenizer(self.tokenizer), self.tokenizer)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

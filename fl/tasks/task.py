@@ -136,8 +136,8 @@ class Task:
         """Return whether `generate` is called after round `round_`; `last`: no round follows."""
         return False
 
-    def check_samples(self) -> None:
-        """Raise a ValueError before round 0 if `generate` cannot work."""
+    def check_samples(self, data: object) -> None:
+        """Raise a ValueError before round 0 if `generate` cannot work. `data`: the data set's part."""
 
     def generate(self, net: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """Return what a model makes of some rows, in plain values; the run directory keeps it.

@@ -1,5 +1,7 @@
 """Instructions as a task: losses by torch, greedy generation by transformers, metrics that pool exactly."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,13 @@ def test_samples_are_kept_every_k_rounds_and_after_the_last(folder, tmp_path):
     out = fl.run(config, out=tmp_path / "run").directory / "samples"
     assert sorted(file.name for file in out.iterdir()) == ["round_1.jsonl", "round_3.jsonl", "round_4.jsonl"]
     assert all(len(file.read_text().splitlines()) == 3 for file in out.iterdir())
+
+
+def test_samples_are_read_with_the_tokenizer_of_the_data(folder, tmp_path):
+    rows = tiny.save_rows(tmp_path / "rows.jsonl", tiny.rows(6))
+    other = shutil.copytree(folder, tmp_path / "other")
+    with pytest.raises(fl.ConfigError, match=r"task\.tokenizer: '.*other', but the rows have tokens of '"):
+        fl.run(tiny.config(folder, rows, rows, **{"task.tokenizer": str(other)}), out=tmp_path / "run")
 
 
 class Halved(Instruct):
