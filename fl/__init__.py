@@ -70,7 +70,7 @@ _HOMES = {
         "fl.tensors.simplex": "simplex",
         "fl.tensors.masks": "pack_mask unpack_mask",
         "fl.tensors.sparse": "Sparse Table",
-        "fl.tensors.stacked": "order_statistics",
+        "fl.tensors.stacked": "means_of_ranks order_statistics",
         "fl.tensors.trees": "Tree",
         "fl.models": "adapter batch_norm flow perceptron",
         "fl.models.adapter": "product",
@@ -229,6 +229,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.tensors.rows import with_norms as with_norms
     from fl.tensors.simplex import simplex as simplex
     from fl.tensors.sparse import Sparse as Sparse, Table as Table
+    from fl.tensors.stacked import means_of_ranks as means_of_ranks
     from fl.tensors.stacked import order_statistics as order_statistics
     from fl.tensors.trees import Tree as Tree
 else:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fl import Collect, Metrics, Params, ServerContext, Strategy, order_statistics, register
+from fl import Collect, Metrics, Params, ServerContext, Strategy, means_of_ranks, register
 
 
 def median(rows: Tensor, weights: Tensor) -> Tensor:
     """Return the median of each column: (n, P), (n,) -> (P,). The weights are not used."""
     n = len(rows)
-    return order_statistics(rows, (n - 1) // 2, n // 2 + 1).mean(0)
+    return means_of_ranks(rows, (n - 1) // 2, n // 2 + 1)
 
 
 @register("strategy", "median")

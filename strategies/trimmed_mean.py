@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl import Collect, FedAvgEquivalent, Metrics, Params, ServerContext, Strategy, checks, order_statistics, register
+from fl import Collect, FedAvgEquivalent, Metrics, Params, ServerContext, Strategy, checks, means_of_ranks, register
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trim:
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         n = len(rows)
         k = int(Fraction(str(self.beta)) * n)  # the decimal as written: 0.29 * 100 is 28.999... in floating point
-        return order_statistics(rows, k, n - k).mean(0)
+        return means_of_ranks(rows, k, n - k)
 
 
 @register("strategy", "trimmed_mean")

@@ -10,7 +10,7 @@ from fl.method.fold import Fold
 from fl.method.reduction import Meta, Product, WeightedMean
 from fl.tensors import stacked
 from fl.tensors.params import Params
-from fl.tensors.stacked import network, order_statistics
+from fl.tensors.stacked import means_of_ranks, network, order_statistics
 
 
 @pytest.fixture
@@ -41,6 +41,24 @@ def test_order_statistics_are_numpys(machine_code, dtype, n, columns):
     for start, stop in {(0, n), ((n - 1) // 2, n // 2 + 1)}:
         np.testing.assert_array_equal(order_statistics(rows, start, stop).numpy(), expected[start:stop])
     assert torch.equal(rows.isnan(), before.isnan()) and torch.equal(rows.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n, columns", [(1, 5), (2, 300), (7, 129), (33, 1000)])
+def test_means_of_ranks_are_numpys(monkeypatch, dtype, n, columns):
+    """With and without machine code, to the bit."""
+    rows = torch.randn(n, columns, generator=torch.Generator().manual_seed(n)).to(dtype)
+    rows[0, :5] = torch.tensor([math.nan, math.inf, -math.inf, -0.0, math.nan])
+    for start, stop in {(0, n), ((n - 1) // 2, n // 2 + 1), (n // 10, n - n // 10)}:
+        with np.errstate(invalid="ignore"):  # infinity - infinity
+            expected = np.sort(rows.numpy(), axis=0)[start:stop].astype(np.float64).cumsum(0)[-1] / (stop - start)
+        slow = means_of_ranks(rows, start, stop)
+        monkeypatch.setattr(stacked, "FEW", 0)
+        fast = means_of_ranks(rows, start, stop)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(slow.numpy(), expected.astype(rows.numpy().dtype))
+        np.testing.assert_array_equal(fast.numpy(), slow.numpy())
+        assert fast.dtype == slow.dtype == dtype
 
 
 def test_bfloat16_is_sorted_as_float32(machine_code):

@@ -33,20 +33,58 @@ def order_statistics(rows: Tensor, start: int, stop: int) -> Tensor:
         start: the first rank, from 0.
         stop: the rank after the last one, at most n.
     """
-    if rows.device.type != "cpu" or rows.numel() < FEW or not rows.is_floating_point():
+    if not _sorts_fast(rows):
         return rows.sort(0).values[start:stop]
     from fl.execution.training.native import columns
 
+    values, limits = _as_integers(rows)
+    out = rows.new_empty(stop - start, rows.shape[1])
+    found = out.view(INTEGERS[out.element_size()]).numpy()
+    comparisons = network(len(rows), start, stop)
+    _in_threads(rows.shape[1], lambda a, b: columns.order_statistics(values, comparisons, start, limits, a, b, found))
+    return out
+
+
+def means_of_ranks(rows: Tensor, start: int, stop: int) -> Tensor:
+    """Return the mean of the values of ranks start, ..., stop - 1 in each column: (n, P) -> (P,).
+
+    The values are added in float64, in ascending order, so the bits depend neither on the order of the rows nor on the
+    other columns. Sorted as by `order_statistics`, in memory that does not grow with the number of ranks.
+
+    >>> means_of_ranks(torch.tensor([[3.0, 1.0], [1.0, 5.0], [2.0, 4.0]]), 1, 3)
+    tensor([2.5000, 4.5000])
+
+    Args:
+        rows: floats.
+        start: the first rank, from 0.
+        stop: the rank after the last one, at most n, more than `start`.
+    """
+    if not (_sorts_fast(rows) and rows.dtype in (torch.float32, torch.float64)):
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for values in order_statistics(rows, start, stop):
+            total += values
+        return (total / (stop - start)).to(rows.dtype)
+    from fl.execution.training.native import columns
+
+    values, limits = _as_integers(rows)
+    out, comparisons, ranks = rows.new_empty(rows.shape[1]), network(len(rows), start, stop), stop - start
+    _in_threads(
+        rows.shape[1], lambda a, b: columns.means_of_ranks(values, comparisons, start, ranks, limits, a, b, out.numpy())
+    )
+    return out
+
+
+def _sorts_fast(rows: Tensor) -> bool:
+    """Whether machine code sorts the columns: of a large matrix of floats on the CPU."""
+    return rows.device.type == "cpu" and rows.numel() >= FEW and rows.is_floating_point()
+
+
+def _as_integers(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return floats viewed as integers, (n, P), and their largest integer and infinity, (2,)."""
     kind = INTEGERS[rows.element_size()]
     limits = torch.tensor([torch.nan, torch.inf], dtype=rows.dtype).view(kind)
     limits[0] = torch.iinfo(kind).max
-    values, comparisons = rows.contiguous().view(kind).numpy(), network(len(rows), start, stop)
-    out = rows.new_empty(stop - start, rows.shape[1])
-    _in_threads(
-        rows.shape[1],
-        lambda a, b: columns.order_statistics(values, comparisons, start, limits.numpy(), a, b, out.view(kind).numpy()),
-    )
-    return out
+    return rows.contiguous().view(kind).numpy(), limits.numpy()
 
 
 def sums_fast(stack: Tensor) -> bool:

@@ -14,11 +14,37 @@ from __future__ import annotations
 import numpy as np
 
 from fl.execution.training.native import cache
-from fl.execution.training.native.jit import owner, part
+from fl.execution.training.native.jit import inlined, owner, part
+from fl.execution.training.native.vector import LINE, exchange
 
-TILE = 128  # columns that are sorted together
+TILE = 256  # columns that are sorted together
 SUM_TILE = 1024  # columns that are summed together
 LEVELS = 64  # of a tree, at most
+
+
+@inlined
+def _sort(rows: np.ndarray, network: np.ndarray, limits: np.ndarray, start: int, width: int, tile: np.ndarray) -> None:
+    """tile <- the values of `width` columns from `start` on as integers in the order of floats, sorted by the network.
+
+    Args:
+        rows: floats viewed as signed integers of the same size, (n, P).
+        network: pairs i < j of rows in the order of comparison, (comparisons, 2).
+        limits: the largest integer of the type of `rows`, and the float infinity viewed as one, (2,).
+        start: the first column.
+        width: number of columns, at most TILE.
+        tile: of the type of `rows`, (n * TILE,).
+    """
+    largest, infinity, step = limits[0], limits[1], LINE // rows.itemsize
+    for i in range(len(rows)):
+        row, values = rows[i, start : start + width], tile[i * TILE : (i + 1) * TILE]
+        for c in range(width):
+            bits = row[c]
+            value = bits if bits >= 0 else bits ^ largest
+            values[c] = largest if (bits & largest) > infinity else value
+    for k in range(len(network)):
+        low, high = network[k, 0] * TILE, network[k, 1] * TILE
+        for c in range(0, TILE, step):
+            exchange(tile, low + c, high + c)
 
 
 @owner
@@ -28,35 +54,66 @@ def order_statistics(
     """out[k, c] <- the value of rank `rank` + k in column c of `rows`, for columns first <= c < last.
 
     Args:
-        rows: floats viewed as signed integers of the same size, (n, P).
-        network: pairs i < j of rows in the order of comparison, (comparisons, 2).
+        rows: see `_sort`.
+        network: likewise.
         rank: the first rank, from 0.
-        limits: the largest integer of the type of `rows`, and the float infinity viewed as one, (2,).
+        limits: see `_sort`.
         first: the first column.
         last: the column after the last one.
         out: values viewed as integers, (ranks, P).
     """
-    n, largest, infinity = len(rows), limits[0], limits[1]
-    tile = np.empty((n, TILE), rows.dtype)
+    largest, tile = limits[0], np.empty(len(rows) * TILE, rows.dtype)
     for start in range(first, last, TILE):
         width = min(TILE, last - start)
-        for i in range(n):
-            row, values = rows[i, start : start + width], tile[i]
-            for c in range(width):
-                bits = row[c]
-                value = bits if bits >= 0 else bits ^ largest
-                values[c] = largest if (bits & largest) > infinity else value
-        for k in range(len(network)):
-            low, high = tile[network[k, 0]], tile[network[k, 1]]
-            for c in range(TILE):
-                a, b = low[c], high[c]
-                low[c] = a if a < b else b
-                high[c] = b if a < b else a
+        _sort(rows, network, limits, start, width, tile)
         for k in range(len(out)):
-            row, values = out[k, start : start + width], tile[rank + k]
+            row, values = out[k, start : start + width], tile[(rank + k) * TILE : (rank + k + 1) * TILE]
             for c in range(width):
                 value = values[c]
                 row[c] = value if value >= 0 else value ^ largest
+
+
+@owner
+def means_of_ranks(
+    rows: np.ndarray,
+    network: np.ndarray,
+    rank: int,
+    ranks: int,
+    limits: np.ndarray,
+    first: int,
+    last: int,
+    out: np.ndarray,
+) -> None:
+    """out[c] <- the mean of `ranks` values from rank `rank` on in column c, for columns first <= c < last.
+
+    They are added in float64, in ascending order.
+
+    Args:
+        rows: see `_sort`.
+        network: likewise.
+        rank: the first rank, from 0.
+        ranks: number of ranks.
+        limits: see `_sort`.
+        first: the first column.
+        last: the column after the last one.
+        out: floats, (P,).
+    """
+    largest, tile, sums = limits[0], np.empty(len(rows) * TILE, rows.dtype), np.empty(TILE, np.float64)
+    floats = tile.view(out.dtype)
+    for start in range(first, last, TILE):
+        width = min(TILE, last - start)
+        _sort(rows, network, limits, start, width, tile)
+        sums[:] = 0
+        for at in range(rank * TILE, (rank + ranks) * TILE, TILE):
+            values, numbers = tile[at : at + TILE], floats[at : at + TILE]
+            for c in range(width):
+                value = values[c]
+                values[c] = value if value >= 0 else value ^ largest
+            for c in range(width):
+                sums[c] += numbers[c]
+        means = out[start : start + width]
+        for c in range(width):
+            means[c] = sums[c] / ranks
 
 
 @owner
@@ -116,4 +173,5 @@ def _add_last(sums: np.ndarray, depth: int, width: int) -> None:
 
 
 cache.keep(order_statistics)
+cache.keep(means_of_ranks)
 cache.keep(weighted_sum)

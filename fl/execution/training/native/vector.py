@@ -11,6 +11,7 @@ prefetch(array, i)              array[i] will be needed soon
 
 zeros_wide()  load_wide(array, i)  splat_wide(array, i)     vectors of WIDE numbers: 0, array[i : i + WIDE], array[i];
                                                             `store` and `fma` take them, too
+exchange(array, i, j)           of LINE bytes of integers from i on, and from j on, the smaller to i, the larger to j
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ intrinsic: Any = extending.intrinsic  # calls differ from the definitions: they 
 WIDTH = 8  # the registers of most processors; wider ones compute the same bits
 AVX512 = bool(binding.get_host_cpu_features().get("avx512vl"))  # 32 registers, of 16 numbers
 WIDE = 2 * WIDTH if AVX512 else WIDTH
+LINE = 64  # bytes
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
 _QUAD = ir.VectorType(ir.FloatType(), WIDTH // 2)
 
@@ -118,6 +120,22 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Typed:
         builder.store(arguments[2], pointer, align=4)
 
     return types.void(array, types.intp, vector), made
+
+
+@intrinsic
+def exchange(typing: Any, array: Any, i: Any, j: Any) -> Typed:
+    """array[i : i + n], array[j : j + n] <- min and max of each pair, for n signed integers in LINE bytes"""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        of, bits = signature.args[0], signature.args[0].dtype.bitwidth
+        kind = ir.VectorType(ir.IntType(bits), LINE * 8 // bits)
+        low, high = (_pointer(context, builder, of, (arguments[0], place), kind) for place in arguments[1:])
+        a, b = (builder.load(pointer, align=bits // 8) for pointer in (low, high))
+        ordered = builder.icmp_signed("<", a, b)
+        builder.store(builder.select(ordered, a, b), low, align=bits // 8)
+        builder.store(builder.select(ordered, b, a), high, align=bits // 8)
+
+    return types.void(array, types.intp, types.intp), made
 
 
 @intrinsic
