@@ -18,7 +18,7 @@ from fl.execution.training.native.jit import inlined, owner, part
 from fl.execution.training.native.vector import LINE, exchange
 
 TILE = 256  # columns that are sorted together
-SUM_TILE = 1024  # columns that are summed together
+SUM_TILE = 8192  # columns that are summed together
 LEVELS = 64  # of a tree, at most
 
 
