@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fl.tensors.params import Layout, Params
 
-Factor = float | Tensor  # a number, or one for each client, float64 (C,)
+Factor = float | np.ndarray  # a number, or one for each client, float64 (C,)
 
 
 class NotKnown(BaseException):
@@ -91,6 +91,10 @@ class Term(NamedTuple):
         unchanged = isinstance(factor, float) and factor == 1
         return self if unchanged else Term(self.factor * factor, self.params, self.version)
 
+    def numbers(self) -> Params:
+        """Return the product, computed."""
+        return self.params * (self.factor if isinstance(self.factor, float) else torch.from_numpy(self.factor))
+
     def check(self) -> None:
         """Raise `NotKnown` if the parameters have been written since."""
         if _version(self.params) != self.version:
@@ -98,7 +102,8 @@ class Term(NamedTuple):
 
 
 def _version(params: Params) -> int:
-    return params.version if isinstance(params, Unknown) else sum(buffer._version for buffer in params.buffers)
+    own: int | None = getattr(params, "version", None)  # `isinstance` takes long for a class that is a Mapping
+    return sum([buffer._version for buffer in params.buffers]) if own is None else own
 
 
 def _broadcast(*axes: tuple[int, ...]) -> torch.Size:
@@ -107,23 +112,23 @@ def _broadcast(*axes: tuple[int, ...]) -> torch.Size:
     return torch.Size(found.pop() if len(found) == 1 else torch.broadcast_shapes(*axes))
 
 
-def _per_client(factor: Tensor, batch: torch.Size) -> tuple[int, ...]:
+def _per_client(factor: np.ndarray, batch: torch.Size) -> tuple[int, ...]:
     """Return the shape in which (C,) numbers broadcast over leading axes (C, ...)."""
     return (*factor.shape, *(1,) * (len(batch) - 1))
 
 
 def _factor(value: object) -> Factor | None:
     """Return a number, or one for each client, as a factor; None for anything else."""
-    if isinstance(value, (np.ndarray, np.number)):
-        value = torch.as_tensor(value)
-    if isinstance(value, Tensor) and not value.is_complex() and value.ndim <= 1:
-        return value.detach().double() if value.ndim else float(value)
+    if isinstance(value, Tensor) and value.ndim <= 1 and not value.is_complex():
+        value = value.detach().double().numpy()
+    if isinstance(value, (np.ndarray, np.number)) and value.ndim <= 1 and value.dtype.kind in "biuf":
+        return value.astype(np.float64, copy=False) if value.ndim else float(value)
     return float(value) if isinstance(value, (int, float)) else None
 
 
 def _is_zero(factor: Factor) -> bool:
     """Return whether a factor is 0 for all clients."""
-    return factor == 0 if isinstance(factor, float) else not bool(factor.any())
+    return factor == 0 if isinstance(factor, float) else not np.count_nonzero(factor)
 
 
 def opposite(a: Factor, b: Factor) -> bool:
@@ -170,9 +175,9 @@ class Combination(Params):
         """
         if not self.computed:
             first, *others = self.checked()
-            total = first.params * first.factor
+            total = first.numbers()
             for term in others:
-                total = total + term.params * term.factor
+                total = total + term.numbers()
             self.terms, self.computed = (Term.of(total),), True
         return self.terms[0].params.buffers
 

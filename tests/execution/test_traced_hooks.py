@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from fl import LocalTraining, Penalty, dot
 from fl.execution.training import batched
@@ -112,3 +113,11 @@ def test_the_hooks_at_the_beginning_are_called_once_for_a_chunk(needs_numbers):
 
     batched.train(Counts(batch=BATCH), make(mlp())[0], Compiled)
     assert called == ["phases_of", "start", *(["finish"] * (1 + needs_numbers))]
+
+
+@pytest.mark.parametrize("algorithm", [ChangesTheState, SendsNumbers])
+def test_combinations_of_wide_layers(algorithm):
+    """Rows of 70 numbers are padded to 80, and rows of 80 follow one another. Neither is a multiple of 64."""
+    torch.manual_seed(0)
+    layers = nn.Linear(12, 70), nn.ReLU(), nn.Linear(70, 80), nn.Tanh(), nn.Linear(80, 4)
+    agree(algorithm(batch=BATCH, epochs=2), Compiled, nn.Sequential(nn.Flatten(), *layers))

@@ -9,9 +9,11 @@ from fl.execution.training.native.products import forward, four_rows
 from fl.execution.training.native.vector import (
     WIDE,
     exp,
+    fill_wide,
     fma,
     load,
     load_wide,
+    load_wide_at,
     prefetch,
     splat,
     splat_wide,
@@ -45,16 +47,17 @@ def test_arithmetic_is_rounded_once_each():
 @njit
 def wide_arithmetic(a, b, out):
     x, y = load_wide(a, 3), splat_wide(b, 1)
-    for k, v in enumerate((x + y, fma(x, y, y), fma(x, y, zeros_wide()))):
+    same, also = load_wide_at(a.ctypes.data, 3), fill_wide(b[1])
+    for k, v in enumerate((x + y, fma(x, y, y), fma(x, y, zeros_wide()), same - also)):
         store(out, WIDE * k, v)
 
 
 def test_wide_vectors_are_rounded_once_each():
-    out = np.zeros(3 * WIDE, np.float32)
+    out = np.zeros(4 * WIDE, np.float32)
     wide_arithmetic(A, B, out)
     a, b = A[3 : 3 + WIDE], B[1]
     once = (a.astype(np.longdouble) * b + b).astype(np.float32)
-    assert_array_equal(out.reshape(3, WIDE), np.stack([a + b, once, a * b]))
+    assert_array_equal(out.reshape(4, WIDE), np.stack([a + b, once, a * b, a - b]))
 
 
 def integers(*shape):

@@ -245,7 +245,7 @@ def _arrays(programs: list[list[Operation]], kept: int, clients: int) -> Program
     """Return programs as arrays. Slots that last for one step get the numbers behind `kept` in order of their use."""
     every = [operation for program in programs for operation in program]
     batches = sorted({operation.batch for operation in every if operation.source is not None})
-    same = not any(isinstance(n, Tensor) for one in every for n in (one.factor, *one.terms.values()))
+    same = not any(isinstance(n, np.ndarray) for one in every for n in (one.factor, *one.terms.values()))
     operations = np.zeros((len(every), FIRST + TERMS), np.int64)
     factors = np.zeros((len(every), 1 + TERMS, 1 if same else clients), np.float32)
     line, slots = 0, kept

@@ -273,10 +273,10 @@ def _train_clients(
         while levels and (c >> merges) & 1:
             merges += 1
         if len(combined.rows) or len(combined.sums):
-            combine(client, initial, layers, combined, c, more, height, merges, some)
-        if len(factors):
-            add_update(client, initial, factors[c], totals, height, merges)
-        elif len(results.params):
+            combine(client, initial, layers, combined, c, more, factors, totals, height, merges, some)
+        elif len(factors):
+            add_update(client, initial, factors[c], totals, 0, length, height, merges)
+        if len(results.params) and not len(factors):
             if results.minus_start:
                 for i in range(length):
                     client[i] -= initial[i]

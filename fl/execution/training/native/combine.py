@@ -2,20 +2,43 @@
 
     combination = factor_0 (trained - start) + factor_1 trained + sum_k factor_(2 + k) source_k
 
-A source is a row of `Params` in memory of its own, such as the client's state or a group of the broadcast. BLOCK
-numbers are worked on at once, which stay in the nearest cache. A factor of 0 costs nothing.
+A source is a row of `Params` in memory of its own, such as the client's state or a group of the broadcast. All
+combinations of GROUP numbers are computed, one after another, before the next numbers are read: then each array is
+read once, from its beginning to its end, and no sum leaves the registers. A factor of 0 costs nothing.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import BLOCK, PAD, merge_totals, padded, unpad_layers, weights_length
-from fl.execution.training.native.vector import WIDTH, fma, load, load_at, one_at, splat, store
+from fl.execution.training.native.memory import (
+    PAD,
+    add_update,
+    merge_totals,
+    padded,
+    unpad_layers,
+    weights_length,
+)
+from fl.execution.training.native.products import add_products, four_times
+from fl.execution.training.native.vector import (
+    WIDE,
+    WIDTH,
+    fill_wide,
+    fma,
+    load,
+    load_at,
+    load_wide,
+    load_wide_at,
+    one_at,
+    splat,
+    store,
+    zeros_wide,
+)
 
+GROUP = 4 * WIDE  # numbers that are combined at once
 DELTA, TRAINED, OWN = 0, 1, 2  # columns of factors: trained - start, trained, and the first source
 
 _0 = np.float32(0)
@@ -41,6 +64,67 @@ class Combined(NamedTuple):
     sums: np.ndarray
 
 
+# -- four wide vectors that follow one another -------------------------------------------------------------------------
+@inlined
+def _load_four(x: np.ndarray, i: int) -> Any:
+    return load_wide(x, i), load_wide(x, i + WIDE), load_wide(x, i + 2 * WIDE), load_wide(x, i + 3 * WIDE)
+
+
+@inlined
+def _store_four(x: np.ndarray, i: int, v: Any) -> None:
+    store(x, i, v[0])
+    store(x, i + WIDE, v[1])
+    store(x, i + 2 * WIDE, v[2])
+    store(x, i + 3 * WIDE, v[3])
+
+
+@inlined
+def _minus(x: Any, y: Any) -> Any:
+    return x[0] - y[0], x[1] - y[1], x[2] - y[2], x[3] - y[3]
+
+
+@inlined
+def _times(factor: np.float32, x: Any) -> Any:
+    by = fill_wide(factor)
+    return by * x[0], by * x[1], by * x[2], by * x[3]
+
+
+@inlined
+def _with_sources(sources: np.ndarray, factors: np.ndarray, c: int, place: int, v: Any) -> Any:
+    """v + sum_k factors_k source_k of client c, from number `place` on."""
+    for s in range(len(factors)):
+        factor, address = factors[s], sources[s, 0] + c * sources[s, 1]
+        if factor != _0:
+            x, y = load_wide_at(address, place), load_wide_at(address, place + WIDE)
+            z, w = load_wide_at(address, place + 2 * WIDE), load_wide_at(address, place + 3 * WIDE)
+            v = add_products(fill_wide(factor), (x, y, z, w), v)
+    return v
+
+
+@inlined
+def _group(trained: Any, delta: Any, sources: np.ndarray, factors: np.ndarray, c: int, place: int) -> Any:
+    """The combination, of the trained parameters and their changes from number `place` of client c on."""
+    v = four_times(zeros_wide())
+    if factors[DELTA] != _0:
+        v = _times(factors[DELTA], delta)
+    if factors[TRAINED] != _0:
+        v = add_products(fill_wide(factors[TRAINED]), trained, v)
+    return _with_sources(sources, factors[OWN:], c, place, v)
+
+
+@inlined
+def _add_group(
+    some: Any, weight: np.float32, totals: np.ndarray, at: int, length: int, depth: int, merges: int
+) -> None:
+    """totals[depth - merges] <- weight some + the last `merges` of `depth` totals, the last one first."""
+    v = _times(weight, some)
+    for level in range(depth - 1, depth - 1 - merges, -1):
+        w = _load_four(totals, level * length + at)
+        v = w[0] + v[0], w[1] + v[1], w[2] + v[2], w[3] + v[3]
+    _store_four(totals, (depth - merges) * length + at, v)
+
+
+# -- fewer numbers than GROUP ------------------------------------------------------------------------------------------
 @inlined
 def _add_source(
     sources: np.ndarray, s: int, c: int, factor: np.float32, place: int, count: int, out: np.ndarray, at: int
@@ -55,7 +139,7 @@ def _add_source(
 
 
 @inlined
-def _block(
+def _rest(
     client: np.ndarray,
     initial: np.ndarray,
     at: int,
@@ -128,25 +212,45 @@ def combine(
     combined: Combined,
     c: int,
     totals: np.ndarray,
+    factors: np.ndarray,
+    changes: np.ndarray,
     depth: int,
     merges: int,
     some: np.ndarray,
 ) -> None:
-    """Write the combinations of client c, and add those that are summed to `totals`, (U, levels * padded length)."""
+    """Write the combinations of client c, and add those that are summed to `totals`, (U, levels * padded length).
+
+    If there are `factors` (C,), the change of the parameters is added to `changes`, see `memory.add_update`.
+    """
+    length, sources, weights = len(client), combined.sources, combined.weights
     for k in range(len(layers)):
         n_in, n_out, weight, bias = layers[k, 0], layers[k, 1], layers[k, 2], layers[k, 3]
         pieces, own = _pieces(n_in, n_out)
         for piece in range(pieces + (bias >= 0)):
             at, place, n = _piece(layers, k, piece, pieces, own)
-            for first in range(0, n, BLOCK):
-                count = min(BLOCK, n - first)
-                a, b = at + first, place + first
+            rest = n % GROUP
+            for i in range(0, n - rest, GROUP):
+                a, b = at + i, place + i
+                trained = _load_four(client, a)
+                delta = _minus(trained, _load_four(initial, a))
                 for r in range(len(combined.rows)):
-                    _block(client, initial, a, combined.sources, c, b, count, combined.row_factors[r, c], some)
-                    _put(some, count, combined.rows[r, c], b)
+                    v = _group(trained, delta, sources, combined.row_factors[r, c], c, b)
+                    _store_four(combined.rows[r, c], b, v)
                 for u in range(len(combined.sums)):
-                    _block(client, initial, a, combined.sources, c, b, count, combined.sum_factors[u, c], some)
-                    _add(some, count, combined.weights[u, c], totals[u], a, len(client), depth, merges)
+                    v = _group(trained, delta, sources, combined.sum_factors[u, c], c, b)
+                    _add_group(v, weights[u, c], totals[u], a, length, depth, merges)
+                if len(factors):
+                    _add_group(delta, factors[c], changes, a, length, depth, merges)
+            a, b = at + n - rest, place + n - rest
+            if rest:
+                for r in range(len(combined.rows)):
+                    _rest(client, initial, a, sources, c, b, rest, combined.row_factors[r, c], some)
+                    _put(some, rest, combined.rows[r, c], b)
+                for u in range(len(combined.sums)):
+                    _rest(client, initial, a, sources, c, b, rest, combined.sum_factors[u, c], some)
+                    _add(some, rest, weights[u, c], totals[u], a, length, depth, merges)
+                if len(factors):
+                    add_update(client, initial, factors[c], changes, a, rest, depth, merges)
         for r in range(len(combined.rows)):  # gaps of `Params` hold zeros
             combined.rows[r, c, weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
             if bias >= 0:
@@ -168,9 +272,11 @@ def combine_sources(sources: np.ndarray, c: int, layers: np.ndarray, factors: np
         pieces, own = _pieces(layers[k, 0], layers[k, 1])
         for piece in range(pieces + (layers[k, 3] >= 0)):
             at, place, n = _piece(layers, k, piece, pieces, own)
-            for first in range(0, n, BLOCK):
-                count = min(BLOCK, n - first)
-                begin = at + first
-                out[begin : begin + count] = _0
-                for s in range(len(factors)):
-                    _add_source(sources, s, c, factors[s], place + first, count, out, begin)
+            rest = n % GROUP
+            for i in range(0, n - rest, GROUP):
+                v = _with_sources(sources, factors, c, place + i, four_times(zeros_wide()))
+                _store_four(out, at + i, v)
+            begin = at + n - rest
+            out[begin : begin + rest] = _0
+            for s in range(len(factors)):
+                _add_source(sources, s, c, factors[s], place + n - rest, rest, out, begin)

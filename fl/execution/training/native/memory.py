@@ -135,11 +135,21 @@ def prefetch_samples(x: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Non
 # -- sums of updates, in the order of a binary tree --------------------------------------------------------------------
 @inlined
 def add_update(
-    client: np.ndarray, start: np.ndarray, factor: float, totals: np.ndarray, depth: int, merges: int
+    client: np.ndarray,
+    start: np.ndarray,
+    factor: float,
+    totals: np.ndarray,
+    at: int,
+    count: int,
+    depth: int,
+    merges: int,
 ) -> None:
-    """totals[depth - merges] <- (client - start) factor + the last `merges` of `depth` totals, the last one first."""
+    """totals[depth - merges] <- (client - start) factor + the last `merges` of `depth` totals, the last one first.
+
+    It does so for numbers `at` to `at` + `count`, and for pads that follow them.
+    """
     weight, length = splat(factor), len(client)
-    for i in range(0, length, WIDTH):
+    for i in range(at, at + count, WIDTH):
         v = (load(client, i) - load(start, i)) * weight
         for level in range(depth - 1, depth - 1 - merges, -1):
             v = load(totals, level * length + i) + v

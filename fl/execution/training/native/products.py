@@ -201,41 +201,52 @@ def gradient_rows(out: np.ndarray, to: int, adds: bool, layer: Layer, o: int) ->
     four_rows(out, to, adds, layer.g, o, 1, across, layer.count, layer.h, wide)
 
 
-@inlined
-def four_rows(
-    out: np.ndarray,
-    to: int,
-    adds: bool,
-    f: np.ndarray,
-    at: int,
-    down: int,
-    along: int,
-    terms: int,
-    lines: np.ndarray,
-    wide: int,
-) -> None:
-    """row_r <- (row_r if `adds`) + sum_t f[at + r down + t along] lines[t], for r < 4. Rows and lines: `wide` numbers.
+def rows_of_products(begin: Callable[..., Any]) -> Any:
+    """Return a function that computes four rows of a product.
 
-    The rows follow one another from out[to] on. A row is a multiple of 16 numbers.
+    Args:
+        begin: `begin(how, out, at, wide)` returns what the sums begin with, four wide vectors: those that belong to
+            out[at], out[at + wide], ...
     """
-    for i in range(0, wide - WIDE, 2 * WIDE):  # eight products at once, for two vectors and four numbers read
-        s, t = _begin_rows(out, to + i, adds, wide), _begin_rows(out, to + i + WIDE, adds, wide)
-        for k in range(terms):
-            x, y = load_wide(lines, k * wide + i), load_wide(lines, k * wide + i + WIDE)
-            four = _four_numbers(f, at + k * along, down)
-            s, t = add_products(x, four, s), add_products(y, four, t)
-        _store_rows(out, to + i, s, wide)
-        _store_rows(out, to + i + WIDE, t, wide)
-    if wide % (2 * WIDE):
-        i = wide - WIDE
-        s = _begin_rows(out, to + i, adds, wide)
-        for k in range(terms):
-            s = add_products(load_wide(lines, k * wide + i), _four_numbers(f, at + k * along, down), s)
-        _store_rows(out, to + i, s, wide)
+
+    @inlined
+    def four_rows(
+        out: np.ndarray,
+        to: int,
+        how: Any,
+        f: np.ndarray,
+        at: int,
+        down: int,
+        along: int,
+        terms: int,
+        lines: np.ndarray,
+        wide: int,
+    ) -> None:
+        """row_r <- begin_r + sum_t f[at + r down + t along] lines[t], for r < 4. Rows and lines: `wide` numbers.
+
+        The rows follow one another from out[to] on. A row is a multiple of 16 numbers.
+        """
+        for i in range(0, wide - WIDE, 2 * WIDE):  # eight products at once, for two vectors and four numbers read
+            s, t = begin(how, out, to + i, wide), begin(how, out, to + i + WIDE, wide)
+            for k in range(terms):
+                x, y = load_wide(lines, k * wide + i), load_wide(lines, k * wide + i + WIDE)
+                four = _four_numbers(f, at + k * along, down)
+                s, t = add_products(x, four, s), add_products(y, four, t)
+            _store_rows(out, to + i, s, wide)
+            _store_rows(out, to + i + WIDE, t, wide)
+        if wide % (2 * WIDE):
+            i = wide - WIDE
+            s = begin(how, out, to + i, wide)
+            for k in range(terms):
+                s = add_products(load_wide(lines, k * wide + i), _four_numbers(f, at + k * along, down), s)
+            _store_rows(out, to + i, s, wide)
+
+    return four_rows
 
 
 @inlined
-def _begin_rows(out: np.ndarray, at: int, adds: bool, wide: int) -> Any:
+def rows_or_zeros(adds: bool, out: np.ndarray, at: int, wide: int) -> Any:
+    """Four wide vectors of rows if `adds`, else zeros."""
     if adds:
         return (
             load_wide(out, at),
@@ -258,3 +269,6 @@ def _store_rows(out: np.ndarray, at: int, s: Any, wide: int) -> None:
 def _four_numbers(f: np.ndarray, at: int, down: int) -> Any:
     """Four numbers, each in all places of a vector."""
     return splat_wide(f, at), splat_wide(f, at + down), splat_wide(f, at + 2 * down), splat_wide(f, at + 3 * down)
+
+
+four_rows = rows_of_products(rows_or_zeros)

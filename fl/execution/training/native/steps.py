@@ -17,15 +17,15 @@ Both pass the next batch through the rows that they have changed, where it is kn
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fl.execution.training.native.combine import combine_sources
 from fl.execution.training.native.jit import inlined, part
 from fl.execution.training.native.memory import BLOCK, ROWS, pad_layers, padded, weights_length
-from fl.execution.training.native.products import Layer, bias_step, change_layer, gradient_rows
-from fl.execution.training.native.vector import WIDTH, fma, load, splat, sqrt, store, total
+from fl.execution.training.native.products import Layer, bias_step, change_layer, gradient_rows, rows_of_products
+from fl.execution.training.native.vector import WIDE, WIDTH, fill_wide, fma, load, load_wide, splat, sqrt, store, total
 
 PLAIN, SGD, ADAM = 0, 1, 2  # optimisers
 
@@ -154,11 +154,45 @@ def _begin_plain(step: Step, layer: Layer) -> None:
 
 
 @inlined
+def _follow_one(step: Step, out: np.ndarray, i: int) -> Any:
+    """The numbers out[i]... after the part of a plain step that does not depend on the batch, a wide vector."""
+    rule, slope, stiffness = step.rule, step.kept.slope, step.kept.stiffness
+    x = load_wide(out, i)
+    if rule.optimiser != PLAIN:
+        pull, decay, down = rule.numbers[0], rule.numbers[2], fill_wide(-step.rate)
+        if pull == _0 and decay == _0 and not len(stiffness):
+            if len(slope):
+                x = fma(down, load_wide(slope, i), x)
+        else:
+            away = fill_wide(decay) * x
+            if pull != _0:
+                away = fma(fill_wide(pull), x - load_wide(step.initial, i), away)
+            if len(stiffness):
+                away = fma(load_wide(stiffness, i), x, away)
+            if len(slope):
+                away = away + load_wide(slope, i)
+            x = fma(down, away, x)
+    return x
+
+
+@inlined
+def _follow_four(step: Step, out: np.ndarray, at: int, wide: int) -> Any:
+    """The same for four rows."""
+    return (
+        _follow_one(step, out, at),
+        _follow_one(step, out, at + wide),
+        _follow_one(step, out, at + 2 * wide),
+        _follow_one(step, out, at + 3 * wide),
+    )
+
+
+plain_rows = rows_of_products(_follow_four)
+
+
+@inlined
 def _plain_rows(step: Step, layer: Layer, o: int) -> None:
-    wide = padded(layer.n_in)
-    begin = layer.offset + o * wide
-    follow_penalty(step, layer.w, begin, begin + ROWS * wide)
-    gradient_rows(layer.w, begin, True, layer, o)
+    wide, across = padded(layer.n_in), padded(layer.n_out)
+    plain_rows(layer.w, layer.offset + o * wide, step, layer.g, o, 1, across, layer.count, layer.h, wide)
 
 
 @inlined
@@ -191,23 +225,8 @@ momentum_step = change_layer(_begin_momentum, _momentum_rows)
 @inlined
 def follow_penalty(step: Step, w: np.ndarray, first: int, last: int) -> None:
     """w <- w - rate (pull (w - initial) + slope + stiffness w + decay w), from `first` to `last`."""
-    rule, slope, stiffness, down = step.rule, step.kept.slope, step.kept.stiffness, splat(-step.rate)
-    if rule.optimiser == PLAIN:
-        return
-    if rule.numbers[0] == _0 and rule.numbers[2] == _0 and not len(stiffness):
-        if len(slope):
-            for i in range(first, last, WIDTH):
-                store(w, i, fma(down, load(slope, i), load(w, i)))
-        return
-    pull, decay = splat(rule.numbers[0]), splat(rule.numbers[2])
-    for i in range(first, last, WIDTH):
-        x = load(w, i)
-        away = fma(pull, x - load(step.initial, i), decay * x)
-        if len(stiffness):
-            away = fma(load(stiffness, i), x, away)
-        if len(slope):
-            away = away + load(slope, i)
-        store(w, i, fma(down, away, x))
+    for i in range(first, last, WIDE):
+        store(w, i, _follow_one(step, w, i))
 
 
 @inlined

@@ -10,7 +10,8 @@ total(x)                        the sum of the eight numbers            largest(
 prefetch(array, i)              array[i] will be needed soon
 
 zeros_wide()  load_wide(array, i)  splat_wide(array, i)     vectors of WIDE numbers: 0, array[i : i + WIDE], array[i];
-                                                            `store` and `fma` take them, too
+fill_wide(number)  load_wide_at(address, i)     WIDE times the number; WIDE numbers that begin at an address of memory.
+                                                `store`, `fma` and + - * / take all of them, too
 exchange(array, i, j)           of LINE bytes of integers from i on, and from j on, the smaller to i, the larger to j
 """
 
@@ -102,6 +103,16 @@ def load_at(typing: Any, address: Any, index: Any) -> Typed:
 
 
 @intrinsic
+def load_wide_at(typing: Any, address: Any, index: Any) -> Typed:
+    """WIDE float32 from number `index` on, of those that begin at `address`."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _read(builder, builder.bitcast(_element(builder, *arguments), _wide.kind.as_pointer()))
+
+    return _wide(types.int64, types.intp), made
+
+
+@intrinsic
 def one_at(typing: Any, address: Any, index: Any) -> Typed:
     """Number `index` of the float32 that begin at `address`."""
 
@@ -172,6 +183,12 @@ def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
 def splat(typing: Any, number: Any) -> Typed:
     """Eight times the number."""
     return _vector(types.float32), lambda context, builder, signature, arguments: _splat(builder, arguments[0], _vector)
+
+
+@intrinsic
+def fill_wide(typing: Any, number: Any) -> Typed:
+    """WIDE times the number."""
+    return _wide(types.float32), lambda context, builder, signature, arguments: _splat(builder, arguments[0], _wide)
 
 
 @intrinsic
