@@ -8,7 +8,7 @@ from typing import Any
 
 from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch, PartialResult
-from fl.execution.workers.executor import Job, Worker
+from fl.execution.workers.executor import Job, Worker, nothing
 from fl.storage.clients import ClientStates
 from fl.tensors import random
 
@@ -28,7 +28,7 @@ class ResidentWorkers:
         writers = [states.new_writer() for _ in range(self.workers)]
         self.team: list[tuple[Worker, int]] = [(job.worker(writer), writer) for writer in writers]
 
-    def run(self, order: ExchangeDispatch) -> DispatchResult:
+    def run(self, order: ExchangeDispatch, meanwhile: Callable[[], None] = nothing) -> DispatchResult:
         """Run all tasks of a dispatch and fold their results."""
         raise NotImplementedError
 
@@ -52,15 +52,17 @@ class Scattered(ResidentWorkers):
 
     workers = 2
 
-    def run(self, order: ExchangeDispatch) -> DispatchResult:
+    def run(self, order: ExchangeDispatch, meanwhile: Callable[[], None] = nothing) -> DispatchResult:
         tasks = random.permutation(order.tasks, "scattered", order.number)
-        return order.gather([self.run_tasks(k, order, tasks[1 - k :: 2].tolist()) for k in range(2)])
+        parts = [self.run_tasks(0, order, tasks[1::2].tolist())]
+        meanwhile()  # what the server does while workers train must not change results
+        return order.gather([*parts, self.run_tasks(1, order, tasks[::2].tolist())])
 
 
 class LeftToRight(ResidentWorkers):
     """Updates are added one after the other instead of in the engine's tree. Tasks must be of one client each."""
 
-    def run(self, order: ExchangeDispatch) -> DispatchResult:
+    def run(self, order: ExchangeDispatch, meanwhile: Callable[[], None] = nothing) -> DispatchResult:
         if order.kind != "work" or not len(order.cohort):
             return order.gather([self.run_tasks(0, order, list(range(order.tasks)))])
         value, done = None, DispatchResult(None, Columns())

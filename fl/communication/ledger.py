@@ -55,7 +55,7 @@ class Ledger:
     def __init__(self, path: str | Path, mark: Mark | None = None) -> None:
         self.path = Path(path)
         self._stream = ArrowStream(path, SCHEMA, mark)
-        self._pending: list[tuple[tuple, list[np.ndarray]]] = []  # (constant columns, columns of one value per row)
+        self._pending: list[tuple[tuple, tuple]] = []  # (constant columns, clients and three kinds of bytes)
         self._totals: dict[int, dict[str, int]] = {}  # of the latest round only
 
     def record(
@@ -84,16 +84,15 @@ class Ledger:
             tier: "client", or the name of a tier of servers.
         """
         one_of(("down", "up"), direction=direction)
-        bytes_ = [
-            np.asarray(x, np.int64) if np.ndim(x) else np.full(len(clients), x, np.int64)
-            for x in (payload, encoded, wire)
-        ]
-        self._pending.append(((round_, exchange, direction, group, tier), [np.asarray(clients, np.int64), *bytes_]))
+        self._pending.append(
+            ((round_, exchange, direction, group, tier), (np.asarray(clients, np.int64), payload, encoded, wire))
+        )
         totals = self._totals_of(round_)
         prefix = "" if tier == "client" else f"{tier}_"
-        for kind, counts in (("bytes", bytes_[1]), ("wire_bytes", bytes_[2])):
+        for kind, counts in (("bytes", encoded), ("wire_bytes", wire)):
             name = f"{prefix}{direction}link_{kind}"
-            totals[name] = totals.get(name, 0) + int(counts.sum())
+            total = counts.sum() if isinstance(counts, np.ndarray) and counts.ndim else counts * len(clients)
+            totals[name] = totals.get(name, 0) + int(total)
 
     def multicast(self, round_: int, encoded: int) -> None:
         """Add `encoded` bytes to the round's total with multicast: a shared group once, each client's own groups."""
@@ -116,7 +115,7 @@ class Ledger:
             counts = [len(clients) for clients, *_ in arrays]
             numbers = [column(np.repeat(np.array(v, k), counts)) for v, k in ((round_, np.int32), (exchange, np.int16))]
             direction, group, tier = (pa.concat_arrays(list(map(repeated, of, counts))) for of in texts)
-            clients, *bytes_ = (column(np.concatenate(pieces)) for pieces in zip(*arrays))
+            clients, *bytes_ = (column(np.concatenate(list(map(_of_each, of, counts)))) for of in zip(*arrays))
             columns = [*numbers, clients, direction, group, *bytes_, tier]
             self._stream.append(pa.record_batch(columns, schema=SCHEMA))
             self._pending = []
@@ -137,6 +136,11 @@ class Ledger:
     def close(self) -> None:
         """Close the file. Rows that were not committed are lost."""
         self._stream.close()
+
+
+def _of_each(number: int | np.ndarray, count: int) -> np.ndarray:
+    """Return a column of `count` rows, from a number for all of them or from one number per row."""
+    return np.broadcast_to(np.asarray(number, np.int64), count)
 
 
 def read(path: str | Path) -> pa.Table:

@@ -215,12 +215,11 @@ class BatchedWork(ClientWork):
     def _many(self, positions: np.ndarray) -> None:
         """Train the clients at consecutive positions together, and upload their updates."""
         d, clients = self.dispatch, self.dispatch.cohort[positions]
-        sizes = self.worker.slices[d.period][1][clients]
         algorithm = self.job.algorithm
         assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
         chunk, records = self._chunk(positions)
         for careful in (False, True):
-            weights = None if careful else self.uploads.weights(sizes)
+            weights = None if careful else self.uploads.weights(chunk.sizes)
             with (
                 span("compute", d.work),
                 during(d.work),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ class Columns:
 
     def extend(self, other: Columns) -> None:
         """Add copies of all pieces of other columns, which may lie in memory that workers write again."""
+        places = _each_once(np.copy, other)
         for name, pieces in other.pieces.items():
-            self.pieces.setdefault(name, []).extend((at.copy(), values.copy()) for at, values in pieces)
+            self.pieces.setdefault(name, []).extend((places[id(at)], values.copy()) for at, values in pieces)
 
     def column(self, name: str, n: int, missing: Any) -> np.ndarray:
         """Return the values of positions 0..n-1, (n, ...), and `missing` where there is none."""
@@ -44,8 +45,9 @@ class Columns:
         """Return columns whose position i is position order[i] of these."""
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        moved = Columns()
-        moved.pieces = {name: [(place[at], values) for at, values in pieces] for name, pieces in self.pieces.items()}
+        places, moved = _each_once(place.__getitem__, self), Columns()
+        for name, pieces in self.pieces.items():
+            moved.pieces[name] = [(places[id(at)], values) for at, values in pieces]
         return moved
 
     def packed(self) -> Columns:
@@ -57,3 +59,8 @@ class Columns:
                 pieces = [(np.concatenate(positions), np.concatenate(values))]
             packed.pieces[name] = pieces
         return packed
+
+
+def _each_once(fn: Callable[[np.ndarray], np.ndarray], columns: Columns) -> dict[int, np.ndarray]:
+    """Return `fn` of each array of positions by its identity. Most columns of a chunk share one array."""
+    return {id(at): fn(at) for at in {id(at): at for pieces in columns.pieces.values() for at, _ in pieces}.values()}

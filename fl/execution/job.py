@@ -128,7 +128,7 @@ class Job:
             "task": [period.task for period in self.periods],
         }
 
-    @property
+    @cached_property
     def models(self) -> tuple[ClientModel, ...]:
         """The architectures of the run."""
         one = ClientModel("", self.module, self.facts, self.initial)

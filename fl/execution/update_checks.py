@@ -242,9 +242,10 @@ class UpdateGroups:
                 self._check_group(client, name, sent, received, trained)
 
     def _check_group(self, client: int, name: str, sent: Tree, received: Mapping[str, Any], trained: Params) -> None:
-        found = [leaf for _, leaf in named_leaves(sent)]
+        found = [] if isinstance(sent, Params) else [leaf for _, leaf in named_leaves(sent)]
         foreign = [leaf for leaf in found if not isinstance(leaf, (Params, Tensor, *PLAIN))]
-        if sent is None or foreign or not (name not in self.summed or any(_has_numbers(leaf) for leaf in found)):
+        numbers = isinstance(sent, Params) or name not in self.summed or any(_has_numbers(leaf) for leaf in found)
+        if sent is None or foreign or not numbers:
             came = type(foreign[0] if foreign else sent).__name__
             raise ValueError(f"{self.who} {came} in the group {name!r} for client {client}; expected Params or tensors")
         known = received.get(self.summed.get(name, name))

@@ -50,7 +50,7 @@ class Uploads:
         plain = isinstance(self.job.up, Identity) and not self.job.transforms
         self.on_device = plain and reduction.linear and not reduction.integer
         parts = reduction.parts if isinstance(reduction, Product) else {}
-        only = self.on_device and all(_factors(part, Meta(0, 1)) is not None for part in parts.values())
+        only = self.on_device and all(map(_only_adds, parts.values()))
         self.sums: Mapping[str, Reduction] = parts if only else {}  # of updates that are only added up
         self.before_codec: Mapping[str, Tree] = {}  # the last update before the codec, to tell who made it infinite
 
@@ -199,32 +199,37 @@ class Uploads:
                 raise TensorsDiffer(f"the update of client {client} does not fit to the others: {error}") from error
         self.exchange.errors += [f"client {client}: update not finite" for client in clients[bad]]
 
-    def _account(self, positions: np.ndarray, update: Update, sizes: Mapping[str, Sizes], bad: np.ndarray) -> None:
-        """Enter bytes and metrics into the columns; clients marked `bad`, (n,), are dropped."""
+    def _account(
+        self, positions: np.ndarray, update: Update, sizes: Mapping[str, Sizes], bad: np.ndarray | None
+    ) -> None:
+        """Enter bytes and metrics into the columns; clients marked `bad`, (n,), are dropped; None: no client is."""
         columns = self.exchange.columns
         for name, of_group in sizes.items():
             self.exchange.count("up", name, positions, of_group)
         metrics = {f"metric/{name}": _array(value) for name, value in update.metrics.items()}
-        if bad.any():
-            good, whole = ~bad, len(positions)
-            columns.add(positions[good], {name: np.broadcast_to(v, whole)[good] for name, v in metrics.items()})
-        else:
+        columns.add(positions, {"num_examples": _array(update.num_examples)})
+        if bad is None or not bad.any():
             columns.add(positions, metrics)
-        columns.add(positions, {"num_examples": _array(update.num_examples), "dropped": bad})
+            return
+        good, whole = ~bad, len(positions)
+        columns.add(positions[good], {name: np.broadcast_to(v, whole)[good] for name, v in metrics.items()})
+        columns.add(positions, {"dropped": bad})
 
     # -- updates that were added up as they were trained ----------------------------------------------------------
     def weights(self, sizes: np.ndarray) -> Mapping[str, Tensor] | None:
         """Return the weights of clients with `sizes` samples, (n,), by group; None unless updates are only added up."""
+        if not self.sums:
+            return None
         meta = Meta(0, torch.from_numpy(sizes))
         found = {name: _factors(part, meta) for name, part in self.sums.items()}
-        return {name: each for name, each in found.items() if each is not None} if found else None
+        return {name: each for name, each in found.items() if each is not None}
 
     def upload_sums(self, positions: np.ndarray, update: Update, weights: Mapping[str, Tensor], keep: Keep) -> bool:
         """Send the weighted sums of several clients' updates; see `upload` for `keep` and the answer."""
         with span("encode", "update"), during("encode"):
             sizes = {name: transmit(self.job.up, group)[1] for name, group in update.groups.items()}
         with span("reduce", "update"), during("reduce"):
-            if not is_finite(update.groups):
+            if not all(map(is_finite, update.groups.values())):
                 return False
         with span("data", "state"), during("state"):
             keep({})
@@ -234,7 +239,7 @@ class Uploads:
                 mean = isinstance(self.sums[name], WeightedMean)
                 node[name] = (group, fold.summed(weights[name])) if mean else group
             fold.add_stacked(int(positions[0]), count, node)
-            self._account(positions, update, sizes, np.zeros(count, bool))
+            self._account(positions, update, sizes, None)
         return True
 
     def _transform_context(self, positions: np.ndarray, update: Update, stacked: bool) -> TransformContext:
@@ -243,6 +248,11 @@ class Uploads:
 
     def _spill(self, vector: Tensor) -> Any:
         return self.exchange.worker.scratch.append_vector(vector)
+
+
+def _only_adds(reduction: Reduction) -> bool:
+    """Return whether a reduction only adds up updates times weights."""
+    return type(reduction) is Sum or (isinstance(reduction, WeightedMean) and reduction.plain)
 
 
 def _factors(reduction: Reduction, meta: Meta) -> Tensor | None:

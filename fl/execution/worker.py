@@ -130,7 +130,7 @@ class Worker:
             self.round = dispatch.round
             self.scratch.empty()
         exchange = self._exchange(dispatch)
-        if exchange.runs_client_code and dispatch.round == self.first_round:
+        if dispatch.round == self.first_round and exchange.runs_client_code:
             exchange.compare(self.data)
         return exchange
 

@@ -85,7 +85,7 @@ class FlowerExecutor:
         self.workers = states.population
         self.nodes.find(range(states.population))
 
-    def run(self, dispatch: ExchangeDispatch) -> DispatchResult:
+    def run(self, dispatch: ExchangeDispatch, meanwhile: Callable[[], None] = executor.nothing) -> DispatchResult:
         """Run one exchange or one evaluation."""
         if dispatch.kind == "evaluate_server":
             result = self.worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(self.writer))

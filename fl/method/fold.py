@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,11 +123,11 @@ class Fold:
         >>> Fold.summed(torch.tensor([1.0, 2.0, 4.0]))
         tensor(7.)
         """
-        rest = values.numpy().copy()
+        rest = np.zeros(1 << (len(values) - 1).bit_length(), values.numpy().dtype)  # zeros change no sum
+        rest[: len(values)] = values.numpy()
         while len(rest) > 1:
-            rest, odds = rest[::2], rest[1::2]
-            rest[: len(odds)] += odds
-        return torch.from_numpy(rest).sum()
+            rest = rest[::2] + rest[1::2]
+        return torch.from_numpy(rest.reshape(()))
 
     def add_stacked(self, start: int, count: int, node: Any) -> None:
         """Add the node that `stacked` returned for positions start..start+count-1."""

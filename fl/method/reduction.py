@@ -162,16 +162,24 @@ class WeightedMean(Reduction):
 
     def factors(self, meta: Meta) -> Tensor | None:
         """Return the weights w_i, (C,), for kernels that sum w_i value_i. None if a subclass sums something else."""
-        plain = type(self).lift is WeightedMean.lift and type(self).merge is WeightedMean.merge
-        return self._weight(meta) if plain else None
+        return self._weight(meta) if self.plain else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it sums w_i value_i; a subclass may sum something else."""
+        return type(self).lift is WeightedMean.lift and type(self).merge is WeightedMean.merge
 
     def _weight(self, meta: Meta) -> Tensor:
-        examples = torch.as_tensor(meta.num_examples, dtype=torch.float64)
-        return torch.ones_like(examples) if self.weights == "uniform" else examples.clone()
+        n = meta.num_examples
+        examples = n.double() if isinstance(n, Tensor) else torch.tensor(n, dtype=torch.float64)
+        if self.weights == "uniform":
+            return torch.ones_like(examples)
+        return examples.clone() if examples is n else examples
 
     def finish(self, acc: tuple[Tree, Tensor]) -> Tree:
         total, weight = acc
-        return _scaled(total, 1.0 / float(weight)) if weight > 0 else None
+        whole = float(weight)
+        return _scaled(total, 1.0 / whole) if whole > 0 else None
 
 
 @dataclass(frozen=True)

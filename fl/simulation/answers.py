@@ -48,6 +48,9 @@ def answers_of(cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> Ans
     """
     n, good = len(cohort), ~dropped
     examples, metrics = columns.column("num_examples", n, 0), columns.metrics(n)
+    if not dropped.any():
+        pooled = {name: weighted_mean(values, examples) for name, values in metrics.items()}
+        return Answers(cohort, examples, pooled, metrics)
     pooled = {name: weighted_mean(values, examples * good) for name, values in metrics.items()}
     return Answers(cohort[good], examples[good], pooled, {name: values[good] for name, values in metrics.items()})
 

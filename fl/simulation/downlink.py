@@ -22,7 +22,7 @@ from fl.communication.ledger import Ledger
 from fl.communication.transmit import Sizes, transmit
 from fl.communication.wire import wire_bytes
 from fl.execution.finite import is_finite, overflow
-from fl.method.messages import Broadcast
+from fl.method.messages import Broadcast, Static
 from fl.simulation.expected_bytes import encoded_size
 from fl.simulation.setup import RunSetup
 from fl.simulation.static_groups import StaticGroups
@@ -100,7 +100,7 @@ class Downlink:
                 continue
             if self.feedback:
                 encoded[name] = self.feedback.add_residuals(tree, self.residuals.get(f"{work}/{name}"))
-            key = down_key(config.seed, place.number, name)
+            key = down_key(config.seed, place.number, name) if config.down.draws else 0
             shared[name], sizes = self._send(name, encoded[name], key)
             if self.feedback:
                 self.residuals[f"{work}/{name}"] = compression_error(encoded[name], shared[name])
@@ -116,8 +116,8 @@ class Downlink:
                 self.ledger.multicast(place.round, encoded_size(sizes))
             first = first and not delivery.due
         return Sent(
-            replace(broadcast, shared=shared, static={name: d.decoded for name, d in deliveries.items()}),
-            replace(broadcast, shared=encoded, static={name: d.encoded for name, d in deliveries.items()}),
+            _changed(broadcast, shared, {name: d.decoded for name, d in deliveries.items()}),
+            _changed(broadcast, encoded, {name: d.encoded for name, d in deliveries.items()}),
             nbytes,
         )
 
@@ -157,3 +157,10 @@ class Downlink:
         wire = sum(wire_bytes(encoded_size(sizes), sizes.arrays, first and not i) for i, sizes in enumerate(pieces))
         self.ledger.record(place.round, place.index, "down", group, clients, payload, encoded, wire)
         return encoded
+
+
+def _changed(broadcast: Broadcast, shared: Mapping[str, Tree], static: Mapping[str, Static]) -> Broadcast:
+    """Return the broadcast with other groups; itself if they are the same."""
+    if not static and all(tree is broadcast.shared[name] for name, tree in shared.items()):
+        return broadcast
+    return replace(broadcast, shared=shared, static=static)

@@ -133,18 +133,22 @@ class ExchangeRunner:
         if self.private is not None:
             self.private.asked = cohort
         secure = None if self.secure is None else self.secure.begin(exchange, reduction, cohort, self.place.number)
-        trip = self.time.plan(
-            exchange,
-            broadcast,
-            cohort,
-            round_=self.round,
-            number=self.place.number,
-            down=sent.nbytes,
-            downlink=self.downlink,
-            sizes=self.sizes[cohort],
-            state_of=self.stored_states.of,
-            unlabelled=self.run_setup.periods[self.period].partition.unlabelled[cohort],
-            secure=secure,
+        trip = (
+            None
+            if self.time.system is None
+            else self.time.plan(
+                exchange,
+                broadcast,
+                cohort,
+                round_=self.round,
+                number=self.place.number,
+                down=sent.nbytes,
+                downlink=self.downlink,
+                sizes=self.sizes[cohort],
+                state_of=self.stored_states.of,
+                unlabelled=self.run_setup.periods[self.period].partition.unlabelled[cohort],
+                secure=secure,
+            )
         )
         participants, limits = (cohort, None) if trip is None else trip.takes()
         dispatch = self.new_dispatch(
@@ -160,7 +164,10 @@ class ExchangeRunner:
             limits=limits,
             original=sent.encoded if self.executor.remote else None,
         )
-        result = self.executor.run(dispatch) if self.attacked is None else self.attacked.run(dispatch, self.totals)
+        if self.attacked is None:
+            result = self.executor.run(dispatch, self.time.ahead.draw)
+        else:
+            result = self.attacked.run(dispatch, self.totals)
         if secure is not None:
             with span("reduce", "unmasking"):
                 result = secure.opened(result, participants)
@@ -200,14 +207,12 @@ class ExchangeRunner:
         cohort = fields["cohort"]
         on_server, works = fields["kind"] == "evaluate_server", fields["kind"] == "work"
         place = self.place if works else self.evaluation_place()
-        defaults: dict[str, Any] = {
-            "round": self.round,
-            "number": place.number,
-            "period": self.period,
-            "carries": _nowhere(len(cohort)),
-        }
-        states, cost = _nowhere(len(cohort)), np.ones(len(cohort))
-        if not on_server:  # there the cohort numbers blocks of rows
+        defaults: dict[str, Any] = {"round": self.round, "number": place.number, "period": self.period}
+        if "carries" not in fields:
+            defaults["carries"] = _nowhere(len(cohort))
+        if on_server:  # there the cohort numbers blocks of rows
+            states, cost = _nowhere(len(cohort)), np.ones(len(cohort))
+        else:
             states = self.states.locations(cohort)
             cost = self.sizes[cohort] + COST_OF_A_CLIENT + COST_OF_A_STATE * (states[:, 0] >= 0)
         return ExchangeDispatch(
@@ -271,15 +276,15 @@ class ExchangeRunner:
 
     def remember_carries(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
         """Remember where the carries of clients lie; `columns` and `dropped`, (n,), are in the order of `cohort`."""
-        carries = columns.column("carry", len(cohort), -1)
-        if carries.ndim == 2:
+        carries = columns.column("carry", len(cohort), -1) if "carry" in columns.pieces else None
+        if carries is not None:
             carries[dropped] = NO_RECORD
             self.carries |= {int(c): tuple(map(int, where)) for c, where in zip(cohort, carries) if where[0] >= 0}
 
     def stage_states(self, cohort: np.ndarray, columns: Columns, dropped: np.ndarray) -> None:
         """Take over the clients' new states; a dropped client keeps the state it had."""
-        states = columns.column("state", len(cohort), -1)
-        if states.ndim == 2:
+        states = columns.column("state", len(cohort), -1) if "state" in columns.pieces else None
+        if states is not None:
             states[dropped] = NO_RECORD
             self.states.stage(cohort, states)
 
@@ -294,7 +299,9 @@ class ExchangeRunner:
             payload, encoded, arrays = columns.column(name, len(cohort), 0).T
             sent = arrays > 0
             wire = wire_bytes(encoded, arrays, first[direction])
-            rows = (cohort[sent], payload[sent], encoded[sent], wire[sent])
+            rows = (cohort, payload, encoded, wire)
+            if not sent.all():
+                rows = (cohort[sent], payload[sent], encoded[sent], wire[sent])
             self.folder.ledger.record(self.ledger_round, self.index, direction, group, *rows)
             if direction == "down":
                 self.folder.ledger.multicast(self.ledger_round, int(encoded.sum()))
@@ -311,4 +318,6 @@ class ExchangeRunner:
 
 def _nowhere(count: int) -> np.ndarray:
     """Return locations of nothing, (count, 3)."""
-    return np.tile(np.array(NO_RECORD), (count, 1))
+    where = np.empty((count, 3), np.int64)
+    where[:] = NO_RECORD
+    return where

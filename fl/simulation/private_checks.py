@@ -91,7 +91,7 @@ def check_private(config: Config) -> None:
 
 def check_private_rounds(run: Simulation) -> None:
     """Try the first round and the last one of each period; see `check_private_round`."""
-    ends = [int(end) - 1 for end in run.run_setup.ends if end <= run.config.rounds]
+    ends = [end - 1 for end in run.run_setup.ends if end <= run.config.rounds]
     for round_ in dict.fromkeys([0, *ends, run.config.rounds - 1]):
         check_private_round(run, round_)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +80,10 @@ class RunSetup:
         """Return the number of training samples of each client in a period, (N,)."""
         return self._sizes[period]
 
+    def trainable_sizes(self, round_: int) -> np.ndarray:
+        """Return the number of training samples in a round of each client that may train, (n,)."""
+        return self.sizes(self.period_at(round_))[: self.trainable]
+
     @cached_property
     def _sizes(self) -> list[np.ndarray]:
         return [period.partition.train_slices()[1] for period in self.periods]
@@ -138,13 +144,13 @@ class RunSetup:
         return np.array([training_flops(model, batch, period.task) for model in self.models])
 
     @cached_property
-    def ends(self) -> np.ndarray:
+    def ends(self) -> tuple[int, ...]:
         """The round after the last of each period, (S,)."""
-        return np.cumsum([period.rounds for period in self.periods])
+        return tuple(itertools.accumulate(period.rounds for period in self.periods))
 
     def period_at(self, round_: int) -> int:
         """Return the period of a round; the last period for rounds after all periods."""
-        return min(int(np.searchsorted(self.ends, round_, side="right")), len(self.periods) - 1)
+        return min(bisect.bisect_right(self.ends, round_), len(self.periods) - 1)
 
     @cached_property
     def server_rows(self) -> ServerRows:

@@ -271,7 +271,7 @@ class Simulation:
     # -- parts of a round -----------------------------------------------------------------------------------------
     def _sample(self) -> np.ndarray:
         """Draw the cohort, and begin the round at the virtual time at which it starts."""
-        sizes = self.run_setup.sizes(self.run_setup.period_at(self.round))[: self.run_setup.trainable]
+        sizes = self.run_setup.trainable_sizes(self.round)
         with span("server", "sample"):
             self.sampler, cohort, starts = self.exchanges.sample(self.sampler, self.first_request, self.round, sizes)
         self.exchanges.begin(self.round, self.round, cohort)

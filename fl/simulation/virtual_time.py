@@ -14,6 +14,7 @@ from fl.communication.transmit import transmit
 from fl.execution.dispatch import DispatchResult
 from fl.method.messages import Broadcast
 from fl.method.requests import Exchange
+from fl.simulation.cohort_ahead import CohortAhead
 from fl.simulation.downlink import Downlink
 from fl.simulation.expected_bytes import encoded_size, expected_upload_bytes
 from fl.simulation.secure_exchanges import SecureExchange
@@ -29,6 +30,7 @@ class VirtualTime:
 
     def __init__(self, run_setup: RunSetup):
         self.run_setup, self.system, self.now = run_setup, run_setup.system, 0.0
+        self.ahead = CohortAhead(run_setup)
 
     def sample(self, state: Tree, round_: int, sizes: np.ndarray, seed: int) -> tuple[Tree, np.ndarray, float]:
         """Draw a cohort as soon as enough clients are present.
@@ -47,7 +49,7 @@ class VirtualTime:
         """
         sampler = self.run_setup.config.cohort
         if self.system is None or self.system.always or not sampler.among_present:
-            return *sampler.sample(state, round_, seed, sizes), self.now
+            return *self.ahead.sample(state, round_, seed, sizes), self.now
         least = sampler.min_present(len(sizes))
         opens = self.system.opens(least, self.now)
         if opens == math.inf:
@@ -78,8 +80,8 @@ class VirtualTime:
         state_of: Callable[[int], Tree],
         unlabelled: np.ndarray,
         secure: SecureExchange | None = None,
-    ) -> RoundTrip | None:
-        """Plan the cohort's round trip before anybody trains, `None` without a system model.
+    ) -> RoundTrip:
+        """Plan the cohort's round trip before anybody trains, with a system model.
 
         Args:
             exchange: the exchange at hand.
@@ -94,8 +96,7 @@ class VirtualTime:
             unlabelled: their training samples without labels, (n,).
             secure: the messages of secure aggregation; None without it.
         """
-        if self.system is None:
-            return None
+        assert self.system is not None
         config = self.run_setup.config
         assert isinstance(config.server, Synchronous)
         for position, client in enumerate(cohort) if not broadcast.uniform else ():

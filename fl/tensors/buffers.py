@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMALL = 1 << 12  # elements; smaller arrays find their place in the heap quicker
 _free: dict[int, list[np.ndarray]] = {}
 
 
 def pooled_buffer(elements: int) -> Tensor:
     """Return an uninitialised float32 tensor. Its memory is free again when nothing refers to the tensor."""
-    if not elements:
-        return torch.empty(0, device="cpu")
+    if elements < SMALL:
+        return torch.empty(elements, dtype=torch.float32, device="cpu")
     free = _free.setdefault(elements, [])
     try:
         memory = free.pop()

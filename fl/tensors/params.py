@@ -303,6 +303,8 @@ def _binary(fn: Callable[..., Tensor], p: Params, q: Params | float | Tensor) ->
         if q.layout is p.layout and (fn is torch.add or fn is torch.sub):  # padding stays 0
             return Params(p.layout, tuple(map(fn, p.buffers, q.buffers)))
         return elementwise(fn, p, q)
+    if fn is torch.mul and isinstance(q, float) and 0 < q < math.inf:  # padding stays 0
+        return Params(p.layout, tuple(fn(b, q) for b in p.buffers))
     return elementwise(lambda b: fn(b, _per_client(q, b)), p)
 
 

@@ -677,7 +677,7 @@ def test_the_serial_executor_has_as_many_threads_as_cores():
     try:
         assert serial.threads == cores()
     finally:
-        serial.pool.shutdown()
+        serial.close()
 
 
 def test_gradients_are_nan_where_those_of_torch_are():

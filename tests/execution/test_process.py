@@ -24,7 +24,7 @@ def test_memory_goes_to_the_next_when_nobody_refers_to_it():
 
 
 GROWS = """
-import sys, torch
+import sys, time, torch
 from fl.execution.workers.process import MemoryWatch, ServerMemory, configure_process, own_memory
 configure_process()
 after, grows = (MemoryWatch().after_chunk, 100) if sys.argv[1] == "chunk" else (ServerMemory().after_round, 300)
@@ -36,6 +36,7 @@ for _ in range(grows):  # what stays lies between what is freed
     small.append(torch.ones(8192))
 large.clear()
 seen.append(own_memory())
+time.sleep(0.2)  # it does not look again at once
 after()
 print(*seen, own_memory())
 """

@@ -55,7 +55,7 @@ def train_at_once(
     if not backend.trains_whole(algorithm, chunk, phases):
         return None
     phase, count = phases[0], len(chunk.sizes)
-    trained, steps, n = Unknown(start.layout, (count,)), phase.num_steps(chunk.sizes), torch.from_numpy(chunk.sizes)
+    trained, n = Unknown(start.layout, (count,)), torch.from_numpy(chunk.sizes)
     results: _Results | None = None  # of the hooks; the default ones are known
     try:
         penalty = None
@@ -63,7 +63,7 @@ def train_at_once(
             at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
             penalty = penalty_of(algorithm, at, count)
         if not ends_plainly(algorithm):
-            own = n.clone()
+            own, steps = n.clone(), phase.num_steps(chunk.sizes)
             end = TrainingResult(
                 **vars(_with_combinations(inputs, start.layout)),
                 start=start,

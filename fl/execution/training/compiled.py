@@ -59,43 +59,36 @@ class Compiled(LinearStack):
     def train_whole(
         chunk: Chunk, phase: Phase, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
-        from fl.execution.training.native import clients as native
-        from fl.execution.training.native.dropout import Dropouts
-        from fl.execution.training.native.memory import memory_length
-        from fl.execution.training.native.rules import KEPT, Outputs, Sources, rates_of, rows, rule_of
-        from fl.execution.training.native.steps import PLAIN
+        from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
 
-        layers, shares = _layers(chunk.module, start.layout), _shares(chunk.module)
-        masked = bool(shares.any())
+        layers, (shares, masked) = _layers(chunk.module, start.layout), _shares(chunk.module)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
-        steps, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
-        sources = Sources(len(sizes), start, trained)
-        rule = rule_of(phase, penalty, start, sources)
-        outputs = Outputs(sources, wanted)
+        taken, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
+        sources = rules.Sources(len(sizes), start, trained)
+        rule = rules.rule_of(phase, penalty, start, sources)
+        outputs = rules.Outputs(sources, wanted)
         labelled, classes = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
         labels, targets = (y, _NO_WEIGHTS.reshape(0, classes)) if labelled else (_NO_LABELS, y.reshape(-1, classes))
-        address = np.array([random.as_word(part) for part in (chunk.participation, "shuffle", 0)])
-        word: Any = random.hash64_prefix(1 + len(address) + 2, chunk.seed)
         longest = int(sizes.max(initial=1))
-        copies = len(sizes).bit_length() * outputs.summed + (0 if rule.optimiser == PLAIN else KEPT)
-        memory = thread_memory(memory_length(layers, min(batch or longest, longest), copies, masked))
-        start_rows = rows(start)
+        copies = len(sizes).bit_length() * outputs.summed + (0 if rule.optimiser == steps.PLAIN else rules.KEPT)
+        memory = thread_memory(_memory_length(chunk.module, start.layout, min(batch or longest, longest), copies))
+        start_rows, (word, address) = rules.rows(start), _shuffles(chunk.seed, chunk.participation)
         with release_lock():
-            wrong = native.train_clients(
-                native.Start(start_rows, layers),
-                native.Samples(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
-                native.Steps(steps, rates_of(phase, int(steps.max())), batch, phase.samples_per_epoch(sizes)),
+            wrong = clients.train_clients(
+                clients.Start(start_rows, layers),
+                clients.Samples(x.numpy().reshape(len(x), -1), labels, targets, chunk.rows, chunk.starts, sizes),
+                clients.Steps(taken, rules.rates_of(phase, int(taken.max())), batch, phase.samples_per_epoch(sizes)),
                 rule,
-                native.Shuffles(word, chunk.clients, address, SHUFFLED),
-                Dropouts(shares, mask_words(chunk, 0) if masked else _NO_WORDS),
-                native.Results(*outputs.plain, loss, seen),
+                clients.Shuffles(word, chunk.clients, address, SHUFFLED),
+                dropout.Dropouts(shares, mask_words(chunk, 0) if masked else _NO_WORDS),
+                clients.Results(*outputs.plain, loss, seen),
                 outputs.combined,
                 memory,
             )
         if wrong >= 0:
             raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {classes} classes")
-        return outputs.found, steps, torch.from_numpy(loss), seen
+        return outputs.found, taken, torch.from_numpy(loss), seen
 
     @staticmethod
     def runs_programs(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
@@ -106,12 +99,10 @@ class Compiled(LinearStack):
     def run_programs(
         chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor
     ) -> tuple[Tensor, np.ndarray]:
-        from fl.execution.training.native.memory import memory_length
         from fl.execution.training.native.programs import run_programs
 
         layers, x, y = _layers(chunk.module, layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
-        shares, kinds = _shares(chunk.module), programs.batches
-        masked = bool(shares.any())
+        (shares, masked), kinds = _shares(chunk.module), programs.batches
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         loss, seen, outputs = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64), int(layers[-1, 1])
         labelled = chunk.task.kernel == "cross_entropy"
@@ -120,7 +111,8 @@ class Compiled(LinearStack):
         words = np.stack([random.hash64_prefix(2, *address, number) for number in kinds], 1)
         drawn = np.stack([mask_words(chunk, number) for number in kinds], 1) if masked else _NO_WORDS.reshape(0, 0)
         longest = int(sizes.max(initial=1))
-        memory = thread_memory(memory_length(layers, min(batch or longest, longest), programs.slots - 1, masked))
+        longest = min(batch or longest, longest)
+        memory = thread_memory(_memory_length(chunk.module, layout, longest, programs.slots - 1))
         with release_lock():
             wrong = run_programs(
                 values.numpy(),
@@ -136,7 +128,7 @@ class Compiled(LinearStack):
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         super().__init__(algorithm, chunk, local, theta, index)
-        self.described, self.shares = _layers(chunk.module, theta.layout), _shares(chunk.module)
+        self.described, self.shares = _layers(chunk.module, theta.layout), _shares(chunk.module)[0]
         self.own_steps = overrides(algorithm, "step") and _module_obstacle(chunk.module) is None
         self.memory: dict[int, np.ndarray] = {}  # by the samples of a batch
         self.taken: tuple[Mapping[str, Tensor], _Arrays] | None = None  # the last batch, as arrays
@@ -202,8 +194,11 @@ def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _shares(module: nn.Module) -> np.ndarray:
-    """The share of zeros that Dropout makes in the inputs of each linear layer, see `share_of_zeros`, int64 (L,)."""
+def _shares(module: nn.Module) -> tuple[np.ndarray, bool]:
+    """The share of zeros that Dropout makes in the inputs of each linear layer, int64 (L,), and whether it makes any.
+
+    See `share_of_zeros`.
+    """
     found, share = [], 0
     for layer in module._modules.values():
         if isinstance(layer, Dropout):
@@ -211,7 +206,23 @@ def _shares(module: nn.Module) -> np.ndarray:
         elif isinstance(layer, nn.Linear):
             found.append(share)
             share = 0
-    return np.array(found, np.int64)
+    return np.array(found, np.int64), any(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _memory_length(module: nn.Module, layout: Layout, longest: int, copies: int) -> int:
+    """Elements of memory that machine code needs, see native/memory.py."""
+    from fl.execution.training.native.memory import memory_length
+
+    return memory_length(_layers(module, layout), longest, copies, _shares(module)[1])
+
+
+@functools.lru_cache(maxsize=8)
+def _shuffles(seed: int, participation: int) -> tuple[np.uint64, np.ndarray]:
+    """The first word of the addresses of shuffles, and the parts that come after the client's id, uint64 (3,)."""
+    address = np.array([random.as_word(part) for part in (participation, "shuffle", 0)])
+    word: Any = random.hash64_prefix(1 + len(address) + 2, seed)
+    return word, address
 
 
 class _Memory(threading.local):

@@ -15,6 +15,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ from fl.tensors.trees import Tree, to_device
 
 Kind = Literal["cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bf16"]
+_NOTHING = contextlib.nullcontext()
 DATA_SHARE = 0.5  # share of a GPU's free memory that data may take; models and activations need the rest
 
 
@@ -61,9 +63,12 @@ class Device:
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
 
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Within the context, tensors are made on the device and products have its precision."""
+        return _NOTHING if self.kind == "cpu" and self.precision != "bf16" else self._computing()
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if self.kind != "cpu":
                 stack.enter_context(torch.device(self.kind))

@@ -10,9 +10,11 @@ results. The engine's are in fl/execution/job.py and dispatch.py, those of Flowe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,6 +100,10 @@ class Dispatch(Protocol):
         """Return an error that names the clients of a task. `detail`: what happened to its worker."""
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class Executor(Protocol):
     """Runs dispatches. `remote`: clients are on other machines, and it encodes broadcasts itself."""
 
@@ -110,8 +116,11 @@ class Executor(Protocol):
     def start(self, job: Job, states: ClientStates) -> None:
         """Give the workers a job."""
 
-    def run(self, dispatch: Any) -> Any:
-        """Have the workers work, and return the dispatch's result."""
+    def run(self, dispatch: Any, meanwhile: Callable[[], None] = nothing) -> Any:
+        """Have the workers work, and return the dispatch's result.
+
+        `meanwhile` is called in this thread if it would otherwise wait for workers. It raises no error.
+        """
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return fn(*args), computed by a worker."""
@@ -128,7 +137,7 @@ class Serial:
 
     def __init__(self, threads: int | None = None):
         self.threads = threads or cores()
-        self.pool = ThreadPoolExecutor(max(self.threads - 1, 1), "fl-worker")  # beside this thread
+        self.helpers: list[_Helper] = []  # the threads beside this one
         self.residents: list[tuple[Worker, int]] = []  # each with its writer's number
 
     def prepare(self) -> None:
@@ -139,7 +148,7 @@ class Serial:
         self.job, self.states = job, states
         self._add_worker()
 
-    def run(self, dispatch: Dispatch) -> Any:
+    def run(self, dispatch: Dispatch, meanwhile: Callable[[], None] = nothing) -> Any:
         """Work through all tasks, in order or by several threads."""
         threaded = dispatch.threaded and not recording()  # a profile records one thing after another
         count = min(dispatch.tasks, self.threads) if threaded else 1
@@ -149,10 +158,11 @@ class Serial:
                 return dispatch.gather([worker.run(dispatch, [(0, dispatch.tasks)], self.states.segment(writer))])
         while len(self.residents) < count:
             self._add_worker()
-        return self._in_threads(dispatch, count)
+            self.helpers.append(_Helper())
+        return self._in_threads(dispatch, count, meanwhile)
 
-    def _in_threads(self, dispatch: Dispatch, count: int) -> Any:
-        queue = TaskQueue(dispatch.costs(), count)
+    def _in_threads(self, dispatch: Dispatch, count: int, meanwhile: Callable[[], None]) -> Any:
+        queue = TaskQueue(None if dispatch.tasks == count else dispatch.costs(), count)
 
         def work(k: int) -> Any:
             try:
@@ -162,11 +172,17 @@ class Serial:
                 queue.stop()
                 raise
 
-        others = [self.pool.submit(work, k) for k in range(1, count)]
+        answers = [helper.begin(partial(work, k)) for k, helper in enumerate(self.helpers[: count - 1], 1)]
         try:
-            return dispatch.gather([work(0), *(other.result() for other in others)])
+            results = [work(0)]
+            meanwhile()
         finally:
-            wait(others)
+            others = [answer.get() for answer in answers]
+        for result, error in others:
+            if error is not None:
+                raise error
+            results.append(result)
+        return dispatch.gather(results)
 
     def _part(self, k: int, dispatch: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
         """Have worker k work through some tasks; return its partial result."""
@@ -185,6 +201,39 @@ class Serial:
 
     def close(self) -> None:
         """Stop the threads, and close the workers' files."""
-        self.pool.shutdown()
+        for helper in self.helpers:
+            helper.stop()
         for worker, _ in self.residents:
             worker.close()
+
+
+Answer = tuple[Any, BaseException | None]  # what a call returned, or its error
+
+
+class _Helper:
+    """A thread that makes one call after another. A pool would need a tenth of a millisecond for each call."""
+
+    def __init__(self) -> None:
+        self.calls: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[Answer]] | None] = SimpleQueue()
+        self.thread = Thread(target=self._serve, name="fl-worker", daemon=True)
+        self.thread.start()
+
+    def begin(self, call: Callable[[], Any]) -> SimpleQueue[Answer]:
+        """Begin a call; return where its answer will be."""
+        answer: SimpleQueue[Answer] = SimpleQueue()
+        self.calls.put((call, answer))
+        return answer
+
+    def stop(self) -> None:
+        """End the thread after its present call."""
+        self.calls.put(None)
+        self.thread.join()
+
+    def _serve(self) -> None:
+        while (one := self.calls.get()) is not None:
+            call, answer = one
+            try:
+                answer.put((call(), None))
+            except BaseException as error:
+                answer.put((None, error))
+            del one, call, answer  # they hold the dispatch

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
@@ -48,17 +49,17 @@ def exclusive() -> Iterator[None]:
             _thread.holds_lock = False
 
 
-@contextlib.contextmanager
-def release_lock() -> Iterator[None]:
-    """Release the lock of `exclusive` inside the block, if this thread holds it."""
-    if not getattr(_thread, "holds_lock", False):
-        yield
-        return
-    _lock.release()
-    try:
-        yield
-    finally:
-        _lock.acquire()
+class release_lock:
+    """Context that releases the lock of `exclusive`, if this thread holds it."""
+
+    def __enter__(self) -> None:
+        self.held = getattr(_thread, "holds_lock", False)
+        if self.held:
+            _lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        if self.held:
+            _lock.acquire()
 
 
 def trim() -> None:
@@ -71,27 +72,46 @@ def trim() -> None:
 # Chunks of other lengths need tensors of other sizes, which do not fit into the holes of earlier ones: 64 clients of a
 # causal model of width 768 took 96 MB more than they held at any time
 _ROOM = 32 << 20  # bytes; a causal model of 466 MB is trimmed at every 7th chunk
+_PAUSE = 0.1  # seconds between two looks; a look takes 0.03 ms, and a chunk of tiny models takes 2 ms
+
+
+class _Pause:
+    """Tells when it is time to look at the memory again."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether the last look is long ago; the next one is then now."""
+        now = time.perf_counter()
+        if now < self.until:
+            return False
+        self.until = now + _PAUSE
+        return True
 
 
 class MemoryWatch:
     """Returns unused memory to the system when a process grows from chunk to chunk."""
 
     def __init__(self) -> None:
-        self.room, self.limit, self.chunks = _ROOM, 0, 0
+        self.room, self.limit, self.looks, self.pause = _ROOM, 0, 0, _Pause()
 
     def after_chunk(self) -> None:
-        """Trim if the process has grown since the first chunk after the last trim.
+        """Look at the memory, but not after each of many short chunks. Trim if it has grown since the first look.
 
-        It may grow by 32 MB, and by twice as much whenever a trim did not help: the second chunk after it needs more.
+        It may grow by 32 MB, and by twice as much whenever a trim did not help: the second look after it found more.
         """
-        now, self.chunks = own_memory(), self.chunks + 1
-        if self.chunks == 1:
+        if not self.pause.over:
+            return
+        now, self.looks = own_memory(), self.looks + 1
+        if self.looks == 1:
             self.limit = now + self.room
         elif now > self.limit:
-            if self.chunks == 2:
+            if self.looks == 2:
                 self.room *= 2
             trim()
-            self.chunks = 0
+            self.looks = 0
 
 
 _SERVER_ROOM = 256 << 20  # bytes; less would cost small models time in each round
@@ -104,11 +124,11 @@ class ServerMemory:
     """
 
     def __init__(self) -> None:
-        self.limit = own_memory() + _SERVER_ROOM
+        self.limit, self.pause = own_memory() + _SERVER_ROOM, _Pause()
 
     def after_round(self) -> None:
-        """Trim if the process has grown by 256 MB, and by a quarter, since the last trim."""
-        if own_memory() > self.limit:
+        """Trim if the process has grown by 256 MB, and by a quarter, since the last trim. Short rounds skip it."""
+        if self.pause.over and own_memory() > self.limit:
             trim()
             now = own_memory()
             self.limit = now + max(_SERVER_ROOM, now // 4)

@@ -29,7 +29,7 @@ from fl.execution.isolation import isolated
 from fl.execution.workers.byte_stream import HungUp
 from fl.execution.workers.channel import Member, local_channel, remote_channel
 from fl.execution.workers.deaths import Deaths, late
-from fl.execution.workers.executor import Dispatch, Job
+from fl.execution.workers.executor import Dispatch, Job, nothing
 from fl.execution.workers.folders import new_name
 from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.limits import warn_if_memory_is_small
@@ -167,7 +167,7 @@ class Ray:
         raise MachineError(f"{problem}, {ATTEMPTS} times, and no other worker is alive. {FEWER}")
 
     # -- dispatches -----------------------------------------------------------------------------------------------
-    def run(self, dispatch: Dispatch) -> Any:
+    def run(self, dispatch: Dispatch, meanwhile: Callable[[], None] = nothing) -> Any:
         """Have the workers work through all tasks; tasks of workers that die run again."""
         parts: list[Any] = []
         missing, retried = np.arange(dispatch.tasks), 0
@@ -175,7 +175,7 @@ class Ray:
         for attempt in range(ATTEMPTS):
             self._follow_compaction()
             self._replace_dead()
-            parts += self._attempt(dispatch, missing, steal=not dispatch.pin or attempt > 0)
+            parts += self._attempt(dispatch, missing, not dispatch.pin or attempt > 0, meanwhile)
             missing = dispatch.missing(parts)
             if not len(missing):
                 result = dispatch.gather(parts, retried)
@@ -240,7 +240,7 @@ class Ray:
         with spans.span("transfer", "answer"):
             return handle.open()
 
-    def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool) -> list[Any]:
+    def _attempt(self, dispatch: Dispatch, tasks: np.ndarray, steal: bool, meanwhile: Callable[[], None]) -> list[Any]:
         """Send each worker its share of the tasks; return the partial results of the workers that lived.
 
         After an error it waits for the answers of all workers that have begun, and then raises it. Otherwise the next
@@ -263,6 +263,7 @@ class Ray:
                         asked, segment = time.perf_counter(), self.states.segment(member.writer)
                         member.channel.send("run", held, self.attempts, runs, steal, index, segment)
                         requests.append((member, index, asked))
+            meanwhile()
         except Exception as error:
             failure = error
         for member, index, asked in requests:

@@ -59,13 +59,16 @@ class TaskQueue:
     """The tasks of threads in one process, one run for each thread.
 
     Args:
-        costs: expected work of each task, (n,).
+        costs: expected work of each task, (n,); None: there is one task for each thread.
         workers: number of threads.
     """
 
-    def __init__(self, costs: np.ndarray, workers: int):
-        shares = split(costs, np.arange(len(costs)), workers)
-        self.runs = [list(share[0]) if share else [0, 0] for share in shares]
+    def __init__(self, costs: np.ndarray | None, workers: int):
+        if costs is None:
+            self.runs = [[worker, worker + 1] for worker in range(workers)]
+        else:
+            shares = split(costs, np.arange(len(costs)), workers)
+            self.runs = [list(share[0]) if share else [0, 0] for share in shares]
         self.lock = threading.Lock()
 
     def tasks(self, worker: int) -> Iterator[tuple[int, int]]:

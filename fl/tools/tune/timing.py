@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fl.config.config import Config
 from fl.execution.section import Execution
-from fl.execution.workers.executor import Executor, Job, Serial
+from fl.execution.workers.executor import Executor, Job, Serial, nothing
 from fl.execution.workers.gpus import GpuShares
 from fl.execution.workers.ray import Ray
 from fl.simulation.rehearsal import rehearse
@@ -75,9 +75,9 @@ class SwitchedExecutor:
         for executor in self._all:
             executor.start(job, states)
 
-    def run(self, order: Any) -> Any:
+    def run(self, order: Any, meanwhile: Callable[[], None] = nothing) -> Any:
         """Run a dispatch on the executor in use."""
-        return self._current.run(order)
+        return self._current.run(order, meanwhile)
 
     def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run server work on the executor in use."""

@@ -19,6 +19,7 @@ from fl.tensors.buffers import pooled_buffer
 from fl.tensors.combination import Combination, Factor, opposite
 from fl.tensors.params import Params
 
+_SGD = SGD()
 _NO_FACTORS = np.empty((0, 0), np.float32)
 KEPT = len(steps.Kept._fields)  # arrays of a client's size that a rule may need
 
@@ -107,11 +108,12 @@ class Outputs:
         buffers: dict[int, Tensor] = {}
         self.plain = (none.reshape(0, length), False, none)
         if one >= 0:
-            weights = wanted[one].weights
-            buffers[one] = pooled_buffer((clients if weights is None else 1) * length).view(-1, length)
-            factors = none if weights is None else weights.float().numpy()
-            self.plain = (buffers[one].numpy(), DELTA in columns[one], factors)
-            buffers[one] = buffers[one] if weights is None else buffers[one][0]
+            weights, factors = wanted[one].weights, none
+            if weights is None:
+                buffers[one] = pooled_buffer(clients * length).view(-1, length)
+            else:
+                buffers[one], factors = pooled_buffer(length), weights.numpy().astype(np.float32)
+            self.plain = (buffers[one].numpy().reshape(-1, length), DELTA in columns[one], factors)
         summed = len(at_once) + (one >= 0 and wanted[one].weights is not None)
         self.summed = 1 + len(at_once) if summed else 0
         if one >= 0 and len(wanted) == 1 and not sources.parts:
@@ -155,7 +157,7 @@ def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
 
 def rule_of(phase: Phase, penalty: Penalty | None, start: Params, sources: Sources) -> Rule:
     """Return the rule of a phase that starts from `start`, of all clients or of each; add what its slope reads."""
-    if penalty is None and phase.clip is None and phase.optimiser == SGD():
+    if penalty is None and phase.clip is None and phase.optimiser == _SGD:
         return _plain(start.layout.lengths[0])
     pull, slope, stiffness = (0.0, None, None) if penalty is None else _parts(penalty, start)
     optimiser = phase.optimiser
@@ -211,4 +213,4 @@ def _constant_rates(lr: float, count: int) -> np.ndarray:
 
 def rows(params: Params) -> np.ndarray:
     """Return parameters of all clients (1, P), or of each (C, P)."""
-    return params.buffers[0].reshape(-1, params.layout.lengths[0]).contiguous().numpy()
+    return np.ascontiguousarray(params.buffers[0].numpy().reshape(-1, params.layout.lengths[0]))
