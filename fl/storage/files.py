@@ -54,13 +54,11 @@ def open_file(path: Path, flags: int) -> int:
 
 def read_at(descriptor: int, into: memoryview, offset: int) -> int:
     """Read bytes from `offset` on; return how many there were, fewer than `into` has if the file ends before."""
-    left = into
-    while len(left):  # one call reads 2 GiB at most
-        count = os.preadv(descriptor, [left], offset)
-        if not count:
-            break
-        left, offset = left[count:], offset + count
-    return len(into) - len(left)
+    count, found = 0, len(into)
+    while found and count < len(into):  # one call reads 2 GiB at most
+        found = os.preadv(descriptor, [into[count:]], offset + count)
+        count += found
+    return count
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> int:

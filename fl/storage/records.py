@@ -48,12 +48,26 @@ class Form:
 
     def is_large(self, length: int) -> bool:
         """Whether records of this form and length are read one by one."""
-        return self.length == length > LARGE and len(self.specs) <= BUFFERS
+        return self.length == length > LARGE and 0 < len(self.specs) <= BUFFERS
 
     @functools.cached_property
     def specs(self) -> list[tuple[torch.dtype, tuple[int, ...], int]]:
         """The dtype, the shape and the bytes of each tensor."""
         return _specs(self.skeleton)
+
+    @functools.cached_property
+    def offsets(self) -> list[int]:
+        """Where each tensor begins in a record."""
+        return aligned_offsets([SUMMED + len(self.header), *(size for _, _, size in self.specs)])[0][1:]
+
+
+def form_of(record: np.ndarray, known: Form | None = None) -> Form:
+    """Return the form of a record, uint8 (length,): `known` if it has that form."""
+    size = SUMMED + FRONT.unpack_from(record.data)[1]
+    header = bytes(record[SUMMED : SUMMED + size])
+    if known is not None and known.header == header and known.length == len(record):
+        return known
+    return Form(header, header[FRONT.size - SUMMED :].decode(), len(record))
 
 
 def file_of(segments: np.ndarray) -> np.ndarray:
@@ -71,11 +85,12 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 
 def runs(locations: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (first, last, file, offset) of the records first..last-1 at locations (n, 3) that follow one another."""
+    """Return (first, last, file, offset) of records first..last-1 at locations (n, 3) that follow one another."""
     owners, starts, length = file_of(locations[:, 0]), locations[:, 1], int(locations[0, 2])
-    breaks = np.flatnonzero((np.diff(owners) != 0) | (np.diff(starts) != length)) + 1
-    for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(locations)]):
-        yield first, last, int(owners[first]), int(starts[first])
+    begins = np.ones(len(locations), bool)
+    begins[1:] = (owners[1:] != owners[:-1]) | (starts[1:] != starts[:-1] + length)
+    first = np.flatnonzero(begins)
+    return zip(first.tolist(), [*first[1:].tolist(), len(locations)], owners[first].tolist(), starts[first].tolist())
 
 
 def location_keys(locations: np.ndarray) -> np.ndarray:
@@ -90,9 +105,13 @@ def pad_of(length: int) -> bytes:
 
 def checksums(records: np.ndarray, locations: np.ndarray) -> np.ndarray:
     """Return the checksum of each record, uint8 (n, length), at locations (n, 3): uint64 (n,)."""
-    data, digest, length = records.reshape(-1).data, xxhash.xxh3_64_intdigest, records.shape[1]
-    places = zip(range(0, len(data), length), location_keys(locations).tolist())
-    return np.array([digest(data[at + SUMMED : at + length], seed) for at, seed in places], np.uint64)
+    seeds = location_keys(locations).tolist()
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, records[:, SUMMED:], seeds), np.uint64, len(records))
+
+
+def stored_checksums(records: np.ndarray) -> np.ndarray:
+    """Return the checksums that contiguous records, uint8 (n, length), hold: a view, uint64 (n,)."""
+    return records.view("<u8")[:, 0]
 
 
 def new_rows(count: int, length: int) -> Tensor:
@@ -113,8 +132,7 @@ def shaped(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...], size: int
     return memory[..., :size].contiguous().view(dtype).view((*memory.shape[:-1], *shape))
 
 
-def tree_of(skeleton: str, memory: Tensor, start: int, plain: bool = False) -> Tree:
-    """Rebuild a tree whose buffers follow the header in `memory` (..., bytes)."""
-    specs = _specs(skeleton)
-    offsets, _ = aligned_offsets([start, *(size for _, _, size in specs)])
-    return unflatten(skeleton, [shaped(memory[..., at:], *spec) for spec, at in zip(specs, offsets[1:])], plain)
+def tree_of(form: Form, memory: Tensor, plain: bool = False) -> Tree:
+    """Rebuild the tree of records in `memory`, uint8 (..., length)."""
+    tensors = [shaped(memory[..., at:], *spec) for spec, at in zip(form.specs, form.offsets)]
+    return unflatten(form.skeleton, tensors, plain)

@@ -31,12 +31,14 @@ from fl.storage.records import (
     Form,
     checksums,
     file_of,
+    form_of,
     location_keys,
     new_rows,
     pad_of,
     runs,
     segment_path,
     shaped,
+    stored_checksums,
     tree_of,
 )
 from fl.storage.vector import Vector
@@ -128,12 +130,14 @@ class Segments:
             block[:, offset + size : end] = 0
         block[:, : len(header)] = header
         with _Files(self) as opened:
-            for start in range(0, count, at_once):
-                part = block[: min(at_once, count - start)]
-                places = where[start : start + len(part)]
-                for each, offset, size in zip(rows, offsets[1:], sizes[1:]):
-                    part[:, offset : offset + size] = each[start : start + len(part)]
-                _write_sealed(part, places, opened)
+            for first, last, file, begin in runs(where):
+                descriptor = opened.to_write(file)
+                for start in range(first, last, at_once):
+                    part = block[: min(at_once, last - start)]
+                    for each, offset, size in zip(rows, offsets[1:], sizes[1:]):
+                        part[:, offset : offset + size] = each[start : start + len(part)]
+                    stored_checksums(part)[:] = checksums(part, where[start : start + len(part)])
+                    files.write_at(descriptor, part.reshape(-1).data, begin + (start - first) * length)
         return where
 
     def _write_large(self, header: bytes, rows: Sequence[np.ndarray], where: np.ndarray) -> None:
@@ -162,13 +166,15 @@ class Segments:
         """
         where, lengths = np.empty((len(locations), 3), np.int64), locations[:, 2]
         edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(locations)]
-        with _Files(self) as opened:
-            for first, last in zip(edges, edges[1:]):
-                at_once = max(1, _AT_ONCE // int(lengths[first]))
-                for start in range(first, last, at_once):
-                    mine = slice(start, min(start + at_once, last))
-                    where[mine] = self._places(mine.stop - start, int(lengths[first]), None)
-                    _write_sealed(self.records(locations[mine]).numpy(), where[mine], opened)
+        for first, last in zip(edges, edges[1:]):
+            at_once = max(1, _AT_ONCE // int(lengths[first]))
+            for start in range(first, last, at_once):
+                mine = slice(start, min(start + at_once, last))
+                records = self.records(locations[mine]).numpy()
+                where[mine] = self._places(len(records), int(lengths[first]), None)
+                stored_checksums(records)[:] = checksums(records, where[mine])
+                assert self.file is not None
+                files.write_at(self.file, records.reshape(-1).data, int(where[start, 1]))
         return where
 
     def _places(self, count: int, length: int, room: np.ndarray | None) -> np.ndarray:
@@ -198,9 +204,7 @@ class Segments:
         if location[0] < 0:
             return None
         record = self.records(np.array([location], np.int64))[0]
-        _, size = FRONT.unpack_from(record.numpy().data)
-        end = FRONT.size + size
-        return tree_of(bytes(record.numpy()[FRONT.size : end]).decode(), record, end, plain)
+        return tree_of(form_of(record.numpy()), record, plain)
 
     def read_rows(self, locations: np.ndarray) -> Tree:
         """Return copies of the trees at locations (n, 3), stacked; `None` if their structures differ."""
@@ -212,23 +216,19 @@ class Segments:
                 return found
         records = self.records(locations)
         rows = records.numpy()
-        _, size = FRONT.unpack_from(rows[0].data)
-        end = FRONT.size + size
-        if (rows[:, SUMMED:end] != rows[0, SUMMED:end]).any():
+        form = form_of(rows[0], self.form)
+        headers = rows[:, SUMMED : SUMMED + len(form.header)]
+        if (headers != headers[0]).any() or '"array"' in form.skeleton:  # numpy arrays cannot be stacked
             return None
-        skeleton = bytes(rows[0, FRONT.size : end]).decode()
-        if '"array"' in skeleton:  # numpy arrays cannot be stacked
-            return None
-        self.form = Form(bytes(rows[0, SUMMED:end]), skeleton, rows.shape[1])
-        return tree_of(skeleton, records, end)
+        self.form = form
+        return tree_of(form, records)
 
     def _read_large(self, locations: np.ndarray, form: Form) -> Tree:
         """Read large records at locations (n, 3), each buffer to its place in the stack; `None` if the form differs."""
         count, buffers = len(locations), []
-        offsets, _ = aligned_offsets([SUMMED + len(form.header), *(size for _, _, size in form.specs)])
-        for start, end in zip(offsets[1:], [*offsets[2:], form.length]):
+        for start, end in zip(form.offsets, [*form.offsets[1:], form.length]):
             buffers.append(new_rows(count, end - start))
-        front, rows = bytearray(offsets[1]), [buffer.numpy() for buffer in buffers]
+        front, rows = bytearray(form.offsets[0]), [buffer.numpy() for buffer in buffers]
         summed = memoryview(front)[SUMMED:]
         with _Files(self) as opened:
             for i, ((segment, offset, _), seed) in enumerate(
@@ -257,9 +257,12 @@ class Segments:
         with _Files(self) as opened:
             for start in range(0, count, at_once):
                 rows, mine = records.numpy()[start : start + at_once], locations[start : start + at_once]
+                flat = rows.reshape(-1).data
                 for first, last, file, offset in runs(mine):
-                    self._read(opened.to_read(file), rows[first:last].reshape(-1).data, file, offset)
-                damaged = checksums(rows, mine) != rows[:, :SUMMED].copy().view("<u8")[:, 0]
+                    into = flat[first * length : last * length]
+                    if files.read_at(opened.to_read(file), into, offset) < len(into):
+                        raise Damaged(f"{self.path(file)} ends before byte {offset + len(into)}, which was committed")
+                damaged = checksums(rows, mine) != stored_checksums(rows)
                 if damaged.any():
                     raise self._damage(*map(int, mine[np.argmax(damaged), :2]))
         return records
@@ -303,11 +306,6 @@ class Segments:
         """
         return self.records(np.array([(segment, offset, length)], np.int64))[0].numpy().data
 
-    def _read(self, descriptor: int, into: memoryview, segment: int, offset: int) -> None:
-        """Read bytes from `offset` on."""
-        if files.read_at(descriptor, into, offset) < len(into):
-            raise Damaged(f"{self.path(segment)} ends before byte {offset + len(into)}, which was committed")
-
     def _damage(self, segment: int, offset: int) -> Damaged:
         return Damaged(f"{self.path(segment)} is damaged: the checksum of the record at byte {offset} differs")
 
@@ -348,10 +346,3 @@ class _Files:
         if file not in self.opened:
             self.opened[file] = files.open_file(self.segments.path(file), os.O_WRONLY)
         return self.opened[file]
-
-
-def _write_sealed(records: np.ndarray, locations: np.ndarray, opened: _Files) -> None:
-    """Write records, uint8 (n, length), to locations (n, 3), with the checksums that belong there."""
-    records[:, :SUMMED] = checksums(records, locations).astype("<u8")[:, None].view(np.uint8)
-    for first, last, file, offset in runs(locations):
-        files.write_at(opened.to_write(file), records[first:last].reshape(-1).data, offset)
