@@ -98,13 +98,12 @@ class LoopWork(ClientWork):
                 with (
                     span("compute", self.dispatch.work, ctx.client),
                     during(self.dispatch.work),
-                    use_memory_format(self.module, self.memory_format),
                     self.device.computing(),
                 ):
                     self.begin_alone(ctx.client)
                     carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
                     own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
-                    with self.isolated:
+                    with self.isolated, use_memory_format(self.module, self.memory_format):
                         reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
                     if own:
                         own.check([ctx.client])

@@ -41,17 +41,53 @@ def test_gradients_are_those_of_plain_torch(model, memory_format, images):
     assert seen[0].is_mkldnn or seen[0].is_contiguous(memory_format=torch.channels_last)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # all hooks are removed
+    for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # the module is as before
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1, padding=1), nn.MaxPool2d(3, 2, ceil_mode=True)]
+)
+def test_relus_after_their_pools_have_the_gradients_of_the_order_that_is_given(pool, images):
+    """Most numbers are small integers: pools have equal maxima, and windows without a positive number."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), pool, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), pool, pool),
+        *(nn.Flatten(), nn.LazyLinear(10)),
+    )
+    x, y = images[0].round(), images[1]
+    module(x)
+    with torch.no_grad():
+        for convolution in (module[0], module[4]):
+            convolution.weight.copy_(torch.randint(-1, 2, convolution.weight.shape))
+            convolution.bias.copy_(torch.randint(-9, 1, convolution.bias.shape))
+    plain = gradients(module, x, y)
+    with use_memory_format(module, "blocked"):
+        ours = gradients(module, x, y)
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_see_what_layers_take_and_return_in_the_order_that_is_given(images):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
+    plain, seen = module[:3](images[0]), []
+    with use_memory_format(module, "blocked"):
+        for layer in module[:3]:
+            layer.register_forward_hook(lambda _, __, output: seen.append(output))
+        module(images[0])
+    convolved, positive, pooled = (output.to_dense() for output in seen)
+    assert convolved.min() < 0
+    torch.testing.assert_close(positive, convolved.relu())
+    torch.testing.assert_close(pooled, plain)
 
 
 def test_blocked_runs_start_with_a_convolution_and_end_before_other_layers():
     relu = nn.ReLU()
     module = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3), relu, nn.Dropout(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8))
-    assert blocked_runs(module) == [(module[1], relu)]
+    assert blocked_runs(module) == [[module[1], relu]]
     assert blocked_runs(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, dilation=2), nn.ReLU())) == []
-    inside = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2))})
-    assert blocked_runs(inside) == [(inside["features"][0], inside["features"][1])]
+    assert blocked_runs(nn.ModuleList([nn.Conv2d(3, 8, 3), nn.ReLU()])) == []
 
 
 def test_a_layer_used_in_two_places(images):
@@ -67,11 +103,23 @@ def test_a_layer_used_in_two_places(images):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_an_error_leaves_no_hooks():
+def test_an_error_leaves_the_module_as_it_was():
     module = CNNSmall().build((3, 32, 32), 10)
     with pytest.raises(RuntimeError), use_memory_format(module, "blocked"):
         module(torch.zeros(1, 5, 32, 32))
-    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+    assert not any("forward" in vars(child) for child in module.modules())
+
+
+def test_a_container_with_its_own_forward_is_left_alone():
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    module = Residual(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+    assert blocked_runs(module) == []
+    x = torch.randn(1, 3, 8, 8)
+    with use_memory_format(module, "blocked"):
+        assert torch.equal(module(x), x + module[1](module[0](x)))
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ class _Model:
     """
 
     def __init__(self, module: nn.Module, layout: Layout):
-        from fl.execution.training.native import transformer as native
         from fl.execution.training.native.tiles import PANEL, THIN
+        from fl.execution.training.native.transformer_tape import Sizes
 
         assert isinstance(module, IdTransformer)
         found, entries, layers = adapter.layers(layout.entries), layout.entries, _layers(module)
@@ -127,7 +127,7 @@ class _Model:
         norms = [norm for layer in layers for norm in (layer.before_attention, layer.before_forward)]
         self.norms = torch.stack([torch.stack([n.weight, n.bias]) for n in (*norms, module.norm)]).detach().numpy()
         self.embedding, self.positions = module.embedding.weight.detach().numpy(), module.positions.detach().numpy()
-        self.sizes = native.Sizes(
+        self.sizes = Sizes(
             places=places,
             rows=-(-places // MULTIPLE) * MULTIPLE,
             width=width,
@@ -149,14 +149,15 @@ class _Model:
         Raises:
             IndexError: an id or a label is too large, or negative.
         """
-        from fl.execution.training.native import transformer as native
+        from fl.execution.training.native.transformer import gradients
+        from fl.execution.training.native.transformer_tape import memory_length
 
         ids, labels = (batch[name].long().contiguous().numpy() for name in ("x", "y"))
         labels, s = labels.reshape(weights.shape), self.sizes
         _check(ids, len(self.embedding), "id", "ids")
         _check(labels, s.classes, "label", "classes")
         losses = torch.empty(weights.shape)
-        memory = thread_memory(native.memory_length(s, weights.shape[1], self.factors))
+        memory = thread_memory(memory_length(s, weights.shape[1], self.factors))
         given = (
             params.buffers[0].detach().contiguous().numpy(),
             self.linear,
@@ -167,7 +168,7 @@ class _Model:
         )
         arrays = ids, labels, weights.contiguous().numpy(), grad.buffers[0].numpy(), losses.numpy(), memory
         with release_lock():
-            native.gradients(*given, self.biases, self.forward, self.backward, tuple(s), *arrays)
+            gradients(*given, self.biases, self.forward, self.backward, tuple(s), *arrays)
         return losses
 
 

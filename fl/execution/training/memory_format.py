@@ -7,12 +7,16 @@
 
 On a CPU, convolutions compute in blocked images, whatever format they are given. `python -m
 experiments.benchmarks.memory_formats` measures the formats.
+
+Between blocked layers, a ReLU is computed in place after a convolution, and after a max-pool that follows it: a
+maximum over four pixels leaves a quarter of the numbers, and max relu(z) = relu(max z), with the same gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -27,23 +31,27 @@ from fl.method.client import ClientAlgorithm
 BLOCKED_ELEMENTS = 1 << 13
 
 MemoryFormat = Literal["contiguous", "channels_last", "blocked"]
-Run = tuple[nn.Module, nn.Module]  # the first and the last of layers that follow one another
+Run = list[nn.Module]  # layers that follow one another
+Call = Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
 def use_memory_format(module: nn.Module, memory_format: MemoryFormat) -> Iterator[None]:
     """Within the context, `module` stores images in this format. Its outputs are stored as before."""
-    hooks = []
+    hooks, containers = [], []
     if memory_format == "channels_last":
         hooks = [child.register_forward_pre_hook(_channels_last) for child in _convolutions(module)]
     elif memory_format == "blocked":
-        for first, last in blocked_runs(module):
-            hooks += [first.register_forward_pre_hook(_to_blocked), last.register_forward_hook(_from_blocked)]
+        containers = [child for child in module.modules() if blocked_runs(child)]
+    for container in containers:
+        container.forward = partial(_in_order, [_call(part) for part in _parts(container)])
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for container in containers:
+            del container.forward
 
 
 def fastest_format(module: nn.Module, algorithm: ClientAlgorithm, device: Kind) -> MemoryFormat:
@@ -67,24 +75,33 @@ def blocked_obstacle(module: nn.Module, algorithm: ClientAlgorithm, device: Kind
         return "this torch was built without oneDNN"
     if reason := custom_training(algorithm):
         return reason
-    if not blocked_runs(module):
+    if not any(map(blocked_runs, module.modules())):
         return "no convolution is followed by a ReLU, a max-pool or another convolution in an nn.Sequential"
     return None
 
 
-def blocked_runs(module: nn.Module) -> list[Run]:
-    """Runs of at least two layers that take blocked images, starting with a convolution."""
-    found = []
-    for container in module.modules():
-        if isinstance(container, nn.Sequential):
-            layers = list(container._modules.values())  # named_children() skips a module's second use
-            for blockable, group in groupby(layers, _blockable):
-                run = [layer for layer in group if layer is not None]
-                while blockable and run and not isinstance(run[0], nn.Conv2d):
-                    del run[0]
-                if blockable and len(run) > 1:
-                    found.append((run[0], run[-1]))
-    return found
+def blocked_runs(container: nn.Module) -> list[Run]:
+    """Runs of at least two layers of an nn.Sequential that take blocked images, starting with a convolution."""
+    return [part for part in _parts(container) if len(part) > 1]
+
+
+def _parts(container: nn.Module) -> list[Run]:
+    """The layers of an nn.Sequential in their order: its blocked runs, and each other layer alone. Of others: none."""
+    if not isinstance(container, nn.Sequential) or type(container).forward is not nn.Sequential.forward:
+        return []
+    if "forward" in vars(container):  # replaced for this object
+        return []
+    parts: list[Run] = []
+    layers = [layer for layer in container._modules.values() if layer is not None]  # children() skips second uses
+    for blockable, group in groupby(layers, _blockable):
+        run = list(group)
+        begin = next((i for i, layer in enumerate(run) if isinstance(layer, nn.Conv2d)), len(run))
+        if not blockable or begin > len(run) - 2:
+            begin = len(run)
+        parts += [[layer] for layer in run[:begin]]
+        if run[begin:]:
+            parts.append(run[begin:])
+    return parts
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
@@ -111,14 +128,39 @@ def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
 
 
-def _to_blocked(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    x = inputs[0]
+def _in_order(calls: Iterable[Call], x: Tensor) -> Tensor:
+    for call in calls:
+        x = call(x)
+    return x
+
+
+def _call(part: Run) -> Call:
+    """What computes a part of a container."""
+    return part[0] if len(part) == 1 else partial(_blocked, part, _blocked_calls(part))
+
+
+def _blocked_calls(run: Run) -> list[Call]:
+    """What computes a run of layers without hooks on blocked images."""
+    layers = [*run]
+    for k in range(len(layers) - 1):
+        if isinstance(layers[k], nn.ReLU) and isinstance(layers[k + 1], nn.MaxPool2d):
+            layers[k : k + 2] = layers[k + 1], layers[k]
+    calls: list[Call] = []
+    for before, layer in zip([None, *layers], layers):
+        relu = torch.relu_ if isinstance(before, nn.Conv2d) else torch.relu
+        calls.append(relu if isinstance(layer, nn.ReLU) else layer)
+    return calls
+
+
+def _blocked(run: Run, calls: list[Call], x: Tensor) -> Tensor:
+    """The outputs of a run, stored as before."""
     if x.dim() != 4 or x.dtype != torch.float32 or x.is_mkldnn:
-        return None
+        return _in_order(run, x)
     if torch._C._functorch.maybe_current_level() is not None:  # torch.func cannot transform blocked images
-        return None
-    return (x.to_mkldnn(), *inputs[1:])
+        return _in_order(run, x)
+    return _in_order(run if any(map(_hooked, run)) else calls, x.to_mkldnn()).to_dense()
 
 
-def _from_blocked(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return output.to_dense() if output.is_mkldnn else output
+def _hooked(layer: nn.Module) -> bool:
+    """Whether a hook sees what the layer takes or returns."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -8,9 +8,10 @@ arrays, because it would give them up without having counted them; `in_caller` b
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
-from numba import njit
+from numba import njit, types
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": True}
 _UNCOUNTED = {**OPTIONS, "_nrt": False}
@@ -18,3 +19,9 @@ owner: Any = njit(**OPTIONS)
 part: Any = njit(**_UNCOUNTED)
 inlined: Any = njit(**_UNCOUNTED, forceinline=True)
 in_caller: Any = njit(**OPTIONS, inline="always")
+
+
+def signature(function: Callable[..., None]) -> Any:
+    """The signature of a function without a result; its arguments are Annotated[Python's type, numba's type]."""
+    hints = get_type_hints(function, include_extras=True)
+    return types.void(*(hint.__metadata__[0] for name, hint in hints.items() if name != "return"))
