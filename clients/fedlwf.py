@@ -11,20 +11,14 @@ Equals FedAvg: weight=0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl import Batch, ClientContext, LocalTraining, StepContext, Task, View, register
-
-from .measure import check_graphs
-
-BLOCK = 256  # samples per forward pass of the teacher
+from fl import Batch, LossOfOutputs, ModelOutputs, Params, Task, TrainingInputs, register
 
 
 def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -34,34 +28,32 @@ def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * (target.exp() * (target - student)).sum(-1)
 
 
+def old_classes(task: Task) -> slice:
+    """Return the outputs of old tasks: if the task uses a slice of the outputs, those before the slice; else all."""
+    return slice(getattr(task, "low", 0) or None)
+
+
 @register("client", "fedlwf")
 @dataclass(frozen=True, kw_only=True)
-class FedLwF(LocalTraining):
+class FedLwF(LossOfOutputs):
     """Local training with distillation; its weight and temperature come with the broadcast."""
 
     receives: ClassVar[tuple[str, ...]] = ("model", "weight", "temperature")
 
-    def samples(self, ctx: ClientContext) -> View:
-        if ctx.random_batches:  # the objective makes the teacher's passes
-            check_graphs(ctx)
-            return ctx.train
-        if "teacher" not in ctx.received or not ctx.config["weight"] or not len(ctx.train):
-            return ctx.train
-        batch, net = ctx.train.take(), ctx.net(ctx.received["teacher"])
-        with torch.no_grad():
-            outputs = torch.cat([net(x) for x in torch.split(batch["x"], BLOCK)])
-        return View({**batch, "teacher": outputs}, np.arange(len(ctx.train)))
+    def reference_models(self, inputs: TrainingInputs) -> Mapping[str, Params]:
+        teaches = "teacher" in inputs.received and inputs.config["weight"]
+        return {"teacher": inputs.received["teacher"]} if teaches else {}
 
-    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
-        outputs = net(batch["x"])
-        loss = task.loss(outputs, batch)
-        if "teacher" not in at.received or not at.config["weight"]:
-            return loss
-        if "teacher" in batch:
-            targets = batch["teacher"]
-        else:
-            targets = at.under(at.received["teacher"], batch["x"])
-        # if the task uses a slice of the outputs, the outputs before that slice belong to old tasks
-        old = slice(getattr(task, "low", 0) or None)
-        distilled = distillation(outputs[..., old], targets[..., old], at.config["temperature"])
-        return loss + at.config["weight"] * distilled
+    def constants(
+        self, references: Mapping[str, ModelOutputs], config: Mapping[str, Any], task: Task
+    ) -> Mapping[str, Tensor]:
+        return {"teacher": references["teacher"].outputs[..., old_classes(task)]}
+
+    def sample_losses(
+        self, own: ModelOutputs, constants: Mapping[str, Tensor], batch: Batch, config: Mapping[str, Any], task: Task
+    ) -> Tensor:
+        losses = task.loss(own.outputs, batch)
+        if not constants:
+            return losses
+        outputs = own.outputs[..., old_classes(task)]
+        return losses + config["weight"] * distillation(outputs, constants["teacher"], config["temperature"])

@@ -22,10 +22,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fl import Batch, ClientContext, Reply, StepContext, Table, Task, Tree, checks, class_means, register
+from fl import Batch, ClientContext, Reply, StepContext, Table, Task, Tree, checks, class_means, features_of, register
 
 from .local import Local
-from .measure import features_of, representations
+from .measure import representations
 
 
 def pull(z: Tensor, y: Tensor, prototypes: Table) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fl import Batch, ClientContext, Params, last_layer, layer_inputs, layer_outputs
+from fl import Batch, ClientContext, Params, features_of
 
 BLOCK = 1024  # samples per forward pass
 
@@ -27,19 +26,6 @@ def mean_loss(ctx: ClientContext, params: Params) -> float:
     with torch.inference_mode():
         total = sum(float(ctx.task.loss(net(batch["x"]), batch).double().sum()) for batch in blocks(ctx))
     return total / len(ctx.train)
-
-
-def features_of(module: nn.Module, layer: str | None) -> AbstractContextManager[list[tuple[str, Tensor]]]:
-    """Record the features of each forward pass within the context, as (name of the layer, features).
-
-    They are the outputs of `layer`; without a name, the inputs of the last layer that has parameters.
-    """
-    if layer is None:
-        return layer_inputs(module, last_layer(module))
-    known = dict(module.named_modules())
-    if layer not in known:
-        raise ValueError(f"features: {layer!r} is not a layer of the model; it has {[n for n in known if n]}")
-    return layer_outputs(module, layer)
 
 
 def check_graphs(ctx: ClientContext) -> None:

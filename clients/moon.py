@@ -11,46 +11,51 @@ augmented, for each batch as the model sees it.
 With `projection` a head of two layers lies between the model's body and its last layer, as in the paper:
 body -> Linear(h, h) -> ReLU -> Linear(h, projection) -> last layer; z is then the head's output.
 Differs from the paper: without `projection` there is no head; the paper's has the width 256.
-Loop only: a client trains on arrays of its own, the representations of its samples.
 Equals FedAvg: mu=0.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl import (
     Batch,
-    ClientContext,
     Extended,
-    LocalTraining,
-    Reply,
-    StepContext,
+    LossOfOutputs,
+    ModelOutputs,
+    Params,
     Task,
     TrainingInputs,
     TrainingResult,
     Tree,
-    View,
     checks,
     last_linear,
     register,
 )
 
-from .measure import check_graphs, features_of, representations
+EPS = 1e-8  # the smallest norm of features that a cosine divides by
 
 
-def contrast(z: Tensor, received: Tensor, previous: Tensor, temperature: float) -> Tensor:
-    """Return the contrastive loss of each sample, (B,), from three (B, D)."""
-    cosines = [F.cosine_similarity(z, other) for other in (received, previous)]
-    return -F.log_softmax(torch.stack(cosines, 1) / temperature, 1)[:, 0]
+def away(received: Tensor, previous: Tensor, temperature: float) -> Tensor:
+    """Return (z_previous / |z_previous| - z_received / |z_received|) / T, (B, D), from two (B, D)."""
+    return (F.normalize(previous, eps=EPS) - F.normalize(received, eps=EPS)) / temperature
+
+
+def contrast(z: Tensor, away: Tensor) -> Tensor:
+    """Return the contrastive loss of each sample, (B,): log(1 + e^((s(z, z_previous) - s(z, z_received)) / T)).
+
+    Args:
+        z: representations, (B, D).
+        away: `away` of the other models' representations, (B, D).
+    """
+    return F.softplus((z * away).sum(1) / torch.linalg.vector_norm(z, dim=1).clamp_min(EPS))
 
 
 class WithProjection(Extended):
@@ -72,7 +77,7 @@ def with_projection(module: nn.Module, width: int) -> WithProjection:
 
 @register("client", "moon")
 @dataclass(frozen=True, kw_only=True)
-class Moon(LocalTraining):
+class Moon(LossOfOutputs):
     """Local training with a model-contrastive loss.
 
     Args:
@@ -100,29 +105,20 @@ class Moon(LocalTraining):
     def first_state(self, inputs: TrainingInputs) -> Tree:
         return inputs.received["model"]
 
-    def work(self, name: str, ctx: ClientContext, carry: Tree) -> Reply:
-        if not self.mu or not len(ctx.train):
-            return super().work(name, ctx, carry)
-        if ctx.random_batches:  # the objective makes the reference passes
-            check_graphs(ctx)
-            return super().work(name, ctx, carry)
-        models = {"received": ctx.received["model"], "previous": self.inputs(ctx).state}
-        found = {whose: representations(ctx, model, self.features) for whose, model in models.items()}
-        train = View({**ctx.train.take(), **found}, np.arange(len(ctx.train)))
-        return super().work(name, replace(ctx, train=train), carry)
+    def reference_models(self, inputs: TrainingInputs) -> Mapping[str, Params]:
+        return {"received": inputs.received["model"], "previous": inputs.state} if self.mu else {}
 
-    def objective(self, net: Callable[[Tensor], Tensor], batch: Batch, at: StepContext, task: Task) -> Tensor:
-        if not self.mu:
-            return task.loss(net(batch["x"]), batch)
-        assert isinstance(net, nn.Module)  # trained in the loop
-        with features_of(net, self.features) as recorded:
-            outputs = net(batch["x"])
-            if "received" not in batch:
-                for model in (at.received["model"], at.state):
-                    at.under(model, batch["x"])
-        z, *others = (features.flatten(1) for _, features in recorded)
-        received, previous = others or (batch["received"], batch["previous"])
-        return task.loss(outputs, batch) + self.mu * contrast(z, received, previous, self.temperature)
+    def constants(
+        self, references: Mapping[str, ModelOutputs], config: Mapping[str, Any], task: Task
+    ) -> Mapping[str, Tensor]:
+        received, previous = (references[whose].features for whose in ("received", "previous"))
+        return {"away": away(received, previous, self.temperature)}
+
+    def sample_losses(
+        self, own: ModelOutputs, constants: Mapping[str, Tensor], batch: Batch, config: Mapping[str, Any], task: Task
+    ) -> Tensor:
+        losses = task.loss(own.outputs, batch)
+        return losses + self.mu * contrast(own.features, constants["away"]) if self.mu else losses
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
         return {"model": end.delta}, end.params

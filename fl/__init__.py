@@ -29,6 +29,7 @@ _HOMES = {
         "fl.method.client": "ClientAlgorithm",
         "fl.method.context": "ClientContext Reply",
         "fl.method.local_training": "LocalTraining",
+        "fl.method.loss_of_outputs": "LossOfOutputs ModelOutputs",
         "fl.method.training_values": "Step StepContext TrainingInputs TrainingResult Trainings",
         "fl.method.facts": "class_counts",
         "fl.method.penalty": "Penalty",
@@ -77,7 +78,7 @@ _HOMES = {
         "fl.models.binding": "Initial",
         "fl.models.extension": "Extended",
         "fl.models.hooks": "layer_inputs layer_outputs",
-        "fl.models.layers": "classifier head_layer head_names last_layer last_linear norm_names",
+        "fl.models.layers": "classifier features_of head_layer head_names last_layer last_linear norm_names",
         "fl.models.section": "Architecture",
         "fl.models.architectures.linear": "MLP",
         "fl.communication.codecs.top_k": "TopK keep_largest",
@@ -104,6 +105,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.privacy.secure.protocol import SecureProtocol as SecureProtocol
     from fl.method.client import ClientAlgorithm as ClientAlgorithm
     from fl.method.local_training import LocalTraining as LocalTraining
+    from fl.method.loss_of_outputs import LossOfOutputs as LossOfOutputs, ModelOutputs as ModelOutputs
     from fl.method.training_values import (
         Step as Step,
         StepContext as StepContext,
@@ -178,6 +180,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.models.architectures.linear import MLP as MLP
     from fl.models.layers import (
         classifier as classifier,
+        features_of as features_of,
         head_layer as head_layer,
         head_names as head_names,
         last_layer as last_layer,

@@ -6,8 +6,11 @@ The head and the last layer are those of the model itself, whatever a method has
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 from torch import nn
+
+from fl.models.hooks import Recorded, layer_inputs, layer_outputs
 
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -81,6 +84,22 @@ def last_layer(module: nn.Module) -> str:
     '2'
     """
     return [name for name, child in _layers(module) if next(child.parameters(recurse=False), None) is not None][-1]
+
+
+def features_of(module: nn.Module, layer: str | None) -> AbstractContextManager[Recorded]:
+    """Record the features of each forward pass within the context, as (name of the layer, features).
+
+    They are the outputs of `layer`; without a name, the inputs of the last layer that has parameters.
+
+    Raises:
+        ValueError: `layer` is not a layer of the module.
+    """
+    if layer is None:
+        return layer_inputs(module, last_layer(module))
+    known = dict(module.named_modules())
+    if layer not in known:
+        raise ValueError(f"features: {layer!r} is not a layer of the model; it has {[n for n in known if n]}")
+    return layer_outputs(module, layer)
 
 
 def last_linear(module: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear]:

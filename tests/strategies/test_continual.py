@@ -1,7 +1,5 @@
 """FedEWC, FedLwF and FedGPM, compared with closed forms."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from clients.fedewc import fisher, springs
 from clients.fedgpm import FedGPM as GPMClient
 from clients.fedlwf import FedLwF as LwFClient
 from clients.fedlwf import distillation
+from fl import ModelOutputs
 from fl.config.config import resolve
 from fl.config.reading import read
 from fl.data.views import View
@@ -177,9 +176,9 @@ def test_with_a_head_per_task_old_heads_are_distilled():
     """The loss uses outputs 2 and 3, and the divergence outputs 0 and 1 only."""
     g = torch.Generator().manual_seed(0)
     z, t, y = torch.randn(6, 6, generator=g), torch.randn(6, 6, generator=g), torch.tensor([2, 3, 2, 2, 3, 3])
-    at = SimpleNamespace(received={"teacher": None}, config={"weight": 0.5, "temperature": 2.0})
-    batch = {"x": z, "y": y, "teacher": t}
-    found = LwFClient().objective(lambda x: x, batch, at, Slice(Classification(), 2, 4))
+    config, task = {"weight": 0.5, "temperature": 2.0}, Slice(Classification(), 2, 4)
+    constants = LwFClient().constants({"teacher": ModelOutputs(t, t)}, config, task)
+    found = LwFClient().sample_losses(ModelOutputs(z, z), constants, {"x": z, "y": y}, config, task)
     own = F.cross_entropy(z[:, 2:4], y - 2, reduction="none")
     torch.testing.assert_close(found, own + 0.5 * distillation(z[:, :2], t[:, :2], 2.0))
 

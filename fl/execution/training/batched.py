@@ -36,6 +36,7 @@ from fl.execution.training.chunk import (
 from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
 from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.recorded_steps import train_recorded
+from fl.execution.training.references import with_reference_passes
 from fl.execution.training.steps import gradient_buffer
 from fl.execution.training.trainings import Trainings
 from fl.execution.update_checks import check_stacked, end_hook
@@ -81,6 +82,7 @@ def train(
     group has a client axis.
     """
     inputs = _inputs(algorithm, chunk)
+    chunk = with_reference_passes(algorithm, chunk, inputs, backend)
     first = _open(algorithm, chunk, backend, inputs)
     whole = train_at_once(algorithm, chunk, backend, first, weights)
     if whole is not None:

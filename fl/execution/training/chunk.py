@@ -13,6 +13,7 @@ from torch import Tensor
 from fl.data.augment import Augment
 from fl.data.views import View
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.method.training_values import StepContext
@@ -41,6 +42,7 @@ class Chunk:
     known_states: in place of `states`: bool (C,), which clients have a state, and their states, stacked.
     facts: facts of the clients' data, stacked; `None` for a client algorithm without any.
     prepared: what the clients have prepared, likewise.
+    own_loss: the client algorithm if its loss is a function of the model's outputs.
     """
 
     clients: np.ndarray
@@ -64,6 +66,7 @@ class Chunk:
     unlabelled: np.ndarray | None = None
     facts: Tree = None
     prepared: Tree = None
+    own_loss: LossOfOutputs | None = None
 
     def view(self, client: int) -> View:
         """Return the training rows of the client at a position of the chunk."""
@@ -169,6 +172,19 @@ class SquaresGradients(Protocol):
         """Add the sums over the batch of the squared gradients of single samples to `total`, in place.
 
         params, total: batched (A,). batch: name -> (A, B, ...). weights: (A, B), 1 for a sample and 0 for a pad.
+        """
+
+
+@runtime_checkable
+class PassesSamples(Protocol):
+    """A backend that can also pass samples through models that do not change."""
+
+    @staticmethod
+    def model_passes(module: torch.nn.Module, params: Params, x: Tensor, sizes: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return outputs (N, K) and inputs of the last layer (N, D) for samples x (N, ...), without Dropout.
+
+        params: tensors of the whole module, batched (C,) or one for all clients. sizes: (C,), samples of each client,
+            one client after another.
         """
 
 

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, Programs, Wanted, mask_words
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.kernels import LinearStack
+from fl.execution.training.split import train_split
 from fl.execution.workers.process import release_lock
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
@@ -48,11 +50,14 @@ class Compiled(LinearStack):
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
         if reason := LinearStack.covers(algorithm, module, task, trains):
             return reason
-        return _obstacle(algorithm, algorithm.phases(0, 1), module)
+        obstacle = _split_obstacle if isinstance(algorithm, LossOfOutputs) else _obstacle
+        return obstacle(algorithm, algorithm.phases(0, 1), module)
 
     @staticmethod
     def trains_whole(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
         """Whether the phases of this round can be compiled. `covers` looks at those of round 0."""
+        if isinstance(algorithm, LossOfOutputs) and _split_obstacle(algorithm, phases, chunk.module):
+            return False
         return not overrides(algorithm, "step") and _one_phase(algorithm, chunk, phases)
 
     @staticmethod
@@ -62,6 +67,8 @@ class Compiled(LinearStack):
         from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
 
         layers, (shares, masked) = _layers(chunk.module, start.layout), _shares(chunk.module)
+        if chunk.own_loss is not None:
+            return train_split(chunk, phase, start, trained, wanted, layers)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         taken, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
@@ -162,6 +169,19 @@ class Compiled(LinearStack):
             raise IndexError(f"label {int(batch['y'].reshape(-1)[wrong])} is not one of the model's {classes} classes")
         return losses
 
+    @staticmethod
+    def model_passes(module: nn.Module, params: Params, x: Tensor, sizes: np.ndarray) -> tuple[Tensor, Tensor]:
+        from fl.execution.training.native.memory import memory_length
+        from fl.execution.training.native.rules import rows
+        from fl.execution.training.native.split import PASS, model_passes
+
+        layers = _layers(module, params.layout)
+        outputs, features = (torch.empty(len(x), int(layers[-1, side])) for side in (1, 0))
+        memory, samples = thread_memory(memory_length(layers, PASS, 0)), x.flatten(1).numpy()
+        with release_lock():
+            model_passes(rows(params), layers, samples, sizes, memory, outputs.numpy(), features.numpy())
+        return outputs, features
+
     def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor]) -> _Arrays:
         """Samples, labels, targets, weights and masks as machine code takes them."""
         x, y = (batch[name].reshape(weights.numel(), -1).numpy() for name in ("x", "y"))
@@ -245,6 +265,8 @@ def machine_code(plan: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
     """The modules of the folder native/ that train the clients of an algorithm in a plan."""
     if plan != "compiled":
         return ("transformer",) if plan == "fused" else ()
+    if isinstance(algorithm, LossOfOutputs):
+        return ("split",)
     own_steps = isinstance(algorithm, LocalTraining) and overrides(algorithm, "step")
     return ("programs", "gradients") if own_steps else ("clients",)
 
@@ -273,6 +295,16 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
     if any(phase.last_batch in ("merge", "merge_one") for phase in phases):
         return "last batches are merged"
     return _module_obstacle(module)
+
+
+def _split_obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:
+    """Why steps along losses of a method's own cannot be taken in machine code, or `None`."""
+    plain = all(takes_plain_steps(algorithm, phase, None) for phase in phases)
+    if not plain or overrides(algorithm, "penalty") or overrides(algorithm, "step"):
+        return f"{type(algorithm).__name__} has its own loss, and its steps are not those of plain SGD"
+    if _shares(module).any():
+        return f"{type(algorithm).__name__} has its own loss, and the model has Dropout"
+    return _obstacle(algorithm, phases, module)
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ from typing import Any
 from fl import registry
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.optimiser import SGD
 from fl.method.penalty import Penalty, fitted
 from fl.method.phase import Phase
@@ -17,6 +18,7 @@ from fl.tasks.task import Task
 HOOKS = (
     *("facts", "prepare", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
     *("step_memory", "step", "finish", "metrics", "carry", "trainings", "inputs", "initial_tensors"),
+    *("reference_models", "sample_losses"),
 )
 _LOSS = ("loss", "objective")  # methods of a task
 
@@ -25,6 +27,13 @@ def overrides(algorithm: LocalTraining, name: str) -> bool:
     """Whether the method overrides the hook `name` of LocalTraining. A field of this name is no hook."""
     own = getattr(type(algorithm), name)
     return own is not getattr(LocalTraining, name) and callable(own)
+
+
+def own_objective(algorithm: LocalTraining) -> str | None:
+    """Why the loss is not a function of the model's outputs and features, or `None`."""
+    if not overrides(algorithm, "objective") or registry.definer(type(algorithm), "objective") is LossOfOutputs:
+        return None
+    return f"{type(algorithm).__name__} has its own objective"
 
 
 def ends_plainly(algorithm: LocalTraining) -> bool:
@@ -66,10 +75,11 @@ def users_loss(algorithm: LocalTraining, task: Task) -> bool:
 
 @functools.cache  # a worker asks twice in a round, which may take few milliseconds
 def _users_hooks(kind: type[LocalTraining]) -> bool:
-    return any(registry.is_users(registry.definer(kind, hook)) for hook in HOOKS)
+    return any(registry.is_users(registry.definer(kind, hook)) for hook in HOOKS if hasattr(kind, hook))
 
 
 @functools.cache
 def _users_loss(kind: type[LocalTraining], task: type[Task]) -> bool:
-    owners = registry.definer(kind, "objective"), *(registry.definer(task, name) for name in _LOSS)
+    own = [name for name in ("objective", "sample_losses") if hasattr(kind, name)]
+    owners = *(registry.definer(kind, name) for name in own), *(registry.definer(task, name) for name in _LOSS)
     return any(map(registry.is_users, owners))

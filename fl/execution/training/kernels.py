@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import own_objective
+from fl.execution.training.own_losses import OwnLosses
 from fl.execution.training.view_cache import ViewCache
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.training_values import StepContext
 from fl.models.dropout import Dropout
 from fl.models.normalise import FEATURE_EPS, LAYER_EPS, FeatureNorm, SampleNorm
@@ -33,6 +35,8 @@ from fl.tensors.params import Params
 
 Layer = tuple[Tensor, Tensor | None]  # weights (A, out, in), biases (A, out)
 Backward = Callable[[Tensor], Tensor]  # the gradient after a layer without parameters -> the gradient before it
+# (outputs, inputs of the last layer, batch, weights) -> (gradients in both, losses), see `OwnLosses`
+Losses = Callable[[Tensor, Tensor, Mapping[str, Tensor], Tensor], tuple[Tensor, Tensor | None, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class LinearStack:
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
         """Why this backend cannot compute the gradients, or `None`. trains: patterns of the trained parameters."""
-        if overrides(algorithm, "objective"):
-            return f"{type(algorithm).__name__} has its own objective"
+        if reason := own_objective(algorithm):
+            return reason
+        if isinstance(algorithm, LossOfOutputs) and algorithm.features is not None:
+            return f"{type(algorithm).__name__} compares the outputs of the layer {algorithm.features!r}"
         if task.kernel is None:
             return f"{type(task).__name__} has a loss that is not hand-written"
         if type(task).objective is not Task.objective:
@@ -85,6 +91,8 @@ class LinearStack:
         first = next(i for i, child in enumerate(children) if isinstance(child, nn.Linear))
         self.masked_samples = sum(isinstance(child, Dropout) and child.p > 0 for child in children[:first])
         self.kernel = chunk.task.kernel
+        own = OwnLosses(algorithm, chunk) if isinstance(algorithm, LossOfOutputs) else None
+        self.losses: Losses = self._loss if own is None else own
         self.masks = ChunkMasks(chunk, index)
         self.views = ViewCache(self._layers)
         self.sgd_params: list[Layer] = []
@@ -104,7 +112,7 @@ class LinearStack:
             if bias is not None:
                 torch.sum(g, 1, out=bias)
 
-        return self._backward(self.views.of(params), batch, weights, masks, write)
+        return self._backward(self.views.of(params), batch, weights, masks, write, self.losses)
 
     def add_squares(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, total: Params) -> None:
         def add(k: int, g: Tensor, inputs: Tensor) -> None:  # (g_i h_j)^2 = g_i^2 h_j^2, summed over the samples
@@ -114,7 +122,7 @@ class LinearStack:
             if bias is not None:
                 bias.add_(squares.sum(1))
 
-        self._backward(self.views.of(params), batch, weights, [], add)
+        self._backward(self.views.of(params), batch, weights, [], add, self._loss)
 
     def begin_sgd(self, theta: Params) -> None:
         # contiguous (C, ...): for small layers, batched products are several times faster than on rows of `Params`
@@ -137,7 +145,7 @@ class LinearStack:
             if bias is not None:
                 bias.sub_(g.sum(1), alpha=lr)
 
-        return self._backward(layers, batch, weights, masks, step)
+        return self._backward(layers, batch, weights, masks, step, self.losses)
 
     def _backward(
         self,
@@ -146,6 +154,7 @@ class LinearStack:
         weights: Tensor,
         masks: list[Tensor],
         use: Callable[[int, Tensor, Tensor], None],
+        loss: Losses,
     ) -> Tensor:
         """Forward pass; then, from the last layer to the first, use(layer, G, inputs). Returns the losses (A, B)."""
         next_mask = iter(masks)
@@ -158,9 +167,11 @@ class LinearStack:
             h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
             for module in layer.after:
                 h = self._forward(module, h, next_mask, tape[-1][1])
-        g, losses = self._loss(h, batch["y"], weights)
+        g, of_features, losses = loss(h, tape[-1][0], batch, weights)
         for k in range(len(layers) - 1, -1, -1):
             below = torch.bmm(g, layers[k][0]) if k else None  # before `use` changes the weights
+            if below is not None and k == len(layers) - 1 and of_features is not None:
+                below.add_(of_features)
             use(k, g, tape[k][0])
             if below is not None:
                 g = below
@@ -200,8 +211,11 @@ class LinearStack:
                 tape.append(partial(_times, mask))
         return h
 
-    def _loss(self, outputs: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(dL/d outputs (A, B, K), losses (A, B))."""
+    def _loss(
+        self, outputs: Tensor, features: Tensor, batch: Mapping[str, Tensor], weights: Tensor
+    ) -> tuple[Tensor, None, Tensor]:
+        """(dL/d outputs (A, B, K), None, losses (A, B))."""
+        y = batch["y"]
         if self.kernel == "cross_entropy":
             log_p, at = torch.log_softmax(outputs, -1), y.unsqueeze(-1)
             losses = -log_p.gather(-1, at).squeeze(-1)
@@ -210,7 +224,7 @@ class LinearStack:
         else:
             g = outputs - y.view_as(outputs)
             losses = 0.5 * g.square().sum(-1)
-        return g.mul_(weights.unsqueeze(-1)), losses
+        return g.mul_(weights.unsqueeze(-1)), None, losses
 
 
 def _where_positive(h: Tensor, g: Tensor) -> Tensor:

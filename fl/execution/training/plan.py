@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from fl import registry
 from fl.execution.section import Execution
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.customised import custom_training, overrides
@@ -26,6 +27,7 @@ from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.models.probe import ModuleFacts
 from fl.tasks.task import Task
 from fl.tensors.params import Params
@@ -107,7 +109,7 @@ class Setting:
             return f"{type(algorithm).__name__} is not a LocalTraining"
         if overrides(algorithm, "work"):
             return f"{type(algorithm).__name__} has its own work()"
-        if overrides(algorithm, "samples"):
+        if overrides(algorithm, "samples") and registry.definer(type(algorithm), "samples") is not LossOfOutputs:
             return f"{type(algorithm).__name__} chooses its samples itself"
         if algorithm.weight_view != "train":
             return f"{type(algorithm).__name__} counts other rows than labelled ones"
@@ -169,6 +171,8 @@ class Setting:
             return "some parameters are frozen"
         if obstacle := LinearStack.covers(self.training, self.module, self.task, self.trains):
             return obstacle
+        if isinstance(self.algorithm, LossOfOutputs) and self.augmented:
+            return "training batches are augmented, so that reference models pass each batch"
         if self.execution.precision == "bf16":
             return "bf16 needs autocast, which does not apply to hand-written products"
         return None

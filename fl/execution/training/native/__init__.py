@@ -5,6 +5,7 @@
 
     clients.py     all steps of a chunk, one client after another; the compiled function
     gradients.py   gradients of a chunk, for own steps that are no programs; compiled by itself
+    split.py       forward and backward passes apart, for losses of a method's own; compiled by itself
     programs.py    steps that a method takes itself, as linear combinations and gradients; compiled by itself
     cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples

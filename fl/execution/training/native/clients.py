@@ -11,20 +11,17 @@ import numpy as np
 from numba import types
 
 from fl.execution.training.native import cache
-from fl.execution.training.native.combine import Combined, combine, finish_sums
+from fl.execution.training.native.combine import Combined, write_client, write_sums
 from fl.execution.training.native.dropout import Dropouts, draw_masks, mask_samples, masks_memory
 from fl.execution.training.native.jit import inlined, owner
 from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
     BLOCK,
-    add_update,
     gather,
-    merge_totals,
     pad_layers,
     padded,
     prefetch_samples,
     rows_of,
-    unpad_layers,
     weights_length,
 )
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
@@ -272,20 +269,10 @@ def _train_clients(
         merges = 0
         while levels and (c >> merges) & 1:
             merges += 1
-        if len(combined.rows) or len(combined.sums):
-            combine(client, initial, layers, combined, c, more, factors, totals, height, merges, some)
-        elif len(factors):
-            add_update(client, initial, factors[c], totals, 0, length, height, merges)
-        if len(results.params) and not len(factors):
-            if results.minus_start:
-                for i in range(length):
-                    client[i] -= initial[i]
-            unpad_layers(client, layers, results.params[c])
+        params, changed = results.params, results.minus_start
+        write_client(client, initial, layers, combined, params, changed, factors, c, more, totals, height, merges, some)
         height += (1 - merges) * (levels > 0)
-    finish_sums(layers, combined, more, height, length)
-    if len(factors):
-        merge_totals(totals, height, length)
-        unpad_layers(totals, layers, results.params[0])
+    write_sums(layers, combined, results.params, factors, more, totals, height, length)
     return -1
 
 

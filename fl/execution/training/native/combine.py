@@ -257,12 +257,55 @@ def combine(
                 combined.rows[r, c, bias + n_out : bias + padded(n_out)] = _0
 
 
+@inlined
+def write_client(
+    client: np.ndarray,
+    initial: np.ndarray,
+    layers: np.ndarray,
+    combined: Combined,
+    params: np.ndarray,
+    minus_start: bool,
+    factors: np.ndarray,
+    c: int,
+    totals: np.ndarray,
+    changes: np.ndarray,
+    depth: int,
+    merges: int,
+    some: np.ndarray,
+) -> None:
+    """Write all results of client c, or add them to `totals` and `changes`, see `combine`. It may change `client`.
+
+    `params`, `minus_start` and `factors` are those of `clients.Results`.
+    """
+    if len(combined.rows) or len(combined.sums):
+        combine(client, initial, layers, combined, c, totals, factors, changes, depth, merges, some)
+    elif len(factors):
+        add_update(client, initial, factors[c], changes, 0, len(client), depth, merges)
+    if len(params) and not len(factors):
+        if minus_start:
+            for i in range(len(client)):
+                client[i] -= initial[i]
+        unpad_layers(client, layers, params[c])
+
+
 @part
-def finish_sums(layers: np.ndarray, combined: Combined, totals: np.ndarray, depth: int, length: int) -> None:
-    """Write the sums over all clients from `depth` partial ones."""
+def write_sums(
+    layers: np.ndarray,
+    combined: Combined,
+    params: np.ndarray,
+    factors: np.ndarray,
+    totals: np.ndarray,
+    changes: np.ndarray,
+    depth: int,
+    length: int,
+) -> None:
+    """Write the sums over all clients from `depth` partial ones of `length` numbers."""
     for u in range(len(combined.sums)):
         merge_totals(totals[u], depth, length)
         unpad_layers(totals[u], layers, combined.sums[u])
+    if len(factors):
+        merge_totals(changes, depth, length)
+        unpad_layers(changes, layers, params[0])
 
 
 @part

@@ -1,0 +1,223 @@
+"""Training with a loss of outputs and features equals plain torch training in every plan; chunks do not change bits."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.testing import assert_allclose
+from torch import nn
+
+import fl
+from clients.moon import Moon
+from clients.sgd import LocalSGD
+from fl import LossOfOutputs
+from fl.config.reading import read
+from fl.execution.training import batched
+from fl.execution.training.chunk import Chunk
+from fl.execution.training.compiled import Compiled
+from fl.execution.training.kernels import LinearStack
+from fl.execution.training.vmap import Vmap
+from fl.models.architectures.linear import MLP
+from fl.models.binding import Initial, module_params
+from fl.tasks.supervised import Classification
+from fl.tensors import random
+
+SIZES, LR, OLD = np.array([13, 0, 41, 1, 20, 64]), 0.03, 3.0
+IDS = np.array([3, 8, 21, 22, 60, 90])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near(LossOfOutputs):
+    """Cross-entropy, plus a distance to features of the client's old model and to outputs of the received one."""
+
+    def reference_models(self, inputs):
+        return {"old": inputs.state, "received": inputs.received["model"]}
+
+    def constants(self, references, config, task):
+        return {"old": references["old"].features, "scores": references["received"].outputs}
+
+    def sample_losses(self, own, constants, batch, config, task):
+        far = (own.features - constants["old"]).square().mean(1)
+        shift = (own.outputs - constants["scores"]).square().mean(1)
+        return task.loss(own.outputs, batch) + config["weight"] * far + 0.5 * shift
+
+    def finish(self, end):
+        return {"model": end.delta}, end.params
+
+
+def model(*widths, inputs=20, activation="relu", normalise="none", dropout=0.0):
+    torch.manual_seed(0)
+    settings = {"activation": activation, "normalise": normalise, "dropout": dropout}
+    return MLP(hidden=widths, bias=normalise == "none", **settings).build((inputs,), 5)
+
+
+def chunk(module, which=slice(None)) -> Chunk:
+    """Return clients with SIZES samples and an old model each. Rows of nobody lie between theirs."""
+    draw, n = np.random.default_rng(1), 2 * int(SIZES.sum())
+    module = copy.deepcopy(module)  # training binds it
+    x = draw.standard_normal((n, module_inputs(module)), np.float32)
+    received = module_params(module)
+    return Chunk(
+        clients=IDS[which],
+        seed=2,
+        round=1,
+        rounds=3,
+        participation=4,
+        received={"model": received},
+        config={"weight": OLD},
+        states=[received * (1 + 0.1 * c) for c in range(len(SIZES))][which],
+        arrays={"x": torch.from_numpy(x), "y": torch.from_numpy(draw.integers(0, 5, n))},
+        rows=draw.permutation(n),
+        starts=(np.cumsum(2 * SIZES) - 2 * SIZES)[which],
+        sizes=SIZES[which],
+        initial=Initial.of(module),
+        module=module,
+        task=Classification(),
+    )
+
+
+def module_inputs(module) -> int:
+    return next(layer.in_features for layer in module if isinstance(layer, nn.Linear))
+
+
+def passes(module, x):
+    """Return outputs and inputs of the last layer."""
+    *below, last = module
+    features = nn.Sequential(*below)(x).flatten(1)
+    return last(features), features
+
+
+def plainly(module, given, c: int, epochs: int, batch: int):
+    """Train client c by torch.optim; return its change and its mean loss."""
+    trained, old, received = (copy.deepcopy(module) for _ in range(3))
+    old.load_state_dict(dict(given.states[c]))
+    rule, n, losses = torch.optim.SGD(trained.parameters(), lr=LR), int(given.sizes[c]), []
+    for epoch in range(epochs):
+        order = random.permutation(n, given.seed, int(given.clients[c]), given.participation, "shuffle", 0, epoch)
+        for first in range(0, n, batch):
+            at = torch.from_numpy(given.rows[given.starts[c] + order[first : first + batch]])
+            x, y = given.arrays["x"][at], given.arrays["y"][at]
+            (outputs, features), far = passes(trained, x), passes(old, x)[1].detach()
+            loss = F.cross_entropy(outputs, y, reduction="none") + OLD * ((features - far) ** 2).mean(1)
+            loss = loss + 0.5 * ((outputs - received(x).detach()) ** 2).mean(1)
+            losses += loss.tolist()
+            rule.zero_grad()
+            loss.mean().backward()
+            rule.step()
+    return module_params(trained) - module_params(module), np.mean(losses) if losses else 0.0
+
+
+NETS = {
+    "softmax": model(),
+    "narrow": model(7, activation="tanh"),
+    "wide": model(40, 33, inputs=70),
+    "sigmoid": model(16, 9, activation="sigmoid"),
+    "features normalised": model(17, 9, normalise="feature"),
+    "layers normalised": model(17, 9, normalise="layer"),
+}
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack, Vmap])
+@pytest.mark.parametrize("name", NETS)
+def test_it_is_plain_torch_training(name, backend):
+    given = chunk(NETS[name])
+    reply = batched.train(Near(lr=LR, epochs=2, batch=11), given, backend)
+    for c in range(len(SIZES)):
+        change, loss = plainly(NETS[name], given, c, 2, 11)
+        for tensor, expected in change.items():
+            assert_allclose(reply.update.groups["model"].row(c)[tensor], expected, rtol=1e-3, atol=5e-6)
+            assert_allclose(
+                reply.state.row(c)[tensor], given.received["model"][tensor] + expected, rtol=1e-3, atol=5e-6
+            )
+        assert float(reply.update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_loss_of_outputs_alone_is_plain_torch_training():
+    class OutputsOnly(Near):
+        def reference_models(self, inputs):
+            return {}
+
+        def sample_losses(self, own, constants, batch, config, task):
+            assert not constants
+            return task.loss(own.outputs, batch)
+
+    module = NETS["wide"]
+    given = replace(chunk(module), states=[None] * len(SIZES))
+    own = batched.train(OutputsOnly(lr=LR, epochs=2, batch=11), given, Compiled).update
+    plain = batched.train(LocalSGD(lr=LR, epochs=2, batch=11), given, Compiled).update
+    assert_allclose(own.groups["model"].buffers[0], plain.groups["model"].buffers[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_other_clients_of_the_chunk_change_no_bits(name):
+    algorithm = Near(lr=LR, epochs=2, batch=20)
+    together = batched.train(algorithm, chunk(NETS[name]), Compiled).update
+    for c in range(len(SIZES)):
+        alone = batched.train(algorithm, chunk(NETS[name], slice(c, c + 1)), Compiled).update
+        assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
+
+
+def test_a_sum_has_the_bits_of_its_updates():
+    given, weights = chunk(NETS["wide"]), torch.from_numpy(SIZES / 7).float()
+    algorithm = Near(lr=LR, epochs=1, batch=20)
+    each = batched.train(algorithm, given, Compiled)
+    summed = batched.train(algorithm, given, Compiled, {"model": weights})
+    expected = fl_sum([each.update.groups["model"].row(c) for c in range(len(SIZES))], weights)
+    assert batched.is_summed(summed.update)
+    assert torch.equal(summed.update.groups["model"].compact(), expected.compact())
+    assert torch.equal(summed.state.buffers[0], each.state.buffers[0])
+
+
+def fl_sum(updates, weights):
+    """Add weighted updates in the order of a binary tree over positions."""
+    totals = []
+    for c, (update, weight) in enumerate(zip(updates, weights)):
+        total = update * float(weight)
+        while c & 1:
+            total, c = totals.pop() + total, c >> 1
+        totals.append(total)
+    while len(totals) > 1:
+        last = totals.pop()
+        totals[-1] = totals[-1] + last
+    return totals[0]
+
+
+@pytest.mark.parametrize(
+    "algorithm, module, why",
+    [
+        (Moon(), model(4), None),
+        (Moon(features="1"), model(4), "Moon compares the outputs of the layer '1'"),
+        (
+            Moon(clip=1.0),
+            model(4),
+            "Moon has its own loss, and its steps are not those of plain SGD",
+        ),
+        (Moon(), model(4, dropout=0.5), "Moon has its own loss, and the model has Dropout"),
+    ],
+)
+def test_covers(algorithm, module, why):
+    assert Compiled.covers(algorithm, module, Classification(), None) == why
+
+
+@pytest.mark.parametrize("change", [{}, {"client.optimiser": {"name": "sgd", "momentum": 0.9}}, {"model.dropout": 0.5}])
+def test_runs_end_where_those_of_the_loop_end(tmp_path, change):
+    config = {
+        "rounds": 3,
+        "data": "digits",
+        "partition": {"name": "dirichlet", "clients": 12, "alpha": 0.5, "min_size": 4},
+        "model": {"name": "mlp", "hidden": [40, 20]},
+        "strategy": "moon",
+        "client": {"lr": 0.1, "batch": 10, "epochs": 2, "mu": 2.0},
+        "cohort": {"size": 8},
+        "execution": {"executor": "serial"},
+    }
+
+    def run(**more):
+        return fl.run(read(config, change | more), out=tmp_path / str(len([*tmp_path.iterdir()])))
+
+    one, two, loop = run(), run(**{"execution.workers": 2}), run(**{"execution.plan": "loop"})
+    assert one.digest == two.digest != loop.digest
+    assert one.metrics[-1]["train/loss"] == pytest.approx(loop.metrics[-1]["train/loss"], rel=1e-4)
