@@ -96,19 +96,19 @@ class ClientStates:
         self.reused.append(locations[~appended])
         self.total += int(locations[:, 2] @ appended)
 
-    def room(self, clients: np.ndarray) -> np.ndarray:
-        """Return free space for a new state of each client, (n, 3); NO_RECORD where there is none.
+    def room(self, clients: np.ndarray) -> np.ndarray | None:
+        """Return free space for a new state of each client, (n, 3), NO_RECORD where there is none; None: for nobody.
 
         It has the length of the last state. Until the next `sweep` it is given to nobody else.
         """
-        room = np.tile(np.array(NO_RECORD), (len(clients), 1))
         free = self.free.get(self.length)
-        if free is not None:
-            some = free[: len(clients)].copy()
-            some[:, 0] = (1 + self.use % _USES) * FILES + file_of(some[:, 0])
-            room[: len(some)], self.free[self.length] = some, free[len(some) :]
-            self.lent.append(some)
-        return room
+        if free is None or not len(free):
+            return None
+        some = free[: len(clients)].copy()
+        some[:, 0] = (1 + self.use % _USES) * FILES + file_of(some[:, 0])
+        self.free[self.length] = free[len(some) :]
+        self.lent.append(some)
+        return np.concatenate([some, np.tile(np.array(NO_RECORD), (len(clients) - len(some), 1))])
 
     def new_writer(self) -> int:
         """Return an unused number for a writer; with the generation it names the writer's segment."""

@@ -181,12 +181,13 @@ class Segments:
         """Return where `count` records of a length go, (count, 3): to free space, or to the end of segment `own`."""
         if room is not None and self.folder == self.home:  # the free space is in the driver's files
             where = room.reshape(-1, 3).copy()
-            new = np.flatnonzero(where[:, 2] != length)
+            new: np.ndarray | slice = np.flatnonzero(where[:, 2] != length)
         else:
-            where, new = np.empty((count, 3), np.int64), np.arange(count)
-        if len(new):
+            where, new = np.empty((count, 3), np.int64), slice(None)
+        if added := len(where[new]):
             where[new, 0], where[new, 2] = self.own, length
-            where[new, 1] = self._extend(len(new) * length) + length * np.arange(len(new))
+            start = self._extend(added * length)
+            where[new, 1] = np.arange(start, self.end, length)
         return where
 
     def _extend(self, length: int) -> int:
