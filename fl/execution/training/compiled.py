@@ -302,7 +302,7 @@ def _split_obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: n
     plain = all(takes_plain_steps(algorithm, phase, None) for phase in phases)
     if not plain or overrides(algorithm, "penalty") or overrides(algorithm, "step"):
         return f"{type(algorithm).__name__} has its own loss, and its steps are not those of plain SGD"
-    if _shares(module).any():
+    if _shares(module)[1]:
         return f"{type(algorithm).__name__} has its own loss, and the model has Dropout"
     return _obstacle(algorithm, phases, module)
 
