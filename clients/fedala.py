@@ -103,8 +103,8 @@ class FedALA(Personal):
         for epoch in range(1 if ctx.state["learnt"] else self.first_epochs):
             steps = LocalSteps(self, whole, at=at, index=f"ala/{epoch}", batches=self.sampled(ctx, epoch))
             for _ in steps:
-                gradient = steps.gradient(received.replace(towards(old, top, weights)))
-                weights = learnt(weights, gradient.select(names), old, top, self.eta)
+                gradient = steps.gradient(towards(old, top, weights), received)
+                weights = learnt(weights, gradient, old, top, self.eta)
             losses.append(float(steps.batch_loss))
             if len(losses) > self.window and np.std(losses[-self.window :]) < self.threshold:
                 break

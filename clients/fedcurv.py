@@ -81,9 +81,8 @@ class FedCurv(LocalTraining):
         return {"fisher": zeros_like(model), "pull": zeros_like(model), "round": torch.tensor(NEVER)}
 
     def finish(self, end: TrainingResult) -> tuple[Mapping[str, Tree], Tree]:
-        trained = end.received["model"] + end.delta
         if not self.lam:
-            return {"model": end.delta, "fisher": zeros_like(trained), "pull": zeros_like(trained)}, None
-        own = end.fisher(trained)
-        parts = {"fisher": own, "pull": own * trained}
+            return {"model": end.delta, "fisher": zeros_like(end.params), "pull": zeros_like(end.params)}, None
+        own = end.fisher(end.params)
+        parts = {"fisher": own, "pull": own * end.params}
         return {"model": end.delta, **parts}, {**parts, "round": torch.full_like(end.state["round"], end.round)}

@@ -45,6 +45,7 @@ class ClientContext:
         strong: the chain `data.strong`, for methods that change samples in two ways.
         micro_batch: most samples in one forward pass; None does not split batches.
         graphs: whether gradients are recorded as CUDA graphs.
+        machine_code: whether machine code computes gradients of `fl.LocalSteps` where it can: the plan is `compiled`.
         limit: maximum number of local steps; set when a deadline cuts training short.
         module_facts: what the module does beside computing outputs.
         facts: what `LocalTraining.facts` returned for the training rows; None if nobody has asked for them yet.
@@ -70,6 +71,7 @@ class ClientContext:
     augment: tuple[Augment, ...] = ()
     micro_batch: int | None = None
     graphs: bool = False
+    machine_code: bool = False
     limit: int | None = None
     module_facts: ModuleFacts = ModuleFacts()
     facts: Tree = None

@@ -1,22 +1,28 @@
 """Methods that do more than train: their training is batched, and other exchanges are answered client by client."""
 
+import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import fl
 from fl import Exchange, LocalTraining, Reply, Sum, Update
 from fl.config.config import resolve
 from fl.errors import ClientError, ConfigError
 from fl.execution.training import batched
+from fl.execution.training.all_samples import mean_squares_together
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.fisher import fisher
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.vmap import Vmap
+from fl.models.normalise import SampleNorm
+from fl.tasks.supervised import Classification, Regression
 from strategies.fedavg import FedAvg
-from tests.execution.test_loop_batched import BATCH, make, mlp
+from tests.execution.test_loop_batched import BATCH, like, make, mlp
 from tests.execution.test_users_training import config, plan_of
 
 CONFIG = {
@@ -85,6 +91,31 @@ def test_fisher_information_is_the_mean_square_of_single_gradients(backend):
             expected = sums[name] / max(len(ctx.train), 1)
             for found in (groups["squares"].row(client), alone, fisher(ctx, ctx.received["model"])):
                 torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+@pytest.mark.parametrize("task, norms", [(Classification(), ()), (Regression(), (SampleNorm(),))], ids=["ce", "ln"])
+def test_fisher_information_of_more_samples_than_machine_code_takes_at_once(backend, task, norms):
+    """33 to 70 samples, at parameters of each client; compared with autograd in float64."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 7, bias=False), nn.ReLU(), *norms, nn.Linear(7, 4))
+    sizes = np.array([70, 0, 32, 33])
+    chunk, contexts = make(module, sizes=sizes, task=task, ids=np.arange(4))
+    params = like(contexts[0].received["model"], "at", 4, scale=0.5)
+    found = mean_squares_together(LocalTraining(lr=0.1), chunk, params, backend)
+    exact = copy.deepcopy(module).double()
+    for client, ctx in enumerate(contexts):
+        values = {name: tensor.double().requires_grad_() for name, tensor in params.row(client).items()}
+        sums = [torch.zeros_like(value) for value in values.values()]
+        batch = ctx.train.take()
+        y = batch["y"] if isinstance(task, Classification) else batch["y"].double()
+        outputs = torch.func.functional_call(exact, values, (batch["x"].double(),))
+        losses = task.loss(outputs, {"y": y}) if len(y) else []
+        for loss in losses:
+            for total, grad in zip(sums, torch.autograd.grad(loss, list(values.values()), retain_graph=True)):
+                total += grad.square() / len(losses)
+        for name, total in zip(values, sums):
+            torch.testing.assert_close(found.row(client)[name].double(), total, rtol=1e-4, atol=1e-8)
 
 
 # -- a user's method: see tests/execution/test_users_training.py for the data -----------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.batches import gather
-from fl.execution.training.chunk import Chunk, Gradients, SquaresGradients
+from fl.execution.training.chunk import Chunk, Gradients, MeansSquares, SquaresGradients
 from fl.execution.training.fisher import mean_squares
 from fl.execution.training.loop import GRADIENT_BATCH
 from fl.method.local_training import LocalTraining
@@ -34,6 +34,10 @@ def mean_gradient(
 
 def mean_squares_together(algorithm: LocalTraining, chunk: Chunk, params: Params, backend: type[Gradients]) -> Params:
     """Return each client's diagonal of the empirical Fisher information, see `fisher`; batched (C,)."""
+    if issubclass(backend, MeansSquares):
+        whole = backend.mean_squares(chunk, params)
+        if whole is not None:
+            return whole
     count = len(chunk.sizes)
     params = params if params.batch else params.layout.empty(count).copy_(params)
     if issubclass(backend, SquaresGradients):

@@ -60,12 +60,12 @@ def train_at_once(
     try:
         penalty = None
         if overrides(algorithm, "penalty"):
-            at = StepContext(**vars(_with_combinations(inputs, start.layout)), phase=phase, start=start)
+            at = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=start)
             penalty = penalty_of(algorithm, at, count)
         if not ends_plainly(algorithm):
             own, steps = n.clone(), phase.num_steps(chunk.sizes)
             end = TrainingResult(
-                **vars(_with_combinations(inputs, start.layout)),
+                **vars(with_combinations(inputs, start.layout)),
                 start=start,
                 params=Combination.single(trained),
                 steps=torch.from_numpy(steps),
@@ -120,7 +120,7 @@ def _replaced(results: _Results, fn: Callable[[Combination], Params | None]) -> 
     return groups, state, carry
 
 
-def _with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
+def with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
     """Return inputs with states and prepared values for one hook. Changes in place stay within them.
 
     Parameters of the layout are combinations, so that the hook's sums with them are seen. The rest is copied.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.all_samples import mean_gradient, mean_squares_together
-from fl.execution.training.at_once import Opening, train_at_once
+from fl.execution.training.at_once import Opening, train_at_once, with_combinations
 from fl.execution.training.batches import BLOCK, make_batch, make_block
 from fl.execution.training.chunk import (
     Chunk,
@@ -46,6 +46,7 @@ from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
+from fl.tensors.buffers import pooled_buffer
 from fl.tensors.combination import Unknown
 from fl.tensors.params import Params, clipped
 from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack
@@ -165,8 +166,11 @@ def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], ope
         recorded = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
         return recorded or _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
     phase, count = phases[0], len(chunk.sizes)
-    at = StepContext(**vars(inputs), phase=phase, start=start)
-    penalty, trained = penalty_of(algorithm, at, count), Unknown(start.layout, (count,))
+    at, trained = StepContext(**vars(inputs), phase=phase, start=start), Unknown(start.layout, (count,))
+    penalty = None
+    if overrides(algorithm, "penalty"):  # it is made of sums that the backend computes
+        summed = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=start)
+        penalty = penalty_of(algorithm, summed, count)
     (out,), steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, [Wanted(trained)])
     return _Trained(start, out, loss, seen, steps, phase.lr_sum(steps), at)
 
@@ -203,15 +207,23 @@ def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
 
 def _repeated(first: Tree, count: int) -> Tree:
     """The first state of `count` clients, stacked, in memory of its own."""
-    return replace_leaves(first, [leaf.new_empty(count, *leaf.shape).copy_(leaf) for leaf in leaves(first)])
+    return replace_leaves(first, [_rows_like(leaf, count).copy_(leaf) for leaf in leaves(first)])
+
+
+def _rows_like(leaf: Tensor, count: int) -> Tensor:
+    """Memory for a leaf of each of `count` clients."""
+    if leaf.dtype == torch.float32 and leaf.device.type == "cpu":
+        return pooled_buffer(count * leaf.numel()).view(count, *leaf.shape)
+    return leaf.new_empty(count, *leaf.shape)
 
 
 def _with_first(first: Tree, has_state: np.ndarray, known: Tree) -> Tree:
     """States of all clients: `known` for clients that have a state, `first` for the others."""
-    states, where = _repeated(first, len(has_state)), torch.from_numpy(np.flatnonzero(has_state))
-    for leaf, known_leaf in zip(leaves(states), leaves(known)):
-        leaf[where] = known_leaf
-    return states
+    has, new = (torch.from_numpy(np.flatnonzero(where)) for where in (has_state, ~has_state))
+    states = [_rows_like(leaf, len(has_state)) for leaf in leaves(first)]
+    for leaf, first_leaf, known_leaf in zip(states, leaves(first), leaves(known)):
+        leaf[has], leaf[new] = known_leaf, first_leaf
+    return replace_leaves(first, states)
 
 
 def _train_recorded(

@@ -189,6 +189,22 @@ class PassesSamples(Protocol):
 
 
 @runtime_checkable
+class MeansSquares(Protocol):
+    """A backend that can also compute all clients' means of squared gradients in one call."""
+
+    @staticmethod
+    def mean_squares(chunk: Chunk, params: Params) -> Params | None:
+        """Return the means over each client's samples of the squared gradients of single samples, batched (C,).
+
+        Dropout is off. A client without samples gets zeros. None: the backend cannot do so for this model.
+
+        Args:
+            chunk: the clients.
+            params: where the gradients are taken, batched (C,) or one for all clients.
+        """
+
+
+@runtime_checkable
 class TrainsWholePhases(Protocol):
     """A backend that can also take all steps of all clients in one call."""
 

@@ -33,6 +33,7 @@ from fl.models.dropout import Dropout, share_of_zeros
 from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.task import Task
 from fl.tensors import random
+from fl.tensors.buffers import pooled_buffer
 from fl.tensors.params import Layout, Params
 
 SHUFFLED = True  # benchmarks that need the same batches in two programs take samples in order
@@ -66,7 +67,7 @@ class Compiled(LinearStack):
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
         from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
 
-        layers, (shares, masked) = _layers(chunk.module, start.layout), _shares(chunk.module)
+        layers, (shares, masked) = layers_of(chunk.module, start.layout), _shares(chunk.module)
         if chunk.own_loss is not None:
             return train_split(chunk, phase, start, trained, wanted, layers)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
@@ -75,8 +76,8 @@ class Compiled(LinearStack):
         sources = rules.Sources(len(sizes), start, trained)
         rule = rules.rule_of(phase, penalty, start, sources)
         outputs = rules.Outputs(sources, wanted)
-        labelled, classes = chunk.task.kernel == "cross_entropy", int(layers[-1, 1])
-        labels, targets = (y, _NO_WEIGHTS.reshape(0, classes)) if labelled else (_NO_LABELS, y.reshape(-1, classes))
+        classes = int(layers[-1, 1])
+        labels, targets = answers(chunk.task.kernel, y, classes)
         longest = int(sizes.max(initial=1))
         copies = len(sizes).bit_length() * outputs.summed + (0 if rule.optimiser == steps.PLAIN else rules.KEPT)
         memory = thread_memory(_memory_length(chunk.module, start.layout, min(batch or longest, longest), copies))
@@ -93,8 +94,7 @@ class Compiled(LinearStack):
                 outputs.combined,
                 memory,
             )
-        if wrong >= 0:
-            raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {classes} classes")
+        check_labels(y, wrong, classes)
         return outputs.found, taken, torch.from_numpy(loss), seen
 
     @staticmethod
@@ -108,12 +108,11 @@ class Compiled(LinearStack):
     ) -> tuple[Tensor, np.ndarray]:
         from fl.execution.training.native.programs import run_programs
 
-        layers, x, y = _layers(chunk.module, layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
+        layers, x, y = layers_of(chunk.module, layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
         (shares, masked), kinds = _shares(chunk.module), programs.batches
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         loss, seen, outputs = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64), int(layers[-1, 1])
-        labelled = chunk.task.kernel == "cross_entropy"
-        labels, targets = (y, _NO_WEIGHTS.reshape(0, outputs)) if labelled else (_NO_LABELS, y.reshape(-1, outputs))
+        labels, targets = answers(chunk.task.kernel, y, outputs)
         address = (chunk.seed, chunk.clients, chunk.participation, "shuffle")
         words = np.stack([random.hash64_prefix(2, *address, number) for number in kinds], 1)
         drawn = np.stack([mask_words(chunk, number) for number in kinds], 1) if masked else _NO_WORDS.reshape(0, 0)
@@ -129,14 +128,34 @@ class Compiled(LinearStack):
                 *(phase.num_steps(sizes), batch, phase.samples_per_epoch(sizes), words, SHUFFLED, shares, drawn),
                 *(loss, seen, memory),
             )
-        if wrong >= 0:
-            raise IndexError(f"label {y[wrong]} of sample {wrong} is not one of the model's {outputs} classes")
+        check_labels(y, wrong, outputs)
         return torch.from_numpy(loss), seen
+
+    @staticmethod
+    def mean_squares(chunk: Chunk, params: Params) -> Params | None:
+        from fl.execution.training.native.memory import memory_length
+        from fl.execution.training.native.rules import rows
+        from fl.execution.training.native.squares import SAMPLES, mean_squares
+
+        if module_obstacle(chunk.module) is not None:
+            return None
+        layers, x, y = layers_of(chunk.module, params.layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
+        classes = int(layers[-1, 1])
+        labels, targets = answers(chunk.task.kernel, y, classes)
+        sizes = chunk.sizes.astype(np.int64, copy=False)
+        length = params.layout.lengths[0]
+        out = Params(params.layout, (pooled_buffer(len(sizes) * length).view(-1, length),))
+        samples = (x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes)
+        memory = thread_memory(memory_length(layers, SAMPLES, 0))
+        with release_lock():
+            wrong = mean_squares(rows(params), layers, *samples, SAMPLES, out.buffers[0].numpy(), memory)
+        check_labels(y, wrong, classes)
+        return out
 
     def __init__(self, algorithm: LocalTraining, chunk: Chunk, local: Params, theta: Params, index: int | None):
         super().__init__(algorithm, chunk, local, theta, index)
-        self.described, self.shares = _layers(chunk.module, theta.layout), _shares(chunk.module)[0]
-        self.own_steps = overrides(algorithm, "step") and _module_obstacle(chunk.module) is None
+        self.described, self.shares = layers_of(chunk.module, theta.layout), _shares(chunk.module)[0]
+        self.own_steps = overrides(algorithm, "step") and module_obstacle(chunk.module) is None
         self.memory: dict[int, np.ndarray] = {}  # by the samples of a batch
         self.taken: tuple[Mapping[str, Tensor], _Arrays] | None = None  # the last batch, as arrays
 
@@ -163,10 +182,8 @@ class Compiled(LinearStack):
             self.taken = (batch, self._arrays(batch, weights, masks))
         at_params, out = params.buffers[0].numpy(), grad.buffers[0].numpy()
         with release_lock():
-            wrong = gradients(at_params, self.described, *self.taken[1], out, losses.numpy(), self.memory[width])
-        if wrong >= 0:
-            classes = self.described[-1, 1]
-            raise IndexError(f"label {int(batch['y'].reshape(-1)[wrong])} is not one of the model's {classes} classes")
+            wrong = gradients(at_params, self.described, *self.taken[1], 0, 0, out, losses.numpy(), self.memory[width])
+        check_labels(self.taken[1][1], wrong, self.described[-1, 1])
         return losses
 
     @staticmethod
@@ -175,7 +192,7 @@ class Compiled(LinearStack):
         from fl.execution.training.native.rules import rows
         from fl.execution.training.native.split import PASS, model_passes
 
-        layers = _layers(module, params.layout)
+        layers = layers_of(module, params.layout)
         outputs, features = (torch.empty(len(x), int(layers[-1, side])) for side in (1, 0))
         memory, samples = thread_memory(memory_length(layers, PASS, 0)), x.flatten(1).numpy()
         with release_lock():
@@ -185,17 +202,33 @@ class Compiled(LinearStack):
     def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor]) -> _Arrays:
         """Samples, labels, targets, weights and masks as machine code takes them."""
         x, y = (batch[name].reshape(weights.numel(), -1).numpy() for name in ("x", "y"))
-        none = _NO_WEIGHTS.reshape(0, int(self.described[-1, 1]))
-        labels, targets = (y[:, 0], none) if self.kernel == "cross_entropy" else (_NO_LABELS, y)
+        labels, targets = answers(self.kernel, y, int(self.described[-1, 1]))
         if not masks:
             return x, labels, targets, weights.contiguous().numpy(), np.zeros_like(self.shares), _NO_WEIGHTS[None, :0]
         factors = torch.cat([mask.reshape(weights.numel(), -1) for mask in masks], 1)
         return x, labels, targets, weights.contiguous().numpy(), self.shares, factors.numpy()
 
 
+def answers(kernel: str | None, y: np.ndarray, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels int64 (N,) and targets float32 (N, outputs) as machine code takes them; one of them is empty."""
+    if kernel == "cross_entropy":
+        return y.reshape(-1), _NO_WEIGHTS.reshape(0, outputs)
+    return _NO_LABELS, y.reshape(-1, outputs)
+
+
+def check_labels(labels: np.ndarray, wrong: int, classes: int) -> None:
+    """Raise an error if machine code has found a wrong label.
+
+    Raises:
+        IndexError: `wrong`, the place of the wrong label, is not negative.
+    """
+    if wrong >= 0:
+        raise IndexError(f"label {labels[wrong]} of sample {wrong} is not one of the model's {classes} classes")
+
+
 @functools.lru_cache(maxsize=8)
-def _layers(module: nn.Module, layout: Layout) -> np.ndarray:
-    """The layers as `native/memory.py` describes them, (L, 7)."""
+def layers_of(module: nn.Module, layout: Layout) -> np.ndarray:
+    """Return the layers as `native/memory.py` describes them, (L, 7)."""
     from fl.execution.training.native import norms, products
     from fl.execution.training.native.memory import client_length
 
@@ -234,7 +267,7 @@ def _memory_length(module: nn.Module, layout: Layout, longest: int, copies: int)
     """Elements of memory that machine code needs, see native/memory.py."""
     from fl.execution.training.native.memory import memory_length
 
-    return memory_length(_layers(module, layout), longest, copies, _shares(module)[1])
+    return memory_length(layers_of(module, layout), longest, copies, _shares(module)[1])
 
 
 @functools.lru_cache(maxsize=8)
@@ -294,7 +327,7 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
             return f"optimiser {type(phase.optimiser).__name__} is not compiled"
     if any(phase.last_batch in ("merge", "merge_one") for phase in phases):
         return "last batches are merged"
-    return _module_obstacle(module)
+    return module_obstacle(module)
 
 
 def _split_obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:
@@ -308,7 +341,8 @@ def _split_obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: n
 
 
 @functools.lru_cache(maxsize=8)
-def _module_obstacle(module: nn.Module) -> str | None:
+def module_obstacle(module: nn.Module) -> str | None:
+    """Why a stack of linear layers has no machine code, or `None`."""
     layers = [layer for layer in module._modules.values() if type(layer) is not nn.Flatten]
     kinds = [type(layer) for layer in layers if not (isinstance(layer, Dropout) and layer.p == 0)]
     for kind, following in zip(kinds, kinds[1:]):

@@ -29,6 +29,7 @@ from fl.data.views import Batch
 from fl.execution.training.client_batches import mini_batches
 from fl.execution.training.graph import Compute, recorded
 from fl.execution.training.objective import losses_of
+from fl.execution.training.one_client import OneClient
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining
 from fl.method.phase import Phase
@@ -60,6 +61,7 @@ class LocalSteps:
         ctx: context of the client.
         phase: optimiser, learning rate, batch size and budget.
         at: context that the objective is called with.
+        machine_code: gives the gradients of `gradient` where machine code can compute them.
         batch: the batch of the current step.
         masks: Dropout masks of the current batch, which CUDA graphs are given.
         names: names of the bound parameters that get gradients; set by `bind`.
@@ -102,6 +104,8 @@ class LocalSteps:
         if training and self.draws.layers and len(ctx.train) and ctx.graphs:
             self.drawn_before = DropoutMasks(ctx.module, lambda: ctx.train.take(slice(0, 1))["x"])
         self.loss_sum, self.samples, self.taken = torch.zeros((), dtype=torch.float64), 0, 0
+        dropped = training and bool(self.draws.layers)
+        self.machine_code = OneClient.of(algorithm, ctx) if ctx.machine_code and not dropped else None
         self.batch: Batch = {}
         self.masks: list[Tensor] = []
 
@@ -139,17 +143,25 @@ class LocalSteps:
         own_masks = self.draws.layers and self.training and not self.drawn_before
         with self.draws.gradient() if own_masks else nullcontext():
             loss, gradient = self.compute(self.batch, self.masks)
+        self._count(loss)
+        return gradient
+
+    def _count(self, loss: Tensor) -> None:
+        """Enter the sum of the losses at a gradient."""
         self.last = loss
         if self.first:
             self.loss_sum += loss
             self.first = False
-        return gradient
 
     def gradient(self, params: Params, others: Params | None = None) -> Params:
         """Return the gradient of the batch's mean loss at `params`, of their shape.
 
         Tensors missing from them are taken from `others`; by default they keep their initial values.
         """
+        computed = self.machine_code and self.machine_code.gradient(params, others, self.batch)
+        if computed:
+            self._count(computed[1])
+            return computed[0]
         self.bind(params, others)
         packed = zeros_like(params)
         torch._foreach_copy_([packed[name] for name in self.names], self.bound_gradient())

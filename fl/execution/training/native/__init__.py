@@ -4,8 +4,9 @@
     W <- W - lr g^T h,  b <- b - lr sum(g),  g <- (g W) * phi'(h)
 
     clients.py     all steps of a chunk, one client after another; the compiled function
-    gradients.py   gradients of a chunk, for own steps that are no programs; compiled by itself
+    gradients.py   gradients of a chunk, for own steps that are no programs, or of one client; compiled by itself
     split.py       forward and backward passes apart, for losses of a method's own; compiled by itself
+    squares.py     means of squared gradients of single samples; compiled by itself
     programs.py    steps that a method takes itself, as linear combinations and gradients; compiled by itself
     cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples

@@ -1,7 +1,7 @@
 """Gradients of the clients of a chunk, each at parameters and on a batch of its own; see the package.
 
 `gradients` is compiled on its first import on a machine and kept (cache.py). Only methods that take their own steps
-need it.
+need it, also those before training (one_client.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _matrix, _integers = (types.Array(t, n, "C", readonly=True) for t, n in ((types.
 _SIGNATURE = types.int64(
     *(_matrix, types.Array(types.int64, 2, "C", readonly=True)),  # params, layers
     *(_matrix, _integers, _matrix, _matrix),  # x, labels, targets, weights
-    *(_integers, _matrix),  # shares, factors
+    *(_integers, _matrix, types.int64, types.int64),  # shares, factors, lowest, written
     *(types.float32[:, ::1], types.float32[:, ::1], types.float32[::1]),  # out, losses, memory
 )
 
@@ -39,6 +39,8 @@ def gradients(
     weights: np.ndarray,
     shares: np.ndarray,
     factors: np.ndarray,
+    lowest: int,
+    written: int,
     out: np.ndarray,
     losses: np.ndarray,
     memory: np.ndarray,
@@ -54,7 +56,9 @@ def gradients(
         weights: float32 (C, B), the same for all samples of a batch; 0 for pads, which come last.
         shares: int64 (L,), as in `Dropouts` of dropout.py.
         factors: float32 (C B, F), the Dropout masks of all layers side by side; not read without Dropout.
-        out: float32 (C, P), written: the gradients of the sums of weights times losses.
+        lowest: the gradients in this layer and those above it are computed.
+        written: layers below this one have the parameters of the call before; this needs one client.
+        out: float32 (C, P), written in these layers: the gradients of the sums of weights times losses.
         losses: float32 (C, B), written: the sum of each batch's losses, then zeros.
         memory: float32 with at least `memory_length(layers, B, 0, ...)` elements, written. It is zeros before the first
             call and serves calls with the same layers and B only.
@@ -76,7 +80,7 @@ def gradients(
             count += weights[c, b] > _0
             share += weights[c, b]
         samples = np.arange(c * width, c * width + count)
-        write_layers(params[c], layers, client)
+        write_layers(params[c], layers[written:], client)
         gather(x, samples, layers[0, 0], tape[0])
         if len(masks.factors):
             take_masks(masks, factors, c * width, layers, count, tape[0])
@@ -89,13 +93,13 @@ def gradients(
         if factor != np.float32(1):
             for i in range(count * padded(classes)):
                 g[i] *= factor
-        for k in range(depth - 1, -1, -1):
+        for k in range(depth - 1, lowest - 1, -1):
             n_in, n_out, _, biased, _, offset, _ = layers[k]
-            if k:
+            if k > lowest:
                 backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
             weight_gradient(Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k], count), gradient)
             g, below = below, g
-        unpad_layers(gradient, layers, out[c])
+        unpad_layers(gradient, layers[lowest:], out[c])
     return -1
 
 

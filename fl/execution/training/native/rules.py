@@ -21,6 +21,7 @@ from fl.tensors.params import Params
 
 _SGD = SGD()
 _NO_FACTORS = np.empty((0, 0), np.float32)
+_PLAIN = Rule(steps.PLAIN, np.zeros(6, np.float32), _NO_FACTORS, _NO_FACTORS)  # w <- w - rate g
 KEPT = len(steps.Kept._fields)  # arrays of a client's size that a rule may need
 
 
@@ -58,10 +59,12 @@ class Sources:
                 found[OWN + list(self.parts).index(id(params))] = factor
         return found
 
-    def of_slope(self, slope: Params) -> np.ndarray:
-        """Return the factors of a penalty's slope, one row for each client, or one row for all."""
-        factors = self.arrays([self.factors(slope)])[0, :, OWN:]
-        return np.ascontiguousarray(factors if slope.batch else factors[:1])
+    def of_penalty(self, part: Params | None) -> np.ndarray:
+        """Return the factors of a penalty's slope or stiffness: of each client, one row for all, or none."""
+        if part is None:
+            return _NO_FACTORS
+        factors = self.arrays([self.factors(part)])[0, :, OWN:]
+        return np.ascontiguousarray(factors if part.batch else factors[:1])
 
     def arrays(self, combinations: Sequence[dict[int, Factor]]) -> np.ndarray:
         """Return the factors of combinations for each client, float32 (n, C, 2 + sources)."""
@@ -158,7 +161,7 @@ def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
 def rule_of(phase: Phase, penalty: Penalty | None, start: Params, sources: Sources) -> Rule:
     """Return the rule of a phase that starts from `start`, of all clients or of each; add what its slope reads."""
     if penalty is None and phase.clip is None and phase.optimiser == _SGD:
-        return _plain(start.layout.lengths[0])
+        return _PLAIN
     pull, slope, stiffness = (0.0, None, None) if penalty is None else _parts(penalty, start)
     optimiser = phase.optimiser
     if isinstance(optimiser, Adam):
@@ -168,16 +171,7 @@ def rule_of(phase: Phase, penalty: Penalty | None, start: Params, sources: Sourc
         kind = steps.SGD
         own = (optimiser.weight_decay, optimiser.momentum, float(optimiser.nesterov), 0.0)
     numbers = np.array([pull, phase.clip or 0.0, *own], np.float32)
-    none = np.empty((0, start.layout.lengths[0]), np.float32)
-    factors = _NO_FACTORS if slope is None else sources.of_slope(slope)
-    return Rule(kind, numbers, factors, none if stiffness is None else rows(stiffness))
-
-
-@functools.lru_cache(maxsize=8)
-def _plain(length: int) -> Rule:
-    """Return the rule w <- w - rate g for rows of this length. A chunk of tiny models takes 2 ms, so this is kept."""
-    none = np.empty((0, length), np.float32)
-    return Rule(steps.PLAIN, np.zeros(6, np.float32), _NO_FACTORS, none)
+    return Rule(kind, numbers, sources.of_penalty(slope), sources.of_penalty(stiffness))
 
 
 def _parts(penalty: Penalty, start: Params) -> tuple[float, Params | None, Params | None]:

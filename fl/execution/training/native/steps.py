@@ -23,7 +23,7 @@ import numpy as np
 
 from fl.execution.training.native.combine import combine_sources
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import BLOCK, ROWS, pad_layers, padded, weights_length
+from fl.execution.training.native.memory import BLOCK, ROWS, padded, weights_length
 from fl.execution.training.native.products import Layer, bias_step, change_layer, gradient_rows, rows_of_products
 from fl.execution.training.native.vector import WIDE, WIDTH, fill_wide, fma, load, load_wide, splat, sqrt, store, total
 
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
         beta2, 1 - beta2 and eps of Adam.
     slope: float32 (0, S) for none, (1, S) for all clients, or (C, S): factors of the sources whose sum it is, see
         combine.py.
-    stiffness: float32 (0, P) for none, (1, P) for all clients, or (C, P).
+    stiffness: factors of the sources whose sum it is, likewise.
     """
 
     optimiser: int
@@ -83,10 +83,11 @@ def begin_client(rule: Rule, kept: Kept, c: int, layers: np.ndarray, sources: np
     kept.second[:] = _0
     if c == 0:
         kept.slope[:] = _0
+        kept.stiffness[:] = _0
     if c < len(rule.slope):
         combine_sources(sources, c, layers, rule.slope[c], kept.slope)
     if c < len(rule.stiffness):
-        pad_layers(rule.stiffness[c], layers, kept.stiffness)
+        combine_sources(sources, c, layers, rule.stiffness[c], kept.stiffness)
 
 
 @part
