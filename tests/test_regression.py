@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.regression.__main__ import main
+from experiments.regression.record import all_cases
+from fl.execution.training.plan import Kind
 
 
 def test_a_repeated_record_is_equal_and_a_change_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,3 +44,11 @@ def test_a_run_that_fails_is_recorded_with_its_error(tmp_path: Path) -> None:
     assert main(["record", str(file), "--only", "majority/compiled"]) == 0
     run = json.loads(file.read_text())["runs"]["majority/compiled"]
     assert run["status"] == "refused" and "'compiled' is not possible" in run["error"]
+
+
+def test_every_plan_has_runs(tmp_path: Path) -> None:
+    assert {case.overrides.get("execution.plan") for case in all_cases().values()} >= {*get_args(Kind)}
+    file = tmp_path / "fused.json"
+    assert main(["record", str(file), "--only", "fused/fedit"]) == 0
+    run = json.loads(file.read_text())["runs"]["fused/fedit"]
+    assert run["status"] == "ok" and run["plan"]["kind"] == "fused"

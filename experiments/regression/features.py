@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.regression import fl_names
 from experiments.regression.case import BEFORE, FOLDER, Case
-from experiments.regression.strategies import BATCHED, FEDERATION, TRAINING
+from experiments.regression.strategies import BATCHED, FEDERATION, MOMENTUM, TRAINING
 
 PARTS = "experiments.regression.parts:"
 DIGITS: dict[str, Any] = {
@@ -351,6 +351,7 @@ def _models() -> Iterator[Case]:
             yield Case(f"model/{name}/{plan}", TOKENS, change)
     yield from _norms()
     yield from _adapters(attention)
+    yield from _fused(attention)
     frozen = {"freeze": {"model.freeze": ["1.*"]}, "trains": {"client.trains": ["3.*"]}}
     for plan in ("loop", *BATCHED):
         yield from _variants(f"frozen/{plan}", DIGITS, {n: c | {"execution.plan": plan} for n, c in frozen.items()})
@@ -384,6 +385,24 @@ def _adapters(attention: dict[str, Any]) -> Iterator[Case]:
         "client.lr": 0.02,
     }
     yield Case("adapter/lora/dropout", DIGITS, loose)
+
+
+def _fused(attention: dict[str, Any]) -> Iterator[Case]:
+    """Yield runs of a transformer with LoRA that machine code trains; it takes widths that are multiples of 16."""
+    lora = {"name": "lora", "rank": 2, "trains": ["head.*"]}
+    config = TOKENS | {"model": {"name": "transformer", **attention, "width": 32, "adapter": lora}}
+    strategies = ("fedavg", "fedprox", "scaffold", "fedit", "fedsa_lora", "ffa_lora")
+    changes: dict[str, dict[str, Any]] = {name: {"strategy": {"name": name}} for name in strategies}
+    changes |= {
+        "rslora": {"model.adapter.name": "rslora"},
+        "causal": {"model.causal": True},
+        "momentum_clip": MOMENTUM,
+        "adam": {"client.optimiser": "adam", "client.lr": 0.01},
+        "full_batch": {"client.batch": "full"},
+        "chunk_2": {"execution.chunk": 2},
+    }
+    for name, change in changes.items():
+        yield Case(f"fused/{name}", config, change | {"execution.plan": "fused"})
 
 
 def _training() -> Iterator[Case]:
