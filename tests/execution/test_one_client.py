@@ -107,7 +107,7 @@ def test_a_label_that_is_no_class_ends_with_an_error():
     ctx = contexts(network(nn.ReLU()))[1]
     steps = LocalSteps(LocalTraining(batch=20, lr=0.1), ctx, batches=[{**ctx.train.take(), "y": torch.full((20,), 9)}])
     for _ in steps:
-        with pytest.raises(IndexError, match="label 9 is not one of the model's 4 classes"):
+        with pytest.raises(IndexError, match="label 9 of sample 0 is not one of the model's 4 classes"):
             steps.gradient(ctx.received["model"])
 
 

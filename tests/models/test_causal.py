@@ -239,7 +239,7 @@ def test_bfloat16_is_the_type_of_the_base_alone(llama):
         ({"strategy": {"name": "fedex_lora", "ranks": [2, 4]}}, "ranks: not a key of 'fedex_lora'"),
         ({"task.samples": 1, "data.test": None}, "the server has no test rows"),
         ({"task.tokenizer": None}, "generated samples are text"),
-        ({"task.tokenizer": "nowhere", "task.samples": 1}, "task.tokenizer: 'nowhere' is neither a folder"),
+        ({"task.tokenizer": "nowhere", "task.samples": 1}, "task.tokenizer: 'nowhere', but the rows have"),
         ({"task.vocabulary": 0}, "task.vocabulary: 0 is not at least 1"),
         ({"task": "language_modelling"}, "y has 16; with model: causal set task: instruct"),
     ],

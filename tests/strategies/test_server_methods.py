@@ -20,7 +20,7 @@ from clients.ifca import IFCA as IFCAClient
 from clients.local import Local
 from clients.measure import representations
 from clients.moon import Moon as MoonClient
-from clients.moon import contrast
+from clients.moon import away, contrast
 from clients.q_fedavg import QFedAvg as QFedAvgClient
 from clients.sgd import LocalSGD
 from fl.data.augment import Augment
@@ -345,9 +345,9 @@ def test_two_attackers_of_five_move_the_median_no_farther_than_the_honest():
 # -- MOON -------------------------------------------------------------------------------------------------------------
 def test_contrast_by_hand():
     z, near, across = torch.tensor([[3.0, 0.0]]), torch.tensor([[7.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    assert contrast(z, near, across, 0.5).item() == pytest.approx(log(1 + exp(-2)))  # cosines 1 and 0
-    assert contrast(z, across, near, 0.5).item() == pytest.approx(2 + log(1 + exp(-2)))
-    assert contrast(z, across, -near, 1.0).item() == pytest.approx(log(1 + exp(-1)))
+    assert contrast(z, away(near, across, 0.5)).item() == pytest.approx(log(1 + exp(-2)))  # cosines 1 and 0
+    assert contrast(z, away(across, near, 0.5)).item() == pytest.approx(2 + log(1 + exp(-2)))
+    assert contrast(z, away(across, -near, 1.0)).item() == pytest.approx(log(1 + exp(-1)))
 
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
