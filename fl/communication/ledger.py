@@ -140,7 +140,7 @@ class Ledger:
 
 def _of_each(number: int | np.ndarray, count: int) -> np.ndarray:
     """Return a column of `count` rows, from a number for all of them or from one number per row."""
-    return np.broadcast_to(np.asarray(number, np.int64), count)
+    return np.asarray(number, np.int64) if np.ndim(number) else np.full(count, number, np.int64)
 
 
 def read(path: str | Path) -> pa.Table:

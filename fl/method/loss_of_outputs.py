@@ -4,8 +4,8 @@
     constants   <- outputs and features of other models, which do not change while a client trains
 
 The engine makes the passes of the other models once, before the first step, or, if training batches are random, for
-each batch as the model sees it. For stacks of linear layers the engine computes
-the passes of the trained model itself, for many clients at once, and asks torch only for the gradient of f.
+each batch as the model sees it. For stacks of linear layers the engine computes the passes of the trained model itself,
+for many clients at once, and asks torch only for the gradient of f.
 """
 
 from __future__ import annotations

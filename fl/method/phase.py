@@ -118,7 +118,7 @@ class Phase:
             return np.where(n > 0, self.steps, 0)
         per_epoch = self.batches_per_epoch(n)
         if self.epochs >= 1 and self.epochs == int(self.epochs):
-            return per_epoch * int(self.epochs)
+            return per_epoch.astype(np.int64, copy=False) * int(self.epochs)
         return np.maximum(np.floor(self.epochs * per_epoch + 0.5).astype(np.int64), np.minimum(per_epoch, 1))
 
     def num_samples(self, n: np.ndarray) -> np.ndarray:

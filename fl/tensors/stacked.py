@@ -32,7 +32,11 @@ def order_statistics(rows: Tensor, start: int, stop: int) -> Tensor:
         rows: numbers; machine code sorts floats only.
         start: the first rank, from 0.
         stop: the rank after the last one, at most n.
+
+    Raises:
+        ValueError: there are no such ranks.
     """
+    rows = _with_ranks(rows, start, stop)
     if not _sorts_fast(rows):
         return rows.sort(0).values[start:stop]
     from fl.execution.training.native import columns
@@ -57,8 +61,12 @@ def means_of_ranks(rows: Tensor, start: int, stop: int) -> Tensor:
     Args:
         rows: floats.
         start: the first rank, from 0.
-        stop: the rank after the last one, at most n, more than `start`.
+        stop: the rank after the last one, at most n.
+
+    Raises:
+        ValueError: there are no such ranks.
     """
+    rows = _with_ranks(rows, start, stop)
     if not (_sorts_fast(rows) and rows.dtype in (torch.float32, torch.float64)):
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         for values in order_statistics(rows, start, stop):
@@ -72,6 +80,13 @@ def means_of_ranks(rows: Tensor, start: int, stop: int) -> Tensor:
         rows.shape[1], lambda a, b: columns.means_of_ranks(values, comparisons, start, ranks, limits, a, b, out.numpy())
     )
     return out
+
+
+def _with_ranks(rows: Tensor, start: int, stop: int) -> Tensor:
+    """Return the rows without gradients, if they have ranks start, ..., stop - 1."""
+    if not 0 <= start < stop <= len(rows):
+        raise ValueError(f"ranks {start} to {stop}: not 0 <= start < stop <= {len(rows)}, the number of rows")
+    return rows.detach()
 
 
 def _sorts_fast(rows: Tensor) -> bool:

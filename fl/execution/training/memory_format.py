@@ -44,14 +44,14 @@ def use_memory_format(module: nn.Module, memory_format: MemoryFormat) -> Iterato
     elif memory_format == "blocked":
         containers = [child for child in module.modules() if blocked_runs(child)]
     for container in containers:
-        container.forward = partial(_in_order, [_call(part) for part in _parts(container)])
+        container.forward = partial(_forward, container)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for container in containers:
-            del container.forward
+            vars(container).pop("forward", None)
 
 
 def fastest_format(module: nn.Module, algorithm: ClientAlgorithm, device: Kind) -> MemoryFormat:
@@ -91,6 +91,11 @@ def _parts(container: nn.Module) -> list[Run]:
         return []
     if "forward" in vars(container):  # replaced for this object
         return []
+    return _divided(container)
+
+
+def _divided(container: nn.Sequential) -> list[Run]:
+    """The layers in their order: blocked runs, and each other layer alone."""
     parts: list[Run] = []
     layers = [layer for layer in container._modules.values() if layer is not None]  # children() skips second uses
     for blockable, group in groupby(layers, _blockable):
@@ -126,6 +131,11 @@ def _corrupts(convolution: nn.Conv2d) -> bool:
 
 def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
+
+
+def _forward(container: nn.Sequential, input: Tensor) -> Tensor:  # torch's name
+    """What the container computes with its present layers."""
+    return _in_order(map(_call, _divided(container)), input)
 
 
 def _in_order(calls: Iterable[Call], x: Tensor) -> Tensor:

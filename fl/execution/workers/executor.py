@@ -9,7 +9,9 @@ results. The engine's are in fl/execution/job.py and dispatch.py, those of Flowe
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -172,16 +174,15 @@ class Serial:
                 queue.stop()
                 raise
 
-        answers = [helper.begin(partial(work, k)) for k, helper in enumerate(self.helpers[: count - 1], 1)]
+        others = [helper.begin(partial(work, k)) for k, helper in enumerate(self.helpers[: count - 1], 1)]
         try:
             results = [work(0)]
             meanwhile()
-        finally:
-            others = [answer.get() for answer in answers]
-        for result, error in others:
-            if error is not None:
-                raise error
-            results.append(result)
+            results += [other.result() for other in others]
+        except BaseException:  # also Ctrl-C while this thread waits
+            queue.stop()
+            wait(others)
+            raise
         return dispatch.gather(results)
 
     def _part(self, k: int, dispatch: Dispatch, tasks: Iterable[tuple[int, int]]) -> Any:
@@ -207,33 +208,36 @@ class Serial:
             worker.close()
 
 
-Answer = tuple[Any, BaseException | None]  # what a call returned, or its error
+Calls = SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
 
 
 class _Helper:
     """A thread that makes one call after another. A pool would need a tenth of a millisecond for each call."""
 
     def __init__(self) -> None:
-        self.calls: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[Answer]] | None] = SimpleQueue()
-        self.thread = Thread(target=self._serve, name="fl-worker", daemon=True)
+        self.calls: Calls = SimpleQueue()
+        self.thread = Thread(target=_serve, args=(self.calls,), name="fl-worker", daemon=True)
         self.thread.start()
+        weakref.finalize(self, self.calls.put, None)  # a helper that nobody stops
 
-    def begin(self, call: Callable[[], Any]) -> SimpleQueue[Answer]:
-        """Begin a call; return where its answer will be."""
-        answer: SimpleQueue[Answer] = SimpleQueue()
-        self.calls.put((call, answer))
-        return answer
+    def begin(self, call: Callable[[], Any]) -> Future[Any]:
+        """Begin a call; return its future."""
+        future: Future[Any] = Future()
+        self.calls.put((call, future))
+        return future
 
     def stop(self) -> None:
         """End the thread after its present call."""
         self.calls.put(None)
         self.thread.join()
 
-    def _serve(self) -> None:
-        while (one := self.calls.get()) is not None:
-            call, answer = one
-            try:
-                answer.put((call(), None))
-            except BaseException as error:
-                answer.put((None, error))
-            del one, call, answer  # they hold the dispatch
+
+def _serve(calls: Calls) -> None:
+    """Make calls until there is None."""
+    while (one := calls.get()) is not None:
+        call, future = one
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        del one, call, future  # they hold the dispatch

@@ -24,7 +24,9 @@ LEVELS = 64  # of a tree, at most
 
 @inlined
 def _sort(rows: np.ndarray, network: np.ndarray, limits: np.ndarray, start: int, width: int, tile: np.ndarray) -> None:
-    """tile <- the values of `width` columns from `start` on as integers in the order of floats, sorted by the network.
+    """Read the values of `width` columns from `start` on into `tile`, and sort them there by the network.
+
+    The tile holds integers that have the order of the floats.
 
     Args:
         rows: floats viewed as signed integers of the same size, (n, P).
