@@ -61,6 +61,15 @@ def test_means_of_ranks_are_numpys(monkeypatch, dtype, n, columns):
         assert fast.dtype == slow.dtype == dtype
 
 
+@pytest.mark.parametrize("start, stop", [(0, 5), (-1, 2), (2, 2), (3, 1)])
+def test_ranks_that_do_not_exist_are_refused(start, stop):
+    for function in (order_statistics, means_of_ranks):
+        with pytest.raises(
+            ValueError, match=f"ranks {start} to {stop}: not 0 <= start < stop <= 4, the number of rows"
+        ):
+            function(torch.zeros(4, 100_000), start, stop)
+
+
 def test_bfloat16_is_sorted_as_float32(machine_code):
     rows = torch.randn(6, 200, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = torch.from_numpy(np.sort(rows.float().numpy(), axis=0))

@@ -120,8 +120,8 @@ def _part(part: Any, start: Params, clients: int | None, where: str) -> Params:
             if found is None or found.shape != entry.shape:
                 has = "no such tensor" if found is None else f"the shape {tuple(found.shape)}"
                 raise ValueError(f"{where}: the phase trains {name} {tuple(entry.shape)}, and the part has {has}")
-    elif part is start or isinstance(part, Combination) or _padded(part):  # nothing reads padding of the first two
-        return part
+    elif part is start or isinstance(part, Combination) or _padded(part):
+        return part  # nothing reads the padding of the start and of a combination
     return layout.zeros(*part.batch).to(part.device).copy_(part, names=layout.entries)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fl
-from fl import LocalSteps, LocalTraining
+from fl import LocalSteps, LocalTraining, LossOfOutputs
 from fl.models.dropout import Dropout
 from fl.models.normalise import FeatureNorm, SampleNorm
 from fl.tasks.supervised import Classification, Regression
@@ -111,6 +111,59 @@ def test_a_label_that_is_no_class_ends_with_an_error():
             steps.gradient(ctx.received["model"])
 
 
+def test_a_bound_module_may_change_the_tensors_that_are_not_trained():
+    """As torch.optim does; that raises no version of the parameters."""
+    ctx, found = contexts(network(nn.ReLU()))[0], []
+    for machine_code in (True, False):
+        steps = LocalSteps(LocalTraining(batch=20, lr=0.1), replace(ctx, machine_code=machine_code))
+        body = ctx.received["model"].clone()
+        own = body.select(["5.*"]).clone()
+        for _ in steps:
+            steps.gradient(own, body)
+            steps.bind(body)
+            with torch.no_grad():
+                for parameter in ctx.module.parameters():
+                    parameter.mul_(2.0)
+            gradient = steps.gradient(own, body)
+        found.append(gradient.buffers[0])
+    torch.testing.assert_close(*found)
+
+
+BATCHES = {
+    "strided": lambda x, y: (x.repeat_interleave(2, 1)[:, ::2], y.repeat_interleave(2)[::2]),
+    "soft labels": lambda x, y: (x, torch.eye(4)[y] * 0.9 + 0.025),
+    "no label": lambda x, y: (x, torch.where(torch.arange(len(y)) < 2, -100, y)),
+}
+
+
+@pytest.mark.parametrize("form", BATCHES)
+def test_other_batches_that_torch_takes_have_autograds_gradients(form):
+    ctx, found = contexts(network(nn.ReLU()))[1], []
+    batch = ctx.train.take()
+    batch = {**batch, **dict(zip("xy", BATCHES[form](batch["x"], batch["y"])))}
+    for machine_code in (True, False):
+        steps = LocalSteps(LocalTraining(batch=20, lr=0.1), replace(ctx, machine_code=machine_code), batches=[batch])
+        found += [steps.gradient(ctx.received["model"]).buffers[0] for _ in steps]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("name, rows", [("x", (20, 8)), ("x", (20, 20)), ("y", (10,)), ("y", (40,))])
+def test_batches_that_do_not_fit_are_refused_by_torch(name, rows):
+    ctx = contexts(network(nn.ReLU()))[1]
+    batch = ctx.train.take()
+    wrong = {**batch, name: torch.zeros(rows, dtype=batch[name].dtype)}
+    for _ in (steps := LocalSteps(LocalTraining(batch=20, lr=0.1), ctx, batches=[wrong])):
+        with pytest.raises((RuntimeError, ValueError)):
+            steps.gradient(ctx.received["model"])
+
+
+class OfOutputs(LossOfOutputs):
+    """Has a loss of the outputs."""
+
+    def sample_losses(self, own, constants, batch, config, task):
+        return own.outputs.square().sum(-1)
+
+
 class Squared(LocalTraining):
     """Has an objective of its own."""
 
@@ -125,6 +178,7 @@ def test_dropout_an_own_objective_and_other_models_take_autograd():
     other = contexts(convolution)[0]
     algorithm = LocalTraining(batch=20, lr=0.1)
     assert LocalSteps(Squared(batch=20, lr=0.1), plain).machine_code is None
+    assert LocalSteps(OfOutputs(batch=20, lr=0.1), plain).machine_code is None
     assert LocalSteps(algorithm, masked).machine_code is None and LocalSteps(algorithm, other).machine_code is None
     assert LocalSteps(algorithm, masked, training=False).machine_code is not None
     assert LocalSteps(algorithm, replace(plain, machine_code=False)).machine_code is None

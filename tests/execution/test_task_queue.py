@@ -1,10 +1,13 @@
 """The task queue: shares have equal cost, each task is taken once, neighbouring tasks go to the same worker."""
 
 import threading
+import time
+from threading import Event, Timer
 
 import numpy as np
 import pytest
 
+from fl.execution.workers.executor import Serial, _Helper
 from fl.execution.workers.task_queue import TaskQueue, next_task, split
 
 
@@ -45,3 +48,37 @@ def test_nobody_takes_any_more_when_it_is_stopped():
     assert next(mine) == (0, 1)
     runs.stop()
     assert [*mine] == [*runs.tasks(1)] == []
+
+
+def test_after_an_interrupt_no_thread_works():
+    """Ctrl-C while the first thread waits for the others: they end their present tasks and take no more."""
+    started, ended, release = [], [], Event()
+
+    class Tasks:
+        tasks = 6
+
+        def costs(self):
+            return np.ones(6)
+
+    class Threads(Serial):
+        def _part(self, k, dispatch, tasks):
+            if k == 0:
+                return None
+            for task in tasks:
+                started.append(task)
+                release.wait(5)
+                ended.append(task)
+
+    def interrupted():
+        while not started:
+            time.sleep(0.001)
+        Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+
+    serial = Threads(2)
+    serial.helpers.append(_Helper())
+    with pytest.raises(KeyboardInterrupt):
+        serial._in_threads(Tasks(), 2, interrupted)
+    assert len(started) == len(ended) == 1
+    serial.close()
+    assert not serial.helpers[0].thread.is_alive()

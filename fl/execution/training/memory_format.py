@@ -94,7 +94,7 @@ def _parts(container: nn.Module) -> list[Run]:
     return _divided(container)
 
 
-def _divided(container: nn.Sequential) -> list[Run]:
+def _divided(container: nn.Module) -> list[Run]:
     """The layers in their order: blocked runs, and each other layer alone."""
     parts: list[Run] = []
     layers = [layer for layer in container._modules.values() if layer is not None]  # children() skips second uses
@@ -133,7 +133,7 @@ def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
 
 
-def _forward(container: nn.Sequential, input: Tensor) -> Tensor:  # torch's name
+def _forward(container: nn.Module, input: Tensor) -> Tensor:  # torch's name
     """What the container computes with its present layers."""
     return _in_order(map(_call, _divided(container)), input)
 

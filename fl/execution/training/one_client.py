@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.execution.training.compiled import answers, check_labels, layers_of, module_obstacle
 from fl.execution.training.kernels import LinearStack
 from fl.execution.workers.process import release_lock
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.models.structure import structure
 from fl.tensors.params import Layout, Params
 
@@ -25,18 +26,19 @@ _NO_MASKS = np.empty((1, 0), np.float32)
 
 
 class _Part(NamedTuple):
-    """Some of a model's tensors: the lowest layer among them, and where they are in a space's `whole` and `out`."""
+    """Some of a model's tensors: the lowest layer among them, and where they and the rest are in a space."""
 
     lowest: int
     whole: list[Tensor]
     out: list[Tensor]
+    rest: dict[str, Tensor]
 
 
 @dataclass
 class _Memory:
     """Memory of machine code for batches of `samples`, with zeros in the pads.
 
-    holds: the values that the layers below the trained ones have.
+    holds: stands for the values that the layers below the trained ones have there, see `_Space.key`.
     """
 
     array: np.ndarray
@@ -51,9 +53,8 @@ class _Space:
     layers: see native/memory.py.
     numbers: the layer of each tensor.
     whole: all parameters, and `out` their gradient, where some of them are trained.
-    others: identities and versions of what the parameters that are not trained come from.
-    held: the objects with these identities, so that no others get them.
-    key: stands for `others`.
+    trained: the layout of the parameters that were trained last.
+    key: stands for the values of those that were not.
     memories: by numbers of samples.
     parts: by the layouts of the trained parameters.
     """
@@ -63,8 +64,7 @@ class _Space:
     numbers: Mapping[str, int]
     whole: Params
     out: Params
-    others: list[int] = field(default_factory=list)
-    held: tuple[Layout | Params, ...] = ()
+    trained: Layout | None = None
     key: object = None
     memories: dict[int, _Memory] = field(default_factory=dict)
     parts: dict[Layout, _Part | None] = field(default_factory=dict)
@@ -72,10 +72,17 @@ class _Space:
     def part(self, layout: Layout) -> _Part | None:
         """Return where the tensors of a layout are; None if machine code cannot train them."""
         if layout not in self.parts:
-            known = layout.dtypes == (torch.float32,) and self.numbers.keys() >= set(layout.entries)
-            places = [[each[name] for name in layout.entries] for each in (self.whole, self.out)] if known else []
-            self.parts[layout] = _Part(min(self.numbers[name] for name in layout.entries), *places) if known else None
+            known = layout.dtypes == (torch.float32,) and all(
+                name in self.numbers and entry.shape == self.layout.entries[name].shape
+                for name, entry in layout.entries.items()
+            )
+            self.parts[layout] = self._part(layout) if known else None
         return self.parts[layout]
+
+    def _part(self, layout: Layout) -> _Part:
+        whole, out = ([each[name] for name in layout.entries] for each in (self.whole, self.out))
+        rest = {name: tensor for name, tensor in self.whole.items() if name not in layout.entries}
+        return _Part(min(self.numbers[name] for name in layout.entries), whole, out, rest)
 
     def memory(self, count: int) -> _Memory:
         """Return memory for a batch of `count` samples."""
@@ -87,23 +94,23 @@ class _Space:
             self.memories[samples] = _Memory(array, samples)
         return self.memories[samples]
 
-    def complete(self, params: Params, part: _Part, others: Params | None, initial: Params) -> None:
-        """Write all parameters to `whole`: `params`, else `others`, else the initial ones."""
-        sources = (initial,) if others is None else (others, initial)
-        now = [id(params.layout)]
-        for source in sources:
-            now += [id(source), *(buffer._version for buffer in source.buffers)]
-        if now != self.others:
-            self.others, self.held, self.key = now, (params.layout, *sources), object()
-            self.whole.copy_(initial)
-            if others is not None:
-                self.whole.copy_(others, names=[name for name in others if name in self.numbers])
+    def complete(self, params: Params, part: _Part, others: Params | None, initial: Params) -> bool:
+        """Write all parameters to `whole`: `params`, else `others`, else the initial ones. False: they do not fit."""
+        rest = [(initial if others is None or name not in others else others)[name] for name in part.rest]
+        here = [*part.rest.values()]
+        if any(old.dtype != new.dtype or old.shape != new.shape for old, new in zip(here, rest)):
+            return False
+        # compared by their values: a write to the tensors of a bound module does not change the version of the params
+        if self.trained is not params.layout or not all(map(torch.equal, here, rest)):
+            self.trained, self.key = params.layout, object()
+            torch._foreach_copy_(here, rest)
         torch._foreach_copy_(part.whole, [params[name] for name in params])
+        return True
 
 
 @functools.lru_cache(maxsize=4)
-def _space(module: torch.nn.Module, layout: Layout, thread: int) -> _Space:
-    linear = (name for name, child in module._modules.items() if isinstance(child, torch.nn.Linear))
+def _space(module: nn.Module, layout: Layout, thread: int) -> _Space:
+    linear = (name for name, child in module._modules.items() if isinstance(child, nn.Linear))
     layers = {name: k for k, name in enumerate(linear)}
     numbers = {name: layers[name.rpartition(".")[0]] for name in layout.entries}
     return _Space(layout, layers_of(module, layout), numbers, layout.zeros(), layout.zeros())
@@ -118,12 +125,14 @@ class OneClient:
 
     def __init__(self, ctx: ClientContext):
         self.initial, self.kernel = ctx.initial.trained, ctx.task.kernel
+        self.flattens = type(next(iter(ctx.module.children()))) is nn.Flatten
         self.space = _space(ctx.module, self.initial.layout, threading.get_ident())
 
     @staticmethod
     def of(algorithm: LocalTraining, ctx: ClientContext) -> OneClient | None:
         """Return the gradients of a client; None if machine code does not know the model or the objective."""
-        if not ctx.machine_code or LinearStack.covers(algorithm, ctx.module, ctx.task, None):
+        own_loss = isinstance(algorithm, LossOfOutputs)
+        if not ctx.machine_code or own_loss or LinearStack.covers(algorithm, ctx.module, ctx.task, None):
             return None
         complete = len(ctx.initial.trained) == len(structure(ctx.module).parameters)
         return OneClient(ctx) if complete and module_obstacle(ctx.module) is None else None
@@ -131,7 +140,7 @@ class OneClient:
     def gradient(
         self, params: Params, others: Params | None, batch: Mapping[str, Tensor]
     ) -> tuple[Params, Tensor] | None:
-        """Return the gradient in `params` and the sum of the losses; None if machine code cannot compute them.
+        """Return the gradient in `params` and the sum of the losses; None where autograd has to, or to refuse.
 
         Args:
             params: all parameters, or some of them.
@@ -143,9 +152,9 @@ class OneClient:
         """
         from fl.execution.training.native.gradients import gradients
 
-        space, x, y = self.space, batch["x"], batch["y"].numpy()
+        space, x, y = self.space, batch["x"], batch["y"]
         part, count = space.part(params.layout), len(x)
-        if part is None or params.batch or not count or x.dtype != torch.float32:
+        if part is None or params.batch or not self._fits(x, y):
             return None
         memory, written, layers = space.memory(count), 0, space.layers
         here, out, found = params, space.out, None
@@ -153,16 +162,17 @@ class OneClient:
             out = found = space.layout.empty()
             memory.holds = None
         else:
-            space.complete(params, part, others, self.initial)
+            if not space.complete(params, part, others, self.initial):
+                return None
             here = space.whole
             written, memory.holds = part.lowest if memory.holds is space.key else 0, space.key
-        labels, targets = answers(self.kernel, y, int(layers[-1, 1]))
+        labels, targets = answers(self.kernel, y.contiguous().numpy(), int(layers[-1, 1]))
         weights, losses = np.zeros((1, memory.samples), np.float32), np.empty((1, memory.samples), np.float32)
         weights[0, :count] = 1 / count
         lowest = 0 if found is not None else part.lowest
         with release_lock():
             wrong = gradients(
-                *(here.buffers[0][None].numpy(), layers, x.reshape(count, -1).numpy(), labels),
+                *(here.buffers[0][None].numpy(), layers, x.reshape(count, -1).contiguous().numpy(), labels),
                 *(targets, weights, np.zeros(len(layers), np.int64), _NO_MASKS),
                 *(lowest, written, out.buffers[0][None].numpy(), losses, memory.array),
             )
@@ -171,3 +181,14 @@ class OneClient:
             found = params.layout.zeros()
             torch._foreach_copy_([found[name] for name in found], part.out)
         return found, torch.tensor(losses[0, 0])
+
+    def _fits(self, x: Tensor, y: Tensor) -> bool:
+        """Whether machine code knows batches of this form: float32 (B, ...); labels from 0 on, or targets (B, K)."""
+        inputs, outputs, count = int(self.space.layers[0, 0]), int(self.space.layers[-1, 1]), len(x)
+        if not count or x.dtype != torch.float32 or x.requires_grad or x[0].numel() != inputs:
+            return False
+        if x.ndim != 2 and not self.flattens:
+            return False
+        if self.kernel == "cross_entropy":
+            return y.dtype == torch.int64 and y.shape == (count,) and not bool((y < 0).any())
+        return y.dtype == torch.float32 and y.shape == (count, outputs) and not y.requires_grad
