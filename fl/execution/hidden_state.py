@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import itertools
 import pickle
 import sys
 import types
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -188,12 +190,19 @@ def _content(value: Any) -> Any:
         return value.get_state().numpy().tobytes()
     if isinstance(value, (types.ModuleType, set)):
         return value
-    if type(value).__module__.startswith(_PICKLED):
-        try:
+    if isinstance(value, itertools.count):  # Python 3.14 cannot pickle it
+        return repr(value)
+    return _pickled(value) if type(value).__module__.startswith(_PICKLED) else value
+
+
+def _pickled(value: Any) -> Any:
+    """The bytes of a pickled value, or the value if it cannot be pickled."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of iterators of itertools
             return pickle.dumps(value)
-        except Exception:
-            return value
-    return value
+    except Exception:
+        return value
 
 
 def _size(value: Any) -> int:

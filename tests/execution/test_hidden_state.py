@@ -173,8 +173,8 @@ class Queue(Rule):
 
 
 class Counter(Rule):
-    def __init__(self):
-        self.ids = itertools.count()
+    def __init__(self, ids):
+        self.ids = ids
 
     def remember(self, mean, ctx):
         next(self.ids)
@@ -220,7 +220,8 @@ HIDDEN = {
     "own object": (OwnObject(), r"self.memory\[0\].n"),
     "weights of a module": (Module(), "self.net.0.bias"),
     "queue": (Queue(), "self.last"),
-    "counter": (Counter(), "self.ids"),
+    "counter": (Counter(itertools.count()), "self.ids"),
+    "cycle": (Counter(itertools.cycle("ab")), "self.ids"),
     "torch generator": (Generators(torch.Generator()), "self.generator"),
     "NumPy generator": (Generators(np.random.default_rng(0)), "self.generator"),
     "Python generator": (Generators(random.Random(0)), "self.generator"),
