@@ -17,6 +17,7 @@ from fl.tensors.stacked import means_of_ranks, network, order_statistics
 def machine_code(monkeypatch):
     """Machine code for small stacks, too."""
     monkeypatch.setattr(stacked, "FEW", 0)
+    monkeypatch.setattr(stacked, "FEW_LOADED", 0)
     monkeypatch.setattr(stacked, "FEW_SUMMED", 0)
 
 
@@ -52,7 +53,9 @@ def test_means_of_ranks_are_numpys(monkeypatch, dtype, n, columns):
     for start, stop in {(0, n), ((n - 1) // 2, n // 2 + 1), (n // 10, n - n // 10)}:
         with np.errstate(invalid="ignore"):  # infinity - infinity
             expected = np.sort(rows.numpy(), axis=0)[start:stop].astype(np.float64).cumsum(0)[-1] / (stop - start)
+        monkeypatch.setattr(stacked, "FEW_LOADED", 1 << 20)
         slow = means_of_ranks(rows, start, stop)
+        monkeypatch.setattr(stacked, "FEW_LOADED", 0)
         monkeypatch.setattr(stacked, "FEW", 0)
         fast = means_of_ranks(rows, start, stop)
         monkeypatch.undo()

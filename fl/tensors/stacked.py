@@ -6,6 +6,7 @@ Large stacks on the CPU are worked on by machine code in `torch.get_num_threads(
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FEW = 1 << 18  # numbers that torch sorts before machine code is loaded
+FEW = 1 << 18  # numbers that torch sorts before machine code is loaded, which takes half a second
+FEW_LOADED = 1 << 10  # and afterwards
 FEW_SUMMED = 1 << 22  # numbers that torch adds before machine code is loaded
+MACHINE_CODE = "fl.execution.training.native.columns"
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -91,7 +94,8 @@ def _with_ranks(rows: Tensor, start: int, stop: int) -> Tensor:
 
 def _sorts_fast(rows: Tensor) -> bool:
     """Whether machine code sorts the columns: of a large matrix of floats on the CPU."""
-    return rows.device.type == "cpu" and rows.numel() >= FEW and rows.is_floating_point()
+    few = FEW_LOADED if MACHINE_CODE in sys.modules else FEW
+    return rows.device.type == "cpu" and rows.numel() >= few and rows.is_floating_point()
 
 
 def _as_integers(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
