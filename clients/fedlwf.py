@@ -4,8 +4,8 @@
     t_s: outputs of the teacher,  z_s: outputs of the model
 
 Li, Hoiem 2016, arXiv:1606.09282; T^2 keeps the size of gradients as in Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
-The teacher's outputs are computed in evaluation mode: once per sample before training, or, if training batches are
-augmented, for each batch as the model sees it.  In the first task there is no teacher.
+The teacher's outputs are computed in evaluation mode: once, before the first step, or for each batch, if training
+batches are random.  In the first task there is no teacher.
 Equals FedAvg: weight=0.
 """
 

@@ -6,8 +6,8 @@
 Li, He, Song 2021, arXiv:2103.16257, Algorithm 1.  s is the cosine, z the output of the layer `features` (default: the
 input of the last layer).  A client keeps its trained model and contrasts with it next time; the first time it
 contrasts with the received model, so the contrast has no gradient (in the authors' program: the client's initial
-weights).  z_received and z_previous are computed without dropout: once a round, or, if training batches are
-augmented, for each batch as the model sees it.
+weights).  z_received and z_previous are computed without dropout: once, before the first step, or for each batch, if
+training batches are random.
 With `projection` a head of two layers lies between the model's body and its last layer, as in the paper:
 body -> Linear(h, h) -> ReLU -> Linear(h, projection) -> last layer; z is then the head's output.
 Differs from the paper: without `projection` there is no head; the paper's has the width 256.

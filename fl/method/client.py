@@ -122,7 +122,7 @@ class ClientAlgorithm:
             )
 
     def check_models(self, modules: Mapping[str, nn.Module], x: Tensor) -> None:
-        """Check before round 0 that the architectures of the clients fit together. Default: any do.
+        """Check before round 0 that the architectures of the clients fit the method, and each other. Default: any do.
 
         Args:
             modules: name -> module, in evaluation mode.

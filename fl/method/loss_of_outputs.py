@@ -3,8 +3,8 @@
     losses (B,) <- f(outputs and features of the trained model, constants of the samples, labels)
     constants   <- outputs and features of other models, which do not change while a client trains
 
-The engine makes the passes of the other models once, before the first step, or, if training batches are random, for
-each batch as the model sees it. For stacks of linear layers the engine computes the passes of the trained model itself,
+The engine makes the passes of the other models once, before the first step, or for each batch, if training batches are
+random. For stacks of linear layers the engine computes the passes of the trained model itself,
 for many clients at once, and asks torch only for the gradient of f.
 """
 
@@ -44,6 +44,10 @@ class ModelOutputs:
     features: Tensor
 
 
+class WrongResult(ValueError):
+    """A hook of a `LossOfOutputs` returned something else than it should."""
+
+
 class LossOfOutputs(LocalTraining):
     """Local training with a loss of its own, `sample_losses`, in place of `objective`.
 
@@ -72,7 +76,8 @@ class LossOfOutputs(LocalTraining):
         """Return the models that the loss compares with, by name. They compute in evaluation mode.
 
         Args:
-            inputs: those of the first training. With C clients a model of each client, from the state, is batched (C,).
+            inputs: those of the first training. When C clients train together, a model from their states has a leading
+                axis C.
         """
         return {}
 
@@ -81,7 +86,7 @@ class LossOfOutputs(LocalTraining):
     ) -> Mapping[str, Tensor]:
         """Return what `sample_losses` needs of the reference models, arrays (B, ...) by name. One row is one sample.
 
-        Called for all samples before the first step, or, if batches are random, for each batch; not called without
+        Called once, before the first step, or for each batch, if training batches are random. Not called without
         reference models.
 
         Args:
@@ -112,23 +117,31 @@ class LossOfOutputs(LocalTraining):
         module = net if isinstance(net, nn.Module) else at.module
         assert module is not None
         own, constants = self._recorded(module, partial(net, batch["x"])), constants_in(batch)
-        models = {} if constants else self.reference_models(at)
+        models = {} if constants else models_of(self, at)
         if models:
             passes = {name: self._recorded(module, partial(at.under, w, batch["x"])) for name, w in models.items()}
-            constants = dict(self.constants(passes, at.config, task))
-        return self.sample_losses(own, constants, batch, at.config, task)
+            constants = constants_of(self, passes, at.config, task, len(batch["x"]))
+        return losses_of_samples(self, own, constants, batch, at.config, task)
 
     def samples(self, ctx: ClientContext) -> View:
         """Return the client's samples, with the constants beside them."""
-        views = any(phase.has_views for phase in self.phases(ctx.round, ctx.rounds))
-        if ctx.random_batches or views or not len(ctx.train):  # `objective` makes the passes
+        if ctx.random_batches or not len(ctx.train):  # `objective` makes the passes
             return ctx.train
-        models = self.reference_models(self.inputs(ctx))
+        inputs = self.inputs(ctx)
+        views = any(phase.has_views for phase in self.phases_of(inputs, ctx.round, ctx.rounds))
+        models = {} if views else models_of(self, inputs)
         if not models:
             return ctx.train
-        arrays = ctx.train.take()
+        arrays, count = ctx.train.take(), len(ctx.train)
         passes = {name: self.outputs_of(ctx.net(model), arrays["x"]) for name, model in models.items()}
-        return View(with_constants(arrays, self.constants(passes, ctx.config, ctx.task)), np.arange(len(ctx.train)))
+        return View(with_constants(arrays, constants_of(self, passes, ctx.config, ctx.task, count)), np.arange(count))
+
+    def check_models(self, modules: Mapping[str, nn.Module], x: Tensor) -> None:
+        """Check that each architecture has the layer `features`."""
+        super().check_models(modules, x)
+        for module in modules.values():
+            with features_of(module, self.features):
+                pass
 
     def outputs_of(self, module: nn.Module, x: Tensor) -> ModelOutputs:
         """Return what a module computes for samples x (n, ...), without gradients."""
@@ -141,6 +154,87 @@ class LossOfOutputs(LocalTraining):
         with features_of(module, self.features) as recorded:
             outputs = call()
         return ModelOutputs(outputs, recorded[-1][1].flatten(1))
+
+
+def models_of(algorithm: LossOfOutputs, inputs: TrainingInputs) -> Mapping[str, Params]:
+    """Return the reference models, checked.
+
+    Raises:
+        WrongResult: `reference_models` returned something else than models by name, or asked for a missing value.
+    """
+    hook = f"{type(algorithm).__name__}: reference_models"
+    try:
+        models = algorithm.reference_models(inputs)
+    except KeyError as error:
+        raise WrongResult(
+            f"{hook} asks for {error}, which is missing; the groups of the broadcast are {list(inputs.received)}, and "
+            f"the names of its config {list(inputs.config)}"
+        ) from error
+    if not isinstance(models, Mapping):
+        raise WrongResult(f"{hook} returned a {type(models).__name__}, expected a mapping of names to models (Params)")
+    for name, model in models.items():
+        if model is None:
+            raise WrongResult(
+                f"{hook} returned None for {name!r}, expected a model (Params); in its first training a client has the "
+                "state that the hook first_state returns, by default None"
+            )
+        if not isinstance(model, Params):
+            raise WrongResult(f"{hook} returned a {type(model).__name__} for {name!r}, expected a model (Params)")
+    return models
+
+
+def constants_of(
+    algorithm: LossOfOutputs, passes: Mapping[str, ModelOutputs], config: Mapping[str, Any], task: Task, count: int
+) -> dict[str, Tensor]:
+    """Return the constants of `count` samples, checked.
+
+    Raises:
+        WrongResult: `constants` returned something else than tensors by name with one row for each sample.
+    """
+    hook = f"{type(algorithm).__name__}: constants"
+    found = algorithm.constants(passes, config, task)
+    if not isinstance(found, Mapping):
+        raise WrongResult(f"{hook} returned a {type(found).__name__}, expected a mapping of names to tensors")
+    for name, array in found.items():
+        if not isinstance(array, Tensor):
+            expected = f"expected a tensor with {count} rows, one for each sample"
+            raise WrongResult(f"{hook} returned a {type(array).__name__} for {name!r}, {expected}")
+        if array.dim() == 0:
+            raise WrongResult(f"{hook} returned {name!r} without rows for {count} samples; its shape is ()")
+        if len(array) != count:
+            raise WrongResult(f"{hook} returned {name!r} with {len(array)} rows for {count} samples")
+    return dict(found)
+
+
+def losses_of_samples(
+    algorithm: LossOfOutputs,
+    own: ModelOutputs,
+    constants: Mapping[str, Tensor],
+    batch: Batch,
+    config: Mapping[str, Any],
+    task: Task,
+) -> Tensor:
+    """Return the losses of a batch, checked.
+
+    Raises:
+        WrongResult: `sample_losses` returned something else than one loss for each sample, or losses that depend on
+            neither outputs nor features.
+    """
+    losses, count = algorithm.sample_losses(own, constants, batch, config, task), len(batch["x"])
+    hook = f"sample_losses of {type(algorithm).__name__}"
+    if not isinstance(losses, Tensor):
+        raise WrongResult(f"{hook} returned a {type(losses).__name__}, expected a tensor ({count},)")
+    if losses.shape != (count,) and not (algorithm.loss_over_batch and losses.dim() == 0):
+        raise WrongResult(
+            f"{hook} returned shape {tuple(losses.shape)} for {count} samples, expected ({count},): the loss of each "
+            "sample; the engine takes the mean"
+        )
+    if own.outputs.requires_grad and not losses.requires_grad:
+        raise WrongResult(
+            f"{hook} returned losses without a gradient; they have to depend on own.outputs or own.features, without "
+            "detach(), torch.no_grad() or NumPy in between"
+        )
+    return losses
 
 
 def joined(parts: Sequence[ModelOutputs]) -> ModelOutputs:

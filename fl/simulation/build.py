@@ -105,10 +105,10 @@ def set_up_run(config: Config) -> RunSetup:
 
     if isinstance(config.model.part, ByClient):
         by_client, dataset = set_up_models(config, dataset, population, make)
-        check_fit(config.client, by_client, sample_inputs(dataset))
     else:
         model, dataset = make(config, dataset)
     models = (model,) if by_client is None else by_client.models
+    check_fit(config.client, models, sample_inputs(dataset))
     _check_rates(config, models)
     config = with_last_batch(config, dataset, periods, models)
     system = config.system

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,13 +56,13 @@ def set_up_models(config: Config, dataset: Dataset, clients: int, make: Make) ->
     return ClientModels(tuple(found), assigned), dataset
 
 
-def check_fit(client: ClientAlgorithm, models: ClientModels, x: torch.Tensor) -> None:
-    """Have the client algorithm check that the architectures fit together; see `ClientAlgorithm.check_models`.
+def check_fit(client: ClientAlgorithm, models: Sequence[ClientModel], x: torch.Tensor) -> None:
+    """Have the client algorithm check that its models fit it, see `ClientAlgorithm.check_models`.
 
     Raises:
         ConfigError: they do not.
     """
-    modules = {model.name: model.module for model in models.models}
+    modules = {model.name: model.module for model in models}
     before = [(module, module.training) for module in modules.values()]
     try:
         with torch.no_grad():

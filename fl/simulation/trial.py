@@ -29,7 +29,7 @@ from fl.errors import ConfigError, dotted
 from fl.execution.hidden_state import HiddenStateWatch
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk, Gradients
-from fl.execution.training.customised import overrides, users_loss, users_training
+from fl.execution.training.customised import loss_of_outputs, overrides, users_loss, users_training
 from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.loop import train
@@ -40,6 +40,7 @@ from fl.execution.update_checks import stacked_values
 from fl.method.context import ClientContext
 from fl.method.facts import data_facts
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import WrongResult
 from fl.method.messages import Broadcast
 from fl.method.optimiser import SGD
 from fl.method.phase import Phase
@@ -123,7 +124,9 @@ class Trial:
 
     def _refuse(self) -> None:
         if self.error:
-            own = registry.is_users(registry.definer(type(self.client), "objective"))
+            kind = type(self.client)
+            owner = kind if loss_of_outputs(self.client) else registry.definer(kind, "objective")
+            own = registry.is_users(owner)
             raise ConfigError("client" if own else "task", self.error)
         if self.changed:
             raise ConfigError("client", self.changed)
@@ -140,6 +143,7 @@ class Trial:
         except _NoTrial as error:
             return f"{name} could not be tried before round 0: {error}"
         except Exception as error:
+            self._refuse()
             return f"with {name}, a first training fails: {_in_words(error)}"
         self._refuse()
         try:
@@ -171,7 +175,11 @@ class Trial:
         """What each client ends with when it trains alone, in one exchange or two."""
         algorithm = self._short(checked=True)
         watch = HiddenStateWatch({"client": algorithm})
-        found = [[self._work(algorithm, client, None)] for client in range(len(SIZES))]
+        try:
+            found = [[self._work(algorithm, client, None)] for client in range(len(SIZES))]
+        except WrongResult as error:
+            self.error = str(error)
+            raise
         if all(end.state is not None for (end,) in found):
             for _ in range(2):
                 for client, state in enumerate(_states_after(found)):

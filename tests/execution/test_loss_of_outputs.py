@@ -14,7 +14,9 @@ import fl
 from clients.moon import Moon
 from clients.sgd import LocalSGD
 from fl import LossOfOutputs
+from fl.config.config import resolve
 from fl.config.reading import read
+from fl.errors import ConfigError
 from fl.execution.training import batched
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
@@ -22,6 +24,7 @@ from fl.execution.training.kernels import LinearStack
 from fl.execution.training.vmap import Vmap
 from fl.models.architectures.linear import MLP
 from fl.models.binding import Initial, module_params
+from fl.simulation.build import set_up_run
 from fl.tasks.supervised import Classification
 from fl.tensors import random
 
@@ -221,3 +224,149 @@ def test_runs_end_where_those_of_the_loop_end(tmp_path, change):
     one, two, loop = run(), run(**{"execution.workers": 2}), run(**{"execution.plan": "loop"})
     assert one.digest == two.digest != loop.digest
     assert one.metrics[-1]["train/loss"] == pytest.approx(loop.metrics[-1]["train/loss"], rel=1e-4)
+
+
+# -- rows without labels ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class WithViews(Near):
+    """Takes samples without labels beside the labelled ones, and ignores them."""
+
+    def phases(self, round_, rounds):
+        return tuple(replace(phase, beside={"u": fl.Beside(batch=2)}) for phase in super().phases(round_, rounds))
+
+
+def with_unlabelled(given: Chunk) -> Chunk:
+    """Return the chunk with rows without labels behind the training rows of clients that have training rows."""
+    return replace(given, unlabelled=SIZES)  # `chunk` leaves as many rows behind each client's
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack, Vmap])
+def test_rows_without_labels_change_nothing(backend):
+    module, algorithm = NETS["narrow"], Near(lr=LR, epochs=2, batch=11)
+    alone = batched.train(algorithm, chunk(module), backend)
+    beside = batched.train(algorithm, with_unlabelled(chunk(module)), backend)
+    assert torch.equal(alone.update.groups["model"].buffers[0], beside.update.groups["model"].buffers[0])
+    change, _ = plainly(module, chunk(module), 0, 2, 11)
+    assert_allclose(beside.update.groups["model"].row(0)["1.weight"], change["1.weight"], rtol=1e-3, atol=5e-6)
+
+
+def test_with_several_views_the_passes_are_made_for_each_batch():
+    module, algorithm = NETS["narrow"], WithViews(lr=LR, epochs=1, batch=11)
+    given = with_unlabelled(chunk(module))
+    reply = batched.train(algorithm, given, Vmap)
+    for c in (0, 2, 5):
+        change, _ = plainly(module, given, c, 1, 11)
+        for tensor, expected in change.items():
+            assert_allclose(reply.update.groups["model"].row(c)[tensor], expected, rtol=1e-3, atol=5e-6)
+    for backend in (Compiled, LinearStack):
+        with pytest.raises(ValueError, match="take steps over several views"):
+            batched.train(algorithm, given, backend)
+
+
+# -- a user's class ---------------------------------------------------------------------------------------------------
+class Distilled(LossOfOutputs):
+    """Local training towards the received model's outputs, as in docs/methods.md."""
+
+    def reference_models(self, inputs):
+        return {"received": inputs.received["model"]}
+
+    def constants(self, references, config, task):
+        return {"target": references["received"].outputs.softmax(-1)}
+
+    def sample_losses(self, own, constants, batch, config, task):
+        distilled = -(constants["target"] * own.outputs.log_softmax(-1)).sum(-1)
+        return task.loss(own.outputs, batch) + distilled
+
+
+def digits(client, **changes):
+    base = {
+        "rounds": 1,
+        "data": "digits",
+        "partition": {"name": "iid", "clients": 4},
+        "model": {"name": "mlp", "hidden": [13]},
+        "strategy": "fedavg",
+        "client": client,
+        "cohort": {"size": 4},
+        "execution": {"executor": "serial"},
+    }
+    return read(base, changes)
+
+
+@pytest.mark.parametrize(
+    "client, strategy", [(Distilled(lr=0.1, batch=10), "fedavg"), (Moon(lr=0.1, batch=10, epochs=2), "moon")]
+)
+@pytest.mark.parametrize("labels", [None, {"name": "clients", "labelled": 3}, {"name": "budget", "share": 0.3}])
+def test_auto_compiles_it_and_ends_where_the_loop_ends(tmp_path, client, strategy, labels):
+    changes = {"strategy": strategy, "labels": labels}
+    assert set_up_run(resolve(digits(client, **changes))).plan.kind == "compiled"
+    auto = fl.run(digits(client, **changes), out=tmp_path / "auto")
+    loop = fl.run(digits(client, **changes, **{"execution.plan": "loop"}), out=tmp_path / "loop")
+    assert auto.metrics[-1]["train/loss"] == pytest.approx(loop.metrics[-1]["train/loss"], rel=1e-4)
+    for name, tensor in loop.model.items():
+        assert_allclose(auto.model[name], tensor, rtol=1e-4, atol=1e-4 * float(tensor.abs().max()))
+
+
+def wrong(hook, found):
+    """Return `Distilled` with a hook that returns `found(what it returns else)`."""
+
+    def hooked(self, *args):
+        return found(getattr(Distilled, hook)(self, *args))
+
+    return type("Wrong", (Distilled,), {hook: hooked})
+
+
+NAMES = "the groups of the broadcast are \\['model'\\], and the names of its config \\[\\]"
+WRONG = [
+    ("reference_models", lambda r: None, "Wrong: reference_models returned a NoneType, expected a mapping"),
+    ("reference_models", lambda r: {"received": None}, "Wrong: reference_models returned None for 'received'"),
+    ("reference_models", lambda r: {"received": 3}, "Wrong: reference_models returned a int for 'received'"),
+    (
+        "reference_models",
+        lambda r: {"a": r["old"]},
+        "Wrong: reference_models asks for 'old', which is missing; " + NAMES,
+    ),
+    ("constants", lambda r: r["target"], "Wrong: constants returned a Tensor, expected a mapping"),
+    (
+        "constants",
+        lambda r: {"target": 3.0},
+        "Wrong: constants returned a float for 'target', expected a tensor with 5",
+    ),
+    ("constants", lambda r: {"target": r["target"].sum()}, "Wrong: constants returned 'target' without rows for 5"),
+    (
+        "constants",
+        lambda r: {"target": r["target"][:3]},
+        "Wrong: constants returned 'target' with 3 rows for 5 samples",
+    ),
+    ("sample_losses", lambda r: r.mean(), r"sample_losses of Wrong returned shape \(\) for 2 samples, expected \(2,\)"),
+    ("sample_losses", lambda r: r.detach(), "sample_losses of Wrong returned losses without a gradient"),
+    ("sample_losses", lambda r: r.tolist(), r"sample_losses of Wrong returned a list, expected a tensor \(2,\)"),
+    ("sample_losses", lambda r: r / len(r), "sample_losses of Wrong divides the losses by the number .* the mean$"),
+]
+
+
+@pytest.mark.parametrize("plan", ["auto", "loop"])
+@pytest.mark.parametrize("hook, found, said", WRONG)
+def test_wrong_results_are_refused_before_round_0(hook, found, said, plan):
+    with pytest.raises(ConfigError, match=f"client: {said}"):
+        set_up_run(resolve(digits(wrong(hook, found)(lr=0.1), **{"execution.plan": plan})))
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack, Vmap])
+@pytest.mark.parametrize(
+    "hook, found, said",
+    [
+        ("constants", lambda r: {"target": r["target"].repeat(2, 1)}, "'target' with [0-9]+ rows for [0-9]+ samples"),
+        ("sample_losses", lambda r: r.mean(), r"sample_losses of Wrong returned shape \(\) for [0-9]+ samples"),
+        ("sample_losses", lambda r: r.detach(), "sample_losses of Wrong returned losses without a gradient"),
+    ],
+)
+def test_wrong_results_are_refused_in_chunks(hook, found, said, backend):
+    given = replace(chunk(NETS["narrow"]), states=[None] * len(SIZES))
+    with pytest.raises(ValueError, match=said):
+        batched.train(wrong(hook, found)(lr=LR, batch=11), given, backend)
+
+
+@pytest.mark.parametrize("strategy, client", [("moon", "moon"), ("fedproto", "fedproto")])
+def test_an_unknown_layer_is_refused_before_round_0(strategy, client):
+    with pytest.raises(ConfigError, match="client.features: 'head' is not a layer of the model; it has"):
+        set_up_run(resolve(digits({"name": client, "features": "head"}, strategy=strategy)))

@@ -18,7 +18,7 @@ from fl.tasks.task import Task
 HOOKS = (
     *("facts", "prepare", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
     *("step_memory", "step", "finish", "metrics", "carry", "trainings", "inputs", "initial_tensors"),
-    *("reference_models", "sample_losses"),
+    *("reference_models", "constants", "sample_losses"),
 )
 _LOSS = ("loss", "objective")  # methods of a task
 
@@ -29,11 +29,22 @@ def overrides(algorithm: LocalTraining, name: str) -> bool:
     return own is not getattr(LocalTraining, name) and callable(own)
 
 
+def loss_of_outputs(algorithm: LocalTraining) -> bool:
+    """Whether the objective is that of `LossOfOutputs`: a function of the model's outputs and features."""
+    return registry.definer(type(algorithm), "objective") is LossOfOutputs
+
+
+def own_loss(algorithm: LocalTraining) -> str | None:
+    """Why the loss is not the task's, or `None`."""
+    if not overrides(algorithm, "objective"):
+        return None
+    kind = "a loss of its own" if loss_of_outputs(algorithm) else "its own objective"
+    return f"{type(algorithm).__name__} has {kind}"
+
+
 def own_objective(algorithm: LocalTraining) -> str | None:
     """Why the loss is not a function of the model's outputs and features, or `None`."""
-    if not overrides(algorithm, "objective") or registry.definer(type(algorithm), "objective") is LossOfOutputs:
-        return None
-    return f"{type(algorithm).__name__} has its own objective"
+    return None if loss_of_outputs(algorithm) else own_loss(algorithm)
 
 
 def ends_plainly(algorithm: LocalTraining) -> bool:
@@ -80,6 +91,7 @@ def _users_hooks(kind: type[LocalTraining]) -> bool:
 
 @functools.cache
 def _users_loss(kind: type[LocalTraining], task: type[Task]) -> bool:
-    own = [name for name in ("objective", "sample_losses") if hasattr(kind, name)]
+    hooks = "objective", "reference_models", "constants", "sample_losses"
+    own = [name for name in hooks if hasattr(kind, name)]
     owners = *(registry.definer(kind, name) for name in own), *(registry.definer(task, name) for name in _LOSS)
     return any(map(registry.is_users, owners))

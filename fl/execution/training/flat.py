@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import own_loss
 from fl.execution.training.stacked_module import StackedModule, Unstackable
 from fl.execution.training.view_cache import ViewCache
 from fl.method.local_training import LocalTraining
@@ -41,8 +41,8 @@ class Flat:
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task, x: Tensor) -> str | None:
         """Why clients cannot be trained flat, or `None`. x: some inputs."""
-        if overrides(algorithm, "objective"):
-            return f"{type(algorithm).__name__} has its own objective"
+        if reason := own_loss(algorithm):
+            return reason
         if len(x) < PROBE:
             return "there are too few samples to test it"
         with _without_dropout(module), torch.no_grad():

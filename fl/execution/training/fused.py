@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fl.execution.training.chunk import Chunk, ChunkMasks
 from fl.execution.training.compiled import thread_memory
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import own_loss
 from fl.execution.workers.process import release_lock
 from fl.method.local_training import LocalTraining, StepContext
 from fl.models import adapter
@@ -40,8 +40,8 @@ class Fused:
     @staticmethod
     def covers(algorithm: LocalTraining, module: nn.Module, task: Task) -> str | None:
         """Why this backend cannot compute the gradients, or `None`."""
-        if overrides(algorithm, "objective"):
-            return f"{type(algorithm).__name__} has its own objective"
+        if reason := own_loss(algorithm):
+            return reason
         if task.kernel != "cross_entropy" or type(task).objective is not Task.objective:
             return f"the loss of {type(task).__name__} is not cross-entropy"
         if type(module) is not IdTransformer:

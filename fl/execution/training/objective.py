@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fl.data.views import Batch
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import loss_of_outputs, overrides
 from fl.method.local_training import LocalTraining
+from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.training_values import StepContext
 from fl.tasks.task import Task
 
@@ -28,13 +29,13 @@ def losses_of(algorithm: LocalTraining, net: Callable[..., Any], batch: Batch, a
         return losses
     if algorithm.loss_over_batch and losses.dim() == 0:
         return losses.expand(len(batch["x"]))
-    raise ValueError(_shape_error(name_of_objective(algorithm, task), losses, len(batch["x"])))
+    raise ValueError(_shape_error(name_of_objective(algorithm, task), algorithm, losses, len(batch["x"])))
 
 
 def name_of_objective(algorithm: LocalTraining, task: Task) -> str:
     """The objective in words: the client algorithm's, or the objective or the loss of the task."""
     if overrides(algorithm, "objective"):
-        return f"objective of {type(algorithm).__name__}"
+        return f"{'sample_losses' if loss_of_outputs(algorithm) else 'objective'} of {type(algorithm).__name__}"
     return f"{'loss' if type(task).objective is Task.objective else 'objective'} of {type(task).__name__}"
 
 
@@ -67,23 +68,28 @@ def objective_error(
         if not isinstance(losses, Tensor):
             return f"{name} returned a {type(losses).__name__}, expected a tensor ({count},)"
         if losses.shape != (count,) and not (algorithm.loss_over_batch and losses.dim() == 0):
-            return _shape_error(name, losses, count)
+            return _shape_error(name, algorithm, losses, count)
     if algorithm.loss_over_batch or not small.abs().max() > 0:
         return None
     if (2 * large.view(2, 2) - small).abs().max() <= TOLERANCE * small.abs().max():
         return (
             f"{name} divides the losses by the number of samples in the batch: the "
             f"loss of the same sample is {float(small[0]):.4g} in a batch of 2 and {float(large[0]):.4g} in a batch of "
-            f"4. {_WAY_OUT}"
+            f"4. {_way_out(algorithm)}"
         )
     return None
 
 
-_WAY_OUT = (
-    "Return the loss of each sample, undivided; the engine takes the mean. An objective that is one loss of the "
-    "whole batch returns a number, shape (), and its client algorithm sets the class attribute loss_over_batch = True"
-)
+def _way_out(algorithm: LocalTraining) -> str:
+    undivided = "Return the loss of each sample, undivided; the engine takes the mean"
+    if isinstance(algorithm, LossOfOutputs):
+        return undivided
+    return (
+        f"{undivided}. An objective that is one loss of the whole batch returns a number, shape (), and its client "
+        "algorithm sets the class attribute loss_over_batch = True"
+    )
 
 
-def _shape_error(name: str, losses: Tensor, count: int) -> str:
-    return f"{name} returned shape {tuple(losses.shape)} for {count} samples, expected ({count},). {_WAY_OUT}"
+def _shape_error(name: str, algorithm: LocalTraining, losses: Tensor, count: int) -> str:
+    shape = tuple(losses.shape)
+    return f"{name} returned shape {shape} for {count} samples, expected ({count},). {_way_out(algorithm)}"

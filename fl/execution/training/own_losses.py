@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.chunk import Chunk
-from fl.method.loss_of_outputs import LossOfOutputs, ModelOutputs, constants_in
+from fl.method.loss_of_outputs import LossOfOutputs, ModelOutputs, constants_in, losses_of_samples
 
 
 class OwnLosses:
@@ -38,7 +38,7 @@ class OwnLosses:
         samples = {name: array.flatten(0, 1) for name, array in batch.items()}
         leaves = [values.detach().flatten(0, 1).requires_grad_() for values in (outputs, features)]
         own = ModelOutputs(*leaves)
-        losses = self.algorithm.sample_losses(own, constants_in(samples), samples, self.config, self.task)
+        losses = losses_of_samples(self.algorithm, own, constants_in(samples), samples, self.config, self.task)
         of_outputs, of_features = torch.autograd.grad(losses, leaves, weights.flatten(), allow_unused=True)
         if of_outputs is None:
             of_outputs = torch.zeros_like(leaves[0])

@@ -12,7 +12,7 @@ from fl.data.redrawn import RedrawnArrays
 from fl.data.views import gathered
 from fl.execution.training.chunk import Chunk, Gradients, PassesSamples
 from fl.method.local_training import LocalTraining
-from fl.method.loss_of_outputs import LossOfOutputs, ModelOutputs, joined, with_constants
+from fl.method.loss_of_outputs import LossOfOutputs, ModelOutputs, constants_of, joined, models_of, with_constants
 from fl.method.training_values import TrainingInputs
 from fl.models.binding import bind
 from fl.tensors.params import Params
@@ -21,25 +21,29 @@ from fl.tensors.params import Params
 def with_reference_passes(
     algorithm: LocalTraining, chunk: Chunk, inputs: TrainingInputs, backend: type[Gradients]
 ) -> Chunk:
-    """Return the chunk with arrays of its own samples, which have the constants of their losses beside them.
+    """Return the chunk with arrays of its training samples, which have the constants of their losses beside them.
 
-    Other chunks have no reference models, or the objective makes their passes for each batch.
+    The new chunk has no rows without labels: its phases take none. The arrays stay as they are if there are no
+    reference models, or if training batches are random or phases take steps over several views: then `objective` makes
+    the passes for each batch.
     """
     if not isinstance(algorithm, LossOfOutputs):
         return chunk
     chunk = replace(chunk, own_loss=algorithm)
-    if chunk.augment or isinstance(chunk.arrays, RedrawnArrays) or chunk.unlabelled is not None:
+    if chunk.augment or isinstance(chunk.arrays, RedrawnArrays) or not chunk.sizes.any():
         return chunk
-    models = algorithm.reference_models(inputs)
-    if not models or not chunk.sizes.any():
+    if any(phase.has_views for phase in algorithm.phases_of(inputs, chunk.round, chunk.rounds)):
+        return chunk
+    models = models_of(algorithm, inputs)
+    if not models:
         return chunk
     ends = np.cumsum(chunk.sizes)
     positions = np.arange(ends[-1]) + np.repeat(chunk.starts - ends + chunk.sizes, chunk.sizes)
     x = chunk.arrays["x"]
     arrays = gathered(chunk.arrays, torch.from_numpy(chunk.rows[positions]).to(x.device))
     passes = {name: _passes(algorithm, chunk, model, arrays["x"], backend) for name, model in models.items()}
-    arrays = with_constants(arrays, algorithm.constants(passes, chunk.config, chunk.task))
-    return replace(chunk, arrays=arrays, rows=np.arange(ends[-1]), starts=ends - chunk.sizes)
+    arrays = with_constants(arrays, constants_of(algorithm, passes, chunk.config, chunk.task, int(ends[-1])))
+    return replace(chunk, arrays=arrays, rows=np.arange(ends[-1]), starts=ends - chunk.sizes, unlabelled=None)
 
 
 def _passes(algorithm: LossOfOutputs, chunk: Chunk, model: Params, x: Tensor, backend: type[Gradients]) -> ModelOutputs:
