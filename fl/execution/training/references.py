@@ -23,9 +23,9 @@ def with_reference_passes(
 ) -> Chunk:
     """Return the chunk with arrays of its training samples, which have the constants of their losses beside them.
 
-    The new chunk has no rows without labels: its phases take none. The arrays stay as they are if there are no
-    reference models, or if training batches are random or phases take steps over several views: then `objective` makes
-    the passes for each batch.
+    The new chunk has no rows without labels, because its phases take none. The arrays do not change if there are no
+    reference models. They do not change either if training batches are random, or if a step takes several views: then
+    `objective` makes the passes for each batch.
     """
     if not isinstance(algorithm, LossOfOutputs):
         return chunk

@@ -18,11 +18,11 @@ from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
     BLOCK,
     gather,
+    length_of,
     pad_layers,
-    padded,
     prefetch_samples,
     rows_of,
-    weights_length,
+    widest,
 )
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
 from fl.execution.training.native.products import Following, Layer
@@ -188,17 +188,15 @@ def _train_clients(
 ) -> int:
     layers, factors, sizes, starts, rows = start.layers, results.factors, data.sizes, data.starts, data.rows
     labels, targets, batch = data.labels, data.targets, steps.batch
-    depth, classes, most, widest = len(layers), layers[-1, 1], len(order), padded(layers[-1, 1])
+    depth, classes, most = len(layers), layers[-1, 1], len(order)
     longest = min(batch, most) if batch else most
-    for k in range(depth):
-        widest = max(widest, padded(layers[k, 0]))
-    length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
+    length = length_of(layers)
     levels, height = 0, 0  # partial sums: room for them, and how many there are
     while (len(sizes) if len(factors) or len(combined.sums) else 0) >> levels:
         levels += 1
     client, initial = memory[:length], memory[length : 2 * length]  # a client's layers, now and before training
     end = (2 + levels) * length
-    totals, area = memory[2 * length : end], rows_of(longest) * widest
+    totals, area = memory[2 * length : end], rows_of(longest) * widest(layers)
     more = memory[end : end + len(combined.sums) * levels * length].reshape(len(combined.sums), levels * length)
     end += len(combined.sums) * levels * length
     some, end = memory[end : end + BLOCK], end + BLOCK

@@ -13,7 +13,15 @@ from fl.execution.training.native import cache
 from fl.execution.training.native.dropout import masks_memory, take_masks
 from fl.execution.training.native.jit import owner
 from fl.execution.training.native.losses import losses_and_gradient
-from fl.execution.training.native.memory import gather, padded, rows_of, unpad_layers, weights_length, write_layers
+from fl.execution.training.native.memory import (
+    gather,
+    length_of,
+    padded,
+    rows_of,
+    unpad_layers,
+    widest,
+    write_layers,
+)
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
 from fl.execution.training.native.products import Layer
 from fl.execution.training.native.steps import weight_gradient
@@ -63,11 +71,9 @@ def gradients(
         memory: float32 with at least `memory_length(layers, B, 0, ...)` elements, written. It is zeros before the first
             call and serves calls with the same layers and B only.
     """
-    depth, classes, width, widest = len(layers), layers[-1, 1], weights.shape[1], padded(layers[-1, 1])
-    for k in range(depth):
-        widest = max(widest, padded(layers[k, 0]))
-    length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
-    client, gradient, area = memory[:length], memory[length : 2 * length], rows_of(width) * widest
+    depth, classes, width = len(layers), layers[-1, 1], weights.shape[1]
+    length = length_of(layers)
+    client, gradient, area = memory[:length], memory[length : 2 * length], rows_of(width) * widest(layers)
     normalised = any_norm(layers)
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[2 * length : 2 * length + batches * area].reshape(batches, area)

@@ -61,7 +61,7 @@ def losses_and_gradient(
     """g <- the gradient of the mean loss. Returns -1 and the sum of the losses.
 
     The loss is cross-entropy if there are `labels`, else the squared error of `targets`. If the label of a sample is no
-    class, its number is returned, and g stays as it is.
+    class, the sample's number is returned, and g does not change.
     """
     if len(labels):
         for sample in samples:

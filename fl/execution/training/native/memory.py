@@ -46,6 +46,22 @@ def rows_of(longest: int) -> int:
     return -(-longest // ROWS) * ROWS
 
 
+@inlined
+def widest(layers: np.ndarray) -> int:
+    """Elements of the longest padded row of a batch."""
+    found = padded(layers[-1, 1])
+    for k in range(len(layers)):
+        found = max(found, padded(layers[k, 0]))
+    return found
+
+
+@inlined
+def length_of(layers: np.ndarray) -> int:
+    """`client_length` in machine code."""
+    n_in, n_out = layers[-1, 0], layers[-1, 1]
+    return layers[-1, 5] + weights_length(n_in, n_out) + padded(n_out)
+
+
 def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     """Elements of a client's padded layers."""
     n_in, n_out, _, _, _, offset, _ = layers[-1]

@@ -24,11 +24,12 @@ from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
     ROWS,
     gather,
+    length_of,
     pad_layers,
     padded,
     rows_of,
     unpad_layers,
-    weights_length,
+    widest,
 )
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
 from fl.execution.training.native.products import Following, Layer, change_layer, gradient_rows
@@ -162,13 +163,11 @@ def run_programs(
         samples: int64 (C,), to which the number of samples of all steps is added.
         memory: float32 with at least `memory_length(layers, longest batch, slots, ...)` elements, written.
     """
-    depth, classes, most, widest = len(layers), layers[-1, 1], 1, padded(layers[-1, 1])
+    depth, classes, most = len(layers), layers[-1, 1], 1
     for c in range(len(sizes)):
         most = max(most, sizes[c])
     longest = min(batch, most) if batch else most
-    for k in range(depth):
-        widest = max(widest, padded(layers[k, 0]))
-    length, area = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes), rows_of(longest) * widest
+    length, area = length_of(layers), rows_of(longest) * widest(layers)
     number = len(values)
     for i in range(len(operations)):
         number = max(number, operations[i, TARGET] + 1)

@@ -25,10 +25,11 @@ from fl.execution.training.native.memory import (
     BLOCK,
     copy,
     gather,
+    length_of,
     pad_layers,
     padded,
     rows_of,
-    weights_length,
+    widest,
 )
 from fl.execution.training.native.norms import normalise_backward
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
@@ -59,14 +60,6 @@ def _put_rows(rows: np.ndarray, first: int, count: int, n: int, batch: np.ndarra
     for b in range(count):
         copy(flat, (first + b) * n, n, batch, b * across)
         batch[b * across + n : (b + 1) * across] = _0
-
-
-@inlined
-def _widest(layers: np.ndarray) -> int:
-    widest = padded(layers[-1, 1])
-    for k in range(len(layers)):
-        widest = max(widest, padded(layers[k, 0]))
-    return widest
 
 
 def end_length(length: int, clients: int, sums: int) -> int:
@@ -242,8 +235,8 @@ def model_passes(
         outputs: float32 (N, K), written.
         features: float32 (N, F), written: the inputs of the last layer.
     """
-    depth, classes, area = len(layers), layers[-1, 1], rows_of(PASS) * _widest(layers)
-    length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
+    depth, classes, area = len(layers), layers[-1, 1], rows_of(PASS) * widest(layers)
+    length = length_of(layers)
     client, normalised = memory[:length], any_norm(layers)
     batches = 2 * depth + 4 if normalised else depth + 4
     tape = memory[length : length + batches * area].reshape(batches, area)

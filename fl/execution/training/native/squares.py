@@ -18,12 +18,14 @@ from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
     ROWS,
     gather,
+    length_of,
     pad_layers,
     padded,
     prefetch_samples,
     rows_of,
     unpad_layers,
     weights_length,
+    widest,
 )
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
 from fl.execution.training.native.products import Layer, bias_step, gradient_rows
@@ -91,11 +93,9 @@ def mean_squares(
         out: float32 (C, P), written.
         memory: float32 with at least `memory_length(layers, most, 0)` elements, written.
     """
-    depth, classes, widest = len(layers), layers[-1, 1], padded(layers[-1, 1])
-    for k in range(depth):
-        widest = max(widest, padded(layers[k, 0]))
-    length = layers[-1, 5] + weights_length(layers[-1, 0], classes) + padded(classes)
-    client, total, area = memory[:length], memory[length : 2 * length], rows_of(most) * widest
+    depth, classes = len(layers), layers[-1, 1]
+    length = length_of(layers)
+    client, total, area = memory[:length], memory[length : 2 * length], rows_of(most) * widest(layers)
     normalised = any_norm(layers)
     batches = 2 * depth + 3 if normalised else depth + 3
     tape = memory[2 * length : 2 * length + batches * area].reshape(batches, area)
