@@ -5,15 +5,19 @@ import pytest
 from numba import njit
 from numpy.testing import assert_array_equal
 
+from fl.execution.training.native.losses import cross_entropy
 from fl.execution.training.native.products import forward, four_rows
 from fl.execution.training.native.vector import (
     WIDE,
+    add_in_order,
     exp,
     fill_wide,
+    first_lanes,
     fma,
     load,
     load_wide,
     load_wide_at,
+    one,
     prefetch,
     splat,
     splat_wide,
@@ -133,3 +137,51 @@ def test_exponentials():
     least = found[5]
     assert least == pytest.approx(np.exp(-87), rel=1e-6) and np.isnan(found[2])
     assert_array_equal(found[[0, 1, 3, 4, 6, 7]], [1, least, least, 1, least, least])
+
+
+@njit
+def lanes_and_sums(a, b, count, out):
+    store(out, 0, first_lanes(load(a, 1), count, load(b, 2)))
+    out[8], out[9] = one(a, count), add_in_order(b[0], a, 3)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 3, 8, 11])
+def test_first_lanes_and_sums_in_order(count):
+    """Any count: fewer than one number of the first vector, some, or all of them."""
+    out = np.zeros(10, np.float32)
+    lanes_and_sums(A, B, count, out)
+    place = np.arange(8)
+    assert_array_equal(out[:8], np.where(place < count, A[1:9], B[2:10]))
+    if count >= 0:
+        assert out[8] == A[count]
+    assert out[9] == np.add.accumulate(np.append(B[:1], A[3:11]))[-1]  # in order, rounded after each addition
+
+
+@njit
+def cross_entropies(outputs, labels, samples, classes, g):
+    return cross_entropy(outputs, labels, samples, classes, g)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 8, 9, 10, 16, 17, 62])
+def test_cross_entropy(classes):
+    """The mean loss's gradient and the sum of the losses, in float64. Pads of the outputs do not count."""
+    samples, across = np.array([4, 0, 2]), -(-classes // 16) * 16
+    labels, outputs = DRAW.integers(0, classes, 5), np.full((3, across), 50, np.float32)
+    outputs[:, :classes] = 4 * DRAW.standard_normal((3, classes), np.float32)
+    g = np.full((4, across), 7, np.float32)
+    loss = cross_entropies(outputs.ravel(), labels, samples, classes, g.ravel())
+    powers, onehot = np.exp(outputs[:, :classes].astype(np.float64)), np.eye(classes)[labels[samples]]
+    shares = powers / powers.sum(1, keepdims=True)
+    assert loss == pytest.approx(-np.log((shares * onehot).sum(1)).sum(), rel=1e-6, abs=1e-6)
+    np.testing.assert_allclose(g[:3, :classes], (shares - onehot) / 3, rtol=0, atol=1e-7)
+    assert not g[:3, classes:].any() and (g[3] == 7).all()
+
+
+@pytest.mark.parametrize("outputs", [[0, np.nan, 1], [np.inf, 0, 0], [-np.inf] * 3])
+def test_cross_entropy_of_outputs_that_are_not_finite(outputs):
+    """Loss and gradient of the sample are NaN, as exp(inf - inf) is."""
+    batch = np.zeros((2, 16), np.float32)
+    batch[0, :3] = outputs
+    g = np.zeros((2, 16), np.float32)
+    assert np.isnan(cross_entropies(batch.ravel(), np.array([2, 1]), np.arange(2), 3, g.ravel()))
+    assert np.isnan(g[0, :3]).all() and np.isfinite(g[1]).all() and not g[:, 3:].any()

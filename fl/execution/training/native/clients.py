@@ -142,6 +142,7 @@ _SIGNATURE = types.int64(
 @inlined
 def take_batch(
     data: Samples,
+    flat: np.ndarray,
     steps: Steps,
     shuffles: Shuffles,
     c: int,
@@ -164,11 +165,21 @@ def take_batch(
         at, epoch = 0, epoch + 1
     end = at + (steps.batch if steps.batch else sizes[c])
     last = min(end, steps.used[c])
-    gather(data.x, order[at:last], data.x.shape[1], h)
-    if c + 1 < len(sizes) and epoch == 1:
-        begin, size = starts[c + 1], sizes[c + 1]
-        prefetch_samples(data.x, data.labels, rows[begin + min(at, size) : begin + min(end, size)])
+    gather(flat, order[at:last], data.x.shape[1], h)
+    prefetch_half(data, flat, c + 1, at, last, epoch, 0)
     return end, epoch, at, last
+
+
+@inlined
+def prefetch_half(data: Samples, flat: np.ndarray, c: int, first: int, last: int, epoch: int, half: int) -> None:
+    """Ask for half of the samples `first` to `last` - 1 of client c, if a client before it is in its first epoch.
+
+    The first half is asked for before the products of a batch, the second one after them.
+    """
+    if c < len(data.sizes) and epoch == 1:
+        begin, size, middle = data.starts[c], data.sizes[c], (first + last) // 2
+        first, last = min(middle if half else first, size), min(last if half else middle, size)
+        prefetch_samples(flat, data.x.shape[1], data.labels, data.rows[begin + first : begin + last])
 
 
 @inlined
@@ -187,7 +198,7 @@ def _train_clients(
     scales: np.ndarray,
 ) -> int:
     layers, factors, sizes, starts, rows = start.layers, results.factors, data.sizes, data.starts, data.rows
-    labels, targets, batch = data.labels, data.targets, steps.batch
+    labels, targets, batch, flat = data.labels, data.targets, steps.batch, data.x.reshape(-1)
     depth, classes, most = len(layers), layers[-1, 1], len(order)
     longest = min(batch, most) if batch else most
     length = length_of(layers)
@@ -227,10 +238,11 @@ def _train_clients(
             store(client, i, load(initial, i))
         at, epoch, begin, last = sizes[c], 0, 0, 0
         if steps.counts[c]:
-            at, epoch, begin, last = take_batch(data, steps, shuffles, c, word, at, epoch, keys, order, given)
+            at, epoch, begin, last = take_batch(data, flat, steps, shuffles, c, word, at, epoch, keys, order, given)
             if masked:
                 mask_samples(masks, dropouts.words[c], 0, layers, last - begin, given)
             products(client, layers, 0, given, first, last - begin)
+            prefetch_half(data, flat, c + 1, begin, last, epoch, 1)
         for step in range(steps.counts[c]):
             rate, samples, count, following = steps.rates[0, step], order[begin:last], last - begin, 0
             if masked:
@@ -242,7 +254,7 @@ def _train_clients(
             loss += sum_of_losses
             results.samples[c] += count
             if step + 1 < steps.counts[c]:
-                at, epoch, begin, last = take_batch(data, steps, shuffles, c, word, at, epoch, keys, order, ahead)
+                at, epoch, begin, last = take_batch(data, flat, steps, shuffles, c, word, at, epoch, keys, order, ahead)
                 following = last - begin
                 if masked:
                     mask_samples(masks, dropouts.words[c], step + 1, layers, following, ahead)
@@ -262,6 +274,8 @@ def _train_clients(
             if not at_once:
                 take_step(rule, kept, client, initial, rate, steps.rates[1, step], steps.rates[2, step])
                 products(client, layers, 0, ahead, first, following)
+            if following:
+                prefetch_half(data, flat, c + 1, begin, last, epoch, 1)
             given, ahead = ahead, given
         results.losses[c] += loss
         merges = 0

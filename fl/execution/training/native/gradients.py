@@ -79,7 +79,7 @@ def gradients(
     tape = memory[2 * length : 2 * length + batches * area].reshape(batches, area)
     masks = masks_memory(memory, 2 * length + batches * area, shares, area)
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, width + 1), np.float32)
-    losses[:] = _0
+    losses[:], flat = _0, x.reshape(-1)
     for c in range(len(weights)):
         count, share = 0, 0.0
         for b in range(width):
@@ -87,7 +87,7 @@ def gradients(
             share += weights[c, b]
         samples = np.arange(c * width, c * width + count)
         write_layers(params[c], layers[written:], client)
-        gather(x, samples, layers[0, 0], tape[0])
+        gather(flat, samples, layers[0, 0], tape[0])
         if len(masks.factors):
             take_masks(masks, factors, c * width, layers, count, tape[0])
         products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)

@@ -6,36 +6,48 @@ import numpy as np
 
 from fl.execution.training.native.jit import inlined, part
 from fl.execution.training.native.memory import padded
-from fl.execution.training.native.vector import WIDTH, exp, load, splat, store
+from fl.execution.training.native.vector import (
+    WIDTH,
+    add_in_order,
+    exp,
+    first_lanes,
+    larger,
+    largest,
+    load,
+    one,
+    splat,
+    store,
+)
 
-_0, _1 = np.float32(0), np.float32(1)
+_0, _1, _LEAST = np.float32(0), np.float32(1), np.float32(-np.inf)
 
 
 @inlined
 def cross_entropy(outputs: np.ndarray, labels: np.ndarray, samples: np.ndarray, classes: int, g: np.ndarray) -> float:
-    """g <- (softmax - onehot) / B; returns the sum of the losses."""
+    """g <- (softmax - onehot) / B; returns the sum of the losses. The exponentials are added in the classes' order."""
     loss, across, count = 0.0, padded(classes), _1 / np.float32(len(samples))
+    whole, none = classes - classes % WIDTH, splat(_LEAST)
     for b in range(len(samples)):
-        at, end = b * across, b * across + classes
-        largest = outputs[at]
-        for k in range(at + 1, end):
-            largest = outputs[k] if outputs[k] > largest else largest
-        for k in range(at, end):
-            g[k] = outputs[k] - largest
-        loss -= g[at + labels[samples[b]]]
-        g[end : at + across] = _0
+        at, most = b * across, none
+        for k in range(0, classes, WIDTH):
+            most = larger(first_lanes(load(outputs, at + k), classes - k, none), most)
+        most = splat(largest(most))
+        for k in range(at, at + across, WIDTH):
+            store(g, k, load(outputs, k) - most)
+        loss -= one(g, at + labels[samples[b]])
     for i in range(0, len(samples) * across, WIDTH):
         store(g, i, exp(load(g, i)))
     for b in range(len(samples)):
-        at, end, total = b * across, b * across + classes, _0
-        for k in range(at, end):
-            total += g[k]
+        at, total = b * across, _0
+        for k in range(at, at + whole, WIDTH):
+            total = add_in_order(total, g, k)
+        for k in range(at + whole, at + classes):
+            total += one(g, k)
         loss += np.log(total)
         share = splat(count / total)
-        for k in range(at, at + across, WIDTH):
-            store(g, k, load(g, k) * share)
+        for k in range(0, across, WIDTH):
+            store(g, at + k, first_lanes(load(g, at + k) * share, classes - k, splat(_0)))
         g[at + labels[samples[b]]] -= count
-        g[end : at + across] = _0
     return loss
 
 

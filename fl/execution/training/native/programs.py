@@ -181,7 +181,7 @@ def run_programs(
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, longest + 1), np.float32)
     kinds = words.shape[1]
     orders, keys, epochs = np.empty((kinds, most), np.int64), np.empty(most, np.uint64), np.empty(kinds, np.int64)
-    numbers = np.empty(TERMS, np.float32)
+    numbers, flat = np.empty(TERMS, np.float32), x.reshape(-1)
     for c in range(len(sizes)):
         for s in range(len(values)):
             pad_layers(values[s, c], layers, slots[s])
@@ -210,7 +210,7 @@ def run_programs(
                     epochs[kind] = epoch
                 taken = orders[kind, at : at + count]
                 if gathered != kind:
-                    gather(x, taken, layers[0, 0], tape[0])
+                    gather(flat, taken, layers[0, 0], tape[0])
                     if len(masks.factors):
                         mask_samples(masks, mask_words[c, kind], step, layers, count, tape[0])
                         draw_masks(masks, mask_words[c, kind], step, layers, count)

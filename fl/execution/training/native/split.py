@@ -178,14 +178,14 @@ def step_clients(
     step = Step(rule, Kept(none, none, none, none, none), none, np.float32(rate))
     active, going = len(now), (following > 0).sum()
     other = np.empty(area, np.float32)
-    width, next_width = len(of_outputs) // max(active, 1), len(x) // max(going, 1)
+    flat, width, next_width = x.reshape(-1), len(of_outputs) // max(active, 1), len(x) // max(going, 1)
     for c in range(active):
         client, tape, count, more = clients[c], tapes[c].reshape(batches, area), now[c], following[c]
         scale = scales[c].reshape(depth, -1)
         given, ahead = (tape[batches - 1], tape[0]) if turn else (tape[0], tape[batches - 1])
         first, g, below = tape[before_norm(layers, 0, normalised)], tape[depth + 1], tape[depth + 2]
         if more:
-            gather(x, np.arange(c * next_width, c * next_width + more), layers[0, 0], ahead)
+            gather(flat, np.arange(c * next_width, c * next_width + more), layers[0, 0], ahead)
         if count:
             _put_rows(of_outputs, c * width, count, classes, g)
             for k in range(depth - 1, -1, -1):
@@ -242,13 +242,13 @@ def model_passes(
     tape = memory[length : length + batches * area].reshape(batches, area)
     tape[:] = _0
     masks = masks_memory(memory, length, np.zeros(depth, np.int64), area)
-    scales, begin = np.empty((depth, PASS + 1), np.float32), 0
+    scales, begin, flat = np.empty((depth, PASS + 1), np.float32), 0, x.reshape(-1)
     for c in range(len(sizes)):
         if c < len(params):
             pad_layers(params[c], layers, client)
         for first in range(begin, begin + sizes[c], PASS):
             count = min(PASS, begin + sizes[c] - first)
-            gather(x, np.arange(first, first + count), layers[0, 0], tape[0])
+            gather(flat, np.arange(first, first + count), layers[0, 0], tape[0])
             products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
             forward_pass(client, layers, tape, scales, count, normalised, masks)
             _take_rows(tape[depth], count, classes, outputs, first)

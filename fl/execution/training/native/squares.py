@@ -102,6 +102,7 @@ def mean_squares(
     tape[:] = _0
     masks = masks_memory(memory, 2 * length + batches * area, np.zeros(depth, np.int64), area)
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, most + 1), np.float32)
+    flat = x.reshape(-1)
     for c in range(len(sizes)):
         if c < len(params):
             pad_layers(params[c], layers, client)
@@ -110,10 +111,10 @@ def mean_squares(
         for first in range(0, sizes[c], most):
             count = min(most, sizes[c] - first)
             samples = rows[starts[c] + first : starts[c] + first + count]
-            gather(x, samples, layers[0, 0], tape[0])
+            gather(flat, samples, layers[0, 0], tape[0])
             if first + count < sizes[c]:
                 end = min(first + count + most, sizes[c])
-                prefetch_samples(x, labels, rows[starts[c] + first + count : starts[c] + end])
+                prefetch_samples(flat, layers[0, 0], labels, rows[starts[c] + first + count : starts[c] + end])
             products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
             forward_pass(client, layers, tape, scales, count, normalised, masks)
             wrong, _ = losses_and_gradient(tape[depth], labels, targets, samples, classes, g)

@@ -5,6 +5,8 @@ v = load_at(address, i)     the same from float32 that begin at an address of me
 splat(number)               eight times the number                      x + y    x - y    x * y    x / y    each rounded
 fma(x, y, z)                x y + z, rounded once                       exp(x)   x <= 0          sqrt(x)
 absolute(x)                 larger(x, y)                                choose(x, y, z)     y where x >= 0, else z
+first_lanes(x, n, y)        the first n numbers of x, then those of y   one(array, i)       array[i] for i >= 0
+add_in_order(s, array, i)   ((s + array[i]) + array[i + 1]) + ... + array[i + 7], each rounded
 sums(a, b, c, d, e, i, f, k)    f[k : k + 4] = [sum(a), sum(b), sum(c), sum(d)] + e[i : i + 4]
 total(x)                        the sum of the eight numbers            largest(x)          the largest of them
 prefetch(array, i)              array[i] will be needed soon
@@ -150,6 +152,30 @@ def exchange(typing: Any, array: Any, i: Any, j: Any) -> Typed:
 
 
 @intrinsic
+def one(typing: Any, array: Any, index: Any) -> Typed:
+    """array[index] for index >= 0. Python's index may be negative, and the processor would look at each."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _read(builder, _pointer(context, builder, signature.args[0], arguments, ir.FloatType()))
+
+    return types.float32(array, types.intp), made
+
+
+@intrinsic
+def add_in_order(typing: Any, number: Any, array: Any, index: Any) -> Typed:
+    """((number + array[index]) + array[index + 1]) + ... + array[index + 7], each rounded."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, array_, first = arguments
+        place = _pointer(context, builder, signature.args[1], (array_, first), ir.FloatType())
+        for k in range(WIDTH):
+            total = builder.fadd(total, _read(builder, builder.gep(place, [ir.Constant(ir.IntType(64), k)])))
+        return total
+
+    return types.float32(types.float32, array, types.intp), made
+
+
+@intrinsic
 def prefetch(typing: Any, array: Any, index: Any) -> Typed:
     """Ask memory for array[index], without waiting."""
 
@@ -245,6 +271,21 @@ def choose(typing: Any, x: Any, y: Any, z: Any) -> Typed:
         return builder.select(builder.fcmp_ordered(">=", x, _constant(0.0)), y, z)
 
     return _vector(_vector, _vector, _vector), made
+
+
+@intrinsic
+def first_lanes(typing: Any, x: Any, count: Any, y: Any) -> Typed:
+    """The first `count` numbers of x, then those of y."""
+
+    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, count, y = arguments
+        lanes = ir.VectorType(ir.IntType(64), WIDTH)
+        none = ir.Constant(lanes, ir.Undefined)
+        limit = builder.insert_element(none, count, ir.Constant(ir.IntType(32), 0))
+        limit = builder.shuffle_vector(limit, none, _constant(0, _INTS))
+        return builder.select(builder.icmp_signed("<", ir.Constant(lanes, list(range(WIDTH))), limit), x, y)
+
+    return _vector(_vector, types.int64, _vector), made
 
 
 def _larger(builder: Any, x: Any, y: Any) -> Any:
