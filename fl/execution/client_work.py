@@ -17,6 +17,7 @@ from fl.execution.isolation import as_error
 from fl.execution.shared_values import SharedValues, SharedValueWritten
 from fl.execution.stages import during, stage_of
 from fl.execution.training import batched
+from fl.execution.training.at_once import Window
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.customised import overrides, users_training
@@ -37,6 +38,7 @@ from fl.tracking.spans import span
 if TYPE_CHECKING:
     from fl.execution.worker import Worker
 
+WINDOW = 1 << 24  # numbers of all models of a window of clients, in case a hook makes arrays of such a size
 BACKENDS: Mapping[str, type] = {  # of plans that train many clients at a time
     "fused": Fused,
     "compiled": Compiled,
@@ -161,6 +163,10 @@ class LoopWork(ClientWork):
 class BatchedWork(ClientWork):
     """Chunks of clients, trained together."""
 
+    def __init__(self, worker: Worker, dispatch: ExchangeDispatch):
+        super().__init__(worker, dispatch)
+        self.windows: dict[int, Window] = {}
+
     @property
     def runs_client_code(self) -> bool:
         """Compiled training runs none, unless the method takes its own steps or hooks are a user's."""
@@ -216,8 +222,8 @@ class BatchedWork(ClientWork):
         d, clients = self.dispatch, self.dispatch.cohort[positions]
         algorithm = self.job.algorithm
         assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
-        chunk, records = self._chunk(positions)
         for careful in (False, True):
+            chunk, records = self._chunk(positions)  # read again: new states may have taken the memory of the old ones
             weights = None if careful else self.uploads.weights(chunk.sizes)
             with (
                 span("compute", d.work),
@@ -225,7 +231,7 @@ class BatchedWork(ClientWork):
                 self.device.computing(),
                 self.isolated,
             ):
-                reply = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights)
+                reply = batched.train(algorithm, chunk, BACKENDS[d.plan.kind], weights, self._window(positions))
             self.groups.check(int(clients[0]), reply.update.groups, chunk.received, chunk.initial.trained)
             update, common = reply.update, self.downloads.common
             keep = self._keeper(positions, records, self.device.fetch(reply.state), self.device.fetch(reply.carry))
@@ -277,6 +283,16 @@ class BatchedWork(ClientWork):
             own = states if stacked is None else _by_client(known, stacked)
             chunk = replace(chunk, prepared=self._stacked("prepare", clients, self._prepared(clients, own)))
         return chunk, records
+
+    def _window(self, positions: np.ndarray) -> tuple[Window, slice]:
+        """Return the clients whose hooks are called with those at some positions, and which of them these are."""
+        chunk, first, last = self.dispatch.plan.chunk, int(positions[0]), int(positions[-1])
+        size = chunk * max(1, WINDOW // (chunk * max(1, self.job.initial.trained.numel)))
+        number = first // size
+        if number not in self.windows:
+            clients = self.dispatch.cohort[number * size : (number + 1) * size]
+            self.windows[number] = Window(self.worker.slices[self.dispatch.period][1][clients])
+        return self.windows[number], slice(first - number * size, last + 1 - number * size)
 
     def _prepared(self, clients: np.ndarray, states: Sequence[Tree]) -> list[Tree]:
         """Return what each of `clients` (C,) with these states prepares."""

@@ -505,7 +505,7 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
         Dropouts(np.zeros(len(shapes), np.int64), np.zeros(0, np.uint64)),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
         native.Combined(
-            np.array([(start.ctypes.data, 0)]), factors, combinations, factors[:0], theta[:0, :8].copy(), theta[:0]
+            np.full((1, 8), start.ctypes.data), factors, combinations, factors[:0], theta[:0, :8].copy(), theta[:0]
         ),
         memory)
     bits.append(hashlib.sha256(theta.tobytes() + combinations.tobytes()).hexdigest())

@@ -63,3 +63,28 @@ def test_a_dropped_client_of_a_chunk_is_not_in_the_sum(tmp_path, monkeypatch):
     three = fl.run({**settings, "cohort": rest}, out=tmp_path / "three")
     assert row["dropped"] == 1
     assert (four.model.compact() - three.model.compact()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "feddyn"])
+def test_states_of_a_chunk_that_trains_again_are_the_old_ones(tmp_path, monkeypatch, strategy):
+    """In round 1 the chunk trains twice: the first sum counts as not finite. The result is that of one training."""
+    from fl.execution import uploads
+
+    settings = {
+        **CONFIG,
+        "cohort": {"size": 4},
+        "rounds": 3,
+        "strategy": strategy,
+        "execution": {"executor": "serial", "plan": "compiled"},
+    }
+    once = fl.run(settings, out=tmp_path / "once")
+    finite, asked, last = uploads.is_finite, [], 3 if strategy == "scaffold" else 2  # SCAFFOLD sends two groups
+
+    def refuses_one(tree):
+        asked.append(tree)
+        return len(asked) != last and finite(tree)
+
+    monkeypatch.setattr(uploads, "is_finite", refuses_one)
+    twice = fl.run(settings, out=tmp_path / "twice")
+    assert len(asked) > last
+    assert (twice.model.compact() - once.model.compact()).abs().max() < 1e-5

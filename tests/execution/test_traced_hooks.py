@@ -1,17 +1,21 @@
 """Hooks that are called before training with parameters that are not known yet: the results are those of the loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fl import LocalTraining, Penalty, dot
+from fl import LocalTraining, Params, Penalty, dot
 from fl.execution.training import batched
+from fl.execution.training.at_once import Window
 from fl.execution.training.compiled import Compiled
-from tests.execution.test_loop_batched import BATCH, make, mlp
-from tests.execution.test_own_steps import agree
+from fl.tensors.gathered import Gathered
+from fl.tensors.trees import leaves, row, stack
+from tests.execution.test_loop_batched import BATCH, like, make, mlp
+from tests.execution.test_own_steps import agree, close
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +125,111 @@ def test_combinations_of_wide_layers(algorithm):
     torch.manual_seed(0)
     layers = nn.Linear(12, 70), nn.ReLU(), nn.Linear(70, 80), nn.Tanh(), nn.Linear(80, 4)
     agree(algorithm(batch=BATCH, epochs=2), Compiled, nn.Sequential(nn.Flatten(), *layers))
+
+
+class Watched(LocalTraining):
+    """A control in the state; `finish` counts its calls."""
+
+    sends: ClassVar[tuple[str, ...]] = ("model", "weight")
+    calls: ClassVar[list[int]] = []
+
+    def first_state(self, inputs):
+        return {"control": 0.1 * inputs.received["model"], "kind": "control"}
+
+    def penalty(self, at):
+        return Penalty(slope=0.1 * (at.received["model"] - at.state["control"]))
+
+    def change(self, end):
+        return end.delta * (1.0 / (1 + end.steps))
+
+    def finish(self, end):
+        self.calls.append(torch.as_tensor(end.num_examples).numel())
+        change, weight = self.change(end), 1 / (1.0 + torch.as_tensor(end.num_examples))
+        return {"model": change, "weight": weight}, {**end.state, "control": end.state["control"] - 0.5 * change}
+
+
+class StartsElsewhere(Watched):
+    """Starts from the client's control, which is not known for clients of other chunks."""
+
+    def start(self, inputs):
+        return inputs.received["model"] + 0.01 * inputs.state["control"]
+
+
+class MakesVectors(Watched):
+    """Adds a vector of each client's own to the change."""
+
+    def change(self, end):
+        return super().change(end) + end.received["model"] * torch.as_tensor(end.num_examples)
+
+
+class Measures(Watched):
+    """Scales the change by its length."""
+
+    def change(self, end):
+        return end.delta * (1 + dot(end.delta, end.delta))
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        (Watched, [5]),  # once for all
+        (StartsElsewhere, [2, 2, 1]),  # for each chunk
+        (MakesVectors, [5, 2, 2, 1]),
+        (Measures, [5, 2, 2, 2, 2, 1, 1]),  # before and after the training of each chunk
+    ],
+)
+def test_hooks_are_called_once_for_several_chunks_if_they_only_add_and_scale(kind, calls):
+    """The results are those of each client alone in the loop, and have the bits of a chunk without the others."""
+    module, algorithm = mlp(), kind(batch=BATCH, epochs=2, lr=0.1)
+    model = Params.of(dict(module.named_parameters()))
+    old = [None, *({"control": like(model, f"state/{c}"), "kind": "control"} for c in range(1, 4)), None]
+    chunk, contexts = make(module, states=old)
+    alone = [algorithm.work("train", ctx, None) for ctx in contexts]
+    Watched.calls.clear()
+    window, together = Window(chunk.sizes), []
+    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        together.append(batched.train(algorithm, _some(chunk, part), Compiled, window=(window, part)))
+    assert Watched.calls == calls
+    for part, reply in zip((slice(0, 2), slice(2, 4), slice(4, 5)), together):
+        same = batched.train(algorithm, _some(chunk, part), Compiled)
+        for found, bits in ((reply.update.groups, same.update.groups), (reply.state, same.state)):
+            assert all(torch.equal(a, b) for a, b in zip(leaves(found), leaves(bits), strict=True))
+        for c, one in enumerate(alone[part]):
+            close(row(dict(reply.update.groups), c), dict(one.update.groups))
+            close(row(reply.state["control"], c), one.state["control"])
+
+
+def _some(chunk, part):
+    """Some clients of a chunk, with their states stacked as a worker reads them."""
+    states, arrays = chunk.states[part], {name: getattr(chunk, name)[part] for name in ("clients", "starts", "sizes")}
+    if not any(states):
+        return replace(chunk, states=states, **arrays)
+    has = np.array([state is not None for state in states])
+    known = has, stack([state for state in states if state is not None])
+    return replace(chunk, states=[None] * len(states), known_states=known, **arrays)
+
+
+def test_a_change_of_a_received_vector_after_the_hooks_is_seen():
+    """The first chunk's hooks are not replayed with other numbers: each chunk is trained with what it received."""
+    algorithm, (chunk, _) = Watched(batch=BATCH, epochs=2, lr=0.1), make(mlp())
+    window, part = Window(chunk.sizes), slice(2, 5)
+    batched.train(algorithm, _some(chunk, slice(0, 2)), Compiled, window=(window, slice(0, 2)))
+    chunk.received["model"].mul_(2.0)
+    found = batched.train(algorithm, _some(chunk, part), Compiled, window=(window, part))
+    alone = batched.train(algorithm, _some(chunk, part), Compiled)
+    for one, other in zip(leaves(found.update.groups), leaves(alone.update.groups), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_that_lie_in_two_places():
+    one = Params.of({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])})
+    known, has = stack([2 * one, 4 * one]), np.array([True, False, True])
+    found = Gathered(has, known, one)
+    assert found.batch == (3,)
+    assert found.version == 0
+    assert found["w"].tolist() == [[2, 4], [1, 2], [4, 8]]
+    assert found.version == 0  # reading is no change
+    found.mul_(2.0)
+    assert found.version > 0
+    assert found["b"].tolist() == [[12], [6], [24]]
+    assert one["b"].tolist() == [3]

@@ -2,18 +2,23 @@
 
 The hooks are called first, with parameters that are not known yet. If what they return only adds and scales vectors,
 the backend computes it while each client's vectors are in the near caches.
+
+Python is slow between two calls of machine code, which has filled the caches. So the hooks are called once for several
+chunks (`Window`), if all that they read is known before the first of them: numbers of samples and steps, the broadcast,
+and states that are not known either, only added and scaled. Else they are called for each chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fl.execution.training.chunk import Chunk, Gradients, TrainsWholePhases, Wanted
+from fl.execution.training.chunk import Asked, Chunk, Gradients, TrainsWholePhases, Wanted
 from fl.execution.training.customised import ends_plainly, overrides, penalty_of
 from fl.execution.update_checks import check_stacked, checked_pair
 from fl.method.context import Reply
@@ -23,7 +28,7 @@ from fl.method.phase import Phase
 from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
 from fl.tensors.combination import Combination, NotKnown, Unknown
 from fl.tensors.params import Layout, Params
-from fl.tensors.trees import Tree, tree_map
+from fl.tensors.trees import PLAIN, Tree, named_leaves, row, tree_map
 
 _Results = tuple[Mapping[str, Tree], Tree, Tree]  # groups and state of `finish`, and what `carry` returned
 
@@ -37,25 +42,151 @@ class Opening:
     start: Params
 
 
+class Window:
+    """Clients whose hooks are called together: those of a chunk, and of chunks beside it in the same dispatch.
+
+    New states may take the memory of the old ones, which no hook has seen.
+
+    Args:
+        sizes: int64 (N,), number of training samples of each client.
+    """
+
+    def __init__(self, sizes: np.ndarray):
+        self.sizes = sizes
+        self.found: dict[Sequence[str], _Hooks | None] = {}  # by the names of the groups that are summed
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """What the hooks returned for N clients, called with states and trained parameters that are not known yet.
+
+    state: the state that the hooks got.
+    formulas: of all that the backend computes.
+    wanted: its results.
+    results: groups, state and carry, with a combination for each of `wanted`; None for the default ones.
+    """
+
+    state: Tree
+    formulas: Any
+    wanted: list[Wanted]
+    results: _Results | None
+
+
 def train_at_once(
     algorithm: LocalTraining,
     chunk: Chunk,
     backend: type[Gradients],
     opening: Opening,
     weights: Mapping[str, Tensor] | None,
+    window: tuple[Window, slice] | None = None,
 ) -> Reply | None:
     """Train in one call that also computes what `finish` and `carry` return. None if backend or method cannot do so.
 
     They get `Unknown` parameters. What they return has to be `Combination`s of them and of known parameters, or
     numbers that do not depend on them.
+
+    Args:
+        algorithm: the client algorithm.
+        chunk: the clients.
+        backend: the backend.
+        opening: how the training begins.
+        weights: see `batched.train`.
+        window: a window with the clients of the chunk, and which of its clients they are.
     """
     if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
         return None
-    inputs, phases, start = opening.inputs, opening.phases, opening.start
-    if not backend.trains_whole(algorithm, chunk, phases):
+    if not backend.trains_whole(algorithm, chunk, opening.phases):
         return None
-    phase, count = phases[0], len(chunk.sizes)
-    trained, n = Unknown(start.layout, (count,)), torch.from_numpy(chunk.sizes)
+    names = () if weights is None else tuple(weights)
+    if window is not None and _may_wait(algorithm, chunk):
+        found = _hooks_of_window(algorithm, chunk, backend, opening, names, window[0])
+        values = None if found is None else _values(found.state, opening.inputs.state)
+        if found is not None and values is not None:
+            reply = _train(chunk, backend, opening, weights, found, window[1], values)
+            if reply is not None:
+                return reply
+    of_chunk = _call_hooks(algorithm, chunk, backend, opening, names, opening.inputs.state, chunk.sizes)
+    return None if of_chunk is None else _train(chunk, backend, opening, weights, of_chunk)
+
+
+def _may_wait(algorithm: LocalTraining, chunk: Chunk) -> bool:
+    """Whether there are hooks to call, and all that they read is known for clients of other chunks, but for states."""
+    hooks = overrides(algorithm, "penalty") or not ends_plainly(algorithm)
+    own = ("start", "phases_of", "initial_tensors")  # they may depend on the chunk
+    own_values = chunk.facts is not None or chunk.prepared is not None
+    return hooks and not own_values and not any(overrides(algorithm, name) for name in own)
+
+
+def _hooks_of_window(
+    algorithm: LocalTraining,
+    chunk: Chunk,
+    backend: type[TrainsWholePhases],
+    opening: Opening,
+    names: Sequence[str],
+    window: Window,
+) -> _Hooks | None:
+    """Return what the hooks return for all clients of a window, called once; None if they read more than is known."""
+    if names not in window.found:
+        count, layout = len(window.sizes), opening.start.layout
+        window.found[names], known = None, [leaf for _, leaf in named_leaves(opening.inputs.state)]
+        if all(isinstance(leaf, PLAIN) or (isinstance(leaf, Params) and leaf.layout is layout) for leaf in known):
+            state = tree_map(lambda leaf: Unknown(leaf.layout, (count,)), opening.inputs.state)
+            found = _call_hooks(algorithm, chunk, backend, opening, names, state, window.sizes)
+            if found is not None and _is_for_each(found.results, count) and found.formulas.shares(_unknown(state)):
+                window.found[names] = found
+    return window.found[names]
+
+
+def _is_for_each(results: _Results | None, count: int) -> bool:
+    """Whether what hooks returned beside combinations are numbers, one for each of `count` clients."""
+    found = [] if results is None else [leaf for _, leaf in named_leaves(results) if not isinstance(leaf, Combination)]
+    return all(isinstance(x, PLAIN) or (isinstance(x, Tensor) and tuple(x.shape) == (count,)) for x in found)
+
+
+def _unknown(state: Tree) -> list[Params]:
+    """Return the parameters of a state."""
+    return [leaf for _, leaf in named_leaves(state) if isinstance(leaf, Params)]
+
+
+def _values(unknown: Tree, state: Tree) -> dict[int, Params] | None:
+    """Return, by identity, the parameters of a state for those of an `unknown` one; None if the structures differ."""
+    wanted, found = list(named_leaves(unknown)), list(named_leaves(state))
+    values: dict[int, Params] = {}
+    for (path, leaf), (own_path, own) in zip(wanted, found):
+        if isinstance(leaf, Params) and isinstance(own, Params) and own.layout is leaf.layout:
+            values[id(leaf)] = own
+        elif type(own) not in PLAIN or own != leaf:
+            return None
+        if own_path != path:
+            return None
+    return values if len(wanted) == len(found) else None
+
+
+def _call_hooks(
+    algorithm: LocalTraining,
+    chunk: Chunk,
+    backend: type[TrainsWholePhases],
+    opening: Opening,
+    names: Sequence[str],
+    state: Tree,
+    sizes: np.ndarray,
+) -> _Hooks | None:
+    """Call the hooks for N clients.
+
+    Args:
+        algorithm: the client algorithm.
+        chunk: some of the clients, or all.
+        backend: the backend.
+        opening: how the training begins.
+        names: groups that are summed, if all groups are.
+        state: the clients' states.
+        sizes: (N,), numbers of samples.
+
+    Returns:
+        What they returned; None if they need numbers that are not known, or fail.
+    """
+    inputs, phase, start = replace(opening.inputs, state=state), opening.phases[0], opening.start
+    count, trained, n = len(sizes), Unknown(start.layout, (len(sizes),)), torch.from_numpy(sizes)
     results: _Results | None = None  # of the hooks; the default ones are known
     try:
         penalty = None
@@ -63,7 +194,7 @@ def train_at_once(
             at = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=start)
             penalty = penalty_of(algorithm, at, count)
         if not ends_plainly(algorithm):
-            own, steps = n.clone(), phase.num_steps(chunk.sizes)
+            own, steps = n.clone(), phase.num_steps(sizes)
             end = TrainingResult(
                 **vars(with_combinations(inputs, start.layout)),
                 start=start,
@@ -81,42 +212,71 @@ def train_at_once(
                 return None
     except (Exception, NotKnown):  # a hook needs numbers, or has an error, which is raised when they are known
         return None
-    wanted = _wanted(results, weights)
+    wanted = _wanted(results, names)
     try:
-        found, _, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, wanted)
-    except NotKnown:  # vectors have changed since a hook made a sum of them; nothing has been trained
+        return _Hooks(state, backend.formulas(phase, count, start, penalty, trained, wanted), wanted, results)
+    except NotKnown:  # vectors have changed since a hook made a sum of them
+        return None
+
+
+def _train(
+    chunk: Chunk,
+    backend: type[TrainsWholePhases],
+    opening: Opening,
+    weights: Mapping[str, Tensor] | None,
+    hooks: _Hooks,
+    part: slice | None = None,
+    values: Mapping[int, Params] | None = None,
+) -> Reply | None:
+    """Train the clients of a chunk, those at `part` of `hooks`; None if vectors have changed since these were called.
+
+    `values` are the states of the chunk, see `_values`.
+    """
+    results, own = hooks.results, list[Tensor | None]([None] * len(hooks.wanted))
+    if weights is not None and any(wanted.summed for wanted in hooks.wanted):  # the first results are the groups
+        names = ("model",) if results is None else results[0]
+        own[: len(names)] = [weights[name] for name in names]
+    asked = Asked(hooks.formulas, slice(None) if part is None else part, values or {}, own)
+    try:
+        found, _, loss, seen = backend.train_whole(chunk, opening.phases[0], opening.start, asked)
+    except NotKnown:  # nothing has been trained
         return None
     metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}
+    n = torch.from_numpy(chunk.sizes)
     if results is None:
         return Reply(Update({"model": found[0]}, n, metrics, owned=True))
     made = iter(found)
-    groups, state, carry = _replaced(results, lambda leaf: next(made))
+    groups, state, carry = _replaced(results, lambda leaf: next(made), part)
     owned = all(isinstance(group, Combination) for group in results[0].values())
     return Reply(Update(groups, n, metrics, owned), state, carry)
 
 
-def _wanted(results: _Results | None, weights: Mapping[str, Tensor] | None) -> list[Wanted]:
+def _wanted(results: _Results | None, names: Sequence[str]) -> list[Wanted]:
     """Return the results that training has to compute, in the order of `tree_map`.
 
     Args:
         results: what the hooks returned; None for the default, the change of the parameters.
-        weights: see `train`.
+        names: groups that are summed, if all groups are.
     """
     if results is None:
-        summed = weights is not None and weights.keys() == {"model"}
-        return [Wanted(weights=weights["model"] if weights is not None and summed else None)]
+        return [Wanted(summed=tuple(names) == ("model",))]
     groups, kept = results[0], list[Combination]()
     _replaced(results, kept.append)
     wanted = [Wanted(leaf) for leaf in kept]
-    if weights is not None and weights.keys() == groups.keys():
-        if all(isinstance(group, Combination) for group in groups.values()):
-            wanted[: len(groups)] = [Wanted(group, weights[name]) for name, group in groups.items()]
+    if names and set(names) == set(groups) and all(isinstance(group, Combination) for group in groups.values()):
+        wanted[: len(groups)] = [Wanted(group, summed=True) for group in groups.values()]
     return wanted
 
 
-def _replaced(results: _Results, fn: Callable[[Combination], Params | None]) -> _Results:
-    """Return the results with `fn` of each combination in its place."""
-    groups, state, carry = tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Combination) else leaf, results)
+def _replaced(results: _Results, fn: Callable[[Combination], Params | None], part: slice | None = None) -> _Results:
+    """Return the results with `fn` of each combination in its place, and `part` of the clients of all other leaves."""
+
+    def of(leaf: Params | Tensor) -> Params | Tensor | None:
+        if isinstance(leaf, Combination):
+            return fn(leaf)
+        return leaf if part is None else row(leaf, part)
+
+    groups, state, carry = tree_map(of, results)
     return groups, state, carry
 
 

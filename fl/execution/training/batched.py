@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.all_samples import mean_gradient, mean_squares_together
-from fl.execution.training.at_once import Opening, train_at_once, with_combinations
+from fl.execution.training.at_once import Opening, Window, train_at_once, with_combinations
 from fl.execution.training.batches import BLOCK, make_batch, make_block
 from fl.execution.training.chunk import (
+    Asked,
     Chunk,
     Gradients,
     RunsPrograms,
@@ -46,10 +47,10 @@ from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
-from fl.tensors.buffers import pooled_buffer
 from fl.tensors.combination import Unknown
+from fl.tensors.gathered import Gathered, joined_rows, rows_like
 from fl.tensors.params import Params, clipped
-from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack
+from fl.tensors.trees import Tree, leaves, named_leaves, replace_leaves, row, stack, tree_map
 from fl.tracking.spans import timed_calls
 
 
@@ -75,17 +76,26 @@ class _Trained:
 
 
 def train(
-    algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], weights: Mapping[str, Tensor] | None = None
+    algorithm: LocalTraining,
+    chunk: Chunk,
+    backend: type[Gradients],
+    weights: Mapping[str, Tensor] | None = None,
+    window: tuple[Window, slice] | None = None,
 ) -> Reply:
     """Train C clients in all trainings and phases; returns their replies, stacked.
 
-    With `weights`, (C,) for each group, a backend that can do so returns the sums of updates times weights: then no
-    group has a client axis.
+    Args:
+        algorithm: the client algorithm.
+        chunk: the clients.
+        backend: the backend.
+        weights: (C,) for each group. A backend that can do so returns the sums of updates times weights: then no group
+            has a client axis.
+        window: clients whose hooks may be called together, and which of them are the chunk's, see at_once.py.
     """
     inputs = _inputs(algorithm, chunk)
     chunk = with_reference_passes(algorithm, chunk, inputs, backend)
     first = _open(algorithm, chunk, backend, inputs)
-    whole = train_at_once(algorithm, chunk, backend, first, weights)
+    whole = train_at_once(algorithm, chunk, backend, first, weights, window)
     if whole is not None:
         return whole
     # `_tensor` makes tensors of their own: a view of a large array would keep that array's memory in use
@@ -171,7 +181,8 @@ def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], ope
     if overrides(algorithm, "penalty"):  # it is made of sums that the backend computes
         summed = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=start)
         penalty = penalty_of(algorithm, summed, count)
-    (out,), steps, loss, seen = backend.train_whole(chunk, phase, start, penalty, trained, [Wanted(trained)])
+    asked = Asked(backend.formulas(phase, count, start, penalty, trained, [Wanted(trained)]))
+    (out,), steps, loss, seen = backend.train_whole(chunk, phase, start, asked)
     return _Trained(start, out, loss, seen, steps, phase.lr_sum(steps), at)
 
 
@@ -207,23 +218,21 @@ def _inputs(algorithm: LocalTraining, chunk: Chunk) -> TrainingInputs:
 
 def _repeated(first: Tree, count: int) -> Tree:
     """The first state of `count` clients, stacked, in memory of its own."""
-    return replace_leaves(first, [_rows_like(leaf, count).copy_(leaf) for leaf in leaves(first)])
-
-
-def _rows_like(leaf: Tensor, count: int) -> Tensor:
-    """Memory for a leaf of each of `count` clients."""
-    if leaf.dtype == torch.float32 and leaf.device.type == "cpu":
-        return pooled_buffer(count * leaf.numel()).view(count, *leaf.shape)
-    return leaf.new_empty(count, *leaf.shape)
+    return replace_leaves(first, [rows_like(leaf, count).copy_(leaf) for leaf in leaves(first)])
 
 
 def _with_first(first: Tree, has_state: np.ndarray, known: Tree) -> Tree:
     """States of all clients: `known` for clients that have a state, `first` for the others."""
-    has, new = (torch.from_numpy(np.flatnonzero(where)) for where in (has_state, ~has_state))
-    states = [_rows_like(leaf, len(has_state)) for leaf in leaves(first)]
-    for leaf, first_leaf, known_leaf in zip(states, leaves(first), leaves(known)):
-        leaf[has], leaf[new] = known_leaf, first_leaf
-    return replace_leaves(first, states)
+
+    def of(other: Params | Tensor, rows: Params | Tensor) -> Params | Tensor:
+        if isinstance(other, Params):
+            if not isinstance(rows, Params) or rows.layout is not other.layout:
+                raise ValueError("first_state: it returns other tensors than the states that clients have")
+            return Gathered(has_state, rows, other)
+        assert isinstance(rows, Tensor)
+        return joined_rows(has_state, rows, other)
+
+    return tree_map(of, first, known)
 
 
 def _train_recorded(

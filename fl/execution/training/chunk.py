@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,12 +84,29 @@ class Wanted:
 
     combination: trained parameters, or another combination of a client's vectors. None: the change of the parameters,
         trained minus start.
-    weights: (C,): the result is the sum of the clients' combinations times these weights, in the order of
-        `Fold.stacked`. None: the combination of each client, batched (C,).
+    summed: whether the result is the sum of the clients' combinations times weights, in the order of `Fold.stacked`.
+        Otherwise it is the combination of each client, batched (C,).
     """
 
     combination: Params | None = None
-    weights: Tensor | None = None
+    summed: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the training of a chunk computes.
+
+    formulas: what `TrainsWholePhases.formulas` returned for N clients.
+    part: which of these N clients are the chunk's.
+    values: by identity, the parameters of the chunk's clients that stand for unknown ones in the formulas. Results may
+        take their memory.
+    weights: of each result, (C,) if it is summed, None if not.
+    """
+
+    formulas: Any
+    part: slice = field(default_factory=lambda: slice(None))
+    values: Mapping[int, Params] = field(default_factory=dict)
+    weights: Sequence[Tensor | None] = (None,)
 
 
 class ChunkMasks:
@@ -213,18 +230,39 @@ class TrainsWholePhases(Protocol):
         """Whether it can do so for these phases."""
 
     @staticmethod
+    def formulas(
+        phase: Phase, clients: int, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+    ) -> Any:
+        """Return what training computes for N clients, for `Asked`.
+
+        Args:
+            phase: the phase.
+            clients: number of clients, N.
+            start: parameters to start from, batched (N,) or one for all clients.
+            penalty: added to the objective.
+            trained: stands for the trained parameters in `wanted`.
+            wanted: the results.
+
+        Raises:
+            NotKnown: parameters have changed since a sum of them was made.
+        """
+
+    @staticmethod
     def train_whole(
-        chunk: Chunk, phase: Phase, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+        chunk: Chunk, phase: Phase, start: Params, asked: Asked
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
         """Train all clients; return (results, steps, sums of losses, samples). The last three are (C,).
+
+        The memory of the results is their own, or that of `asked.values`.
 
         Args:
             chunk: the clients.
             phase: the phase.
             start: parameters to start from, batched (C,) or one for all clients.
-            penalty: added to the objective.
-            trained: stands for the trained parameters in `wanted`.
-            wanted: the results; their memory is their own.
+            asked: what to compute.
+
+        Raises:
+            NotKnown: parameters have changed since a sum of them was made.
         """
 
 

@@ -11,13 +11,13 @@ import functools
 import importlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.chunk import Chunk, Programs, Wanted, mask_words
+from fl.execution.training.chunk import Asked, Chunk, Programs, Wanted, mask_words
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.split import train_split
@@ -35,6 +35,9 @@ from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.buffers import pooled_buffer
 from fl.tensors.params import Layout, Params
+
+if TYPE_CHECKING:
+    from fl.execution.training.native.rules import Formulas
 
 SHUFFLED = True  # benchmarks that need the same batches in two programs take samples in order
 ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
@@ -62,24 +65,32 @@ class Compiled(LinearStack):
         return not overrides(algorithm, "step") and _one_phase(algorithm, chunk, phases)
 
     @staticmethod
+    def formulas(
+        phase: Phase, clients: int, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+    ) -> Formulas:
+        from fl.execution.training.native import rules
+
+        sources = rules.Sources(clients, start, trained)
+        return rules.Formulas(sources, rules.rule_of(phase, penalty, start, sources), wanted)
+
+    @staticmethod
     def train_whole(
-        chunk: Chunk, phase: Phase, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+        chunk: Chunk, phase: Phase, start: Params, asked: Asked
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
         from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
 
         layers, (shares, masked) = layers_of(chunk.module, start.layout), _shares(chunk.module)
         if chunk.own_loss is not None:
-            return train_split(chunk, phase, start, trained, wanted, layers)
+            return train_split(chunk, phase, start, asked, layers)
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         taken, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
-        sources = rules.Sources(len(sizes), start, trained)
-        rule = rules.rule_of(phase, penalty, start, sources)
-        outputs = rules.Outputs(sources, wanted)
+        formulas: Formulas = asked.formulas
+        rule, outputs = formulas.rule(asked.part), formulas.outputs(len(sizes), asked)
         classes = int(layers[-1, 1])
         labels, targets = answers(chunk.task.kernel, y, classes)
         longest = int(sizes.max(initial=1))
-        copies = len(sizes).bit_length() * outputs.summed + (0 if rule.optimiser == steps.PLAIN else rules.KEPT)
+        copies = len(sizes).bit_length() * formulas.summed + (0 if rule.optimiser == steps.PLAIN else rules.KEPT)
         memory = thread_memory(_memory_length(chunk.module, start.layout, min(batch or longest, longest), copies))
         start_rows, (word, address) = rules.rows(start), _shuffles(chunk.seed, chunk.participation)
         with release_lock():

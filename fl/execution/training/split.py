@@ -5,19 +5,22 @@ The clients of a chunk train side by side, so that torch is asked once for a ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl.execution.training.batches import BLOCK, make_batch, make_block
-from fl.execution.training.chunk import Chunk, Wanted
+from fl.execution.training.chunk import Asked, Chunk
 from fl.execution.training.own_losses import OwnLosses
 from fl.execution.workers.process import release_lock
 from fl.method.phase import Phase
 from fl.tensors.params import Params
+
+if TYPE_CHECKING:
+    from fl.execution.training.native.rules import Formulas
 
 NO_ROWS = np.empty((0, 1), np.float32)
 
@@ -70,22 +73,23 @@ class SplitSteps:
 
 
 def train_split(
-    chunk: Chunk, phase: Phase, start: Params, trained: Params, wanted: Sequence[Wanted], layers: np.ndarray
+    chunk: Chunk, phase: Phase, start: Params, asked: Asked, layers: np.ndarray
 ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
     """Train all clients with the loss of `chunk.own_loss`; see `chunk.TrainsWholePhases.train_whole`."""
     from fl.execution.training.compiled import thread_memory
     from fl.execution.training.native import split
     from fl.execution.training.native.memory import client_length
-    from fl.execution.training.native.rules import Outputs, Sources, rows
+    from fl.execution.training.native.rules import rows
 
     assert chunk.own_loss is not None
     sizes, order = chunk.sizes, np.argsort(-chunk.sizes, kind="stable")  # the clients that still train come first
     largest = replace(chunk, clients=chunk.clients[order], starts=chunk.starts[order], sizes=sizes[order])
     steps, longest = phase.num_steps(sizes), int(sizes.max(initial=1))
     longest = longest if phase.batch == "full" else min(longest, phase.batch)
-    outputs = Outputs(Sources(len(sizes), start, trained), wanted)
+    formulas: Formulas = asked.formulas
+    outputs = formulas.outputs(len(sizes), asked)
     length, tape = client_length(layers), split.tape_length(layers, longest)
-    last = split.end_length(length, len(sizes), outputs.summed)
+    last = split.end_length(length, len(sizes), formulas.summed)
     memory = thread_memory(len(sizes) * (length + tape) + last)
     clients, tapes, memory = np.split(memory, np.cumsum([len(sizes) * length, len(sizes) * tape]))
     clients, tapes, start_rows = clients.reshape(-1, length), tapes.reshape(-1, tape), rows(start)

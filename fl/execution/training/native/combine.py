@@ -47,9 +47,10 @@ _0 = np.float32(0)
 class Combined(NamedTuple):
     """Combinations that training writes beside its other results.
 
-    sources: int64 (S, 2), address of the first client's row, and bytes from one row to the next (0: one row for all).
+    sources: int64 (S, C), address of each client's row.
     row_factors: float32 (R, C, 2 + S), factors of combinations that are written for each client.
-    rows: float32 (R, C, P), these combinations.
+    rows: float32 (R, C, P), these combinations. If there is one (R = 1), it may take the place of a source: of each
+        number, the sums are computed first.
     sum_factors: float32 (U, C, 2 + S), factors of combinations that are added up in the order of `fold.Fold`.
     weights: float32 (U, C), which these combinations are multiplied by. A sum has the same bits if a client's
         combination is written first, and multiplied and added later.
@@ -93,7 +94,7 @@ def _times(factor: np.float32, x: Any) -> Any:
 def _with_sources(sources: np.ndarray, factors: np.ndarray, c: int, place: int, v: Any) -> Any:
     """v + sum_k factors_k source_k of client c, from number `place` on."""
     for s in range(len(factors)):
-        factor, address = factors[s], sources[s, 0] + c * sources[s, 1]
+        factor, address = factors[s], sources[s, c]
         if factor != _0:
             x, y = load_wide_at(address, place), load_wide_at(address, place + WIDE)
             z, w = load_wide_at(address, place + 2 * WIDE), load_wide_at(address, place + 3 * WIDE)
@@ -130,7 +131,7 @@ def _add_source(
     sources: np.ndarray, s: int, c: int, factor: np.float32, place: int, count: int, out: np.ndarray, at: int
 ) -> None:
     """out[at : at + count] <- out + factor source_s, from number `place` of client c on."""
-    by, address, whole = splat(factor), sources[s, 0] + c * sources[s, 1], count - count % WIDTH
+    by, address, whole = splat(factor), sources[s, c], count - count % WIDTH
     if factor != _0:
         for i in range(0, whole, WIDTH):
             store(out, at + i, fma(by, load_at(address, place + i), load(out, at + i)))
@@ -233,22 +234,22 @@ def combine(
                 a, b = at + i, place + i
                 trained = _load_four(client, a)
                 delta = _minus(trained, _load_four(initial, a))
-                for r in range(len(combined.rows)):
-                    v = _group(trained, delta, sources, combined.row_factors[r, c], c, b)
-                    _store_four(combined.rows[r, c], b, v)
                 for u in range(len(combined.sums)):
                     v = _group(trained, delta, sources, combined.sum_factors[u, c], c, b)
                     _add_group(v, weights[u, c], totals[u], a, length, depth, merges)
+                for r in range(len(combined.rows)):
+                    v = _group(trained, delta, sources, combined.row_factors[r, c], c, b)
+                    _store_four(combined.rows[r, c], b, v)
                 if len(factors):
                     _add_group(delta, factors[c], changes, a, length, depth, merges)
             a, b = at + n - rest, place + n - rest
             if rest:
-                for r in range(len(combined.rows)):
-                    _rest(client, initial, a, sources, c, b, rest, combined.row_factors[r, c], some)
-                    _put(some, rest, combined.rows[r, c], b)
                 for u in range(len(combined.sums)):
                     _rest(client, initial, a, sources, c, b, rest, combined.sum_factors[u, c], some)
                     _add(some, rest, weights[u, c], totals[u], a, length, depth, merges)
+                for r in range(len(combined.rows)):
+                    _rest(client, initial, a, sources, c, b, rest, combined.row_factors[r, c], some)
+                    _put(some, rest, combined.rows[r, c], b)
                 if len(factors):
                     add_update(client, initial, factors[c], changes, a, rest, depth, merges)
         for r in range(len(combined.rows)):  # gaps of `Params` hold zeros

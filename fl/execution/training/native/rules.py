@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from fl.execution.training.chunk import Wanted
+from fl.execution.training.chunk import Asked, Wanted
 from fl.execution.training.native import steps
 from fl.execution.training.native.combine import DELTA, OWN, TRAINED, Combined
 from fl.execution.training.native.steps import Rule
@@ -16,11 +17,12 @@ from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.tensors.buffers import pooled_buffer
-from fl.tensors.combination import Combination, Factor, opposite
+from fl.tensors.combination import Combination, Factor, Term, opposite
+from fl.tensors.gathered import Gathered, places
 from fl.tensors.params import Params
 
 _SGD = SGD()
-_NO_FACTORS = np.empty((0, 0), np.float32)
+_NO_FACTORS, _NONE = np.empty((0, 0), np.float32), np.empty(0, np.float32)
 _PLAIN = Rule(steps.PLAIN, np.zeros(6, np.float32), _NO_FACTORS, _NO_FACTORS)  # w <- w - rate g
 KEPT = len(steps.Kept._fields)  # arrays of a client's size that a rule may need
 
@@ -36,7 +38,7 @@ class Sources:
 
     def __init__(self, clients: int, start: Params, trained: Params | None = None):
         self.clients, self.start, self.trained = clients, start, trained
-        self.parts: dict[int, Params] = {}  # by identity
+        self.parts: dict[int, Term] = {}  # by identity
 
     def factors(self, combination: Params | None) -> dict[int, Factor]:
         """Return the factors of a combination by column, see combine.py; None: the change of the parameters.
@@ -55,7 +57,7 @@ class Sources:
             if params is self.trained:
                 found[DELTA if change else TRAINED] = factor
             elif not (change and params is self.start):
-                self.parts.setdefault(id(params), params)
+                self.parts.setdefault(id(params), Term.of(params))
                 found[OWN + list(self.parts).index(id(params))] = factor
         return found
 
@@ -74,66 +76,119 @@ class Sources:
                 each[:, column] = factor
         return out
 
-    def addresses(self) -> np.ndarray:
-        """Return (address, bytes from one client to the next) of each source, int64 (S, 2)."""
-        found = np.empty((len(self.parts), 2), np.int64)
-        for key, row in zip(list(self.parts), found):
-            part = self.parts[key] = Params(self.start.layout, (self.parts[key].buffers[0].contiguous(),))
-            buffer = part.buffers[0]
-            row[:] = buffer.data_ptr(), buffer[0].nbytes if part.batch else 0
-        return found
+    def addresses(self, clients: int, values: Mapping[int, Params]) -> tuple[np.ndarray, list[Tensor]]:
+        """Return the address of each source's row for `clients` clients, int64 (S, C), and what keeps the memory.
+
+        Args:
+            clients: number of clients, C.
+            values: see `Asked`.
+
+        Raises:
+            NotKnown: numbers of a source have changed since.
+        """
+        found, kept = np.empty((len(self.parts), clients), np.int64), list[Tensor]()
+        for (key, part), row in zip(self.parts.items(), found):
+            if key not in values:
+                part.check()
+            row[:], memory = places(values.get(key, part.params), clients)
+            kept += memory
+        return found, kept
 
 
+@dataclass(frozen=True)
 class Outputs:
-    """What machine code writes, and the memory that it writes to.
-
-    One result that is the trained parameters or their change needs no factors: `plain`. The others are combinations.
-
-    Args:
-        sources: vectors of clients, to which those of the results are added.
-        wanted: the results.
+    """What machine code writes for the clients of a chunk.
 
     Attributes:
         found: the results, which machine code fills.
         plain: (params, minus_start, factors) of `native.Results`.
         combined: the other results.
-        summed: number of sums over clients, that of `plain` included even if it is none.
+        kept: memory that machine code reads by address.
     """
 
-    def __init__(self, sources: Sources, wanted: Sequence[Wanted]):
-        layout, clients = sources.start.layout, sources.clients
-        length = layout.lengths[0]
-        none = np.empty(0, np.float32)
+    found: list[Params]
+    plain: tuple[np.ndarray, bool, np.ndarray]
+    combined: Combined
+    kept: Sequence[Tensor] = ()
+
+
+class Formulas:
+    """What machine code computes for N clients: the rule of their steps, and their results.
+
+    One result that is the trained parameters or their change needs no factors. The others are combinations.
+
+    Args:
+        sources: vectors of clients, to which those of the results are added.
+        rule: the rule of the steps.
+        wanted: the results.
+
+    Attributes:
+        summed: number of sums over clients, that of the result without factors included even if it is none.
+    """
+
+    def __init__(self, sources: Sources, rule: Rule, wanted: Sequence[Wanted]):
+        self.sources, self.all_rules, self.count = sources, rule, len(wanted)
         columns = [sources.factors(each.combination) for each in wanted]
-        one = next((i for i, factors in enumerate(columns) if _plain_result(factors, wanted[i])), -1)
-        at_once = [i for i, each in enumerate(wanted) if i != one and each.weights is not None]
-        each_client = [i for i, each in enumerate(wanted) if i != one and each.weights is None]
+        self.one = next((i for i, factors in enumerate(columns) if _plain_result(factors, wanted[i])), -1)
+        others = [i for i in range(len(wanted)) if i != self.one]
+        self.at_once = [i for i in others if wanted[i].summed]
+        self.each_client = [i for i in others if not wanted[i].summed]
+        one_summed = self.one >= 0 and wanted[self.one].summed
+        self.minus_start = self.one >= 0 and DELTA in columns[self.one]
+        self.summed = 1 + len(self.at_once) if self.at_once or one_summed else 0
+        self.row_factors = sources.arrays([columns[i] for i in self.each_client])
+        self.sum_factors = sources.arrays([columns[i] for i in self.at_once])
+
+    def shares(self, unknown: Sequence[Params]) -> bool:
+        """Whether all vectors that formulas read are the same for all clients, but for these and the trained ones."""
+        parts = [term.params for term in self.sources.parts.values()]
+        return not any(part.batch and not any(part is other for other in unknown) for part in parts)
+
+    def rule(self, part: slice) -> Rule:
+        """Return the rule of some of the clients."""
+        kind, numbers, slope, stiffness = self.all_rules
+        return Rule(kind, numbers, *(own if len(own) <= 1 else own[part] for own in (slope, stiffness)))
+
+    def outputs(self, clients: int, asked: Asked) -> Outputs:
+        """Return memory for the results of `clients` clients, and what machine code needs to fill it."""
+        layout, weights, one = self.sources.start.layout, asked.weights, self.one
+        length = layout.lengths[0]
         buffers: dict[int, Tensor] = {}
-        self.plain = (none.reshape(0, length), False, none)
+        plain = (_NONE.reshape(0, length), False, _NONE)
         if one >= 0:
-            weights, factors = wanted[one].weights, none
-            if weights is None:
+            own, factors = weights[one], _NONE
+            if own is None:
                 buffers[one] = pooled_buffer(clients * length).view(-1, length)
             else:
-                buffers[one], factors = pooled_buffer(length), weights.numpy().astype(np.float32)
-            self.plain = (buffers[one].numpy().reshape(-1, length), DELTA in columns[one], factors)
-        summed = len(at_once) + (one >= 0 and wanted[one].weights is not None)
-        self.summed = 1 + len(at_once) if summed else 0
-        if one >= 0 and len(wanted) == 1 and not sources.parts:
-            self.found, self.combined = [Params(layout, (buffers[one],))], _no_combinations(clients, length)
-            return
-        rows_, sums = pooled_buffer(len(each_client) * clients * length), pooled_buffer(len(at_once) * length)
-        all_rows, all_sums = rows_.view(-1, clients, length), sums.view(-1, length)
-        buffers |= {i: all_rows[k] for k, i in enumerate(each_client)} | {i: all_sums[k] for k, i in enumerate(at_once)}
-        self.found = [Params(layout, (buffers[i],)) for i in range(len(wanted))]
-        self.combined = Combined(
-            sources.addresses(),
-            sources.arrays([columns[i] for i in each_client]),
-            all_rows.numpy(),
-            sources.arrays([columns[i] for i in at_once]),
-            _weights([wanted[i].weights for i in at_once], clients),
-            all_sums.numpy(),
+                buffers[one], factors = pooled_buffer(length), own.numpy().astype(np.float32)
+            plain = (buffers[one].numpy().reshape(-1, length), self.minus_start, factors)
+        if one >= 0 and self.count == 1 and not self.sources.parts:
+            return Outputs([Params(layout, (buffers[one],))], plain, _no_combinations(clients, length))
+        rows_ = self._rows(clients, asked).view(-1, clients, length)
+        sums = pooled_buffer(len(self.at_once) * length).view(-1, length)
+        buffers |= {i: rows_[k] for k, i in enumerate(self.each_client)}
+        buffers |= {i: sums[k] for k, i in enumerate(self.at_once)}
+        addresses, kept = self.sources.addresses(clients, asked.values)
+        combined = Combined(
+            addresses,
+            np.ascontiguousarray(self.row_factors[:, asked.part]),
+            rows_.numpy(),
+            np.ascontiguousarray(self.sum_factors[:, asked.part]),
+            _weights([weights[i] for i in self.at_once], clients),
+            sums.numpy(),
         )
+        return Outputs([Params(layout, (buffers[i],)) for i in range(self.count)], plain, combined, kept)
+
+    def _rows(self, clients: int, asked: Asked) -> Tensor:
+        """Return memory for the combinations of each client: that of a value if there is one combination.
+
+        Its memory was read a moment ago. Other memory would first have to come into the caches.
+        """
+        number, length = len(self.each_client), self.sources.start.layout.lengths[0]
+        for value in asked.values.values():
+            if number == 1 and not isinstance(value, Gathered) and value.buffers[0].is_contiguous():
+                return value.buffers[0]
+        return pooled_buffer(number * clients * length)
 
 
 @functools.lru_cache(maxsize=64)
@@ -141,7 +196,7 @@ def _no_combinations(clients: int, length: int) -> Combined:
     """Return the arrays of machine code that computes no combination. It writes none of them, so they are kept."""
     factors = np.empty((0, clients, OWN), np.float32)
     rows, sums = np.empty((0, clients, length), np.float32), np.empty((0, length), np.float32)
-    return Combined(np.empty((0, 2), np.int64), factors, rows, factors, _weights([], clients), sums)
+    return Combined(np.empty((0, clients), np.int64), factors, rows, factors, _weights([], clients), sums)
 
 
 def _weights(weights: Sequence[Tensor | None], clients: int) -> np.ndarray:
@@ -154,7 +209,7 @@ def _weights(weights: Sequence[Tensor | None], clients: int) -> np.ndarray:
 
 def _plain_result(factors: dict[int, Factor], wanted: Wanted) -> bool:
     """Whether a result is the trained parameters of each client, or their change, or the sum of changes."""
-    columns = (DELTA,) if wanted.weights is not None else (DELTA, TRAINED)
+    columns = (DELTA,) if wanted.summed else (DELTA, TRAINED)
     return len(factors) == 1 and any(isinstance(factors.get(k), float) and factors[k] == 1 for k in columns)
 
 
