@@ -16,19 +16,18 @@ Equals FedAvg: eta=0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from fl import (
-    Batch,
     ClientContext,
-    LocalSteps,
+    Fit,
     Params,
+    Preparation,
     Reply,
-    StepContext,
     TrainingInputs,
     TrainingResult,
     Tree,
@@ -36,21 +35,16 @@ from fl import (
     elementwise,
     head_names,
     match,
-    random,
+    prepare_alone,
     register,
 )
 
 from .personal import Personal
 
 
-def towards(old: Params, received: Params, weights: Params) -> Params:
-    """Return old + W (received - old), element by element."""
-    return elementwise(lambda o, r, w: o + w * (r - o), old, received, weights)
-
-
-def learnt(weights: Params, gradient: Params, old: Params, received: Params, eta: float) -> Params:
-    """Return W - eta grad (received - old), clipped to [0, 1]."""
-    return elementwise(lambda w, g, o, r: (w - eta * g * (r - o)).clamp(0, 1), weights, gradient, old, received)
+def towards(old: Params, change: Params, weights: Params) -> Params:
+    """Return old + W change, element by element; `change` is received - old."""
+    return elementwise(lambda o, c, w: w * c + o, old, change, weights)
 
 
 @register("client", "fedala")
@@ -83,32 +77,49 @@ class FedALA(Personal):
         if self.eta == 0:
             logging.getLogger(__name__).warning("client: fedala with eta=0 keeps W = 1; this is FedAvg")
 
-    def prepare(self, ctx: ClientContext, inputs: TrainingInputs) -> Tree:
-        """Return the start of local training, W, and whether the client has an old model. W is learnt on its data."""
-        start, weights = self.start_and_weights(ctx, inputs)
-        return {"start": start, "weights": weights, "learnt": torch.tensor(ctx.state is not None)}
+    def first_state(self, inputs: TrainingInputs) -> Tree:
+        """Return the received model as old model, W = 1, and that the client has not trained yet."""
+        received = inputs.received["model"]
+        ones = received.select(self.mixed(inputs)).layout.zeros() + 1.0
+        return {"personal": received, "weights": ones, "trainings": torch.tensor(0)}
 
-    def start_and_weights(self, ctx: ClientContext, inputs: TrainingInputs) -> tuple[Params, Params]:
-        """Return the start of local training and W, learnt on the client's data."""
-        received = ctx.received["model"]
-        names = head_names(ctx.module, received) if self.layers is None else match(received, self.layers)
-        if ctx.state is None or not self.eta or not len(ctx.train):
-            ones = received.select(names).layout.zeros() + 1.0
-            return received, ones if ctx.state is None else ctx.state["weights"]
-        top, old, weights = received.select(names), ctx.state["personal"].select(names), ctx.state["weights"]
-        at = StepContext(
-            **vars(inputs), phase=self.phases(ctx.round, ctx.rounds)[0], start=received, module_facts=ctx.module_facts
+    def mixed(self, inputs: TrainingInputs) -> list[str]:
+        """Return the names of the tensors that are mixed."""
+        received = inputs.received["model"]
+        assert inputs.module is not None
+        return head_names(inputs.module, received) if self.layers is None else match(received, self.layers)
+
+    def prepare(self, ctx: ClientContext, inputs: TrainingInputs) -> Tree:
+        return prepare_alone(self, ctx, inputs)
+
+    def prepare_together(self, clients: Preparation, inputs: TrainingInputs) -> Tree:
+        """Return the starts of local training and W, learnt on the clients' data."""
+        received, state, counts = inputs.received["model"], inputs.state, self.num_sampled(clients.sizes)
+        start, weights = received.layout.empty(len(counts)).copy_(received), state["weights"]
+        if not self.eta:
+            return {"start": start, "weights": weights}
+        trainings = state["trainings"].numpy()
+        epochs = np.choose(np.minimum(trainings, 2), (0, self.first_epochs, 1))
+        mixed = received.select(self.mixed(inputs))
+        old = state["personal"].select(list(mixed))
+        change = elementwise(lambda o, r: r - o, old, mixed)
+        how = Fit(
+            base=old,
+            direction=change,
+            start=weights,
+            rate=self.eta,
+            low=0.0,
+            high=1.0,
+            epochs=epochs,
+            window=self.window,
+            threshold=self.threshold,
         )
-        whole, losses = replace(ctx, limit=None), list[float]()  # a deadline cuts local steps, not this
-        for epoch in range(1 if ctx.state["learnt"] else self.first_epochs):
-            steps = LocalSteps(self, whole, at=at, index=f"ala/{epoch}", batches=self.sampled(ctx, epoch))
-            for _ in steps:
-                gradient = steps.gradient(towards(old, top, weights), received)
-                weights = learnt(weights, gradient, old, top, self.eta)
-            losses.append(float(steps.batch_loss))
-            if len(losses) > self.window and np.std(losses[-self.window :]) < self.threshold:
-                break
-        return received.replace(towards(old, top, weights)), weights
+        weights, _ = clients.fit(how, "ala", counts, received)
+        learns = torch.from_numpy((trainings > 0) & (counts > 0))
+        mixture = towards(old, change, weights)
+        for name in mixture:
+            start[name][learns] = mixture[name][learns]
+        return {"start": start, "weights": weights}
 
     def start(self, inputs: TrainingInputs) -> Params:
         return inputs.prepared["start"]
@@ -118,7 +129,7 @@ class FedALA(Personal):
         return {"model": local - received}, {
             "personal": local,
             "weights": end.prepared["weights"],
-            "learnt": end.prepared["learnt"],
+            "trainings": end.state["trainings"] + 1,
         }
 
     def context_after_training(self, ctx: ClientContext, reply: Reply) -> ClientContext:
@@ -143,11 +154,3 @@ class FedALA(Personal):
     def num_sampled(self, sizes: np.ndarray) -> np.ndarray:
         """Return the number of samples that W is learnt on, of clients with `sizes` (C,) training samples, (C,)."""
         return np.where(sizes > 0, np.maximum(1, (self.sample * sizes).astype(np.int64)), 0)
-
-    def sampled(self, ctx: ClientContext, epoch: int) -> Iterator[Batch]:
-        """Yield mini-batches of the share of the training data that W is learnt on."""
-        n, address = len(ctx.train), (ctx.seed, ctx.client, ctx.participation)
-        chosen = random.permutation(n, *address, "ala/sample")[: int(self.num_sampled(np.array(n)))]
-        order = chosen[random.permutation(len(chosen), *address, "ala/shuffle", epoch)]
-        for part in self.phases(ctx.round, ctx.rounds)[0].batch_slices(len(order)):
-            yield ctx.train.take(order[part])

@@ -34,6 +34,7 @@ _HOMES = {
         "fl.method.facts": "class_counts",
         "fl.method.penalty": "Penalty",
         "fl.method.phase": "Phase rate_at",
+        "fl.method.preparation": "Fit Preparation",
         "fl.method.views": "Beside",
         "fl.method": "aligned server_optimiser",
         "fl.method.fitting": "PerceptronFit",
@@ -52,6 +53,7 @@ _HOMES = {
         "fl.method.server_optimiser": "Momentum OptimiserState Plain PseudoGradient ServerOptimiser",
         "fl.execution.training.fisher": "fisher",
         "fl.execution.training.steps": "Descent LocalSteps",
+        "fl.execution.training.prepared": "prepare_alone",
         "fl.execution.training.server": "train_on_rows",
         "fl.data": "image_bytes",
         "fl.data.augment": "Augment augmented",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.errors import ConfigError as ConfigError
     from fl.execution.training.fisher import fisher as fisher
     from fl.execution.training.steps import Descent as Descent, LocalSteps as LocalSteps
+    from fl.execution.training.prepared import prepare_alone as prepare_alone
     from fl.execution.training.server import train_on_rows as train_on_rows
     from fl.method.adversary import Adversary as Adversary, AttackContext as AttackContext
     from fl.method.after_reduction import (
@@ -117,6 +120,7 @@ if TYPE_CHECKING:  # type checkers and editors see plain imports
     from fl.method.context import ClientContext as ClientContext, Reply as Reply
     from fl.method.penalty import Penalty as Penalty
     from fl.method.phase import Phase as Phase, rate_at as rate_at
+    from fl.method.preparation import Fit as Fit, Preparation as Preparation
     from fl.privacy.clipping import Clipping as Clipping, Counts as Counts
     from fl.privacy.example import ExampleLevel as ExampleLevel
     from fl.privacy.mechanism import Mechanism as Mechanism, Release as Release, Sampling as Sampling

@@ -11,25 +11,30 @@ else the machine does. The share is the median over turns of
     (CPU seconds per client of FedAvg) / (CPU seconds per client of the method in the same turn).
 
 Beside it stand the plan, and share times g, where g is the number of samples that the method computes gradients of per
-sample of FedAvg: 1 means that a gradient costs what it costs in FedAvg. OUT/methods.json has each turn, and the reason
-where a method cannot train a model. Finished pairs are not measured again.
+sample of FedAvg: 1 means that a gradient costs what it costs in FedAvg. g comes from the method's `workload`, which
+virtual time uses, too. Gradients before training (`prepare_together`) are counted in the measured rounds instead;
+`booked` in OUT/methods.json is g with those of `workload`. OUT/methods.json also has each turn, and the reason where a
+method cannot train a model. Finished pairs are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fl import registry
+from fl import Fit, Params, Preparation, TrainingInputs, Tree, registry
 from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
@@ -93,14 +98,71 @@ class Run:
         return (time.process_time() - begin) / row["cohort_size"]
 
     @property
+    def examples(self) -> int:
+        """Training samples of all clients together."""
+        return int(self.simulation.run_setup.sizes(0).sum())
+
+    @property
     def samples(self) -> int:
         """Samples that all clients together compute gradients of in round 1."""
         config, sizes = self.simulation.config, self.simulation.run_setup.sizes(0)
         return int(workload_of(config.client, sizes, np.zeros_like(sizes), 1, config.rounds, "train")[1].sum())
 
+    @property
+    def samples_before(self) -> int:
+        """Those of them before training, as the method books them."""
+        config, sizes = self.simulation.config, self.simulation.run_setup.sizes(0)
+        return int(config.client.extra_samples(sizes, 1, config.rounds).sum())
+
     def close(self) -> None:
         """End the run."""
         self.simulation.__exit__(None, None, None)
+
+
+@dataclass
+class Count:
+    """Samples of clients, and samples of the gradients that they take before training."""
+
+    samples: int = 0
+    gradients: int = 0
+
+
+@dataclass
+class Counted:
+    """A preparation whose gradients are counted."""
+
+    clients: Preparation
+    counted: Count
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Numbers of training samples of the clients."""
+        return self.clients.sizes
+
+    def fit(self, how: Fit, name: str, counts: np.ndarray, others: Params) -> tuple[Params, np.ndarray]:
+        """Return the last z and the epochs."""
+        found, epochs = self.clients.fit(how, name, counts, others)
+        self.counted.gradients += int((counts * epochs).sum())
+        return found, epochs
+
+
+@contextlib.contextmanager
+def counting(algorithm: type) -> Iterator[Count]:
+    """Count the gradients that clients of an algorithm take before training, while the context lasts."""
+    counted, hook = Count(), getattr(algorithm, "prepare_together", None)
+    if hook is None:
+        yield counted
+        return
+
+    def prepare_together(self: Any, clients: Preparation, inputs: TrainingInputs) -> Tree:
+        counted.samples += int(clients.sizes.sum())
+        return hook(self, Counted(clients, counted), inputs)
+
+    algorithm.prepare_together = prepare_together  # type: ignore[attr-defined]
+    try:
+        yield counted
+    finally:
+        algorithm.prepare_together = hook  # type: ignore[attr-defined]
 
 
 def measure(model: str, method: str, turns: int) -> dict[str, Any]:
@@ -111,11 +173,18 @@ def measure(model: str, method: str, turns: int) -> dict[str, Any]:
         except (ConfigError, ValueError) as error:
             return {"reason": str(error).splitlines()[0]}
         plan = runs[1].simulation.run_setup.plan.kind
-        pairs = [[run.round() for run in runs] for _ in range(turns + 1)][1:]  # the first turn warms up
+        for run in runs:
+            run.round()  # warms up
+        with counting(type(runs[1].simulation.config.client)) as counted:
+            pairs = [[run.round() for run in runs] for _ in range(turns)]
         for run in runs:
             run.close()
-        gradients = runs[1].samples / runs[0].samples
-    return {"plan": plan, "ratios": [fedavg / own for fedavg, own in pairs], "gradients": gradients}
+        booked = gradients = runs[1].samples / runs[0].samples
+        if counted.gradients:
+            before = counted.gradients / (counted.samples * runs[0].samples / runs[0].examples)
+            gradients = (runs[1].samples - runs[1].samples_before) / runs[0].samples + before
+    ratios = [fedavg / own for fedavg, own in pairs]
+    return {"plan": plan, "ratios": ratios, "gradients": gradients, "booked": booked}
 
 
 def cells(found: dict[str, Any]) -> str:

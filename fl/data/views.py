@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,8 +52,40 @@ class View:
 NO_ROWS = View({}, np.empty(0, np.int64))  # a view of nothing
 
 
-def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Chosen(Mapping[str, Tensor]):
+    """Rows of arrays, which are gathered when they are asked for, and further arrays beside them.
+
+    Attributes:
+        arrays: data by name, (N, ...) each.
+        rows: int64 indices into them, (n,).
+        beside: further arrays by name, (n, ...) each.
+    """
+
+    arrays: Mapping[str, Tensor]
+    rows: Tensor
+    beside: Mapping[str, Tensor]
+    _found: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.beside:
+            return self.beside[name]
+        if name not in self._found:
+            self._found.update(gathered({name: self.arrays[name]}, self.rows))
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.arrays
+        yield from self.beside
+
+    def __len__(self) -> int:
+        return len(self.arrays) + len(self.beside)
+
+
+def gathered(arrays: Mapping[str, Tensor], rows: Tensor) -> Mapping[str, Tensor]:
     """Return the samples at `rows`, (n,), on the device of `rows`, wherever the arrays are."""
+    if isinstance(arrays, Chosen):
+        return Chosen(arrays.arrays, arrays.rows[rows], gathered(arrays.beside, rows))
     return {name: array.index_select(0, rows.to(array.device)).to(rows.device) for name, array in arrays.items()}
 
 

@@ -25,6 +25,7 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.memory_format import MemoryFormat, use_memory_format
+from fl.execution.training.prepared import preparation_of
 from fl.execution.training.vmap import Vmap
 from fl.execution.update_checks import TensorsDiffer, UpdateGroups, check_reply, stacked_values
 from fl.execution.uploads import Uploads
@@ -279,7 +280,8 @@ class BatchedWork(ClientWork):
         )
         algorithm = job.algorithm
         assert isinstance(algorithm, LocalTraining)  # what a batched plan is made for
-        if overrides(algorithm, "prepare"):
+        together = preparation_of(algorithm, chunk, BACKENDS[d.plan.kind]) is not None
+        if overrides(algorithm, "prepare") and not together:
             own = states if stacked is None else _by_client(known, stacked)
             chunk = replace(chunk, prepared=self._stacked("prepare", clients, self._prepared(clients, own)))
         return chunk, records

@@ -55,6 +55,12 @@ def _fault(kind: type, base: type) -> str | None:
                     f"nothing calls {own.__name__}.{hook}(), because {by.__name__}.{caller}() "
                     f"replaces what calls it; {out}"
                 )
+    together, alone = (registry.definer(kind, hook) for hook in ("prepare_together", "prepare"))
+    if together is not base and alone is base:
+        return (
+            f"nothing calls {together.__name__}.prepare_together() for one client; define prepare(self, ctx, inputs) "
+            "with return fl.prepare_alone(self, ctx, inputs)"
+        )
     hooks = [name for name in dir(base) if not name.startswith("_") and inspect.isfunction(getattr(base, name))]
     for name in dir(kind):
         if hasattr(base, name) or not inspect.isfunction(getattr(kind, name)):

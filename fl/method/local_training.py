@@ -3,6 +3,7 @@
     extend(module, shape, outputs)      the model, with own parts       default: the model
     facts(view, task, outputs)          facts of a client's data        default: None
     prepare(ctx, inputs)                values found before training    default: None
+    prepare_together(clients, inputs)   the same for C clients          default: none; `prepare` takes one by one
     first_state(inputs)                 state of a new client           default: None
     samples(ctx)                        samples to train on             default: the labelled rows
     start(inputs)                       initial local parameters        default: the received model
@@ -44,6 +45,7 @@ from fl.method.optimiser import SGD, LRSchedule, Optimiser
 from fl.method.optimiser_memory import OptimiserState, require_memory
 from fl.method.penalty import Penalty
 from fl.method.phase import LastBatch, Phase, rate_at
+from fl.method.preparation import Preparation
 from fl.method.training_values import Step, StepContext, TrainingInputs, TrainingResult, Trainings
 from fl.method.views import TrainingView
 from fl.tensors.params import Params
@@ -148,6 +150,19 @@ class LocalTraining(ClientAlgorithm):
             inputs: the inputs of the training, without `prepared`.
         """
         return None
+
+    def prepare_together(self, clients: Preparation, inputs: TrainingInputs) -> Tree:
+        """Return what C clients prepare; each leaf has a leading axis C.
+
+        A method that fits some tensors before training overrides it, and defines `prepare` as
+        `return fl.prepare_alone(self, ctx, inputs)`. Then the plan `compiled` fits all clients that train together in
+        one call of machine code, unless there is Dropout.
+
+        Args:
+            clients: their numbers of samples, and fits to their data.
+            inputs: the inputs of the training, without `prepared`. States and facts have a leading axis C.
+        """
+        raise NotImplementedError
 
     def start(self, inputs: TrainingInputs) -> Params:
         """Return the parameters at the start of local training. The client also predicts with them.

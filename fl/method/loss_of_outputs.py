@@ -121,7 +121,7 @@ class LossOfOutputs(LocalTraining):
         if models:
             passes = {name: self._recorded(module, partial(at.under, w, batch["x"])) for name, w in models.items()}
             constants = constants_of(self, passes, at.config, task, len(batch["x"]))
-        return losses_of_samples(self, own, constants, batch, at.config, task)
+        return losses_of_samples(self, own, constants, batch, at.config, task, len(batch["x"]))
 
     def samples(self, ctx: ClientContext) -> View:
         """Return the client's samples, with the constants beside them."""
@@ -213,14 +213,15 @@ def losses_of_samples(
     batch: Batch,
     config: Mapping[str, Any],
     task: Task,
+    count: int,
 ) -> Tensor:
-    """Return the losses of a batch, checked.
+    """Return the losses of a batch of `count` samples, checked.
 
     Raises:
         WrongResult: `sample_losses` returned something else than one loss for each sample, or losses that depend on
             neither outputs nor features.
     """
-    losses, count = algorithm.sample_losses(own, constants, batch, config, task), len(batch["x"])
+    losses = algorithm.sample_losses(own, constants, batch, config, task)
     hook = f"sample_losses of {type(algorithm).__name__}"
     if not isinstance(losses, Tensor):
         raise WrongResult(f"{hook} returned a {type(losses).__name__}, expected a tensor ({count},)")
@@ -251,4 +252,4 @@ def with_constants(arrays: Mapping[str, Tensor], constants: Mapping[str, Tensor]
 
 def constants_in(batch: Batch) -> dict[str, Tensor]:
     """Return the constants that lie in a batch, by name."""
-    return {name.removeprefix(_PREFIX): array for name, array in batch.items() if name.startswith(_PREFIX)}
+    return {name.removeprefix(_PREFIX): batch[name] for name in batch if name.startswith(_PREFIX)}

@@ -163,6 +163,27 @@ def test_other_clients_of_the_chunk_change_no_bits(name):
         assert torch.equal(together.groups["model"].buffers[0][c], alone.groups["model"].buffers[0][0])
 
 
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+def test_clients_with_the_received_model_share_its_passes_and_change_no_bits(backend):
+    """The old model of clients 0, 2 and 4 is the received one."""
+
+    class Received(Near):
+        def reference_models(self, inputs):
+            return {"received": inputs.received["model"], "old": inputs.state}
+
+    module = NETS["wide"]
+    given = chunk(module)
+    states = [given.received["model"].clone() if c % 2 == 0 else state for c, state in enumerate(given.states)]
+    given = replace(given, states=states)
+    alone = batched.train(Near(lr=LR, epochs=2, batch=11), given, backend)  # the old model comes first
+    shared = batched.train(Received(lr=LR, epochs=2, batch=11), given, backend)
+    assert torch.equal(alone.update.groups["model"].buffers[0], shared.update.groups["model"].buffers[0])
+    for c in (0, 2, 4):
+        change, _ = plainly(module, given, c, 2, 11)
+        for tensor, expected in change.items():
+            assert_allclose(shared.update.groups["model"].row(c)[tensor], expected, rtol=1e-3, atol=5e-6)
+
+
 def test_a_sum_has_the_bits_of_its_updates():
     given, weights = chunk(NETS["wide"]), torch.from_numpy(SIZES / 7).float()
     algorithm = Near(lr=LR, epochs=1, batch=20)

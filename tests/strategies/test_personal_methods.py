@@ -324,9 +324,7 @@ def test_fedala_books_one_epoch_of_learning():
     assert algorithm.workload(sizes, 0, 9)[1].tolist() == [40, 2, 0]  # in round 0 no client has an old model
     assert algorithm.workload(sizes, 1, 9)[1].tolist() == [56, 3, 0]
     assert algorithm.extra_samples(sizes, 1, 9).tolist() == [16, 1, 0]
-    ctx = classifier()
-    state = {**algorithm.work("train", ctx, None).state, "learnt": True}
-    assert sum(len(batch["x"]) for batch in algorithm.sampled(replace(ctx, state=state), 0)) == 16
+    assert algorithm.num_sampled(sizes).tolist() == [16, 1, 0]
 
 
 def test_a_budget_of_steps_counts_short_batches():
@@ -362,14 +360,14 @@ def test_fedala_by_hand():
     """
     algorithm = fedala.FedALA(eta=0.1, layers=("weight",), sample=1.0, batch="full", lr=LR, steps=1)
     first = algorithm.work("train", quadratic(1.0), None)
-    assert sent(first)["weight"].item() == pytest.approx(-LR * A * (1 - B)) and not first.state["learnt"]
-    ctx = quadratic(1.0, {"personal": params(4.0), "weights": params(1.0), "learnt": True})
+    assert sent(first)["weight"].item() == pytest.approx(-LR * A * (1 - B)) and first.state["trainings"] == 1
+    ctx = quadratic(1.0, {"personal": params(4.0), "weights": params(1.0), "trainings": torch.tensor(2)})
     found = algorithm.inputs(ctx).prepared  # gradient 2 (1 - 3) = -4, received - old = -3:  W = 1 - .1 * 12 < 0 -> 0
     assert (found["start"]["weight"].item(), found["weights"]["weight"].item()) == (4.0, 0.0)
     found = replace(algorithm, eta=0.05).inputs(ctx).prepared  # W = 1 - .05 * 12 = .4, start = 4 - .4 * 3
     assert found["weights"]["weight"].item() == pytest.approx(0.4)
     assert found["start"]["weight"].item() == pytest.approx(2.8)
-    up = quadratic(1.0, {"personal": params(0.0), "weights": params(0.5), "learnt": True})
+    up = quadratic(1.0, {"personal": params(0.0), "weights": params(0.5), "trainings": torch.tensor(2)})
     assert algorithm.inputs(up).prepared["weights"]["weight"].item() == pytest.approx(1.0)  # .5 + .1 * 5
     reply = replace(algorithm, eta=0.05).work("train", ctx, None)  # from 2.8: gradient -.4
     assert sent(reply)["weight"].item() == pytest.approx(2.84 - 1.0)

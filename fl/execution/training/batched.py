@@ -36,6 +36,7 @@ from fl.execution.training.chunk import (
 )
 from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
 from fl.execution.training.own_steps import ChunkSteps
+from fl.execution.training.prepared import with_preparation
 from fl.execution.training.recorded_steps import train_recorded
 from fl.execution.training.references import with_reference_passes
 from fl.execution.training.steps import gradient_buffer
@@ -92,7 +93,7 @@ def train(
             has a client axis.
         window: clients whose hooks may be called together, and which of them are the chunk's, see at_once.py.
     """
-    inputs = _inputs(algorithm, chunk)
+    inputs = with_preparation(algorithm, chunk, _inputs(algorithm, chunk), backend)
     chunk = with_reference_passes(algorithm, chunk, inputs, backend)
     first = _open(algorithm, chunk, backend, inputs)
     whole = train_at_once(algorithm, chunk, backend, first, weights, window)

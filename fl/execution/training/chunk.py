@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fl.method.local_training import LocalTraining
 from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.preparation import Preparation
 from fl.method.training_values import StepContext
 from fl.models.binding import Initial
 from fl.models.dropout import DropoutMasks
@@ -192,16 +193,28 @@ class SquaresGradients(Protocol):
         """
 
 
+# which clients have known passes, bool (C,), then outputs (n, K) and features (n, D) of all samples
+PassesOfSome: TypeAlias = tuple[np.ndarray, Tensor, Tensor]
+
+
 @runtime_checkable
 class PassesSamples(Protocol):
     """A backend that can also pass samples through models that do not change."""
 
     @staticmethod
-    def model_passes(module: torch.nn.Module, params: Params, x: Tensor, sizes: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return outputs (N, K) and inputs of the last layer (N, D) for samples x (N, ...), without Dropout.
+    def model_passes(
+        module: torch.nn.Module,
+        params: Params,
+        x: Tensor,
+        taken: np.ndarray,
+        sizes: np.ndarray,
+        known: PassesOfSome | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs (n, K) and inputs of the last layer (n, D) for some samples, without Dropout.
 
-        params: tensors of the whole module, batched (C,) or one for all clients. sizes: (C,), samples of each client,
-            one client after another.
+        params: tensors of the whole module, batched (C,) or one for all clients. x: samples, (N, ...). taken: int64
+            (n,), which of them the clients have, one client after another. sizes: (C,), samples of each client.
+            known: passes that some clients need not make.
         """
 
 
@@ -219,6 +232,15 @@ class MeansSquares(Protocol):
             chunk: the clients.
             params: where the gradients are taken, batched (C,) or one for all clients.
         """
+
+
+@runtime_checkable
+class PreparesTogether(Protocol):
+    """A backend that can also fit tensors before training, for all clients at once."""
+
+    @staticmethod
+    def preparation(chunk: Chunk, phase: Phase) -> Preparation | None:
+        """Return the preparation of a chunk; None: the backend cannot do so for this model. `phase`: the first one."""
 
 
 @runtime_checkable

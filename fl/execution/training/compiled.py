@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.chunk import Asked, Chunk, Programs, Wanted, mask_words
+from fl.execution.training.chunk import Asked, Chunk, PassesOfSome, Programs, Wanted, mask_words
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.split import train_split
@@ -28,9 +28,11 @@ from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.optimiser import SGD, Adam
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.preparation import Preparation
 from fl.method.training_values import StepContext
 from fl.models.dropout import Dropout, share_of_zeros
 from fl.models.normalise import FeatureNorm, SampleNorm
+from fl.models.structure import structure
 from fl.tasks.task import Task
 from fl.tensors import random
 from fl.tensors.buffers import pooled_buffer
@@ -198,16 +200,39 @@ class Compiled(LinearStack):
         return losses
 
     @staticmethod
-    def model_passes(module: nn.Module, params: Params, x: Tensor, sizes: np.ndarray) -> tuple[Tensor, Tensor]:
+    def preparation(chunk: Chunk, phase: Phase) -> Preparation | None:
+        from fl.execution.training.prepared_chunk import ChunkPreparation
+
+        complete = len(chunk.initial.trained) == len(structure(chunk.module).parameters)
+        if not complete or module_obstacle(chunk.module) is not None or _shares(chunk.module)[1]:
+            return None
+        return ChunkPreparation(chunk, phase)
+
+    @staticmethod
+    def model_passes(
+        module: nn.Module,
+        params: Params,
+        x: Tensor,
+        taken: np.ndarray,
+        sizes: np.ndarray,
+        known: PassesOfSome | None,
+    ) -> tuple[Tensor, Tensor]:
         from fl.execution.training.native.memory import memory_length
         from fl.execution.training.native.rules import rows
         from fl.execution.training.native.split import PASS, model_passes
 
         layers = layers_of(module, params.layout)
-        outputs, features = (torch.empty(len(x), int(layers[-1, side])) for side in (1, 0))
+        if known is None:
+            outputs, features = (torch.empty(len(taken), int(layers[-1, side])) for side in (1, 0))
+        else:
+            outputs, features = (found.clone() for found in known[1:])
+        starts, counts = np.cumsum(sizes) - sizes, sizes if known is None else np.where(known[0], 0, sizes)
+        if not params.batch:  # one model passes the samples of all clients
+            starts, counts = starts[:1], counts.sum(keepdims=True)
         memory, samples = thread_memory(memory_length(layers, PASS, 0)), x.flatten(1).numpy()
+        arrays = (samples, taken, starts, counts, memory, outputs.numpy(), features.numpy())
         with release_lock():
-            model_passes(rows(params), layers, samples, sizes, memory, outputs.numpy(), features.numpy())
+            model_passes(rows(params), layers, *arrays)
         return outputs, features
 
     def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor]) -> _Arrays:
@@ -239,20 +264,22 @@ def check_labels(labels: np.ndarray, wrong: int, classes: int) -> None:
 
 @functools.lru_cache(maxsize=8)
 def layers_of(module: nn.Module, layout: Layout) -> np.ndarray:
-    """Return the layers as `native/memory.py` describes them, (L, 7)."""
+    """Return the layers that have weights in the layout, as `native/memory.py` describes them, (L, 7)."""
     from fl.execution.training.native import norms, products
     from fl.execution.training.native.memory import client_length
 
     rows: list[list[int]] = []
     for name, child in module._modules.items():
         if isinstance(child, nn.Linear):
+            if f"{name}.weight" not in layout.entries:
+                continue
             weight, bias = layout.entries[f"{name}.weight"], layout.entries.get(f"{name}.bias")
             n_out, n_in = weight.shape
             offset = client_length(rows) if rows else 0
             rows.append([n_in, n_out, weight.offset, bias.offset if bias else -1, 0, offset, 0])
-        elif child is not None and type(child) in ACTIVATIONS:
+        elif rows and child is not None and type(child) in ACTIVATIONS:
             rows[-1][4] = getattr(products, ACTIVATIONS[type(child)])
-        elif child is not None and type(child) in NORMS:
+        elif rows and child is not None and type(child) in NORMS:
             rows[-1][6] = getattr(norms, NORMS[type(child)])
     return np.array(rows, np.int64)
 
@@ -311,8 +338,13 @@ def machine_code(plan: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
         return ("transformer",) if plan == "fused" else ()
     if isinstance(algorithm, LossOfOutputs):
         return ("split",)
-    own_steps = isinstance(algorithm, LocalTraining) and overrides(algorithm, "step")
-    return ("programs", "gradients") if own_steps else ("clients",)
+    own_steps, prepares = (
+        isinstance(algorithm, LocalTraining) and overrides(algorithm, hook) for hook in ("step", "prepare_together")
+    )
+    return (
+        *(("programs", "gradients") if own_steps else ("clients",)),
+        *(("fits", "split") if prepares else ()),
+    )
 
 
 def load(modules: Iterable[str]) -> None:

@@ -16,7 +16,19 @@ from fl.method.training_values import StepContext
 from fl.tasks.task import Task
 
 HOOKS = (
-    *("facts", "prepare", "first_state", "samples", "start", "phases", "phases_of", "objective", "penalty", "gradient"),
+    *(
+        "facts",
+        "prepare",
+        "prepare_together",
+        "first_state",
+        "samples",
+        "start",
+        "phases",
+        "phases_of",
+        "objective",
+        "penalty",
+        "gradient",
+    ),
     *("step_memory", "step", "finish", "metrics", "carry", "trainings", "inputs", "initial_tensors"),
     *("reference_models", "constants", "sample_losses"),
 )

@@ -36,12 +36,19 @@ class OwnLosses:
             weights: (A, B).
         """
         samples = {name: array.flatten(0, 1) for name, array in batch.items()}
-        leaves = [values.detach().flatten(0, 1).requires_grad_() for values in (outputs, features)]
-        own = ModelOutputs(*leaves)
-        losses = losses_of_samples(self.algorithm, own, constants_in(samples), samples, self.config, self.task)
-        of_outputs, of_features = torch.autograd.grad(losses, leaves, weights.flatten(), allow_unused=True)
-        if of_outputs is None:
-            of_outputs = torch.zeros_like(leaves[0])
+        of_outputs, of_features, losses = self.of_samples(
+            outputs.flatten(0, 1), features.flatten(0, 1), samples, weights.flatten()
+        )
         if of_features is not None:
             of_features = of_features.view_as(features)
-        return of_outputs.view_as(outputs), of_features, losses.detach().view_as(weights)
+        return of_outputs.view_as(outputs), of_features, losses.view_as(weights)
+
+    def of_samples(
+        self, outputs: Tensor, features: Tensor, samples: Mapping[str, Tensor], weights: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the same without the axis of clients: outputs (N, K), features (N, D), weights (N,)."""
+        leaves = [values.detach().requires_grad_() for values in (outputs, features)]
+        own, constants, count = ModelOutputs(*leaves), constants_in(samples), len(weights)
+        losses = losses_of_samples(self.algorithm, own, constants, samples, self.config, self.task, count)
+        of_outputs, of_features = torch.autograd.grad(losses, leaves, weights, allow_unused=True)
+        return torch.zeros_like(outputs) if of_outputs is None else of_outputs, of_features, losses.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fl.data.redrawn import RedrawnArrays
-from fl.data.views import gathered
-from fl.execution.training.chunk import Chunk, Gradients, PassesSamples
+from fl.data.views import Chosen
+from fl.execution.training.chunk import Chunk, Gradients, PassesOfSome, PassesSamples
 from fl.method.local_training import LocalTraining
 from fl.method.loss_of_outputs import LossOfOutputs, ModelOutputs, constants_of, joined, models_of, with_constants
 from fl.method.training_values import TrainingInputs
@@ -39,20 +40,47 @@ def with_reference_passes(
         return chunk
     ends = np.cumsum(chunk.sizes)
     positions = np.arange(ends[-1]) + np.repeat(chunk.starts - ends + chunk.sizes, chunk.sizes)
-    x = chunk.arrays["x"]
-    arrays = gathered(chunk.arrays, torch.from_numpy(chunk.rows[positions]).to(x.device))
-    passes = {name: _passes(algorithm, chunk, model, arrays["x"], backend) for name, model in models.items()}
-    arrays = with_constants(arrays, constants_of(algorithm, passes, chunk.config, chunk.task, int(ends[-1])))
+    rows = torch.from_numpy(chunk.rows[positions]).to(chunk.arrays["x"].device)
+    passes: dict[str, ModelOutputs] = {}
+    for name, model in models.items():
+        passes[name] = _passes(algorithm, chunk, model, rows, backend, _known(model, models, passes))
+    constants = constants_of(algorithm, passes, chunk.config, chunk.task, int(ends[-1]))
+    arrays = Chosen(chunk.arrays, rows, with_constants({}, constants))
     return replace(chunk, arrays=arrays, rows=np.arange(ends[-1]), starts=ends - chunk.sizes, unlabelled=None)
 
 
-def _passes(algorithm: LossOfOutputs, chunk: Chunk, model: Params, x: Tensor, backend: type[Gradients]) -> ModelOutputs:
-    """What a model computes for the samples x of each client, in order; `model` may be batched (C,)."""
+def _known(model: Params, models: Mapping[str, Params], passes: Mapping[str, ModelOutputs]) -> PassesOfSome | None:
+    """The passes that some clients need not make, because they have the numbers of a model that is the same for all.
+
+    A new client of MOON is an example: its previous model is the received one.
+    """
+    for name, found in passes.items() if model.batch else ():
+        other = models[name]
+        if other.layout == model.layout and not other.batch:
+            pairs = [*zip(model.buffers, other.buffers)]
+            same = np.array([all(torch.equal(of[c], shared) for of, shared in pairs) for c in range(*model.batch)])
+            if same.any():
+                return same, found.outputs, found.features
+    return None
+
+
+def _passes(
+    algorithm: LossOfOutputs,
+    chunk: Chunk,
+    model: Params,
+    rows: Tensor,
+    backend: type[Gradients],
+    known: PassesOfSome | None,
+) -> ModelOutputs:
+    """What a model computes for the samples at `rows`, those of each client in order; `model` may be batched (C,)."""
+    x = chunk.arrays["x"]
+    if known is not None and known[0].all():
+        return ModelOutputs(*known[1:])
     if issubclass(backend, PassesSamples) and model.layout == chunk.initial.trained.layout:
-        return ModelOutputs(*backend.model_passes(chunk.module, model, x, chunk.sizes))
+        return ModelOutputs(*backend.model_passes(chunk.module, model, x, rows.numpy(), chunk.sizes, known))
     found = []
-    for client, own in enumerate(x.split(chunk.sizes.tolist())):
+    for client, own in enumerate(rows.split(chunk.sizes.tolist())):
         bind(chunk.module, model.row(client) if model.batch else model, chunk.initial)
-        found.append(algorithm.outputs_of(chunk.module.eval(), own))
+        found.append(algorithm.outputs_of(chunk.module.eval(), x.index_select(0, own)))
     chunk.module.train()
     return joined(found)

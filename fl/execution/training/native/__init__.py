@@ -6,6 +6,7 @@
     clients.py     all steps of a chunk, one client after another; the compiled function
     gradients.py   gradients of a chunk, for own steps that are no programs, or of one client; compiled by itself
     split.py       forward and backward passes apart, for losses of a method's own; compiled by itself
+    fits.py        fits before training, of all clients of a chunk; compiled by itself
     squares.py     means of squared gradients of single samples; compiled by itself
     programs.py    steps that a method takes itself, as linear combinations and gradients; compiled by itself
     cache.py       where machine code is kept between processes

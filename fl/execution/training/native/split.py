@@ -148,6 +148,7 @@ def step_clients(
     of_features: np.ndarray,
     rate: float,
     x: np.ndarray,
+    rows: np.ndarray,
     turn: int,
     outputs: np.ndarray,
     features: np.ndarray,
@@ -164,7 +165,8 @@ def step_clients(
         of_outputs: float32 (A B, K), gradients in the outputs of the present batches, B rows for each client.
         of_features: float32 (A B, F), gradients in the inputs of the last layer, or (0, F).
         rate: learning rate.
-        x: float32 (A' B', D), samples of the next batches, B' rows for each of the A' clients that have one.
+        x: float32 (N, D), samples.
+        rows: int64 (A' B',), which of them the next batches have, B' rows for each of the A' clients that have one.
         turn: 0 and 1 in turns; where the inputs of the next batch go.
         outputs: float32 (A' B', K), written.
         features: float32 (A' B', F), written: the inputs of the last layer.
@@ -178,14 +180,14 @@ def step_clients(
     step = Step(rule, Kept(none, none, none, none, none), none, np.float32(rate))
     active, going = len(now), (following > 0).sum()
     other = np.empty(area, np.float32)
-    flat, width, next_width = x.reshape(-1), len(of_outputs) // max(active, 1), len(x) // max(going, 1)
+    flat, width, next_width = x.reshape(-1), len(of_outputs) // max(active, 1), len(rows) // max(going, 1)
     for c in range(active):
         client, tape, count, more = clients[c], tapes[c].reshape(batches, area), now[c], following[c]
         scale = scales[c].reshape(depth, -1)
         given, ahead = (tape[batches - 1], tape[0]) if turn else (tape[0], tape[batches - 1])
         first, g, below = tape[before_norm(layers, 0, normalised)], tape[depth + 1], tape[depth + 2]
         if more:
-            gather(flat, np.arange(c * next_width, c * next_width + more), layers[0, 0], ahead)
+            gather(flat, rows[c * next_width : c * next_width + more], layers[0, 0], ahead)
         if count:
             _put_rows(of_outputs, c * width, count, classes, g)
             for k in range(depth - 1, -1, -1):
@@ -219,6 +221,8 @@ def model_passes(
     params: np.ndarray,
     layers: np.ndarray,
     x: np.ndarray,
+    rows: np.ndarray,
+    starts: np.ndarray,
     sizes: np.ndarray,
     memory: np.ndarray,
     outputs: np.ndarray,
@@ -229,11 +233,13 @@ def model_passes(
     Args:
         params: float32 (1, P) for all clients, or (C, P).
         layers: int64 (L, 7), see memory.py.
-        x: float32 (N, D), the samples of one client after those of another.
-        sizes: int64 (C,), samples of each client.
+        x: float32 (N, D), samples.
+        rows: int64 (n,), which of them the clients have; client c has rows[starts[c] : starts[c] + sizes[c]].
+        starts: int64 (C,).
+        sizes: int64 (C,), samples of each client that pass; 0: none, and nothing is written.
         memory: float32 with at least `memory_length(layers, PASS, 0)` elements, written.
-        outputs: float32 (N, K), written.
-        features: float32 (N, F), written: the inputs of the last layer.
+        outputs: float32 (n, K), written.
+        features: float32 (n, F), written: the inputs of the last layer.
     """
     depth, classes, area = len(layers), layers[-1, 1], rows_of(PASS) * widest(layers)
     length = length_of(layers)
@@ -242,18 +248,17 @@ def model_passes(
     tape = memory[length : length + batches * area].reshape(batches, area)
     tape[:] = _0
     masks = masks_memory(memory, length, np.zeros(depth, np.int64), area)
-    scales, begin, flat = np.empty((depth, PASS + 1), np.float32), 0, x.reshape(-1)
+    scales, flat = np.empty((depth, PASS + 1), np.float32), x.reshape(-1)
     for c in range(len(sizes)):
-        if c < len(params):
+        if c == 0 or (sizes[c] and c < len(params)):
             pad_layers(params[c], layers, client)
-        for first in range(begin, begin + sizes[c], PASS):
-            count = min(PASS, begin + sizes[c] - first)
-            gather(flat, np.arange(first, first + count), layers[0, 0], tape[0])
+        for first in range(starts[c], starts[c] + sizes[c], PASS):
+            count = min(PASS, starts[c] + sizes[c] - first)
+            gather(flat, rows[first : first + count], layers[0, 0], tape[0])
             products(client, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
             forward_pass(client, layers, tape, scales, count, normalised, masks)
             _take_rows(tape[depth], count, classes, outputs, first)
             _take_rows(tape[depth - 1], count, layers[-1, 0], features, first)
-        begin += sizes[c]
 
 
 _SIGNATURES = {
@@ -267,9 +272,12 @@ _SIGNATURES = {
     step_clients: types.void(
         *(_written, _layers, _written, _written),  # clients, layers, tapes, scales
         *(_integers, _integers, _matrix, _matrix, types.float64),  # now, following, of_outputs, of_features, rate
-        *(_matrix, types.int64, _written, _written),  # x, turn, outputs, features
+        *(_matrix, _integers, types.int64, _written, _written),  # x, rows, turn, outputs, features
     ),
-    model_passes: types.void(_matrix, _layers, _matrix, _integers, types.float32[::1], _written, _written),
+    model_passes: types.void(
+        *(_matrix, _layers, _matrix, _integers, _integers, _integers),  # params, layers, x, rows, starts, sizes
+        *(types.float32[::1], _written, _written),  # memory, outputs, features
+    ),
 }
 for function, signature in _SIGNATURES.items():
     cache.keep(function)
