@@ -32,6 +32,7 @@ from fl.execution.uploads import Uploads
 from fl.method.context import ClientContext, Reply
 from fl.method.local_training import LocalTraining
 from fl.models.probe import ModuleChanged
+from fl.storage.segments import states_of
 from fl.tensors.generators import GeneratorWatch
 from fl.tensors.trees import Tree, row
 from fl.tracking.spans import span
@@ -121,7 +122,7 @@ class LoopWork(ClientWork):
     def _receive(self, at: np.ndarray) -> tuple[ClientContext, Tree]:
         """Return (context, last record) of the client at one position, (1,)."""
         d, client = self.dispatch, int(self.dispatch.cohort[at[0]])
-        with span("data", "state"):
+        with span("data", "state"), states_of(d.cohort[at], d.states[at]):
             record = self.worker.states.read(d.states[at[0]])
         with span("encode", "receive"):
             last = last_received(record) if self.downloads.differences else {}
@@ -250,7 +251,7 @@ class BatchedWork(ClientWork):
         records = states = [None] * len(clients)
         known, stacked = d.states[positions, 0] >= 0, None
         if known.any():
-            with span("data", "states"):
+            with span("data", "states"), states_of(clients, d.states[positions]):
                 if not job.has_engine_state:  # otherwise single records are needed
                     stacked = self.worker.states.read_rows(d.states[positions[known]])
                 if stacked is None:

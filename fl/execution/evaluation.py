@@ -23,6 +23,7 @@ from fl.method.context import ClientContext
 from fl.method.facts import data_facts
 from fl.method.local_training import LocalTraining
 from fl.models.batch_norm import depends_on_batch
+from fl.storage.segments import states_of
 from fl.tasks.task import Metric
 from fl.tensors.trees import row
 
@@ -139,7 +140,8 @@ class ClientEvaluation(Evaluation):
 
     def _one(self, at: np.ndarray, client: int) -> None:
         d = self.dispatch
-        record = self.worker.states.read(d.states[at[0]])
+        with states_of(d.cohort[at], d.states[at]):
+            record = self.worker.states.read(d.states[at[0]])
         received, config, _ = self.downloads.of(client, {}, method_state(self.job, record))
         ctx = self.client_context(client, received, config, record)
         net = self._predictor(ctx)

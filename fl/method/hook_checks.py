@@ -1,4 +1,7 @@
-"""Checks of a class's hooks before work starts: hooks that another hook replaces, and names that nothing calls."""
+"""Checks of a class's hooks before work starts: hooks that another hook replaces, and names that nothing calls.
+
+`names_in` and `names_of` read the names that the code of a class or a method has.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def _fault(kind: type, base: type) -> str | None:
         by = registry.definer(kind, caller)
         if by is base:
             continue
-        named = set(_names_in(by))
+        named = set(names_in(by))
         for hook in replaced:
             own = registry.definer(kind, hook)
             if own is base or not issubclass(own, by) or not callable(getattr(kind, hook)):
@@ -50,7 +53,7 @@ def _fault(kind: type, base: type) -> str | None:
             called = {hook} - {"gradient"}  # this name is also that of `step.gradient`
             if hook != "answer":
                 called.add("training_loop")  # the default of `work` calls it, and it calls the hooks of training
-            if named.isdisjoint(called) and caller not in set(_attributes(vars(by)[caller])):
+            if named.isdisjoint(called) and caller not in set(names_of(vars(by)[caller])):
                 return (
                     f"nothing calls {own.__name__}.{hook}(), because {by.__name__}.{caller}() "
                     f"replaces what calls it; {out}"
@@ -73,21 +76,21 @@ def _fault(kind: type, base: type) -> str | None:
     return None
 
 
-def _names_in(cls: type) -> Iterator[str]:
-    """Names of attributes and globals in the methods of one class."""
+def names_in(cls: type) -> Iterator[str]:
+    """Yield the names of attributes and globals in the methods of one class, without those of its bases."""
     for member in vars(cls).values():
-        yield from _attributes(member)
+        yield from names_of(member)
 
 
-def _attributes(method: Any) -> Iterator[str]:
-    """Names of attributes and globals in a method."""
+def names_of(method: Any) -> Iterator[str]:
+    """Yield the names of attributes and globals in a method."""
     code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
     if isinstance(code, CodeType):
-        yield from _names_of(code)
+        yield from _names(code)
 
 
-def _names_of(code: CodeType) -> Iterator[str]:
+def _names(code: CodeType) -> Iterator[str]:
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_of(constant)
+            yield from _names(constant)

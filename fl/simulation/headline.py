@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl import registry
-from fl.execution.training.compiled import machine_code
-from fl.execution.training.native import cache
+from fl.execution.training.compiled import machine_code, seconds_to_compile
 from fl.execution.training.plan import ASKED_FOR
 from fl.models.extension import note as added_parts
 from fl.simulation.private_figures import privacy_notes
@@ -28,12 +27,13 @@ def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
         digest: the digest of the configuration; its first 12 characters are shown.
     """
     strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
-    compiles = not all(map(cache.is_cached, machine_code(setup.plan.kind, setup.config.client)))
+    seconds = seconds_to_compile(machine_code(setup.plan.kind, setup.config.client))
+    compiles = f" (the first time, it compiles for about {seconds} seconds)" if seconds else ""
     privacy = privacy_notes(setup.privacy, setup.config.rounds)
     secure = [SECURE] if setup.config.secure_aggregation is not None else []
     return (
         f"{strategy} with client {client}, {setup.population} clients, {_parameters(setup)}, "
-        f"training {setup.plan.kind}{' (half a minute, the first time)' if compiles else ''}{_loops_because(setup)}"
+        f"training {setup.plan.kind}{compiles}{_loops_because(setup)}"
         f"{place and ' '}{place}, configuration {digest[:12]}, in {directory}"
         + "".join(f". Note: {note}" for note in (*_notes(setup), *privacy, *secure, *setup.dataset.notes))
     )

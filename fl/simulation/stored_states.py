@@ -11,7 +11,7 @@ from fl.execution.job import Job
 from fl.method.unknown_state import UnknownState
 from fl.simulation.setup import RunSetup
 from fl.storage.clients import ClientStates
-from fl.storage.segments import Segments
+from fl.storage.segments import Segments, states_of
 from fl.tensors.trees import Tree
 
 
@@ -31,7 +31,10 @@ class StoredStates:
         """Return a client's state, None if it has none; `UnknownState` if only the client has it."""
         if self.remote:
             return UnknownState()
-        return method_state(self._job, self._segments.read(self.states.locations(np.array([client]))[0]))
+        locations = self.states.locations(np.array([client]))
+        with states_of(np.array([client]), locations):
+            record = self._segments.read(locations[0])
+        return method_state(self._job, record)
 
     @cached_property
     def _job(self) -> Job:

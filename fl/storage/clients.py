@@ -26,7 +26,7 @@ import xxhash
 from fl.storage import files
 from fl.storage.growing import Damaged, GrowingFile
 from fl.storage.records import FILES, NO_RECORD, file_of, location_keys
-from fl.storage.segments import Segments
+from fl.storage.segments import Segments, states_of
 
 _MAX_WRITERS = 1 << 20
 _USES = 1 << 20  # numbers of uses of the same space
@@ -161,9 +161,10 @@ class ClientStates:
             self.live = int(index[:, 2].sum())
             recent = np.unique(rows[record["durable"] // rows.strides[0] :, 0])
             try:
-                segments = Segments(self.folder)
-                segments.check(index[index[:, 0] >= 0])
-                segments.check_sums(index[recent])
+                segments, known = Segments(self.folder), np.flatnonzero(index[:, 0] >= 0)
+                with states_of(known, index[known]):
+                    segments.check(index[known])
+                    segments.check_sums(index[recent])
             except Damaged:
                 self.close()
                 raise
@@ -212,7 +213,8 @@ class ClientStates:
             rows = _pinned(path)
             if _hash(rows) != pinned:
                 raise Damaged(f"{path} holds the states of another checkpoint")
-            Segments(self.folder).check(rows[:, 1:])
+            with states_of(rows[:, 0], rows[:, 1:]):
+                Segments(self.folder).check(rows[:, 1:])
             self._index()[rows[:, 0]] = rows[:, 1:]
 
     def detach(self) -> None:
@@ -335,7 +337,8 @@ class ClientStates:
             for writer in np.unique(writers).tolist():
                 mine = writers == writer
                 store.write_to(self.segment(writer))
-                index[clients[mine]] = store.copy(old[mine])
+                with states_of(clients[mine], old[mine]):
+                    index[clients[mine]] = store.copy(old[mine])
                 if writer in followed:
                     self.moved[writer] = old[mine]
         self.total, self.use = self.live, use

@@ -10,8 +10,9 @@ pickle.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,39 @@ from fl.tensors.serialise import aligned_offsets, flatten, raw_bytes, unflatten
 from fl.tensors.trees import Tree
 
 _AT_ONCE = 1 << 20  # bytes of smaller records that are read or written at once; they stay in the cache
+
+
+class DamagedRecords(Damaged):
+    """Records that are lost, or whose bytes have changed.
+
+    Attributes:
+        locations: where they are, (n, 3).
+    """
+
+    def __init__(self, message: str, locations: np.ndarray | None = None):  # pickle gives the message only
+        super().__init__(message)
+        self.locations = np.empty((0, 3), np.int64) if locations is None else locations
+
+
+@contextlib.contextmanager
+def states_of(clients: np.ndarray, locations: np.ndarray) -> Iterator[None]:
+    """Name the clients in an error of the block, if their states are what is damaged.
+
+    Args:
+        clients: ids, (n,).
+        locations: where their states are, (n, 3).
+
+    Raises:
+        Damaged: the error, with the clients' ids before its text.
+    """
+    try:
+        yield
+    except DamagedRecords as damage:
+        mine = clients[np.isin(location_keys(locations), location_keys(damage.locations))]
+        if not len(mine):
+            raise
+        who = f"state of client {mine[0]}" if len(mine) == 1 else f"states of {len(mine)} clients, such as {mine[0]}"
+        raise Damaged(f"{who}: {damage}") from damage
 
 
 class Segments:
@@ -236,7 +270,7 @@ class Segments:
                 zip(locations.tolist(), location_keys(locations).tolist())
             ):
                 pieces = [each[i].data for each in rows]
-                if os.preadv(opened.to_read(segment % FILES), [front, *pieces], offset) < form.length:
+                if os.preadv(opened.to_read(segment % FILES, locations), [front, *pieces], offset) < form.length:
                     return None
                 if summed[: len(form.header)] != form.header:
                     return None
@@ -244,7 +278,7 @@ class Segments:
                 for piece in pieces:
                     found.update(piece)
                 if found.intdigest() != FRONT.unpack_from(front)[0]:
-                    raise self._damage(segment, offset)
+                    raise self._damage(locations[i])
         return unflatten(form.skeleton, [shaped(buffer, *spec) for buffer, spec in zip(buffers, form.specs)])
 
     def records(self, locations: np.ndarray) -> Tensor:
@@ -261,11 +295,12 @@ class Segments:
                 flat = rows.reshape(-1).data
                 for first, last, file, offset in runs(mine):
                     into = flat[first * length : last * length]
-                    if files.read_at(opened.to_read(file), into, offset) < len(into):
-                        raise Damaged(f"{self.path(file)} ends before byte {offset + len(into)}, which was committed")
+                    if (got := files.read_at(opened.to_read(file, mine), into, offset)) < len(into):
+                        end, lost = offset + len(into), mine[first + got // length : last]
+                        raise DamagedRecords(f"{self.path(file)} ends before byte {end}, which was committed", lost)
                 damaged = checksums(rows, mine) != stored_checksums(rows)
                 if damaged.any():
-                    raise self._damage(*map(int, mine[np.argmax(damaged), :2]))
+                    raise self._damage(mine[np.argmax(damaged)])
         return records
 
     def read_vector(self, vector: Vector) -> Tensor:
@@ -284,9 +319,8 @@ class Segments:
             size = path.stat().st_size if path.is_file() else None
             end = int((mine[:, 1] + mine[:, 2]).max())
             if size is None or size < end:
-                raise Damaged(
-                    f"{path} {'is missing' if size is None else f'has {size} bytes, but {end} were committed'}"
-                )
+                text = f"{path} {'is missing' if size is None else f'has {size} bytes, but {end} were committed'}"
+                raise DamagedRecords(text, mine[mine[:, 1] + mine[:, 2] > (size or 0)])
 
     def check_sums(self, locations: np.ndarray) -> None:
         """Compare the checksums of the records at locations (n, 3).
@@ -307,8 +341,10 @@ class Segments:
         """
         return self.records(np.array([(segment, offset, length)], np.int64))[0].numpy().data
 
-    def _damage(self, segment: int, offset: int) -> Damaged:
-        return Damaged(f"{self.path(segment)} is damaged: the checksum of the record at byte {offset} differs")
+    def _damage(self, location: np.ndarray) -> DamagedRecords:
+        segment, offset, _ = map(int, location)
+        text = f"{self.path(segment)} is damaged: the checksum of the record at byte {offset} differs"
+        return DamagedRecords(text, location[None])
 
     def close(self) -> None:
         """Close the file."""
@@ -330,14 +366,14 @@ class _Files:
         for descriptor in self.opened.values():
             os.close(descriptor)
 
-    def to_read(self, file: int) -> int:
-        """Return a descriptor of the file with a number."""
+    def to_read(self, file: int, locations: np.ndarray) -> int:
+        """Return a descriptor of the file with a number. Locations (n, 3) are for the error if there is no file."""
         if file not in self.opened:
             path = self.segments.path(file)
             try:
                 self.opened[file] = os.open(path, os.O_RDONLY)  # an evaluation links to the files of another run
             except FileNotFoundError as error:
-                raise Damaged(f"{path} is missing") from error
+                raise DamagedRecords(f"{path} is missing", locations[file_of(locations[:, 0]) == file]) from error
         return self.opened[file]
 
     def to_write(self, file: int) -> int:

@@ -24,9 +24,11 @@ from torch import nn
 import clients.sgd
 import fl
 from clients.fedprox import FedProx
+from fl.config.config import resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
-from fl.execution.training import batched
+from fl.execution.training import batched, compiled
+from fl.execution.training import native as native_folder
 from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import Compiled
 from fl.execution.training.kernels import LinearStack
@@ -43,6 +45,8 @@ from fl.models.architectures.linear import MLP
 from fl.models.binding import Initial, module_params
 from fl.models.dropout import Dropout
 from fl.models.normalise import FeatureNorm, SampleNorm
+from fl.simulation.build import set_up_run
+from fl.simulation.headline import headline
 from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 from fl.tensors.params import Params
@@ -641,6 +645,35 @@ def test_threads_take_part(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "train_clients", met)
     run(tmp_path, **{"execution.workers": 2, "rounds": 1})
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "strategy, modules, seconds",
+    [
+        ("fedavg", {"clients"}, 30),
+        ("fedcurv", {"clients", "squares"}, 35),
+        ("fedewc", {"clients"}, 30),  # its Fisher information is not computed in machine code
+        ("fedala", {"clients", "gradients"}, 35),
+        ("moon", {"split"}, 10),
+        ("pfedme", {"programs", "gradients"}, 10),
+    ],
+)
+def test_the_first_line_tells_all_that_is_compiled(tmp_path, monkeypatch, strategy, modules, seconds):
+    """A run loads the modules that its first line counts, and no other; without `load` it takes them when needed."""
+    for name in compiled.SECONDS:
+        monkeypatch.delitem(sys.modules, f"{native_folder.__name__}.{name}", raising=False)
+        monkeypatch.delattr(native_folder, name, raising=False)
+    if strategy != "pfedme":  # whose steps need gradients only where they cannot be recorded
+        monkeypatch.setattr(compiled, "load", lambda modules: None)
+    stream = {"stream": {"name": "permuted", "tasks": 2, "rounds": 1}} if strategy == "fedewc" else {}
+    changes = {"strategy": strategy, "cohort.size": 30, "splits": {"val": 0}, "rounds": 2, **stream}
+    run(tmp_path, **changes)
+    assert {name for name in compiled.SECONDS if f"{native_folder.__name__}.{name}" in sys.modules} == modules
+    setup = set_up_run(resolve(read(CONFIG, changes)))
+    text = f" (the first time, it compiles for about {seconds} seconds)"
+    assert text not in headline(setup, tmp_path, "", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a machine that has compiled nothing
+    assert f"training compiled{text}, " in headline(setup, tmp_path, "", "")
 
 
 def test_an_error_in_a_thread_stops_the_others(tmp_path, monkeypatch):

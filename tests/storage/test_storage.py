@@ -684,15 +684,31 @@ def test_lost_segments_and_indices_are_named(tmp_path):
     log, segment = tmp_path / "index-0.bin", next(tmp_path.glob("*.seg"))
     for file, what in ((log, "is missing"), (segment, "is missing")):
         file.rename(tmp_path / "away")
-        with pytest.raises(Damaged, match=f"{file.name} {what}"):
+        whose = "states of 2 clients, such as 0: " if file == segment else ""
+        with pytest.raises(Damaged, match=f"^{whose}{tmp_path}/{file.name} {what}"):
             Store(tmp_path, record)
         (tmp_path / "away").rename(file)
     segment.write_bytes(segment.read_bytes()[:-1])
-    with pytest.raises(Damaged, match=f"{segment.name} has .* bytes, but .* were committed"):
+    with pytest.raises(Damaged, match=f"^state of client 1: .*{segment.name} has .* bytes, but .* were committed"):
         Store(tmp_path, record)
     log.write_bytes(bytes([log.read_bytes()[0] ^ 4]) + log.read_bytes()[1:])
     with pytest.raises(Damaged, match="index-0.bin is damaged: the checksum of its first .* bytes differs"):
         Store(tmp_path, record)
+
+
+def test_the_client_of_a_damaged_state_is_named(tmp_path):
+    """Of a record whose bytes have changed: on resuming, and when states are copied to a new segment."""
+    one = Store(tmp_path)
+    one.put({4: 1.0, 7: 2.0, 9: 3.0})
+    record, (file, begin, length) = one.commit(), one.states.locations(np.array([7]))[0].tolist()
+    path = one.segments.path(file)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: begin + length - 1] + bytes([whole[begin + length - 1] ^ 1]) + whole[begin + length :])
+    with pytest.raises(Damaged, match=f"^state of client 7: {path} is damaged: the .* at byte {begin} differs"):
+        Store(tmp_path, record)
+    with pytest.raises(Damaged, match="^state of client 7: "):
+        one.states.detach()
+    one.close()
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------

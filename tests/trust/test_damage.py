@@ -118,6 +118,21 @@ def test_without_an_intact_commit_the_damage_is_named(run, tmp_path):
     assert json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])["round"] == 5  # nothing was cut off
 
 
+@pytest.mark.parametrize("plan", ["loop", "compiled"])
+def test_a_damaged_state_is_reported_with_its_client(tmp_path, plan):
+    """All clients train in each round; the state of the first one changes between two rounds."""
+
+    class Damage(fl.Callback):
+        def round(self, row):
+            (segment,) = (tmp_path / "run").glob("clients/*.seg")
+            content = segment.read_bytes()
+            segment.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the client that was written last
+
+    config = {**CONFIG, "cohort": {"size": 6}, "codec": {}, "execution": {"executor": "serial", "plan": plan}}
+    with pytest.raises(MachineError, match=r"^round 1, .*: state of client 5: .*\.seg is damaged: the checksum"):
+        fl.run(config, out=tmp_path / "run", callbacks=[Damage()])
+
+
 @pytest.mark.parametrize(
     ("file", "command"),
     [

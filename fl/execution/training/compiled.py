@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from fl.execution.training.chunk import Asked, Chunk, PassesOfSome, Programs, Wanted, mask_words
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.kernels import LinearStack
+from fl.execution.training.native import cache
 from fl.execution.training.split import train_split
 from fl.execution.workers.process import release_lock
 from fl.method.client import ClientAlgorithm
+from fl.method.hook_checks import names_in, names_of
 from fl.method.local_training import LocalTraining
 from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.optimiser import SGD, Adam
@@ -44,6 +46,16 @@ if TYPE_CHECKING:
 SHUFFLED = True  # benchmarks that need the same batches in two programs take samples in order
 ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
 NORMS = {FeatureNorm: "FEATURE", SampleNorm: "LAYER"}
+SECONDS = {
+    "clients": 30,
+    "fits": 10,
+    "gradients": 5,
+    "programs": 5,
+    "split": 10,
+    "squares": 5,
+    "transformer": 10,
+}  # to compile
+GIVEN_RESULTS = ("finish", "metrics", "carry", "trainings")  # hooks that get a `TrainingResult`, with its `fisher`
 
 _Arrays = tuple[np.ndarray, ...]
 _NO_WEIGHTS, _NO_LABELS, _NO_WORDS = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.uint64)
@@ -79,11 +91,11 @@ class Compiled(LinearStack):
     def train_whole(
         chunk: Chunk, phase: Phase, start: Params, asked: Asked
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
-        from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
-
         layers, (shares, masked) = layers_of(chunk.module, start.layout), _shares(chunk.module)
         if chunk.own_loss is not None:
             return train_split(chunk, phase, start, asked, layers)
+        from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
+
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         taken, loss, seen = phase.num_steps(sizes), np.zeros(len(sizes)), np.zeros(len(sizes), np.int64)
@@ -333,22 +345,32 @@ def thread_memory(elements: int) -> np.ndarray:
 
 
 def machine_code(plan: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
-    """The modules of the folder native/ that train the clients of an algorithm in a plan."""
+    """Return the modules of the folder native/ that the clients of an algorithm need in a plan.
+
+    Whether a method takes gradients or squares beside its training is read from the names in its code. Where a function
+    outside its class takes them, their module is compiled when it is first needed.
+    """
     if plan != "compiled":
         return ("transformer",) if plan == "fused" else ()
-    if isinstance(algorithm, LossOfOutputs):
-        return ("split",)
-    own_steps, prepares = (
-        isinstance(algorithm, LocalTraining) and overrides(algorithm, hook) for hook in ("step", "prepare_together")
-    )
-    return (
-        *(("programs", "gradients") if own_steps else ("clients",)),
-        *(("fits", "split") if prepares else ()),
-    )
+    assert isinstance(algorithm, LocalTraining)  # no other algorithm has this plan
+    own_steps, kind = overrides(algorithm, "step"), type(algorithm)
+    modules = ["split"] if isinstance(algorithm, LossOfOutputs) else ["programs"] if own_steps else ["clients"]
+    if own_steps or any("LocalSteps" in names_in(cls) for cls in kind.__mro__ if cls not in LocalTraining.__mro__):
+        modules.append("gradients")
+    if any("fisher" in names_of(getattr(kind, hook)) for hook in GIVEN_RESULTS):
+        modules.append("squares")
+    if overrides(algorithm, "prepare_together"):
+        modules += ["fits", "split"]
+    return tuple(modules)
+
+
+def seconds_to_compile(modules: Iterable[str]) -> int:
+    """Return about how many seconds it takes to compile those modules that this machine has not compiled yet."""
+    return sum(SECONDS[module] for module in modules if not cache.is_cached(module))
 
 
 def load(modules: Iterable[str]) -> None:
-    """Load machine code: half a second, or up to 40 seconds a module when it has to be compiled first."""
+    """Load machine code: half a second, or `SECONDS` for each module that has to be compiled first."""
     for module in modules:
         importlib.import_module(f"fl.execution.training.native.{module}")
 
