@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import linecache
 import random
 import re
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from fl.execution.workers.ray_pool import keep_workers
 
 Status = Literal["same bits", "other bits", "refused", "stopped"]
 Changes = Mapping[str, Any]
+PACKAGES = ("fl", "strategies", "clients", "partitions", "experiments")
 
 CONFIG: dict[str, Any] = {
     "rounds": 2,
@@ -68,7 +71,7 @@ class Outcome:
 
     Args:
         status: "same bits": all runs have one digest; "refused": before round 0; "stopped": later.
-        message: first line of the error, without the folder's path.
+        message: first line of the error, without the folder's path and without what `own_words` leaves out.
     """
 
     status: Status
@@ -112,7 +115,7 @@ def _result(case: Case, workers: int) -> str | Outcome:
             return fl.run(config, out=Path(name) / "run", callbacks=[_Started(events)]).digest
         except Exception as error:  # the table shows whatever comes
             refused = isinstance(error, ConfigError) and not events
-            message = str(error).partition("\n")[0].replace(str(files), ".")
+            message = own_words(error).replace(str(files), ".")
             return Outcome("refused" if refused else "stopped", message)
 
 
@@ -124,6 +127,38 @@ class _Started(fl.Callback):
 
     def start(self, run: fl.Run) -> None:
         self.events.append("start")
+
+
+def own_words(error: BaseException) -> str:
+    """Return the first line of an error's message, up to the words of another library that it quotes.
+
+    Other versions of the library may word them in another way.
+
+    >>> try:
+    ...     try:
+    ...         int("ten")
+    ...     except ValueError as quoted:
+    ...         raise ValueError(f"rounds: not a whole number: {quoted}") from quoted
+    ... except ValueError as error:
+    ...     own_words(error)
+    'rounds: not a whole number'
+    """
+    message = str(error).partition("\n")[0]
+    quoted = error.__cause__ or error.__context__
+    while quoted is not None:
+        words = str(quoted).partition("\n")[0]
+        if words and not _raised_here(quoted):
+            message = message.partition(f": {words}")[0]
+        quoted = quoted.__cause__ or quoted.__context__
+    return message
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a `raise` of this repository made an error; otherwise a library or Python did."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals["__name__"]).partition(".")[0]
+    statement = linecache.getline(frame.f_code.co_filename, line).lstrip()
+    return package in PACKAGES and statement.startswith("raise")
 
 
 def first_sentence(message: str) -> str:
