@@ -6,7 +6,7 @@ Oh, Kim, Yun 2022, arXiv:2106.06042.  Traffic per client and round: |u| floats e
 and costs no bytes.  `private` is by default the last linear layer.  eval/* measures the body with the initial head,
 clients/* measures the fine-tuned models.
 Differs from the paper: the head's initial values are the model's own initialisation (the paper tries others too).
-Equals FedAvg: private=() and the client's tune_epochs=0, to 1e-6 (it is trained in the loop).
+Equals FedAvg: private=() and the client's tune_epochs=0, equal bits.
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ class FedBABU(Partial):
 
     client: ClassVar[str] = "fedbabu"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
-        strategy={"private": (), "weights": "examples"}, client={"tune_epochs": 0}, bits=False
+        strategy={"private": (), "weights": "examples"}, client={"tune_epochs": 0}
     )

@@ -5,7 +5,7 @@
 Collins, Hassani, Mokhtari, Shakkottai 2021, arXiv:2102.07078.  Traffic per client and round: |u| floats each way.
 `private` is by default the last linear layer.
 Differs from the paper: the mean is weighted by samples (weights=uniform is the paper's).
-Equals FedAvg: private=(), to 1e-6 (phases are trained in the loop).
+Equals FedAvg: private=(), equal bits.
 """
 
 from __future__ import annotations
@@ -25,5 +25,5 @@ class FedRep(Partial):
 
     client: ClassVar[str] = "fedrep"
     fedavg_equivalent: ClassVar[FedAvgEquivalent | None] = FedAvgEquivalent(
-        strategy={"private": (), "weights": "examples"}, bits=False
+        strategy={"private": (), "weights": "examples"}
     )

@@ -209,7 +209,7 @@ def test_rules_of_steps_are_those_of_torch(name, backend):
     module = net(33, 65, 9)
     given = chunk(module)
     algorithm = replace(algorithm, lr=LR, epochs=3, batch=20)
-    assert Compiled.covers(algorithm, module, given.task, None) is None
+    assert Compiled.covers(algorithm, module, given.task) is None
     update = batched.train(algorithm, given, backend).update
     for c, n in enumerate(SIZES.tolist()):
         change, loss = plainly(module, given, c, 3 * -(-n // 20), 20, **options)
@@ -280,9 +280,9 @@ def test_normalisation_before_an_activation_is_not_compiled_but_stacked():
     layers = [nn.Linear(33, 9, bias=False), FeatureNorm(), nn.ReLU(), nn.Linear(9, 8), SampleNorm(), nn.Tanh()]
     module = nn.Sequential(nn.Flatten(), *layers, nn.Linear(8, 4))
     algorithm, given = clients.sgd.LocalSGD(lr=LR, epochs=1, batch=20), chunk(module)
-    reason = Compiled.covers(algorithm, module, given.task, None)
+    reason = Compiled.covers(algorithm, module, given.task)
     assert reason == "the model has a ReLU after a FeatureNorm"
-    assert LinearStack.covers(algorithm, module, given.task, None) is None
+    assert LinearStack.covers(algorithm, module, given.task) is None
     update = batched.train(algorithm, given, LinearStack).update
     change, _ = plainly(module, given, 2, 3, 20)
     assert_allclose(update.groups["model"].row(2).compact(), change, rtol=1e-3, atol=2e-6)
@@ -491,9 +491,9 @@ from fl.execution.training.native.rules import KEPT
 from fl.execution.training.native.steps import ADAM, PLAIN, SGD, Rule
 draw = np.random.default_rng(0)
 bits = []
-two = [(50, 80, 0, 4000, 1, 0, 0), (80, 3, 4080, 4320, 0, 5200, 0)]
-normalised = [(*two[0][:6], 2), two[1]]
-one = [(60, 10, 0, 608, 0, 0, 0)]
+two = [(50, 80, 0, 4000, 1, 0, 0, 3), (80, 3, 4080, 4320, 0, 5200, 0, 3)]
+normalised = [(*two[0][:6], 2, 3), two[1]]
+one = [(60, 10, 0, 608, 0, 0, 0, 3)]
 for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two, SGD), (two, ADAM)):
     layers, start = np.array(shapes), draw.standard_normal((1, 5000), np.float32) * np.float32(0.1)
     factors, combinations = np.full((1, 8, 3), 0.5, np.float32), np.zeros((1, 8, 5000), np.float32)
@@ -501,7 +501,7 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
     labels, targets = draw.integers(0, 3, 200), np.zeros((0, shapes[-1][1]), np.float32)
     sizes, memory = np.full(8, 25), np.zeros(memory_length(shapes, 10, KEPT), np.float32)
     native.train_clients(
-        native.Start(start, layers),
+        native.Start(start, layers, np.zeros((0, 0), np.float32)),
         native.Samples(x[:, : shapes[0][0]].copy(), labels, targets, np.arange(200), sizes * np.arange(8), sizes),
         native.Steps(np.full(8, 9), np.full((3, 9), 0.1, np.float32), 10, sizes),
         Rule(optimiser, np.full(6, 0.5, np.float32), np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.float32)),
@@ -599,7 +599,7 @@ class Clipped(clients.sgd.LocalSGD):
     ],
 )
 def test_covers(algorithm, module, why):
-    assert Compiled.covers(algorithm, module, Classification(), None) == why
+    assert Compiled.covers(algorithm, module, Classification()) == why
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ RULES = {
 def test_clients_together_have_the_masks_of_the_loop(name, backend):
     """Clients have short last batches, and less than one batch; three epochs, so that masks of more steps differ."""
     module = MODELS[name]
-    assert Compiled.covers(LocalSGD(), module, Classification(), None) is None
+    assert Compiled.covers(LocalSGD(), module, Classification()) is None
     for rule in RULES.values():
         agree(replace(rule, lr=0.1, batch=BATCH, epochs=3), backend, module)
     agree(LocalSGD(lr=0.1, batch="full", steps=3), backend, module)

@@ -29,6 +29,7 @@ from fl.execution.training.loop import train
 from fl.execution.training.vmap import Vmap
 from fl.method.context import ClientContext
 from fl.method.optimiser import SGD, Adam, LRSchedule
+from fl.method.penalty import Penalty
 from fl.method.phase import Phase
 from fl.method.training_values import TrainingInputs
 from fl.models.binding import Initial, module_params
@@ -292,10 +293,91 @@ def test_batched_is_the_loop(method, dropout, setting, backend):
     assert_method_agrees(METHODS[method](**{"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}), mlp(dropout), backend)
 
 
-@pytest.mark.parametrize("backend", GENERAL)
+FROZEN = {
+    "the layer between": ("1.weight", "6.*"),
+    "the head": ("1.*", "4.*"),
+    "the body": ("6.*",),
+    "all but biases": ("4.bias", "6.bias"),
+    "all but the last weights": ("6.weight",),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_batched_is_the_loop_if_some_parameters_are_frozen(method, backend):
-    assert_method_agrees(METHODS[method](batch=BATCH, epochs=2, trains=("1.weight", "6.*")), mlp(), backend)
+@pytest.mark.parametrize("trains", FROZEN)
+def test_batched_is_the_loop_if_some_parameters_are_frozen(trains, method, backend):
+    for setting in SETTINGS if trains == "the layer between" and backend not in GENERAL else ["plain", "clip"]:
+        if method == "scaffold 2" and "adam" in setting:
+            continue
+        options = {"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}
+        assert_method_agrees(METHODS[method](**options, trains=FROZEN[trains]), mlp(0.3), backend)
+
+
+class SomeSent(clients.fedprox.FedProx):
+    """Tensors that are not sent keep their initial values. Sends the gradient and Fisher information, too."""
+
+    sends = ("model", "gradient", "fisher")
+
+    def start(self, inputs):
+        return inputs.received["model"].select(("1.*", "4.weight"))
+
+    def finish(self, end):
+        found = {"gradient": end.full_gradient(end.params), "fisher": end.fisher(end.params)}
+        return {"model": end.delta, **found}, 0.5 * end.params
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("setting", ["plain", "two epochs, momentum", "clip"])
+@pytest.mark.parametrize("trains", [None, ("4.*",)])
+def test_tensors_that_are_not_sent(trains, setting, backend):
+    options = {"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}
+    assert_engines_agree(SomeSent(mu=0.5, trains=trains, **options), *make(mlp()), backend)
+
+
+class Known(clients.sgd.LocalSGD):
+    """Its update is a sum of known vectors and the trained ones, which machine code computes while it trains."""
+
+    sends = ("model", "sum")
+
+    def start(self, inputs):
+        return inputs.received["model"].select(("1.*", "4.weight"))
+
+    def finish(self, end):
+        return {"model": end.delta, "sum": end.params + 2.0 * end.state}, end.params - 0.5 * end.state
+
+    def first_state(self, inputs):
+        return inputs.received["model"].select(("1.*", "4.weight")) * 0.1
+
+
+@pytest.mark.parametrize("trains", [None, ("1.weight", "4.*")])
+def test_sums_with_tensors_that_are_not_sent(trains):
+    assert_engines_agree(Known(lr=0.1, batch=BATCH, trains=trains), *make(mlp()), Compiled)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [(1,), (4, 6), (1, 4)])
+def test_layers_that_the_model_freezes(frozen, backend):
+    module = mlp()
+    for layer in frozen:
+        module[layer].requires_grad_(False)
+    chunk, contexts = make(module)
+    assert_engines_agree(clients.fedprox.FedProx(mu=0.5, batch=BATCH, epochs=2), chunk, contexts, backend)
+    reply = batched.train(clients.sgd.LocalSGD(batch=BATCH), chunk, backend)
+    assert [*reply.update.groups["model"]] == [
+        f"{k}.{n}" for k in (1, 4, 6) if k not in frozen for n in ("weight", "bias")
+    ]
+
+
+def test_frozen_numbers_keep_their_bits():
+    """Weight decay, moments and clipping leave them alone."""
+    model = module_params(mlp())
+    for optimiser in (SGD(weight_decay=0.1), SGD(momentum=0.9, weight_decay=0.1), Adam(weight_decay=0.1)):
+        for clip in (None, 0.3):
+            options = {"batch": BATCH, "optimiser": optimiser, "clip": clip}
+            algorithm = clients.sgd.LocalSGD(trains=("1.weight", "4.bias", "6.*"), **options)
+            for backend in (Compiled, LinearStack):
+                update = batched.train(algorithm, make(mlp())[0], backend).update.groups["model"]
+                assert [name for name in model if not update[name].any()] == ["1.bias", "4.weight"]
 
 
 def assert_method_agrees(algorithm, module, backend):
@@ -357,6 +439,24 @@ def test_phases_that_train_some_parameters():
     assert_engines_agree(algorithm, chunk, contexts, Vmap)
     delta = algorithm.work("train", contexts[0], None).update.groups["model"]
     assert [name for name in delta if not delta[name].any()] == ["4.weight", "4.bias"]
+
+
+class InTurns(clients.fedprox.FedProx):
+    """The head, then the rest, then some of it again, each with a pull to where the phase starts."""
+
+    def phases(self, round_, rounds):
+        (phase,) = super().phases(round_, rounds)
+        parts = (("6.*",), 2), (("1.*", "4.*"), 1), (("1.*",), 1)
+        return tuple(replace(phase, trains=trains, epochs=epochs) for trains, epochs in parts)
+
+    def penalty(self, at):
+        return Penalty(self.mu, at.start)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("setting", ["plain", "two epochs, momentum"])
+def test_phases_with_the_tasks_loss(setting, backend):
+    assert_engines_agree(InTurns(**{"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}, mu=0.5), *make(mlp(0.3)), backend)
 
 
 def test_other_clients_of_the_chunk_change_only_rounding():

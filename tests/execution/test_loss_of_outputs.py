@@ -27,6 +27,7 @@ from fl.models.binding import Initial, module_params
 from fl.simulation.build import set_up_run
 from fl.tasks.supervised import Classification
 from fl.tensors import random
+from fl.tensors.params import match
 
 SIZES, LR, OLD = np.array([13, 0, 41, 1, 20, 64]), 0.03, 3.0
 IDS = np.array([3, 8, 21, 22, 60, 90])
@@ -93,11 +94,12 @@ def passes(module, x):
     return last(features), features
 
 
-def plainly(module, given, c: int, epochs: int, batch: int):
-    """Train client c by torch.optim; return its change and its mean loss."""
+def plainly(module, given, c: int, epochs: int, batch: int, frozen=()):
+    """Train client c by torch.optim; return its change and its mean loss. frozen: names of tensors."""
     trained, old, received = (copy.deepcopy(module) for _ in range(3))
     old.load_state_dict(dict(given.states[c]))
-    rule, n, losses = torch.optim.SGD(trained.parameters(), lr=LR), int(given.sizes[c]), []
+    learns = [tensor for name, tensor in trained.named_parameters() if name not in frozen]
+    rule, n, losses = torch.optim.SGD(learns, lr=LR), int(given.sizes[c]), []
     for epoch in range(epochs):
         order = random.permutation(n, given.seed, int(given.clients[c]), given.participation, "shuffle", 0, epoch)
         for first in range(0, n, batch):
@@ -136,6 +138,20 @@ def test_it_is_plain_torch_training(name, backend):
                 reply.state.row(c)[tensor], given.received["model"][tensor] + expected, rtol=1e-3, atol=5e-6
             )
         assert float(reply.update.metrics["loss"][c]) == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", [Compiled, LinearStack])
+@pytest.mark.parametrize("trains", [("1.*",), ("3.bias", "5.*"), ("5.*",)])
+def test_with_frozen_tensors_it_is_plain_torch_training(trains, backend):
+    module = NETS["wide"]
+    given = chunk(module)
+    reply = batched.train(Near(lr=LR, epochs=2, batch=11, trains=trains), given, backend)
+    frozen = {*given.received["model"]} - {*match(given.received["model"], trains)}
+    for c in range(len(SIZES)):
+        change, _ = plainly(module, given, c, 2, 11, frozen)
+        for tensor, expected in change.items():
+            assert_allclose(reply.update.groups["model"].row(c)[tensor], expected, rtol=1e-3, atol=5e-6)
+            assert tensor not in frozen or not reply.update.groups["model"].row(c)[tensor].any()
 
 
 def test_a_loss_of_outputs_alone_is_plain_torch_training():
@@ -223,7 +239,7 @@ def fl_sum(updates, weights):
     ],
 )
 def test_covers(algorithm, module, why):
-    assert Compiled.covers(algorithm, module, Classification(), None) == why
+    assert Compiled.covers(algorithm, module, Classification()) == why
 
 
 @pytest.mark.parametrize("change", [{}, {"client.optimiser": {"name": "sgd", "momentum": 0.9}}, {"model.dropout": 0.5}])

@@ -58,6 +58,8 @@ def test_programs_train_as_the_loop():
     for batch in (BATCH, "full"):
         agree(Everything(batch=batch, epochs=2), Compiled, mlp())
         agree(replace(METHODS["apfl"], adaptive=False, batch=batch, epochs=2), Compiled, mlp())
+    for trains in (("1.weight", "6.*"), ("4.*",)):
+        agree(Everything(batch=BATCH, epochs=2, trains=trains), Compiled, mlp())
     assert found(Everything(), state=torch.full((3,), 0.6)).slots > 3
 
 

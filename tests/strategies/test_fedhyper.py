@@ -184,7 +184,7 @@ def test_fixed_rates_are_fedavg(tmp_path):
 def test_g_and_sl_train_compiled_and_cl_does_not():
     module = MLP(hidden=(6,)).build((8,), 4)
     client, model = FedHyperClient(lr=0.05), module_params(module)
-    assert Compiled.covers(client, module, Classification(), None) is None
+    assert Compiled.covers(client, module, Classification()) is None
     for mode, optimiser in (("g", SGD), ("sl", SGD), ("cl", HypergradientSGD)):
         rule = FedHyper(mode=mode)
         broadcast = rule.broadcast(rule.init(model, context()), context())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl.execution.training.chunk import Asked, Chunk, Gradients, TrainsWholePhases, Wanted
+from fl.execution.training.chunk import Asked, Chunk, Gradients, TrainsWholePhases, Wanted, WholePhase
 from fl.execution.training.customised import ends_plainly, overrides, penalty_of
 from fl.execution.update_checks import check_stacked, checked_pair
 from fl.method.context import Reply
@@ -95,7 +95,7 @@ def train_at_once(
     """
     if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
         return None
-    if not backend.trains_whole(algorithm, chunk, opening.phases):
+    if len(opening.phases) > 1 or not backend.trains_whole(algorithm, chunk, opening.phases):
         return None
     names = () if weights is None else tuple(weights)
     if window is not None and _may_wait(algorithm, chunk):
@@ -187,11 +187,12 @@ def _call_hooks(
     """
     inputs, phase, start = replace(opening.inputs, state=state), opening.phases[0], opening.start
     count, trained, n = len(sizes), Unknown(start.layout, (len(sizes),)), torch.from_numpy(sizes)
+    of_phase = start.select(phase.trains)
     results: _Results | None = None  # of the hooks; the default ones are known
     try:
         penalty = None
         if overrides(algorithm, "penalty"):
-            at = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=start)
+            at = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=of_phase)
             penalty = penalty_of(algorithm, at, count)
         if not ends_plainly(algorithm):
             own, steps = n.clone(), phase.num_steps(sizes)
@@ -214,7 +215,8 @@ def _call_hooks(
         return None
     wanted = _wanted(results, names)
     try:
-        return _Hooks(state, backend.formulas(phase, count, start, penalty, trained, wanted), wanted, results)
+        whole = WholePhase(phase, 0, start, of_phase)
+        return _Hooks(state, backend.formulas(whole, count, penalty, trained, wanted), wanted, results)
     except NotKnown:  # vectors have changed since a hook made a sum of them
         return None
 
@@ -237,8 +239,11 @@ def _train(
         names = ("model",) if results is None else results[0]
         own[: len(names)] = [weights[name] for name in names]
     asked = Asked(hooks.formulas, slice(None) if part is None else part, values or {}, own)
+    phase, start = opening.phases[0], opening.start
     try:
-        found, _, loss, seen = backend.train_whole(chunk, opening.phases[0], opening.start, asked)
+        found, _, loss, seen = backend.train_whole(
+            chunk, WholePhase(phase, 0, start, start.select(phase.trains)), asked
+        )
     except NotKnown:  # nothing has been trained
         return None
     metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}

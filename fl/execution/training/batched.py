@@ -33,6 +33,7 @@ from fl.execution.training.chunk import (
     TakesSGDSteps,
     TrainsWholePhases,
     Wanted,
+    WholePhase,
 )
 from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
 from fl.execution.training.own_steps import ChunkSteps
@@ -176,15 +177,19 @@ def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], ope
     if not issubclass(backend, TrainsWholePhases) or not backend.trains_whole(algorithm, chunk, phases):
         recorded = _train_recorded(algorithm, chunk, backend, phases, inputs, start)
         return recorded or _train_in_steps(algorithm, chunk, backend, phases, inputs, start)
-    phase, count = phases[0], len(chunk.sizes)
-    at, trained = StepContext(**vars(inputs), phase=phase, start=start), Unknown(start.layout, (count,))
-    penalty = None
-    if overrides(algorithm, "penalty"):  # it is made of sums that the backend computes
-        summed = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=start)
-        penalty = penalty_of(algorithm, summed, count)
-    asked = Asked(backend.formulas(phase, count, start, penalty, trained, [Wanted(trained)]))
-    (out,), steps, loss, seen = backend.train_whole(chunk, phase, start, asked)
-    return _Trained(start, out, loss, seen, steps, phase.lr_sum(steps), at)
+    count, local, trained = len(chunk.sizes), start, Unknown(start.layout, (len(chunk.sizes),))
+    loss, seen = torch.zeros(count, dtype=torch.float64), np.zeros(count, np.int64)
+    steps, lr_sum = np.zeros(count, np.int64), np.zeros(count)
+    for index, phase in enumerate(phases):
+        at, penalty = StepContext(**vars(inputs), phase=phase, start=local.select(phase.trains)), None
+        if overrides(algorithm, "penalty"):  # it is made of sums that the backend computes
+            summed = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=at.start)
+            penalty = penalty_of(algorithm, summed, count)
+        whole = WholePhase(phase, index, local, at.start)
+        asked = Asked(backend.formulas(whole, count, penalty, trained, [Wanted(trained)]))
+        (local,), taken, losses, samples = backend.train_whole(chunk, whole, asked)
+        loss, seen, steps, lr_sum = loss + losses, seen + samples, steps + taken, lr_sum + phase.lr_sum(taken)
+    return _Trained(start, local, loss, seen, steps, lr_sum, at)
 
 
 def _mean_loss(trained: _Trained) -> Tensor:
@@ -247,10 +252,10 @@ def _train_recorded(
     """All steps of the method's own in one call of the backend; None if it cannot take them."""
     if not issubclass(backend, RunsPrograms) or not backend.runs_programs(algorithm, chunk, phases):
         return None
-    at = StepContext(**vars(inputs), phase=phases[0], start=start)
+    at = StepContext(**vars(inputs), phase=phases[0], start=start.select(phases[0].trains))
     if penalty_of(algorithm, at, len(chunk.sizes)) is not None:
         return None
-    found = train_recorded(algorithm, chunk, backend, at)
+    found = train_recorded(algorithm, chunk, backend, at, start)
     if found is None:
         return None
     params, kept, steps, loss, seen = found

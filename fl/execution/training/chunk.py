@@ -80,6 +80,24 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class WholePhase:
+    """All steps of a phase.
+
+    Args:
+        phase: the phase.
+        index: its number.
+        start: parameters to start from, batched (C,) or one for all clients. Tensors of the model that they lack have
+            their initial values.
+        of_phase: those of them that the phase trains.
+    """
+
+    phase: Phase
+    index: int
+    start: Params
+    of_phase: Params
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A result of training.
 
@@ -203,17 +221,15 @@ class PassesSamples(Protocol):
 
     @staticmethod
     def model_passes(
-        module: torch.nn.Module,
-        params: Params,
-        x: Tensor,
-        taken: np.ndarray,
-        sizes: np.ndarray,
-        known: PassesOfSome | None,
+        chunk: Chunk, params: Params, x: Tensor, taken: np.ndarray, known: PassesOfSome | None
     ) -> tuple[Tensor, Tensor]:
         """Return outputs (n, K) and inputs of the last layer (n, D) for some samples, without Dropout.
 
-        params: tensors of the whole module, batched (C,) or one for all clients. x: samples, (N, ...). taken: int64
-            (n,), which of them the clients have, one client after another. sizes: (C,), samples of each client.
+        Args:
+            chunk: the clients.
+            params: batched (C,) or one for all clients. Tensors missing from them have their initial values.
+            x: samples, (N, ...).
+            taken: int64 (n,), which of them the clients have, those of one after those of another.
             known: passes that some clients need not make.
         """
 
@@ -253,15 +269,14 @@ class TrainsWholePhases(Protocol):
 
     @staticmethod
     def formulas(
-        phase: Phase, clients: int, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+        whole: WholePhase, clients: int, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
     ) -> Any:
         """Return what training computes for N clients, for `Asked`.
 
         Args:
-            phase: the phase.
+            whole: the phase.
             clients: number of clients, N.
-            start: parameters to start from, batched (N,) or one for all clients.
-            penalty: added to the objective.
+            penalty: added to the objective, in the layout of `whole.of_phase`.
             trained: stands for the trained parameters in `wanted`.
             wanted: the results.
 
@@ -271,7 +286,7 @@ class TrainsWholePhases(Protocol):
 
     @staticmethod
     def train_whole(
-        chunk: Chunk, phase: Phase, start: Params, asked: Asked
+        chunk: Chunk, whole: WholePhase, asked: Asked
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
         """Train all clients; return (results, steps, sums of losses, samples). The last three are (C,).
 
@@ -279,8 +294,7 @@ class TrainsWholePhases(Protocol):
 
         Args:
             chunk: the clients.
-            phase: the phase.
-            start: parameters to start from, batched (C,) or one for all clients.
+            whole: the phase.
             asked: what to compute.
 
         Raises:
@@ -322,6 +336,16 @@ class RunsPrograms(Protocol):
 
     @staticmethod
     def run_programs(
-        chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor
+        chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor, others: Params
     ) -> tuple[Tensor, np.ndarray]:
-        """Change the slots that outlast a step, `values` (S, C, P); return (sums of losses, samples), each (C,)."""
+        """Change the slots that outlast a step; return (sums of losses, samples), each (C,).
+
+        Args:
+            chunk: the clients.
+            phase: the phase.
+            programs: the steps.
+            layout: the layout of the parameters that the phase trains.
+            values: the slots, (S, C, P).
+            others: the tensors at the start of the phase, batched (C,) or one for all clients; those that the layout
+                lacks do not change.
+        """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.execution.training.chunk import Asked, Chunk, PassesOfSome, Programs, Wanted, mask_words
+from fl.execution.training.chunk import Asked, Chunk, PassesOfSome, Programs, Wanted, WholePhase, mask_words
 from fl.execution.training.customised import overrides, takes_plain_steps
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.native import cache
@@ -59,14 +60,15 @@ GIVEN_RESULTS = ("finish", "metrics", "carry", "trainings")  # hooks that get a 
 
 _Arrays = tuple[np.ndarray, ...]
 _NO_WEIGHTS, _NO_LABELS, _NO_WORDS = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.uint64)
+NO_ROWS = np.empty((0, 0), np.float32)
 
 
 class Compiled(LinearStack):
     """Trains whole phases, see `chunk.TrainsWholePhases`; other phases as `LinearStack`."""
 
     @staticmethod
-    def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
-        if reason := LinearStack.covers(algorithm, module, task, trains):
+    def covers(algorithm: LocalTraining, module: nn.Module, task: Task) -> str | None:
+        if reason := LinearStack.covers(algorithm, module, task):
             return reason
         obstacle = _split_obstacle if isinstance(algorithm, LossOfOutputs) else _obstacle
         return obstacle(algorithm, algorithm.phases(0, 1), module)
@@ -76,24 +78,26 @@ class Compiled(LinearStack):
         """Whether the phases of this round can be compiled. `covers` looks at those of round 0."""
         if isinstance(algorithm, LossOfOutputs) and _split_obstacle(algorithm, phases, chunk.module):
             return False
-        return not overrides(algorithm, "step") and _one_phase(algorithm, chunk, phases)
+        return not overrides(algorithm, "step") and _compiles(algorithm, chunk, phases)
 
     @staticmethod
     def formulas(
-        phase: Phase, clients: int, start: Params, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
+        whole: WholePhase, clients: int, penalty: Penalty | None, trained: Params, wanted: Sequence[Wanted]
     ) -> Formulas:
         from fl.execution.training.native import rules
 
-        sources = rules.Sources(clients, start, trained)
-        return rules.Formulas(sources, rules.rule_of(phase, penalty, start, sources), wanted)
+        sources = rules.Sources(clients, whole.start, trained)
+        return rules.Formulas(sources, rules.rule_of(whole.phase, penalty, whole.of_phase, sources), wanted)
 
     @staticmethod
     def train_whole(
-        chunk: Chunk, phase: Phase, start: Params, asked: Asked
+        chunk: Chunk, whole: WholePhase, asked: Asked
     ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
-        layers, (shares, masked) = layers_of(chunk.module, start.layout), _shares(chunk.module)
+        phase, start = whole.phase, whole.start
+        layers, (shares, masked) = layers_of(chunk.module, start.layout, whole.of_phase.layout), _shares(chunk.module)
+        fixed = fixed_layers(chunk.module, start.layout, chunk.initial.trained, chunk.initial.frozen)
         if chunk.own_loss is not None:
-            return train_split(chunk, phase, start, asked, layers)
+            return train_split(chunk, whole, asked, layers, fixed)
         from fl.execution.training.native import clients, dropout, rules, steps  # one statement costs less than five
 
         x, y = chunk.arrays["x"], chunk.arrays["y"].numpy()
@@ -106,15 +110,15 @@ class Compiled(LinearStack):
         longest = int(sizes.max(initial=1))
         copies = len(sizes).bit_length() * formulas.summed + (0 if rule.optimiser == steps.PLAIN else rules.KEPT)
         memory = thread_memory(_memory_length(chunk.module, start.layout, min(batch or longest, longest), copies))
-        start_rows, (word, address) = rules.rows(start), _shuffles(chunk.seed, chunk.participation)
+        start_rows, (word, address) = rules.rows(start), _shuffles(chunk.seed, chunk.participation, whole.index)
         with release_lock():
             wrong = clients.train_clients(
-                clients.Start(start_rows, layers),
+                clients.Start(start_rows, layers, fixed),
                 clients.Samples(x.numpy().reshape(len(x), -1), labels, targets, chunk.rows, chunk.starts, sizes),
                 clients.Steps(taken, rules.rates_of(phase, int(taken.max())), batch, phase.samples_per_epoch(sizes)),
                 rule,
                 clients.Shuffles(word, chunk.clients, address, SHUFFLED),
-                dropout.Dropouts(shares, mask_words(chunk, 0) if masked else _NO_WORDS),
+                dropout.Dropouts(shares, mask_words(chunk, whole.index) if masked else _NO_WORDS),
                 clients.Results(*outputs.plain, loss, seen),
                 outputs.combined,
                 memory,
@@ -124,16 +128,17 @@ class Compiled(LinearStack):
 
     @staticmethod
     def runs_programs(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
-        """Whether the phases have steps of the method's own, and these may be compiled."""
-        return overrides(algorithm, "step") and _one_phase(algorithm, chunk, phases)
+        """Whether there is one phase, with steps of the method's own, and these may be compiled."""
+        return overrides(algorithm, "step") and len(phases) == 1 and _compiles(algorithm, chunk, phases)
 
     @staticmethod
     def run_programs(
-        chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor
+        chunk: Chunk, phase: Phase, programs: Programs, layout: Layout, values: Tensor, others: Params
     ) -> tuple[Tensor, np.ndarray]:
         from fl.execution.training.native.programs import run_programs
 
         layers, x, y = layers_of(chunk.module, layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
+        fixed = fixed_layers(chunk.module, layout, others, chunk.initial.trained, chunk.initial.frozen)
         (shares, masked), kinds = _shares(chunk.module), programs.batches
         sizes, batch = chunk.sizes.astype(np.int64, copy=False), 0 if phase.batch == "full" else phase.batch
         loss, seen, outputs = np.zeros(len(sizes)), np.zeros(len(sizes), np.int64), int(layers[-1, 1])
@@ -146,8 +151,7 @@ class Compiled(LinearStack):
         memory = thread_memory(_memory_length(chunk.module, layout, longest, programs.slots - 1))
         with release_lock():
             wrong = run_programs(
-                values.numpy(),
-                layers,
+                *(values.numpy(), layers, fixed),
                 *(programs.firsts, programs.operations, programs.factors),
                 *(x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes),
                 *(phase.num_steps(sizes), batch, phase.samples_per_epoch(sizes), words, SHUFFLED, shares, drawn),
@@ -165,6 +169,7 @@ class Compiled(LinearStack):
         if module_obstacle(chunk.module) is not None:
             return None
         layers, x, y = layers_of(chunk.module, params.layout), chunk.arrays["x"], chunk.arrays["y"].numpy()
+        fixed = fixed_layers(chunk.module, params.layout, chunk.initial.trained, chunk.initial.frozen)
         classes = int(layers[-1, 1])
         labels, targets = answers(chunk.task.kernel, y, classes)
         sizes = chunk.sizes.astype(np.int64, copy=False)
@@ -173,7 +178,7 @@ class Compiled(LinearStack):
         samples = (x.flatten(1).numpy(), labels, targets, chunk.rows, chunk.starts, sizes)
         memory = thread_memory(memory_length(layers, SAMPLES, 0))
         with release_lock():
-            wrong = mean_squares(rows(params), layers, *samples, SAMPLES, out.buffers[0].numpy(), memory)
+            wrong = mean_squares(rows(params), layers, fixed, *samples, SAMPLES, out.buffers[0].numpy(), memory)
         check_labels(y, wrong, classes)
         return out
 
@@ -181,6 +186,11 @@ class Compiled(LinearStack):
         super().__init__(algorithm, chunk, local, theta, index)
         self.described, self.shares = layers_of(chunk.module, theta.layout), _shares(chunk.module)[0]
         self.own_steps = overrides(algorithm, "step") and module_obstacle(chunk.module) is None
+        self.fixed = NO_ROWS
+        if self.own_steps:
+            rest = (local, chunk.initial.trained, chunk.initial.frozen)
+            self.fixed = fixed_layers(chunk.module, theta.layout, *rest)
+        self.lowest = int(self.described[:, 7].nonzero()[0][0])
         self.memory: dict[int, np.ndarray] = {}  # by the samples of a batch
         self.taken: tuple[Mapping[str, Tensor], _Arrays] | None = None  # the last batch, as arrays
 
@@ -207,7 +217,10 @@ class Compiled(LinearStack):
             self.taken = (batch, self._arrays(batch, weights, masks))
         at_params, out = params.buffers[0].numpy(), grad.buffers[0].numpy()
         with release_lock():
-            wrong = gradients(at_params, self.described, *self.taken[1], 0, 0, out, losses.numpy(), self.memory[width])
+            wrong = gradients(
+                *(at_params, self.described, self.fixed, *self.taken[1], self.lowest, 0),
+                *(out, losses.numpy(), self.memory[width]),
+            )
         check_labels(self.taken[1][1], wrong, self.described[-1, 1])
         return losses
 
@@ -222,18 +235,14 @@ class Compiled(LinearStack):
 
     @staticmethod
     def model_passes(
-        module: nn.Module,
-        params: Params,
-        x: Tensor,
-        taken: np.ndarray,
-        sizes: np.ndarray,
-        known: PassesOfSome | None,
+        chunk: Chunk, params: Params, x: Tensor, taken: np.ndarray, known: PassesOfSome | None
     ) -> tuple[Tensor, Tensor]:
         from fl.execution.training.native.memory import memory_length
         from fl.execution.training.native.rules import rows
         from fl.execution.training.native.split import PASS, model_passes
 
-        layers = layers_of(module, params.layout)
+        layers, sizes = layers_of(chunk.module, params.layout), chunk.sizes
+        fixed = fixed_layers(chunk.module, params.layout, chunk.initial.trained, chunk.initial.frozen)
         if known is None:
             outputs, features = (torch.empty(len(taken), int(layers[-1, side])) for side in (1, 0))
         else:
@@ -244,7 +253,7 @@ class Compiled(LinearStack):
         memory, samples = thread_memory(memory_length(layers, PASS, 0)), x.flatten(1).numpy()
         arrays = (samples, taken, starts, counts, memory, outputs.numpy(), features.numpy())
         with release_lock():
-            model_passes(rows(params), layers, *arrays)
+            model_passes(rows(params), layers, fixed, *arrays)
         return outputs, features
 
     def _arrays(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor]) -> _Arrays:
@@ -275,25 +284,67 @@ def check_labels(labels: np.ndarray, wrong: int, classes: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def layers_of(module: nn.Module, layout: Layout) -> np.ndarray:
-    """Return the layers that have weights in the layout, as `native/memory.py` describes them, (L, 7)."""
+def layers_of(module: nn.Module, layout: Layout, trained: Layout | None = None, lowest: int = 0) -> np.ndarray:
+    """Return the layers as `native/memory.py` describes them, (L, 8).
+
+    Args:
+        module: the model.
+        layout: the layout of rows of parameters. What it lacks is frozen.
+        trained: the layout of the parameters among them that are trained. Default: all.
+        lowest: the first of the model's linear layers that counts.
+    """
     from fl.execution.training.native import norms, products
-    from fl.execution.training.native.memory import client_length
+    from fl.execution.training.native.memory import BIAS, WEIGHTS, client_length
 
     rows: list[list[int]] = []
+    learns = (layout if trained is None else trained).entries
     for name, child in module._modules.items():
         if isinstance(child, nn.Linear):
-            if f"{name}.weight" not in layout.entries:
+            if lowest:
+                lowest -= 1
                 continue
-            weight, bias = layout.entries[f"{name}.weight"], layout.entries.get(f"{name}.bias")
-            n_out, n_in = weight.shape
+            weight, bias = (layout.entries.get(f"{name}.{tensor}") for tensor in ("weight", "bias"))
             offset = client_length(rows) if rows else 0
-            rows.append([n_in, n_out, weight.offset, bias.offset if bias else -1, 0, offset, 0])
+            places = [-1 if entry is None else entry.offset for entry in (weight, bias)]
+            changes = WEIGHTS * (f"{name}.weight" in learns) + BIAS * (f"{name}.bias" in learns)
+            rows.append([child.in_features, child.out_features, *places, 0, offset, 0, changes])
         elif rows and child is not None and type(child) in ACTIVATIONS:
             rows[-1][4] = getattr(products, ACTIVATIONS[type(child)])
         elif rows and child is not None and type(child) in NORMS:
             rows[-1][6] = getattr(norms, NORMS[type(child)])
     return np.array(rows, np.int64)
+
+
+def fixed_layers(module: nn.Module, layout: Layout, *sources: Params) -> np.ndarray:
+    """Return padded layers with the tensors that a layout lacks, each from the first source that has it.
+
+    They are float32 (1, length), or (C, length) if a source of C clients has some of them; (0, 0) if none is lacking.
+    """
+    places, length = _lacking(module, layout)
+    if not places:
+        return NO_ROWS
+    found = [next(source for source in sources if name in source) for name in places]
+    out = np.zeros((max((*source.batch, 1) for source in found)[0], length), np.float32)
+    for source, (name, (place, shape)) in zip(found, places.items()):
+        rows = out[:, place : place + math.prod(shape)].reshape(len(out), *shape)  # a view of rows that are contiguous
+        rows[..., : source[name].shape[-1]] = source[name].numpy()
+    return out
+
+
+@functools.lru_cache(maxsize=8)
+def _lacking(module: nn.Module, layout: Layout) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
+    """Return where tensors that a layout lacks lie in padded layers, their padded shapes, and the layers' length."""
+    from fl.execution.training.native.memory import client_length, padded, weights_length
+
+    layers, found = layers_of(module, layout), dict[str, tuple[int, tuple[int, ...]]]()
+    linear = [(name, child) for name, child in module._modules.items() if isinstance(child, nn.Linear)]
+    for (name, child), offset in zip(linear, layers[:, 5].tolist()):
+        n_in, n_out = child.in_features, child.out_features
+        after = offset + weights_length.py_func(n_in, n_out)
+        found[f"{name}.weight"] = offset, (n_out, padded.py_func(n_in))
+        if child.bias is not None:
+            found[f"{name}.bias"] = after, (n_out,)
+    return {name: place for name, place in found.items() if name not in layout.entries}, client_length(layers)
 
 
 @functools.lru_cache(maxsize=8)
@@ -321,9 +372,9 @@ def _memory_length(module: nn.Module, layout: Layout, longest: int, copies: int)
 
 
 @functools.lru_cache(maxsize=8)
-def _shuffles(seed: int, participation: int) -> tuple[np.uint64, np.ndarray]:
-    """The first word of the addresses of shuffles, and the parts that come after the client's id, uint64 (3,)."""
-    address = np.array([random.as_word(part) for part in (participation, "shuffle", 0)])
+def _shuffles(seed: int, participation: int, index: int) -> tuple[np.uint64, np.ndarray]:
+    """The first word of the addresses of a phase's shuffles, and the parts after the client's id, uint64 (3,)."""
+    address = np.array([random.as_word(part) for part in (participation, "shuffle", index)])
     word: Any = random.hash64_prefix(1 + len(address) + 2, seed)
     return word, address
 
@@ -375,10 +426,9 @@ def load(modules: Iterable[str]) -> None:
         importlib.import_module(f"fl.execution.training.native.{module}")
 
 
-def _one_phase(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
-    """Whether there is one phase, which trains all parameters and can be compiled."""
-    alone = len(phases) == 1 and phases[0].trains is None and not chunk.augment
-    return alone and _obstacle(algorithm, phases, chunk.module) is None
+def _compiles(algorithm: LocalTraining, chunk: Chunk, phases: Sequence[Phase]) -> bool:
+    """Whether these phases can be compiled."""
+    return not chunk.augment and _obstacle(algorithm, phases, chunk.module) is None
 
 
 def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Module) -> str | None:

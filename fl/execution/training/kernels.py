@@ -6,8 +6,8 @@
 
 Two batched matrix products per layer replace a graph per client. Covers nn.Sequential of Flatten, Linear, ReLU, Tanh,
 Sigmoid, Dropout, FeatureNorm and SampleNorm under cross-entropy or squared error; Dropout may come before the first
-Linear. `LinearStack.covers` says whether it covers a model. The gradients of both norms are in
-`feature_norm_gradient` and `sample_norm_gradient`.
+Linear. Frozen weights and biases have no gradient; the pass ends at the lowest trained layer. `LinearStack.covers` says
+whether it covers a model. The gradients of both norms are in `feature_norm_gradient` and `sample_norm_gradient`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ Losses = Callable[[Tensor, Tensor, Mapping[str, Tensor], Tensor], tuple[Tensor, 
 
 @dataclass(frozen=True)
 class _Names:
-    """Names of a layer's tensors, and the layers without parameters after it."""
+    """Names of a layer's tensors, whether these are trained, and the layers without parameters after it."""
 
     weight: str
     bias: str | None
+    trained: tuple[bool, bool]
     after: tuple[nn.Module, ...]
 
 
@@ -54,8 +55,8 @@ class LinearStack:
     takes_views: ClassVar[bool] = False
 
     @staticmethod
-    def covers(algorithm: LocalTraining, module: nn.Module, task: Task, trains: object) -> str | None:
-        """Why this backend cannot compute the gradients, or `None`. trains: patterns of the trained parameters."""
+    def covers(algorithm: LocalTraining, module: nn.Module, task: Task) -> str | None:
+        """Why this backend cannot compute the gradients, or `None`."""
         if reason := own_objective(algorithm):
             return reason
         if isinstance(algorithm, LossOfOutputs) and algorithm.features is not None:
@@ -64,8 +65,6 @@ class LinearStack:
             return f"{type(task).__name__} has a loss that is not hand-written"
         if type(task).objective is not Task.objective:
             return f"{type(task).__name__} has its own objective"
-        if trains is not None:
-            return "some parameters are frozen"
         if not isinstance(module, nn.Sequential):
             return f"the model is a {type(module).__name__}, not an nn.Sequential"
         started = False
@@ -75,6 +74,8 @@ class LinearStack:
             elif isinstance(child, (nn.ReLU, nn.Tanh, nn.Sigmoid, Dropout, FeatureNorm, SampleNorm)):
                 if not started and not isinstance(child, Dropout):
                     return f"the model has a {type(child).__name__} before the first Linear layer"
+            elif hasattr(child, "base_layer"):
+                return "the model has adapters"
             elif not isinstance(child, nn.Flatten) or started:
                 return f"the model has a {type(child).__name__} layer"
         return None if started and isinstance(module[-1], nn.Linear) else "the model does not end in a Linear layer"
@@ -87,7 +88,11 @@ class LinearStack:
                 layers.append((f"{name}.weight", f"{name}.bias" if child.bias is not None else None, []))
             elif layers and child is not None:
                 layers[-1][2].append(child)
-        self.layers = [_Names(w, b, tuple(after)) for w, b, after in layers]
+        self.layers = [_Names(w, b, (w in theta, b in theta), tuple(after)) for w, b, after in layers]
+        self.lowest = next(k for k, layer in enumerate(self.layers) if any(layer.trained))
+        names = [name for layer in self.layers for name in (layer.weight, layer.bias) if name and name not in theta]
+        sources = (local, chunk.initial.trained, chunk.initial.frozen)
+        self.frozen = {name: next(source[name] for source in sources if name in source) for name in names}
         first = next(i for i, child in enumerate(children) if isinstance(child, nn.Linear))
         self.masked_samples = sum(isinstance(child, Dropout) and child.p > 0 for child in children[:first])
         self.kernel = chunk.task.kernel
@@ -107,19 +112,21 @@ class LinearStack:
         grad: Params,
     ) -> Tensor:
         def write(k: int, g: Tensor, inputs: Tensor) -> None:
-            weight, bias = self.views.of(grad)[k]
-            weight.copy_(torch.bmm(g.mT, inputs))
-            if bias is not None:
+            (weight, bias), (weights_change, bias_changes) = self.views.of(grad)[k], self.layers[k].trained
+            if weights_change:
+                weight.copy_(torch.bmm(g.mT, inputs))
+            if bias is not None and bias_changes:
                 torch.sum(g, 1, out=bias)
 
         return self._backward(self.views.of(params), batch, weights, masks, write, self.losses)
 
     def add_squares(self, params: Params, batch: Mapping[str, Tensor], weights: Tensor, total: Params) -> None:
         def add(k: int, g: Tensor, inputs: Tensor) -> None:  # (g_i h_j)^2 = g_i^2 h_j^2, summed over the samples
-            weight, bias = self.views.of(total)[k]
+            (weight, bias), (weights_change, bias_changes) = self.views.of(total)[k], self.layers[k].trained
             squares = g * g
-            weight.add_(torch.bmm(squares.mT, inputs * inputs))
-            if bias is not None:
+            if weights_change:
+                weight.add_(torch.bmm(squares.mT, inputs * inputs))
+            if bias is not None and bias_changes:
                 bias.add_(squares.sum(1))
 
         self._backward(self.views.of(params), batch, weights, [], add, self._loss)
@@ -129,10 +136,10 @@ class LinearStack:
         self.sgd_params = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in self.views.of(theta)]
 
     def end_sgd(self, theta: Params) -> None:
-        for (weight, bias), (trained_weight, trained_bias) in zip(self.views.of(theta), self.sgd_params):
-            weight.copy_(trained_weight)
-            if bias is not None and trained_bias is not None:
-                bias.copy_(trained_bias)
+        for layer, views, now in zip(self.layers, self.views.of(theta), self.sgd_params):
+            for changes, view, tensor in zip(layer.trained, views, now):
+                if changes and view is not None and tensor is not None:
+                    view.copy_(tensor)
 
     def sgd_step(self, batch: Mapping[str, Tensor], weights: Tensor, masks: list[Tensor], lr: float) -> Tensor:
         # g is never stored: a third less memory traffic
@@ -140,9 +147,10 @@ class LinearStack:
         layers = [(w[:active], None if b is None else b[:active]) for w, b in self.sgd_params]
 
         def step(k: int, g: Tensor, inputs: Tensor) -> None:
-            weight, bias = layers[k]
-            weight.baddbmm_(g.mT, inputs, alpha=-lr)
-            if bias is not None:
+            (weight, bias), (weights_change, bias_changes) = layers[k], self.layers[k].trained
+            if weights_change:
+                weight.baddbmm_(g.mT, inputs, alpha=-lr)
+            if bias is not None and bias_changes:
                 bias.sub_(g.sum(1), alpha=lr)
 
         return self._backward(layers, batch, weights, masks, step, self.losses)
@@ -156,7 +164,7 @@ class LinearStack:
         use: Callable[[int, Tensor, Tensor], None],
         loss: Losses,
     ) -> Tensor:
-        """Forward pass; then, from the last layer to the first, use(layer, G, inputs). Returns the losses (A, B)."""
+        """Forward pass; then, down to the lowest trained layer, use(layer, G, inputs). Returns the losses (A, B)."""
         next_mask = iter(masks)
         h = batch["x"].flatten(2)
         for mask in itertools.islice(next_mask, self.masked_samples):
@@ -168,8 +176,8 @@ class LinearStack:
             for module in layer.after:
                 h = self._forward(module, h, next_mask, tape[-1][1])
         g, of_features, losses = loss(h, tape[-1][0], batch, weights)
-        for k in range(len(layers) - 1, -1, -1):
-            below = torch.bmm(g, layers[k][0]) if k else None  # before `use` changes the weights
+        for k in range(len(layers) - 1, self.lowest - 1, -1):
+            below = torch.bmm(g, layers[k][0]) if k > self.lowest else None  # before `use` changes the weights
             if below is not None and k == len(layers) - 1 and of_features is not None:
                 below.add_(of_features)
             use(k, g, tape[k][0])
@@ -180,8 +188,16 @@ class LinearStack:
         return losses
 
     def _layers(self, params: Params) -> list[Layer]:
-        """Weight and bias of each layer."""
-        return [(params[x.weight], params[x.bias] if x.bias else None) for x in self.layers]
+        """Weight and bias of each layer, for the clients of `params` (A,)."""
+        (clients,) = params.batch
+
+        def tensor(name: str, axes: int) -> Tensor:
+            if name in params:
+                return params[name]
+            frozen = self.frozen[name]
+            return frozen[:clients] if frozen.ndim > axes else frozen.expand(clients, *frozen.shape)
+
+        return [(tensor(x.weight, 2), tensor(x.bias, 1) if x.bias else None) for x in self.layers]
 
     @staticmethod
     def _forward(module: nn.Module, h: Tensor, masks: Iterator[Tensor], tape: list[Backward]) -> Tensor:

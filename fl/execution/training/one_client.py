@@ -22,7 +22,7 @@ from fl.models.structure import structure
 from fl.tensors.params import Layout, Params
 
 LEAST = 32  # samples that memory has room for, at least: a shorter last batch needs no memory of its own
-_NO_MASKS = np.empty((1, 0), np.float32)
+_NO_MASKS, _NO_ROWS = np.empty((1, 0), np.float32), np.empty((0, 0), np.float32)
 
 
 class _Part(NamedTuple):
@@ -145,7 +145,7 @@ class OneClient:
     def of(algorithm: LocalTraining, ctx: ClientContext) -> OneClient | None:
         """Return the gradients of a client; None if machine code does not know the model or the objective."""
         own_loss = isinstance(algorithm, LossOfOutputs)
-        if not ctx.machine_code or own_loss or LinearStack.covers(algorithm, ctx.module, ctx.task, None):
+        if not ctx.machine_code or own_loss or LinearStack.covers(algorithm, ctx.module, ctx.task):
             return None
         complete = len(ctx.initial.trained) == len(structure(ctx.module).parameters)
         return OneClient(ctx) if complete and module_obstacle(ctx.module) is None else None
@@ -187,7 +187,7 @@ class OneClient:
         lowest = 0 if found is not None else part.lowest
         with release_lock():
             wrong = gradients(
-                *(here.buffers[0][None].numpy(), layers, x.reshape(count, -1).contiguous().numpy(), labels),
+                *(here.buffers[0][None].numpy(), layers, _NO_ROWS, x.reshape(count, -1).contiguous().numpy(), labels),
                 *(targets, weights, np.zeros(len(layers), np.int64), _NO_MASKS),
                 *(lowest, written, out.buffers[0][None].numpy(), losses, memory.array),
             )

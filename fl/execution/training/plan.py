@@ -143,12 +143,6 @@ class Setting:
         assert isinstance(self.algorithm, LocalTraining)
         return self.algorithm
 
-    @property
-    def trains(self) -> tuple[str, ...] | None:
-        """Patterns of the parameters that the first round trains; () if its phases train different ones."""
-        phases = self.training.phases(0, 1)
-        return phases[0].trains if len(phases) == 1 else ()
-
     @cached_property
     def fused_obstacle(self) -> str | None:
         """Why clients cannot be trained as transformers with adapters in machine code, or `None`."""
@@ -167,9 +161,7 @@ class Setting:
         """Why clients cannot be trained as stacks of linear layers, or `None`."""
         if self.together_obstacle or self.views_obstacle:
             return self.together_obstacle or self.views_obstacle
-        if len(self.model) < sum(1 for _ in self.module.parameters()):
-            return "some parameters are frozen"
-        if obstacle := LinearStack.covers(self.training, self.module, self.task, self.trains):
+        if obstacle := LinearStack.covers(self.training, self.module, self.task):
             return obstacle
         if isinstance(self.algorithm, LossOfOutputs) and self.augmented:
             return "training batches are augmented, so that reference models pass each batch"
@@ -182,7 +174,7 @@ class Setting:
         """Why training cannot be compiled, or `None`."""
         if obstacle := self.stacked_obstacle:
             return obstacle
-        if obstacle := Compiled.covers(self.training, self.module, self.task, self.trains):
+        if obstacle := Compiled.covers(self.training, self.module, self.task):
             return obstacle
         if self.gpu:
             return "machine code runs on CPUs only"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fl.execution.training.chunk import Chunk
-from fl.execution.training.compiled import answers, check_labels, layers_of, thread_memory
+from fl.execution.training.compiled import NO_ROWS, answers, check_labels, layers_of, thread_memory
 from fl.execution.workers.process import release_lock
 from fl.method.phase import Phase
 from fl.method.preparation import Fit
@@ -50,11 +50,8 @@ class ChunkPreparation:
         fits = np.flatnonzero(epochs)
         if not len(fits):
             return how.start, np.zeros_like(epochs)
-        layers, rows, firsts = (
-            layers_of(chunk.module, z.layout),
-            self._chosen(fits, name, counts),
-            np.zeros_like(counts),
-        )
+        layers = layers_of(chunk.module, z.layout, lowest=lowest)
+        rows, firsts = self._chosen(fits, name, counts), np.zeros_like(counts)
         firsts[fits] = np.cumsum(counts[fits]) - counts[fits]
         y, classes = chunk.arrays["y"].numpy(), int(layers[-1, 1])
         labels, targets = answers(chunk.task.kernel, y[rows], classes)
@@ -102,7 +99,7 @@ class ChunkPreparation:
         memory = thread_memory(memory_length(below, PASS, 0))
         with release_lock():
             model_passes(
-                *(params.buffers[0][None].numpy(), below, x, rows, np.zeros(1, np.int64), np.array([len(rows)])),
-                *(memory, inputs, unused),
+                *(params.buffers[0][None].numpy(), below, NO_ROWS, x, rows),
+                *(np.zeros(1, np.int64), np.array([len(rows)]), memory, inputs, unused),
             )
         return inputs

@@ -268,9 +268,9 @@ def _arrays(programs: list[list[Operation]], kept: int, clients: int) -> Program
 
 
 def train_recorded(
-    algorithm: LocalTraining, chunk: Chunk, backend: type[RunsPrograms], at: StepContext
+    algorithm: LocalTraining, chunk: Chunk, backend: type[RunsPrograms], at: StepContext, start: Params
 ) -> tuple[Params, Mapping[str, Tree], np.ndarray, Tensor, np.ndarray] | None:
-    """Take all steps of C clients; return None if they cannot be recorded.
+    """Take all steps of C clients from `start`; return None if they cannot be recorded.
 
     Returns (trained parameters, what the steps keep, numbers of steps, sums of losses, numbers of samples).
     """
@@ -289,5 +289,7 @@ def train_recorded(
         name: tree_map(lambda leaf: next(slots).copy_(leaf) if isinstance(leaf, Params) else leaf.clone(), tree)
         for name, tree in kept.items()
     }
-    loss, seen = backend.run_programs(chunk, at.phase, programs, layout, values)
+    loss, seen = backend.run_programs(chunk, at.phase, programs, layout, values, start)
+    if start.layout is not layout:
+        theta = start.layout.empty(clients).copy_(start).copy_(theta, names=theta)
     return theta, ends, counts, loss, seen

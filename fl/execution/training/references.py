@@ -77,7 +77,7 @@ def _passes(
     if known is not None and known[0].all():
         return ModelOutputs(*known[1:])
     if issubclass(backend, PassesSamples) and model.layout == chunk.initial.trained.layout:
-        return ModelOutputs(*backend.model_passes(chunk.module, model, x, rows.numpy(), chunk.sizes, known))
+        return ModelOutputs(*backend.model_passes(chunk, model, x, rows.numpy(), known))
     found = []
     for client, own in enumerate(rows.split(chunk.sizes.tolist())):
         bind(chunk.module, model.row(client) if model.batch else model, chunk.initial)

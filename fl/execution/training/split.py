@@ -15,10 +15,9 @@ from torch import Tensor
 
 from fl.data.views import Chosen, gathered
 from fl.execution.training.batches import BLOCK, make_block
-from fl.execution.training.chunk import Asked, Chunk
+from fl.execution.training.chunk import Asked, Chunk, WholePhase
 from fl.execution.training.own_losses import OwnLosses
 from fl.execution.workers.process import release_lock
-from fl.method.phase import Phase
 from fl.tensors.params import Params
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class SplitSteps:
     Args:
         losses: computes losses and their gradients.
         arrays: the samples; with constants of reference models they are `Chosen`.
-        layers: int64 (L, 7), see native/memory.py.
+        layers: int64 (L, 8), see native/memory.py.
         clients: float32 (C, length), padded layers, changed.
         tapes: float32 (C, tape length), changed.
         longest: samples of the longest batch.
@@ -90,15 +89,19 @@ class SplitSteps:
 
 
 def train_split(
-    chunk: Chunk, phase: Phase, start: Params, asked: Asked, layers: np.ndarray
+    chunk: Chunk, whole: WholePhase, asked: Asked, layers: np.ndarray, fixed: np.ndarray
 ) -> tuple[list[Params], np.ndarray, Tensor, np.ndarray]:
-    """Train all clients with the loss of `chunk.own_loss`; see `chunk.TrainsWholePhases.train_whole`."""
+    """Train all clients with the loss of `chunk.own_loss`; see `chunk.TrainsWholePhases.train_whole`.
+
+    `layers` and `fixed`: see native/memory.py.
+    """
     from fl.execution.training.compiled import thread_memory
     from fl.execution.training.native import split
     from fl.execution.training.native.memory import client_length
     from fl.execution.training.native.rules import rows
 
     assert chunk.own_loss is not None
+    phase, index, start = whole.phase, whole.index, whole.start
     sizes, order = chunk.sizes, np.argsort(-chunk.sizes, kind="stable")  # the clients that still train come first
     largest = replace(chunk, clients=chunk.clients[order], starts=chunk.starts[order], sizes=sizes[order])
     steps, longest = phase.num_steps(sizes), int(sizes.max(initial=1))
@@ -111,11 +114,11 @@ def train_split(
     clients, tapes, memory = np.split(memory, np.cumsum([len(sizes) * length, len(sizes) * tape]))
     clients, tapes, start_rows = clients.reshape(-1, length), tapes.reshape(-1, tape), rows(start)
     with release_lock():
-        split.begin_clients(start_rows if len(start_rows) == 1 else start_rows[order], layers, clients, tapes)
+        split.begin_clients(start_rows if len(start_rows) == 1 else start_rows[order], layers, fixed, clients, tapes)
     stepper = SplitSteps(OwnLosses(chunk.own_loss, chunk), chunk.arrays, layers, clients, tapes, longest)
     loss, seen, counts = torch.zeros(len(sizes), dtype=torch.float64), np.zeros(len(sizes), np.int64), steps[order]
     for first in range(0, int(counts.max(initial=0)), BLOCK):
-        block = make_block(largest, phase, 0, counts, first, start.device)
+        block = make_block(largest, phase, index, counts, first, start.device)
         record = torch.zeros(block.weights.shape)
         for t, (row, weights, losses, lengths) in enumerate(block.steps(record), first):
             losses.copy_(stepper.step(row, weights, lengths, phase.rate(t)))

@@ -19,6 +19,7 @@ from fl.execution.training.native.memory import (
     BLOCK,
     gather,
     length_of,
+    lowest_trained,
     pad_layers,
     prefetch_samples,
     rows_of,
@@ -48,11 +49,13 @@ class Start(NamedTuple):
     """The model before training.
 
     params: float32 (1, P) for all clients, or (C, P).
-    layers: int64 (L, 7), see memory.py.
+    layers: int64 (L, 8), see memory.py.
+    fixed: see there.
     """
 
     params: np.ndarray
     layers: np.ndarray
+    fixed: np.ndarray
 
 
 class Samples(NamedTuple):
@@ -126,7 +129,7 @@ def _read_only(dtype: types.Type, dimensions: int) -> types.Array:
 
 _integers, _floats, _matrix = _read_only(types.int64, 1), _read_only(types.float32, 1), _read_only(types.float32, 2)
 _SIGNATURE = types.int64(
-    *(_matrix, _read_only(types.int64, 2)),  # Start
+    *(_matrix, _read_only(types.int64, 2), _matrix),  # Start
     *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # Samples
     *(_integers, _matrix, types.int64, _integers),  # Steps
     *(types.int64, _floats, _matrix, _matrix),  # Rule
@@ -201,7 +204,7 @@ def _train_clients(
     labels, targets, batch, flat = data.labels, data.targets, steps.batch, data.x.reshape(-1)
     depth, classes, most = len(layers), layers[-1, 1], len(order)
     longest = min(batch, most) if batch else most
-    length = length_of(layers)
+    length, lowest = length_of(layers), lowest_trained(layers)
     levels, height = 0, 0  # partial sums: room for them, and how many there are
     while (len(sizes) if len(factors) or len(combined.sums) else 0) >> levels:
         levels += 1
@@ -231,7 +234,7 @@ def _train_clients(
         for number in shuffles.address:
             word = chained(word, number)
         if c < len(start.params):
-            pad_layers(start.params[c], layers, initial)
+            pad_layers(start.params[c], layers, start.fixed, c, initial)
         if rule.optimiser != PLAIN:
             begin_client(rule, kept, c, layers, combined.sources)
         for i in range(0, length, WIDTH):
@@ -258,11 +261,11 @@ def _train_clients(
                 following = last - begin
                 if masked:
                     mask_samples(masks, dropouts.words[c], step + 1, layers, following, ahead)
-            for k in range(depth - 1, -1, -1):
-                n_in, n_out, _, biased, _, offset, _ = layers[k]
-                if k:
+            for k in range(depth - 1, lowest - 1, -1):
+                n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
+                if k > lowest:
                     backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-                layer = Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k] if k else given, count)
+                layer = Layer(client, offset, n_in, n_out, trained, g, tape[k] if k else given, count)
                 passes = Following(ahead, first, 0 if k else following)
                 if simple:
                     plain_step(Step(rule, kept, initial, rate), layer, passes)
@@ -272,7 +275,8 @@ def _train_clients(
                     weight_gradient(layer, kept.gradient)
                 g, below = below, g
             if not at_once:
-                take_step(rule, kept, client, initial, rate, steps.rates[1, step], steps.rates[2, step])
+                take_step(rule, kept, client, layers, initial, rate, steps.rates[1, step], steps.rates[2, step])
+            if lowest or not at_once:
                 products(client, layers, 0, ahead, first, following)
             if following:
                 prefetch_half(data, flat, c + 1, begin, last, epoch, 1)
@@ -292,6 +296,7 @@ def _train_clients(
 def _compiled(
     params: np.ndarray,
     layers: np.ndarray,
+    fixed: np.ndarray,
     x: np.ndarray,
     labels: np.ndarray,
     targets: np.ndarray,
@@ -329,7 +334,7 @@ def _compiled(
     for c in range(len(sizes)):
         most = max(most, sizes[c])
     return _train_clients(
-        Start(params, layers),
+        Start(params, layers, fixed),
         Samples(x, labels, targets, rows, starts, sizes),
         Steps(counts, rates, batch, used),
         Rule(optimiser, numbers, slope, stiffness),

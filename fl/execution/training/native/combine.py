@@ -177,7 +177,7 @@ def _pieces(n_in: int, n_out: int) -> tuple[int, int]:
 @inlined
 def _piece(layers: np.ndarray, k: int, piece: int, pieces: int, n: int) -> tuple[int, int, int]:
     """Where a piece of layer k begins in padded layers and in a row of `Params`, and its length; the bias is last."""
-    n_in, n_out, weight, bias, _, offset, _ = layers[k]
+    n_in, n_out, weight, bias, offset = layers[k, 0], layers[k, 1], layers[k, 2], layers[k, 3], layers[k, 5]
     if piece == pieces:
         return offset + weights_length(n_in, n_out), bias, n_out
     return offset + piece * padded(n_in), weight + piece * n, n
@@ -227,7 +227,7 @@ def combine(
     for k in range(len(layers)):
         n_in, n_out, weight, bias = layers[k, 0], layers[k, 1], layers[k, 2], layers[k, 3]
         pieces, own = _pieces(n_in, n_out)
-        for piece in range(pieces + (bias >= 0)):
+        for piece in range(0 if weight >= 0 else pieces, pieces + (bias >= 0)):
             at, place, n = _piece(layers, k, piece, pieces, own)
             rest = n % GROUP
             for i in range(0, n - rest, GROUP):
@@ -253,7 +253,8 @@ def combine(
                 if len(factors):
                     add_update(client, initial, factors[c], changes, a, rest, depth, merges)
         for r in range(len(combined.rows)):  # gaps of `Params` hold zeros
-            combined.rows[r, c, weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
+            if weight >= 0:
+                combined.rows[r, c, weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
             if bias >= 0:
                 combined.rows[r, c, bias + n_out : bias + padded(n_out)] = _0
 
@@ -311,10 +312,10 @@ def write_sums(
 
 @part
 def combine_sources(sources: np.ndarray, c: int, layers: np.ndarray, factors: np.ndarray, out: np.ndarray) -> None:
-    """out <- sum_k factors_k source_k of client c, as padded layers. It writes no pads and no missing bias."""
+    """out <- sum_k factors_k source_k of client c, as padded layers. It writes no pads and no missing tensor."""
     for k in range(len(layers)):
         pieces, own = _pieces(layers[k, 0], layers[k, 1])
-        for piece in range(pieces + (layers[k, 3] >= 0)):
+        for piece in range(0 if layers[k, 2] >= 0 else pieces, pieces + (layers[k, 3] >= 0)):
             at, place, n = _piece(layers, k, piece, pieces, own)
             rest = n % GROUP
             for i in range(0, n - rest, GROUP):

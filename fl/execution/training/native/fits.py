@@ -103,7 +103,7 @@ def fit_clients(
         epochs: int64 (C,), largest numbers of epochs; a client with 0 does not change.
         window: see `Fit`.
         threshold: see `Fit`.
-        layers: int64 (L, 7), the layers that have these parameters, see memory.py.
+        layers: int64 (L, 8), the layers that have these parameters, see memory.py.
         inputs: float32 (n, D), inputs of the first of these layers, for the samples of one client after another.
         labels: int64 (n,) for softmax cross-entropy; empty for the squared error.
         targets: float32 (n, K) for half the squared error; empty for cross-entropy.
@@ -130,13 +130,14 @@ def fit_clients(
     masks = masks_memory(memory, end + batches * area, np.zeros(depth, np.int64), area)
     g, below, scales = tape[depth + 1], tape[depth + 2], np.empty((depth, longest + 1), np.float32)
     order, keys, losses = np.empty(most, np.int64), np.empty(most, np.uint64), np.empty(last, np.float64)
+    flat, none = inputs.reshape(-1), np.empty((0, 0), np.float32)
     for c in range(len(counts)):
         taken[c] = 0
         if not epochs[c]:
             continue
-        pad_layers(base[c], layers, origin)
-        pad_layers(direction[c], layers, along)
-        pad_layers(coordinates[c], layers, z)
+        pad_layers(base[c], layers, none, c, origin)
+        pad_layers(direction[c], layers, none, c, along)
+        pad_layers(coordinates[c], layers, none, c, z)
         size = batch if batch else counts[c]
         for epoch in range(epochs[c]):
             write_order(chained(words[c], epoch), counts[c], True, keys, order)
@@ -146,17 +147,17 @@ def fit_clients(
                 some = order[at : min(at + size, used[c])]
                 count = len(some)
                 place(origin, along, z, w)
-                gather(inputs, some, layers[0, 0], tape[0])
+                gather(flat, some, layers[0, 0], tape[0])
                 products(w, layers, 0, tape[0], tape[before_norm(layers, 0, normalised)], count)
                 forward_pass(w, layers, tape, scales, count, normalised, masks)
                 wrong, loss = losses_and_gradient(tape[depth], labels, targets, some, classes, g)
                 if wrong >= 0:
                     return wrong
                 for k in range(depth - 1, -1, -1):
-                    n_in, n_out, _, biased, _, offset, _ = layers[k]
+                    n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
                     if k:
                         backward_pass(w[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-                    weight_gradient(Layer(w, offset, n_in, n_out, biased >= 0, g, tape[k], count), gradient)
+                    weight_gradient(Layer(w, offset, n_in, n_out, trained, g, tape[k], count), gradient)
                     g, below = below, g
                 step(z, gradient, along, rate, low, high)
                 losses[epoch] = np.float32(loss) / np.float32(count)

@@ -17,6 +17,7 @@ from fl.execution.training.native.memory import (
     gather,
     length_of,
     padded,
+    restore_layers,
     rows_of,
     unpad_layers,
     widest,
@@ -30,7 +31,7 @@ _0 = np.float32(0)
 
 _matrix, _integers = (types.Array(t, n, "C", readonly=True) for t, n in ((types.float32, 2), (types.int64, 1)))
 _SIGNATURE = types.int64(
-    *(_matrix, types.Array(types.int64, 2, "C", readonly=True)),  # params, layers
+    *(_matrix, types.Array(types.int64, 2, "C", readonly=True), _matrix),  # params, layers, fixed
     *(_matrix, _integers, _matrix, _matrix),  # x, labels, targets, weights
     *(_integers, _matrix, types.int64, types.int64),  # shares, factors, lowest, written
     *(types.float32[:, ::1], types.float32[:, ::1], types.float32[::1]),  # out, losses, memory
@@ -41,6 +42,7 @@ _SIGNATURE = types.int64(
 def gradients(
     params: np.ndarray,
     layers: np.ndarray,
+    fixed: np.ndarray,
     x: np.ndarray,
     labels: np.ndarray,
     targets: np.ndarray,
@@ -57,7 +59,8 @@ def gradients(
 
     Args:
         params: float32 (C, P), where each client's gradient is taken.
-        layers: int64 (L, 7), see memory.py.
+        layers: int64 (L, 8), see memory.py.
+        fixed: see there.
         x: float32 (C B, D), the samples of all batches.
         labels: int64 (C B,) for softmax cross-entropy; empty for the squared error.
         targets: float32 (C B, K) for half the squared error; empty for cross-entropy.
@@ -86,6 +89,8 @@ def gradients(
             count += weights[c, b] > _0
             share += weights[c, b]
         samples = np.arange(c * width, c * width + count)
+        if len(fixed):
+            restore_layers(layers, fixed, c, client)
         write_layers(params[c], layers[written:], client)
         gather(flat, samples, layers[0, 0], tape[0])
         if len(masks.factors):
@@ -100,10 +105,10 @@ def gradients(
             for i in range(count * padded(classes)):
                 g[i] *= factor
         for k in range(depth - 1, lowest - 1, -1):
-            n_in, n_out, _, biased, _, offset, _ = layers[k]
+            n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
             if k > lowest:
                 backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-            weight_gradient(Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k], count), gradient)
+            weight_gradient(Layer(client, offset, n_in, n_out, trained, g, tape[k], count), gradient)
             g, below = below, g
         unpad_layers(gradient, layers[lowest:], out[c])
     return -1

@@ -6,10 +6,13 @@
 Pads hold zeros, and the products add zeros to them. Only numbers that overflow change pads; each client starts with new
 ones.
 
-A row of `layers` (L, 7) describes one layer:
+A row of `layers` (L, 8) describes one layer:
 
-    inputs, outputs, offset of the weights in a row of `Params`, offset of the bias (-1: none), activation, padded
-    offset, norm (0: none, see norms.py)
+    inputs, outputs, offset of the weights in a row of `Params`, offset of the bias, activation, padded offset,
+    norm (0: none, see norms.py), what is trained (the sum of WEIGHTS and BIAS; 0: nothing)
+
+An offset is -1 for a tensor that `Params` lack: the layer has no bias, or the tensor is frozen. Frozen tensors that
+`Params` lack come from `fixed`, padded layers (1, length) for all clients or (C, length); (0, 0) if there are none.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from fl.execution.training.native.vector import WIDTH, load, prefetch, splat, st
 from fl.tensors.params import ALIGNMENT
 
 PAD, ROWS = ALIGNMENT // 4, 4
+WEIGHTS, BIAS = 1, 2  # what is trained of a layer
 BLOCK = 1 << 11  # numbers that loops over a client's layers work on at once; they stay in the nearest cache
 
 _0 = np.float32(0)
@@ -64,7 +68,7 @@ def length_of(layers: np.ndarray) -> int:
 
 def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     """Elements of a client's padded layers."""
-    n_in, n_out, _, _, _, offset, _ = layers[-1]
+    n_in, n_out, offset = layers[-1][0], layers[-1][1], layers[-1][5]
     rows = -(-n_out // ROWS) * ROWS
     return int(offset + rows * padded.py_func(n_in) + padded.py_func(n_out))
 
@@ -98,19 +102,44 @@ def copy(source: np.ndarray, at: int, n: int, target: np.ndarray, to: int) -> No
         target[to + i] = source[at + i]
 
 
+@inlined
+def lowest_trained(layers: np.ndarray) -> int:
+    """The first layer of which something is trained."""
+    k = 0
+    while k < len(layers) - 1 and layers[k, 7] == 0:
+        k += 1
+    return k
+
+
 @part
-def pad_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
-    """client <- row, a row of `Params`. Missing biases become zeros."""
-    client[:] = _0
+def pad_layers(row: np.ndarray, layers: np.ndarray, fixed: np.ndarray, c: int, client: np.ndarray) -> None:
+    """client <- row, a row of `Params` of client c, with its frozen tensors of `fixed`. Missing biases become zeros."""
+    if len(fixed):
+        copy(fixed[min(c, len(fixed) - 1)], 0, len(client), client, 0)
+    else:
+        client[:] = _0
     write_layers(row, layers, client)
+
+
+@part
+def restore_layers(layers: np.ndarray, fixed: np.ndarray, c: int, client: np.ndarray) -> None:
+    """Write what is not trained of client c again: the tensors of `fixed`, or zeros for biases that do not exist."""
+    row = fixed[min(c, len(fixed) - 1)]
+    for k in range(len(layers)):
+        n_in, n_out, trained, first = layers[k, 0], layers[k, 1], layers[k, 7], layers[k, 5]
+        middle = first + weights_length(n_in, n_out)
+        if not trained & WEIGHTS:
+            copy(row, first, middle - first, client, first)
+        if not trained & BIAS:
+            copy(row, middle, padded(n_out), client, middle)
 
 
 @inlined
 def write_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> None:
-    """client <- row, without the pads and missing biases, which are zeros already."""
+    """client <- row, without the pads and the tensors that the row lacks, which are there already."""
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _, offset, _ = layers[k]
-        for o in range(n_out):
+        n_in, n_out, weight, bias, offset = layers[k, 0], layers[k, 1], layers[k, 2], layers[k, 3], layers[k, 5]
+        for o in range(n_out if weight >= 0 else 0):
             copy(row, weight + o * n_in, n_in, client, offset + o * padded(n_in))
         if bias >= 0:
             copy(row, bias, n_out, client, offset + weights_length(n_in, n_out))
@@ -120,10 +149,11 @@ def write_layers(row: np.ndarray, layers: np.ndarray, client: np.ndarray) -> Non
 def unpad_layers(client: np.ndarray, layers: np.ndarray, row: np.ndarray) -> None:
     """row <- client, with zeros in the gaps of `Params`."""
     for k in range(len(layers)):
-        n_in, n_out, weight, bias, _, offset, _ = layers[k]
-        for o in range(n_out):
-            copy(client, offset + o * padded(n_in), n_in, row, weight + o * n_in)
-        row[weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
+        n_in, n_out, weight, bias, offset = layers[k, 0], layers[k, 1], layers[k, 2], layers[k, 3], layers[k, 5]
+        if weight >= 0:
+            for o in range(n_out):
+                copy(client, offset + o * padded(n_in), n_in, row, weight + o * n_in)
+            row[weight + n_out * n_in : weight + padded(n_out * n_in)] = _0
         if bias >= 0:
             copy(client, offset + weights_length(n_in, n_out), n_out, row, bias)
             row[bias + n_out : bias + padded(n_out)] = _0

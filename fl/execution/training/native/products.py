@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import ROWS, padded, weights_length
+from fl.execution.training.native.memory import ROWS, WEIGHTS, padded, weights_length
 from fl.execution.training.native.vector import (
     AVX512,
     WIDE,
@@ -38,6 +38,7 @@ class Layer(NamedTuple):
     w: float32, all layers of a client; this one begins at `offset`.
     g: the gradient in its outputs, a batch.
     h: its inputs, a batch.
+    trained: what is trained of it, see memory.py.
     count: samples of the batch.
     """
 
@@ -45,7 +46,7 @@ class Layer(NamedTuple):
     offset: int
     n_in: int
     n_out: int
-    biased: bool
+    trained: int
     g: np.ndarray
     h: np.ndarray
     count: int  # type: ignore[assignment]  # in place of tuple.count
@@ -68,8 +69,8 @@ def change_layer(begin: Callable[..., None], change_rows: Callable[..., None]) -
     """Return a function (how, layer, following) that changes a layer while each part of it is in the nearest cache.
 
     Args:
-        begin: `begin(how, layer)` changes the bias, and may change `layer.g`.
-        change_rows: `change_rows(how, layer, o)` changes the rows o to o + 3 of the weights.
+        begin: `begin(how, layer)` changes the bias if it is trained, and may change `layer.g`.
+        change_rows: `change_rows(how, layer, o)` changes the rows o to o + 3 of the weights, if they are trained.
     """
 
     @part
@@ -77,7 +78,8 @@ def change_layer(begin: Callable[..., None], change_rows: Callable[..., None]) -
         weight, bias = layer.w[layer.offset :], layer.w[layer.offset + weights_length(layer.n_in, layer.n_out) :]
         begin(how, layer)
         for o in range(0, layer.n_out, ROWS):
-            change_rows(how, layer, o)
+            if layer.trained & WEIGHTS:
+                change_rows(how, layer, o)
             outputs_of_rows(weight, bias, following.h, following.z, following.count, o, layer.n_in, layer.n_out)
 
     return change

@@ -22,11 +22,14 @@ from fl.execution.training.native.dropout import draw_masks, mask_samples, masks
 from fl.execution.training.native.jit import inlined, owner, part
 from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
+    BIAS,
     ROWS,
     gather,
     length_of,
+    lowest_trained,
     pad_layers,
     padded,
+    restore_layers,
     rows_of,
     unpad_layers,
     widest,
@@ -40,7 +43,7 @@ from fl.execution.training.native.vector import WIDTH, fma, load, splat, store
 _0 = np.float32(0)
 _matrix, _integers = (types.Array(t, n, "C", readonly=True) for t, n in ((types.float32, 2), (types.int64, 1)))
 _SIGNATURE = types.int64(
-    *(types.float32[:, :, ::1], types.Array(types.int64, 2, "C", readonly=True)),  # values, layers
+    *(types.float32[:, :, ::1], types.Array(types.int64, 2, "C", readonly=True), _matrix),  # values, layers, fixed
     *(_integers, types.Array(types.int64, 2, "C", readonly=True)),  # firsts, operations
     types.Array(types.float32, 3, "C", readonly=True),  # factors
     *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # x, labels, targets, rows, starts, sizes
@@ -98,9 +101,10 @@ def combine(how: Operation, first: int, last: int, shift: int) -> None:
 
 @inlined
 def _begin(how: Operation, layer: Layer) -> None:
-    sum_over_batch(layer, how.some)
-    begin = bias_offset(layer)
-    combine(how, begin, begin + padded(layer.n_out), begin)
+    if layer.trained & BIAS:
+        sum_over_batch(layer, how.some)
+        begin = bias_offset(layer)
+        combine(how, begin, begin + padded(layer.n_out), begin)
 
 
 @inlined
@@ -118,6 +122,7 @@ combine_layer = change_layer(_begin, _rows)
 def run_programs(
     values: np.ndarray,
     layers: np.ndarray,
+    fixed: np.ndarray,
     firsts: np.ndarray,
     operations: np.ndarray,
     factors: np.ndarray,
@@ -142,7 +147,8 @@ def run_programs(
 
     Args:
         values: float32 (S, C, P), the slots that outlast a step: parameters, then what the steps keep. They change.
-        layers: int64 (L, 7), see memory.py.
+        layers: int64 (L, 8), see memory.py.
+        fixed: see there. A slot has these tensors while a gradient is taken at it; elsewhere nothing reads them.
         firsts: see `fl.execution.training.chunk.Programs`.
         operations: see there.
         factors: see there.
@@ -168,7 +174,7 @@ def run_programs(
         most = max(most, sizes[c])
     longest = min(batch, most) if batch else most
     length, area = length_of(layers), rows_of(longest) * widest(layers)
-    number = len(values)
+    number, lowest = len(values), lowest_trained(layers)
     for i in range(len(operations)):
         number = max(number, operations[i, TARGET] + 1)
     slots, some = memory[: number * length].reshape(number, length), memory[number * length : (number + 1) * length]
@@ -184,7 +190,7 @@ def run_programs(
     numbers, flat = np.empty(TERMS, np.float32), x.reshape(-1)
     for c in range(len(sizes)):
         for s in range(len(values)):
-            pad_layers(values[s, c], layers, slots[s])
+            pad_layers(values[s, c], layers, fixed, c, slots[s])
         size, loss, who = batch if batch else sizes[c], 0.0, min(c, factors.shape[2] - 1)
         at, epoch = 0, 0
         epochs[:] = -1
@@ -203,6 +209,8 @@ def run_programs(
                     combine(operation, 0, length, 0)
                     continue
                 client = slots[source]
+                if len(fixed):
+                    restore_layers(layers, fixed, c, client)
                 if epochs[kind] != epoch:
                     write_order(chained(words[c, kind], epoch), sizes[c], shuffled, keys, orders[kind])
                     for i in range(sizes[c]):
@@ -222,11 +230,11 @@ def run_programs(
                     return wrong
                 if operations[n, COUNTS]:
                     loss += sum_of_losses
-                for k in range(depth - 1, -1, -1):
-                    n_in, n_out, _, biased, _, offset, _ = layers[k]
-                    if k:
+                for k in range(depth - 1, lowest - 1, -1):
+                    n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
+                    if k > lowest:
                         backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-                    layer = Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k], count)
+                    layer = Layer(client, offset, n_in, n_out, trained, g, tape[k], count)
                     combine_layer(operation, layer, Following(tape[0], tape[1], 0))
                     g, below = below, g
             at += size

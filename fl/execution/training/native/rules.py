@@ -19,7 +19,7 @@ from fl.method.phase import Phase
 from fl.tensors.buffers import pooled_buffer
 from fl.tensors.combination import Combination, Factor, Term, opposite
 from fl.tensors.gathered import Gathered, places
-from fl.tensors.params import Params
+from fl.tensors.params import Layout, Params
 
 _SGD = SGD()
 _NO_FACTORS, _NONE = np.empty((0, 0), np.float32), np.empty(0, np.float32)
@@ -90,9 +90,14 @@ class Sources:
         for (key, part), row in zip(self.parts.items(), found):
             if key not in values:
                 part.check()
-            row[:], memory = places(values.get(key, part.params), clients)
+            row[:], memory = places(_whole(values.get(key, part.params), self.start.layout), clients)
             kept += memory
         return found, kept
+
+
+def _whole(part: Params, layout: Layout) -> Params:
+    """Return parameters in a layout that has more tensors, with zeros for those."""
+    return part if part.layout is layout else layout.zeros(*part.batch).copy_(part, names=part)
 
 
 @dataclass(frozen=True)

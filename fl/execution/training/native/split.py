@@ -26,6 +26,7 @@ from fl.execution.training.native.memory import (
     copy,
     gather,
     length_of,
+    lowest_trained,
     pad_layers,
     padded,
     rows_of,
@@ -74,10 +75,12 @@ def tape_length(layers: np.ndarray, longest: int) -> int:
 
 
 @owner
-def begin_clients(params: np.ndarray, layers: np.ndarray, clients: np.ndarray, tapes: np.ndarray) -> None:
+def begin_clients(
+    params: np.ndarray, layers: np.ndarray, fixed: np.ndarray, clients: np.ndarray, tapes: np.ndarray
+) -> None:
     """clients (C, length) <- params, float32 (1, P) for all clients, or (C, P); tapes <- 0."""
     for c in range(len(clients)):
-        pad_layers(params[min(c, len(params) - 1)], layers, clients[c])
+        pad_layers(params[min(c, len(params) - 1)], layers, fixed, c, clients[c])
     tapes[:] = _0
 
 
@@ -104,7 +107,7 @@ def end_clients(
         clients: float32 (C, length), changed.
         places: int64 (C,), the row of `clients` of each client.
         start: float32 (1, P) for all clients, or (C, P): the parameters before training.
-        layers: int64 (L, 7), see memory.py.
+        layers: int64 (L, 8), see memory.py. What `Params` lack is in no result.
         out: `params` of `Results` of clients.py.
         minus_start: of `Results`.
         factors: of `Results`.
@@ -117,7 +120,7 @@ def end_clients(
         memory: float32 with at least `end_length(...)` elements, written.
     """
     combined = Combined(sources, row_factors, combinations, sum_factors, weights, sums)
-    length, levels, height = clients.shape[1], 0, 0
+    length, levels, height, none = clients.shape[1], 0, 0, np.empty((0, 0), np.float32)
     while (len(places) if len(factors) or len(sums) else 0) >> levels:
         levels += 1
     initial, totals, end = memory[:length], memory[length : (1 + levels) * length], (1 + levels) * length
@@ -126,7 +129,7 @@ def end_clients(
     for c in range(len(places)):
         client, merges = clients[places[c]], 0
         if c < len(start):
-            pad_layers(start[c], layers, initial)
+            pad_layers(start[c], layers, none, c, initial)
         while levels and (c >> merges) & 1:
             merges += 1
         write_client(
@@ -157,7 +160,7 @@ def step_clients(
 
     Args:
         clients: float32 (C, length), changed.
-        layers: int64 (L, 7), see memory.py.
+        layers: int64 (L, 8), see memory.py.
         tapes: float32 (C, `tape_length`), changed.
         scales: float32 (C, L * (B + 1)), changed.
         now: int64 (A,), samples of the present batch of the first A clients; 0: none.
@@ -178,7 +181,7 @@ def step_clients(
     masks = masks_memory(none, 0, np.zeros(depth, np.int64), area)
     rule = Rule(PLAIN, np.zeros(6, np.float32), np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
     step = Step(rule, Kept(none, none, none, none, none), none, np.float32(rate))
-    active, going = len(now), (following > 0).sum()
+    active, going, lowest = len(now), (following > 0).sum(), lowest_trained(layers)
     other = np.empty(area, np.float32)
     flat, width, next_width = x.reshape(-1), len(of_outputs) // max(active, 1), len(rows) // max(going, 1)
     for c in range(active):
@@ -190,11 +193,11 @@ def step_clients(
             gather(flat, rows[c * next_width : c * next_width + more], layers[0, 0], ahead)
         if count:
             _put_rows(of_outputs, c * width, count, classes, g)
-            for k in range(depth - 1, -1, -1):
-                n_in, n_out, _, biased, _, offset, _ = layers[k]
-                if k:
+            for k in range(depth - 1, lowest - 1, -1):
+                n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
+                if k > lowest:
                     backward_pass(client[offset:], layers, tape, scale, g, k, count, normalised, masks, below)
-                if k and k == depth - 1 and len(of_features):
+                if k > lowest and k == depth - 1 and len(of_features):
                     # phi' is a factor, so it may be applied to both gradients one by one
                     activation, norm = layers[k - 1, 4], layers[k - 1, 6] if normalised else 0
                     _put_rows(of_features, c * width, count, n_in, other)
@@ -205,10 +208,10 @@ def step_clients(
                         times_slope(other, tape[k], count * padded(n_in), activation)
                     for i in range(0, count * padded(n_in), WIDTH):
                         store(below, i, load(below, i) + load(other, i))
-                layer = Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k] if k else given, count)
+                layer = Layer(client, offset, n_in, n_out, trained, g, tape[k] if k else given, count)
                 plain_step(step, layer, Following(ahead, first, 0 if k else more))
                 g, below = below, g
-        else:
+        if lowest or not count:
             products(client, layers, 0, ahead, first, more)
         if more:
             forward_pass(client, layers, tape, scale, more, normalised, masks)
@@ -220,6 +223,7 @@ def step_clients(
 def model_passes(
     params: np.ndarray,
     layers: np.ndarray,
+    fixed: np.ndarray,
     x: np.ndarray,
     rows: np.ndarray,
     starts: np.ndarray,
@@ -232,7 +236,8 @@ def model_passes(
 
     Args:
         params: float32 (1, P) for all clients, or (C, P).
-        layers: int64 (L, 7), see memory.py.
+        layers: int64 (L, 8), see memory.py.
+        fixed: see there.
         x: float32 (N, D), samples.
         rows: int64 (n,), which of them the clients have; client c has rows[starts[c] : starts[c] + sizes[c]].
         starts: int64 (C,).
@@ -251,7 +256,7 @@ def model_passes(
     scales, flat = np.empty((depth, PASS + 1), np.float32), x.reshape(-1)
     for c in range(len(sizes)):
         if c == 0 or (sizes[c] and c < len(params)):
-            pad_layers(params[c], layers, client)
+            pad_layers(params[c], layers, fixed, c, client)
         for first in range(starts[c], starts[c] + sizes[c], PASS):
             count = min(PASS, starts[c] + sizes[c] - first)
             gather(flat, rows[first : first + count], layers[0, 0], tape[0])
@@ -262,7 +267,7 @@ def model_passes(
 
 
 _SIGNATURES = {
-    begin_clients: types.void(_matrix, _layers, _written, _written),
+    begin_clients: types.void(_matrix, _layers, _matrix, _written, _written),
     end_clients: types.void(
         *(_written, _integers, _matrix, _layers),  # clients, places, start, layers
         *(_written, types.boolean, types.Array(types.float32, 1, "C", readonly=True)),  # of Results
@@ -275,8 +280,8 @@ _SIGNATURES = {
         *(_matrix, _integers, types.int64, _written, _written),  # x, rows, turn, outputs, features
     ),
     model_passes: types.void(
-        *(_matrix, _layers, _matrix, _integers, _integers, _integers),  # params, layers, x, rows, starts, sizes
-        *(types.float32[::1], _written, _written),  # memory, outputs, features
+        *(_matrix, _layers, _matrix, _matrix, _integers),  # params, layers, fixed, x, rows
+        *(_integers, _integers, types.float32[::1], _written, _written),  # starts, sizes, memory, outputs, features
     ),
 }
 for function, signature in _SIGNATURES.items():

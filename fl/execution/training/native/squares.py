@@ -16,9 +16,12 @@ from fl.execution.training.native.dropout import masks_memory
 from fl.execution.training.native.jit import inlined, owner, part
 from fl.execution.training.native.losses import losses_and_gradient
 from fl.execution.training.native.memory import (
+    BIAS,
     ROWS,
+    WEIGHTS,
     gather,
     length_of,
+    lowest_trained,
     pad_layers,
     padded,
     prefetch_samples,
@@ -37,7 +40,7 @@ _0, _1 = np.float32(0), np.float32(1)
 
 _matrix, _integers = (types.Array(t, n, "C", readonly=True) for t, n in ((types.float32, 2), (types.int64, 1)))
 _SIGNATURE = types.int64(
-    *(_matrix, types.Array(types.int64, 2, "C", readonly=True)),  # params, layers
+    *(_matrix, types.Array(types.int64, 2, "C", readonly=True), _matrix),  # params, layers, fixed
     *(_matrix, _integers, _matrix, _integers, _integers, _integers),  # x, labels, targets, rows, starts, sizes
     *(types.int64, types.float32[:, ::1], types.float32[::1]),  # most, out, memory
 )
@@ -56,11 +59,11 @@ def _square(array: np.ndarray, n: int, factor: np.float32) -> None:
 def _add_products(layer: Layer, total: np.ndarray, adds: bool) -> None:
     """total <- (total if `adds`) + g^T h and the sum of g over the batch, from `layer.offset` on."""
     wide, begin = padded(layer.n_in), layer.offset + weights_length(layer.n_in, layer.n_out)
-    for o in range(0, layer.n_out, ROWS):
+    for o in range(0, layer.n_out if layer.trained & WEIGHTS else 0, ROWS):
         gradient_rows(total, layer.offset + o * wide, adds, layer, o)
     if not adds:
         total[begin : begin + padded(layer.n_out)] = _0
-    if layer.biased:
+    if layer.trained & BIAS:
         bias_step(total[begin:], layer.g, layer.count, layer.n_out, -_1)
 
 
@@ -68,6 +71,7 @@ def _add_products(layer: Layer, total: np.ndarray, adds: bool) -> None:
 def mean_squares(
     params: np.ndarray,
     layers: np.ndarray,
+    fixed: np.ndarray,
     x: np.ndarray,
     labels: np.ndarray,
     targets: np.ndarray,
@@ -82,7 +86,8 @@ def mean_squares(
 
     Args:
         params: float32 (1, P) for all clients, or (C, P): where gradients are taken.
-        layers: int64 (L, 7), see memory.py.
+        layers: int64 (L, 8), see memory.py.
+        fixed: see there.
         x: see `clients.Samples`, as the five that follow.
         labels: softmax cross-entropy; empty for the squared error.
         targets: the squared error; empty for cross-entropy.
@@ -94,7 +99,7 @@ def mean_squares(
         memory: float32 with at least `memory_length(layers, most, 0)` elements, written.
     """
     depth, classes = len(layers), layers[-1, 1]
-    length = length_of(layers)
+    length, lowest = length_of(layers), lowest_trained(layers)
     client, total, area = memory[:length], memory[length : 2 * length], rows_of(most) * widest(layers)
     normalised = any_norm(layers)
     batches = 2 * depth + 3 if normalised else depth + 3
@@ -105,7 +110,7 @@ def mean_squares(
     flat = x.reshape(-1)
     for c in range(len(sizes)):
         if c < len(params):
-            pad_layers(params[c], layers, client)
+            pad_layers(params[c], layers, fixed, c, client)
         total[: length * (sizes[c] == 0)] = _0
         share = _1 / np.float32(max(sizes[c], 1))
         for first in range(0, sizes[c], most):
@@ -122,13 +127,13 @@ def mean_squares(
                 return wrong
             for i in range(count * padded(classes)):
                 g[i] *= np.float32(count)  # it was the gradient of the mean loss
-            for k in range(depth - 1, -1, -1):
-                n_in, n_out, _, biased, _, offset, _ = layers[k]
-                if k:
+            for k in range(depth - 1, lowest - 1, -1):
+                n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
+                if k > lowest:
                     backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
                 _square(g, count * padded(n_out), share)
                 _square(tape[k], count * padded(n_in), _1)
-                _add_products(Layer(client, offset, n_in, n_out, biased >= 0, g, tape[k], count), total, first > 0)
+                _add_products(Layer(client, offset, n_in, n_out, trained, g, tape[k], count), total, first > 0)
                 g, below = below, g
         unpad_layers(total, layers, out[c])
     return -1

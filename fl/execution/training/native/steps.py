@@ -23,7 +23,7 @@ import numpy as np
 
 from fl.execution.training.native.combine import combine_sources
 from fl.execution.training.native.jit import inlined, part
-from fl.execution.training.native.memory import BLOCK, ROWS, padded, weights_length
+from fl.execution.training.native.memory import BIAS, BLOCK, ROWS, WEIGHTS, padded, weights_length
 from fl.execution.training.native.products import Layer, bias_step, change_layer, gradient_rows, rows_of_products
 from fl.execution.training.native.vector import WIDE, WIDTH, fill_wide, fma, load, load_wide, splat, sqrt, store, total
 
@@ -78,10 +78,14 @@ def kept_memory(memory: np.ndarray, end: int, length: int, rule: Rule) -> tuple[
 
 @part
 def begin_client(rule: Rule, kept: Kept, c: int, layers: np.ndarray, sources: np.ndarray) -> None:
-    """Set moments to zero, and read the penalty of client c; one penalty for all clients is read at the first."""
+    """Set moments to zero, and read the penalty of client c; one penalty for all clients is read at the first.
+
+    Gradients of frozen tensors are never written, and stay zero.
+    """
     kept.first[:] = _0
     kept.second[:] = _0
     if c == 0:
+        kept.gradient[:] = _0
         kept.slope[:] = _0
         kept.stiffness[:] = _0
     if c < len(rule.slope):
@@ -95,24 +99,38 @@ def take_step(
     rule: Rule,
     kept: Kept,
     w: np.ndarray,
+    layers: np.ndarray,
     initial: np.ndarray,
     rate: np.float32,
     shrink: np.float32,
     correction: np.float32,
 ) -> None:
     """Take one step along `kept.gradient`. Clipping needs the penalty's gradient of all layers before the first."""
-    length, scale, pull, clip = len(w), _1, rule.numbers[0], rule.numbers[1]
+    scale, pull, clip = _1, rule.numbers[0], rule.numbers[1]
     if clip > _0:
-        add_penalty(kept, w, initial, pull, 0, length, 0)
+        for k in range(len(layers)):
+            begin, end = trained_numbers(layers, k)
+            add_penalty(kept, w, initial, pull, begin, end, 0)
         scale = np.float32(clip / max(math.sqrt(squares(kept.gradient)), np.float64(clip)))
-    for first in range(0, length, BLOCK):
-        last = min(first + BLOCK, length)
-        if clip == _0:
-            add_penalty(kept, w, initial, pull, first, last, 0)
-        if rule.optimiser == SGD:
-            sgd_step(rule, kept, w, scale, rate, first, last, 0)
-        else:
-            adam_step(rule, kept, w, scale, rate, shrink, correction, first, last)
+    for k in range(len(layers)):
+        begin, end = trained_numbers(layers, k)
+        for first in range(begin, end, BLOCK):
+            last = min(first + BLOCK, end)
+            if clip == _0:
+                add_penalty(kept, w, initial, pull, first, last, 0)
+            if rule.optimiser == SGD:
+                sgd_step(rule, kept, w, scale, rate, first, last, 0)
+            else:
+                adam_step(rule, kept, w, scale, rate, shrink, correction, first, last)
+
+
+@inlined
+def trained_numbers(layers: np.ndarray, k: int) -> tuple[int, int]:
+    """Where the trained numbers of layer k begin and end."""
+    begin, trained = layers[k, 5], layers[k, 7]
+    middle = begin + weights_length(layers[k, 0], layers[k, 1])
+    end = middle + padded(layers[k, 1]) if trained & BIAS else middle
+    return begin if trained & WEIGHTS else middle, end
 
 
 class Step(NamedTuple):
@@ -129,9 +147,12 @@ class Step(NamedTuple):
 
 @part
 def weight_gradient(layer: Layer, gradient: np.ndarray) -> None:
-    """gradient <- g^T h, then the sum of g over the batch (zeros for a layer without bias), from `layer.offset` on."""
+    """gradient <- g^T h, then the sum of g over the batch (zeros if no bias is trained), from `layer.offset` on.
+
+    Frozen weights have no gradient: their places are not written.
+    """
     wide = padded(layer.n_in)
-    for o in range(0, layer.n_out, ROWS):
+    for o in range(0, layer.n_out if layer.trained & WEIGHTS else 0, ROWS):
         gradient_rows(gradient, layer.offset + o * wide, False, layer, o)
     sum_over_batch(layer, gradient[bias_offset(layer) :])
 
@@ -146,7 +167,7 @@ def bias_offset(layer: Layer) -> int:
 def _begin_plain(step: Step, layer: Layer) -> None:
     """Change the bias, and let g <- -rate g."""
     g, count, n_out, rate = layer.g, layer.count, layer.n_out, step.rate
-    if layer.biased:
+    if layer.trained & BIAS:
         begin, across = bias_offset(layer), padded(n_out)
         follow_penalty(step, layer.w, begin, begin + across)
         bias_step(layer.w[begin:], g, count, n_out, rate)
@@ -198,9 +219,10 @@ def _plain_rows(step: Step, layer: Layer, o: int) -> None:
 
 @inlined
 def _begin_momentum(step: Step, layer: Layer) -> None:
-    begin, some = bias_offset(layer), step.kept.gradient
-    sum_over_batch(layer, some)
-    _follow_gradient(step, layer.w, begin, begin + padded(layer.n_out))
+    if layer.trained & BIAS:
+        begin = bias_offset(layer)
+        sum_over_batch(layer, step.kept.gradient)
+        _follow_gradient(step, layer.w, begin, begin + padded(layer.n_out))
 
 
 @inlined
@@ -232,11 +254,11 @@ def follow_penalty(step: Step, w: np.ndarray, first: int, last: int) -> None:
 
 @inlined
 def sum_over_batch(layer: Layer, out: np.ndarray) -> None:
-    """out <- the sum of g over the batch; zeros for a layer without bias."""
-    across = padded(layer.n_out)
+    """out <- the sum of g over the batch; zeros if no bias is trained."""
+    across, count = padded(layer.n_out), layer.count if layer.trained & BIAS else 0
     for o in range(0, across, WIDTH):
         s0 = splat(_0)
-        for b in range(layer.count * layer.biased):
+        for b in range(count):
             s0 = s0 + load(layer.g, b * across + o)
         store(out, o, s0)
 
