@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl import Fit, Params, Preparation, TrainingInputs, Tree, registry
+from fl import Fit, LocalTraining, Params, Preparation, TrainingInputs, Tree, registry
 from fl.config.config import Config, resolve
 from fl.config.reading import read
 from fl.errors import ConfigError
@@ -149,20 +149,21 @@ class Counted:
 @contextlib.contextmanager
 def counting(algorithm: type) -> Iterator[Count]:
     """Count the gradients that clients of an algorithm take before training, while the context lasts."""
-    counted, hook = Count(), getattr(algorithm, "prepare_together", None)
-    if hook is None:
-        yield counted
-        return
+    counted = Count()
+    owner: Any = registry.definer(algorithm, "prepare_together")
+    hook = vars(owner)["prepare_together"]
 
     def prepare_together(self: Any, clients: Preparation, inputs: TrainingInputs) -> Tree:
         counted.samples += int(clients.sizes.sum())
         return hook(self, Counted(clients, counted), inputs)
 
-    algorithm.prepare_together = prepare_together  # type: ignore[attr-defined]
+    if owner is not LocalTraining:
+        owner.prepare_together = prepare_together
     try:
         yield counted
     finally:
-        algorithm.prepare_together = hook  # type: ignore[attr-defined]
+        if owner is not LocalTraining:
+            owner.prepare_together = hook
 
 
 def measure(model: str, method: str, turns: int) -> dict[str, Any]:
@@ -175,7 +176,8 @@ def measure(model: str, method: str, turns: int) -> dict[str, Any]:
         plan = runs[1].simulation.run_setup.plan.kind
         for run in runs:
             run.round()  # warms up
-        with counting(type(runs[1].simulation.config.client)) as counted:
+        kind = type(runs[1].simulation.config.client)
+        with counting(kind) if issubclass(kind, LocalTraining) else contextlib.nullcontext(Count()) as counted:
             pairs = [[run.round() for run in runs] for _ in range(turns)]
         for run in runs:
             run.close()

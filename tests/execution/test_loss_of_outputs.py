@@ -180,22 +180,35 @@ def test_other_clients_of_the_chunk_change_no_bits(name):
 
 
 @pytest.mark.parametrize("backend", [Compiled, LinearStack])
-def test_clients_with_the_received_model_share_its_passes_and_change_no_bits(backend):
-    """The old model of clients 0, 2 and 4 is the received one."""
+def test_new_clients_share_passes_of_the_received_model_and_change_no_bits(backend, monkeypatch):
+    """Clients 0, 2 and 4 have no state; the others' old models come first in one of the methods, and share nothing."""
 
-    class Received(Near):
+    class New(Near):
+        def first_state(self, inputs):
+            return inputs.received["model"]
+
+    class Shares(New):
         def reference_models(self, inputs):
             return {"received": inputs.received["model"], "old": inputs.state}
 
-    module = NETS["wide"]
+    module, shares, passes = NETS["wide"], [], Compiled.model_passes
+
+    def counted(*arguments):
+        shares.append([] if arguments[-1] is None else arguments[-1][0].tolist())
+        return passes(*arguments)
+
+    monkeypatch.setattr(Compiled, "model_passes", staticmethod(counted))
     given = chunk(module)
-    states = [given.received["model"].clone() if c % 2 == 0 else state for c, state in enumerate(given.states)]
-    given = replace(given, states=states)
-    alone = batched.train(Near(lr=LR, epochs=2, batch=11), given, backend)  # the old model comes first
-    shared = batched.train(Received(lr=LR, epochs=2, batch=11), given, backend)
+    received = given.received["model"]
+    given = replace(given, states=[None if c % 2 == 0 else state for c, state in enumerate(given.states)])
+    alone = batched.train(New(lr=LR, epochs=2, batch=11), given, backend)
+    shared = batched.train(Shares(lr=LR, epochs=2, batch=11), given, backend)
     assert torch.equal(alone.update.groups["model"].buffers[0], shared.update.groups["model"].buffers[0])
-    for c in (0, 2, 4):
-        change, _ = plainly(module, given, c, 2, 11)
+    new = [c % 2 == 0 for c in range(len(SIZES))]
+    assert shares == ([[], [], [], new] if backend is Compiled else [])
+    known = replace(given, states=[received if state is None else state for state in given.states])
+    for c in range(len(SIZES)):
+        change, _ = plainly(module, known, c, 2, 11)
         for tensor, expected in change.items():
             assert_allclose(shared.update.groups["model"].row(c)[tensor], expected, rtol=1e-3, atol=5e-6)
 

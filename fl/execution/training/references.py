@@ -17,6 +17,7 @@ from fl.method.loss_of_outputs import LossOfOutputs, ModelOutputs, constants_of,
 from fl.method.training_values import TrainingInputs
 from fl.models.binding import bind
 from fl.tensors.params import Params
+from fl.tensors.trees import leaves
 
 
 def with_reference_passes(
@@ -43,24 +44,33 @@ def with_reference_passes(
     rows = torch.from_numpy(chunk.rows[positions]).to(chunk.arrays["x"].device)
     passes: dict[str, ModelOutputs] = {}
     for name, model in models.items():
-        passes[name] = _passes(algorithm, chunk, model, rows, backend, _known(model, models, passes))
+        known = _known(algorithm, chunk, inputs, model, models, passes)
+        passes[name] = _passes(algorithm, chunk, model, rows, backend, known)
     constants = constants_of(algorithm, passes, chunk.config, chunk.task, int(ends[-1]))
     arrays = Chosen(chunk.arrays, rows, with_constants({}, constants))
     return replace(chunk, arrays=arrays, rows=np.arange(ends[-1]), starts=ends - chunk.sizes, unlabelled=None)
 
 
-def _known(model: Params, models: Mapping[str, Params], passes: Mapping[str, ModelOutputs]) -> PassesOfSome | None:
-    """The passes that some clients need not make, because they have the numbers of a model that is the same for all.
+def _known(
+    algorithm: LossOfOutputs,
+    chunk: Chunk,
+    inputs: TrainingInputs,
+    model: Params,
+    models: Mapping[str, Params],
+    passes: Mapping[str, ModelOutputs],
+) -> PassesOfSome | None:
+    """The passes that clients without a state need not make: their first state holds a model that all clients share.
 
     A new client of MOON is an example: its previous model is the received one.
     """
-    for name, found in passes.items() if model.batch else ():
-        other = models[name]
-        if other.layout == model.layout and not other.batch:
-            pairs = [*zip(model.buffers, other.buffers)]
-            same = np.array([all(torch.equal(of[c], shared) for of, shared in pairs) for c in range(*model.batch)])
-            if same.any():
-                return same, found.outputs, found.features
+    has = np.array([s is not None for s in chunk.states]) if chunk.known_states is None else chunk.known_states[0]
+    if not model.batch or not passes or has.all():
+        return None
+    first = leaves(algorithm.first_state(replace(inputs, state=None)))
+    of_new = {id(of_all): of_one for of_all, of_one in zip(leaves(inputs.state), first)}
+    for name, found in passes.items():
+        if all(of_new.get(id(mine)) is its for mine, its in zip(model.buffers, models[name].buffers)):
+            return ~has, found.outputs, found.features
     return None
 
 
