@@ -653,7 +653,7 @@ def test_threads_take_part(tmp_path, monkeypatch):
         ("fedavg", {"clients"}, 30),
         ("fedcurv", {"clients", "squares"}, 35),
         ("fedewc", {"clients"}, 30),  # its Fisher information is not computed in machine code
-        ("fedala", {"clients", "gradients"}, 35),
+        ("fedala", {"clients", "fits", "split"}, 50),
         ("moon", {"split"}, 10),
         ("pfedme", {"programs", "gradients"}, 10),
     ],

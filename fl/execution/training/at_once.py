@@ -93,28 +93,33 @@ def train_at_once(
         weights: see `batched.train`.
         window: a window with the clients of the chunk, and which of its clients they are.
     """
-    if not issubclass(backend, TrainsWholePhases) or any(overrides(algorithm, n) for n in ("metrics", "trainings")):
-        return None
-    if len(opening.phases) > 1 or not backend.trains_whole(algorithm, chunk, opening.phases):
+    if not issubclass(backend, TrainsWholePhases):
         return None
     names = () if weights is None else tuple(weights)
-    if window is not None and _may_wait(algorithm, chunk):
+    if window is not None:
         found = _hooks_of_window(algorithm, chunk, backend, opening, names, window[0])
         values = None if found is None else _values(found.state, opening.inputs.state)
         if found is not None and values is not None:
             reply = _train(chunk, backend, opening, weights, found, window[1], values)
             if reply is not None:
                 return reply
+    if not _trains_whole(algorithm, chunk, backend, opening):
+        return None
     of_chunk = _call_hooks(algorithm, chunk, backend, opening, names, opening.inputs.state, chunk.sizes)
     return None if of_chunk is None else _train(chunk, backend, opening, weights, of_chunk)
 
 
+def _trains_whole(algorithm: LocalTraining, chunk: Chunk, backend: type[TrainsWholePhases], opening: Opening) -> bool:
+    """Whether the backend takes all steps in one call, and no hook is called after them or between phases."""
+    late = len(opening.phases) > 1 or any(overrides(algorithm, name) for name in ("metrics", "trainings"))
+    return not late and backend.trains_whole(algorithm, chunk, opening.phases)
+
+
 def _may_wait(algorithm: LocalTraining, chunk: Chunk) -> bool:
-    """Whether there are hooks to call, and all that they read is known for clients of other chunks, but for states."""
-    hooks = overrides(algorithm, "penalty") or not ends_plainly(algorithm)
+    """Whether all that hooks read is known for clients of other chunks, but for states."""
     own = ("start", "phases_of", "initial_tensors")  # they may depend on the chunk
     own_values = chunk.facts is not None or chunk.prepared is not None
-    return hooks and not own_values and not any(overrides(algorithm, name) for name in own)
+    return not own_values and not any(overrides(algorithm, name) for name in own)
 
 
 def _hooks_of_window(
@@ -129,7 +134,8 @@ def _hooks_of_window(
     if names not in window.found:
         count, layout = len(window.sizes), opening.start.layout
         window.found[names], known = None, [leaf for _, leaf in named_leaves(opening.inputs.state)]
-        if all(isinstance(leaf, PLAIN) or (isinstance(leaf, Params) and leaf.layout is layout) for leaf in known):
+        fit = all(isinstance(leaf, PLAIN) or (isinstance(leaf, Params) and leaf.layout is layout) for leaf in known)
+        if fit and _may_wait(algorithm, chunk) and _trains_whole(algorithm, chunk, backend, opening):
             state = tree_map(lambda leaf: Unknown(leaf.layout, (count,)), opening.inputs.state)
             found = _call_hooks(algorithm, chunk, backend, opening, names, state, window.sizes)
             if found is not None and _is_for_each(found.results, count) and found.formulas.shares(_unknown(state)):
