@@ -3,14 +3,17 @@
 Saha, Garg, Roy 2021 (ICLR), arXiv:2103.09762, Algorithm 1.  U goes down once per task (group basis); after a task the
 client sends statistics of its layers' inputs, as FOT's does.  Momentum and clip keep steps outside span(U).  Weight
 decay and optimisers that rescale gradients element by element do not, and are refused.
-Equals FedAvg: without a basis it is plain local training, equal bits in the loop.
+Equals FedAvg: without a basis it is plain local training, equal bits in the plans `loop` and `compiled`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fl import SGD, Params, StepContext, register, subspace
+from torch import Tensor
+
+from fl import SGD, StepContext, register
 
 from .fot import FOT
 
@@ -34,6 +37,6 @@ class FedGPM(FOT):
                 "tasks; use 0, or strategy fot, which projects after local training"
             )
 
-    def gradient(self, grad: Params, params: Params, at: StepContext) -> Params:
-        basis = at.received.get("basis", {})
-        return grad.replace({n: subspace.project(grad[n], u) for n, u in basis.items() if n in grad}) if basis else grad
+    def protected(self, at: StepContext) -> Mapping[str, Tensor]:
+        basis: Mapping[str, Tensor] = at.received.get("basis", {})
+        return basis

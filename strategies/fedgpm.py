@@ -8,7 +8,7 @@ projection in each local step.  Local Adam or weight decay would enter the subsp
 them.  A server optimiser other than `plain` has its step projected as in FOT.
 Differs from the paper: all inputs of a task enter, not some hundred samples; k is the smallest count that exceeds the
 criterion (the authors' program takes one fewer).
-Equals FedAvg: as long as there is no basis (a single task), equal bits in the loop.
+Equals FedAvg: as long as there is no basis (a single task), equal bits in the plans `loop` and `compiled`.
 """
 
 from __future__ import annotations

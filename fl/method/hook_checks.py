@@ -14,7 +14,8 @@ from fl import checks, registry
 
 # hook -> (what it replaces, the way out). The default of the first hook calls the others.
 _REPLACED = {
-    "step": (("gradient",), "call super().step(step), or put its work into step()"),
+    "step": (("gradient", "protected"), "call super().step(step), or put its work into step()"),
+    "gradient": (("protected",), "call super().gradient(grad, params, at), or put its work into gradient()"),
     "trainings": (("finish",), "end trainings() with return self.finish(end)"),
     "work": (
         ("step", "trainings", "metrics", "carry", "answer"),

@@ -11,6 +11,7 @@
     objective(net, batch, at, task)     per-sample loss                 default: the task's loss
     penalty(at)                         quadratic penalty of a phase    default: None
     gradient(grad, params, at)          direction of a step             default: the gradient
+    protected(at)                       where weights do not move       default: nowhere
     step_memory(at)                     what the steps of a phase keep  default: {}
     step(step)                          one local step                  default: one gradient, one step along it
     finish(end)                         (groups to send, new state)     default: {"model": local minus start}, None
@@ -48,6 +49,7 @@ from fl.method.phase import LastBatch, Phase, rate_at
 from fl.method.preparation import Preparation
 from fl.method.training_values import Step, StepContext, TrainingInputs, TrainingResult, Trainings
 from fl.method.views import TrainingView
+from fl.tensors import subspace
 from fl.tensors.params import Params
 from fl.tensors.trees import Tree
 
@@ -242,7 +244,20 @@ class LocalTraining(ClientAlgorithm):
             params: the parameters that the phase trains.
             at: the phase and the inputs.
         """
-        return grad
+        bases = self.protected(at)
+        return grad.replace({n: subspace.project(grad[n], u) for n, u in bases.items() if n in grad}) if bases else grad
+
+    def protected(self, at: StepContext) -> Mapping[str, Tensor]:
+        """Return the subspaces of inputs in which weights do not move, by the name of the weights.
+
+        Each is a matrix U (d, k) of orthonormal columns, where d is the number of a weight's inputs. The default of
+        `gradient` takes the part in their span from the gradient: g <- g - (g U) U^T. Unlike `gradient`, `protected`
+        keeps the compiled plan. The subspaces are the same for all clients, and for all steps of a phase.
+
+        Args:
+            at: the phase, with its start, and the inputs.
+        """
+        return {}
 
     def step_memory(self, at: StepContext) -> Mapping[str, Tree]:
         """Return what the steps of a phase keep by name, such as a second model. Called once for each phase.

@@ -507,6 +507,7 @@ for shapes, optimiser in ((one, PLAIN), (two, PLAIN), (normalised, PLAIN), (two,
         Rule(optimiser, np.full(6, 0.5, np.float32), np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.float32)),
         native.Shuffles(np.uint64(7), np.arange(8), np.zeros(3, np.uint64), True),
         Dropouts(np.zeros(len(shapes), np.int64), np.zeros(0, np.uint64)),
+        native.Protected(np.zeros((len(shapes), 2), np.int64), np.zeros(0, np.float32)),
         native.Results(theta, True, np.zeros(0, np.float32), np.zeros(8), np.zeros(8, np.int64)),
         native.Combined(
             np.full((1, 8), start.ctypes.data), factors, combinations, factors[:0], theta[:0, :8].copy(), theta[:0]

@@ -47,7 +47,7 @@ STREAM = {"rounds": None, "stream": {"name": "permuted", "tasks": 2, "rounds": 1
         ("fedcurv", "flat", {}),
         ("q_fedavg", "stacked", {}),
         ("fot", "compiled", STREAM),
-        ("fedgpm", "stacked", STREAM),
+        ("fedgpm", "compiled", STREAM),
         ("fedewc", "compiled", STREAM),
     ],
 )

@@ -6,7 +6,7 @@ The plain training below is nn.Module + torch.optim. It shares only the addresse
 import copy
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -439,6 +439,55 @@ def test_phases_that_train_some_parameters():
     assert_engines_agree(algorithm, chunk, contexts, Vmap)
     delta = algorithm.work("train", contexts[0], None).update.groups["model"]
     assert [name for name in delta if not delta[name].any()] == ["4.weight", "4.bias"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded(clients.sgd.LocalSGD):
+    """Weights do not move in random subspaces of 5 and 17 dimensions: fewer and more than a padded row has."""
+
+    def protected(self, at):
+        return BASES
+
+
+def guarded_mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, 20), nn.ReLU(), Dropout(0.3), nn.Linear(20, 8), nn.Tanh(), Dropout(0.0), nn.Linear(8, 4)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+BASES = {
+    "1.weight": torch.linalg.qr(normal(12, 5, address="first")).Q,
+    "4.weight": torch.linalg.qr(normal(20, 17, address="second")).Q,
+    "7.weight": torch.zeros(8, 0),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("trains", [None, ("4.*", "7.*")])
+def test_protected_subspaces(trains, setting, backend):
+    algorithm = Guarded(**{"lr": 0.1, "batch": BATCH, **SETTINGS[setting]}, trains=trains)
+    chunk, contexts = make(guarded_mlp())
+    assert_engines_agree(algorithm, chunk, contexts, backend)
+    if "adam" not in setting:  # which rescales each number
+        change = batched.train(algorithm, chunk, backend).update.groups["model"]
+        for name, basis in BASES.items():
+            assert (change[name] @ basis).norm() <= 1e-5 * change[name].norm() + 3e-6  # of rounding weights of .3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_step_outside_a_subspace_is_the_projected_gradient(backend):
+    module = guarded_mlp()
+    module[3].p = 0.0
+    chunk, contexts = make(module)
+    basis = BASES["1.weight"].double()
+    update = batched.train(Guarded(lr=1.0, batch="full", steps=1), replace(chunk), backend).update.groups["model"]
+    for c, ctx in enumerate(contexts):
+        double, batch = copy.deepcopy(module).double(), ctx.train.take()
+        loss = F.cross_entropy(double(batch["x"].double()), batch["y"])
+        (gradient,) = torch.autograd.grad(loss, [double[1].weight])
+        expected = -gradient @ (torch.eye(12, dtype=torch.float64) - basis @ basis.T)
+        torch.testing.assert_close(update["1.weight"][c].double(), expected, rtol=1e-4, atol=1e-6)
 
 
 class InTurns(clients.fedprox.FedProx):

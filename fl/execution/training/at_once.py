@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.chunk import Asked, Chunk, Gradients, TrainsWholePhases, Wanted, WholePhase
-from fl.execution.training.customised import ends_plainly, overrides, penalty_of
+from fl.execution.training.customised import ends_plainly, overrides, penalty_of, protected_by
 from fl.execution.update_checks import check_stacked, checked_pair
 from fl.method.context import Reply
 from fl.method.local_training import LocalTraining
@@ -61,12 +61,14 @@ class _Hooks:
     """What the hooks returned for N clients, called with states and trained parameters that are not known yet.
 
     state: the state that the hooks got.
+    protected: see `WholePhase`.
     formulas: of all that the backend computes.
     wanted: its results.
     results: groups, state and carry, with a combination for each of `wanted`; None for the default ones.
     """
 
     state: Tree
+    protected: Mapping[str, Tensor]
     formulas: Any
     wanted: list[Wanted]
     results: _Results | None
@@ -196,7 +198,7 @@ def _call_hooks(
     of_phase = start.select(phase.trains)
     results: _Results | None = None  # of the hooks; the default ones are known
     try:
-        penalty = None
+        penalty, protected = None, protected_by(algorithm, inputs, phase, of_phase)
         if overrides(algorithm, "penalty"):
             at = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=of_phase)
             penalty = penalty_of(algorithm, at, count)
@@ -221,8 +223,8 @@ def _call_hooks(
         return None
     wanted = _wanted(results, names)
     try:
-        whole = WholePhase(phase, 0, start, of_phase)
-        return _Hooks(state, backend.formulas(whole, count, penalty, trained, wanted), wanted, results)
+        whole = WholePhase(phase, 0, start, of_phase, protected)
+        return _Hooks(state, protected, backend.formulas(whole, count, penalty, trained, wanted), wanted, results)
     except NotKnown:  # vectors have changed since a hook made a sum of them
         return None
 
@@ -247,9 +249,8 @@ def _train(
     asked = Asked(hooks.formulas, slice(None) if part is None else part, values or {}, own)
     phase, start = opening.phases[0], opening.start
     try:
-        found, _, loss, seen = backend.train_whole(
-            chunk, WholePhase(phase, 0, start, start.select(phase.trains)), asked
-        )
+        whole = WholePhase(phase, 0, start, start.select(phase.trains), hooks.protected)
+        found, _, loss, seen = backend.train_whole(chunk, whole, asked)
     except NotKnown:  # nothing has been trained
         return None
     metrics = {"loss": torch.from_numpy(loss.numpy() / np.maximum(seen, 1))}

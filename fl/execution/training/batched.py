@@ -35,7 +35,14 @@ from fl.execution.training.chunk import (
     Wanted,
     WholePhase,
 )
-from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
+from fl.execution.training.customised import (
+    changes_gradients,
+    ends_plainly,
+    overrides,
+    penalty_of,
+    protected_by,
+    takes_plain_steps,
+)
 from fl.execution.training.own_steps import ChunkSteps
 from fl.execution.training.prepared import with_preparation
 from fl.execution.training.recorded_steps import train_recorded
@@ -185,7 +192,7 @@ def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], ope
         if overrides(algorithm, "penalty"):  # it is made of sums that the backend computes
             summed = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=at.start)
             penalty = penalty_of(algorithm, summed, count)
-        whole = WholePhase(phase, index, local, at.start)
+        whole = WholePhase(phase, index, local, at.start, protected_by(algorithm, inputs, phase, at.start))
         asked = Asked(backend.formulas(whole, count, penalty, trained, [Wanted(trained)]))
         (local,), taken, losses, samples = backend.train_whole(chunk, whole, asked)
         loss, seen, steps, lr_sum = loss + losses, seen + samples, steps + taken, lr_sum + phase.lr_sum(taken)
@@ -375,7 +382,7 @@ class _OptimiserSteps:
         self, algorithm: LocalTraining, gradients: Gradients, theta: Params, penalty: Penalty | None, at: StepContext
     ):
         self.algorithm, self.gradients, self.at, self.theta, self.penalty = algorithm, gradients, at, theta, penalty
-        self.hooked = overrides(algorithm, "gradient")
+        self.hooked = changes_gradients(algorithm)
         self.grad: Params = gradient_buffer(theta)
         self.rule = at.phase.rule
         self.memory: dict[str, Any] = self.rule.state(theta)

@@ -89,12 +89,14 @@ class WholePhase:
         start: parameters to start from, batched (C,) or one for all clients. Tensors of the model that they lack have
             their initial values.
         of_phase: those of them that the phase trains.
+        protected: see `LocalTraining.protected`.
     """
 
     phase: Phase
     index: int
     start: Params
     of_phase: Params
+    protected: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

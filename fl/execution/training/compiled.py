@@ -1,8 +1,9 @@
 """Compiled local training of stacks of linear layers: the folder native/ behind the interface of `LinearStack`.
 
 It covers training on a client's own samples by SGD (with momentum and weight decay) or Adam, with clipping and
-penalties. Steps that a method takes itself run as programs if they can be recorded (recorded_steps.py); else machine
-code computes their gradients. With a gradient hook or augmentation, `LinearStack` trains.
+penalties, also where weights do not move in some subspaces. Steps that a method takes itself run as programs if they
+can be recorded (recorded_steps.py); else machine code computes their gradients. With a gradient hook or augmentation,
+`LinearStack` trains.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ class Compiled(LinearStack):
         labels, targets = answers(chunk.task.kernel, y, classes)
         longest = int(sizes.max(initial=1))
         copies = len(sizes).bit_length() * formulas.summed + (0 if rule.optimiser == steps.PLAIN else rules.KEPT)
-        memory = thread_memory(_memory_length(chunk.module, start.layout, min(batch or longest, longest), copies))
+        longest = min(batch or longest, longest)
+        protected = _protected(chunk.module, start.layout, whole.protected)
+        length = _memory_length(chunk.module, start.layout, longest, copies, len(protected[1]) > 0)
+        memory = thread_memory(length)
         start_rows, (word, address) = rules.rows(start), _shuffles(chunk.seed, chunk.participation, whole.index)
         with release_lock():
             wrong = clients.train_clients(
@@ -119,6 +123,7 @@ class Compiled(LinearStack):
                 rule,
                 clients.Shuffles(word, chunk.clients, address, SHUFFLED),
                 dropout.Dropouts(shares, mask_words(chunk, whole.index) if masked else _NO_WORDS),
+                clients.Protected(*protected),
                 clients.Results(*outputs.plain, loss, seen),
                 outputs.combined,
                 memory,
@@ -315,6 +320,28 @@ def layers_of(module: nn.Module, layout: Layout, trained: Layout | None = None, 
     return np.array(rows, np.int64)
 
 
+def _protected(module: nn.Module, layout: Layout, bases: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return `native.clients.Protected` from orthonormal columns (inputs, k) by the name of a layer's weights."""
+    layers, found = layers_of(module, layout), list[np.ndarray]()
+    if not bases:
+        return np.zeros((len(layers), 2), np.int64), _NO_WEIGHTS
+    from fl.execution.training.native.memory import padded, weights_length
+
+    places, end = np.zeros((len(layers), 2), np.int64), 0
+    linear = [name for name, child in module._modules.items() if isinstance(child, nn.Linear)]
+    for place, name in zip(places, linear):
+        basis = bases.get(f"{name}.weight")
+        if basis is None or not basis.shape[1]:
+            continue
+        (n_in, k), wide = basis.shape, padded.py_func(basis.shape[0])
+        columns = np.zeros(weights_length.py_func(n_in, k) + padded.py_func(k), np.float32)
+        columns[: k * wide].reshape(k, wide)[:, :n_in] = basis.T.numpy()
+        place[:] = end, k
+        found.append(columns)
+        end += len(columns)
+    return places, np.concatenate(found) if found else _NO_WEIGHTS
+
+
 def fixed_layers(module: nn.Module, layout: Layout, *sources: Params) -> np.ndarray:
     """Return padded layers with the tensors that a layout lacks, each from the first source that has it.
 
@@ -364,11 +391,11 @@ def _shares(module: nn.Module) -> tuple[np.ndarray, bool]:
 
 
 @functools.lru_cache(maxsize=64)
-def _memory_length(module: nn.Module, layout: Layout, longest: int, copies: int) -> int:
+def _memory_length(module: nn.Module, layout: Layout, longest: int, copies: int, protected: bool = False) -> int:
     """Elements of memory that machine code needs, see native/memory.py."""
     from fl.execution.training.native.memory import memory_length
 
-    return memory_length(layers_of(module, layout), longest, copies, _shares(module)[1])
+    return memory_length(layers_of(module, layout), longest, copies, _shares(module)[1], protected)
 
 
 @functools.lru_cache(maxsize=8)
@@ -437,6 +464,8 @@ def _obstacle(algorithm: LocalTraining, phases: Sequence[Phase], module: nn.Modu
         return "parameters have different learning rates (rates)"
     if overrides(algorithm, "gradient"):
         return f"{type(algorithm).__name__} has its own gradient()"
+    if overrides(algorithm, "protected") and any(overrides(algorithm, name) for name in ("penalty", "step")):
+        return f"{type(algorithm).__name__} has protected() beside its own penalty() or step()"
     for phase in phases:
         if type(phase.optimiser) not in (SGD, Adam):
             return f"optimiser {type(phase.optimiser).__name__} is not compiled"

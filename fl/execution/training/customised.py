@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from fl import registry
 from fl.method.client import ClientAlgorithm
@@ -12,23 +15,13 @@ from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.optimiser import SGD
 from fl.method.penalty import Penalty, fitted
 from fl.method.phase import Phase
-from fl.method.training_values import StepContext
+from fl.method.training_values import StepContext, TrainingInputs
 from fl.tasks.task import Task
+from fl.tensors.params import Params
 
 HOOKS = (
-    *(
-        "facts",
-        "prepare",
-        "prepare_together",
-        "first_state",
-        "samples",
-        "start",
-        "phases",
-        "phases_of",
-        "objective",
-        "penalty",
-        "gradient",
-    ),
+    *("facts", "prepare", "prepare_together", "first_state", "samples", "start", "phases", "phases_of"),
+    *("objective", "penalty", "gradient", "protected"),
     *("step_memory", "step", "finish", "metrics", "carry", "trainings", "inputs", "initial_tensors"),
     *("reference_models", "constants", "sample_losses"),
 )
@@ -67,7 +60,20 @@ def ends_plainly(algorithm: LocalTraining) -> bool:
 def takes_plain_steps(algorithm: LocalTraining, phase: Phase, penalty: Penalty | None) -> bool:
     """Whether each step is w <- w - lr g, with the plain gradient g."""
     plain = penalty is None and phase.clip is None and not phase.rates and phase.optimiser == SGD()
-    return plain and not overrides(algorithm, "gradient") and not overrides(algorithm, "step")
+    return plain and not changes_gradients(algorithm) and not overrides(algorithm, "step")
+
+
+def changes_gradients(algorithm: LocalTraining) -> bool:
+    """Whether the hook `gradient` may return something else than the gradient."""
+    return overrides(algorithm, "gradient") or overrides(algorithm, "protected")
+
+
+def protected_by(algorithm: LocalTraining, inputs: TrainingInputs, phase: Phase, start: Params) -> Mapping[str, Tensor]:
+    """Return the bases of a phase's protected subspaces. `start`: the parameters that it trains, at its start."""
+    if not overrides(algorithm, "protected"):
+        return {}
+    bases = algorithm.protected(StepContext(**vars(inputs), phase=phase, start=start))
+    return {name: basis for name, basis in bases.items() if name in start}
 
 
 def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = None) -> Penalty | None:

@@ -15,7 +15,13 @@ from functools import partial
 import torch
 
 from fl.execution.training.client_batches import view_of
-from fl.execution.training.customised import ends_plainly, overrides, penalty_of, takes_plain_steps
+from fl.execution.training.customised import (
+    changes_gradients,
+    ends_plainly,
+    overrides,
+    penalty_of,
+    takes_plain_steps,
+)
 from fl.execution.training.fisher import fisher
 from fl.execution.training.graph import place
 from fl.execution.training.objective import losses_of
@@ -118,7 +124,7 @@ def _take_steps(
     grad, descent = gradient_buffer(theta).zero_(), Descent(steps.phase, theta)
     if memory is not None:
         memory.restore(int(steps.index), descent)
-    views, hooked = [grad[name] for name in steps.names], overrides(algorithm, "gradient")
+    views, hooked = [grad[name] for name in steps.names], changes_gradients(algorithm)
     for _ in steps:
         torch._foreach_copy_(views, steps.bound_gradient())
         if penalty is not None:

@@ -26,7 +26,7 @@ from fl.execution.training.native.memory import (
     widest,
 )
 from fl.execution.training.native.passes import any_norm, backward_pass, before_norm, forward_pass, products
-from fl.execution.training.native.products import Following, Layer
+from fl.execution.training.native.products import Following, Layer, outside_span
 from fl.execution.training.native.shuffle import chained, write_order
 from fl.execution.training.native.steps import (
     PLAIN,
@@ -105,6 +105,17 @@ class Shuffles(NamedTuple):
     shuffled: bool
 
 
+class Protected(NamedTuple):
+    """Subspaces of the layers' inputs in which weights do not move: g <- g - (g U) U^T = G^T (h - (h U) U^T).
+
+    places: int64 (L, 2), where the columns of U begin in `columns`, and their number; 0: none.
+    columns: float32, those of each layer as padded weights with a bias of zeros, see memory.py.
+    """
+
+    places: np.ndarray
+    columns: np.ndarray
+
+
 class Results(NamedTuple):
     """Arrays that training writes.
 
@@ -135,6 +146,7 @@ _SIGNATURE = types.int64(
     *(types.int64, _floats, _matrix, _matrix),  # Rule
     *(types.uint64, _integers, _read_only(types.uint64, 1), types.boolean),  # Shuffles
     *(_integers, _read_only(types.uint64, 1)),  # Dropouts
+    *(_read_only(types.int64, 2), _floats),  # Protected
     *(types.float32[:, ::1], types.boolean, _floats, types.float64[::1], types.int64[::1]),  # Results
     *(_read_only(types.int64, 2), _read_only(types.float32, 3), types.float32[:, :, ::1]),  # Combined: rows
     *(_read_only(types.float32, 3), _matrix, types.float32[:, ::1]),  # Combined: sums
@@ -193,6 +205,7 @@ def _train_clients(
     rule: Rule,
     shuffles: Shuffles,
     dropouts: Dropouts,
+    protected: Protected,
     results: Results,
     combined: Combined,
     memory: np.ndarray,
@@ -219,9 +232,11 @@ def _train_clients(
     at_once = plain or (rule.optimiser == SGD and rule.numbers[1] == _0)
     simple = plain or (at_once and rule.numbers[3] == _0)  # without momentum
     batches = 2 * depth + 4 if normalised else depth + 4
-    tape = memory[end : end + batches * area].reshape(batches, area)
+    more_batches = batches + 2 * (len(protected.columns) > 0)
+    tape = memory[end : end + more_batches * area].reshape(more_batches, area)
     tape[:] = _0
-    masks = masks_memory(memory, end + batches * area, dropouts.shares, area)
+    masks = masks_memory(memory, end + more_batches * area, dropouts.shares, area)
+    shares, outside = tape[more_batches - 2], tape[more_batches - 1]  # of inputs in protected subspaces
     masked = len(masks.factors) > 0
     given, ahead = tape[0], tape[batches - 1]  # inputs of the present batch, and of the next one
     g, below = tape[depth + 1], tape[depth + 2]
@@ -265,7 +280,11 @@ def _train_clients(
                 n_in, n_out, offset, trained = layers[k, 0], layers[k, 1], layers[k, 5], layers[k, 7]
                 if k > lowest:
                     backward_pass(client[offset:], layers, tape, scales, g, k, count, normalised, masks, below)
-                layer = Layer(client, offset, n_in, n_out, trained, g, tape[k] if k else given, count)
+                h, protects = tape[k] if k else given, protected.places[k, 1]
+                if protects:
+                    columns = protected.columns[protected.places[k, 0] :]
+                    outside_span(columns, protects, h, count, n_in, shares, outside)
+                layer = Layer(client, offset, n_in, n_out, trained, g, outside if protects else h, count)
                 passes = Following(ahead, first, 0 if k else following)
                 if simple:
                     plain_step(Step(rule, kept, initial, rate), layer, passes)
@@ -317,6 +336,8 @@ def _compiled(
     shuffled: bool,
     shares: np.ndarray,
     mask_words: np.ndarray,
+    places: np.ndarray,
+    columns: np.ndarray,
     out: np.ndarray,
     minus_start: bool,
     factors: np.ndarray,
@@ -340,6 +361,7 @@ def _compiled(
         Rule(optimiser, numbers, slope, stiffness),
         Shuffles(word, clients, address, shuffled),
         Dropouts(shares, mask_words),
+        Protected(places, columns),
         Results(out, minus_start, factors, losses, samples),
         Combined(sources, row_factors, combinations, sum_factors, weights, sums),
         memory,
@@ -362,6 +384,7 @@ def train_clients(
     rule: Rule,
     shuffles: Shuffles,
     dropouts: Dropouts,
+    protected: Protected,
     results: Results,
     combined: Combined,
     memory: np.ndarray,
@@ -370,4 +393,4 @@ def train_clients(
 
     `memory` is float32 with at least `memory_length(...)` elements; `results`, `combined` and `memory` are written.
     """
-    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *dropouts, *results, *combined, memory))
+    return int(_compiled(*start, *data, *steps, *rule, *shuffles, *dropouts, *protected, *results, *combined, memory))

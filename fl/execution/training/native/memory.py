@@ -73,7 +73,13 @@ def client_length(layers: Sequence[Sequence[int]] | np.ndarray) -> int:
     return int(offset + rows * padded.py_func(n_in) + padded.py_func(n_out))
 
 
-def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, copies: int, masked: bool = False) -> int:
+def memory_length(
+    layers: Sequence[Sequence[int]] | np.ndarray,
+    longest: int,
+    copies: int,
+    masked: bool = False,
+    protected: bool = False,
+) -> int:
     """Elements of memory that `train_clients` needs.
 
     Args:
@@ -82,6 +88,7 @@ def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, co
         copies: arrays of a client's size besides its parameters now and before: partial sums of each group, and for
             steps that are not plain the gradient, two moments, a slope and a stiffness.
         masked: whether the model has Dropout.
+        protected: whether weights do not move in some subspaces.
     """
     array = np.asarray(layers)
     widest = padded.py_func(int(array[:, :2].max()))
@@ -90,6 +97,7 @@ def memory_length(layers: Sequence[Sequence[int]] | np.ndarray, longest: int, co
         batches += len(array)
     if masked:  # masks, inputs before they are masked, and draws
         batches += 2 * len(array) + 1
+    batches += 2 * protected  # shares of inputs in these subspaces, and what is left of the inputs
     return int((2 + copies) * client_length(layers) + batches * rows_of.py_func(longest) * widest + BLOCK)
 
 

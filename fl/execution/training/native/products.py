@@ -174,6 +174,17 @@ def backward(
     times_slope(below, h, count * wide, activation)
 
 
+@part
+def outside_span(
+    columns: np.ndarray, k: int, h: np.ndarray, count: int, n_in: int, shares: np.ndarray, out: np.ndarray
+) -> None:
+    """out <- h - (h U) U^T. `columns`: the k columns of U, stored as the weights of k outputs; `shares` <- h U."""
+    forward(columns, columns[weights_length(n_in, k) :], h, shares, count, n_in, k)
+    backward(columns, shares, h, count, n_in, k, IDENTITY, out)
+    for i in range(0, count * padded(n_in), WIDTH):
+        store(out, i, load(h, i) - load(out, i))
+
+
 @inlined
 def times_slope(below: np.ndarray, h: np.ndarray, n: int, activation: int) -> None:
     """below[:n] <- below[:n] * phi'(h[:n])."""
