@@ -522,7 +522,7 @@ def _executions() -> Iterator[Case]:
             yield Case(f"execution/chunk_{chunk}/{plan}", DIGITS, {"execution.plan": plan, "execution.chunk": chunk})
     image = {"model": {"name": "cnn_tiny"}, "execution.plan": "loop"}
     details: dict[str, dict[str, Any]] = {
-        **{f"layout_{kind}": {"execution.memory_format": kind} for kind in ("contiguous", "channels_last", "blocked")},
+        **{f"layout_{kind}": {"execution.memory_format": kind} for kind in ("contiguous", "channels_last", "compiled")},
         "micro_batch": {"execution.micro_batch": 3},
         "bf16": {"execution.precision": "bf16"},
     }

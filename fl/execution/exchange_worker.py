@@ -197,7 +197,7 @@ class ExchangeWorker:
             strong=job.strong,
             micro_batch=job.micro_batch,
             graphs=job.graphs,
-            machine_code=bool(job.machine_code),
+            machine_code=self.dispatch.plan.kind == "compiled",
             module_facts=facts,
             facts=None if self.facts is None or client == SERVER else self.facts_of(client),
             training_loop=train,

@@ -25,8 +25,8 @@ class Execution:
         plan: how clients are trained: "loop" one after another; "fused", "compiled", "stacked", "flat" or "vmap"
             several together; "auto" the fastest that fits the model.
         chunk: number of clients that are trained together, a power of two; None: chosen from the model's size.
-        memory_format: memory format of images in the loop: "contiguous", "channels_last" or "blocked"; None: chosen by
-            the model's convolutions.
+        memory_format: memory format of images in the loop: "contiguous", "channels_last" or "compiled" (runs of
+            convolutions, ReLUs and max-pools are machine code); None: the fastest that fits the model.
         micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of
             a larger batch are added up. None: the whole batch.
         device: "cpu", or "cuda": workers share the GPUs.
@@ -44,7 +44,7 @@ class Execution:
     address: str | None = None
     plan: Literal["auto", "loop", "fused", "compiled", "stacked", "flat", "vmap"] = "auto"
     chunk: int | None = None
-    memory_format: Literal["contiguous", "channels_last", "blocked"] | None = None
+    memory_format: Literal["contiguous", "channels_last", "compiled"] | None = None
     micro_batch: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "tf32", "bf16"] = "float32"

@@ -27,7 +27,7 @@ def headline(setup: RunSetup, directory: Path, place: str, digest: str) -> str:
         digest: the digest of the configuration; its first 12 characters are shown.
     """
     strategy, client = map(registry.name_of, (setup.config.strategy, setup.config.client))
-    seconds = seconds_to_compile(machine_code(setup.plan.kind, setup.config.client))
+    seconds = seconds_to_compile(machine_code(setup.plan.kind, setup.plan.memory_format, setup.config.client))
     compiles = f" (the first time, it compiles for about {seconds} seconds)" if seconds else ""
     privacy = privacy_notes(setup.privacy, setup.config.rounds)
     secure = [SECURE] if setup.config.secure_aggregation is not None else []

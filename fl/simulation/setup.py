@@ -247,7 +247,7 @@ class RunSetup:
             device=device(config),
             micro_batch=config.execution.micro_batch,
             graphs=config.execution.graphs,
-            machine_code=machine_code(self.plan.kind, config.client),
+            machine_code=machine_code(self.plan.kind, self.plan.memory_format, config.client),
             seeded=any(may_draw(drawing, model.module, model.facts) for model in self.models),
             on_error=config.execution.on_client_error,
             folder=folder,

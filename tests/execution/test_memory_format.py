@@ -1,5 +1,7 @@
 """Memory formats of images: the same gradients, and modules unchanged afterwards."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import fl
 from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.fisher import mean_squares
-from fl.execution.training.memory_format import blocked_runs, use_memory_format
+from fl.execution.training.memory_format import compiled_runs, use_memory_format
 from fl.models.architectures.cnn import CNNPfl, CNNSmall
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
@@ -21,24 +23,29 @@ def gradients(module, x, y):
     return torch.autograd.grad(F.cross_entropy(module(x), y), list(module.parameters()))
 
 
+@contextlib.contextmanager
+def called_layers(module):
+    """The layers that torch computes."""
+    called = []
+    with torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: called.append(layer)):
+        yield called
+
+
 @pytest.fixture
 def images():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(6, 3, 32, 32, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
-@pytest.mark.parametrize("memory_format", ["channels_last", "blocked"])
+@pytest.mark.parametrize("memory_format", ["channels_last", "compiled"])
 @pytest.mark.parametrize("model", [CNNSmall(), CNNPfl()])
 def test_gradients_are_those_of_plain_torch(model, memory_format, images):
     torch.manual_seed(0)
     module = model.build((3, 32, 32), 10)
     plain = gradients(module, *images)
-    seen = []
-    module[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with use_memory_format(module, memory_format):
+    with use_memory_format(module, memory_format), called_layers(module) as called:
         ours = gradients(module, *images)
-    assert seen[0].is_mkldnn == (memory_format == "blocked")
-    assert seen[0].is_mkldnn or seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert not any(isinstance(layer, nn.Conv2d) for layer in called) == (memory_format == "compiled")
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(gradients(module, *images), plain, strict=True):  # the module is as before
@@ -48,7 +55,7 @@ def test_gradients_are_those_of_plain_torch(model, memory_format, images):
 @pytest.mark.parametrize(
     "pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1, padding=1), nn.MaxPool2d(3, 2, ceil_mode=True)]
 )
-def test_relus_after_their_pools_have_the_gradients_of_the_order_that_is_given(pool, images):
+def test_pools_of_all_kinds_have_the_gradients_of_plain_torch(pool, images):
     """Most numbers are small integers: pools have equal maxima, and windows without a positive number."""
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -62,7 +69,7 @@ def test_relus_after_their_pools_have_the_gradients_of_the_order_that_is_given(p
             convolution.weight.copy_(torch.randint(-1, 2, convolution.weight.shape))
             convolution.bias.copy_(torch.randint(-9, 1, convolution.bias.shape))
     plain = gradients(module, x, y)
-    with use_memory_format(module, "blocked"):
+    with use_memory_format(module, "compiled"):
         ours = gradients(module, x, y)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -72,22 +79,22 @@ def test_hooks_see_what_layers_take_and_return_in_the_order_that_is_given(images
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
     plain, seen = module[:3](images[0]), []
-    with use_memory_format(module, "blocked"):
+    with use_memory_format(module, "compiled"):
         for layer in module[:3]:
             layer.register_forward_hook(lambda _, __, output: seen.append(output))
         module(images[0])
-    convolved, positive, pooled = (output.to_dense() for output in seen)
+    convolved, positive, pooled = seen
     assert convolved.min() < 0
     torch.testing.assert_close(positive, convolved.relu())
     torch.testing.assert_close(pooled, plain)
 
 
-def test_blocked_runs_start_with_a_convolution_and_end_before_other_layers():
+def test_compiled_runs_start_with_a_convolution_and_end_before_other_layers():
     relu = nn.ReLU()
     module = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3), relu, nn.Dropout(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8))
-    assert blocked_runs(module) == [[module[1], relu]]
-    assert blocked_runs(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, dilation=2), nn.ReLU())) == []
-    assert blocked_runs(nn.ModuleList([nn.Conv2d(3, 8, 3), nn.ReLU()])) == []
+    assert compiled_runs(module) == [[module[1], relu]]
+    assert compiled_runs(nn.Sequential(nn.Conv2d(3, 8, 3, groups=1, dilation=2), nn.ReLU())) == []
+    assert compiled_runs(nn.ModuleList([nn.Conv2d(3, 8, 3), nn.ReLU()])) == []
 
 
 def test_a_layer_used_in_two_places(images):
@@ -97,7 +104,7 @@ def test_a_layer_used_in_two_places(images):
         *(nn.Flatten(), nn.Linear(8 * 14 * 14, 10), relu),
     )
     plain = gradients(module, *images)
-    with use_memory_format(module, "blocked"):
+    with use_memory_format(module, "compiled"):
         ours = gradients(module, *images)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
@@ -105,7 +112,7 @@ def test_a_layer_used_in_two_places(images):
 
 def test_an_error_leaves_the_module_as_it_was():
     module = CNNSmall().build((3, 32, 32), 10)
-    with pytest.raises(RuntimeError), use_memory_format(module, "blocked"):
+    with pytest.raises(RuntimeError), use_memory_format(module, "compiled"):
         module(torch.zeros(1, 5, 32, 32))
     assert not any("forward" in vars(child) for child in module.modules())
 
@@ -116,9 +123,9 @@ def test_a_container_with_its_own_forward_is_left_alone():
             return x + super().forward(x)
 
     module = Residual(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
-    assert blocked_runs(module) == []
+    assert compiled_runs(module) == []
     x = torch.randn(1, 3, 8, 8)
-    with use_memory_format(module, "blocked"):
+    with use_memory_format(module, "compiled"):
         assert torch.equal(module(x), x + module[1](module[0](x)))
 
 
@@ -127,28 +134,29 @@ def test_a_container_with_its_own_forward_is_left_alone():
     [
         ({"model": {"name": "mlp", "hidden": [4]}}, "no convolution is followed by"),
         ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "has its own work"),
+        ({"model": "cnn_tiny", "execution.precision": "bf16"}, "bf16 needs autocast"),
     ],
 )
-def test_impossible_blocking_is_refused(changes, why):
+def test_impossible_machine_code_is_refused(changes, why):
     config = {
         "rounds": 1,
         "data": "digits",
         "partition": {"name": "iid", "clients": 4},
         "cohort": {"size": 2},
-        "execution": {"executor": "serial", "memory_format": "blocked"},
+        "execution": {"executor": "serial", "memory_format": "compiled"},
     }
-    with pytest.raises(ConfigError, match=rf"memory_format: 'blocked' is not possible: .*{why}"):
-        fl.run(config | {"strategy": "fedavg"} | changes)
+    with pytest.raises(ConfigError, match=rf"memory_format: 'compiled' is not possible: .*{why}"):
+        fl.run({"strategy": "fedavg"} | config, **changes)
 
 
-def test_squares_of_gradients_are_the_same_while_images_are_blocked(images):
-    """torch.func, with which FedCurv and FedEWC take a gradient for each sample, does not know blocked images."""
+def test_squares_of_gradients_are_the_same_with_machine_code(images):
+    """FedCurv and FedEWC take a gradient for each sample with torch.func, which does not know machine code."""
     torch.manual_seed(0)
     module = CNNSmall().build((3, 32, 32), 10).eval()
     x, y = images
     params = Params.of({name: parameter.detach() for name, parameter in module.named_parameters()})
     squares = [[g.square() for g in gradients(module, x[i : i + 1], y[i : i + 1])] for i in range(len(x))]
-    with use_memory_format(module, "blocked"):
+    with use_memory_format(module, "compiled"):
         found = mean_squares(module, params, View({"x": x, "y": y}, np.arange(len(x))), Classification())
     for name, *each in zip(params, *squares):
         torch.testing.assert_close(found[name], torch.stack(each).mean(0), rtol=1e-3, atol=1e-7)

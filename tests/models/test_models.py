@@ -205,7 +205,7 @@ TRAINED = {
 )
 def test_all_plans_and_memory_formats_agree(model):
     config = TRAINED | {"model": model}
-    memory_formats = ["contiguous", "channels_last"] + ["blocked"] * (model in ("cnn_pfl", "cnn_pfllib"))
+    memory_formats = ["contiguous", "channels_last"] + ["compiled"] * (model in ("cnn_pfl", "cnn_pfllib"))
     plans = [{"plan": "loop", "memory_format": kind} for kind in memory_formats] + [
         {"plan": p, "chunk": 4} for p in ("flat", "vmap")
     ]

@@ -50,6 +50,7 @@ ACTIVATIONS = {nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
 NORMS = {FeatureNorm: "FEATURE", SampleNorm: "LAYER"}
 SECONDS = {
     "clients": 30,
+    "convolutions": 15,
     "fits": 10,
     "gradients": 5,
     "programs": 5,
@@ -422,12 +423,14 @@ def thread_memory(elements: int) -> np.ndarray:
     return _memory.array
 
 
-def machine_code(plan: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
-    """Return the modules of the folder native/ that the clients of an algorithm need in a plan.
+def machine_code(plan: str, memory_format: str, algorithm: ClientAlgorithm) -> tuple[str, ...]:
+    """Return the modules of the folder native/ that the clients of an algorithm need in a plan and a memory format.
 
     Whether a method takes gradients or squares beside its training is read from the names in its code. Where a function
     outside its class takes them, their module is compiled when it is first needed.
     """
+    if memory_format == "compiled":
+        return ("convolutions",)
     if plan != "compiled":
         return ("transformer",) if plan == "fused" else ()
     assert isinstance(algorithm, LocalTraining)  # no other algorithm has this plan

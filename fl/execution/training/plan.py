@@ -24,7 +24,7 @@ from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.flat import Flat, saved_activations
 from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.memory_format import MemoryFormat, blocked_obstacle, fastest_format
+from fl.execution.training.memory_format import MemoryFormat, compiled_obstacle, fastest_format
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.loss_of_outputs import LossOfOutputs
@@ -357,12 +357,13 @@ def _asked_for(setting: Setting, kind: str) -> tuple[Candidate, str]:
 
 def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
     """How images are stored: as asked for, else the fastest format in the loop."""
-    asked, device = setting.execution.memory_format, setting.execution.device
-    if asked == "blocked" and (obstacle := blocked_obstacle(setting.module, setting.algorithm, device)):
-        raise ValueError(f"memory_format: 'blocked' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
+    execution, asked = setting.execution, setting.execution.memory_format
+    about = setting.module, setting.algorithm, execution.device, execution.precision
+    if asked == "compiled" and (obstacle := compiled_obstacle(*about)):
+        raise ValueError(f"memory_format: 'compiled' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
     if asked is not None:
         return asked
-    return fastest_format(setting.module, setting.algorithm, device) if kind == "loop" else "contiguous"
+    return fastest_format(*about) if kind == "loop" else "contiguous"
 
 
 def _pieces_obstacle(setting: Setting) -> str | None:

@@ -9,6 +9,8 @@
     fits.py        fits before training, of all clients of a chunk; compiled by itself
     squares.py     means of squared gradients of single samples; compiled by itself
     programs.py    steps that a method takes itself, as linear combinations and gradients; compiled by itself
+    convolutions.py    runs of convolutions, ReLUs and max-pools, for the loop; compiled by itself
+    image_tiles.py     tiles of sums over images
     cache.py       where machine code is kept between processes
     shuffle.py     the order of a client's samples
     memory.py      how one client's layers and batches are stored; sums of updates
