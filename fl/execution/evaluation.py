@@ -16,7 +16,7 @@ from fl.execution.client_state import method_state
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
 from fl.execution.isolation import as_error
-from fl.execution.training.customised import overrides
+from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext
@@ -72,7 +72,8 @@ class Evaluation(ExchangeWorker):
         view = View(arrays, rows)
         accs: dict[str, Any] = {}
         size = self.task.evaluation_block
-        with torch.inference_mode(), self.device.computing():
+        images = use_memory_format(self.module, self.dispatch.plan.memory_format)
+        with images, torch.inference_mode(), self.device.computing():
             for a in range(0, max(len(view), 1), size):
                 batch = view.take(slice(a, a + size))
                 segments = torch.as_tensor(owners[a : a + size])
@@ -159,8 +160,9 @@ class ClientEvaluation(Evaluation):
                 facts = self.device.put(data_facts(algorithm, train, self.task, self.job.facts.outputs))
             ctx = replace(ctx, train=train, facts=facts)
         if self.dispatch.work != "received":
+            gradients_only = custom_training(algorithm) is None  # an adaptation may take second derivatives
             with (
-                use_memory_format(self.module, self.dispatch.plan.memory_format),
+                use_memory_format(self.module, self.dispatch.plan.memory_format if gradients_only else "contiguous"),
                 self.device.computing(),
                 self.isolated,
             ):

@@ -175,7 +175,7 @@ class AsynchronousRunner(ExchangeRunner):
         for repeat, members in groups.items():
             plan = self.plan(exchange, broadcast)
             if len(members) == 1 and plan.kind != "compiled":
-                plan = Plan("loop", 1, "alone with its version")
+                plan = plan.in_loop("alone with its version")
             clients, numbers = (np.array(column, np.int64) for column in list(zip(*members))[:2])
             number = Place(self.ledger_round, repeat).number
             group = Group(exchange.work, number, self.round, self.period, broadcast, plan, clients, numbers)

@@ -21,7 +21,6 @@ from fl.execution.columns import Columns
 from fl.execution.dispatch import DispatchResult, ExchangeDispatch
 from fl.execution.held_uploads import Held, Hold
 from fl.execution.submissions import Submission
-from fl.execution.training.plan import Plan
 from fl.execution.workers.executor import Executor
 from fl.method.adversary import Adversary, AttackContext
 from fl.method.reduction import GroupReduction, Product
@@ -93,7 +92,7 @@ class AttackedExchanges:
             Submission(held[client], written.get(client, {}) if attack else None) if client in held else None
             for client, attack in zip(dispatch.cohort.tolist(), attacks)
         ]
-        plan = Plan("loop", CHUNK, "the clients have worked already")
+        plan = dispatch.plan.in_loop("the clients have worked already", CHUNK)
         second = replace(dispatch, kind="submit", plan=plan, submissions=submissions, pin=False)
         result = _joined(first, self.executor.run(second))
         files.remove(path)

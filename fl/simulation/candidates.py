@@ -14,7 +14,6 @@ import numpy as np
 from fl.communication.keys import down_key
 from fl.communication.transmit import transmit
 from fl.communication.wire import wire_bytes
-from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.simulation.downlink import Place
 from fl.simulation.evaluation import clients_per_chunk
@@ -75,7 +74,7 @@ def candidate_losses(exchanges: ExchangeRunner, broadcast: Broadcast, candidates
         cohort=candidates,
         broadcast=decoded,
         reduction=pooled(exchanges.run_setup.periods[exchanges.period].task.metrics()),
-        plan=Plan("loop", clients_per_chunk(np.maximum(counts, 1)), "clients share forward passes"),
+        plan=exchanges.run_setup.plan.in_loop("clients share forward passes", clients_per_chunk(np.maximum(counts, 1))),
         split="train",
         original=message if exchanges.executor.remote else None,
     )

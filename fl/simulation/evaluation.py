@@ -20,7 +20,6 @@ import numpy as np
 from fl.config.sections import Evaluation, Stage
 from fl.data.partition import ViewName
 from fl.errors import ConfigError
-from fl.execution.training.plan import Plan
 from fl.method.messages import Broadcast
 from fl.method.requests import Evaluate
 from fl.simulation.exchange import ExchangeRunner
@@ -88,7 +87,7 @@ def _on_clients(exchanges: ExchangeRunner, broadcast: Broadcast, stage: Stage, s
         cohort=clients,
         broadcast=broadcast,
         reduction=pooled(metrics),
-        plan=Plan("loop", clients_per_chunk(counts[clients]), "clients share forward passes"),
+        plan=setup.plan.in_loop("clients share forward passes", clients_per_chunk(counts[clients])),
         split=split,
     )
     answered = ~result.columns.column("dropped", len(clients), False)  # a deployment may have lost clients
@@ -169,7 +168,7 @@ def assess(exchanges: ExchangeRunner, request: Evaluate, evaluating: bool) -> di
             cohort=cohort,
             broadcast=broadcast,
             reduction=pooled(exchanges.run_setup.periods[exchanges.period].task.metrics()),
-            plan=Plan("loop", 1, "each client has its own model"),
+            plan=exchanges.run_setup.plan.in_loop("each client has its own model"),
             rows=np.asarray(rows, np.int64),
         )
         answer[name] = result.value
@@ -189,7 +188,7 @@ def _on_server(exchanges: ExchangeRunner, broadcast: Broadcast, period: int, row
         cohort=np.arange(-(-len(rows) // part.task.evaluation_block)),
         broadcast=broadcast,
         reduction=pooled(part.task.metrics()),
-        plan=Plan("loop", 1, "blocks of the server's data"),
+        plan=exchanges.run_setup.plan.in_loop("blocks of the server's data"),
         rows=np.asarray(rows, np.int64),
     )
     return result.value

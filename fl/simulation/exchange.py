@@ -157,7 +157,7 @@ class ExchangeRunner:
             cohort=participants,
             broadcast=sent.decoded,
             reduction=reduction if secure is None else secure.join(trip),
-            plan=self.plan(exchange, sent.decoded) if limits is None else Plan("loop", 1, "some do part of their work"),
+            plan=self.plan(exchange, sent.decoded, limits is not None),
             carries=self.carries_of(participants),
             skeleton=exchange.skeleton,
             pin=exchange.pin,
@@ -227,12 +227,15 @@ class ExchangeRunner:
         self.evaluations += 1
         return Place(self.ledger_round, EVALUATIONS + self.evaluations - 1)
 
-    def plan(self, exchange: Exchange, broadcast: Broadcast) -> Plan:
-        """Return the plan for training in `exchange`."""
+    def plan(self, exchange: Exchange, broadcast: Broadcast, limited: bool = False) -> Plan:
+        """Return the plan for work in `exchange`. `limited`: some clients do part of their work."""
+        plan = self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
+        if limited:
+            return plan.in_loop("some do part of their work")
         per_client = any(map(self.downlink.per_client, broadcast.shared))
         if exchange.work != "train" or not broadcast.uniform or per_client:
-            return Plan("loop", 1, "clients receive different messages, or do not train")
-        return self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
+            return plan.in_loop("clients receive different messages, or do not train")
+        return plan
 
     def largest_first(self, exchange: Exchange) -> np.ndarray:
         """Return the cohort, largest clients first: similar sizes then share a chunk, and long work starts early."""

@@ -129,6 +129,26 @@ def test_a_container_with_its_own_forward_is_left_alone():
         assert torch.equal(module(x), x + module[1](module[0](x)))
 
 
+def test_evaluation_uses_the_format_of_training():
+    config = {
+        **{"strategy": "fedavg", "rounds": 1, "data": "digits", "partition": {"name": "iid", "clients": 4}},
+        **{"model": "cnn_tiny", "cohort": {"size": 2}, "splits": {"val": 0.2}, "evaluation": {"every": 1}},
+    }
+    losses, by_torch = {}, []
+
+    def note(layer, *_):
+        by_torch.append(isinstance(layer, nn.Conv2d) and torch.is_inference_mode_enabled())
+
+    for memory_format in ("contiguous", "compiled"):
+        by_torch.clear()
+        execution = {"executor": "serial", "plan": "loop", "memory_format": memory_format}
+        with torch.nn.modules.module.register_module_forward_hook(note):
+            metrics = fl.run(config, execution=execution).metrics
+        losses[memory_format] = metrics[-1]["val/loss"]
+        assert any(by_torch) == (memory_format == "contiguous")
+    assert losses["compiled"] == pytest.approx(losses["contiguous"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes, why",
     [

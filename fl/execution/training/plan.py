@@ -75,6 +75,10 @@ class Plan:
     why: str
     memory_format: MemoryFormat = "contiguous"
 
+    def in_loop(self, why: str, chunk: int = 1) -> Plan:
+        """Return a plan for work that only the loop can do, with images in the same format."""
+        return Plan("loop", chunk, why, self.memory_format)
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
