@@ -47,6 +47,7 @@ from fl.method.optimiser_memory import OptimiserState, require_memory
 from fl.method.penalty import Penalty
 from fl.method.phase import LastBatch, Phase, rate_at
 from fl.method.preparation import Preparation
+from fl.method.protected import protected_by
 from fl.method.training_values import Step, StepContext, TrainingInputs, TrainingResult, Trainings
 from fl.method.views import TrainingView
 from fl.tensors import subspace
@@ -244,15 +245,20 @@ class LocalTraining(ClientAlgorithm):
             params: the parameters that the phase trains.
             at: the phase and the inputs.
         """
-        bases = self.protected(at)
-        return grad.replace({n: subspace.project(grad[n], u) for n, u in bases.items() if n in grad}) if bases else grad
+        bases = protected_by(self, at)
+        return grad.replace({name: subspace.project(grad[name], u) for name, u in bases.items()}) if bases else grad
 
     def protected(self, at: StepContext) -> Mapping[str, Tensor]:
         """Return the subspaces of inputs in which weights do not move, by the name of the weights.
 
-        Each is a matrix U (d, k) of orthonormal columns, where d is the number of a weight's inputs. The default of
-        `gradient` takes the part in their span from the gradient: g <- g - (g U) U^T. Unlike `gradient`, `protected`
-        keeps the compiled plan. The subspaces are the same for all clients, and for all steps of a phase.
+        Each is a matrix U (d, k) of orthonormal columns, in the weights' type, where d is the number of a weight's
+        inputs and k <= d; for a convolution the inputs are in the order of channel, kernel row, kernel column. The
+        default of `gradient` takes the part in their span from the gradient: g <- g - (g U) U^T. Biases are free.
+        Weight decay, and optimisers that rescale gradients (Adam), still move weights in these subspaces.
+
+        Unlike `gradient`, `protected` keeps the compiled plan, if there is no own `penalty` and no own `step`. The
+        subspaces are the same for all clients, and for all steps of a phase. Names of weights that the phase does not
+        train are left out.
 
         Args:
             at: the phase, with its start, and the inputs.

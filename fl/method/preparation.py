@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fl.checks import at_least, not_negative
+from fl.checks import at_least, within
 from fl.tensors.params import Params
 
 
@@ -45,8 +45,11 @@ class Fit:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        not_negative(rate=self.rate, threshold=self.threshold)
+        within("[0, inf)", rate=self.rate, threshold=self.threshold)
         at_least(2, window=self.window)
+        if not self.low <= self.high:
+            raise ValueError(f"low: {self.low} is not at most high, {self.high}")
+        counted("epochs", self.epochs)
         for name in ("base", "direction", "start"):
             each = getattr(self, name)
             if each.layout is not self.start.layout or tuple(each.batch) != (len(self.epochs),):
@@ -54,6 +57,41 @@ class Fit:
                     f"{name}: it holds {list(each)} with the batch {tuple(each.batch)}, expected the tensors of start, "
                     f"{list(self.start)}, with the batch ({len(self.epochs)},), that of epochs"
                 )
+
+
+def counted(name: str, counts: np.ndarray, sizes: np.ndarray | None = None) -> None:
+    """Check numbers of each client.
+
+    Args:
+        name: the argument's name.
+        counts: expected: an array of whole numbers, at least 0.
+        sizes: int64 (C,), the largest allowed numbers. Default: any.
+
+    Raises:
+        ValueError: they are not, or there is not one for each client.
+    """
+    if not isinstance(counts, np.ndarray) or counts.ndim != 1 or counts.dtype != np.int64:
+        given = f"{counts.dtype} {counts.shape}" if isinstance(counts, np.ndarray) else type(counts).__name__
+        raise ValueError(f"{name}: {given} is not an int64 array with a number for each client")
+    if sizes is not None and len(counts) != len(sizes):
+        raise ValueError(f"{name}: there are {len(counts)} numbers for {len(sizes)} clients")
+    wrong = np.flatnonzero((counts < 0) if sizes is None else (counts < 0) | (counts > sizes))
+    if len(wrong):
+        c = int(wrong[0])
+        most = "" if sizes is None else f" and at most its number of samples, {sizes[c]}"
+        raise ValueError(f"{name}: {counts[c]} of client {c} of {len(counts)} is not at least 0{most}")
+
+
+def check_fit(counts: np.ndarray, sizes: np.ndarray, others: Params) -> None:
+    """Check the arguments of `Preparation.fit`.
+
+    Raises:
+        ValueError: counts are not numbers of samples that the clients have, or `others` differ between clients.
+    """
+    counted("counts", counts, sizes)
+    if not isinstance(others, Params) or others.batch:
+        given = f"Params with the batch {tuple(others.batch)}" if isinstance(others, Params) else type(others).__name__
+        raise ValueError(f"others: {given} are not Params that are the same for all clients")
 
 
 class Preparation(Protocol):
@@ -77,4 +115,7 @@ class Preparation(Protocol):
                 without any keeps its z.
             others: the model's other tensors, the same for all clients. Tensors that are missing from them have their
                 initial values.
+
+        Raises:
+            ValueError: see `check_fit`.
         """

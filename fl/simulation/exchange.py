@@ -229,13 +229,13 @@ class ExchangeRunner:
 
     def plan(self, exchange: Exchange, broadcast: Broadcast, limited: bool = False) -> Plan:
         """Return the plan for work in `exchange`. `limited`: some clients do part of their work."""
-        plan = self.run_setup.plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
+        plan = self.run_setup.plan
         if limited:
             return plan.in_loop("some do part of their work")
         per_client = any(map(self.downlink.per_client, broadcast.shared))
         if exchange.work != "train" or not broadcast.uniform or per_client:
             return plan.in_loop("clients receive different messages, or do not train")
-        return plan
+        return plan if exchange.skeleton is None else self.run_setup.plan_for(exchange.skeleton)
 
     def largest_first(self, exchange: Exchange) -> np.ndarray:
         """Return the cohort, largest clients first: similar sizes then share a chunk, and long work starts early."""

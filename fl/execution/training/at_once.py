@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from fl.execution.training.chunk import Asked, Chunk, Gradients, TrainsWholePhases, Wanted, WholePhase
-from fl.execution.training.customised import ends_plainly, overrides, penalty_of, protected_by
+from fl.execution.training.customised import ends_plainly, overrides, penalty_of
 from fl.execution.update_checks import check_stacked, checked_pair
 from fl.method.context import Reply
 from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.method.phase import Phase
+from fl.method.protected import protected_by
 from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
 from fl.tensors.combination import Combination, NotKnown, Unknown
 from fl.tensors.params import Layout, Params
@@ -198,7 +199,7 @@ def _call_hooks(
     of_phase = start.select(phase.trains)
     results: _Results | None = None  # of the hooks; the default ones are known
     try:
-        penalty, protected = None, protected_by(algorithm, inputs, phase, of_phase)
+        penalty, protected = None, protected_by(algorithm, StepContext(**vars(inputs), phase=phase, start=of_phase))
         if overrides(algorithm, "penalty"):
             at = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=of_phase)
             penalty = penalty_of(algorithm, at, count)

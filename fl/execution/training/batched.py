@@ -40,7 +40,6 @@ from fl.execution.training.customised import (
     ends_plainly,
     overrides,
     penalty_of,
-    protected_by,
     takes_plain_steps,
 )
 from fl.execution.training.own_steps import ChunkSteps
@@ -55,6 +54,7 @@ from fl.method.local_training import LocalTraining
 from fl.method.messages import Update
 from fl.method.penalty import Penalty
 from fl.method.phase import Phase
+from fl.method.protected import protected_by
 from fl.method.training_values import StepContext, TrainingInputs, TrainingResult
 from fl.tensors.combination import Unknown
 from fl.tensors.gathered import Gathered, joined_rows, rows_like
@@ -192,7 +192,7 @@ def _train(algorithm: LocalTraining, chunk: Chunk, backend: type[Gradients], ope
         if overrides(algorithm, "penalty"):  # it is made of sums that the backend computes
             summed = StepContext(**vars(with_combinations(inputs, start.layout)), phase=phase, start=at.start)
             penalty = penalty_of(algorithm, summed, count)
-        whole = WholePhase(phase, index, local, at.start, protected_by(algorithm, inputs, phase, at.start))
+        whole = WholePhase(phase, index, local, at.start, protected_by(algorithm, at))
         asked = Asked(backend.formulas(whole, count, penalty, trained, [Wanted(trained)]))
         (local,), taken, losses, samples = backend.train_whole(chunk, whole, asked)
         loss, seen, steps, lr_sum = loss + losses, seen + samples, steps + taken, lr_sum + phase.lr_sum(taken)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from fl import registry
 from fl.method.client import ClientAlgorithm
@@ -15,9 +12,8 @@ from fl.method.loss_of_outputs import LossOfOutputs
 from fl.method.optimiser import SGD
 from fl.method.penalty import Penalty, fitted
 from fl.method.phase import Phase
-from fl.method.training_values import StepContext, TrainingInputs
+from fl.method.training_values import StepContext
 from fl.tasks.task import Task
-from fl.tensors.params import Params
 
 HOOKS = (
     *("facts", "prepare", "prepare_together", "first_state", "samples", "start", "phases", "phases_of"),
@@ -66,14 +62,6 @@ def takes_plain_steps(algorithm: LocalTraining, phase: Phase, penalty: Penalty |
 def changes_gradients(algorithm: LocalTraining) -> bool:
     """Whether the hook `gradient` may return something else than the gradient."""
     return overrides(algorithm, "gradient") or overrides(algorithm, "protected")
-
-
-def protected_by(algorithm: LocalTraining, inputs: TrainingInputs, phase: Phase, start: Params) -> Mapping[str, Tensor]:
-    """Return the bases of a phase's protected subspaces. `start`: the parameters that it trains, at its start."""
-    if not overrides(algorithm, "protected"):
-        return {}
-    bases = algorithm.protected(StepContext(**vars(inputs), phase=phase, start=start))
-    return {name: basis for name, basis in bases.items() if name in start}
 
 
 def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = None) -> Penalty | None:

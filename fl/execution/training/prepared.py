@@ -24,7 +24,7 @@ from fl.execution.training.steps import LocalSteps
 from fl.method.context import ClientContext
 from fl.method.local_training import LocalTraining
 from fl.method.loss_of_outputs import LossOfOutputs
-from fl.method.preparation import Fit, Preparation
+from fl.method.preparation import Fit, Preparation, check_fit
 from fl.method.training_values import StepContext, TrainingInputs
 from fl.tensors import random
 from fl.tensors.params import Params, elementwise
@@ -80,9 +80,10 @@ def _checked(found: Tree, clients: int, algorithm: LocalTraining) -> Tree:
             tuple(leaf.batch if isinstance(leaf, Params) else leaf.shape) if isinstance(leaf, Params | Tensor) else ()
         )
         if axes[:1] != (clients,):
+            shape = f" of shape {axes}" if isinstance(leaf, Params | Tensor) else ""
             raise ValueError(
-                f"client {type(algorithm).__name__}: prepare_together returned {name} of shape {axes} for {clients} "
-                "clients; its leaves are Params and tensors whose first axis is the clients"
+                f"client {type(algorithm).__name__}: prepare_together returned {name}, {type(leaf).__name__}{shape}, "
+                f"for {clients} clients; its leaves are Params and tensors whose first axis is the clients"
             )
     return found
 
@@ -98,6 +99,7 @@ class _Alone:
         self.sizes = np.array([len(ctx.train)], np.int64)
 
     def fit(self, how: Fit, name: str, counts: np.ndarray, others: Params) -> tuple[Params, np.ndarray]:
+        check_fit(counts, self.sizes, others)
         base, direction, z = how.base.row(0), how.direction.row(0), how.start.row(0).clone()
         losses = list[float]()
         for epoch in range(int(how.epochs[0]) if counts[0] else 0):

@@ -12,7 +12,7 @@ from fl.execution.training.chunk import Chunk
 from fl.execution.training.compiled import NO_ROWS, answers, check_labels, layers_of, thread_memory
 from fl.execution.workers.process import release_lock
 from fl.method.phase import Phase
-from fl.method.preparation import Fit
+from fl.method.preparation import Fit, check_fit
 from fl.tensors import random
 from fl.tensors.params import Params
 
@@ -37,6 +37,7 @@ class ChunkPreparation:
         from fl.execution.training.native.fits import COPIES, fit_clients
         from fl.execution.training.native.memory import memory_length
 
+        check_fit(counts, self.sizes, others)
         chunk, phase, epochs = self.chunk, self.phase, np.where(counts > 0, how.epochs, 0)
         others = others if others.layout is self.initial.layout else self.initial.replace(others)
         fitted, lowest = self._fitted(others, [*how.start])
