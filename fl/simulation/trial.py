@@ -183,7 +183,7 @@ class Trial:
         if all(end.state is not None for (end,) in found):
             for _ in range(2):
                 for client, state in enumerate(_states_after(found)):
-                    found[client].append(self._work(algorithm, client, state))
+                    found[client].append(self._work(algorithm, client, tree_map(lambda leaf: leaf.clone(), state)))
         self.changed = watch.changes("a first training")
         return found
 

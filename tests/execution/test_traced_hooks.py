@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import fl
 from fl import LocalTraining, Params, Penalty, dot
 from fl.execution.training import batched
 from fl.execution.training.at_once import Window
@@ -233,3 +234,58 @@ def test_rows_that_lie_in_two_places():
     assert found.version > 0
     assert found["b"].tolist() == [[12], [6], [24]]
     assert one["b"].tolist() == [3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsRounds(LocalTraining):
+    """Numbers in a state differ between clients; a factor is 1 for some clients only."""
+
+    def first_state(self, inputs):
+        return {"c": 0.1 * inputs.received["model"], "seen": -1}
+
+    def finish(self, end):
+        n = torch.as_tensor(end.num_examples)
+        factor = torch.where(n > 30, 1.0, 0.5)
+        moved = factor * end.params - end.received["model"]
+        return {"model": end.delta}, {"c": 0.5 * end.state["c"] + moved, "seen": end.round}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralVectors(LocalTraining):
+    """A state of three models in one `Params`, which changes in place."""
+
+    def first_state(self, inputs):
+        model = inputs.received["model"]
+        return {"c": stack([0.1 * model, 0.2 * model, 0.3 * model])}
+
+    def finish(self, end):
+        end.state["c"].mul_(0.5)
+        return {"model": end.delta}, {"c": end.state["c"]}
+
+
+SMALL = {
+    **{"seed": 3, "rounds": 4, "data": "digits", "model": "softmax", "strategy": "fedavg", "cohort": {"size": 9}},
+    **{"partition": {"name": "dirichlet", "clients": 30, "alpha": 0.5}, "evaluation": {"clients": 0}},
+}
+
+
+@pytest.mark.parametrize("client", [CountsRounds(batch=16, lr=0.1), SeveralVectors(batch=16, lr=0.1)])
+def test_bits_do_not_depend_on_which_worker_meets_which_chunk_first(client, tmp_path):
+    def run(workers, plan):
+        execution = {"executor": "serial", "workers": workers, "plan": plan, "chunk": 2 if plan == "compiled" else None}
+        return fl.run(SMALL, client=client, execution=execution, out=tmp_path / f"{plan}{workers}")
+
+    runs = [run(workers, "compiled") for workers in (1, 2, 5)]
+    assert len({each.digest for each in runs}) == 1
+    loop = run(1, "loop")
+    for name, tensor in loop.model.items():
+        torch.testing.assert_close(runs[0].model[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_of_several_vectors_keeps_its_axes():
+    chunk = make(mlp(), sizes=np.array([7, 3, 5]), ids=np.array([1, 2, 3]))[0]
+    together = batched.train(SeveralVectors(batch=4, lr=0.1), chunk, Compiled)
+    assert together.state["c"].batch == (3, 3)
+    for name, tensor in chunk.received["model"].items():
+        expected = torch.stack([0.05 * tensor, 0.1 * tensor, 0.15 * tensor])
+        torch.testing.assert_close(together.state["c"][name], expected.expand(3, *expected.shape))

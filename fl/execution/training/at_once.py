@@ -54,7 +54,8 @@ class Window:
 
     def __init__(self, sizes: np.ndarray):
         self.sizes = sizes
-        self.found: dict[Sequence[str], _Hooks | None] = {}  # by the names of the groups that are summed
+        # by the names of the groups that are summed, and by what states hold beside the numbers of parameters
+        self.found: dict[tuple[Sequence[str], Sequence[str]], _Hooks | None] = {}
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def train_at_once(
     names = () if weights is None else tuple(weights)
     if window is not None:
         found = _hooks_of_window(algorithm, chunk, backend, opening, names, window[0])
-        values = None if found is None else _values(found.state, opening.inputs.state)
-        if found is not None and values is not None:
+        if found is not None:
+            values = _values(found.state, opening.inputs.state)
             reply = _train(chunk, backend, opening, weights, found, window[1], values)
             if reply is not None:
                 return reply
@@ -133,17 +134,29 @@ def _hooks_of_window(
     names: Sequence[str],
     window: Window,
 ) -> _Hooks | None:
-    """Return what the hooks return for all clients of a window, called once; None if they read more than is known."""
-    if names not in window.found:
-        count, layout = len(window.sizes), opening.start.layout
-        window.found[names], known = None, [leaf for _, leaf in named_leaves(opening.inputs.state)]
-        fit = all(isinstance(leaf, PLAIN) or (isinstance(leaf, Params) and leaf.layout is layout) for leaf in known)
-        if fit and _may_wait(algorithm, chunk) and _trains_whole(algorithm, chunk, backend, opening):
-            state = tree_map(lambda leaf: Unknown(leaf.layout, (count,)), opening.inputs.state)
+    """Return what the hooks return for all clients of a window, called once; None if they read more than is known.
+
+    Chunks whose states have other plain values or another structure have calls of their own. So the answer does not
+    depend on which chunk asks first.
+    """
+    layout, own, state = opening.start.layout, (len(chunk.sizes),), opening.inputs.state
+    known = []
+    for path, leaf in named_leaves(state):
+        if isinstance(leaf, PLAIN):
+            known.append(f"{path}={leaf!r}")
+        elif isinstance(leaf, Params) and leaf.layout is layout and leaf.batch == own:
+            known.append(path)
+        else:
+            return None
+    key = (*names,), (*known,)
+    if key not in window.found:
+        count, window.found[key] = len(window.sizes), None
+        if _may_wait(algorithm, chunk) and _trains_whole(algorithm, chunk, backend, opening):
+            state = tree_map(lambda leaf: Unknown(leaf.layout, (count,)), state)
             found = _call_hooks(algorithm, chunk, backend, opening, names, state, window.sizes)
             if found is not None and _is_for_each(found.results, count) and found.formulas.shares(_unknown(state)):
-                window.found[names] = found
-    return window.found[names]
+                window.found[key] = found
+    return window.found[key]
 
 
 def _is_for_each(results: _Results | None, count: int) -> bool:
@@ -157,18 +170,9 @@ def _unknown(state: Tree) -> list[Params]:
     return [leaf for _, leaf in named_leaves(state) if isinstance(leaf, Params)]
 
 
-def _values(unknown: Tree, state: Tree) -> dict[int, Params] | None:
-    """Return, by identity, the parameters of a state for those of an `unknown` one; None if the structures differ."""
-    wanted, found = list(named_leaves(unknown)), list(named_leaves(state))
-    values: dict[int, Params] = {}
-    for (path, leaf), (own_path, own) in zip(wanted, found):
-        if isinstance(leaf, Params) and isinstance(own, Params) and own.layout is leaf.layout:
-            values[id(leaf)] = own
-        elif type(own) not in PLAIN or own != leaf:
-            return None
-        if own_path != path:
-            return None
-    return values if len(wanted) == len(found) else None
+def _values(unknown: Tree, state: Tree) -> dict[int, Params]:
+    """Return, by identity, the parameters of a state for those of an `unknown` one of the same structure."""
+    return {id(leaf): own for leaf, own in zip(_unknown(unknown), _unknown(state), strict=True)}
 
 
 def _call_hooks(
@@ -296,11 +300,14 @@ def _replaced(results: _Results, fn: Callable[[Combination], Params | None], par
 def with_combinations(inputs: TrainingInputs, layout: Layout) -> TrainingInputs:
     """Return inputs with states and prepared values for one hook. Changes in place stay within them.
 
-    Parameters of the layout are combinations, so that the hook's sums with them are seen. The rest is copied.
+    Parameters of the layout, one row for each client, are combinations, so that the hook's sums with them are seen. The
+    rest is copied.
     """
 
     def of(leaf: Params | Tensor) -> Params | Tensor:
-        return Combination.single(leaf) if isinstance(leaf, Params) and leaf.layout is layout else leaf.clone()
+        if isinstance(leaf, Params) and leaf.layout is layout and len(leaf.batch) == 1:
+            return Combination.single(leaf)
+        return leaf.clone()
 
     return replace(inputs, state=tree_map(of, inputs.state), prepared=tree_map(of, inputs.prepared))
 

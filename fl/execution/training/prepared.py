@@ -76,11 +76,9 @@ def _checked(found: Tree, clients: int, algorithm: LocalTraining) -> Tree:
         ValueError: a tensor lacks the axis of clients.
     """
     for name, leaf in named_leaves(found, "prepared"):
-        axes = (
-            tuple(leaf.batch if isinstance(leaf, Params) else leaf.shape) if isinstance(leaf, Params | Tensor) else ()
-        )
-        if axes[:1] != (clients,):
-            shape = f" of shape {axes}" if isinstance(leaf, Params | Tensor) else ""
+        axes = leaf.batch if isinstance(leaf, Params) else leaf.shape if isinstance(leaf, Tensor) else None
+        if axes is None or axes[:1] != (clients,):
+            shape = "" if axes is None else f" of shape {tuple(axes)}"
             raise ValueError(
                 f"client {type(algorithm).__name__}: prepare_together returned {name}, {type(leaf).__name__}{shape}, "
                 f"for {clients} clients; its leaves are Params and tensors whose first axis is the clients"
