@@ -19,7 +19,7 @@ class Gathered(Params):
     Args:
         has: bool (C,), which clients have a row in `known`.
         known: parameters of these clients, in their order.
-        other: parameters of each of the other clients, without leading axes, of the same layout.
+        other: parameters of each of the other clients, of the same layout and without the axis of clients.
 
     >>> one = Params.of({"w": torch.tensor([1.0, 2.0])})
     >>> several = Gathered(np.array([False, True]), Params(one.layout, (3 * one.buffers[0][None],)), one)
@@ -46,8 +46,8 @@ class Gathered(Params):
 
     @property
     def batch(self) -> torch.Size:
-        """Shape of the leading axes, (C,)."""
-        return torch.Size((len(self.has),))
+        """Shape of the leading axes, (C, ...)."""
+        return torch.Size((len(self.has), *self.other.batch))
 
     @property
     def device(self) -> torch.device:
