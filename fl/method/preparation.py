@@ -49,7 +49,7 @@ class Fit:
         at_least(2, window=self.window)
         if not self.low <= self.high:
             raise ValueError(f"low: {self.low} is not at most high, {self.high}")
-        counted("epochs", self.epochs)
+        check_counts("epochs", self.epochs)
         for name in ("base", "direction", "start"):
             each = getattr(self, name)
             if each.layout is not self.start.layout or tuple(each.batch) != (len(self.epochs),):
@@ -59,39 +59,45 @@ class Fit:
                 )
 
 
-def counted(name: str, counts: np.ndarray, sizes: np.ndarray | None = None) -> None:
-    """Check numbers of each client.
+def check_counts(name: str, counts: np.ndarray, sizes: np.ndarray | None = None) -> None:
+    """Check that `counts` has a whole number for each client, at least 0.
 
     Args:
         name: the argument's name.
-        counts: expected: an array of whole numbers, at least 0.
-        sizes: int64 (C,), the largest allowed numbers. Default: any.
+        counts: the numbers.
+        sizes: numbers of samples of the clients, int64 (C,), which are the largest allowed numbers. Default: any.
 
     Raises:
-        ValueError: they are not, or there is not one for each client.
+        ValueError: it does not.
     """
     if not isinstance(counts, np.ndarray) or counts.ndim != 1 or counts.dtype != np.int64:
         given = f"{counts.dtype} {counts.shape}" if isinstance(counts, np.ndarray) else type(counts).__name__
         raise ValueError(f"{name}: {given} is not an int64 array with a number for each client")
-    if sizes is not None and len(counts) != len(sizes):
-        raise ValueError(f"{name}: there are {len(counts)} numbers for {len(sizes)} clients")
-    wrong = np.flatnonzero((counts < 0) if sizes is None else (counts < 0) | (counts > sizes))
-    if len(wrong):
-        c = int(wrong[0])
-        most = "" if sizes is None else f" and at most its number of samples, {sizes[c]}"
-        raise ValueError(f"{name}: {counts[c]} of client {c} of {len(counts)} is not at least 0{most}")
+    if len(below := np.flatnonzero(counts < 0)):
+        raise ValueError(f"{name}[{below[0]}]: {counts[below[0]]} is not at least 0")
+    if sizes is None:
+        return
+    if len(counts) != len(sizes):
+        raise ValueError(f"{name}: {len(counts)} numbers for {len(sizes)} clients")
+    if len(above := np.flatnonzero(counts > sizes)):
+        c = above[0]
+        raise ValueError(f"{name}[{c}]: {counts[c]} is more than the client's number of samples, {sizes[c]}")
 
 
-def check_fit(counts: np.ndarray, sizes: np.ndarray, others: Params) -> None:
+def check_fit(how: Fit, counts: np.ndarray, sizes: np.ndarray, others: Params) -> None:
     """Check the arguments of `Preparation.fit`.
 
     Raises:
-        ValueError: counts are not numbers of samples that the clients have, or `others` differ between clients.
+        ValueError: `how` has rows for another number of clients, `counts` are not numbers of samples that the clients
+            have, or `others` differ between clients.
     """
-    counted("counts", counts, sizes)
-    if not isinstance(others, Params) or others.batch:
-        given = f"Params with the batch {tuple(others.batch)}" if isinstance(others, Params) else type(others).__name__
-        raise ValueError(f"others: {given} are not Params that are the same for all clients")
+    if len(how.epochs) != len(sizes):
+        raise ValueError(f"how: a fit of {len(how.epochs)} clients for {len(sizes)} clients")
+    check_counts("counts", counts, sizes)
+    if not isinstance(others, Params):
+        raise ValueError(f"others: {type(others).__name__}, expected Params")
+    if others.batch:
+        raise ValueError(f"others: the batch {tuple(others.batch)}, expected Params that are the same for all clients")
 
 
 class Preparation(Protocol):

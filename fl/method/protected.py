@@ -6,12 +6,13 @@ g <- g - (g U) U^T
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fl.errors import did_you_mean
 from fl.method.training_values import StepContext
@@ -19,51 +20,60 @@ from fl.method.training_values import StepContext
 if TYPE_CHECKING:
     from fl.method.local_training import LocalTraining
 
-TOLERANCE = 1e-3  # of U^T U, of which float32 leaves about 1e-6
+TOLERANCE = 0.1  # of numbers in U^T U. Float32 leaves about 1e-6, a codec of broadcasts with 8 bits about 0.01
 
-_orthonormal: WeakKeyDictionary[Tensor, int] = WeakKeyDictionary()  # bases that were checked, with their versions
+# Bases by the identity of a phase's context, with the method that was asked. Steps of the phase do not ask again.
+_of_phase: MutableMapping[StepContext, tuple[LocalTraining, Mapping[str, Tensor]]] = WeakIdKeyDictionary()
 
 
 def protected_by(algorithm: LocalTraining, at: StepContext) -> Mapping[str, Tensor]:
     """Return the bases of the protected subspaces, for those weights that the phase of `at` trains.
 
+    The hook is called once for each context, because the subspaces are the same for all steps of a phase.
+
     Raises:
         ValueError: a basis does not fit its weight.
     """
-    bases: Any = algorithm.protected(at)
-    who = f"client {type(algorithm).__name__}: protected"
+    asked, bases = _of_phase.get(at, (None, {}))
+    if asked is not algorithm:
+        bases = _checked(algorithm.protected(at), at, f"client {type(algorithm).__name__}: protected")
+        _of_phase[at] = algorithm, bases
+    return bases
+
+
+def _checked(bases: Any, at: StepContext, hook: str) -> Mapping[str, Tensor]:
+    """Return those of the bases whose weights the phase trains."""
     if not isinstance(bases, Mapping):
-        raise ValueError(f"{who} returned a {type(bases).__name__}; return a dict of matrices by the name of a weight")
-    found = {}
+        raise ValueError(f"{hook} returned {type(bases).__name__}, expected a dict of matrices by the name of a weight")
+    trained, frozen = at.initial.trained, at.initial.frozen
+    for name in bases:
+        if name not in at.start and name not in trained and name not in frozen:
+            known = [*trained]
+            raise ValueError(f"{hook} names {name!r}; the model's tensors are {known}.{did_you_mean(name, known)}")
+    layout, found = at.start.layout, {}
     for name, basis in bases.items():
-        if name in at.start:
-            found[name] = _checked(basis, at.start[name], len(at.start.batch), f"{who}[{name!r}]")
-        elif name not in at.initial.trained and name not in at.initial.frozen:
-            known = [*at.initial.trained]
-            raise ValueError(f"{who} names {name!r}; the model's tensors are {known}.{did_you_mean(name, known)}")
+        if entry := layout.entries.get(name):
+            found[name] = _orthonormal(basis, entry.shape, layout.dtypes[entry.buffer], f"{hook}[{name!r}]")
     return found
 
 
-def _checked(basis: Any, weight: Tensor, axes: int, what: str) -> Tensor:
-    """Return a basis for a weight, which has `axes` axes of clients before its own."""
-    shape = weight.shape[axes:]
+def _orthonormal(basis: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
+    """Return the basis of a weight of one client, of the given shape and type, checked."""
     if len(shape) < 2:
-        raise ValueError(f"{what}: the tensor has the shape {tuple(shape)}; only weights with inputs can be protected")
-    inputs = shape[1:].numel()
-    if not isinstance(basis, Tensor):
-        raise ValueError(f"{what} is a {type(basis).__name__}, expected a tensor ({inputs}, k) of {weight.dtype}")
-    if basis.ndim != 2 or basis.dtype != weight.dtype or basis.shape[0] != inputs or basis.shape[1] > inputs:
+        raise ValueError(f"{what}: the tensor has the shape {shape}; only weights with inputs can be protected")
+    d = math.prod(shape[1:])
+    fits = isinstance(basis, Tensor) and basis.ndim == 2 and basis.dtype == dtype
+    if not fits or basis.shape[0] != d or basis.shape[1] > d:
+        given = f"{basis.dtype} {tuple(basis.shape)}" if isinstance(basis, Tensor) else type(basis).__name__
         raise ValueError(
-            f"{what} has the shape {tuple(basis.shape)} and the type {basis.dtype}, expected ({inputs}, k) and "
-            f"{weight.dtype}, k at most {inputs}: an orthonormal basis, the same for all clients"
+            f"{what} is {given}, expected orthonormal columns, the same for all clients: {dtype} ({d}, k) with "
+            f"k at most {d}"
         )
     basis = basis.detach()
-    if _orthonormal.get(basis) != basis._version:
-        away = (basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)).abs()
-        if basis.shape[1] and not float(away.max()) < TOLERANCE:
-            raise ValueError(
-                f"{what}: its columns are not orthonormal, the largest |U^T U - I| is {float(away.max()):.2g}; "
-                "torch.linalg.qr(matrix).Q has orthonormal columns"
-            )
-        _orthonormal[basis] = basis._version
+    away = (basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)).abs()
+    if away.numel() and not (largest := float(away.max())) < TOLERANCE:
+        raise ValueError(
+            f"{what}: its columns are not orthonormal, the largest |U^T U - I| is {largest:.2g}, above {TOLERANCE}; "
+            "torch.linalg.qr(matrix).Q has orthonormal columns, and a codec of broadcasts (codec.down) may change them"
+        )
     return basis

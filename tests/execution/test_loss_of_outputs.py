@@ -1,4 +1,8 @@
-"""Training with a loss of outputs and features equals plain torch training in every plan; chunks do not change bits."""
+"""Training with a loss of outputs and features equals plain torch training in every plan.
+
+In one call, other clients of the chunk change no bits of a client. The last bits of whole runs may depend on the size
+of chunks.
+"""
 
 import copy
 from dataclasses import dataclass, replace

@@ -1,5 +1,6 @@
 """Fits before training, of a chunk or of one client; expected values from autograd in float64."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -149,9 +150,45 @@ def test_rows_that_do_not_fit_are_refused():
     for name, wrong in (("base", good.base.row(slice(3))), ("direction", good.direction.select(["5.bias"]))):
         with pytest.raises(ValueError, match=f"{name}: it holds"):
             replace(good, **{name: wrong})
-    for settings in ({"rate": -1.0}, {"window": 1}, {"threshold": -0.5}):
-        with pytest.raises(ValueError, match=next(iter(settings))):
+    for settings in (
+        *({"rate": -1.0}, {"rate": np.nan}, {"rate": np.inf}, {"window": 1}, {"threshold": -0.5}),
+        *({"low": 1.0, "high": 0.5}, {"low": np.nan}, {"epochs": np.full(5, 1.5)}, {"epochs": [1] * 5}),
+        *({"epochs": np.array([1, 2, -3, 1, 1])}, {"epochs": np.ones((5, 1), np.int64)}),
+    ):
+        with pytest.raises(ValueError, match=f"^{next(iter(settings))}"):
             replace(good, **settings)
+
+
+ARGUMENTS = {
+    "float counts": ({"counts": np.array([3.0])}, "counts: float64 (1,) is not an int64 array with a number for"),
+    "int32 counts": ({"counts": np.array([3], np.int32)}, "counts: int32 (1,) is not an int64 array with a number"),
+    "a list of counts": ({"counts": [3]}, "counts: list is not an int64 array with a number for each client"),
+    "two counts": ({"counts": np.array([3, 3])}, "counts: 2 numbers for 1 clients"),
+    "negative counts": ({"counts": np.array([-1])}, "counts[0]: -1 is not at least 0"),
+    "more than all samples": ({"counts": np.array([8])}, "counts[0]: 8 is more than the client's number of samples, 7"),
+    "others of clients": ({"others": "batched"}, "others: the batch (1,), expected Params that are the same for all"),
+    "a dict of others": ({"others": {}}, "others: dict, expected Params"),
+    "another number of clients": ({"clients": 3}, "how: a fit of 3 clients for 1 clients"),
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["loop", "compiled"])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_wrong_arguments_of_a_fit_are_refused_alike(name, together):
+    wrong, message = ARGUMENTS[name]
+
+    class Fits(Prepares):
+        def prepare_together(self, clients, inputs):
+            received, n = inputs.received["model"], wrong.get("clients", 1)
+            rows = received.select(["5.*"]).layout.zeros(n)
+            how = Fit(base=rows, direction=rows, start=rows, rate=0.1, epochs=np.full(n, 2))
+            others = wrong.get("others", received)
+            others = received.layout.zeros(1) if others == "batched" else others
+            return {"z": clients.fit(how, "w", wrong.get("counts", np.array([3])), others)[0]}
+
+    algorithm, (chunk, contexts) = Fits(batch=8, lr=0.1), make(network(nn.ReLU()), sizes=SIZES[:1], ids=IDS[:1])
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        batched.train(algorithm, chunk, Compiled) if together else algorithm.inputs(contexts[0])
 
 
 def test_other_plans_and_models_prepare_one_client_at_a_time():
@@ -195,7 +232,7 @@ def test_a_result_without_an_axis_of_clients_is_refused():
             return {"loss": torch.zeros(2)}
 
     chunk = make(network(nn.ReLU()), sizes=SIZES, ids=IDS)[0]
-    with pytest.raises(ValueError, match=r"prepare_together returned prepared.loss of shape \(2,\) for 5 clients"):
+    with pytest.raises(ValueError, match=r"together returned prepared.loss, Tensor of shape \(2,\), for 5 clients"):
         batched.train(Wrong(batch=8, lr=0.1), chunk, Compiled)
 
 

@@ -78,9 +78,9 @@ def _checked(found: Tree, clients: int, algorithm: LocalTraining) -> Tree:
     for name, leaf in named_leaves(found, "prepared"):
         axes = leaf.batch if isinstance(leaf, Params) else leaf.shape if isinstance(leaf, Tensor) else None
         if axes is None or axes[:1] != (clients,):
-            shape = "" if axes is None else f" of shape {tuple(axes)}"
+            given = type(leaf).__name__ + ("" if axes is None else f" of shape {tuple(axes)}")
             raise ValueError(
-                f"client {type(algorithm).__name__}: prepare_together returned {name}, {type(leaf).__name__}{shape}, "
+                f"client {type(algorithm).__name__}: prepare_together returned {name}, {given}, "
                 f"for {clients} clients; its leaves are Params and tensors whose first axis is the clients"
             )
     return found
@@ -97,7 +97,7 @@ class _Alone:
         self.sizes = np.array([len(ctx.train)], np.int64)
 
     def fit(self, how: Fit, name: str, counts: np.ndarray, others: Params) -> tuple[Params, np.ndarray]:
-        check_fit(counts, self.sizes, others)
+        check_fit(how, counts, self.sizes, others)
         base, direction, z = how.base.row(0), how.direction.row(0), how.start.row(0).clone()
         losses = list[float]()
         for epoch in range(int(how.epochs[0]) if counts[0] else 0):

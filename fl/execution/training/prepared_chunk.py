@@ -37,7 +37,7 @@ class ChunkPreparation:
         from fl.execution.training.native.fits import COPIES, fit_clients
         from fl.execution.training.native.memory import memory_length
 
-        check_fit(counts, self.sizes, others)
+        check_fit(how, counts, self.sizes, others)
         chunk, phase, epochs = self.chunk, self.phase, np.where(counts > 0, how.epochs, 0)
         others = others if others.layout is self.initial.layout else self.initial.replace(others)
         fitted, lowest = self._fitted(others, [*how.start])
