@@ -18,7 +18,7 @@ from fl.method.local_training import LocalTraining
 from fl.models.binding import bind
 from fl.simulation.build import set_up_run
 from fl.tools import tune
-from fl.tools.tune.candidates import worker_counts
+from fl.tools.tune.candidates import possible_plans, worker_counts
 from fl.tools.tune.race import is_clearly_faster, quartiles
 
 WORKERS_STAY = False
@@ -125,6 +125,20 @@ def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
     assert {(row["plan"], row["chunk"]) for row in result.rows} == {("stacked", "4")}
     assert {"serial", "ray with 1 worker"} <= {row["executor"] for row in result.rows}
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "fedproto"}, {"execution": {"precision": "bf16"}}, {}])
+def test_memory_formats_that_are_tried_can_run(changes):
+    config = {"rounds": 1, "data": "digits", "partition": {"name": "iid", "clients": 4}, "cohort": {"size": 2}}
+    config |= {"model": "cnn_tiny", "strategy": "fedavg"} | changes
+    execution = {"executor": "serial", "plan": "loop", **config.get("execution", {})}
+    setup = set_up_run(resolve(config | {"execution": execution}))
+    plans, _ = possible_plans(setup, {"plan": "loop"}, 2)
+    formats = {"contiguous", "channels_last"} if changes else {"contiguous", "channels_last", "compiled"}
+    assert {plan.memory_format for plan in plans} == formats
+    for plan in plans:
+        asked = {"execution": execution | {"memory_format": plan.memory_format}}
+        assert set_up_run(resolve(config | asked)).plan.memory_format == plan.memory_format
 
 
 def test_worker_counts():

@@ -26,7 +26,8 @@ class Execution:
             several together; "auto" the fastest that fits the model.
         chunk: number of clients that are trained together, a power of two; None: chosen from the model's size.
         memory_format: memory format of images in the loop: "contiguous", "channels_last" or "compiled" (runs of
-            convolutions, ReLUs and max-pools are machine code); None: the fastest that fits the model.
+            convolutions, ReLUs and max-pools are machine code); None: the fastest that fits the model. Other plans have
+            "contiguous" only.
         micro_batch: maximum number of samples in one pass through the model in the loop, 1 or more. The gradients of
             a larger batch are added up. None: the whole batch.
         device: "cpu", or "cuda": workers share the GPUs.

@@ -1,14 +1,19 @@
 """Runs of convolutions in machine code, beside torch's layers in float64."""
 
+import copy
 import ctypes
+import gc
 import itertools
 import math
 import mmap
+import pickle
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import fl
 from fl.execution.training import convolutions
@@ -156,10 +161,7 @@ def test_nothing_is_read_or_written_beyond_an_array(monkeypatch):
         (size, layers_of([(channels, 20, 3, 1, 1), "relu", "pool", (20, 5, 2), "relu", (5, 33, 2)]))
         for channels, size in itertools.product((1, 3, 16, 20), (7, 12))
     ]
-    empty = torch.empty
-    monkeypatch.setattr(
-        torch, "empty", lambda *shape: guarded(math.prod(empty(*shape).shape)).view(empty(*shape).shape)
-    )
+    monkeypatch.setattr(convolutions, "_empty", lambda *shape: guarded(math.prod(shape)).view(shape))
     try:
         for size, layers in runs:
             channels, (run, weights) = layers[0].in_channels, run_of(layers)
@@ -210,8 +212,94 @@ def test_images_and_weights_that_machine_code_does_not_know_are_left_to_torch():
 
 def test_second_derivatives_are_refused():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    with use_memory_format(module, "compiled"), pytest.raises(RuntimeError, match="no second derivatives"):
+    message = "no second derivatives; set execution.memory_format: contiguous"
+    with use_memory_format(module, "compiled"), pytest.raises(RuntimeError, match=message):
         torch.autograd.grad(module(torch.randn(1, 1, 5, 5)).sum(), module[0].weight, create_graph=True)
+
+
+@pytest.mark.parametrize("name, kept", [("weight", np.s_[:2]), ("weight", np.s_[:, :2]), ("bias", np.s_[:1])])
+def test_tensors_that_were_cut_are_left_to_torch(name, kept):
+    """The layer still states its first number of channels. torch refuses what does not fit."""
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Conv2d(3, 4, 3, bias=name == "bias"), nn.ReLU()), torch.randn(2, 3, 6, 6)
+    setattr(module[0], name, nn.Parameter(getattr(module[0], name).detach()[kept].clone()))
+
+    def outcome():
+        try:
+            return module(x)
+        except RuntimeError as error:
+            return str(error)
+
+    plain = outcome()
+    with use_memory_format(module, "compiled"):
+        ours = outcome()
+    assert torch.equal(ours, plain) if isinstance(plain, torch.Tensor) else ours == plain
+
+
+def test_a_layer_with_a_forward_method_of_its_own_is_left_alone():
+    module, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.randn(1, 1, 5, 5)
+    module[1].forward = torch.sin
+    with use_memory_format(module, "compiled"):
+        assert torch.equal(module(x), module[0](x).sin())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_forward_mode_and_tracing_are_left_to_torch():
+    torch.manual_seed(0)
+    module, x, slope = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.randn(1, 1, 5, 5), torch.randn(1, 1, 5, 5)
+    plain, expected = torch.func.jvp(module, (x,), (slope,))
+    with use_memory_format(module, "compiled"):
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(module(forward_ad.make_dual(x, slope))).tangent
+        traced = torch.jit.trace(module, x)
+    torch.testing.assert_close(tangent, expected)
+    torch.testing.assert_close(traced(x), plain)
+
+
+def test_defaults_of_torch_do_not_matter():
+    module, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.randn(1, 1, 5, 5)
+    run, weights = run_of(list(module))
+    out = compute(run, x, weights)
+    gradients = torch.autograd.grad(out.sum(), weights)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            same = compute(run, x, weights)
+            others = torch.autograd.grad(same.sum(), weights)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, [out, *gradients], [same, *others]))
+
+
+def test_backward_frees_what_forward_saved():
+    """As with torch's own layers, the outputs may be kept. Biases are not saved, so they may change in between."""
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    run, weights = run_of(list(module))
+    out = compute(run, torch.randn(1, 1, 5, 5), weights)
+    saved = out.grad_fn.saved_tensors
+    assert len(saved) == 2  # tape and weight
+    tape = weakref.ref(saved[0].untyped_storage())
+    del saved
+    with torch.no_grad():
+        module[0].bias.add_(1)
+    out.sum().backward(retain_graph=True)
+    out.sum().backward()
+    gc.collect()
+    assert tape() is None
+    with pytest.raises(RuntimeError, match="already been freed"):
+        out.grad_fn.saved_tensors
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_made_in_the_context_computes_as_torch(copied):
+    module, x = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())), torch.randn(1, 1, 5, 5)
+    with use_memory_format(module, "compiled"):
+        other = copied(module)
+        with torch.no_grad():
+            module[0][0].weight.zero_()
+        out = other(x)
+    assert out.grad_fn.name() == "ReluBackward0" and out.max() > 0
+    assert torch.equal(out, other[0][1](other[0][0](x)))
 
 
 def test_all_executors_and_a_resumed_run_end_with_equal_bits(tmp_path):

@@ -1,6 +1,7 @@
 """Memory formats of images: the same gradients, and modules unchanged afterwards."""
 
 import contextlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,13 +10,28 @@ import torch.nn.functional as F
 from torch import nn
 
 import fl
+from fl.config.config import resolve
 from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.fisher import mean_squares
 from fl.execution.training.memory_format import compiled_runs, use_memory_format
 from fl.models.architectures.cnn import CNNPfl, CNNSmall
+from fl.simulation.build import set_up_run
 from fl.tasks.supervised import Classification
 from fl.tensors.params import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(Classification):
+    """Losses that are flat in the images."""
+
+    def objective(self, net, batch):
+        x = batch["x"].detach().clone().requires_grad_()
+        losses = self.loss(net(x), batch)
+        if not torch.is_grad_enabled():
+            return losses
+        (slopes,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+        return losses + 10 * slopes.square().flatten(1).sum(1)
 
 
 def gradients(module, x, y):
@@ -153,7 +169,9 @@ def test_evaluation_uses_the_format_of_training():
     "changes, why",
     [
         ({"model": {"name": "mlp", "hidden": [4]}}, "no convolution is followed by"),
-        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, "has its own work"),
+        ({"model": "cnn_tiny", "strategy": "per_fedavg"}, r"has its own step\(\), which may take second derivatives"),
+        ({"model": "cnn_tiny", "task": f"{__file__}:Flat"}, r"Flat has its own objective\(\), which may take second"),
+        ({"model": "cnn_tiny", "execution.plan": "vmap"}, "in the loop only, and the plan is 'vmap'. Use 'contiguous'"),
         ({"model": "cnn_tiny", "execution.precision": "bf16"}, "bf16 needs autocast"),
     ],
 )
@@ -167,6 +185,27 @@ def test_impossible_machine_code_is_refused(changes, why):
     }
     with pytest.raises(ConfigError, match=rf"memory_format: 'compiled' is not possible: .*{why}"):
         fl.run({"strategy": "fedavg"} | config, **changes)
+
+
+@pytest.mark.parametrize("plan", ["vmap", "flat"])
+def test_plans_other_than_the_loop_have_no_formats(plan):
+    config = {"rounds": 1, "data": "digits", "partition": {"name": "iid", "clients": 4}, "cohort": {"size": 2}}
+    config |= {"model": "cnn_tiny", "strategy": "fedavg", "execution": {"plan": plan}}
+    assert set_up_run(resolve(config)).plan.memory_format == "contiguous"
+    config["execution"]["memory_format"] = "channels_last"
+    with pytest.raises(ConfigError, match=f"memory_format: 'channels_last' is not possible: .* plan is '{plan}'"):
+        set_up_run(resolve(config))
+
+
+def test_a_task_that_takes_second_derivatives_runs_without_machine_code():
+    """Its penalty is the squared gradient of the loss in the images, so that the loss is larger than without it."""
+    config = {"rounds": 1, "data": "digits", "partition": {"name": "iid", "clients": 4}, "cohort": {"size": 2}}
+    config |= {"model": "cnn_tiny", "strategy": "fedavg", "execution": {"executor": "serial", "plan": "loop"}}
+    setup = set_up_run(resolve(config | {"task": f"{__file__}:Flat"}))
+    assert setup.plan.memory_format == "channels_last"
+    assert set_up_run(resolve(config)).plan.memory_format == "compiled"
+    plain, penalised = (fl.run(config | own).metrics[-1]["train/loss"] for own in ({}, {"task": f"{__file__}:Flat"}))
+    assert penalised > plain
 
 
 def test_squares_of_gradients_are_the_same_with_machine_code(images):

@@ -419,7 +419,7 @@ _memory = _Memory()
 def thread_memory(elements: int) -> np.ndarray:
     """At least `elements` float32, aligned as tensors are; the same memory at every call of a thread."""
     if len(_memory.array) < elements:
-        _memory.array = torch.empty(elements).numpy()
+        _memory.array = torch.empty(elements, dtype=torch.float32, device="cpu").numpy()
     return _memory.array
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fl.execution.training.compiled import thread_memory
 from fl.tensors.params import ALIGNMENT
@@ -60,6 +61,8 @@ def padding(layer: nn.Conv2d) -> tuple[int, int]:
 
 def takes(layer: nn.Module) -> bool:
     """Whether machine code knows the layer."""
+    if "forward" in vars(layer):  # replaced for this object
+        return False
     if type(layer) is nn.Conv2d:
         sizes = zip(layer.kernel_size, padding(layer))
         plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
@@ -241,14 +244,19 @@ def compute(run: tuple[Convolution, ...], x: Tensor, weights: Sequence[Tensor | 
         x: images (B, channels, height, width).
         weights: weight and bias of each convolution.
     """
+    if torch.jit.is_tracing() or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
+        return None
     weights = [None if weight is None else weight.contiguous() for weight in weights]
     tensors = [x, *(weight for weight in weights if weight is not None)]
     if x.ndim != 4 or not all(map(_plain, tensors)) or not len(x) or x.shape[1] != run[0].inputs:
         return None
-    if torch.is_autocast_enabled("cpu") or torch._C._functorch.maybe_current_level() is not None:
+    if torch._C._functorch.maybe_current_level() is not None:
         return None
     if (found := passes(run, *x.shape[2:], x.requires_grad and torch.is_grad_enabled())) is None:
         return None
+    shapes = [shape for weight in found.weights for shape in (weight, weight[:1])]
+    if any(tensor is not None and tensor.shape != shape for tensor, shape in zip(weights, shapes)):
+        return None  # a layer whose tensors were cut, for example
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return _outputs(found, x, weights, 0)[0]
     result: Tensor = _Convolutions.apply(found, x, *weights)
@@ -267,19 +275,22 @@ class _Convolutions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, found: Passes, x: Tensor, *weights: Tensor | None) -> Tensor:
         ctx.passes, ctx.shape = found, x.shape
-        out, ctx.tape = _outputs(found, x, weights, found.tape)
-        ctx.save_for_backward(*weights)
+        out, tape = _outputs(found, x, weights, found.tape)
+        ctx.save_for_backward(tape, *weights[::2])  # without biases
         return out
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> Any:
         if torch.is_grad_enabled():  # create_graph; once_differentiable would not see that gradients depend on weights
-            raise RuntimeError("convolutions in machine code have no second derivatives; memory_format: contiguous has")
+            raise RuntimeError(
+                "convolutions in machine code have no second derivatives; set execution.memory_format: contiguous"
+            )
         from fl.execution.training.native.convolutions import backward
 
-        found, weights, tape = ctx.passes, ctx.saved_tensors, ctx.tape
-        out = torch.empty(sum(math.prod(shape) + shape[0] for shape in found.weights))
-        below = torch.empty(ctx.shape if ctx.needs_input_grad[1] else 0)
+        found, (tape, *kernels) = ctx.passes, ctx.saved_tensors
+        weights = [each for kernel in kernels for each in (kernel, None)]
+        out = _empty(sum(math.prod(shape) + shape[0] for shape in found.weights))
+        below = _empty(*(ctx.shape if ctx.needs_input_grad[1] else (0,)))
         *memory, items, factors = _split(found.back)
         backward(
             *(_flat(slopes), _addresses(weights), found.layers, found.places, len(slopes), found.tape),
@@ -288,7 +299,7 @@ class _Convolutions(torch.autograd.Function):
         )
         shapes = [size for shape in found.weights for size in (shape, shape[:1])]
         parts = [part.view(shape) for part, shape in zip(out.split([math.prod(shape) for shape in shapes]), shapes)]
-        gradients = (None if weight is None else part for part, weight in zip(parts, weights))
+        gradients = (part if needed else None for part, needed in zip(parts, ctx.needs_input_grad[2:]))
         return None, below if ctx.needs_input_grad[1] else None, *gradients
 
 
@@ -296,12 +307,17 @@ def _outputs(found: Passes, x: Tensor, weights: Sequence[Tensor | None], step: i
     """Return the outputs and the tape, with `step` elements for a sample."""
     from fl.execution.training.native.convolutions import COLUMNS, forward
 
-    out, tape = torch.empty(len(x), *found.outputs), torch.empty((step * len(x) or found.tape) + COLUMNS)
+    out, tape = _empty(len(x), *found.outputs), _empty((step * len(x) or found.tape) + COLUMNS)
     forward(
         *(_flat(x), _addresses(weights), found.layers, found.places, len(x), step),
         *(tape.numpy(), tape.view(torch.int32).numpy(), *_split(found.ahead), _flat(out)),
     )
     return out, tape
+
+
+def _empty(*shape: int) -> Tensor:
+    """A tensor for machine code, whatever torch's default dtype and device."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _flat(tensor: Tensor) -> np.ndarray:

@@ -71,11 +71,22 @@ def penalty_of(algorithm: LocalTraining, at: StepContext, clients: int | None = 
 
 def custom_training(algorithm: ClientAlgorithm) -> str | None:
     """Why a client may do more than take gradients of the task's own loss, or `None`."""
-    if isinstance(algorithm, LocalTraining) and not any(
-        overrides(algorithm, name) for name in ("work", "prepare", "objective", "step")
-    ):
-        return None
-    return f"{type(algorithm).__name__} has its own work(), prepare(), step() or objective()"
+    name = type(algorithm).__name__
+    if not isinstance(algorithm, LocalTraining):
+        return f"{name} is not a LocalTraining"
+    own = [f"{hook}()" for hook in ("work", "prepare", "objective", "step") if overrides(algorithm, hook)]
+    return f"{name} has its own {' and '.join(own)}" if own else None
+
+
+def second_derivatives(algorithm: ClientAlgorithm, task: Task) -> str | None:
+    """Why a client may take derivatives of the model's gradients, or `None`.
+
+    The loss of a user's task cannot: it is given outputs, without the inputs and parameters that they come from.
+    """
+    reason, kind = custom_training(algorithm), type(task)
+    if reason is None and registry.is_users(registry.definer(kind, "objective")):
+        reason = f"{kind.__name__} has its own objective()"
+    return reason and f"{reason}, which may take second derivatives"
 
 
 def users_training(algorithm: LocalTraining, task: Task) -> bool:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fl.execution.training.convolutions import compute, convolutions, takes
-from fl.execution.training.customised import custom_training
+from fl.execution.training.customised import second_derivatives
 from fl.execution.training.device import Kind, Precision
 from fl.method.client import ClientAlgorithm
+from fl.tasks.task import Task
 
 MemoryFormat = Literal["contiguous", "channels_last", "compiled"]
 Run = list[nn.Module]  # layers that follow one another
@@ -37,7 +38,7 @@ def use_memory_format(module: nn.Module, memory_format: MemoryFormat) -> Iterato
     elif memory_format == "compiled":
         containers = [child for child in module.modules() if compiled_runs(child)]
     for container in containers:
-        container.forward = partial(_forward, container)
+        container.forward = _Forward(container)
     try:
         yield
     finally:
@@ -47,24 +48,25 @@ def use_memory_format(module: nn.Module, memory_format: MemoryFormat) -> Iterato
             vars(container).pop("forward", None)
 
 
-def fastest_format(module: nn.Module, algorithm: ClientAlgorithm, device: Kind, precision: Precision) -> MemoryFormat:
+def fastest_format(
+    module: nn.Module, algorithm: ClientAlgorithm, task: Task, device: Kind, precision: Precision
+) -> MemoryFormat:
     """The format that is usually the fastest."""
     convolutions = _convolutions(module)
-    if convolutions and not compiled_obstacle(module, algorithm, device, precision):
+    if convolutions and not compiled_obstacle(module, algorithm, task, device, precision):
         return "compiled"
     return "channels_last" if convolutions and not any(map(_corrupts, convolutions)) else "contiguous"
 
 
-def compiled_obstacle(module: nn.Module, algorithm: ClientAlgorithm, device: Kind, precision: Precision) -> str | None:
-    """Why no convolution can run in machine code, or `None`.
-
-    Machine code has no second derivatives, and only methods of plain gradient steps are sure not to need them.
-    """
+def compiled_obstacle(
+    module: nn.Module, algorithm: ClientAlgorithm, task: Task, device: Kind, precision: Precision
+) -> str | None:
+    """Why no convolution can run in machine code, or `None`. Machine code has no second derivatives."""
     if device != "cpu":
         return "machine code runs on CPUs only"
     if precision == "bf16":
         return "bf16 needs autocast, which does not apply to machine code"
-    if reason := custom_training(algorithm):
+    if reason := second_derivatives(algorithm, task):
         return reason
     if not any(map(compiled_runs, module.modules())):
         return "no convolution is followed by a ReLU, a 2 x 2 max-pool or another convolution in an nn.Sequential"
@@ -122,12 +124,21 @@ def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
 
 
-def _forward(container: nn.Module, input: Tensor) -> Tensor:  # torch's name
-    """What the container computes with its present layers."""
-    x = input
-    for part in _divided(container):
-        x = part[0](x) if len(part) == 1 else _compiled(part, x)
-    return x
+class _Forward:
+    """The forward method of an nn.Sequential in the context. A copy of the container computes as torch does."""
+
+    def __init__(self, container: nn.Module):
+        self.container = container
+
+    def __call__(self, input: Tensor) -> Tensor:  # torch's name
+        """What the container computes with its present layers."""
+        x = input
+        for part in _divided(self.container):
+            x = part[0](x) if len(part) == 1 else _compiled(part, x)
+        return x
+
+    def __reduce__(self) -> Any:
+        return partial, (nn.Sequential.forward, self.container)
 
 
 def _compiled(run: Run, x: Tensor) -> Tensor:

@@ -360,14 +360,17 @@ def _asked_for(setting: Setting, kind: str) -> tuple[Candidate, str]:
 
 
 def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
-    """How images are stored: as asked for, else the fastest format in the loop."""
+    """How images are stored in the loop: as asked for, else in the fastest format. Other plans have no formats."""
     execution, asked = setting.execution, setting.execution.memory_format
-    about = setting.module, setting.algorithm, execution.device, execution.precision
+    about = setting.module, setting.algorithm, setting.task, execution.device, execution.precision
     if asked == "compiled" and (obstacle := compiled_obstacle(*about)):
         raise ValueError(f"memory_format: 'compiled' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
-    if asked is not None:
-        return asked
-    return fastest_format(*about) if kind == "loop" else "contiguous"
+    if kind == "loop":
+        return fastest_format(*about) if asked is None else asked
+    if asked not in (None, "contiguous"):
+        why = f"images are stored so in the loop only, and the plan is {kind!r}"
+        raise ValueError(f"memory_format: {asked!r} is not possible: {why}. Use 'contiguous', or plan 'loop'")
+    return "contiguous"
 
 
 def _pieces_obstacle(setting: Setting) -> str | None:

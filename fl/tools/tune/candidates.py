@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -102,11 +103,9 @@ def possible_plans(run_setup: RunSetup, kept: Mapping[str, Any], cohort: int) ->
             continue
         found.append(base)
         if base.memory_format != "contiguous" and "memory_format" not in kept:
-            found += [
-                replace(base, memory_format=memory_format)
-                for memory_format in get_args(MemoryFormat)
-                if memory_format != base.memory_format
-            ]
+            for memory_format in get_args(MemoryFormat):
+                with contextlib.suppress(ValueError):  # not possible
+                    found.append(make(kind, kept.get("chunk"), memory_format))
         if base.chunk > 1 and "chunk" not in kept:
             most = 1 << max(0, cohort - 1).bit_length()  # a larger chunk holds the whole cohort too
             chunks = [int(min(base.chunk, most) * factor) for factor in CHUNK_FACTORS]

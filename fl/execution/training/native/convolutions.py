@@ -12,7 +12,8 @@ between its pixels if the stride is more than 1. Most products with these zeros 
 
 Behind a pool, at most a quarter of g is not zero. If a layer with a pool has enough inputs to fill a register (sparse),
 both gradients are sums over these numbers only: each one times the inputs that the kernel meets there, or times its
-channel's weights. Products with zeros would change no sum.
+channel's weights. Products of zeros with finite numbers would change no sum. Those with inf and NaN would be NaN: in
+these layers, an input or a weight that is not finite spreads less than in torch.
 
     tape      of each sample: the inputs of all layers, padded; the outputs; the numbers of the pools' maxima
     panels    (outputs / COLUMNS, kernel height, kernel width, inputs, COLUMNS), rounded up, with zeros in the pads
