@@ -14,7 +14,7 @@ from fl.config.config import resolve
 from fl.data.views import View
 from fl.errors import ConfigError
 from fl.execution.training.fisher import mean_squares
-from fl.execution.training.memory_format import compiled_runs, use_memory_format
+from fl.execution.training.memory_format import compiled_runs, fastest_format, format_obstacle, use_memory_format
 from fl.models.architectures.cnn import CNNPfl, CNNSmall
 from fl.simulation.build import set_up_run
 from fl.tasks.supervised import Classification
@@ -163,6 +163,14 @@ def test_evaluation_uses_the_format_of_training():
         losses[memory_format] = metrics[-1]["val/loss"]
         assert any(by_torch) == (memory_format == "contiguous")
     assert losses["compiled"] == pytest.approx(losses["contiguous"], rel=1e-4)
+
+
+def test_a_format_whose_gradients_overwrite_memory_is_refused():
+    about = fl.LocalTraining(batch=1, lr=0.1), Classification(), "cpu", "float32"
+    few, many = (nn.Sequential(nn.Conv2d(channels, 8, 1, stride=2)) for channels in (3, 16))
+    assert "would overwrite other memory" in format_obstacle("channels_last", few, *about)
+    assert format_obstacle("channels_last", many, *about) is None
+    assert fastest_format(few, *about) == "contiguous" and fastest_format(many, *about) == "channels_last"
 
 
 @pytest.mark.parametrize(

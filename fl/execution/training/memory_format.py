@@ -26,6 +26,7 @@ from fl.method.client import ClientAlgorithm
 from fl.tasks.task import Task
 
 MemoryFormat = Literal["contiguous", "channels_last", "compiled"]
+FASTEST: tuple[MemoryFormat, ...] = ("compiled", "channels_last")  # formats that are faster, in their order
 Run = list[nn.Module]  # layers that follow one another
 
 
@@ -52,10 +53,25 @@ def fastest_format(
     module: nn.Module, algorithm: ClientAlgorithm, task: Task, device: Kind, precision: Precision
 ) -> MemoryFormat:
     """The format that is usually the fastest."""
-    convolutions = _convolutions(module)
-    if convolutions and not compiled_obstacle(module, algorithm, task, device, precision):
-        return "compiled"
-    return "channels_last" if convolutions and not any(map(_corrupts, convolutions)) else "contiguous"
+    about = module, algorithm, task, device, precision
+    possible = [fmt for fmt in FASTEST if _convolutions(module) and not format_obstacle(fmt, *about)]
+    return possible[0] if possible else "contiguous"
+
+
+def format_obstacle(
+    memory_format: MemoryFormat,
+    module: nn.Module,
+    algorithm: ClientAlgorithm,
+    task: Task,
+    device: Kind,
+    precision: Precision,
+) -> str | None:
+    """Why images cannot be stored in this format, or `None`."""
+    if memory_format == "compiled":
+        return compiled_obstacle(module, algorithm, task, device, precision)
+    if memory_format == "channels_last" and device == "cpu" and any(map(_corrupts, _convolutions(module))):
+        return "oneDNN's gradients of strided 1 x 1 convolutions with few channels would overwrite other memory"
+    return None
 
 
 def compiled_obstacle(

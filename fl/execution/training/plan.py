@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from fl.execution.training.customised import custom_training, overrides
 from fl.execution.training.flat import Flat, saved_activations
 from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.memory_format import MemoryFormat, compiled_obstacle, fastest_format
+from fl.execution.training.memory_format import MemoryFormat, fastest_format, format_obstacle
 from fl.method.client import ClientAlgorithm
 from fl.method.local_training import LocalTraining
 from fl.method.loss_of_outputs import LossOfOutputs
@@ -363,8 +363,9 @@ def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
     """How images are stored in the loop: as asked for, else in the fastest format. Other plans have no formats."""
     execution, asked = setting.execution, setting.execution.memory_format
     about = setting.module, setting.algorithm, setting.task, execution.device, execution.precision
-    if asked == "compiled" and (obstacle := compiled_obstacle(*about)):
-        raise ValueError(f"memory_format: 'compiled' is not possible: {obstacle}. Use 'contiguous' or 'channels_last'")
+    if asked and (obstacle := format_obstacle(asked, *about)):
+        others = [fmt for fmt in get_args(MemoryFormat) if not format_obstacle(fmt, *about)]
+        raise ValueError(f"memory_format: {asked!r} is not possible: {obstacle}. Use {' or '.join(map(repr, others))}")
     if kind == "loop":
         return fastest_format(*about) if asked is None else asked
     if asked not in (None, "contiguous"):
