@@ -24,7 +24,7 @@ from fl.execution.training.customised import overrides, users_training
 from fl.execution.training.flat import Flat
 from fl.execution.training.fused import Fused
 from fl.execution.training.kernels import LinearStack
-from fl.execution.training.memory_format import MemoryFormat, use_memory_format
+from fl.execution.training.memory_format import use_memory_format
 from fl.execution.training.prepared import preparation_of
 from fl.execution.training.vmap import Vmap
 from fl.execution.update_checks import TensorsDiffer, UpdateGroups, check_reply, stacked_values
@@ -87,11 +87,6 @@ class ClientWork(ExchangeWorker):
 class LoopWork(ClientWork):
     """One client at a time."""
 
-    @property
-    def memory_format(self) -> MemoryFormat:
-        """How images are stored. What `answer` computes may need second derivatives, which not every format has."""
-        return self.dispatch.plan.memory_format if self.dispatch.work == "train" else "contiguous"
-
     def chunk(self, positions: np.ndarray) -> None:
         """Have the clients at `positions` work, one after another."""
         for position in positions:
@@ -107,7 +102,7 @@ class LoopWork(ClientWork):
                     self.begin_alone(ctx.client)
                     carry = self.device.put(self.worker.scratch.read(self.dispatch.carries[at[0]]))
                     own = SharedValues({"ctx.state": ctx.state, "carry": carry}) if self.compared else None
-                    with self.isolated, use_memory_format(self.module, self.memory_format):
+                    with self.isolated, use_memory_format(self.module, self.dispatch.plan.memory_format):
                         reply = self.job.algorithm.work(self.dispatch.work, ctx, carry)
                     if own:
                         own.check([ctx.client])

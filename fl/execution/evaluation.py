@@ -16,7 +16,7 @@ from fl.execution.client_state import method_state
 from fl.execution.dispatch import ExchangeDispatch
 from fl.execution.exchange_worker import SERVER, ExchangeWorker
 from fl.execution.isolation import as_error
-from fl.execution.training.customised import overrides, second_derivatives
+from fl.execution.training.customised import overrides
 from fl.execution.training.memory_format import use_memory_format
 from fl.method.client import ClientAlgorithm
 from fl.method.context import ClientContext
@@ -160,9 +160,8 @@ class ClientEvaluation(Evaluation):
                 facts = self.device.put(data_facts(algorithm, train, self.task, self.job.facts.outputs))
             ctx = replace(ctx, train=train, facts=facts)
         if self.dispatch.work != "received":
-            gradients_only = second_derivatives(algorithm, self.task) is None  # those of an adaptation
             with (
-                use_memory_format(self.module, self.dispatch.plan.memory_format if gradients_only else "contiguous"),
+                use_memory_format(self.module, self.dispatch.plan.memory_format),
                 self.device.computing(),
                 self.isolated,
             ):

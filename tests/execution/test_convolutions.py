@@ -210,11 +210,26 @@ def test_images_and_weights_that_machine_code_does_not_know_are_left_to_torch():
         assert module.double()(x.double()).dtype == torch.float64
 
 
-def test_second_derivatives_are_refused():
-    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    message = "no second derivatives; set execution.memory_format: contiguous"
-    with use_memory_format(module, "compiled"), pytest.raises(RuntimeError, match=message):
-        torch.autograd.grad(module(torch.randn(1, 1, 5, 5)).sum(), module[0].weight, create_graph=True)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_second_derivatives_are_those_of_torch(frozen):
+    """A gradient penalty. One layer is used twice. `frozen`: no gradient in the images and the first bias."""
+    torch.manual_seed(0)
+    twice = nn.Conv2d(4, 4, 3, padding=1)
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), twice, nn.MaxPool2d(2), nn.ReLU(), twice, nn.ReLU())
+    module[0].bias.requires_grad_(not frozen)
+    x = torch.randn(3, 2, 12, 12, requires_grad=not frozen)
+    own = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
+    weight = torch.randn(module(x).shape)
+
+    def derivatives():
+        first = torch.autograd.grad((module(x) ** 2 * weight).sum(), own, create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), own)
+
+    plain = derivatives()
+    with use_memory_format(module, "compiled"):
+        ours = derivatives()
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
 
 
 @pytest.mark.parametrize("name, kept", [("weight", np.s_[:2]), ("weight", np.s_[:, :2]), ("bias", np.s_[:1])])
@@ -277,7 +292,7 @@ def test_backward_frees_what_forward_saved():
     run, weights = run_of(list(module))
     out = compute(run, torch.randn(1, 1, 5, 5), weights)
     saved = out.grad_fn.saved_tensors
-    assert len(saved) == 2  # tape and weight
+    assert len(saved) == 3  # tape, images and weight
     tape = weakref.ref(saved[0].untyped_storage())
     del saved
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Runs of convolutions, ReLUs and max-pools in machine code: native/convolutions.py as a function that torch derives.
 
-The gradients have no derivatives of their own.
+Gradients that are to have gradients themselves (create_graph) are torch's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -259,7 +260,7 @@ def compute(run: tuple[Convolution, ...], x: Tensor, weights: Sequence[Tensor | 
         return None  # a layer whose tensors were cut, for example
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return _outputs(found, x, weights, 0)[0]
-    result: Tensor = _Convolutions.apply(found, x, *weights)
+    result: Tensor = _Convolutions.apply(run, found, x, *weights)
     return result
 
 
@@ -273,24 +274,24 @@ class _Convolutions(torch.autograd.Function):
     """A run of convolutions with their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, found: Passes, x: Tensor, *weights: Tensor | None) -> Tensor:
-        ctx.passes, ctx.shape = found, x.shape
+    def forward(ctx: Any, run: tuple[Convolution, ...], found: Passes, x: Tensor, *weights: Tensor | None) -> Tensor:
+        ctx.run, ctx.passes, ctx.biases = run, found, weights[1::2]
         out, tape = _outputs(found, x, weights, found.tape)
-        ctx.save_for_backward(tape, *weights[::2])  # without biases
+        ctx.save_for_backward(tape, x, *weights[::2])  # without biases, of which first derivatives do not depend
         return out
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> Any:
-        if torch.is_grad_enabled():  # create_graph; once_differentiable would not see that gradients depend on weights
-            raise RuntimeError(
-                "convolutions in machine code have no second derivatives; set execution.memory_format: contiguous"
-            )
         from fl.execution.training.native.convolutions import backward
 
-        found, (tape, *kernels) = ctx.passes, ctx.saved_tensors
+        found, (tape, x, *kernels) = ctx.passes, ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]  # of x and of weights
+        if torch.is_grad_enabled():  # create_graph
+            weights = [each for pair in zip(kernels, ctx.biases) for each in pair]
+            return None, None, *_gradients_by_torch(ctx.run, [x, *weights], slopes, needed)
         weights = [each for kernel in kernels for each in (kernel, None)]
         out = _empty(sum(math.prod(shape) + shape[0] for shape in found.weights))
-        below = _empty(*(ctx.shape if ctx.needs_input_grad[1] else (0,)))
+        below = _empty(*(x.shape if needed[0] else (0,)))
         *memory, items, factors = _split(found.back)
         backward(
             *(_flat(slopes), _addresses(weights), found.layers, found.places, len(slopes), found.tape),
@@ -299,8 +300,31 @@ class _Convolutions(torch.autograd.Function):
         )
         shapes = [size for shape in found.weights for size in (shape, shape[:1])]
         parts = [part.view(shape) for part, shape in zip(out.split([math.prod(shape) for shape in shapes]), shapes)]
-        gradients = (part if needed else None for part, needed in zip(parts, ctx.needs_input_grad[2:]))
-        return None, below if ctx.needs_input_grad[1] else None, *gradients
+        return None, None, *(part if wanted else None for part, wanted in zip([below, *parts], needed))
+
+
+def _gradients_by_torch(
+    run: tuple[Convolution, ...], tensors: Sequence[Tensor | None], slopes: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return gradients that have gradients themselves, None for those that are not `needed`.
+
+    Args:
+        run: the convolutions.
+        tensors: images, then weight and bias of each convolution.
+        slopes: gradient in the outputs of the run.
+        needed: for each of the tensors.
+    """
+    own = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]  # a tensor may be there twice
+    out = own[0]
+    for layer, weight, bias in zip(run, own[1::2], own[2::2]):
+        assert out is not None and weight is not None
+        out = F.conv2d(out, weight, bias, layer.stride, layer.padding)
+        out = F.max_pool2d(out, POOL) if layer.pool else out
+        out = out.relu() if layer.relu else out
+    assert out is not None
+    asked = [tensor for tensor, wanted in zip(own, needed) if wanted and tensor is not None]
+    found = iter(torch.autograd.grad(out, asked, slopes, create_graph=True))
+    return [next(found) if wanted else None for wanted in needed]
 
 
 def _outputs(found: Passes, x: Tensor, weights: Sequence[Tensor | None], step: int) -> tuple[Tensor, Tensor]:

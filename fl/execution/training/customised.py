@@ -78,17 +78,6 @@ def custom_training(algorithm: ClientAlgorithm) -> str | None:
     return f"{name} has its own {' and '.join(own)}" if own else None
 
 
-def second_derivatives(algorithm: ClientAlgorithm, task: Task) -> str | None:
-    """Why a client may take derivatives of the model's gradients, or `None`.
-
-    The loss of a user's task cannot: it is given outputs, without the inputs and parameters that they come from.
-    """
-    reason, kind = custom_training(algorithm), type(task)
-    if reason is None and registry.is_users(registry.definer(kind, "objective")):
-        reason = f"{kind.__name__} has its own objective()"
-    return reason and f"{reason}, which may take second derivatives"
-
-
 def users_training(algorithm: LocalTraining, task: Task) -> bool:
     """Whether hooks of local training, the loss or the optimiser come from a user and not from this project."""
     kind: Any = type(algorithm)  # mypy does not know that classes can be hashed

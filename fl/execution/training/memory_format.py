@@ -20,10 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.execution.training.convolutions import compute, convolutions, takes
-from fl.execution.training.customised import second_derivatives
 from fl.execution.training.device import Kind, Precision
-from fl.method.client import ClientAlgorithm
-from fl.tasks.task import Task
 
 MemoryFormat = Literal["contiguous", "channels_last", "compiled"]
 FASTEST: tuple[MemoryFormat, ...] = ("compiled", "channels_last")  # formats that are faster, in their order
@@ -49,41 +46,22 @@ def use_memory_format(module: nn.Module, memory_format: MemoryFormat) -> Iterato
             vars(container).pop("forward", None)
 
 
-def fastest_format(
-    module: nn.Module, algorithm: ClientAlgorithm, task: Task, device: Kind, precision: Precision
-) -> MemoryFormat:
+def fastest_format(module: nn.Module, device: Kind, precision: Precision) -> MemoryFormat:
     """The format that is usually the fastest."""
-    about = module, algorithm, task, device, precision
-    possible = [fmt for fmt in FASTEST if _convolutions(module) and not format_obstacle(fmt, *about)]
+    possible = [fmt for fmt in FASTEST if _convolutions(module) and not format_obstacle(fmt, module, device, precision)]
     return possible[0] if possible else "contiguous"
 
 
-def format_obstacle(
-    memory_format: MemoryFormat,
-    module: nn.Module,
-    algorithm: ClientAlgorithm,
-    task: Task,
-    device: Kind,
-    precision: Precision,
-) -> str | None:
+def format_obstacle(memory_format: MemoryFormat, module: nn.Module, device: Kind, precision: Precision) -> str | None:
     """Why images cannot be stored in this format, or `None`."""
-    if memory_format == "compiled":
-        return compiled_obstacle(module, algorithm, task, device, precision)
     if memory_format == "channels_last" and device == "cpu" and any(map(_corrupts, _convolutions(module))):
         return "oneDNN's gradients of strided 1 x 1 convolutions with few channels would overwrite other memory"
-    return None
-
-
-def compiled_obstacle(
-    module: nn.Module, algorithm: ClientAlgorithm, task: Task, device: Kind, precision: Precision
-) -> str | None:
-    """Why no convolution can run in machine code, or `None`. Machine code has no second derivatives."""
+    if memory_format != "compiled":
+        return None
     if device != "cpu":
         return "machine code runs on CPUs only"
     if precision == "bf16":
         return "bf16 needs autocast, which does not apply to machine code"
-    if reason := second_derivatives(algorithm, task):
-        return reason
     if not any(map(compiled_runs, module.modules())):
         return "no convolution is followed by a ReLU, a 2 x 2 max-pool or another convolution in an nn.Sequential"
     return None

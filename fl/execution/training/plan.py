@@ -362,7 +362,7 @@ def _asked_for(setting: Setting, kind: str) -> tuple[Candidate, str]:
 def _memory_format(setting: Setting, kind: Kind) -> MemoryFormat:
     """How images are stored in the loop: as asked for, else in the fastest format. Other plans have no formats."""
     execution, asked = setting.execution, setting.execution.memory_format
-    about = setting.module, setting.algorithm, setting.task, execution.device, execution.precision
+    about = setting.module, execution.device, execution.precision
     if asked and (obstacle := format_obstacle(asked, *about)):
         others = [fmt for fmt in get_args(MemoryFormat) if not format_obstacle(fmt, *about)]
         raise ValueError(f"memory_format: {asked!r} is not possible: {obstacle}. Use {' or '.join(map(repr, others))}")
