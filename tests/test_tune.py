@@ -127,7 +127,7 @@ def test_ones_own_plan_and_chunk_are_kept_and_executors_compared(tmp_path):
     assert not ray.is_initialized()
 
 
-@pytest.mark.parametrize("changes", [{"strategy": "fedproto"}, {"execution": {"precision": "bf16"}}, {}])
+@pytest.mark.parametrize("changes", [{"execution": {"precision": "bf16"}}, {}])
 def test_memory_formats_that_are_tried_can_run(changes):
     config = {"rounds": 1, "data": "digits", "partition": {"name": "iid", "clients": 4}, "cohort": {"size": 2}}
     config |= {"model": "cnn_tiny", "strategy": "fedavg"} | changes
