@@ -43,7 +43,7 @@ def expected(module, tensors, batch, task, names):
     )
 
 
-@pytest.mark.parametrize(
+networks = pytest.mark.parametrize(
     "module, task",
     [
         (network(nn.ReLU()), Classification()),
@@ -52,6 +52,9 @@ def expected(module, tensors, batch, task, names):
     ],
     ids=["relu", "fn", "ln"],
 )
+
+
+@networks
 def test_gradients_in_all_or_some_tensors_are_those_of_autograd(module, task):
     """Batches of 20, 20 and 3 samples, of 20, and of 1; the others change, and so does the part that is trained."""
     everything = [name for name, _ in module.named_parameters()]

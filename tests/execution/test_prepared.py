@@ -17,14 +17,12 @@ from fl.execution.training.flat import Flat
 from fl.execution.training.kernels import LinearStack
 from fl.execution.training.prepared import preparation_of
 from fl.models.dropout import Dropout
-from fl.models.normalise import FeatureNorm, SampleNorm
-from fl.tasks.supervised import Classification, Regression
 from fl.tensors import random
 from fl.tensors.params import Params
 from fl.tensors.trees import row
 from tests.execution.test_exchanges_together import CONFIG
 from tests.execution.test_loop_batched import PARTICIPATION, SEED, like, make
-from tests.execution.test_one_client import expected, network
+from tests.execution.test_one_client import expected, network, networks
 
 SIZES = np.array([7, 20, 1, 43, 0])
 IDS = np.arange(len(SIZES)) + 3
@@ -73,15 +71,7 @@ def case(model, names, **settings) -> Fit:
     return Fit(base=base, direction=direction, start=start, rate=0.7, epochs=np.array([3, 2, 0, 4, 5]), **settings)
 
 
-@pytest.mark.parametrize(
-    "module, task",
-    [
-        (network(nn.ReLU()), Classification()),
-        (network(nn.ReLU(), FeatureNorm(), bias=False), Classification()),
-        (network(nn.Sigmoid(), SampleNorm()), Regression()),
-    ],
-    ids=["relu", "fn", "ln"],
-)
+@networks
 @pytest.mark.parametrize("settings", [{}, {"low": -0.3, "high": 0.2, "threshold": 0.1}], ids=["plain", "bounds"])
 def test_fits_of_a_chunk_are_those_of_autograd(module, task, settings):
     """In the last layer, in the two last ones, in one tensor of the second, and in all tensors; batches of 8."""

@@ -277,7 +277,7 @@ class _Convolutions(torch.autograd.Function):
     def forward(ctx: Any, run: tuple[Convolution, ...], found: Passes, x: Tensor, *weights: Tensor | None) -> Tensor:
         ctx.run, ctx.passes, ctx.biases = run, found, weights[1::2]
         out, tape = _outputs(found, x, weights, found.tape)
-        ctx.save_for_backward(tape, x, *weights[::2])  # without biases, of which first derivatives do not depend
+        ctx.save_for_backward(tape, x, *weights[::2])  # first derivatives need no biases
         return out
 
     @staticmethod

@@ -158,19 +158,40 @@ def _convolve(
         panels_at += panel
 
 
+@inlined
+def _pack_panels(
+    address: int,
+    channels: int,
+    others: int,
+    taps: int,
+    first: int,
+    step: int,
+    of_outputs: bool,
+    panels: np.ndarray,
+    at: int,
+) -> None:
+    """Write weights (outputs, inputs, taps), which begin at an address of memory, as panels of COLUMNS channels.
+
+    `channels` are outputs or inputs (`of_outputs`), `others` the other ones. Taps go from `first` on by `step`.
+    """
+    apart, between = (others * taps, taps) if of_outputs else (taps, channels * taps)
+    for j in range(0, channels, COLUMNS):
+        lanes = min(channels - j, COLUMNS)
+        for k in range(taps):
+            for other in range(others):
+                of = j * apart + other * between + first + k * step
+                for c in range(lanes):
+                    panels[at + c] = one_at(address, of + c * apart)
+                for c in range(lanes, COLUMNS):
+                    panels[at + c] = _0
+                at += COLUMNS
+
+
 @part
 def _pack(address: int, layer: Any, panels: np.ndarray) -> None:
     """Write the weights, which begin at an address of memory, as the forward pass reads them."""
-    taps, at = layer.kernel_h * layer.kernel_w, layer.panels
-    for j in range(0, layer.outputs, COLUMNS):
-        lanes = min(layer.outputs - j, COLUMNS)
-        for tap in range(taps):
-            for c in range(layer.inputs):
-                for o in range(lanes):
-                    panels[at + o] = one_at(address, ((j + o) * layer.inputs + c) * taps + tap)
-                for o in range(lanes, COLUMNS):
-                    panels[at + o] = _0
-                at += COLUMNS
+    taps = layer.kernel_h * layer.kernel_w
+    _pack_panels(address, layer.outputs, layer.inputs, taps, 0, 1, True, panels, layer.panels)
 
 
 @part
@@ -191,16 +212,8 @@ def _pack_lines(address: int, layer: Any, turned: np.ndarray) -> None:
 @part
 def _pack_turned(address: int, layer: Any, turned: np.ndarray) -> None:
     """Write the weights, which begin at an address of memory, as the gradient in the inputs reads them."""
-    taps, at = layer.kernel_h * layer.kernel_w, layer.turned
-    for j in range(0, layer.inputs, COLUMNS):
-        lanes = min(layer.inputs - j, COLUMNS)
-        for tap in range(taps - 1, -1, -1):
-            for o in range(layer.outputs):
-                for c in range(lanes):
-                    turned[at + c] = one_at(address, (o * layer.inputs + j + c) * taps + tap)
-                for c in range(lanes, COLUMNS):
-                    turned[at + c] = _0
-                at += COLUMNS
+    taps = layer.kernel_h * layer.kernel_w
+    _pack_panels(address, layer.inputs, layer.outputs, taps, taps - 1, -1, False, turned, layer.turned)
 
 
 @inlined
